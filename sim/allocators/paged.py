@@ -1,0 +1,150 @@
+"""Fixed-size blocks, taken when a token needs one (PagedAttention, Kwon et al. 2023, section 4). No sharing."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Sequence
+
+from sim.memory import KvPool, Usage
+from sim.request import Request
+from traces.schema import InputError
+
+
+class FreeQueue:
+    """First in, first out: blocks leave at the front and return at the end, as in vLLM V1's free block queue."""
+
+    __slots__ = ("_head", "_ids")
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self._ids = list(ids)
+        self._head = 0
+
+    def __len__(self) -> int:
+        return len(self._ids) - self._head
+
+    def take(self, count: int) -> list[int]:
+        head = self._head
+        taken = self._ids[head : head + count]
+        self._head = head + count
+        if self._head > 4096 and self._head * 2 > len(self._ids):
+            del self._ids[: self._head]
+            self._head = 0
+        return taken
+
+    def put(self, ids: Iterable[int]) -> None:
+        self._ids.extend(ids)
+
+
+class Paged:
+    """Blocks of `pool.block_tokens` tokens, each request holding just those that its computed tokens need.
+
+    Args:
+        watermark: share of all blocks that an admission must leave free (vLLM V0 used 0.01; V1 has none).
+        reserve_full_prompt: admission asks that blocks for all known tokens be free, though only the first chunk's
+            are taken (vLLM V1, `scheduler_reserve_full_isl`, `kv_cache_manager.allocate_slots`).
+    """
+
+    def __init__(self, pool: KvPool, *, watermark: float = 0.0, reserve_full_prompt: bool = True) -> None:
+        if not 0 <= watermark < 1:
+            raise InputError(f"allocator.watermark is {watermark}; it must be at least 0 and below 1")
+        self.pool = pool
+        self._reserve_full_prompt = reserve_full_prompt
+        self._watermark_blocks = int(watermark * pool.blocks)
+        self._free = FreeQueue(range(1, pool.blocks + 1))
+        self._overhang_tokens = 0
+        self._phases: list[list[Request]] = [[] for _ in range(pool.block_tokens)]
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    def refusal(self, req: Request) -> str | None:
+        need = self.pool.blocks_for(req.final_kv_tokens) + self._watermark_blocks
+        if need <= self.pool.blocks:
+            return None
+        return f"it needs {need} KV blocks at its longest and the cache has {self.pool.blocks}"
+
+    def match(self, req: Request) -> int:
+        return 0
+
+    def admit(self, req: Request, tokens: int) -> bool:
+        asked = req.known if self._reserve_full_prompt else req.computed + tokens
+        if self.pool.blocks_for(asked) > len(self._free) - self._watermark_blocks:
+            return False
+        return self.grow(req, tokens)
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
+        if count > 0:
+            if count > len(self._free):
+                return False
+            self._overhang_tokens -= self._overhang(req)
+            req.blocks += self._free.take(count)
+            self._overhang_tokens += self._overhang(req)
+        return True
+
+    def release(self, req: Request) -> None:
+        self._overhang_tokens -= self._overhang(req)
+        self._free.put(reversed(req.blocks))
+        req.blocks = []
+
+    def table(self, req: Request) -> Sequence[int]:
+        return req.blocks
+
+    def usage(self, computed_tokens: int) -> Usage:
+        free = len(self._free) * self.pool.block_tokens
+        held = self.pool.tokens - free
+        internal = self._overhang_tokens
+        return Usage(computed_tokens, held - computed_tokens - internal, internal, 0, free)
+
+    def _overhang(self, req: Request) -> int:
+        return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
+
+    # Members that cross into a new block at the same tick (modulo the block size) share a list, so that a tick
+    # touches only the requests that take a block in it, in admission order.
+
+    def join(self, req: Request, tick: int) -> None:
+        room = len(req.blocks) * self.pool.block_tokens - req.computed
+        phase = self._phases[(tick + room) % self.pool.block_tokens]
+        if not phase or phase[-1].seq < req.seq:
+            phase.append(req)
+        else:
+            insort(phase, req, key=_admission)
+        req.phase = phase
+
+    def leave(self, req: Request) -> None:
+        req.phase.remove(req)
+
+    def headroom(self, tick: int, limit: int) -> int:
+        phases, size = self._phases, self.pool.block_tokens
+        free = len(self._free)
+        per_round = sum(map(len, phases))
+        if per_round == 0:
+            return limit
+        rounds = free // per_round
+        if rounds * size >= limit:
+            return limit
+        left = free - rounds * per_round
+        steps = rounds * size
+        while steps < limit:
+            left -= len(phases[(tick + steps) % size])
+            if left < 0:
+                break
+            steps += 1
+        return steps
+
+    def advance(self, tick: int, steps: int) -> None:
+        phases, size = self._phases, self.pool.block_tokens
+        for at in range(tick, tick + steps):
+            phase = phases[at % size]
+            if phase:
+                for req, block in zip(phase, self._free.take(len(phase)), strict=True):
+                    blocks = req.blocks
+                    blocks.append(block)
+                    over = len(blocks) * size - req.final_kv_tokens
+                    if over > 0:
+                        self._overhang_tokens += over
+
+
+def _admission(req: Request) -> int:
+    return req.seq

@@ -1,0 +1,192 @@
+"""Paged blocks that requests with an equal prefix share, and that stay findable after their owner ends.
+
+As vLLM V1 does it (`block_pool.py`, `kv_cache_manager.py`): a block is named by its content and all before it; one
+whose last holder leaves goes to the end of the free queue, and the queue's order is the order of eviction.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from sim.allocators.paged import Paged
+from sim.memory import KvPool, Usage
+from sim.request import Request
+
+_INDEX_BITS = 24
+
+
+class Prefix(Paged):
+    """Prefix caching with reference counts and LRU eviction.
+
+    A hit covers whole blocks and at most all known tokens but one, since a token must be computed to sample the
+    next. Blocks enter the cache when their tokens are allocated, before the step that computes them has run, so that
+    a request admitted later in the same step hits them.
+
+    Args:
+        keep_uncomputed: leave blocks findable whose computation was taken back by a preemption in the same step.
+            vLLM 0.19 does, and may then hit KV that no step wrote; off, they are forgotten.
+    """
+
+    late_outputs = False
+    """Set where the next step is planned before the last one's tokens are known: an output block then enters the
+    cache one step later (vLLM V1, `AsyncScheduler`)."""
+
+    def __init__(
+        self,
+        pool: KvPool,
+        *,
+        watermark: float = 0.0,
+        reserve_full_prompt: bool = True,
+        keep_uncomputed: bool = False,
+    ) -> None:
+        super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
+        self._forget = not keep_uncomputed
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pool.blocks + 1))  # type: ignore[assignment]
+        self._references = [0] * (pool.blocks + 1)
+        self._extra_references = 0
+        self._key_of: dict[int, int] = {}
+        self._found: dict[int, int] = {}
+        # Content computed twice stands in two blocks; look-ups find the one entered first, then the next.
+        self._duplicates: dict[int, list[int]] = {}
+
+    def match(self, req: Request) -> int:
+        found, hits = self._found, 0
+        for key in self._keys(req, (req.known - 1) // self.pool.block_tokens):
+            if key not in found:
+                break
+            hits += 1
+        return hits * self.pool.block_tokens
+
+    def admit(self, req: Request, tokens: int) -> bool:
+        hits = req.computed // self.pool.block_tokens
+        shared = [self._found[key] for key in self._keys(req, hits)]
+        references = self._references
+        # A hit block that nobody holds leaves the free queue like a new one.
+        idle = sum(1 for block in shared if not references[block])
+        asked = req.known if self._reserve_full_prompt else req.computed + tokens
+        if self.pool.blocks_for(asked) - hits + idle > len(self._free) - self._watermark_blocks:
+            return False
+        for block in shared:
+            if references[block]:
+                self._extra_references += 1
+            else:
+                del self._free[block]
+            references[block] += 1
+        req.blocks = shared
+        req.cached_blocks = hits
+        return self.grow(req, tokens)
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
+        if count > len(self._free):
+            return False
+        if count > 0:
+            self._overhang_tokens -= self._overhang(req)
+            req.blocks += self._take(count)
+            self._overhang_tokens += self._overhang(req)
+        full = req.computed + tokens
+        if self.late_outputs and tokens == 1 and full > req.prompt_tokens:
+            full -= 1
+        self._enter(req, full // self.pool.block_tokens)
+        return True
+
+    def release(self, req: Request) -> None:
+        self._overhang_tokens -= self._overhang(req)
+        references, free = self._references, self._free
+        if self._forget:
+            for block in req.blocks[req.computed // self.pool.block_tokens : req.cached_blocks]:
+                self._drop_key(block)
+        for block in reversed(req.blocks):
+            references[block] -= 1
+            if references[block]:
+                self._extra_references -= 1
+            else:
+                free[block] = None
+        req.blocks = []
+        req.cached_blocks = 0
+
+    def usage(self, computed_tokens: int) -> Usage:
+        return super().usage(computed_tokens - self._extra_references * self.pool.block_tokens)
+
+    def advance(self, tick: int, steps: int) -> None:
+        phases, size = self._phases, self.pool.block_tokens
+        for at in range(tick, tick + steps):
+            crossing = phases[at % size]
+            if crossing:
+                if self.late_outputs:
+                    self._enter_all(crossing)
+                for req, block in zip(crossing, self._take(len(crossing)), strict=True):
+                    req.blocks.append(block)
+                    self._overhang_tokens += max(0, len(req.blocks) * size - req.final_kv_tokens)
+            if not self.late_outputs:
+                self._enter_all(phases[(at + 1) % size])
+
+    def _enter_all(self, full: Iterable[Request]) -> None:
+        for req in full:
+            self._enter(req, len(req.blocks))
+
+    def _enter(self, req: Request, blocks: int) -> None:
+        """Make the request's first `blocks` blocks findable."""
+        if blocks <= req.cached_blocks:
+            return
+        found, key_of = self._found, self._key_of
+        keys = self._keys(req, blocks)
+        for index in range(req.cached_blocks, blocks):
+            key, block = keys[index], req.blocks[index]
+            key_of[block] = key
+            if key in found:
+                self._duplicates.setdefault(key, []).append(block)
+            else:
+                found[key] = block
+        req.cached_blocks = blocks
+
+    def _take(self, count: int) -> list[int]:
+        pop = self._free.popitem
+        taken = [pop(last=False)[0] for _ in range(count)]
+        for block in taken:
+            self._references[block] = 1
+            if block in self._key_of:
+                self._drop_key(block)
+        return taken
+
+    def _drop_key(self, block: int) -> None:
+        key = self._key_of.pop(block)
+        duplicates = self._duplicates.get(key)
+        if self._found[key] != block:
+            self._duplicates[key].remove(block)
+        elif duplicates:
+            self._found[key] = duplicates.pop(0)
+        else:
+            del self._found[key]
+        if duplicates is not None and not duplicates:
+            del self._duplicates[key]
+
+    def _keys(self, req: Request, count: int) -> list[int]:
+        """The names of the request's first `count` blocks: content that its prefix tells, else its own."""
+        keys = req.block_keys
+        if keys is None:
+            keys = req.block_keys = _prefix_keys(req, self.pool.block_tokens)
+        if len(keys) < count:
+            own = -1 - (req.id << _INDEX_BITS)
+            keys += range(own - len(keys), own - count, -1)
+        return keys if len(keys) == count else keys[:count]
+
+
+def _prefix_keys(req: Request, block_tokens: int) -> list[int]:
+    """Names of the blocks that the request's prefix ids cover, re-blocked from their unit to the engine's block.
+
+    An id names its unit and everything before it, so a block is told by the unit of its last token and its index.
+    """
+    if req.prefix is None:
+        return []
+    ids, unit = req.prefix.ids, req.prefix.unit_tokens
+    blocks = min(len(ids) * unit, req.prompt_tokens) // block_tokens
+    if unit % block_tokens:
+        return [(ids[((at + 1) * block_tokens - 1) // unit] << _INDEX_BITS) + at for at in range(blocks)]
+    per_unit = unit // block_tokens
+    keys: list[int] = []
+    for number, name in enumerate(ids):
+        first = (name << _INDEX_BITS) + number * per_unit
+        keys += range(first, first + per_unit)
+    return keys[:blocks]

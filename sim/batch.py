@@ -1,0 +1,79 @@
+"""What one step computes: facts handed from the engine to whoever supplies the seconds. It prices nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sim.request import Request
+
+
+class Shape(NamedTuple):
+    """All that the duration of a step depends on.
+
+    A batch may repeat: step i of a span (i = 0 .. n-1) has `decode_context + decodes * i` and is the same otherwise.
+    A step samples at most one token for each slice, so its logits rows are `len(prefills) + decodes`.
+    """
+
+    prefills: tuple[tuple[int, int], ...] = ()
+    """(new tokens, KV tokens already there) of each multi-token slice; padded lengths under static batching."""
+    decodes: int = 0
+    """Rows with one new token of a request that is past its prompt."""
+    decode_context: int = 0
+    """Sum over the decode rows of the KV tokens attended, the new token included, in the first repeat."""
+    copied_bytes: int = 0
+    """KV bytes copied from block to block (copy on write)."""
+    swapped_bytes: int = 0
+    """KV bytes moved between device and host."""
+
+
+class Entry(NamedTuple):
+    """One request's share of one step: `tokens` more, on top of `past` tokens computed before."""
+
+    request: Request
+    tokens: int
+    past: int
+
+
+class Batch:
+    """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
+
+    `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
+    `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
+    """
+
+    __slots__ = (
+        "entries",
+        "evicted",
+        "finishing",
+        "first_step",
+        "first_tokens",
+        "lockstep",
+        "padding_tokens",
+        "planned_s",
+        "repeats",
+        "running",
+        "shape",
+        "waiting",
+    )
+
+    def __init__(self, first_step: int, planned_s: float) -> None:
+        self.first_step = first_step
+        self.planned_s = planned_s
+        self.repeats = 1
+        self.entries: list[Entry] = []
+        self.lockstep = 0
+        self.shape = Shape()
+        self.padding_tokens = 0
+        self.evicted: list[Request] = []
+        self.first_tokens: list[Request] = []
+        self.finishing: list[Request] = []
+        self.running = 0
+        self.waiting = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.entries) or self.lockstep > 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed in each repeat, padding not counted."""
+        return self.lockstep + sum(entry.tokens for entry in self.entries)

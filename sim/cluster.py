@@ -1,0 +1,142 @@
+"""Replicas behind a router, and the source that sends them requests: open loop, closed loop, or sessions.
+
+It knows when requests come and where they go, not how they are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import simpy
+
+from sim.replica import Clock, Replica
+from sim.request import Request, SharedPrefix
+
+
+class Router(Protocol):
+    """Chooses the replica that serves a request."""
+
+    def __call__(self, req: Request, replicas: Sequence[Replica]) -> Replica: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests as columns, in order of arrival.
+
+    `after[i]` is the index of the request that must finish before i starts, -1 for none; i then starts `think_s[i]`
+    after that finish, and its `arrival_s` is not used.
+    """
+
+    arrival_s: Sequence[float]
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    priority: Sequence[int] | None = None
+    prefix_ids: Sequence[Sequence[int] | None] | None = None
+    prefix_unit_tokens: int = 1
+    after: Sequence[int] | None = None
+    think_s: Sequence[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def request(self, index: int, arrival_s: float) -> Request:
+        """Request `index`, arriving at `arrival_s`."""
+        ids = self.prefix_ids[index] if self.prefix_ids is not None else None
+        return Request(
+            index,
+            arrival_s,
+            self.prompt_tokens[index],
+            self.output_tokens[index],
+            self.priority[index] if self.priority is not None else 0,
+            SharedPrefix(ids, self.prefix_unit_tokens) if ids is not None else None,
+        )
+
+
+class Source:
+    """Sends a workload's requests to `submit` when their time has come.
+
+    Args:
+        concurrency: 0 for an open loop, in which requests come at their times whatever the system does; N for a
+            closed loop of N users, each of whom sends the next request (with sessions: the next session) when the
+            last one has ended.
+    """
+
+    def __init__(
+        self, clock: Clock, workload: Workload, submit: Callable[[Request], None], *, concurrency: int = 0
+    ) -> None:
+        self._clock = clock
+        self._workload = workload
+        self._submit = submit
+        self._concurrency = concurrency
+        self._followers: dict[int, list[int]] = {}
+        after = workload.after
+        if after is None:
+            self._roots: Sequence[int] = range(len(workload))
+        else:
+            self._roots = [index for index, before in enumerate(after) if before < 0]
+            for index, before in enumerate(after):
+                if before >= 0:
+                    self._followers.setdefault(before, []).append(index)
+        self._next_root = 0
+
+    def start(self) -> None:
+        """Schedule the first arrivals."""
+        if self._concurrency:
+            self._clock.call_at(0.0, self._start_users, first=True)
+        elif self._roots:
+            self._clock.call_at(self._workload.arrival_s[self._roots[0]], self._arrive, first=True)
+
+    def finished(self, req: Request) -> None:
+        """Take note that a request has ended; its successors follow."""
+        followers = self._followers.get(req.id)
+        if followers:
+            for index in followers:
+                think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
+                self._clock.call_at(
+                    self._clock.now + think_s, lambda event, index=index: self._send(index), first=True  # type: ignore[misc]
+                )
+        elif self._concurrency:
+            self._clock.call_at(self._clock.now, lambda event: self._send_next_root(), first=True)
+
+    def _start_users(self, event: simpy.Event) -> None:
+        for _ in range(self._concurrency):
+            self._send_next_root()
+
+    def _send_next_root(self) -> None:
+        if self._next_root < len(self._roots):
+            index = self._roots[self._next_root]
+            self._next_root += 1
+            self._send(index)
+
+    def _arrive(self, event: simpy.Event) -> None:
+        now_s, arrival_s, roots = self._clock.now, self._workload.arrival_s, self._roots
+        at = self._next_root
+        while at < len(roots) and arrival_s[roots[at]] <= now_s:
+            self._send(roots[at])
+            at += 1
+        self._next_root = at
+        if at < len(roots):
+            self._clock.call_at(arrival_s[roots[at]], self._arrive, first=True)
+
+    def _send(self, index: int) -> None:
+        self._submit(self._workload.request(index, self._clock.now))
+
+
+class Cluster:
+    """Identical replicas behind one router, fed by one source, in one simulated time."""
+
+    def __init__(self, clock: Clock, replicas: Sequence[Replica], router: Router) -> None:
+        self._clock = clock
+        self._replicas = replicas
+        self._router = router
+
+    def submit(self, req: Request) -> None:
+        """Send a request to the replica that the router names."""
+        replicas = self._replicas
+        (replicas[0] if len(replicas) == 1 else self._router(req, replicas)).submit(req)
+
+    def run(self) -> None:
+        """Run until nothing is left to happen."""
+        self._clock.run()

@@ -1,0 +1,322 @@
+"""Queues, limits, admission, preemption: `plan` says what the next step computes, `commit` takes in what it gave.
+
+No clock and no seconds of its own: it is told the time and never how long a step takes, so the same engine drives a
+simulation and a live run.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from sim.batch import Batch, Shape
+from sim.lockstep import Lockstep
+from sim.memory import Allocator, LockstepAllocator, Usage
+from sim.queues import ArrivalQueue, KeyedQueue, WaitingQueue
+from sim.request import Request
+from sim.step import Policy, Step
+from traces.schema import InputError
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one step may hold; the names are vLLM's.
+
+    `max_model_len` 0 means no limit but memory. With `chunked_prefill` off no prompt is ever cut.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 0
+    chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_model_len < 0:
+            raise InputError(f"engine.max_model_len is {self.max_model_len}; it must be at least 0 (no limit)")
+
+
+class TokenRuns:
+    """Who got a token when: runs of consecutive steps that each gave a request one token.
+
+    A request's token times are slices of its replica's step clock; nothing is stored per token.
+    """
+
+    def __init__(self) -> None:
+        self.request = array("q")
+        self.first_step = array("q")
+        self.last_step = array("q")
+
+    def close(self, req: Request) -> None:
+        """Record the request's open run, if it has one."""
+        if req.run_first_step >= 0:
+            self.request.append(req.id)
+            self.first_step.append(req.run_first_step)
+            self.last_step.append(req.last_token_step)
+            req.run_first_step = -1
+
+
+class Engine:
+    """One model replica's scheduler: a policy, an allocator, and the counters of every request between them.
+
+    The caller plans a batch, lets it run, seals it with the number of repeats that it really ran, and commits it.
+    Several batches may be in flight: `plan` may be called before the batch before it is committed, but not before
+    it is sealed.
+    """
+
+    def __init__(self, policy: Policy, allocator: Allocator, limits: Limits, *, spans: bool = True) -> None:
+        self.policy = policy
+        self.allocator = allocator
+        self.limits = limits
+        key = getattr(policy, "queue_key", None)
+        self.waiting: WaitingQueue = KeyedQueue(key) if key else ArrivalQueue()
+        self.running: dict[Request, None] = {}
+        self.held: list[Request] = []
+        self.loose: list[Request] = []
+        self.draining: dict[Request, None] = {}
+        self.lockstep = Lockstep()
+        self.runs = TokenRuns()
+        self.next_step = 0
+        self.preemptions = 0
+        self.wake_s: float | None = None
+        self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._repeatable = spans and not getattr(policy, "every_step", False)
+        self._holds_finished: bool = getattr(policy, "holds_finished", False)
+        self._step = Step(self, getattr(policy, "victim", None))
+        self.admissions = 0
+
+    @property
+    def busy(self) -> bool:
+        """Is any request waiting or running?"""
+        return bool(self.waiting) or bool(self.running)
+
+    def refusal(self, req: Request) -> str | None:
+        """Why this request can never be served here, or None."""
+        limits = self.limits
+        length = req.prompt_tokens + req.output_tokens
+        if limits.max_model_len and length > limits.max_model_len:
+            return f"its {length} tokens (prompt and output) exceed max_model_len {limits.max_model_len}"
+        if not limits.chunked_prefill and length - 1 > limits.max_num_batched_tokens:
+            return (
+                f"without chunked prefill its {length - 1} tokens must fit in one step, and "
+                f"max_num_batched_tokens is {limits.max_num_batched_tokens}"
+            )
+        return self.allocator.refusal(req)
+
+    def add(self, req: Request) -> None:
+        """Queue a request that `refusal` does not refuse."""
+        self.waiting.add(req)
+
+    # ---- planning -------------------------------------------------------------------------------------------------
+
+    def plan(self, now_s: float) -> Batch:
+        """Let the policy decide the next step; an empty batch means that nothing can run now.
+
+        The batch's `repeats` is the most that it could repeat with the same members; `seal` says how many it did.
+        Where the policy asked to be woken, `wake_s` holds the time.
+        """
+        step = self._step
+        step.begin(now_s)
+        self.policy(step)
+        if self.lockstep and not step.advanced:
+            self.scatter()
+        batch = Batch(self.next_step, now_s)
+        batch.evicted = step.evicted
+        batch.entries = step.entries
+        batch.lockstep = len(self.lockstep) if step.advanced else 0
+        self.wake_s = step.wake_s
+        if batch:
+            self.next_step += 1
+            batch.shape = _shape(batch, self.lockstep.context_tokens, step.padded)
+            if step.padded:
+                batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
+            if not step.entries and self._repeatable:
+                batch.repeats = self._repeats(step)
+        self._settle(batch)
+        batch.running = len(self.running)
+        batch.waiting = len(self.waiting)
+        return batch
+
+    def seal(self, batch: Batch, repeats: int) -> None:
+        """Say that the batch runs (or ran) `repeats` times, between 1 and what `plan` allowed; counters follow."""
+        batch.repeats = repeats
+        if not batch.lockstep:
+            return
+        more = repeats - 1
+        if more:
+            if self._grouped is not None:
+                self._grouped.advance(self.lockstep.tick, more)
+            self.lockstep.tick += more
+            self.next_step += more
+        last_step = self.next_step - 1
+        drained = self.lockstep.drained()
+        for req in drained:
+            if self._grouped is not None:
+                self._grouped.leave(req)
+            req.last_token_step = last_step
+            self._drain(req, batch)
+        if len(batch.finishing) > len(drained):
+            batch.finishing.sort(key=lambda req: req.seq)
+
+    def commit(self, batch: Batch, end_s: float) -> list[Request]:
+        """Take in the output of a sealed batch whose last repeat ended at `end_s`; returns the requests it finished."""
+        for req in batch.first_tokens:
+            req.first_token_s = end_s
+        for req in batch.finishing:
+            req.finished = True
+            del self.draining[req]
+            req.finish_s = end_s
+            self.runs.close(req)
+            if req in self.running:
+                del self.running[req]
+                if self._holds_finished:
+                    self.held.append(req)
+                    continue
+            else:
+                self.waiting.remove(req)
+            self.allocator.release(req)
+        if self.held and not self.running:
+            for req in self.held:
+                self.allocator.release(req)
+            self.held.clear()
+        return batch.finishing
+
+    def usage(self) -> Usage:
+        """KV tokens by class, those of batches in flight counted as computed."""
+        computed = self.lockstep.context_tokens
+        for some in (self.loose, self.draining, self.held):
+            for req in some:
+                computed += req.computed
+        return self.allocator.usage(computed)
+
+    # ---- what Step calls ------------------------------------------------------------------------------------------
+
+    def enter(self, req: Request, hit_tokens: int, now_s: float) -> None:
+        """Move a request from the waiting queue to the running list."""
+        self.waiting.remove(req)
+        self.running[req] = None
+        self.loose.append(req)
+        req.seq = self.admissions
+        self.admissions += 1
+        if req.first_scheduled_s != req.first_scheduled_s:
+            req.first_scheduled_s = now_s
+            req.prefix_hit_tokens = hit_tokens
+
+    def preempt(self, req: Request) -> None:
+        """Drop the KV of a request that is in no list but `running`, and queue it again."""
+        self.allocator.release(req)
+        del self.running[req]
+        req.computed = 0
+        req.seq = -1
+        req.preemptions += 1
+        self.preemptions += 1
+        self.waiting.put_back(req)
+
+    def can_advance_lockstep(self, tokens_left: int) -> bool:
+        """May all decoding requests take their token first, as serving the running list in order would have it?"""
+        lockstep = self.lockstep
+        if not lockstep or len(lockstep) > tokens_left or self._grouped is None:
+            return False
+        if self.loose and self.loose[0].seq < lockstep.last_seq:
+            return False
+        return self._grouped.headroom(lockstep.tick, 1) > 0
+
+    def advance_lockstep(self) -> int:
+        """Give every member its token; returns how many that were."""
+        if self._grouped is not None:
+            self._grouped.advance(self.lockstep.tick, 1)
+        self.lockstep.tick += 1
+        return len(self.lockstep)
+
+    def scatter(self) -> None:
+        """Give every lockstep member its own counters, so that each can be served or refused by itself."""
+        if self.lockstep:
+            for req in tuple(self.lockstep):
+                self.leave_lockstep(req)
+            self.loose = [req for req in self.running if not req.drained]
+
+    def leave_lockstep(self, req: Request) -> None:
+        """Take one member out of the lockstep; the caller decides where it goes."""
+        self.lockstep.leave(req)
+        if self._grouped is not None:
+            self._grouped.leave(req)
+        if req.run_first_step < self.next_step:
+            req.last_token_step = self.next_step - 1
+        else:
+            req.run_first_step = -1
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _repeats(self, step: Step) -> int:
+        """How often this step, a pure decode of all members, would be planned again unasked."""
+        if step.evicted or self._grouped is None or (self.waiting and self.draining):
+            return 1
+        to_drain = self.lockstep.steps_to_drain()
+        if to_drain <= 0:
+            return 1
+        return 1 + self._grouped.headroom(self.lockstep.tick, to_drain)
+
+    def _settle(self, batch: Batch) -> None:
+        """Count the token that each completed entry will sample, and sort the loose requests anew."""
+        step = batch.first_step
+        for entry in batch.entries:
+            req = entry.request
+            if req.pending == 0:
+                req.known += 1
+                if req.last_token_step != step - 1 or req.run_first_step < 0:
+                    self.runs.close(req)
+                    req.run_first_step = step
+                req.last_token_step = step
+                if req.generated == 1:
+                    batch.first_tokens.append(req)
+                if req.generated == req.output_tokens:
+                    self._drain(req, batch)
+        if not self.loose:
+            return
+        still_loose = []
+        for req in self.loose:
+            if req.drained:
+                continue
+            if req.pending == 1 and req.generated:
+                self._join(req, step)
+            else:
+                still_loose.append(req)
+        self.loose = still_loose
+
+    def _join(self, req: Request, step: int) -> None:
+        if req.last_token_step != step:
+            self.runs.close(req)
+            req.run_first_step = step + 1
+        self.lockstep.join(req)
+        if self._grouped is not None:
+            self._grouped.join(req, self.lockstep.tick)
+
+    def _drain(self, req: Request, batch: Batch) -> None:
+        req.drained = True
+        self.draining[req] = None
+        batch.finishing.append(req)
+
+
+def _shape(batch: Batch, lockstep_context: int, padded: tuple[int, int] | None) -> Shape:
+    if padded:
+        rows, context = padded
+        longest = max((entry.tokens for entry in batch.entries), default=0)
+        if longest > 1:
+            return Shape(((longest, context - longest),) * rows)
+        return Shape((), rows, rows * context)
+    if not batch.entries:
+        return Shape((), batch.lockstep, lockstep_context)
+    prefills: list[tuple[int, int]] = []
+    decodes, context = batch.lockstep, lockstep_context if batch.lockstep else 0
+    for _, tokens, past in batch.entries:
+        if tokens == 1 and past > 0:
+            decodes += 1
+            context += past + 1
+        else:
+            prefills.append((tokens, past))
+    return Shape(tuple(prefills), decodes, context)
+
+
+def _computed_tokens(shape: Shape) -> int:
+    return shape.decodes + sum(tokens for tokens, _ in shape.prefills)

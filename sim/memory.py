@@ -1,0 +1,108 @@
+"""What the engine asks of a KV-cache allocator, and how its bytes are classed. It knows no policy and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from sim.request import Request
+from traces.schema import InputError
+
+NULL_BLOCK = 0
+"""Block id that no request owns; padding rows of a live kernel may point at it (vLLM's null block)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvPool:
+    """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`."""
+
+    blocks: int
+    block_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if self.block_tokens < 1:
+            raise InputError(f"kv.block_tokens is {self.block_tokens}; it must be at least 1")
+        if self.blocks < 1:
+            raise InputError(f"the KV cache has {self.blocks} blocks; it must have at least 1")
+
+    @property
+    def tokens(self) -> int:
+        return self.blocks * self.block_tokens
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that `tokens` tokens start, the last one perhaps partly filled."""
+        return -(-tokens // self.block_tokens)
+
+
+class Usage(NamedTuple):
+    """KV tokens by class; the five add up to the pool (vLLM paper, figure 2, and one class for what is free)."""
+
+    used: int
+    """Slots that hold a token's KV."""
+    reserved: int
+    """Slots held by a request for tokens that it will still compute."""
+    internal: int
+    """Slots held by a request that it will never fill."""
+    external: int
+    """Free slots in holes that are too small to be of use to any request now waiting or to come."""
+    free: int
+
+
+class Allocator(Protocol):
+    """Decides which blocks a request holds. Every method counts first and acts after: `False` changed nothing."""
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        ...
+
+    def refusal(self, req: Request) -> str | None:
+        """Why this request could not be served even alone, or None."""
+        ...
+
+    def match(self, req: Request) -> int:
+        """Leading tokens of `req.known` whose KV is already in the cache."""
+        ...
+
+    def admit(self, req: Request, tokens: int) -> bool:
+        """Room for `tokens` more than `req.computed` (the tokens matched) for a request that holds nothing."""
+        ...
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        """Room for `tokens` more than `req.computed`."""
+        ...
+
+    def release(self, req: Request) -> None:
+        """Take back all that the request holds."""
+        ...
+
+    def table(self, req: Request) -> Sequence[int]:
+        """Physical block ids in token order: what a live kernel reads."""
+        ...
+
+    def usage(self, computed_tokens: int) -> Usage:
+        """The pool by class, where the requests hold `computed_tokens` tokens' KV in all."""
+        ...
+
+
+@runtime_checkable
+class LockstepAllocator(Allocator, Protocol):
+    """An allocator that can serve many one-token steps of many requests at once, which is what makes spans cheap.
+
+    An allocator without these methods works as well, one step and one `grow` at a time.
+    """
+
+    def join(self, req: Request, tick: int) -> None:
+        """From now on `req` (its `computed` true at this moment) takes one token in every tick."""
+        ...
+
+    def leave(self, req: Request) -> None: ...
+
+    def headroom(self, tick: int, limit: int) -> int:
+        """How many ticks, at most `limit`, all joined requests can take from `tick` on."""
+        ...
+
+    def advance(self, tick: int, steps: int) -> None:
+        """Take the blocks of `steps` ticks from `tick` on; never more than the headroom."""
+        ...

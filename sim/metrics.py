@@ -1,0 +1,330 @@
+"""Every metric of a run, defined once: from the tables of requests and steps to the summary.
+
+It does not know how the tables came about, simulated or live. Formulas: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from traces.schema import InputError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Itl = tuple[Floats, Ints]
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+PERCENTS = (50.0, 90.0, 95.0, 99.0)
+SOURCES = ("measured", "interpolated", "extrapolated", "roofline")
+# The column that holds one request's own value of a metric. A request's ITL is its longest gap.
+REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
+SLO_NAMES = {metric: (metric, "max") for metric in REQUEST_COLUMNS} | {
+    f"{metric}_{statistic}": (metric, statistic) for metric in REQUEST_COLUMNS for statistic in STATISTICS
+}
+KV_KINDS = ("used", "reserved", "internal", "external", "free")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One clause of an SLO: `name` as the user wrote it, e.g. ttft_p99, and its limit in seconds."""
+
+    name: str
+    metric: str
+    statistic: str
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One clause of an SLO beside what the run gave; `met` is None where the metric has no value."""
+
+    name: str
+    limit_s: float
+    measured_s: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class KvFacts:
+    """What the tables do not say about the KV pools: the size of one replica's pool, and who feeds growth.
+
+    `growth_from` is "reserved" for an allocator that holds room for the whole output from the start, so that
+    the tokens generated within a span come out of what it had reserved, and "free" for one that takes room as
+    it goes.
+    """
+
+    capacity_tokens: int
+    block_tokens: int
+    replicas: int = 1
+    swapped_bytes: int = 0
+    growth_from: Literal["free", "reserved"] = "free"
+
+
+def weighted_percentiles(values: Floats, weights: Ints, percents: Sequence[float]) -> Floats:
+    """Percentiles of `values` repeated `weights` times, equal to np.percentile of the expanded array.
+
+    values: (n,), no NaN; weights: (n,) counts >= 0 with a sum > 0; percents in 0..100. The expanded array is
+    never made: time and memory depend on n alone.
+    """
+    kept = weights > 0
+    order = np.argsort(values[kept], kind="stable")
+    ordered, ends = values[kept][order], np.cumsum(weights[kept][order])
+    if not len(ends):
+        raise ValueError("no values to take percentiles of")
+    position = (ends[-1] - 1) * (np.asarray(percents, dtype=np.float64) / 100.0)
+    below = np.floor(position).astype(np.int64)
+    low = ordered[np.searchsorted(ends, below, side="right")]
+    high = ordered[np.searchsorted(ends, np.minimum(below + 1, ends[-1] - 1), side="right")]
+    part, gap = position - below, high - low
+    # The two-sided interpolation that numpy uses, so that the results agree in every bit.
+    result: Floats = np.where(part >= 0.5, high - gap * (1.0 - part), low + gap * part)
+    return result
+
+
+def distribution(values: npt.ArrayLike, weights: Ints | None = None) -> dict[str, float | None]:
+    """Mean, percentiles and maximum of the values that are not NaN; None each where there is none."""
+    array = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(array)
+    array = array[known]
+    if not len(array) or (weights is not None and not weights[known].any()):
+        return dict.fromkeys(STATISTICS)
+    if weights is None:
+        mean, percentiles, largest = array.mean(), np.percentile(array, PERCENTS), array.max()
+    else:
+        counts = weights[known]
+        mean = np.average(array, weights=counts)
+        percentiles, largest = weighted_percentiles(array, counts, PERCENTS), array[counts > 0].max()
+    return dict(zip(STATISTICS, map(float, (mean, *percentiles, largest)), strict=True))
+
+
+def itl_from_segments(step_end_s: Floats, first: Ints, last: Ints, joins: Floats) -> Itl:
+    """(gaps_s, weights) between the tokens of one replica's requests, in O(steps + segments).
+
+    step_end_s: end time of every step of the replica. first, last: per segment, the steps (both included) in
+    each of which one request received one token; the gaps of a segment are the differences of step_end_s from
+    `first` to `last`. joins: gaps in seconds between two segments of one request, one each.
+    """
+    steps = len(step_end_s)
+    if len(first) != len(last) or (len(first) and (first.min() < 0 or last.max() >= steps)):
+        raise ValueError(f"segments do not lie within the {steps} steps of the clock")
+    if (last < first).any():
+        raise ValueError("a segment ends before it begins")
+    # Difference array: gap k lies between steps k and k + 1, and segment (f, l) covers the gaps f .. l - 1.
+    delta = np.bincount(first, minlength=steps + 1) - np.bincount(last, minlength=steps + 1)
+    weights = np.cumsum(delta)[: max(steps - 1, 0)]
+    covered = np.flatnonzero(weights)
+    gaps = step_end_s[covered + 1] - step_end_s[covered]
+    ones = np.ones(len(joins), dtype=np.int64)
+    return np.concatenate([gaps, joins]), np.concatenate([weights[covered], ones]).astype(np.int64)
+
+
+def merge_itl(parts: Iterable[Itl]) -> Itl:
+    """The gaps of several replicas as one (gaps_s, weights); empty arrays where there are none."""
+    gaps, weights = [np.empty(0)], [np.empty(0, dtype=np.int64)]
+    for part_gaps, part_weights in parts:
+        gaps.append(part_gaps)
+        weights.append(part_weights)
+    return np.concatenate(gaps), np.concatenate(weights)
+
+
+def parse_slo(text: str) -> tuple[Limit, ...]:
+    """`ttft_p99=0.5,tpot=0.05` (seconds) as limits; a name without a statistic speaks of every request.
+
+    Raises InputError for an unknown metric or statistic, a name given twice, and a limit that is no positive
+    number.
+    """
+    limits: dict[str, Limit] = {}
+    for clause in text.split(","):
+        name, _, number = (part.strip() for part in clause.partition("="))
+        if name not in SLO_NAMES:
+            known = f"{', '.join(REQUEST_COLUMNS)}, alone or followed by _{', _'.join(STATISTICS)}"
+            raise InputError(f"--slo: unknown metric {name!r} in {clause.strip()!r}; known: {known}")
+        if name in limits:
+            raise InputError(f"--slo: {name} is given twice")
+        try:
+            limit_s = float(number)
+        except ValueError:
+            limit_s = math.nan
+        if not 0 < limit_s < math.inf:
+            raise InputError(
+                f"--slo: the limit of {name} must be a positive number of seconds, not {number!r}"
+            )
+        limits[name] = Limit(name, *SLO_NAMES[name], limit_s)
+    return tuple(limits.values())
+
+
+def met_slo(requests: pd.DataFrame, slo: Sequence[Limit]) -> npt.NDArray[np.bool_]:
+    """Which requests completed within every limit by their own values; what is undefined breaks no limit.
+
+    (A request of one output token has neither TPOT nor ITL.)
+    """
+    met: npt.NDArray[np.bool_] = (requests["status"] == "completed").to_numpy(dtype=bool)
+    for limit in slo:
+        met = met & ~(requests[REQUEST_COLUMNS[limit.metric]].to_numpy(dtype=np.float64) > limit.limit_s)
+    return met
+
+
+def goodput(requests: pd.DataFrame, slo: Sequence[Limit], duration_s: float) -> dict[str, Any]:
+    """Requests per second, and the share of all requests, that met every limit of the SLO."""
+    met = int(met_slo(requests, slo).sum())
+    return {
+        "slo": {limit.name: limit.limit_s for limit in slo},
+        "requests_per_s": met / duration_s if duration_s > 0 else None,
+        "fraction": met / len(requests) if len(requests) else None,
+    }
+
+
+def verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
+    """Each clause of the summary's SLO against the statistic that it names, over the whole run."""
+    found = []
+    for name, limit_s in summary.get("goodput", {}).get("slo", {}).items():
+        metric, statistic = SLO_NAMES[name]
+        measured_s = summary[f"{metric}_s"][statistic]
+        found.append(
+            Verdict(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s)
+        )
+    return found
+
+
+def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+    """Seconds from the first arrival to the end of the last step (or the last arrival, if that is later)."""
+    if not len(requests):
+        return 0.0
+    last_s = float(requests["arrival_s"].max())
+    if len(steps):
+        last_s = max(last_s, float(steps["end_s"].max()))
+    return last_s - float(requests["arrival_s"].min())
+
+
+def request_counts(requests: pd.DataFrame, dropped: int = 0) -> dict[str, int]:
+    """How the requests ended. `dropped` rows of the trace never became requests and are not in the total."""
+    ended = requests["status"].value_counts()
+    counts = {status: int(ended.get(status, 0)) for status in ("completed", "rejected", "unfinished")}
+    return {"total": len(requests), **counts, "dropped": dropped}
+
+
+def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | None]:
+    """Completed requests, their output tokens, and their prompt and output tokens, per second of the run."""
+    done = requests[requests["status"] == "completed"]
+    output, prompt = int(done["output_tokens"].sum()), int(done["prompt_tokens"].sum())
+    amounts = {
+        "requests_per_s": len(done),
+        "output_tokens_per_s": output,
+        "total_tokens_per_s": prompt + output,
+    }
+    return {name: amount / duration if duration > 0 else None for name, amount in amounts.items()}
+
+
+def busy_s(steps: pd.DataFrame) -> Floats:
+    """Seconds that each span adds to its replica's busy time: overlap with the span before counts once.
+
+    (n,), in the order of the table, whose spans of one replica are in time order.
+    """
+    order = np.argsort(steps["replica"].to_numpy(), kind="stable")
+    replica = steps["replica"].to_numpy()[order]
+    start_s, end_s = (steps[name].to_numpy(dtype=np.float64)[order] for name in ("start_s", "end_s"))
+    same = replica[1:] == replica[:-1]
+    start_s = np.concatenate([start_s[:1], np.where(same, np.maximum(start_s[1:], end_s[:-1]), start_s[1:])])
+    widths = np.empty(len(steps))
+    widths[order] = np.maximum(end_s - start_s, 0.0)
+    return widths
+
+
+def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
+    """Token-seconds of each kind of KV room over the busy time of all replicas.
+
+    A row holds the room at the end of its last step. Within a span every decoding request adds one token a
+    step, so the mean over its n steps lies decode_requests * (n - 1) / 2 tokens below the end.
+    """
+    width_s = busy_s(steps)
+    used = steps["kv_used_tokens"].to_numpy(dtype=np.float64)
+    growth = steps["decode_requests"].to_numpy() * (steps["repeats"].to_numpy() - 1) / 2.0
+    grown = float(np.dot(np.minimum(growth, used), width_s))
+    token_s = {
+        kind: float(np.dot(steps[f"kv_{kind}_tokens"].to_numpy(np.float64), width_s)) for kind in KV_KINDS
+    }
+    token_s["used"] -= grown
+    token_s[kv.growth_from] += grown
+    return token_s
+
+
+def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
+    """Use and waste of the KV pools as time-weighted means (idle: nothing held), hits, preemptions."""
+    token_s = kv_integrals(steps, kv)
+    whole = float(kv.capacity_tokens) * kv.replicas * duration
+    held = sum(token_s[kind] for kind in KV_KINDS[:4])
+    of_held = {kind: token_s[kind] / held if held > 0 else None for kind in KV_KINDS[:4]}
+    of_pool = {kind: token_s[kind] / whole if whole > 0 else None for kind in KV_KINDS[:4]}
+    scheduled = requests[requests["first_scheduled_s"].notna()]
+    prompt_tokens = int(scheduled["prompt_tokens"].sum())
+    hits = int(scheduled["prefix_hit_tokens"].sum())
+    peak = float(steps["kv_used_tokens"].max()) / kv.capacity_tokens if len(steps) else 0.0
+    return {
+        "capacity_tokens": kv.capacity_tokens,
+        "block_tokens": kv.block_tokens,
+        "peak_used": peak,
+        "mean_used": of_pool.pop("used"),
+        "waste": {**of_pool, "of_held": of_held},
+        "prefix_hit_rate": hits / prompt_tokens if prompt_tokens else None,
+        "preemptions": int(requests["preemptions"].sum()),
+        "swapped_bytes": kv.swapped_bytes,
+    }
+
+
+def source_shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by where they come from -> the share of each known source, in a fixed order."""
+    unknown = sorted(set(seconds) - set(SOURCES))
+    if unknown:
+        raise ValueError(f"unknown cost source {unknown[0]!r}; known: {', '.join(SOURCES)}")
+    total = sum(seconds.values())
+    return {source: seconds.get(source, 0.0) / total if total > 0 else 0.0 for source in SOURCES}
+
+
+def plain(value: Any) -> Any:
+    """The same value in JSON's own types; a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summarise(
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    itl: Itl,
+    kv: KvFacts,
+    *,
+    slo: Sequence[Limit] = (),
+    dropped: int = 0,
+    source_seconds: Mapping[str, float],
+    simulator: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only."""
+    duration = duration_s(requests, steps)
+    summary: dict[str, Any] = {
+        "requests": request_counts(requests, dropped),
+        "duration_s": duration,
+        "throughput": throughput(requests, duration),
+        "ttft_s": distribution(requests["ttft_s"]),
+        "tpot_s": distribution(requests["tpot_s"]),
+        "itl_s": distribution(*itl),
+        "e2e_s": distribution(requests["e2e_s"]),
+        "queue_s": distribution(requests["queue_s"]),
+        **({"goodput": goodput(requests, slo, duration)} if slo else {}),
+        "kv": kv_summary(requests, steps, kv, duration),
+        "cost_sources": source_shares(source_seconds),
+        "simulator": simulator,
+        "inputs": inputs,
+    }
+    return {key: plain(item) for key, item in summary.items()}

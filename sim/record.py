@@ -1,0 +1,153 @@
+"""Writes down what happens in a run, as compact columns: one row per request and one per span of steps."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pandas as pd
+
+from sim.engine import TokenRuns
+from sim.replica import Flight, Observer, Replica
+from sim.request import Request
+
+_ROWS_PER_CHUNK = 8192
+
+STEP_COLUMNS: dict[str, str] = {
+    "replica": "i4",
+    "step": "i8",
+    "repeats": "i4",
+    "start_s": "f8",
+    "end_s": "f8",
+    "prefill_requests": "i4",
+    "prefill_tokens": "i4",
+    "prefill_past_tokens": "i8",
+    "decode_requests": "i4",
+    "decode_context_tokens": "i8",
+    "padding_tokens": "i4",
+    "device_s": "f8",
+    "host_s": "f8",
+    "running": "i4",
+    "waiting": "i4",
+    "preempted": "i4",
+    "kv_used_tokens": "i8",
+    "kv_reserved_tokens": "i8",
+    "kv_internal_tokens": "i8",
+    "kv_external_tokens": "i8",
+    "kv_free_tokens": "i8",
+}
+
+
+class StepLog(Observer):
+    """One row per span, and the step clock: the end of every single step, for each replica."""
+
+    def __init__(self, replicas: int) -> None:
+        self.step_end_s = [array("d") for _ in range(replicas)]
+        self._rows: list[tuple[float, ...]] = []
+        self._chunks: list[list[np.ndarray]] = []
+
+    def sealed(self, replica: Replica, flight: Flight) -> None:
+        flight.usage = replica.engine.usage()
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        batch, times_s, result = flight.batch, flight.times_s, flight.result
+        self.step_end_s[replica.index].extend(times_s[1:])
+        repeats = batch.repeats
+        shape = batch.shape
+        new = past = 0
+        for tokens, before in shape.prefills:
+            new += tokens
+            past += before
+        device_s = result.device_s
+        self._rows.append(
+            (
+                replica.index,
+                batch.first_step,
+                repeats,
+                times_s[0],
+                times_s[-1],
+                len(shape.prefills),
+                new,
+                past,
+                shape.decodes,
+                shape.decode_context,
+                batch.padding_tokens,
+                sum(device_s) if len(device_s) == repeats else sum(device_s[:repeats]),
+                result.host_s * repeats,
+                batch.running,
+                batch.waiting,
+                len(batch.evicted),
+                *flight.usage,
+            )
+        )
+        if len(self._rows) >= _ROWS_PER_CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = zip(*self._rows, strict=True)
+        self._chunks.append([np.array(column, kind) for column, kind in zip(columns, STEP_COLUMNS.values(), strict=True)])
+        self._rows = []
+
+    def table(self) -> pd.DataFrame:
+        """The rows so far, in order of commitment."""
+        if self._rows:
+            self._flush()
+        data = {}
+        for at, (name, kind) in enumerate(STEP_COLUMNS.items()):
+            parts = [chunk[at] for chunk in self._chunks]
+            data[name] = np.concatenate(parts) if parts else np.array([], kind)
+        return pd.DataFrame(data, copy=False)
+
+
+class RequestLog:
+    """Time stamps and counts of each finished request, by request index; NaN where it never finished."""
+
+    def __init__(self, requests: int) -> None:
+        nan = np.full(requests, np.nan).tobytes()
+        self.arrival_s = array("d", nan)
+        self.first_scheduled_s = array("d", nan)
+        self.first_token_s = array("d", nan)
+        self.finish_s = array("d", nan)
+        self.replica = array("i", bytes(4 * requests))
+        self.preemptions = array("i", bytes(4 * requests))
+        self.prefix_hit_tokens = array("i", bytes(4 * requests))
+
+    def finished(self, req: Request, replica: int) -> None:
+        at = req.id
+        self.arrival_s[at] = req.arrival_s
+        self.first_scheduled_s[at] = req.first_scheduled_s
+        self.first_token_s[at] = req.first_token_s
+        self.finish_s[at] = req.finish_s
+        self.replica[at] = replica
+        self.preemptions[at] = req.preemptions
+        self.prefix_hit_tokens[at] = req.prefix_hit_tokens
+
+
+def token_gaps(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaps between a request's runs of tokens: (request index, seconds) of each.
+
+    Within a run the gaps are differences of the step clock; between two runs of one request there is one gap more.
+    """
+    request = np.frombuffer(runs.request, np.int64)
+    order = np.argsort(request, kind="stable")
+    request = request[order]
+    first = np.frombuffer(runs.first_step, np.int64)[order]
+    last = np.frombuffer(runs.last_step, np.int64)[order]
+    same = request[1:] == request[:-1]
+    return request[1:][same], (step_end_s[first[1:]] - step_end_s[last[:-1]])[same]
+
+
+def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np.ndarray:
+    """The longest time between two tokens of each request; NaN where it has fewer than two."""
+    longest = np.full(requests, -np.inf)
+    request = np.frombuffer(runs.request, np.int64)
+    first = np.frombuffer(runs.first_step, np.int64)
+    last = np.frombuffer(runs.last_step, np.int64)
+    many = last > first
+    if many.any():
+        gaps_s = np.diff(step_end_s, append=step_end_s[-1:])
+        bounds = np.column_stack([first[many], last[many]]).ravel()
+        np.maximum.at(longest, request[many], np.maximum.reduceat(gaps_s, bounds)[::2])
+    between, between_s = token_gaps(runs, step_end_s)
+    np.maximum.at(longest, between, between_s)
+    return np.where(np.isinf(longest), np.nan, longest)

@@ -1,0 +1,217 @@
+"""One replica in simulated time: plans batches, lets an executor say how long they take, commits them when they end.
+
+This is the whole coupling of the engine to SimPy. It knows no policy, no memory and no trace.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from heapq import heappush
+from itertools import accumulate
+
+import simpy
+from simpy.events import NORMAL, URGENT
+
+from sim.batch import Batch
+from sim.engine import Engine
+from sim.executor import Executor, StepResult
+from sim.memory import Usage
+from sim.request import Request
+
+
+class NoProgress(RuntimeError):
+    """The engine has requests and will never compute another token."""
+
+
+class Clock(simpy.Environment):
+    """SimPy's environment, with calls at absolute times.
+
+    A delay would be added to `now` and rounded; a step boundary computed from durations must be met exactly, else a
+    span and its single steps could disagree about an arrival that falls on it.
+    """
+
+    def call_at(self, time_s: float, action: Callable[[simpy.Event], None], *, first: bool = False) -> simpy.Event:
+        """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
+        event = simpy.Event(self)
+        event._ok = True
+        event._value = None
+        event.callbacks.append(action)
+        heappush(self._queue, (time_s, URGENT if first else NORMAL, next(self._eid), event))
+        return event
+
+
+class Flight:
+    """A batch under way: `times_s` holds the start of each repeat and the end of the last."""
+
+    __slots__ = ("batch", "result", "sealed", "times_s", "usage")
+    usage: Usage
+
+    def __init__(self, batch: Batch, result: StepResult, start_s: float) -> None:
+        self.batch = batch
+        self.result = result
+        self.times_s = list(accumulate(result.seconds, initial=start_s))
+        self.sealed = False
+
+
+class Observer:
+    """Told of every decision; does nothing itself."""
+
+    def before_plan(self, replica: Replica) -> None:
+        """The engine is about to plan."""
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        """The engine has planned `batch`, perhaps an empty one."""
+
+    def sealed(self, replica: Replica, flight: Flight) -> None:
+        """The flight's number of repeats is final; the memory it needs is taken."""
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        """The flight's output is in; finished requests have given back their memory."""
+
+    def idle(self, replica: Replica) -> None:
+        """Nothing is left to do until a request comes."""
+
+
+class Replica:
+    """Drives one engine.
+
+    Args:
+        depth: batches in flight at most. 1: the next step is planned when the last one has ended. 2: it is planned
+            while that one runs (async scheduling; vLLM V1, `EngineCore.step_with_batch_queue`).
+        on_finish: called with each finished request at its finish time.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        engine: Engine,
+        executor: Executor,
+        *,
+        depth: int = 1,
+        on_finish: Callable[[Request], None],
+        observer: Observer,
+        index: int = 0,
+    ) -> None:
+        self.clock = clock
+        self.engine = engine
+        self.executor = executor
+        self.index = index
+        self._depth = depth
+        self._on_finish = on_finish
+        self._observer = observer
+        self._flights: deque[Flight] = deque()
+        self._stalled = False
+        self._wake: simpy.Event | None = None
+        self._wake_s = 0.0
+        self._last_step_s = 0.0
+
+    @property
+    def outstanding(self) -> int:
+        """Requests here that have not finished."""
+        return len(self.engine.waiting) + len(self.engine.running)
+
+    def submit(self, req: Request) -> None:
+        """Take a request now; it is seen by the next planning, at a step boundary."""
+        self.engine.add(req)
+        now_s = self.clock.now
+        if not self._flights:
+            if self._wake is None or self._wake_s > now_s:
+                self._wake_at(now_s)
+            return
+        last = self._flights[-1]
+        if last.sealed or len(last.times_s) == 2:
+            return
+        times_s = last.times_s
+        if self._depth == 1:
+            repeats = bisect_left(times_s, now_s, 1)
+        else:
+            repeats = bisect_left(times_s, now_s) + 1
+        if repeats < len(times_s) - 1:
+            del times_s[repeats + 1 :]
+            self._schedule()
+
+    def _woken(self, event: simpy.Event) -> None:
+        if event is self._wake:
+            self._wake = None
+            self._run(self.clock.now)
+
+    def _run(self, now_s: float) -> None:
+        flights = self._flights
+        while True:
+            if flights and flights[0].times_s[-1] <= now_s:
+                self._commit(flights.popleft())
+            elif not self._stalled and self._may_plan(now_s):
+                self._plan(now_s)
+            else:
+                break
+        self._schedule()
+
+    def _may_plan(self, now_s: float) -> bool:
+        flights = self._flights
+        if not flights:
+            return self.engine.busy or self._ask_for_work()
+        return len(flights) < self._depth and flights[-1].times_s[-2] <= now_s
+
+    def _ask_for_work(self) -> bool:
+        self._observer.idle(self)
+        return self.engine.busy
+
+    def _plan(self, now_s: float) -> None:
+        flights = self._flights
+        start_s = now_s
+        if flights:
+            last = flights[-1]
+            if not last.sealed:
+                self._seal(last)
+            start_s = last.times_s[-1]
+        self._observer.before_plan(self)
+        batch = self.engine.plan(now_s)
+        self._observer.planned(self, batch)
+        if not batch:
+            self._stalled = True
+            if not flights and self.engine.wake_s is None:
+                head = next(iter(self.engine.waiting), None)
+                raise NoProgress(f"at {now_s:.6f} s the policy computes nothing and nothing is running; first waits {head}")
+            return
+        if batch.repeats > 1 and self._last_step_s > 0.0:
+            # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.
+            ahead = (self.clock.peek() - start_s) / self._last_step_s
+            if 1.25 * ahead + 8 < batch.repeats:
+                batch.repeats = max(1, int(1.25 * ahead + 8))
+        result = self.executor.execute(batch)
+        self._last_step_s = result.seconds[0]
+        flights.append(Flight(batch, result, start_s))
+
+    def _seal(self, flight: Flight) -> None:
+        self.engine.seal(flight.batch, len(flight.times_s) - 1)
+        flight.sealed = True
+        self._observer.sealed(self, flight)
+
+    def _commit(self, flight: Flight) -> None:
+        if not flight.sealed:
+            self._seal(flight)
+        self._stalled = False
+        finished = self.engine.commit(flight.batch, flight.times_s[-1])
+        self._observer.committed(self, flight)
+        for req in finished:
+            self._on_finish(req)
+
+    def _schedule(self) -> None:
+        flights = self._flights
+        if flights:
+            due_s = flights[0].times_s[-1]
+            if not self._stalled and len(flights) < self._depth:
+                due_s = min(due_s, flights[-1].times_s[-2])
+            self._wake_at(due_s)
+        elif self._stalled:
+            self._stalled = False
+            if self.engine.wake_s is not None:
+                self._wake_at(self.engine.wake_s)
+
+    def _wake_at(self, time_s: float) -> None:
+        if self._wake is not None and self._wake_s == time_s:
+            return
+        self._wake_s = time_s
+        self._wake = self.clock.call_at(time_s, self._woken)

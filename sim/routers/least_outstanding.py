@@ -1,0 +1,13 @@
+"""The replica with the fewest unfinished requests; among equals, the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.replica import Replica
+from sim.request import Request
+
+
+class LeastOutstanding:
+    def __call__(self, req: Request, replicas: Sequence[Replica]) -> Replica:
+        return min(replicas, key=lambda replica: replica.outstanding)

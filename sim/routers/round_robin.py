@@ -1,0 +1,17 @@
+"""Replicas in turn, whatever their load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.replica import Replica
+from sim.request import Request
+
+
+class RoundRobin:
+    def __init__(self) -> None:
+        self._sent = 0
+
+    def __call__(self, req: Request, replicas: Sequence[Replica]) -> Replica:
+        self._sent += 1
+        return replicas[(self._sent - 1) % len(replicas)]

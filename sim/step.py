@@ -1,0 +1,209 @@
+"""What a policy sees of one step: the queues, the budget, and two verbs, `grant` and `evict`. It is shown no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sim.batch import Entry
+from sim.request import Request
+
+if TYPE_CHECKING:
+    from sim.engine import Engine
+    from sim.queues import WaitingQueue
+
+
+class Policy(Protocol):
+    """Decides what each step computes: a function of a `Step`, or an object where it must remember something.
+
+    An object may also have these attributes, each optional:
+    `queue_key(request)`: the order of the waiting queue (default: arrival, preempted requests first);
+    `victim(running)`: whom to preempt when the KV cache is full (default: the newest of the running list);
+    `holds_finished`: True keeps the seat and the memory of a finished request until no request runs;
+    `every_step`: True where the decision depends on the time or on counters, so that no step may be repeated unasked;
+    `async_by_default`: True where the next step is planned while the current one runs, unless the user says otherwise.
+    """
+
+    def __call__(self, step: Step) -> None: ...
+
+
+class Step:
+    """One scheduling decision in the making. Each verb takes effect at once; a refused verb changes nothing."""
+
+    __slots__ = (
+        "_engine",
+        "_victim",
+        "advanced",
+        "budget_tokens",
+        "entries",
+        "evicted",
+        "now_s",
+        "padded",
+        "tokens_left",
+        "wake_s",
+    )
+
+    def __init__(self, engine: Engine, victim: Callable[[Collection[Request]], Request] | None) -> None:
+        self._engine = engine
+        self._victim = victim or _newest
+        self.budget_tokens = engine.limits.max_num_batched_tokens
+        self.begin(0.0)
+
+    def begin(self, now_s: float) -> None:
+        """Forget the last decision."""
+        self.now_s = now_s
+        self.tokens_left = self.budget_tokens
+        self.entries: list[Entry] = []
+        self.evicted: list[Request] = []
+        self.advanced = False
+        self.padded: tuple[int, int] | None = None
+        self.wake_s: float | None = None
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
+        return self._engine.waiting
+
+    @property
+    def running(self) -> list[Request]:
+        """Admitted requests with tokens to compute, in admission order. Prefer `running_count` where it will do:
+        this gives each request its own counters back, which costs time for each."""
+        self._engine.scatter()
+        return list(self._engine.loose)
+
+    @property
+    def running_count(self) -> int:
+        return len(self._engine.running)
+
+    @property
+    def seats_left(self) -> int:
+        engine = self._engine
+        return engine.limits.max_num_seqs - len(engine.running) - len(engine.held)
+
+    @property
+    def prefilling(self) -> bool:
+        """Does a running request still have more than one token to compute?"""
+        return bool(self._engine.loose)
+
+    def computed(self, req: Request) -> int:
+        """KV tokens that the request has by now, this step's included."""
+        lockstep = self._engine.lockstep
+        return lockstep.computed(req) if req in lockstep else req.computed
+
+    def grant(self, req: Request, most: int = 0, *, whole: bool = False) -> int:
+        """Compute up to `most` more tokens of a request in this step (0: as many as the budget allows).
+
+        A waiting request is admitted by its first grant. `whole` takes all its pending tokens or none; only the
+        first grant of a step may be cut by the budget, else a prompt above the budget could never run.
+
+        Returns:
+            The tokens granted; 0 where budget, seats or memory refused, and then nothing changed.
+        """
+        if req.seq < 0:
+            return self._admit(req, most, whole)
+        engine = self._engine
+        if req in engine.lockstep:
+            engine.scatter()
+        tokens = self._cut(req.pending, most, whole)
+        return tokens if tokens and self._grow(req, tokens) else 0
+
+    def evict(self, req: Request) -> None:
+        """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included."""
+        engine = self._engine
+        if req in engine.lockstep:
+            engine.leave_lockstep(req)
+            if self.advanced:
+                req.computed -= 1
+                req.known -= 1
+                self.tokens_left += 1
+        else:
+            if req in engine.loose:
+                engine.loose.remove(req)
+            for at, entry in enumerate(self.entries):
+                if entry.request is req:
+                    req.computed = entry.past
+                    self.tokens_left += entry.tokens
+                    del self.entries[at]
+                    break
+        engine.preempt(req)
+        self.evicted.append(req)
+
+    def advance_running(self, most: int = 0) -> None:
+        """Serve the running list in admission order, at most `most` tokens each (0: no such limit).
+
+        Where memory runs out the policy's victim is preempted, again and again, until the asker fits or is itself
+        the victim, which ends the serving (vLLM V1, `Scheduler.schedule`). A request may get nothing when the
+        budget is gone.
+        """
+        engine = self._engine
+        if engine.can_advance_lockstep(self.tokens_left):
+            self.tokens_left -= engine.advance_lockstep()
+            self.advanced = True
+        else:
+            engine.scatter()
+        for req in tuple(engine.loose):
+            if self.tokens_left <= 0:
+                break
+            if req in self.evicted:
+                continue
+            tokens = self._cut(req.pending, most, whole=False)
+            while tokens and not self._grow(req, tokens):
+                victim = self._victim(engine.running)
+                self.evict(victim)
+                if victim is req:
+                    return
+
+    def pad(self, rows: int, context_tokens: int) -> None:
+        """Say that the step computes `rows` equal rows, whoever of them is still alive (static batching).
+
+        `context_tokens` is the padded KV length of each row after this step.
+        """
+        self.padded = (rows, context_tokens)
+
+    def wake_at(self, time_s: float) -> None:
+        """Ask to be called again at that time where nothing else happens before."""
+        self.wake_s = time_s if self.wake_s is None else min(self.wake_s, time_s)
+
+    def _grow(self, req: Request, tokens: int) -> bool:
+        if not self._engine.allocator.grow(req, tokens):
+            return False
+        self._enter(req, tokens)
+        return True
+
+    def _cut(self, pending: int, most: int, whole: bool) -> int:
+        tokens = min(pending, most) if most else pending
+        if tokens <= self.tokens_left:
+            return tokens
+        if whole and (self.entries or self.advanced):
+            return 0
+        return self.tokens_left if self._engine.limits.chunked_prefill else 0
+
+    def _admit(self, req: Request, most: int, whole: bool) -> int:
+        engine = self._engine
+        if self.tokens_left <= 0 or self.seats_left <= 0:
+            return 0
+        hit = engine.allocator.match(req)
+        tokens = self._cut(req.known - hit, most, whole)
+        if tokens <= 0:
+            return 0
+        req.computed = hit
+        if not engine.allocator.admit(req, tokens):
+            req.computed = 0
+            return 0
+        engine.enter(req, hit, self.now_s)
+        self._enter(req, tokens)
+        return tokens
+
+    def _enter(self, req: Request, tokens: int) -> None:
+        self.entries.append(Entry(req, tokens, req.computed))
+        req.computed += tokens
+        self.tokens_left -= tokens
+
+
+def _newest(running: Collection[Request]) -> Request:
+    return next(reversed(running))  # type: ignore[call-overload,no-any-return]
+
+
+def in_order(requests: Iterable[Request], key: Callable[[Request], Any]) -> Iterator[Request]:
+    """The requests by `key`, ties by arrival and id."""
+    return iter(sorted(requests, key=lambda req: (key(req), req.arrival_s, req.id)))
