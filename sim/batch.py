@@ -26,6 +26,9 @@ class Shape(NamedTuple):
     """KV bytes moved between device and host."""
 
 
+NOTHING = Shape()
+
+
 class Entry(NamedTuple):
     """One request's share of one step: `tokens` more, on top of `past` tokens computed before."""
 
@@ -42,6 +45,7 @@ class Batch:
     """
 
     __slots__ = (
+        "empty",
         "entries",
         "evicted",
         "finishing",
@@ -56,22 +60,22 @@ class Batch:
         "waiting",
     )
 
-    def __init__(self, first_step: int, planned_s: float) -> None:
+    def __init__(
+        self, first_step: int, planned_s: float, entries: list[Entry], lockstep: int, evicted: list[Request]
+    ) -> None:
         self.first_step = first_step
         self.planned_s = planned_s
+        self.entries = entries
+        self.lockstep = lockstep
+        self.evicted = evicted
+        self.empty = not entries and not lockstep
         self.repeats = 1
-        self.entries: list[Entry] = []
-        self.lockstep = 0
-        self.shape = Shape()
+        self.shape = NOTHING
         self.padding_tokens = 0
-        self.evicted: list[Request] = []
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
         self.running = 0
         self.waiting = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.entries) or self.lockstep > 0
 
     @property
     def tokens(self) -> int:

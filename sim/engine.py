@@ -119,21 +119,26 @@ class Engine:
         step = self._step
         step.begin(now_s)
         self.policy(step)
-        if self.lockstep and not step.advanced:
+        if self.lockstep.count and not step.advanced:
             self.scatter()
-        batch = Batch(self.next_step, now_s)
-        batch.evicted = step.evicted
-        batch.entries = step.entries
-        batch.lockstep = len(self.lockstep) if step.advanced else 0
+        lockstep = self.lockstep
+        batch = Batch(
+            self.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted
+        )
         self.wake_s = step.wake_s
-        if batch:
+        if not batch.empty:
             self.next_step += 1
-            batch.shape = _shape(batch, self.lockstep.context_tokens, step.padded)
             if step.padded:
+                batch.shape = _padded_shape(batch, *step.padded)
                 batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
+            elif step.entries:
+                batch.shape = _shape(batch, lockstep.context_tokens)
+            else:
+                batch.shape = Shape((), lockstep.count, lockstep.context_tokens)
             if not step.entries and self._repeatable:
                 batch.repeats = self._repeats(step)
-        self._settle(batch)
+        if step.entries or self.loose:
+            self._settle(batch)
         batch.running = len(self.running)
         batch.waiting = len(self.waiting)
         return batch
@@ -144,7 +149,7 @@ class Engine:
         if not batch.lockstep:
             return
         more = repeats - 1
-        if more:
+        if more > 0:
             if self._grouped is not None:
                 self._grouped.advance(self.lockstep.tick, more)
             self.lockstep.tick += more
@@ -216,7 +221,7 @@ class Engine:
     def can_advance_lockstep(self, tokens_left: int) -> bool:
         """May all decoding requests take their token first, as serving the running list in order would have it?"""
         lockstep = self.lockstep
-        if not lockstep or len(lockstep) > tokens_left or self._grouped is None:
+        if not lockstep.count or lockstep.count > tokens_left or self._grouped is None:
             return False
         if self.loose and self.loose[0].seq < lockstep.last_seq:
             return False
@@ -227,11 +232,11 @@ class Engine:
         if self._grouped is not None:
             self._grouped.advance(self.lockstep.tick, 1)
         self.lockstep.tick += 1
-        return len(self.lockstep)
+        return self.lockstep.count
 
     def scatter(self) -> None:
         """Give every lockstep member its own counters, so that each can be served or refused by itself."""
-        if self.lockstep:
+        if self.lockstep.count:
             for req in tuple(self.lockstep):
                 self.leave_lockstep(req)
             self.loose = [req for req in self.running if not req.drained]
@@ -272,8 +277,6 @@ class Engine:
                     batch.first_tokens.append(req)
                 if req.generated == req.output_tokens:
                     self._drain(req, batch)
-        if not self.loose:
-            return
         still_loose = []
         for req in self.loose:
             if req.drained:
@@ -298,15 +301,7 @@ class Engine:
         batch.finishing.append(req)
 
 
-def _shape(batch: Batch, lockstep_context: int, padded: tuple[int, int] | None) -> Shape:
-    if padded:
-        rows, context = padded
-        longest = max((entry.tokens for entry in batch.entries), default=0)
-        if longest > 1:
-            return Shape(((longest, context - longest),) * rows)
-        return Shape((), rows, rows * context)
-    if not batch.entries:
-        return Shape((), batch.lockstep, lockstep_context)
+def _shape(batch: Batch, lockstep_context: int) -> Shape:
     prefills: list[tuple[int, int]] = []
     decodes, context = batch.lockstep, lockstep_context if batch.lockstep else 0
     for _, tokens, past in batch.entries:
@@ -316,6 +311,13 @@ def _shape(batch: Batch, lockstep_context: int, padded: tuple[int, int] | None) 
         else:
             prefills.append((tokens, past))
     return Shape(tuple(prefills), decodes, context)
+
+
+def _padded_shape(batch: Batch, rows: int, context_tokens: int) -> Shape:
+    longest = max((entry.tokens for entry in batch.entries), default=0)
+    if longest > 1:
+        return Shape(((longest, context_tokens - longest),) * rows)
+    return Shape((), rows, rows * context_tokens)
 
 
 def _computed_tokens(shape: Shape) -> int:

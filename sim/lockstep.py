@@ -14,17 +14,15 @@ from sim.request import Request
 class Lockstep:
     """Requests past their prompt that each compute one token per step until they drain or are scattered."""
 
-    __slots__ = ("_drains", "_members", "base_sum", "last_seq", "tick")
+    __slots__ = ("_drains", "_members", "base_sum", "count", "last_seq", "tick")
 
     def __init__(self) -> None:
         self.tick = 0
+        self.count = 0
         self.base_sum = 0
         self.last_seq = -1
         self._members: dict[Request, None] = {}
         self._drains: list[tuple[int, int, Request]] = []
-
-    def __len__(self) -> int:
-        return len(self._members)
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._members)
@@ -35,7 +33,7 @@ class Lockstep:
     @property
     def context_tokens(self) -> int:
         """Sum of the members' computed tokens: after a step, what that step attended."""
-        return self.base_sum + len(self._members) * self.tick
+        return self.base_sum + self.count * self.tick
 
     def computed(self, req: Request) -> int:
         """KV tokens of one member."""
@@ -47,6 +45,7 @@ class Lockstep:
         req.drain_tick = self.tick + req.output_tokens - req.generated
         self.base_sum += req.base
         self._members[req] = None
+        self.count += 1
         if req.seq > self.last_seq:
             self.last_seq = req.seq
         heappush(self._drains, (req.drain_tick, req.seq, req))
@@ -54,11 +53,12 @@ class Lockstep:
     def leave(self, req: Request) -> None:
         """Give a member its own counters back."""
         del self._members[req]
+        self.count -= 1
         self.base_sum -= req.base
         req.computed = req.base + self.tick
         req.known = req.computed + 1
         req.drain_tick = -1
-        if not self._members:
+        if not self.count:
             self.last_seq = -1
             self._drains.clear()
 
@@ -71,7 +71,10 @@ class Lockstep:
 
     def drained(self) -> list[Request]:
         """Remove and return, in admission order, the members that sampled their last token at this tick."""
-        drains, done = self._drains, []
+        drains = self._drains
+        if not drains or drains[0][0] > self.tick:
+            return []
+        done = []
         while drains and drains[0][0] <= self.tick:
             tick, _, req = heappop(drains)
             if req.drain_tick == tick and req in self._members:

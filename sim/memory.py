@@ -15,10 +15,14 @@ NULL_BLOCK = 0
 
 @dataclass(frozen=True, slots=True)
 class KvPool:
-    """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`."""
+    """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`.
+
+    `max_request_tokens` is the longest that any request may become; 0 where nothing limits it but the memory.
+    """
 
     blocks: int
     block_tokens: int = 16
+    max_request_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
@@ -58,7 +62,7 @@ class Allocator(Protocol):
         ...
 
     def refusal(self, req: Request) -> str | None:
-        """Why this request could not be served even alone, or None."""
+        """Why this request could not be served even alone, or None. Whoever fits, shorter requests fit too."""
         ...
 
     def match(self, req: Request) -> int:

@@ -53,9 +53,9 @@ class StepLog(Observer):
         batch, times_s, result = flight.batch, flight.times_s, flight.result
         self.step_end_s[replica.index].extend(times_s[1:])
         repeats = batch.repeats
-        shape = batch.shape
+        prefills, decodes, context = batch.shape[:3]
         new = past = 0
-        for tokens, before in shape.prefills:
+        for tokens, before in prefills:
             new += tokens
             past += before
         device_s = result.device_s
@@ -66,11 +66,11 @@ class StepLog(Observer):
                 repeats,
                 times_s[0],
                 times_s[-1],
-                len(shape.prefills),
+                len(prefills),
                 new,
                 past,
-                shape.decodes,
-                shape.decode_context,
+                decodes,
+                context,
                 batch.padding_tokens,
                 sum(device_s) if len(device_s) == repeats else sum(device_s[:repeats]),
                 result.host_s * repeats,

@@ -51,7 +51,10 @@ class Flight:
     def __init__(self, batch: Batch, result: StepResult, start_s: float) -> None:
         self.batch = batch
         self.result = result
-        self.times_s = list(accumulate(result.seconds, initial=start_s))
+        if batch.repeats == 1:
+            self.times_s = [start_s, start_s + result.seconds[0]]
+        else:
+            self.times_s = list(accumulate(result.seconds, initial=start_s))
         self.sealed = False
 
 
@@ -130,7 +133,8 @@ class Replica:
             repeats = bisect_left(times_s, now_s) + 1
         if repeats < len(times_s) - 1:
             del times_s[repeats + 1 :]
-            self._schedule()
+            if len(self._flights) == 1:
+                self._wake_at(times_s[-self._depth])
 
     def _woken(self, event: simpy.Event) -> None:
         if event is self._wake:
@@ -138,48 +142,56 @@ class Replica:
             self._run(self.clock.now)
 
     def _run(self, now_s: float) -> None:
+        """Commit and plan all that is due now, then sleep until something will be."""
         flights = self._flights
         while True:
-            if flights and flights[0].times_s[-1] <= now_s:
-                self._commit(flights.popleft())
-            elif not self._stalled and self._may_plan(now_s):
+            if flights:
+                due_s = flights[0].times_s[-1]
+                if due_s <= now_s:
+                    self._commit(flights.popleft())
+                    continue
+                if not self._stalled and len(flights) < self._depth:
+                    plan_s = flights[-1].times_s[-2]
+                    if plan_s <= now_s:
+                        self._plan(now_s)
+                        continue
+                    due_s = min(due_s, plan_s)
+                self._wake_at(due_s)
+            elif self._stalled:
+                self._stalled = False
+                if self.engine.wake_s is not None:
+                    self._wake_at(self.engine.wake_s)
+            elif self.engine.busy or self._ask_for_work():
                 self._plan(now_s)
-            else:
-                break
-        self._schedule()
-
-    def _may_plan(self, now_s: float) -> bool:
-        flights = self._flights
-        if not flights:
-            return self.engine.busy or self._ask_for_work()
-        return len(flights) < self._depth and flights[-1].times_s[-2] <= now_s
+                continue
+            return
 
     def _ask_for_work(self) -> bool:
         self._observer.idle(self)
         return self.engine.busy
 
     def _plan(self, now_s: float) -> None:
-        flights = self._flights
+        flights, observer = self._flights, self._observer
         start_s = now_s
         if flights:
             last = flights[-1]
             if not last.sealed:
                 self._seal(last)
             start_s = last.times_s[-1]
-        self._observer.before_plan(self)
+        observer.before_plan(self)
         batch = self.engine.plan(now_s)
-        self._observer.planned(self, batch)
-        if not batch:
+        observer.planned(self, batch)
+        if batch.empty:
             self._stalled = True
             if not flights and self.engine.wake_s is None:
                 head = next(iter(self.engine.waiting), None)
-                raise NoProgress(f"at {now_s:.6f} s the policy computes nothing and nothing is running; first waits {head}")
+                raise NoProgress(f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}")
             return
-        if batch.repeats > 1 and self._last_step_s > 0.0:
+        if batch.repeats > 8 and self._last_step_s > 0.0:
             # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.
-            ahead = (self.clock.peek() - start_s) / self._last_step_s
-            if 1.25 * ahead + 8 < batch.repeats:
-                batch.repeats = max(1, int(1.25 * ahead + 8))
+            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 8
+            if ahead < batch.repeats:
+                batch.repeats = int(ahead)
         result = self.executor.execute(batch)
         self._last_step_s = result.seconds[0]
         flights.append(Flight(batch, result, start_s))
@@ -197,18 +209,6 @@ class Replica:
         self._observer.committed(self, flight)
         for req in finished:
             self._on_finish(req)
-
-    def _schedule(self) -> None:
-        flights = self._flights
-        if flights:
-            due_s = flights[0].times_s[-1]
-            if not self._stalled and len(flights) < self._depth:
-                due_s = min(due_s, flights[-1].times_s[-2])
-            self._wake_at(due_s)
-        elif self._stalled:
-            self._stalled = False
-            if self.engine.wake_s is not None:
-                self._wake_at(self.engine.wake_s)
 
     def _wake_at(self, time_s: float) -> None:
         if self._wake is not None and self._wake_s == time_s:

@@ -220,10 +220,10 @@ class _Recorder(Observer):
         }
         self._index += 1
         self.steps.append(step)
-        if batch:
+        if not batch.empty:
             self._open[batch.first_step] = step
         self._close_empty()
-        if not batch:
+        if batch.empty:
             self._empty = step
 
     def committed(self, replica: Replica, flight: Flight) -> None:

@@ -52,6 +52,7 @@ class Paged:
         self._watermark_blocks = int(watermark * pool.blocks)
         self._free = FreeQueue(range(1, pool.blocks + 1))
         self._overhang_tokens = 0
+        self._joined = 0
         self._phases: list[list[Request]] = [[] for _ in range(pool.block_tokens)]
 
     @property
@@ -92,10 +93,11 @@ class Paged:
         return req.blocks
 
     def usage(self, computed_tokens: int) -> Usage:
-        free = len(self._free) * self.pool.block_tokens
-        held = self.pool.tokens - free
+        block_tokens = self.pool.block_tokens
+        free = len(self._free) * block_tokens
         internal = self._overhang_tokens
-        return Usage(computed_tokens, held - computed_tokens - internal, internal, 0, free)
+        reserved = self.pool.blocks * block_tokens - free - computed_tokens - internal
+        return Usage(computed_tokens, reserved, internal, 0, free)
 
     def _overhang(self, req: Request) -> int:
         return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
@@ -111,39 +113,40 @@ class Paged:
         else:
             insort(phase, req, key=_admission)
         req.phase = phase
+        self._joined += 1
 
     def leave(self, req: Request) -> None:
         req.phase.remove(req)
+        self._joined -= 1
 
     def headroom(self, tick: int, limit: int) -> int:
         phases, size = self._phases, self.pool.block_tokens
-        free = len(self._free)
-        per_round = sum(map(len, phases))
-        if per_round == 0:
+        left = len(self._free)
+        if left >= self._joined * (limit // size + 1):
             return limit
-        rounds = free // per_round
-        if rounds * size >= limit:
-            return limit
-        left = free - rounds * per_round
+        rounds = left // self._joined
+        left -= rounds * self._joined
         steps = rounds * size
         while steps < limit:
             left -= len(phases[(tick + steps) % size])
             if left < 0:
                 break
             steps += 1
-        return steps
+        return min(steps, limit)
 
     def advance(self, tick: int, steps: int) -> None:
         phases, size = self._phases, self.pool.block_tokens
-        for at in range(tick, tick + steps):
-            phase = phases[at % size]
-            if phase:
-                for req, block in zip(phase, self._free.take(len(phase)), strict=True):
-                    blocks = req.blocks
-                    blocks.append(block)
-                    over = len(blocks) * size - req.final_kv_tokens
-                    if over > 0:
-                        self._overhang_tokens += over
+        if steps == 1:
+            crossing = phases[tick % size]
+        else:
+            crossing = [req for at in range(tick, tick + steps) for req in phases[at % size]]
+        if crossing:
+            for req, block in zip(crossing, self._free.take(len(crossing)), strict=True):
+                blocks = req.blocks
+                blocks.append(block)
+                over = len(blocks) * size - req.final_kv_tokens
+                if over > 0:
+                    self._overhang_tokens += over
 
 
 def _admission(req: Request) -> int:

@@ -1,0 +1,125 @@
+"""One run of consecutive blocks per request, reserved at admission: how KV memory was held before paging.
+
+The three ways to size a reservation are those that the vLLM paper compares with (Kwon et al. 2023, section 6.1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+from sim.memory import KvPool, Usage
+from sim.request import Request
+from traces.schema import InputError
+
+
+class Contiguous:
+    """Reserves a request's whole KV at admission, in one piece of a real address space with real holes.
+
+    Args:
+        reserve: "max" reserves the model's maximum length for everybody; "pow2" the prompt and the output rounded up
+            to a power of two; "oracle" exactly what the request will use. The last two know the output's length
+            beforehand, which no real system does.
+        fit: "first" takes the lowest hole that is large enough, "best" the smallest.
+    """
+
+    def __init__(self, pool: KvPool, *, reserve: str = "max", fit: str = "first") -> None:
+        if reserve not in ("max", "pow2", "oracle"):
+            raise InputError(f"allocator.reserve is {reserve!r}; contiguous knows max, pow2 and oracle")
+        if fit not in ("first", "best"):
+            raise InputError(f"allocator.fit is {fit!r}; contiguous knows first and best")
+        if reserve == "max" and pool.max_request_tokens < 1:
+            raise InputError("the contiguous-max allocator reserves engine.max_model_len tokens; set it")
+        self.pool = pool
+        self._reserve = reserve
+        self._best = fit == "best"
+        self._holes: list[tuple[int, int]] = [(1, pool.blocks)]
+        self._runs: dict[Request, range] = {}
+        self._free = pool.blocks
+        self._final_tokens = 0
+        self._refused_blocks = 0
+
+    @property
+    def free_blocks(self) -> int:
+        return self._free
+
+    def refusal(self, req: Request) -> str | None:
+        need = self._need(req)
+        if need > self.pool.blocks:
+            return f"its reservation is {need} KV blocks and the cache has {self.pool.blocks}"
+        if req.final_kv_tokens > need * self.pool.block_tokens:
+            return f"its {req.final_kv_tokens} KV tokens exceed the reservation of {self.pool.max_request_tokens}"
+        return None
+
+    def match(self, req: Request) -> int:
+        return 0
+
+    def admit(self, req: Request, tokens: int) -> bool:
+        need = self._need(req)
+        fitting = [hole for hole in self._holes if hole[1] >= need]
+        if not fitting:
+            self._refused_blocks = need
+            return False
+        hole = min(fitting, key=lambda hole: hole[1]) if self._best else fitting[0]
+        at = bisect_left(self._holes, hole)
+        if hole[1] == need:
+            del self._holes[at]
+        else:
+            self._holes[at] = (hole[0] + need, hole[1] - need)
+        self._runs[req] = range(hole[0], hole[0] + need)
+        self._free -= need
+        self._final_tokens += req.final_kv_tokens
+        self._refused_blocks = 0
+        return True
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        return True
+
+    def release(self, req: Request) -> None:
+        run = self._runs.pop(req)
+        self._free += len(run)
+        self._final_tokens -= req.final_kv_tokens
+        start, length = run.start, len(run)
+        at = bisect_left(self._holes, (start, 0))
+        if at < len(self._holes) and self._holes[at][0] == start + length:
+            length += self._holes.pop(at)[1]
+        if at and sum(self._holes[at - 1]) == start:
+            start, before = self._holes.pop(at - 1)
+            length += before
+        insort(self._holes, (start, length))
+
+    def table(self, req: Request) -> Sequence[int]:
+        return self._runs[req]
+
+    def usage(self, computed_tokens: int) -> Usage:
+        block_tokens = self.pool.block_tokens
+        held = (self.pool.blocks - self._free) * block_tokens
+        external = sum(length for _, length in self._holes if length < self._refused_blocks) * block_tokens
+        return Usage(
+            computed_tokens,
+            self._final_tokens - computed_tokens,
+            held - self._final_tokens,
+            external,
+            self._free * block_tokens - external,
+        )
+
+    def join(self, req: Request, tick: int) -> None:
+        pass
+
+    def leave(self, req: Request) -> None:
+        pass
+
+    def headroom(self, tick: int, limit: int) -> int:
+        return limit
+
+    def advance(self, tick: int, steps: int) -> None:
+        pass
+
+    def _need(self, req: Request) -> int:
+        if self._reserve == "max":
+            tokens = self.pool.max_request_tokens
+        elif self._reserve == "pow2":
+            tokens = req.prompt_tokens + (1 << (req.output_tokens - 1).bit_length())
+        else:
+            tokens = req.final_kv_tokens
+        return self.pool.blocks_for(tokens)

@@ -1,0 +1,256 @@
+"""What a run is told: TOML and `key=value` settings become a few small dataclasses, strictly. It runs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import tomli_w
+
+from traces.schema import InputError
+
+_SHORT = {
+    "trace": "workload.trace",
+    "policy": "policy.name",
+    "allocator": "allocator.name",
+    "router": "router.name",
+    "profile": "cost.profile",
+}
+"""Keys that may be written without their section."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSettings:
+    """Which requests come, and when.
+
+    `rate` sets the mean arrival rate in requests per second: a trace's own times are stretched to it, and a trace
+    without times gets Poisson arrivals. `rate_scale` multiplies the trace's rate instead. `concurrency` replaces
+    arrival times by a closed loop of so many users. With `sessions` a turn starts after the answer before it plus
+    the think time; without, at its recorded time.
+    """
+
+    trace: str = ""
+    format: str = ""
+    limit: int = 0
+    rate: float = 0.0
+    rate_scale: float = 1.0
+    concurrency: int = 0
+    sessions: bool = True
+    side: str = "both"
+    tokenizer: str = ""
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "rate", "concurrency"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"workload.{name} is {getattr(self, name)}; it must be at least 0 (0: not set)")
+        if not self.rate_scale > 0:
+            raise InputError(f"workload.rate_scale is {self.rate_scale}; it must be above 0")
+        if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
+            raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Limits of a step, named as in vLLM.
+
+    `max_model_len` 0 takes the model's own. `async_scheduling` plans a step while the last one runs; "auto" leaves
+    it to the policy.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 0
+    chunked_prefill: bool = True
+    async_scheduling: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.async_scheduling, bool) and self.async_scheduling != "auto":
+            raise InputError(
+                f"engine.async_scheduling is {self.async_scheduling!r}; it must be true, false or \"auto\""
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class KvSettings:
+    """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations."""
+
+    blocks: int = 0
+    block_tokens: int = 16
+    gpu_memory_utilization: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.blocks < 0:
+            raise InputError(f"kv.blocks is {self.blocks}; it must be at least 0 (0: derived from the memory)")
+        if self.block_tokens < 1:
+            raise InputError(f"kv.block_tokens is {self.block_tokens}; it must be at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InputError(
+                f"kv.gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something found by name, with parameters of its own."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CostSettings:
+    """Where the seconds come from; `efficiency` overrides constants of the roofline by name."""
+
+    profile: str = "roofline"
+    efficiency: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """All that a run depends on. The same scenario gives the same bytes."""
+
+    model: str = "llama-3.1-8b"
+    gpu: str = "h100"
+    tp: int = 1
+    replicas: int = 1
+    seed: int = 0
+    slo: str = ""
+    workload: WorkloadSettings = field(default_factory=WorkloadSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    kv: KvSettings = field(default_factory=KvSettings)
+    policy: Part = field(default_factory=lambda: Part("chunked"))
+    allocator: Part = field(default_factory=lambda: Part("paged"))
+    router: Part = field(default_factory=lambda: Part("round-robin"))
+    cost: CostSettings = field(default_factory=CostSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "replicas"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; it must be at least 0")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The settings in a TOML file, as nested tables.
+
+    Raises:
+        InputError: no such file, or it is not TOML; the sentence names file and line.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read scenario {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"scenario {path} is not TOML: {error}") from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`section.key=value` as (key, value); a value that is no TOML literal is taken as text.
+
+    Raises:
+        InputError: there is no `=`, or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {text!r}: expected section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Scenario:
+    """A scenario from nested tables and dotted settings, which win.
+
+    Raises:
+        InputError: an unknown key or a value of the wrong type; the sentence lists the known keys.
+    """
+    merged: dict[str, Any] = {}
+    for key, value in tables.items():
+        _put(merged, key, value)
+    for key, value in (settings or {}).items():
+        _put(merged, key, value)
+    return _make(Scenario, merged, "")  # type: ignore[no-any-return]
+
+
+def dump(scenario: Scenario) -> str:
+    """The scenario as TOML that `read` and `build` turn back into it."""
+    return tomli_w.dumps(as_tables(scenario))
+
+
+def as_tables(scenario: Scenario) -> dict[str, Any]:
+    """The scenario as nested tables, every setting spelled out."""
+    tables: dict[str, Any] = {}
+    for entry in dataclasses.fields(scenario):
+        value = getattr(scenario, entry.name)
+        if isinstance(value, Part):
+            value = {"name": value.name, **value.parameters}
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        tables[entry.name] = value
+    return tables
+
+
+def _put(tables: dict[str, Any], key: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        key = _SHORT.get(key, key)
+    elif "." not in key:
+        inner = tables.setdefault(key, {})
+        for name, one in value.items():
+            inner[name] = one
+        return
+    *path, last = key.split(".")
+    for part in path:
+        inner = tables.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"setting {key!r}: {part!r} is a value, not a section")
+        tables = inner
+    tables[last] = value
+
+
+def _make(target: type, tables: Mapping[str, Any], where: str) -> Any:
+    if target is Part:
+        return _part(tables, where)
+    hints = get_type_hints(target)
+    made: dict[str, Any] = {}
+    for key, value in tables.items():
+        label = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise InputError(f"unknown setting {label!r}; {where or 'a scenario'} has {', '.join(hints)}")
+        made[key] = _value(hints[key], value, label)
+    return target(**made)
+
+
+def _part(tables: Mapping[str, Any], where: str) -> Part:
+    defaults = {"policy": "chunked", "allocator": "paged", "router": "round-robin"}
+    parameters = dict(tables)
+    name = parameters.pop("name", defaults[where])
+    if not isinstance(name, str):
+        raise InputError(f"{where}.name is {name!r}; it must be a text")
+    return Part(name, parameters)
+
+
+def _value(kind: Any, value: Any, label: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{label} is {value!r}; it must be a section")
+        return _make(kind, value, label)  # type: ignore[arg-type]
+    if isinstance(kind, UnionType):
+        if any(type(value) is one for one in get_args(kind)):
+            return value
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif isinstance(kind, type) and type(value) is kind:
+        return value
+    elif not isinstance(kind, type) and isinstance(value, Mapping):
+        return {key: _value(get_args(kind)[1], one, f"{label}.{key}") for key, one in value.items()}
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise InputError(f"{label} is {value!r}; it must be of type {name}")
