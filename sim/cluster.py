@@ -95,7 +95,9 @@ class Source:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
                 self._clock.call_at(
-                    self._clock.now + think_s, lambda event, index=index: self._send(index), first=True  # type: ignore[misc]
+                    self._clock.now + think_s,
+                    lambda event, index=index: self._send(index),
+                    first=True,  # type: ignore[misc]
                 )
         elif self._concurrency:
             self._clock.call_at(self._clock.now, lambda event: self._send_next_root(), first=True)

@@ -17,6 +17,7 @@ from sim.request import Request
 from sim.step import Policy, Step
 from traces.schema import InputError
 
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one step may hold; the names are vLLM's.
@@ -122,9 +123,7 @@ class Engine:
         if self.lockstep.count and not step.advanced:
             self.scatter()
         lockstep = self.lockstep
-        batch = Batch(
-            self.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted
-        )
+        batch = Batch(self.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
         self.wake_s = step.wake_s
         if not batch.empty:
             self.next_step += 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
@@ -34,8 +36,7 @@ def load(package: str, name: str) -> Callable[..., Any]:
     if any(module.name == stem for module in pkgutil.iter_modules(folder.__path__)):
         module = importlib.import_module(f"{package}.{stem}")
         camel = "".join(part.capitalize() for part in stem.split("_"))
-        found = getattr(module, camel, None) or getattr(module, stem)
-        return found  # type: ignore[no-any-return]
+        return getattr(module, camel, None) or getattr(module, stem)  # type: ignore[no-any-return]
     for point in _entry_points(package):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
@@ -45,14 +46,12 @@ def load(package: str, name: str) -> Callable[..., Any]:
 
 
 def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> Any:
-    """Load `name` and call it with `first` and the given parameters; a class or a plain function of a step.
-
-    A function whose first parameter is the step is bound instead of called.
+    """Load `name` and give it its parameters: a class is called with `first` and them, a function is bound to them.
 
     Raises:
         InputError: an unknown parameter, or a value of another type than the parameter's default.
     """
-    kind = package.rpartition(".")[2]
+    kind = {"policies": "policy", "allocators": "allocator", "routers": "router"}[package.rpartition(".")[2]]
     target = load(package, name)
     known = {
         key: parameter
@@ -62,7 +61,7 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
     for key, value in given.items():
         if key not in known:
             have = ", ".join(known) or "none"
-            raise InputError(f"{kind[:-1] if kind != 'policies' else 'policy'} {name!r} has no parameter {key!r}; it has: {have}")
+            raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")
         _check_type(f"{name}.{key}", value, known[key].default)
     if inspect.isclass(target):
         return target(*first, **given)
@@ -83,6 +82,8 @@ def _entry_points(package: str) -> list[Any]:
 
 def _by_path(name: str, kind: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
     try:
         return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:

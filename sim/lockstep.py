@@ -46,8 +46,7 @@ class Lockstep:
         self.base_sum += req.base
         self._members[req] = None
         self.count += 1
-        if req.seq > self.last_seq:
-            self.last_seq = req.seq
+        self.last_seq = max(self.last_seq, req.seq)
         heappush(self._drains, (req.drain_tick, req.seq, req))
 
     def leave(self, req: Request) -> None:

@@ -153,9 +153,7 @@ def parse_slo(text: str) -> tuple[Limit, ...]:
         except ValueError:
             limit_s = math.nan
         if not 0 < limit_s < math.inf:
-            raise InputError(
-                f"--slo: the limit of {name} must be a positive number of seconds, not {number!r}"
-            )
+            raise InputError(f"--slo: the limit of {name} must be a positive number of seconds, not {number!r}")
         limits[name] = Limit(name, *SLO_NAMES[name], limit_s)
     return tuple(limits.values())
 
@@ -187,9 +185,7 @@ def verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
     for name, limit_s in summary.get("goodput", {}).get("slo", {}).items():
         metric, statistic = SLO_NAMES[name]
         measured_s = summary[f"{metric}_s"][statistic]
-        found.append(
-            Verdict(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s)
-        )
+        found.append(Verdict(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
     return found
 
 
@@ -247,9 +243,7 @@ def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
     used = steps["kv_used_tokens"].to_numpy(dtype=np.float64)
     growth = steps["decode_requests"].to_numpy() * (steps["repeats"].to_numpy() - 1) / 2.0
     grown = float(np.dot(np.minimum(growth, used), width_s))
-    token_s = {
-        kind: float(np.dot(steps[f"kv_{kind}_tokens"].to_numpy(np.float64), width_s)) for kind in KV_KINDS
-    }
+    token_s = {kind: float(np.dot(steps[f"kv_{kind}_tokens"].to_numpy(np.float64), width_s)) for kind in KV_KINDS}
     token_s["used"] -= grown
     token_s[kv.growth_from] += grown
     return token_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,9 @@ class StepLog(Observer):
 
     def _flush(self) -> None:
         columns = zip(*self._rows, strict=True)
-        self._chunks.append([np.array(column, kind) for column, kind in zip(columns, STEP_COLUMNS.values(), strict=True)])
+        self._chunks.append(
+            [np.array(column, kind) for column, kind in zip(columns, STEP_COLUMNS.values(), strict=True)]
+        )
         self._rows = []
 
     def table(self) -> pd.DataFrame:
@@ -123,7 +126,7 @@ class RequestLog:
         self.prefix_hit_tokens[at] = req.prefix_hit_tokens
 
 
-def token_gaps(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gaps between a request's runs of tokens: (request index, seconds) of each.
 
     Within a run the gaps are differences of the step clock; between two runs of one request there is one gap more.
@@ -148,6 +151,62 @@ def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np
         gaps_s = np.diff(step_end_s, append=step_end_s[-1:])
         bounds = np.column_stack([first[many], last[many]]).ravel()
         np.maximum.at(longest, request[many], np.maximum.reduceat(gaps_s, bounds)[::2])
-    between, between_s = token_gaps(runs, step_end_s)
+    between, between_s = gaps_between(runs, step_end_s)
     np.maximum.at(longest, between, between_s)
     return np.where(np.isinf(longest), np.nan, longest)
+
+
+def request_table(
+    trace: pd.DataFrame,
+    kept: np.ndarray,
+    rejected: Mapping[int, str],
+    log: RequestLog,
+    longest_gap_s: np.ndarray,
+) -> pd.DataFrame:
+    """One row per request of the trace, in its order; `kept` marks those that were sent and stand in the log."""
+    count = len(trace)
+
+    def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
+        some = np.asarray(values)
+        if len(some) == count:
+            return some
+        full = np.full(count, empty, some.dtype)
+        full[kept] = some
+        return full
+
+    arrival_s = spread(log.arrival_s, np.nan)
+    arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
+    first_scheduled_s = spread(log.first_scheduled_s, np.nan)
+    first_token_s = spread(log.first_token_s, np.nan)
+    finish_s = spread(log.finish_s, np.nan)
+    output = trace["output_tokens"].to_numpy()
+    status = np.where(np.isnan(finish_s), "unfinished", "completed").astype(object)
+    status[list(rejected)] = "rejected"
+    reason = np.full(count, "", object)
+    for index, text in rejected.items():
+        reason[index] = text
+    table = pd.DataFrame(
+        {
+            "request": np.arange(count),
+            "arrival_s": arrival_s,
+            "prompt_tokens": trace["prompt_tokens"].to_numpy(),
+            "output_tokens": output,
+            "status": status,
+            "reason": reason,
+            "replica": spread(log.replica, -1).astype("i8"),
+            "first_scheduled_s": first_scheduled_s,
+            "first_token_s": first_token_s,
+            "finish_s": finish_s,
+            "queue_s": first_scheduled_s - arrival_s,
+            "ttft_s": first_token_s - arrival_s,
+            "tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
+            "e2e_s": finish_s - arrival_s,
+            "max_itl_s": spread(longest_gap_s, np.nan),
+            "preemptions": spread(log.preemptions, 0).astype("i8"),
+            "prefix_hit_tokens": spread(log.prefix_hit_tokens, 0).astype("i8"),
+        }
+    )
+    for name in ("session", "turn", "priority", "source_row"):
+        if name in trace:
+            table[name] = trace[name].to_numpy()
+    return table

@@ -21,7 +21,7 @@ from sim.memory import Usage
 from sim.request import Request
 
 
-class NoProgress(RuntimeError):
+class NoProgressError(RuntimeError):
     """The engine has requests and will never compute another token."""
 
 
@@ -32,13 +32,21 @@ class Clock(simpy.Environment):
     span and its single steps could disagree about an arrival that falls on it.
     """
 
+    _calls = 0
+
+    @property
+    def events(self) -> int:
+        """Calls asked for so far."""
+        return self._calls
+
     def call_at(self, time_s: float, action: Callable[[simpy.Event], None], *, first: bool = False) -> simpy.Event:
         """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
         event = simpy.Event(self)
         event._ok = True
         event._value = None
         event.callbacks.append(action)
-        heappush(self._queue, (time_s, URGENT if first else NORMAL, next(self._eid), event))
+        self._calls = next(self._eid)
+        heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
         return event
 
 
@@ -127,10 +135,7 @@ class Replica:
         if last.sealed or len(last.times_s) == 2:
             return
         times_s = last.times_s
-        if self._depth == 1:
-            repeats = bisect_left(times_s, now_s, 1)
-        else:
-            repeats = bisect_left(times_s, now_s) + 1
+        repeats = bisect_left(times_s, now_s, 1) if self._depth == 1 else bisect_left(times_s, now_s) + 1
         if repeats < len(times_s) - 1:
             del times_s[repeats + 1 :]
             if len(self._flights) == 1:
@@ -185,7 +190,9 @@ class Replica:
             self._stalled = True
             if not flights and self.engine.wake_s is None:
                 head = next(iter(self.engine.waiting), None)
-                raise NoProgress(f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}")
+                raise NoProgressError(
+                    f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}"
+                )
             return
         if batch.repeats > 8 and self._last_step_s > 0.0:
             # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.

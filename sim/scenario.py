@@ -16,6 +16,12 @@ from traces.schema import InputError
 
 _SHORT = {
     "trace": "workload.trace",
+    "limit": "workload.limit",
+    "rate": "workload.rate",
+    "rate_scale": "workload.rate_scale",
+    "concurrency": "workload.concurrency",
+    "skip_bad": "workload.skip_bad",
+    "kv_blocks": "kv.blocks",
     "policy": "policy.name",
     "allocator": "allocator.name",
     "router": "router.name",
@@ -71,9 +77,7 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.async_scheduling, bool) and self.async_scheduling != "auto":
-            raise InputError(
-                f"engine.async_scheduling is {self.async_scheduling!r}; it must be true, false or \"auto\""
-            )
+            raise InputError(f'engine.async_scheduling is {self.async_scheduling!r}; it must be true, false or "auto"')
 
 
 @dataclass(frozen=True, slots=True)

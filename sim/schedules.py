@@ -66,7 +66,9 @@ def replay(path: Path, *, spans: bool = False) -> Verdict:
                     continue
                 return _different(name, len(recorded), index, key, theirs.get(key), mine.get(key))
     if len(recorded) != len(ours.steps):
-        return _different(name, len(recorded), min(len(recorded), len(ours.steps)), "steps", len(recorded), len(ours.steps))
+        return _different(
+            name, len(recorded), min(len(recorded), len(ours.steps)), "steps", len(recorded), len(ours.steps)
+        )
     return Verdict(name, "identical", len(recorded))
 
 
@@ -135,7 +137,8 @@ class _Recorder(Observer):
         allocator = build(
             "sim.allocators",
             "prefix" if caching else "paged",
-            {"reserve_full_prompt": settings["scheduler_reserve_full_isl"]} | ({"keep_uncomputed": True} if caching else {}),
+            {"reserve_full_prompt": settings["scheduler_reserve_full_isl"]}
+            | ({"keep_uncomputed": True} if caching else {}),
             KvPool(settings["num_gpu_blocks"] - 1, settings["block_size"]),
         )
         limits = Limits(
@@ -155,9 +158,7 @@ class _Recorder(Observer):
             per_context_token_s=float(cost["per_context_token_ns"]),
         )
         executor = Predicted(fixed, overlap_host=depth == 2)
-        replica = Replica(
-            self.clock, self.engine, executor, depth=depth, on_finish=lambda req: None, observer=self
-        )
+        replica = Replica(self.clock, self.engine, executor, depth=depth, on_finish=lambda req: None, observer=self)
         if self._by_step:
             self.idle(replica)
         else:

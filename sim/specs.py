@@ -63,16 +63,20 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "max_context_tokens"):
             _check_count(f"model {self.name!r}", key, getattr(self, key), least=1)
-        for key in ("learned_positions", "experts", "expert_ffn", "shared_expert_ffn", "sliding_window_tokens"):
+        for key in (
+            "learned_positions",
+            "experts",
+            "expert_ffn",
+            "shared_expert_ffn",
+            "sliding_window_tokens",
+        ):
             _check_count(f"model {self.name!r}", key, getattr(self, key), least=0)
         _check_count(f"model {self.name!r}", "ffn", self.ffn, least=0 if self.experts else 1)
         _check_choice(f"model {self.name!r}", "norm", self.norm, NORMS)
         _check_choice(f"model {self.name!r}", "dtype", self.dtype, tuple(DTYPE_BYTES))
         _check_choice(f"model {self.name!r}", "kv_dtype", self.kv_dtype, tuple(KV_DTYPE_BYTES))
         if self.heads % self.kv_heads:
-            raise InputError(
-                f"model {self.name!r}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
-            )
+            raise InputError(f"model {self.name!r}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.experts and not (1 <= self.experts_per_token <= self.experts and self.expert_ffn):
             raise InputError(
                 f"model {self.name!r}: with {self.experts} experts, experts_per_token must lie between 1 and "
@@ -228,7 +232,13 @@ class GpuSpec:
         _check_count(where, "memory_bytes", self.memory_bytes, least=2**20, most=2**50)
         _check_count(where, "sms", self.sms, least=1)
         _check_count(where, "l2_bytes", self.l2_bytes, least=0, most=2**40)
-        for key in ("memory_bytes_per_s", "fp16_flops_per_s", "fp32_flops_per_s", "pcie_bytes_per_s", "watts"):
+        for key in (
+            "memory_bytes_per_s",
+            "fp16_flops_per_s",
+            "fp32_flops_per_s",
+            "pcie_bytes_per_s",
+            "watts",
+        ):
             if not 0 < getattr(self, key) < 1e21:
                 raise InputError(f"{where}: {key} = {getattr(self, key)} must be positive and finite")
         for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s"):

@@ -23,6 +23,8 @@ class Contiguous:
         fit: "first" takes the lowest hole that is large enough, "best" the smallest.
     """
 
+    reserves_ahead = True
+
     def __init__(self, pool: KvPool, *, reserve: str = "max", fit: str = "first") -> None:
         if reserve not in ("max", "pow2", "oracle"):
             raise InputError(f"allocator.reserve is {reserve!r}; contiguous knows max, pow2 and oracle")

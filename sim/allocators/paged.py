@@ -80,7 +80,7 @@ class Paged:
             if count > len(self._free):
                 return False
             self._overhang_tokens -= self._overhang(req)
-            req.blocks += self._free.take(count)
+            req.blocks += self._take(count)
             self._overhang_tokens += self._overhang(req)
         return True
 
@@ -98,6 +98,9 @@ class Paged:
         internal = self._overhang_tokens
         reserved = self.pool.blocks * block_tokens - free - computed_tokens - internal
         return Usage(computed_tokens, reserved, internal, 0, free)
+
+    def _take(self, count: int) -> list[int]:
+        return self._free.take(count)
 
     def _overhang(self, req: Request) -> int:
         return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
@@ -141,7 +144,7 @@ class Paged:
         else:
             crossing = [req for at in range(tick, tick + steps) for req in phases[at % size]]
         if crossing:
-            for req, block in zip(crossing, self._free.take(len(crossing)), strict=True):
+            for req, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = req.blocks
                 blocks.append(block)
                 over = len(blocks) * size - req.final_kv_tokens

@@ -7,7 +7,6 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from sim.allocators.paged import Paged
 from sim.memory import KvPool, Usage
@@ -52,7 +51,7 @@ class Prefix(Paged):
 
     def match(self, req: Request) -> int:
         found, hits = self._found, 0
-        for key in self._keys(req, (req.known - 1) // self.pool.block_tokens):
+        for key in self._keys(req, 0, (req.known - 1) // self.pool.block_tokens):
             if key not in found:
                 break
             hits += 1
@@ -60,7 +59,7 @@ class Prefix(Paged):
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        shared = [self._found[key] for key in self._keys(req, hits)]
+        shared = [self._found[key] for key in self._keys(req, 0, hits)]
         references = self._references
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = sum(1 for block in shared if not references[block])
@@ -78,25 +77,17 @@ class Prefix(Paged):
         return self.grow(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
-        count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
-        if count > len(self._free):
+        if not super().grow(req, tokens):
             return False
-        if count > 0:
-            self._overhang_tokens -= self._overhang(req)
-            req.blocks += self._take(count)
-            self._overhang_tokens += self._overhang(req)
-        full = req.computed + tokens
-        if self.late_outputs and tokens == 1 and full > req.prompt_tokens:
-            full -= 1
-        self._enter(req, full // self.pool.block_tokens)
+        if tokens > 1 or req.computed < req.prompt_tokens:
+            self._enter(req, (req.computed + tokens) // self.pool.block_tokens)
         return True
 
     def release(self, req: Request) -> None:
         self._overhang_tokens -= self._overhang(req)
         references, free = self._references, self._free
-        if self._forget:
-            for block in req.blocks[req.computed // self.pool.block_tokens : req.cached_blocks]:
-                self._drop_key(block)
+        if not req.finished:
+            self._enter_own(req)
         for block in reversed(req.blocks):
             references[block] -= 1
             if references[block]:
@@ -109,37 +100,39 @@ class Prefix(Paged):
     def usage(self, computed_tokens: int) -> Usage:
         return super().usage(computed_tokens - self._extra_references * self.pool.block_tokens)
 
-    def advance(self, tick: int, steps: int) -> None:
-        phases, size = self._phases, self.pool.block_tokens
-        for at in range(tick, tick + steps):
-            crossing = phases[at % size]
-            if crossing:
-                if self.late_outputs:
-                    self._enter_all(crossing)
-                for req, block in zip(crossing, self._take(len(crossing)), strict=True):
-                    req.blocks.append(block)
-                    self._overhang_tokens += max(0, len(req.blocks) * size - req.final_kv_tokens)
-            if not self.late_outputs:
-                self._enter_all(phases[(at + 1) % size])
-
-    def _enter_all(self, full: Iterable[Request]) -> None:
-        for req in full:
-            self._enter(req, len(req.blocks))
-
     def _enter(self, req: Request, blocks: int) -> None:
-        """Make the request's first `blocks` blocks findable."""
-        if blocks <= req.cached_blocks:
-            return
+        """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
+        if blocks > req.cached_blocks:
+            self._name(req, req.cached_blocks, min(blocks, len(self._shareable(req))))
+            req.cached_blocks = blocks
+
+    def _enter_own(self, req: Request) -> None:
+        """At a preemption, name the full blocks that only this request will ever look for, its outputs' included.
+
+        Blocks of a prompt count from the moment of their allocation; one filled by decoding from the step that
+        fills it or, where outputs are late, from the one after it.
+        """
+        size = self.pool.block_tokens
+        computed = req.computed // size
+        if self._forget and computed < req.cached_blocks:
+            for block in req.blocks[computed : req.cached_blocks]:
+                if block in self._key_of:
+                    self._drop_key(block)
+            req.cached_blocks = computed
+        decoded = (req.computed - 1) // size if self.late_outputs else computed
+        self._name(req, len(self._shareable(req)), max(req.cached_blocks, decoded))
+
+    def _name(self, req: Request, first: int, last: int) -> None:
+        """Make the request's blocks from `first` to before `last` findable."""
         found, key_of = self._found, self._key_of
-        keys = self._keys(req, blocks)
-        for index in range(req.cached_blocks, blocks):
-            key, block = keys[index], req.blocks[index]
+        for key, block in zip(self._keys(req, first, last), req.blocks[first:last], strict=True):
+            if key_of.get(block) == key:
+                continue
             key_of[block] = key
             if key in found:
                 self._duplicates.setdefault(key, []).append(block)
             else:
                 found[key] = block
-        req.cached_blocks = blocks
 
     def _take(self, count: int) -> list[int]:
         pop = self._free.popitem
@@ -162,15 +155,19 @@ class Prefix(Paged):
         if duplicates is not None and not duplicates:
             del self._duplicates[key]
 
-    def _keys(self, req: Request, count: int) -> list[int]:
-        """The names of the request's first `count` blocks: content that its prefix tells, else its own."""
-        keys = req.block_keys
-        if keys is None:
-            keys = req.block_keys = _prefix_keys(req, self.pool.block_tokens)
-        if len(keys) < count:
-            own = -1 - (req.id << _INDEX_BITS)
-            keys += range(own - len(keys), own - count, -1)
-        return keys if len(keys) == count else keys[:count]
+    def _shareable(self, req: Request) -> list[int]:
+        """Names of the leading blocks that another request may have too."""
+        if req.block_keys is None:
+            req.block_keys = _prefix_keys(req, self.pool.block_tokens)
+        return req.block_keys
+
+    def _keys(self, req: Request, first: int, last: int) -> list[int]:
+        """The names of the request's blocks from `first` to before `last`."""
+        keys = self._shareable(req)
+        if last <= len(keys):
+            return keys[first:last]
+        own = -1 - (req.id << _INDEX_BITS)
+        return keys[first:] + list(range(own - max(first, len(keys)), own - last, -1))
 
 
 def _prefix_keys(req: Request, block_tokens: int) -> list[int]:

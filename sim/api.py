@@ -1,0 +1,216 @@
+"""Run a scenario from Python: `run(trace=..., policy=...)` gives tables. The command line is thin over this file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim import metrics, scenario
+from sim.assemble import Parts, assemble, resolved
+from sim.cluster import Cluster, Source
+from sim.load import build
+from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table
+from sim.replica import Clock, NoProgressError, Observer, Replica
+from sim.request import Request
+from sim.scenario import Scenario
+from sim.workload import columns, load_trace
+from traces.schema import InputError, Trace, keep_rows
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. The columns of its tables and the keys of its summary: docs/metrics.md."""
+
+    scenario: Scenario
+    summary: dict[str, Any]
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    step_end_s: list[np.ndarray]
+    """The step clock of each replica: the end of every single step."""
+    itl: metrics.Itl
+    """(seconds between two tokens of a request, how often)."""
+
+
+def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | None = None, **settings: Any) -> Result:
+    """Simulate a scenario.
+
+    Args:
+        base: a `Scenario` or the path of a TOML file; nothing for the defaults.
+        progress: called now and then with (requests finished, requests in all).
+        settings: scenario keys on top of it, such as `trace="azure.csv"`, `policy="sjf"` or, for a key in a section,
+            `**{"engine.max_num_seqs": 64}`.
+
+    Raises:
+        InputError: anything that the user can mend, in one sentence.
+    """
+    if isinstance(base, Scenario):
+        given: dict[str, Any] = scenario.as_tables(base)
+    else:
+        given = scenario.read(base) if base is not None else {}
+    return simulate(scenario.build(given, settings), progress=progress)
+
+
+def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None) -> Result:
+    """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
+    slo = metrics.parse_slo(plan.slo) if plan.slo else ()
+    parts = assemble(plan)
+    trace = load_trace(plan) if trace is None else trace
+    kept, rejected = _admissible(parts, trace)
+    simulation = _Simulation(parts, keep_rows(trace.requests, kept), progress)
+    started = time.perf_counter()
+    simulation.run()
+    loop_s = time.perf_counter() - started
+    itl = simulation.itl()
+    steps = simulation.steps.table()
+    requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
+    summary = metrics.summarise(
+        requests,
+        steps,
+        itl,
+        metrics.KvFacts(
+            parts.pool.tokens,
+            parts.pool.block_tokens,
+            plan.replicas,
+            growth_from="reserved" if parts.reserves_ahead else "free",
+        ),
+        slo=slo,
+        dropped=trace.dropped,
+        source_seconds=source_seconds(parts.cost, steps),
+        simulator=simulation.speed(steps, loop_s),
+        inputs=_inputs(parts, trace),
+    )
+    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl)
+
+
+class _Simulation(Observer):
+    """One simulated time with its replicas, and the logs of what happened in it."""
+
+    def __init__(self, parts: Parts, admissible: pd.DataFrame, progress: Progress | None) -> None:
+        plan = parts.plan
+        count = len(admissible)
+        self.clock = Clock()
+        self.requests = RequestLog(count)
+        self.steps = StepLog(plan.replicas)
+        self._progress = progress
+        self._every = max(1, count // 200)
+        self._finished = 0
+        self._count = count
+        self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
+        router = build("sim.routers", plan.router.name, plan.router.parameters)
+        cluster = Cluster(self.clock, self.replicas, router)
+        work = columns(admissible, sessions=plan.workload.sessions)
+        self._source = Source(self.clock, work, cluster.submit, concurrency=plan.workload.concurrency)
+
+    def _replica(self, parts: Parts, index: int) -> Replica:
+        def finished(req: Request) -> None:
+            self.requests.finished(req, index)
+            self._source.finished(req)
+            self._finished += 1
+            if self._progress is not None and self._finished % self._every == 0:
+                self._progress(self._finished, self._count)
+
+        return Replica(
+            self.clock,
+            parts.engine(),
+            parts.executor(),
+            depth=parts.depth,
+            on_finish=finished,
+            observer=self.steps,
+            index=index,
+        )
+
+    def run(self) -> None:
+        self._source.start()
+        try:
+            self.clock.run()
+        except NoProgressError as error:
+            raise InputError(f"the run cannot go on: {error}") from None
+
+    def step_end_s(self) -> list[np.ndarray]:
+        return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]
+
+    def itl(self) -> metrics.Itl:
+        parts = []
+        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
+            runs = replica.engine.runs
+            first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
+            if len(first):
+                parts.append(metrics.itl_from_segments(ends_s, first, last, gaps_between(runs, ends_s)[1]))
+        return metrics.merge_itl(parts)
+
+    def longest_gaps_s(self) -> np.ndarray:
+        """Of each request, the longest time between two tokens; a request is served by one replica."""
+        longest = np.full(self._count, np.nan)
+        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
+            longest = np.fmax(longest, longest_gaps_s(replica.engine.runs, ends_s, self._count))
+        return longest
+
+    def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
+        return {
+            "wall_s": loop_s,
+            "steps": int(steps["repeats"].sum()),
+            "events": self.clock.events,
+            "requests_per_wall_s": self._count / loop_s,
+        }
+
+
+def _admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
+    """Which requests can be served at all, and why the others cannot.
+
+    Raises:
+        InputError: one cannot, and the scenario does not say to skip such.
+    """
+    table = trace.requests
+    prompt, output = table["prompt_tokens"].to_numpy(), table["output_tokens"].to_numpy()
+    total = prompt + output
+    longest = int(np.argmax(total))
+    engine = parts.engine()
+
+    def refusal(index: int) -> str | None:
+        return engine.refusal(Request(index, 0.0, int(prompt[index]), int(output[index])))
+
+    # No allocator holds more than twice what a request uses, but one that reserves alike for all.
+    roomy = 2 * int(total[longest]) <= parts.pool.tokens and parts.limits.chunked_prefill
+    rejected: dict[int, str] = {}
+    if refusal(longest) or not roomy:
+        rejected = {index: reason for index in range(len(table)) if (reason := refusal(index))}
+    if rejected and not parts.plan.workload.skip_bad:
+        index, reason = next(iter(rejected.items()))
+        others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
+        raise InputError(
+            f"{trace.path or trace.name} line {table['source_row'].iloc[index]}: the request can never be served"
+            f"{others}: {reason}; --skip-bad leaves such requests out"
+        )
+    kept = np.ones(len(table), bool)
+    kept[list(rejected)] = False
+    if not kept.any():
+        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
+    return kept, rejected
+
+
+def _inputs(parts: Parts, trace: Trace) -> dict[str, Any]:
+    plan = parts.plan
+    return {
+        "trace": trace.name,
+        "trace_kind": trace.kind,
+        "synthetic": trace.synthetic,
+        "profile": plan.cost.profile,
+        "model": parts.model.name,
+        "gpu": parts.gpu.name,
+        "tp": plan.tp,
+        "replicas": plan.replicas,
+        "policy": plan.policy.name,
+        "allocator": plan.allocator.name,
+        "seed": plan.seed,
+        "version": version("foretoken"),
+        "notes": list(trace.notes),
+    }

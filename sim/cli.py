@@ -1,0 +1,201 @@
+"""The command `sim`: reads options, calls `sim.api`, prints. All that it does, a notebook can do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sim import scenario
+from sim.cli_trace import trace
+from traces.schema import InputError
+
+# Commands import what they need when they run, so that `sim --help` and a mistyped option answer at once.
+
+OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
+    ("--trace", "workload.trace", str, "Trace file, or the name of a bundled one."),
+    ("--format", "workload.format", str, "Format of the trace, instead of detecting it."),
+    ("--model", "model", str, "Model of the catalog, a TOML file, or a Hugging Face config.json."),
+    ("--gpu", "gpu", str, "GPU of the catalog, or a TOML file."),
+    ("--profile", "cost.profile", str, "Where step times come from."),
+    ("--policy", "policy.name", str, "Batching policy."),
+    ("--allocator", "allocator.name", str, "KV-cache allocator."),
+    ("--kv-blocks", "kv.blocks", int, "KV blocks of each replica, instead of deriving them from its memory."),
+    ("--replicas", "replicas", int, "Replicas behind the router."),
+    ("--tp", "tp", int, "GPUs that share one replica's layers (tensor parallelism)."),
+    ("--rate", "workload.rate", float, "Mean arrivals per second; a trace's own times are stretched to it."),
+    ("--rate-scale", "workload.rate_scale", float, "Multiply the trace's arrival rate."),
+    (
+        "--concurrency",
+        "workload.concurrency",
+        int,
+        "Closed loop: so many users, each waiting for its answer.",
+    ),
+    ("--limit", "workload.limit", int, "Only the first N requests."),
+    (
+        "--tokenizer",
+        "workload.tokenizer",
+        str,
+        "A tokenizer.json, for traces that hold text without token counts.",
+    ),
+    ("--seed", "seed", int, "Seed of everything random."),
+    ("--slo", "slo", str, "Limits in seconds for goodput, such as ttft=0.5,tpot=0.05."),
+)
+
+
+def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that describe a scenario; they reach the command as one mapping `settings`."""
+
+    def collected(**given: Any) -> None:
+        settings: dict[str, Any] = {}
+        for flag, key, _, _ in OPTIONS:
+            value = given.pop(flag[2:].replace("-", "_"))
+            if value is not None:
+                settings[key] = value
+        if given.pop("skip_bad"):
+            settings["workload.skip_bad"] = True
+        settings |= dict(scenario.parse_setting(text) for text in given.pop("setting"))
+        command(settings=settings, **given)
+
+    collected.__name__, collected.__doc__ = command.__name__, command.__doc__
+    wrapped: Callable[..., None] = collected
+    for flag, _, kind, text in reversed(OPTIONS):
+        wrapped = click.option(flag, type=kind, help=text)(wrapped)
+    wrapped = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them.")(
+        wrapped
+    )
+    return click.option(
+        "--set",
+        "setting",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any setting, such as engine.max_num_seqs=64.",
+    )(wrapped)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="foretoken")
+def cli() -> None:
+    """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
+
+
+@cli.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@scenario_options
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables, page and trace here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def run(file: str | None, settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
+    from sim import api, report  # noqa: PLC0415
+
+    with _progress("simulating", quiet) as progress:
+        result = api.run(file, progress=progress, **settings)
+    if out is not None:
+        report.write(result, out)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
+    else:
+        report.show(result)
+        if out is not None:
+            click.echo(f"\nWritten to {out}: {', '.join(report.FILES)}", err=True)
+
+
+@cli.command()
+@click.option("--schedules", type=click.Path(path_type=Path), required=True, help="Folder of recorded schedules.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def validate(schedules: Path, as_json: bool) -> None:
+    """Replay the recorded schedules of a real engine, and name the first decision that differs.
+
+    Exit code 1 where one differs.
+    """
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from sim.schedules import replay_folder  # noqa: PLC0415
+
+    verdicts = replay_folder(schedules)
+    if as_json:
+        click.echo(json.dumps({"schedules": [asdict(one) for one in verdicts]}, indent=2))
+    else:
+        _print_rows(
+            [{"schedule": one.name, "verdict": one.status, "steps": one.steps, "": one.detail} for one in verdicts]
+        )
+        tally = {
+            status: sum(one.status == status for one in verdicts)
+            for status in ("identical", "different", "unsupported")
+        }
+        click.echo(", ".join(f"{count} {status}" for status, count in tally.items()))
+    if any(one.status == "different" for one in verdicts):
+        sys.exit(1)
+
+
+@cli.command("list")
+@click.argument(
+    "kind",
+    type=click.Choice(["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats"]),
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def list_(kind: str, as_json: bool) -> None:
+    """What a name may be."""
+    from sim.listing import rows_of  # noqa: PLC0415
+
+    rows = rows_of(kind)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        _print_rows(rows)
+
+
+cli.add_command(trace)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in rows[0] if rows else ["nothing"]:
+        table.add_column(
+            name,
+            justify="right" if rows and isinstance(rows[0][name], int | float) else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, where a person is there to see it."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except InputError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)

@@ -1,0 +1,63 @@
+"""How fast a replay is. Out of the default run: `pytest tests/benchmarks --benchmark-only`."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import traces
+from sim import api, scenario
+from traces.schema import Trace, from_frame
+
+AZURE = "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"
+
+
+@pytest.fixture(scope="module")
+def azure() -> Trace:
+    path = Path(__file__).parents[3] / "shared" / "traces" / AZURE
+    if not path.exists():
+        pytest.skip(f"needs the real trace {AZURE} beside the checkout")
+    return traces.read(path)
+
+
+def repeated(trace: Trace, requests: int) -> Trace:
+    """The trace end to end until there are that many requests."""
+    rows = trace.requests[["arrival_s", "prompt_tokens", "output_tokens"]]
+    copies = -(-requests // len(rows))
+    period_s = trace.span_s * (1 + 1 / len(rows))
+    parts = [rows.assign(arrival_s=rows["arrival_s"] + period_s * copy) for copy in range(copies)]
+    return from_frame(pd.concat(parts, ignore_index=True).iloc[:requests], name=f"{trace.name} x {copies}")
+
+
+@pytest.mark.parametrize("allocator", ["paged", "prefix", "contiguous-oracle"])
+def test_azure_conv(benchmark, azure: Trace, allocator: str) -> None:
+    plan = scenario.build({"allocator": allocator})
+    result = benchmark.pedantic(api.simulate, (plan,), {"trace": azure}, rounds=5, warmup_rounds=1)
+    speed = result.summary["simulator"]
+    benchmark.extra_info |= {"requests_per_wall_s": round(speed["requests_per_wall_s"]), "steps": speed["steps"]}
+    assert result.summary["requests"]["completed"] == len(azure)
+
+
+def test_run_time_is_linear(benchmark, azure: Trace) -> None:
+    """Seconds per request at four times the length, over those at the trace's own length, in one process."""
+    plan = scenario.build({})
+    four = repeated(azure, 4 * len(azure))
+
+    def ratio() -> float:
+        per_request = [1 / api.simulate(plan, trace=one).summary["simulator"]["requests_per_wall_s"] for one in (azure, four)]
+        return per_request[1] / per_request[0]
+
+    benchmark.extra_info["ratio"] = benchmark.pedantic(ratio, rounds=3)
+
+
+def test_one_million_requests(benchmark, azure: Trace) -> None:
+    plan = scenario.build({})
+    million = repeated(azure, 1_000_000)
+    result = benchmark.pedantic(api.simulate, (plan,), {"trace": million}, rounds=1)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    benchmark.extra_info |= {"peak_gib": round(peak_bytes / 2**30, 2), "steps": result.summary["simulator"]["steps"]}
+    assert np.isfinite(result.requests["finish_s"]).all()
