@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from sim import metrics, scenario
 from sim.assemble import Parts, assemble, resolved
 from sim.cluster import Cluster, Source
 from sim.load import build
-from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table
+from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table, term_seconds
 from sim.replica import Clock, NoProgressError, Observer, Replica
 from sim.request import Request
 from sim.scenario import Scenario
@@ -72,6 +72,7 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     itl = simulation.itl()
     steps = simulation.steps.table()
     requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
+    terms = term_seconds(parts.cost, simulation.steps.sample)
     summary = metrics.summarise(
         requests,
         steps,
@@ -84,7 +85,7 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
         ),
         slo=slo,
         dropped=trace.dropped,
-        source_seconds=source_seconds(parts.cost, steps),
+        source_seconds=_by_source(terms),
         simulator=simulation.speed(steps, loop_s),
         inputs=_inputs(parts, trace),
     )
@@ -195,6 +196,13 @@ def _admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]
     if not kept.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return kept, rejected
+
+
+def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for (_, source), seconds in terms.items():
+        found[source] = found.get(source, 0.0) + seconds
+    return found
 
 
 def _inputs(parts: Parts, trace: Trace) -> dict[str, Any]:

@@ -203,7 +203,7 @@ class Engine:
         self.loose.append(req)
         req.seq = self.admissions
         self.admissions += 1
-        if req.first_scheduled_s != req.first_scheduled_s:
+        if req.preemptions == 0:
             req.first_scheduled_s = now_s
             req.prefix_hit_tokens = hit_tokens
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from sim.batch import Batch, Shape
+from sim.cost.step import StepCost
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
 from sim.request import Request
 
 _ROWS_PER_CHUNK = 8192
+_SAMPLES = 1024
 
 STEP_COLUMNS: dict[str, str] = {
     "replica": "i4",
@@ -46,12 +49,19 @@ class StepLog(Observer):
         self.step_end_s = [array("d") for _ in range(replicas)]
         self._rows: list[tuple[float, ...]] = []
         self._chunks: list[list[np.ndarray]] = []
+        self._seen = 0
+        self._stride = 1
+        self.sample: list[tuple[Shape, int]] = []
+        """(shape, repeats) of every so many-th span: at most `_SAMPLES`, evenly over the run."""
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
         flight.usage = replica.engine.usage()
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         batch, times_s, result = flight.batch, flight.times_s, flight.result
+        if self._seen % self._stride == 0:
+            self._keep(batch)
+        self._seen += 1
         self.step_end_s[replica.index].extend(times_s[1:])
         repeats = batch.repeats
         prefills, decodes, context = batch.shape[:3]
@@ -83,6 +93,14 @@ class StepLog(Observer):
         )
         if len(self._rows) >= _ROWS_PER_CHUNK:
             self._flush()
+
+    def _keep(self, batch: Batch) -> None:
+        if len(self.sample) == _SAMPLES:
+            del self.sample[1::2]
+            self._stride *= 2
+            if self._seen % self._stride:
+                return
+        self.sample.append((batch.shape, batch.repeats))
 
     def _flush(self) -> None:
         columns = zip(*self._rows, strict=True)
@@ -210,3 +228,16 @@ def request_table(
         if name in trace:
             table[name] = trace[name].to_numpy()
     return table
+
+
+def term_seconds(cost: StepCost, sample: Sequence[tuple[Shape, int]]) -> dict[tuple[str, str], float]:
+    """Seconds by (term, source) over a sample of spans, host time included whether it was hidden or not.
+
+    A span is explained at its middle repeat, since its terms grow evenly.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for shape, repeats in sample:
+        middle = shape._replace(decode_context=shape.decode_context + shape.decodes * (repeats // 2))
+        for name, term in cost.explain(middle).items():
+            seconds[name, term.source] = seconds.get((name, term.source), 0.0) + term.seconds * repeats
+    return seconds

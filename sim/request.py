@@ -40,6 +40,7 @@ class Request:
         "finished",
         "first_scheduled_s",
         "first_token_s",
+        "granted_step",
         "id",
         "known",
         "last_token_step",
@@ -82,6 +83,7 @@ class Request:
         self.drain_tick = -1
         self.preemptions = 0
         self.prefix_hit_tokens = 0
+        self.granted_step = -1
         self.drained = False
         self.finished = False
         self.first_scheduled_s = NEVER_S

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol
 
 from sim.batch import Entry
 from sim.request import Request
@@ -65,15 +65,13 @@ class Step:
         return self._engine.waiting
 
     @property
-    def running(self) -> list[Request]:
-        """Admitted requests with tokens to compute, in admission order. Prefer `running_count` where it will do:
-        this gives each request its own counters back, which costs time for each."""
-        self._engine.scatter()
-        return list(self._engine.loose)
+    def running(self) -> Collection[Request]:
+        """Admitted requests that have not finished, in admission order.
 
-    @property
-    def running_count(self) -> int:
-        return len(self._engine.running)
+        Ask `computed` and `generated` of this step for their progress: a request's own counters stand still while
+        it decodes in lockstep with others. Granting one by one what `advance_running` would grant costs time.
+        """
+        return self._engine.running.keys()
 
     @property
     def seats_left(self) -> int:
@@ -90,6 +88,12 @@ class Step:
         lockstep = self._engine.lockstep
         return lockstep.computed(req) if req in lockstep else req.computed
 
+    def generated(self, req: Request) -> int:
+        """Output tokens of the request so far, those of batches in flight included, this step's not."""
+        if req not in self._engine.lockstep:
+            return req.generated
+        return self.computed(req) + (0 if self.advanced else 1) - req.prompt_tokens
+
     def grant(self, req: Request, most: int = 0, *, whole: bool = False) -> int:
         """Compute up to `most` more tokens of a request in this step (0: as many as the budget allows).
 
@@ -97,19 +101,30 @@ class Step:
         first grant of a step may be cut by the budget, else a prompt above the budget could never run.
 
         Returns:
-            The tokens granted; 0 where budget, seats or memory refused, and then nothing changed.
+            The tokens granted; 0 where budget, seats or memory refused, or where the request has had its share of
+            this step or was evicted in it, and then nothing changed.
         """
+        engine = self._engine
+        if req.granted_step == engine.next_step or req.drained or req in self.evicted:
+            return 0
         if req.seq < 0:
             return self._admit(req, most, whole)
-        engine = self._engine
         if req in engine.lockstep:
+            if self.advanced:
+                return 0
             engine.scatter()
         tokens = self._cut(req.pending, most, whole)
         return tokens if tokens and self._grow(req, tokens) else 0
 
     def evict(self, req: Request) -> None:
-        """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included."""
+        """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included.
+
+        Raises:
+            ValueError: the request is not running.
+        """
         engine = self._engine
+        if req not in engine.running:
+            raise ValueError(f"{req} is not running")
         if req in engine.lockstep:
             engine.leave_lockstep(req)
             if self.advanced:
@@ -122,6 +137,7 @@ class Step:
             for at, entry in enumerate(self.entries):
                 if entry.request is req:
                     req.computed = entry.past
+                    req.granted_step = -1
                     self.tokens_left += entry.tokens
                     del self.entries[at]
                     break
@@ -136,15 +152,16 @@ class Step:
         budget is gone.
         """
         engine = self._engine
-        if engine.can_advance_lockstep(self.tokens_left):
-            self.tokens_left -= engine.advance_lockstep()
-            self.advanced = True
-        else:
-            engine.scatter()
+        if not self.advanced:
+            if engine.can_advance_lockstep(self.tokens_left):
+                self.tokens_left -= engine.advance_lockstep()
+                self.advanced = True
+            else:
+                engine.scatter()
         for req in tuple(engine.loose):
             if self.tokens_left <= 0:
                 break
-            if req in self.evicted:
+            if req.granted_step == engine.next_step or req in self.evicted:
                 continue
             tokens = self._cut(req.pending, most, whole=False)
             while tokens and not self._grow(req, tokens):
@@ -197,13 +214,9 @@ class Step:
     def _enter(self, req: Request, tokens: int) -> None:
         self.entries.append(Entry(req, tokens, req.computed))
         req.computed += tokens
+        req.granted_step = self._engine.next_step
         self.tokens_left -= tokens
 
 
 def _newest(running: Collection[Request]) -> Request:
     return next(reversed(running))  # type: ignore[call-overload,no-any-return]
-
-
-def in_order(requests: Iterable[Request], key: Callable[[Request], Any]) -> Iterator[Request]:
-    """The requests by `key`, ties by arrival and id."""
-    return iter(sorted(requests, key=lambda req: (key(req), req.arrival_s, req.id)))

@@ -28,7 +28,7 @@ class Static:
         self._padding: list[int] = []
 
     def __call__(self, step: Step) -> None:
-        if step.running_count:
+        if step.running:
             step.advance_running()
         else:
             self._form(step)

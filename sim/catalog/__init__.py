@@ -1,0 +1,200 @@
+"""Models and GPUs by name, from the TOML files beside this one or from the user's own. It computes nothing from them.
+
+A name is a file: adding `gpus/NAME.toml` adds a GPU. Names are matched without regard to case and separators.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sim.catalog.hf import from_hf_config
+from sim.specs import GpuSpec, ModelSpec
+from traces.schema import InputError
+
+__all__ = ["from_hf_config", "gpu_rows", "load_gpu", "load_model", "model_rows", "names"]
+
+Kind = Literal["models", "gpus"]
+Spec = TypeVar("Spec", ModelSpec, GpuSpec)
+Row = dict[str, str | int | float]
+
+_FOLDER = Path(__file__).parent
+_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of all models or GPUs of the catalog, sorted."""
+    return sorted(path.stem for path in (_FOLDER / kind).glob("*.toml"))
+
+
+def load_gpu(name: str) -> GpuSpec:
+    """A GPU by catalog name or alias, or from a TOML file of the user's; InputError names the known ones."""
+    path = _user_path(name)
+    if path is not None and (path.suffix == ".toml" or path.is_file()):
+        return _read_gpu(path)
+    return _read_gpu(_find("gpus", name))
+
+
+def load_model(name: str) -> ModelSpec:
+    """A model by catalog name or alias, a TOML file of the user's, or a Hugging Face config.json (or its folder)."""
+    path = _user_path(name)
+    if path is not None and path.is_dir() and (path / "config.json").is_file():
+        return from_hf_config(path / "config.json")
+    if path is not None and path.suffix == ".json":
+        return from_hf_config(path)
+    if path is not None and (path.suffix == ".toml" or path.is_file()):
+        return _read_model(path)
+    return _read_model(_find("models", name))
+
+
+def model_rows() -> list[Row]:
+    """The catalog's models, one dict each: name, size, shape, KV bytes per token, source."""
+    return [_model_row(load_model(name)) for name in names("models")]
+
+
+def gpu_rows() -> list[Row]:
+    """The catalog's GPUs, one dict each: name, memory, rates, watts, source."""
+    return [_gpu_row(load_gpu(name)) for name in names("gpus")]
+
+
+def _model_row(model: ModelSpec) -> Row:
+    return {
+        "name": model.name,
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "layers": model.layers,
+        "heads": model.heads,
+        "kv_heads": model.kv_heads,
+        "experts": model.experts,
+        "max_context_tokens": model.max_context_tokens,
+        "dtype": model.dtype,
+        "weight_bytes": model.weight_bytes,
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "source": model.source,
+    }
+
+
+def _gpu_row(gpu: GpuSpec) -> Row:
+    return {
+        "name": gpu.name,
+        "description": gpu.description,
+        "memory_bytes": gpu.memory_bytes,
+        "memory_bytes_per_s": gpu.memory_bytes_per_s,
+        "fp16_flops_per_s": gpu.fp16_flops_per_s,
+        "bf16_flops_per_s": gpu.bf16_flops_per_s,
+        "fp8_flops_per_s": gpu.fp8_flops_per_s,
+        "link_bytes_per_s": gpu.link_bytes_per_s,
+        "watts": gpu.watts,
+        "source": gpu.source,
+    }
+
+
+def _user_path(name: str) -> Path | None:
+    """The path that `name` means, None where it is a catalog name: a path has a separator, a known ending, or exists."""
+    path = Path(name).expanduser()
+    if path.suffix in {".toml", ".json"} or (re.search(r"[/\\]", name) and path.exists()):
+        return path
+    return path if path.is_dir() and (path / "config.json").is_file() and not _known("models", name) else None
+
+
+def _known(kind: Kind, name: str) -> str | None:
+    index = _index(kind)
+    return index.get(_key(name)) or index.get(_key(name.rsplit("/", 1)[-1]))
+
+
+def _find(kind: Kind, name: str) -> Path:
+    stem = _known(kind, name)
+    if stem is None:
+        noun = "model" if kind == "models" else "GPU"
+        hint = "a TOML file or a Hugging Face config.json" if kind == "models" else "a TOML file"
+        raise InputError(f"unknown {noun} {name!r}; known are {', '.join(names(kind))}, or the path of {hint}")
+    return _FOLDER / kind / f"{stem}.toml"
+
+
+@lru_cache(maxsize=2)
+def _index(kind: Kind) -> Mapping[str, str]:
+    """Every spelling of a name (normalised) to the file's stem; an alias `owner/name` also stands for `name`."""
+    index: dict[str, str] = {}
+    for stem in names(kind):
+        path = _FOLDER / kind / f"{stem}.toml"
+        for alias in (stem, *_read_toml(path).get("aliases", [])):
+            for spelling in (alias, alias.rsplit("/", 1)[-1]):
+                if index.setdefault(_key(spelling), stem) != stem:
+                    raise InputError(f"{path}: alias {alias!r} also names {index[_key(spelling)]!r}")
+    return index
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9/]", "", name.lower())
+
+
+def _read_model(path: Path) -> ModelSpec:
+    return _build(ModelSpec, path, _read_toml(path))
+
+
+def _read_gpu(path: Path) -> GpuSpec:
+    table = _read_toml(path)
+    sources = _table(path, table, "sources")
+    known = [item.name for item in fields(GpuSpec) if item.name not in {"name", "description", "source"}]
+    for key, text in sources.items():
+        if key not in known or not isinstance(text, str):
+            raise InputError(f"{path}: [sources] {key!r} must be a text about one of {', '.join(known)}")
+    table["sources"] = tuple(sources.items())
+    table["efficiency"] = tuple(
+        (key, *_constant(path, key, entry)) for key, entry in _table(path, table, "efficiency").items()
+    )
+    return _build(GpuSpec, path, table)
+
+
+def _constant(path: Path, key: str, entry: object) -> tuple[float, str]:
+    if isinstance(entry, dict) and set(entry) == {"value", "source"}:
+        value, source = entry["value"], entry["source"]
+        if isinstance(value, int | float) and not isinstance(value, bool) and isinstance(source, str):
+            return float(value), source
+    raise InputError(f"{path}: [efficiency.{key}] must hold a number `value` and a text `source`, nothing else")
+
+
+def _table(path: Path, table: dict[str, Any], key: str) -> dict[str, Any]:
+    found = table.pop(key, {})
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {key} must be a table, [{key}]")
+    return found
+
+
+def _build(spec: type[Spec], path: Path, table: dict[str, Any]) -> Spec:
+    """The checked spec from a table that has exactly its fields; those with a default may be left out."""
+    aliases = table.pop("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise InputError(f"{path}: aliases must be a list of texts")
+    wanted = {item.name: item for item in fields(spec)}
+    unknown = sorted(set(table) - set(wanted))
+    if unknown:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(wanted)}, aliases")
+    missing = [key for key, item in wanted.items() if item.default is MISSING and key not in table]
+    if missing:
+        raise InputError(f"{path}: key {missing[0]!r} is missing")
+    for key, value in table.items():
+        types = _TYPES.get(str(wanted[key].type))
+        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            raise InputError(f"{path}: {key} = {value!r} must be of type {wanted[key].type}")
+        if types == _TYPES["float"]:
+            table[key] = float(value)
+    try:
+        return spec(**table)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}") from None

@@ -1,0 +1,146 @@
+"""The plots of distributions and of where the time went: data, units, and a sentence for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from sim.metrics import SLO_NAMES, Floats, Ints, Itl
+from sim.report import series
+from sim.report.units import count, limit, percent, seconds
+from sim.report.words import LATENCIES
+
+LATENCY_TEXTS = {
+    "ttft_s": (
+        "Time to first token (TTFT)",
+        "Half of the requests had their first token within {p50}, 99 % within {p99}; the slowest took {max}.",
+    ),
+    "tpot_s": (
+        "Time per output token (TPOT)",
+        "After the first token, half of the requests received a token every {p50} or faster, 99 % every "
+        "{p99} or faster; the slowest took {max} per token.",
+    ),
+    "itl_s": (
+        "Gap between tokens (ITL)",
+        "Half of all gaps between two tokens of a request were {p50} or less, 99 % were {p99} or less; the "
+        "longest was {max}.",
+    ),
+    "e2e_s": (
+        "Whole request (E2E)",
+        "Half of the requests were answered in full within {p50}, 99 % within {p99}; the slowest took {max}.",
+    ),
+}
+PHASES = {"queued": ("arrival_s", "first_scheduled_s"), "prefill": ("first_scheduled_s", "first_token_s"),
+          "decode": ("first_token_s", "finish_s")}  # fmt: skip
+PHASE_WORDS = ("in the queue", "in prefill", "in decode")
+# A distribution whose tail reaches further than this many medians starts out on a logarithmic axis.
+LOG_FROM = 8
+E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 50, 90), ("next 9 %", 90, 99),
+              ("slowest 1 %", 99, 100))  # fmt: skip
+
+
+class Run(Protocol):
+    """What a report needs of a result; the columns are those of docs/metrics.md."""
+
+    @property
+    def requests(self) -> pd.DataFrame: ...
+    @property
+    def steps(self) -> pd.DataFrame: ...
+    @property
+    def itl(self) -> Itl: ...
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One plot: `spec` is what the script draws; `sentence` and `note` (how it is thinned) are plain text."""
+
+    name: str
+    title: str
+    sentence: str
+    note: str
+    spec: dict[str, Any]
+    wide: bool = False
+
+
+def latency_charts(run: Run) -> list[Chart]:
+    """The cumulative distributions of TTFT, TPOT, ITL and E2E, those that have any value."""
+    return [_latency_chart(run, key) for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None]
+
+
+def _latency_chart(run: Run, key: str) -> Chart:
+    """One distribution with its percentiles marked and the limits of the SLO drawn in."""
+    stats = run.summary[key]
+    title, sentence = LATENCY_TEXTS[key]
+    values, weights = _population(run, key)
+    x, percents = series.cdf(values, weights)
+    total = int(weights.sum())
+    note = f"Thinned: {count(len(x))} percentiles of {count(total)} values." if len(x) < total else ""
+    spec = {
+        "kind": "cdf",
+        "x": {"unit": "ms", "label": LATENCIES[key]},
+        "y": {"unit": "%", "label": "share at or below"},
+        "log": stats["max"] > LOG_FROM * stats["p50"] > 0,
+        "marks": [{"x": stats[name] * 1e3, "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")],
+        "limits": _limits(run.summary, key),
+        "series": [{"name": LATENCIES[key], "x": series.compact(x * 1e3), "y": series.compact(percents)}],
+    }
+    shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
+    return Chart(key.removesuffix("_s"), title, shown, note, spec)
+
+
+def _limits(summary: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """The clauses of the SLO that speak of this latency."""
+    clauses = summary.get("goodput", {}).get("slo", {}).items()
+    mine = [(SLO_NAMES[name][1], limit_s) for name, limit_s in clauses if f"{SLO_NAMES[name][0]}_s" == key]
+    return [{"x": limit_s * 1e3, "label": f"{statistic} limit {limit(limit_s)}"} for statistic, limit_s in mine]
+
+
+def _population(run: Run, key: str) -> tuple[Floats, Ints]:
+    """The values behind a latency's statistics, with their counts."""
+    if key == "itl_s":
+        return run.itl
+    values = run.requests[key].dropna().to_numpy(dtype=np.float64)
+    return values, np.ones(len(values), dtype=np.int64)
+
+
+def phases_chart(requests: pd.DataFrame) -> Chart | None:
+    """Where a request's time went, for all completed requests and by how long they took."""
+    done = requests[requests["status"] == "completed"]
+    if not len(done):
+        return None
+    e2e_s = done["e2e_s"].to_numpy(dtype=np.float64)
+    spent = [done[end].to_numpy(np.float64) - done[begin].to_numpy(np.float64) for begin, end in PHASES.values()]
+    rank = np.argsort(np.argsort(e2e_s, kind="stable"), kind="stable")
+    rows = []
+    for label, low, high in E2E_GROUPS:
+        mine = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
+        if mine.any():
+            means = [float(phase[mine].mean()) for phase in spent]
+            rows.append({"label": label, "count": int(mine.sum()), "values": series.compact(np.array(means))})
+    shares = [float(phase.sum() / max(e2e_s.sum(), 1e-300)) for phase in spent]
+    queued, prefill, decode = map(percent, shares)
+    told = f"{queued} of it in the queue, {prefill} in prefill and {decode} in decode{_slowest(spent, rank)}"
+    noun = "The completed request took" if len(done) == 1 else f"{count(len(done))} completed requests took on average"
+    sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {told}"
+    note = (
+        "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
+        "decode from the first to the last token; time lost to preemption counts where it fell."
+    )
+    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean time"}, "names": list(PHASES), "rows": rows}
+    return Chart("phases", "Where a request's time went", sentence, note, spec)
+
+
+def _slowest(spent: list[Floats], rank: Ints) -> str:
+    """The end of the sentence: what the slowest hundredth waited for most."""
+    if len(rank) < 100:
+        return "."
+    last = rank >= len(rank) * 0.99
+    totals = [float(phase[last].sum()) for phase in spent]
+    most = int(np.argmax(totals))
+    return f"; the slowest 1 % spent {percent(totals[most] / sum(totals))} of theirs {PHASE_WORDS[most]}."

@@ -1,0 +1,165 @@
+"""Summaries as tables for a terminal of 80 columns. It reads the summary alone and computes no metric."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sim.metrics import verdicts
+from sim.report.units import count, limit, number, percent, row_unit, seconds
+from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, sources_line, title, warnings_of
+
+SHOWN = ("mean", "p50", "p90", "p99", "max")
+VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undefined", "yellow")}
+
+
+def latency_table(summary: Mapping[str, Any]) -> Table:
+    """TTFT, TPOT, ITL, E2E and queueing: one row each, in the unit that fits the row."""
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    table.add_column("Latency", style="bold", width=8)
+    table.add_column("", width=2, style="dim")
+    for name in SHOWN:
+        table.add_column(name, justify="right", width=10)
+    for key, label in LATENCIES.items():
+        values = [summary[key][name] for name in SHOWN]
+        unit, factor = row_unit(values)
+        table.add_row(label, unit, *(number(None if v is None else v * factor) for v in values))
+    return table
+
+
+def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Use, waste and reuse of the KV pool as (label, text)."""
+    size = f"{count(kv['capacity_tokens'])} tokens in blocks of {count(kv['block_tokens'])}"
+    yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
+    held = kv["waste"]["of_held"]
+    waste = ", ".join(f"{percent(held[kind])} {kind}" for kind in ("reserved", "internal", "external"))
+    yield "KV held", f"{percent(held['used'])} holds data; waste: {waste}"
+    if kv["prefix_hit_rate"]:
+        yield "Prefixes", f"{percent(kv['prefix_hit_rate'])} of the prompt tokens were found in the cache"
+    if kv["preemptions"] or kv["swapped_bytes"]:
+        swapped = number(kv["swapped_bytes"] / 2**30)
+        yield "Evictions", f"{count(kv['preemptions'])} preemptions, {swapped} GiB swapped"
+
+
+def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
+    """Goodput, and each clause of the SLO with its verdict."""
+    if not (goodput := summary.get("goodput")):
+        return
+    rate, share = number(goodput["requests_per_s"]), percent(goodput["fraction"])
+    yield "Goodput", Text(f"{rate} requests/s met every limit: {share} of all requests")
+    for clause in verdicts(summary):
+        word, style = VERDICTS[clause.met]
+        line = f"{clause_name(clause.name)} {seconds(clause.measured_s)}, limit {limit(clause.limit_s)}: "
+        yield "SLO", Text(line).append(word, style=style)
+
+
+def facts_table(summary: Mapping[str, Any]) -> Table:
+    """Everything but latency, one labelled line each; long lines wrap beside their label."""
+    rates = summary["throughput"]
+    output, total = number(rates["output_tokens_per_s"]), number(rates["total_tokens_per_s"])
+    tokens = f"{output} output tokens/s, {total} in all"
+    lines: list[tuple[str, str | Text]] = [("Served", f"{number(rates['requests_per_s'])} requests/s, {tokens}")]
+    lines += [*kv_lines(summary["kv"]), *slo_lines(summary)]
+    if sources := sources_line(summary):
+        lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
+    simulator = summary["simulator"]
+    if simulator.get("wall_s"):
+        pace = f"{count(round(simulator.get('requests_per_wall_s') or 0))} requests/s"
+        lines.append(("Wall time", f"{seconds(simulator['wall_s'])} for {count(simulator.get('steps'))} steps, {pace}"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", width=9, no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, line in lines:
+        table.add_row(label, line if isinstance(line, Text) else Text(line))
+    return table
+
+
+def _remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for mark, text, style in marked:
+        table.add_row(Text(mark, style=style), Text(text, style=style))
+    return table
+
+
+def summary_view(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> RenderableType:
+    """One run on one screen: what ran, latencies, rates, KV use, SLO, sources, warnings and notes."""
+    marked = [("!", text, "yellow") for text in warnings_of(summary)]
+    marked += [("*", text, "dim") for text in notes_of(summary, notes)]
+    head = Text(title(summary), style="bold", overflow="fold")
+    parts: list[RenderableType] = [
+        head,
+        Text(requests_line(summary)),
+        "",
+        latency_table(summary),
+        "",
+        facts_table(summary),
+    ]
+    return Group(*parts, "", _remarks(marked)) if marked else Group(*parts)
+
+
+def _compared(summaries: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[float | None], bool]]:
+    """(label, one value per run, whether these are seconds) for every line of a comparison."""
+    rates = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
+    for key, label in rates.items():
+        yield label, [run["throughput"][key] for run in summaries], False
+    for key, label in LATENCIES.items():
+        for statistic in ("p50", "p99"):
+            yield f"{label} {statistic}", [run[key][statistic] for run in summaries], True
+    if any("goodput" in run for run in summaries):
+        yield "Goodput/s", [run.get("goodput", {}).get("requests_per_s") for run in summaries], False
+    yield "KV used, mean %", [_times(run["kv"]["mean_used"], 100) for run in summaries], False
+    yield "KV held useful %", [_times(run["kv"]["waste"]["of_held"]["used"], 100) for run in summaries], False
+    yield "Preemptions", [run["kv"]["preemptions"] for run in summaries], False
+    yield "Roofline %", [_times(run["cost_sources"]["roofline"], 100) for run in summaries], False
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _change(value: float | None, base: float | None) -> str:
+    """How far a value lies from the first run's, in percent; nothing where that has no meaning."""
+    if value is None or not base or value == base:
+        return " " * 7
+    change = 100 * (value / base - 1)
+    return f"{change:+.{0 if abs(change) >= 10 else 1}f}%".rjust(7)
+
+
+def compare_view(summaries: Mapping[str, Mapping[str, Any]], width: int = 80) -> RenderableType:
+    """Runs side by side, name -> summary, with the difference from the first; as many per table as fit."""
+    names = list(summaries)
+    per_table = max(2, (width - 19) // 18)
+    rest = [names[i : i + per_table - 1] for i in range(1, len(names), per_table - 1)] or [[]]
+    return Group(*(_compare_table({name: summaries[name] for name in (names[0], *group)}) for group in rest))
+
+
+def _compare_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    table.add_column("", style="bold", no_wrap=True)
+    for name in summaries:
+        table.add_column(Text(name, overflow="fold"), justify="right", max_width=18)
+    for label, values, timed in _compared(list(summaries.values())):
+        unit, factor = row_unit(values) if timed else ("", 1.0)
+        shown = [number(_times(value, factor)) for value in values]
+        changes = ["", *(_change(value, values[0]) for value in values[1:])]
+        cells = [cell + change for cell, change in zip(shown, changes, strict=True)]
+        table.add_row(f"{label} {unit}".strip(), *cells)
+    return table
+
+
+def render(view: RenderableType, width: int = 80) -> str:
+    """A view as plain text without colour, for files and tests."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(view)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def show(view: RenderableType, console: Console | None = None) -> None:
+    """Print a view on stdout (or `console`): colour on a terminal only; piped output is 80 columns wide."""
+    (console or Console(highlight=False)).print(view)

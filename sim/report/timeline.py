@@ -1,0 +1,221 @@
+"""The plots of a run over time: queue, TTFT, batch, step time and KV room, on one shared axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim.metrics import KV_KINDS, Floats
+from sim.report import series
+from sim.report.charts import Chart, Run
+from sim.report.series import Pieces
+from sim.report.units import count, percent, seconds
+
+REQUESTS_PER_BUCKET = 10
+KV_TEXTS = {
+    "used": "used",
+    "reserved": "reserved for later",
+    "internal": "internal waste",
+    "external": "external waste",
+    "free": "free",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time axis that these plots share: from the first arrival to the end of the run."""
+
+    start_s: float
+    end_s: float
+
+    @classmethod
+    def of(cls, run: Run) -> Clock:
+        """The axis of a run that has at least one step."""
+        start_s = float(run.requests["arrival_s"].min())
+        return cls(start_s, max(float(run.requests["arrival_s"].max()), float(run.steps["end_s"].max())))
+
+    def axis(self, edges_s: Floats) -> dict[str, Any]:
+        """The buckets as the script reads them, in the unit that keeps the numbers short."""
+        length = self.end_s - self.start_s
+        unit, size = ("s", 1.0) if length < 1200 else ("min", 60.0) if length < 72_000 else ("h", 3600.0)
+        first, width = (edges_s[0] - self.start_s) / size, (edges_s[1] - edges_s[0]) / size
+        return {
+            "unit": unit,
+            "label": "time since first arrival",
+            "first": first,
+            "width": width,
+            "buckets": len(edges_s) - 1,
+        }
+
+    def grid(self, values: int) -> Floats:
+        """Edges of the buckets for that many values."""
+        return series.grid(self.start_s, self.end_s, values)
+
+
+def time_charts(run: Run) -> list[Chart]:
+    """Every plot over time; none for a run without a step."""
+    if not len(run.steps):
+        return []
+    clock = Clock.of(run)
+    return [
+        queue_chart(run.requests, clock),
+        ttft_chart(run.requests, clock),
+        batch_chart(run.steps, clock),
+        step_chart(run.steps, clock),
+        kv_chart(run.summary["kv"], run.steps, clock),
+    ]
+
+
+def _thinned(edges_s: Floats, values: int, what: str) -> str:
+    """How a plot was thinned, in words; nothing where every bucket holds one value at most."""
+    if values < len(edges_s) / 4:
+        return ""
+    width = seconds(float(edges_s[1] - edges_s[0]))
+    return (
+        f"Thinned: {count(values)} {what} in buckets of {width}. The line is the mean over the time in a "
+        "bucket, the band reaches from the smallest to the largest value in it."
+    )
+
+
+def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
+    """Waiting and running requests, exactly as the arrivals, first steps and finishes say."""
+    real = requests[requests["status"] != "rejected"]
+    arrival_s, scheduled_s, finish_s = (
+        real[name].to_numpy(np.float64) for name in ("arrival_s", "first_scheduled_s", "finish_s")
+    )
+    edges_s = clock.grid(2 * len(real))
+    waiting = series.level(arrival_s, scheduled_s, clock.end_s)
+    serving = series.level(scheduled_s[~np.isnan(scheduled_s)], finish_s, clock.end_s)
+    means = [part.integral(edges_s)[-1] / (edges_s[-1] - edges_s[0]) for part in (waiting, serving)]
+    sentence = f"On average {means[0]:,.2f} requests waited and {means[1]:,.1f} were being served"
+    if len(waiting.first) and waiting.first.max() > 0:
+        longest = int(np.argmax(waiting.first))
+        at_s = seconds(float(waiting.start_s[longest] - clock.start_s))
+        sentence += f"; the queue was longest after {at_s}, with {count(int(waiting.first[longest]))} waiting"
+    lines = [
+        series.banded("waiting", series.busy_means([waiting], edges_s)),
+        series.banded("being served", series.busy_means([serving], edges_s)),
+    ]
+    note = _thinned(edges_s, 2 * len(real), "changes") + " Waiting is from arrival to a request's first step."
+    spec = {
+        "kind": "lines",
+        "x": clock.axis(edges_s),
+        "y": {"unit": "", "label": "requests"},
+        "series": lines,
+    }
+    return Chart("queue", "Queue", sentence + ".", note.strip(), spec)
+
+
+def ttft_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
+    """TTFT by the time at which requests arrived."""
+    known = requests[requests["ttft_s"].notna()].sort_values("arrival_s", kind="stable")
+    arrival_s, ttft_ms = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64) * 1e3
+    buckets = min(series.FEWEST_BUCKETS, max(10, len(known) // REQUESTS_PER_BUCKET))
+    edges_s = np.linspace(clock.start_s, max(clock.end_s, clock.start_s + 1e-9), buckets + 1)
+    half = (clock.start_s + float(requests["arrival_s"].max())) / 2
+    early, late = ttft_ms[arrival_s < half], ttft_ms[arrival_s >= half]
+    sentence = "Too few requests to tell the first half of the arrivals from the second."
+    if len(early) and len(late):
+        medians = [seconds(float(np.median(part)) / 1e3) for part in (early, late)]
+        sentence = (
+            f"Requests that arrived in the first half of the time had a median TTFT of {medians[0]}, those "
+            f"in the second half {medians[1]}."
+        )
+    width = seconds(float(edges_s[1] - edges_s[0]))
+    note = f"{count(len(known))} requests in buckets of {width}: the line is the mean, the band the whole range."
+    line = series.banded("TTFT", series.point_buckets(arrival_s, ttft_ms, edges_s))
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": {"unit": "ms", "label": "TTFT"}, "series": [line]}
+    return Chart("ttft-time", "TTFT by arrival", sentence, note, spec)
+
+
+def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
+    """How many requests a step prefilled and decoded."""
+    edges_s = clock.grid(len(steps))
+    kinds = {"decoding": "decode_requests", "prefilling": "prefill_requests"}
+    found = {
+        name: series.busy_means(
+            [Pieces.constant(a, b, rows[column].to_numpy(np.float64)) for rows, a, b in series.replica_pieces(steps)],
+            edges_s,
+        )
+        for name, column in kinds.items()
+    }
+    repeats = steps["repeats"].to_numpy()
+    total = int(repeats.sum())
+    decodes = float(np.dot(steps["decode_requests"], repeats)) / total
+    with_prefill = float(repeats[steps["prefill_requests"].to_numpy() > 0].sum()) / total
+    most = count(int(steps["decode_requests"].max()))
+    sentence = (
+        f"A step decoded {decodes:,.1f} requests on average and {most} at most; "
+        f"{percent(with_prefill)} of the {count(total)} steps had prefill in them."
+    )
+    lines = [series.banded(name, values) for name, values in found.items()]
+    spec = {
+        "kind": "lines",
+        "x": clock.axis(edges_s),
+        "y": {"unit": "", "label": "requests per step"},
+        "series": lines,
+    }
+    return Chart("batch", "Batch size", sentence, _thinned(edges_s, len(steps), "spans of equal steps"), spec)
+
+
+def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
+    """How long a step took."""
+    edges_s = clock.grid(len(steps))
+    parts = [
+        Pieces.constant(a, b, (b - a) / rows["repeats"].to_numpy() * 1e3) for rows, a, b in series.replica_pieces(steps)
+    ]
+    each = np.concatenate([part.first for part in parts])
+    prefill = np.concatenate([rows["prefill_tokens"].to_numpy() for rows, _, _ in series.replica_pieces(steps)])
+    starts = np.concatenate([part.start_s for part in parts])
+    busy, total = float(sum((part.end_s - part.start_s).sum() for part in parts)), int(steps["repeats"].sum())
+    top = int(np.argmax(each))
+    longest, at_s = seconds(float(each[top]) / 1e3), seconds(float(starts[top]) - clock.start_s)
+    sentence = (
+        f"A step took {seconds(busy / total)} on average; the longest, {longest}, began after {at_s} "
+        f"with {count(int(prefill[top]))} prompt tokens in it."
+    )
+    line = series.banded("step", series.busy_means(parts, edges_s))
+    note = _thinned(edges_s, len(steps), "spans of equal steps")
+    spec = {
+        "kind": "lines",
+        "x": clock.axis(edges_s),
+        "y": {"unit": "ms", "label": "step time"},
+        "series": [line],
+    }
+    return Chart("step", "Step time", sentence, note, spec)
+
+
+def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
+    """The KV room of all replicas by what it holds: a stack that adds up to the capacity."""
+    edges_s = clock.grid(len(steps))
+    found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
+    capacity = 0.0
+    for rows, start_s, end_s in series.replica_pieces(steps):
+        room = {kind: rows[f"kv_{kind}_tokens"].to_numpy(np.float64) for kind in KV_KINDS}
+        capacity += sum(float(values[0]) for values in room.values())
+        growth = np.minimum(rows["decode_requests"].to_numpy() * (rows["repeats"].to_numpy() - 1), room["used"])
+        begin = room | {"used": room["used"] - growth}
+        for kind in KV_KINDS[:-1]:
+            found[kind] += series.sum_of_means([Pieces(start_s, end_s, begin[kind], room[kind])], edges_s)
+    found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_KINDS[:-1]), 0.0)
+    held = kv["waste"]["of_held"]
+    sentence = f"On average {percent(kv['mean_used'])} of the pool held data, {percent(kv['peak_used'])} at the peak"
+    if held["used"] is not None:
+        useful, waste = percent(held["used"]), percent(1 - held["used"])
+        sentence += f"; of what was taken, {useful} held data and {waste} was waste"
+    stack = [
+        {"name": KV_TEXTS[kind], "mean": series.compact(np.rint(values)), "kind": kind}
+        for kind, values in found.items()
+        if kind in {"used", "free"} or values.max() >= 0.5
+    ]
+    width = seconds(float(edges_s[1] - edges_s[0]))
+    note = f"Each point is the mean over {width} of {count(len(steps))} spans, all replicas together."
+    axes = {"x": clock.axis(edges_s), "y": {"unit": "", "label": "KV tokens"}}
+    spec = {"kind": "stack", **axes, "series": stack, "hidden": ["free"] if kv["peak_used"] < 0.3 else []}
+    if spec["hidden"]:
+        note += " Free room is not drawn at first: press its name."
+    return Chart("kv", "KV memory", sentence + ".", note, spec, wide=True)

@@ -1,0 +1,72 @@
+"""The sentences that every report of a run shares: what ran, how it ended, what to believe, which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sim.metrics import SOURCES
+from sim.report.units import count, percent, seconds
+
+LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
+ROOFLINE_WARNING = (
+    "Every second of this run comes from data-sheet rooflines, none from a measurement: "
+    "compare settings with it, but do not promise its latencies."
+)
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """What was replayed on what, from the inputs that the summary names."""
+    inputs = summary["inputs"]
+    parts = [str(inputs.get("trace") or "a trace")]
+    if inputs.get("model"):
+        parts.append(f"on {inputs['model']}")
+    if inputs.get("gpu"):
+        parts.append(f"/ {inputs['gpu']}")
+    return " ".join(parts)
+
+
+def requests_line(summary: Mapping[str, Any]) -> str:
+    """How many requests ended how, and over which time."""
+    counts = summary["requests"]
+    rest = [f"{count(counts[name])} {name}" for name in ("rejected", "unfinished") if counts.get(name)]
+    if counts.get("dropped"):
+        rest.append(f"{count(counts['dropped'])} rows of the trace dropped")
+    ended = ", ".join([f"{count(counts['completed'])} completed", *rest])
+    noun = "request" if counts["total"] == 1 else "requests"
+    return f"{count(counts['total'])} {noun} in {seconds(summary['duration_s'])}: {ended}"
+
+
+def notes_of(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> list[str]:
+    """The run's notes: what the inputs say about themselves (`synthetic`, `notes`), then those given here."""
+    inputs = summary["inputs"]
+    synthetic = ["The trace is synthetic: made up from published statistics, not recorded."]
+    found = [*(synthetic if inputs.get("synthetic") else []), *(inputs.get("notes") or []), *notes]
+    return list(dict.fromkeys(str(note) for note in found))
+
+
+def sources_line(summary: Mapping[str, Any]) -> str:
+    """The share of the simulated seconds by where they come from, largest first; "" where there are none."""
+    shares = summary["cost_sources"]
+    present = sorted((name for name in SOURCES if shares.get(name)), key=lambda name: -shares[name])
+    return ", ".join(f"{percent(shares[name])} {name}" for name in present)
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know before believing the numbers."""
+    shares, found = summary["cost_sources"], []
+    if shares.get("roofline", 0) >= 1:
+        found.append(ROOFLINE_WARNING)
+    elif shares.get("roofline", 0) > 0:
+        found.append(f"{percent(shares['roofline'])} of the seconds come from data-sheet rooflines.")
+    if shares.get("extrapolated", 0) > 0:
+        found.append(f"{percent(shares['extrapolated'])} of the seconds lie outside the calibrated range.")
+    if summary["requests"].get("unfinished"):
+        found.append("Some requests did not finish: the latencies below leave out what they never reached.")
+    return found
+
+
+def clause_name(name: str) -> str:
+    """`ttft_p99` as `TTFT p99`, `itl` as `ITL max`: a name without a statistic speaks of every request."""
+    metric, _, statistic = name.partition("_")
+    return f"{LATENCIES[f'{metric}_s']} {statistic or 'max'}"
