@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
 def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that describe a scenario; they reach the command as one mapping `settings`."""
 
+    @functools.wraps(command)  # which also hands on the options given below this decorator
     def collected(**given: Any) -> None:
         settings: dict[str, Any] = {}
         for flag, key, _, _ in OPTIONS:
@@ -65,7 +67,6 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         settings |= dict(scenario.parse_setting(text) for text in given.pop("setting"))
         command(settings=settings, **given)
 
-    collected.__name__, collected.__doc__ = command.__name__, command.__doc__
     wrapped: Callable[..., None] = collected
     for flag, _, kind, text in reversed(OPTIONS):
         wrapped = click.option(flag, type=kind, help=text)(wrapped)
@@ -91,22 +92,30 @@ def cli() -> None:
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @scenario_options
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables, page and trace here.")
+@click.option("--trace-window", metavar="START:END", help="Seconds of the run that trace.perfetto.json shows.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def run(file: str | None, settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
+def run(
+    file: str | None, settings: dict[str, Any], out: Path | None, trace_window: str | None, as_json: bool, quiet: bool
+) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
-    from sim import api, report  # noqa: PLC0415
+    from sim import api  # noqa: PLC0415
+    from sim.report.folder import write_run  # noqa: PLC0415
+    from sim.report.perfetto import parse_window  # noqa: PLC0415
+    from sim.report.terminal import show, summary_view  # noqa: PLC0415
 
+    window = parse_window(trace_window) if trace_window else None
+    if window and out is None:
+        raise InputError("--trace-window cuts the trace that --out writes; give --out too")
     with _progress("simulating", quiet) as progress:
         result = api.run(file, progress=progress, **settings)
     if out is not None:
-        report.write(result, out)
+        paths = write_run(result, out, scenario=scenario.dump(result.scenario), window=window)
+        click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
         click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
     else:
-        report.show(result)
-        if out is not None:
-            click.echo(f"\nWritten to {out}: {', '.join(report.FILES)}", err=True)
+        show(summary_view(result.summary))
 
 
 @cli.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import simpy
@@ -94,13 +95,12 @@ class Source:
         if followers:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
-                self._clock.call_at(
-                    self._clock.now + think_s,
-                    lambda event, index=index: self._send(index),
-                    first=True,  # type: ignore[misc]
-                )
+                self._clock.call_at(self._clock.now + think_s, partial(self._follow, index), first=True)
         elif self._concurrency:
             self._clock.call_at(self._clock.now, lambda event: self._send_next_root(), first=True)
+
+    def _follow(self, index: int, event: simpy.Event) -> None:
+        self._send(index)
 
     def _start_users(self, event: simpy.Event) -> None:
         for _ in range(self._concurrency):

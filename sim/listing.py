@@ -28,7 +28,7 @@ def _parts(package: str) -> list[Row]:
             for one in inspect.signature(target).parameters.values()
             if one.kind is inspect.Parameter.KEYWORD_ONLY
         ]
-        about = inspect.getmodule(target).__doc__ or ""  # type: ignore[union-attr]
+        about = inspect.getmodule(target).__doc__ or ""
         rows.append({"name": name, "parameters": ", ".join(parameters), "about": about.partition("\n")[0]})
     return rows
 
@@ -41,8 +41,8 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "policies": lambda: _parts("sim.policies"),
     "allocators": lambda: _parts("sim.allocators"),
     "routers": lambda: _parts("sim.routers"),
-    "models": catalog.model_rows,  # type: ignore[dict-item]
-    "gpus": catalog.gpu_rows,  # type: ignore[dict-item]
+    "models": catalog.model_rows,
+    "gpus": catalog.gpu_rows,
     "profiles": lambda: [{"name": "roofline", "about": "data-sheet rates and named efficiencies; nothing measured"}],
     "traces": _traces,
     "formats": lambda: [{"name": name} for name in formats.names()],

@@ -25,6 +25,16 @@ class NoProgressError(RuntimeError):
     """The engine has requests and will never compute another token."""
 
 
+class _Call(simpy.Event):
+    """An event that has happened when it is scheduled, and calls one function."""
+
+    def __init__(self, env: simpy.Environment, action: Callable[[simpy.Event], None]) -> None:
+        self.env = env
+        self.callbacks = [action]
+        self._value = None
+        self._ok = True
+
+
 class Clock(simpy.Environment):
     """SimPy's environment, with calls at absolute times.
 
@@ -41,10 +51,7 @@ class Clock(simpy.Environment):
 
     def call_at(self, time_s: float, action: Callable[[simpy.Event], None], *, first: bool = False) -> simpy.Event:
         """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
-        event = simpy.Event(self)
-        event._ok = True
-        event._value = None
-        event.callbacks.append(action)
+        event = _Call(self, action)
         self._calls = next(self._eid)
         heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
         return event

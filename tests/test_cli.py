@@ -1,0 +1,193 @@
+"""The command line as a person and a script meet it: output, files, exit codes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sim import scenario
+from sim.cli import main
+
+CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n1.0,50,1\n"
+SUMMARY_KEYS = {
+    "requests",
+    "duration_s",
+    "throughput",
+    "ttft_s",
+    "tpot_s",
+    "itl_s",
+    "e2e_s",
+    "queue_s",
+    "kv",
+    "cost_sources",
+}
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "small.csv"
+    path.write_text(CSV)
+    return path
+
+
+def sim(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `sim WORDS`."""
+    sys.argv = ["sim", *map(str, words)]
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_run_prints_a_table(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    code, out, err = sim(capsys, "run", "--trace", trace)
+    assert code == 0
+    assert err == ""
+    assert all(word in out for word in ("TTFT", "TPOT", "ITL", "E2E", "roofline"))
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_is_the_summary_alone(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    code, out, _ = sim(capsys, "run", "--trace", trace, "--json", "--slo", "ttft=1")
+    summary = json.loads(out)
+    assert code == 0
+    assert set(summary) >= SUMMARY_KEYS | {"goodput", "simulator", "inputs"}
+    assert summary["requests"]["completed"] == 3
+    assert summary["inputs"]["trace"] == "small.csv"
+    assert summary["cost_sources"]["roofline"] == 1.0
+
+
+def test_out_writes_every_file(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code, _, _ = sim(capsys, "run", "--trace", trace, "--out", folder)
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "scenario.toml",
+        "requests.parquet",
+        "steps.parquet",
+        "summary.json",
+        "report.html",
+        "trace.perfetto.json",
+    }
+    requests = pd.read_parquet(folder / "requests.parquet")
+    assert requests["status"].eq("completed").all()
+    steps = pd.read_parquet(folder / "steps.parquet")
+    capacity = json.loads((folder / "summary.json").read_text())["kv"]["capacity_tokens"]
+    assert steps.filter(regex="^kv_.*_tokens$").sum(axis=1).eq(capacity).all()
+    again = scenario.build(scenario.read(folder / "scenario.toml"))
+    assert again.kv.blocks * again.kv.block_tokens == capacity
+
+
+def test_a_written_scenario_runs_the_same_again(
+    capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path
+) -> None:
+    sim(capsys, "run", "--trace", trace, "--out", tmp_path / "one", "--set", "policy=sjf", "--set", "policy.by=output")
+    code, _, _ = sim(capsys, "run", tmp_path / "one" / "scenario.toml", "--out", tmp_path / "two")
+    assert code == 0
+    for name in ("requests.parquet", "steps.parquet", "scenario.toml"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trace", "no-such.csv"], "no-such.csv does not exist"),
+        (["--policy", "magic"], "known: chunked, continuous, priority, sjf, static"),
+        (["--allocator", "magic"], "contiguous-max"),
+        (["--model", "gpt-9"], "llama-3.1-8b"),
+        (["--gpu", "h9000"], "h100"),
+        (["--profile", "magic"], "roofline"),
+        (["--set", "engine.max_seqs=3"], "max_num_seqs"),
+        (["--set", "engine.max_num_seqs=many"], "must be of type int"),
+        (["--set", "nonsense"], "section.key=value"),
+        (["--set", "policy.by=output"], "long_prefill_token_threshold"),
+        (["--policy", "sjf", "--set", "policy.by=luck"], "prompt, output and total"),
+        (["--slo", "speed=3"], "ttft"),
+        (["--rate", "-1"], "workload.rate"),
+        (["--rate", "2", "--concurrency", "3"], "exclude one another"),
+        (["--kv-blocks", "3"], "line 2"),
+        (["--set", "engine.max_model_len=64"], "max_model_len 64"),
+        (["--tp", "3"], "tp"),
+        (["--model", "llama-3.1-405b"], "fit"),
+        (["--seed", "-1"], "seed"),
+        (["--limit", "x"], "--limit"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    given = [] if "--trace" in words else ["--trace", trace]
+    code, out, err = sim(capsys, "run", *given, *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert said in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_bad_counts_what_can_never_fit(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    code, out, _ = sim(capsys, "run", "--trace", trace, "--kv-blocks", 10, "--skip-bad", "--json")
+    counts = json.loads(out)["requests"]
+    assert code == 0
+    assert counts == {"total": 3, "completed": 2, "rejected": 1, "unfinished": 0, "dropped": 0}
+
+
+def test_a_full_disk_leaves_nothing(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    code, _, err = sim(capsys, "run", "--trace", trace, "--out", "/dev/full/out")
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_validate_names_what_differs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = sim(capsys, "validate", "--schedules", tmp_path)
+    assert code == 2
+    assert str(tmp_path) in err
+
+
+@pytest.mark.shared
+def test_validate_real_schedules(capsys: pytest.CaptureFixture[str], shared: Path, tmp_path: Path) -> None:
+    recorded = shared / "measured" / "vllm_v1_schedules"
+    for part in ("scenario.json", "steps.jsonl"):
+        (tmp_path / f"t01_chunking.{part}").write_bytes((recorded / f"t01_chunking.{part}").read_bytes())
+    code, out, _ = sim(capsys, "validate", "--schedules", tmp_path)
+    assert code == 0
+    assert "1 identical" in out
+    steps = tmp_path / "t01_chunking.steps.jsonl"
+    steps.write_text(steps.read_text().replace('"tokens":', '"tokens":1', 1))
+    code, out, _ = sim(capsys, "validate", "--schedules", tmp_path, "--json")
+    assert code == 1
+    assert json.loads(out)["schedules"][0]["first_difference"]["key"] == "tokens"
+
+
+@pytest.mark.parametrize(
+    "kind", ["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats"]
+)
+def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    code, out, _ = sim(capsys, "list", kind, "--json")
+    assert code == 0
+    assert all(row["name"] for row in json.loads(out))
+    assert sim(capsys, "list", kind)[0] == 0
+
+
+def test_the_installed_command_needs_no_torch(trace: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from sim.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "run", "--trace", str(trace), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["requests"]["completed"] == 3
