@@ -210,11 +210,7 @@ def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | Non
     """Completed requests, their output tokens, and their prompt and output tokens, per second of the run."""
     done = requests[requests["status"] == "completed"]
     output, prompt = int(done["output_tokens"].sum()), int(done["prompt_tokens"].sum())
-    amounts = {
-        "requests_per_s": len(done),
-        "output_tokens_per_s": output,
-        "total_tokens_per_s": prompt + output,
-    }
+    amounts = {"requests_per_s": len(done), "output_tokens_per_s": output, "total_tokens_per_s": prompt + output}
     return {name: amount / duration if duration > 0 else None for name, amount in amounts.items()}
 
 
@@ -241,7 +237,7 @@ def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
     """
     width_s = busy_s(steps)
     used = steps["kv_used_tokens"].to_numpy(dtype=np.float64)
-    growth = steps["decode_requests"].to_numpy() * (steps["repeats"].to_numpy() - 1) / 2.0
+    growth = steps["decode_requests"].to_numpy(np.float64) * (steps["repeats"].to_numpy() - 1) / 2.0
     grown = float(np.dot(np.minimum(growth, used), width_s))
     token_s = {kind: float(np.dot(steps[f"kv_{kind}_tokens"].to_numpy(np.float64), width_s)) for kind in KV_KINDS}
     token_s["used"] -= grown

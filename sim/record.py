@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from struct import Struct
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
 from sim.request import Request
 
-_ROWS_PER_CHUNK = 8192
 _SAMPLES = 1024
 
 STEP_COLUMNS: dict[str, str] = {
@@ -40,6 +40,7 @@ STEP_COLUMNS: dict[str, str] = {
     "kv_external_tokens": "i8",
     "kv_free_tokens": "i8",
 }
+_pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in STEP_COLUMNS.values())).pack
 
 
 class StepLog(Observer):
@@ -47,8 +48,7 @@ class StepLog(Observer):
 
     def __init__(self, replicas: int) -> None:
         self.step_end_s = [array("d") for _ in range(replicas)]
-        self._rows: list[tuple[float, ...]] = []
-        self._chunks: list[list[np.ndarray]] = []
+        self._rows = bytearray()
         self._seen = 0
         self._stride = 1
         self.sample: list[tuple[Shape, int]] = []
@@ -70,29 +70,25 @@ class StepLog(Observer):
             new += tokens
             past += before
         device_s = result.device_s
-        self._rows.append(
-            (
-                replica.index,
-                batch.first_step,
-                repeats,
-                times_s[0],
-                times_s[-1],
-                len(prefills),
-                new,
-                past,
-                decodes,
-                context,
-                batch.padding_tokens,
-                sum(device_s) if len(device_s) == repeats else sum(device_s[:repeats]),
-                result.host_s * repeats,
-                batch.running,
-                batch.waiting,
-                len(batch.evicted),
-                *flight.usage,
-            )
+        self._rows += _pack_row(
+            replica.index,
+            batch.first_step,
+            repeats,
+            times_s[0],
+            times_s[-1],
+            len(prefills),
+            new,
+            past,
+            decodes,
+            context,
+            batch.padding_tokens,
+            sum(device_s) if len(device_s) == repeats else sum(device_s[:repeats]),
+            result.host_s * repeats,
+            batch.running,
+            batch.waiting,
+            len(batch.evicted),
+            *flight.usage,
         )
-        if len(self._rows) >= _ROWS_PER_CHUNK:
-            self._flush()
 
     def _keep(self, batch: Batch) -> None:
         if len(self.sample) == _SAMPLES:
@@ -102,22 +98,10 @@ class StepLog(Observer):
                 return
         self.sample.append((batch.shape, batch.repeats))
 
-    def _flush(self) -> None:
-        columns = zip(*self._rows, strict=True)
-        self._chunks.append(
-            [np.array(column, kind) for column, kind in zip(columns, STEP_COLUMNS.values(), strict=True)]
-        )
-        self._rows = []
-
     def table(self) -> pd.DataFrame:
         """The rows so far, in order of commitment."""
-        if self._rows:
-            self._flush()
-        data = {}
-        for at, (name, kind) in enumerate(STEP_COLUMNS.items()):
-            parts = [chunk[at] for chunk in self._chunks]
-            data[name] = np.concatenate(parts) if parts else np.array([], kind)
-        return pd.DataFrame(data, copy=False)
+        rows = np.frombuffer(self._rows, np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()]))
+        return pd.DataFrame({name: rows[name].copy() for name in STEP_COLUMNS}, copy=False)
 
 
 class RequestLog:

@@ -20,10 +20,16 @@ from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, so
 
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 INPUT_NAMES = {
-    "trace": "Trace", "trace_kind": "Trace format", "model": "Model", "gpu": "GPU", "profile": "Profile",
+    "trace": "Trace",
+    "trace_kind": "Trace format",
     "synthetic": "Synthetic",
-    "seed": "Seed", "version": "Foretoken",
-}  # fmt: skip
+    "model": "Model",
+    "gpu": "GPU",
+    "profile": "Profile",
+    "seed": "Seed",
+    "version": "Foretoken",
+}
+NOTHING = '<p class="hint">No request came this far.</p>'
 
 
 def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> str:
@@ -63,9 +69,6 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         **{name: "\n".join(map(_figure, charts)) or NOTHING for name, charts in sections.items()},
     }
     return MARKER.sub(lambda match: parts[match[1]], _asset("page.html"))
-
-
-NOTHING = '<p class="hint">No request came this far.</p>'
 
 
 def _asset(name: str) -> str:

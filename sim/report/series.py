@@ -68,13 +68,27 @@ def _reduce_ranges(reduce: np.ufunc, values: Floats, begin: Ints, end: Ints) -> 
     return np.where(end > begin, found, np.nan)
 
 
-def replica_pieces(steps: pd.DataFrame) -> list[tuple[pd.DataFrame, Floats, Floats]]:
-    """Per replica its spans in time order with (start_s, end_s); none starts before the last one ended."""
-    parts = []
-    for _, rows in steps.groupby("replica", sort=True):
-        start_s, end_s = rows["start_s"].to_numpy(np.float64), rows["end_s"].to_numpy(np.float64)
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The spans of one replica in time order; none starts before the last one ended. `columns` by name."""
+
+    start_s: Floats
+    end_s: Floats
+    columns: dict[str, Floats]
+
+    def constant(self, values: Floats) -> Pieces:
+        """Pieces that keep one value over each span."""
+        return Pieces.constant(self.start_s, self.end_s, values)
+
+
+def by_replica(steps: pd.DataFrame, *columns: str) -> list[Spans]:
+    """The spans of each replica with the columns asked for."""
+    replica, parts = steps["replica"].to_numpy(), []
+    for index in np.unique(replica):
+        mine = replica == index
+        start_s, end_s, *rest = (steps[name].to_numpy(np.float64)[mine] for name in ("start_s", "end_s", *columns))
         start_s = np.minimum(np.maximum(start_s, np.concatenate([start_s[:1], end_s[:-1]])), end_s)
-        parts.append((rows, start_s, end_s))
+        parts.append(Spans(start_s, end_s, dict(zip(columns, rest, strict=True))))
     return parts
 
 

@@ -14,7 +14,7 @@ FEWEST_REQUESTS, FEWEST_WAITING, GROWTH = 100, 5.0, 2.0
 
 def mean_waiting(requests: pd.DataFrame, edges_s: Floats) -> Floats:
     """Mean number of requests that had arrived and were not yet scheduled, between neighbouring edges."""
-    queued = requests[requests["status"] != "rejected"]
+    queued = requests[(requests["status"] != "rejected") & requests["arrival_s"].notna()]
     arrival_s = queued["arrival_s"].to_numpy(dtype=np.float64)
     scheduled_s = queued["first_scheduled_s"].fillna(np.inf).to_numpy(dtype=np.float64)
     waits = [(np.clip(scheduled_s, a, b) - np.clip(arrival_s, a, b)).sum() / (b - a) for a, b in pairwise(edges_s)]

@@ -38,7 +38,7 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
     held = kv["waste"]["of_held"]
     waste = ", ".join(f"{percent(held[kind])} {kind}" for kind in ("reserved", "internal", "external"))
-    yield "KV held", f"{percent(held['used'])} holds data; waste: {waste}"
+    yield "KV held", f"{percent(held['used'])} data, {waste} waste"
     if kv["prefix_hit_rate"]:
         yield "Prefixes", f"{percent(kv['prefix_hit_rate'])} of the prompt tokens were found in the cache"
     if kv["preemptions"] or kv["swapped_bytes"]:
@@ -86,9 +86,14 @@ def _remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
     return table
 
 
-def summary_view(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> RenderableType:
-    """One run on one screen: what ran, latencies, rates, KV use, SLO, sources, warnings and notes."""
-    marked = [("!", text, "yellow") for text in warnings_of(summary)]
+def summary_view(
+    summary: Mapping[str, Any], notes: Iterable[str] = (), *, warnings: Iterable[str] = ()
+) -> RenderableType:
+    """One run on one screen: what ran, latencies, rates, KV use, SLO, sources, warnings and notes.
+
+    notes and warnings: sentences beyond those that the summary itself gives rise to.
+    """
+    marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
     marked += [("*", text, "dim") for text in notes_of(summary, notes)]
     head = Text(title(summary), style="bold", overflow="fold")
     parts: list[RenderableType] = [

@@ -83,7 +83,7 @@ def _thinned(edges_s: Floats, values: int, what: str) -> str:
 
 def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
     """Waiting and running requests, exactly as the arrivals, first steps and finishes say."""
-    real = requests[requests["status"] != "rejected"]
+    real = requests[(requests["status"] != "rejected") & requests["arrival_s"].notna()]
     arrival_s, scheduled_s, finish_s = (
         real[name].to_numpy(np.float64) for name in ("arrival_s", "first_scheduled_s", "finish_s")
     )
@@ -136,13 +136,11 @@ def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
     """How many requests a step prefilled and decoded."""
     edges_s = clock.grid(len(steps))
     kinds = {"decoding": "decode_requests", "prefilling": "prefill_requests"}
-    found = {
-        name: series.busy_means(
-            [Pieces.constant(a, b, rows[column].to_numpy(np.float64)) for rows, a, b in series.replica_pieces(steps)],
-            edges_s,
-        )
+    parts = series.by_replica(steps, *kinds.values())
+    lines = [
+        series.banded(name, series.busy_means([part.constant(part.columns[column]) for part in parts], edges_s))
         for name, column in kinds.items()
-    }
+    ]
     repeats = steps["repeats"].to_numpy()
     total = int(repeats.sum())
     decodes = float(np.dot(steps["decode_requests"], repeats)) / total
@@ -152,7 +150,6 @@ def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
         f"A step decoded {decodes:,.1f} requests on average and {most} at most; "
         f"{percent(with_prefill)} of the {count(total)} steps had prefill in them."
     )
-    lines = [series.banded(name, values) for name, values in found.items()]
     spec = {
         "kind": "lines",
         "x": clock.axis(edges_s),
@@ -165,18 +162,17 @@ def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
 def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
     """How long a step took."""
     edges_s = clock.grid(len(steps))
-    parts = [
-        Pieces.constant(a, b, (b - a) / rows["repeats"].to_numpy() * 1e3) for rows, a, b in series.replica_pieces(steps)
-    ]
-    each = np.concatenate([part.first for part in parts])
-    prefill = np.concatenate([rows["prefill_tokens"].to_numpy() for rows, _, _ in series.replica_pieces(steps)])
-    starts = np.concatenate([part.start_s for part in parts])
+    spans = series.by_replica(steps, "repeats", "prefill_tokens")
+    parts = [part.constant((part.end_s - part.start_s) / part.columns["repeats"] * 1e3) for part in spans]
     busy, total = float(sum((part.end_s - part.start_s).sum() for part in parts)), int(steps["repeats"].sum())
-    top = int(np.argmax(each))
-    longest, at_s = seconds(float(each[top]) / 1e3), seconds(float(starts[top]) - clock.start_s)
+    worst = max(range(len(parts)), key=lambda index: parts[index].first.max())
+    top = int(np.argmax(parts[worst].first))
+    prompt_tokens = count(int(spans[worst].columns["prefill_tokens"][top]))
+    longest = seconds(float(parts[worst].first[top]) / 1e3)
+    at_s = seconds(float(spans[worst].start_s[top]) - clock.start_s)
     sentence = (
         f"A step took {seconds(busy / total)} on average; the longest, {longest}, began after {at_s} "
-        f"with {count(int(prefill[top]))} prompt tokens in it."
+        f"with {prompt_tokens} prompt tokens in it."
     )
     line = series.banded("step", series.busy_means(parts, edges_s))
     note = _thinned(edges_s, len(steps), "spans of equal steps")
@@ -194,13 +190,14 @@ def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
     edges_s = clock.grid(len(steps))
     found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
     capacity = 0.0
-    for rows, start_s, end_s in series.replica_pieces(steps):
-        room = {kind: rows[f"kv_{kind}_tokens"].to_numpy(np.float64) for kind in KV_KINDS}
-        capacity += sum(float(values[0]) for values in room.values())
-        growth = np.minimum(rows["decode_requests"].to_numpy() * (rows["repeats"].to_numpy() - 1), room["used"])
-        begin = room | {"used": room["used"] - growth}
+    room = {kind: f"kv_{kind}_tokens" for kind in KV_KINDS}
+    for spans in series.by_replica(steps, "decode_requests", "repeats", *room.values()):
+        capacity += sum(float(spans.columns[column][0]) for column in room.values())
+        growth = spans.columns["decode_requests"] * (spans.columns["repeats"] - 1)
         for kind in KV_KINDS[:-1]:
-            found[kind] += series.sum_of_means([Pieces(start_s, end_s, begin[kind], room[kind])], edges_s)
+            end = spans.columns[room[kind]]
+            begin = end - np.minimum(growth, end) if kind == "used" else end
+            found[kind] += series.sum_of_means([Pieces(spans.start_s, spans.end_s, begin, end)], edges_s)
     found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_KINDS[:-1]), 0.0)
     held = kv["waste"]["of_held"]
     sentence = f"On average {percent(kv['mean_used'])} of the pool held data, {percent(kv['peak_used'])} at the peak"

@@ -1,0 +1,174 @@
+"""The Perfetto trace: valid Trace Event JSON, balanced, monotone on every track, and true to the tables."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_samples import Run, make_run
+
+from sim import metrics
+from sim.report import perfetto
+from traces.schema import InputError
+
+Event = dict[str, Any]
+NEEDED = {
+    "M": {"name": str, "pid": int, "tid": int, "args": dict},
+    "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": float, "dur": float, "args": dict},
+    "C": {"name": str, "pid": int, "ts": float, "args": dict},
+    "b": {"name": str, "cat": str, "id": int, "pid": int, "tid": int, "ts": float},
+    "e": {"name": str, "cat": str, "id": int, "pid": int, "tid": int, "ts": float},
+    "i": {"name": str, "s": str, "pid": int, "tid": int, "ts": float},
+}
+
+
+def events(run: Run, window: perfetto.Window | None = None) -> list[Event]:
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not JSON")
+
+    trace = json.loads("".join(perfetto.trace_json(run, window=window)), parse_constant=constant)
+    assert set(trace) == {"displayTimeUnit", "traceEvents"}
+    return trace["traceEvents"]
+
+
+def check(found: list[Event]) -> None:
+    """Every law of the format that holds for any trace of ours."""
+    for event in found:
+        needed = NEEDED[event["ph"]]
+        assert all(isinstance(event[key], kind) for key, kind in needed.items()), event
+        assert event.get("ts", 0) >= 0
+        assert event.get("dur", 0) >= 0
+    last: dict[tuple[Any, ...], float] = defaultdict(float)
+    open_names: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for event in found:
+        kind = event["ph"]
+        if kind == "X":
+            track = ("X", event["pid"], event["tid"])
+            assert round(event["ts"] * 1000) >= round(last[track] * 1000), "slices of one track overlap"
+            last[track] = event["ts"] + event["dur"]
+        elif kind in "be":
+            track = (event["pid"], event["cat"], event["id"])
+            assert event["ts"] >= last[track]
+            last[track] = event["ts"]
+            if kind == "b":
+                open_names[track].append(event["name"])
+            else:
+                assert open_names[track].pop() == event["name"]
+        elif kind == "C":
+            track = ("C", event["pid"], event["name"])
+            assert event["ts"] >= last[track]
+            last[track] = event["ts"]
+    assert not any(open_names.values()), "a slice was never closed"
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return make_run(150, rate=14.0, replicas=2)
+
+
+def test_the_trace_is_valid_and_says_what_the_tables_say(run: Run) -> None:
+    found = events(run)
+    check(found)
+    slices = [event for event in found if event["ph"] == "X"]
+    assert len(slices) == len(run.steps)
+    assert {event["name"] for event in slices} == {"prefill", "mixed", "decode"}
+    assert sum(event["args"]["repeats"] for event in slices) == run.steps["repeats"].sum()
+    assert sum(event["dur"] for event in slices) == pytest.approx(
+        (run.steps["end_s"] - run.steps["start_s"]).sum() * 1e6
+    )
+    assert all((event["name"] == "prefill") == (event["args"]["decode_requests"] == 0) for event in slices)
+    begun = {event["id"]: event for event in found if event["ph"] == "b" and event["name"] == "request"}
+    ended = {event["id"]: event["ts"] for event in found if event["ph"] == "e" and event["name"] == "request"}
+    done = run.requests[run.requests["status"] == "completed"].set_index("request")
+    assert set(begun) == set(done.index)
+    for index, row in done.iterrows():
+        assert ended[index] - begun[index]["ts"] == pytest.approx(row["e2e_s"] * 1e6, abs=0.01)
+        assert begun[index]["args"]["prompt_tokens"] == row["prompt_tokens"]
+    assert [event["args"]["request"] for event in found if event["ph"] == "i"] == [149]
+    names = [event["args"]["name"] for event in found if event["ph"] == "M"]
+    assert names == ["requests", "replica 0", "steps", "replica 1", "steps"]
+
+
+def test_counters_follow_the_tables(run: Run) -> None:
+    found = [event for event in events(run) if event["ph"] == "C" and event["pid"] == perfetto.FIRST_REPLICA_PID]
+    rows = run.steps[run.steps["replica"] == 0]
+    used = [event["args"]["used"] for event in found if event["name"] == "KV tokens"]
+    assert max(used) == rows["kv_used_tokens"].max()
+    assert used[-1] == 0
+    waiting = {event["args"]["waiting"] for event in found if event["name"] == "requests"}
+    assert waiting == set(rows["waiting"]) | {0}
+
+
+def test_a_window_keeps_what_touches_it(run: Run) -> None:
+    found = events(run, window=(2.0, 3.0))
+    check(found)
+    slices = [event for event in found if event["ph"] == "X"]
+    rows = run.steps[(run.steps["start_s"] <= 3.0) & (run.steps["end_s"] >= 2.0)]
+    assert len(slices) == len(rows) > 0
+    alive = run.requests[(run.requests["arrival_s"] <= 3.0) & (run.requests["finish_s"] >= 2.0)]
+    assert {event["id"] for event in found if event["ph"] == "b"} == set(alive["request"])
+    check(events(run, window=(1e6, 2e6)))
+
+
+def test_overlapping_batches_get_tracks_of_their_own() -> None:
+    run = make_run(40, rate=14.0)
+    run.steps.loc[1:, "start_s"] = run.steps["start_s"].to_numpy()[1:] - 0.002
+    found = events(run)
+    check(found)
+    assert {event["tid"] for event in found if event["ph"] == "X"} == {1, 2}
+
+
+def test_unfinished_and_never_arrived_requests() -> None:
+    run = make_run(30, rate=14.0)
+    nan = float("nan")
+    stamps = ["first_scheduled_s", "first_token_s", "finish_s"]
+    run.requests.loc[[5, 6, 7], "status"] = "unfinished"
+    run.requests.loc[5, stamps] = nan
+    run.requests.loc[6, stamps[2]] = nan
+    run.requests.loc[7, ["arrival_s", *stamps]] = nan
+    found = events(run)
+    check(found)
+    mine = {i: [event["name"] for event in found if event["ph"] == "b" and event["id"] == i] for i in (5, 6, 7)}
+    assert mine == {5: ["request", "queued"], 6: ["request", "queued", "prefill", "decode"], 7: []}
+    end_us = max(event["ts"] for event in found if event["ph"] == "e" and event["id"] == 5)
+    assert end_us == pytest.approx(run.steps["end_s"].max() * 1e6)
+
+
+def test_text_from_outside_is_escaped() -> None:
+    run = make_run(20)
+    run.requests.loc[19, "reason"] = 'a "quoted" \\ reason\n'
+    instant = next(event for event in events(run) if event["ph"] == "i")
+    assert instant["args"]["reason"] == 'a "quoted" \\ reason\n'
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nearly_nothing(count: int) -> None:
+    check(events(make_run(count)))
+
+
+def test_it_streams_in_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "".join(perfetto.trace_json(run))
+    monkeypatch.setattr(perfetto, "CHUNK_ROWS", 7)
+    pieces = list(perfetto.trace_json(run))
+    assert "".join(pieces).replace(",\n", "\n") == whole.replace(",\n", "\n")
+    assert max(map(len, pieces)) < len(whole) / 10
+
+
+def test_neighbouring_steps_meet_exactly() -> None:
+    """Times that are no whole nanoseconds must not make a slice begin before the last one ended."""
+    rng = np.random.default_rng(3)
+    run = make_run(60, rate=14.0)
+    ends = np.cumsum(rng.random(len(run.steps)) * 1e-5)
+    run.steps["start_s"], run.steps["end_s"] = np.concatenate([[0.0], ends[:-1]]), ends
+    check(events(Run(run.requests[:0], pd.DataFrame(run.steps), metrics.merge_itl([]))))
+
+
+@pytest.mark.parametrize("text", ["", "3", "5:2", "a:b", "1:2:3", "-1:4", "1:inf", "1:1"])
+def test_a_wrong_window_is_refused(text: str) -> None:
+    assert perfetto.parse_window("10:20.5") == (10.0, 20.5)
+    with pytest.raises(InputError, match="START:END"):
+        perfetto.parse_window(text)

@@ -1,0 +1,135 @@
+"""The terminal tables: 80 columns, no colour in a pipe, every number that a reader looks for."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from report_samples import make_run
+from rich.console import Console
+
+from sim.report import terminal, units
+from sim.report.words import ROOFLINE_WARNING, notes_of, sources_line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0"),
+        (1234.5, "1,234"),
+        (12.34, "12.3"),
+        (0.01234, "0.0123"),
+        (9.996, "10.00"),
+        (-2.5, "-2.50"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert units.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (0.0, "0 s"), (0.00085, "850 us"), (0.0123, "12.3 ms"), (4.56, "4.56 s"), (119.0, "119 s"),
+        (3502.0, "58 min 22 s"), (11_100.0, "3 h 05 min"), (7_200_000.0, "2,000 h 00 min"), (3599.7, "1 h 00 min"),
+    ],
+)  # fmt: skip
+def test_times(value: float | None, text: str) -> None:
+    assert units.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0 %"), (1.0, "100 %"), (0.9999, "99.9+ %"), (0.0001, "<0.1 %"), (0.1234, "12.3 %")],
+)
+def test_percent_never_says_all_or_nothing_for_some(value: float | None, text: str) -> None:
+    assert units.percent(value) == text
+
+
+def test_a_summary_is_one_screen_of_80_columns() -> None:
+    run = make_run(300, rate=14.0, slo="ttft_p99=0.05,tpot_p99=0.05,itl=0.2")
+    note = "A note that is long enough to need a second line of the terminal, as notes about real traces often are."
+    text = terminal.render(terminal.summary_view(run.summary, [note], warnings=["The queue kept growing."]))
+    assert "\n! The queue kept growing.\n" in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 34
+    assert "\x1b" not in text
+    ttft = next(line.split() for line in lines if line.startswith("TTFT"))
+    expected = [f"{run.summary['ttft_s'][name] * 1e3:.1f}" for name in terminal.SHOWN]
+    assert ttft == ["TTFT", "ms", *expected]
+    for words in ("300 requests", "299 completed, 1 rejected", "100 % roofline", "synthetic", "Poisson draws"):
+        assert words in text
+    assert "TTFT p99 64.7 ms, limit 50 ms: MISSED" in text
+    assert "TPOT p99 13.4 ms, limit 50 ms: met" in text
+    assert "! Every second of this run comes from data-sheet rooflines" in text
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    run = make_run(20, trace="[bold]x[/bold]", notes=["[red]n[/red]"])
+    text = terminal.render(terminal.summary_view(run.summary))
+    assert "[bold]x[/bold]" in text
+    assert "[red]n[/red]" in text
+    assert "[b]" in terminal.render(terminal.compare_view({"[b]": run.summary, "[/b]": run.summary}))
+
+
+def test_colour_on_a_terminal_only() -> None:
+    summary = make_run(20, slo="ttft=9").summary
+    for tty in (False, True):
+        stream = io.StringIO()
+        terminal.show(terminal.summary_view(summary), Console(file=stream, force_terminal=tty, width=80))
+        assert ("\x1b[" in stream.getvalue()) == tty
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nearly_nothing_is_shown_with_dashes(count: int) -> None:
+    text = terminal.render(terminal.summary_view(make_run(count, slo="ttft_p99=1").summary))
+    assert "nan" not in text.lower().replace("tenant", "")
+    assert ("undefined" in text) == (count == 0)
+    assert ("1 request in" in text) == (count == 1)
+
+
+def test_sources_and_their_warnings() -> None:
+    summary = make_run(20).summary
+    assert ROOFLINE_WARNING in terminal.warnings_of(summary)
+    summary["cost_sources"] = {"measured": 0.7, "interpolated": 0.2, "extrapolated": 0.06, "roofline": 0.04}
+    assert sources_line(summary) == "70.0 % measured, 20.0 % interpolated, 6.0 % extrapolated, 4.0 % roofline"
+    told = " ".join(terminal.warnings_of(summary))
+    assert "4.0 %" in told
+    assert "6.0 %" in told
+    summary["cost_sources"] = {"measured": 1.0, "interpolated": 0.0, "extrapolated": 0.0, "roofline": 0.0}
+    assert terminal.warnings_of(summary) == []
+
+
+def test_notes_come_once() -> None:
+    summary = make_run(20, notes=["a", "b"]).summary
+    assert notes_of(summary, ["b", "c"])[1:] == ["a", "b", "c"]
+
+
+def test_runs_side_by_side() -> None:
+    runs = {"paged": make_run(300, rate=14.0, slo="ttft=1").summary, "slow": make_run(200, rate=4.0).summary}
+    text = terminal.render(terminal.compare_view(runs))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line.split() for line in lines if line.startswith("TTFT p99 ms"))
+    base, other = runs["paged"]["ttft_s"]["p99"], runs["slow"]["ttft_s"]["p99"]
+    change = 100 * (other / base - 1)
+    assert row == [
+        "TTFT",
+        "p99",
+        "ms",
+        f"{base * 1e3:.1f}",
+        f"{other * 1e3:.1f}",
+        f"{change:+.{int(abs(change) < 10)}f}%",
+    ]
+    assert next(line.split() for line in lines if line.startswith("Goodput"))[-1] == "-"
+
+
+def test_many_runs_are_split_and_keep_the_first_beside_them() -> None:
+    summary = make_run(20).summary
+    names = [f"a run with a long name {i}" for i in range(7)]
+    text = terminal.render(terminal.compare_view(dict.fromkeys(names, summary)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("Requests/s") == 3
+    assert terminal.render(terminal.compare_view({"one": summary})).count("Requests/s") == 1
