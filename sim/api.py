@@ -72,7 +72,7 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     itl = simulation.itl()
     steps = simulation.steps.table()
     requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
-    terms = term_seconds(parts.cost, simulation.steps.sample)
+    terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
     summary = metrics.summarise(
         requests,
         steps,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sim import catalog
-from sim.cost import load_cost
 from sim.cost.capacity import kv_capacity
+from sim.cost.efficiency import Efficiency
+from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.engine import Engine, Limits
 from sim.executor import Predicted
@@ -77,7 +78,10 @@ def assemble(plan: Scenario) -> Parts:
         ).blocks
     )
     pool = KvPool(blocks, plan.kv.block_tokens, longest)
-    cost = load_cost(plan.cost.profile, model, gpu, tp=plan.tp, efficiency=plan.cost.efficiency)
+    if plan.cost.profile != "roofline":
+        raise InputError(f"unknown profile {plan.cost.profile!r}; known: roofline")
+    efficiency = Efficiency.of(gpu, plan.cost.efficiency)
+    cost = Roofline(model, gpu, tp=plan.tp, efficiency=efficiency, cuda_graphs=engine.cuda_graphs)
     policy = build("sim.policies", plan.policy.name, plan.policy.parameters)
     allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, pool)
     chosen = plan.engine.async_scheduling

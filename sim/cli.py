@@ -102,6 +102,7 @@ def run(
     from sim import api  # noqa: PLC0415
     from sim.report.folder import write_run  # noqa: PLC0415
     from sim.report.perfetto import parse_window  # noqa: PLC0415
+    from sim.report.stability import queue_warning  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
 
     window = parse_window(trace_window) if trace_window else None
@@ -115,7 +116,8 @@ def run(
     if as_json:
         click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
     else:
-        show(summary_view(result.summary))
+        warning = queue_warning(result.requests)
+        show(summary_view(result.summary, warnings=[warning] if warning else []))
 
 
 @cli.command()

@@ -56,10 +56,8 @@ class Usage(NamedTuple):
 class Allocator(Protocol):
     """Decides which blocks a request holds. Every method counts first and acts after: `False` changed nothing."""
 
-    @property
-    def free_blocks(self) -> int:
-        """Blocks that nobody holds."""
-        ...
+    free_blocks: int
+    """Blocks that nobody holds."""
 
     def refusal(self, req: Request) -> str | None:
         """Why this request could not be served even alone, or None. Whoever fits, shorter requests fit too."""

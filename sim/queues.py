@@ -23,36 +23,25 @@ class WaitingQueue(Protocol):
     def remove(self, req: Request) -> None: ...
 
 
-class ArrivalQueue:
+class ArrivalQueue(deque[Request]):
     """First come, first served; a preempted request goes to the front (vLLM V1, `FCFSRequestQueue`)."""
 
-    __slots__ = ("_queue",)
-
-    def __init__(self) -> None:
-        self._queue: deque[Request] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
+    add = deque.append
+    put_back = deque.appendleft
 
     def __iter__(self) -> Iterator[Request]:
-        queue, at = self._queue, 0
-        while at < len(queue):
-            req = queue[at]
+        at = 0
+        while at < len(self):
+            req = self[at]
             yield req
-            if at < len(queue) and queue[at] is req:
+            if at < len(self) and self[at] is req:
                 at += 1
 
-    def add(self, req: Request) -> None:
-        self._queue.append(req)
-
-    def put_back(self, req: Request) -> None:
-        self._queue.appendleft(req)
-
     def remove(self, req: Request) -> None:
-        if self._queue[0] is req:
-            self._queue.popleft()
+        if self[0] is req:
+            self.popleft()
         else:
-            self._queue.remove(req)
+            super().remove(req)
 
 
 class KeyedQueue:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sim.batch import Batch, Shape
-from sim.cost.step import StepCost
+from sim.cost.step import StepCost, device_seconds
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
 from sim.request import Request
@@ -214,14 +214,19 @@ def request_table(
     return table
 
 
-def term_seconds(cost: StepCost, sample: Sequence[tuple[Shape, int]]) -> dict[tuple[str, str], float]:
-    """Seconds by (term, source) over a sample of spans, host time included whether it was hidden or not.
+def term_seconds(
+    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool
+) -> dict[tuple[str, str], float]:
+    """Seconds by (term, source) over a sample of spans; of the host's, those that the device does not hide.
 
     A span is explained at its middle repeat, since its terms grow evenly.
     """
     seconds: dict[tuple[str, str], float] = {}
     for shape, repeats in sample:
         middle = shape._replace(decode_context=shape.decode_context + shape.decodes * (repeats // 2))
-        for name, term in cost.explain(middle).items():
-            seconds[name, term.source] = seconds.get((name, term.source), 0.0) + term.seconds * repeats
+        terms = cost.explain(middle)
+        hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
+        for name, term in terms.items():
+            exposed_s = max(0.0, term.seconds - hidden_s) if term.on_host else term.seconds
+            seconds[name, term.source] = seconds.get((name, term.source), 0.0) + exposed_s * repeats
     return seconds

@@ -66,7 +66,7 @@ class EngineSettings:
     """Limits of a step, named as in vLLM.
 
     `max_model_len` 0 takes the model's own. `async_scheduling` plans a step while the last one runs; "auto" leaves
-    it to the policy.
+    it to the policy. Without `cuda_graphs` every kernel of a step is launched by itself (vLLM's `enforce_eager`).
     """
 
     max_num_seqs: int = 256
@@ -74,6 +74,7 @@ class EngineSettings:
     max_model_len: int = 0
     chunked_prefill: bool = True
     async_scheduling: bool | str = "auto"
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.async_scheduling, bool) and self.async_scheduling != "auto":

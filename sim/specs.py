@@ -1,4 +1,4 @@
-"""What a model and a GPU are, as numbers, and the arithmetic on them. It knows no seconds, no files and no scheduler."""
+"""What a model and a GPU are, as numbers, and the arithmetic on them. It knows no seconds and no files."""
 
 from __future__ import annotations
 
@@ -135,14 +135,15 @@ class ModelSpec:
     def check_tp(self, tp: int) -> None:
         """Raise InputError unless `tp` GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
         _check_count(f"model {self.name!r}", "tp", tp, least=1)
-        if not self._divides(tp):
-            choices = ", ".join(str(n) for n in range(1, MAX_TP + 1) if self._divides(n))
+        if not self.divides(tp):
+            choices = ", ".join(str(n) for n in range(1, MAX_TP + 1) if self.divides(n))
             raise InputError(
                 f"model {self.name!r} ({self.heads} heads, {self.kv_heads} KV heads) cannot be split over "
                 f"tp = {tp} GPUs; possible are {choices}"
             )
 
-    def _divides(self, tp: int) -> bool:
+    def divides(self, tp: int) -> bool:
+        """Whether `tp` GPUs can share every layer evenly."""
         widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
         kv_fits = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
         return tp <= MAX_TP and kv_fits and all(width % tp == 0 for width in widths)
@@ -164,7 +165,7 @@ class ModelSpec:
         )
 
     def mlp_gemms(self, tp: int) -> tuple[Gemm, ...]:
-        """The MLP that every token visits (dense, or the shared expert), on one of `tp` GPUs; empty where there is none."""
+        """The MLP that every token visits (dense, or the shared expert) on one of `tp` GPUs; may be none."""
         width = self.shared_expert_ffn if self.experts else self.ffn
         return self._pair("mlp", width // tp)
 

@@ -37,13 +37,9 @@ class Contiguous:
         self._best = fit == "best"
         self._holes: list[tuple[int, int]] = [(1, pool.blocks)]
         self._runs: dict[Request, range] = {}
-        self._free = pool.blocks
+        self.free_blocks = pool.blocks
         self._final_tokens = 0
         self._refused_blocks = 0
-
-    @property
-    def free_blocks(self) -> int:
-        return self._free
 
     def refusal(self, req: Request) -> str | None:
         need = self._need(req)
@@ -69,7 +65,7 @@ class Contiguous:
         else:
             self._holes[at] = (hole[0] + need, hole[1] - need)
         self._runs[req] = range(hole[0], hole[0] + need)
-        self._free -= need
+        self.free_blocks -= need
         self._final_tokens += req.final_kv_tokens
         self._refused_blocks = 0
         return True
@@ -79,7 +75,7 @@ class Contiguous:
 
     def release(self, req: Request) -> None:
         run = self._runs.pop(req)
-        self._free += len(run)
+        self.free_blocks += len(run)
         self._final_tokens -= req.final_kv_tokens
         start, length = run.start, len(run)
         at = bisect_left(self._holes, (start, 0))
@@ -95,14 +91,14 @@ class Contiguous:
 
     def usage(self, computed_tokens: int) -> Usage:
         block_tokens = self.pool.block_tokens
-        held = (self.pool.blocks - self._free) * block_tokens
+        held = (self.pool.blocks - self.free_blocks) * block_tokens
         external = sum(length for _, length in self._holes if length < self._refused_blocks) * block_tokens
         return Usage(
             computed_tokens,
             self._final_tokens - computed_tokens,
             held - self._final_tokens,
             external,
-            self._free * block_tokens - external,
+            self.free_blocks * block_tokens - external,
         )
 
     def join(self, req: Request, tick: int) -> None:

@@ -19,9 +19,6 @@ class FreeQueue:
         self._ids = list(ids)
         self._head = 0
 
-    def __len__(self) -> int:
-        return len(self._ids) - self._head
-
     def take(self, count: int) -> list[int]:
         head = self._head
         taken = self._ids[head : head + count]
@@ -51,13 +48,10 @@ class Paged:
         self._reserve_full_prompt = reserve_full_prompt
         self._watermark_blocks = int(watermark * pool.blocks)
         self._free = FreeQueue(range(1, pool.blocks + 1))
+        self.free_blocks = pool.blocks
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Request]] = [[] for _ in range(pool.block_tokens)]
-
-    @property
-    def free_blocks(self) -> int:
-        return len(self._free)
 
     def refusal(self, req: Request) -> str | None:
         need = self.pool.blocks_for(req.final_kv_tokens) + self._watermark_blocks
@@ -70,14 +64,14 @@ class Paged:
 
     def admit(self, req: Request, tokens: int) -> bool:
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.pool.blocks_for(asked) > len(self._free) - self._watermark_blocks:
+        if self.pool.blocks_for(asked) > self.free_blocks - self._watermark_blocks:
             return False
         return self.grow(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
         count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
         if count > 0:
-            if count > len(self._free):
+            if count > self.free_blocks:
                 return False
             self._overhang_tokens -= self._overhang(req)
             req.blocks += self._take(count)
@@ -87,6 +81,7 @@ class Paged:
     def release(self, req: Request) -> None:
         self._overhang_tokens -= self._overhang(req)
         self._free.put(reversed(req.blocks))
+        self.free_blocks += len(req.blocks)
         req.blocks = []
 
     def table(self, req: Request) -> Sequence[int]:
@@ -94,12 +89,13 @@ class Paged:
 
     def usage(self, computed_tokens: int) -> Usage:
         block_tokens = self.pool.block_tokens
-        free = len(self._free) * block_tokens
+        free = self.free_blocks * block_tokens
         internal = self._overhang_tokens
         reserved = self.pool.blocks * block_tokens - free - computed_tokens - internal
         return Usage(computed_tokens, reserved, internal, 0, free)
 
     def _take(self, count: int) -> list[int]:
+        self.free_blocks -= count
         return self._free.take(count)
 
     def _overhang(self, req: Request) -> int:
@@ -124,7 +120,7 @@ class Paged:
 
     def headroom(self, tick: int, limit: int) -> int:
         phases, size = self._phases, self.pool.block_tokens
-        left = len(self._free)
+        left = self.free_blocks
         if left >= self._joined * (limit // size + 1):
             return limit
         rounds = left // self._joined

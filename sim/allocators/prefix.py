@@ -41,7 +41,7 @@ class Prefix(Paged):
     ) -> None:
         super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
         self._forget = not keep_uncomputed
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pool.blocks + 1))  # type: ignore[assignment]
+        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pool.blocks + 1))
         self._references = [0] * (pool.blocks + 1)
         self._extra_references = 0
         self._key_of: dict[int, int] = {}
@@ -64,13 +64,14 @@ class Prefix(Paged):
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = sum(1 for block in shared if not references[block])
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.pool.blocks_for(asked) - hits + idle > len(self._free) - self._watermark_blocks:
+        if self.pool.blocks_for(asked) - hits + idle > self.free_blocks - self._watermark_blocks:
             return False
         for block in shared:
             if references[block]:
                 self._extra_references += 1
             else:
-                del self._free[block]
+                del self._idle[block]
+                self.free_blocks -= 1
             references[block] += 1
         req.blocks = shared
         req.cached_blocks = hits
@@ -85,7 +86,7 @@ class Prefix(Paged):
 
     def release(self, req: Request) -> None:
         self._overhang_tokens -= self._overhang(req)
-        references, free = self._references, self._free
+        references, idle = self._references, self._idle
         if not req.finished:
             self._enter_own(req)
         for block in reversed(req.blocks):
@@ -93,7 +94,8 @@ class Prefix(Paged):
             if references[block]:
                 self._extra_references -= 1
             else:
-                free[block] = None
+                idle[block] = None
+                self.free_blocks += 1
         req.blocks = []
         req.cached_blocks = 0
 
@@ -135,7 +137,8 @@ class Prefix(Paged):
                 found[key] = block
 
     def _take(self, count: int) -> list[int]:
-        pop = self._free.popitem
+        pop = self._idle.popitem
+        self.free_blocks -= count
         taken = [pop(last=False)[0] for _ in range(count)]
         for block in taken:
             self._references[block] = 1
