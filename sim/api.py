@@ -108,7 +108,7 @@ class _Simulation(Observer):
         self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
         router = build("sim.routers", plan.router.name, plan.router.parameters)
         cluster = Cluster(self.clock, self.replicas, router)
-        work = columns(admissible, sessions=plan.workload.sessions)
+        work = columns(admissible, sessions=plan.workload.sessions, block_tokens=parts.pool.block_tokens)
         self._source = Source(self.clock, work, cluster.submit, concurrency=plan.workload.concurrency)
 
     def _replica(self, parts: Parts, index: int) -> Replica:

@@ -12,6 +12,7 @@ import traces
 from sim.cluster import Workload
 from sim.scenario import Scenario, WorkloadSettings
 from traces import edit
+from traces.blocks import chained
 from traces.schema import InputError, Trace
 
 
@@ -49,21 +50,26 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     return trace if settings.concurrency else trace.require_arrivals()
 
 
-def columns(requests: pd.DataFrame, *, sessions: bool) -> Workload:
-    """The requests as plain columns; with `sessions`, later turns wait for the answer before them."""
+def columns(requests: pd.DataFrame, *, sessions: bool, block_tokens: int) -> Workload:
+    """The requests as plain columns; with `sessions`, later turns wait for the answer before them.
+
+    Shared prefixes follow from the trace's block ids or, in blocks of `block_tokens`, from its token ids.
+    """
     follow = sessions and "after" in requests
-    prefix = requests.get("prefix_blocks")
+    prefix: list[Sequence[int]] | None = None
+    unit_tokens = block_tokens
+    if "prefix_blocks" in requests:
+        prefix = [ids.tolist() for ids in map(np.asarray, requests["prefix_blocks"])]
+        unit_tokens = int(requests["prefix_block_tokens"].iloc[0])
+    elif "token_ids" in requests:
+        prefix = [ids.tolist() for ids in chained(list(requests["token_ids"]), block_tokens)]
     return Workload(
         requests["arrival_s"].tolist(),
         requests["prompt_tokens"].tolist(),
         requests["output_tokens"].tolist(),
         requests["priority"].tolist() if "priority" in requests else None,
-        _lists(prefix) if prefix is not None else None,
-        int(requests["prefix_block_tokens"].iloc[0]) if prefix is not None else 1,
+        prefix,
+        unit_tokens,
         requests["after"].tolist() if follow else None,
         requests["think_s"].tolist() if follow else None,
     )
-
-
-def _lists(blocks: pd.Series) -> Sequence[Sequence[int]]:
-    return [one.tolist() if isinstance(one, np.ndarray) else list(one) for one in blocks]

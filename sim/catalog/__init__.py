@@ -95,8 +95,8 @@ def _gpu_row(gpu: GpuSpec) -> Row:
 
 
 def _user_path(name: str) -> Path | None:
-    """The path that `name` means, None where it is a catalog name: a path has a separator, a known ending, or exists."""
-    path = Path(name).expanduser()
+    """The path that `name` means: it has a known ending, or a separator, or a config.json; None for a catalog name."""
+    path = Path(name)
     if path.suffix in {".toml", ".json"} or (re.search(r"[/\\]", name) and path.exists()):
         return path
     return path if path.is_dir() and (path / "config.json").is_file() and not _known("models", name) else None
@@ -155,8 +155,15 @@ def _constant(path: Path, key: str, entry: object) -> tuple[float, str]:
     if isinstance(entry, dict) and set(entry) == {"value", "source"}:
         value, source = entry["value"], entry["source"]
         if isinstance(value, int | float) and not isinstance(value, bool) and isinstance(source, str):
-            return float(value), source
+            return _number(path, key, value), source
     raise InputError(f"{path}: [efficiency.{key}] must hold a number `value` and a text `source`, nothing else")
+
+
+def _number(path: Path, key: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise InputError(f"{path}: {key} is too large") from None
 
 
 def _table(path: Path, table: dict[str, Any], key: str) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def _build(spec: type[Spec], path: Path, table: dict[str, Any]) -> Spec:
         if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             raise InputError(f"{path}: {key} = {value!r} must be of type {wanted[key].type}")
         if types == _TYPES["float"]:
-            table[key] = float(value)
+            table[key] = _number(path, key, value)
     try:
         return spec(**table)
     except InputError as error:
@@ -196,5 +203,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from None

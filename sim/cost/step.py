@@ -1,53 +1,102 @@
-"""What the engine's executor asks of a cost model, and the simplest one. It knows no GPU and no model."""
+"""The contract between whoever prices a step and whoever runs it, and the simplest price. It knows no hardware."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sim.batch import Shape
+from traces.schema import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One named part of a step's time: seconds, and where they come from."""
+class Term(NamedTuple):
+    """A named part of a step's cost. Terms on the host may overlap the device's and are no part of its sum."""
 
     seconds: float
+    source: str
+    on_host: bool = False
+
+
+class Constant(NamedTuple):
+    """A number that prices depend on, and where it is from."""
+
+    name: str
+    value: float
     source: str
 
 
 class StepCost(Protocol):
-    """Seconds of a step as a pure function of its shape."""
+    """A pure function of a step's shape: the same shape costs the same, whatever was asked before."""
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """(device seconds of each repeat, host seconds per step)."""
+        """Device seconds of each of `repeats` steps, and host seconds per step.
+
+        Step i costs exactly, to the bit, what `shape._replace(decode_context=decode_context + i * decodes)` costs.
+        """
         ...
 
-    def explain(self, shape: Shape) -> Mapping[str, Term]:
-        """The terms of the first repeat by name; the device's add up to `span_s(shape, 1)[0][0]`."""
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        """The parts by name; those on the device sum to `span_s(shape, 1)[0][0]`."""
         ...
+
+    def describe(self) -> list[Constant]:
+        """Every constant that the prices rest on, with its source."""
+        ...
+
+
+def shape_tokens(shape: Shape) -> int:
+    """Tokens that the step computes."""
+    return shape.decodes + sum(new for new, _ in shape.prefills)
+
+
+def shape_context(shape: Shape) -> int:
+    """KV tokens attended, new ones included, summed over the slices and rows of the first repeat."""
+    return shape.decode_context + sum(new + past for new, past in shape.prefills)
+
+
+def device_seconds(terms: Iterable[Term]) -> float:
+    """Sum of the terms that run on the device."""
+    return math.fsum(term.seconds for term in terms if not term.on_host)
 
 
 @dataclass(frozen=True, slots=True)
 class FixedCost:
-    """base + per token + per context token, all on the device: for oracles and recorded schedules.
+    """`base_s` a step, plus `per_token_s` a token and `per_context_token_s` a token attended: for oracles and tests.
 
-    The context of a slice is all its KV tokens, the new ones included.
+    A slice attends its past and its new tokens. The host costs nothing. With whole numbers (a virtual clock that
+    counts nanoseconds) every result is exact. A step that computes nothing costs nothing.
     """
 
     base_s: float
     per_token_s: float = 0.0
     per_context_token_s: float = 0.0
 
-    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        tokens, context = shape.decodes, shape.decode_context
-        for new, past in shape.prefills:
-            tokens += new
-            context += new + past
-        first = self.base_s + self.per_token_s * tokens
-        each, rows = self.per_context_token_s, shape.decodes
-        return [first + each * (context + rows * at) for at in range(repeats)], 0.0
+    def __post_init__(self) -> None:
+        for name in ("base_s", "per_token_s", "per_context_token_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} = {getattr(self, name)} must be finite and not negative")
 
-    def explain(self, shape: Shape) -> Mapping[str, Term]:
-        return {"fixed": Term(self.span_s(shape, 1)[0][0], "roofline")}
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        """As `StepCost.span_s`."""
+        tokens = shape_tokens(shape)
+        if tokens == 0:
+            return [0.0] * repeats, 0.0
+        fixed = self.base_s + self.per_token_s * tokens
+        context, slope = shape_context(shape), self.per_context_token_s
+        return [fixed + slope * (context + i * shape.decodes) for i in range(repeats)], 0.0
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        """As `StepCost.explain`."""
+        tokens = shape_tokens(shape)
+        return {
+            "step": Term(self.base_s if tokens else 0.0, "fixed"),
+            "tokens": Term(self.per_token_s * tokens, "fixed"),
+            "context": Term(self.per_context_token_s * shape_context(shape) if tokens else 0.0, "fixed"),
+        }
+
+    def describe(self) -> list[Constant]:
+        """As `StepCost.describe`."""
+        names = ("base_s", "per_token_s", "per_context_token_s")
+        return [Constant(name, getattr(self, name), "given") for name in names]

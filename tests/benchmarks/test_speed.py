@@ -48,7 +48,9 @@ def test_run_time_is_linear(benchmark, azure: Trace) -> None:
     four = repeated(azure, 4 * len(azure))
 
     def ratio() -> float:
-        per_request = [1 / api.simulate(plan, trace=one).summary["simulator"]["requests_per_wall_s"] for one in (azure, four)]
+        per_request = [
+            1 / api.simulate(plan, trace=one).summary["simulator"]["requests_per_wall_s"] for one in (azure, four)
+        ]
         return per_request[1] / per_request[0]
 
     benchmark.extra_info["ratio"] = benchmark.pedantic(ratio, rounds=3)

@@ -1,0 +1,126 @@
+"""How many KV blocks a GPU has room for, by the accounting that vLLM does at start-up. It knows no allocator.
+
+vLLM (v1/worker/gpu_worker.py, determine_available_memory) runs one step of `max_num_batched_tokens` tokens and
+`max_num_seqs` logits rows, and gives the cache what is left of `gpu_memory_utilization` of the memory. Weights here
+are exact; activations and what lies outside the framework are estimates, made below. CUDA graphs are captured
+afterwards and do not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.specs import MAX_TP, GpuSpec, ModelSpec
+from traces.schema import InputError
+
+GIB = 2**30
+# nvidia-smi's total less what CUDA offers: on an H100 81559 MiB less 79.10 GiB.
+DRIVER_BYTES = int(0.55 * GIB)
+# CUDA context and libraries; vLLM logs non_torch_memory 0.14 GiB on one H100.
+CONTEXT_BYTES = int(0.15 * GIB)
+# NCCL's buffers once there is a second GPU: 342 to 392 MiB (aiconfigurator, h100_sxm.yaml, nccl_mem).
+COLLECTIVE_BYTES = 392 * 2**20
+# Sampling holds, for each logit, its 16-bit and fp32 value (2 + 4), sorted values and their indices (4 + 8),
+# probabilities and their running sum (4 + 4).
+SAMPLING_BYTES_PER_LOGIT = 26
+
+
+@dataclass(frozen=True, slots=True)
+class KvCapacity:
+    """Where one GPU's memory goes, in bytes, and the blocks that fit in what is left."""
+
+    usable_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    block_bytes: int
+    block_tokens: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must fit before the first block."""
+        return self.weight_bytes + self.activation_bytes + self.overhead_bytes
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks, each holding `block_tokens` tokens of all layers; below 1 the model does not fit."""
+        return (self.usable_bytes - self.needed_bytes) // self.block_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose KV fits."""
+        return self.blocks * self.block_tokens
+
+
+def kv_capacity(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    *,
+    tp: int = 1,
+    block_tokens: int = 16,
+    gpu_memory_utilization: float = 0.9,
+    max_num_batched_tokens: int = 8192,
+    max_num_seqs: int = 256,
+) -> KvCapacity:
+    """The memory plan of each of `tp` GPUs, settings named as in vLLM.
+
+    Raises:
+        InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
+    """
+    model.check_tp(tp)
+    _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
+    usable_bytes = int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization)
+
+    def plan(gpus: int) -> KvCapacity:
+        return KvCapacity(
+            usable_bytes,
+            model.gpu_parameters(gpus) * model.element_bytes,
+            activation_bytes(model, gpus, max_num_batched_tokens, max_num_seqs),
+            CONTEXT_BYTES + (COLLECTIVE_BYTES if gpus > 1 else 0),
+            model.gpu_kv_bytes_per_token(gpus) * block_tokens,
+            block_tokens,
+        )
+
+    found = plan(tp)
+    if found.blocks >= 1:
+        return found
+    fitting = [gpus for gpus in range(1, MAX_TP + 1) if model.divides(gpus) and plan(gpus).blocks >= 1]
+    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {MAX_TP} fits"
+    raise InputError(
+        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {tp}: weights, activations and a block need "
+        f"{(found.needed_bytes + found.block_bytes) / GIB:.1f} GiB of each GPU, {found.usable_bytes / GIB:.1f} GiB are "
+        f"usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
+    )
+
+
+def activation_bytes(model: ModelSpec, tp: int, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Estimated peak of one GPU's activations: a full step's widest layer, or sampling after it, whichever is more.
+
+    A layer holds the residual stream and its input, plus the widest of: projected and attended heads; the MLP's
+    projection and activation; the same for every expert a token visits.
+    """
+    heads = 2 * model.query_width // tp + 2 * model.gpu_kv_heads(tp) * model.head_dim
+    mlp = sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in model.mlp_gemms(tp))
+    expert = sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in model.expert_gemms(tp))
+    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
+    widest = max(heads, mlp + experts)
+    forward = max_num_batched_tokens * (2 * model.hidden + widest) * model.element_bytes
+    rows = min(max_num_seqs, max_num_batched_tokens)
+    sampling = (
+        max_num_batched_tokens * model.hidden * model.element_bytes + rows * model.vocab * SAMPLING_BYTES_PER_LOGIT
+    )
+    return max(forward, sampling)
+
+
+def _check_settings(
+    block_tokens: int, gpu_memory_utilization: float, max_num_batched_tokens: int, max_num_seqs: int
+) -> None:
+    if not 0 < gpu_memory_utilization <= 1:
+        raise InputError(f"gpu_memory_utilization = {gpu_memory_utilization} must be above 0 and at most 1")
+    for name, value in (
+        ("block_tokens", block_tokens),
+        ("max_num_batched_tokens", max_num_batched_tokens),
+        ("max_num_seqs", max_num_seqs),
+    ):
+        if value < 1:
+            raise InputError(f"{name} = {value} must be at least 1")

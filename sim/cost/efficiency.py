@@ -1,0 +1,125 @@
+"""The constants of the roofline: what share of a data sheet's rates kernels reach, and what a launch costs at least.
+
+"AIC" is arithmetic over the public kernel tables of ai-dynamo/aiconfigurator (H200 unless it says H100; vLLM 0.22 and
+0.24). A constant says where it is from; none was measured by this project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+from sim.cost.step import Constant
+from sim.specs import GpuSpec
+from traces.schema import InputError
+
+
+def _share(value: float, source: str) -> float:
+    """A share of a data-sheet rate: above 0, at most 1."""
+    return _constant(value, source, most=1.0, positive=True)
+
+
+def _positive(value: float, source: str) -> float:
+    return _constant(value, source, most=1e9, positive=True)
+
+
+def _amount(value: float, source: str) -> float:
+    """Seconds, bytes or a count; zero is allowed."""
+    return _constant(value, source, most=1e9, positive=False)
+
+
+def _constant(value: float, source: str, most: float, positive: bool) -> float:
+    return field(default=value, metadata={"source": source, "most": most, "positive": positive})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Shares are of the GPU's data-sheet rates; `_s` are seconds. `origins` says who changed which default."""
+
+    gemm_compute: float = _share(0.70, "AIC, H200: bf16 GEMMs sustain 695 of 989 TFLOP/s")
+    gemm_memory: float = _share(0.88, "AIC, H200, vLLM 0.22, up to 16 tokens: bytes / 4.24 of 4.8 TB/s")
+    gemm_floor_s: float = _amount(3.9e-6, "AIC, H200, vLLM 0.22, up to 16 tokens: 3.9 us + bytes / 4.24 TB/s")
+    expert_tile_tokens: float = _amount(
+        64, "vLLM fused_moe moe_align_block_size: tokens of an expert are padded to blocks, 64 with many tokens"
+    )
+    prefill_attention_compute: float = _share(
+        0.68, "fitted by this project to AIC, H100, context attention, together with prefill_tile_s"
+    )
+    prefill_attention_floor_s: float = _amount(11e-6, "AIC, H100 and H200, vLLM 0.24: 11 us for the smallest kernel")
+    prefill_tile_tokens: float = _positive(
+        128, "FlashAttention-3 (arXiv 2407.08608): query tiles of 128; half of each diagonal tile is masked work"
+    )
+    prefill_tile_s: float = _amount(
+        2e-6, "SM time to start and end a query tile; fitted by this project to AIC, H100, context attention"
+    )
+    decode_attention_memory: float = _share(0.92, "AIC, H200, vLLM 0.24 bf16: bytes / 4.42 of 4.8 TB/s")
+    decode_attention_memory_fp8: float = _share(0.64, "AIC, H200, vLLM 0.24 fp8 KV: bytes / 3.07 of 4.8 TB/s")
+    decode_attention_floor_s: float = _amount(11e-6, "AIC, H200, vLLM 0.24 bf16: 11.0 us + bytes / 4.42 TB/s")
+    decode_program_s: float = _amount(
+        2.8e-6, "SM time per sequence and KV head; AIC, H200, vLLM 0.22: 0.17 us per sequence, 8 KV heads, 132 SMs"
+    )
+    stream_memory: float = _share(0.89, "device copy on H200: 4.3 of 4.8 TB/s")
+    small_kernel_floor_s: float = _amount(
+        2.4e-6, "LLMServingSim op profile, RTX PRO 6000, vLLM 0.19: norm 2.4 us, rope and activation 2.7 us at 1 token"
+    )
+    sampling_floor_s: float = _amount(25e-6, "LLMServingSim op profile, RTX PRO 6000: sampler 24.7 us at 1 sequence")
+    sampling_bytes_per_logit: float = _amount(
+        10, "greedy: read 16-bit logits, write them as fp32, read them for the argmax (2 + 4 + 4 bytes)"
+    )
+    all_reduce_floor_s: float = _amount(4.3e-6, "AIC, H100, vLLM 0.24 custom all-reduce in a graph: 4.2 to 4.7 us")
+    all_reduce_link: float = _share(
+        0.45, "fitted by this project to AIC, H100: the better of vLLM custom and NCCL 2.29, 1 to 128 MiB"
+    )
+    host_link: float = _share(0.85, "estimate: pinned copies reach about 27 of 32 (PCIe Gen4), 55 of 64 GB/s (Gen5)")
+    launch_s: float = _amount(
+        25e-6, "sgl-project/sglang PR 1401: Llama-3-8B eager decode step 8.2 to 9.3 ms over about 330 launches"
+    )
+    host_step_s: float = _amount(
+        1e-3, "estimate: leaving out the host shifts TPOT by 6 to 10 %, 1 to 1.6 ms of a 16 ms step (Qwen3-32B, H100)"
+    )
+    host_row_s: float = _amount(
+        15e-6, "estimate: vLLM 0.19 on an RTX PRO 6000 spends 9 % of a 32.5 ms step of 128 requests outside kernels"
+    )
+    origins: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if item.name != "origins":
+                _check(item.name, getattr(self, item.name), item.metadata)
+
+    def changed(self, values: Mapping[str, float], origin: str) -> Efficiency:
+        """With other values, from `origin`; InputError lists the known names when one is unknown."""
+        known = [item.name for item in fields(self) if item.name != "origins"]
+        for name in values:
+            if name not in known:
+                raise InputError(f"unknown efficiency {name!r}; known are {', '.join(known)}")
+        origins = {**dict(self.origins), **dict.fromkeys(values, origin)}
+        return replace(self, **dict(values), origins=tuple(origins.items()))
+
+    @classmethod
+    def of(cls, gpu: GpuSpec, overrides: Mapping[str, float] | None = None) -> Efficiency:
+        """The defaults, then what the GPU's file knows better, then the scenario's `overrides`."""
+        efficiency = cls()
+        for name, value, source in gpu.efficiency:
+            efficiency = efficiency.changed({name: value}, source)
+        return efficiency.changed(overrides or {}, "given in the scenario")
+
+    def describe(self) -> list[Constant]:
+        """Every constant with its value and source."""
+        origins = dict(self.origins)
+        return [
+            Constant(item.name, getattr(self, item.name), origins.get(item.name, item.metadata["source"]))
+            for item in fields(self)
+            if item.name != "origins"
+        ]
+
+
+def _check(name: str, value: object, limits: Mapping[str, object]) -> None:
+    most, positive = limits["most"], limits["positive"]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"efficiency {name} = {value!r} must be a finite number")
+    if not 0 <= value <= most or (positive and value == 0):  # type: ignore[operator]
+        raise InputError(
+            f"efficiency {name} = {value!r} must be {'above' if positive else 'at least'} 0, at most {most:g}"
+        )

@@ -1,0 +1,218 @@
+"""Builds and runs small simulations for the engine's tests, and watches them with models of its own.
+
+The watchers know what the contracts say (queues, counters, memory) and recompute it the slow way; they share no
+arithmetic with the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim.allocators.prefix import Prefix
+from sim.batch import Batch
+from sim.cluster import Cluster, Source, Workload
+from sim.cost.step import FixedCost, StepCost
+from sim.engine import Engine, Limits
+from sim.executor import Predicted
+from sim.load import build
+from sim.memory import KvPool
+from sim.record import StepLog
+from sim.replica import Clock, Flight, Observer, Replica
+from sim.request import Request
+from sim.routers.round_robin import RoundRobin
+from sim.step import Policy
+
+ROOMY = KvPool(4096, 16, 4096)
+MS = FixedCost(base_s=0.001)
+
+Sliver = tuple[int, int, int]
+"""(request id, tokens computed, tokens computed before): one request's share of one single step."""
+
+
+@dataclass
+class Setup:
+    """Everything a test may want to vary; the defaults are one roomy synchronous replica."""
+
+    policy: str | Policy = "chunked"
+    allocator: str = "paged"
+    policy_parameters: Mapping[str, Any] = field(default_factory=dict)
+    allocator_parameters: Mapping[str, Any] = field(default_factory=dict)
+    pool: KvPool = ROOMY
+    limits: Limits = field(default_factory=Limits)
+    cost: StepCost = MS
+    depth: int = 1
+    spans: bool = True
+    concurrency: int = 0
+    replicas: int = 1
+
+    def engine(self) -> Engine:
+        policy = self.policy
+        if isinstance(policy, str):
+            policy = build("sim.policies", policy, self.policy_parameters)
+        allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
+        if isinstance(allocator, Prefix):
+            allocator.late_outputs = self.depth == 2
+        return Engine(policy, allocator, self.limits, spans=self.spans)
+
+
+class Watch(StepLog):
+    """Logs every single step and recounts who is in the system; watchers are told in turn."""
+
+    def __init__(self, replicas: int, watchers: Sequence[Observer]) -> None:
+        super().__init__(replicas)
+        self._watchers = watchers
+        self.steps: list[list[list[Sliver]]] = [[] for _ in range(replicas)]
+        self.evicted: list[list[tuple[int, list[int]]]] = [[] for _ in range(replicas)]
+        self._planned: dict[int, list[Sliver]] = {}
+        self.in_system_s = 0.0
+        self._count = 0
+        self._since_s = 0.0
+
+    def tick(self, replica: Replica, change: int = 0) -> None:
+        """Integrate the number of requests in the system up to now."""
+        now_s = replica.clock.now
+        self.in_system_s += self._count * (now_s - self._since_s)
+        self._since_s = now_s
+        self._count += change
+
+    def before_plan(self, replica: Replica) -> None:
+        for watcher in self._watchers:
+            watcher.before_plan(replica)
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        if not batch.empty:
+            self._planned[id(batch)] = slivers(replica.engine, batch)
+        if batch.evicted:
+            self.evicted[replica.index].append((batch.first_step, [req.id for req in batch.evicted]))
+        for watcher in self._watchers:
+            watcher.planned(replica, batch)
+
+    def sealed(self, replica: Replica, flight: Flight) -> None:
+        super().sealed(replica, flight)
+        batch = flight.batch
+        first = self._planned.pop(id(batch))
+        for repeat in range(batch.repeats):
+            self.steps[replica.index].append([(req, tokens, past + repeat) for req, tokens, past in first])
+        for watcher in self._watchers:
+            watcher.sealed(replica, flight)
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        super().committed(replica, flight)
+        self.tick(replica, -len(flight.batch.finishing))
+        for watcher in self._watchers:
+            watcher.committed(replica, flight)
+
+
+@dataclass
+class Run:
+    """What a simulation left behind."""
+
+    requests: list[Request]
+    """The finished requests, by id."""
+    engines: list[Engine]
+    replica_of: dict[int, int]
+    watch: Watch
+    clock: Clock
+
+    @property
+    def engine(self) -> Engine:
+        return self.engines[0]
+
+    @property
+    def steps(self) -> list[list[Sliver]]:
+        """Of the only replica: who computed what, in each single step."""
+        return self.watch.steps[0]
+
+    @property
+    def ends_s(self) -> np.ndarray:
+        return np.array(self.watch.step_end_s[0])
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.watch.table()
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array([getattr(req, name) for req in self.requests])
+
+    def token_steps(self, replica: int = 0) -> dict[int, list[int]]:
+        """The step of each token of each request, from the engine's runs."""
+        runs = self.engines[replica].runs
+        steps: dict[int, list[int]] = {}
+        for req, first, last in zip(runs.request, runs.first_step, runs.last_step, strict=True):
+            steps.setdefault(req, []).extend(range(first, last + 1))
+        return steps
+
+
+def slivers(engine: Engine, batch: Batch) -> list[Sliver]:
+    """Who computes what in the first repeat of a batch just planned, in admission order."""
+    entries = [(req.seq, req.id, tokens, past) for req, tokens, past in batch.entries]
+    if batch.lockstep:
+        own = {entry.request.id for entry in batch.entries}
+        members = [req for req in engine.lockstep if req.id not in own]
+        assert len(members) == batch.lockstep
+        entries += [(req.seq, req.id, 1, engine.lockstep.computed(req) - 1) for req in members]
+    return [entry[1:] for entry in sorted(entries)]
+
+
+def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, until_s: float | None = None) -> Run:
+    """Run a workload to its end; every request is checked to have finished unless `until_s` stops the clock."""
+    clock = Clock()
+    watch = Watch(setup.replicas, watchers)
+    finished: dict[int, Request] = {}
+    replica_of: dict[int, int] = {}
+
+    def taker(index: int) -> Callable[[Request], None]:
+        def take(req: Request) -> None:
+            assert req.id not in finished, f"{req} finished twice"
+            finished[req.id] = req
+            replica_of[req.id] = index
+            source.finished(req)
+
+        return take
+
+    engines = [setup.engine() for _ in range(setup.replicas)]
+    replicas = [
+        Replica(
+            clock,
+            engine,
+            Predicted(setup.cost, overlap_host=setup.depth == 2),
+            depth=setup.depth,
+            on_finish=taker(index),
+            observer=watch,
+            index=index,
+        )
+        for index, engine in enumerate(engines)
+    ]
+    cluster = Cluster(clock, replicas, RoundRobin())
+
+    def submit(req: Request) -> None:
+        assert engines[0].refusal(req) is None, f"{req} should not have been sent"
+        watch.tick(replicas[0], 1)
+        cluster.submit(req)
+
+    source = Source(clock, workload, submit, concurrency=setup.concurrency)
+    source.start()
+    clock.run(until_s)
+    done = Run([finished[at] for at in sorted(finished)], engines, replica_of, watch, clock)
+    if until_s is None:
+        assert len(finished) == len(workload), f"{len(workload) - len(finished)} requests never finished"
+        check_littles_law(done)
+    return done
+
+
+def check_littles_law(done: Run) -> None:
+    """L = lambda W: the area under the number in the system, counted at events, is the time spent in it by all."""
+    spent_s = float(np.sum(done.column("finish_s") - done.column("arrival_s")))
+    assert np.isclose(done.watch.in_system_s, spent_s, rtol=1e-9, atol=1e-9)
+
+
+def workload(rows: Sequence[Sequence[int | float]], **columns: Any) -> Workload:
+    """Rows of (arrival_s, prompt_tokens, output_tokens), in order of arrival."""
+    return Workload(
+        [float(row[0]) for row in rows], [int(row[1]) for row in rows], [int(row[2]) for row in rows], **columns
+    )

@@ -1,0 +1,344 @@
+"""The catalog's files, names and aliases; the user's own files; Hugging Face configs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim import catalog
+from sim.catalog import from_hf_config, load_gpu, load_model, names
+from sim.cost.efficiency import Efficiency
+from sim.specs import GpuSpec
+from traces.schema import InputError
+
+FOLDER = Path(catalog.__file__).parent
+GPUS = "a100-40 a100-80 a10g b200 h100 h200 l4 l40s mi300x rtx-4090 t4 v100".split()
+MODELS = """llama-2-13b llama-2-70b llama-2-7b llama-3.1-405b llama-3.1-70b llama-3.1-8b mistral-7b mixtral-8x7b opt-13b
+opt-175b opt-66b qwen3-14b qwen3-30b-a3b qwen3-32b qwen3-8b tiny-llama vicuna-13b""".split()
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "torch_dtype": "bfloat16",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    table = {key: value for key, value in {**LLAMA, **changes}.items() if value != "absent"}
+    path = folder / "config.json"
+    path.write_text(json.dumps(table))
+    return path
+
+
+def test_the_catalog_has_what_the_readme_promises() -> None:
+    assert names("gpus") == GPUS
+    assert names("models") == MODELS
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_gpu_loads_and_every_number_has_a_source(name: str) -> None:
+    gpu = load_gpu(name)
+    assert gpu.name == name
+    for item in fields(GpuSpec):
+        assert len(gpu.source_of(item.name)) > 10
+    assert Efficiency.of(gpu)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_loads_with_a_source(name: str) -> None:
+    model = load_model(name)
+    assert model.name == name
+    assert len(model.source) > 20
+
+
+def test_data_sheets_are_dense_and_in_order() -> None:
+    """fp8 is at most twice fp16, fp32 is below it, and no bandwidth is in the wrong unit."""
+    for gpu in map(load_gpu, GPUS):
+        assert gpu.fp32_flops_per_s < gpu.fp16_flops_per_s
+        assert gpu.fp8_flops_per_s <= 2.1 * gpu.fp16_flops_per_s
+        assert 1e11 < gpu.memory_bytes_per_s < 1e13
+        assert 15 * 2**30 <= gpu.memory_bytes < 200 * 2**30
+        # FLOPs per byte: data-centre and consumer cards lie between these.
+        assert 50 < gpu.fp16_flops_per_s / gpu.memory_bytes_per_s < 500
+    assert load_gpu("rtx-4090").fp16_flops_per_s == 165.2e12
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("H100", "h100"),
+        ("h100_sxm", "h100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("A100", "a100-80"),
+        ("a100 40gb", "a100-40"),
+        ("RTX4090", "rtx-4090"),
+        ("Tesla T4", "t4"),
+    ],
+)
+def test_gpu_aliases(spelling: str, name: str) -> None:
+    assert load_gpu(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("LLAMA_3_1_8B", "llama-3.1-8b"),
+        ("Qwen/Qwen3-30B-A3B", "qwen3-30b-a3b"),
+        ("someone/qwen3-8b", "qwen3-8b"),
+    ],
+)
+def test_model_aliases(spelling: str, name: str) -> None:
+    assert load_model(spelling).name == name
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(InputError, match=r"unknown GPU 'h1000'; known are a100-40.*v100"):
+        load_gpu("h1000")
+    with pytest.raises(InputError, match=r"unknown model 'gpt-5'; known are llama-2-13b.*config\.json"):
+        load_model("gpt-5")
+    with pytest.raises(InputError, match="unknown model ''"):
+        load_model("")
+
+
+def test_rows_for_listing() -> None:
+    models, gpus = catalog.model_rows(), catalog.gpu_rows()
+    assert [row["name"] for row in models] == MODELS
+    assert [row["name"] for row in gpus] == GPUS
+    assert all(row["source"] for row in (*models, *gpus))
+    assert next(row for row in models if row["name"] == "llama-2-7b")["kv_bytes_per_token"] == 524288
+
+
+class TestUserFiles:
+    def gpu_text(self) -> str:
+        return (FOLDER / "gpus" / "l4.toml").read_text()
+
+    def test_a_gpu_in_one_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text(
+            'name = "mine"\ndescription = "x"\nsource = "its data sheet"\nmemory_bytes = 25_769_803_776\n'
+            "memory_bytes_per_s = 1e12\nfp16_flops_per_s = 1e14\nbf16_flops_per_s = 1e14\nfp8_flops_per_s = 0\n"
+            "fp32_flops_per_s = 5e13\nsms = 100\nl2_bytes = 0\npcie_bytes_per_s = 3.2e10\nlink_bytes_per_s = 0\n"
+            "watts = 300\n"
+        )
+        gpu = load_gpu(str(path))
+        assert gpu.memory_bytes_per_s == 1e12
+        assert gpu.source_of("watts") == "its data sheet"
+
+    def test_a_model_in_one_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text((FOLDER / "models" / "llama-3.1-8b.toml").read_text().replace("layers = 32", "layers = 16"))
+        assert load_model(str(path)).layers == 16
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("sms = 58", "smx = 58", "unknown key 'smx'"),
+            ("sms = 58", "", "key 'sms' is missing"),
+            ("sms = 58", "sms = 58.5", "sms = 58.5 must be of type int"),
+            ("sms = 58", "sms = true", "sms = True must be of type int"),
+            ("sms = 58", 'sms = "58"', "must be of type int"),
+            ("watts = 72", "watts = nan", "watts = nan must be positive"),
+            ("watts = 72", f"watts = {'9' * 400}", "watts is too large"),
+            ("watts = 72", "watts = ", "not a TOML file"),
+            ("watts = 72", "watts = 72\nsources = 3", "sources must be a table|not a TOML file"),
+            ("[sources]", "[sources]\nspeed = 'fast'", "'speed' must be a text about one of"),
+            ("[sources]", "[efficiency]\ngemm_compute = 0.5\n[sources]", "must hold a number `value`"),
+            ('aliases = ["l4-24gb", "NVIDIA L4"]', "aliases = 4", "aliases must be a list of texts"),
+        ],
+    )
+    def test_mistakes_name_file_and_key(self, tmp_path: Path, old: str, new: str, message: str) -> None:
+        path = tmp_path / "mine.toml"
+        assert old in self.gpu_text()
+        path.write_text(self.gpu_text().replace(old, new))
+        with pytest.raises(InputError, match=message) as caught:
+            load_gpu(str(path))
+        assert str(caught.value).startswith(str(path))
+
+    @pytest.mark.parametrize("name", ["absent.toml", "absent.json", "absent/absent.toml"])
+    def test_missing_files(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(InputError, match="No such file"):
+            load_model(str(tmp_path / name))
+
+    def test_binary_rubbish(self, tmp_path: Path) -> None:
+        for name in ("a.toml", "a.json"):
+            (tmp_path / name).write_bytes(b"\xff\x00\xfe")
+            with pytest.raises(InputError, match="not a"):
+                load_model(str(tmp_path / name))
+
+    def test_efficiency_of_a_gpu(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text(self.gpu_text() + '[efficiency.gemm_compute]\nvalue = 0.5\nsource = "measured by us"\n')
+        efficiency = Efficiency.of(load_gpu(str(path)))
+        constants = {constant.name: constant for constant in efficiency.describe()}
+        assert constants["gemm_compute"][1:] == (0.5, "measured by us")
+
+    def test_a_folder_named_like_a_catalog_model_needs_a_separator(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "opt-13b").mkdir()
+        write_config(tmp_path / "opt-13b")
+        monkeypatch.chdir(tmp_path)
+        assert load_model("opt-13b").hidden == 5120
+        assert load_model("./opt-13b").hidden == 4096
+
+
+class TestHuggingFace:
+    def test_llama(self, tmp_path: Path) -> None:
+        (tmp_path / "my-llama").mkdir()
+        model = from_hf_config(write_config(tmp_path / "my-llama"))
+        assert model.parameters == 8_030_261_248
+        assert model.name == "my-llama"
+        assert (model.dtype, model.kv_dtype, model.max_context_tokens) == ("bf16", "bf16", 131072)
+        assert load_model(str(tmp_path / "my-llama")) == model
+
+    def test_transformers_5_spelling(self, tmp_path: Path) -> None:
+        rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "original_max_position_embeddings": 8192}
+        path = write_config(tmp_path, torch_dtype="absent", dtype="float16", rope_scaling="absent", rope_parameters=rope)
+        model = from_hf_config(path)
+        assert (model.dtype, model.max_context_tokens) == ("fp16", 131072)
+
+    def test_no_kv_heads_means_multi_head_attention(self, tmp_path: Path) -> None:
+        path = write_config(
+            tmp_path, num_key_value_heads="absent", intermediate_size=11008, vocab_size=32000, rope_scaling=None
+        )
+        assert from_hf_config(path).parameters == 6_738_415_616
+
+    @pytest.mark.parametrize(
+        ("rope", "tokens"),
+        [
+            ({"type": "linear", "factor": 4.0}, 131072 * 4),
+            ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+            ({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32768}, 262144),
+            ({"rope_type": "default"}, 131072),
+            (None, 131072),
+        ],
+    )
+    def test_rope_rules_that_stretch_the_context(self, tmp_path: Path, rope: object, tokens: int) -> None:
+        assert from_hf_config(write_config(tmp_path, rope_scaling=rope)).max_context_tokens == tokens
+
+    def test_mistral_window_and_mixtral(self, tmp_path: Path) -> None:
+        base = {"vocab_size": 32000, "sliding_window": 4096}
+        mistral = from_hf_config(write_config(tmp_path, model_type="mistral", **base))
+        assert (mistral.parameters, mistral.sliding_window_tokens) == (7_241_732_096, 4096)
+        mixtral = from_hf_config(
+            write_config(
+                tmp_path,
+                model_type="mixtral",
+                vocab_size=32000,
+                sliding_window=None,
+                num_local_experts=8,
+                num_experts_per_tok=2,
+            )
+        )
+        assert mixtral.parameters == 46_702_792_704
+
+    def test_qwen(self, tmp_path: Path) -> None:
+        shape = {"num_hidden_layers": 36, "intermediate_size": 12288, "vocab_size": 151936, "head_dim": 128}
+        qwen3 = write_config(tmp_path, model_type="qwen3", sliding_window=4096, use_sliding_window=False, **shape)
+        model = from_hf_config(qwen3)
+        assert (model.parameters, model.sliding_window_tokens) == (8_190_735_360, 0)
+        qwen2 = {  # Qwen2.5-7B: 7,615,616,512 parameters.
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+        }
+        assert from_hf_config(write_config(tmp_path, model_type="qwen2", **qwen2)).parameters == 7_615_616_512
+        experts = {
+            "hidden_size": 2048,
+            "num_hidden_layers": 48,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+        assert from_hf_config(write_config(tmp_path, model_type="qwen3_moe", **experts)).parameters == 30_532_122_624
+
+    def test_opt(self, tmp_path: Path) -> None:
+        table = {
+            "model_type": "opt",
+            "torch_dtype": "float16",
+            "hidden_size": 5120,
+            "ffn_dim": 20480,
+            "num_attention_heads": 40,
+            "num_hidden_layers": 40,
+            "max_position_embeddings": 2048,
+            "vocab_size": 50272,
+            "word_embed_proj_dim": 5120,
+            "do_layer_norm_before": True,
+        }
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(table))
+        model = from_hf_config(path)
+        assert model.parameters == 12_853_473_280
+        path.write_text(json.dumps({**table, "word_embed_proj_dim": 512}))
+        with pytest.raises(InputError, match="word_embed_proj_dim = 512 is not supported"):
+            from_hf_config(path)
+
+    @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"])
+    def test_a_missing_key_is_named(self, tmp_path: Path, key: str) -> None:
+        with pytest.raises(InputError, match=rf"config\.json: key '{key}' is missing"):
+            from_hf_config(write_config(tmp_path, **{key: "absent"}))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; supported are llama, mistral"),
+            ({"model_type": "absent"}, "model_type = None is not supported"),
+            ({"model_type": ["llama"]}, "is not supported"),
+            ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported"),
+            ({"torch_dtype": "int8"}, "dtype = 'int8' is none of"),
+            ({"hidden_size": "4096"}, "hidden_size = '4096' must be a whole number"),
+            ({"hidden_size": 4097}, "not a multiple of num_attention_heads"),
+            ({"num_attention_heads": 0}, "heads = 0 must lie"),
+            ({"num_hidden_layers": -1}, "layers = -1 must lie"),
+            ({"num_hidden_layers": 10**300}, "layers = "),
+            ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1 must be true or false"),
+            ({"rope_scaling": {"rope_type": "magic"}}, "rope_type = 'magic' is not supported"),
+            ({"rope_scaling": {"type": "linear", "factor": "x"}}, "must be positive"),
+            ({"rope_scaling": 3}, "rope_scaling must be an object"),
+            ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step = 2 is not supported"),
+        ],
+    )
+    def test_mistakes_name_the_key(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            from_hf_config(write_config(tmp_path, **changes))
+
+    @given(table=st.dictionaries(st.sampled_from(sorted(LLAMA)), st.none() | st.integers() | st.text() | st.booleans()))
+    def test_any_values_give_a_model_or_one_sentence(
+        self, tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]
+    ) -> None:
+        path = write_config(tmp_path_factory.mktemp("hf"), **table)
+        try:
+            assert from_hf_config(path).parameters > 0
+        except InputError as error:
+            assert "\n" not in str(error)
+
+    @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
+    def test_not_an_object(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "config.json"
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"config\.json: (not a JSON file|must hold)"):
+            from_hf_config(path)

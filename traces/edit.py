@@ -1,0 +1,248 @@
+"""Trace to trace: slice, scale the rate, resample, merge, spread. Every edit adds a note; none draws unseeded numbers.
+
+Times of an edited trace start at 0 where rows were cut off in front. Think times are people's and tools' own, so
+no change of rate touches them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from traces import blocks
+from traces.schema import InputError, Mask, Trace, in_order, keep_rows
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+def slice_time(trace: Trace, start_s: float, end_s: float = math.inf) -> Trace:
+    """Requests that arrive in [start_s, end_s). A request whose `after` is cut off follows none."""
+    times = trace.require_arrivals().requests["arrival_s"].to_numpy()
+    return _cut(trace, (times >= start_s) & (times < end_s), f"Cut to arrivals from {start_s:g} s to {end_s:g} s.")
+
+
+def slice_count(trace: Trace, start: int, count: int) -> Trace:
+    """`count` requests from the `start`-th (from 0) on, in order of arrival."""
+    place = np.arange(len(trace))
+    return _cut(
+        trace, (place >= start) & (place < start + count), f"Cut to {count:,} requests from number {start:,} on."
+    )
+
+
+def first_turns(trace: Trace) -> Trace:
+    """Only requests that follow none: what vLLM's benchmark takes of ShareGPT."""
+    if "after" not in trace.requests:
+        return trace
+    kept = trace.requests["after"].to_numpy() < 0
+    return _cut(trace, kept, "Cut to the first turn of each session.")
+
+
+def scale_rate(trace: Trace, factor: float) -> Trace:
+    """Arrivals `factor` times as fast; the gaps keep their shape."""
+    _positive("rate scale", factor)
+    requests = trace.require_arrivals().requests
+    return trace.edited(
+        requests.assign(arrival_s=requests["arrival_s"] / factor), f"Arrival rate scaled by {factor:g}."
+    )
+
+
+def set_rate(trace: Trace, rate_per_s: float, rng: np.random.Generator) -> Trace:
+    """Mean rate (requests - 1) / span set to `rate_per_s`: the trace's own times stretched, the gaps keep their shape.
+
+    A trace without times, or whose requests all arrive at once, gets Poisson arrivals from `rng`; there later turns
+    of a session stand after the turn before by its think time.
+    """
+    _positive("rate", rate_per_s)
+    requests = trace.requests
+    if trace.has_arrivals and trace.span_s > 0:
+        factor = rate_per_s * trace.span_s / (len(trace) - 1)
+        times = requests["arrival_s"] / factor
+        return trace.edited(
+            requests.assign(arrival_s=times), f"Arrival rate set to {rate_per_s:g}/s by stretching times."
+        )
+    after = _after(requests)
+    starts = after < 0
+    gaps = rng.exponential(len(requests) / (rate_per_s * starts.sum()), int(starts.sum()))
+    gaps[0] = 0.0
+    offset = _offsets(after, requests["think_s"].to_numpy() if "think_s" in requests else np.zeros(len(after)))
+    times = np.cumsum(gaps)[np.searchsorted(np.flatnonzero(starts), _roots(after))] + offset
+    table = in_order(requests.assign(arrival_s=times))
+    return trace.edited(table, f"Arrivals are Poisson with {rate_per_s:g} requests/s.", has_arrivals=True)
+
+
+def stagger(trace: Trace, sessions_per_s: float, rng: np.random.Generator) -> Trace:
+    """New Poisson starts for the sessions (requests that follow none); times within a session stay."""
+    _positive("session rate", sessions_per_s)
+    requests = trace.requests
+    after = _after(requests)
+    starts = np.flatnonzero(after < 0)
+    gaps = rng.exponential(1 / sessions_per_s, len(starts))
+    gaps[0] = 0.0
+    root = _roots(after)
+    times = requests["arrival_s"].to_numpy()
+    begin = np.cumsum(gaps)[np.searchsorted(starts, root)]
+    table = in_order(requests.assign(arrival_s=begin + times - times[root]))
+    return trace.edited(table, f"Sessions start as a Poisson process of {sessions_per_s:g}/s.", has_arrivals=True)
+
+
+def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
+    """`count` sessions (requests where there are none) drawn with replacement, at gaps drawn from those between starts.
+
+    Lengths and gaps keep their distributions; correlations between neighbours are lost, and a session drawn twice
+    shares its prefix blocks with itself.
+    """
+    if count < 1:
+        raise InputError(f"count is {count}; it must be at least 1")
+    requests = trace.requests
+    after = _after(requests)
+    root = _roots(after)
+    starts = np.flatnonzero(after < 0)
+    times = requests["arrival_s"].to_numpy()
+    gaps = np.diff(times[starts])
+    drawn = rng.integers(0, len(starts), count)
+    begin = np.concatenate([[0.0], np.cumsum(rng.choice(gaps, count - 1) if len(gaps) else np.zeros(count - 1))])
+    members = pd.Series(np.arange(len(root))).groupby(root).indices
+    rows = [members[int(starts[one])] for one in drawn]
+    copy = np.repeat(np.arange(count), [len(row) for row in rows])
+    taken = np.concatenate(rows)
+    table = requests.iloc[taken].reset_index(drop=True)
+    table["arrival_s"] = begin[copy] + times[taken] - times[root[taken]]
+    if "after" in table:
+        table["after"] = _copied(after[taken], rows, copy)
+    if "session" in table:
+        table["session"] = table["session"] + "~" + pd.Series(copy).astype("string")
+    what = "sessions" if "after" in table else "requests"
+    return trace.edited(
+        in_order(table), f"{count:,} {what} drawn with replacement from {len(starts):,}; gaps likewise."
+    )
+
+
+def merge(traces: Sequence[Trace]) -> Trace:
+    """All requests on one clock that starts at 0 for each trace; sessions and prefix blocks stay apart."""
+    if not traces:
+        raise InputError("nothing to merge")
+    sizes = {int(one.requests["prefix_block_tokens"].iloc[0]) for one in traces if "prefix_blocks" in one.requests}
+    if len(sizes) > 1:
+        raise InputError(
+            f"traces with prefix blocks of {' and '.join(map(str, sorted(sizes)))} tokens cannot be merged"
+        )
+    tables = []
+    rows = next_block = 0
+    for number, one in enumerate(traces):
+        table = one.require_arrivals().requests.copy()
+        if any("after" in other.requests for other in traces):
+            table = table.assign(after=_after(table), think_s=table.get("think_s", 0.0))
+            table["after"] = np.where(table["after"] >= 0, table["after"] + rows, -1)
+        if "session" in table:
+            table["session"] = table["session"].where(table["session"] == "", f"{number}:" + table["session"])
+        if sizes:
+            table, next_block = _shifted_blocks(table, sizes, next_block)
+        rows += len(table)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True).drop(columns=["token_ids", "output_token_ids"], errors="ignore")
+    for column, absent in (("session", ""), ("model", ""), ("turn", 0), ("samples", 1), ("priority", 0)):
+        if column in table:
+            kind = "string" if absent == "" else "int64"
+            table[column] = table[column].fillna(absent).astype(kind)
+    names = ", ".join(one.name for one in traces)
+    notes = tuple(dict.fromkeys(note for one in traces for note in one.notes))
+    return Trace(
+        in_order(table),
+        name="+".join(one.name for one in traces),
+        kind="+".join(dict.fromkeys(one.kind for one in traces)),
+        synthetic=any(one.synthetic for one in traces),
+        notes=(*notes, f"Merged from {names}."),
+        dropped=sum(one.dropped for one in traces),
+    )
+
+
+def spread(trace: Trace) -> Trace:
+    """Requests of one time spread evenly over the slot up to the next time, as for Mooncake's 3 s grid.
+
+    The last slot is as wide as the median one. Order and slots stay; the burst at each grid point goes.
+    """
+    requests = trace.require_arrivals().requests
+    times = requests["arrival_s"].to_numpy()
+    slots, slot, size = np.unique(times, return_inverse=True, return_counts=True)
+    if len(slots) < 2:
+        raise InputError(f"{trace.path or trace.name} has one arrival time only; there is no slot to spread over")
+    widths = np.diff(slots)
+    widths = np.append(widths, np.median(widths))
+    place = np.arange(len(times)) - np.searchsorted(times, slots)[slot]
+    table = requests.assign(arrival_s=times + widths[slot] * place / size[slot])
+    return trace.edited(
+        table, f"Requests of one time are spread evenly over their slot (median {np.median(widths):.3g} s)."
+    )
+
+
+def session_blocks(trace: Trace, block_tokens: int = 16) -> Trace:
+    """Adds prefix_blocks that follow from sessions: a later turn repeats prompt and answer of the turn before."""
+    requests = trace.requests
+    if "prefix_blocks" in requests:
+        raise InputError(f"{trace.path or trace.name} has prefix blocks already")
+    prompt, output = (requests[name].to_numpy() for name in ("prompt_tokens", "output_tokens"))
+    ids = blocks.of_sessions(_after(requests), prompt, output, block_tokens)
+    table = requests.assign(prefix_blocks=pd.Series(ids, dtype=object), prefix_block_tokens=block_tokens)
+    return trace.edited(table, f"Prefix blocks of {block_tokens} tokens follow from the sessions.")
+
+
+def _cut(trace: Trace, kept: Mask, note: str) -> Trace:
+    if not kept.any():
+        raise InputError(f"{trace.path or trace.name}: no request is left ({note[:-1].lower()})")
+    table = trace.requests.loc[kept]
+    table = keep_rows(trace.requests, kept)
+    if "after" in table:  # the nearest one before a cut is no longer what it waited for
+        direct = trace.requests["after"].to_numpy()[kept]
+        table["after"] = np.where((direct >= 0) & kept[direct], table["after"], -1)
+    table["arrival_s"] -= table["arrival_s"].iloc[0]
+    return trace.edited(table, note)
+
+
+def _positive(what: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{what} is {value}; it must be above 0")
+
+
+def _after(requests: pd.DataFrame) -> Indices:
+    if "after" in requests:
+        return requests["after"].to_numpy(dtype=np.int64)
+    return np.full(len(requests), -1, dtype=np.int64)
+
+
+def _roots(after: Indices) -> Indices:
+    """The request that opens each request's session; `after` names earlier rows."""
+    root = np.arange(len(after))
+    for row in np.flatnonzero(after >= 0):
+        root[row] = root[after[row]]
+    return root
+
+
+def _offsets(after: Indices, think_s: Floats) -> Floats:
+    offset = np.zeros(len(after))
+    for row in np.flatnonzero(after >= 0):
+        offset[row] = offset[after[row]] + think_s[row]
+    return offset
+
+
+def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:
+    """`after` in terms of rows that were taken session by session."""
+    begin = np.concatenate([[0], np.cumsum([len(row) for row in rows])])[copy]
+    inside = np.array(
+        [np.searchsorted(rows[one], parent) if parent >= 0 else -1 for one, parent in zip(copy, after, strict=True)],
+        dtype=np.int64,
+    )
+    return np.where(inside >= 0, begin + inside, -1)
+
+
+def _shifted_blocks(table: pd.DataFrame, sizes: set[int], next_block: int) -> tuple[pd.DataFrame, int]:
+    if "prefix_blocks" not in table:
+        ids = [blocks.NO_IDS] * len(table)
+    else:
+        ids = [one + next_block for one in table["prefix_blocks"]]
+        next_block = 1 + max((int(one.max()) for one in ids if len(one)), default=next_block - 1)
+    return table.assign(prefix_blocks=pd.Series(ids, dtype=object), prefix_block_tokens=next(iter(sizes))), next_block

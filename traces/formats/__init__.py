@@ -1,0 +1,85 @@
+"""Trace formats: a file here is a format; its name is the file's name, its reader the function of that name.
+
+A reader is `def name(source) -> DataFrame` with the columns of `traces.schema`; `source` is a path with help
+around it (`traces.source.Source`). Beside it, `def detect(head) -> bool` says whether a header or the first
+record's keys are the format's; a format without it has to be named. Installed packages add formats under the
+entry point group `foretoken.formats`; any `package.module:function` works too.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import pandas as pd
+
+from traces.head import Head
+from traces.schema import InputError
+from traces.source import Source
+
+GROUP = "foretoken.formats"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A reader with its name, its predicate (None: never detected) and one line about it."""
+
+    name: str
+    read: Callable[[Source], pd.DataFrame]
+    detect: Callable[[Head], bool] | None
+    summary: str
+
+
+def names() -> list[str]:
+    """Names of the built-in formats and of those that installed packages add."""
+    return sorted({*_built_in(), *(point.name for point in entry_points(group=GROUP))})
+
+
+def load(name: str) -> Format:
+    """The format of that name, or of `package.module:function`. Raises InputError listing the known ones."""
+    stem = name.replace("-", "_")
+    if stem in _built_in():
+        return _of(import_module(f"{__name__}.{stem}"), stem, stem)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return _imported(point.value, name)
+    if ":" in name:
+        return _imported(name, name)
+    raise InputError(f"unknown trace format {name!r}; known are {', '.join(names())}, or package.module:function")
+
+
+def detect(head: Head) -> list[Format]:
+    """The formats that recognise the head; installed ones are asked where no built-in one does."""
+    built_in = [load(name) for name in _built_in()]
+    if found := [one for one in built_in if one.detect is not None and one.detect(head)]:
+        return found
+    added = [load(point.name) for point in entry_points(group=GROUP)]
+    return [one for one in added if one.detect is not None and one.detect(head)]
+
+
+def _built_in() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def _imported(where: str, name: str) -> Format:
+    module_name, _, function = where.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
+    try:
+        return _of(import_module(module_name), function, name)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"trace format {name!r} cannot be imported ({error})") from None
+
+
+def _of(module: ModuleType, function: str, name: str) -> Format:
+    read = getattr(module, function, None)
+    if not callable(read):
+        raise InputError(f"trace format {name!r}: {module.__name__} has no function {function!r}")
+    summary = (module.__doc__ or "").strip().split("\n", 1)[0]
+    return Format(name, read, getattr(module, "detect", None), summary)

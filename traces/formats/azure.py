@@ -1,0 +1,34 @@
+"""Azure LLM inference traces of 2023 and 2024 (CSV: TIMESTAMP, ContextTokens, GeneratedTokens).
+
+Source: github.com/Azure/AzurePublicDataset. Stamps of 2023 have seven fractional digits and no zone, those of 2024
+six and +00:00; one without a zone is taken as UTC.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from traces.fields import Count, Kind, Stamp
+from traces.head import Head
+from traces.source import Source
+
+COLUMNS: Mapping[str, Kind] = {"TIMESTAMP": Stamp(), "ContextTokens": Count(), "GeneratedTokens": Count()}
+
+
+def detect(head: Head) -> bool:
+    return head.shape == "csv" and head.has(*COLUMNS)
+
+
+def azure(source: Source) -> pd.DataFrame:
+    raw = source.table(COLUMNS)
+    first = raw["TIMESTAMP"].min()
+    source.notes.append(f"Arrivals are TIMESTAMP, counted from {pd.Timestamp(first)}.")
+    table = pd.DataFrame(
+        {
+            "arrival_s": (raw["TIMESTAMP"] - first) / 1e9,
+            "prompt_tokens": raw["ContextTokens"],
+            "output_tokens": raw["GeneratedTokens"],
+            "source_row": raw["source_row"],
+        }
+    )
+    return source.clock(table, "TIMESTAMP", ordered=True)

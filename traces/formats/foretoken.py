@@ -1,0 +1,148 @@
+"""Foretoken's own CSV, JSON Lines and Parquet: the columns of the trace contract under their own names, in seconds.
+
+Times stay as they are. In CSV, lists of ids stand with blanks between them; `after` counts data rows from 0. A
+column `synthetic` marks a generated trace. Without arrival_s the file holds lengths only.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from traces.fields import BadRow, Count, Ids, Kind, Text, Time, get
+from traces.head import Head
+from traces.schema import DTYPES, MAX_TOKENS
+from traces.source import Source
+
+COLUMNS: Mapping[str, Kind] = {
+    "arrival_s": Time("s"),
+    "prompt_tokens": Count(),
+    "output_tokens": Count(),
+    "session": Text(optional=True),
+    "turn": Count(0, default=0),
+    "after": Count(-1, default=-1),
+    "think_s": Time("s", optional=True),
+    "prefix_blocks": Ids(optional=True),
+    "prefix_block_tokens": Count(),
+    "token_ids": Ids(optional=True),
+    "output_token_ids": Ids(optional=True),
+    "model": Text(optional=True),
+    "samples": Count(default=1),
+    "priority": Count(-MAX_TOKENS, default=0),
+}
+LENGTHS = ("prompt_tokens", "output_tokens")
+UNREAD = ("source_row", "synthetic")
+
+
+def detect(head: Head) -> bool:
+    ours = head.has("arrival_s") or all(key in COLUMNS or key in UNREAD for key in head.keys)
+    return head.has("prompt_tokens", "output_tokens") and ours
+
+
+def foretoken(source: Source) -> pd.DataFrame:
+    shape = source.head.shape
+    table = {"csv": _csv, "json": _json, "parquet": _parquet}[shape](source)
+    if "after" in table and source.rejected:
+        table["after"] = _relinked(table, source.rejected)
+    if "think_s" in table:
+        table["think_s"] = table["think_s"].fillna(0.0)
+    source.has_arrivals = "arrival_s" in table
+    if not source.has_arrivals:
+        return table.assign(arrival_s=0.0)
+    return source.clock(table, "arrival_s", ordered=True, shift=False)
+
+
+def _csv(source: Source) -> pd.DataFrame:
+    names = source.columns()
+    _known(source, names)
+    wanted = {name: kind for name, kind in COLUMNS.items() if name in names or name in LENGTHS}
+    if "synthetic" in names:
+        wanted["synthetic"] = Text(optional=True)
+    table = source.table(wanted)
+    if "synthetic" in table:
+        source.synthetic = bool((table.pop("synthetic").str.lower() == "true").any())
+    return table
+
+
+def _json(source: Source) -> pd.DataFrame:
+    present: set[str] = set()
+    timed: bool | None = None
+
+    def row(record: dict[str, Any], line: int) -> dict[str, Any]:
+        nonlocal timed
+        if unknown := [key for key in record if key not in COLUMNS and key not in UNREAD]:
+            raise BadRow(f"has the unknown key {unknown[0]!r}; known are {', '.join(COLUMNS)}", "unknown key")
+        timed = "arrival_s" in record if timed is None else timed
+        found = {"source_row": line}
+        for name, kind in COLUMNS.items():
+            if name in record or name in LENGTHS or (name == "arrival_s" and timed):
+                found[name] = get(record, name, kind)
+        present.update(found)
+        return found
+
+    rows = source.each(row)
+    columns = {}
+    for name in ("source_row", *(name for name in COLUMNS if name in present)):
+        kind = COLUMNS.get(name)
+        absent = kind.parse(None) if kind is not None and kind.optional else None
+        values = [found.get(name, absent) for found in rows]
+        columns[name] = pd.Series(values, dtype="object" if DTYPES[name] == "object" else None)
+    return pd.DataFrame(columns)
+
+
+def _parquet(source: Source) -> pd.DataFrame:
+    source.where = "row"
+    try:
+        table = parquet.read_table(source.path)
+    except (pa.ArrowInvalid, OSError) as error:
+        source.fail(f"is cut off or not valid Parquet ({str(error).splitlines()[0]})")
+    _known(source, table.column_names)
+    if "synthetic" in table.column_names:
+        flags = table["synthetic"].to_pylist()
+        source.synthetic = any(flag is True for flag in flags)
+        table = table.drop_columns(["synthetic"])
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        if name == "source_row":
+            continue
+        column = table[name]
+        if DTYPES[name] == "object":
+            columns[name] = _id_lists(source, name, column)
+        elif DTYPES[name] == "string":
+            columns[name] = column.to_pandas().astype("string").fillna("")
+        elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            columns[name] = column.to_pandas()
+        else:
+            source.fail(f"has {name} of type {column.type}; it must be a number")
+    if not table.num_rows:
+        source.fail("holds no requests")
+    return pd.DataFrame(columns)
+
+
+def _id_lists(source: Source, name: str, column: Any) -> pd.Series:
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
+        source.fail(f"has {name} of type {kind}; it must be lists of whole numbers")
+    if any(chunk.flatten().null_count for chunk in column.chunks):
+        source.fail(f"has an empty id in {name}")
+    empty = np.empty(0, dtype=np.int64)
+    rows = [empty if row is None else row.astype(np.int64) for row in column.to_pandas()]
+    return pd.Series(rows, dtype=object)
+
+
+def _known(source: Source, names: list[str]) -> None:
+    if unknown := [name for name in names if name not in COLUMNS and name not in UNREAD]:
+        source.fail(f"line 1: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
+
+
+def _relinked(table: pd.DataFrame, rejected: list[int]) -> np.ndarray:
+    """`after` counts the file's rows; here are fewer. One that named a rejected row names none."""
+    lines = np.sort(np.concatenate([table["source_row"].to_numpy(), np.array(rejected, dtype=np.int64)]))
+    place = np.full(len(lines), -1, dtype=np.int64)
+    place[np.searchsorted(lines, table["source_row"].to_numpy())] = np.arange(len(table))
+    after = table["after"].to_numpy(dtype=np.int64)
+    known = (after >= 0) & (after < len(lines))
+    return np.where(known, place[np.where(known, after, 0)], np.where(after < 0, -1, len(table)))

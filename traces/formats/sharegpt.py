@@ -1,0 +1,54 @@
+"""ShareGPT conversations (JSON array or lines: id, conversations of {from, value}); no times.
+
+Every answer after a question is a request whose prompt is all text before it. vLLM's benchmark keeps the first
+exchange alone; `traces.edit.first_turns` does that.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from traces.fields import Text, get
+from traces.head import Head
+from traces.sessions import ASSUMED_THINK_S, THINK_NOTE, Rows, answers
+from traces.source import Source
+from traces.texts import message_tokens
+
+
+def detect(head: Head) -> bool:
+    talk = head.record.get("conversations")
+    return head.shape == "json" and isinstance(talk, list) and all(isinstance(one, dict) for one in talk)
+
+
+def sharegpt(source: Source) -> pd.DataFrame:
+    rows = Rows()
+
+    def add(record: dict[str, Any], row: int) -> None:
+        if record.get("conversations") == []:
+            source.dropped["conversations without a message"] += 1
+            return
+        messages = message_tokens(record.get("conversations"), "conversations", source.tokens, "from", "value")
+        found = answers(messages)
+        if not found:
+            source.dropped["conversations without an answer to a question"] += 1
+        session = f"{get(record, 'id', Text(optional=True))}#{row}"
+        last = -1
+        for turn, (prompt, output) in enumerate(found):
+            last = rows.add(
+                arrival_s=0.0,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                source_row=row,
+                session=session,
+                turn=turn,
+                after=last,
+                think_s=ASSUMED_THINK_S if turn else 0.0,
+            )
+
+    source.each(add)
+    if not rows.count:
+        source.fail("holds no conversation with a question and an answer")
+    source.has_arrivals = False
+    if any(rows.columns["turn"]):
+        source.notes.append(THINK_NOTE)
+    return rows.table()

@@ -1,0 +1,109 @@
+"""From a name to a Trace: find the file, recognise its format, read it, check it. Knows no format itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from traces import formats
+from traces.head import Head, head_of
+from traces.schema import InputError, Trace, in_order, keep_rows, validate
+from traces.source import SIDES, Options, Source
+
+DATA = Path(__file__).parent / "data"
+_PACKED = (".gz", ".xz")
+SYNTHETIC_NOTE = "Synthetic: made by a generator, not recorded from users."
+
+
+def read(
+    path_or_name: str | Path,
+    *,
+    format: str | None = None,
+    tokenizer: str | Path | None = None,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    side: str = "both",
+) -> Trace:
+    """Reads a trace: a file (or a folder of WEKA sessions), else a bundled trace of that name.
+
+    `format` names the reader instead of detecting it; `tokenizer` is a local tokenizer.json for files that hold
+    text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival; `side` picks one side
+    of a two-sided conversation. Raises InputError for anything that the user can mend.
+    """
+    if side not in SIDES:
+        raise InputError(f"unknown side {side!r}; known are {', '.join(SIDES)}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be at least 1")
+    path = locate(path_or_name)
+    reader = formats.load(format) if format else recognise(path, skip_bad)
+    source = Source(path, Options(tokenizer, skip_bad, side))
+    table = reader.read(source)
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
+    if tokenizer is not None and "tokenizer" not in source.used:
+        raise InputError(f"{path} needs no tokenizer ({reader.name} gives token counts); leave --tokenizer out")
+    if side != "both" and "side" not in source.used:
+        raise InputError(f"{path} has no sides ({reader.name}); leave --side out")
+    return _finished(table, source, reader.name, limit)
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The path if it exists, else the bundled trace of that name, with or without its endings."""
+    path = Path(path_or_name)
+    if path.exists():
+        return path
+    for name, bundled_path in bundled().items():
+        if str(path_or_name) in (name, bundled_path.name, name.split(".", 1)[0]):
+            return bundled_path
+    raise InputError(f"{path} does not exist, and no bundled trace has that name; bundled are {', '.join(bundled())}")
+
+
+def bundled() -> dict[str, Path]:
+    """Bundled traces: name without .gz or .xz -> file."""
+    found = sorted(item for item in DATA.iterdir() if not item.name.endswith((".md", ".py")) and item.is_file())
+    return {item.name if item.suffix not in _PACKED else item.stem: item for item in found}
+
+
+def recognise(path: Path, skip_bad: bool = False) -> formats.Format:
+    """The one format whose header or keys the file has. Raises InputError where there is not exactly one."""
+    head = head_of(path, skip_bad)
+    found = formats.detect(head)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        could = " or ".join(one.name for one in found)
+        raise InputError(f"{path} could be {could} by its {head}; name it with --format")
+    known = ", ".join(formats.names())
+    raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one)")
+
+
+def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None) -> Trace:
+    clean, bad = validate(table, str(source.path), source.skip_bad, source.where)
+    ordered = in_order(clean)
+    if not source.has_arrivals:
+        source.notes.append("The file has no arrival times: they have to come from a rate or a number of clients.")
+    elif not (clean["arrival_s"].diff().iloc[1:] >= 0).all():
+        source.notes.append("Requests are sorted by arrival time; equal times keep the file's order.")
+    if limit is not None and limit < len(ordered):
+        source.notes.append(f"Only the first {limit:,} of {len(ordered):,} requests are kept.")
+        ordered = keep_rows(ordered, (ordered.index < limit))
+    source.dropped.update(bad)
+    for reason, count in source.dropped.items():
+        source.notes.append(f"Dropped {count:,}: {reason}.")
+    if source.synthetic:
+        source.notes.insert(0, SYNTHETIC_NOTE)
+    return Trace(
+        requests=ordered,
+        name=source.path.name,
+        kind=kind,
+        synthetic=source.synthetic,
+        notes=tuple(source.notes),
+        path=str(source.path),
+        has_arrivals=source.has_arrivals,
+        dropped=sum(source.dropped.values()),
+        dropped_reasons=dict(source.dropped),
+    )
+
+
+__all__ = ["Head", "bundled", "locate", "read", "recognise"]

@@ -1,0 +1,201 @@
+"""A trace file while a reader reads it: records, tables, bad rows, notes. Knows nothing of any one format."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from traces import files, tables
+from traces.fields import UNITS, BadRow, Kind, looks_like
+from traces.head import Head, head_of
+from traces.schema import InputError, keep_rows
+from traces.tokens import counter
+
+T = TypeVar("T")
+SIDES = ("both", "a", "b")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may ask of a reader. An option that a format has no use for is an error."""
+
+    tokenizer: str | Path | None = None
+    skip_bad: bool = False
+    side: str = "both"
+
+
+class Source(os.PathLike[str]):
+    """What a format's function gets: a path (any library opens it as one) with help around it.
+
+    `notes`, `dropped` (rows by reason), `synthetic` and `has_arrivals` end up in the Trace; `rejected` are the
+    rows that skip_bad let go.
+    """
+
+    def __init__(self, path: Path, options: Options = Options()) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.dropped: Counter[str] = Counter()
+        self.rejected: list[int] = []
+        self.synthetic = False
+        self.has_arrivals = True
+        self.where = "line"
+        self.used: set[str] = set()
+        self._options = options
+        self._count: Callable[[str], int] | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def skip_bad(self) -> bool:
+        return self._options.skip_bad
+
+    @property
+    def side(self) -> str:
+        """Which side of a two-sided conversation is asked for: both, a or b."""
+        self.used.add("side")
+        return self._options.side
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text, by the tokenizer given or by the stated rule, which becomes a note."""
+        if self._count is None:
+            self.used.add("tokenizer")
+            self._count, rule = counter(self._options.tokenizer)
+            self.notes.append(rule)
+        return self._count(text)
+
+    def sibling(self, path: Path) -> Source:
+        """Another file of the same trace, read under the same options; `adopt` it when read."""
+        return Source(path, self._options)
+
+    def adopt(self, other: Source) -> None:
+        """Take over what was noted and dropped while another file of the trace was read."""
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.dropped += other.dropped
+        self.used |= other.used
+        self.synthetic |= other.synthetic
+
+    def reject(self, row: int, why: BadRow) -> None:
+        """A row that cannot be used: InputError naming it, or one more dropped row under skip_bad."""
+        if not self.skip_bad:
+            raise InputError(f"{self.path} {self.where} {row}: {why}")
+        self.dropped[why.rule] += 1
+        self.rejected.append(row)
+
+    def fail(self, reason: str) -> NoReturn:
+        """The file as a whole cannot be used."""
+        raise InputError(f"{self.path} {reason}")
+
+    def document(self) -> Any:
+        """The whole file as one JSON value."""
+        try:
+            return _json(files.whole(self.path))
+        except BadRow as why:
+            self.fail(str(why))
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(line, object) of JSON Lines, or (record number, object) of a JSON array; bad ones are rejected."""
+        if files.start(self.path).lstrip()[:1] == b"[":
+            self.where = "record"
+            rows: Iterator[tuple[int, Any]] = enumerate(self.document(), start=1)
+        else:
+            rows = files.lines(self.path)
+        for row, found in rows:
+            try:
+                record = _json(found) if isinstance(found, bytes) else found
+                if not isinstance(record, dict):
+                    raise BadRow("is not a JSON object")
+            except BadRow as why:
+                self.reject(row, why)
+                continue
+            self.synthetic |= record.get("synthetic") is True
+            yield row, record
+
+    def each(self, parse: Callable[[dict[str, Any], int], T]) -> list[T]:
+        """parse(record, row) of every record; one that raises BadRow is rejected."""
+        out = []
+        for row, record in self.records():
+            try:
+                out.append(parse(record, row))
+            except BadRow as why:
+                self.reject(row, why)
+        if not out:
+            self.fail(f"holds no usable request ({len(self.rejected)} bad)" if self.rejected else "holds no records")
+        return out
+
+    @property
+    def head(self) -> Head:
+        """The header, or the keys of the first record."""
+        return head_of(self.path, self.skip_bad)
+
+    def columns(self) -> list[str]:
+        """The column names of a CSV file."""
+        return tables.header_of(files.start(self.path, 1 << 20).split(b"\n", 1)[0], self.path)
+
+    def table(self, columns: Mapping[str, Kind]) -> pd.DataFrame:
+        """Columns of a CSV file with a header, checked by kind, and `source_row`."""
+        table = tables.read_csv(self.path, columns, self.reject)
+        if table.empty:
+            self.fail(f"holds no usable request ({len(self.rejected)} bad)")
+        return table
+
+    def clock(
+        self, table: pd.DataFrame, key: str, unit: str = "s", *, ordered: bool, shift: bool = True
+    ) -> pd.DataFrame:
+        """Checks `arrival_s` (already in seconds) against what the format says, and lets the first be 0.
+
+        With `ordered`, a row earlier than one before it is bad. `key` and `unit` are the file's own.
+        """
+        if table.empty:
+            self.fail("holds no usable request")
+        times = table["arrival_s"].to_numpy(dtype=np.float64)
+        name, per_second = UNITS[unit]
+        first = float(times.min()) * per_second
+        if (unit == "ms" or not shift) and (hint := looks_like(first, name if shift else "")):
+            self.fail(f"has no {key} below {first:.0f}; the format counts {name} from the start{hint}")
+        if ordered and (late := times < np.maximum.accumulate(times)).any():
+            raw = times * per_second
+            for place in np.flatnonzero(late):
+                why = f"{key} goes back to {raw[place]:.9g} after {raw[:place].max():.9g}"
+                bad = BadRow(f"{why}; rows must be in order of time", f"{key} goes back")
+                self.reject(int(table["source_row"].iloc[place]), bad)
+            table = keep_rows(table, ~late)
+        if shift and times.min() > 0:
+            self.notes.append(
+                f"Times are shifted so that the first request arrives at 0; its {key} is {times.min():.9g} s."
+            )
+            table = table.assign(arrival_s=table["arrival_s"] - times.min())
+        return table
+
+
+def _json(data: bytes) -> Any:
+    """One JSON value; a key that stands twice is refused. Raises BadRow."""
+    if len(data) > files.MAX_LINE_BYTES and b"\n" not in data:
+        raise BadRow(f"is longer than {files.MAX_LINE_BYTES >> 20} MiB", "overlong")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise BadRow(f"is not valid UTF-8 (byte {error.start + 1})", "is not valid UTF-8") from None
+    except RecursionError:
+        raise BadRow("is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise BadRow(f"is cut off or not valid JSON ({error.msg} at {at})", "is not valid JSON") from None
+    except ValueError as error:
+        raise BadRow(f"is not valid JSON ({error})", "is not valid JSON") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadRow(f"has the key {twice!r} twice", "has a key twice")
+    return found

@@ -1,0 +1,46 @@
+"""How many tokens a text has: by a local tokenizer.json, else by a stated rule. Knows nothing of traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from traces.schema import InputError
+
+BYTES_PER_TOKEN = 4
+BYTES_RULE = "Tokens are counted as UTF-8 bytes / 4, rounded up (no tokenizer was given)."
+
+
+def count_bytes(text: str) -> int:
+    """UTF-8 bytes / 4, rounded up, at least 1: a rule of thumb for English text."""
+    return max(1, -(-len(text.encode("utf-8", errors="surrogatepass")) // BYTES_PER_TOKEN))
+
+
+def counter(tokenizer: str | Path | None) -> tuple[Callable[[str], int], str]:
+    """(text -> tokens, the rule as a sentence). `tokenizer` is a tokenizer.json or a folder that holds one.
+
+    Special tokens and chat templates are not added. Raises InputError where the file cannot be used.
+    """
+    if tokenizer is None:
+        return count_bytes, BYTES_RULE
+    path = Path(tokenizer)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; --tokenizer takes a local tokenizer.json")
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415 - an optional dependency
+    except ImportError:
+        raise InputError("--tokenizer needs the package tokenizers: pip install 'foretoken[tokenizer]'") from None
+    try:
+        encoder = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path} is not a usable tokenizer.json ({error})") from None
+
+    def count(text: str) -> int:
+        return max(1, len(encoder.encode(text, add_special_tokens=False).ids))
+
+    return (
+        count,
+        f"Tokens are counted with {path.name} of {path.parent.name or '.'}, no special tokens added.",
+    )
