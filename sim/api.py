@@ -81,6 +81,7 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
             parts.pool.tokens,
             parts.pool.block_tokens,
             plan.replicas,
+            int(steps["swapped_bytes"].sum()),
             growth_from="reserved" if parts.reserves_ahead else "free",
         ),
         slo=slo,

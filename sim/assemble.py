@@ -30,6 +30,7 @@ class Parts:
     cost: StepCost
     asynchronous: bool
     reserves_ahead: bool
+    host_blocks: int
 
     def engine(self, *, spans: bool = True) -> Engine:
         """A fresh engine with a policy and an allocator of its own."""
@@ -37,7 +38,7 @@ class Parts:
         allocator = build("sim.allocators", self.plan.allocator.name, self.plan.allocator.parameters, self.pool)
         if self.asynchronous and hasattr(allocator, "late_outputs"):
             allocator.late_outputs = True
-        return Engine(policy, allocator, self.limits, spans=spans)
+        return Engine(policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks)
 
     def executor(self) -> Predicted:
         """Prices batches for one replica."""
@@ -77,7 +78,11 @@ def assemble(plan: Scenario) -> Parts:
             max_num_seqs=engine.max_num_seqs,
         ).blocks
     )
-    pool = KvPool(blocks, plan.kv.block_tokens, longest)
+    block_bytes = plan.kv.block_tokens * model.gpu_kv_bytes_per_token(plan.tp)
+    pool = KvPool(blocks, plan.kv.block_tokens, longest, block_bytes)
+    host_blocks = int(plan.kv.swap_gib * 2**30) // block_bytes
+    if host_blocks and plan.allocator.name == "prefix":
+        raise InputError("kv.swap_gib and the prefix allocator exclude one another: a dropped prefix stays findable")
     if plan.cost.profile != "roofline":
         raise InputError(f"unknown profile {plan.cost.profile!r}; known: roofline")
     efficiency = Efficiency.of(gpu, plan.cost.efficiency)
@@ -87,7 +92,7 @@ def assemble(plan: Scenario) -> Parts:
     chosen = plan.engine.async_scheduling
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
-    return Parts(plan, model, gpu, pool, limits, cost, asynchronous, reserves_ahead)
+    return Parts(plan, model, gpu, pool, limits, cost, asynchronous, reserves_ahead, host_blocks)
 
 
 def resolved(plan: Scenario, parts: Parts) -> Scenario:

@@ -64,9 +64,22 @@ class Engine:
     The caller plans a batch, lets it run, seals it with the number of repeats that it really ran, and commits it.
     Several batches may be in flight: `plan` may be called before the batch before it is committed, but not before
     it is sealed.
+
+    Args:
+        spans: let a step that would be planned again unchanged repeat unasked.
+        host_blocks: a preempted request's KV is moved to host memory while there is room for so many blocks, and
+            moved back when it resumes; 0 drops it always, and it is computed anew (vLLM paper, section 4.5).
     """
 
-    def __init__(self, policy: Policy, allocator: Allocator, limits: Limits, *, spans: bool = True) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        allocator: Allocator,
+        limits: Limits,
+        *,
+        spans: bool = True,
+        host_blocks: int = 0,
+    ) -> None:
         self.policy = policy
         self.allocator = allocator
         self.limits = limits
@@ -78,6 +91,7 @@ class Engine:
         self.draining: dict[Request, None] = {}
         self.lockstep = Lockstep()
         self.runs = TokenRuns()
+        self.host_blocks_free = host_blocks
         self.next_step = 0
         self.preemptions = 0
         self.wake_s: float | None = None
@@ -130,8 +144,10 @@ class Engine:
             if step.padded:
                 batch.shape = _padded_shape(batch, *step.padded)
                 batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
-            elif step.entries:
-                batch.shape = _shape(batch, lockstep.context_tokens)
+            elif step.entries or step.swapped_blocks:
+                batch.shape = _shape(
+                    batch, lockstep.context_tokens, step.swapped_blocks * self.allocator.pool.block_bytes
+                )
             else:
                 batch.shape = Shape((), lockstep.count, lockstep.context_tokens)
             if not step.entries and self._repeatable:
@@ -179,6 +195,7 @@ class Engine:
                     continue
             else:
                 self.waiting.remove(req)
+                self.host_blocks_free += self.allocator.pool.blocks_for(req.swapped_tokens)
             self.allocator.release(req)
         if self.held and not self.running:
             for req in self.held:
@@ -196,8 +213,8 @@ class Engine:
 
     # ---- what Step calls ------------------------------------------------------------------------------------------
 
-    def enter(self, req: Request, hit_tokens: int, now_s: float) -> None:
-        """Move a request from the waiting queue to the running list."""
+    def enter(self, req: Request, hit_tokens: int, now_s: float) -> int:
+        """Move a request from the waiting queue to the running list; returns the blocks swapped in for it."""
         self.waiting.remove(req)
         self.running[req] = None
         self.loose.append(req)
@@ -206,16 +223,27 @@ class Engine:
         if req.preemptions == 0:
             req.first_scheduled_s = now_s
             req.prefix_hit_tokens = hit_tokens
+        blocks = self.allocator.pool.blocks_for(req.swapped_tokens)
+        self.host_blocks_free += blocks
+        req.swapped_tokens = 0
+        return blocks
 
-    def preempt(self, req: Request) -> None:
-        """Drop the KV of a request that is in no list but `running`, and queue it again."""
+    def preempt(self, req: Request) -> int:
+        """Take the KV of a request that is in no list but `running`, and queue it again; returns the blocks swapped."""
         self.allocator.release(req)
         del self.running[req]
+        blocks = self.allocator.pool.blocks_for(req.computed)
+        if blocks <= self.host_blocks_free:
+            self.host_blocks_free -= blocks
+            req.swapped_tokens = req.computed
+        else:
+            blocks = 0
         req.computed = 0
         req.seq = -1
         req.preemptions += 1
         self.preemptions += 1
         self.waiting.put_back(req)
+        return blocks
 
     def can_advance_lockstep(self, tokens_left: int) -> bool:
         """May all decoding requests take their token first, as serving the running list in order would have it?"""
@@ -300,7 +328,7 @@ class Engine:
         batch.finishing.append(req)
 
 
-def _shape(batch: Batch, lockstep_context: int) -> Shape:
+def _shape(batch: Batch, lockstep_context: int, swapped_bytes: int) -> Shape:
     prefills: list[tuple[int, int]] = []
     decodes, context = batch.lockstep, lockstep_context if batch.lockstep else 0
     for _, tokens, past in batch.entries:
@@ -309,7 +337,7 @@ def _shape(batch: Batch, lockstep_context: int) -> Shape:
             context += past + 1
         else:
             prefills.append((tokens, past))
-    return Shape(tuple(prefills), decodes, context)
+    return Shape(tuple(prefills), decodes, context, 0, swapped_bytes)
 
 
 def _padded_shape(batch: Batch, rows: int, context_tokens: int) -> Shape:

@@ -18,11 +18,13 @@ class KvPool:
     """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`.
 
     `max_request_tokens` is the longest that any request may become; 0 where nothing limits it but the memory.
+    A block has `block_bytes` bytes.
     """
 
     blocks: int
     block_tokens: int = 16
     max_request_tokens: int = 0
+    block_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
@@ -56,6 +58,7 @@ class Usage(NamedTuple):
 class Allocator(Protocol):
     """Decides which blocks a request holds. Every method counts first and acts after: `False` changed nothing."""
 
+    pool: KvPool
     free_blocks: int
     """Blocks that nobody holds."""
 

@@ -34,6 +34,7 @@ STEP_COLUMNS: dict[str, str] = {
     "running": "i4",
     "waiting": "i4",
     "preempted": "i4",
+    "swapped_bytes": "i8",
     "kv_used_tokens": "i8",
     "kv_reserved_tokens": "i8",
     "kv_internal_tokens": "i8",
@@ -87,6 +88,7 @@ class StepLog(Observer):
             batch.running,
             batch.waiting,
             len(batch.evicted),
+            batch.shape.swapped_bytes,
             *flight.usage,
         )
 

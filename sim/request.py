@@ -53,6 +53,7 @@ class Request:
         "prompt_tokens",
         "run_first_step",
         "seq",
+        "swapped_tokens",
     )
 
     def __init__(
@@ -83,6 +84,7 @@ class Request:
         self.drain_tick = -1
         self.preemptions = 0
         self.prefix_hit_tokens = 0
+        self.swapped_tokens = 0
         self.granted_step = -1
         self.drained = False
         self.finished = False

@@ -83,17 +83,23 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class KvSettings:
-    """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations."""
+    """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations.
+
+    `swap_gib` of host memory, per GPU, take the KV of preempted requests; what does not fit there is recomputed.
+    """
 
     blocks: int = 0
     block_tokens: int = 16
     gpu_memory_utilization: float = 0.9
+    swap_gib: float = 0.0
 
     def __post_init__(self) -> None:
         if self.blocks < 0:
             raise InputError(f"kv.blocks is {self.blocks}; it must be at least 0 (0: derived from the memory)")
         if self.block_tokens < 1:
             raise InputError(f"kv.block_tokens is {self.block_tokens}; it must be at least 1")
+        if not 0 <= self.swap_gib < 1e6:
+            raise InputError(f"kv.swap_gib is {self.swap_gib}; it must be at least 0 and below a million")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
                 f"kv.gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1"

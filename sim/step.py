@@ -39,6 +39,7 @@ class Step:
         "evicted",
         "now_s",
         "padded",
+        "swapped_blocks",
         "tokens_left",
         "wake_s",
     )
@@ -56,6 +57,7 @@ class Step:
         self.entries: list[Entry] = []
         self.evicted: list[Request] = []
         self.advanced = False
+        self.swapped_blocks = 0
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
 
@@ -141,7 +143,7 @@ class Step:
                     self.tokens_left += entry.tokens
                     del self.entries[at]
                     break
-        engine.preempt(req)
+        self.swapped_blocks += engine.preempt(req)
         self.evicted.append(req)
 
     def advance_running(self, most: int = 0) -> None:
@@ -199,7 +201,7 @@ class Step:
         engine = self._engine
         if self.tokens_left <= 0 or self.seats_left <= 0:
             return 0
-        hit = engine.allocator.match(req)
+        hit = req.swapped_tokens or engine.allocator.match(req)
         tokens = self._cut(req.known - hit, most, whole)
         if tokens <= 0:
             return 0
@@ -207,7 +209,7 @@ class Step:
         if not engine.allocator.admit(req, tokens):
             req.computed = 0
             return 0
-        engine.enter(req, hit, self.now_s)
+        self.swapped_blocks += engine.enter(req, hit, self.now_s)
         self._enter(req, tokens)
         return tokens
 
