@@ -188,15 +188,15 @@ class Engine:
             del self.draining[req]
             req.finish_s = end_s
             self.runs.close(req)
-            if req in self.running:
-                del self.running[req]
-                if self._holds_finished:
-                    self.held.append(req)
-                    continue
-            else:
+            if req not in self.running:  # preempted after it was scheduled for the last time
                 self.waiting.remove(req)
                 self.host_blocks_free += self.allocator.pool.blocks_for(req.swapped_tokens)
-            self.allocator.release(req)
+                continue
+            del self.running[req]
+            if self._holds_finished:
+                self.held.append(req)
+            else:
+                self.allocator.release(req)
         if self.held and not self.running:
             for req in self.held:
                 self.allocator.release(req)

@@ -94,32 +94,35 @@ def chained(units: tuple[int, ...]) -> tuple[int, ...]:
 
 @st.composite
 def cases(draw: st.DrawFn, policy: Any, allocator: str) -> Case:
-    block_tokens = draw(st.sampled_from([1, 2, 4, 16]))
-    pool = KvPool(draw(st.integers(3, 48)), block_tokens, draw(st.sampled_from([24, 60])))
-    limits = Limits(
-        max_num_seqs=draw(st.integers(1, 6)),
-        max_num_batched_tokens=draw(st.sampled_from([1, 2, 5, 16, 64])),
-        chunked_prefill=draw(st.booleans()) if draw(st.booleans()) else True,
-    )
+    """Few seats, a small budget and a pool that holds little more than the longest request."""
     cost = draw(st.sampled_from(COSTS))
+    horizon = draw(st.sampled_from([0, 6, 60]))
+    row = st.tuples(
+        st.integers(0, horizon).map(lambda steps: steps * cost.base_s / 2),
+        st.integers(1, 30),
+        st.integers(1, 24),
+        st.integers(0, 2),
+        st.lists(st.integers(0, 1), max_size=6).map(lambda units: chained(tuple(units))),
+    )
+    count = draw(st.sampled_from([1, 2, 3, 5, 7, 9]))
+    rows = sorted(draw(st.lists(row, min_size=count, max_size=count)), key=lambda one: one[0])
+    longest = max(prompt + output for _, prompt, output, _, _ in rows)
+    block_tokens = draw(st.sampled_from([1, 2, 4, 8]))
+    blocks = -(-(longest + draw(st.integers(0, longest))) // block_tokens)
     setup = Setup(
         policy,
         allocator,
         draw(st.sampled_from(VARIANTS.get(policy, [{}]))) if isinstance(policy, str) else {},
         draw(st.sampled_from(VARIANTS.get(allocator, [{}]))),
-        pool,
-        limits,
+        KvPool(blocks, block_tokens, draw(st.sampled_from([longest, 40]))),
+        Limits(
+            max_num_seqs=draw(st.sampled_from([1, 2, 3, 4, 6])),
+            max_num_batched_tokens=draw(st.sampled_from([1, 2, 5, 16, 64])),
+            chunked_prefill=draw(st.sampled_from([True, True, False])),
+        ),
         cost,
         depth=draw(st.integers(1, 2)),
     )
-    row = st.tuples(
-        st.integers(0, 60).map(lambda steps: steps * cost.base_s / 2),
-        st.integers(1, 40),
-        st.integers(1, 24),
-        st.integers(0, 2),
-        st.lists(st.integers(0, 1), max_size=6).map(lambda units: chained(tuple(units))),
-    )
-    rows = draw(st.lists(row, min_size=1, max_size=12).map(lambda some: sorted(some, key=lambda one: one[0])))
     return Case(setup, rows, draw(st.sampled_from([1, 3, 4, 8])))
 
 

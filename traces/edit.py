@@ -61,9 +61,9 @@ def set_rate(trace: Trace, rate_per_s: float, rng: np.random.Generator) -> Trace
     requests = trace.requests
     if trace.has_arrivals and trace.span_s > 0:
         factor = rate_per_s * trace.span_s / (len(trace) - 1)
-        times = requests["arrival_s"] / factor
         return trace.edited(
-            requests.assign(arrival_s=times), f"Arrival rate set to {rate_per_s:g}/s by stretching times."
+            requests.assign(arrival_s=requests["arrival_s"] / factor),
+            f"Arrival rate set to {rate_per_s:g}/s by stretching times.",
         )
     after = _after(requests)
     starts = after < 0
@@ -107,7 +107,7 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     drawn = rng.integers(0, len(starts), count)
     begin = np.concatenate([[0.0], np.cumsum(rng.choice(gaps, count - 1) if len(gaps) else np.zeros(count - 1))])
     members = pd.Series(np.arange(len(root))).groupby(root).indices
-    rows = [members[int(starts[one])] for one in drawn]
+    rows = [np.asarray(members[int(starts[one])]) for one in drawn]
     copy = np.repeat(np.arange(count), [len(row) for row in rows])
     taken = np.concatenate(rows)
     table = requests.iloc[taken].reset_index(drop=True)
@@ -144,11 +144,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
             table, next_block = _shifted_blocks(table, sizes, next_block)
         rows += len(table)
         tables.append(table)
-    table = pd.concat(tables, ignore_index=True).drop(columns=["token_ids", "output_token_ids"], errors="ignore")
-    for column, absent in (("session", ""), ("model", ""), ("turn", 0), ("samples", 1), ("priority", 0)):
-        if column in table:
-            kind = "string" if absent == "" else "int64"
-            table[column] = table[column].fillna(absent).astype(kind)
+    table = _filled(pd.concat(tables, ignore_index=True))
     names = ", ".join(one.name for one in traces)
     notes = tuple(dict.fromkeys(note for one in traces for note in one.notes))
     return Trace(
@@ -194,11 +190,7 @@ def session_blocks(trace: Trace, block_tokens: int = 16) -> Trace:
 def _cut(trace: Trace, kept: Mask, note: str) -> Trace:
     if not kept.any():
         raise InputError(f"{trace.path or trace.name}: no request is left ({note[:-1].lower()})")
-    table = trace.requests.loc[kept]
     table = keep_rows(trace.requests, kept)
-    if "after" in table:  # the nearest one before a cut is no longer what it waited for
-        direct = trace.requests["after"].to_numpy()[kept]
-        table["after"] = np.where((direct >= 0) & kept[direct], table["after"], -1)
     table["arrival_s"] -= table["arrival_s"].iloc[0]
     return trace.edited(table, note)
 
@@ -237,6 +229,21 @@ def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:
         dtype=np.int64,
     )
     return np.where(inside >= 0, begin + inside, -1)
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns that only some of the merged traces have: nothing where they had none."""
+    for column in ("token_ids", "output_token_ids"):
+        if column in table:
+            rows = [one if isinstance(one, np.ndarray) else blocks.NO_IDS for one in table[column]]
+            table[column] = pd.Series(rows, dtype=object)
+    for column in ("session", "model"):
+        if column in table:
+            table[column] = table[column].fillna("").astype("string")
+    for column, absent in (("turn", 0), ("samples", 1), ("priority", 0)):
+        if column in table:
+            table[column] = table[column].fillna(absent).astype("int64")
+    return table
 
 
 def _shifted_blocks(table: pd.DataFrame, sizes: set[int], next_block: int) -> tuple[pd.DataFrame, int]:
