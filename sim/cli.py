@@ -121,6 +121,39 @@ def run(
 
 
 @cli.command()
+@click.argument("files", nargs=-1, type=click.Path(dir_okay=False))
+@scenario_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summaries, by name, as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def compare(files: tuple[str, ...], settings: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Run several scenarios and show them side by side.
+
+    FILES are scenarios (TOML). A setting with several values, such as --set allocator=contiguous-max,paged, makes a
+    run of each; several such settings make a run of each combination.
+    """
+    from sim import api  # noqa: PLC0415
+    from sim.report.terminal import compare_view, show  # noqa: PLC0415
+
+    runs = {
+        f"{Path(file).stem} {name}" if file and len(files) > 1 else name: (file, one)
+        for file in files or (None,)
+        for name, one in scenario.variants(settings).items()
+    }
+    if len(runs) < 2:
+        raise InputError(
+            "nothing to compare: give two scenarios, or a setting with two values (--set policy=sjf,chunked)"
+        )
+    summaries = {}
+    for name, (file, one) in runs.items():
+        with _progress(name, quiet) as progress:
+            summaries[name] = api.run(file, progress=progress, **one).summary
+    if as_json:
+        click.echo(json.dumps(summaries, indent=2, allow_nan=False))
+    else:
+        show(compare_view(summaries))
+
+
+@cli.command()
 @click.option("--schedules", type=click.Path(path_type=Path), required=True, help="Folder of recorded schedules.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 def validate(schedules: Path, as_json: bool) -> None:

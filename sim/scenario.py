@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -176,6 +177,23 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+
+
+def variants(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every combination of settings whose value is a list in text, such as `paged,prefix`: name -> settings.
+
+    The name tells the values that vary; without any there is one variant, called "run". (An SLO is no such list.)
+    """
+    varied = {
+        key: [parse_setting(f"{key}={one}")[1] for one in value.split(",")]
+        for key, value in settings.items()
+        if isinstance(value, str) and "," in value and key != "slo"
+    }
+    found = {}
+    for values in itertools.product(*varied.values()):
+        name = " ".join(map(str, values)) or "run"
+        found[name] = {**settings, **dict(zip(varied, values, strict=True))}
+    return found
 
 
 def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Scenario:
