@@ -149,6 +149,19 @@ def test_a_full_disk_leaves_nothing(capsys: pytest.CaptureFixture[str], trace: P
     assert err.count("\n") == 1
 
 
+def test_compare_runs_each_value(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    varied = ("--set", "allocator=paged,contiguous-oracle", "--set", "engine.max_num_seqs=1,8")
+    code, out, _ = sim(capsys, "compare", "--trace", trace, *varied, "--json")
+    assert code == 0
+    assert list(json.loads(out)) == ["paged 1", "paged 8", "contiguous-oracle 1", "contiguous-oracle 8"]
+    code, out, _ = sim(capsys, "compare", "--trace", trace, *varied)
+    assert code == 0
+    assert "TTFT p99" in out
+    code, _, err = sim(capsys, "compare", "--trace", trace)
+    assert code == 2
+    assert "nothing to compare" in err
+
+
 def test_validate_names_what_differs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = sim(capsys, "validate", "--schedules", tmp_path)
     assert code == 2

@@ -169,9 +169,9 @@ class Source(os.PathLike[str]):
                 self.reject(int(table["source_row"].iloc[place]), bad)
             table = keep_rows(table, ~late)
         if shift and times.min() > 0:
-            self.notes.append(
-                f"Times are shifted so that the first request arrives at 0; its {key} is {times.min():.9g} s."
-            )
+            stood = float(times.min())
+            when = f"{pd.Timestamp(stood, unit='s'):%Y-%m-%d %H:%M:%S} UTC" if stood >= 1e9 else f"{stood:.9g} s"
+            self.notes.append(f"Times are shifted so that the first request arrives at 0; its {key} is {when}.")
             table = table.assign(arrival_s=table["arrival_s"] - times.min())
         return table
 

@@ -39,7 +39,7 @@ def graph_tokens(tokens: int) -> int:
         return tokens
     if tokens <= 4:
         return 4
-    step = 8
+    step = 8 if tokens <= 256 else 16
     return -(-tokens // step) * step
 
 
