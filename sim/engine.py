@@ -197,10 +197,7 @@ class Engine:
                 self.held.append(req)
             else:
                 self.allocator.release(req)
-        if self.held and not self.running:
-            for req in self.held:
-                self.allocator.release(req)
-            self.held.clear()
+        self._release_held()
         return batch.finishing
 
     def usage(self) -> Usage:
@@ -243,6 +240,7 @@ class Engine:
         req.preemptions += 1
         self.preemptions += 1
         self.waiting.put_back(req)
+        self._release_held()
         return blocks
 
     def can_advance_lockstep(self, tokens_left: int) -> bool:
@@ -279,6 +277,13 @@ class Engine:
             req.run_first_step = -1
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _release_held(self) -> None:
+        """Finished requests keep their memory and seat no longer than somebody runs."""
+        if self.held and not self.running:
+            for req in self.held:
+                self.allocator.release(req)
+            self.held.clear()
 
     def _repeats(self, step: Step) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""

@@ -194,6 +194,8 @@ class Replica:
         batch = self.engine.plan(now_s)
         observer.planned(self, batch)
         if batch.empty:
+            if batch.evicted and not flights:
+                return  # what was preempted may be admitted at once
             self._stalled = True
             if not flights and self.engine.wake_s is None:
                 head = next(iter(self.engine.waiting), None)

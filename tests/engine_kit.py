@@ -49,6 +49,7 @@ class Setup:
     spans: bool = True
     concurrency: int = 0
     replicas: int = 1
+    host_blocks: int = 0
 
     def engine(self) -> Engine:
         policy = self.policy
@@ -57,7 +58,7 @@ class Setup:
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
         if isinstance(allocator, Prefix):
             allocator.late_outputs = self.depth == 2
-        return Engine(policy, allocator, self.limits, spans=self.spans)
+        return Engine(policy, allocator, self.limits, spans=self.spans, host_blocks=self.host_blocks)
 
 
 class Watch(StepLog):

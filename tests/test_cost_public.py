@@ -7,7 +7,9 @@ growing unnoticed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,11 @@ H100 = load_gpu("h100")
 KERNELS = Kernels(H100, Efficiency.of(H100), "bf16", "bf16")
 
 
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """Its rows as named tuples."""
+    return iter(table.itertuples(index=False))
+
+
 def report(what: str, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> tuple[float, float]:
     """(mean absolute error, bias), both relative; prints them with the 90th percentile."""
     error = np.asarray(predicted, float) / np.asarray(measured, float) - 1.0
@@ -40,7 +47,7 @@ def report(what: str, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> tupl
 
 def test_gemm(shared: Path) -> None:
     table = pd.read_csv(shared / "measured/h100_kernels/gemm_bf16.csv")
-    seconds = [KERNELS.gemm_s(row.m, row.k, row.n) for row in table.itertuples()]
+    seconds = [KERNELS.gemm_s(row.m, row.k, row.n) for row in rows_of(table)]
     for name, rows in (("up to 256 tokens", table.m <= 256), ("512 tokens and more", table.m >= 512)):
         report(f"H100 GEMM, {name}", np.array(seconds)[rows], table.latency_ms[rows] / 1e3)
     mean, bias = report("H100 GEMM", seconds, table.latency_ms / 1e3)
@@ -54,7 +61,7 @@ def test_prefill_attention(shared: Path) -> None:
         KERNELS.eff.prefill_attention_floor_s
         + row.batch_size
         * KERNELS.prefill_attention(row.num_heads, row.num_key_value_heads, row.head_dim).slice_s(row.isl, 0)
-        for row in table.itertuples()
+        for row in rows_of(table)
     ]
     mean, bias = report("H100 prefill attention (two constants fitted to it)", seconds, table.latency_ms / 1e3)
     assert mean < 0.10
@@ -64,7 +71,7 @@ def test_prefill_attention(shared: Path) -> None:
 def test_decode_attention(shared: Path) -> None:
     table = pd.read_csv(shared / "measured/h100_kernels/generation_attention_bf16.csv")
     seconds = []
-    for row in table.itertuples():
+    for row in rows_of(table):
         row_s, context_s = KERNELS.decode_attention(row.num_key_value_heads, row.head_dim)
         seconds.append(KERNELS.eff.decode_attention_floor_s + row.batch_size * (row_s + context_s * row.step))
     mean, bias = report("H100 decode attention", seconds, table.latency_ms / 1e3)
@@ -81,7 +88,7 @@ def test_all_reduce(shared: Path) -> None:
     keys = ["num_gpus", "message_size"]
     table = custom[custom.backend == "vllm_graph"].merge(nccl[nccl.op_name == "all_reduce"], on=keys)
     measured = table[["latency_ms_x", "latency_ms_y"]].min(axis=1) / 1e3
-    seconds = [KERNELS.all_reduce_s(row.message_size, row.num_gpus) for row in table.itertuples()]
+    seconds = [KERNELS.all_reduce_s(row.message_size, row.num_gpus) for row in rows_of(table)]
     mean, bias = report("H100 all-reduce (one constant fitted to it)", seconds, measured)
     assert mean < 0.25
     assert abs(bias) < 0.12
@@ -98,7 +105,7 @@ def test_qwen3_32b_served_by_vllm_on_h100(shared: Path) -> None:
     table = table[table.gemm_quant_mode != "fp8"]
     model = load_model("qwen3-32b")
     predicted, measured, left_out = [], [], 0
-    for row in table.itertuples():
+    for row in rows_of(table):
         users, prompt, output, tp = int(row.batch_size), int(row.isl), int(row.osl), int(row.tp_size)
         if users * (prompt + output) > kv_capacity(model, H100, tp=tp).tokens:
             left_out += 1
@@ -121,7 +128,7 @@ def test_llama2_70b_on_a100(shared: Path) -> None:
     table = table[table.batch_size == 1].groupby(keys)[["prompt_time", "token_time"]].median().reset_index()
     prompts: dict[int, tuple[list[float], list[float]]] = {}
     tokens: dict[int, tuple[list[float], list[float]]] = {}
-    for row in table.itertuples():
+    for row in rows_of(table):
         tp, prompt = int(row.tensor_parallel), int(row.prompt_size)
         cost = Roofline(load_model("llama-2-70b"), load_gpu("a100-80"), tp=tp, cuda_graphs=False)
         seconds, _ = cost.span_s(Shape(((prompt, 0),)), 1)

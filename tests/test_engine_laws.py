@@ -122,6 +122,7 @@ def cases(draw: st.DrawFn, policy: Any, allocator: str) -> Case:
         ),
         cost,
         depth=draw(st.integers(1, 2)),
+        host_blocks=0 if allocator == "prefix" else draw(st.sampled_from([0, 0, 3, 100])),
     )
     return Case(setup, rows, draw(st.sampled_from([1, 3, 4, 8])))
 
@@ -256,6 +257,8 @@ class Contents(Observer):
     def __init__(self, case: Case) -> None:
         self.pool = case.setup.pool
         self.slots: dict[int, tuple[int, int, int]] = {}
+        self.on_host: dict[int, int] = {}
+        self.host_blocks = case.setup.host_blocks
         self._share: list[tuple[Request, int, int]] = []
 
     def token(self, req: Request, position: int) -> tuple[int, int, int]:
@@ -269,6 +272,7 @@ class Contents(Observer):
         engine = replica.engine
         by_id = {req.id: req for req in engine.running}
         self._share = [(by_id[id], tokens, past) for id, tokens, past in slivers(engine, batch)]
+        self._swap(engine, batch)
         self._run(engine)
         self._blocks(engine)
         self._usage(engine)
@@ -285,12 +289,26 @@ class Contents(Observer):
         self._blocks(replica.engine)
         self._usage(replica.engine)
 
+    def _swap(self, engine: Engine, batch: Batch) -> None:
+        for req in batch.evicted:
+            self.on_host[req.id] = req.swapped_tokens
+        for req, _, past in self._share:
+            swapped = self.on_host.pop(req.id, 0)
+            if swapped:
+                assert past == swapped
+                self._write(engine, req, 0, past)
+        on_host = sum(self.pool.blocks_for(req.swapped_tokens) for req in engine.waiting)
+        assert 0 <= engine.host_blocks_free == self.host_blocks - on_host
+
+    def _write(self, engine: Engine, req: Request, start: int, end: int) -> None:
+        size, table = self.pool.block_tokens, engine.allocator.table(req)
+        for position in range(start, end):
+            self.slots[table[position // size] * size + position % size] = self.token(req, position)
+
     def _run(self, engine: Engine) -> None:
         size = self.pool.block_tokens
         for req, tokens, past in self._share:
-            table = engine.allocator.table(req)
-            for position in range(past, past + tokens):
-                self.slots[table[position // size] * size + position % size] = self.token(req, position)
+            self._write(engine, req, past, past + tokens)
         for req, tokens, past in self._share:
             table = engine.allocator.table(req)
             for position in range(past + tokens):
@@ -333,6 +351,7 @@ def watched(case: Case) -> Run:
     done = run(case.setup, case.workload(), [counters, contents])
     counters.check_end(done)
     assert done.engine.allocator.free_blocks == case.setup.pool.blocks
+    assert done.engine.host_blocks_free == case.setup.host_blocks
     usage = done.engine.usage()
     assert usage.free + usage.external == sum(usage) == case.setup.pool.tokens
     assert not done.engine.busy

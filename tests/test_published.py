@@ -43,8 +43,8 @@ def used() -> dict[str, dict[str, float]]:
         }
         summary = api.simulate(scenario.build({}, settings), trace=trace).summary
         shares[allocator] = summary["kv"]["waste"]["of_held"]
-        rate = summary["throughput"]["requests_per_s"]
-        print(f"{allocator:18} used {shares[allocator]['used']:6.1%}  published {published:6.1%}  {rate:.2f} requests/s")
+        ours, rate = shares[allocator]["used"], summary["throughput"]["requests_per_s"]
+        print(f"{allocator:18} used {ours:6.1%}  published {published:6.1%}  {rate:.2f} requests/s")
     return shares
 
 

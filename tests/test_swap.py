@@ -1,4 +1,4 @@
-"""Preemption by swapping: the KV comes back instead of being computed anew, the host's room is counted, moves cost time."""
+"""Preemption by swapping: the KV comes back instead of being computed anew, and the host's room is counted."""
 
 from __future__ import annotations
 

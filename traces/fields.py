@@ -202,8 +202,8 @@ class Stamp:
         return self.parse(text.strip())
 
     def column(self, values: pd.Series) -> pd.Series | None:
-        whole = values.astype("int64")
-        return whole if whole.min() >= 0 and whole.max() < 2 * MAX_TIME_S * 1e9 else None
+        clean = values.dtype == np.int64 and values.min() >= 0 and values.max() < 2 * MAX_TIME_S * 1e9
+        return values if clean else None
 
 
 @dataclass(frozen=True, slots=True)

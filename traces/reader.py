@@ -78,12 +78,22 @@ def recognise(path: Path, skip_bad: bool = False) -> formats.Format:
     raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one)")
 
 
+def _name(path: Path) -> str:
+    return path.stem if path.parent == DATA and path.suffix in _PACKED else path.name
+
+
+def _sessions_in_order(table: pd.DataFrame) -> bool:
+    """Whether requests that follow none stand in order of time; later turns naturally mingle with others."""
+    starts = table["arrival_s"] if "after" not in table else table["arrival_s"][table["after"] < 0]
+    return bool(starts.is_monotonic_increasing)
+
+
 def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None) -> Trace:
     clean, bad = validate(table, str(source.path), source.skip_bad, source.where)
     ordered = in_order(clean)
     if not source.has_arrivals:
         source.notes.append("The file has no arrival times: they have to come from a rate or a number of clients.")
-    elif not (clean["arrival_s"].diff().iloc[1:] >= 0).all():
+    elif not _sessions_in_order(clean):
         source.notes.append("Requests are sorted by arrival time; equal times keep the file's order.")
     if limit is not None and limit < len(ordered):
         source.notes.append(f"Only the first {limit:,} of {len(ordered):,} requests are kept.")
@@ -95,7 +105,7 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None)
         source.notes.insert(0, SYNTHETIC_NOTE)
     return Trace(
         requests=ordered,
-        name=source.path.name,
+        name=_name(source.path),
         kind=kind,
         synthetic=source.synthetic,
         notes=tuple(source.notes),

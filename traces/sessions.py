@@ -12,8 +12,8 @@ import pandas as pd
 
 ASSUMED_THINK_S = 60.0
 THINK_NOTE = (
-    f"The file has no times within a conversation: {ASSUMED_THINK_S:.0f} s of thinking are assumed before "
-    "each later turn (medians elsewhere: RAGPulse 40 s, Bailian 111 s, BurstGPT 124 s)."
+    f"Times within a conversation are not recorded: {ASSUMED_THINK_S:.0f} s of thinking are assumed before each later "
+    "turn (medians elsewhere: RAGPulse 40 s, Bailian 111 s, BurstGPT 124 s)."
 )
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from traces import arrivals, blocks
-from traces.lengths import Counts, FromTrace, Independent, Lengths, Pairs
-from traces.reader import SYNTHETIC_NOTE
+from traces.lengths import Counts, FromTrace, Independent, Pairs, parse
+from traces.reader import SYNTHETIC_NOTE, read
 from traces.schema import InputError, Trace, in_order, validate
 
 Floats = npt.NDArray[np.float64]
@@ -82,14 +82,51 @@ def process(name: str, rate_per_s: float, cv: float | None = None, start_hour: f
     return lambda count, rng: draw(count, rate_per_s, rng, 2.0 if cv is None else cv)
 
 
-def independent(prompt: Lengths, output: Lengths) -> Pairs:
-    """Prompt and output lengths drawn apart."""
-    return Independent(prompt, output)
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A synthetic trace in plain values, as the command line gives them; lengths as `traces.lengths.parse` reads them.
 
+    `make` refuses a value that the others leave without effect.
+    """
 
-def from_trace(trace: Trace) -> Pairs:
-    """Pairs of lengths drawn together from a trace."""
-    return FromTrace(trace)
+    count: int
+    rate: float
+    arrivals: str = "poisson"
+    cv: float | None = None
+    start_hour: float | None = None
+    prompt: str | None = None
+    output: str | None = None
+    lengths_from: str | None = None
+    next_turn: float | None = None
+    think: float | None = None
+    prefixes: int | None = None
+    prefix_tokens: int | None = None
+
+    def make(self, rng: np.random.Generator, name: str = "synthetic") -> Trace:
+        """The trace; `rate` counts requests, so sessions start at rate / mean turns."""
+        if self.think is not None and self.next_turn is None:
+            raise InputError("think needs next_turn: without it there are no sessions")
+        if self.prefix_tokens is not None and self.prefixes is None:
+            raise InputError("prefix_tokens needs prefixes, the number of them")
+        sessions = None
+        if self.next_turn is not None:
+            sessions = Sessions(self.next_turn, think_median_s=60.0 if self.think is None else self.think)
+        prefixes = None
+        if self.prefixes is not None:
+            prefixes = Prefixes(self.prefixes, 256 if self.prefix_tokens is None else self.prefix_tokens)
+        starts = process(
+            self.arrivals, self.rate / (sessions.mean_turns() if sessions else 1.0), self.cv, self.start_hour
+        )
+        return synthesise(self.count, starts, self._lengths(), rng, sessions=sessions, prefixes=prefixes, name=name)
+
+    def _lengths(self) -> Pairs:
+        if self.lengths_from is not None:
+            if self.prompt is not None or self.output is not None:
+                raise InputError("lengths_from and prompt or output exclude one another")
+            return FromTrace(read(self.lengths_from))
+        if self.prompt is None or self.output is None:
+            raise InputError("lengths are missing: give prompt and output, or lengths_from")
+        return Independent(parse(self.prompt), parse(self.output))
 
 
 def synthesise(

@@ -16,13 +16,10 @@ from traces.source import Source
 from traces.texts import message_tokens
 
 ARRIVAL_NOTE = (
-    "Arrivals are derived: a battle's tstamp (the time of the vote, after its last answers) is taken as the arrival "
-    "of its first turn, which keeps the rate and the daily shape."
+    "Arrivals are derived: a battle's tstamp (the vote, after its last answers) is taken as the arrival of its first "
+    "turn, which keeps the rate and the daily shape."
 )
-TURN_NOTE = (
-    "Later turns follow the answer before them on their own side; without sessions each stands "
-    f"{ASSUMED_THINK_S:.0f} s after the turn before."
-)
+TURN_NOTE = "Later turns follow the answer before them on their own side."
 
 
 def detect(head: Head) -> bool:

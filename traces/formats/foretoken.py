@@ -76,10 +76,10 @@ def _json(source: Source) -> pd.DataFrame:
         if unknown := [key for key in record if key not in COLUMNS and key not in UNREAD]:
             raise BadRow(f"has the unknown key {unknown[0]!r}; known are {', '.join(COLUMNS)}", "unknown key")
         timed = "arrival_s" in record if timed is None else timed
-        found = {"source_row": line}
-        for name, kind in COLUMNS.items():
-            if name in record or name in LENGTHS or (name == "arrival_s" and timed):
-                found[name] = get(record, name, kind)
+        found = {name: get(record, name, COLUMNS[name]) for name in record if name in COLUMNS}
+        if missing := [name for name in (*LENGTHS, "arrival_s") if name not in found and (timed or name in LENGTHS)]:
+            raise BadRow(f"{missing[0]} is missing")
+        found["source_row"] = line
         present.update(found)
         return found
 
