@@ -57,6 +57,7 @@ def assemble(plan: Scenario) -> Parts:
         InputError: an unknown name, a model that does not fit, a setting that contradicts another.
     """
     model, gpu = catalog.load_model(plan.model), catalog.load_gpu(plan.gpu)
+    model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype))
     model.check_tp(plan.tp)
     engine = plan.engine
     longest = engine.max_model_len or model.max_context_tokens
@@ -93,6 +94,10 @@ def assemble(plan: Scenario) -> Parts:
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
     return Parts(plan, model, gpu, pool, limits, cost, asynchronous, reserves_ahead, host_blocks)
+
+
+def _chosen(dtype: str) -> str | None:
+    return None if dtype == "auto" else dtype
 
 
 def resolved(plan: Scenario, parts: Parts) -> Scenario:

@@ -314,15 +314,15 @@ class Engine:
             if req.drained:
                 continue
             if req.pending == 1 and req.generated:
-                self._join(req, step)
+                self._join(req)
             else:
                 still_loose.append(req)
         self.loose = still_loose
 
-    def _join(self, req: Request, step: int) -> None:
-        if req.last_token_step != step:
+    def _join(self, req: Request) -> None:
+        if req.last_token_step != self.next_step - 1:
             self.runs.close(req)
-            req.run_first_step = step + 1
+            req.run_first_step = self.next_step
         self.lockstep.join(req)
         if self._grouped is not None:
             self._grouped.join(req, self.lockstep.tick)

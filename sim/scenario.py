@@ -87,12 +87,14 @@ class KvSettings:
     """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations.
 
     `swap_gib` of host memory, per GPU, take the KV of preempted requests; what does not fit there is recomputed.
+    `dtype` is the type of the cache, "auto" that of the activations.
     """
 
     blocks: int = 0
     block_tokens: int = 16
     gpu_memory_utilization: float = 0.9
     swap_gib: float = 0.0
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.blocks < 0:
@@ -125,9 +127,13 @@ class CostSettings:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All that a run depends on. The same scenario gives the same bytes."""
+    """All that a run depends on. The same scenario gives the same bytes.
+
+    `dtype` is the type of weights and activations, "auto" the model's own.
+    """
 
     model: str = "llama-3.1-8b"
+    dtype: str = "auto"
     gpu: str = "h100"
     tp: int = 1
     replicas: int = 1

@@ -432,6 +432,69 @@ def _drive(engine: Engine) -> None:
         engine.commit(batch, 0.0)
 
 
+# ---- what the laws once caught, in small ----------------------------------------------------------------------------
+
+
+def small(setup: Setup, *rows: tuple[float, int, int, int, tuple[int, ...]]) -> Case:
+    return Case(setup, list(rows), 4)
+
+
+@pytest.mark.parametrize("spans", [True, False])
+def test_a_step_that_only_preempts_is_not_the_end(spans: bool) -> None:
+    """The first of the running list asks for a block and is itself the victim: nobody computes in that step.
+
+    The other can go on as soon as planning is tried again, as vLLM does (an empty step that takes no time).
+    """
+    setup = Setup("priority", pool=KvPool(4, 4), spans=spans)
+    done = watched(small(setup, (0.0, 4, 9, 1, ()), (0.0005, 4, 9, 0, ())))
+    assert done.column("preemptions").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("allocator", ["paged", "prefix"])
+def test_no_token_is_lost_beside_a_step_that_computes_nothing(depth: int, allocator: str) -> None:
+    setup = Setup("priority", allocator, pool=KvPool(25, 1), limits=Limits(3, 16), depth=depth)
+    watched(small(setup, (0.0, 1, 1, 0, ()), (0.0, 12, 3, 0, ()), (0.0, 12, 2, 0, ())))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_static_batch_whose_last_member_is_preempted_gives_back_all_its_memory(depth: int) -> None:
+    setup = Setup("static", pool=KvPool(3, 16), limits=Limits(3, 8), depth=depth)
+    watched(small(setup, (0.0, 1, 1, 0, ()), (0.0, 1, 1, 0, ()), (0.0, 1, 17, 0, ())))
+
+
+class EvictOnce:
+    """Grants all, and evicts the given request, when it has made so many tokens, after all grants of that step."""
+
+    every_step = True
+
+    def __init__(self, victim: int, generated: int) -> None:
+        self._victim, self._generated = victim, generated
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+        for req in step.waiting:
+            step.grant(req)
+        for req in list(step.running):
+            if req.id == self._victim and req.generated == self._generated and not req.preemptions:
+                step.evict(req)
+
+
+@pytest.mark.parametrize("host_blocks", [0, 8])
+@pytest.mark.parametrize("allocator", ["paged", "contiguous-oracle"])
+def test_a_request_may_be_evicted_while_its_last_token_is_in_flight(allocator: str, host_blocks: int) -> None:
+    # Planned ahead: at the second planning request 0 has been given its only token, and runs.
+    setup = Setup(EvictOnce(0, generated=1), allocator, depth=2, host_blocks=host_blocks)
+    done = watched(small(setup, (0.0, 5, 1, 0, ()), (0.0, 5, 3, 0, ())))
+    assert done.column("preemptions").tolist() == [1, 0]
+
+
+def test_nobody_keeps_a_hit_on_kv_that_an_eviction_took_out_of_the_step() -> None:
+    # 1 shares the prompt of 0 and is admitted in the same step, in which 0 is then evicted.
+    setup = Setup(EvictOnce(0, generated=0), "prefix", pool=KvPool(64, 4))
+    watched(small(setup, (0.0, 9, 3, 0, chained((0, 0))), (0.0, 9, 3, 0, chained((0, 0)))))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_same_case_same_bytes(policy: str) -> None:
     @settings(laws, max_examples=5)

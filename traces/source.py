@@ -181,7 +181,7 @@ def _json(data: bytes) -> Any:
     if len(data) > files.MAX_LINE_BYTES and b"\n" not in data:
         raise BadRow(f"is longer than {files.MAX_LINE_BYTES >> 20} MiB", "overlong")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_once)
+        return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(f"is not valid UTF-8 (byte {error.start + 1})", "is not valid UTF-8") from None
     except RecursionError:
@@ -199,3 +199,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise BadRow(f"has the key {twice!r} twice", "has a key twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)

@@ -1,0 +1,252 @@
+"""A small hand-written file of every trace format, and the requests that it stands for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`requests` are (arrival_s, prompt_tokens, output_tokens) in order of arrival."""
+
+    file: str
+    text: str
+    requests: list[tuple[float, int, int]]
+    format: str | None = None  # named where it cannot be detected
+    timed: bool = True
+
+
+def jsonl(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def chat(*texts: str, **extra: Any) -> list[dict[str, Any]]:
+    roles = ("user", "assistant")
+    return [{"content": text, "role": roles[place % 2], **extra} for place, text in enumerate(texts)]
+
+
+def battle(tstamp: float | None, *texts: str, **extra: Any) -> dict[str, Any]:
+    """A battle whose two sides hold the same texts."""
+    record = {
+        "question_id": f"{len(texts):032x}",
+        "model_a": "chatglm-6b",
+        "model_b": "koala-13b",
+        "winner": "tie",
+        "judge": "arena_user_1",
+        "conversation_a": chat(*texts),
+        "conversation_b": chat(*texts),
+        "turn": len(texts) // 2,
+        "anony": True,
+        "language": "English",
+        "tstamp": tstamp,
+    }
+    if tstamp is None:
+        del record["tstamp"]
+    return record | extra
+
+
+def weka(*requests: dict[str, Any], name: str = "trace_1", block: int = 64) -> str:
+    top = {"id": name, "models": ["m"], "block_size": block, "hash_id_scope": "local", "requests": list(requests)}
+    return json.dumps(top)
+
+
+def weka_request(t: float, tokens: int, out: int, **extra: Any) -> dict[str, Any]:
+    ids = list(range(1, tokens // 64 + 1))
+    return {"t": t, "type": "n", "model": "m", "in": tokens, "out": out, "hash_ids": ids} | extra
+
+
+RAG_PARTS = {"sys_prompt": [1], "passages_ids": [2, 3], "history": [], "web_search": [], "user_input": [4]}
+NO_TIMES = [(0.0, 10, 5), (0.0, 20, 6)]
+
+SAMPLES = {
+    "azure-2023": Sample(
+        "azure23.csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n"
+        "2023-11-16 18:15:50.9951690,396,109",
+        [(0.0, 374, 44), (4.314579, 396, 109)],
+    ),
+    "azure-2024": Sample(
+        "azure24.csv",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00.009930+00:00,10,5\n"
+        "2024-05-10 00:00:01.509930+00:00,20,6\n",
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "burstgpt-v1": Sample(
+        "burst1.csv",
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n"
+        "45,ChatGPT,1087,0,1087,API log\n118,GPT-4,417,276,693,Conversation log\n",
+        [(0.0, 472, 18), (113.0, 417, 276)],
+    ),
+    "burstgpt-v2": Sample(
+        "burst2.csv",
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "19440110.0,s1,2.5,GPT-4,10,5,15,Conversation log\n19440120.0,,,ChatGPT,30,7,37,API log\n"
+        "19440130.0,s1,1.0,GPT-4,20,6,26,Conversation log\n",
+        [(0.0, 10, 5), (10.0, 30, 7), (20.0, 20, 6)],
+    ),
+    "mooncake": Sample(
+        "mooncake.jsonl",
+        jsonl(
+            {"timestamp": 0, "input_length": 700, "output_length": 5, "hash_ids": [0, 1]},
+            {"timestamp": 3000, "input_length": 512, "output_length": 6, "hash_ids": [0]},
+        ),
+        [(0.0, 700, 5), (3.0, 512, 6)],
+    ),
+    "aiperf": Sample(
+        "aiperf.jsonl",
+        jsonl(
+            {"session_id": "x", "timestamp": 1000, "input_length": 10, "output_length": 5},
+            {"session_id": "x", "delay": 500, "input_length": 30, "output_length": 6},
+            {"timestamp": 1200, "text_input": "a" * 41, "output_length": 7},
+        ),
+        [(0.0, 10, 5), (0.2, 11, 7), (0.5, 30, 6)],
+    ),
+    "bailian": Sample(
+        "bailian.jsonl",
+        jsonl(
+            {
+                **{"chat_id": 55, "parent_chat_id": -1, "timestamp": 1.0, "input_length": 33, "output_length": 5},
+                **{"type": "text", "turn": 1, "hash_ids": [7, 8, 9]},
+            },
+            {
+                **{"chat_id": 159, "parent_chat_id": 55, "timestamp": 61.0, "input_length": 64, "output_length": 6},
+                **{"type": "text", "turn": 2, "hash_ids": [7, 8, 10, 11]},
+            },
+        ),
+        [(0.0, 33, 5), (60.0, 64, 6)],
+    ),
+    "sharegpt": Sample(
+        "sharegpt.json",
+        json.dumps(
+            [
+                {
+                    "id": "one",
+                    "conversations": [
+                        {"from": "human", "value": "a" * 40},
+                        {"from": "gpt", "value": "b" * 20},
+                        {"from": "human", "value": "c" * 8},
+                        {"from": "gpt", "value": "d" * 4},
+                    ],
+                },
+                {"id": "two", "conversations": [{"from": "gpt", "value": "b" * 20}]},
+            ],
+            indent=2,
+        ),
+        [(0.0, 10, 5), (0.0, 17, 1)],
+        timed=False,
+    ),
+    "arena": Sample(
+        "chats.jsonl",
+        jsonl(
+            battle(1682351600.5, "a" * 40, "b" * 20, "c" * 8, "d" * 4),
+            battle(1682351591.0, "e" * 12, "f" * 9),
+        ),
+        [(0.0, 3, 3), (0.0, 3, 3), (9.5, 10, 5), (9.5, 10, 5), (69.5, 17, 1), (69.5, 17, 1)],
+    ),
+    "vidur": Sample(
+        "vidur.csv",
+        "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,374,44\n4.314579,396,109\n",
+        [(0.0, 374, 44), (4.314579, 396, 109)],
+    ),
+    "vidur-lengths": Sample(
+        "vidur_lengths.csv",
+        "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n10,5,15,2.0\n20,6,26,3.3\n",
+        NO_TIMES,
+        timed=False,
+    ),
+    "splitwise": Sample(
+        "splitwise.csv",
+        "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n"
+        "0,0,0,0.5,1,10,5\n1,0,0,1.75,1,20,6\n",
+        [(0.0, 10, 5), (1.25, 20, 6)],
+    ),
+    "llmservingsim": Sample(
+        "llmservingsim.jsonl",
+        jsonl(
+            {
+                **{"input_toks": 3, "output_toks": 2, "arrival_time_ns": 500_000_000},
+                **{"input_tok_ids": [1, 2, 3], "output_tok_ids": [4, 5]},
+            },
+            {
+                "session_id": "s",
+                "arrival_time_ns": 1_500_000_000,
+                "sub_requests": [
+                    {"input_toks": 20, "output_toks": 6, "tool_duration_ns": 0},
+                    {"input_toks": 40, "output_toks": 7, "tool_duration_ns": 250_000_000},
+                ],
+            },
+            {"input_toks": 5, "output_toks": 1, "arrival_time_ns": 1_600_000_000},
+        ),
+        [(0.0, 3, 2), (1.0, 20, 6), (1.1, 5, 1), (1.25, 40, 7)],
+    ),
+    "blockhash": Sample(
+        "blockhash.jsonl",
+        jsonl(
+            {"request_id": "r", "input_toks": 33, "output_toks": 2, "arrival_time_ns": 7, "block16_hash_ids": [0, 1]}
+        ),
+        [(0.0, 33, 2)],
+    ),
+    "ragpulse": Sample(
+        "ragpulse.jsonl",
+        jsonl(
+            {
+                **{"timestamp": "82", "input_length": 100, "output_length": 5},
+                **{"hash_ids": RAG_PARTS, "session_id": "u1"},
+            },
+            {
+                **{"timestamp": "93", "input_length": 120, "output_length": 6},
+                **{"hash_ids": RAG_PARTS, "session_id": "u1"},
+            },
+        ),
+        [(0.0, 100, 5), (11.0, 120, 6)],
+    ),
+    "weka": Sample(
+        "weka.json",
+        weka(
+            weka_request(0.0, 130, 5, api_time=2.0, think_time=0.0),
+            {"t": 10.0, "type": "subagent", "agent_id": "a1", "requests": [weka_request(1.0, 64, 3)]},
+            weka_request(20.0, 200, 6, api_time=1.0, think_time=18.0),
+        ),
+        [(0.0, 130, 5), (11.0, 64, 3), (20.0, 200, 6)],
+    ),
+    "vllm-timed": Sample(
+        "timed.jsonl",
+        jsonl(
+            {"timestamp": 0.25, "input_length": 33, "output_length": 5, "hash_ids": [0, 1, 2]},
+            {"timestamp": 1.5, "input_length": 16, "output_length": 6, "hash_ids": [0]},
+        ),
+        [(0.0, 33, 5), (1.25, 16, 6)],
+        format="vllm_timed",
+    ),
+    "own-csv": Sample(
+        "own.csv",
+        "arrival_s,prompt_tokens,output_tokens,session,turn,after,think_s,prefix_blocks,prefix_block_tokens\n"
+        "0.5,33,5,s,0,-1,0.0,0 1,16\n1.5,64,6,s,1,0,0.25,0 1 2 3,16\n",
+        [(0.5, 33, 5), (1.5, 64, 6)],
+    ),
+    "own-jsonl": Sample(
+        "own.jsonl",
+        jsonl(
+            {"arrival_s": 0.0, "prompt_tokens": 10, "output_tokens": 5, "priority": 2},
+            {"arrival_s": 1.5, "prompt_tokens": 20, "output_tokens": 6},
+        ),
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "own-lengths": Sample("lengths.csv", "prompt_tokens,output_tokens\n10,5\n20,6\n", NO_TIMES, timed=False),
+}
+KINDS = {
+    "azure-2023": "azure",
+    "azure-2024": "azure",
+    "burstgpt-v1": "burstgpt",
+    "burstgpt-v2": "burstgpt",
+    "aiperf": "mooncake",
+    "arena": "chatbot_arena",
+    "vidur-lengths": "vidur",
+    "blockhash": "llmservingsim",
+    "vllm-timed": "vllm_timed",
+    "own-csv": "foretoken",
+    "own-jsonl": "foretoken",
+    "own-lengths": "foretoken",
+}
