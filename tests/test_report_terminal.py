@@ -59,7 +59,7 @@ def test_a_summary_is_one_screen_of_80_columns() -> None:
     ttft = next(line.split() for line in lines if line.startswith("TTFT"))
     expected = [f"{run.summary['ttft_s'][name] * 1e3:.1f}" for name in terminal.SHOWN]
     assert ttft == ["TTFT", "ms", *expected]
-    for words in ("300 requests", "299 completed, 1 rejected", "100 % roofline", "synthetic", "Poisson draws"):
+    for words in ("300 requests", "299 completed, 1 rejected", "100 % roofline", "Synthetic", "Poisson draws"):
         assert words in text
     assert "TTFT p99 64.7 ms, limit 50 ms: MISSED" in text
     assert "TPOT p99 13.4 ms, limit 50 ms: met" in text

@@ -289,6 +289,7 @@ def test_a_function_is_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     path = put(tmp_path, "log.txt", "0.5,10,5\n1.5,20,6\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "logs", raising=False)
     assert triples(traces.read(path, format="logs:mine")) == [(0.5, 10, 5), (1.5, 20, 6)]
 

@@ -45,6 +45,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 yield raw
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; only the format weka reads a folder") from None
     except _DAMAGED as error:
         raise InputError(f"{path} is cut off or damaged: its {packing} data end wrongly ({error})") from None
     except OSError as error:

@@ -40,9 +40,10 @@ def requests_line(summary: Mapping[str, Any]) -> str:
 def notes_of(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> list[str]:
     """The run's notes: what the inputs say about themselves (`synthetic`, `notes`), then those given here."""
     inputs = summary["inputs"]
-    synthetic = ["The trace is synthetic: made up from published statistics, not recorded."]
-    found = [*(synthetic if inputs.get("synthetic") else []), *(inputs.get("notes") or []), *notes]
-    return list(dict.fromkeys(str(note) for note in found))
+    found = [str(note) for note in (*(inputs.get("notes") or []), *notes)]
+    if inputs.get("synthetic") and not any(note.startswith("Synthetic") for note in found):
+        found.insert(0, "Synthetic: the trace was made, not recorded.")
+    return list(dict.fromkeys(found))
 
 
 def sources_line(summary: Mapping[str, Any]) -> str:

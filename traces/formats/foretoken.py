@@ -104,7 +104,7 @@ def _parquet(source: Source) -> pd.DataFrame:
         flags = table["synthetic"].to_pylist()
         source.synthetic = any(flag is True for flag in flags)
         table = table.drop_columns(["synthetic"])
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = {"source_row": np.arange(1, table.num_rows + 1)}
     for name in table.column_names:
         if name == "source_row":
             continue
