@@ -27,6 +27,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--model", "model", str, "Model of the catalog, a TOML file, or a Hugging Face config.json."),
     ("--gpu", "gpu", str, "GPU of the catalog, or a TOML file."),
     ("--profile", "cost.profile", str, "Where step times come from."),
+    ("--executor", "executor", str, "Who supplies the seconds of a step: predicted."),
     ("--policy", "policy.name", str, "Batching policy."),
     ("--allocator", "allocator.name", str, "KV-cache allocator."),
     ("--kv-blocks", "kv.blocks", int, "KV blocks of each replica, instead of deriving them from its memory."),
@@ -210,7 +211,12 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_row(
+            *(
+                f"{one:,}" if isinstance(one, int) else f"{one:.4g}" if isinstance(one, float) else one
+                for one in row.values()
+            )
+        )
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

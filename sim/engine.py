@@ -203,9 +203,12 @@ class Engine:
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
         computed = self.lockstep.context_tokens
-        for some in (self.loose, self.draining, self.held):
-            for req in some:
-                computed += req.computed
+        for req in self.loose:
+            computed += req.computed
+        for req in self.draining:
+            computed += req.computed
+        for req in self.held:
+            computed += req.computed
         return self.allocator.usage(computed)
 
     # ---- what Step calls ------------------------------------------------------------------------------------------
@@ -243,21 +246,23 @@ class Engine:
         self._release_held()
         return blocks
 
-    def can_advance_lockstep(self, tokens_left: int) -> bool:
-        """May all decoding requests take their token first, as serving the running list in order would have it?"""
-        lockstep = self.lockstep
-        if not lockstep.count or lockstep.count > tokens_left or self._grouped is None:
-            return False
-        if self.loose and self.loose[0].seq < lockstep.last_seq:
-            return False
-        return self._grouped.headroom(lockstep.tick, 1) > 0
+    def advance_lockstep(self, tokens_left: int) -> int:
+        """Give every member of the lockstep its token, if serving the running list in order would have it so.
 
-    def advance_lockstep(self) -> int:
-        """Give every member its token; returns how many that were."""
-        if self._grouped is not None:
-            self._grouped.advance(self.lockstep.tick, 1)
-        self.lockstep.tick += 1
-        return self.lockstep.count
+        Returns how many tokens that were; 0 where budget, memory or the order stands against it.
+        """
+        lockstep, allocator = self.lockstep, self._grouped
+        count = lockstep.count
+        if not count or count > tokens_left or allocator is None:
+            return 0
+        if self.loose and self.loose[0].seq < lockstep.last_seq:
+            return 0
+        tick = lockstep.tick
+        if not allocator.headroom(tick, 1):
+            return 0
+        allocator.advance(tick, 1)
+        lockstep.tick = tick + 1
+        return count
 
     def scatter(self) -> None:
         """Give every lockstep member its own counters, so that each can be served or refused by itself."""

@@ -63,8 +63,11 @@ class StepLog(Observer):
         if self._seen % self._stride == 0:
             self._keep(batch)
         self._seen += 1
-        self.step_end_s[replica.index].extend(times_s[1:])
         repeats = batch.repeats
+        if repeats == 1:
+            self.step_end_s[replica.index].append(times_s[1])
+        else:
+            self.step_end_s[replica.index].extend(times_s[1:])
         prefills, decodes, context = batch.shape[:3]
         new = past = 0
         for tokens, before in prefills:

@@ -139,6 +139,7 @@ class Scenario:
     replicas: int = 1
     seed: int = 0
     slo: str = ""
+    executor: str = "predicted"
     workload: WorkloadSettings = field(default_factory=WorkloadSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kv: KvSettings = field(default_factory=KvSettings)
@@ -151,6 +152,8 @@ class Scenario:
         for name in ("tp", "replicas"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.executor != "predicted":
+            raise InputError(f"executor is {self.executor!r}; known: predicted (live runs need the backend, to come)")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be at least 0")
 

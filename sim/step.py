@@ -155,8 +155,9 @@ class Step:
         """
         engine = self._engine
         if not self.advanced:
-            if engine.can_advance_lockstep(self.tokens_left):
-                self.tokens_left -= engine.advance_lockstep()
+            tokens = engine.advance_lockstep(self.tokens_left)
+            if tokens:
+                self.tokens_left -= tokens
                 self.advanced = True
             else:
                 engine.scatter()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.batch import Batch
 from sim.cluster import Cluster, Source, Workload
@@ -147,6 +148,20 @@ class Run:
         for req, first, last in zip(runs.request, runs.first_step, runs.last_step, strict=True):
             steps.setdefault(req, []).extend(range(first, last + 1))
         return steps
+
+
+class PlainPaged:
+    """The paged allocator with nothing but the methods that every allocator must have."""
+
+    def __init__(self, pool: KvPool) -> None:
+        self.pool = pool
+        self._paged = Paged(pool)
+        for name in ("refusal", "match", "admit", "grow", "release", "table", "usage"):
+            setattr(self, name, getattr(self._paged, name))
+
+    @property
+    def free_blocks(self) -> int:
+        return self._paged.free_blocks
 
 
 def slivers(engine: Engine, batch: Batch) -> list[Sliver]:

@@ -396,6 +396,54 @@ def test_every_policy_with_every_allocator_keeps_the_laws(policy: str, allocator
     keeps()
 
 
+def pressed(seed: int, policy: str, allocator: str) -> Case:
+    """Two dozen requests of which about three fit at a time, coming in clumps."""
+    rng = random.Random(seed)
+    rows = [
+        (
+            rng.randrange(12) * 0.004,
+            rng.choice((1, 3, 9, 14, 22)),
+            rng.choice((1, 4, 11, 19)),
+            rng.randrange(3),
+            chained(tuple(rng.randrange(2) for _ in range(rng.randrange(6)))),
+        )
+        for _ in range(24)
+    ]
+    variants = VARIANTS.get(policy, [{}]), VARIANTS.get(allocator, [{}])
+    setup = Setup(
+        policy,
+        allocator,
+        *(rng.choice(some) for some in variants),
+        KvPool(22, 3, 45),
+        Limits(rng.choice((4, 6)), 200 if policy == "static" else rng.choice((4, 24))),
+        COSTS[seed % 3],
+        depth=1 + seed % 2,
+        host_blocks=0 if allocator == "prefix" else rng.choice((0, 7)),
+    )
+    return Case(setup, sorted(rows, key=lambda row: row[0]), 4)
+
+
+@pytest.mark.parametrize(("policy", "allocator"), PAIRS)
+def test_the_laws_hold_under_pressure(policy: str, allocator: str) -> None:
+    preemptions = 0
+    for seed in range(4):
+        case = pressed(seed, policy, allocator).admissible()
+        spans = watched(case)
+        same_decisions(spans, watched(replace(case, setup=replace(case.setup, spans=False))))
+        preemptions += spans.engine.preemptions
+        assert len(case.rows) == 24
+    assert preemptions >= (2 if allocator in ("paged", "prefix") else 0), "there was no pressure"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_allocator_that_knows_no_spans_decides_alike(policy: str) -> None:
+    for seed in range(4):
+        case = pressed(seed, policy, "paged")
+        grouped = replace(case, setup=replace(case.setup, allocator_parameters={}))
+        plain = replace(case, setup=replace(case.setup, allocator="engine_kit:PlainPaged", allocator_parameters={}))
+        same_decisions(watched(grouped), watched(plain))
+
+
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("every_step", [True, False])
 def test_a_chaotic_policy_breaks_no_law(allocator: str, every_step: bool) -> None:
@@ -437,6 +485,50 @@ def _drive(engine: Engine) -> None:
             raise NoProgressError
         engine.seal(batch, batch.repeats)
         engine.commit(batch, 0.0)
+
+
+# ---- who sends the requests -----------------------------------------------------------------------------------------
+
+
+class Population(Observer):
+    """The most requests that were in the system at any planning."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        self.most = max(self.most, replica.outstanding)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("users", [1, 3, 100])
+def test_a_closed_loop_keeps_all_its_users_busy(users: int, depth: int) -> None:
+    population = Population()
+    work = Workload([0.0] * 40, [5 + at % 7 for at in range(40)], [1 + at % 5 for at in range(40)])
+    done = run(Setup(concurrency=users, depth=depth), work, [population])
+    assert population.most == min(users, 40)
+    arrivals, ends = np.sort(done.column("arrival_s")), np.sort(done.column("finish_s"))
+    # Request n comes when the (n - users)th of all has finished.
+    assert arrivals[users:].tolist() == ends[: max(0, 40 - users)].tolist()
+
+
+@pytest.mark.parametrize("concurrency", [0, 1, 2])
+def test_a_turn_starts_when_its_user_has_read_the_answer(concurrency: int) -> None:
+    # Rows 0-2-4 and 1-3 are sessions; a follower's own arrival time is not used.
+    work = Workload(
+        [0.0, 0.001, 0.002, 0.002, 0.002],
+        [4, 5, 6, 7, 8],
+        [3, 9, 2, 2, 2],
+        after=[-1, -1, 0, 1, 2],
+        think_s=[0.0, 0.0, 0.5, 0.25, 0.0],
+    )
+    done = run(Setup(concurrency=concurrency), work)
+    arrived, ended = done.column("arrival_s"), done.column("finish_s")
+    assert arrived[2] == ended[0] + 0.5
+    assert arrived[3] == ended[1] + 0.25
+    assert arrived[4] == ended[2]
+    # With one user the second session starts when the first has ended for good.
+    assert arrived[1] == {0: 0.001, 1: ended[4], 2: 0.0}[concurrency]
 
 
 # ---- what the laws once caught, in small ----------------------------------------------------------------------------

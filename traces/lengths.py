@@ -13,6 +13,7 @@ import numpy.typing as npt
 from traces.schema import MAX_TOKENS, InputError, Trace
 
 Counts = npt.NDArray[np.int64]
+KNOWN = ("fixed", "lognormal", "empirical", "quantiles")
 Floats = npt.NDArray[np.float64]
 
 
@@ -138,6 +139,8 @@ def parse(text: str) -> Lengths:
     (value=weight) or `quantiles:0=1,0.5=130,1=600` (level=value). Raises InputError.
     """
     name, _, rest = text.partition(":")
+    if name not in KNOWN:
+        raise InputError(f"unknown distribution {name!r}; known are {', '.join(KNOWN)}")
     if name == "fixed":
         return Fixed(_whole(rest, text))
     try:
@@ -146,11 +149,9 @@ def parse(text: str) -> Lengths:
             return _lognormal(dict(pairs), text)
         if name == "empirical":
             return Empirical(tuple(_whole(key, text) for key, _ in pairs), tuple(weight for _, weight in pairs))
-        if name == "quantiles":
-            return Quantiles({float(key): value for key, value in pairs})
+        return Quantiles({float(key): value for key, value in pairs})
     except ValueError:
         raise InputError(f"{text!r} cannot be read; after {name}: come pairs like a=1,b=2") from None
-    raise InputError(f"unknown distribution {name!r}; known are fixed, lognormal, empirical, quantiles")
 
 
 def _lognormal(given: dict[str, float], text: str) -> Lognormal:

@@ -222,8 +222,8 @@ def _after_problems(table: pd.DataFrame) -> Iterator[tuple[Mask, str, str]]:
 
 def _numbers(column: pd.Series) -> npt.NDArray[np.float64]:
     """As floats; what is no number becomes NaN, true and false included."""
-    if column.dtype in (bool, object):
-        column = column.map(lambda value: np.nan if isinstance(value, (bool, str)) else value)
+    if pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype):
+        column = column.astype(object).map(lambda value: np.nan if isinstance(value, (bool, str)) else value)
     values: npt.NDArray[np.float64] = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     return values
 

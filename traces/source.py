@@ -80,6 +80,7 @@ class Source(os.PathLike[str]):
         """Take over what was noted and dropped while another file of the trace was read."""
         self.notes += [note for note in other.notes if note not in self.notes]
         self.dropped += other.dropped
+        self.rejected += other.rejected
         self.used |= other.used
         self.synthetic |= other.synthetic
 
@@ -93,6 +94,10 @@ class Source(os.PathLike[str]):
     def fail(self, reason: str) -> NoReturn:
         """The file as a whole cannot be used."""
         raise InputError(f"{self.path} {reason}")
+
+    def nothing(self) -> NoReturn:
+        """The file holds no request that can be used."""
+        self.fail("holds no usable request" + (f" ({len(self.rejected)} bad)" if self.rejected else ""))
 
     def document(self) -> Any:
         """The whole file as one JSON value."""
@@ -128,7 +133,7 @@ class Source(os.PathLike[str]):
             except BadRow as why:
                 self.reject(row, why)
         if not out:
-            self.fail(f"holds no usable request ({len(self.rejected)} bad)" if self.rejected else "holds no records")
+            self.nothing()
         return out
 
     @property
@@ -144,7 +149,7 @@ class Source(os.PathLike[str]):
         """Columns of a CSV file with a header, checked by kind, and `source_row`."""
         table = tables.read_csv(self.path, columns, self.reject)
         if table.empty:
-            self.fail(f"holds no usable request ({len(self.rejected)} bad)")
+            self.nothing()
         return table
 
     def clock(
@@ -155,7 +160,7 @@ class Source(os.PathLike[str]):
         With `ordered`, a row earlier than one before it is bad. `key` and `unit` are the file's own.
         """
         if table.empty:
-            self.fail("holds no usable request")
+            self.nothing()
         times = table["arrival_s"].to_numpy(dtype=np.float64)
         name, per_second = UNITS[unit]
         first = float(times.min()) * per_second

@@ -22,8 +22,7 @@ class Chunked:
 
     def __call__(self, step: Step) -> None:
         step.advance_running(self.most)
-        if step.evicted:
-            return
-        for req in step.waiting:
-            if not step.grant(req, self.most):
-                break
+        if step.waiting and not step.evicted:
+            for req in step.waiting:
+                if not step.grant(req, self.most):
+                    break

@@ -30,7 +30,7 @@ def chatbot_arena(source: Source) -> pd.DataFrame:
     battles = _Battles(source)
     source.each(battles.add)
     if not battles.rows.count:
-        source.fail("holds no conversation that can be used")
+        source.nothing()
     source.has_arrivals = bool(battles.timed)
     shown = "both sides of each battle" if source.side == "both" else f"side {source.side} of each battle"
     source.notes.append(f"Requests are the answers of {shown}; a prompt is all of its side's messages before it.")

@@ -47,7 +47,7 @@ def sharegpt(source: Source) -> pd.DataFrame:
 
     source.each(add)
     if not rows.count:
-        source.fail("holds no conversation with a question and an answer")
+        source.nothing()
     source.has_arrivals = False
     if any(rows.columns["turn"]):
         source.notes.append(THINK_NOTE)

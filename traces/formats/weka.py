@@ -41,7 +41,7 @@ def weka(source: Source) -> pd.DataFrame:
         sizes = ", ".join(f"{size} in {path.name}" for size, path in block_tokens.items())
         source.fail(f"mixes block sizes: {sizes}")
     if not rows.count:
-        source.fail("holds no usable request")
+        source.nothing()
     if len(paths) > 1:
         source.notes.append(
             f"{len(paths)} sessions without a common clock: all start at 0 (edit.stagger gives them arrivals)."
