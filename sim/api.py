@@ -69,9 +69,9 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     started = time.perf_counter()
     simulation.run()
     loop_s = time.perf_counter() - started
+    requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
     itl = simulation.itl()
     steps = simulation.steps.table()
-    requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
     terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
     summary = metrics.summarise(
         requests,
@@ -136,6 +136,7 @@ class _Simulation(Observer):
             self.clock.run()
         except NoProgressError as error:
             raise InputError(f"the run cannot go on: {error}") from None
+        del self._source  # a million requests as columns are worth their memory
 
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]

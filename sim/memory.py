@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from sim.request import Request
 from traces.schema import InputError
 
+MAX_POOL_TOKENS = (1 << 31) - 1
 NULL_BLOCK = 0
 """Block id that no request owns; padding rows of a live kernel may point at it (vLLM's null block)."""
 
@@ -29,6 +30,11 @@ class KvPool:
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
             raise InputError(f"kv.block_tokens is {self.block_tokens}; it must be at least 1")
+        if self.tokens > MAX_POOL_TOKENS:
+            raise InputError(
+                f"a KV cache of {self.blocks} blocks of {self.block_tokens} tokens is taken for a mistake; "
+                f"at most {MAX_POOL_TOKENS} tokens are possible"
+            )
         if self.blocks < 1:
             raise InputError(f"the KV cache has {self.blocks} blocks; it must have at least 1")
 

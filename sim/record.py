@@ -35,12 +35,14 @@ STEP_COLUMNS: dict[str, str] = {
     "waiting": "i4",
     "preempted": "i4",
     "swapped_bytes": "i8",
-    "kv_used_tokens": "i8",
-    "kv_reserved_tokens": "i8",
-    "kv_internal_tokens": "i8",
-    "kv_external_tokens": "i8",
-    "kv_free_tokens": "i8",
+    "kv_used_tokens": "i4",
+    "kv_reserved_tokens": "i4",
+    "kv_internal_tokens": "i4",
+    "kv_external_tokens": "i4",
+    "kv_free_tokens": "i4",
 }
+_ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
+_CHUNK_BYTES = 1 << 23
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in STEP_COLUMNS.values())).pack
 
 
@@ -50,6 +52,7 @@ class StepLog(Observer):
     def __init__(self, replicas: int) -> None:
         self.step_end_s = [array("d") for _ in range(replicas)]
         self._rows = bytearray()
+        self._full: list[bytearray] = []
         self._seen = 0
         self._stride = 1
         self.sample: list[tuple[Shape, int]] = []
@@ -94,6 +97,9 @@ class StepLog(Observer):
             batch.shape.swapped_bytes,
             *flight.usage,
         )
+        if len(self._rows) >= _CHUNK_BYTES:
+            self._full.append(self._rows)
+            self._rows = bytearray()
 
     def _keep(self, batch: Batch) -> None:
         if len(self.sample) == _SAMPLES:
@@ -104,9 +110,18 @@ class StepLog(Observer):
         self.sample.append((batch.shape, batch.repeats))
 
     def table(self) -> pd.DataFrame:
-        """The rows so far, in order of commitment."""
-        rows = np.frombuffer(self._rows, np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()]))
-        return pd.DataFrame({name: rows[name].copy() for name in STEP_COLUMNS}, copy=False)
+        """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""
+        chunks = [*self._full, self._rows]
+        self._full, self._rows = [], bytearray()
+        rows = sum(map(len, chunks)) // _ROW.itemsize
+        columns = {name: np.empty(rows, kind) for name, kind in STEP_COLUMNS.items()}
+        at = 0
+        for chunk in (chunks.pop(0) for _ in range(len(chunks))):
+            part = np.frombuffer(chunk, _ROW)
+            for name, column in columns.items():
+                column[at : at + len(part)] = part[name]
+            at += len(part)
+        return pd.DataFrame(columns, copy=False)
 
 
 class RequestLog:

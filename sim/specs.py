@@ -250,7 +250,9 @@ class GpuSpec:
         """Dense FLOP/s of matrix products in `dtype`; InputError where the GPU has no units for it."""
         rate: float = getattr(self, f"{dtype}_flops_per_s")
         if rate == 0:
-            raise InputError(f"GPU {self.name!r} has no {dtype} matrix units; choose another type, such as --set dtype=fp16")
+            raise InputError(
+                f"GPU {self.name!r} has no {dtype} matrix units; choose another type, such as --set dtype=fp16"
+            )
         return rate
 
     @property

@@ -75,7 +75,7 @@ class Case:
 
     def workload(self) -> Workload:
         arrival_s, prompt, output, priority, prefix = (list(column) for column in zip(*self.rows, strict=True))
-        return Workload(arrival_s, prompt, output, priority, prefix, self.unit_tokens)  # type: ignore[arg-type]
+        return Workload(arrival_s, prompt, output, priority, prefix, self.unit_tokens)
 
     def admissible(self) -> Case:
         engine = self.setup.engine()
@@ -324,7 +324,8 @@ class Contents(Observer):
         return [(req, list(engine.allocator.table(req))) for req in (*engine.running, *engine.held)]
 
     def _blocks(self, engine: Engine) -> None:
-        size, owner = self.pool.block_tokens, {}
+        size = self.pool.block_tokens
+        owner: dict[int, tuple[int, int, int]] = {}
         for req, table in self.holders(engine):
             assert len(set(table)) == len(table)
             assert all(1 <= block <= self.pool.blocks for block in table)
@@ -409,11 +410,11 @@ def pressed(seed: int, policy: str, allocator: str) -> Case:
         )
         for _ in range(24)
     ]
-    variants = VARIANTS.get(policy, [{}]), VARIANTS.get(allocator, [{}])
     setup = Setup(
         policy,
         allocator,
-        *(rng.choice(some) for some in variants),
+        rng.choice(VARIANTS.get(policy, [{}])),
+        rng.choice(VARIANTS.get(allocator, [{}])),
         KvPool(22, 3, 45),
         Limits(rng.choice((4, 6)), 200 if policy == "static" else rng.choice((4, 24))),
         COSTS[seed % 3],

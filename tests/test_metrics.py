@@ -291,3 +291,13 @@ def test_plain_leaves_only_json() -> None:
         "c": [0, 1],
         "d": "x",
     }
+
+
+@given(pairs, st.lists(st.floats(0, 100), min_size=1, max_size=5))
+def test_percentiles_in_little_memory_are_the_same(items: list[tuple[float, int]], percents: list[float]) -> None:
+    values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_SORTED_WHOLE", 7)
+        patch.setattr(metrics, "_BUCKETS", 5)
+        little = metrics.weighted_percentiles(values, weights, percents)
+    np.testing.assert_array_equal(little, np.percentile(np.repeat(values, weights), percents))

@@ -32,7 +32,8 @@ def one_server(cost: FixedCost, **more: object) -> Setup:
 
 
 def poisson(rate_per_s: float, count: int, seed: int) -> list[float]:
-    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_per_s, count)).tolist()
+    gaps_s = np.random.default_rng(seed).exponential(1 / rate_per_s, count)
+    return [float(time_s) for time_s in np.cumsum(gaps_s)]
 
 
 def single_steps(arrival_s: list[float], prompt_tokens: list[int] | None = None) -> Workload:
@@ -49,7 +50,8 @@ def agree(samples: np.ndarray, theory: float) -> None:
 
 
 def waits_s(done: Run) -> np.ndarray:
-    return done.column("first_scheduled_s") - done.column("arrival_s")
+    waited_s: np.ndarray = done.column("first_scheduled_s") - done.column("arrival_s")
+    return waited_s
 
 
 def check_lindley(done: Run, service_s: np.ndarray) -> None:

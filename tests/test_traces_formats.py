@@ -294,6 +294,14 @@ def test_a_function_is_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert triples(traces.read(path, format="logs:mine")) == [(0.5, 10, 5), (1.5, 20, 6)]
 
 
+def test_a_plug_in_table_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("careless")
+    module.mine = lambda source: pd.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": [1, 0], "output_tokens": 1})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "careless", module)
+    with pytest.raises(InputError, match=r"x\.csv row 2: prompt_tokens is 0"):
+        traces.read(put(tmp_path, "x.csv", "a\n"), format="careless:mine")
+
+
 NAMES = ["arrival_s", "prompt_tokens", "output_tokens"]
 
 

@@ -18,7 +18,7 @@ from traces.fields import BadRow
 from traces.schema import DTYPES, InputError, Trace, from_frame, in_order, keep_rows, validate
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TIMES = st.floats(0, 1e7, allow_nan=False)
+TIMES = st.one_of(st.floats(0, 1e7, allow_subnormal=False), st.integers(0, 5).map(float))
 TOKENS = st.integers(1, 500)
 
 
@@ -148,11 +148,12 @@ JSON = st.one_of(
 @given(value=JSON)
 def test_any_json_value_is_taken_or_refused_by_name(value: Any) -> None:
     for kind in (*KINDS.values(), fields.Stamp(), fields.Text(), fields.Ids()):
+        refusal = ""
         try:
             fields.get({"key": value}, "key", kind)
         except BadRow as why:
-            assert str(why).startswith("key ")
-            assert len(str(why)) < 200
+            refusal = str(why)
+        assert refusal == "" or (refusal.startswith("key is ") and len(refusal) < 200)
 
 
 @QUICK
@@ -209,7 +210,7 @@ def lengths(table: pd.DataFrame) -> list[tuple[int, int]]:
 def test_scaling_conserves_requests(trace: Trace, factor: float) -> None:
     out = checked(edit.scale_rate(trace, factor))
     assert lengths(out) == lengths(trace.requests)
-    np.testing.assert_allclose(out["arrival_s"] * factor, trace.requests["arrival_s"])
+    np.testing.assert_allclose(out["arrival_s"] * factor, trace.requests["arrival_s"], atol=1e-300)
 
 
 @QUICK
@@ -217,7 +218,7 @@ def test_scaling_conserves_requests(trace: Trace, factor: float) -> None:
 def test_set_rate_sets_the_rate_and_conserves_requests(trace: Trace, rate: float, seed: int) -> None:
     out = edit.set_rate(trace, rate, rng(seed))
     assert lengths(checked(out)) == lengths(trace.requests)
-    if trace.span_s > 0:
+    if trace.span_s > edit.AT_ONCE_S:
         assert (len(out) - 1) / out.span_s == pytest.approx(rate)
 
 
@@ -327,7 +328,7 @@ def test_session_blocks_repeat_the_text_before(trace: Trace, size: int) -> None:
     out = checked(edit.session_blocks(trace, size))
     ids = [one.tolist() for one in out["prefix_blocks"]]
     assert [len(one) for one in ids] == (out["prompt_tokens"] // size).tolist()
-    for row, parent in enumerate(out["after"] if "after" in out else []):
+    for row, parent in enumerate(out.get("after", [])):
         if parent >= 0:
             text = int(out["prompt_tokens"].iloc[parent] + out["output_tokens"].iloc[parent])
             repeats = out["prompt_tokens"].iloc[row] >= text

@@ -17,6 +17,7 @@ from traces import blocks
 from traces.schema import InputError, Mask, Trace, in_order, keep_rows
 
 Floats = npt.NDArray[np.float64]
+AT_ONCE_S = 1e-9  # a span below this is one moment: there is no rate to stretch
 Indices = npt.NDArray[np.int64]
 
 
@@ -59,7 +60,7 @@ def set_rate(trace: Trace, rate_per_s: float, rng: np.random.Generator) -> Trace
     """
     _positive("rate", rate_per_s)
     requests = trace.requests
-    if trace.has_arrivals and trace.span_s > 0:
+    if trace.has_arrivals and trace.span_s > AT_ONCE_S:
         factor = rate_per_s * trace.span_s / (len(trace) - 1)
         return trace.edited(
             requests.assign(arrival_s=requests["arrival_s"] / factor),

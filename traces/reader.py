@@ -41,6 +41,8 @@ def read(
     table = reader.read(source)
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
+    if "source_row" not in table:
+        source.where = "row"
     if tokenizer is not None and "tokenizer" not in source.used:
         raise InputError(f"{path} needs no tokenizer ({reader.name} gives token counts); leave --tokenizer out")
     if side != "both" and "side" not in source.used:

@@ -43,7 +43,7 @@ def mooncake(source: Source) -> pd.DataFrame:
     if times.nunique() < len(table) / 2:
         source.notes.append(
             f"{len(table):,} requests share {times.nunique():,} arrival times; requests of one time are served in the "
-            "file's order (edit.spread puts them inside their slot)."
+            "file's order (`sim trace convert --spread` puts them inside their slot)."
         )
     return source.clock(table, "timestamp", "ms", ordered=not reader.sessions)
 

@@ -1,0 +1,159 @@
+"""The layers: imports point one way, the simulator needs no torch, and the top of the tree stays the picture of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("traces", "sim", "backend", "calibrate")
+"""Each may import those before it, and itself."""
+
+SIMPY_FILES = {"sim/replica.py", "sim/cluster.py"}
+TOP = {
+    "pyproject.toml",
+    "README.md",
+    "sim",
+    "backend",
+    "traces",
+    "calibrate",
+    "tests",
+    "docs",
+    "LICENSE",
+    "CHANGELOG.md",
+    "constraints.txt",
+}
+LEFT_BY_TOOLS = {"build", "dist", "out", "__pycache__", "foretoken.egg-info"}
+
+
+def imports(path: Path, package: str) -> Iterator[tuple[str, bool]]:
+    """(full name of each module that a file imports, is it at the top of the file)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in at_top
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base]).rstrip(".")
+            yield base, id(node) in at_top
+
+
+def sources(layer: str) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """(path from the root, imports) of each Python file of a layer."""
+    found = []
+    for path in sorted((ROOT / layer).rglob("*.py")):
+        name = path.relative_to(ROOT)
+        found.append((name.as_posix(), list(imports(path, ".".join(name.parent.parts)))))
+    return found
+
+
+def test_the_parser_sees_every_kind_of_import(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text(
+        "import simpy.core as s, os\nfrom ..step import Step\nfrom . import x\n\ndef f():\n    from torch import nn\n"
+    )
+    assert list(imports(path, "sim.policies")) == [
+        ("simpy.core", True),
+        ("os", True),
+        ("sim.step", True),
+        ("sim.policies", True),
+        ("torch", False),
+    ]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_one_way(layer: str) -> None:
+    allowed = LAYERS[: LAYERS.index(layer) + 1]
+    for path, found in sources(layer):
+        for name, _ in found:
+            top = name.split(".")[0]
+            assert top not in LAYERS or top in allowed, f"{path} imports {name}"
+            assert top != "tests", f"{path} imports {name}"
+
+
+def test_only_two_files_know_simpy() -> None:
+    users = {path for layer in LAYERS for path, found in sources(layer) for name, _ in found if name[:5] == "simpy"}
+    assert users == SIMPY_FILES
+
+
+def test_simulator_and_traces_never_import_the_live_half() -> None:
+    for layer in ("traces", "sim"):
+        for path, found in sources(layer):
+            for name, at_top in found:
+                top = name.split(".")[0]
+                assert top not in ("torch", "triton", "transformers"), f"{path} imports {name}"
+                assert top != "tokenizers" or not at_top, f"{path} imports {name} before it is needed"
+
+
+def test_every_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        re.split(r"[^A-Za-z0-9_.-]", line)[0].lower().replace("-", "_")
+        for line in [*project["dependencies"], *extras["tokenizer"], *extras["live"]]
+    }
+    for layer in LAYERS:
+        for path, found in sources(layer):
+            for name, _ in found:
+                top = name.split(".")[0]
+                known = top in sys.stdlib_module_names or top in LAYERS or top in declared
+                assert known, f"{path} imports {name}, which pyproject.toml does not declare"
+
+
+def test_traces_need_neither_the_simulator_nor_its_tools() -> None:
+    for path, found in sources("traces"):
+        for name, _ in found:
+            assert name.split(".")[0] not in ("simpy", "scipy", "click", "rich"), f"{path} imports {name}"
+
+
+def test_nothing_else_stands_at_the_top() -> None:
+    there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert there - LEFT_BY_TOOLS <= TOP
+    assert {"sim", "traces", "tests", "pyproject.toml"} <= there
+
+
+BLOCKED_RUN = """
+import sys
+for name in ("torch", "triton", "tokenizers", "transformers", "backend", "calibrate"):
+    sys.modules[name] = None
+import sim.api
+result = sim.api.run(trace=sys.argv[1], seed=7, **{"kv.blocks": 256, "engine.max_num_seqs": 4})
+done = result.requests
+assert (done["status"] == "completed").all(), done
+print(len(done), sorted(name for name in sys.modules if name.split(".")[0] == "torch" and sys.modules[name]))
+"""
+
+
+def test_the_simulator_runs_with_torch_blocked(tmp_path: Path) -> None:
+    trace = tmp_path / "small.csv"
+    rows = "".join(f"2023-11-16 18:00:{at:02d}.0000000,{50 + 7 * at},{5 + at}\n" for at in range(20))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BLOCKED_RUN, str(trace)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["20", "[]"]
+
+
+def test_importing_traces_imports_no_simulator() -> None:
+    code = "import sys, traces; print([name for name in sys.modules if name.split('.')[0] in ('sim', 'simpy')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+    )
+    assert done.stdout.strip() == "[]", done.stderr
