@@ -149,7 +149,8 @@ class Engine:
                     batch, lockstep.context_tokens, step.swapped_blocks * self.allocator.pool.block_bytes
                 )
             else:
-                batch.shape = Shape((), lockstep.count, lockstep.context_tokens)
+                count = lockstep.count
+                batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick)
             if not step.entries and self._repeatable:
                 batch.repeats = self._repeats(step)
         if step.entries or self.loose:
@@ -202,7 +203,8 @@ class Engine:
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
-        computed = self.lockstep.context_tokens
+        lockstep = self.lockstep
+        computed = lockstep.base_sum + lockstep.count * lockstep.tick
         for req in self.loose:
             computed += req.computed
         for req in self.draining:
@@ -304,7 +306,7 @@ class Engine:
         step = batch.first_step
         for entry in batch.entries:
             req = entry.request
-            if req.pending == 0:
+            if req.computed == req.known:
                 req.known += 1
                 if req.last_token_step != step - 1 or req.run_first_step < 0:
                     self.runs.close(req)

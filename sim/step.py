@@ -41,6 +41,7 @@ class Step:
         "padded",
         "swapped_blocks",
         "tokens_left",
+        "waiting",
         "wake_s",
     )
 
@@ -48,6 +49,8 @@ class Step:
         self._engine = engine
         self._victim = victim or _newest
         self.budget_tokens = engine.limits.max_num_batched_tokens
+        self.waiting: WaitingQueue = engine.waiting
+        """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
         self.begin(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -60,11 +63,6 @@ class Step:
         self.swapped_blocks = 0
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
-
-    @property
-    def waiting(self) -> WaitingQueue:
-        """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
-        return self._engine.waiting
 
     @property
     def running(self) -> Collection[Request]:

@@ -176,6 +176,11 @@ ROWS = {
         GOOD_MOON + moon(timestamp=1.5),
         r"line 2: timestamp is 1\.5; it must be a whole number of mill",
     ),
+    "moon huge time": (
+        "x.jsonl",
+        GOOD_MOON + moon(timestamp=10**400),
+        r"line 2: timestamp is 1000.*more than 100 years",
+    ),
     "moon negative time": ("x.jsonl", moon(timestamp=-1), r"line 1: timestamp is -1; "),
     "moon blocks": (
         "x.jsonl",
@@ -525,6 +530,8 @@ def test_from_frame_sorts_and_checks() -> None:
         (table.drop(columns="arrival_s"), "lacks arrival_s"),
         (table.assign(colour=1), "unknown columns colour"),
         (table.assign(prompt_tokens=[True, True]), "prompt_tokens is True"),
+        (table.assign(prompt_tokens=[1.5, 2.0]), r"prompt_tokens is 1\.5"),
+        (table.assign(arrival_s=0.0), "after is 1; it must name a request that comes before this one"),
         (table.assign(prompt_tokens=["1", "2"]), "prompt_tokens is '1'"),
         (table.assign(token_ids=[np.array([1]), np.array([1])]), "token_ids is 1 ids; it must hold prompt_tokens ids"),
         (table.iloc[:0], "holds no usable request"),

@@ -151,6 +151,18 @@ def test_burstgpt_failures_are_dropped_by_rule(tmp_path: Path) -> None:
     assert any("failed requests" in note for note in trace.notes)
 
 
+def test_burstgpt_requests_of_nothing_are_failures_too(tmp_path: Path) -> None:
+    text = SAMPLES["burstgpt-v1"].text.replace("118,GPT-4,417", "118,GPT-4,0")
+    assert traces.read(put(tmp_path, "b.csv", text)).dropped == 2
+
+
+def test_a_line_end_inside_quotes_moves_the_lines(tmp_path: Path) -> None:
+    text = 'arrival_s,prompt_tokens,output_tokens,session\n0,1,1,"a\nb"\n1,1,1,c\n'
+    table = traces.read(put(tmp_path, "x.csv", text)).requests
+    assert table["session"].tolist() == ["a\nb", "c"]
+    assert table["source_row"].tolist() == [2, 4]
+
+
 def test_mooncake_blocks(tmp_path: Path) -> None:
     table = traces.read(put(tmp_path, "m.jsonl", SAMPLES["mooncake"].text)).requests
     assert [ids.tolist() for ids in table["prefix_blocks"]] == [[0, 1], [0]]

@@ -94,7 +94,7 @@ def real(value: object) -> float | int | None:
         return None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if abs(value) < 10**30 else math.copysign(1e30, value)
+    return value if abs(value) < 10**30 else (1e30 if value > 0 else -1e30)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,9 +73,10 @@ class Paged:
         if count > 0:
             if count > self.free_blocks:
                 return False
-            self._overhang_tokens -= self._overhang(req)
             req.blocks += self._take(count)
-            self._overhang_tokens += self._overhang(req)
+            over = len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens
+            if over > 0:
+                self._overhang_tokens += min(over, count * self.pool.block_tokens)
         return True
 
     def release(self, req: Request) -> None:

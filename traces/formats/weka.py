@@ -44,7 +44,8 @@ def weka(source: Source) -> pd.DataFrame:
         source.nothing()
     if len(paths) > 1:
         source.notes.append(
-            f"{len(paths)} sessions without a common clock: all start at 0 (`sim trace convert --stagger` gives them arrivals)."
+            f"{len(paths)} sessions without a common clock: all start at 0 "
+            "(`sim trace convert --stagger` gives them arrivals)."
         )
     return rows.table()
 
