@@ -53,6 +53,8 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
     """
     kind = {"policies": "policy", "allocators": "allocator", "routers": "router"}[package.rpartition(".")[2]]
     target = load(package, name)
+    if not callable(target):
+        raise InputError(f"{kind} {name!r} is a {type(target).__name__} and cannot be called")
     known = {
         key: parameter
         for key, parameter in inspect.signature(target).parameters.items()
@@ -82,9 +84,11 @@ def _entry_points(package: str) -> list[Any]:
 
 def _by_path(name: str, kind: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise InputError(f"cannot load {name!r} from {kind}: expected package.module:object")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
     try:
         return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot load {name!r} from {kind}: {error}") from None
+    except Exception as error:  # the module is the user's, and importing it may do anything
+        raise InputError(f"cannot load {name!r} from {kind}: {type(error).__name__}: {error}") from None

@@ -21,6 +21,10 @@ from sim.memory import Usage
 from sim.request import Request
 
 
+MOST_EMPTY_PLANS = 100
+"""A policy that so often in a row preempts all that it granted will do so for ever."""
+
+
 class NoProgressError(RuntimeError):
     """The engine has requests and will never compute another token."""
 
@@ -121,6 +125,7 @@ class Replica:
         self._observer = observer
         self._flights: deque[Flight] = deque()
         self._stalled = False
+        self._empty_plans = 0
         self._wake: simpy.Event | None = None
         self._wake_s = 0.0
         self._last_step_s = 0.0
@@ -194,8 +199,9 @@ class Replica:
         batch = self.engine.plan(now_s)
         observer.planned(self, batch)
         if batch.empty:
-            if batch.evicted and not flights:
-                return  # what was preempted may be admitted at once
+            self._empty_plans += 1
+            if batch.evicted and not flights and self._empty_plans < MOST_EMPTY_PLANS:
+                return  # the memory of those that were preempted may serve another plan at once
             self._stalled = True
             if not flights and self.engine.wake_s is None:
                 head = next(iter(self.engine.waiting), None)
@@ -203,6 +209,7 @@ class Replica:
                     f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}"
                 )
             return
+        self._empty_plans = 0
         if batch.repeats > 8 and self._last_step_s > 0.0:
             # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.
             ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 8

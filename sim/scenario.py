@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -183,9 +183,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: expected section.key=value")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        literal = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        literal = {}
+    return key.strip(), literal["value"] if list(literal) == ["value"] else value.strip()
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -238,20 +239,22 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        key = _SHORT.get(key, key)
-    elif "." not in key:
-        inner = tables.setdefault(key, {})
+    if isinstance(value, Mapping):
+        section = _section(tables, key.split("."), key)
         for name, one in value.items():
-            inner[name] = one
+            section[name] = one
         return
-    *path, last = key.split(".")
+    *path, last = _SHORT.get(key, key).split(".")
+    _section(tables, path, key)[last] = value
+
+
+def _section(tables: dict[str, Any], path: Sequence[str], key: str) -> dict[str, Any]:
     for part in path:
         inner = tables.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise InputError(f"setting {key!r}: {part!r} is a value, not a section")
+            raise InputError(f"setting {key!r}: {part!r} has a value and is no section")
         tables = inner
-    tables[last] = value
+    return tables
 
 
 def _make(target: type, tables: Mapping[str, Any], where: str) -> Any:

@@ -19,7 +19,7 @@ from sim.engine import Engine, Limits
 from sim.executor import Predicted
 from sim.load import build
 from sim.memory import Allocator, KvPool
-from sim.replica import Clock, Flight, Observer, Replica
+from sim.replica import Clock, Flight, NoProgressError, Observer, Replica
 from sim.request import Request, SharedPrefix
 from traces.schema import InputError
 
@@ -53,12 +53,16 @@ def replay(path: Path, *, spans: bool = False) -> Verdict:
     """Replay one `*.scenario.json` against the record beside it, to the first key that differs."""
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
+    _check(scenario, path)
     missing = _unsupported(scenario["settings"])
     if missing:
         return Verdict(name, "unsupported", 0, missing)
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
     ours = _Recorder(scenario)
-    ours.run(spans=spans)
+    try:
+        ours.run(spans=spans)
+    except (InputError, NoProgressError) as error:
+        raise InputError(f"{path}: {error}") from None
     for index, (theirs, mine) in enumerate(zip(recorded, ours.steps, strict=False)):
         for key in {**theirs, **mine}:
             if theirs.get(key) != mine.get(key):
@@ -88,6 +92,54 @@ def _unsupported(settings: dict[str, Any]) -> str:
     return ""
 
 
+_SETTINGS: dict[str, type] = {
+    "block_size": int,
+    "num_gpu_blocks": int,
+    "max_num_seqs": int,
+    "max_num_batched_tokens": int,
+    "max_model_len": int,
+    "enable_chunked_prefill": bool,
+    "long_prefill_token_threshold": int,
+    "enable_prefix_caching": bool,
+    "scheduler_reserve_full_isl": bool,
+    "policy": str,
+    "async_scheduling": bool,
+}
+_STEP_TIME: dict[str, type] = {"base_ns": int, "per_token_ns": int, "per_context_token_ns": int}
+
+
+def _check(scenario: Any, path: Path) -> None:
+    """Raise InputError unless everything that a replay reads is there and of its type."""
+    top = {"settings": dict, "step_time": dict, "requests": list, "prefix_unit_tokens": int}
+    _check_keys(scenario, top, path, "the scenario")
+    settings = scenario["settings"]
+    _check_keys(settings, _SETTINGS, path, "settings")
+    if "speculative" not in settings:
+        raise InputError(f"{path}: settings has no 'speculative'")
+    if settings["policy"] not in _QUEUE_ORDER:
+        raise InputError(f"{path}: unknown policy {settings['policy']!r}; known: {', '.join(_QUEUE_ORDER)}")
+    _check_keys(scenario["step_time"], _STEP_TIME, path, "step_time")
+    if not scenario["requests"]:
+        raise InputError(f"{path}: there are no requests")
+    first = scenario["requests"][0]
+    arrival = "arrival_step" if isinstance(first, dict) and "arrival_step" in first else "arrival_ns"
+    for number, row in enumerate(scenario["requests"]):
+        where = f"request {number}"
+        _check_keys(row, {"id": int, arrival: int, "prompt": int, "output": int}, path, where)
+        if row["id"] != number or row["prompt"] < 1 or row["output"] < 1 or row[arrival] < 0:
+            raise InputError(f"{path}: {where} needs its number as id, and a prompt and an output of at least 1 token")
+
+
+def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> None:
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {where} is {_short(table)}; expected an object")
+    for key, kind in keys.items():
+        if key not in table:
+            raise InputError(f"{path}: {where} has no {key!r}")
+        if type(table[key]) is not kind:
+            raise InputError(f"{path}: {where}: {key} is {_short(table[key])}; expected {kind.__name__}")
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -102,10 +154,13 @@ def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
         with lzma.open(packed, "rt") if packed.exists() else path.open() as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    yield json.loads(line)
+                    step = json.loads(line)
                 except ValueError as error:
                     raise InputError(f"{source} line {number}: {error}") from None
-    except (OSError, lzma.LZMAError, EOFError) as error:
+                if not isinstance(step, dict):
+                    raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
+                yield step
+    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: not a readable record: {error}") from None
 
 
@@ -159,6 +214,9 @@ class _Recorder(Observer):
         )
         executor = Predicted(fixed, overlap_host=depth == 2)
         replica = Replica(self.clock, self.engine, executor, depth=depth, on_finish=lambda req: None, observer=self)
+        for req in self._requests:
+            if reason := self.engine.refusal(req):
+                raise InputError(f"request {req.id} can never be served: {reason}")
         if self._by_step:
             self.idle(replica)
         else:

@@ -119,12 +119,16 @@ class Step:
     def evict(self, req: Request) -> None:
         """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included.
 
+        Its share of this step is taken back, and so is that of requests admitted on top of KV that it would have
+        computed in this step.
+
         Raises:
             ValueError: the request is not running.
         """
         engine = self._engine
         if req not in engine.running:
             raise ValueError(f"{req} is not running")
+        dependents: list[Request] = []
         if req in engine.lockstep:
             engine.leave_lockstep(req)
             if self.advanced:
@@ -136,6 +140,7 @@ class Step:
                 engine.loose.remove(req)
             for at, entry in enumerate(self.entries):
                 if entry.request is req:
+                    dependents = self._dependents(entry)
                     req.computed = entry.past
                     req.granted_step = -1
                     self.tokens_left += entry.tokens
@@ -143,6 +148,9 @@ class Step:
                     break
         self.swapped_blocks += engine.preempt(req)
         self.evicted.append(req)
+        for other in dependents:
+            if other in engine.running:
+                self.evict(other)
 
     def advance_running(self, most: int = 0) -> None:
         """Serve the running list in admission order, at most `most` tokens each (0: no such limit).
@@ -181,6 +189,17 @@ class Step:
     def wake_at(self, time_s: float) -> None:
         """Ask to be called again at that time where nothing else happens before."""
         self.wake_s = time_s if self.wake_s is None else min(self.wake_s, time_s)
+
+    def _dependents(self, entry: Entry) -> list[Request]:
+        """Requests whose share of this step builds on blocks that `entry` was to fill."""
+        table, block_tokens = self._engine.allocator.table, self._engine.allocator.pool.block_tokens
+        uncomputed = set(table(entry.request)[entry.past // block_tokens :])
+        return [
+            other.request
+            for other in self.entries
+            if other.request is not entry.request
+            and not uncomputed.isdisjoint(table(other.request)[: other.past // block_tokens])
+        ]
 
     def _grow(self, req: Request, tokens: int) -> bool:
         if not self._engine.allocator.grow(req, tokens):

@@ -205,6 +205,26 @@ def test_chunked_with_a_preemption() -> None:
     ]
 
 
+def test_blocks_come_back_in_the_order_of_admission() -> None:
+    # 0 makes its last token by decoding in the very step in which 1, admitted later, makes its only one.
+    setup = Setup("chunked", pool=KvPool(8, 4), limits=Limits(2, 16), cost=SECOND)
+    expected: Timed = [
+        (1.0, [(0, 5, 0)]),
+        (2.0, [(0, 1, 5), (1, 6, 0)]),
+        # Free were 5 to 8; then came 0's blocks 2, 1 and 1's blocks 4, 3.
+        (3.0, [(2, 16, 0)]),
+        (4.0, [(2, 4, 16), (3, 12, 0)]),
+    ]
+    tables = Tables()
+    rows = [(0.0, 5, 2), (0.5, 6, 1), (1.5, 20, 1), (2.5, 12, 1)]
+    check(setup, workload(rows), expected, [2.0, 2.0, 4.0, 4.0], tables)
+    assert tables.after_step[1:] == [
+        {0: [1, 2], 1: [3, 4]},
+        {2: [5, 6, 7, 8]},
+        {2: [5, 6, 7, 8, 2], 3: [1, 4, 3]},
+    ]
+
+
 def test_chunked_planned_one_step_ahead() -> None:
     # Two seats; each step is planned when the one before it starts, so seats come back one step late.
     setup = Setup("chunked", limits=Limits(max_num_seqs=2), cost=SECOND, depth=2)

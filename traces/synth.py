@@ -142,8 +142,6 @@ def synthesise(
     """`count` requests. With sessions, `starts` gives the arrivals of first turns, and later turns stand after the
     turn before by its think time (service times are unknown here).
     """
-    if count < 1:
-        raise InputError(f"count is {count}; it must be at least 1")
     turns = _turns(count, sessions, rng)
     first = np.cumsum(turns) - turns
     session = np.repeat(np.arange(len(turns)), turns)
@@ -151,9 +149,8 @@ def synthesise(
     prompt, output = lengths.draw(count, rng)
     after = np.where(turn > 0, np.arange(count) - 1, -1)
     think = np.where(turn > 0, sessions.think_s(count, rng), 0.0) if sessions else np.zeros(count)
-    which = rng.integers(0, prefixes.count, len(turns))[session] if prefixes else np.zeros(count, dtype=np.int64)
-    if prefixes:
-        prompt = prompt + np.where(turn == 0, prefixes.tokens, 0)
+    which = rng.integers(0, prefixes.count if prefixes else 1, len(turns))[session]
+    prompt = prompt + np.where(turn == 0, prefixes.tokens if prefixes else 0, 0)
     prompt = _since_start(prompt, first, session) + _since_start(output, first, session) - output
     table = pd.DataFrame(
         {
@@ -175,6 +172,8 @@ def synthesise(
 
 def _turns(count: int, sessions: Sessions | None, rng: np.random.Generator) -> Counts:
     """Turns of each session, `count` in all: the last session is cut."""
+    if count < 1:
+        raise InputError(f"count is {count}; it must be at least 1")
     if sessions is None:
         return np.ones(count, dtype=np.int64)
     turns = sessions.turns(count, rng)

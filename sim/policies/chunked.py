@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.step import Step
+from traces.schema import InputError
 
 
 class Chunked:
@@ -18,6 +19,11 @@ class Chunked:
     async_by_default = True
 
     def __init__(self, *, long_prefill_token_threshold: int = 0) -> None:
+        if long_prefill_token_threshold < 0:
+            raise InputError(
+                f"policy.long_prefill_token_threshold is {long_prefill_token_threshold}; "
+                "it must be at least 0 (0: no limit)"
+            )
         self.most = long_prefill_token_threshold
 
     def __call__(self, step: Step) -> None:
