@@ -20,7 +20,6 @@ from sim.executor import Executor, StepResult
 from sim.memory import Usage
 from sim.request import Request
 
-
 MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""
 
