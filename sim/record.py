@@ -63,20 +63,21 @@ class StepLog(Observer):
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         batch, times_s, result = flight.batch, flight.times_s, flight.result
-        if self._seen % self._stride == 0:
-            self._keep(batch)
-        self._seen += 1
         repeats = batch.repeats
-        if repeats == 1:
-            self.step_end_s[replica.index].append(times_s[1])
-        else:
-            self.step_end_s[replica.index].extend(times_s[1:])
-        prefills, decodes, context = batch.shape[:3]
+        prefills, decodes, context, _, swapped_bytes = batch.shape
         new = past = 0
         for tokens, before in prefills:
             new += tokens
             past += before
-        device_s = result.device_s
+        if repeats == 1:
+            device_s = result.device_s[0]
+            self.step_end_s[replica.index].append(times_s[1])
+        else:
+            device_s = sum(result.device_s[:repeats])
+            self.step_end_s[replica.index].extend(times_s[1:])
+        self._seen += 1
+        if self._seen % self._stride == 0:
+            self._keep(batch)
         self._rows += _pack_row(
             replica.index,
             batch.first_step,
@@ -89,12 +90,12 @@ class StepLog(Observer):
             decodes,
             context,
             batch.padding_tokens,
-            sum(device_s) if len(device_s) == repeats else sum(device_s[:repeats]),
+            device_s,
             result.host_s * repeats,
             batch.running,
             batch.waiting,
             len(batch.evicted),
-            batch.shape.swapped_bytes,
+            swapped_bytes,
             *flight.usage,
         )
         if len(self._rows) >= _CHUNK_BYTES:

@@ -209,9 +209,9 @@ class Replica:
                 )
             return
         self._empty_plans = 0
-        if batch.repeats > 8 and self._last_step_s > 0.0:
+        if batch.repeats > 4 and self._last_step_s > 0.0:
             # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.
-            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 8
+            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
         result = self.executor.execute(batch)
