@@ -17,7 +17,7 @@ from sim.assemble import Parts, assemble, resolved
 from sim.cluster import Cluster, Source
 from sim.load import build
 from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table, term_seconds
-from sim.replica import Clock, NoProgressError, Observer, Replica
+from sim.replica import Clock, NoProgressError, Replica
 from sim.request import Request
 from sim.scenario import Scenario
 from sim.workload import columns, load_trace
@@ -93,7 +93,7 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl)
 
 
-class _Simulation(Observer):
+class _Simulation:
     """One simulated time with its replicas, and the logs of what happened in it."""
 
     def __init__(self, parts: Parts, admissible: pd.DataFrame, progress: Progress | None) -> None:

@@ -322,6 +322,14 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
     }
 
 
+def computed(steps: pd.DataFrame) -> dict[str, float | int | None]:
+    """Tokens that the steps computed, and the share of them computed for nobody (padding of static batches)."""
+    repeats = steps["repeats"].to_numpy(dtype=np.int64)
+    tokens = int(np.dot(repeats, (steps["prefill_tokens"] + steps["decode_requests"]).to_numpy(dtype=np.int64)))
+    padding = int(np.dot(repeats, steps["padding_tokens"].to_numpy(dtype=np.int64)))
+    return {"tokens": tokens, "padding_fraction": padding / tokens if tokens else None}
+
+
 def source_shares(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by where they come from -> the share of each known source, in a fixed order."""
     unknown = sorted(set(seconds) - set(SOURCES))
@@ -366,6 +374,7 @@ def summarise(
         "e2e_s": distribution(requests["e2e_s"]),
         "queue_s": distribution(requests["queue_s"]),
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
+        "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration),
         "cost_sources": source_shares(source_seconds),
         "simulator": simulator,

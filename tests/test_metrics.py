@@ -156,7 +156,9 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "repeats": [1, 3],
             "start_s": [1.0, 3.0],
             "end_s": [2.0, 6.0],
+            "prefill_tokens": [10, 0],
             "decode_requests": [0, 2],
+            "padding_tokens": [4, 0],
             "kv_used_tokens": [20, 40],
             "kv_reserved_tokens": [10, 6],
             "kv_internal_tokens": [5, 5],
@@ -205,6 +207,7 @@ def test_hand_worked_summary() -> None:
     assert kv["waste"]["external"] == pytest.approx((5 + 27) / 500)
     assert kv["waste"]["of_held"]["used"] == pytest.approx(134 / (134 + 28 + 20 + 32))
     assert (kv["prefix_hit_rate"], kv["preemptions"], kv["swapped_bytes"]) == (15 / 30, 1, 7)
+    assert summary["computed"] == {"tokens": 10 + 3 * 2, "padding_fraction": 4 / 16}
     assert summary["cost_sources"] == {
         "measured": 0.75,
         "interpolated": 0.0,
@@ -221,6 +224,7 @@ def test_hand_worked_summary() -> None:
         "e2e_s",
         "queue_s",
         "goodput",
+        "computed",
         "kv",
         "cost_sources",
         "simulator",
@@ -270,6 +274,7 @@ def test_nothing_completed() -> None:
     assert metrics.verdicts(summary)[0].met is None
     assert set(summary["e2e_s"].values()) == {None}
     assert set(summary["cost_sources"].values()) == {0.0}
+    assert summary["computed"] == {"tokens": 0, "padding_fraction": None}
 
 
 def test_one_output_token_has_no_tpot_and_no_itl() -> None:

@@ -64,6 +64,10 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     output, total = number(rates["output_tokens_per_s"]), number(rates["total_tokens_per_s"])
     tokens = f"{output} output tokens/s, {total} in all"
     lines: list[tuple[str, str | Text]] = [("Served", f"{number(rates['requests_per_s'])} requests/s, {tokens}")]
+    if summary["computed"]["padding_fraction"]:
+        lines.append(
+            ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
+        )
     lines += [*kv_lines(summary["kv"]), *slo_lines(summary)]
     if sources := sources_line(summary):
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
