@@ -133,3 +133,10 @@ def test_many_runs_are_split_and_keep_the_first_beside_them() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("Requests/s") == 3
     assert terminal.render(terminal.compare_view({"one": summary})).count("Requests/s") == 1
+
+
+def test_a_storm_of_preemptions_is_told() -> None:
+    summary = dict(make_run(50, rate=5).summary)
+    assert "preemptions for" not in terminal.render(terminal.summary_view(summary))
+    summary["kv"] = {**summary["kv"], "preemptions": 6}
+    assert "6 preemptions for 50 requests" in terminal.render(terminal.summary_view(summary))

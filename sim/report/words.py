@@ -9,6 +9,8 @@ from sim.metrics import SOURCES
 from sim.report.units import count, percent, seconds
 
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
+# More preemptions than this for each request are told as a storm.
+STORM = 0.1
 ROOFLINE_WARNING = (
     "Every second of this run comes from data-sheet rooflines, none from a measurement: "
     "compare settings with it, but do not promise its latencies."
@@ -62,6 +64,12 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
         found.append(f"{percent(shares['roofline'])} of the seconds come from data-sheet rooflines.")
     if shares.get("extrapolated", 0) > 0:
         found.append(f"{percent(shares['extrapolated'])} of the seconds lie outside the calibrated range.")
+    preemptions, total = summary["kv"]["preemptions"], summary["requests"]["total"]
+    if preemptions > STORM * total:
+        found.append(
+            f"{count(preemptions)} preemptions for {count(total)} requests: the KV memory is too small for this load, "
+            "and what was dropped was computed again."
+        )
     if summary["requests"].get("unfinished"):
         found.append("Some requests did not finish: the latencies below leave out what they never reached.")
     return found
