@@ -455,6 +455,33 @@ def test_a_watermark_keeps_blocks_free_at_admission_only(watermark: float, fits:
         assert allocator.free_blocks == 0
 
 
+def test_of_equal_blocks_the_one_entered_first_is_found() -> None:
+    # Prompts of exactly one block are computed anew each time, since one token must be: 1, 2 and 3 hold the same.
+    allocator = Prefix(KvPool(5, 4))
+
+    def admitted(id: int, prompt_tokens: int, prefix: SharedPrefix | None) -> Request:
+        req = Request(id, 0.0, prompt_tokens, 2, prefix=prefix)
+        req.computed = allocator.match(req)
+        assert allocator.admit(req, prompt_tokens - req.computed)
+        req.computed = prompt_tokens
+        return req
+
+    same = SharedPrefix([7], 4)
+    one, two, three = (admitted(id, 4, same) for id in range(3))
+    assert [list(allocator.table(req)) for req in (one, two, three)] == [[1], [2], [3]]
+    longer = admitted(3, 5, same)
+    assert list(allocator.table(longer)) == [1, 4]
+    for req in (one, longer):
+        req.finished = True
+        allocator.release(req)
+    # The free ones are 5, 4 and 1; a stranger overwrites them all.
+    assert list(allocator.table(admitted(4, 12, None))) == [5, 4, 1]
+    for req in (two, three):
+        req.finished = True
+        allocator.release(req)
+    assert list(allocator.table(admitted(5, 5, same))) == [2, 3]
+
+
 # ---- a real trace ---------------------------------------------------------------------------------------------------
 
 

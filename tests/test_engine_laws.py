@@ -133,10 +133,11 @@ class Chaos:
     It never evicts the first of the running list, lest a step compute nothing.
     """
 
-    def __init__(self, seed: int, *, every_step: bool = True, calls: int = 120) -> None:
+    def __init__(self, seed: int, *, every_step: bool, holds_finished: bool, calls: int = 120) -> None:
         self._rng = random.Random(seed)
         self._calls = calls
         self.every_step = every_step
+        self.holds_finished = holds_finished
 
     def victim(self, running: Collection[Request]) -> Request:
         return self._rng.choice(list(running)) if self._calls > 0 else list(running)[-1]
@@ -242,6 +243,8 @@ class Counters(Observer):
     def check_end(self, done: Run) -> None:
         ends_s = done.ends_s
         assert done.token_steps() == self.token_steps
+        runs = done.engine.runs
+        assert all(first <= last for first, last in zip(runs.first_step, runs.last_step, strict=True))
         for req in done.requests:
             steps = self.token_steps[req.id]
             assert len(steps) == req.output_tokens
@@ -446,10 +449,11 @@ def test_an_allocator_that_knows_no_spans_decides_alike(policy: str) -> None:
 @pytest.mark.parametrize("every_step", [True, False])
 def test_a_chaotic_policy_breaks_no_law(allocator: str, every_step: bool) -> None:
     @laws
-    @given(cases(None, allocator), st.integers(0, 2**32))
-    def keeps(case: Case, seed: int) -> None:
+    @given(cases(None, allocator), st.integers(0, 2**32), st.booleans())
+    def keeps(case: Case, seed: int, holds: bool) -> None:
         case = case.admissible()
-        case = replace(case, setup=replace(case.setup, policy=Chaos(seed, every_step=every_step)))
+        chaos = Chaos(seed, every_step=every_step, holds_finished=holds)
+        case = replace(case, setup=replace(case.setup, policy=chaos))
         if case.rows:
             watched(case)
 

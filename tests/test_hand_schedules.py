@@ -154,6 +154,18 @@ def test_continuous_decode_first() -> None:
     check(setup, CONTINUOUS, expected, [4.0, 3.0, 3.0, 5.0, 8.0, 13.0, 13.0])
 
 
+def test_continuous_prefill_first_ends_a_cut_prompt_before_it_admits() -> None:
+    setup = Setup("continuous", limits=THREE_SEATS, cost=SECOND)
+    expected: Timed = [
+        # A prompt of 14 under a budget of 10 is cut; 1, which comes meanwhile, would fit but waits for its end.
+        (1.0, [(0, 10, 0)]),
+        (2.0, [(0, 4, 10)]),
+        (3.0, [(1, 5, 0)]),
+        (4.0, [(0, 1, 14), (1, 1, 5)]),
+    ]
+    check(setup, workload([(0.0, 14, 2), (0.5, 5, 2)]), expected, [4.0, 4.0])
+
+
 # ---- chunked --------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +217,45 @@ def test_chunked_with_a_preemption() -> None:
     ]
 
 
+def test_chunked_without_chunks() -> None:
+    setup = Setup("chunked", limits=Limits(4, 8, chunked_prefill=False), cost=SECOND)
+    expected: Timed = [
+        # Three tokens of budget are left, and 1's prompt of 6 is not cut.
+        (1.0, [(0, 5, 0)]),
+        (2.0, [(0, 1, 5), (1, 6, 0)]),
+        (3.0, [(1, 1, 6)]),
+    ]
+    check(setup, workload([(0.0, 5, 2), (0.0, 6, 2)]), expected, [2.0, 3.0])
+    refusal = setup.engine().refusal(Request(0, 0.0, 8, 2))
+    assert refusal is not None
+    assert "without chunked prefill its 9 tokens" in refusal
+
+
+def test_chunked_serves_the_running_list_in_order_of_admission() -> None:
+    # At most 2 tokens of a request in a step. A prompt under way goes before a younger request that decodes.
+    setup = Setup(
+        "chunked",
+        policy_parameters={"long_prefill_token_threshold": 2},
+        pool=KvPool(8, 2),
+        limits=Limits(4, 4),
+        cost=SECOND,
+    )
+    expected: Timed = [
+        (1.0, [(0, 2, 0), (1, 2, 0)]),
+        (2.0, [(0, 2, 2), (1, 1, 2)]),
+        (3.0, [(0, 2, 4), (1, 1, 3)]),
+        (4.0, [(0, 1, 6)]),
+    ]
+    tables = Tables()
+    check(setup, workload([(0.0, 6, 2), (0.0, 2, 3)]), expected, [4.0, 3.0], tables)
+    assert tables.after_step == [
+        {0: [1], 1: [2]},
+        {0: [1, 3], 1: [2, 4]},
+        {0: [1, 3, 5], 1: [2, 4]},
+        {0: [1, 3, 5, 6]},
+    ]
+
+
 def test_blocks_come_back_in_the_order_of_admission() -> None:
     # 0 makes its last token by decoding in the very step in which 1, admitted later, makes its only one.
     setup = Setup("chunked", pool=KvPool(8, 4), limits=Limits(2, 16), cost=SECOND)
@@ -223,6 +274,14 @@ def test_blocks_come_back_in_the_order_of_admission() -> None:
         {2: [5, 6, 7, 8]},
         {2: [5, 6, 7, 8, 2], 3: [1, 4, 3]},
     ]
+
+
+def test_blocks_of_those_that_decode_to_their_end_together_come_back_in_the_same_order() -> None:
+    setup = Setup("chunked", pool=KvPool(8, 4), limits=Limits(2, 64), cost=SECOND)
+    expected: Timed = [(1.0, [(0, 5, 0), (1, 6, 0)]), (2.0, [(0, 1, 5), (1, 1, 6)]), (3.0, [(2, 32, 0)])]
+    tables = Tables()
+    check(setup, workload([(0.0, 5, 2), (0.0, 6, 2), (1.5, 32, 1)]), expected, [2.0, 2.0, 3.0], tables)
+    assert tables.after_step[-1] == {2: [5, 6, 7, 8, 2, 1, 4, 3]}
 
 
 def test_chunked_planned_one_step_ahead() -> None:
@@ -303,6 +362,24 @@ def test_sjf() -> None:
     check(setup, workload(rows), expected, [8.0, 4.0, 2.0, 4.0, 5.0, 7.0, 10.0, 9.0, 12.0, 12.0])
 
 
+def test_sjf_admits_nobody_in_a_step_that_preempts() -> None:
+    # 4 blocks of 2.
+    setup = Setup("sjf", pool=KvPool(4, 2), limits=Limits(4, 8), cost=SECOND)
+    expected: Timed = [
+        (1.0, [(0, 2, 0), (1, 3, 0)]),
+        # 0 takes the last block.
+        (2.0, [(0, 1, 2), (1, 1, 3)]),
+        # 1 asks for a block, is the newest and gives way. 2 would fit now, but must wait for a step.
+        (3.0, [(0, 1, 3)]),
+        # 0 and 2 take the two free blocks; 2, shorter than 1, goes before it.
+        (4.0, [(0, 1, 4), (2, 1, 0)]),
+        (5.0, [(0, 1, 5)]),
+        (6.0, [(1, 5, 0)]),
+    ]
+    done = check(setup, workload([(0.0, 2, 5), (0.0, 3, 3), (1.5, 1, 1)]), expected, [5.0, 6.0, 4.0])
+    assert done.watch.evicted == [[(2, [1])]]
+
+
 @pytest.mark.parametrize(("by", "order"), [("prompt", [0, 1, 2]), ("output", [2, 1, 0]), ("total", [1, 0, 2])])
 def test_sjf_orders_by_what_it_is_told(by: str, order: list[int]) -> None:
     # Prompts 1, 2, 9, outputs 8, 4, 3, totals 9, 6, 12.
@@ -363,6 +440,25 @@ def test_priority() -> None:
         [1, 6, 2, 5],
         [1, 6, 2, 5, 3],
     ]
+
+
+def test_of_equal_priorities_the_later_arrival_gives_way() -> None:
+    # 4 blocks of 2.
+    setup = Setup("priority", pool=KvPool(4, 2), limits=Limits(4, 8), cost=SECOND)
+    expected: Timed = [
+        (1.0, [(0, 2, 0)]),
+        (2.0, [(0, 1, 2), (1, 2, 0)]),
+        # 1 takes the last block.
+        (3.0, [(0, 1, 3), (1, 1, 2)]),
+        # 0 asks for one, and 1 came later.
+        (4.0, [(0, 1, 4)]),
+        # 1 needs two blocks for its 2 + 2 known tokens.
+        (5.0, [(0, 1, 5)]),
+        (6.0, [(0, 1, 6)]),
+        (7.0, [(1, 4, 0)]),
+    ]
+    done = check(setup, workload([(0.0, 2, 6), (0.5, 2, 3)], priority=[1, 1]), expected, [6.0, 7.0])
+    assert done.watch.evicted == [[(3, [1])]]
 
 
 def test_a_request_taken_out_of_a_step_gives_its_tokens_back_to_the_budget() -> None:
