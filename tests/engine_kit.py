@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,8 +135,9 @@ class Run:
     def ends_s(self) -> np.ndarray:
         return np.array(self.watch.step_end_s[0])
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
+        """One row per span; the log gives its rows away once."""
         return self.watch.table()
 
     def column(self, name: str) -> np.ndarray:

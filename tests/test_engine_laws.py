@@ -263,6 +263,7 @@ class Contents(Observer):
         self.pool = case.setup.pool
         self.slots: dict[int, tuple[int, int, int]] = {}
         self.on_host: dict[int, int] = {}
+        self.computed: dict[int, int] = {}
         self.host_blocks = case.setup.host_blocks
         self._share: list[tuple[Request, int, int]] = []
 
@@ -297,6 +298,7 @@ class Contents(Observer):
     def _swap(self, engine: Engine, batch: Batch) -> None:
         for req in batch.evicted:
             self.on_host[req.id] = req.swapped_tokens
+            assert req.swapped_tokens in (0, self.computed.get(req.id, 0)), "more came to the host than was computed"
         for req, _, past in self._share:
             swapped = self.on_host.pop(req.id, 0)
             if swapped:
@@ -313,6 +315,7 @@ class Contents(Observer):
     def _run(self, engine: Engine) -> None:
         size = self.pool.block_tokens
         for req, tokens, past in self._share:
+            self.computed[req.id] = past + tokens
             self._write(engine, req, past, past + tokens)
         for req, tokens, past in self._share:
             table = engine.allocator.table(req)
@@ -419,7 +422,7 @@ def pressed(seed: int, policy: str, allocator: str) -> Case:
         Limits(rng.choice((4, 6)), 200 if policy == "static" else rng.choice((4, 24))),
         COSTS[seed % 3],
         depth=1 + seed % 2,
-        host_blocks=0 if allocator == "prefix" else rng.choice((0, 7)),
+        host_blocks=0 if allocator == "prefix" else rng.choice((0, 2, 6)),
     )
     return Case(setup, sorted(rows, key=lambda row: row[0]), 4)
 

@@ -198,7 +198,16 @@ def test_chunked_with_a_preemption() -> None:
     assert done.watch.evicted == [[(3, [2])]]
     assert done.column("preemptions").tolist() == [0, 0, 1, 0, 0]
     one_by_one = Tables()
-    run(Setup(**{**vars(setup), "spans": False}), workload(rows), [one_by_one])
+    shapes = run(Setup(**{**vars(setup), "spans": False}), workload(rows), [one_by_one]).table
+    assert shapes["prefill_requests"].tolist() == [1, 2, 1, 0, 0, 1, 1, 1, 0, 0, 1]
+    assert shapes["prefill_tokens"].tolist() == [8, 8, 3, 0, 0, 4, 7, 2, 0, 0, 4]
+    assert shapes["prefill_past_tokens"].tolist() == [0, 8, 0, 0, 0, 0, 0, 7, 0, 0, 0]
+    # A prompt's last token by itself is a row like those that decode.
+    assert shapes["decode_requests"].tolist() == [0, 0, 2, 2, 2, 1, 1, 0, 1, 1, 0]
+    assert shapes["decode_context_tokens"].tolist() == [0, 0, 18, 20, 22, 9, 10, 0, 10, 11, 0]
+    assert shapes["waiting"].tolist() == [2, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert shapes["running"].tolist() == [1, 2, 3, 2, 2, 2, 2, 1, 1, 1, 1]
+    assert shapes["preempted"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert one_by_one.after_step == [
         {0: [1, 2]},
         {0: [1, 2, 3], 1: [4, 5]},
@@ -359,7 +368,9 @@ def test_sjf() -> None:
         (10.0, [(6, 1, 3)]),
         (12.0, [(9, 1, 0), (8, 2, 0)]),
     ]
-    check(setup, workload(rows), expected, [8.0, 4.0, 2.0, 4.0, 5.0, 7.0, 10.0, 9.0, 12.0, 12.0])
+    done = check(setup, workload(rows), expected, [8.0, 4.0, 2.0, 4.0, 5.0, 7.0, 10.0, 9.0, 12.0, 12.0])
+    # A prompt of one token is a prompt all the same.
+    assert done.table["prefill_requests"].tolist() == [2, 0, 1, 0, 2, 1, 0, 1, 1, 0, 2]
 
 
 def test_sjf_admits_nobody_in_a_step_that_preempts() -> None:
@@ -592,8 +603,18 @@ class TakeBack:
             step.grant(req)
         if self.calls == 3:
             self.left.append(step.tokens_left)
-            step.evict(first(step.running))
+            # Whoever has had its share of the step gets no second one,
+            step.advance_running()
+            assert [step.grant(req) for req in step.running] == [0, 0]
+            victim = first(step.running)
+            step.evict(victim)
             self.left.append(step.tokens_left)
+            # nor does whoever was taken out of it; and only who runs can be.
+            assert step.grant(victim) == 0
+            with pytest.raises(ValueError, match="not running"):
+                step.evict(victim)
+            assert list(step.waiting) == [victim]
+            assert (len(step.running), step.seats_left) == (1, 3)
 
 
 def first(running: Collection[Request]) -> Request:

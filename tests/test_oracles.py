@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from engine_kit import Run, Setup, run, workload
 
+from sim.batch import Shape
 from sim.cluster import Workload
-from sim.cost.step import FixedCost
+from sim.cost.step import Constant, FixedCost, Term
 from sim.engine import Limits
 from sim.memory import KvPool
 
@@ -117,6 +118,32 @@ def test_dd1_of_many_tokens_is_exact(depth: int) -> None:
     assert waits_s(done).tolist() == [0.0] * 200
     assert done.column("first_token_s").tolist() == [2.0 * at + 0.25 for at in range(200)]
     assert done.column("finish_s").tolist() == [2.0 * at + 1.25 for at in range(200)]
+
+
+class HostBound:
+    """0.25 s of the device for each token attended, and 1 s of the host for each step."""
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        past = shape.decode_context + sum(new + before for new, before in shape.prefills)
+        return [0.25 * (past + at * shape.decodes) for at in range(repeats)], 1.0
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        return {"all": Term(self.span_s(shape, 1)[0][0], "test"), "host": Term(1.0, "test", on_host=True)}
+
+    def describe(self) -> list[Constant]:
+        return []
+
+
+@pytest.mark.parametrize("spans", [True, False])
+@pytest.mark.parametrize(("depth", "ends_s"), [(1, [1.5, 3.25, 5.25, 7.5, 10.0]), (2, [1.0, 2.0, 3.0, 4.25, 5.75])])
+def test_the_host_adds_to_the_device_or_hides_behind_it(depth: int, ends_s: list[float], spans: bool) -> None:
+    # A prompt of 2 and five tokens: the device takes 0.5, 0.75, 1, 1.25 and 1.5 s. One after the other each step takes
+    # 1 s more; planned ahead it takes the longer of the two.
+    setup = Setup(cost=HostBound(), depth=depth, spans=spans)
+    done = run(setup, workload([(0.0, 2, 5)]))
+    assert done.ends_s.tolist() == ends_s
+    assert done.table["device_s"].sum() == 5.0
+    assert done.table["host_s"].sum() == 5.0
 
 
 def test_boundless_batches_serve_whoever_came_in_the_last_step() -> None:
