@@ -10,7 +10,8 @@ from sim.request import Request
 class Shape(NamedTuple):
     """All that the duration of a step depends on.
 
-    A batch may repeat: step i of a span (i = 0 .. n-1) has `decode_context + decodes * i` and is the same otherwise.
+    A batch may repeat: step i of a span (i = 0 .. n-1) has `decode_context + decodes * i`,
+    `decode_window_context + decode_window_growth * i`, and is the same otherwise.
     A step samples at most one token for each slice, so its logits rows are `len(prefills) + decodes`.
     """
 
@@ -24,6 +25,10 @@ class Shape(NamedTuple):
     """KV bytes copied from block to block (copy on write)."""
     swapped_bytes: int = 0
     """KV bytes moved between device and host."""
+    decode_window_context: int = 0
+    """The same sum as `decode_context`, each row counted up to its attention window only; 0 where there is no window."""
+    decode_window_growth: int = 0
+    """Decode rows that are still shorter than the window: each attends one token more in every repeat."""
 
 
 NOTHING = Shape()

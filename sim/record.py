@@ -64,7 +64,7 @@ class StepLog(Observer):
     def committed(self, replica: Replica, flight: Flight) -> None:
         batch, times_s, result = flight.batch, flight.times_s, flight.result
         repeats = batch.repeats
-        prefills, decodes, context, _, swapped_bytes = batch.shape
+        prefills, decodes, context, _, swapped_bytes = batch.shape[:5]
         new = past = 0
         for tokens, before in prefills:
             new += tokens

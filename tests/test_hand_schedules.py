@@ -226,6 +226,22 @@ def test_chunked_with_a_preemption() -> None:
     ]
 
 
+def test_chunked_puts_whom_it_preempts_at_the_head_of_the_queue() -> None:
+    # 4 blocks of 2.
+    setup = Setup("chunked", pool=KvPool(4, 2), limits=Limits(4, 8), cost=SECOND)
+    expected: Timed = [
+        (1.0, [(0, 2, 0), (1, 3, 0)]),
+        (2.0, [(0, 1, 2), (1, 1, 3)]),
+        # 1 asks for a block, is the newest and gives way.
+        (3.0, [(0, 1, 3)]),
+        # 1 needs three blocks for its 3 + 2 known tokens; 2, which would fit, stands behind it.
+        (4.0, [(0, 1, 4)]),
+        (5.0, [(0, 1, 5)]),
+        (6.0, [(1, 5, 0), (2, 1, 0)]),
+    ]
+    check(setup, workload([(0.0, 2, 5), (0.0, 3, 3), (1.5, 1, 1)]), expected, [5.0, 6.0, 6.0])
+
+
 def test_chunked_without_chunks() -> None:
     setup = Setup("chunked", limits=Limits(4, 8, chunked_prefill=False), cost=SECOND)
     expected: Timed = [

@@ -100,7 +100,7 @@ class Roofline:
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
-        prefills, decodes, context, copied_bytes, swapped_bytes = shape
+        prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
         if prefills or copied_bytes or swapped_bytes:
             fixed_s, launch_s, host_s = self._mixed(shape)
         else:
@@ -162,7 +162,7 @@ class Roofline:
 
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
         """The same of any step: everything but what grows with the decode rows' context."""
-        prefills, decodes, _, copied_bytes, swapped_bytes = shape
+        prefills, decodes, _, copied_bytes, swapped_bytes = shape[:5]
         tokens, rows = decodes, decodes + len(prefills)
         for new, _ in prefills:
             tokens += new
