@@ -26,7 +26,7 @@ class Shape(NamedTuple):
     swapped_bytes: int = 0
     """KV bytes moved between device and host."""
     decode_window_context: int = 0
-    """The same sum as `decode_context`, each row counted up to its attention window only; 0 where there is no window."""
+    """The same sum as `decode_context`, each row counted up to its attention window; 0 where there is no window."""
     decode_window_growth: int = 0
     """Decode rows that are still shorter than the window: each attends one token more in every repeat."""
 
