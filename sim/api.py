@@ -20,7 +20,7 @@ from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, reques
 from sim.replica import Clock, NoProgressError, Replica
 from sim.request import Request
 from sim.scenario import Scenario
-from sim.workload import columns, load_trace
+from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows
 
 Progress = Callable[[int, int], None]
@@ -69,7 +69,9 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     started = time.perf_counter()
     simulation.run()
     loop_s = time.perf_counter() - started
-    requests = request_table(trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s())
+    requests = request_table(
+        trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s(), parts.pool.block_tokens
+    )
     itl = simulation.itl()
     steps = simulation.steps.table()
     terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
@@ -81,7 +83,6 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
             parts.pool.tokens,
             parts.pool.block_tokens,
             plan.replicas,
-            int(steps["swapped_bytes"].sum()),
             growth_from="reserved" if parts.reserves_ahead else "free",
         ),
         slo=slo,
@@ -109,7 +110,7 @@ class _Simulation:
         self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
         router = build("sim.routers", plan.router.name, plan.router.parameters)
         cluster = Cluster(self.clock, self.replicas, router)
-        work = columns(admissible, sessions=plan.workload.sessions, block_tokens=parts.pool.block_tokens)
+        work = columns(admissible, plan, parts.pool.block_tokens)
         self._source = Source(self.clock, work, cluster.submit, concurrency=plan.workload.concurrency)
 
     def _replica(self, parts: Parts, index: int) -> Replica:
@@ -177,15 +178,19 @@ def _admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]
     total = prompt + output
     longest = int(np.argmax(total))
     engine = parts.engine()
+    sequences = samples(table, parts.plan.workload)
+    most = max(sequences) if sequences else 1
 
-    def refusal(index: int) -> str | None:
-        return engine.refusal(Request(index, 0.0, int(prompt[index]), int(output[index])))
+    def refusal(index: int, size: int) -> str | None:
+        req = Request(index, 0.0, int(prompt[index]), int(output[index]))
+        return engine.refusal(req.split(size) if size > 1 else req)
 
     # No allocator holds more than twice what a request uses, but one that reserves alike for all.
-    roomy = 2 * int(total[longest]) <= parts.pool.tokens and parts.limits.chunked_prefill
+    roomy = 2 * most * int(total[longest]) <= parts.pool.tokens and engine.limits.chunked_prefill
     rejected: dict[int, str] = {}
-    if refusal(longest) or not roomy:
-        rejected = {index: reason for index in range(len(table)) if (reason := refusal(index))}
+    if refusal(longest, most) or not roomy:
+        sizes = sequences or [1] * len(table)
+        rejected = {index: reason for index, size in enumerate(sizes) if (reason := refusal(index, size))}
     if rejected and not parts.plan.workload.skip_bad:
         index, reason = next(iter(rejected.items()))
         others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""

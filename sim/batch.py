@@ -32,6 +32,7 @@ class Shape(NamedTuple):
 
 
 NOTHING = Shape()
+NO_WINDOW = (0, 0)
 
 
 class Entry(NamedTuple):
@@ -46,10 +47,12 @@ class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
+    `copies` are (source, target) blocks to copy, in this order, before anything is computed.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
     """
 
     __slots__ = (
+        "copies",
         "empty",
         "entries",
         "evicted",
@@ -73,6 +76,7 @@ class Batch:
         self.entries = entries
         self.lockstep = lockstep
         self.evicted = evicted
+        self.copies: list[tuple[int, int]] = []
         self.empty = not entries and not lockstep
         self.repeats = 1
         self.shape = NOTHING

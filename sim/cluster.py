@@ -13,7 +13,7 @@ from typing import Protocol
 import simpy
 
 from sim.replica import Clock, Replica
-from sim.request import Request, SharedPrefix
+from sim.request import BeamDraw, Request, SharedPrefix
 
 
 class Router(Protocol):
@@ -36,8 +36,13 @@ class Workload:
     priority: Sequence[int] | None = None
     prefix_ids: Sequence[Sequence[int] | None] | None = None
     prefix_unit_tokens: int = 1
+    known_tokens: Sequence[int] | None = None
+    """Tokens that each request's prefix ids speak for; None for the prompts."""
     after: Sequence[int] | None = None
     think_s: Sequence[float] | None = None
+    samples: Sequence[int] | None = None
+    draw_beams: Callable[[int], BeamDraw] | None = None
+    """For beam searches: from a request's index to its draws (see `sim.request.Group`)."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -45,14 +50,19 @@ class Workload:
     def request(self, index: int, arrival_s: float) -> Request:
         """Request `index`, arriving at `arrival_s`."""
         ids = self.prefix_ids[index] if self.prefix_ids is not None else None
-        return Request(
+        known = self.known_tokens[index] if self.known_tokens is not None else 0
+        req = Request(
             index,
             arrival_s,
             self.prompt_tokens[index],
             self.output_tokens[index],
             self.priority[index] if self.priority is not None else 0,
-            SharedPrefix(ids, self.prefix_unit_tokens) if ids is not None else None,
+            SharedPrefix(ids, self.prefix_unit_tokens, known) if ids is not None else None,
         )
+        size = self.samples[index] if self.samples is not None else 1
+        if size > 1:
+            req.split(size, self.draw_beams(index) if self.draw_beams else None)
+        return req
 
 
 class Source:

@@ -7,13 +7,13 @@ simulation and a live run.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sim.batch import Batch, Shape
+from sim.batch import NO_WINDOW, Batch, Shape
 from sim.lockstep import Lockstep
-from sim.memory import Allocator, LockstepAllocator, Usage
+from sim.memory import Allocator, CannotFork, ForkingAllocator, LockstepAllocator, Usage
 from sim.queues import ArrivalQueue, KeyedQueue, WaitingQueue
-from sim.request import Request
+from sim.request import Group, Request
 from sim.step import Policy, Step
 from traces.schema import InputError
 
@@ -69,6 +69,7 @@ class Engine:
         spans: let a step that would be planned again unchanged repeat unasked.
         host_blocks: a preempted request's KV is moved to host memory while there is room for so many blocks, and
             moved back when it resumes; 0 drops it always, and it is computed anew (vLLM paper, section 4.5).
+        window_tokens: the most tokens that one attends in layers with an attention window; 0 where no layer has one.
     """
 
     def __init__(
@@ -79,23 +80,28 @@ class Engine:
         *,
         spans: bool = True,
         host_blocks: int = 0,
+        window_tokens: int = 0,
     ) -> None:
         self.policy = policy
         self.allocator = allocator
-        self.limits = limits
+        self.forgets: bool = getattr(allocator, "keeps_nothing", False)
+        # Without a cache a cut prompt would have to be computed from its start again.
+        self.limits = replace(limits, chunked_prefill=False) if self.forgets else limits
         key = getattr(policy, "queue_key", None)
         self.waiting: WaitingQueue = KeyedQueue(key) if key else ArrivalQueue()
         self.running: dict[Request, None] = {}
         self.held: list[Request] = []
         self.loose: list[Request] = []
         self.draining: dict[Request, None] = {}
-        self.lockstep = Lockstep()
+        self.lockstep = Lockstep(window_tokens)
         self.runs = TokenRuns()
         self.host_blocks_free = host_blocks
         self.next_step = 0
         self.preemptions = 0
         self.wake_s: float | None = None
         self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._forking = allocator if isinstance(allocator, ForkingAllocator) else CannotFork()
+        self.seats_promised = 0
         self._repeatable = spans and not getattr(policy, "every_step", False)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
         self._step = Step(self, getattr(policy, "victim", None))
@@ -114,9 +120,13 @@ class Engine:
             return f"its {length} tokens (prompt and output) exceed max_model_len {limits.max_model_len}"
         if not limits.chunked_prefill and length - 1 > limits.max_num_batched_tokens:
             return (
-                f"without chunked prefill its {length - 1} tokens must fit in one step, and "
-                f"max_num_batched_tokens is {limits.max_num_batched_tokens}"
+                f"without {'a KV cache' if self.forgets else 'chunked prefill'} its {length - 1} tokens must fit in "
+                f"one step, and max_num_batched_tokens is {limits.max_num_batched_tokens}"
             )
+        if req.seats > limits.max_num_seqs:
+            return f"its {req.seats} sequences exceed max_num_seqs {limits.max_num_seqs}"
+        if req.seats > 1 and isinstance(self._forking, CannotFork):
+            return f"it asks for {req.seats} sequences, and this allocator has no way to fork one"
         return self.allocator.refusal(req)
 
     def add(self, req: Request) -> None:
@@ -137,22 +147,25 @@ class Engine:
         if self.lockstep.count and not step.advanced:
             self.scatter()
         lockstep = self.lockstep
+        copied_blocks = self._take_copies(step)
         batch = Batch(self.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
+        batch.copies = step.copies
         self.wake_s = step.wake_s
         if not batch.empty:
             self.next_step += 1
+            block_bytes = self.allocator.pool.block_bytes
+            moved_bytes = (copied_blocks * block_bytes, step.swapped_blocks * block_bytes)
             if step.padded:
-                batch.shape = _padded_shape(batch, *step.padded)
+                batch.shape = _padded_shape(batch, *step.padded, moved_bytes, lockstep.window_tokens)
                 batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
-            elif step.entries or step.swapped_blocks:
-                batch.shape = _shape(
-                    batch, lockstep.context_tokens, step.swapped_blocks * self.allocator.pool.block_bytes
-                )
+            elif step.entries or step.swapped_blocks or copied_blocks:
+                batch.shape = _shape(batch, lockstep, moved_bytes)
             else:
                 count = lockstep.count
-                batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick)
-            if not step.entries and self._repeatable:
-                batch.repeats = self._repeats(step)
+                within = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
+                batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick, 0, 0, *within)
+            if not step.entries and self._repeatable and not copied_blocks:
+                batch.repeats = self._repeats(step, batch.shape)
         if step.entries or self.loose:
             self._settle(batch)
         batch.running = len(self.running)
@@ -181,15 +194,22 @@ class Engine:
             batch.finishing.sort(key=lambda req: req.seq)
 
     def commit(self, batch: Batch, end_s: float) -> list[Request]:
-        """Take in the output of a sealed batch whose last repeat ended at `end_s`; returns the requests it finished."""
+        """Take in the output of a sealed batch whose last repeat ended at `end_s`; returns the requests it finished.
+
+        A request for several sequences is finished with the last of them.
+        """
         for req in batch.first_tokens:
             req.first_token_s = end_s
+        grouped = False
         for req in batch.finishing:
+            grouped = grouped or req.group is not None
             req.finished = True
             del self.draining[req]
             req.finish_s = end_s
             self.runs.close(req)
             if req not in self.running:  # preempted after it was scheduled for the last time
+                if req.group is not None and req.group.draw_beams and req is not req.group.members[0]:
+                    continue
                 self.waiting.remove(req)
                 self.host_blocks_free += self.allocator.pool.blocks_for(req.swapped_tokens)
                 continue
@@ -199,7 +219,7 @@ class Engine:
             else:
                 self.allocator.release(req)
         self._release_held()
-        return batch.finishing
+        return _completed(batch.finishing, end_s) if grouped else batch.finishing
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
@@ -222,6 +242,7 @@ class Engine:
         self.loose.append(req)
         req.seq = self.admissions
         self.admissions += 1
+        self.seats_promised += req.seats - 1
         if req.preemptions == 0:
             req.first_scheduled_s = now_s
             req.prefix_hit_tokens = hit_tokens
@@ -230,12 +251,11 @@ class Engine:
         req.swapped_tokens = 0
         return blocks
 
-    def preempt(self, req: Request) -> int:
+    def preempt(self, req: Request, *, swap: bool = True) -> int:
         """Take the KV of a request that is in no list but `running`, and queue it again; returns the blocks swapped."""
-        self.allocator.release(req)
-        del self.running[req]
+        self._remove(req)
         blocks = self.allocator.pool.blocks_for(req.computed)
-        if blocks <= self.host_blocks_free:
+        if swap and blocks <= self.host_blocks_free:
             self.host_blocks_free -= blocks
             req.swapped_tokens = req.computed
         else:
@@ -247,6 +267,17 @@ class Engine:
         self.waiting.put_back(req)
         self._release_held()
         return blocks
+
+    def disband(self, req: Request) -> None:
+        """Drop one beam of a search that is preempted as a whole, to be forked anew from its first beam."""
+        self._remove(req)
+        req.computed = 0
+        req.seq = -1
+
+    def _remove(self, req: Request) -> None:
+        self.allocator.release(req)
+        del self.running[req]
+        self.seats_promised -= req.seats - 1
 
     def advance_lockstep(self, tokens_left: int) -> int:
         """Give every member of the lockstep its token, if serving the running list in order would have it so.
@@ -292,39 +323,98 @@ class Engine:
                 self.allocator.release(req)
             self.held.clear()
 
-    def _repeats(self, step: Step) -> int:
+    def _take_copies(self, step: Step) -> int:
+        step.copies = self._forking.copies
+        if step.copies:
+            self._forking.copies = []
+        return len(step.copies)
+
+    def _repeats(self, step: Step, shape: Shape) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""
         if step.evicted or self._grouped is None or (self.waiting and self.draining):
             return 1
-        to_drain = self.lockstep.steps_to_drain()
-        if to_drain <= 0:
+        more = self.lockstep.steps_to_drain()
+        if more <= 0:
             return 1
-        return 1 + self._grouped.headroom(self.lockstep.tick, to_drain)
+        if shape.decode_window_growth:
+            # What is attended grows evenly until the first row fills its window.
+            if step.padded:
+                more = min(more, self.lockstep.window_tokens - step.padded[1])
+            else:
+                more = min(more, self.lockstep.steps_to_saturation() or 0)
+        return 1 + self._grouped.headroom(self.lockstep.tick, more)
 
     def _settle(self, batch: Batch) -> None:
         """Count the token that each completed entry will sample, and sort the loose requests anew."""
-        step = batch.first_step
+        beams: dict[Group, None] = {}
         for entry in batch.entries:
             req = entry.request
             if req.computed == req.known:
-                req.known += 1
-                if req.last_token_step != step - 1 or req.run_first_step < 0:
-                    self.runs.close(req)
-                    req.run_first_step = step
-                req.last_token_step = step
-                if req.generated == 1:
-                    batch.first_tokens.append(req)
-                if req.generated == req.output_tokens:
-                    self._drain(req, batch)
+                if req.group is not None:
+                    if req.seats > 1:
+                        self._fork(req, req.group, batch)
+                    elif req.group.draw_beams:
+                        beams[req.group] = None
+                self._sample(req, batch)
+                if self.forgets:
+                    req.computed = 0
+        for group in beams:
+            self._choose_beams(group)
         still_loose = []
         for req in self.loose:
             if req.drained:
                 continue
-            if req.pending == 1 and req.generated:
+            if req.pending == 1 and req.generated and (req.group is None or self._may_join(req, req.group)):
                 self._join(req)
             else:
                 still_loose.append(req)
         self.loose = still_loose
+
+    def _sample(self, req: Request, batch: Batch) -> None:
+        """Count the token that the batch samples for a request whose known tokens it has all computed."""
+        step = batch.first_step
+        req.known += 1
+        if req.last_token_step != step - 1 or req.run_first_step < 0:
+            self.runs.close(req)
+            req.run_first_step = step
+        req.last_token_step = step
+        if req.generated == 1:
+            batch.first_tokens.append(req)
+        if req.generated == req.output_tokens:
+            self._drain(req, batch)
+
+    def _fork(self, req: Request, group: Group, batch: Batch) -> None:
+        """Start the other sequences of a request whose prompt is computed: each samples from the same logits."""
+        self.seats_promised -= req.seats - 1
+        req.seats = 1
+        for child in group.fork():
+            child.computed, child.known = req.computed, req.known
+            child.seq = self.admissions
+            self.admissions += 1
+            self.running[child] = None
+            self._forking.fork(req, child)
+            self._sample(child, batch)
+            if self.forgets:
+                child.computed = 0
+            self.loose.append(child)
+
+    def _choose_beams(self, group: Group) -> None:
+        """Let the chosen beams go on in the places of those that fell out (vLLM paper, section 4.4).
+
+        A search whose beams have not all got their token yet waits for them.
+        """
+        alive = [req for req in group.members if not req.drained]
+        if not alive or len({req.known for req in alive}) > 1:
+            return
+        offspring = group.draw_beams(len(alive)) if group.draw_beams else [1] * len(alive)
+        fallen = [req for req, count in zip(alive, offspring, strict=True) if not count]
+        for req, count in zip(alive, offspring, strict=True):
+            for _ in range(count - 1):
+                self._forking.fork(req, fallen.pop())
+
+    def _may_join(self, req: Request, group: Group) -> bool:
+        """Beams part ways in every step, and a sequence that shares the block it writes next must copy it first."""
+        return not group.draw_beams and self._forking.owns_tail(req)
 
     def _join(self, req: Request) -> None:
         if req.last_token_step != self.next_step - 1:
@@ -340,23 +430,50 @@ class Engine:
         batch.finishing.append(req)
 
 
-def _shape(batch: Batch, lockstep_context: int, swapped_bytes: int) -> Shape:
+def _completed(sequences: list[Request], end_s: float) -> list[Request]:
+    """The requests whose last sequence is among these, which end at `end_s`."""
+    done = []
+    for req in sequences:
+        if req.group is None:
+            done.append(req)
+            continue
+        req.group.unfinished -= 1
+        if not req.group.unfinished:
+            first = req.group.members[0]
+            first.finish_s = end_s
+            first.preemptions = sum(member.preemptions for member in req.group.members)
+            done.append(first)
+    return done
+
+
+def _shape(batch: Batch, lockstep: Lockstep, moved_bytes: tuple[int, int]) -> Shape:
     prefills: list[tuple[int, int]] = []
-    decodes, context = batch.lockstep, lockstep_context if batch.lockstep else 0
+    window = lockstep.window_tokens
+    decodes, context, within, growing = 0, 0, 0, 0
+    if batch.lockstep:
+        decodes, context = batch.lockstep, lockstep.context_tokens
+        within, growing = lockstep.within_window() if window else NO_WINDOW
     for _, tokens, past in batch.entries:
         if tokens == 1 and past > 0:
             decodes += 1
             context += past + 1
+            if window:
+                within += min(past + 1, window)
+                growing += past + 1 < window
         else:
             prefills.append((tokens, past))
-    return Shape(tuple(prefills), decodes, context, 0, swapped_bytes)
+    return Shape(tuple(prefills), decodes, context, *moved_bytes, within, growing)
 
 
-def _padded_shape(batch: Batch, rows: int, context_tokens: int) -> Shape:
+def _padded_shape(
+    batch: Batch, rows: int, context_tokens: int, moved_bytes: tuple[int, int], window_tokens: int
+) -> Shape:
     longest = max((entry.tokens for entry in batch.entries), default=0)
     if longest > 1:
-        return Shape(((longest, context_tokens - longest),) * rows)
-    return Shape((), rows, rows * context_tokens)
+        return Shape(((longest, context_tokens - longest),) * rows, 0, 0, *moved_bytes)
+    growing = rows if context_tokens < window_tokens else 0
+    within = rows * min(context_tokens, window_tokens)
+    return Shape((), rows, rows * context_tokens, *moved_bytes, within, growing)
 
 
 def _computed_tokens(shape: Shape) -> int:

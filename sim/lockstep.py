@@ -14,9 +14,25 @@ from sim.request import Request
 class Lockstep:
     """Requests past their prompt that each compute one token per step until they drain or are scattered."""
 
-    __slots__ = ("_drains", "_members", "base_sum", "count", "last_seq", "tick")
+    __slots__ = (
+        "_drains",
+        "_members",
+        "_saturations",
+        "_short",
+        "_short_base_sum",
+        "base_sum",
+        "count",
+        "last_seq",
+        "tick",
+        "window_tokens",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, window_tokens: int = 0) -> None:
+        self.window_tokens = window_tokens
+        """Tokens that a member attends at most; 0 where nothing limits them."""
+        self._short = 0
+        self._short_base_sum = 0
+        self._saturations: list[tuple[int, int, Request]] = []
         self.tick = 0
         self.count = 0
         self.base_sum = 0
@@ -47,6 +63,11 @@ class Lockstep:
         self._members[req] = None
         self.count += 1
         self.last_seq = max(self.last_seq, req.seq)
+        if self.window_tokens and req.computed < self.window_tokens:
+            req.saturation_tick = self.window_tokens - req.base
+            self._short += 1
+            self._short_base_sum += req.base
+            heappush(self._saturations, (req.saturation_tick, req.seq, req))
         heappush(self._drains, (req.drain_tick, req.seq, req))
 
     def leave(self, req: Request) -> None:
@@ -54,12 +75,42 @@ class Lockstep:
         del self._members[req]
         self.count -= 1
         self.base_sum -= req.base
+        if req.saturation_tick >= 0:
+            self._outgrow(req)
         req.computed = req.base + self.tick
         req.known = req.computed + 1
         req.drain_tick = -1
         if not self.count:
             self.last_seq = -1
             self._drains.clear()
+            self._saturations.clear()
+
+    def within_window(self) -> tuple[int, int]:
+        """(tokens that the step at this tick attends within the window, members still shorter than it)."""
+        self._drop_saturated()
+        return self._short_base_sum + self._short * self.tick + (
+            self.count - self._short
+        ) * self.window_tokens, self._short
+
+    def steps_to_saturation(self) -> int | None:
+        """Steps until the first member attends a whole window; None where none will."""
+        self._drop_saturated()
+        return self._saturations[0][0] - self.tick if self._saturations else None
+
+    def _drop_saturated(self) -> None:
+        saturations = self._saturations
+        while saturations:
+            tick, _, req = saturations[0]
+            if req.saturation_tick == tick and req in self._members:
+                if tick > self.tick:
+                    return
+                self._outgrow(req)
+            heappop(saturations)
+
+    def _outgrow(self, req: Request) -> None:
+        req.saturation_tick = -1
+        self._short -= 1
+        self._short_base_sum -= req.base
 
     def steps_to_drain(self) -> int:
         """Steps until the first member has sampled its last token; 0 where this tick gave it."""

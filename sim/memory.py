@@ -18,14 +18,21 @@ NULL_BLOCK = 0
 class KvPool:
     """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`.
 
-    `max_request_tokens` is the longest that any request may become; 0 where nothing limits it but the memory.
-    A block has `block_bytes` bytes.
+    `max_request_tokens` is the longest that any request may become, `max_step_tokens` the most that one may compute
+    in a step; 0 where nothing limits it but the memory. A block has `block_bytes` bytes.
+
+    `window_tokens` is the model's attention window, 0 without one. Where only some layers have it, `full_layers` and
+    `window_layers` stand in the proportion of both; without a window they are (1, 0).
     """
 
     blocks: int
     block_tokens: int = 16
     max_request_tokens: int = 0
     block_bytes: int = 0
+    max_step_tokens: int = 0
+    window_tokens: int = 0
+    full_layers: int = 1
+    window_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
@@ -48,10 +55,12 @@ class KvPool:
 
 
 class Usage(NamedTuple):
-    """KV tokens by class; the five add up to the pool (vLLM paper, figure 2, and one class for what is free)."""
+    """KV slots by class; all but `saved` add up to the pool (vLLM paper, figure 2, and classes for shared and free)."""
 
     used: int
-    """Slots that hold a token's KV."""
+    """Slots that hold a token's KV for one request alone."""
+    shared: int
+    """Slots that hold a token's KV for two requests or more."""
     reserved: int
     """Slots held by a request for tokens that it will still compute."""
     internal: int
@@ -59,6 +68,8 @@ class Usage(NamedTuple):
     external: int
     """Free slots in holes that are too small to be of use to any request now waiting or to come."""
     free: int
+    saved: int = 0
+    """Slots that would be needed as well if nothing were shared: for each shared one, its holders but the first."""
 
 
 class Allocator(Protocol):
@@ -95,6 +106,39 @@ class Allocator(Protocol):
     def usage(self, computed_tokens: int) -> Usage:
         """The pool by class, where the requests hold `computed_tokens` tokens' KV in all."""
         ...
+
+
+@runtime_checkable
+class ForkingAllocator(Allocator, Protocol):
+    """An allocator that can serve several sequences of one request (parallel sampling, beam search)."""
+
+    copies: list[tuple[int, int]]
+    """(source, target) of the block copies that the next step must make, in this order, before it computes; the
+    engine takes them out."""
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """Give `child` the KV of `parent`, to go on from by itself; what `child` held before is given back.
+
+        Never refused: room that this takes was set aside when the request for several sequences was admitted.
+        """
+        ...
+
+    def owns_tail(self, req: Request) -> bool:
+        """May the request's next token be written without a copy? Lockstep members must."""
+        ...
+
+
+class CannotFork:
+    """Stands in for the forking of an allocator that has none; no request for several sequences gets so far."""
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[int, int]] = []
+
+    def fork(self, parent: Request, child: Request) -> None:
+        raise TypeError("the allocator cannot fork")
+
+    def owns_tail(self, req: Request) -> bool:
+        return True
 
 
 @runtime_checkable

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from sim.batch import Batch, Shape
-from sim.cost.step import StepCost, device_seconds
+from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request
+from sim.request import Request, index_of
 
 _SAMPLES = 1024
 
@@ -35,11 +35,14 @@ STEP_COLUMNS: dict[str, str] = {
     "waiting": "i4",
     "preempted": "i4",
     "swapped_bytes": "i8",
+    "copied_bytes": "i8",
     "kv_used_tokens": "i4",
+    "kv_shared_tokens": "i4",
     "kv_reserved_tokens": "i4",
     "kv_internal_tokens": "i4",
     "kv_external_tokens": "i4",
     "kv_free_tokens": "i4",
+    "kv_saved_tokens": "i8",
 }
 _ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
 _CHUNK_BYTES = 1 << 23
@@ -64,7 +67,7 @@ class StepLog(Observer):
     def committed(self, replica: Replica, flight: Flight) -> None:
         batch, times_s, result = flight.batch, flight.times_s, flight.result
         repeats = batch.repeats
-        prefills, decodes, context, _, swapped_bytes = batch.shape[:5]
+        prefills, decodes, context, copied_bytes, swapped_bytes = batch.shape[:5]
         new = past = 0
         for tokens, before in prefills:
             new += tokens
@@ -96,6 +99,7 @@ class StepLog(Observer):
             batch.waiting,
             len(batch.evicted),
             swapped_bytes,
+            copied_bytes,
             *flight.usage,
         )
         if len(self._rows) >= _CHUNK_BYTES:
@@ -137,6 +141,7 @@ class RequestLog:
         self.replica = array("i", bytes(4 * requests))
         self.preemptions = array("i", bytes(4 * requests))
         self.prefix_hit_tokens = array("i", bytes(4 * requests))
+        self.samples = array("i", np.ones(requests, "i4").tobytes())
 
     def finished(self, req: Request, replica: int) -> None:
         at = req.id
@@ -147,10 +152,12 @@ class RequestLog:
         self.replica[at] = replica
         self.preemptions[at] = req.preemptions
         self.prefix_hit_tokens[at] = req.prefix_hit_tokens
+        if req.group is not None:
+            self.samples[at] = req.group.size
 
 
 def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gaps between a request's runs of tokens: (request index, seconds) of each.
+    """Gaps between a sequence's runs of tokens: (its id, seconds) of each.
 
     Within a run the gaps are differences of the step clock; between two runs of one request there is one gap more.
     """
@@ -166,7 +173,7 @@ def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, n
 def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np.ndarray:
     """The longest time between two tokens of each request; NaN where it has fewer than two."""
     longest = np.full(requests, -np.inf)
-    request = np.frombuffer(runs.request, np.int64)
+    request = index_of(np.frombuffer(runs.request, np.int64))
     first = np.frombuffer(runs.first_step, np.int64)
     last = np.frombuffer(runs.last_step, np.int64)
     many = last > first
@@ -175,7 +182,7 @@ def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np
         bounds = np.column_stack([first[many], last[many]]).ravel()
         np.maximum.at(longest, request[many], np.maximum.reduceat(gaps_s, bounds)[::2])
     between, between_s = gaps_between(runs, step_end_s)
-    np.maximum.at(longest, between, between_s)
+    np.maximum.at(longest, index_of(between), between_s)
     return np.where(np.isinf(longest), np.nan, longest)
 
 
@@ -185,6 +192,7 @@ def request_table(
     rejected: Mapping[int, str],
     log: RequestLog,
     longest_gap_s: np.ndarray,
+    block_tokens: int,
 ) -> pd.DataFrame:
     """One row per request of the trace, in its order; `kept` marks those that were sent and stand in the log."""
     count = len(trace)
@@ -208,11 +216,13 @@ def request_table(
     reason = np.full(count, "", object)
     for index, text in rejected.items():
         reason[index] = text
+    prompt = trace["prompt_tokens"].to_numpy()
+    hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
     table = pd.DataFrame(
         {
             "request": np.arange(count),
             "arrival_s": arrival_s,
-            "prompt_tokens": trace["prompt_tokens"].to_numpy(),
+            "prompt_tokens": prompt,
             "output_tokens": output,
             "status": status,
             "reason": reason,
@@ -226,7 +236,10 @@ def request_table(
             "e2e_s": finish_s - arrival_s,
             "max_itl_s": spread(longest_gap_s, np.nan),
             "preemptions": spread(log.preemptions, 0).astype("i8"),
-            "prefix_hit_tokens": spread(log.prefix_hit_tokens, 0).astype("i8"),
+            "prefix_hit_tokens": hit_tokens,
+            "prefix_hit_blocks": hit_tokens // block_tokens,
+            "prefix_blocks": (prompt - 1) // block_tokens,
+            "samples": spread(log.samples, 1).astype("i8"),
         }
     )
     for name in ("session", "turn", "priority", "source_row"):
@@ -244,8 +257,7 @@ def term_seconds(
     """
     seconds: dict[tuple[str, str], float] = {}
     for shape, repeats in sample:
-        middle = shape._replace(decode_context=shape.decode_context + shape.decodes * (repeats // 2))
-        terms = cost.explain(middle)
+        terms = cost.explain(advanced(shape, repeats // 2))
         hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
         for name, term in terms.items():
             exposed_s = max(0.0, term.seconds - hidden_s) if term.on_host else term.seconds

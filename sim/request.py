@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 NEVER_S = math.nan
 
@@ -15,6 +18,64 @@ class SharedPrefix(NamedTuple):
     ids: Sequence[int]
     """One for each `unit_tokens` tokens from the start of the prompt, each naming its unit and all before it."""
     unit_tokens: int
+    known_tokens: int = 0
+    """Tokens that the ids speak for where that is more than the prompt: the answer is part of a later prompt."""
+
+
+SAMPLE_BITS = 40
+"""A sequence's id is its request's index plus the number of the sequence (0 for the first) times 2 ** SAMPLE_BITS."""
+
+
+Ids = TypeVar("Ids", int, npt.NDArray[np.int64])
+
+
+def index_of(id: Ids) -> Ids:
+    """Index of the request that a sequence answers."""
+    return id & ((1 << SAMPLE_BITS) - 1)
+
+
+BeamDraw = Callable[[int], Sequence[int]]
+"""Of each of so many beams: how many of the next ones continue it. The counts add up to the number of beams."""
+
+
+class Group:
+    """The sequences that answer one request: parallel samples or the beams of a beam search.
+
+    The request itself is the first of them; the others are forked from it when its prompt is computed.
+    `draw_beams` is given for a beam search.
+    """
+
+    __slots__ = ("draw_beams", "members", "size", "unfinished")
+
+    def __init__(self, first: Request, size: int, draw_beams: BeamDraw | None = None) -> None:
+        self.size = size
+        self.unfinished = size
+        self.draw_beams = draw_beams
+        self.members = [first]
+
+    def fork(self) -> list[Request]:
+        """All sequences but the first: new ones, or those of the last time where a beam search is forked anew."""
+        first = self.members[0]
+        while len(self.members) < self.size:
+            number = len(self.members)
+            child = Request(
+                first.id + (number << SAMPLE_BITS),
+                first.arrival_s,
+                first.prompt_tokens,
+                first.output_tokens,
+                first.priority,
+                first.prefix,
+            )
+            child.group = self
+            child.first_scheduled_s = first.first_scheduled_s
+            self.members.append(child)
+        return self.members[1:]
+
+    def leads(self, member: Request) -> bool:
+        """Has this beam a token more than another one that is running?"""
+        return self.draw_beams is not None and any(
+            other.known < member.known for other in self.members if other.seq >= 0 and not other.drained
+        )
 
 
 class Request:
@@ -41,6 +102,7 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "granted_step",
+        "group",
         "id",
         "known",
         "last_token_step",
@@ -52,6 +114,8 @@ class Request:
         "priority",
         "prompt_tokens",
         "run_first_step",
+        "saturation_tick",
+        "seats",
         "seq",
         "swapped_tokens",
     )
@@ -71,6 +135,8 @@ class Request:
         self.output_tokens = output_tokens
         self.priority = priority
         self.prefix = prefix
+        self.group: Group | None = None
+        self.seats = 1
         self.computed = 0
         self.known = prompt_tokens
         # The last sampled token is never fed back, so its KV is never written.
@@ -82,6 +148,7 @@ class Request:
         self.seq = -1
         self.base = 0
         self.drain_tick = -1
+        self.saturation_tick = -1
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self.swapped_tokens = 0
@@ -93,6 +160,12 @@ class Request:
         self.finish_s = NEVER_S
         self.run_first_step = -1
         self.last_token_step = -1
+
+    def split(self, size: int, draw_beams: BeamDraw | None = None) -> Request:
+        """Ask for `size` sequences instead of one; returns the request."""
+        self.group = Group(self, size, draw_beams)
+        self.seats = size
+        return self
 
     @property
     def pending(self) -> int:

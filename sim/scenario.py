@@ -39,6 +39,10 @@ class WorkloadSettings:
     without times gets Poisson arrivals. `rate_scale` multiplies the trace's rate instead. `concurrency` replaces
     arrival times by a closed loop of so many users. With `sessions` a turn starts after the answer before it plus
     the think time; without, at its recorded time.
+
+    `samples` asks for so many answers to every prompt, 0 for as many as the trace says. With `beam_search` they are
+    the beams of one search: after every token each place keeps its beam or, with probability `beam_churn`, goes on
+    from one drawn at random (no logits are simulated that could choose it).
     """
 
     trace: str = ""
@@ -51,11 +55,16 @@ class WorkloadSettings:
     side: str = "both"
     tokenizer: str = ""
     skip_bad: bool = False
+    samples: int = 0
+    beam_search: bool = False
+    beam_churn: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("limit", "rate", "concurrency"):
+        for name in ("limit", "rate", "concurrency", "samples"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"workload.{name} is {getattr(self, name)}; it must be at least 0 (0: not set)")
+        if not 0 <= self.beam_churn <= 1:
+            raise InputError(f"workload.beam_churn is {self.beam_churn}; it must lie between 0 and 1")
         if not self.rate_scale > 0:
             raise InputError(f"workload.rate_scale is {self.rate_scale}; it must be above 0")
         if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
@@ -87,7 +96,7 @@ class KvSettings:
     """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations.
 
     `swap_gib` of host memory, per GPU, take the KV of preempted requests; what does not fit there is recomputed.
-    `dtype` is the type of the cache, "auto" that of the activations.
+    `dtype` is the type of the cache: fp32, fp16, bf16, fp8, int8, int4, or "auto", that of the activations.
     """
 
     blocks: int = 0
@@ -110,6 +119,28 @@ class KvSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OffloadSettings:
+    """Layers that live in host memory and stream over the host link in every step (FlexGen, ZeRO-Inference).
+
+    The weights of `weight_layers` layers and the KV of `kv_layers`; two layers' buffers of each stay on the GPU.
+    `host_gib` of host memory, per GPU, must hold them; 0 does not limit it.
+    """
+
+    weight_layers: int = 0
+    kv_layers: int = 0
+    host_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight_layers", "kv_layers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"offload.{name} is {getattr(self, name)}; it must be at least 0 (0: none)")
+        if not 0 <= self.host_gib < 1e6:
+            raise InputError(f"offload.host_gib is {self.host_gib}; it must be at least 0 and below a million")
+        if self.host_gib and not (self.weight_layers or self.kv_layers):
+            raise InputError(f"offload.host_gib is {self.host_gib}, and nothing is offloaded")
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Something found by name, with parameters of its own."""
 
@@ -129,11 +160,13 @@ class CostSettings:
 class Scenario:
     """All that a run depends on. The same scenario gives the same bytes.
 
-    `dtype` is the type of weights and activations, "auto" the model's own.
+    `dtype` is the type of activations (fp32, fp16, bf16), "auto" the model's own. `weights` is that of the weight
+    matrices: the same, fp8, int8 or int4; "auto" is the model's own, which for most models follows `dtype`.
     """
 
     model: str = "llama-3.1-8b"
     dtype: str = "auto"
+    weights: str = "auto"
     gpu: str = "h100"
     tp: int = 1
     replicas: int = 1
@@ -143,6 +176,7 @@ class Scenario:
     workload: WorkloadSettings = field(default_factory=WorkloadSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kv: KvSettings = field(default_factory=KvSettings)
+    offload: OffloadSettings = field(default_factory=OffloadSettings)
     policy: Part = field(default_factory=lambda: Part("chunked"))
     allocator: Part = field(default_factory=lambda: Part("paged"))
     router: Part = field(default_factory=lambda: Part("round-robin"))

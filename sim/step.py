@@ -35,6 +35,7 @@ class Step:
         "_victim",
         "advanced",
         "budget_tokens",
+        "copies",
         "entries",
         "evicted",
         "now_s",
@@ -61,6 +62,7 @@ class Step:
         self.evicted: list[Request] = []
         self.advanced = False
         self.swapped_blocks = 0
+        self.copies: list[tuple[int, int]] = []
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
 
@@ -75,8 +77,9 @@ class Step:
 
     @property
     def seats_left(self) -> int:
+        """Sequences that may still be admitted; those that admitted requests will fork have their seats already."""
         engine = self._engine
-        return engine.limits.max_num_seqs - len(engine.running) - len(engine.held)
+        return engine.limits.max_num_seqs - len(engine.running) - len(engine.held) - engine.seats_promised
 
     @property
     def prefilling(self) -> bool:
@@ -113,6 +116,8 @@ class Step:
             if self.advanced:
                 return 0
             engine.scatter()
+        if req.group is not None and req.group.leads(req):
+            return 0
         tokens = self._cut(req.pending, most, whole)
         return tokens if tokens and self._grow(req, tokens) else 0
 
@@ -120,7 +125,7 @@ class Step:
         """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included.
 
         Its share of this step is taken back, and so is that of requests admitted on top of KV that it would have
-        computed in this step.
+        computed in this step. The beams of a search go together, and it goes on from the first of them.
 
         Raises:
             ValueError: the request is not running.
@@ -128,6 +133,27 @@ class Step:
         engine = self._engine
         if req not in engine.running:
             raise ValueError(f"{req} is not running")
+        group = req.group
+        if group is not None and group.draw_beams and req.seats == 1:
+            for other in group.members[1:]:
+                if other in engine.running:
+                    self._withdraw(other)
+                    engine.disband(other)
+            req = group.members[0]
+            dependents = self._withdraw(req)
+            engine.preempt(req, swap=False)
+            req.seats = group.size
+        else:
+            dependents = self._withdraw(req)
+            self.swapped_blocks += engine.preempt(req)
+        self.evicted.append(req)
+        for other in dependents:
+            if other in engine.running:
+                self.evict(other)
+
+    def _withdraw(self, req: Request) -> list[Request]:
+        """Take a running request out of the step and all lists but `running`; returns who builds on its share."""
+        engine = self._engine
         dependents: list[Request] = []
         if req in engine.lockstep:
             engine.leave_lockstep(req)
@@ -146,11 +172,7 @@ class Step:
                     self.tokens_left += entry.tokens
                     del self.entries[at]
                     break
-        self.swapped_blocks += engine.preempt(req)
-        self.evicted.append(req)
-        for other in dependents:
-            if other in engine.running:
-                self.evict(other)
+        return dependents
 
     def advance_running(self, most: int = 0) -> None:
         """Serve the running list in admission order, at most `most` tokens each (0: no such limit).
@@ -170,13 +192,13 @@ class Step:
         for req in tuple(engine.loose):
             if self.tokens_left <= 0:
                 break
-            if req.granted_step == engine.next_step or req in self.evicted:
+            if req.granted_step == engine.next_step or req.seq < 0 or (req.group is not None and req.group.leads(req)):
                 continue
             tokens = self._cut(req.pending, most, whole=False)
             while tokens and not self._grow(req, tokens):
                 victim = self._victim(engine.running)
                 self.evict(victim)
-                if victim is req:
+                if req.seq < 0:
                     return
 
     def pad(self, rows: int, context_tokens: int) -> None:
@@ -217,7 +239,7 @@ class Step:
 
     def _admit(self, req: Request, most: int, whole: bool) -> int:
         engine = self._engine
-        if self.tokens_left <= 0 or self.seats_left <= 0:
+        if self.tokens_left <= 0 or self.seats_left < req.seats:
             return 0
         hit = req.swapped_tokens or engine.allocator.match(req)
         tokens = self._cut(req.known - hit, most, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 
 import traces
 from sim.cluster import Workload
+from sim.request import BeamDraw
 from sim.scenario import Scenario, WorkloadSettings
 from traces import edit
 from traces.blocks import chained
@@ -50,12 +52,13 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     return trace if settings.concurrency else trace.require_arrivals()
 
 
-def columns(requests: pd.DataFrame, *, sessions: bool, block_tokens: int) -> Workload:
-    """The requests as plain columns; with `sessions`, later turns wait for the answer before them.
+def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Workload:
+    """The requests as plain columns; with `workload.sessions`, later turns wait for the answer before them.
 
     Shared prefixes follow from the trace's block ids or, in blocks of `block_tokens`, from its token ids.
     """
-    follow = sessions and "after" in requests
+    settings = plan.workload
+    follow = settings.sessions and "after" in requests
     prefix: list[Sequence[int]] | None = None
     unit_tokens = block_tokens
     if "prefix_blocks" in requests:
@@ -63,13 +66,66 @@ def columns(requests: pd.DataFrame, *, sessions: bool, block_tokens: int) -> Wor
         unit_tokens = int(requests["prefix_block_tokens"].iloc[0])
     elif "token_ids" in requests:
         prefix = [ids.tolist() for ids in chained(list(requests["token_ids"]), block_tokens)]
+    prompt, output = requests["prompt_tokens"].tolist(), requests["output_tokens"].tolist()
+    known: list[int] | None = None
+    if prefix is not None and follow:
+        known = name_answers(prefix, unit_tokens, prompt, output, requests["after"].tolist())
     return Workload(
         requests["arrival_s"].tolist(),
-        requests["prompt_tokens"].tolist(),
-        requests["output_tokens"].tolist(),
+        prompt,
+        output,
         requests["priority"].tolist() if "priority" in requests else None,
         prefix,
         unit_tokens,
+        known,
         requests["after"].tolist() if follow else None,
         requests["think_s"].tolist() if follow else None,
+        samples(requests, settings),
+        partial(beam_draws, plan.seed, settings.beam_churn) if settings.beam_search else None,
     )
+
+
+def samples(requests: pd.DataFrame, settings: WorkloadSettings) -> list[int] | None:
+    """Sequences that each request asks for; None where it is one for all."""
+    if settings.samples:
+        return [settings.samples] * len(requests) if settings.samples > 1 else None
+    return requests["samples"].tolist() if "samples" in requests else None
+
+
+def name_answers(
+    ids: list[Sequence[int]],
+    unit_tokens: int,
+    prompt_tokens: Sequence[int],
+    output_tokens: Sequence[int],
+    after: Sequence[int],
+) -> list[int]:
+    """Extend each request's ids over its answer where the next turn's prompt repeats it; returns the tokens named.
+
+    The next turn repeats prompt and answer if its own prompt is at least as long as both and its ids begin with the
+    ids of the prompt's full units. The last unit may be longer in the next turn, and then has another name there.
+    """
+    known = list(prompt_tokens)
+    for row, parent in enumerate(after):
+        if parent < 0 or known[parent] > prompt_tokens[parent]:
+            continue
+        text, units = prompt_tokens[parent] + output_tokens[parent], prompt_tokens[parent] // unit_tokens
+        if prompt_tokens[row] >= text and ids[row][:units] == ids[parent][:units]:
+            named = text // unit_tokens
+            if named > units:
+                ids[parent] = ids[row][:named]
+                known[parent] = named * unit_tokens
+    return known
+
+
+def beam_draws(seed: int, churn: float, index: int) -> BeamDraw:
+    """Draws for one request's beam search: with probability `churn` a place goes on from a beam chosen evenly."""
+    rng = np.random.default_rng([seed, crc32(b"beams"), index])
+
+    def draw(beams: int) -> list[int]:
+        places = np.arange(beams)
+        moved = rng.random(beams) < churn
+        chosen = np.where(moved, rng.integers(beams, size=beams), places)
+        counts: list[int] = np.bincount(chosen, minlength=beams).tolist()
+        return counts
+
+    return draw

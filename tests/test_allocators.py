@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,14 @@ class PagedModel:
 
     def usage(self) -> Usage:
         size = self.pool.block_tokens
-        used = {(table[at // size], at % size) for req, table in self.tables.items() for at in range(req.computed)}
+        held = Counter(
+            (table[at // size], at % size) for req, table in self.tables.items() for at in range(req.computed)
+        )
+        shared = sum(count > 1 for count in held.values())
         never = sum(max(0, len(table) * size - req.final_kv_tokens) for req, table in self.tables.items())
         free = len(self.free) * size
-        return Usage(len(used), self.pool.tokens - len(used) - never - free, never, 0, free)
+        reserved = self.pool.tokens - len(held) - never - free
+        return Usage(len(held) - shared, shared, reserved, never, 0, free, held.total() - len(held))
 
     def _blocks(self, tokens: int) -> int:
         return sum(1 for _ in range(0, tokens, self.pool.block_tokens))
@@ -85,7 +90,7 @@ class PrefixModel(PagedModel):
 
     def tokens(self, req: Request, count: int) -> Content:
         """Equal tokens after equal tokens are equal; all that no shared prefix tells are the request's own."""
-        ids, unit = req.prefix or ((), 1)
+        ids, unit = (req.prefix or ((), 1))[:2]
         shared = min(req.prompt_tokens, len(ids) * unit)
         return tuple((-1, ids[at // unit]) if at < shared else (req.id, at) for at in range(count))
 
@@ -211,7 +216,7 @@ class ContiguousModel:
         reserved = sum(req.final_kv_tokens - req.computed for req in tables)
         never = sum(len(table) * size - req.final_kv_tokens for req, table in tables.items())
         external = size * sum(length for length, _ in self.holes() if length < self.refused_blocks)
-        return Usage(used, reserved, never, external, len(self.free) * size - external)
+        return Usage(used, 0, reserved, never, external, len(self.free) * size - external)
 
 
 # ---- random histories -----------------------------------------------------------------------------------------------
@@ -247,7 +252,7 @@ class History:
         assert {req: list(ours.table(req)) for req in self.held} == tables
         assert ours.free_blocks == len(model.free)
         assert ours.usage(sum(req.computed for req in self.held)) == model.usage()
-        assert sum(model.usage()) == ours.pool.tokens
+        assert sum(model.usage()[:-1]) == ours.pool.tokens
         for req in self.out:
             assert ours.match(req) == model.match(req)
 
@@ -416,7 +421,7 @@ def test_every_allocator_serves_spans_and_keeps_the_protocol(name: str) -> None:
     allocator = load("sim.allocators", name)(KvPool(8, 4, 32))
     assert isinstance(allocator, LockstepAllocator)
     assert allocator.free_blocks == 8
-    assert allocator.usage(0) == Usage(0, 0, 0, 0, 32)
+    assert allocator.usage(0) == Usage(0, 0, 0, 0, 0, 32)
     req = Request(0, 0.0, 5, 3)
     assert allocator.admit(req, 5)
     req.computed = 5

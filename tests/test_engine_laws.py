@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import product
@@ -269,7 +270,7 @@ class Contents(Observer):
 
     def token(self, req: Request, position: int) -> tuple[int, int, int]:
         """What the KV of one token depends on; equal for equal tokens after equal tokens."""
-        ids, unit = req.prefix or ((), 1)
+        ids, unit = (req.prefix or ((), 1))[:2]
         if position < min(req.prompt_tokens, len(ids) * unit):
             return (-1, ids[position // unit], position)
         return (req.id, 0, position)
@@ -341,15 +342,18 @@ class Contents(Observer):
         assert engine.allocator.free_blocks == self.pool.blocks - len(owner)
 
     def _usage(self, engine: Engine) -> None:
-        size, lockstep, filled, unfillable = self.pool.block_tokens, engine.lockstep, set(), 0
+        size, lockstep, unfillable = self.pool.block_tokens, engine.lockstep, 0
+        filled: Counter[tuple[int, int]] = Counter()
         for req, table in self.holders(engine):
             computed = lockstep.computed(req) if req in lockstep else req.computed
-            filled |= {(table[at // size], at % size) for at in range(computed)}
+            filled.update((table[at // size], at % size) for at in range(computed))
             unfillable += max(0, len(table) * size - req.final_kv_tokens)
         usage = engine.usage()
-        assert sum(usage) == self.pool.tokens
+        assert sum(usage[:-1]) == self.pool.tokens
         assert min(usage) >= 0
-        assert usage.used == len(filled)
+        assert usage.used + usage.shared == len(filled)
+        assert usage.shared == sum(count > 1 for count in filled.values())
+        assert usage.saved == filled.total() - len(filled)
         assert usage.internal == unfillable
         assert usage.free + usage.external == engine.allocator.free_blocks * size
 

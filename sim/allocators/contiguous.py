@@ -37,14 +37,17 @@ class Contiguous:
         self._best = fit == "best"
         self._holes: list[tuple[int, int]] = [(1, pool.blocks)]
         self._runs: dict[Request, range] = {}
+        self._spare: dict[Request, list[range]] = {}
+        self.copies: list[tuple[int, int]] = []
         self.free_blocks = pool.blocks
         self._final_tokens = 0
         self._refused_blocks = 0
 
     def refusal(self, req: Request) -> str | None:
         need = self._need(req)
-        if need > self.pool.blocks:
-            return f"its reservation is {need} KV blocks and the cache has {self.pool.blocks}"
+        if need * req.seats > self.pool.blocks:
+            each = f" for each of its {req.seats} sequences" if req.seats > 1 else ""
+            return f"its reservation is {need} KV blocks{each} and the cache has {self.pool.blocks}"
         if req.final_kv_tokens > need * self.pool.block_tokens:
             return f"its {req.final_kv_tokens} KV tokens exceed the reservation of {self.pool.max_request_tokens}"
         return None
@@ -54,29 +57,53 @@ class Contiguous:
 
     def admit(self, req: Request, tokens: int) -> bool:
         need = self._need(req)
-        fitting = [hole for hole in self._holes if hole[1] >= need]
-        if not fitting:
+        if sum(length // need for _, length in self._holes) < req.seats:
             self._refused_blocks = need
             return False
-        hole = min(fitting, key=lambda hole: hole[1]) if self._best else fitting[0]
-        at = bisect_left(self._holes, hole)
-        if hole[1] == need:
-            del self._holes[at]
-        else:
-            self._holes[at] = (hole[0] + need, hole[1] - need)
-        self._runs[req] = range(hole[0], hole[0] + need)
-        self.free_blocks -= need
-        self._final_tokens += req.final_kv_tokens
+        self._runs[req] = self._reserve_run(need)
+        if req.seats > 1:
+            self._spare[req] = [self._reserve_run(need) for _ in range(req.seats - 1)]
+        self._final_tokens += req.final_kv_tokens * req.seats
         self._refused_blocks = 0
         return True
 
     def grow(self, req: Request, tokens: int) -> bool:
         return True
 
+    def fork(self, parent: Request, child: Request) -> None:
+        """Nothing can be shared: the child gets a run of its own and a copy of all that is computed."""
+        if child not in self._runs:
+            spare = self._spare[parent]
+            self._runs[child] = spare.pop()
+            if not spare:
+                del self._spare[parent]
+        blocks = self.pool.blocks_for(parent.computed)
+        self.copies += zip(self._runs[parent][:blocks], self._runs[child][:blocks], strict=True)
+
+    def owns_tail(self, req: Request) -> bool:
+        return True
+
     def release(self, req: Request) -> None:
         run = self._runs.pop(req)
+        if self.copies:
+            self.copies = [pair for pair in self.copies if pair[1] not in run]
+        for one in (run, *self._spare.pop(req, ())):
+            self._final_tokens -= req.final_kv_tokens
+            self._free_run(one)
+
+    def _reserve_run(self, need: int) -> range:
+        fitting = [hole for hole in self._holes if hole[1] >= need]
+        hole = min(fitting, key=lambda hole: hole[1]) if self._best else fitting[0]
+        at = bisect_left(self._holes, hole)
+        if hole[1] == need:
+            del self._holes[at]
+        else:
+            self._holes[at] = (hole[0] + need, hole[1] - need)
+        self.free_blocks -= need
+        return range(hole[0], hole[0] + need)
+
+    def _free_run(self, run: range) -> None:
         self.free_blocks += len(run)
-        self._final_tokens -= req.final_kv_tokens
         start, length = run.start, len(run)
         at = bisect_left(self._holes, (start, 0))
         if at < len(self._holes) and self._holes[at][0] == start + length:
@@ -95,6 +122,7 @@ class Contiguous:
         external = sum(length for _, length in self._holes if length < self._refused_blocks) * block_tokens
         return Usage(
             computed_tokens,
+            0,
             self._final_tokens - computed_tokens,
             held - self._final_tokens,
             external,

@@ -1,4 +1,7 @@
-"""Fixed-size blocks, taken when a token needs one (PagedAttention, Kwon et al. 2023, section 4). No sharing."""
+"""Fixed-size blocks, taken when a token needs one (PagedAttention, Kwon et al. 2023, section 4).
+
+Sequences of one request share blocks and copy them on write; requests among each other share nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,52 @@ class FreeQueue:
         self._ids.extend(ids)
 
 
+class Sharing:
+    """Who holds a block beside its first holder, and how many slots that saves."""
+
+    __slots__ = ("_block_tokens", "_filled", "holders", "saved_tokens", "shared_tokens")
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._filled: dict[int, int] = {}
+        self.holders: dict[int, int] = {}
+        """Block -> holders beyond the first; a block with one holder is not listed."""
+        self.shared_tokens = 0
+        self.saved_tokens = 0
+
+    def share(self, blocks: Iterable[int], tokens: int) -> None:
+        """One holder more for each of these blocks in token order, which hold `tokens` tokens."""
+        size = self._block_tokens
+        for block in blocks:
+            filled = min(tokens, size)
+            tokens -= size
+            more = self.holders.get(block, 0)
+            self.holders[block] = more + 1
+            self.saved_tokens += filled
+            if not more:
+                self.shared_tokens += filled
+                if filled < size:
+                    self._filled[block] = filled
+
+    def drop(self, blocks: Iterable[int]) -> list[int]:
+        """One holder less for each; returns those that nobody holds any more, in their order."""
+        free = []
+        for block in blocks:
+            more = self.holders.get(block, 0)
+            if not more:
+                free.append(block)
+                continue
+            filled = self._filled.get(block, self._block_tokens)
+            self.saved_tokens -= filled
+            if more > 1:
+                self.holders[block] = more - 1
+            else:
+                del self.holders[block]
+                self.shared_tokens -= filled
+                self._filled.pop(block, None)
+        return free
+
+
 class Paged:
     """Blocks of `pool.block_tokens` tokens, each request holding just those that its computed tokens need.
 
@@ -49,15 +98,21 @@ class Paged:
         self._watermark_blocks = int(watermark * pool.blocks)
         self._free = FreeQueue(range(1, pool.blocks + 1))
         self.free_blocks = pool.blocks
+        self.copies: list[tuple[int, int]] = []
+        self._sharing = Sharing(pool.block_tokens)
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Request]] = [[] for _ in range(pool.block_tokens)]
 
     def refusal(self, req: Request) -> str | None:
-        need = self.pool.blocks_for(req.final_kv_tokens) + self._watermark_blocks
+        # Sequences of one request share at least the full blocks of its prompt.
+        each = self.pool.blocks_for(req.final_kv_tokens)
+        shared = req.prompt_tokens // self.pool.block_tokens
+        need = each + (req.seats - 1) * (each - shared) + self._watermark_blocks
         if need <= self.pool.blocks:
             return None
-        return f"it needs {need} KV blocks at its longest and the cache has {self.pool.blocks}"
+        who = f"with its {req.seats} sequences it" if req.seats > 1 else "it"
+        return f"{who} needs {need} KV blocks at its longest and the cache has {self.pool.blocks}"
 
     def match(self, req: Request) -> int:
         return 0
@@ -70,6 +125,10 @@ class Paged:
 
     def grow(self, req: Request, tokens: int) -> bool:
         count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
+        if self._sharing.holders and not self.owns_tail(req):
+            if max(count, 0) + 1 > self.free_blocks:
+                return False
+            self._copy_tail(req)
         if count > 0:
             if count > self.free_blocks:
                 return False
@@ -79,10 +138,22 @@ class Paged:
                 self._overhang_tokens += min(over, count * self.pool.block_tokens)
         return True
 
+    def fork(self, parent: Request, child: Request) -> None:
+        if child.blocks:
+            self.release(child)
+        self._sharing.share(parent.blocks, parent.computed)
+        child.blocks = parent.blocks.copy()
+
+    def owns_tail(self, req: Request) -> bool:
+        at = req.computed // self.pool.block_tokens
+        return at >= len(req.blocks) or req.blocks[at] not in self._sharing.holders
+
     def release(self, req: Request) -> None:
-        self._overhang_tokens -= self._overhang(req)
-        self._free.put(reversed(req.blocks))
-        self.free_blocks += len(req.blocks)
+        blocks = req.blocks
+        if self.copies:
+            self.copies = [pair for pair in self.copies if pair[1] not in blocks]
+        self._forget_overhang(req)
+        self._return(list(reversed(blocks)))
         req.blocks = []
 
     def table(self, req: Request) -> Sequence[int]:
@@ -92,15 +163,38 @@ class Paged:
         block_tokens = self.pool.block_tokens
         free = self.free_blocks * block_tokens
         internal = self._overhang_tokens
-        reserved = self.pool.blocks * block_tokens - free - computed_tokens - internal
-        return Usage(computed_tokens, reserved, internal, 0, free)
+        shared, saved = self._sharing.shared_tokens, self._sharing.saved_tokens
+        data = computed_tokens - saved
+        reserved = self.pool.blocks * block_tokens - free - data - internal
+        return Usage(data - shared, shared, reserved, internal, 0, free, saved)
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
         return self._free.take(count)
 
+    def _return(self, blocks: list[int]) -> None:
+        """Give back one holder's share of these blocks, in this order."""
+        if self._sharing.holders:
+            blocks = self._sharing.drop(blocks)
+        self._free.put(blocks)
+        self.free_blocks += len(blocks)
+
+    def _copy_tail(self, req: Request) -> None:
+        """Give the request a copy of its own of the block that it writes next (copy on write)."""
+        at = req.computed // self.pool.block_tokens
+        (copy,) = self._take(1)
+        self.copies.append((req.blocks[at], copy))
+        self._sharing.drop([req.blocks[at]])
+        req.blocks[at] = copy
+        self._overhang_tokens += self._overhang(req)
+
     def _overhang(self, req: Request) -> int:
         return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
+
+    def _forget_overhang(self, req: Request) -> None:
+        """Slots that a request will not fill lie in its last block; while that is shared they go with its last holder."""
+        if req.blocks and req.blocks[-1] not in self._sharing.holders:
+            self._overhang_tokens -= self._overhang(req)
 
     # Members that cross into a new block at the same tick (modulo the block size) share a list, so that a tick
     # touches only the requests that take a block in it, in admission order.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from sim.allocators.paged import Paged
-from sim.memory import KvPool, Usage
-from sim.request import Request
+from sim.memory import KvPool
+from sim.request import Request, index_of
 
 _INDEX_BITS = 24
 
@@ -42,8 +42,6 @@ class Prefix(Paged):
         super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
         self._forget = not keep_uncomputed
         self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pool.blocks + 1))
-        self._references = [0] * (pool.blocks + 1)
-        self._extra_references = 0
         self._key_of: dict[int, int] = {}
         self._found: dict[int, int] = {}
         # Content computed twice stands in two blocks; look-ups find the one entered first, then the next.
@@ -60,19 +58,17 @@ class Prefix(Paged):
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
         shared = [self._found[key] for key in self._keys(req, 0, hits)]
-        references = self._references
         # A hit block that nobody holds leaves the free queue like a new one.
-        idle = sum(1 for block in shared if not references[block])
+        unheld = [block for block in shared if block in self._idle]
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.pool.blocks_for(asked) - hits + idle > self.free_blocks - self._watermark_blocks:
+        if self.pool.blocks_for(asked) - hits + len(unheld) > self.free_blocks - self._watermark_blocks:
             return False
-        for block in shared:
-            if references[block]:
-                self._extra_references += 1
-            else:
-                del self._idle[block]
-                self.free_blocks -= 1
-            references[block] += 1
+        if len(unheld) < len(shared):
+            held = [block for block in shared if block not in self._idle]
+            self._sharing.share(held, len(held) * self.pool.block_tokens)
+        for block in unheld:
+            del self._idle[block]
+        self.free_blocks -= len(unheld)
         req.blocks = shared
         req.cached_blocks = hits
         return self.grow(req, tokens)
@@ -84,23 +80,17 @@ class Prefix(Paged):
             self._enter(req, (req.computed + tokens) // self.pool.block_tokens)
         return True
 
+    def fork(self, parent: Request, child: Request) -> None:
+        super().fork(parent, child)
+        child.cached_blocks = parent.cached_blocks
+
     def release(self, req: Request) -> None:
-        self._overhang_tokens -= self._overhang(req)
-        references, idle = self._references, self._idle
         if not req.finished:
             self._enter_own(req)
-        for block in reversed(req.blocks):
-            references[block] -= 1
-            if references[block]:
-                self._extra_references -= 1
-            else:
-                idle[block] = None
-                self.free_blocks += 1
-        req.blocks = []
+        elif len(self._shareable(req)) > req.cached_blocks:
+            self._enter(req, req.computed // self.pool.block_tokens)
+        super().release(req)
         req.cached_blocks = 0
-
-    def usage(self, computed_tokens: int) -> Usage:
-        return super().usage(computed_tokens - self._extra_references * self.pool.block_tokens)
 
     def _enter(self, req: Request, blocks: int) -> None:
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
@@ -122,7 +112,7 @@ class Prefix(Paged):
                     self._drop_key(block)
             req.cached_blocks = computed
         decoded = (req.computed - 1) // size if self.late_outputs else computed
-        self._name(req, len(self._shareable(req)), max(req.cached_blocks, decoded))
+        self._name(req, min(len(self._shareable(req)), req.cached_blocks), max(req.cached_blocks, decoded))
 
     def _name(self, req: Request, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
@@ -141,10 +131,16 @@ class Prefix(Paged):
         self.free_blocks -= count
         taken = [pop(last=False)[0] for _ in range(count)]
         for block in taken:
-            self._references[block] = 1
             if block in self._key_of:
                 self._drop_key(block)
         return taken
+
+    def _return(self, blocks: list[int]) -> None:
+        if self._sharing.holders:
+            blocks = self._sharing.drop(blocks)
+        for block in blocks:
+            self._idle[block] = None
+        self.free_blocks += len(blocks)
 
     def _drop_key(self, block: int) -> None:
         key = self._key_of.pop(block)
@@ -169,8 +165,16 @@ class Prefix(Paged):
         keys = self._shareable(req)
         if last <= len(keys):
             return keys[first:last]
-        own = -1 - (req.id << _INDEX_BITS)
-        return keys[first:] + list(range(own - max(first, len(keys)), own - last, -1))
+        # The prompt is the same for all sequences of a request, what follows is each one's own.
+        prompt = max(len(keys), min(last, req.prompt_tokens // self.pool.block_tokens))
+        names = keys[first:]
+        for id, start, end in (
+            (index_of(req.id), max(first, len(keys)), prompt),
+            (req.id, max(first, prompt), last),
+        ):
+            own = -1 - (id << _INDEX_BITS)
+            names += range(own - start, own - end, -1)
+        return names
 
 
 def _prefix_keys(req: Request, block_tokens: int) -> list[int]:
@@ -180,8 +184,10 @@ def _prefix_keys(req: Request, block_tokens: int) -> list[int]:
     """
     if req.prefix is None:
         return []
-    ids, unit = req.prefix.ids, req.prefix.unit_tokens
-    blocks = min(len(ids) * unit, req.prompt_tokens) // block_tokens
+    ids, unit, known = req.prefix
+    # Of several answers to one prompt, the next turn goes on from one, and nobody says from which.
+    named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
+    blocks = min(len(ids) * unit, named) // block_tokens
     if unit % block_tokens:
         return [(ids[((at + 1) * block_tokens - 1) // unit] << _INDEX_BITS) + at for at in range(blocks)]
     per_unit = unit // block_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.request import Request
+from sim.request import index_of
 from sim.step import Step
 from traces.schema import InputError
 
@@ -24,25 +24,27 @@ class Static:
             raise InputError(f"policy.timeout_s is {timeout_s}; it must be at least 0")
         self._batch_size = batch_size
         self._timeout_s = timeout_s
-        self._members: list[Request] = []
-        self._padding: list[int] = []
+        self._rows = 0
+        self._padding: dict[int, int] = {}
 
     def __call__(self, step: Step) -> None:
         if step.running:
             step.advance_running()
+            rows = self._rows
         else:
             self._form(step)
-        rows = [
-            step.computed(req) + padding
-            for req, padding in zip(self._members, self._padding, strict=True)
-            if not req.finished and req.seq >= 0
-        ]
-        if rows:
-            step.pad(len(self._members), max(rows))
+            rows = len(self._padding)
+        lengths = [step.computed(req) + self._padding_of(req.id) for req in step.running if not req.finished]
+        if lengths:
+            step.pad(rows, max(lengths))
+
+    def _padding_of(self, id: int) -> int:
+        """A sequence forked in this batch is padded like the prompt that it came from."""
+        return self._padding[id] if id in self._padding else self._padding[index_of(id)]
 
     def _form(self, step: Step) -> None:
-        self._members = []
-        self._padding = []
+        self._rows = 0
+        self._padding = {}
         oldest = next(iter(step.waiting), None)
         if oldest is None:
             return
@@ -53,11 +55,13 @@ class Static:
         longest = 0
         for req in step.waiting:
             longest = max(longest, req.known)
-            rows = len(self._members) + 1
-            if rows > self._batch_size or (rows > 1 and rows * longest > step.budget_tokens):
+            rows = len(self._padding) + 1
+            if rows > 1 and (self._rows + req.seats > self._batch_size or rows * longest > step.budget_tokens):
                 break
+            seats = req.seats
             if not step.grant(req, whole=True):
                 break
-            self._members.append(req)
-        longest = max((req.known for req in self._members), default=0)
-        self._padding = [longest - req.known for req in self._members]
+            self._rows += seats
+            self._padding[req.id] = req.known
+        longest = max(self._padding.values(), default=0)
+        self._padding = {id: longest - known for id, known in self._padding.items()}
