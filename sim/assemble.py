@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sim import catalog
+from sim.allocators.windowed import Windowed
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
+from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.engine import Engine, Limits
 from sim.executor import Predicted
 from sim.load import build
-from sim.memory import KvPool
+from sim.memory import Allocator, KvPool
 from sim.scenario import Scenario
-from sim.specs import GpuSpec, ModelSpec
+from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 
@@ -25,20 +27,29 @@ class Parts:
     plan: Scenario
     model: ModelSpec
     gpu: GpuSpec
+    memory: KvPool
+    """What allocators are given."""
     pool: KvPool
+    """The blocks that the allocator makes of it, which may be smaller."""
     limits: Limits
     cost: StepCost
     asynchronous: bool
     reserves_ahead: bool
     host_blocks: int
+    window: AttentionWindow | None
+    offloaded_bytes: int
+    """Host memory that each GPU's offloaded weights and KV take."""
 
     def engine(self, *, spans: bool = True) -> Engine:
         """A fresh engine with a policy and an allocator of its own."""
         policy = build("sim.policies", self.plan.policy.name, self.plan.policy.parameters)
-        allocator = build("sim.allocators", self.plan.allocator.name, self.plan.allocator.parameters, self.pool)
+        allocator = build("sim.allocators", self.plan.allocator.name, self.plan.allocator.parameters, self.memory)
         if self.asynchronous and hasattr(allocator, "late_outputs"):
             allocator.late_outputs = True
-        return Engine(policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks)
+        span_tokens = self.window.span_tokens if self.window else 0
+        return Engine(
+            policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks, window_tokens=span_tokens
+        )
 
     def executor(self) -> Predicted:
         """Prices batches for one replica."""
@@ -57,8 +68,9 @@ def assemble(plan: Scenario) -> Parts:
         InputError: an unknown name, a model that does not fit, a setting that contradicts another.
     """
     model, gpu = catalog.load_model(plan.model), catalog.load_gpu(plan.gpu)
-    model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype))
+    model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype), _chosen(plan.weights))
     model.check_tp(plan.tp)
+    offload = _offload(plan, model)
     engine = plan.engine
     longest = engine.max_model_len or model.max_context_tokens
     limits = Limits(engine.max_num_seqs, engine.max_num_batched_tokens, longest, engine.chunked_prefill)
@@ -77,23 +89,91 @@ def assemble(plan: Scenario) -> Parts:
             gpu_memory_utilization=plan.kv.gpu_memory_utilization,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_num_seqs=engine.max_num_seqs,
+            offload=offload,
         ).blocks
     )
     block_bytes = plan.kv.block_tokens * model.gpu_kv_bytes_per_token(plan.tp)
-    pool = KvPool(blocks, plan.kv.block_tokens, longest, block_bytes)
-    host_blocks = int(plan.kv.swap_gib * 2**30) // block_bytes
-    if host_blocks and plan.allocator.name == "prefix":
-        raise InputError("kv.swap_gib and the prefix allocator exclude one another: a dropped prefix stays findable")
+    native = model.attention_window
+    memory = KvPool(
+        blocks,
+        plan.kv.block_tokens,
+        longest,
+        block_bytes,
+        max_step_tokens=engine.max_num_batched_tokens,
+        window_tokens=native.recent_tokens if native else 0,
+        full_layers=model.full_layers,
+        window_layers=model.sliding_layers,
+    )
+    offloaded_bytes = offload.host_bytes(model, plan.tp, memory.tokens)
+    allocator: Allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, memory)
+    host_blocks = _host_blocks(plan, memory)
     if plan.cost.profile != "roofline":
         raise InputError(f"unknown profile {plan.cost.profile!r}; known: roofline")
     efficiency = Efficiency.of(gpu, plan.cost.efficiency)
-    cost = Roofline(model, gpu, tp=plan.tp, efficiency=efficiency, cuda_graphs=engine.cuda_graphs)
+    window = _window(model, allocator)
+    cost = Roofline(
+        model,
+        gpu,
+        tp=plan.tp,
+        efficiency=efficiency,
+        cuda_graphs=engine.cuda_graphs,
+        window=window,
+        offload=offload,
+    )
     policy = build("sim.policies", plan.policy.name, plan.policy.parameters)
-    allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, pool)
+    _check_no_cache(plan, allocator)
     chosen = plan.engine.async_scheduling
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
-    return Parts(plan, model, gpu, pool, limits, cost, asynchronous, reserves_ahead, host_blocks)
+    return Parts(
+        plan,
+        model,
+        gpu,
+        memory,
+        allocator.pool,
+        limits,
+        cost,
+        asynchronous,
+        reserves_ahead,
+        host_blocks,
+        window,
+        offloaded_bytes,
+    )
+
+
+def _offload(plan: Scenario, model: ModelSpec) -> Offload:
+    """What the scenario offloads, checked against the model and the other settings."""
+    told = plan.offload
+    offload = Offload(told.weight_layers, told.kv_layers, int(told.host_gib * 2**30))
+    offload.check(model)
+    if told.kv_layers and plan.kv.swap_gib:
+        raise InputError(
+            "kv.swap_gib and offload.kv_layers exclude one another: offloaded KV is in host memory already"
+        )
+    return offload
+
+
+def _window(model: ModelSpec, allocator: Allocator) -> AttentionWindow | None:
+    """The window that the allocator keeps to, in the layers that have one or else in all; or the model's own."""
+    if isinstance(allocator, Windowed):
+        return AttentionWindow(allocator.recent_tokens, allocator.sink_tokens, model.sliding_layers or model.layers)
+    return model.attention_window
+
+
+def _host_blocks(plan: Scenario, memory: KvPool) -> int:
+    blocks = int(plan.kv.swap_gib * 2**30) // memory.block_bytes
+    why = {"prefix": "a dropped prefix stays findable", "windowed": "what fell out of the window is gone"}
+    if blocks and plan.allocator.name in why:
+        name = plan.allocator.name
+        raise InputError(f"kv.swap_gib and the {name} allocator exclude one another: {why[name]}")
+    return blocks
+
+
+def _check_no_cache(plan: Scenario, allocator: Allocator) -> None:
+    if getattr(allocator, "keeps_nothing", False) and plan.policy.parameters.get("long_prefill_token_threshold"):
+        raise InputError(
+            "policy.long_prefill_token_threshold cuts prompts, and without a KV cache nothing of a cut prompt stays"
+        )
 
 
 def _chosen(dtype: str) -> str | None:

@@ -108,7 +108,7 @@ class Paged:
         # Sequences of one request share at least the full blocks of its prompt.
         each = self.pool.blocks_for(req.final_kv_tokens)
         shared = req.prompt_tokens // self.pool.block_tokens
-        need = each + (req.seats - 1) * (each - shared) + self._watermark_blocks
+        need = self._most_blocks(each) + (req.seats - 1) * self._most_blocks(each - shared) + self._watermark_blocks
         if need <= self.pool.blocks:
             return None
         who = f"with its {req.seats} sequences it" if req.seats > 1 else "it"
@@ -119,7 +119,7 @@ class Paged:
 
     def admit(self, req: Request, tokens: int) -> bool:
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.pool.blocks_for(asked) > self.free_blocks - self._watermark_blocks:
+        if self._most_blocks(self.pool.blocks_for(asked)) > self.free_blocks - self._watermark_blocks:
             return False
         return self.grow(req, tokens)
 
@@ -168,6 +168,10 @@ class Paged:
         reserved = self.pool.blocks * block_tokens - free - data - internal
         return Usage(data - shared, shared, reserved, internal, 0, free, saved)
 
+    def _most_blocks(self, rows: int) -> int:
+        """Blocks held at most by a sequence whose table has so many rows."""
+        return rows
+
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
         return self._free.take(count)
@@ -192,7 +196,7 @@ class Paged:
         return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
 
     def _forget_overhang(self, req: Request) -> None:
-        """Slots that a request will not fill lie in its last block; while that is shared they go with its last holder."""
+        """Slots never to be filled lie in the last block; while that is shared they go with its last holder."""
         if req.blocks and req.blocks[-1] not in self._sharing.holders:
             self._overhang_tokens -= self._overhang(req)
 
@@ -213,9 +217,13 @@ class Paged:
         req.phase.remove(req)
         self._joined -= 1
 
+    def _free_rows(self) -> int:
+        """Rows by which tables can grow together."""
+        return self.free_blocks
+
     def headroom(self, tick: int, limit: int) -> int:
         phases, size = self._phases, self.pool.block_tokens
-        left = self.free_blocks
+        left = self._free_rows()
         if left >= self._joined * (limit // size + 1):
             return limit
         rounds = left // self._joined

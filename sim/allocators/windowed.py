@@ -1,0 +1,203 @@
+"""Paged blocks that are given back once they lie outside the attention window (Mistral; StreamingLLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd
+
+from sim.allocators.paged import Paged
+from sim.memory import NULL_BLOCK, KvPool, Usage
+from sim.request import Request
+from traces.schema import InputError
+
+
+class Windowed(Paged):
+    """Holds the newest `window_tokens` tokens of a request and its first `sink_tokens`; the rest of its table is null.
+
+    Jiang et al. 2023 (Mistral 7B), section 2; Xiao et al. 2023 (StreamingLLM), section 3.2: attention sinks. Blocks
+    are given back when the next tokens are allocated (vLLM V1, `KVCacheManager.allocate_slots`,
+    `remove_skipped_blocks`), here only where these need a new block.
+
+    Where only some of a model's layers have a window, each block holds one group of layers, all of one size, and a
+    request has a table for each group (vLLM V1, hybrid KV cache groups). `pool` then counts such smaller blocks.
+
+    Args:
+        window_tokens: 0 takes the model's own. Another window, or one for a model without, is a lossy approximation.
+        sink_tokens: first tokens that stay.
+    """
+
+    def __init__(
+        self,
+        pool: KvPool,
+        *,
+        window_tokens: int = 0,
+        sink_tokens: int = 0,
+        watermark: float = 0.0,
+        reserve_full_prompt: bool = True,
+    ) -> None:
+        recent = window_tokens or pool.window_tokens
+        if window_tokens < 0 or sink_tokens < 0:
+            raise InputError("allocator.window_tokens and allocator.sink_tokens must be at least 0")
+        if not recent:
+            raise InputError("the windowed allocator needs a window: this model has none; set allocator.window_tokens")
+        if recent < pool.block_tokens:
+            raise InputError(
+                f"allocator.window_tokens is {recent}, less than a block of {pool.block_tokens} tokens; "
+                "no block would ever be of use as a whole"
+            )
+        full, windowed = (pool.full_layers, pool.window_layers) if pool.window_layers else (0, 1)
+        unit = gcd(full, windowed)
+        self.full_groups, self.window_groups = full // unit, windowed // unit
+        groups = self.full_groups + self.window_groups
+        pool = replace(pool, blocks=pool.blocks * groups, block_bytes=pool.block_bytes // groups)
+        super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
+        self.recent_tokens = recent
+        self.sink_tokens = sink_tokens
+        self._groups = groups
+        self._sink_blocks = pool.blocks_for(sink_tokens)
+        self._tables: dict[Request, list[list[int]]] = {}
+        self._dropped: dict[Request, int] = {}
+        self._bases: dict[Request, int] = {}
+        self._dropped_blocks = 0
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        rows = max(0, self.pool.blocks_for(req.computed + tokens) - len(req.blocks))
+        copies = bool(self._sharing.holders) and not self.owns_tail(req)
+        if not rows and not copies:
+            return True
+        stale = self._stale(req, req.computed)
+        freed = len(stale) - sum(block in self._sharing.holders for block in stale)
+        if (rows + copies) * self._groups > self.free_blocks + freed:
+            return False
+        self._drop(req, req.computed, stale)
+        if copies:
+            self._copy_tail(req)
+        for _ in range(rows):
+            self._add_row(req)
+        return True
+
+    def fork(self, parent: Request, child: Request) -> None:
+        if child.blocks:
+            self.release(child)
+        dropped = self._dropped[parent]
+        for table in self._tables[parent]:
+            kept = [block for block in table if block != NULL_BLOCK]
+            self._sharing.share(kept, parent.computed - (len(table) - len(kept)) * self.pool.block_tokens)
+        self._open(child, [table.copy() for table in self._tables[parent]])
+        self._dropped[child] = dropped
+        self._dropped_blocks += (dropped - self._sink_blocks) * self.window_groups
+
+    def release(self, req: Request) -> None:
+        tables = self._tables.pop(req, [])
+        held = {block for table in tables for block in table}
+        self.copies = [pair for pair in self.copies if pair[1] not in held]
+        self._forget_overhang(req)
+        for table in tables:
+            self._return([block for block in reversed(table) if block != NULL_BLOCK])
+        self._dropped_blocks -= (self._dropped.pop(req, self._sink_blocks) - self._sink_blocks) * self.window_groups
+        req.blocks = []
+
+    def tables(self, req: Request) -> Sequence[Sequence[int]]:
+        """A table for each group of layers: those with full attention, then those with a window."""
+        return self._tables[req]
+
+    def table(self, req: Request) -> Sequence[int]:
+        return self._tables[req][0] if req in self._tables else ()
+
+    def usage(self, computed_tokens: int) -> Usage:
+        size, groups = self.pool.block_tokens, self._groups
+        shared, saved = self._sharing.shared_tokens, self._sharing.saved_tokens
+        data = computed_tokens * groups - self._dropped_blocks * size - saved
+        free = self.free_blocks * size
+        internal = self._overhang_tokens * groups
+        reserved = self.pool.tokens - free - data - internal
+        return Usage(data - shared, shared, reserved, internal, 0, free, saved)
+
+    def join(self, req: Request, tick: int) -> None:
+        super().join(req, tick)
+        self._bases[req] = req.computed - tick
+
+    def leave(self, req: Request) -> None:
+        super().leave(req)
+        del self._bases[req]
+
+    def headroom(self, tick: int, limit: int) -> int:
+        steps = super().headroom(tick, limit)
+        if steps or not limit:
+            return steps
+        # What falls out of the window may pay for one step where the free blocks alone do not.
+        left = self.free_blocks
+        for req in self._phases[tick % self.pool.block_tokens]:
+            stale = self._stale(req, self._bases[req] + tick)
+            left += len(stale) - sum(block in self._sharing.holders for block in stale) - self._groups
+            if left < 0:
+                return 0
+        return 1
+
+    def advance(self, tick: int, steps: int) -> None:
+        size = self.pool.block_tokens
+        for at in range(tick, tick + steps):
+            for req in self._phases[at % size]:
+                computed = self._bases[req] + at
+                self._drop(req, computed, self._stale(req, computed))
+                self._add_row(req)
+
+    def _most_blocks(self, rows: int) -> int:
+        kept = rows
+        if self.pool.max_step_tokens:
+            kept = self._sink_blocks + self.pool.blocks_for(self.recent_tokens + self.pool.max_step_tokens) + 1
+        return self.full_groups * rows + self.window_groups * min(rows, kept)
+
+    def _free_rows(self) -> int:
+        return self.free_blocks // self._groups
+
+    def _first_needed(self, computed: int) -> int:
+        """Row of the first token, sinks aside, that the next token attends."""
+        return max(self._sink_blocks, max(0, computed - self.recent_tokens + 1) // self.pool.block_tokens)
+
+    def _stale(self, req: Request, computed: int) -> list[int]:
+        """Blocks that no token from the `computed`-th on attends."""
+        if req not in self._tables:
+            return []
+        start, end = self._dropped[req], self._first_needed(computed)
+        return [block for table in self._tables[req][self.full_groups :] for block in table[start:end]]
+
+    def _drop(self, req: Request, computed: int, stale: list[int]) -> None:
+        if not stale:
+            return
+        start, end = self._dropped[req], self._first_needed(computed)
+        for table in self._tables[req][self.full_groups :]:
+            table[start:end] = [NULL_BLOCK] * (end - start)
+        self._dropped[req] = end
+        self._dropped_blocks += (end - start) * self.window_groups
+        self._return(stale)
+
+    def _add_row(self, req: Request) -> None:
+        if req not in self._tables:
+            self._open(req, [[] for _ in range(self._groups)])
+        tables = self._tables[req]
+        for table, block in zip(tables, self._take(self._groups), strict=True):
+            table.append(block)
+        over = len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens
+        if over > 0:
+            self._overhang_tokens += over
+
+    def _open(self, req: Request, tables: list[list[int]]) -> None:
+        self._tables[req] = tables
+        req.blocks = tables[-1]
+        self._dropped[req] = self._sink_blocks
+
+    def _copy_tail(self, req: Request) -> None:
+        at = req.computed // self.pool.block_tokens
+        for table in self._tables[req]:
+            (copy,) = self._take(1)
+            self.copies.append((table[at], copy))
+            self._sharing.drop([table[at]])
+            table[at] = copy
+        self._overhang_tokens += self._overhang(req)
+
+    @property
+    def window_span_tokens(self) -> int:
+        """Tokens that one attends at most."""
+        return self.recent_tokens + self.sink_tokens
