@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sim.request import Request
@@ -43,11 +44,23 @@ class Entry(NamedTuple):
     past: int
 
 
+class Swap(NamedTuple):
+    """A preempted request's KV on its way to host memory (`out`) or back, after `after` of the batch's copies.
+
+    `blocks` are the device blocks, in token order.
+    """
+
+    request: Request
+    blocks: Sequence[int]
+    out: bool
+    after: int
+
+
 class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
-    `copies` are (source, target) blocks to copy, in this order, before anything is computed.
+    `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
     """
 
@@ -65,6 +78,7 @@ class Batch:
         "repeats",
         "running",
         "shape",
+        "swaps",
         "waiting",
     )
 
@@ -77,6 +91,7 @@ class Batch:
         self.lockstep = lockstep
         self.evicted = evicted
         self.copies: list[tuple[int, int]] = []
+        self.swaps: list[Swap] = []
         self.empty = not entries and not lockstep
         self.repeats = 1
         self.shape = NOTHING

@@ -108,6 +108,11 @@ class Engine:
         self.admissions = 0
 
     @property
+    def copies_asked(self) -> list[tuple[int, int]]:
+        """Block copies that the next batch must make, so far."""
+        return self._forking.copies
+
+    @property
     def busy(self) -> bool:
         """Is any request waiting or running?"""
         return bool(self.waiting) or bool(self.running)
@@ -147,24 +152,17 @@ class Engine:
         if self.lockstep.count and not step.advanced:
             self.scatter()
         lockstep = self.lockstep
-        copied_blocks = self._take_copies(step)
         batch = Batch(self.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
-        batch.copies = step.copies
         self.wake_s = step.wake_s
         if not batch.empty:
             self.next_step += 1
-            block_bytes = self.allocator.pool.block_bytes
-            moved_bytes = (copied_blocks * block_bytes, step.swapped_blocks * block_bytes)
-            if step.padded:
-                batch.shape = _padded_shape(batch, *step.padded, moved_bytes, lockstep.window_tokens)
-                batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
-            elif step.entries or step.swapped_blocks or copied_blocks:
-                batch.shape = _shape(batch, lockstep, moved_bytes)
+            if step.entries or step.padded or step.swaps or self._forking.copies:
+                self._describe(batch, step)
             else:
                 count = lockstep.count
                 within = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
                 batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick, 0, 0, *within)
-            if not step.entries and self._repeatable and not copied_blocks:
+            if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
                 batch.repeats = self._repeats(step, batch.shape)
         if step.entries or self.loose:
             self._settle(batch)
@@ -235,8 +233,8 @@ class Engine:
 
     # ---- what Step calls ------------------------------------------------------------------------------------------
 
-    def enter(self, req: Request, hit_tokens: int, now_s: float) -> int:
-        """Move a request from the waiting queue to the running list; returns the blocks swapped in for it."""
+    def enter(self, req: Request, hit_tokens: int, now_s: float) -> None:
+        """Move a request from the waiting queue to the running list."""
         self.waiting.remove(req)
         self.running[req] = None
         self.loose.append(req)
@@ -246,27 +244,26 @@ class Engine:
         if req.preemptions == 0:
             req.first_scheduled_s = now_s
             req.prefix_hit_tokens = hit_tokens
-        blocks = self.allocator.pool.blocks_for(req.swapped_tokens)
-        self.host_blocks_free += blocks
-        req.swapped_tokens = 0
-        return blocks
+        if req.swapped_tokens:
+            blocks = self.allocator.pool.blocks_for(req.swapped_tokens)
+            self.host_blocks_free += blocks
+            self._step.swap(req, self.allocator.table(req)[:blocks], out=False)
+            req.swapped_tokens = 0
 
-    def preempt(self, req: Request, *, swap: bool = True) -> int:
-        """Take the KV of a request that is in no list but `running`, and queue it again; returns the blocks swapped."""
-        self._remove(req)
+    def preempt(self, req: Request, *, swap: bool = True) -> None:
+        """Take the KV of a request that is in no list but `running`, and queue it again."""
         blocks = self.allocator.pool.blocks_for(req.computed)
-        if swap and blocks <= self.host_blocks_free:
+        if swap and 0 < blocks <= self.host_blocks_free:
             self.host_blocks_free -= blocks
             req.swapped_tokens = req.computed
-        else:
-            blocks = 0
+            self._step.swap(req, self.allocator.table(req)[:blocks], out=True)
+        self._remove(req)
         req.computed = 0
         req.seq = -1
         req.preemptions += 1
         self.preemptions += 1
         self.waiting.put_back(req)
         self._release_held()
-        return blocks
 
     def disband(self, req: Request) -> None:
         """Drop one beam of a search that is preempted as a whole, to be forked anew from its first beam."""
@@ -323,11 +320,20 @@ class Engine:
                 self.allocator.release(req)
             self.held.clear()
 
-    def _take_copies(self, step: Step) -> int:
-        step.copies = self._forking.copies
-        if step.copies:
-            self._forking.copies = []
-        return len(step.copies)
+    def _describe(self, batch: Batch, step: Step) -> None:
+        """Hand over what the step moves, that of empty steps before it included, and say what it costs."""
+        if step.swaps:
+            batch.swaps, step.swaps = step.swaps, []
+        if self._forking.copies:
+            batch.copies, self._forking.copies = self._forking.copies, []
+        block_bytes = self.allocator.pool.block_bytes
+        swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
+        moved_bytes = (len(batch.copies) * block_bytes, swapped_blocks * block_bytes)
+        if step.padded:
+            batch.shape = _padded_shape(batch, *step.padded, moved_bytes, self.lockstep.window_tokens)
+            batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
+        else:
+            batch.shape = _shape(batch, self.lockstep, moved_bytes)
 
     def _repeats(self, step: Step, shape: Shape) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""

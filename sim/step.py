@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from sim.batch import Entry
+from sim.batch import Entry, Swap
 from sim.request import Request
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ class Step:
         "_victim",
         "advanced",
         "budget_tokens",
-        "copies",
         "entries",
         "evicted",
         "now_s",
         "padded",
-        "swapped_blocks",
+        "swaps",
         "tokens_left",
         "waiting",
         "wake_s",
@@ -52,6 +51,8 @@ class Step:
         self.budget_tokens = engine.limits.max_num_batched_tokens
         self.waiting: WaitingQueue = engine.waiting
         """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
+        self.swaps: list[Swap] = []
+        """What moves to the host or back before the next batch computes; whoever makes the batch takes them out."""
         self.begin(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -61,8 +62,6 @@ class Step:
         self.entries: list[Entry] = []
         self.evicted: list[Request] = []
         self.advanced = False
-        self.swapped_blocks = 0
-        self.copies: list[tuple[int, int]] = []
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
 
@@ -145,7 +144,7 @@ class Step:
             req.seats = group.size
         else:
             dependents = self._withdraw(req)
-            self.swapped_blocks += engine.preempt(req)
+            engine.preempt(req)
         self.evicted.append(req)
         for other in dependents:
             if other in engine.running:
@@ -212,6 +211,10 @@ class Step:
         """Ask to be called again at that time where nothing else happens before."""
         self.wake_s = time_s if self.wake_s is None else min(self.wake_s, time_s)
 
+    def swap(self, req: Request, blocks: Sequence[int], *, out: bool) -> None:
+        """Note that these blocks of a request move to the host or back, in order with the copies asked for so far."""
+        self.swaps.append(Swap(req, list(blocks), out, len(self._engine.copies_asked)))
+
     def _dependents(self, entry: Entry) -> list[Request]:
         """Requests whose share of this step builds on blocks that `entry` was to fill."""
         table, block_tokens = self._engine.allocator.table, self._engine.allocator.pool.block_tokens
@@ -249,7 +252,7 @@ class Step:
         if not engine.allocator.admit(req, tokens):
             req.computed = 0
             return 0
-        self.swapped_blocks += engine.enter(req, hit, self.now_s)
+        engine.enter(req, hit, self.now_s)
         self._enter(req, tokens)
         return tokens
 

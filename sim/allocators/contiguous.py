@@ -85,8 +85,6 @@ class Contiguous:
 
     def release(self, req: Request) -> None:
         run = self._runs.pop(req)
-        if self.copies:
-            self.copies = [pair for pair in self.copies if pair[1] not in run]
         for one in (run, *self._spare.pop(req, ())):
             self._final_tokens -= req.final_kv_tokens
             self._free_run(one)

@@ -149,11 +149,8 @@ class Paged:
         return at >= len(req.blocks) or req.blocks[at] not in self._sharing.holders
 
     def release(self, req: Request) -> None:
-        blocks = req.blocks
-        if self.copies:
-            self.copies = [pair for pair in self.copies if pair[1] not in blocks]
         self._forget_overhang(req)
-        self._return(list(reversed(blocks)))
+        self._return(req.blocks[::-1])
         req.blocks = []
 
     def table(self, req: Request) -> Sequence[int]:

@@ -90,8 +90,6 @@ class Windowed(Paged):
 
     def release(self, req: Request) -> None:
         tables = self._tables.pop(req, [])
-        held = {block for table in tables for block in table}
-        self.copies = [pair for pair in self.copies if pair[1] not in held]
         self._forget_overhang(req)
         for table in tables:
             self._return([block for block in reversed(table) if block != NULL_BLOCK])
