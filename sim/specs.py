@@ -1,19 +1,19 @@
-"""What a model and a GPU are, as numbers, and the arithmetic on them. It knows no seconds and no files."""
+"""What a model is, as numbers, and the arithmetic on them; GPUs as well. It knows no seconds and no files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sim.checks import check_choice, check_count
+from sim.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
+from sim.gpu import GpuSpec
 from traces.schema import InputError
 
-DTYPE_BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
-KV_DTYPE_BYTES: Mapping[str, int] = {**DTYPE_BYTES, "fp8": 1}
+__all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "ModelSpec"]
+
 NORMS = ("rms", "layer")
 MAX_TP = 64
-# A typing error of a few digits is caught here rather than as an endless run; the largest model known is far below.
-MAX_COUNT = 10**9
 
 
 class Gemm(NamedTuple):
@@ -24,13 +24,38 @@ class Gemm(NamedTuple):
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionWindow:
+    """In `layers` layers a token attends itself and the tokens before it, `recent_tokens` in all, and the first
+    `sink_tokens` of its sequence (0: a plain sliding window; else StreamingLLM, arXiv 2309.17453)."""
+
+    recent_tokens: int
+    sink_tokens: int
+    layers: int
+
+    def __post_init__(self) -> None:
+        for key, least in (("recent_tokens", 1), ("sink_tokens", 0), ("layers", 1)):
+            check_count("attention window", key, getattr(self, key), least=least)
+
+    @property
+    def span_tokens(self) -> int:
+        """The most tokens that one token attends."""
+        return self.recent_tokens + self.sink_tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer. MHA, GQA and MQA follow from `heads` and `kv_heads`; zero experts means a dense MLP.
+    """A decoder-only transformer. MHA, GQA and MQA follow from `heads` and `kv_heads`.
 
-    `norm` is "rms" (weights) or "layer" (weights and biases); `learned_positions` is the number of rows of a position
-    table (OPT), 0 with rotary embeddings. `expert_ffn` and `shared_expert_ffn` are the widths of one routed expert and
-    of the expert that every token visits. `sliding_window_tokens` 0 means full attention.
+    Experts: zero means a dense MLP of width `ffn` in every layer; otherwise all layers but the first
+    `leading_dense_layers` have `experts` of width `expert_ffn` and one of width `shared_expert_ffn` that every token
+    visits. Window: `sliding_layers` layers attend `sliding_window_tokens` (0: full attention); left out, all layers do.
+    Latent attention (MLA, arXiv 2405.04434): with `kv_lora_rank` the cache holds one latent and one rotary key of
+    `qk_rope_head_dim` per token and layer, and `head_dim` is `qk_nope_head_dim + qk_rope_head_dim`; `q_lora_rank` 0
+    projects queries at once.
+    `norm` is "rms" (weights) or "layer" (weights and biases), two a layer, four with `post_norms`; `head_sinks` is one
+    more logit per head (gpt-oss); `learned_positions` counts the rows of a position table (OPT), 0 with rotary
+    embeddings. `dtype` is that of the activations; `weights` that of the matrices, "auto" the same.
     Raises InputError, in one sentence, when the numbers cannot be a model.
     """
 
@@ -47,51 +72,120 @@ class ModelSpec:
     gated_mlp: bool = True
     tied_embeddings: bool = False
     norm: str = "rms"
+    post_norms: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    router_bias: bool = False
+    head_sinks: bool = False
     learned_positions: int = 0
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0
     shared_expert_ffn: int = 0
+    leading_dense_layers: int = 0
     sliding_window_tokens: int = 0
+    sliding_layers: int = 0
+    kv_lora_rank: int = 0
+    q_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
+    qk_nope_head_dim: int = 0
+    v_head_dim: int = 0
     dtype: str = "bf16"
+    weights: str = "auto"
     kv_dtype: str = "bf16"
 
     def __post_init__(self) -> None:
-        for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "max_context_tokens"):
-            _check_count(f"model {self.name!r}", key, getattr(self, key), least=1)
-        for key in (
-            "learned_positions",
-            "experts",
-            "expert_ffn",
-            "shared_expert_ffn",
-            "sliding_window_tokens",
-        ):
-            _check_count(f"model {self.name!r}", key, getattr(self, key), least=0)
-        _check_count(f"model {self.name!r}", "ffn", self.ffn, least=0 if self.experts else 1)
-        _check_choice(f"model {self.name!r}", "norm", self.norm, NORMS)
-        _check_choice(f"model {self.name!r}", "dtype", self.dtype, tuple(DTYPE_BYTES))
-        _check_choice(f"model {self.name!r}", "kv_dtype", self.kv_dtype, tuple(KV_DTYPE_BYTES))
+        self._check_counts()
+        self._check_types()
+        where = f"model {self.name!r}"
         if self.heads % self.kv_heads:
-            raise InputError(f"model {self.name!r}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+            raise InputError(f"{where}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.experts and not (1 <= self.experts_per_token <= self.experts and self.expert_ffn):
             raise InputError(
-                f"model {self.name!r}: with {self.experts} experts, experts_per_token must lie between 1 and "
+                f"{where}: with {self.experts} experts, experts_per_token must lie between 1 and "
                 f"{self.experts} and expert_ffn must be set"
             )
+        if self.sliding_layers and not self.sliding_window_tokens:
+            raise InputError(f"{where}: sliding_layers = {self.sliding_layers} without sliding_window_tokens")
+        if self.sliding_window_tokens and not self.sliding_layers:
+            object.__setattr__(self, "sliding_layers", self.layers)
+        if self.is_latent and not (self.qk_rope_head_dim and self.v_head_dim):
+            raise InputError(f"{where}: with kv_lora_rank, qk_rope_head_dim and v_head_dim must be set")
+        if self.is_latent and self.head_dim != self.qk_nope_head_dim + self.qk_rope_head_dim:
+            raise InputError(
+                f"{where}: head_dim {self.head_dim} is not the sum of qk_nope_head_dim {self.qk_nope_head_dim} and "
+                f"qk_rope_head_dim {self.qk_rope_head_dim}"
+            )
 
-    def with_dtypes(self, dtype: str | None = None, kv_dtype: str | None = None) -> ModelSpec:
-        """The same model with weights (and activations) or KV cache in another type; the cache follows the weights."""
-        weights = dtype or self.dtype
-        return replace(self, dtype=weights, kv_dtype=kv_dtype or (weights if dtype else self.kv_dtype))
+    def _check_counts(self) -> None:
+        where = f"model {self.name!r}"
+        for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "max_context_tokens"):
+            check_count(where, key, getattr(self, key), least=1)
+        for key in ("learned_positions", "experts", "expert_ffn", "shared_expert_ffn", "sliding_window_tokens"):
+            check_count(where, key, getattr(self, key), least=0)
+        check_count(where, "sliding_layers", self.sliding_layers, least=0, most=self.layers)
+        check_count(where, "leading_dense_layers", self.leading_dense_layers, 0, self.layers if self.experts else 0)
+        check_count(where, "ffn", self.ffn, least=1 if self.dense_layers else 0)
+        latent = ("q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        check_count(where, "kv_lora_rank", self.kv_lora_rank, least=0)
+        for key in latent:
+            if not self.is_latent and getattr(self, key):
+                raise InputError(f"{where}: {key} = {getattr(self, key)} without kv_lora_rank")
+            check_count(where, key, getattr(self, key), least=0)
+
+    def _check_types(self) -> None:
+        where = f"model {self.name!r}"
+        check_choice(where, "norm", self.norm, NORMS)
+        check_choice(where, "dtype", self.dtype, tuple(DTYPE_BYTES))
+        check_choice(where, "weights", self.weights, ("auto", *WEIGHT_TYPES))
+        check_choice(where, "kv_dtype", self.kv_dtype, tuple(KV_TYPES))
+        if self.weights in QUANTISED and self.dtype == "fp32":
+            raise InputError(f"{where}: {self.weights} weights need fp16 or bf16 activations, and dtype is fp32")
+        if self.kv_dtype == "int4" and self.head_dim % 2:
+            raise InputError(f"{where}: an int4 KV cache needs an even head_dim, and it is {self.head_dim}")
+        if self.is_latent and KV_TYPES[self.kv_dtype].scale_bytes:
+            raise InputError(
+                f"{where}: an {self.kv_dtype} KV cache keeps scales per head, and latent attention has no heads in its "
+                f"cache; known are {', '.join(name for name, kind in KV_TYPES.items() if not kind.scale_bytes)}"
+            )
+
+    def with_dtypes(
+        self, dtype: str | None = None, kv_dtype: str | None = None, weights: str | None = None
+    ) -> ModelSpec:
+        """The same model in other types: the cache follows `dtype` unless told, and so do weights that are "auto"."""
+        return replace(
+            self,
+            dtype=dtype or self.dtype,
+            kv_dtype=kv_dtype or dtype or self.kv_dtype,
+            weights=weights or self.weights,
+        )
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one weight or activation."""
+        """Bytes of one activation."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def weight_dtype(self) -> str:
+        """The type of the weight matrices."""
+        return self.dtype if self.weights == "auto" else self.weights
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the cache holds a latent instead of keys and values (MLA)."""
+        return self.kv_lora_rank > 0
+
+    @property
+    def latent_width(self) -> int:
+        """Elements of the latent and the rotary key together; 0 without latent attention."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one value head."""
+        return self.v_head_dim or self.head_dim
 
     @property
     def query_width(self) -> int:
@@ -99,9 +193,26 @@ class ModelSpec:
         return self.heads * self.head_dim
 
     @property
-    def kv_width(self) -> int:
-        """Width of all key heads together, which is also that of the value heads."""
-        return self.kv_heads * self.head_dim
+    def attention_window(self) -> AttentionWindow | None:
+        """The window of the layers that have one."""
+        if not self.sliding_window_tokens:
+            return None
+        return AttentionWindow(self.sliding_window_tokens, 0, self.sliding_layers)
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that attend the whole context."""
+        return self.layers - self.sliding_layers
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers whose MLP has no experts."""
+        return self.leading_dense_layers if self.experts else self.layers
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers whose MLP has experts."""
+        return self.layers - self.dense_layers
 
     @property
     def parameters(self) -> int:
@@ -111,30 +222,29 @@ class ModelSpec:
     @property
     def active_parameters(self) -> int:
         """Parameters without the experts that a token does not visit."""
-        idle_experts = self.experts - self.experts_per_token if self.experts else 0
-        return self.parameters - self.layers * idle_experts * self._mlp_parameters(self.expert_ffn, 1)
+        expert = _count(self.expert_gemms(1)) + self._biases(self.expert_gemms(1))
+        return self.parameters - self.expert_layers * (self.experts - self.experts_per_token) * expert
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return self.parameters * self.element_bytes
+        return self.gpu_weight_bytes(1)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token in all layers."""
-        return 2 * self.layers * self.kv_width * KV_DTYPE_BYTES[self.kv_dtype]
+        """Bytes of keys and values of one token in all layers, scales included."""
+        return self.gpu_kv_bytes_per_token(1)
 
     @property
     def flops_per_token(self) -> int:
         """FLOPs of the layers' matrix products for one token: no attention scores, no LM head (2 per weight)."""
-        mlp = sum(gemm.k * gemm.n for gemm in self.mlp_gemms(1))
-        expert = self.experts_per_token * sum(gemm.k * gemm.n for gemm in self.expert_gemms(1))
-        attention = sum(gemm.k * gemm.n for gemm in self.attention_gemms(1))
-        return 2 * self.layers * (attention + mlp + expert + self.hidden * self.experts)
+        everywhere = self.layers * _count(self.attention_gemms(1)) + self.dense_layers * _count(self.mlp_gemms(1))
+        experts = self.experts_per_token * _count(self.expert_gemms(1)) + _count(self.shared_gemms(1))
+        return 2 * (everywhere + self.expert_layers * (experts + self.hidden * self.experts))
 
     def check_tp(self, tp: int) -> None:
         """Raise InputError unless `tp` GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
-        _check_count(f"model {self.name!r}", "tp", tp, least=1)
+        check_count(f"model {self.name!r}", "tp", tp, least=1)
         if not self.divides(tp):
             choices = ", ".join(str(n) for n in range(1, MAX_TP + 1) if self.divides(n))
             raise InputError(
@@ -145,136 +255,119 @@ class ModelSpec:
     def divides(self, tp: int) -> bool:
         """Whether `tp` GPUs can share every layer evenly."""
         widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
-        kv_fits = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        kv_fits = self.is_latent or self.kv_heads % tp == 0 or tp % self.kv_heads == 0
         return tp <= MAX_TP and kv_fits and all(width % tp == 0 for width in widths)
 
     def gpu_kv_heads(self, tp: int) -> int:
         """KV heads on one of `tp` GPUs; at least one, so beyond `kv_heads` GPUs they are repeated."""
         return max(1, self.kv_heads // tp)
 
+    def layer_kv_bytes_per_token(self, tp: int) -> int:
+        """Bytes that one token's KV takes in one layer on one of `tp` GPUs; a latent is on every GPU in full."""
+        kind = KV_TYPES[self.kv_dtype]
+        if self.is_latent:
+            return kind.vector_bytes(self.latent_width)
+        return 2 * self.gpu_kv_heads(tp) * kind.vector_bytes(self.head_dim)
+
     def gpu_kv_bytes_per_token(self, tp: int) -> int:
         """Bytes that one token's KV takes on one of `tp` GPUs."""
-        return 2 * self.layers * self.gpu_kv_heads(tp) * self.head_dim * KV_DTYPE_BYTES[self.kv_dtype]
+        return self.layers * self.layer_kv_bytes_per_token(tp)
 
     def attention_gemms(self, tp: int) -> tuple[Gemm, ...]:
-        """The two projections around attention, on one of `tp` GPUs."""
-        queries = self.query_width // tp
-        return (
-            Gemm("qkv", self.hidden, queries + 2 * self.gpu_kv_heads(tp) * self.head_dim),
-            Gemm("attention output", queries, self.hidden),
-        )
+        """The projections around attention, on one of `tp` GPUs; the last is the output's.
+
+        Of latent attention, those down to a rank are repeated on every GPU (vLLM, models/deepseek_v2.py).
+        """
+        queries, heads = self.query_width // tp, self.heads // tp
+        output = Gemm("attention output", heads * self.value_dim, self.hidden)
+        if not self.is_latent:
+            return Gemm("qkv", self.hidden, queries + 2 * self.gpu_kv_heads(tp) * self.head_dim), output
+        expand = Gemm("latent up", self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim))
+        if not self.q_lora_rank:
+            return (
+                Gemm("query", self.hidden, queries),
+                Gemm("latent down", self.hidden, self.latent_width),
+                expand,
+                output,
+            )
+        down = Gemm("query and latent down", self.hidden, self.q_lora_rank + self.latent_width)
+        return down, Gemm("query up", self.q_lora_rank, queries), expand, output
 
     def mlp_gemms(self, tp: int) -> tuple[Gemm, ...]:
-        """The MLP that every token visits (dense, or the shared expert) on one of `tp` GPUs; may be none."""
-        width = self.shared_expert_ffn if self.experts else self.ffn
-        return self._pair("mlp", width // tp)
+        """The MLP of a layer without experts, on one of `tp` GPUs; empty where every layer has experts."""
+        return self._pair("mlp", self.ffn // tp if self.dense_layers else 0)
+
+    def shared_gemms(self, tp: int) -> tuple[Gemm, ...]:
+        """The expert that every token visits, on one of `tp` GPUs; may be none."""
+        return self._pair("shared expert", self.shared_expert_ffn // tp if self.experts else 0)
 
     def expert_gemms(self, tp: int) -> tuple[Gemm, ...]:
         """One routed expert, on one of `tp` GPUs; empty for a dense model."""
-        return self._pair("expert", self.expert_ffn // tp) if self.experts else ()
+        return self._pair("expert", self.expert_ffn // tp if self.experts else 0)
 
     def _pair(self, name: str, width: int) -> tuple[Gemm, ...]:
         if width == 0:
             return ()
         up = 2 * width if self.gated_mlp else width
-        return (Gemm(f"{name} up", self.hidden, up), Gemm(f"{name} down", width, self.hidden))
+        return Gemm(f"{name} up", self.hidden, up), Gemm(f"{name} down", width, self.hidden)
 
     def gpu_parameters(self, tp: int) -> int:
         """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated."""
-        norm = self.hidden * (2 if self.norm == "layer" else 1)
-        layer = self._attention_parameters(tp) + 2 * norm
-        if self.experts:
-            layer += self.experts * (self._mlp_parameters(self.expert_ffn, tp) + self.hidden)
-            layer += self._mlp_parameters(self.shared_expert_ffn, tp)
-        else:
-            layer += self._mlp_parameters(self.ffn, tp)
+        dense, expert = (
+            sum(count * gemm.k * gemm.n for gemm, count in self._matrices(tp, dense=kind)) + self._vectors(tp, kind)
+            for kind in (True, False)
+        )
+        return self.dense_layers * dense + self.expert_layers * expert + self._outside(tp)
+
+    def gpu_weight_bytes(self, tp: int) -> int:
+        """Bytes of the weights on one of `tp` GPUs, scales included."""
+        dense, expert = (self._layer_bytes(tp, dense=kind) for kind in (True, False))
+        layers_bytes = self.dense_layers * dense + self.expert_layers * expert
+        return layers_bytes + self._outside(tp) * self._plain_bytes()
+
+    def last_layers_weight_bytes(self, layers: int, tp: int) -> int:
+        """Bytes of the weights of the last `layers` layers on one of `tp` GPUs."""
+        dense = max(0, layers - self.expert_layers)
+        return dense * self._layer_bytes(tp, dense=True) + (layers - dense) * self._layer_bytes(tp, dense=False)
+
+    def _layer_bytes(self, tp: int, *, dense: bool) -> int:
+        kind = WEIGHT_TYPES[self.weight_dtype]
+        matrices_bytes = sum(count * kind.matrix_bytes(gemm.k, gemm.n) for gemm, count in self._matrices(tp, dense))
+        return matrices_bytes + self._vectors(tp, dense) * self._plain_bytes()
+
+    def _plain_bytes(self) -> int:
+        """Bytes of a parameter that is never quantised."""
+        return DTYPE_BYTES.get(self.weight_dtype, self.element_bytes)
+
+    def _matrices(self, tp: int, dense: bool) -> list[tuple[Gemm, int]]:
+        """The matrices of one layer on one of `tp` GPUs, and how many there are of each."""
+        single = [*self.attention_gemms(tp), *(self.mlp_gemms(tp) if dense else self.shared_gemms(tp))]
+        return [(gemm, 1) for gemm in single] + [(gemm, self.experts) for gemm in self.expert_gemms(tp) if not dense]
+
+    def _vectors(self, tp: int, dense: bool) -> int:
+        """Parameters of one layer that are in no quantised matrix: norms, biases and the router."""
+        norms = (4 if self.post_norms else 2) * self._norm() + (2 * self.head_dim if self.qk_norm else 0)
+        latents = self.q_lora_rank + self.kv_lora_rank
+        first, *_, output = self.attention_gemms(tp)
+        biases = (first.n if self.qkv_bias else 0) + (output.n if self.attention_output_bias else 0)
+        sinks = self.heads // tp if self.head_sinks else 0
+        if dense:
+            return norms + latents + biases + sinks + self._biases(self.mlp_gemms(tp))
+        mlp_biases = self._biases(self.shared_gemms(tp)) + self.experts * self._biases(self.expert_gemms(tp))
+        router = self.experts * (self.hidden + (1 if self.router_bias else 0))
+        return norms + latents + biases + sinks + mlp_biases + router
+
+    def _biases(self, gemms: tuple[Gemm, ...]) -> int:
+        return sum(gemm.n for gemm in gemms) if self.mlp_bias else 0
+
+    def _norm(self) -> int:
+        return self.hidden * (2 if self.norm == "layer" else 1)
+
+    def _outside(self, tp: int) -> int:
+        """Parameters outside the layers: embeddings, LM head, positions and the last norm."""
         tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // tp) * self.hidden
-        return self.layers * layer + norm + tables + self.learned_positions * self.hidden
-
-    def _attention_parameters(self, tp: int) -> int:
-        qkv, output = self.attention_gemms(tp)
-        biases = (qkv.n if self.qkv_bias else 0) + (self.hidden if self.attention_output_bias else 0)
-        return qkv.k * qkv.n + output.k * output.n + biases + (2 * self.head_dim if self.qk_norm else 0)
-
-    def _mlp_parameters(self, width: int, tp: int) -> int:
-        gemms = self._pair("mlp", width // tp)
-        return sum(gemm.k * gemm.n + (gemm.n if self.mlp_bias else 0) for gemm in gemms)
+        return self._norm() + tables + self.learned_positions * self.hidden
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuSpec:
-    """One GPU, from its data sheet: dense FLOP/s (no structured sparsity) with fp32 accumulation, 0 where it has none.
-
-    Link rates are for one direction; `link_bytes_per_s` is the GPU-to-GPU fabric (NVLink, Infinity Fabric), 0 where
-    GPUs talk over PCIe. `sources` says for a field where its number is from, `source` for all others;
-    `efficiency` holds (name, value, source) of the constants of `sim.cost.efficiency` known to differ on this GPU.
-    Raises InputError, in one sentence, when a number cannot be right.
-    """
-
-    name: str
-    description: str
-    source: str
-    memory_bytes: int
-    memory_bytes_per_s: float
-    fp16_flops_per_s: float
-    bf16_flops_per_s: float
-    fp8_flops_per_s: float
-    fp32_flops_per_s: float
-    sms: int
-    l2_bytes: int
-    pcie_bytes_per_s: float
-    link_bytes_per_s: float
-    watts: float
-    sources: tuple[tuple[str, str], ...] = ()
-    efficiency: tuple[tuple[str, float, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        where = f"GPU {self.name!r}"
-        _check_count(where, "memory_bytes", self.memory_bytes, least=2**20, most=2**50)
-        _check_count(where, "sms", self.sms, least=1)
-        _check_count(where, "l2_bytes", self.l2_bytes, least=0, most=2**40)
-        for key in (
-            "memory_bytes_per_s",
-            "fp16_flops_per_s",
-            "fp32_flops_per_s",
-            "pcie_bytes_per_s",
-            "watts",
-        ):
-            if not 0 < getattr(self, key) < 1e21:
-                raise InputError(f"{where}: {key} = {getattr(self, key)} must be positive and finite")
-        for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s"):
-            if not 0 <= getattr(self, key) < 1e21:
-                raise InputError(f"{where}: {key} = {getattr(self, key)} must be finite and not negative")
-
-    def flops_per_s(self, dtype: str) -> float:
-        """Dense FLOP/s of matrix products in `dtype`; InputError where the GPU has no units for it."""
-        rate: float = getattr(self, f"{dtype}_flops_per_s")
-        if rate == 0:
-            raise InputError(
-                f"GPU {self.name!r} has no {dtype} matrix units; choose another type, such as --set dtype=fp16"
-            )
-        return rate
-
-    @property
-    def peer_bytes_per_s(self) -> float:
-        """One-way rate to another GPU of the same machine: the fabric where there is one, else PCIe."""
-        return self.link_bytes_per_s or self.pcie_bytes_per_s
-
-    def source_of(self, key: str) -> str:
-        """Where the number `key` is from."""
-        return dict(self.sources).get(key, self.source)
-
-
-SPEC_FIELDS: Mapping[type, tuple[str, ...]] = {
-    spec: tuple(item.name for item in fields(spec)) for spec in (ModelSpec, GpuSpec)
-}
-
-
-def _check_count(where: str, key: str, value: int, least: int, most: int = MAX_COUNT) -> None:
-    if not least <= value <= most:
-        raise InputError(f"{where}: {key} = {value} must lie between {least} and {most}")
-
-
-def _check_choice(where: str, key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{where}: {key} = {value!r} is none of {', '.join(choices)}")
+def _count(gemms: tuple[Gemm, ...]) -> int:
+    return sum(gemm.k * gemm.n for gemm in gemms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 
 from sim import catalog
 from sim.catalog import from_hf_config, load_gpu, load_model, names
+from sim.catalog.architectures import ARCHITECTURES
 from sim.cost.efficiency import Efficiency
-from sim.specs import GpuSpec
+from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 FOLDER = Path(catalog.__file__).parent
 GPUS = ["a100-40", "a100-80", "a10g", "b200", "h100", "h200", "l4", "l40s", "mi300x", "rtx-4090", "t4", "v100"]
 MODELS = [
+    *("deepseek-v2-lite", "deepseek-v3", "gemma-2-27b", "gemma-2-9b", "gemma-3-27b"),
     *("llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b"),
-    *("mistral-7b", "mixtral-8x7b", "opt-13b", "opt-175b", "opt-66b"),
+    *("mistral-7b", "mistral-7b-v0.1", "mixtral-8x7b", "opt-13b", "opt-175b", "opt-66b"),
     *("qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "tiny-llama", "vicuna-13b"),
 ]
 
@@ -40,12 +42,47 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 128256,
 }
 
+MORE: dict[str, Any] = {
+    "ffn_dim": 100,
+    "layer_types": None,
+    "sliding_window": 64,
+    "use_sliding_window": True,
+    "max_window_layers": 3,
+    "sliding_window_pattern": 6,
+    "word_embed_proj_dim": 4096,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 64,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "quantization_config": None,
+    "text_config": {},
+}
+"""What other architectures than Llama's ask for, valid all together."""
+JSON = st.recursive(
+    st.none() | st.integers() | st.sampled_from(["full_attention", "sliding_attention", "fp8", "awq", "gptq"]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["quant_method", "bits", "group_size"]), inner),
+    max_leaves=8,
+)
+
 
 def write_config(folder: Path, **changes: Any) -> Path:
     table = {key: value for key, value in {**LLAMA, **changes}.items() if value != "absent"}
     path = folder / "config.json"
     path.write_text(json.dumps(table))
     return path
+
+
+def same_shape(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether two models differ in their names and sources at most."""
+    return replace(one, name="", source="") == replace(other, name="", source="")
 
 
 def test_the_catalog_has_what_the_readme_promises() -> None:
@@ -114,7 +151,7 @@ def test_model_aliases(spelling: str, name: str) -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(InputError, match=r"unknown GPU 'h1000'; known are a100-40.*v100"):
         load_gpu("h1000")
-    with pytest.raises(InputError, match=r"unknown model 'gpt-5'; known are llama-2-13b.*config\.json"):
+    with pytest.raises(InputError, match=r"unknown model 'gpt-5'; known are deepseek-v2-lite.*config\.json"):
         load_model("gpt-5")
     with pytest.raises(InputError, match="unknown model ''"):
         load_model("")
@@ -282,6 +319,138 @@ class TestHuggingFace:
         }
         assert from_hf_config(write_config(tmp_path, model_type="qwen3_moe", **experts)).parameters == 30_532_122_624
 
+    def test_windows_of_every_kind(self, tmp_path: Path) -> None:
+        def window(**changes: Any) -> AttentionWindow | None:
+            return from_hf_config(write_config(tmp_path, **changes)).attention_window
+
+        assert window(model_type="mistral") == AttentionWindow(4096, 0, 32)  # the class's default
+        assert window(model_type="mistral", sliding_window=None) is None
+        assert window(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2) is None
+        qwen = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1000}
+        assert window(**qwen, max_window_layers=20) == AttentionWindow(1000, 0, 12)
+        assert window(**qwen, max_window_layers=32) is None
+        assert window(model_type="gemma2", num_hidden_layers=7) == AttentionWindow(4096, 0, 4)
+        assert window(model_type="gemma3_text", sliding_window=512, num_hidden_layers=26) == AttentionWindow(512, 0, 22)
+        types = ["sliding_attention"] * 31 + ["full_attention"]
+        assert window(model_type="gemma2", sliding_window=64, layer_types=types) == AttentionWindow(64, 0, 31)
+        assert window(model_type="gemma2", layer_types=["full_attention"] * 32) is None
+
+    def test_gemma(self, tmp_path: Path) -> None:
+        """The public files, as far as they are read."""
+        second = {
+            "model_type": "gemma2",
+            "hidden_size": 3584,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 42,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 256,
+            "sliding_window": 4096,
+            "vocab_size": 256_000,
+            "max_position_embeddings": 8192,
+            "rope_scaling": None,
+            "tie_word_embeddings": "absent",
+        }
+        assert same_shape(from_hf_config(write_config(tmp_path, **second)), load_model("gemma-2-9b"))
+        text = {
+            "head_dim": 128,
+            "hidden_size": 5376,
+            "intermediate_size": 21504,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 62,
+            "num_key_value_heads": 16,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        }
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"model_type": "gemma3", "torch_dtype": "bfloat16", "text_config": text}))
+        assert same_shape(from_hf_config(path), load_model("gemma-3-27b"))
+
+    def test_gpt_oss(self, tmp_path: Path) -> None:
+        """20.91B and 116.83B parameters, 3.61B and 5.13B active (model card, arXiv 2508.10925, table 1)."""
+        shape = {
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_attention_heads": 64,
+            "head_dim": 64,
+            "vocab_size": 201_088,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+        }
+        small = from_hf_config(write_config(tmp_path, **shape, num_hidden_layers=24, num_local_experts=32))
+        large = from_hf_config(write_config(tmp_path, **shape, num_hidden_layers=36, num_local_experts=128))
+        assert [round(model.parameters / 1e9, 2) for model in (small, large)] == [20.91, 116.83]
+        # The card counts the embedding among the parameters but not among the active ones.
+        active = [model.active_parameters - model.vocab * model.hidden for model in (small, large)]
+        assert [round(count / 1e9, 2) for count in active] == [3.61, 5.13]
+        assert small.attention_window == AttentionWindow(128, 0, 12)
+
+    def test_deepseek(self, tmp_path: Path) -> None:
+        """The public files, as far as they are read."""
+        rope = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+        both = {
+            "max_position_embeddings": 163_840,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "moe_layer_freq": 1,
+            "rope_scaling": rope,
+        }
+        lite = {
+            **both,
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 102_400,
+            "q_lora_rank": None,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 1,
+        }
+        assert same_shape(from_hf_config(write_config(tmp_path, **lite)), load_model("deepseek-v2-lite"))
+        third = {
+            **both,
+            "model_type": "deepseek_v3",
+            "hidden_size": 7168,
+            "intermediate_size": 18432,
+            "num_hidden_layers": 61,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 128,
+            "head_dim": 64,
+            "vocab_size": 129_280,
+            "q_lora_rank": 1536,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2048,
+            "first_k_dense_replace": 3,
+            "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+        }
+        assert same_shape(from_hf_config(write_config(tmp_path, **third)), load_model("deepseek-v3"))
+
+    @pytest.mark.parametrize(
+        ("table", "weights"),
+        [
+            ({"quant_method": "fp8"}, "fp8"),
+            ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, "int4"),
+            ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8"),
+        ],
+    )
+    def test_quantised_weights(self, tmp_path: Path, table: dict[str, Any], weights: str) -> None:
+        assert from_hf_config(write_config(tmp_path, quantization_config=table)).weights == weights
+
+    @pytest.mark.parametrize("kind", [*sorted(ARCHITECTURES), "gemma3"])
+    def test_every_architecture_reads_the_table_that_has_all(self, tmp_path: Path, kind: str) -> None:
+        assert from_hf_config(write_config(tmp_path, **MORE, model_type=kind)).parameters > 0
+
     def test_opt(self, tmp_path: Path) -> None:
         table = {
             "model_type": "opt",
@@ -314,7 +483,19 @@ class TestHuggingFace:
             ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; supported are llama, mistral"),
             ({"model_type": "absent"}, "model_type = None is not supported"),
             ({"model_type": ["llama"]}, "is not supported"),
-            ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported"),
+            ({"quantization_config": {"quant_method": "awq"}}, "quant_method = 'awq', bits = None"),
+            ({"quantization_config": {"quant_method": "gptq", "bits": [4], "group_size": 128}}, "is not supported"),
+            ({"quantization_config": {"quant_method": "mxfp4"}}, "'mxfp4'.* supported are fp8, and awq"),
+            ({"quantization_config": 4}, "quantization_config must be an object"),
+            ({"model_type": "gemma3"}, "key 'text_config' is missing"),
+            ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
+            ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+            ({"model_type": "gemma2", "layer_types": ["linear_attention"] * 32}, "layer_types must be a list of"),
+            (
+                {"model_type": "gemma2", "layer_types": ["sliding_attention"] * 32, "sliding_window": None},
+                "there is no sliding_window",
+            ),
+            ({"model_type": "deepseek_v3"}, "qk_nope_head_dim"),
             ({"torch_dtype": "int8"}, "dtype = 'int8' is none of"),
             ({"hidden_size": "4096"}, "hidden_size = '4096' must be a whole number"),
             ({"hidden_size": 4097}, "not a multiple of num_attention_heads"),
@@ -333,14 +514,16 @@ class TestHuggingFace:
             from_hf_config(write_config(tmp_path, **changes))
 
     @given(
+        kind=st.sampled_from([*sorted(ARCHITECTURES), "gemma3", "mamba"]),
         table=st.dictionaries(
-            st.sampled_from(sorted(LLAMA)), st.none() | st.integers() | st.text("a1\n") | st.booleans()
-        )
+            st.sampled_from([*sorted(LLAMA), *sorted(MORE)]),
+            st.none() | st.integers() | st.integers(0, 64) | st.text("a1\n") | st.booleans() | JSON,
+        ),
     )
     def test_any_values_give_a_model_or_an_input_error(
-        self, tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]
+        self, tmp_path_factory: pytest.TempPathFactory, kind: str, table: dict[str, Any]
     ) -> None:
-        path = write_config(tmp_path_factory.mktemp("hf"), **table)
+        path = write_config(tmp_path_factory.mktemp("hf"), **{**MORE, **table, "model_type": kind})
         with suppress(InputError):
             assert from_hf_config(path).parameters > 0
 

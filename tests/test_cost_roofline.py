@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 from hypothesis import assume, given
@@ -12,11 +12,14 @@ from sim.batch import Shape
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Affine, Kernels
+from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline, graph_tokens
-from sim.cost.step import StepCost, device_seconds
+from sim.cost.step import StepCost, advanced, device_seconds
+from sim.specs import AttentionWindow
 from traces.schema import InputError
 
-# One of each kind: GQA, MHA with biases, experts, split over GPUs, eager, and so small that launches bind.
+# One of each kind: GQA, MHA with biases, experts, split over GPUs, eager, so small that launches bind, windows in some
+# and in all layers, a latent cache, quantised weights and cache, and layers in host memory.
 COSTS: dict[str, StepCost] = {
     "llama": Roofline(load_model("llama-3.1-8b"), load_gpu("h100")),
     "opt": Roofline(load_model("opt-13b"), load_gpu("a100-40")),
@@ -24,6 +27,12 @@ COSTS: dict[str, StepCost] = {
     "split": Roofline(load_model("llama-3.1-70b"), load_gpu("l40s"), tp=4),
     "eager": Roofline(load_model("llama-3.1-8b"), load_gpu("b200"), cuda_graphs=False),
     "tiny": Roofline(load_model("tiny-llama"), load_gpu("h100"), max_graph_tokens=100),
+    "window": Roofline(load_model("gemma-2-9b"), load_gpu("h100")),
+    "sinks": Roofline(load_model("llama-3.1-8b"), load_gpu("h100"), window=AttentionWindow(1020, 4, 32)),
+    "latent": Roofline(load_model("deepseek-v3"), load_gpu("h200"), tp=8),
+    "quantised": Roofline(load_model("llama-2-70b").with_dtypes(kv_dtype="int4", weights="int4"), load_gpu("a100-80")),
+    "weights away": Roofline(load_model("llama-3.1-8b"), load_gpu("a10g"), offload=Offload(weight_layers=4)),
+    "all away": Roofline(load_model("gemma-2-9b"), load_gpu("l4"), offload=Offload(9, 30)),
 }
 ANY_COST = st.sampled_from(sorted(COSTS))
 COUNTS = st.integers(0, 4) | st.integers(0, 600)
@@ -36,7 +45,8 @@ ROUNDING = 1e-12
 def shapes(draw: st.DrawFn) -> Shape:
     decodes = draw(COUNTS)
     context = draw(st.integers(decodes, decodes * 20_000)) if decodes else 0
-    return Shape(draw(SLICES), decodes, context, draw(BYTES), draw(BYTES))
+    within = draw(st.integers(decodes, context)) if decodes else 0
+    return Shape(draw(SLICES), decodes, context, draw(BYTES), draw(BYTES), within, draw(st.integers(0, decodes)))
 
 
 def device_s(cost: StepCost, shape: Shape) -> float:
@@ -66,16 +76,15 @@ def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -
     assert len(seconds) == repeats
     assert {type(step_s) for step_s in seconds} == {float}
     for i in {0, 1, repeats // 2, repeats - 1} & set(range(repeats)):
-        later = shape._replace(decode_context=shape.decode_context + i * shape.decodes)
-        assert cost.span_s(later, 1) == ([seconds[i]], host_s)
+        assert cost.span_s(advanced(shape, i), 1) == ([seconds[i]], host_s)
 
 
 @pytest.mark.parametrize("name", sorted(COSTS))
 def test_lists_and_vectors_give_the_same_bits(name: str) -> None:
     """Both sides of the length from which numpy takes over, step by step."""
     for repeats in (63, 64, 65, 200):
-        shape = Shape(decodes=7, decode_context=7 * 311)
-        singles = [device_s(COSTS[name], shape._replace(decode_context=7 * (311 + i))) for i in range(repeats)]
+        shape = Shape(decodes=7, decode_context=7 * 311, decode_window_context=2000, decode_window_growth=3)
+        singles = [device_s(COSTS[name], advanced(shape, i)) for i in range(repeats)]
         assert COSTS[name].span_s(shape, repeats)[0] == singles
 
 
@@ -85,13 +94,18 @@ def test_more_work_never_costs_less(name: str, shape: Shape, data: st.DataObject
     cost = COSTS[name]
     more = data.draw(st.integers(1, 3000))
     larger = [
-        shape._replace(decodes=shape.decodes + more, decode_context=shape.decode_context + more),
+        shape._replace(
+            decodes=shape.decodes + more,
+            decode_context=shape.decode_context + more,
+            decode_window_context=shape.decode_window_context + more,
+        ),
         shape._replace(copied_bytes=shape.copied_bytes + more),
         shape._replace(swapped_bytes=shape.swapped_bytes + more),
         shape._replace(prefills=((more, 0), *shape.prefills)),
     ]
     if shape.decodes:
         larger.append(shape._replace(decode_context=shape.decode_context + more))
+        larger.append(shape._replace(decode_window_context=shape.decode_window_context + more))
     if shape.prefills:
         (new, past), *rest = shape.prefills
         larger.append(shape._replace(prefills=((new + more, past), *rest)))
@@ -188,7 +202,7 @@ def test_every_model_has_a_price_on_every_gpu(name: str) -> None:
     for gpu in map(load_gpu, names("gpus")):
         usable = model if getattr(gpu, f"{model.dtype}_flops_per_s") else model.with_dtypes("fp16")
         cost = Roofline(usable, gpu)
-        assert 0 < device_s(cost, Shape(((100, 0),), 3, 300)) < 60
+        assert 0 < device_s(cost, Shape(((100, 0),), 3, 300, 0, 0, 300, 3)) < 60
 
 
 def test_graph_sizes_are_those_that_vllm_captures() -> None:
@@ -236,8 +250,10 @@ class TestEfficiency:
     @pytest.mark.parametrize("key", [item.name for item in fields(Efficiency) if item.name != "origins"])
     def test_every_constant_matters(self, key: str) -> None:
         """Changed by a third or a half, it changes the price of some step: no constant is accepted and ignored."""
-        model = load_model("qwen3-30b-a3b").with_dtypes(kv_dtype="fp8" if key.endswith("fp8") else None)
-        gpu = load_gpu("h100")
+        kv_dtype = key.rsplit("_", 1)[1]
+        model = load_model("deepseek-v3" if key == "decode_attention_compute" else "qwen3-30b-a3b")
+        model = model.with_dtypes(kv_dtype=kv_dtype if kv_dtype in {"fp8", "int8", "int4"} else None)
+        gpu = load_gpu("mi300x" if key == "decode_attention_compute" else "h100")
         value = getattr(Efficiency(), key)
         worse = value * (1.5 if key.endswith("_s") else 0.66)
         shapes = [
@@ -284,9 +300,12 @@ def test_provenance_names_the_data_sheet_and_what_is_left_out() -> None:
     assert described["memory_bytes_per_s"].value == 864e9
     assert "L40S data sheet" in described["memory_bytes_per_s"].source
     assert described["peer_bytes_per_s"].value == load_gpu("l40s").pcie_bytes_per_s
-    windowed = replace(load_model("mistral-7b"), sliding_window_tokens=4096)
-    described = {item.name: item for item in Roofline(windowed, load_gpu("h100")).describe()}
-    assert "upper bound" in described["sliding_window_tokens"].source
+    described = {item.name: item for item in COSTS["all away"].describe()}
+    assert described["window_tokens"][1:] == (4096, "attended at most in 21 of 42 layers")
+    assert (described["offload_weight_layers"].value, described["offload_kv_layers"].value) == (9, 30)
+    named = {item.name for item in Roofline(load_model("deepseek-v3"), load_gpu("h100")).describe()}
+    assert "fp8_flops_per_s" in named
+    assert "fp8_flops_per_s" not in {item.name for item in COSTS["llama"].describe()}
 
 
 def test_impossible_settings_are_refused() -> None:

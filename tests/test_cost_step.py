@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.batch import Shape
-from sim.cost.step import FixedCost, StepCost, Term, device_seconds, shape_context, shape_tokens
+from sim.cost.step import FixedCost, StepCost, Term, advanced, device_seconds, shape_context, shape_tokens
 from traces.schema import InputError
 
 SLICES = st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 100_000)), max_size=4).map(tuple)
@@ -28,6 +28,12 @@ def test_context_of_a_slice_is_its_past_and_its_new_tokens() -> None:
     assert FixedCost(1000.0, 10.0, 1.0).span_s(shape, 2) == ([1000.0 + 1070 + 185, 1000.0 + 1070 + 187], 0.0)
 
 
+def test_a_later_step_of_a_span() -> None:
+    shape = Shape(((3, 4),), 5, 100, 6, 7, 80, 2)
+    assert advanced(shape, 0) == shape
+    assert advanced(shape, 10) == Shape(((3, 4),), 5, 150, 6, 7, 100, 2)
+
+
 def test_a_step_of_nothing_costs_nothing() -> None:
     assert FixedCost(5.0, 1.0, 1.0).span_s(Shape(), 3) == ([0.0, 0.0, 0.0], 0.0)
     assert device_seconds(FixedCost(5.0, 1.0, 1.0).explain(Shape()).values()) == 0.0
@@ -39,7 +45,7 @@ def test_whole_numbers_stay_exact(shape: Shape, repeats: int, base: float, token
     seconds, host_s = cost.span_s(shape, repeats)
     assert host_s == 0.0
     for i, step_s in enumerate(seconds):
-        later = shape._replace(decode_context=shape.decode_context + i * shape.decodes)
+        later = advanced(shape, i)
         exact = int(base) + int(token) * shape_tokens(shape) + int(context) * shape_context(later)
         assert step_s == (exact if shape_tokens(shape) else 0)
         assert cost.span_s(later, 1)[0][0] == step_s

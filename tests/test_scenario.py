@@ -15,6 +15,7 @@ from sim.scenario import (
     CostSettings,
     EngineSettings,
     KvSettings,
+    OffloadSettings,
     Part,
     Scenario,
     WorkloadSettings,
@@ -49,6 +50,7 @@ def test_nothing_given_is_the_default() -> None:
         ({"kv": {"block": 1}}, "'kv.block'", ["blocks", "block_tokens", "gpu_memory_utilization"]),
         ({"workload": {"rat": 1.0}}, "'workload.rat'", ["rate", "rate_scale", "concurrency"]),
         ({"cost": {"profil": "x"}}, "'cost.profil'", ["profile", "efficiency"]),
+        ({"offload": {"layers": 1}}, "'offload.layers'", ["weight_layers", "kv_layers", "host_gib"]),
         ({"engin": {"max_num_seqs": 1}}, "'engin'", ["engine"]),
     ],
 )
@@ -82,6 +84,9 @@ def test_an_unknown_key_is_named_with_the_known_ones(tables: dict[str, Any], key
         ("workload.rate", True, "float"),
         ("cost.efficiency.gemm", "0.7", "float"),
         ("cost.efficiency", 0.7, "efficiency"),
+        ("weights", 4, "str"),
+        ("offload.kv_layers", 1.5, "int"),
+        ("offload.host_gib", "64", "float"),
         ("engine", 3, "section"),
         ("engine.max_num_seqs.more", 3, "int"),
     ],
@@ -252,6 +257,10 @@ scenarios = st.builds(
         async_scheduling=st.sampled_from([True, False, "auto"]),
     ),
     kv=st.builds(KvSettings, blocks=st.integers(0, 10**6), gpu_memory_utilization=st.floats(0.01, 1)),
+    weights=texts,
+    offload=st.builds(
+        OffloadSettings, weight_layers=st.integers(1, 200), kv_layers=st.integers(0, 200), host_gib=st.floats(0, 9e5)
+    ),
     policy=parts,
     allocator=parts,
     router=parts,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.specs import ModelSpec
+from sim.specs import AttentionWindow, ModelSpec
 from traces.schema import InputError
 
 GIB = 2**30
@@ -29,6 +29,9 @@ PUBLISHED_PARAMETERS = {
     "mixtral-8x7b": 46_702_792_704,
     "opt-13b": 12_853_473_280,
     "vicuna-13b": 13_015_864_320,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "gemma-2-9b": 9_241_705_984,
+    "deepseek-v2-lite": 15_706_484_224,
 }
 
 
@@ -41,6 +44,30 @@ def test_opt_sizes_are_those_of_its_names() -> None:
     """No exact count is published for these; the paper rounds to billions."""
     assert load_model("opt-66b").parameters == pytest.approx(66e9, rel=0.01)
     assert load_model("opt-175b").parameters == pytest.approx(175e9, rel=0.01)
+
+
+def test_gemma_as_its_reports_count() -> None:
+    """Non-embedding parameters of arXiv 2408.00118, table 2; of 2503.19786, table 1, in millions, without images."""
+    for name, parameters in (("gemma-2-9b", 8_324_201_984), ("gemma-2-27b", 26_047_480_320)):
+        model = load_model(name)
+        assert model.parameters - model.vocab * model.hidden == parameters
+    third = load_model("gemma-3-27b")
+    assert (third.parameters - third.vocab * third.hidden) // 10**6 == 25_599
+    # The whole checkpoint has 27,432,406,640; SigLIP has 416,866,032 of them and what joins it 1152 x (5376 + 1).
+    assert third.parameters == 27_432_406_640 - 416_866_032 - 1152 * 5377
+
+
+def test_deepseek_by_hand() -> None:
+    """V3: 671B, 37B active (arXiv 2412.19437); the sums below follow its table of sizes, matrix by matrix."""
+    attention = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
+    norms = 1536 + 512 + 2 * 7168
+    dense, expert, router = 3 * 7168 * 18432, 3 * 7168 * 2048, 256 * 7168 + 256
+    model = load_model("deepseek-v3")
+    layers = 61 * (attention + norms) + 3 * dense + 58 * (257 * expert + router)
+    assert model.parameters == layers + 2 * 129_280 * 7168 + 7168
+    assert model.parameters == pytest.approx(671e9, rel=1e-4)
+    assert model.active_parameters == pytest.approx(37e9, rel=0.02)
+    assert load_model("deepseek-v2-lite").active_parameters == pytest.approx(2.4e9 + 0.2e9, rel=0.05)
 
 
 def test_active_parameters_of_experts() -> None:
@@ -61,6 +88,7 @@ def test_kv_bytes_by_hand() -> None:
 def test_one_kv_head_divides_the_cache_by_the_heads_and_fp8_halves_it() -> None:
     model = load_model("llama-2-7b")
     assert replace(model, kv_heads=1).kv_bytes_per_token * 32 == model.kv_bytes_per_token
+    assert replace(model, kv_heads=8).kv_bytes_per_token * 4 == model.kv_bytes_per_token
     assert model.with_dtypes(kv_dtype="fp8").kv_bytes_per_token * 2 == model.kv_bytes_per_token
 
 
@@ -69,6 +97,8 @@ def test_the_cache_follows_the_weights_unless_told() -> None:
     assert model.with_dtypes(dtype="fp16").kv_dtype == "fp16"
     assert model.with_dtypes(dtype="fp32", kv_dtype="fp8").kv_bytes_per_token * 2 == model.kv_bytes_per_token
     assert model.with_dtypes() == model
+    assert model.with_dtypes(weights="int4").with_dtypes(dtype="fp16").weight_dtype == "int4"
+    assert model.with_dtypes(dtype="fp16").weight_dtype == "fp16"
 
 
 def test_flops_are_two_for_each_weight_in_a_matrix() -> None:
@@ -91,9 +121,11 @@ def test_gpus_hold_the_model_together(name: str, tp: int) -> None:
     assert model.parameters <= share * tp
     assert share <= model.parameters
     assert model.kv_bytes_per_token <= model.gpu_kv_bytes_per_token(tp) * tp
-    qkv, output = model.attention_gemms(tp)
-    assert (qkv.k, output.n) == (model.hidden, model.hidden)
-    assert output.k * tp == model.query_width
+    first, *_, output = model.attention_gemms(tp)
+    assert (first.k, output.n) == (model.hidden, model.hidden)
+    assert output.k * tp == model.heads * model.value_dim
+    assert model.weight_bytes <= model.gpu_weight_bytes(tp) * tp
+    assert model.gpu_weight_bytes(tp) <= model.weight_bytes
 
 
 def test_kv_heads_are_repeated_beyond_their_number() -> None:
@@ -126,6 +158,17 @@ def test_the_refusal_lists_what_is_possible() -> None:
         ({"experts": 4}, "experts_per_token"),
         ({"experts": 4, "experts_per_token": 5, "expert_ffn": 8}, "experts_per_token"),
         ({"ffn": 0}, "ffn"),
+        ({"weights": "int3"}, "auto, fp32, fp16, bf16, fp8, int8, int4"),
+        ({"kv_dtype": "int2"}, "fp32, fp16, bf16, fp8, int8, int4"),
+        ({"weights": "int4", "dtype": "fp32"}, "int4 weights need fp16 or bf16"),
+        ({"kv_dtype": "int4", "head_dim": 127}, "even head_dim"),
+        ({"sliding_layers": 3}, "without sliding_window_tokens"),
+        ({"sliding_window_tokens": 64, "sliding_layers": 33}, "sliding_layers"),
+        ({"sliding_window_tokens": -1}, "sliding_window_tokens"),
+        ({"leading_dense_layers": 1}, "leading_dense_layers"),
+        ({"q_lora_rank": 8}, "without kv_lora_rank"),
+        ({"kv_lora_rank": 512}, "qk_rope_head_dim and v_head_dim"),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}, "is not the sum"),
     ],
 )
 def test_impossible_models_are_refused(changes: dict[str, object], key: str) -> None:
@@ -158,6 +201,21 @@ def test_a_dtype_that_the_gpu_lacks_is_refused() -> None:
 def test_peers_talk_over_pcie_without_a_fabric() -> None:
     assert load_gpu("l4").peer_bytes_per_s == load_gpu("l4").pcie_bytes_per_s
     assert load_gpu("h100").peer_bytes_per_s == 450e9
+
+
+def test_window_layers() -> None:
+    assert load_model("llama-3.1-8b").attention_window is None
+    assert load_model("mistral-7b-v0.1").attention_window == AttentionWindow(4096, 0, 32)
+    mixed = load_model("gemma-3-27b")
+    assert (mixed.full_layers, mixed.attention_window) == (10, AttentionWindow(1024, 0, 52))
+    assert replace(load_model("llama-3.1-8b"), sliding_window_tokens=64).full_layers == 0
+    assert AttentionWindow(1020, 4, 32).span_tokens == 1024
+
+
+@pytest.mark.parametrize("wrong", [(0, 4, 1), (1, -1, 1), (1, 0, 0)])
+def test_impossible_windows_are_refused(wrong: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="attention window"):
+        AttentionWindow(*wrong)
 
 
 def test_specs_are_frozen() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sim.cost.offload import Offload
 from sim.specs import MAX_TP, GpuSpec, ModelSpec
 from traces.schema import InputError
 
@@ -27,7 +28,11 @@ SAMPLING_BYTES_PER_LOGIT = 26
 
 @dataclass(frozen=True, slots=True)
 class KvCapacity:
-    """Where one GPU's memory goes, in bytes, and the blocks that fit in what is left."""
+    """Where one GPU's memory goes, in bytes, and the blocks that fit in what is left.
+
+    With layers offloaded, `weight_bytes` and `block_bytes` are what stays on the GPU, buffers included; the
+    blocks that the host memory left beside the offloaded weights can hold are `host_blocks`, None without a limit.
+    """
 
     usable_bytes: int
     weight_bytes: int
@@ -35,6 +40,7 @@ class KvCapacity:
     overhead_bytes: int
     block_bytes: int
     block_tokens: int
+    host_blocks: int | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -44,7 +50,8 @@ class KvCapacity:
     @property
     def blocks(self) -> int:
         """KV blocks, each holding `block_tokens` tokens of all layers; below 1 the model does not fit."""
-        return (self.usable_bytes - self.needed_bytes) // self.block_bytes
+        blocks = (self.usable_bytes - self.needed_bytes) // self.block_bytes
+        return blocks if self.host_blocks is None else min(blocks, self.host_blocks)
 
     @property
     def tokens(self) -> int:
@@ -61,6 +68,7 @@ def kv_capacity(
     gpu_memory_utilization: float = 0.9,
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
+    offload: Offload | None = None,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, settings named as in vLLM.
 
@@ -70,17 +78,21 @@ def kv_capacity(
     model.check_tp(tp)
     _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
     usable_bytes = int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization)
+    moved = offload or Offload()
+    moved.check(model)
 
     def plan(gpus: int) -> KvCapacity:
         return KvCapacity(
             usable_bytes,
-            model.gpu_parameters(gpus) * model.element_bytes,
+            moved.gpu_weight_bytes(model, gpus),
             activation_bytes(model, gpus, max_num_batched_tokens, max_num_seqs),
             CONTEXT_BYTES + (COLLECTIVE_BYTES if gpus > 1 else 0),
-            model.gpu_kv_bytes_per_token(gpus) * block_tokens,
+            moved.gpu_kv_bytes_per_token(model, gpus) * block_tokens,
             block_tokens,
+            moved.host_blocks(model, gpus, block_tokens),
         )
 
+    moved.host_bytes(model, tp, block_tokens)
     found = plan(tp)
     if found.blocks >= 1:
         return found
@@ -99,11 +111,13 @@ def activation_bytes(model: ModelSpec, tp: int, max_num_batched_tokens: int, max
     A layer holds the residual stream and its input, plus the widest of: projected and attended heads; the MLP's
     projection and activation; the same for every expert a token visits.
     """
-    heads = 2 * model.query_width // tp + 2 * model.gpu_kv_heads(tp) * model.head_dim
-    mlp = sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in model.mlp_gemms(tp))
-    expert = sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in model.expert_gemms(tp))
+    heads = sum(gemm.n for gemm in model.attention_gemms(tp)[:-1]) + model.attention_gemms(tp)[-1].k
+    dense, shared, expert = (
+        sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
+        for gemms in (model.mlp_gemms(tp), model.shared_gemms(tp), model.expert_gemms(tp))
+    )
     experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
-    widest = max(heads, mlp + experts)
+    widest = max(heads, dense, shared + experts)
     forward = max_num_batched_tokens * (2 * model.hidden + widest) * model.element_bytes
     rows = min(max_num_seqs, max_num_batched_tokens)
     sampling = (

@@ -55,6 +55,13 @@ class Efficiency:
     )
     decode_attention_memory: float = _share(0.92, "AIC, H200, vLLM 0.24 bf16: bytes / 4.42 of 4.8 TB/s")
     decode_attention_memory_fp8: float = _share(0.64, "AIC, H200, vLLM 0.24 fp8 KV: bytes / 3.07 of 4.8 TB/s")
+    decode_attention_memory_int8: float = _share(0.64, "estimate: as measured for fp8; int8 values are widened alike")
+    decode_attention_memory_int4: float = _share(
+        0.48, "estimate: three quarters of fp8's; QServe (arXiv 2405.04532) has KV4 1.5 times as fast as KV8, not twice"
+    )
+    decode_attention_compute: float = _share(
+        0.66, "FlashMLA's README, H800 SXM5: 660 of 989 TFLOP/s; binds latent attention only"
+    )
     decode_attention_floor_s: float = _amount(11e-6, "AIC, H200, vLLM 0.24 bf16: 11.0 us + bytes / 4.42 TB/s")
     decode_program_s: float = _amount(
         2.8e-6, "SM time per sequence and KV head; AIC, H200, vLLM 0.22: 0.17 us per sequence, 8 KV heads, 132 SMs"

@@ -5,60 +5,98 @@ All methods take exact sizes and return seconds; every one is monotone in each s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.cost.efficiency import Efficiency
-from sim.specs import KV_DTYPE_BYTES, GpuSpec
+from sim.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.gpu import GpuSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """Prefill attention of a slice: pair_s * (query, key) pairs + token_s * new + context_s * (past + new) seconds."""
+    """Prefill attention of a slice: pair_s * (query, key) pairs + token_s * new + context_s * (past + new) + past_s *
+    past seconds."""
 
     pair_s: float
     token_s: float
     context_s: float
+    past_s: float = 0.0
 
     def slice_s(self, new: int, past: int) -> float:
         """Seconds for `new` tokens on top of `past` ones; token i attends `past + i` keys (causal)."""
-        return new * (self.pair_s * (past + 0.5 * (new + 1)) + self.token_s) + self.context_s * (past + new)
+        seconds = new * (self.pair_s * (past + 0.5 * (new + 1)) + self.token_s) + self.context_s * (past + new)
+        return seconds + self.past_s * past if self.past_s else seconds
+
+    def window_s(self, new: int, past: int, span: int) -> float:
+        """The same where no token attends more than `span` keys, itself included."""
+        if past + new <= span:
+            return self.slice_s(new, past)
+        seen = min(past, span)
+        pairs = attended(past + new, span) - attended(past, span)
+        return self.pair_s * pairs + self.token_s * new + self.context_s * (seen + new) + self.past_s * seen
+
+
+def attended(tokens: int, span: int) -> int:
+    """(query, key) pairs of the first `tokens` tokens of a sequence, each attending at most `span` keys."""
+    growing = min(tokens, span)
+    return growing * (growing + 1) // 2 + (tokens - growing) * span
 
 
 class Kernels:
-    """What one GPU does with weights of type `dtype` and KV of type `kv_dtype`."""
+    """What one GPU does with activations of type `dtype`, KV of type `kv_dtype` and matrices of type `weights`.
+
+    fp8 matrices meet fp8 activations where the GPU has fp8 units; all other quantised ones are widened inside the
+    kernel, which then computes in `dtype` (Marlin, arXiv 2408.11743, which reads at nearly the rate of a dense one).
+    """
 
     __slots__ = (
         "_attention_flops_per_s",
+        "_decode_flops_per_s",
         "_element_bytes",
         "_flops_per_s",
+        "_input_bytes",
+        "_kv",
         "_kv_bytes_per_s",
-        "_kv_element_bytes",
+        "_linear_flops_per_s",
         "_link_bytes_per_s",
         "_stream_bytes_per_s",
         "_swap_bytes_per_s",
         "_weight_bytes_per_s",
+        "_weights",
+        "computes_fp8",
         "eff",
         "gpu",
     )
 
-    def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str) -> None:
+    def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str, weights: str | None = None) -> None:
         self.gpu, self.eff = gpu, eff
         peak, memory = gpu.flops_per_s(dtype), gpu.memory_bytes_per_s
-        kv_share = eff.decode_attention_memory_fp8 if kv_dtype == "fp8" else eff.decode_attention_memory
+        self.computes_fp8 = weights == "fp8" and gpu.fp8_flops_per_s > 0
         self._flops_per_s = peak * eff.gemm_compute
+        self._linear_flops_per_s = (gpu.fp8_flops_per_s if self.computes_fp8 else peak) * eff.gemm_compute
         self._attention_flops_per_s = peak * eff.prefill_attention_compute
+        self._decode_flops_per_s = peak * eff.decode_attention_compute
         self._weight_bytes_per_s = memory * eff.gemm_memory
         self._stream_bytes_per_s = memory * eff.stream_memory
-        self._kv_bytes_per_s = memory * kv_share
+        self._kv_bytes_per_s = memory * _kv_share(eff, kv_dtype)
         self._link_bytes_per_s = gpu.peer_bytes_per_s * eff.all_reduce_link
         self._swap_bytes_per_s = gpu.pcie_bytes_per_s * eff.host_link
-        self._element_bytes = KV_DTYPE_BYTES[dtype]
-        self._kv_element_bytes = KV_DTYPE_BYTES[kv_dtype]
+        self._element_bytes = DTYPE_BYTES[dtype]
+        self._input_bytes = 1 if self.computes_fp8 else self._element_bytes
+        self._kv = KV_TYPES[kv_dtype]
+        self._weights = WEIGHT_TYPES[weights or dtype]
 
     def gemm_s(self, m: float, k: int, n: int) -> float:
-        """[m, k] times [k, n]: both operands read and the result written once."""
+        """[m, k] times [k, n], never quantised: both operands read and the result written once."""
         moved_bytes = self._element_bytes * (m * k + k * n + m * n)
         return self.eff.gemm_floor_s + max(moved_bytes / self._weight_bytes_per_s, 2.0 * m * k * n / self._flops_per_s)
+
+    def linear_s(self, m: float, k: int, n: int) -> float:
+        """The same with a matrix in the weights' type, scales included; quantising the input is left out."""
+        moved_bytes = self._input_bytes * m * k + self._weights.matrix_bytes(k, n) + self._element_bytes * m * n
+        return self.eff.gemm_floor_s + max(
+            moved_bytes / self._weight_bytes_per_s, 2.0 * m * k * n / self._linear_flops_per_s
+        )
 
     def expert_gemm_s(self, assigned: float, touched: float, k: int, n: int) -> float:
         """One launch for all experts: `assigned` rows spread over `touched` experts.
@@ -66,9 +104,10 @@ class Kernels:
         Each expert's rows are padded to whole tiles, which wastes half a tile on average.
         """
         computed = assigned + touched * 0.5 * self.eff.expert_tile_tokens
-        moved_bytes = self._element_bytes * (touched * k * n + assigned * (k + n))
+        rows_bytes = assigned * (self._input_bytes * k + self._element_bytes * n)
+        moved_bytes = touched * self._weights.matrix_bytes(k, n) + rows_bytes
         return self.eff.gemm_floor_s + max(
-            moved_bytes / self._weight_bytes_per_s, 2.0 * computed * k * n / self._flops_per_s
+            moved_bytes / self._weight_bytes_per_s, 2.0 * computed * k * n / self._linear_flops_per_s
         )
 
     def prefill_attention(self, heads: int, kv_heads: int, head_dim: int) -> Affine:
@@ -77,11 +116,31 @@ class Kernels:
         Work is 4 * head_dim FLOPs for each query head and causal pair, and for the masked half of each diagonal
         tile (FlashAttention); queries, outputs, keys and values move once; each tile of queries has a start and end.
         """
+        kv_s = 2.0 * kv_heads * self._kv.vector_bytes(head_dim) / self._stream_bytes_per_s
+        return self._prefill(heads, 2 * head_dim, kv_s)
+
+    def latent_prefill_attention(
+        self, heads: int, query_dim: int, value_dim: int, kv_lora_rank: int, latent_width: int
+    ) -> Affine:
+        """The same with a latent cache: keys and values are made from it, for the past as well, and then attended.
+
+        The products of the new tokens' latents belong to the GEMMs; those of the past's are counted here
+        (vLLM, v1/attention/backends/mla/common.py, "compute friendly approach").
+        """
+        expanded = heads * (query_dim + value_dim) * self._element_bytes
+        latent_bytes = self._kv.vector_bytes(latent_width)
+        # Made keys and values are written and read; what a key has beyond the latent part is copied into it.
+        kv_s = (2.0 * expanded + latent_bytes) / self._stream_bytes_per_s
+        made = heads * (query_dim - (latent_width - kv_lora_rank) + value_dim)
+        attention = self._prefill(heads, query_dim + value_dim, kv_s)
+        return replace(attention, past_s=2.0 * kv_lora_rank * made / self._linear_flops_per_s)
+
+    def _prefill(self, heads: int, dims: int, kv_s: float) -> Affine:
+        """`dims` are those of a query head and a value head together."""
         eff = self.eff
-        pair_s = 4.0 * heads * head_dim / self._attention_flops_per_s
+        pair_s = 2.0 * heads * dims / self._attention_flops_per_s
         tile_s = eff.prefill_tile_s * heads / (self.gpu.sms * eff.prefill_tile_tokens)
-        io_s = 2.0 * heads * head_dim * self._element_bytes / self._stream_bytes_per_s
-        kv_s = 2.0 * kv_heads * head_dim * self._kv_element_bytes / self._stream_bytes_per_s
+        io_s = heads * dims * self._element_bytes / self._stream_bytes_per_s
         return Affine(pair_s, pair_s * 0.5 * eff.prefill_tile_tokens + tile_s + io_s, kv_s)
 
     def decode_attention(self, kv_heads: int, head_dim: int) -> tuple[float, float]:
@@ -90,7 +149,16 @@ class Kernels:
         Reading K and V binds: even 16 query heads to a KV head need 16 FLOPs a byte, far below any GPU's ridge.
         """
         row_s = self.eff.decode_program_s * kv_heads / self.gpu.sms
-        return row_s, 2.0 * kv_heads * head_dim * self._kv_element_bytes / self._kv_bytes_per_s
+        return row_s, 2.0 * kv_heads * self._kv.vector_bytes(head_dim) / self._kv_bytes_per_s
+
+    def latent_decode_attention(self, heads: int, kv_lora_rank: int, latent_width: int) -> tuple[float, float]:
+        """The same with a latent cache, in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
+
+        All heads share one read of the latent and do 2 (latent + rank) FLOPs each with it: the slower binds.
+        """
+        read_s = self._kv.vector_bytes(latent_width) / self._kv_bytes_per_s
+        product_s = 2.0 * heads * (latent_width + kv_lora_rank) / self._decode_flops_per_s
+        return self.eff.decode_program_s / self.gpu.sms, max(read_s, product_s)
 
     def small_s(self, moved_bytes: float) -> float:
         """An elementwise or reduction kernel that moves so many bytes."""
@@ -117,3 +185,17 @@ class Kernels:
     def swap_s(self, swapped_bytes: float) -> float:
         """Copy between device and host memory over PCIe."""
         return self.eff.small_kernel_floor_s + swapped_bytes / self._swap_bytes_per_s
+
+    def stream_s(self, moved_bytes: float) -> float:
+        """Bytes that stream between device and host memory beside other work."""
+        return moved_bytes / self._swap_bytes_per_s
+
+
+def _kv_share(eff: Efficiency, kv_dtype: str) -> float:
+    """What decode attention reaches of the memory's rate, dequantising included."""
+    quantised = {
+        "fp8": eff.decode_attention_memory_fp8,
+        "int8": eff.decode_attention_memory_int8,
+        "int4": eff.decode_attention_memory_int4,
+    }
+    return quantised.get(kv_dtype, eff.decode_attention_memory)

@@ -33,7 +33,7 @@ class StepCost(Protocol):
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """Device seconds of each of `repeats` steps, and host seconds per step.
 
-        Step i costs exactly, to the bit, what `shape._replace(decode_context=decode_context + i * decodes)` costs.
+        Step i costs exactly, to the bit, what `advanced(shape, i)` costs.
         """
         ...
 
@@ -44,6 +44,15 @@ class StepCost(Protocol):
     def describe(self) -> list[Constant]:
         """Every constant that the prices rest on, with its source."""
         ...
+
+
+def advanced(shape: Shape, steps: int) -> Shape:
+    """The shape of a span's step number `steps`, counted from 0: every decode row attends so many tokens more, those
+    whose window is full the same number."""
+    return shape._replace(
+        decode_context=shape.decode_context + steps * shape.decodes,
+        decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
+    )
 
 
 def shape_tokens(shape: Shape) -> int:

@@ -1,0 +1,70 @@
+"""One config.json as a table, with lookups that name the file and the key that is wrong. It knows no architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from traces.schema import InputError
+
+REQUIRED = object()
+
+
+class Config:
+    """The JSON object, with lookups that name the file and the key that is wrong."""
+
+    def __init__(self, path: Path, table: dict[str, Any]) -> None:
+        self.path = path
+        self.table = table
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        """The JSON object in a file."""
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not a JSON file: {error}") from None
+        if not isinstance(table, dict):
+            raise InputError(f"{path}: must hold a JSON object")
+        return cls(path, table)
+
+    def section(self, key: str) -> dict[str, Any]:
+        """The object at `key`."""
+        value = self._get(key, REQUIRED)
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path}: {key} must be an object")
+        return value
+
+    def count(self, key: str, default: object = REQUIRED) -> int:
+        """The whole number at `key`; a null counts as absent."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{self.path}: {key} = {value!r} must be a whole number")
+        return value
+
+    def optional(self, key: str, default: int) -> int:
+        """The whole number at `key`; a null is 0, and only an absent one the default."""
+        return 0 if key in self.table and self.table[key] is None else self.count(key, default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The truth value at `key`; a null counts as absent."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.path}: {key} = {value!r} must be true or false")
+        return value
+
+    def demand(self, key: str, expected: object, meaning: str) -> None:
+        """Refuse a variant that the arithmetic would get wrong."""
+        if self._get(key, expected) != expected:
+            raise InputError(f"{self.path}: {key} = {self.table[key]!r} is not supported ({meaning})")
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.table.get(key)
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            raise InputError(f"{self.path}: key {key!r} is missing")
+        return default

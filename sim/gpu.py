@@ -1,0 +1,72 @@
+"""What a GPU is, as numbers from its data sheet. It knows no seconds, no model and no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.checks import check_count
+from traces.schema import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """One GPU, from its data sheet: dense FLOP/s (no structured sparsity) with fp32 accumulation, 0 where it has none.
+
+    Link rates are for one direction; `link_bytes_per_s` is the GPU-to-GPU fabric (NVLink, Infinity Fabric), 0 where
+    GPUs talk over PCIe. `sources` says for a field where its number is from, `source` for all others;
+    `efficiency` holds (name, value, source) of the constants of `sim.cost.efficiency` known to differ on this GPU.
+    Raises InputError, in one sentence, when a number cannot be right.
+    """
+
+    name: str
+    description: str
+    source: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    fp16_flops_per_s: float
+    bf16_flops_per_s: float
+    fp8_flops_per_s: float
+    fp32_flops_per_s: float
+    sms: int
+    l2_bytes: int
+    pcie_bytes_per_s: float
+    link_bytes_per_s: float
+    watts: float
+    sources: tuple[tuple[str, str], ...] = ()
+    efficiency: tuple[tuple[str, float, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"GPU {self.name!r}"
+        check_count(where, "memory_bytes", self.memory_bytes, least=2**20, most=2**50)
+        check_count(where, "sms", self.sms, least=1)
+        check_count(where, "l2_bytes", self.l2_bytes, least=0, most=2**40)
+        for key in (
+            "memory_bytes_per_s",
+            "fp16_flops_per_s",
+            "fp32_flops_per_s",
+            "pcie_bytes_per_s",
+            "watts",
+        ):
+            if not 0 < getattr(self, key) < 1e21:
+                raise InputError(f"{where}: {key} = {getattr(self, key)} must be positive and finite")
+        for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s"):
+            if not 0 <= getattr(self, key) < 1e21:
+                raise InputError(f"{where}: {key} = {getattr(self, key)} must be finite and not negative")
+
+    def flops_per_s(self, dtype: str) -> float:
+        """Dense FLOP/s of matrix products in `dtype`; InputError where the GPU has no units for it."""
+        rate: float = getattr(self, f"{dtype}_flops_per_s")
+        if rate == 0:
+            raise InputError(
+                f"GPU {self.name!r} has no {dtype} matrix units; choose another type, such as --set dtype=fp16"
+            )
+        return rate
+
+    @property
+    def peer_bytes_per_s(self) -> float:
+        """One-way rate to another GPU of the same machine: the fabric where there is one, else PCIe."""
+        return self.link_bytes_per_s or self.pcie_bytes_per_s
+
+    def source_of(self, key: str) -> str:
+        """Where the number `key` is from."""
+        return dict(self.sources).get(key, self.source)
