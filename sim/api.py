@@ -186,7 +186,7 @@ def _admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]
         return engine.refusal(req.split(size) if size > 1 else req)
 
     # No allocator holds more than twice what a request uses, but one that reserves alike for all.
-    roomy = 2 * most * int(total[longest]) <= parts.pool.tokens and engine.limits.chunked_prefill
+    roomy = 2 * most * int(total[longest]) <= parts.memory.tokens and engine.limits.chunked_prefill
     rejected: dict[int, str] = {}
     if refusal(longest, most) or not roomy:
         sizes = sequences or [1] * len(table)

@@ -124,34 +124,58 @@ def run(
 @cli.command()
 @click.argument("files", nargs=-1, type=click.Path(dir_okay=False))
 @scenario_options
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write page and tables here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries, by name, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def compare(files: tuple[str, ...], settings: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
     """Run several scenarios and show them side by side.
 
     FILES are scenarios (TOML). A setting with several values, such as --set allocator=contiguous-max,paged, makes a
-    run of each; several such settings make a run of each combination.
+    run of each; several such settings make a run of each combination. What cannot be run is told with its reason
+    among the others; the exit code is 2 where nothing ran.
     """
     from sim import api  # noqa: PLC0415
+    from sim.report.compare_page import summaries_of  # noqa: PLC0415
+    from sim.report.folder import write_comparison  # noqa: PLC0415
     from sim.report.terminal import compare_view, show  # noqa: PLC0415
+    from sim.report.variant import Failure, Variant, attempt  # noqa: PLC0415
 
+    rows = []
+    for name, (file, one) in _variants(files, settings).items():
+        with _progress(name, quiet) as progress:
+            rows.append(attempt(name, lambda: api.run(file, progress=progress, **one)))  # noqa: B023
+    failures = {row.name: row.reason for row in rows if isinstance(row, Failure)}
+    if len(failures) == len(rows):
+        told = [f"{name}: {reason}" for name, reason in failures.items()] if len(set(failures.values())) > 1 else []
+        raise InputError("nothing could be run: " + ("; ".join(told) or next(iter(failures.values()))))
+    if out is not None:
+        paths = write_comparison(rows, out)
+        click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
+    if as_json:
+        click.echo(json.dumps(summaries_of(rows), indent=2, allow_nan=False))
+    else:
+        console = Console(highlight=False)
+        summaries = {row.name: row.summary for row in rows if isinstance(row, Variant)}
+        show(compare_view(summaries, console.width, failures=failures), console)
+
+
+def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tuple[str | None, dict[str, Any]]]:
+    """By name the file and settings of each run; files that are called alike are told apart by their whole path."""
+    stems = [Path(file).stem for file in files]
+    named: dict[str, str | None] = {
+        file if stems.count(stem) > 1 else stem: file for file, stem in zip(files, stems, strict=True)
+    }
+    several = scenario.variants(settings)
     runs = {
-        f"{Path(file).stem} {name}" if file and len(files) > 1 else name: (file, one)
-        for file in files or (None,)
-        for name, one in scenario.variants(settings).items()
+        " ".join(filter(None, [label if len(files) > 1 else "", name if len(several) > 1 else ""])): (file, one)
+        for label, file in (named or {"": None}).items()
+        for name, one in several.items()
     }
     if len(runs) < 2:
         raise InputError(
             "nothing to compare: give two scenarios, or a setting with two values (--set policy=sjf,chunked)"
         )
-    summaries = {}
-    for name, (file, one) in runs.items():
-        with _progress(name, quiet) as progress:
-            summaries[name] = api.run(file, progress=progress, **one).summary
-    if as_json:
-        click.echo(json.dumps(summaries, indent=2, allow_nan=False))
-    else:
-        show(compare_view(summaries))
+    return runs
 
 
 @cli.command()

@@ -130,6 +130,8 @@ class Engine:
             )
         if req.seats > limits.max_num_seqs:
             return f"its {req.seats} sequences exceed max_num_seqs {limits.max_num_seqs}"
+        if req.group is not None and req.group.draw_beams and req.seats > limits.max_num_batched_tokens:
+            return f"its {req.seats} beams step together, and max_num_batched_tokens is {limits.max_num_batched_tokens}"
         if req.seats > 1 and isinstance(self._forking, CannotFork):
             return f"it asks for {req.seats} sequences, and this allocator has no way to fork one"
         return self.allocator.refusal(req)
@@ -330,7 +332,7 @@ class Engine:
         swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
         moved_bytes = (len(batch.copies) * block_bytes, swapped_blocks * block_bytes)
         if step.padded:
-            batch.shape = _padded_shape(batch, *step.padded, moved_bytes, self.lockstep.window_tokens)
+            batch.shape = _padded_shape(batch, *step.padded, moved_bytes, self)
             batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
         else:
             batch.shape = _shape(batch, self.lockstep, moved_bytes)
@@ -407,14 +409,14 @@ class Engine:
     def _choose_beams(self, group: Group) -> None:
         """Let the chosen beams go on in the places of those that fell out (vLLM paper, section 4.4).
 
-        A search whose beams have not all got their token yet waits for them.
+        All beams of a search are alike long: they step together, are preempted together and end together.
         """
-        alive = [req for req in group.members if not req.drained]
-        if not alive or len({req.known for req in alive}) > 1:
+        beams = group.members
+        if group.draw_beams is None or beams[0].drained:
             return
-        offspring = group.draw_beams(len(alive)) if group.draw_beams else [1] * len(alive)
-        fallen = [req for req, count in zip(alive, offspring, strict=True) if not count]
-        for req, count in zip(alive, offspring, strict=True):
+        offspring = group.draw_beams(len(beams))
+        fallen = [req for req, count in zip(beams, offspring, strict=True) if not count]
+        for req, count in zip(beams, offspring, strict=True):
             for _ in range(count - 1):
                 self._forking.fork(req, fallen.pop())
 
@@ -471,12 +473,13 @@ def _shape(batch: Batch, lockstep: Lockstep, moved_bytes: tuple[int, int]) -> Sh
     return Shape(tuple(prefills), decodes, context, *moved_bytes, within, growing)
 
 
-def _padded_shape(
-    batch: Batch, rows: int, context_tokens: int, moved_bytes: tuple[int, int], window_tokens: int
-) -> Shape:
+def _padded_shape(batch: Batch, rows: int, context_tokens: int, moved_bytes: tuple[int, int], engine: Engine) -> Shape:
     longest = max((entry.tokens for entry in batch.entries), default=0)
+    if engine.forgets:
+        return Shape(((context_tokens, 0),) * rows, 0, 0, *moved_bytes)
     if longest > 1:
         return Shape(((longest, context_tokens - longest),) * rows, 0, 0, *moved_bytes)
+    window_tokens = engine.lockstep.window_tokens
     growing = rows if context_tokens < window_tokens else 0
     within = rows * min(context_tokens, window_tokens)
     return Shape((), rows, rows * context_tokens, *moved_bytes, within, growing)

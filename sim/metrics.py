@@ -31,7 +31,12 @@ SLO_NAMES = {metric: (metric, "max") for metric in REQUEST_COLUMNS} | {
 # More values than this are not sorted as a whole, and are counted so many at a time.
 _SORTED_WHOLE = 1 << 20
 _BUCKETS = 1 << 12
-KV_KINDS = ("used", "reserved", "internal", "external", "free")
+# The classes that every slot of the KV pool is in exactly one of; the first five are held by requests, the first
+# two hold data.
+KV_KINDS = ("used", "shared", "reserved", "internal", "external", "free")
+KV_HELD = KV_KINDS[:5]
+KV_DATA = KV_KINDS[:2]
+PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix_hit_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,6 @@ class KvFacts:
     capacity_tokens: int
     block_tokens: int
     replicas: int = 1
-    swapped_bytes: int = 0
     growth_from: Literal["free", "reserved"] = "free"
 
 
@@ -261,9 +265,12 @@ def request_counts(requests: pd.DataFrame, dropped: int = 0) -> dict[str, int]:
 
 
 def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | None]:
-    """Completed requests, their output tokens, and their prompt and output tokens, per second of the run."""
+    """Completed requests, the output tokens of all their samples, and these with their prompts, per second of the run.
+
+    A prompt counts once, however many samples answer it.
+    """
     done = requests[requests["status"] == "completed"]
-    output, prompt = int(done["output_tokens"].sum()), int(done["prompt_tokens"].sum())
+    output, prompt = int((done["output_tokens"] * done["samples"]).sum()), int(done["prompt_tokens"].sum())
     amounts = {"requests_per_s": len(done), "output_tokens_per_s": output, "total_tokens_per_s": prompt + output}
     return {name: amount / duration if duration > 0 else None for name, amount in amounts.items()}
 
@@ -283,43 +290,66 @@ def busy_s(steps: pd.DataFrame) -> Floats:
     return widths
 
 
-def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
-    """Token-seconds of each kind of KV room over the busy time of all replicas.
+def kv_tokens(steps: pd.DataFrame, kind: str) -> Floats:
+    """The KV slots of a class, or those `saved` by sharing, at the end of each span: (n,)."""
+    return steps[f"kv_{kind}_tokens"].to_numpy(np.float64)
 
-    A row holds the room at the end of its last step. Within a span every decoding request adds one token a
-    step, so the mean over its n steps lies decode_requests * (n - 1) / 2 tokens below the end.
+
+def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
+    """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas.
+
+    A row holds the slots at the end of its last step. Within a span every decoding request adds one token a
+    step, so the mean of `used` over its n steps lies decode_requests * (n - 1) / 2 tokens below the end.
     """
     width_s = busy_s(steps)
-    used = steps["kv_used_tokens"].to_numpy(dtype=np.float64)
     growth = steps["decode_requests"].to_numpy(np.float64) * (steps["repeats"].to_numpy() - 1) / 2.0
-    grown = float(np.dot(np.minimum(growth, used), width_s))
-    token_s = {kind: float(np.dot(steps[f"kv_{kind}_tokens"].to_numpy(np.float64), width_s)) for kind in KV_KINDS}
+    grown = float(np.dot(np.minimum(growth, kv_tokens(steps, "used")), width_s))
+    token_s = {kind: float(np.dot(kv_tokens(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
     token_s["used"] -= grown
     token_s[kv.growth_from] += grown
     return token_s
 
 
 def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
-    """Use and waste of the KV pools as time-weighted means (idle: nothing held), hits, preemptions."""
+    """Use and waste of the KV pools as time-weighted means (idle: nothing held), peaks, sharing, hits, what moved."""
     token_s = kv_integrals(steps, kv)
     whole = float(kv.capacity_tokens) * kv.replicas * duration
-    held = sum(token_s[kind] for kind in KV_KINDS[:4])
-    of_held = {kind: token_s[kind] / held if held > 0 else None for kind in KV_KINDS[:4]}
-    of_pool = {kind: token_s[kind] / whole if whole > 0 else None for kind in KV_KINDS[:4]}
+    data_s = sum(token_s[kind] for kind in KV_DATA)
+    held_s = sum(token_s[kind] for kind in KV_HELD)
+    token_s["free"] = whole - held_s
+    classes = {kind: {"mean": _share(token_s[kind], whole), "peak": _peak(steps, kv, kind)} for kind in KV_KINDS}
     scheduled = requests[requests["first_scheduled_s"].notna()]
-    prompt_tokens = int(scheduled["prompt_tokens"].sum())
-    hits = int(scheduled["prefix_hit_tokens"].sum())
-    peak = float(steps["kv_used_tokens"].max()) / kv.capacity_tokens if len(steps) else 0.0
+    hits = {name: int(scheduled[name].sum()) for name in PREFIX_COLUMNS}
     return {
         "capacity_tokens": kv.capacity_tokens,
         "block_tokens": kv.block_tokens,
-        "peak_used": peak,
-        "mean_used": of_pool.pop("used"),
-        "waste": {**of_pool, "of_held": of_held},
-        "prefix_hit_rate": hits / prompt_tokens if prompt_tokens else None,
+        "growth_from": kv.growth_from,
+        "peak_used": _peak(steps, kv, *KV_DATA),
+        "mean_used": _share(data_s, whole),
+        "peak_held": _peak(steps, kv, *KV_HELD),
+        "classes": classes,
+        "waste": {
+            **{kind: classes[kind]["mean"] for kind in ("reserved", "internal", "external")},
+            "of_held": {kind: _share(token_s[kind], held_s) for kind in KV_HELD},
+        },
+        "useful": _share(data_s, held_s),
+        "shared": {**classes["shared"], "saving_mean": _share(token_s["saved"], data_s + token_s["saved"])},
+        "prefix_hit_rate": _share(hits["prefix_hit_tokens"], hits["prompt_tokens"]),
+        "prefix_hit_rate_blocks": _share(hits["prefix_hit_blocks"], hits["prefix_blocks"]),
         "preemptions": int(requests["preemptions"].sum()),
-        "swapped_bytes": kv.swapped_bytes,
+        "swapped_bytes": int(steps["swapped_bytes"].sum()),
+        "copied_bytes": int(steps["copied_bytes"].sum()),
     }
+
+
+def _peak(steps: pd.DataFrame, kv: KvFacts, *kinds: str) -> float:
+    """The most slots of these classes together that any replica had at the end of a span, of its capacity."""
+    slots = sum(kv_tokens(steps, kind) for kind in kinds)
+    return float(np.max(slots, initial=0.0)) / kv.capacity_tokens
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
 
 
 def computed(steps: pd.DataFrame) -> dict[str, float | int | None]:

@@ -71,11 +71,10 @@ class Group:
             self.members.append(child)
         return self.members[1:]
 
-    def leads(self, member: Request) -> bool:
-        """Has this beam a token more than another one that is running?"""
-        return self.draw_beams is not None and any(
-            other.known < member.known for other in self.members if other.seq >= 0 and not other.drained
-        )
+    @property
+    def searching(self) -> bool:
+        """Is this a beam search whose beams have been forked? They compute a token each in every step, or none does."""
+        return self.draw_beams is not None and self.members[0].seats == 1
 
 
 class Request:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from sim.batch import Entry, Swap
-from sim.request import Request
+from sim.request import Group, Request
 
 if TYPE_CHECKING:
     from sim.engine import Engine
@@ -82,8 +82,9 @@ class Step:
 
     @property
     def prefilling(self) -> bool:
-        """Does a running request still have more than one token to compute?"""
-        return bool(self._engine.loose)
+        """Does a running request still have more than one token to compute, its repetitions without a cache aside?"""
+        forgets = self._engine.forgets
+        return any(req.pending > 1 and not (forgets and req.generated) for req in self._engine.loose)
 
     def computed(self, req: Request) -> int:
         """KV tokens that the request has by now, this step's included."""
@@ -115,8 +116,8 @@ class Step:
             if self.advanced:
                 return 0
             engine.scatter()
-        if req.group is not None and req.group.leads(req):
-            return 0
+        if req.group is not None and req.group.searching:
+            return self._grant_beams(req.group)
         tokens = self._cut(req.pending, most, whole)
         return tokens if tokens and self._grow(req, tokens) else 0
 
@@ -133,7 +134,7 @@ class Step:
         if req not in engine.running:
             raise ValueError(f"{req} is not running")
         group = req.group
-        if group is not None and group.draw_beams and req.seats == 1:
+        if group is not None and group.searching:
             for other in group.members[1:]:
                 if other in engine.running:
                     self._withdraw(other)
@@ -191,14 +192,26 @@ class Step:
         for req in tuple(engine.loose):
             if self.tokens_left <= 0:
                 break
-            if req.granted_step == engine.next_step or req.seq < 0 or (req.group is not None and req.group.leads(req)):
-                continue
-            tokens = self._cut(req.pending, most, whole=False)
-            while tokens and not self._grow(req, tokens):
-                victim = self._victim(engine.running)
-                self.evict(victim)
-                if req.seq < 0:
-                    return
+            if req.granted_step != engine.next_step and req.seq >= 0 and not self._serve(req, most):
+                return
+
+    def _serve(self, req: Request, most: int) -> bool:
+        """Give a running request its share, preempting for it; False where it had to give way itself."""
+        if req.group is not None and req.group.searching:
+            asking = req.group.members
+            tokens = 1 if len(asking) <= self.tokens_left else 0
+        else:
+            asking, tokens = [req], self._cut(req.pending, most, whole=False)
+        if not tokens:
+            return True
+        for one in asking:
+            while not self._engine.allocator.grow(one, tokens):
+                self.evict(self._victim(self._engine.running))
+                if one.seq < 0:
+                    return False
+        for one in asking:
+            self._enter(one, tokens)
+        return True
 
     def pad(self, rows: int, context_tokens: int) -> None:
         """Say that the step computes `rows` equal rows, whoever of them is still alive (static batching).
@@ -225,6 +238,15 @@ class Step:
             if other.request is not entry.request
             and not uncomputed.isdisjoint(table(other.request)[: other.past // block_tokens])
         ]
+
+    def _grant_beams(self, group: Group) -> int:
+        """A token for each beam or for none; blocks that some of them got in vain wait for the next attempt."""
+        beams = group.members
+        if len(beams) > self.tokens_left or not all(self._engine.allocator.grow(one, 1) for one in beams):
+            return 0
+        for one in beams:
+            self._enter(one, 1)
+        return len(beams)
 
     def _grow(self, req: Request, tokens: int) -> bool:
         if not self._engine.allocator.grow(req, tokens):

@@ -112,7 +112,11 @@ class Prefix(Paged):
                     self._drop_key(block)
             req.cached_blocks = computed
         decoded = (req.computed - 1) // size if self.late_outputs else computed
-        self._name(req, min(len(self._shareable(req)), req.cached_blocks), max(req.cached_blocks, decoded))
+        known = max(req.cached_blocks, decoded)
+        if req.group is not None and req.group.draw_beams:
+            # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
+            known = min(known, req.prompt_tokens // size)
+        self._name(req, min(len(self._shareable(req)), req.cached_blocks), known)
 
     def _name(self, req: Request, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from sim.metrics import SLO_NAMES, Floats, Ints, Itl
 from sim.report import series
-from sim.report.units import count, limit, percent, seconds
+from sim.report.units import count, limit, percent, row_unit, seconds
 from sim.report.words import LATENCIES
 
 LATENCY_TEXTS = {
@@ -58,14 +58,17 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One plot: `spec` is what the script draws; `sentence` and `note` (how it is thinned) are plain text."""
+    """One plot: `spec` is what the script draws; `sentence` and `note` (how it is thinned) are plain text.
+
+    `size` is "wide" for one as wide as the page, "small" for one of many that share a legend.
+    """
 
     name: str
     title: str
     sentence: str
     note: str
     spec: dict[str, Any]
-    wide: bool = False
+    size: Literal["", "small", "wide"] = ""
 
 
 def latency_charts(run: Run) -> list[Chart]:
@@ -77,28 +80,33 @@ def _latency_chart(run: Run, key: str) -> Chart:
     """One distribution with its percentiles marked and the limits of the SLO drawn in."""
     stats = run.summary[key]
     title, sentence = LATENCY_TEXTS[key]
-    values, weights = _population(run, key)
-    x, percents = series.cdf(values, weights)
-    total = int(weights.sum())
+    x, percents, total = latency_cdf(run, key)
     note = f"Thinned: {count(len(x))} percentiles of {count(total)} values." if len(x) < total else ""
+    unit, factor = row_unit([stats["max"]])
     spec = {
         "kind": "cdf",
-        "x": {"unit": "ms", "label": LATENCIES[key]},
+        "x": {"unit": unit, "label": LATENCIES[key]},
         "y": {"unit": "%", "label": "share at or below"},
         "log": stats["max"] > LOG_FROM * stats["p50"] > 0,
-        "marks": [{"x": stats[name] * 1e3, "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")],
-        "limits": _limits(run.summary, key),
-        "series": [{"name": LATENCIES[key], "x": series.compact(x * 1e3), "y": series.compact(percents)}],
+        "marks": [{"x": stats[name] * factor, "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")],
+        "limits": limits_of(run.summary, key, factor),
+        "series": [{"name": LATENCIES[key], "x": series.compact(x * factor), "y": series.compact(percents)}],
     }
     shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
     return Chart(key.removesuffix("_s"), title, shown, note, spec)
 
 
-def _limits(summary: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The clauses of the SLO that speak of this latency."""
+def limits_of(summary: Mapping[str, Any], key: str, factor: float) -> list[dict[str, Any]]:
+    """The clauses of the SLO that speak of this latency, in seconds times `factor`."""
     clauses = summary.get("goodput", {}).get("slo", {}).items()
     mine = [(SLO_NAMES[name][1], limit_s) for name, limit_s in clauses if f"{SLO_NAMES[name][0]}_s" == key]
-    return [{"x": limit_s * 1e3, "label": f"{statistic} limit {limit(limit_s)}"} for statistic, limit_s in mine]
+    return [{"x": limit_s * factor, "label": f"{statistic} limit {limit(limit_s)}"} for statistic, limit_s in mine]
+
+
+def latency_cdf(run: Run, key: str) -> tuple[Floats, Floats, int]:
+    """(seconds, percent at or below, number of values) of a latency, thinned as `series.cdf` does."""
+    values, weights = _population(run, key)
+    return *series.cdf(values, weights), int(weights.sum())
 
 
 def _population(run: Run, key: str) -> tuple[Floats, Ints]:
@@ -122,7 +130,9 @@ def phases_chart(requests: pd.DataFrame) -> Chart | None:
         mine = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
         if mine.any():
             means = [float(phase[mine].mean()) for phase in spent]
-            rows.append({"label": label, "count": int(mine.sum()), "values": series.compact(np.array(means))})
+            noun = "request" if mine.sum() == 1 else "requests"
+            note = f"{seconds(sum(means))}, {count(int(mine.sum()))} {noun}"
+            rows.append({"label": label, "note": note, "values": series.compact(np.array(means))})
     shares = [float(phase.sum() / max(e2e_s.sum(), 1e-300)) for phase in spent]
     queued, prefill, decode = map(percent, shares)
     told = f"{queued} of it in the queue, {prefill} in prefill and {decode} in decode{_slowest(spent, rank)}"

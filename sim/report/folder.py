@@ -1,14 +1,19 @@
-"""The folder of a run: scenario, tables, summary, page and trace, written together or not at all."""
+"""The folder of a run or of a comparison: its files are written together or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from sim.report import files
 from sim.report.charts import Run
+from sim.report.compare_page import render_comparison, summaries_of
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
+from sim.report.variant import Row, flat
 
 
 def write_run(
@@ -31,3 +36,29 @@ def write_run(
             "trace.perfetto.json": files.text(trace_json(run, window=window)),
         },
     )
+
+
+def write_comparison(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write compare.html, compare.json and compare.parquet, of which the last has a row for each variant.
+
+    Its columns are `variant`, `error` (empty where it ran) and every number and text of the summary by dotted key.
+    rows: as for `render_comparison`. Returns the paths; raises InputError where the operating system refuses, and
+    then leaves the folder as it was.
+    """
+    summaries = summaries_of(rows)
+    return files.write_files(
+        folder,
+        {
+            "compare.html": files.text(render_comparison(rows)),
+            "compare.json": files.as_json(summaries),
+            "compare.parquet": files.parquet(_flat_table(summaries)),
+        },
+    )
+
+
+def _flat_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for name, summary in summaries.items():
+        plain = {key: value for key, value in flat(summary).items() if not isinstance(value, list)}
+        rows.append({"variant": name, "error": plain.pop("error", ""), **plain})
+    return pd.DataFrame(rows)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
-import re
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from typing import Any
 
 from sim.metrics import SOURCES, STATISTICS, busy_s, verdicts
-from sim.report.charts import Chart, Run, latency_charts, phases_chart
+from sim.report.charts import Run, latency_charts, phases_chart
+from sim.report.parts import assemble, card, details, figures, panel
 from sim.report.stability import queue_warning
 from sim.report.timeline import time_charts
-from sim.report.units import count, limit, number, percent, row_unit, seconds
+from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
 from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, sources_line, title, warnings_of
 
-MARKER = re.compile(r"\{\{(\w+)\}\}")
 INPUT_NAMES = {
     "trace": "Trace",
     "trace_kind": "Trace format",
@@ -29,15 +24,13 @@ INPUT_NAMES = {
     "seed": "Seed",
     "version": "Foretoken",
 }
-NOTHING = '<p class="hint">No request came this far.</p>'
 
 
 def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> str:
     """The page of a run as one string of HTML.
 
     notes: further sentences for the trust box; scenario: the resolved scenario as text, shown as it is. Every
-    text that comes from outside is escaped, and the policy in the head lets the browser run the page's own
-    script and load nothing at all.
+    text that comes from outside is escaped.
     """
     summary = run.summary
     sections = {
@@ -45,17 +38,12 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         "time": time_charts(run),
         "phases": [chart for chart in [phases_chart(run.requests)] if chart is not None],
     }
-    specs = {chart.name: chart.spec for charts in sections.values() for chart in charts}
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     queue = queue_warning(run.requests)
     warnings = [*warnings_of(summary), *([queue] if queue else [])]
     parts = {
-        "policy": policy,
         "version": html.escape(str(summary["inputs"].get("version") or "")),
         "title": html.escape(title(summary)),
         "lead": html.escape(requests_line(summary)),
-        "style": style,
         "cards": "\n".join(_cards(summary)),
         "slo": _slo(summary),
         "trust": "doubt" if warnings else "",
@@ -63,57 +51,26 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         "remarks": "\n".join(_remarks(run, warnings, notes)),
         "latencies": _latencies(summary),
         "facts": "\n".join(_facts(summary)),
-        "scenario": _scenario(scenario),
-        "data": _json(specs),
-        "script": script,
-        **{name: "\n".join(map(_figure, charts)) or NOTHING for name, charts in sections.items()},
+        "scenario": details("The whole scenario", scenario),
+        **{name: figures(charts) for name, charts in sections.items()},
     }
-    return MARKER.sub(lambda match: parts[match[1]], _asset("page.html"))
-
-
-def _asset(name: str) -> str:
-    return files("sim.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(content: str) -> str:
-    """What the security policy calls a script or style that may run: its SHA-256."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-
-
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element or open a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _figure(chart: Chart) -> str:
-    sentence, heading = html.escape(chart.sentence), html.escape(chart.title)
-    note = f'<p class="note">{html.escape(chart.note)}</p>' if chart.note else ""
-    style = ' class="wide"' if chart.wide else ""
-    return (
-        f'<figure{style} data-chart="{chart.name}" data-label="{sentence}"><figcaption><h3>{heading}</h3>'
-        f'<p>{sentence}</p></figcaption><div class="tools"></div><div class="plot"></div>{note}</figure>'
-    )
+    return assemble("page.html", [chart for charts in sections.values() for chart in charts], parts)
 
 
 def _cards(summary: Mapping[str, Any]) -> Iterable[str]:
     """The headline figures; goodput is coloured by whether the SLO was met."""
     rates, kv = summary["throughput"], summary["kv"]
     for key in ("ttft_s", "tpot_s", "e2e_s"):
-        yield _card(f"{LATENCIES[key]} median", seconds(summary[key]["p50"]), f"p99 {seconds(summary[key]['p99'])}")
-    yield _card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
-    yield _card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
-    yield _card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
+        yield card(f"{LATENCIES[key]} median", seconds(summary[key]["p50"]), f"p99 {seconds(summary[key]['p99'])}")
+    yield card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
+    yield card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
+    yield card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
         style = "good" if all(clause.met for clause in clauses) else "bad"
-        yield _card(
+        yield card(
             "Goodput", f"{number(goodput['requests_per_s'])}/s", f"{percent(goodput['fraction'])} of requests", style
         )
-
-
-def _card(label: str, big: str, small: str, style: str = "") -> str:
-    return f'<div class="card {style}"><p>{label}</p><p class="big">{big}</p><p>{small}</p></div>'
 
 
 def _slo(summary: Mapping[str, Any]) -> str:
@@ -177,28 +134,19 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[str]:
     inputs, kv, simulator = summary["inputs"], summary["kv"], summary["simulator"]
     known = [(label, inputs[key]) for key, label in INPUT_NAMES.items() if inputs.get(key) is not None]
     rest = [(key, value) for key, value in inputs.items() if key not in {*INPUT_NAMES, "notes"} and value is not None]
-    yield _panel("Inputs", [*known, *rest])
+    yield panel("Inputs", [*known, *rest])
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]
     pace = [("Steps", count(simulator.get("steps"))), ("Wall time", seconds(simulator.get("wall_s")))]
-    yield _panel("Requests", [*counts, ("Simulated time", seconds(summary["duration_s"])), *pace])
+    yield panel("Requests", [*counts, ("Simulated time", seconds(summary["duration_s"])), *pace])
     held = [(f"Of what was taken: {name}", percent(share)) for name, share in kv["waste"]["of_held"].items()]
+    moved = [("Copied on write", size_of(kv["copied_bytes"])), ("Swapped", size_of(kv["swapped_bytes"]))]
     pool = [
         ("Capacity of a replica", f"{count(kv['capacity_tokens'])} tokens"),
         ("Block", f"{count(kv['block_tokens'])} tokens"),
     ]
-    yield _panel("KV memory", [*pool, *held, ("Prefix hits", percent(kv["prefix_hit_rate"]))])
-
-
-def _panel(heading: str, rows: Iterable[tuple[str, Any]]) -> str:
-    cells = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(_word(value))}</td></tr>" for name, value in rows
-    )
-    return f'<div class="panel"><h3>{heading}</h3><table><tbody>{cells}</tbody></table></div>'
-
-
-def _word(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _scenario(text: str) -> str:
-    return f"<details><summary>The whole scenario</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+    reuse = [
+        ("Saved by sharing", percent(kv["shared"]["saving_mean"])),
+        ("Prefix hits, by tokens", percent(kv["prefix_hit_rate"])),
+        ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
+    ]
+    yield panel("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])

@@ -30,8 +30,8 @@ STEP_ARGS = (
 # Each counter track with its series; a new value is written only when it differs from the one before.
 COUNTERS = {
     "requests": {"waiting": "waiting", "running": "running"},
-    "KV tokens": {"used": "kv_used_tokens", "reserved": "kv_reserved_tokens", "internal waste": "kv_internal_tokens",
-                  "external waste": "kv_external_tokens"},
+    "KV tokens": {"used": "kv_used_tokens", "shared": "kv_shared_tokens", "reserved": "kv_reserved_tokens",
+                  "internal waste": "kv_internal_tokens", "external waste": "kv_external_tokens"},
 }  # fmt: skip
 PHASES = (("queued", "arrival_s", "first_scheduled_s"), ("prefill", "first_scheduled_s", "first_token_s"),
           ("decode", "first_token_s", "finish_s"))  # fmt: skip

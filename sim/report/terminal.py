@@ -11,10 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.metrics import verdicts
-from sim.report.units import count, limit, number, percent, row_unit, seconds
+from sim.report.measures import best, shown_measures, texts
+from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
 from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, sources_line, title, warnings_of
 
 SHOWN = ("mean", "p50", "p90", "p99", "max")
+# Measures of the table that has a row for each run, the most wanted first, with their headings.
+ROWS_OF = {
+    "Requests/s": "Req.\n/s", "TTFT p50": "TTFT\np50", "TTFT p99": "TTFT\np99", "TPOT p50": "TPOT\np50",
+    "TPOT p99": "TPOT\np99", "E2E p99": "E2E\np99", "KV held useful": "KV\nuseful", "Prefix hits": "prefix\nhits",
+    "Sharing saved": "shared\nsaves", "Goodput/s": "Good-\nput/s", "Preemptions": "pre-\nempt.",
+    "KV used peak": "KV\npeak", "Output tokens/s": "Output\ntokens/s", "E2E p50": "E2E\np50",
+}  # fmt: skip
 VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undefined", "yellow")}
 
 
@@ -38,12 +46,18 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
     held = kv["waste"]["of_held"]
     waste = ", ".join(f"{percent(held[kind])} {kind}" for kind in ("reserved", "internal", "external"))
-    yield "KV held", f"{percent(held['used'])} data, {waste} waste"
+    yield "KV held", f"{percent(kv['useful'])} data, {waste} waste"
+    if kv["shared"]["saving_mean"]:
+        saving = percent(kv["shared"]["saving_mean"])
+        yield "Sharing", f"saved {saving} of the KV data; {percent(held['shared'])} of what was held was shared"
+    if kv["copied_bytes"]:
+        yield "Copies", f"{size_of(kv['copied_bytes'])} copied on write"
     if kv["prefix_hit_rate"]:
-        yield "Prefixes", f"{percent(kv['prefix_hit_rate'])} of the prompt tokens were found in the cache"
+        blocks = kv["prefix_hit_rate_blocks"]
+        of_blocks = "" if blocks is None else f", {percent(blocks)} of the blocks looked up"
+        yield "Prefixes", f"{percent(kv['prefix_hit_rate'])} of the prompt tokens were in the cache{of_blocks}"
     if kv["preemptions"] or kv["swapped_bytes"]:
-        swapped = number(kv["swapped_bytes"] / 2**30)
-        yield "Evictions", f"{count(kv['preemptions'])} preemptions, {swapped} GiB swapped"
+        yield "Evictions", f"{count(kv['preemptions'])} preemptions, {size_of(kv['swapped_bytes'])} swapped"
 
 
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
@@ -111,26 +125,6 @@ def summary_view(
     return Group(*parts, "", _remarks(marked)) if marked else Group(*parts)
 
 
-def _compared(summaries: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[float | None], bool]]:
-    """(label, one value per run, whether these are seconds) for every line of a comparison."""
-    rates = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
-    for key, label in rates.items():
-        yield label, [run["throughput"][key] for run in summaries], False
-    for key, label in LATENCIES.items():
-        for statistic in ("p50", "p99"):
-            yield f"{label} {statistic}", [run[key][statistic] for run in summaries], True
-    if any("goodput" in run for run in summaries):
-        yield "Goodput/s", [run.get("goodput", {}).get("requests_per_s") for run in summaries], False
-    yield "KV used, mean %", [_times(run["kv"]["mean_used"], 100) for run in summaries], False
-    yield "KV held useful %", [_times(run["kv"]["waste"]["of_held"]["used"], 100) for run in summaries], False
-    yield "Preemptions", [run["kv"]["preemptions"] for run in summaries], False
-    yield "Roofline %", [_times(run["cost_sources"]["roofline"], 100) for run in summaries], False
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
 def _change(value: float | None, base: float | None) -> str:
     """How far a value lies from the first run's, in percent; nothing where that has no meaning."""
     if value is None or not base or value == base:
@@ -139,25 +133,60 @@ def _change(value: float | None, base: float | None) -> str:
     return f"{change:+.{0 if abs(change) >= 10 else 1}f}%".rjust(7)
 
 
-def compare_view(summaries: Mapping[str, Mapping[str, Any]], width: int = 80) -> RenderableType:
-    """Runs side by side, name -> summary, with the difference from the first; as many per table as fit."""
-    names = list(summaries)
-    per_table = max(2, (width - 19) // 18)
-    rest = [names[i : i + per_table - 1] for i in range(1, len(names), per_table - 1)] or [[]]
-    return Group(*(_compare_table({name: summaries[name] for name in (names[0], *group)}) for group in rest))
+def compare_view(
+    summaries: Mapping[str, Mapping[str, Any]], width: int = 80, *, failures: Mapping[str, str] | None = None
+) -> RenderableType:
+    """Runs side by side, name -> summary, in one table; failures: name -> why it did not run.
+
+    As columns, each with its difference from the first, where they fit in `width`; else as rows of the measures
+    that fit.
+    """
+    parts: list[RenderableType] = []
+    if summaries:
+        fit = len(summaries) <= max(2, (width - 19) // 18)
+        parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
+    if failures:
+        marked = [("!", f"{name} did not run: {reason}", "yellow") for name, reason in failures.items()]
+        parts += ["", _remarks(marked)] if parts else [_remarks(marked)]
+    return Group(*parts)
 
 
-def _compare_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+def _columns_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
     table.add_column("", style="bold", no_wrap=True)
     for name in summaries:
         table.add_column(Text(name, overflow="fold"), justify="right", max_width=18)
-    for label, values, timed in _compared(list(summaries.values())):
-        unit, factor = row_unit(values) if timed else ("", 1.0)
-        shown = [number(_times(value, factor)) for value in values]
+    for measure in shown_measures(summaries.values()):
+        values = [measure.value(summary) for summary in summaries.values()]
+        unit, shown = texts(measure, values)
         changes = ["", *(_change(value, values[0]) for value in values[1:])]
         cells = [cell + change for cell, change in zip(shown, changes, strict=True)]
-        table.add_row(f"{label} {unit}".strip(), *cells)
+        table.add_row(f"{measure.title} {unit}".strip(), *cells)
+    return table
+
+
+def _rows_table(summaries: Mapping[str, Mapping[str, Any]], width: int) -> Table:
+    """A row for each run and a column for each measure of `ROWS_OF`, as many as fit; the best of each in green."""
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    longest = min(24, max(map(len, summaries)))
+    table.add_column("", style="bold", width=longest, overflow="fold")
+    known = {measure.title: measure for measure in shown_measures(summaries.values())}
+    columns, used = [], longest
+    for name, short in ROWS_OF.items():
+        if name not in known:
+            continue
+        values = [known[name].value(summary) for summary in summaries.values()]
+        unit, shown = texts(known[name], values)
+        lines = [*short.split("\n"), unit]
+        wide = max(map(len, [*lines, *shown]))
+        if used + 2 + wide > width:
+            break
+        used += 2 + wide
+        winners = best(known[name], values)
+        table.add_column("\n".join(lines), justify="right", width=wide)
+        columns.append([Text(text, "green" if place in winners else "") for place, text in enumerate(shown)])
+    for name, *cells in zip(summaries, *columns, strict=True):
+        table.add_row(Text(name, overflow="fold"), *cells)
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.metrics import KV_KINDS, Floats
+from sim.metrics import KV_HELD, KV_KINDS, Floats
 from sim.report import series
 from sim.report.charts import Chart, Run
 from sim.report.series import Pieces
@@ -18,6 +18,7 @@ from sim.report.units import count, percent, seconds
 REQUESTS_PER_BUCKET = 10
 KV_TEXTS = {
     "used": "used",
+    "shared": "shared",
     "reserved": "reserved for later",
     "internal": "internal waste",
     "external": "external waste",
@@ -81,15 +82,21 @@ def _thinned(edges_s: Floats, values: int, what: str) -> str:
     )
 
 
-def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
-    """Waiting and running requests, exactly as the arrivals, first steps and finishes say."""
+def queue_levels(requests: pd.DataFrame, end_s: float) -> tuple[Pieces, Pieces]:
+    """How many requests (waited, were being served) at each moment, up to `end_s`."""
     real = requests[(requests["status"] != "rejected") & requests["arrival_s"].notna()]
     arrival_s, scheduled_s, finish_s = (
         real[name].to_numpy(np.float64) for name in ("arrival_s", "first_scheduled_s", "finish_s")
     )
-    edges_s = clock.grid(2 * len(real))
-    waiting = series.level(arrival_s, scheduled_s, clock.end_s)
-    serving = series.level(scheduled_s[~np.isnan(scheduled_s)], finish_s, clock.end_s)
+    waiting = series.level(arrival_s, scheduled_s, end_s)
+    return waiting, series.level(scheduled_s[~np.isnan(scheduled_s)], finish_s, end_s)
+
+
+def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
+    """Waiting and running requests, exactly as the arrivals, first steps and finishes say."""
+    real = int(((requests["status"] != "rejected") & requests["arrival_s"].notna()).sum())
+    edges_s = clock.grid(2 * real)
+    waiting, serving = queue_levels(requests, clock.end_s)
     means = [part.integral(edges_s)[-1] / (edges_s[-1] - edges_s[0]) for part in (waiting, serving)]
     sentence = f"On average {means[0]:,.2f} requests waited and {means[1]:,.1f} were being served"
     if len(waiting.first) and waiting.first.max() > 0:
@@ -100,7 +107,7 @@ def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
         series.banded("waiting", series.busy_means([waiting], edges_s)),
         series.banded("being served", series.busy_means([serving], edges_s)),
     ]
-    note = _thinned(edges_s, 2 * len(real), "changes") + " Waiting is from arrival to a request's first step."
+    note = _thinned(edges_s, 2 * real, "changes") + " Waiting is from arrival to a request's first step."
     spec = {
         "kind": "lines",
         "x": clock.axis(edges_s),
@@ -185,34 +192,51 @@ def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
     return Chart("step", "Step time", sentence, note, spec)
 
 
+def kv_stack(kv: Mapping[str, Any], steps: pd.DataFrame, edges_s: Floats) -> dict[str, Floats]:
+    """Mean KV tokens of each class in each bucket, all replicas together; they add up to the capacity.
+
+    Within a span the decoding requests grow by a token a step, out of what the allocator takes it from.
+    """
+    room = {kind: f"kv_{kind}_tokens" for kind in KV_KINDS}
+    found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
+    capacity = 0.0
+    for spans in series.by_replica(steps, "decode_requests", "repeats", *room.values()):
+        capacity += sum(float(spans.columns[column][0]) for column in room.values())
+        growth = np.minimum(
+            spans.columns["decode_requests"] * (spans.columns["repeats"] - 1), spans.columns[room["used"]]
+        )
+        grown = {"used": growth, kv["growth_from"]: -growth}
+        for kind in KV_HELD:
+            end = spans.columns[room[kind]]
+            pieces = Pieces(spans.start_s, spans.end_s, end - grown.get(kind, 0.0), end)
+            found[kind] += series.sum_of_means([pieces], edges_s)
+    found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_HELD), 0.0)
+    return found
+
+
 def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
     """The KV room of all replicas by what it holds: a stack that adds up to the capacity."""
     edges_s = clock.grid(len(steps))
-    found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
-    capacity = 0.0
-    room = {kind: f"kv_{kind}_tokens" for kind in KV_KINDS}
-    for spans in series.by_replica(steps, "decode_requests", "repeats", *room.values()):
-        capacity += sum(float(spans.columns[column][0]) for column in room.values())
-        growth = spans.columns["decode_requests"] * (spans.columns["repeats"] - 1)
-        for kind in KV_KINDS[:-1]:
-            end = spans.columns[room[kind]]
-            begin = end - np.minimum(growth, end) if kind == "used" else end
-            found[kind] += series.sum_of_means([Pieces(spans.start_s, spans.end_s, begin, end)], edges_s)
-    found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_KINDS[:-1]), 0.0)
-    held = kv["waste"]["of_held"]
+    found = kv_stack(kv, steps, edges_s)
     sentence = f"On average {percent(kv['mean_used'])} of the pool held data, {percent(kv['peak_used'])} at the peak"
-    if held["used"] is not None:
-        useful, waste = percent(held["used"]), percent(1 - held["used"])
+    if kv["useful"] is not None:
+        useful, waste = percent(kv["useful"]), percent(1 - kv["useful"])
         sentence += f"; of what was taken, {useful} held data and {waste} was waste"
-    stack = [
-        {"name": KV_TEXTS[kind], "mean": series.compact(np.rint(values)), "kind": kind}
-        for kind, values in found.items()
-        if kind in {"used", "free"} or values.max() >= 0.5
-    ]
+    if kv["shared"]["saving_mean"]:
+        sentence += f"; sharing saved {percent(kv['shared']['saving_mean'])} of what the data would take without it"
     width = seconds(float(edges_s[1] - edges_s[0]))
     note = f"Each point is the mean over {width} of {count(len(steps))} spans, all replicas together."
     axes = {"x": clock.axis(edges_s), "y": {"unit": "", "label": "KV tokens"}}
-    spec = {"kind": "stack", **axes, "series": stack, "hidden": ["free"] if kv["peak_used"] < 0.3 else []}
+    spec = {"kind": "stack", **axes, "series": kv_series(found), "hidden": ["free"] if kv["peak_held"] < 0.3 else []}
     if spec["hidden"]:
         note += " Free room is not drawn at first: press its name."
-    return Chart("kv", "KV memory", sentence + ".", note, spec, wide=True)
+    return Chart("kv", "KV memory", sentence + ".", note, spec, "wide")
+
+
+def kv_series(found: Mapping[str, Floats]) -> list[dict[str, Any]]:
+    """The classes of a stack as the script draws them; a class that never held anything is left out."""
+    return [
+        {"name": KV_TEXTS[kind], "mean": series.compact(np.rint(values)), "kind": kind}
+        for kind, values in found.items()
+        if kind in {"used", "free"} or np.nanmax(values, initial=0.0) >= 0.5
+    ]

@@ -47,6 +47,13 @@ def seconds(value: float | None) -> str:
     return f"{count(whole // 3600)} h {whole % 3600 // 60:02d} min"
 
 
+def size_of(value_bytes: float) -> str:
+    """A number of bytes with the binary unit that fits: 12 B, 3.50 KiB, 1.25 GiB."""
+    power = min(4, max(0, math.frexp(max(value_bytes, 1))[1] - 1) // 10)
+    unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    return f"{count(int(value_bytes)) if power == 0 else number(value_bytes / 1024**power)} {unit}"
+
+
 def limit(value_s: float) -> str:
     """A limit as the user gave it, without padding digits: 50 ms, 2.5 s."""
     return f"{value_s * 1e3:g} ms" if value_s < 1 else f"{value_s:g} s"

@@ -1,0 +1,124 @@
+"""One run among several to be compared, cut down to what a comparison shows: the tables need not stay in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.metrics import KV_KINDS, Floats
+from sim.report import series
+from sim.report.charts import LATENCY_TEXTS, Run, latency_cdf
+from sim.report.stability import queue_warning
+from sim.report.timeline import Clock, kv_stack, queue_levels
+from sim.report.words import warnings_of
+from sim.scenario import Scenario, as_tables, dump
+from traces.schema import InputError
+
+MOST_BUCKETS = 2048
+QUEUE = ("waiting", "serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Means of several quantities over time, in buckets of `width_s` from the first arrival on.
+
+    The width is a power of two, so that the buckets of any two runs fall together: `coarser` is exact. After the
+    last bucket the run has ended; within it, what is left of the bucket counts as idle.
+    """
+
+    width_s: float
+    means: Mapping[str, Floats]
+
+    @property
+    def buckets(self) -> int:
+        return len(next(iter(self.means.values())))
+
+    @property
+    def end_s(self) -> float:
+        return self.buckets * self.width_s
+
+    def coarser(self, width_s: float) -> Timeline:
+        """The same in buckets that are as wide or wider by a power of two."""
+        every = round(width_s / self.width_s)
+        missing = -self.buckets % every
+        # What follows the end is idle: nothing waits, nothing is held.
+        idle = {"free": sum(float(self.means[kind][-1]) for kind in KV_KINDS)}
+        means = {}
+        for name, values in self.means.items():
+            whole = np.append(values, np.full(missing, idle.get(name, 0.0)))
+            means[name] = whole.reshape(-1, every).mean(axis=1)
+        return Timeline(width_s, means)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a comparison keeps of a run. `settings` are those of its scenario by dotted key, `scenario` is its TOML.
+
+    `cdfs` holds (seconds, percent at or below) for each latency that has values; `timeline` is None without a step.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    cdfs: Mapping[str, tuple[Floats, Floats]]
+    timeline: Timeline | None
+    warnings: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    scenario: str = ""
+
+    @classmethod
+    def of(cls, name: str, run: Run) -> Variant:
+        """The digest of a run; its scenario is kept where the run has one."""
+        queue = queue_warning(run.requests)
+        plan = getattr(run, "scenario", None)
+        cdfs = {key: latency_cdf(run, key)[:2] for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None}
+        told = [*warnings_of(run.summary), *([queue] if queue else [])]
+        chosen = flat(as_tables(plan)) if isinstance(plan, Scenario) else {}
+        text = dump(plan) if isinstance(plan, Scenario) else ""
+        return cls(name, run.summary, cdfs, _timeline(run), told, chosen, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A variant that could not be run, and why, in one sentence."""
+
+    name: str
+    reason: str
+
+
+Row = Variant | Failure
+
+
+def attempt(name: str, run: Callable[[], Run]) -> Row:
+    """Run one variant and keep its digest; what the user can mend becomes the reason of a failure."""
+    try:
+        return Variant.of(name, run())
+    except InputError as error:
+        return Failure(name, str(error))
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _timeline(run: Run) -> Timeline | None:
+    """KV classes, waiting and served requests over the run, in at most `MOST_BUCKETS` buckets."""
+    if not len(run.steps):
+        return None
+    clock = Clock.of(run)
+    length_s = max(clock.end_s - clock.start_s, 1e-6)
+    width_s = 2.0 ** math.ceil(math.log2(length_s / MOST_BUCKETS))
+    edges_s: Floats = clock.start_s + width_s * np.arange(math.ceil(length_s / width_s) + 1, dtype=np.float64)
+    levels = zip(QUEUE, queue_levels(run.requests, clock.end_s), strict=True)
+    counts = {name: series.sum_of_means([pieces], edges_s) for name, pieces in levels}
+    return Timeline(width_s, {**kv_stack(run.summary["kv"], run.steps, edges_s), **counts})
