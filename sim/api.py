@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,12 @@ import pandas as pd
 from sim import metrics, scenario
 from sim.assemble import Parts, assemble, resolved
 from sim.cluster import Cluster, Source
+from sim.engine import Engine
+from sim.executor import Executor, OnTheWall
 from sim.load import build
 from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table, term_seconds
-from sim.replica import Clock, NoProgressError, Replica
-from sim.request import Request
+from sim.replica import Clock, NoProgressError, Replica, WallClock
+from sim.request import SAMPLE_BITS, Request, index_of
 from sim.scenario import Scenario
 from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows
@@ -38,6 +41,8 @@ class Result:
     """The step clock of each replica: the end of every single step."""
     itl: metrics.Itl
     """(seconds between two tokens of a request, how often)."""
+    tokens: pd.DataFrame | None = None
+    """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence."""
 
 
 def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | None = None, **settings: Any) -> Result:
@@ -62,10 +67,15 @@ def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | No
 def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None) -> Result:
     """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
     slo = metrics.parse_slo(plan.slo) if plan.slo else ()
+    backend = _backend() if plan.executor == "live" else None
+    if backend is not None:
+        plan = backend.fitted(plan)
     parts = assemble(plan)
     trace = load_trace(plan) if trace is None else trace
     kept, rejected = _admissible(parts, trace)
-    simulation = _Simulation(parts, keep_rows(trace.requests, kept), progress)
+    sent = keep_rows(trace.requests, kept)
+    session = backend.Session(parts, _token_ids(sent)) if backend is not None else None
+    simulation = _Simulation(parts, sent, progress, session)
     started = time.perf_counter()
     simulation.run()
     loop_s = time.perf_counter() - started
@@ -74,7 +84,10 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     )
     itl = simulation.itl()
     steps = simulation.steps.table()
-    terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
+    if session is None:
+        sources = _by_source(term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous))
+    else:
+        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
     summary = metrics.summarise(
         requests,
         steps,
@@ -87,20 +100,36 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
         ),
         slo=slo,
         dropped=trace.dropped,
-        source_seconds=_by_source(terms),
+        source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(parts, trace),
+        inputs=_inputs(parts, trace, session),
     )
-    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl)
+    tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
+    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens)
+
+
+class LiveSession(Protocol):
+    """What a live run needs of the backend (`backend.session.Session`)."""
+
+    device_name: str
+
+    def executor(self, engine: Engine) -> Executor: ...
+
+    def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
+        ...
 
 
 class _Simulation:
     """One simulated time with its replicas, and the logs of what happened in it."""
 
-    def __init__(self, parts: Parts, admissible: pd.DataFrame, progress: Progress | None) -> None:
+    def __init__(
+        self, parts: Parts, admissible: pd.DataFrame, progress: Progress | None, session: LiveSession | None
+    ) -> None:
         plan = parts.plan
         count = len(admissible)
-        self.clock = Clock()
+        self.clock = WallClock() if session is not None and plan.live.clock == "wall" else Clock()
+        self._session = session
         self.requests = RequestLog(count)
         self.steps = StepLog(plan.replicas)
         self._progress = progress
@@ -121,10 +150,14 @@ class _Simulation:
             if self._progress is not None and self._finished % self._every == 0:
                 self._progress(self._finished, self._count)
 
+        engine = parts.engine(spans=self._session is None)
+        executor: Executor = parts.executor() if self._session is None else self._session.executor(engine)
+        if isinstance(self.clock, WallClock):
+            executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
         return Replica(
             self.clock,
-            parts.engine(),
-            parts.executor(),
+            engine,
+            executor,
             depth=parts.depth,
             on_finish=finished,
             observer=self.steps,
@@ -212,9 +245,41 @@ def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
     return found
 
 
-def _inputs(parts: Parts, trace: Trace) -> dict[str, Any]:
+def _backend() -> Any:
+    """The module that runs models, found by name: `sim` itself never imports torch."""
+    try:
+        return importlib.import_module("backend.session")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "triton", "safetensors", "backend"):
+            raise
+        raise InputError(
+            f"executor live needs {error.name}, which is not installed; pip install 'foretoken[live]' brings it"
+        ) from None
+
+
+def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
+    return list(requests["token_ids"]) if "token_ids" in requests else None
+
+
+def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
+    """The answers by request of the trace; `rows` are those of the requests that were sent."""
+    found = list(session.outputs())
+    index = rows[[index_of(id) for id, _, _ in found]] if found else np.empty(0, np.int64)
+    return pd.DataFrame(
+        {
+            "request": index,
+            "sample": [id >> SAMPLE_BITS for id, _, _ in found],
+            "token_ids": [tokens[prompt:] for _, prompt, tokens in found],
+        }
+    )
+
+
+def _inputs(parts: Parts, trace: Trace, session: LiveSession | None) -> dict[str, Any]:
     plan = parts.plan
+    measured = {} if session is None else {"device": session.device_name}
     return {
+        "executor": plan.executor,
+        **measured,
         "trace": trace.name,
         "trace_kind": trace.kind,
         "synthetic": trace.synthetic,

@@ -124,6 +124,10 @@ def assemble(plan: Scenario) -> Parts:
     _check_no_cache(plan, allocator)
     chosen = plan.engine.async_scheduling
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
+    if plan.executor == "live":
+        if chosen is True:
+            raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
+        asynchronous = False
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
     return Parts(
         plan,

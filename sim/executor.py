@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sim.batch import Batch
@@ -22,6 +23,23 @@ class Executor(Protocol):
     """Runs a batch, really or not."""
 
     def execute(self, batch: Batch) -> StepResult: ...
+
+
+class OnTheWall:
+    """Lets a step last until it has really ended, the time since it was planned included.
+
+    Args:
+        elapsed_s: real seconds since the run's start, whose simulated time is the same.
+    """
+
+    def __init__(self, inner: Executor, elapsed_s: Callable[[], float]) -> None:
+        self._inner = inner
+        self._elapsed_s = elapsed_s
+
+    def execute(self, batch: Batch) -> StepResult:
+        result = self._inner.execute(batch)
+        seconds = self._elapsed_s() - batch.planned_s
+        return StepResult([seconds], result.device_s, seconds - result.device_s[0])
 
 
 class Predicted:

@@ -5,6 +5,8 @@ This is the whole coupling of the engine to SimPy. It knows no policy, no memory
 
 from __future__ import annotations
 
+import math
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
@@ -58,6 +60,28 @@ class Clock(simpy.Environment):
         self._calls = next(self._eid)
         heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
         return event
+
+
+class WallClock(Clock):
+    """Lets nothing happen before its time has come in reality, counted from the first event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Real seconds since the first event."""
+        if self._epoch_s is None:
+            self._epoch_s = time.perf_counter()
+        return time.perf_counter() - self._epoch_s
+
+    def step(self) -> None:
+        due_s = self.peek()
+        early_s = due_s - self.elapsed_s
+        if 0.0 < early_s < math.inf:
+            time.sleep(early_s)
+        super().step()
 
 
 class Flight:

@@ -157,11 +157,38 @@ class CostSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """How a live run draws tokens, and its clock.
+
+    A `temperature` of 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in. The clock is "virtual" (measured
+    seconds advance simulated time, nobody waits) or "wall" (requests are sent when their time has really come).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    clock: str = "virtual"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < 1e6:
+            raise InputError(f"live.temperature is {self.temperature}; it must be at least 0 and finite")
+        if self.top_k < 0:
+            raise InputError(f"live.top_k is {self.top_k}; it must be at least 0 (0: all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"live.top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.clock not in ("virtual", "wall"):
+            raise InputError(f"live.clock is {self.clock!r}; known: virtual, wall")
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """All that a run depends on. The same scenario gives the same bytes.
 
     `dtype` is the type of activations (fp32, fp16, bf16), "auto" the model's own. `weights` is that of the weight
     matrices: the same, fp8, int8 or int4; "auto" is the model's own, which for most models follows `dtype`.
+
+    The `executor` supplies the seconds: "predicted" by a cost model, or "live" by running the model on `device`
+    ("cpu", "cuda"; "auto" is CUDA where there is one).
     """
 
     model: str = "llama-3.1-8b"
@@ -173,6 +200,7 @@ class Scenario:
     seed: int = 0
     slo: str = ""
     executor: str = "predicted"
+    device: str = "auto"
     workload: WorkloadSettings = field(default_factory=WorkloadSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     kv: KvSettings = field(default_factory=KvSettings)
@@ -181,13 +209,16 @@ class Scenario:
     allocator: Part = field(default_factory=lambda: Part("paged"))
     router: Part = field(default_factory=lambda: Part("round-robin"))
     cost: CostSettings = field(default_factory=CostSettings)
+    live: LiveSettings = field(default_factory=LiveSettings)
 
     def __post_init__(self) -> None:
         for name in ("tp", "replicas"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.executor != "predicted":
-            raise InputError(f"executor is {self.executor!r}; known: predicted (live runs need the backend, to come)")
+        if self.executor not in ("predicted", "live"):
+            raise InputError(f"executor is {self.executor!r}; known: predicted, live")
+        if self.executor == "predicted" and self.device != "auto":
+            raise InputError(f"device is {self.device!r}, and only a live run has a device; add --executor live")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be at least 0")
 

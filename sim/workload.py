@@ -68,7 +68,7 @@ def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Worklo
         prefix = [ids.tolist() for ids in chained(list(requests["token_ids"]), block_tokens)]
     prompt, output = requests["prompt_tokens"].tolist(), requests["output_tokens"].tolist()
     known: list[int] | None = None
-    if prefix is not None and follow:
+    if prefix is not None and follow and plan.executor != "live":  # a live answer is what the model says
         known = name_answers(prefix, unit_tokens, prompt, output, requests["after"].tolist())
     return Workload(
         requests["arrival_s"].tolist(),

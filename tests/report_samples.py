@@ -19,8 +19,8 @@ CAPACITY_TOKENS, BLOCK_TOKENS, SLOTS = 40_000, 16, 48
 STEP_COLUMNS = [
     "replica", "step", "repeats", "start_s", "end_s", "prefill_requests", "prefill_tokens",
     "prefill_past_tokens", "decode_requests", "decode_context_tokens", "padding_tokens", "device_s", "host_s",
-    "running", "waiting", "preempted", "kv_used_tokens", "kv_reserved_tokens", "kv_internal_tokens",
-    "kv_external_tokens", "kv_free_tokens",
+    "running", "waiting", "preempted", "swapped_bytes", "copied_bytes", "kv_used_tokens", "kv_shared_tokens",
+    "kv_reserved_tokens", "kv_internal_tokens", "kv_external_tokens", "kv_free_tokens", "kv_saved_tokens",
 ]  # fmt: skip
 INPUTS = {
     "trace": "toy", "trace_kind": "own", "profile": None, "model": "tiny-llama", "gpu": "toy-gpu", "seed": 0,
@@ -92,11 +92,15 @@ def _serve(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray, replic
                 len(running),
                 waiting,
                 0,
+                0,
+                0,
                 used,
+                0,
                 0,
                 internal,
                 0,
                 CAPACITY_TOKENS - used - internal,
+                0,
             )
         )
         now = clock[-1]
@@ -155,6 +159,9 @@ def make_run(count: int = 300, rate: float = 4.0, replicas: int = 1, seed: int =
             "max_itl_s": np.nan,
             "preemptions": 0,
             "prefix_hit_tokens": 0,
+            "prefix_hit_blocks": 0,
+            "prefix_blocks": 0,
+            "samples": 1,
         }
     )
     steps = pd.DataFrame(sorted(spans, key=lambda row: row[3]), columns=STEP_COLUMNS)

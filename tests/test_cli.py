@@ -156,10 +156,88 @@ def test_compare_runs_each_value(capsys: pytest.CaptureFixture[str], trace: Path
     assert list(json.loads(out)) == ["paged 1", "paged 8", "contiguous-oracle 1", "contiguous-oracle 8"]
     code, out, _ = sim(capsys, "compare", "--trace", trace, *varied)
     assert code == 0
+    assert [line[:19].strip() for line in out.splitlines()[-4:]] == list(json.loads(sim_json(capsys, trace, varied)))
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = sim(capsys, "compare", "--trace", trace, *varied[:2])
     assert "TTFT p99" in out
     code, _, err = sim(capsys, "compare", "--trace", trace)
     assert code == 2
     assert "nothing to compare" in err
+
+
+def sim_json(capsys: pytest.CaptureFixture[str], trace: Path, varied: tuple[str, ...]) -> str:
+    return sim(capsys, "compare", "--trace", trace, *varied, "--json")[1]
+
+
+def test_compare_writes_page_and_tables(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    varied = "allocator=paged,magic,contiguous-max"
+    code, out, err = sim(capsys, "compare", "--trace", trace, "--set", varied, "--out", folder, "--json")
+    assert code == 0
+    assert "wrote compare.html" in err
+    assert {path.name for path in folder.iterdir()} == {"compare.html", "compare.json", "compare.parquet"}
+    assert json.loads((folder / "compare.json").read_text()) == json.loads(out)
+    assert list(json.loads(out)) == list(pd.read_parquet(folder / "compare.parquet")["variant"])
+    page = (folder / "compare.html").read_text()
+    assert all(f">{name}</th>" in page for name in ("paged", "magic", "contiguous-max"))
+
+
+def test_a_variant_that_cannot_run_is_told_among_the_others(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    varied = ("--set", "model=llama-3.1-8b,llama-3.1-405b")
+    code, out, err = sim(capsys, "compare", "--trace", trace, *varied)
+    assert (code, err) == (0, "")
+    assert "! llama-3.1-405b did not run: " in out
+    assert "Requests/s" in out
+    code, out, _ = sim(capsys, "compare", "--trace", trace, *varied, "--json")
+    assert code == 0
+    assert list(json.loads(out)["llama-3.1-405b"]) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "allocator=magic,tragic"], "magic: unknown name 'magic'"),
+        (["--set", "allocator=magic,tragic"], "tragic: unknown name 'tragic'"),
+        (["--set", "policy=sjf,chunked", "--gpu", "h9000"], "nothing could be run: unknown"),
+        (["--set", "policy=sjf,chunked", "--set", "nonsense"], "section.key=value"),
+        (["--set", "engine.max_seqs=1,2"], "max_num_seqs"),
+        (["--set", "policy=sjf"], "nothing to compare"),
+        (["no-such.toml", "neither.toml"], "no-such.toml"),
+        (["same.toml", "same.toml"], "nothing to compare"),
+    ],
+)
+def test_where_nothing_ran_the_exit_code_is_2(
+    capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    code, out, err = sim(capsys, "compare", "--trace", trace, *words, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_scenarios_by_name(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "one.toml", tmp_path / "b" / "one.toml", tmp_path / "two.toml"]
+    for seats, path in enumerate(paths, 1):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"[engine]\nmax_num_seqs = {seats}\n")
+    code, out, _ = sim(capsys, "compare", *paths, "--trace", trace, "--json")
+    assert code == 0
+    assert list(json.loads(out)) == [str(paths[0]), str(paths[1]), "two"]
+    code, out, _ = sim(capsys, "compare", paths[2], "--trace", trace, "--set", "policy=sjf,chunked", "--json")
+    assert list(json.loads(out)) == ["sjf", "chunked"]
+    code, out, _ = sim(capsys, "compare", *paths[1:], "--trace", trace, "--set", "policy=sjf,chunked", "--json")
+    assert list(json.loads(out)) == ["one sjf", "one chunked", "two sjf", "two chunked"]
+
+
+def test_a_full_disk_leaves_no_comparison(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    varied = ("--set", "policy=sjf,chunked")
+    code, _, err = sim(capsys, "compare", "--trace", trace, *varied, "--out", "/dev/full/out")
+    assert code == 2
+    assert err.count("\n") == 1
 
 
 def test_validate_names_what_differs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -148,6 +148,9 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "max_itl_s": [2.0, nan, nan],
             "preemptions": [1, 0, 0],
             "prefix_hit_tokens": [0, 15, 0],
+            "prefix_hit_blocks": [0, 3, 0],
+            "prefix_blocks": [1, 4, 9],
+            "samples": [4, 1, 1],
         }
     )
     steps = pd.DataFrame(
@@ -159,11 +162,15 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "prefill_tokens": [10, 0],
             "decode_requests": [0, 2],
             "padding_tokens": [4, 0],
-            "kv_used_tokens": [20, 40],
+            "swapped_bytes": [3, 4],
+            "copied_bytes": [0, 64],
+            "kv_used_tokens": [20, 34],
+            "kv_shared_tokens": [0, 6],
             "kv_reserved_tokens": [10, 6],
             "kv_internal_tokens": [5, 5],
             "kv_external_tokens": [5, 9],
             "kv_free_tokens": [60, 40],
+            "kv_saved_tokens": [0, 12],
         }
     )
     return requests, steps
@@ -175,7 +182,7 @@ def test_hand_worked_summary() -> None:
         requests,
         steps,
         (np.array([1.0, 2.0]), np.array([1, 1])),
-        metrics.KvFacts(100, 16, swapped_bytes=7),
+        metrics.KvFacts(100, 16),
         slo=metrics.parse_slo("ttft_p50=1.5,tpot=2"),
         dropped=4,
         source_seconds={"measured": 3, "roofline": 1},
@@ -184,7 +191,7 @@ def test_hand_worked_summary() -> None:
     )
     assert summary["requests"] == {"total": 3, "completed": 2, "rejected": 1, "unfinished": 0, "dropped": 4}
     assert summary["duration_s"] == 5.0
-    rates = {"requests_per_s": 2 / 5, "output_tokens_per_s": 4 / 5, "total_tokens_per_s": 34 / 5}
+    rates = {"requests_per_s": 2 / 5, "output_tokens_per_s": 13 / 5, "total_tokens_per_s": 43 / 5}
     assert summary["throughput"] == pytest.approx(rates)
     assert summary["ttft_s"]["mean"] == 1.5
     assert summary["itl_s"]["p50"] == 1.5
@@ -199,14 +206,33 @@ def test_hand_worked_summary() -> None:
         ("tpot", 1.5, True),
     ]
     kv = summary["kv"]
-    # Span 1: 20 used for 1 s. Span 2: 40 at the end and 2 requests growing over 3 steps: mean 38 for 3 s.
+    # Span 1: 20 used for 1 s. Span 2: 34 used and 6 shared at the end and 2 requests growing over 3 steps, so a
+    # mean of 32 used and 6 shared for 3 s.
     assert kv["mean_used"] == pytest.approx((20 * 1 + 38 * 3) / 500)
-    assert kv["peak_used"] == 0.4
+    assert (kv["peak_used"], kv["peak_held"]) == (0.4, 0.6)
+    expected = {
+        "used": ((20 + 32 * 3) / 500, 0.34),
+        "shared": (6 * 3 / 500, 0.06),
+        "reserved": ((10 + 6 * 3) / 500, 0.1),
+        "internal": (20 / 500, 0.05),
+        "external": ((5 + 27) / 500, 0.09),
+        "free": (1 - (134 + 28 + 20 + 32) / 500, 0.6),
+    }
+    assert list(kv["classes"]) == list(expected)
+    for kind, (mean, peak) in expected.items():
+        assert kv["classes"][kind] == {"mean": pytest.approx(mean), "peak": peak}, kind
+    # Three hold each shared slot, so that two more would be needed: 12 for 3 s.
+    assert kv["shared"] == {**kv["classes"]["shared"], "saving_mean": pytest.approx(36 / (134 + 36))}
     assert kv["waste"]["reserved"] == pytest.approx((10 * 1 + 6 * 3) / 500)
     assert kv["waste"]["internal"] == pytest.approx(20 / 500)
     assert kv["waste"]["external"] == pytest.approx((5 + 27) / 500)
-    assert kv["waste"]["of_held"]["used"] == pytest.approx(134 / (134 + 28 + 20 + 32))
-    assert (kv["prefix_hit_rate"], kv["preemptions"], kv["swapped_bytes"]) == (15 / 30, 1, 7)
+    held = 134 + 28 + 20 + 32
+    assert kv["useful"] == pytest.approx(134 / held)
+    of_held = {"used": 116, "shared": 18, "reserved": 28, "internal": 20, "external": 32}
+    assert kv["waste"]["of_held"] == pytest.approx({kind: part / held for kind, part in of_held.items()})
+    # The rejected request looked nothing up.
+    assert (kv["prefix_hit_rate"], kv["prefix_hit_rate_blocks"]) == (15 / 30, 3 / 5)
+    assert (kv["preemptions"], kv["swapped_bytes"], kv["copied_bytes"]) == (1, 7, 64)
     assert summary["computed"] == {"tokens": 10 + 3 * 2, "padding_fraction": 4 / 16}
     assert summary["cost_sources"] == {
         "measured": 0.75,
@@ -238,7 +264,9 @@ def test_growth_within_a_span_comes_from_where_the_allocator_takes_it() -> None:
     ahead = metrics.kv_integrals(steps, metrics.KvFacts(100, 1, growth_from="reserved"))
     assert ahead["reserved"] - free["reserved"] == pytest.approx(2 * 3)
     assert free["used"] == ahead["used"]
-    assert sum(free.values()) == pytest.approx(100 * 4) == pytest.approx(sum(ahead.values()))
+    assert free["saved"] == 12 * 3
+    total = sum(free[kind] for kind in metrics.KV_KINDS)
+    assert total == pytest.approx(100 * 4) == pytest.approx(sum(ahead[kind] for kind in metrics.KV_KINDS))
 
 
 def test_overlapping_steps_count_their_time_once() -> None:

@@ -13,7 +13,7 @@ import pytest
 from report_samples import Run, make_run
 
 from sim import metrics
-from sim.report import page
+from sim.report import parts
 from sim.report.page import render_page
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
@@ -69,8 +69,8 @@ def test_whatever_comes_from_outside_is_escaped() -> None:
 
 def test_data_cannot_end_its_element() -> None:
     value = {"a": "</script><!-- & >"}
-    assert not set("<>&") & set(page._json(value))
-    assert json.loads(page._json(value)) == value
+    assert not set("<>&") & set(parts.json_text(value))
+    assert json.loads(parts.json_text(value)) == value
 
 
 def test_its_data_is_json_that_agrees_with_the_summary() -> None:

@@ -103,6 +103,16 @@ def test_counters_follow_the_tables(run: Run) -> None:
     assert waiting == set(rows["waiting"]) | {0}
 
 
+def test_every_kv_class_that_is_held_has_a_counter() -> None:
+    run = make_run(40, rate=14.0)
+    for place, name in enumerate(("shared", "reserved", "internal", "external"), 1):
+        run.steps[f"kv_{name}_tokens"] = place
+    found = [event["args"] for event in events(run) if event["ph"] == "C" and event["name"] == "KV tokens"]
+    assert set(found[0]) == {"used", "shared", "reserved", "internal waste", "external waste"}
+    assert list(found[0].values())[1:] == [1, 2, 3, 4]
+    assert set(found[-1].values()) == {0}
+
+
 def test_a_window_keeps_what_touches_it(run: Run) -> None:
     found = events(run, window=(2.0, 3.0))
     check(found)

@@ -126,13 +126,81 @@ def test_runs_side_by_side() -> None:
     assert next(line.split() for line in lines if line.startswith("Goodput"))[-1] == "-"
 
 
-def test_many_runs_are_split_and_keep_the_first_beside_them() -> None:
+def test_many_runs_are_rows_of_one_table() -> None:
     summary = make_run(20).summary
     names = [f"a run with a long name {i}" for i in range(7)]
-    text = terminal.render(terminal.compare_view(dict.fromkeys(names, summary)))
-    assert max(map(len, text.splitlines())) <= 80
-    assert text.count("Requests/s") == 3
-    assert terminal.render(terminal.compare_view({"one": summary})).count("Requests/s") == 1
+    text = terminal.render(terminal.compare_view(dict.fromkeys(names, summary), failures={"other": "too [b]large[/b]"}))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:24].strip() for line in lines if line.startswith("a run")] == names
+    assert lines[1].split()[:3] == ["/s", "p50", "p99"]
+    ttft = next(line for line in lines if line.startswith(names[3])).split()[9]
+    assert ttft == f"{summary['ttft_s']['p99'] * 1e3:.1f}"
+    assert lines[-1] == "! other did not run: too [b]large[/b]"
+    wide = terminal.render(terminal.compare_view(dict.fromkeys(names, summary), 160), 160)
+    assert "Requests/s" in wide
+    assert max(map(len, wide.splitlines())) <= 160
+
+
+def test_one_run_and_none() -> None:
+    assert terminal.render(terminal.compare_view({"one": make_run(20).summary})).count("Requests/s") == 1
+    assert terminal.render(terminal.compare_view({}, failures={"a": "b"})) == "! a did not run: b\n"
+
+
+def test_the_best_of_a_column_is_green() -> None:
+    fast, slow = make_run(300, rate=4.0).summary, make_run(300, rate=14.0).summary
+    stream = io.StringIO()
+    view = terminal.compare_view({"a": slow, "b": fast, "c": slow, "d": slow})
+    terminal.show(view, Console(file=stream, force_terminal=True, width=80, highlight=False))
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("\x1b[1m")][-4:]
+    rate, ttft = (
+        f"\x1b[32m{value:.1f}\x1b[0m" for value in (slow["throughput"]["requests_per_s"], fast["ttft_s"]["p50"] * 1e3)
+    )
+    # a, c and d read alike and serve the most; b answers soonest.
+    assert [rate in line for line in lines] == [True, False, True, True]
+    assert [ttft in line for line in lines] == [False, True, False, False]
+
+
+def test_sharing_hits_and_copies_are_told_where_there_are_any() -> None:
+    summary = dict(make_run(50, rate=5).summary)
+    plain = terminal.render(terminal.summary_view(summary))
+    assert not [word for word in ("Sharing", "Copies", "Prefixes", "Evictions") if word in plain]
+    kv = summary["kv"]
+    held = {"used": 0.5, "shared": 0.25, "reserved": 0.125, "internal": 0.125, "external": 0.0}
+    summary["kv"] = {
+        **kv,
+        "useful": 0.75,
+        "waste": {**kv["waste"], "of_held": held},
+        "shared": {**kv["shared"], "saving_mean": 0.4},
+        "copied_bytes": 3 * 2**30,
+        "swapped_bytes": 2**20,
+        "prefix_hit_rate": 0.3,
+        "prefix_hit_rate_blocks": 0.2,
+    }
+    text = terminal.render(terminal.summary_view(summary))
+    for line in (
+        "KV held    75.0 % data, 12.5 % reserved, 12.5 % internal, 0 % external waste",
+        "Sharing    saved 40.0 % of the KV data; 25.0 % of what was held was shared",
+        "Copies     3.00 GiB copied on write",
+        "Evictions  0 preemptions, 1.00 MiB swapped",
+    ):
+        assert line in text.splitlines()
+    assert "30.0 % of the prompt tokens were in the cache, 20.0 % of the blocks" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1,023 B"),
+        (1024, "1.00 KiB"),
+        (3584, "3.50 KiB"),
+        (5 * 2**30, "5.00 GiB"),
+        (2**50, "1,024 TiB"),
+    ],
+)
+def test_sizes(value: int, text: str) -> None:
+    assert units.size_of(value) == text
 
 
 def test_a_storm_of_preemptions_is_told() -> None:

@@ -25,7 +25,9 @@ FREE_FROM = 0.3
 
 
 def spread(values: Mapping[str, float], text: Callable[[float], str]) -> str:
-    """Each variant's value, or the smallest and the largest where there are many."""
+    """Each variant's value, or the smallest and the largest where there are many, or the one that all have."""
+    if len(values) > 1 and len(set(map(text, values.values()))) == 1:
+        return f"{text(next(iter(values.values())))} in each"
     if len(values) > 3:
         low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
         return f"{text(values[low])} ({low}) to {text(values[high])} ({high})"
@@ -104,6 +106,7 @@ def queue_charts(variants: Sequence[Variant]) -> list[Chart]:
         spec = {
             "kind": "lines",
             "group": "variants",
+            "bands": False,
             "nothing": ENDED,
             "x": axis.spec,
             "y": {"unit": "", "label": "requests"},

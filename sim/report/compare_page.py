@@ -11,7 +11,7 @@ from sim.report.measures import MEASURES, Measure, best, scaled, shown_measures,
 from sim.report.parts import assemble, card, details, figures
 from sim.report.units import NONE, count, row_unit
 from sim.report.variant import Failure, Row, Variant
-from sim.report.words import notes_of, sources_line
+from sim.report.words import notes_of, sources_line, title
 
 TONES = 8
 # The measures that have a card: which variant is best at it.
@@ -67,19 +67,20 @@ def _common(variants: Sequence[Variant], key: str) -> str | None:
 
 
 def _title(variants: Sequence[Variant]) -> str:
-    trace, model, gpu = (_common(variants, key) for key in ("trace", "model", "gpu"))
-    where = " / ".join(part for part in (model, gpu) if part)
-    parts = [f"{len(variants)} {'variant' if len(variants) == 1 else 'variants'} side by side"]
-    return " ".join([*parts, *([f"on {trace}"] if trace else []), *([f"with {where}"] if where else [])])
+    inputs = {key: _common(variants, key) for key in ("trace", "model", "gpu")}
+    return title({"inputs": inputs}) if inputs["trace"] else "Runs side by side"
 
 
 def _lead(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
-    done = {one.summary["requests"]["completed"] for one in variants}
-    each = f"{count(done.pop())} requests completed in each." if len(done) == 1 else ""
+    what = "1 variant" if len(variants) == 1 else f"{count(len(variants))} variants side by side"
     differing = _differing(variants)
-    what = f"They differ in {', '.join(differing)}." if 0 < len(differing) <= 6 else ""
-    failed = len(rows) - len(variants)
-    return " ".join(filter(None, [each, what, f"{failed} more did not run: see the table." if failed else ""]))
+    told_as = [f"{what}, which differ in {', '.join(differing)}." if 0 < len(differing) <= 6 else f"{what}."]
+    done = {one.summary["requests"]["completed"] for one in variants}
+    if len(done) == 1:
+        told_as.append(f"{count(done.pop())} requests completed in each.")
+    if len(rows) > len(variants):
+        told_as.append(f"{count(len(rows) - len(variants))} more did not run: see the table.")
+    return " ".join(told_as)
 
 
 def _differing(variants: Sequence[Variant]) -> list[str]:
@@ -100,7 +101,7 @@ def _cards(variants: Sequence[Variant]) -> Iterable[str]:
         unit, shown = texts(measure, values)
         winners = best(measure, values)
         if not winners:
-            yield card(label, "all alike", _valued(measure, unit, shown[values.index(known[0])]))
+            yield card(label, "all alike", _valued(measure, unit, shown[values.index(known[0])]), "name")
             continue
         first, *others = sorted(winners)
         worst = values.index(min(known, key=lambda value: measure.better * value))

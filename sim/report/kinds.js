@@ -50,11 +50,14 @@ const range = ({ x }) => [x.first, x.first + x.width * x.buckets];
 
 const lines = {
   range,
-  top: (plot) => plot.shown().reduce((top, { index }) => Math.max(top, ...plot.cells.series[index].max), 0),
+  top(plot) {
+    const highest = ({ index }) => plot.cells.series[index][plot.spec.bands === false ? "mean" : "max"];
+    return plot.shown().reduce((top, shown) => Math.max(top, ...highest(shown)), 0);
+  },
   draw(plot, layer, view, px, py) {
-    for (const { item, index } of plot.shown()) {
+    for (const { item, index } of plot.spec.bands === false ? [] : plot.shown()) {
       const { min, max } = plot.cells.series[index];
-      if (item.min) make("path", { class: "band " + tone(item, index), d: stepPath(plot.cells, min, max, px, py) }, layer);
+      make("path", { class: "band " + tone(item, index), d: stepPath(plot.cells, min, max, px, py) }, layer);
     }
     for (const { item, index } of plot.shown()) {
       const d = stepPath(plot.cells, null, plot.cells.series[index].mean, px, py);
