@@ -1,0 +1,141 @@
+"""A live run's device: which one, the model on it, the memory of its cache. `sim.api` reaches this file by name.
+
+It schedules nothing and times nothing: that is the engine's and the executor's work.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+
+from backend.kvcache import KvCache, block_bytes
+from backend.live import Live, Sampling
+from backend.loader import load_checkpoint, random_model
+from backend.memory import check_device, device_bytes
+from backend.model import Model
+from backend.prompts import Prompts, Tokens
+from sim import catalog
+from sim.allocators.windowed import Windowed
+from sim.assemble import Parts
+from sim.cost.capacity import activation_bytes
+from sim.engine import Engine
+from sim.scenario import Scenario
+from sim.specs import ModelSpec
+from traces.schema import InputError
+
+CPU_CACHE_BYTES = 1 << 30
+"""KV cache on a CPU where no number of blocks is given; a quarter of the memory if that is less."""
+CPU_WARM_TOKENS, CPU_WARM_SEQUENCES = 256, 32
+
+
+def fitted(plan: Scenario) -> Scenario:
+    """The scenario with its device named and its KV blocks counted for that device.
+
+    Raises:
+        InputError: no such device, or a setting that a live run cannot follow.
+    """
+    _check(plan)
+    device = check_device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    plan = replace(plan, device=str(device))
+    if plan.kv.blocks:
+        return plan
+    model = _spec(plan)
+    block = block_bytes(model, plan.kv.block_tokens, model.kv_dtype)
+    if device.type == "cpu":
+        room = min(CPU_CACHE_BYTES, device_bytes(device) // 4)
+    else:
+        limits = plan.engine
+        activations = activation_bytes(model, 1, limits.max_num_batched_tokens, limits.max_num_seqs)
+        room = int(device_bytes(device) * plan.kv.gpu_memory_utilization) - model.weight_bytes - activations
+    if room < 2 * block:
+        raise InputError(f"{device} has no room for a KV cache beside {model.name}; use a smaller model or dtype")
+    return replace(plan, kv=replace(plan.kv, blocks=room // block - 1))
+
+
+def _spec(plan: Scenario) -> ModelSpec:
+    def chosen(kind: str) -> str | None:
+        return None if kind == "auto" else kind
+
+    return catalog.load_model(plan.model).with_dtypes(chosen(plan.dtype), chosen(plan.kv.dtype), chosen(plan.weights))
+
+
+def _check(plan: Scenario) -> None:
+    for name, value in (("replicas", plan.replicas), ("tp", plan.tp)):
+        if value != 1:
+            raise InputError(f"{name} is {value}, and a live run has one device")
+    if plan.workload.beam_search:
+        raise InputError("workload.beam_search is simulated only: a live run draws samples")
+    if plan.offload.weight_layers or plan.offload.kv_layers:
+        raise InputError("offload is simulated only: a live run keeps weights and cache on its device")
+
+
+class Session:
+    """One model on one device, and the token ids of what it served."""
+
+    def __init__(self, parts: Parts, token_ids: Sequence[npt.ArrayLike] | None) -> None:
+        """Load or make the weights. `token_ids` are the prompts' where the trace has them."""
+        plan = parts.plan
+        self._parts = parts
+        self._device = torch.device(plan.device)
+        if self._device.type == "cpu":
+            # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
+            torch.set_num_threads(1)
+        self._model = _with_window(_load(plan, parts.model, self._device), parts)
+        self._prompts = Prompts(parts.model.vocab, plan.seed, token_ids)
+        self._live: Live | None = None
+
+    @property
+    def device_name(self) -> str:
+        """What the hardware calls itself."""
+        if self._device.type == "cuda":
+            return torch.cuda.get_device_name(self._device)
+        return platform.processor() or platform.machine()
+
+    def executor(self, engine: Engine) -> Live:
+        """A warmed executor for this engine's batches, with a cache of its own."""
+        parts, how, limits = self._parts, self._parts.plan.live, engine.limits
+        blocks = parts.pool.blocks
+        if engine.forgets:
+            blocks = parts.pool.blocks_for(limits.max_num_batched_tokens) + limits.max_num_seqs
+        cache = KvCache.allocate(parts.model, blocks, parts.pool.block_tokens, self._device)
+        sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.plan.seed)
+        self._live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks)
+        on_cpu = self._device.type == "cpu"
+        self._live.warm_up(
+            min(limits.max_num_batched_tokens, CPU_WARM_TOKENS if on_cpu else limits.max_num_batched_tokens),
+            min(limits.max_num_seqs, CPU_WARM_SEQUENCES if on_cpu else limits.max_num_seqs),
+        )
+        return self._live
+
+    def outputs(self) -> Iterator[tuple[int, int, Tokens]]:
+        """(sequence id, prompt tokens, ids of prompt and answer) of all sequences that ran."""
+        if self._live is not None:
+            yield from self._live.sequences.outputs()
+
+
+def _load(plan: Scenario, spec: ModelSpec, device: torch.device) -> Model:
+    folder = Path(plan.model)
+    if folder.is_dir() and any(folder.glob("*.safetensors")):
+        dtype = None if plan.dtype == "auto" else plan.dtype
+        return load_checkpoint(folder, device, dtype=dtype, weights=plan.weights)
+    return random_model(spec, device, seed=plan.seed)
+
+
+def _with_window(model: Model, parts: Parts) -> Model:
+    """The model with the attention window that the allocator keeps to, where that is not the model's own."""
+    if parts.plan.allocator.name != "windowed":
+        return model
+    allocator = parts.engine().allocator
+    if not isinstance(allocator, Windowed) or parts.window is None:
+        return model
+    if allocator.full_groups:
+        raise InputError("the windowed allocator for a model with full and windowed layers is simulated only")
+    if allocator.sink_tokens:
+        raise InputError("allocator.sink_tokens is simulated only, so far")
+    config = replace(model.config, windows=(allocator.recent_tokens,) * parts.model.layers)
+    return Model(model.spec, config, model.weights)
