@@ -13,7 +13,8 @@ from sim.batch import NO_WINDOW, Batch, Shape
 from sim.lockstep import Lockstep
 from sim.memory import Allocator, CannotFork, ForkingAllocator, LockstepAllocator, Usage
 from sim.queues import ArrivalQueue, KeyedQueue, WaitingQueue
-from sim.request import Group, Request
+from sim.request import Group, Request, completed
+from sim.shapes import computed_tokens, padded_shape, step_shape
 from sim.step import Policy, Step
 from traces.schema import InputError
 
@@ -219,7 +220,7 @@ class Engine:
             else:
                 self.allocator.release(req)
         self._release_held()
-        return _completed(batch.finishing, end_s) if grouped else batch.finishing
+        return completed(batch.finishing, end_s) if grouped else batch.finishing
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
@@ -332,10 +333,12 @@ class Engine:
         swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
         moved_bytes = (len(batch.copies) * block_bytes, swapped_blocks * block_bytes)
         if step.padded:
-            batch.shape = _padded_shape(batch, *step.padded, moved_bytes, self)
-            batch.padding_tokens = _computed_tokens(batch.shape) - batch.tokens
+            rows, context_tokens = step.padded
+            window = self.lockstep.window_tokens
+            batch.shape = padded_shape(batch, rows, context_tokens, moved_bytes, window, forgets=self.forgets)
+            batch.padding_tokens = computed_tokens(batch.shape) - batch.tokens
         else:
-            batch.shape = _shape(batch, self.lockstep, moved_bytes)
+            batch.shape = step_shape(batch, self.lockstep, moved_bytes)
 
     def _repeats(self, step: Step, shape: Shape) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""
@@ -436,54 +439,3 @@ class Engine:
         req.drained = True
         self.draining[req] = None
         batch.finishing.append(req)
-
-
-def _completed(sequences: list[Request], end_s: float) -> list[Request]:
-    """The requests whose last sequence is among these, which end at `end_s`."""
-    done = []
-    for req in sequences:
-        if req.group is None:
-            done.append(req)
-            continue
-        req.group.unfinished -= 1
-        if not req.group.unfinished:
-            first = req.group.members[0]
-            first.finish_s = end_s
-            first.preemptions = sum(member.preemptions for member in req.group.members)
-            done.append(first)
-    return done
-
-
-def _shape(batch: Batch, lockstep: Lockstep, moved_bytes: tuple[int, int]) -> Shape:
-    prefills: list[tuple[int, int]] = []
-    window = lockstep.window_tokens
-    decodes, context, within, growing = 0, 0, 0, 0
-    if batch.lockstep:
-        decodes, context = batch.lockstep, lockstep.context_tokens
-        within, growing = lockstep.within_window() if window else NO_WINDOW
-    for _, tokens, past in batch.entries:
-        if tokens == 1 and past > 0:
-            decodes += 1
-            context += past + 1
-            if window:
-                within += min(past + 1, window)
-                growing += past + 1 < window
-        else:
-            prefills.append((tokens, past))
-    return Shape(tuple(prefills), decodes, context, *moved_bytes, within, growing)
-
-
-def _padded_shape(batch: Batch, rows: int, context_tokens: int, moved_bytes: tuple[int, int], engine: Engine) -> Shape:
-    longest = max((entry.tokens for entry in batch.entries), default=0)
-    if engine.forgets:
-        return Shape(((context_tokens, 0),) * rows, 0, 0, *moved_bytes)
-    if longest > 1:
-        return Shape(((longest, context_tokens - longest),) * rows, 0, 0, *moved_bytes)
-    window_tokens = engine.lockstep.window_tokens
-    growing = rows if context_tokens < window_tokens else 0
-    within = rows * min(context_tokens, window_tokens)
-    return Shape((), rows, rows * context_tokens, *moved_bytes, within, growing)
-
-
-def _computed_tokens(shape: Shape) -> int:
-    return shape.decodes + sum(tokens for tokens, _ in shape.prefills)

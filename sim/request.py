@@ -178,3 +178,19 @@ class Request:
 
     def __repr__(self) -> str:
         return f"Request({self.id}: {self.computed}/{self.known} computed, {self.generated}/{self.output_tokens} out)"
+
+
+def completed(sequences: list[Request], end_s: float) -> list[Request]:
+    """The requests whose last sequence is among these, which end at `end_s`."""
+    done = []
+    for req in sequences:
+        if req.group is None:
+            done.append(req)
+            continue
+        req.group.unfinished -= 1
+        if not req.group.unfinished:
+            first = req.group.members[0]
+            first.finish_s = end_s
+            first.preemptions = sum(member.preemptions for member in req.group.members)
+            done.append(first)
+    return done

@@ -1,0 +1,46 @@
+"""From who computes what to the shape that a step's price depends on. It knows no memory and no queue."""
+
+from __future__ import annotations
+
+from sim.batch import NO_WINDOW, Batch, Shape
+from sim.lockstep import Lockstep
+
+Moved = tuple[int, int]
+"""Bytes (copied, swapped) in a step."""
+
+
+def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
+    """The step as its entries and the lockstep's sums."""
+    prefills: list[tuple[int, int]] = []
+    window = lockstep.window_tokens
+    decodes, context, within, growing = 0, 0, 0, 0
+    if batch.lockstep:
+        decodes, context = batch.lockstep, lockstep.context_tokens
+        within, growing = lockstep.within_window() if window else NO_WINDOW
+    for _, tokens, past in batch.entries:
+        if tokens == 1 and past > 0:
+            decodes += 1
+            context += past + 1
+            if window:
+                within += min(past + 1, window)
+                growing += past + 1 < window
+        else:
+            prefills.append((tokens, past))
+    return Shape(tuple(prefills), decodes, context, *moved, within, growing)
+
+
+def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:
+    """The step as `rows` equal rows of `context_tokens` KV tokens each (static batching).
+
+    With `forgets` there is no cache, so that all of them are computed in every step.
+    """
+    longest = context_tokens if forgets else max((entry.tokens for entry in batch.entries), default=0)
+    if longest > 1:
+        return Shape(((longest, context_tokens - longest),) * rows, 0, 0, *moved)
+    growing = rows if context_tokens < window else 0
+    return Shape((), rows, rows * context_tokens, *moved, rows * min(context_tokens, window), growing)
+
+
+def computed_tokens(shape: Shape) -> int:
+    """Tokens that each repeat of the step computes, padding included."""
+    return shape.decodes + sum(tokens for tokens, _ in shape.prefills)
