@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,12 @@ import pandas as pd
 from sim import metrics, scenario
 from sim.assemble import Parts, assemble, resolved
 from sim.cluster import Cluster, Source
+from sim.cost.step import StepCost
 from sim.engine import Engine
 from sim.executor import Executor, OnTheWall
 from sim.load import build
 from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table, term_seconds
-from sim.replica import Clock, NoProgressError, Replica, WallClock
+from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
 from sim.request import SAMPLE_BITS, Request, index_of
 from sim.scenario import Scenario
 from sim.workload import columns, load_trace, samples
@@ -45,6 +46,40 @@ class Result:
     """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence."""
 
 
+class LiveSession(Protocol):
+    """What a live run needs of the backend (`backend.session.Session`)."""
+
+    device_name: str
+
+    def executor(self, engine: Engine) -> Executor: ...
+
+    def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a validation puts into a run: nothing by default.
+
+    Args:
+        session: runs the batches of a live scenario, whose settings are taken as they are, instead of the backend.
+        wrap: is given the executor of each replica and returns the one to use.
+        observer: told of every decision, beside the run's own log.
+        cost: prices instead of the profile that the scenario names.
+        spans: whether the engine may repeat steps unasked; None leaves it to the executor.
+    """
+
+    session: LiveSession | None = None
+    wrap: Callable[[Executor], Executor] | None = None
+    observer: Observer | None = None
+    cost: StepCost | None = None
+    spans: bool | None = None
+
+
+NO_HOOKS = Hooks()
+
+
 def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | None = None, **settings: Any) -> Result:
     """Simulate a scenario.
 
@@ -64,18 +99,22 @@ def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | No
     return simulate(scenario.build(given, settings), progress=progress)
 
 
-def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None) -> Result:
+def simulate(
+    plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
+) -> Result:
     """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
     slo = metrics.parse_slo(plan.slo) if plan.slo else ()
-    backend = _backend() if plan.executor == "live" else None
+    backend = _backend() if plan.executor == "live" and hooks.session is None else None
     if backend is not None:
         plan = backend.fitted(plan)
     parts = assemble(plan)
+    if hooks.cost is not None:
+        parts = replace(parts, cost=hooks.cost)
     trace = load_trace(plan) if trace is None else trace
-    kept, rejected = _admissible(parts, trace)
+    kept, rejected = admissible(parts, trace)
     sent = keep_rows(trace.requests, kept)
-    session = backend.Session(parts, _token_ids(sent)) if backend is not None else None
-    simulation = _Simulation(parts, sent, progress, session)
+    session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
+    simulation = _Simulation(parts, sent, progress, session, hooks)
     started = time.perf_counter()
     simulation.run()
     loop_s = time.perf_counter() - started
@@ -108,28 +147,22 @@ def simulate(plan: Scenario, *, trace: Trace | None = None, progress: Progress |
     return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens)
 
 
-class LiveSession(Protocol):
-    """What a live run needs of the backend (`backend.session.Session`)."""
-
-    device_name: str
-
-    def executor(self, engine: Engine) -> Executor: ...
-
-    def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
-        ...
-
-
 class _Simulation:
     """One simulated time with its replicas, and the logs of what happened in it."""
 
     def __init__(
-        self, parts: Parts, admissible: pd.DataFrame, progress: Progress | None, session: LiveSession | None
+        self,
+        parts: Parts,
+        admissible: pd.DataFrame,
+        progress: Progress | None,
+        session: LiveSession | None,
+        hooks: Hooks,
     ) -> None:
         plan = parts.plan
         count = len(admissible)
         self.clock = WallClock() if session is not None and plan.live.clock == "wall" else Clock()
         self._session = session
+        self._hooks = hooks
         self.requests = RequestLog(count)
         self.steps = StepLog(plan.replicas)
         self._progress = progress
@@ -150,17 +183,20 @@ class _Simulation:
             if self._progress is not None and self._finished % self._every == 0:
                 self._progress(self._finished, self._count)
 
-        engine = parts.engine(spans=self._session is None)
+        hooks = self._hooks
+        engine = parts.engine(spans=self._session is None if hooks.spans is None else hooks.spans)
         executor: Executor = parts.executor() if self._session is None else self._session.executor(engine)
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
+        if hooks.wrap is not None:
+            executor = hooks.wrap(executor)
         return Replica(
             self.clock,
             engine,
             executor,
             depth=parts.depth,
             on_finish=finished,
-            observer=self.steps,
+            observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
             index=index,
         )
 
@@ -200,7 +236,7 @@ class _Simulation:
         }
 
 
-def _admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
+def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     """Which requests can be served at all, and why the others cannot.
 
     Raises:
@@ -243,6 +279,11 @@ def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
     for (_, source), seconds in terms.items():
         found[source] = found.get(source, 0.0) + seconds
     return found
+
+
+def on_device(plan: Scenario) -> Scenario:
+    """A live scenario with its device named and its KV blocks counted."""
+    return _backend().fitted(plan)  # type: ignore[no-any-return]
 
 
 def _backend() -> Any:

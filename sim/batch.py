@@ -13,7 +13,8 @@ class Shape(NamedTuple):
 
     A batch may repeat: step i of a span (i = 0 .. n-1) has `decode_context + decodes * i`,
     `decode_window_context + decode_window_growth * i`, and is the same otherwise.
-    A step samples at most one token for each slice, so its logits rows are `len(prefills) + decodes`.
+    A step samples at most one token for each slice, so its logits rows are `len(prefills) + decodes`, and one for each
+    token of the rows that verify drafts.
     """
 
     prefills: tuple[tuple[int, int], ...] = ()
@@ -30,6 +31,12 @@ class Shape(NamedTuple):
     """The same sum as `decode_context`, each row counted up to its attention window; 0 where there is no window."""
     decode_window_growth: int = 0
     """Decode rows that are still shorter than the window: each attends one token more in every repeat."""
+    verifies: tuple[tuple[int, int], ...] = ()
+    """(tokens, KV tokens already there) of each row that verifies drafts: its last known token and the drafts."""
+    proposals: tuple[int, int, int] = (0, 0, 0)
+    """After this step: (rows that propose drafts, drafts of all together, most drafts of one)."""
+    proposal_context: int = 0
+    """KV tokens of the proposing rows, all together."""
 
 
 NOTHING = Shape()
@@ -42,6 +49,14 @@ class Entry(NamedTuple):
     request: Request
     tokens: int
     past: int
+
+
+class Sampled(NamedTuple):
+    """A request that samples in this step after `drafts` drafts, and then proposes `next_drafts`."""
+
+    request: Request
+    drafts: int
+    next_drafts: int
 
 
 class Swap(NamedTuple):
@@ -60,11 +75,14 @@ class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
+    Of a drafting engine, `sampled` are the entries that sample, and `accepted` (the executor's answer) how many of each
+    one's drafts were right.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
     """
 
     __slots__ = (
+        "accepted",
         "copies",
         "empty",
         "entries",
@@ -77,6 +95,7 @@ class Batch:
         "planned_s",
         "repeats",
         "running",
+        "sampled",
         "shape",
         "swaps",
         "waiting",
@@ -96,6 +115,8 @@ class Batch:
         self.repeats = 1
         self.shape = NOTHING
         self.padding_tokens = 0
+        self.sampled: list[Sampled] = []
+        self.accepted: list[int] = []
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
         self.running = 0

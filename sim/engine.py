@@ -49,6 +49,8 @@ class TokenRuns:
         self.request = array("q")
         self.first_step = array("q")
         self.last_step = array("q")
+        self.same_step = 0
+        """Tokens that came in the same step as the one before (drafts that were right): gaps of no time."""
 
     def close(self, req: Request) -> None:
         """Record the request's open run, if it has one."""

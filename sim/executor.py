@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from sim.batch import Batch
+from sim.batch import Batch, Shape
 from sim.cost.step import StepCost
+from sim.request import Request
 
 
 class StepResult(NamedTuple):
@@ -17,12 +18,26 @@ class StepResult(NamedTuple):
     """Of these, the device's share of each repeat."""
     host_s: float
     """Host seconds of each repeat, hidden behind the device or not."""
+    accepted: list[int] | None = None
+    """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
 
 
 class Executor(Protocol):
     """Runs a batch, really or not."""
 
     def execute(self, batch: Batch) -> StepResult: ...
+
+
+class Accepting:
+    """Says which drafts of a batch are right, as `draw(request, drafts)` has it."""
+
+    def __init__(self, inner: Executor, draw: Callable[[Request, int], int]) -> None:
+        self._inner = inner
+        self._draw = draw
+
+    def execute(self, batch: Batch) -> StepResult:
+        result = self._inner.execute(batch)
+        return result._replace(accepted=[self._draw(one.request, one.drafts) for one in batch.sampled])
 
 
 class OnTheWall:
@@ -40,6 +55,51 @@ class OnTheWall:
         result = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
         return StepResult([seconds], result.device_s, seconds - result.device_s[0])
+
+
+class Recorded:
+    """Keeps what another executor was asked and what it answered, in the order of the steps.
+
+    With `Replayed` it makes the twin of a run: the same seconds, another engine.
+    """
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+        self.shapes: list[Shape] = []
+        self.results: list[StepResult] = []
+
+    def execute(self, batch: Batch) -> StepResult:
+        result = self._inner.execute(batch)
+        self.shapes.append(batch.shape)
+        self.results.append(result)
+        return result
+
+
+class RecordEndedError(RuntimeError):
+    """A replay asks for a step that was never recorded."""
+
+
+class Replayed:
+    """Gives each step, by its number, the seconds that the step of that number once took.
+
+    Args:
+        results: one for each step, as `Recorded` kept them.
+    """
+
+    def __init__(self, results: Sequence[StepResult]) -> None:
+        self._results = results
+
+    def execute(self, batch: Batch) -> StepResult:
+        """As `Executor.execute`; a span is cut where the record ends. Raises RecordEndedError behind its end."""
+        known = self._results[batch.first_step : batch.first_step + batch.repeats]
+        if not known:
+            raise RecordEndedError(f"the record ends before step {batch.first_step}")
+        batch.repeats = len(known)
+        return StepResult(
+            [one.seconds[0] for one in known],
+            [one.device_s[0] for one in known],
+            sum(one.host_s for one in known) / len(known),
+        )
 
 
 class Predicted:

@@ -9,7 +9,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappush
 from itertools import accumulate
 
@@ -117,6 +117,33 @@ class Observer:
 
     def idle(self, replica: Replica) -> None:
         """Nothing is left to do until a request comes."""
+
+
+class Audience(Observer):
+    """Several observers, told in their order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def before_plan(self, replica: Replica) -> None:
+        for one in self._observers:
+            one.before_plan(replica)
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        for one in self._observers:
+            one.planned(replica, batch)
+
+    def sealed(self, replica: Replica, flight: Flight) -> None:
+        for one in self._observers:
+            one.sealed(replica, flight)
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        for one in self._observers:
+            one.committed(replica, flight)
+
+    def idle(self, replica: Replica) -> None:
+        for one in self._observers:
+            one.idle(replica)
 
 
 class Replica:
@@ -239,6 +266,8 @@ class Replica:
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
         result = self.executor.execute(batch)
+        if result.accepted is not None:
+            batch.accepted = result.accepted
         self._last_step_s = result.seconds[0]
         flights.append(Flight(batch, result, start_s))
 

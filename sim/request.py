@@ -93,6 +93,8 @@ class Request:
         "blocks",
         "cached_blocks",
         "computed",
+        "confirmed",
+        "drafts",
         "drain_tick",
         "drained",
         "final_kv_tokens",
@@ -103,6 +105,7 @@ class Request:
         "granted_step",
         "group",
         "id",
+        "in_flight",
         "known",
         "last_token_step",
         "output_tokens",
@@ -138,6 +141,11 @@ class Request:
         self.seats = 1
         self.computed = 0
         self.known = prompt_tokens
+        # Of a drafting engine: tokens proposed and not verified yet, output tokens that are certain, and batches
+        # under way that sample for this request.
+        self.drafts = 0
+        self.confirmed = 0
+        self.in_flight = 0
         # The last sampled token is never fed back, so its KV is never written.
         self.final_kv_tokens = prompt_tokens + output_tokens - 1
         self.blocks: list[int] = []
@@ -168,8 +176,8 @@ class Request:
 
     @property
     def pending(self) -> int:
-        """Tokens that are known and not yet computed."""
-        return self.known - self.computed
+        """Tokens that are known or proposed and not yet computed."""
+        return self.known + self.drafts - self.computed
 
     @property
     def generated(self) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 
 from sim.batch import Batch
 from sim.cost.step import FixedCost
+from sim.drafting import DraftingEngine
 from sim.engine import Engine, Limits
-from sim.executor import Predicted
+from sim.executor import Accepting, Executor, Predicted
 from sim.load import build
 from sim.memory import Allocator, KvPool
 from sim.replica import Clock, Flight, NoProgressError, Observer, Replica
@@ -87,8 +88,9 @@ def _short(value: Any) -> str:
 
 
 def _unsupported(settings: dict[str, Any]) -> str:
-    if settings["speculative"]:
-        return f"speculative decoding ({settings['speculative']['method']})"
+    drafting = settings["speculative"]
+    if drafting and drafting["method"] not in ("ngram", "eagle"):
+        return f"speculative decoding ({drafting['method']})"
     return ""
 
 
@@ -164,6 +166,32 @@ def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{source}: not a readable record: {error}") from None
 
 
+class _Script:
+    """Drafts and acceptances as a scenario dictates them: the j-th time, the j-th of a cyclic list."""
+
+    def __init__(self, rows: list[dict[str, Any]], most: int, *, fixed: bool) -> None:
+        self.most = most
+        self._rows = rows
+        self._fixed = fixed
+        self._proposals = [0] * len(rows)
+        self._verifications = [0] * len(rows)
+
+    def propose(self, req: Request, running: int) -> int:
+        drafts = self._rows[req.id]["draft"]
+        self._proposals[req.id] += 1
+        return self.most if self._fixed else int(drafts[(self._proposals[req.id] - 1) % len(drafts)])
+
+    def verified(self, req: Request, drafts: int, accepted: int) -> None:
+        """Nothing is learned from it."""
+
+    def accept(self, req: Request, drafts: int) -> int:
+        if not drafts:
+            return 0
+        right = self._rows[req.id]["accept"]
+        self._verifications[req.id] += 1
+        return min(int(right[(self._verifications[req.id] - 1) % len(right)]), drafts)
+
+
 class _Recorder(Observer):
     """Runs a scenario and writes down our steps in the record's own form."""
 
@@ -206,13 +234,23 @@ class _Recorder(Observer):
             allocator.late_outputs = settings["async_scheduling"]
         self.clock = Clock()
         depth = 2 if settings["async_scheduling"] else 1
-        self.engine = Engine(policy, allocator, limits, spans=spans)
+        drafting = settings["speculative"]
+        if drafting:
+            if drafting["method"] == "eagle":
+                allocator.lookahead_tokens = drafting["num_speculative_tokens"]
+                allocator.drops_last_hit = True
+            self._script = _Script(self._scenario["requests"], drafting["num_speculative_tokens"], fixed=depth == 2)
+            self.engine: Engine = DraftingEngine(policy, allocator, limits, self._script, early=depth == 2)
+        else:
+            self.engine = Engine(policy, allocator, limits, spans=spans)
         fixed = FixedCost(
             base_s=float(cost["base_ns"]),
             per_token_s=float(cost["per_token_ns"]),
             per_context_token_s=float(cost["per_context_token_ns"]),
         )
-        executor = Predicted(fixed, overlap_host=depth == 2)
+        executor: Executor = Predicted(fixed, overlap_host=depth == 2)
+        if drafting:
+            executor = Accepting(executor, self._script.accept)
         replica = Replica(self.clock, self.engine, executor, depth=depth, on_finish=lambda req: None, observer=self)
         for req in self._requests:
             if reason := self.engine.refusal(req):
@@ -270,6 +308,7 @@ class _Recorder(Observer):
             "new": [req.id for req, _, _ in new],
             "resumed": [req.id for req, _, _ in resumed],
             "preempted": [req.id for req in batch.evicted],
+            "spec": [[one.request.id, one.drafts] for one in batch.sampled if one.drafts],
             "hit": [[req.id, past] for req, _, past in [*new, *resumed] if past],
             "free": [engine.allocator.free_blocks],
             "queues": [[len(engine.running), len(engine.waiting)]],
@@ -287,6 +326,9 @@ class _Recorder(Observer):
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         batch = flight.batch
+        drafted = [accepted for one, accepted in zip(batch.sampled, batch.accepted, strict=False) if one.drafts]
+        for row, accepted in zip(self._open[batch.first_step]["spec"], drafted, strict=True):
+            row.append(accepted)
         first = [req.id for req in batch.first_tokens]
         finished = [req.id for req in batch.finishing]
         self._ended_s = flight.times_s[-1]
@@ -305,7 +347,7 @@ class _Recorder(Observer):
         # The record lets arrivals enter just before the next planning; here they queue up when they come.
         step["queues"].append([len(engine.running), len(engine.waiting) - len(self._arrived)])
         step["first"], step["finished"] = first, finished
-        for key in ("arrived", "new", "resumed", "preempted", "hit", "first", "finished"):
+        for key in ("arrived", "new", "resumed", "preempted", "hit", "spec", "first", "finished"):
             if not step[key]:
                 del step[key]
 

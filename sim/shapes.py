@@ -12,21 +12,25 @@ Moved = tuple[int, int]
 def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
     """The step as its entries and the lockstep's sums."""
     prefills: list[tuple[int, int]] = []
+    verifies: list[tuple[int, int]] = []
     window = lockstep.window_tokens
     decodes, context, within, growing = 0, 0, 0, 0
     if batch.lockstep:
         decodes, context = batch.lockstep, lockstep.context_tokens
         within, growing = lockstep.within_window() if window else NO_WINDOW
-    for _, tokens, past in batch.entries:
+    for req, tokens, past in batch.entries:
         if tokens == 1 and past > 0:
             decodes += 1
             context += past + 1
             if window:
                 within += min(past + 1, window)
                 growing += past + 1 < window
+        elif past >= req.prompt_tokens:
+            # What is computed again after a preemption starts at nothing, so these are drafts.
+            verifies.append((tokens, past))
         else:
             prefills.append((tokens, past))
-    return Shape(tuple(prefills), decodes, context, *moved, within, growing)
+    return Shape(tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:
@@ -43,4 +47,4 @@ def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, win
 
 def computed_tokens(shape: Shape) -> int:
     """Tokens that each repeat of the step computes, padding included."""
-    return shape.decodes + sum(tokens for tokens, _ in shape.prefills)
+    return shape.decodes + sum(tokens for tokens, _ in (*shape.prefills, *shape.verifies))

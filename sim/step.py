@@ -84,7 +84,7 @@ class Step:
     def prefilling(self) -> bool:
         """Does a running request still have more than one token to compute, its repetitions without a cache aside?"""
         forgets = self._engine.forgets
-        return any(req.pending > 1 and not (forgets and req.generated) for req in self._engine.loose)
+        return any(req.known - req.computed > 1 and not (forgets and req.generated) for req in self._engine.loose)
 
     def computed(self, req: Request) -> int:
         """KV tokens that the request has by now, this step's included."""

@@ -90,6 +90,9 @@ class Paged:
             are taken (vLLM V1, `scheduler_reserve_full_isl`, `kv_cache_manager.allocate_slots`).
     """
 
+    lookahead_tokens = 0
+    """Slots that an admitted request gets beyond what it computes: a drafter's own KV (vLLM V1, EAGLE)."""
+
     def __init__(self, pool: KvPool, *, watermark: float = 0.0, reserve_full_prompt: bool = True) -> None:
         if not 0 <= watermark < 1:
             raise InputError(f"allocator.watermark is {watermark}; it must be at least 0 and below 1")
@@ -124,7 +127,8 @@ class Paged:
         return self.grow(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
-        count = self.pool.blocks_for(req.computed + tokens) - len(req.blocks)
+        ahead = self.lookahead_tokens if req.seq >= 0 else 0
+        count = self.pool.blocks_for(req.computed + tokens + ahead) - len(req.blocks)
         if self._sharing.holders and not self.owns_tail(req):
             if max(count, 0) + 1 > self.free_blocks:
                 return False

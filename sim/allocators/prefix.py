@@ -31,6 +31,11 @@ class Prefix(Paged):
     """Set where the next step is planned before the last one's tokens are known: an output block then enters the
     cache one step later (vLLM V1, `AsyncScheduler`)."""
 
+    drafting = False
+    """Set where a step's tokens are certain only after it: a block then enters the cache with the next allocation."""
+    drops_last_hit = False
+    """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
+
     def __init__(
         self,
         pool: KvPool,
@@ -53,6 +58,8 @@ class Prefix(Paged):
             if key not in found:
                 break
             hits += 1
+        if self.drops_last_hit and hits:
+            hits -= 1
         return hits * self.pool.block_tokens
 
     def admit(self, req: Request, tokens: int) -> bool:
@@ -76,8 +83,9 @@ class Prefix(Paged):
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
             return False
-        if tokens > 1 or req.computed < req.prompt_tokens:
-            self._enter(req, (req.computed + tokens) // self.pool.block_tokens)
+        if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
+            # Drafts may turn out wrong, so blocks that hold some are not entered.
+            self._enter(req, min(req.computed + tokens, req.known) // self.pool.block_tokens)
         return True
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -112,7 +120,7 @@ class Prefix(Paged):
                     self._drop_key(block)
             req.cached_blocks = computed
         decoded = (req.computed - 1) // size if self.late_outputs else computed
-        known = max(req.cached_blocks, decoded)
+        known = req.cached_blocks if self.drafting else max(req.cached_blocks, decoded)
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)

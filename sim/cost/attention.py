@@ -62,6 +62,14 @@ class Attention:
         """Seconds of `decodes` rows before the first token of their contexts."""
         return self._decode_floor_s + self._row_s * decodes if decodes else 0.0
 
+    def verify_s(self, rows: Slices) -> float:
+        """Seconds of rows that verify drafts: the decode kernel with several queries a row, whose KV is read once."""
+        if not rows:
+            return 0.0
+        context = sum(past + new for new, past in rows)
+        within = sum(min(past, self._span_tokens) + new for new, past in rows)
+        return self.decode_rows_s(len(rows)) + self.context_s * context + self.window_s * within
+
     def moved_tokens(self, slices: Slices, layers: int) -> int:
         """Tokens whose KV `layers` of the layers, full ones first, read or write for these slices."""
         full = min(layers, self.full_layers)

@@ -17,7 +17,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
-from sim.cost.step import Constant, Term, shape_tokens
+from sim.cost.step import Constant, Term, shape_rows, shape_tokens
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
@@ -110,8 +110,8 @@ class Roofline:
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
-        prefills, decodes, context, copied_bytes, swapped_bytes, _, _ = shape
-        if prefills or copied_bytes or swapped_bytes:
+        prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies, _, _ = shape
+        if prefills or copied_bytes or swapped_bytes or verifies:
             fixed_s, launch_s, host_s = self._mixed(shape)
         else:
             fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
@@ -135,7 +135,7 @@ class Roofline:
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory: the greater of lines in both contexts."""
-        _, decodes, context, _, _, within, growth = shape
+        _, decodes, context, _, _, within, growth = shape[:7]
         if self.window is not None and bool(within) != bool(decodes):
             raise ValueError(f"{decodes} decode rows attend {within} tokens within the window of {self.window}")
         slope_s, window_s = self._context_s, self._attention.window_s
@@ -159,14 +159,14 @@ class Roofline:
     def _link(self, shape: Shape) -> tuple[float, float, float]:
         """Seconds that the host link is busy: fixed, per token of context, and per token within the window."""
         stream = self._stream
-        if stream is None or not (shape.prefills or shape.decodes):
+        if stream is None or not (shape.prefills or shape.decodes or shape.verifies):
             return 0.0, 0.0, 0.0
         swap_s = self.kernels.swap_s(shape.swapped_bytes) if shape.swapped_bytes else 0.0
-        return stream.fixed_s(shape.prefills) + swap_s, stream.context_s, stream.window_s
+        return stream.fixed_s((*shape.prefills, *shape.verifies)) + swap_s, stream.context_s, stream.window_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`; a term that is zero for this shape is left out."""
-        tokens, rows = shape_tokens(shape), len(shape.prefills) + shape.decodes
+        tokens, rows = shape_tokens(shape), shape_rows(shape)
         context, within, attention = shape.decode_context, shape.decode_window_context, self._attention
         terms: Terms = {}
         if tokens:
@@ -174,6 +174,7 @@ class Roofline:
             terms["prefill attention"] = attention.prefill_s(shape.prefills)
             attended_s = attention.context_s * context + attention.window_s * within
             terms["decode attention"] = attention.decode_rows_s(shape.decodes) + attended_s
+            terms["verify attention"] = attention.verify_s(shape.verifies)
         terms["block copies"] = self.kernels.copy_s(shape.copied_bytes) if shape.copied_bytes else 0.0
         terms["swap"] = self.kernels.swap_s(shape.swapped_bytes) if shape.swapped_bytes else 0.0
         terms["launch gaps"] = max(0.0, self._launch_s(tokens, shape) - sum(terms.values()))
@@ -214,14 +215,14 @@ class Roofline:
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
         """The same of any step: everything but what grows with the decode rows' context."""
         prefills, decodes, _, copied_bytes, swapped_bytes = shape[:5]
-        tokens, rows = decodes, decodes + len(prefills)
-        for new, _ in prefills:
-            tokens += new
+        tokens, rows = shape_tokens(shape), shape_rows(shape)
         fixed_s = self._work_s(tokens, rows) if tokens else 0.0
         if prefills:
             fixed_s += self._attention.prefill_s(prefills)
         if decodes:
             fixed_s += self._attention.decode_rows_s(decodes)
+        if shape.verifies:
+            fixed_s += self._attention.verify_s(shape.verifies)
         if copied_bytes:
             fixed_s += self.kernels.copy_s(copied_bytes)
         if swapped_bytes:
@@ -258,7 +259,8 @@ class Roofline:
             return 0.0
         if self._in_graph(tokens):
             return self._piecewise_s if shape.prefills else 0.0
-        return self._eager_s + self._kernel_s * (bool(shape.prefills) + bool(shape.decodes))
+        kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
+        return self._eager_s + self._kernel_s * kinds
 
 
 def _kept(memo: dict[int, float], size: int, price: Callable[[], Any]) -> float:

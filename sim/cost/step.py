@@ -57,12 +57,17 @@ def advanced(shape: Shape, steps: int) -> Shape:
 
 def shape_tokens(shape: Shape) -> int:
     """Tokens that the step computes."""
-    return shape.decodes + sum(new for new, _ in shape.prefills)
+    return shape.decodes + sum(new for new, _ in (*shape.prefills, *shape.verifies))
+
+
+def shape_rows(shape: Shape) -> int:
+    """Rows of logits that the step computes: one for each slice, and one for each token of those that verify drafts."""
+    return len(shape.prefills) + shape.decodes + sum(new for new, _ in shape.verifies)
 
 
 def shape_context(shape: Shape) -> int:
     """KV tokens attended, new ones included, summed over the slices and rows of the first repeat."""
-    return shape.decode_context + sum(new + past for new, past in shape.prefills)
+    return shape.decode_context + sum(new + past for new, past in (*shape.prefills, *shape.verifies))
 
 
 def device_seconds(terms: Iterable[Term]) -> float:
