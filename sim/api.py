@@ -184,7 +184,8 @@ class _Simulation:
                 self._progress(self._finished, self._count)
 
         hooks = self._hooks
-        engine = parts.engine(spans=self._session is None if hooks.spans is None else hooks.spans)
+        spans = self._session is None if hooks.spans is None else hooks.spans
+        engine = parts.engine() if spans else parts.engine(spans=False)
         executor: Executor = parts.executor() if self._session is None else self._session.executor(engine)
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
