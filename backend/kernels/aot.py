@@ -1,0 +1,164 @@
+"""Compiles kernels for GPUs that are not here and reads the result: registers, spills, instructions. It runs nothing.
+
+The compiler runs in a subprocess (`python -m backend.kernels.aot`, a JSON job per line of standard input, a JSON result
+per line out), because LLVM ends the process on what it cannot select, and because a process that interprets kernels
+cannot compile them. Needs the ptxas, cuobjdump and nvdisasm that Triton brings along, and no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from backend.kernels._common import Variant
+from backend.kernels._form import lacks_fp8
+
+SHARED_LIMIT_BYTES: Mapping[int, int] = {
+    80: 166_912,
+    86: 101_376,
+    89: 101_376,
+    90: 232_448,
+    100: 232_448,
+    120: 101_376,
+}
+"""Shared memory one program may have, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+
+INSTRUCTIONS = {
+    "local_loads": "LDL",
+    "local_stores": "STL",
+    "wgmma": "HGMMA",
+    "tcgen05": "UTCHMMA",
+    "mma": "HMMA",
+    "tma_loads": "UTMALDG",
+    "async_copies": "LDGSTS",
+}
+"""What is counted in the machine code, by the fields of `Built`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A compiled variant: registers per thread, shared memory per program, and counts of machine instructions.
+
+    `error` is one sentence where the compiler refused; the numbers are 0 then. Spills are local loads and stores.
+    """
+
+    name: str
+    capability: int
+    error: str = ""
+    registers: int = 0
+    shared_bytes: int = 0
+    instructions: int = 0
+    local_loads: int = 0
+    local_stores: int = 0
+    wgmma: int = 0
+    tcgen05: int = 0
+    mma: int = 0
+    tma_loads: int = 0
+    async_copies: int = 0
+
+
+def build(jobs: Sequence[tuple[Variant, int]]) -> list[Built]:
+    """Compiles each variant for its compute capability (80, 90, 100); a refusal is a result, not an exception."""
+    done: list[Built] = []
+    while len(done) < len(jobs):
+        done += _worked(jobs[len(done) :])
+    return done
+
+
+def table(built: Iterable[Built]) -> str:
+    """The results as aligned text, a line each."""
+    lines = [
+        f"{'sm':>3} {'regs':>4} {'shared':>7} {'spills':>6} {'wgmma':>5} {'tc05':>4} {'mma':>4} {'tma':>3}  kernel"
+    ]
+    for one in built:
+        spills = one.local_loads + one.local_stores
+        numbers = f"{one.registers:4} {one.shared_bytes:7} {spills:6} {one.wgmma:5} {one.tcgen05:4} {one.mma:4}"
+        lines.append(f"{one.capability:3} {numbers} {one.tma_loads:3}  {one.name} {one.error}".rstrip())
+    return "\n".join(lines)
+
+
+def _worked(jobs: Sequence[tuple[Variant, int]]) -> list[Built]:
+    """What one subprocess made of `jobs`, in order; where it died, the job it died of, and no further."""
+    text = "".join(
+        json.dumps({"variant": asdict(variant), "capability": capability}) + "\n" for variant, capability in jobs
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    results = [Built(**json.loads(line)) for line in done.stdout.splitlines()]
+    if len(results) < len(jobs):
+        variant, capability = jobs[len(results)]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        error = f"the compiler ended with status {done.returncode}: {last}"
+        results.append(Built(name=variant.name, capability=capability, error=error))
+    return results
+
+
+def _compile(variant: Variant, capability: int) -> Built:
+    """Compiles in this process, specialised as JIT would be."""
+    if capability < 89 and any("fp8e4nv" in kind for kind in variant.signature.values()):
+        return Built(name=variant.name, capability=capability, error=lacks_fp8(capability))
+    module, function = variant.kernel.split(":")
+    kernel = getattr(import_module(module), function)
+    names: list[str] = kernel.arg_names
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in variant.aligned]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, dict(variant.constexprs), {(i,): [["tt.divisibility", 16]] for i in aligned}),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+        code = _tool(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    mnemonics = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code, re.MULTILINE)
+    counts: dict[str, Any] = {field: mnemonics.count(mnemonic) for field, mnemonic in INSTRUCTIONS.items()}
+    return Built(
+        name=variant.name,
+        capability=capability,
+        registers=max(int(found) for found in re.findall(r"REG:(\d+)", usage)),
+        shared_bytes=int(compiled.metadata.shared),
+        instructions=len(mnemonics),
+        **counts,
+    )
+
+
+def _tool(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _work() -> None:
+    """The subprocess: jobs in, results out, each flushed so that a crash loses only its own."""
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        variant = Variant(**job["variant"])
+        try:
+            built = _compile(variant, job["capability"])
+        except Exception as failure:  # whatever the compiler raises is this variant's result
+            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+            built = Built(name=variant.name, capability=job["capability"], error=f"the compiler refused: {reason}")
+        sys.stdout.write(json.dumps(asdict(built)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _work()

@@ -1,0 +1,297 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: N803, N806
+"""Attention of the last one to eight tokens of each sequence over its paged cache, split along the context.
+
+Flash-decoding (Dao et al. 2023): parts of a context go to several programs, a second kernel merges them. How contexts
+are cut is decided on the device (`_decode_plan`), so a captured CUDA graph serves any lengths. It knows no requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
+from backend.kernels._common import INTERPRETED, Constant, Variant, next_power_of_two, processors
+from backend.kernels._decode_plan import DecodePlan, make_plan, plan_variants
+from backend.kernels._form import Form, check_call, compiled, form_of, forms
+from backend.kernels.prefill_attention import attention_reference
+from backend.kvcache import LayerCache
+from traces.schema import InputError
+
+MAX_QUERIES = 8
+MERGE_BLOCK = 32
+"""Parts that a merging program reads at a time."""
+
+
+@triton.jit(do_not_specialize=["sequences", "table_stride", "window", "sinks"])
+def decode_kernel(
+    q,
+    k,
+    v,
+    k_scale,
+    v_scale,
+    tables,
+    kv_lens,
+    items,
+    spans,
+    out,
+    lse,
+    part_out,
+    part_lse,
+    sequences,
+    table_stride,
+    scale,
+    soft_cap,
+    window,
+    sinks,
+    QUERIES: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SCALAR_SCALES: tl.constexpr,
+    TOKEN_SCALES: tl.constexpr,
+    DOT: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One program: one part of one context, one KV head, BLOCK_M of the QUERIES x GROUP rows that read it."""
+    ROWS: tl.constexpr = QUERIES * GROUP
+    head = tl.program_id(0) % KV_HEADS
+    item = tl.program_id(1)
+    if item >= tl.load(spans + 2 * sequences):
+        return
+    sequence = tl.load(items + 4 * item)
+    begin = tl.load(items + 4 * item + 1)
+    end = tl.load(items + 4 * item + 2)
+    parts = tl.load(items + 4 * item + 3)
+
+    wanted = tl.program_id(0) // KV_HEADS * BLOCK_M + tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, HEAD_DIM)
+    row = tl.minimum(wanted, ROWS - 1)
+    inner = (row // GROUP) * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
+    at = sequence.to(tl.int64) * (QUERIES * KV_HEADS * GROUP) + inner
+    queries = to_operand(tl.load(q + at[:, None] * HEAD_DIM + dims[None, :]), DOT, UPCAST)
+    kv_len = tl.load(kv_lens + sequence)
+    positions = kv_len - QUERIES + row // GROUP
+    first = tl.maximum(kv_len - QUERIES, 0)
+    sink_tiles, skipped, _ = attended_tiles(first, kv_len - 1, window, sinks, BLOCK_N, WINDOWED)
+
+    # All tiles take the masked path: two loops would drain the pipeline of loads between them.
+    acc, peak, total = attend(
+        tl.zeros((BLOCK_M, HEAD_DIM), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
+        tl.zeros((BLOCK_M,), tl.float32), queries, k, v, k_scale, v_scale,
+        tables + sequence.to(tl.int64) * table_stride, head, positions, first - window + 1, kv_len,
+        begin, end, sink_tiles, skipped, window, sinks,
+        score_factor(k_scale, scale, soft_cap, SCALAR_SCALES, CAPPED), soft_cap,
+        KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, WINDOWED, CAPPED, TOKEN_SCALES, False, DOT, UPCAST,
+    )  # fmt: skip
+    result, summed = finish(acc, peak, total, v_scale, SCALAR_SCALES, TOKEN_SCALES)
+    if parts == 1:
+        attends = positions >= 0
+        result = tl.where(attends[:, None], result, 0.0)
+        target = out + at[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(target, result.to(out.dtype.element_ty), mask=(wanted < ROWS)[:, None])
+        tl.store(lse + at, tl.where(attends, summed, float("-inf")), mask=wanted < ROWS)
+    else:
+        at = item.to(tl.int64) * (QUERIES * KV_HEADS * GROUP) + inner
+        tl.store(part_out + at[:, None] * HEAD_DIM + dims[None, :], result, mask=(wanted < ROWS)[:, None])
+        tl.store(part_lse + at, summed, mask=wanted < ROWS)
+
+
+@triton.jit
+def merge_kernel(
+    kv_lens,
+    spans,
+    out,
+    lse,
+    part_out,
+    part_lse,
+    QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the parts of one head of one query; nothing to do where a context was not cut."""
+    inner = tl.program_id(0)
+    sequence = tl.program_id(1)
+    parts = tl.load(spans + 2 * sequence + 1)
+    if parts == 1:
+        return
+    start = tl.load(spans + 2 * sequence)
+    dims = tl.arange(0, HEAD_DIM)
+    acc = tl.zeros((HEAD_DIM,), tl.float32)
+    peak = float("-inf")
+    total = 0.0
+    for begin in range(0, parts, BLOCK):
+        part = begin + tl.arange(0, BLOCK)
+        at = (start + part).to(tl.int64) * (QUERIES * HEADS) + inner
+        summed = tl.load(part_lse + at, mask=part < parts, other=float("-inf"))
+        values = tl.load(part_out + at[:, None] * HEAD_DIM + dims[None, :], mask=(part < parts)[:, None], other=0.0)
+        risen = tl.maximum(peak, tl.max(summed, 0))
+        weight = tl.exp(summed - risen)
+        fade = tl.exp(peak - risen)
+        acc = acc * fade + tl.sum(values * weight[:, None], 0)
+        total = total * fade + tl.sum(weight, 0)
+        peak = risen
+    # A padding row (no parts), or a query before the sequence's first token, attends nothing.
+    attends = (parts > 0) & (tl.load(kv_lens + sequence) - QUERIES + inner // HEADS >= 0)
+    at = sequence.to(tl.int64) * (QUERIES * HEADS) + inner
+    result = tl.where(attends, acc / tl.where(total > 0.0, total, 1.0), 0.0)
+    tl.store(out + at * HEAD_DIM + dims, result.to(out.dtype.element_ty))
+    tl.store(lse + at, tl.where(attends, peak + tl.log(tl.where(total > 0.0, total, 1.0)), float("-inf")))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTile:
+    """Rows and keys of a program's tile, how it is compiled, and how many such programs share a multiprocessor."""
+
+    rows: int
+    keys: int
+    warps: int = 4
+    stages: int = 5
+    resident: int = 3
+
+
+def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTile:
+    """The tile for `queries` x group rows; 16 rows are the least a matrix instruction takes.
+
+    Five stages keep two tiles of keys and values in flight (the block table's load takes the others). `resident` is
+    what registers and shared memory allow on sm_90, read off the compiled kernels. Where numpy interprets, tiles are
+    small, so that short contexts cross their borders.
+    """
+    rows = min(64, max(16, next_power_of_two(queries * form.group)))
+    if interpreted:
+        return DecodeTile(rows, 16, resident=1)
+    if form.operand == "fp32":
+        return DecodeTile(rows, 32, stages=3, resident=1)
+    if form.head_dim == 256:
+        return DecodeTile(rows, 32 if rows > 16 else 64, stages=3, resident=2)
+    return DecodeTile(rows, 64, resident=3 if rows == 16 else 2)
+
+
+def plan_decode(
+    kv_lens: Tensor,
+    *,
+    queries: int,
+    heads: int,
+    cache: LayerCache,
+    q_dtype: torch.dtype,
+    window: int = 0,
+    sinks: int = 0,
+) -> DecodePlan:
+    """The cut `decode_attention` would make itself: made once, all layers of a step with one window share it."""
+    form = form_of(q_dtype, heads, cache, window, 0.0)
+    tile = decode_tile(form, queries, INTERPRETED)
+    return make_plan(
+        kv_lens,
+        queries=queries,
+        programs=form.kv_heads * triton.cdiv(queries * form.group, tile.rows),
+        slots=processors(kv_lens.device) * tile.resident,
+        keys=tile.keys,
+        window=window,
+        sinks=sinks,
+    )
+
+
+def decode_attention(
+    q: Tensor,
+    cache: LayerCache,
+    block_tables: Tensor,
+    kv_lens: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: int = 0,
+    soft_cap: float = 0.0,
+    plan: DecodePlan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of the last Q tokens of each sequence [S, Q, H, D]: (output [S, Q, H, D], lse [S, Q, H] fp32).
+
+    Q is 1 to 8 (more than 1: verifying drafts, causal among them); `kv_lens` [S] int32 count those tokens, whose keys
+    are in the cache already. kv_len 0 is a padding row: output 0, lse -inf (so is a query before a sequence's first
+    token). Scale, window, sinks, soft cap and lse are as in `prefill_attention`. `plan` is `plan_decode`'s for the same
+    arguments; None makes one. Only the device's lengths decide what is read, so a CUDA graph may replay with others.
+    Raises InputError for what cannot be read.
+    """
+    check_call(q, cache, block_tables, kv_lens, scale, sinks)
+    sequences, queries, heads, head_dim = q.shape
+    if not 1 <= queries <= MAX_QUERIES or not q.is_contiguous():
+        raise InputError(f"decode attention takes 1 to {MAX_QUERIES} contiguous queries per sequence, not {queries}")
+    out = torch.empty_like(q)
+    lse = torch.empty((sequences, queries, heads), dtype=torch.float32, device=q.device)
+    if sequences == 0:
+        return out, lse
+    if plan is None:
+        plan = plan_decode(
+            kv_lens, queries=queries, heads=heads, cache=cache, q_dtype=q.dtype, window=window, sinks=sinks
+        )
+    form = form_of(q.dtype, heads, cache, window, soft_cap)
+    tile = decode_tile(form, queries, INTERPRETED)
+    capacity = plan.items.shape[0]
+    part_out = torch.empty((capacity, queries, heads, head_dim), dtype=torch.float32, device=q.device)
+    part_lse = torch.empty((capacity, queries, heads), dtype=torch.float32, device=q.device)
+    decode_kernel[(form.kv_heads * triton.cdiv(queries * form.group, tile.rows), capacity)](
+        q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans,
+        out, lse, part_out, part_lse, sequences, block_tables.stride(0), scale, soft_cap, window, sinks,
+        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, **form.constexprs(),
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    merge_kernel[(queries * heads, sequences)](
+        kv_lens, plan.spans, out, lse, part_out, part_lse,
+        QUERIES=queries, HEADS=heads, HEAD_DIM=head_dim, BLOCK=MERGE_BLOCK, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return out, lse
+
+
+def decode_reference(
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: int = 0,
+    soft_cap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The definition in float64 of queries [S, Q, H, D] over each sequence's own keys and values [L, G, D]."""
+    queries = q.shape[1]
+    starts = [queries * s for s in range(len(keys) + 1)]
+    out, lse = attention_reference(
+        q.flatten(0, 1), keys, values, starts, scale=scale, window=window, sinks=sinks, soft_cap=soft_cap
+    )
+    return out.view(q.shape), lse.view(q.shape[:3])
+
+
+def variant(form: Form, queries: int = 1) -> Variant:
+    """The compiled form of the decode kernel for `form` and so many queries."""
+    tile = decode_tile(form, queries)
+    own = {"items": "*i32", "spans": "*i32", "part_out": "*fp32", "part_lse": "*fp32"}
+    shape: dict[str, Constant] = {"QUERIES": queries, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys}
+    name = f"decode {tile.rows}x{tile.keys} q{queries} {form.label}"
+    return compiled(f"{__name__}:decode_kernel", name, form, own, shape, tile.warps, tile.stages)
+
+
+def variants() -> list[Variant]:
+    """Every form with one query, with four and with eight; the merge of 32 heads; plans of 64 sequences."""
+    made = [variant(form, queries) for form in forms() for queries in (1, 4, 8)]
+    results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"kv_lens": "*i32", "spans": "*i32"}
+    for head_dim in (64, 128, 256):
+        shape = {"QUERIES": 1, "HEADS": 32, "HEAD_DIM": head_dim, "BLOCK": MERGE_BLOCK}
+        made.append(
+            Variant(
+                name=f"merge d{head_dim}",
+                kernel=f"{__name__}:merge_kernel",
+                signature=results | {"out": "*bf16"},
+                constexprs=shape,
+            )
+        )
+    return [*made, *plan_variants()]
