@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from sim import metrics, scenario
 from sim.assemble import Parts, assemble, resolved
 from sim.cluster import Cluster, Source
 from sim.cost.step import StepCost
+from sim.drafting import DraftingEngine
 from sim.engine import Engine
 from sim.executor import Executor, OnTheWall
 from sim.load import build
@@ -123,8 +125,10 @@ def simulate(
     )
     itl = simulation.itl()
     steps = simulation.steps.table()
+    terms: Mapping[tuple[str, str], float] = {}
     if session is None:
-        sources = _by_source(term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous))
+        terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
+        sources = _by_source(terms)
     else:
         sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
     summary = metrics.summarise(
@@ -142,6 +146,7 @@ def simulate(
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
         inputs=_inputs(parts, trace, session),
+        speculation=_speculation(parts, simulation.replicas, terms) if parts.drafter is not None else None,
     )
     tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
     return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens)
@@ -219,6 +224,8 @@ class _Simulation:
             first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
             if len(first):
                 parts.append(metrics.itl_from_segments(ends_s, first, last, gaps_between(runs, ends_s)[1]))
+            if runs.same_step:
+                parts.append((np.zeros(1), np.array([runs.same_step])))
         return metrics.merge_itl(parts)
 
     def longest_gaps_s(self) -> np.ndarray:
@@ -273,6 +280,29 @@ def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     if not kept.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return kept, rejected
+
+
+def _speculation(parts: Parts, replicas: Sequence[Replica], terms: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """What drafting gave and took; its seconds are those of a sample of the steps."""
+    tallies = [replica.engine.tally for replica in replicas if isinstance(replica.engine, DraftingEngine)]
+    rows, tokens = sum(one.rows for one in tallies), sum(one.tokens for one in tallies)
+    drafted, accepted = (
+        [sum(column) for column in zip_longest(*(getattr(one, name) for one in tallies), fillvalue=0)]
+        for name in ("drafted", "accepted")
+    )
+    drafter, tp, spent_s = parts.drafter, parts.plan.tp, sum(terms.values())
+    drafting_s = sum(seconds for (name, _), seconds in terms.items() if name.startswith("draft"))
+    return {
+        "drafter": drafter.kind if drafter else None,
+        "tokens_per_target_step": tokens / rows if rows else None,
+        "acceptance": sum(accepted) / sum(drafted) if sum(drafted) else None,
+        "acceptance_by_position": [right / tried for right, tried in zip(accepted, drafted, strict=True)],
+        "drafted_tokens": sum(drafted),
+        "accepted_tokens": sum(accepted),
+        "drafting_share": drafting_s / spent_s if spent_s else None,
+        "draft_weight_bytes": drafter.weight_bytes(tp) if drafter else 0,
+        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(tp) if drafter else 0,
+    }
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:

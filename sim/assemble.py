@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sim import catalog
+from sim.allocators.paged import Paged
+from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
+from sim.drafting import DraftingEngine
 from sim.engine import Engine, Limits
-from sim.executor import Predicted
+from sim.executor import Accepting, Executor, Predicted
 from sim.load import build
 from sim.memory import Allocator, KvPool
 from sim.scenario import Scenario
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from sim.speculation import Acceptance, Adaptive, Drafted, Drafter, Fixed, acceptance_rates
 from traces.schema import InputError
 
 
@@ -37,6 +41,7 @@ class Parts:
     reserves_ahead: bool
     host_blocks: int
     window: AttentionWindow | None
+    drafter: Drafter | None
     offloaded_bytes: int
     """Host memory that each GPU's offloaded weights and KV take."""
 
@@ -47,13 +52,31 @@ class Parts:
         if self.asynchronous and hasattr(allocator, "late_outputs"):
             allocator.late_outputs = True
         span_tokens = self.window.span_tokens if self.window else 0
-        return Engine(
-            policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks, window_tokens=span_tokens
+        if self.drafter is None:
+            return Engine(
+                policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks, window_tokens=span_tokens
+            )
+        told = self.plan.speculation
+        if self.drafter.has_cache and isinstance(allocator, Paged):
+            allocator.lookahead_tokens = told.k
+        if self.drafter.kind == "eagle" and isinstance(allocator, Prefix):
+            allocator.drops_last_hit = True
+        return DraftingEngine(
+            policy,
+            allocator,
+            self.limits,
+            Adaptive(told.k, self.cost) if told.adaptive else Fixed(told.k),
+            early=self.asynchronous,
+            host_blocks=self.host_blocks,
+            window_tokens=span_tokens,
         )
 
-    def executor(self) -> Predicted:
-        """Prices batches for one replica."""
-        return Predicted(self.cost, overlap_host=self.asynchronous)
+    def executor(self) -> Executor:
+        """Prices batches for one replica, and says which drafts are right."""
+        predicted = Predicted(self.cost, overlap_host=self.asynchronous)
+        if self.drafter is None:
+            return predicted
+        return Accepting(predicted, Acceptance(acceptance_rates(self.plan.speculation.acceptance), self.plan.seed))
 
     @property
     def depth(self) -> int:
@@ -79,6 +102,8 @@ def assemble(plan: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
+    policy = build("sim.policies", plan.policy.name, plan.policy.parameters)
+    drafter = _drafter(plan, model) if getattr(policy, "drafts", False) else None
     blocks = (
         plan.kv.blocks
         or kv_capacity(
@@ -90,9 +115,11 @@ def assemble(plan: Scenario) -> Parts:
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_num_seqs=engine.max_num_seqs,
             offload=offload,
+            drafter=drafter,
         ).blocks
     )
-    block_bytes = plan.kv.block_tokens * model.gpu_kv_bytes_per_token(plan.tp)
+    own_bytes = drafter.kv_bytes_per_token(plan.tp) if drafter else 0
+    block_bytes = plan.kv.block_tokens * (model.gpu_kv_bytes_per_token(plan.tp) + own_bytes)
     native = model.attention_window
     memory = KvPool(
         blocks,
@@ -111,7 +138,7 @@ def assemble(plan: Scenario) -> Parts:
         raise InputError(f"unknown profile {plan.cost.profile!r}; known: roofline")
     efficiency = Efficiency.of(gpu, plan.cost.efficiency)
     window = _window(model, allocator)
-    cost = Roofline(
+    target = Roofline(
         model,
         gpu,
         tp=plan.tp,
@@ -120,7 +147,11 @@ def assemble(plan: Scenario) -> Parts:
         window=window,
         offload=offload,
     )
-    policy = build("sim.policies", plan.policy.name, plan.policy.parameters)
+    cost: StepCost = target
+    if drafter is not None:
+        own, graphs = drafter.model if drafter.has_cache else None, engine.cuda_graphs
+        draft = Roofline(own, gpu, tp=plan.tp, efficiency=efficiency, cuda_graphs=graphs) if own else None
+        cost = Drafted(target, drafter, draft)
     _check_no_cache(plan, allocator)
     chosen = plan.engine.async_scheduling
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
@@ -128,6 +159,10 @@ def assemble(plan: Scenario) -> Parts:
         if chosen is True:
             raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
         asynchronous = False
+        if drafter is not None:
+            raise InputError("policy speculative is simulated only, so far; a live run takes another policy")
+    if drafter is not None and asynchronous and drafter.kind == "ngram":
+        raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
     return Parts(
         plan,
@@ -141,6 +176,7 @@ def assemble(plan: Scenario) -> Parts:
         reserves_ahead,
         host_blocks,
         window,
+        drafter,
         offloaded_bytes,
     )
 
@@ -155,6 +191,11 @@ def _offload(plan: Scenario, model: ModelSpec) -> Offload:
             "kv.swap_gib and offload.kv_layers exclude one another: offloaded KV is in host memory already"
         )
     return offload
+
+
+def _drafter(plan: Scenario, model: ModelSpec) -> Drafter:
+    told = plan.speculation
+    return Drafter.of(told, model, catalog.load_model(told.draft_model) if told.draft_model else None)
 
 
 def _window(model: ModelSpec, allocator: Allocator) -> AttentionWindow | None:

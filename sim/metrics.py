@@ -355,7 +355,8 @@ def _share(part: float, whole: float) -> float | None:
 def computed(steps: pd.DataFrame) -> dict[str, float | int | None]:
     """Tokens that the steps computed, and the share of them computed for nobody (padding of static batches)."""
     repeats = steps["repeats"].to_numpy(dtype=np.int64)
-    tokens = int(np.dot(repeats, (steps["prefill_tokens"] + steps["decode_requests"]).to_numpy(dtype=np.int64)))
+    rows = steps[["prefill_tokens", "decode_requests", "draft_tokens"]]
+    tokens = int(np.dot(repeats, rows.sum(axis=1).to_numpy(dtype=np.int64)))
     padding = int(np.dot(repeats, steps["padding_tokens"].to_numpy(dtype=np.int64)))
     return {"tokens": tokens, "padding_fraction": padding / tokens if tokens else None}
 
@@ -391,6 +392,7 @@ def summarise(
     source_seconds: Mapping[str, float],
     simulator: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    speculation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only."""
     duration = duration_s(requests, steps)
@@ -406,6 +408,7 @@ def summarise(
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
         "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration),
+        **({"speculation": speculation} if speculation is not None else {}),
         "cost_sources": source_shares(source_seconds),
         "simulator": simulator,
         "inputs": inputs,

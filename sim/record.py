@@ -28,6 +28,7 @@ STEP_COLUMNS: dict[str, str] = {
     "prefill_past_tokens": "i8",
     "decode_requests": "i4",
     "decode_context_tokens": "i8",
+    "draft_tokens": "i4",
     "padding_tokens": "i4",
     "device_s": "f8",
     "host_s": "f8",
@@ -72,6 +73,13 @@ class StepLog(Observer):
         for tokens, before in prefills:
             new += tokens
             past += before
+        drafts = 0
+        verifies = batch.shape.verifies
+        if verifies:
+            decodes += len(verifies)
+            for tokens, before in verifies:
+                drafts += tokens - 1
+                context += tokens + before
         if repeats == 1:
             device_s = result.device_s[0]
             self.step_end_s[replica.index].append(times_s[1])
@@ -92,6 +100,7 @@ class StepLog(Observer):
             past,
             decodes,
             context,
+            drafts,
             batch.padding_tokens,
             device_s,
             result.host_s * repeats,

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
+from sim.speculation import SpeculationSettings
 from traces.schema import InputError
 
 _SHORT = {
@@ -210,6 +211,7 @@ class Scenario:
     router: Part = field(default_factory=lambda: Part("round-robin"))
     cost: CostSettings = field(default_factory=CostSettings)
     live: LiveSettings = field(default_factory=LiveSettings)
+    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
 
     def __post_init__(self) -> None:
         for name in ("tp", "replicas"):
@@ -219,6 +221,8 @@ class Scenario:
             raise InputError(f"executor is {self.executor!r}; known: predicted, live")
         if self.executor == "predicted" and self.device != "auto":
             raise InputError(f"device is {self.device!r}, and only a live run has a device; add --executor live")
+        if self.policy.name != "speculative" and self.speculation != SpeculationSettings():
+            raise InputError(f"speculation is set, and policy {self.policy.name} drafts nothing; use speculative")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; it must be at least 0")
 

@@ -23,9 +23,9 @@ FOLDER = Path(catalog.__file__).parent
 GPUS = ["a100-40", "a100-80", "a10g", "b200", "h100", "h200", "l4", "l40s", "mi300x", "rtx-4090", "t4", "v100"]
 MODELS = [
     *("deepseek-v2-lite", "deepseek-v3", "gemma-2-27b", "gemma-2-9b", "gemma-3-27b"),
-    *("llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b"),
+    *("llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b", "llama-3.2-1b"),
     *("mistral-7b", "mistral-7b-v0.1", "mixtral-8x7b", "opt-13b", "opt-175b", "opt-66b"),
-    *("qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "tiny-llama", "vicuna-13b"),
+    *("qwen3-0.6b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "tiny-llama", "vicuna-13b"),
 ]
 
 LLAMA: dict[str, Any] = {

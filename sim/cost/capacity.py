@@ -9,6 +9,7 @@ afterwards and do not count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from sim.cost.offload import Offload
 from sim.specs import MAX_TP, GpuSpec, ModelSpec
@@ -59,6 +60,13 @@ class KvCapacity:
         return self.blocks * self.block_tokens
 
 
+class DrafterMemory(Protocol):
+    """What a drafter keeps on each of so many GPUs."""
+
+    def weight_bytes(self, tp: int) -> int: ...
+    def kv_bytes_per_token(self, tp: int) -> int: ...
+
+
 def kv_capacity(
     model: ModelSpec,
     gpu: GpuSpec,
@@ -69,6 +77,7 @@ def kv_capacity(
     max_num_batched_tokens: int = 8192,
     max_num_seqs: int = 256,
     offload: Offload | None = None,
+    drafter: DrafterMemory | None = None,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, settings named as in vLLM.
 
@@ -84,10 +93,11 @@ def kv_capacity(
     def plan(gpus: int) -> KvCapacity:
         return KvCapacity(
             usable_bytes,
-            moved.gpu_weight_bytes(model, gpus),
+            moved.gpu_weight_bytes(model, gpus) + (drafter.weight_bytes(gpus) if drafter else 0),
             activation_bytes(model, gpus, max_num_batched_tokens, max_num_seqs),
             CONTEXT_BYTES + (COLLECTIVE_BYTES if gpus > 1 else 0),
-            moved.gpu_kv_bytes_per_token(model, gpus) * block_tokens,
+            (moved.gpu_kv_bytes_per_token(model, gpus) + (drafter.kv_bytes_per_token(gpus) if drafter else 0))
+            * block_tokens,
             block_tokens,
             moved.host_blocks(model, gpus, block_tokens),
         )

@@ -1,0 +1,234 @@
+"""A model's operations on one GPU, priced from a profile's tables: which kernel each term launches, and how often.
+
+What the tables lack is None here, and for the roofline to price. It knows no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sim.cost.attention import Slices
+from sim.cost.interpolate import MEASURED, Line, Price
+from sim.cost.lookup import Kernel, Tables
+from sim.cost.schema import NO_CACHE
+from sim.cost.tables import Value
+from sim.specs import AttentionWindow, Gemm, ModelSpec
+
+_MEMO_SIZE = 65_536
+
+
+class Launches(NamedTuple):
+    """`times` launches of a kernel with `scale` times the tokens of the step."""
+
+    times: int
+    kernel: Kernel
+    scale: int = 1
+
+
+def total(prices: Sequence[Price]) -> Price:
+    """Their sum, as good as the worst of them."""
+    return Price(sum(price.seconds for price in prices), max((price.rank for price in prices), default=MEASURED))
+
+
+def launched(parts: Sequence[Launches], size: int) -> Price:
+    """Seconds of a term with `size` tokens or rows."""
+    return total([
+        Price(one.times * price.seconds, price.rank) for one in parts for price in [one.kernel.at(one.scale * size)]
+    ])  # fmt: skip
+
+
+class Operations:
+    """By the names of the roofline's terms, what a step launches for its tokens and for its rows of logits."""
+
+    def __init__(self, model: ModelSpec, tp: int, tables: Tables) -> None:
+        self._model, self._tp, self._tables = model, tp, tables
+        self.by_tokens: dict[str, list[Launches]] = {}
+        self.by_rows: dict[str, list[Launches]] = {}
+        self._matrices()
+        self._small()
+        if model.experts:
+            self._experts()
+        self._rows()
+        if tp > 1:
+            message = model.hidden * model.element_bytes
+            kernel = tables.kernel("all_reduce", op="all_reduce", gpus=tp)
+            self._add("all-reduce", [(2 * model.layers, kernel, message)])
+
+    def _add(self, name: str, parts: Sequence[tuple[int, Kernel | None, int]], *, rows: bool = False) -> None:
+        """Keep the term if all of its kernels are known."""
+        found = [Launches(times, kernel, scale) for times, kernel, scale in parts if kernel is not None and times]
+        if found and len(found) == len(parts):
+            (self.by_rows if rows else self.by_tokens)[name] = found
+
+    def _gemm(self, gemm: Gemm, layers: int, weights: str) -> tuple[int, Kernel | None, int]:
+        kernel = self._tables.kernel("gemm", dtype=self._model.dtype, weight_dtype=weights, k=gemm.k, n=gemm.n)
+        return layers, kernel, 1
+
+    def _elementwise(self, op: str, width: int, kv_dtype: str = NO_CACHE) -> Kernel | None:
+        return self._tables.kernel("elementwise", op=op, dtype=self._model.dtype, kv_dtype=kv_dtype, width=width)
+
+    def _matrices(self) -> None:
+        model, tp = self._model, self._tp
+        groups = (
+            (model.attention_gemms(tp), model.layers, ""),
+            (model.mlp_gemms(tp), model.dense_layers, "activation"),
+            (model.shared_gemms(tp), model.expert_layers, "shared expert activation"),
+        )
+        for gemms, layers, activation in groups:
+            for gemm in gemms:
+                self._add(gemm.name, [self._gemm(gemm, layers, model.weight_dtype)])
+            if gemms and activation:
+                self._add(activation, [(layers, self._elementwise("activation", gemms[-1].k), 1)])
+
+    def _small(self) -> None:
+        model, layers, heads = self._model, self._model.layers, self._model.heads // self._tp
+        kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._tp), model.head_dim, model.kv_dtype
+        norms = (4 if model.post_norms else 2) * layers + 1
+        self._add("embedding", [(1, self._elementwise("embedding", model.hidden), 1)])
+        self._add("norms", [(norms, self._elementwise("norm", model.hidden), 1)])
+        if model.is_latent:
+            return
+        if model.qk_norm:
+            widths = (heads * dim, kv_heads * dim)
+            self._add("query and key norms", [(layers, self._elementwise("head_norm", width), 1) for width in widths])
+        if not model.learned_positions:
+            fused = self._elementwise("rope_kv_write", (heads + 2 * kv_heads) * dim, kv_dtype)
+            if fused is not None:
+                self._add("rope", [(layers, fused, 1)])
+                self.by_tokens["KV write"] = []
+                return
+            self._add("rope", [(layers, self._elementwise("rope", (heads + kv_heads) * dim), 1)])
+        self._add("KV write", [(layers, self._elementwise("kv_write", 2 * kv_heads * dim, kv_dtype), 1)])
+
+    def _experts(self) -> None:
+        model, layers, visited = self._model, self._model.expert_layers, self._model.experts_per_token
+        router = Gemm("router", model.hidden, model.experts)
+        route = self._elementwise("route", model.experts)
+        self._add("router", [self._gemm(router, layers, model.dtype), (layers, route, 1)])
+        up, down = model.expert_gemms(self._tp)
+        for gemm in (up, down):
+            kernel = self._tables.kernel(
+                "expert_gemm",
+                dtype=model.dtype,
+                weight_dtype=model.weight_dtype,
+                experts=model.experts,
+                experts_per_token=visited,
+                k=gemm.k,
+                n=gemm.n,
+            )
+            self._add(gemm.name, [(layers, kernel, 1)])
+        self._add("expert activation", [(layers, self._elementwise("activation", down.k), visited)])
+        self._add("expert combine", [(layers, self._elementwise("combine", model.hidden * visited), 1)])
+
+    def _rows(self) -> None:
+        model, tp = self._model, self._tp
+        head = Gemm("LM head", model.hidden, -(-model.vocab // tp))
+        self._add(head.name, [self._gemm(head, 1, model.dtype)], rows=True)
+        self._add("sampling", [(1, self._tables.kernel("sampling", vocab=model.vocab), 1)], rows=True)
+        if tp > 1:
+            gather = self._tables.kernel("all_reduce", op="all_gather", gpus=tp)
+            self._add("logits gather", [(1, gather, model.vocab * model.element_bytes)], rows=True)
+
+
+class MeasuredAttention:
+    """Attention of all layers from the tables; `lacks` says which parts the roofline has to price."""
+
+    def __init__(self, model: ModelSpec, tp: int, tables: Tables, window: AttentionWindow | None) -> None:
+        self._window_layers = window.layers if window else 0
+        self._full_layers = model.layers - self._window_layers
+        self._tables = tables
+        self._heads: dict[str, Value] = {
+            "dtype": model.dtype,
+            "kv_dtype": model.kv_dtype,
+            "heads": model.heads // tp,
+            "kv_heads": model.gpu_kv_heads(tp),
+            "head_dim": model.head_dim,
+        }
+        # A window with sinks attends as many tokens as a plain one of the same span.
+        self._windows = {0: self._full_layers, window.span_tokens if window else 0: self._window_layers}
+        self._windows = {span: layers for span, layers in ((0, self._full_layers), *_spans(window)) if layers}
+        latent = model.is_latent
+        self._prefill = None if latent else self._kernels("prefill_attention")
+        self._decode = None if latent else self._kernels("decode_attention", width=1)
+        self._mixed = None if latent else self._kernels("mixed_attention")
+        self._widths: dict[int, list[tuple[int, Kernel]] | None] = {}
+        self._slices: dict[tuple[int, int, int], Price] = {}
+
+    def _kernels(self, table: str, **more: Value) -> list[tuple[int, Kernel]] | None:
+        """(layers, kernel) of the full layers and of those with a window; None where a kernel is missing."""
+        found = []
+        for span, layers in self._windows.items():
+            kernel = self._tables.kernel(table, **self._heads, window=span, **more)
+            if kernel is None:
+                return None
+            found.append((layers, kernel))
+        return found
+
+    def prefill(self, slices: Slices) -> Price | None:
+        """Seconds of all slices: one launch a layer, priced as the mean of launches of so many slices alike."""
+        if self._prefill is None:
+            return None
+        return self._mean(self._slices, self._prefill, [(len(slices), past, new) for new, past in slices])
+
+    def verify(self, rows: Slices) -> Price | None:
+        """Seconds of rows that verify drafts, likewise: decode attention with as many queries as a row has tokens."""
+        prices = []
+        for new, past in rows:
+            if new not in self._widths:
+                self._widths[new] = self._kernels("decode_attention", width=new)
+            kernels = self._widths[new]
+            if kernels is None:
+                return None
+            prices.append(_launch(kernels, (len(rows), past + new)))
+        added = total(prices)
+        return Price(added.seconds / len(rows), added.rank)
+
+    def mixed(self, slices: Slices, decodes: int, context: int) -> Price | None:
+        """Seconds of slices and decode rows in one launch, where the profile's engine does that.
+
+        Several slices are priced as one of as many new tokens and as many (query, key) pairs.
+        """
+        if self._mixed is None:
+            return None
+        new = sum(tokens for tokens, _ in slices)
+        pairs = sum(tokens * (past + 0.5 * tokens) for tokens, past in slices)
+        past = max(0.0, pairs / new - 0.5 * new)
+        return _launch(self._mixed, (decodes, context / decodes, past, new))
+
+    def context_lines(self, decodes: int) -> tuple[Line | None, Line | None] | None:
+        """Seconds of decode attention by the sum of contexts, of full layers and of those with a window."""
+        if self._decode is None:
+            return None
+        spans = dict(zip(self._windows, self._decode, strict=True))
+        full, windowed = spans.pop(0, None), next(iter(spans.values()), None)
+        return tuple(  # type: ignore[return-value]
+            pair[1].context_line(decodes, pair[0]) if pair else None for pair in (full, windowed)
+        )
+
+    def _mean(
+        self,
+        memo: dict[tuple[int, int, int], Price],
+        kernels: Sequence[tuple[int, Kernel]],
+        points: Sequence[tuple[int, int, int]],
+    ) -> Price:
+        seconds, rank = 0.0, MEASURED
+        for point in points:
+            price = memo.get(point)
+            if price is None:
+                price = _launch(kernels, point)
+                if len(memo) < _MEMO_SIZE:
+                    memo[point] = price
+            seconds += price.seconds
+            rank = max(rank, price.rank)
+        return Price(seconds / len(points), rank)
+
+
+def _spans(window: AttentionWindow | None) -> list[tuple[int, int]]:
+    return [(window.span_tokens, window.layers)] if window else []
+
+
+def _launch(kernels: Sequence[tuple[int, Kernel]], point: tuple[float, ...]) -> Price:
+    return total([
+        Price(layers * price.seconds, price.rank) for layers, kernel in kernels for price in [kernel.at(*point)]
+    ])  # fmt: skip
