@@ -101,7 +101,7 @@ def test_a_written_scenario_runs_the_same_again(
     ("words", "said"),
     [
         (["--trace", "no-such.csv"], "no-such.csv does not exist"),
-        (["--policy", "magic"], "known: chunked, continuous, priority, sjf, static"),
+        (["--policy", "magic"], "known: chunked, continuous, priority, sjf, speculative, static"),
         (["--allocator", "magic"], "contiguous-max"),
         (["--model", "gpt-9"], "llama-3.1-8b"),
         (["--gpu", "h9000"], "h100"),

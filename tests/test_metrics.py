@@ -161,6 +161,7 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "end_s": [2.0, 6.0],
             "prefill_tokens": [10, 0],
             "decode_requests": [0, 2],
+            "draft_tokens": [0, 0],
             "padding_tokens": [4, 0],
             "swapped_bytes": [3, 4],
             "copied_bytes": [0, 64],

@@ -119,7 +119,7 @@ class Grid:
 def blend(
     form: str, share: float, ends: tuple[float, float], guides: Callable[[], tuple[float, float, float]]
 ) -> float:
-    """Seconds between two points, `share` of the way along; `guides` are the guide's at left end, point and right end."""
+    """Seconds `share` of the way between two points; `guides` gives the guide's at left end, point and right end."""
     low, high = ends
     if form == "linear":
         return low + (high - low) * share

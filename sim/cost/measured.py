@@ -28,7 +28,7 @@ class Launches(NamedTuple):
 
 def total(prices: Sequence[Price]) -> Price:
     """Their sum, as good as the worst of them."""
-    return Price(sum(price.seconds for price in prices), max((price.rank for price in prices), default=MEASURED))
+    return Price(sum((price.seconds for price in prices), 0.0), max((price.rank for price in prices), default=MEASURED))
 
 
 def launched(parts: Sequence[Launches], size: int) -> Price:
@@ -132,11 +132,9 @@ class Operations:
 
 
 class MeasuredAttention:
-    """Attention of all layers from the tables; `lacks` says which parts the roofline has to price."""
+    """Attention of all layers from the tables."""
 
     def __init__(self, model: ModelSpec, tp: int, tables: Tables, window: AttentionWindow | None) -> None:
-        self._window_layers = window.layers if window else 0
-        self._full_layers = model.layers - self._window_layers
         self._tables = tables
         self._heads: dict[str, Value] = {
             "dtype": model.dtype,
@@ -145,15 +143,21 @@ class MeasuredAttention:
             "kv_heads": model.gpu_kv_heads(tp),
             "head_dim": model.head_dim,
         }
+        windowed = window.layers if window else 0
         # A window with sinks attends as many tokens as a plain one of the same span.
-        self._windows = {0: self._full_layers, window.span_tokens if window else 0: self._window_layers}
-        self._windows = {span: layers for span, layers in ((0, self._full_layers), *_spans(window)) if layers}
+        spans = [(0, model.layers - windowed), (window.span_tokens if window else 0, windowed)]
+        self._windows = {span: layers for span, layers in spans if layers}
         latent = model.is_latent
         self._prefill = None if latent else self._kernels("prefill_attention")
         self._decode = None if latent else self._kernels("decode_attention", width=1)
         self._mixed = None if latent else self._kernels("mixed_attention")
         self._widths: dict[int, list[tuple[int, Kernel]] | None] = {}
         self._slices: dict[tuple[int, int, int], Price] = {}
+
+    @property
+    def measures_mixed(self) -> bool:
+        """Whether prefill and decode attention in one launch were measured."""
+        return self._mixed is not None
 
     def _kernels(self, table: str, **more: Value) -> list[tuple[int, Kernel]] | None:
         """(layers, kernel) of the full layers and of those with a window; None where a kernel is missing."""
@@ -200,11 +204,11 @@ class MeasuredAttention:
         """Seconds of decode attention by the sum of contexts, of full layers and of those with a window."""
         if self._decode is None:
             return None
-        spans = dict(zip(self._windows, self._decode, strict=True))
-        full, windowed = spans.pop(0, None), next(iter(spans.values()), None)
-        return tuple(  # type: ignore[return-value]
-            pair[1].context_line(decodes, pair[0]) if pair else None for pair in (full, windowed)
-        )
+        lines = {
+            bool(span): kernel.context_line(decodes, layers)
+            for span, (layers, kernel) in zip(self._windows, self._decode, strict=True)
+        }
+        return lines.get(False), lines.get(True)
 
     def _mean(
         self,
@@ -222,10 +226,6 @@ class MeasuredAttention:
             seconds += price.seconds
             rank = max(rank, price.rank)
         return Price(seconds / len(points), rank)
-
-
-def _spans(window: AttentionWindow | None) -> list[tuple[int, int]]:
-    return [(window.span_tokens, window.layers)] if window else []
 
 
 def _launch(kernels: Sequence[tuple[int, Kernel]], point: tuple[float, ...]) -> Price:

@@ -1,0 +1,372 @@
+"""The price of a step on a GPU that was measured: from a profile's tables, and the roofline where they have nothing.
+
+Every term says where it is from: `measured` (a point of the grid), `interpolated`, `derived` (scaled from another GPU),
+`extrapolated` (outside of what was measured), or `roofline` (the profile has no table for it). A decode batch is
+priced by its mean context: a step's shape does not tell its longest, though profiles may hold uneven batches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Literal
+
+import numpy as np
+
+from sim.batch import Shape
+from sim.cost.efficiency import Efficiency
+from sim.cost.interpolate import MEASURED, ROOFLINE, Line, Price
+from sim.cost.layers import row_terms, token_terms
+from sim.cost.lookup import Kernel, Tables
+from sim.cost.measured import Launches, MeasuredAttention, Operations, launched, total
+from sim.cost.offload import Offload
+from sim.cost.profile import Profile
+from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
+from sim.cost.step import Constant, Term, shape_rows, shape_tokens
+from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from traces.schema import InputError
+
+Terms = dict[str, Price]
+
+_VECTOR_SPAN = 64
+_MEMO_SIZE = 65_536
+_INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query and key norms", "sampling", "router")
+"""Terms that may be part of another table's measurements."""
+
+
+class Profiled(Roofline):
+    """`StepCost` of a model on `tp` GPUs from what was measured; arguments as of `Roofline`, and the profile.
+
+    On a synchronous device (a CPU) launching adds to a step, and there are no CUDA graphs. Constructing raises
+    InputError also where the profile is another GPU's, or is wrong about itself.
+    """
+
+    __slots__ = (
+        "_host_memo",
+        "_hosts",
+        "_launch_memo",
+        "_launches",
+        "_lines",
+        "_moves",
+        "_operations",
+        "_priced",
+        "_synchronous",
+        "profile",
+    )
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        profile: Profile,
+        *,
+        tp: int = 1,
+        efficiency: Efficiency | None = None,
+        cuda_graphs: bool = True,
+        max_graph_tokens: int = MAX_GRAPH_TOKENS,
+        window: AttentionWindow | Literal["model"] | None = "model",
+        offload: Offload | None = None,
+    ) -> None:
+        meta = profile.meta
+        if meta.gpu != gpu.name:
+            raise InputError(
+                f"profile {meta.name!r} was measured on {meta.gpu}, and the GPU is {gpu.name}; choose "
+                f"--gpu {meta.gpu}, or scale it with `calibrate derive --from {meta.name} --to {gpu.name}`"
+            )
+        for name in meta.included:
+            if name not in _INCLUDABLE:
+                raise InputError(
+                    f"profile {meta.name!r}: included {name!r} is none of {', '.join(_INCLUDABLE)}"
+                )
+        self._synchronous = meta.synchronous
+        if meta.captured_tokens:
+            max_graph_tokens = meta.captured_tokens[-1]
+        super().__init__(
+            model,
+            gpu,
+            tp=tp,
+            efficiency=efficiency,
+            cuda_graphs=cuda_graphs and not meta.synchronous,
+            max_graph_tokens=max_graph_tokens,
+            window=window,
+            offload=offload,
+        )
+        self.profile = profile
+        tables = Tables(profile, gpu, self.efficiency)
+        self._operations = Operations(model, tp, tables)
+        self._priced = MeasuredAttention(model, tp, tables, self.window)
+        graphs = (0, 1)
+        self._launches = {
+            (parts, graph): tables.kernel("launch", parts=parts, graph=graph)
+            for parts in ("prefill", "decode", "mixed")
+            for graph in graphs
+        }
+        self._hosts = {graph: tables.kernel("host", graph=graph) for graph in graphs}
+        self._moves: dict[str, list[Kernel | None]] = {
+            "block copies": [tables.kernel("copy")],
+            "swap": [tables.kernel("swap", direction=way) for way in ("out", "in")],
+        }
+        self._lines: dict[int, tuple[Line | None, Line | None]] = {}
+        self._launch_memo: dict[tuple[str, int, int], Price] = {}
+        self._host_memo: dict[tuple[int, int, int], Price] = {}
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        """As `StepCost.span_s`."""
+        prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
+        plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
+        if not plain and self._in_one_launch(shape):
+            steps = (
+                shape._replace(
+                    decode_context=context + i * decodes,
+                    decode_window_context=shape.decode_window_context + i * shape.decode_window_growth,
+                )
+                for i in range(repeats)
+            )
+            return [self._single_s(step) for step in steps], self._host_s(shape_rows(shape), shape)
+        if plain:
+            fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
+        else:
+            fixed_s, launch_s, host_s = self._mixed(shape)
+        if not decodes:
+            link_s, _, _ = self._link(shape)
+            return [max(fixed_s, launch_s, link_s)] * repeats, host_s
+        if not self._plain:
+            return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
+        line = self._context_lines(decodes)[0]
+        assert line is not None, "without a window all layers are full ones"
+        return _straight(line, decodes, context, repeats, fixed_s, launch_s), host_s
+
+    def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
+        """Device seconds with a window or with layers in host memory."""
+        _, decodes, context, _, _, within, growth = shape[:7]
+        if self.window is not None and not within:
+            raise ValueError(f"{decodes} decode rows attend {within} tokens within the window of {self.window}")
+        steps = np.arange(repeats)
+        contexts, withins = context + decodes * steps, within + growth * steps
+        seconds = np.full(repeats, fixed_s)
+        for line, tokens in zip(self._context_lines(decodes), (contexts, withins), strict=True):
+            if line is not None:
+                seconds = seconds + line.along(tokens.astype(np.float64))
+        link_s, link_slope_s, link_window_s = self._link(shape)
+        busy_s = link_s + link_slope_s * contexts + link_window_s * withins
+        times_s: list[float] = np.maximum(np.maximum(seconds, launch_s), busy_s).tolist()
+        return times_s
+
+    def _single_s(self, shape: Shape) -> float:
+        """Device seconds of a step whose prefill and decode attention are one launch."""
+        seconds = sum(price.seconds for price in self._device_terms(shape).values())
+        link_s, link_slope_s, link_window_s = self._link(shape)
+        busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
+        return max(seconds, 0.0 if self._synchronous else self._launch_price(shape).seconds, busy_s)
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        """As `StepCost.explain`; a term that is zero for this shape is left out."""
+        terms = self._device_terms(shape)
+        launch = self._launch_price(shape)
+        if not self._synchronous:
+            gap_s = launch.seconds - sum(price.seconds for price in terms.values())
+            terms["launch gaps"] = Price(max(0.0, gap_s), launch.rank)
+        link_s, link_slope_s, link_window_s = self._link(shape)
+        busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
+        wait_s = busy_s - sum(price.seconds for price in terms.values())
+        terms["offload wait"] = Price(max(0.0, wait_s), ROOFLINE)
+        named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
+        host = self._host_price(shape_rows(shape), shape)
+        return {**named, "host": Term(host.seconds, host.source, on_host=True)}
+
+    def describe(self) -> list[Constant]:
+        """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""
+        meta = self.profile.meta
+        told = [Constant("profile", len(self.profile.tables), f"{meta.name}: {meta.kind}, {meta.source}, {meta.date}")]
+        for name, table in self.profile.tables.items():
+            error = meta.accuracy.get(name)
+            how = (
+                f"held out: mean error {error.mean:.1%}, bias {error.bias:+.1%}, {error.points} points"
+                if error
+                else ("error not measured")
+            )
+            told.append(Constant(f"{name}_rows", len(table), how))
+        for kind, error in meta.step_accuracy.items():
+            told.append(
+                Constant(f"step_error_{kind}", error.mean, f"{error.points} whole steps, bias {error.bias:+.1%}")
+            )
+        return told + super().describe()
+
+    def _device_terms(self, shape: Shape) -> Terms:
+        """The operations of a step and, where launching adds to them, launching."""
+        tokens = shape_tokens(shape)
+        terms: Terms = {}
+        if tokens:
+            terms |= self._tokens(tokens) | self._rows(shape_rows(shape))
+            terms |= self._attention_terms(shape)
+        terms |= self._move_terms(shape)
+        if self._synchronous and tokens:
+            terms["launches"] = self._launch_price(shape)
+        return terms
+
+    def _attention_terms(self, shape: Shape) -> Terms:
+        terms: Terms = {}
+        if self._in_one_launch(shape):
+            mixed = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context)
+            assert mixed is not None
+            terms["mixed attention"] = mixed
+        else:
+            if shape.prefills:
+                terms["prefill attention"] = self._priced.prefill(shape.prefills) or _roof(
+                    self._attention.prefill_s(shape.prefills)
+                )
+            if shape.decodes:
+                sums = (shape.decode_context, shape.decode_window_context)
+                lines = zip(self._context_lines(shape.decodes), sums, strict=True)
+                prices = [Price(line.at(tokens), line.rank(tokens)) for line, tokens in lines if line is not None]
+                terms["decode attention"] = total(prices)
+        if shape.verifies:
+            priced = self._priced.verify(shape.verifies)
+            terms["verify attention"] = priced or _roof(self._attention.verify_s(shape.verifies))
+        return terms
+
+    def _in_one_launch(self, shape: Shape) -> bool:
+        """Whether the profile's engine attends prompts and decode rows together, and that was measured."""
+        return bool(shape.prefills and shape.decodes and not shape.verifies) and self._priced.measures_mixed
+
+    def _move_terms(self, shape: Shape) -> Terms:
+        """Copies and swaps: one launch a layer; of swaps the mean of both directions."""
+        terms: Terms = {}
+        for name, moved, roof in (
+            ("block copies", shape.copied_bytes, self.kernels.copy_s),
+            ("swap", shape.swapped_bytes, self.kernels.swap_s),
+        ):
+            if not moved:
+                continue
+            kernels, layers = self._moves[name], self.model.layers
+            known = [kernel.at(moved / layers) for kernel in kernels if kernel is not None]
+            if len(known) == len(kernels):
+                added = total(known)
+                terms[name] = Price(layers * added.seconds / len(known), added.rank)
+            else:
+                terms[name] = _roof(roof(moved))
+        return terms
+
+    def _context_lines(self, decodes: int) -> tuple[Line | None, Line | None]:
+        """Decode attention by the sum of contexts, of full layers and of those with a window."""
+        found = self._lines.get(decodes)
+        if found is None:
+            found = self._priced.context_lines(decodes) or self._roof_lines(decodes)
+            if len(self._lines) < _MEMO_SIZE:
+                self._lines[decodes] = found
+        return found
+
+    def _roof_lines(self, decodes: int) -> tuple[Line | None, Line | None]:
+        attention, rows_s = self._attention, self._attention.decode_rows_s(decodes)
+        full = Line([(0.0, _roof(rows_s))], attention.context_s)
+        return full, Line([(0.0, _roof(0.0))], attention.window_s) if self.window else None
+
+    def _decode(self, decodes: int) -> tuple[float, float, float]:
+        """(device seconds without attention, launch bound, host seconds) of a pure decode step."""
+        if decodes == 0:
+            return 0.0, 0.0, 0.0
+        entry = self._mixed(Shape(decodes=decodes))
+        if len(self._decode_memo) < _MEMO_SIZE:
+            self._decode_memo[decodes] = entry
+        return entry
+
+    def _mixed(self, shape: Shape) -> tuple[float, float, float]:
+        """The same of any step: everything but decode attention."""
+        tokens, rows = shape_tokens(shape), shape_rows(shape)
+        fixed_s = self._work_s(tokens, rows) if tokens else 0.0
+        alone = shape._replace(decodes=0) if shape.decodes else shape
+        for terms in (self._attention_terms(alone), self._move_terms(shape)):
+            fixed_s += sum(price.seconds for price in terms.values())
+        launch_s = self._launch_price(shape).seconds
+        if self._synchronous:
+            fixed_s, launch_s = fixed_s + launch_s, 0.0
+        return fixed_s, launch_s, self._host_s(rows, shape)
+
+    def _work_s(self, tokens: int, rows: int) -> float:
+        """All that depends on counts of tokens and of logits rows only."""
+        seconds = self._token_memo.get(tokens)
+        if seconds is None:
+            seconds = self._token_memo[tokens] = sum(price.seconds for price in self._tokens(tokens).values())
+        row_s = self._row_memo.get(rows)
+        if row_s is None:
+            row_s = self._row_memo[rows] = sum(price.seconds for price in self._rows(rows).values())
+        return seconds + row_s
+
+    def _tokens(self, tokens: int) -> Terms:
+        """Terms by tokens; a CUDA graph computes the size that it was captured for."""
+        computed = tokens
+        if self._in_graph(tokens):
+            sizes = self.profile.meta.captured_tokens
+            captured = sizes[bisect_left(sizes, tokens)] if sizes else graph_tokens(tokens)
+            computed = min(captured, self.max_graph_tokens)
+        roofs = token_terms(self.model, self.kernels, self.tp, computed)
+        return self._best(roofs, self._operations.by_tokens, computed)
+
+    def _rows(self, rows: int) -> Terms:
+        roofs = row_terms(self.model, self.kernels, self.tp, rows)
+        return self._best(roofs, self._operations.by_rows, rows)
+
+    def _best(self, roofs: dict[str, float], measured: dict[str, list[Launches]], size: int) -> Terms:
+        """The roofline's terms, those that were measured instead; what another table includes costs nothing."""
+        terms: Terms = {}
+        for name, seconds in roofs.items():
+            parts = measured.get(name)
+            if name in self.profile.meta.included:
+                terms[name] = Price(0.0, MEASURED)
+            else:
+                terms[name] = _roof(seconds) if parts is None else launched(parts, size)
+        return terms
+
+    def _launch_price(self, shape: Shape) -> Price:
+        """What the host needs to launch the step's kernels; all there is beside them where the host computes."""
+        tokens = shape_tokens(shape)
+        decoding = bool(shape.decodes or shape.verifies)
+        parts = ("mixed" if decoding else "prefill") if shape.prefills else "decode"
+        key = (parts, int(self._in_graph(tokens)), tokens)
+        found = self._launch_memo.get(key)
+        if found is None:
+            kernel = self._launches[key[:2]]
+            if not tokens or (kernel is None and self._synchronous):
+                found = Price(0.0, MEASURED if not tokens else ROOFLINE)
+            elif kernel is None:
+                return _roof(self._launch_s(tokens, shape))
+            else:
+                found = kernel.at(self.model.layers, tokens)
+            if len(self._launch_memo) < _MEMO_SIZE:
+                self._launch_memo[key] = found
+        return found
+
+    def _host_s(self, rows: int, shape: Shape) -> float:
+        return self._host_price(rows, shape).seconds
+
+    def _host_price(self, rows: int, shape: Shape) -> Price:
+        """Scheduling, packing and handling outputs."""
+        graph = int(self._in_graph(shape_tokens(shape)) and not shape.prefills)
+        kernel = self._hosts[graph]
+        if kernel is None or not rows:
+            return _roof(super()._host_s(rows, shape))
+        key = (graph, len(shape.prefills), rows)
+        found = self._host_memo.get(key)
+        if found is None:
+            found = kernel.at(*key[1:])
+            if len(self._host_memo) < _MEMO_SIZE:
+                self._host_memo[key] = found
+        return found
+
+
+def _roof(seconds: float) -> Price:
+    return Price(seconds, ROOFLINE)
+
+
+def _straight(line: Line, decodes: int, context: int, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
+    """Device seconds of a span of decode steps: `fixed_s` and the line along the contexts, at least `launch_s`."""
+    start, value, slope, end = line.piece(context)
+    last = context + decodes * (repeats - 1)
+    if last < end and repeats < _VECTOR_SPAN:
+        first_s = fixed_s + (value + slope * (context - start))
+        if repeats == 1:
+            return [first_s if first_s > launch_s else launch_s]
+        contexts = range(context, last + 1, decodes)
+        return [max(fixed_s + (value + slope * (tokens - start)), launch_s) for tokens in contexts]
+    seconds = fixed_s + line.along(np.arange(context, last + 1, decodes, dtype=np.float64))
+    times_s: list[float] = np.maximum(seconds, launch_s).tolist()
+    return times_s

@@ -1,0 +1,197 @@
+"""What a run decided, step by step, and how long each step took: small enough to keep, enough to run it again.
+
+It judges nothing. A block table is told once and from then on by what changed in it; so are the lockstep's members.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.batch import Batch, Shape
+from sim.engine import TokenRuns
+from sim.executor import StepResult
+from sim.memory import Allocator
+from sim.record import StepLog
+from sim.replica import Flight, Observer, Replica
+from sim.request import Request
+
+Ids = tuple[int, ...]
+
+
+class Decision(NamedTuple):
+    """One batch as it was planned and sealed; sequences go by their ids (`sim.request.SAMPLE_BITS`)."""
+
+    step: int
+    repeats: int
+    planned_s: float
+    entries: tuple[Ids, ...]
+    """(sequence, tokens, past) in scheduling order, of those that are not in lockstep."""
+    joined: tuple[Ids, ...]
+    """(sequence, past) of those that are in lockstep now and were not in the batch before."""
+    left: Ids
+    """Sequences that were in lockstep in the batch before, and are not now."""
+    tables: tuple[tuple[int, int, Ids], ...]
+    """(sequence, blocks kept, new ones behind them) of block tables that differ from when they were last told."""
+    evicted: Ids
+    copies: tuple[Ids, ...]
+    swaps: tuple[tuple[int, bool, int, Ids], ...]
+    """(sequence, to the host?, copies made before, blocks)."""
+    first: Ids
+    """Sequences whose first token the batch gave."""
+    finished: Ids
+    """Sequences that ended with the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is kept of a run on one replica.
+
+    Args:
+        requests: those sent, with the columns of the trace contract; a sequence's index is its row.
+        arrival_s: when each came, as the run saw it; NaN where it never did.
+        steps: a row for each batch that ended, with the columns of docs/metrics.md.
+        decisions: the same batches.
+        shapes, results: what the executor was asked and what it answered; one for each single step, of a live run.
+        runs: (sequence, first step, last step) of tokens that came in consecutive steps; sequences that ended.
+        died: why the run ended before its time; "" where it did not.
+    """
+
+    requests: pd.DataFrame
+    arrival_s: npt.NDArray[np.float64]
+    steps: pd.DataFrame
+    decisions: Sequence[Decision]
+    shapes: Sequence[Shape]
+    results: Sequence[StepResult]
+    runs: npt.NDArray[np.int64]
+    died: str = ""
+
+    def token_runs(self) -> TokenRuns:
+        """The runs as the engine keeps them."""
+        made = TokenRuns()
+        made.request, made.first_step, made.last_step = (array("q", column.tobytes()) for column in self.runs.T)
+        return made
+
+    def step_end_s(self) -> npt.NDArray[np.float64]:
+        """[steps] when each single step of a live run ended."""
+        return self.steps["end_s"].to_numpy(np.float64)
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A decision in the making."""
+
+    entries: tuple[Ids, ...]
+    joined: tuple[Ids, ...]
+    left: Ids
+    evicted: Ids
+    tables: tuple[tuple[int, int, Ids], ...] = ()
+    computed: list[Request] = field(default_factory=list)
+
+
+class Recorder(Observer):
+    """Writes down the decisions of one replica as they are made.
+
+    A batch's tables are looked at when it is sealed, since a span takes its blocks then.
+    """
+
+    def __init__(self, requests: pd.DataFrame) -> None:
+        self._requests = requests
+        self._log = StepLog(1)
+        self._decisions: list[Decision] = []
+        self._arrival_s = np.full(len(requests), np.nan)
+        self._members: dict[int, int] = {}
+        self._tables: dict[int, list[int]] = {}
+        self._evicted: Ids = ()
+        self._open: dict[int, _Planned] = {}
+        self._runs = TokenRuns()
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        self._runs = replica.engine.runs
+        self._evicted += tuple(req.id for req in batch.evicted)
+        if batch.empty:
+            return
+        for req, _, _ in batch.entries:
+            if req.id < len(self._arrival_s):
+                self._arrival_s[req.id] = req.arrival_s
+        own = {req for req, _, _ in batch.entries}
+        lockstep = replica.engine.lockstep
+        together = [req for req in lockstep if req not in own] if batch.lockstep else []
+        members = {req.id: req.base for req in together}
+        known = self._members
+        joined: tuple[Ids, ...] = ()
+        left: Ids = ()
+        if members != known:
+            joined = tuple((req.id, lockstep.computed(req) - 1) for req in together if known.get(req.id) != req.base)
+            left = tuple(id for id in known if id not in members)
+            self._members = members
+        entries = tuple((req.id, tokens, past) for req, tokens, past in batch.entries)
+        made = _Planned(entries, joined, left, self._evicted)
+        made.computed = [*own, *together]
+        self._evicted = ()
+        self._open[batch.first_step] = made
+
+    def sealed(self, replica: Replica, flight: Flight) -> None:
+        self._log.sealed(replica, flight)
+        made = self._open[flight.batch.first_step]
+        made.tables = tuple(sorted(self._changed(replica.engine.allocator, made.computed)))
+        made.computed = []
+
+    def _changed(self, allocator: Allocator, computed: Iterable[Request]) -> Iterable[tuple[int, int, Ids]]:
+        for req in computed:
+            now, known = list(allocator.table(req)), self._tables.get(req.id, [])
+            if now == known:
+                continue
+            kept = common(now, known)
+            self._tables[req.id] = now
+            yield req.id, kept, tuple(now[kept:])
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        self._log.committed(replica, flight)
+        batch = flight.batch
+        made = self._open.pop(batch.first_step)
+        self._decisions.append(
+            Decision(
+                batch.first_step,
+                batch.repeats,
+                batch.planned_s,
+                made.entries,
+                made.joined,
+                made.left,
+                made.tables,
+                made.evicted,
+                tuple(batch.copies),
+                tuple((one.request.id, one.out, one.after, tuple(one.blocks)) for one in batch.swaps),
+                tuple(req.id for req in batch.first_tokens),
+                tuple(req.id for req in batch.finishing),
+            )
+        )
+
+    def record(self, shapes: Sequence[Shape] = (), results: Sequence[StepResult] = (), *, died: str = "") -> Record:
+        """All of it, once the run has ended; of what the executor was asked, those that ended."""
+        runs = (self._runs.request, self._runs.first_step, self._runs.last_step)
+        count = len(self._decisions)
+        return Record(
+            self._requests,
+            self._arrival_s,
+            self._log.table(),
+            self._decisions,
+            shapes[:count],
+            results[:count],
+            np.stack([np.array(one, np.int64) for one in runs], axis=1).reshape(-1, 3),
+            died,
+        )
+
+
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items both begin with alike."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(at for at in range(shorter) if one[at] != other[at])

@@ -1,0 +1,63 @@
+"""What requests saw, live and predicted, side by side: percentiles, relative errors, the spread between live repeats.
+
+It does not know where the numbers come from: another engine's results will do as well as a live run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Measures = Mapping[str, Mapping[str, float | None]]
+SHOWN = {
+    "ttft_s": ("mean", "p50", "p90", "p99"),
+    "tpot_s": ("mean", "p50", "p90", "p99"),
+    "itl_s": ("mean", "p50", "p90", "p99"),
+    "e2e_s": ("mean", "p50", "p90", "p99"),
+    "queue_s": ("mean", "p50", "p90", "p99"),
+    "throughput": ("requests_per_s", "output_tokens_per_s"),
+    "duration_s": ("all",),
+}
+PAIRED = ("ttft_s", "tpot_s", "e2e_s")
+
+
+def compare(live: Sequence[Measures], predicted: Measures) -> dict[str, dict[str, dict[str, Any]]]:
+    """By measure and statistic: `live` (mean of the repeats), `predicted`, `error` (relative), and of two repeats or
+    more `spread` (smallest, largest) and whether the prediction lies `inside` it.
+
+    Values are None where there is nothing, the error also where the live value is 0.
+    """
+    return {
+        key: {name: _pair([_value(one, key, name) for one in live], _value(predicted, key, name)) for name in names}
+        for key, names in SHOWN.items()
+    }
+
+
+def _value(measures: Measures, key: str, name: str) -> float | None:
+    return measures.get(key, {}).get(name)
+
+
+def _pair(live: Sequence[float | None], predicted: float | None) -> dict[str, Any]:
+    known = [value for value in live if value is not None]
+    mean = sum(known) / len(known) if known else None
+    error = predicted / mean - 1 if mean and predicted is not None else None
+    row: dict[str, Any] = {"live": mean, "predicted": predicted, "error": error}
+    if len(live) > 1:
+        inside = predicted is not None and bool(known) and min(known) <= predicted <= max(known)
+        row |= {"spread": [min(known), max(known)] if known else None, "inside": inside}
+    return row
+
+
+def paired(live: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
+    """Request by request: median and 90th percentile of the absolute relative error, of those that both completed."""
+    found = {}
+    for key in PAIRED:
+        pairs = live[key].to_numpy(np.float64), predicted[key].to_numpy(np.float64)
+        known = (pairs[0] > 0) & ~np.isnan(pairs[1])
+        error = np.abs(pairs[1][known] / pairs[0][known] - 1)
+        median, high = np.percentile(error, [50, 90]).tolist() if len(error) else (None, None)
+        found[key] = {"requests": len(error), "p50": median, "p90": high}
+    return found

@@ -1,0 +1,121 @@
+"""A record told with other durations: the same decisions in the same order, and what its requests would have seen.
+
+With the record's own durations it gives the record's own times.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim import metrics
+from sim.record import RequestLog, gaps_between, longest_gaps_s, request_table
+from sim.request import index_of
+from sim.validate.record import Record
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the requests of a run saw, as the tables of docs/metrics.md have it."""
+
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    itl: metrics.Itl
+
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """Latencies by statistic, throughput and duration, with the keys of a summary."""
+        duration_s = metrics.duration_s(self.requests, self.steps)
+        rates = metrics.throughput(self.requests, duration_s)
+        named = {name: metrics.distribution(self.requests[name]) for name in ("ttft_s", "tpot_s")}
+        more = {name: metrics.distribution(self.requests[name]) for name in ("e2e_s", "queue_s")}
+        itl = {"itl_s": metrics.distribution(*self.itl)}
+        return {**named, **itl, **more, "throughput": rates, "duration_s": {"all": duration_s}}
+
+
+def as_seen(record: Record, block_tokens: int) -> Seen:
+    """The record's own times."""
+    return retimed(record, np.array([one.seconds[0] for one in record.results]), block_tokens)
+
+
+def retimed(record: Record, seconds: Floats, block_tokens: int) -> Seen:
+    """The record's decisions where step k takes `seconds[k]`.
+
+    A step starts when the one before has ended; where the run was idle before it, as long after the last arrival that
+    it admits as it did. A request that came in answer to the end of a step (a closed loop, the next turn of a session)
+    comes as long after that step's end as it did.
+    """
+    arrivals = _Arrivals(record)
+    start_s, end_s = np.empty(len(seconds)), np.empty(len(seconds))
+    was_start_s, was_end_s = (record.steps[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
+    log = RequestLog(len(record.requests))
+    seen: set[int] = set()
+    now_s = 0.0
+    for at, one in enumerate(record.decisions):
+        new = [(id, past) for id, _, past in one.entries if id not in seen and id < len(record.requests)]
+        idle = was_start_s[at] > (was_end_s[at - 1] if at else 0.0)
+        if new:
+            came_s = max(arrivals.at_s(id, end_s) for id, _ in new)
+            waited_s = float(was_start_s[at] - max(record.arrival_s[id] for id, _ in new)) if idle else 0.0
+            now_s = max(now_s, came_s + waited_s)
+        elif idle:
+            now_s = max(now_s, float(was_start_s[at]))
+        start_s[at] = now_s
+        for id, past in new:
+            seen.add(id)
+            log.arrival_s[id], log.first_scheduled_s[id] = arrivals.at_s(id, end_s), now_s
+            log.prefix_hit_tokens[id] = past
+        now_s = end_s[at] = now_s + seconds[at]
+        _note(log, one, now_s)
+    for came in np.flatnonzero(~np.isnan(record.arrival_s)).tolist():
+        log.arrival_s[came] = arrivals.at_s(came, end_s)
+    return _tables(record, log, start_s, end_s, block_tokens)
+
+
+class _Arrivals:
+    """When each request comes in the retimed run."""
+
+    def __init__(self, record: Record) -> None:
+        self._was_s = record.arrival_s
+        self._planned_s = record.requests["arrival_s"].to_numpy(np.float64)
+        self._was_end_s: list[float] = record.step_end_s().tolist()
+
+    def at_s(self, id: int, end_s: Floats) -> float:
+        """`end_s` holds the new ends of the steps so far."""
+        was_s = float(self._was_s[id])
+        if was_s == self._planned_s[id]:
+            return was_s
+        step = bisect_right(self._was_end_s, was_s) - 1
+        return was_s if step < 0 else float(end_s[step]) + (was_s - self._was_end_s[step])
+
+
+def _note(log: RequestLog, one: Any, end_s: float) -> None:
+    """What the end of a batch means for its requests."""
+    for id in one.evicted:
+        log.preemptions[index_of(id)] += 1
+    for id in one.first:
+        if id < len(log.first_token_s):
+            log.first_token_s[id] = end_s
+    for id in one.finished:
+        log.finish_s[index_of(id)] = end_s  # the last of its sequences says when a request has ended
+
+
+def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, block_tokens: int) -> Seen:
+    count, runs = len(record.requests), record.token_runs()
+    sequences = index_of(np.unique(record.runs[:, 0]))
+    for sequence, samples in zip(*(one.tolist() for one in np.unique(sequences, return_counts=True)), strict=True):
+        log.samples[sequence] = samples
+    longest_s = longest_gaps_s(runs, end_s, count) if len(record.runs) else np.full(count, np.nan)
+    kept = np.ones(count, bool)
+    requests = request_table(record.requests, kept, {}, log, longest_s, block_tokens)
+    itl = metrics.merge_itl([])
+    if len(record.runs):
+        joins = gaps_between(runs, end_s)[1]
+        itl = metrics.itl_from_segments(end_s, record.runs[:, 1], record.runs[:, 2], joins)
+    return Seen(requests, record.steps.assign(start_s=start_s, end_s=end_s), itl)

@@ -1,0 +1,104 @@
+"""The simulation against what a real server did with the same requests, as its benchmark tool wrote it down.
+
+No step of the server is known, so there is no twin check and no split of the error; what the number of KV blocks and
+the host's seconds are worth is told instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sim import api
+from sim.assemble import assemble
+from sim.cost.step import StepCost
+from sim.metrics import plain
+from sim.scenario import Scenario
+from sim.validate.against import Served
+from sim.validate.requests import Measures, compare, paired
+from sim.validate.retime import Seen
+from sim.validate.run import Validation, WithoutHost
+from sim.validate.verdict import Bounds, judge
+from sim.workload import load_trace
+from traces.schema import InputError, Trace
+
+NUDGE = 0.1
+
+
+def against(plan: Scenario, served: Served, bounds: Bounds) -> Validation:
+    """Simulate the requests as they came and compare.
+
+    Where the scenario names a trace, its requests (which may share prefixes) are sent at the recorded times.
+
+    Raises:
+        InputError: no number of KV blocks; a trace of other requests.
+    """
+    if not plan.kv.blocks:
+        raise InputError(
+            "the number of KV blocks decides when requests wait, so it is not guessed here: give --kv-blocks "
+            '(vLLM logs it at its start as "GPU KV cache size", in tokens: divide by the block size)'
+        )
+    if plan.workload.rate or plan.workload.rate_scale != 1.0 or plan.workload.concurrency:
+        raise InputError("--against takes the arrivals as they were recorded: leave out rates and concurrency")
+    trace = _timed(load_trace(plan), served) if plan.workload.trace else served.trace
+    plan = replace(plan, workload=replace(plan.workload, sessions=False))
+    result = api.simulate(plan, trace=trace)
+    seen = Seen(result.requests, result.steps, result.itl)
+    live = served.seen.measures()
+    requests_part = compare([live], seen.measures())
+    verdict = judge(None, None, requests_part, {}, bounds)
+    moved = _moved(plan, trace, seen.measures())
+    document = {
+        "twin": {"identical": None, "steps": 0, "first_difference": None},
+        "steps": {"model": plan.cost.profile, "sources": result.summary["cost_sources"]},
+        "requests": requests_part | {"paired": paired(served.seen.requests, result.requests)},
+        "attribution": {
+            "without_host": compare([live], _again(plan, trace, WithoutHost(assemble(plan).cost))),
+            "kv_blocks": {"given": plan.kv.blocks, "moved_by": moved},
+        },
+        "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
+        "lives": 1,
+        "died": [],
+        "inputs": result.summary["inputs"] | {"notes": [*served.notes, *result.summary["inputs"]["notes"]]},
+    }
+    return Validation(plain(document), None, [served.seen], seen)
+
+
+def _timed(trace: Trace, served: Served) -> Trace:
+    """The trace's requests at the recorded times; both are in order of arrival."""
+    ours, theirs = trace.requests, served.trace.requests
+    if len(ours) != len(theirs):
+        raise InputError(
+            f"{trace.path or trace.name} has {len(ours)} requests, and {served.trace.name} results of {len(theirs)}: "
+            "they must be of the same requests"
+        )
+    for name in ("prompt_tokens", "output_tokens"):
+        differing = (ours[name].to_numpy() != theirs[name].to_numpy()).nonzero()[0]
+        if len(differing):
+            at = int(differing[0])
+            raise InputError(
+                f"{served.trace.name} is of another trace: request {at} has {theirs[name].iat[at]} {name}, and "
+                f"{ours[name].iat[at]} in {trace.path or trace.name}"
+            )
+    return replace(trace, requests=ours.assign(arrival_s=theirs["arrival_s"].to_numpy()))
+
+
+def _again(plan: Scenario, trace: Trace, cost: StepCost | None = None) -> Measures:
+    result = api.simulate(plan, trace=trace, hooks=api.Hooks(cost=cost))
+    return Seen(result.requests, result.steps, result.itl).measures()
+
+
+def _moved(plan: Scenario, trace: Trace, base: Measures) -> dict[str, Any]:
+    """What a tenth fewer and a tenth more KV blocks change, as relative changes of the prediction; None where the
+    scenario cannot run with so few."""
+    found: dict[str, Any] = {}
+    for label, factor in (("fewer", 1 - NUDGE), ("more", 1 + NUDGE)):
+        blocks = max(1, round(plan.kv.blocks * factor))
+        try:
+            other = _again(replace(plan, kv=replace(plan.kv, blocks=blocks)), trace)
+        except InputError:
+            found[label] = None
+            continue
+        pairs = {key: (base[key]["mean"], other[key]["mean"]) for key in ("ttft_s", "tpot_s", "e2e_s")}
+        found[label] = {key: new / old - 1 if old and new is not None else None for key, (old, new) in pairs.items()}
+    return found

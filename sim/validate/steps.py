@@ -1,0 +1,110 @@
+"""Steps predicted against steps measured: by kind, by size, the worst of them. It knows no request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.batch import Shape
+from sim.cost.step import StepCost, shape_tokens
+from sim.validate.record import Record
+
+Floats = npt.NDArray[np.float64]
+KINDS = ("prefill", "mixed", "decode", "verify")
+WORST = 5
+COLUMNS = ("live", "step", "kind", "tokens", "start_s", "device_s", "host_s", "predicted_device_s", "predicted_host_s")
+
+
+def kind_of(shape: Shape) -> str:
+    """prefill, decode, mixed, or verify (drafts are checked, whatever else the step does)."""
+    if getattr(shape, "verifies", 0):
+        return "verify"
+    if not shape.prefills:
+        return "decode"
+    return "mixed" if shape.decodes else "prefill"
+
+
+def step_rows(records: Sequence[Record], cost: StepCost) -> pd.DataFrame:
+    """One row for each live step of each record, with `COLUMNS`: what it took and what the model says."""
+    parts = []
+    for number, record in enumerate(records):
+        device_s, host_s = priced(record.shapes, cost)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "live": number,
+                    "step": np.arange(len(record.shapes)),
+                    "kind": [kind_of(shape) for shape in record.shapes],
+                    "tokens": [shape_tokens(shape) for shape in record.shapes],
+                    "start_s": record.steps["start_s"].to_numpy(),
+                    "device_s": [one.device_s[0] for one in record.results],
+                    "host_s": [one.host_s for one in record.results],
+                    "predicted_device_s": device_s,
+                    "predicted_host_s": host_s,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def priced(shapes: Sequence[Shape], cost: StepCost) -> tuple[Floats, Floats]:
+    """([steps] device seconds, [steps] host seconds) by the model; equal shapes are priced once."""
+    known: dict[Shape, tuple[float, float]] = {}
+    for shape in shapes:
+        if shape not in known:
+            device, host_s = cost.span_s(shape, 1)
+            known[shape] = device[0], host_s
+    pairs = np.array([known[shape] for shape in shapes], np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def errors(measured_s: Floats, predicted_s: Floats) -> dict[str, float | int | None]:
+    """Bias (of the sums), mean and 90th percentile of the absolute relative error; None where nothing was measured."""
+    if not len(measured_s) or not (measured_s > 0).all():
+        return {"steps": len(measured_s), "bias": None, "mape": None, "p90": None}
+    relative = np.abs(predicted_s / measured_s - 1)
+    return {
+        "steps": len(measured_s),
+        "bias": float(predicted_s.sum() / measured_s.sum() - 1),
+        "mape": float(relative.mean()),
+        "p90": float(np.percentile(relative, 90)),
+    }
+
+
+def step_report(rows: pd.DataFrame) -> dict[str, Any]:
+    """The errors of whole steps (device and host together), of each part, by kind, by tokens, and the worst steps."""
+    measured_s, predicted_s = totals(rows)
+    by_kind = {kind: errors(*totals(rows[rows["kind"] == kind])) for kind in KINDS if (rows["kind"] == kind).any()}
+    size = np.floor(np.log2(np.maximum(rows["tokens"].to_numpy(), 1))).astype(int)
+    by_size = {_range(power): errors(*totals(rows[size == power])) for power in np.unique(size).tolist()}
+    parts = {
+        "device": errors(rows["device_s"].to_numpy(np.float64), rows["predicted_device_s"].to_numpy(np.float64)),
+        "host": errors(rows["host_s"].to_numpy(np.float64), rows["predicted_host_s"].to_numpy(np.float64)),
+    }
+    return {"all": errors(measured_s, predicted_s), "by_kind": by_kind, "by_tokens": by_size, "by_part": parts,
+            "worst": _worst(rows, measured_s, predicted_s)}  # fmt: skip
+
+
+def totals(rows: pd.DataFrame) -> tuple[Floats, Floats]:
+    """(measured, predicted) seconds of whole steps."""
+    measured = rows["device_s"].to_numpy(np.float64) + rows["host_s"].to_numpy(np.float64)
+    return measured, rows["predicted_device_s"].to_numpy(np.float64) + rows["predicted_host_s"].to_numpy(np.float64)
+
+
+def _range(power: int) -> str:
+    low, high = 1 << power, (1 << power + 1) - 1
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _worst(rows: pd.DataFrame, measured_s: Floats, predicted_s: Floats) -> list[dict[str, Any]]:
+    """The steps whose seconds are furthest off, in seconds: a step that hardly matters is not the worst."""
+    order = np.argsort(-np.abs(predicted_s - measured_s), kind="stable")[:WORST]
+    told = rows.iloc[order][["live", "step", "kind", "tokens"]].to_dict("records")
+    return [
+        {**{str(key): value for key, value in row.items()}, "measured_s": measured, "predicted_s": predicted}
+        for row, measured, predicted in zip(told, measured_s[order].tolist(), predicted_s[order].tolist(), strict=True)
+    ]

@@ -1,0 +1,153 @@
+"""Keeps the records of live runs in a folder, and reads them back: Parquet, a few bytes for each step.
+
+`scenario.toml`, `about.json`, `trace.parquet`, and of live run N `live-N.steps.parquet` (a row for each step: the
+columns of docs/metrics.md, the batch, its seconds) and `live-N.runs.parquet`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim import scenario
+from sim.batch import Shape
+from sim.executor import StepResult
+from sim.report import files
+from sim.validate.live import Kept
+from sim.validate.record import Decision, Record
+from traces.schema import InputError, Trace
+
+SCHEMA = 1
+RUNS = ("sequence", "first_step", "last_step")
+LISTS = ("entries", "joined", "left", "tables", "evicted", "copies", "swaps", "first", "finished")
+"""The parts of a decision that are lists: each is kept as JSON, which Parquet packs better than nested columns."""
+
+
+def writers(kept: Kept) -> dict[str, files.Writer]:
+    """The files of a folder of records, by name (`sim.report.files.write_files`)."""
+    about = {
+        "schema": SCHEMA,
+        "lives": len(kept.records),
+        "died": [record.died for record in kept.records],
+        "inputs": kept.about,
+        "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
+    }
+    found = {
+        "scenario.toml": files.text(scenario.dump(kept.scenario)),
+        "about.json": files.as_json(about),
+        "trace.parquet": files.parquet(kept.trace.requests),
+    }
+    for number, record in enumerate(kept.records):
+        found[f"live-{number}.steps.parquet"] = files.parquet(_step_table(record))
+        found[f"live-{number}.runs.parquet"] = files.parquet(pd.DataFrame(record.runs, columns=list(RUNS)))
+        came = pd.DataFrame({"arrival_s": record.arrival_s})
+        found[f"live-{number}.arrivals.parquet"] = files.parquet(came)
+    return found
+
+
+def read(folder: Path) -> Kept:
+    """What `writers` wrote.
+
+    Raises:
+        InputError: a file is missing or is not what it should be, or clocks run backwards in it.
+    """
+    about = _about(folder)
+    plan = scenario.build(scenario.read(folder / "scenario.toml"), {})
+    requests = _table(folder / "trace.parquet")
+    for name in ("prefix_blocks", "token_ids", "output_token_ids"):
+        if name in requests:
+            requests[name] = pd.Series([np.asarray(one) for one in requests[name]], dtype=object)
+    told = about["trace"]
+    trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
+    records = tuple(_record(folder, number, requests, died) for number, died in enumerate(about["died"]))
+    return Kept(plan, trace, records, about["inputs"])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "about.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        schema, _ = about["schema"], (about["died"], about["inputs"], about["trace"]["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: no records of live runs here (about.json: {error})") from None
+    if schema != SCHEMA:
+        raise InputError(f"{path}: records of schema {schema}, and this version reads schema {SCHEMA}")
+    return about  # type: ignore[no-any-return]
+
+
+def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise InputError(f"{path}: there is no column {missing[0]!r}")
+    return table
+
+
+def _step_table(record: Record) -> pd.DataFrame:
+    columns: dict[str, list[Any]] = {
+        "planned_s": [one.planned_s for one in record.decisions],
+        "shape": [json.dumps(one) for one in record.shapes],
+        "seconds": [one.seconds[0] for one in record.results],
+        "device_seconds": [one.device_s[0] for one in record.results],
+        "host_seconds": [one.host_s for one in record.results],
+    }
+    for name in LISTS:
+        columns[name] = [json.dumps(getattr(one, name), separators=(",", ":")) for one in record.decisions]
+    return record.steps.assign(**columns)
+
+
+def _record(folder: Path, number: int, requests: pd.DataFrame, died: str) -> Record:
+    path = folder / f"live-{number}.steps.parquet"
+    table = _table(path, ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", *LISTS))
+    _check(table, path)
+    arrival_s = _table(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(np.float64)
+    if len(arrival_s) != len(requests):
+        raise InputError(f"{folder}: live run {number} had {len(arrival_s)} requests, and the trace {len(requests)}")
+    runs = _table(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
+    try:
+        shapes = [_shape(json.loads(text)) for text in table["shape"]]
+        decisions = list(_decisions(table))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a record of decisions: {error}") from None
+    spent = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds"))
+    results = [StepResult([all_s], [device_s], host_s) for all_s, device_s, host_s in zip(*spent, strict=True)]
+    extra = ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", *LISTS)
+    return Record(requests, arrival_s, table.drop(columns=list(extra)), decisions, shapes, results, runs, died)
+
+
+def _check(table: pd.DataFrame, path: Path) -> None:
+    for row, (seconds, start_s, end_s, step) in enumerate(
+        zip(*(table[name].tolist() for name in ("seconds", "start_s", "end_s", "step")), strict=True)
+    ):
+        if not seconds >= 0 or end_s < start_s:
+            raise InputError(f"{path}: the clock runs backwards in step {step}: {start_s} to {end_s} s")
+        if step != row:
+            raise InputError(f"{path}: row {row} is step {step}; steps are missing")
+
+
+def _shape(fields: Sequence[Any]) -> Shape:
+    prefills, *rest = fields
+    return Shape(tuple((new, past) for new, past in prefills), *rest)
+
+
+def _decisions(table: pd.DataFrame) -> Iterable[Decision]:
+    lists = (map(json.loads, table[name]) for name in LISTS)
+    for step, repeats, planned_s, *parts in zip(
+        *(table[name].tolist() for name in ("step", "repeats", "planned_s")), *lists, strict=True
+    ):
+        named = {name: _frozen(part) for name, part in zip(LISTS, parts, strict=True)}
+        yield Decision(step, repeats, planned_s, **named)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    freeze: Callable[[Any], Any] = _frozen
+    return tuple(map(freeze, value)) if isinstance(value, list) else value
