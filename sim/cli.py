@@ -27,7 +27,8 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("--model", "model", str, "Model of the catalog, a TOML file, or a Hugging Face config.json."),
     ("--gpu", "gpu", str, "GPU of the catalog, or a TOML file."),
     ("--profile", "cost.profile", str, "Where step times come from."),
-    ("--executor", "executor", str, "Who supplies the seconds of a step: predicted."),
+    ("--executor", "executor", str, "Who supplies the seconds of a step: predicted, or live (a device)."),
+    ("--device", "device", str, "Device of a live run: cpu, cuda."),
     ("--policy", "policy.name", str, "Batching policy."),
     ("--allocator", "allocator.name", str, "KV-cache allocator."),
     ("--kv-blocks", "kv.blocks", int, "KV blocks of each replica, instead of deriving them from its memory."),
@@ -179,30 +180,35 @@ def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tup
 
 
 @cli.command()
-@click.option("--schedules", type=click.Path(path_type=Path), required=True, help="Folder of recorded schedules.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
-def validate(schedules: Path, as_json: bool) -> None:
-    """Replay the recorded schedules of a real engine, and name the first decision that differs.
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@scenario_options
+@click.option("--repeats", type=click.IntRange(1), default=1, help="Live runs, whose spread is told.")
+@click.option("--clock", type=click.Choice(["virtual", "wall"]), help="Clock of the live run.")
+@click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
+@click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")
+@click.option("--recorded", type=click.Path(path_type=Path), help="Folder of kept live runs instead of a new one.")
+@click.option("--schedules", type=click.Path(path_type=Path), help="Folder of a real engine's recorded schedules.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write records, page and trace here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool, **asked: Any) -> None:
+    """Run a trace live and simulate the same: the same decisions? how far off, and why?
 
-    Exit code 1 where one differs.
+    With --against, --recorded or --schedules nothing runs live. FILE is a scenario (TOML). Exit code 1 where
+    something is out of bounds, or a decision differs.
     """
-    from dataclasses import asdict  # noqa: PLC0415
+    from sim.report.terminal import show  # noqa: PLC0415
+    from sim.validate.command import Asked, answer  # noqa: PLC0415
 
-    from sim.schedules import replay_folder  # noqa: PLC0415
-
-    verdicts = replay_folder(schedules)
+    with _progress("running live", quiet) as progress:
+        found = answer(Asked(settings=settings, out=out, **asked), progress)
+    if found.written:
+        click.echo(f"wrote {', '.join(path.name for path in found.written)} to {out}", err=True)
     if as_json:
-        click.echo(json.dumps({"schedules": [asdict(one) for one in verdicts]}, indent=2))
+        click.echo(json.dumps(found.document, indent=2, allow_nan=False))
     else:
-        _print_rows(
-            [{"schedule": one.name, "verdict": one.status, "steps": one.steps, "": one.detail} for one in verdicts]
-        )
-        tally = {
-            status: sum(one.status == status for one in verdicts)
-            for status in ("identical", "different", "unsupported")
-        }
-        click.echo(", ".join(f"{count} {status}" for status, count in tally.items()))
-    if any(one.status == "different" for one in verdicts):
+        show(found.view)
+    if not found.document["verdict"]["good"]:
         sys.exit(1)
 
 

@@ -133,8 +133,12 @@ class Engine:
             )
         if req.seats > limits.max_num_seqs:
             return f"its {req.seats} sequences exceed max_num_seqs {limits.max_num_seqs}"
-        if req.group is not None and req.group.draw_beams and req.seats > limits.max_num_batched_tokens:
-            return f"its {req.seats} beams step together, and max_num_batched_tokens is {limits.max_num_batched_tokens}"
+        together = req.seats * (length - 1 if self.forgets else 1)
+        if req.group is not None and req.group.draw_beams and together > limits.max_num_batched_tokens:
+            return (
+                f"its {req.seats} beams step together with {together} tokens, and max_num_batched_tokens is "
+                f"{limits.max_num_batched_tokens}"
+            )
         if req.seats > 1 and isinstance(self._forking, CannotFork):
             return f"it asks for {req.seats} sequences, and this allocator has no way to fork one"
         return self.allocator.refusal(req)

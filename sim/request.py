@@ -73,8 +73,8 @@ class Group:
 
     @property
     def searching(self) -> bool:
-        """Is this a beam search whose beams have been forked? They compute a token each in every step, or none does."""
-        return self.draw_beams is not None and self.members[0].seats == 1
+        """Is this a beam search whose beams have been forked? They compute their share of every step all, or none."""
+        return self.draw_beams is not None and self.size > 1 and self.members[0].seats == 1
 
 
 class Request:

@@ -198,12 +198,13 @@ class Step:
     def _serve(self, req: Request, most: int) -> bool:
         """Give a running request its share, preempting for it; False where it had to give way itself."""
         if req.group is not None and req.group.searching:
-            asking = req.group.members
-            tokens = 1 if len(asking) <= self.tokens_left else 0
+            asking, tokens = req.group.members, req.pending
+            if len(asking) * tokens > self.tokens_left:
+                return True
         else:
             asking, tokens = [req], self._cut(req.pending, most, whole=False)
-        if not tokens:
-            return True
+            if not tokens:
+                return True
         for one in asking:
             while not self._engine.allocator.grow(one, tokens):
                 self.evict(self._victim(self._engine.running))
@@ -241,12 +242,14 @@ class Step:
 
     def _grant_beams(self, group: Group) -> int:
         """A token for each beam or for none; blocks that some of them got in vain wait for the next attempt."""
-        beams = group.members
-        if len(beams) > self.tokens_left or not all(self._engine.allocator.grow(one, 1) for one in beams):
+        beams, tokens = group.members, group.members[0].pending
+        if len(beams) * tokens > self.tokens_left:
+            return 0
+        if not all(self._engine.allocator.grow(one, tokens) for one in beams):
             return 0
         for one in beams:
-            self._enter(one, 1)
-        return len(beams)
+            self._enter(one, tokens)
+        return len(beams) * tokens
 
     def _grow(self, req: Request, tokens: int) -> bool:
         if not self._engine.allocator.grow(req, tokens):

@@ -74,9 +74,7 @@ class Profiled(Roofline):
             )
         for name in meta.included:
             if name not in _INCLUDABLE:
-                raise InputError(
-                    f"profile {meta.name!r}: included {name!r} is none of {', '.join(_INCLUDABLE)}"
-                )
+                raise InputError(f"profile {meta.name!r}: included {name!r} is none of {', '.join(_INCLUDABLE)}")
         self._synchronous = meta.synchronous
         if meta.captured_tokens:
             max_graph_tokens = meta.captured_tokens[-1]

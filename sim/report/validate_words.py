@@ -1,0 +1,144 @@
+"""What a validation says, as rows and sentences that terminal and page share. It computes no error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sim.report.units import NONE, count, number, row_unit, seconds
+from sim.report.words import LATENCIES
+
+Document = Mapping[str, Any]
+STATISTICS = ("p50", "p90", "p99")
+STAGE_WORDS = {
+    "engine": "engine",
+    "kernels": "kernel time",
+    "host": "host time",
+    "batching": "batching",
+    "capacity": "capacity",
+}
+RATES = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
+
+
+def signed(fraction: float | None) -> str:
+    """An error in percent, with its sign."""
+    return NONE if fraction is None else f"{100 * fraction:+.1f} %"
+
+
+def share(fraction: float | None) -> str:
+    """An error without sign."""
+    return NONE if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def twin_line(document: Document) -> str:
+    """The twin check in a sentence."""
+    twin = document["twin"]
+    if twin["identical"] is None:
+        return "Not possible: the server's steps are not known."
+    if twin["identical"]:
+        return (
+            f"Identical: {count(twin['steps'])} live steps, taken again on their recorded seconds with spans and "
+            "without; the same batches, block tables, preemptions and times."
+        )
+    found = twin["first_difference"]
+    return f"Different: {found['sentence']}; live run {found['live']}."
+
+
+def step_table(steps: Document) -> Iterator[tuple[str, str, str, str, str]]:
+    """(what, steps, bias, MAPE, P90) of the errors of steps."""
+    parts = [(f"{name} part", one) for name, one in steps.get("by_part", {}).items()]
+    sized = [(f"{name} tokens", one) for name, one in steps.get("by_tokens", {}).items()]
+    for name, one in (("all", steps.get("all")), *steps.get("by_kind", {}).items(), *parts, *sized):
+        if one is not None:
+            yield name, count(one["steps"]), signed(one["bias"]), share(one["mape"]), share(one["p90"])
+
+
+def request_table(requests: Document) -> Iterator[tuple[str, str, str, str, str]]:
+    """(measure, live, predicted, error, spread of the live repeats) of all that has a live value."""
+    for key, label in LATENCIES.items():
+        for name in STATISTICS:
+            one = requests[key][name]
+            if one["live"] is not None:
+                unit, factor = row_unit([one["live"], one["predicted"]])
+                yield f"{label} {name}, {unit}", *_cells(one, factor)
+    for name, label in RATES.items():
+        one = requests["throughput"][name]
+        if one["live"] is not None:
+            yield label, *_cells(one, 1.0)
+
+
+def _cells(one: Document, factor: float) -> tuple[str, str, str, str]:
+    live, predicted = (number(None if one[key] is None else one[key] * factor) for key in ("live", "predicted"))
+    spread = one.get("spread")
+    if not spread:
+        return live, predicted, signed(one["error"]), ""
+    inside = ", inside" if one["inside"] else ""
+    return (
+        live,
+        predicted,
+        signed(one["error"]),
+        f"{number(spread[0] * factor)} to {number(spread[1] * factor)}{inside}",
+    )
+
+
+def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(measure, live, error, the share of each of `STAGE_WORDS`) in ms or s."""
+    for label, one in document["attribution"].items():
+        if "parts" not in one:
+            continue
+        key, _, name = label.partition(".")
+        unit, factor = row_unit([one["live"], one["predicted"]])
+        parts = [_signed(one["parts"][stage] * factor) for stage in STAGE_WORDS]
+        title = f"{LATENCIES.get(key, 'Duration')} {name}".strip()
+        yield f"{title}, {unit}", number(one["live"] * factor), _signed(one["error"] * factor), parts
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "-" if value < 0 else "") + number(abs(value))
+
+
+def notes(document: Document) -> Iterator[str]:
+    """What a reader has to know before believing the numbers."""
+    for died in document["died"]:
+        yield (
+            f"A live run died half-way ({died}): what it did until then is compared, and latencies of requests that "
+            "had not ended are left out on its side alone."
+        )
+    steps, kv = document["steps"], document["attribution"].get("kv_blocks", {})
+    if steps.get("model") == "fitted-here":
+        yield (
+            "Step times are priced by a model fitted here, to every other step of these very live runs (the errors are "
+            "of the others): it says how well such a model can do, not how one calibrated on another day would."
+        )
+    elif steps.get("sources", {}).get("roofline", 0) > 0:
+        yield "Step times come from data-sheet rooflines, not from a calibration: errors of 30 % and more are normal."
+    if kv.get("matched"):
+        yield f"The simulator was told the live run's {count(kv['live'])} KV blocks, so capacity has no share."
+    if moved := kv.get("moved_by"):
+        told = {name: signed(one["e2e_s"]) if one else "cannot run" for name, one in moved.items()}
+        yield (
+            f"The number of KV blocks was given ({count(kv['given'])}); a tenth fewer would move the predicted mean "
+            f"E2E by {told['fewer']}, a tenth more by {told['more']}."
+        )
+    without = document["attribution"].get("without_host", {}).get("tpot_s", {}).get("mean", {}).get("error")
+    if without is not None:
+        with_host = document["requests"]["tpot_s"]["mean"]["error"]
+        yield f"Without host overhead the mean TPOT would be off by {signed(without)} instead of {signed(with_host)}."
+    if document["lives"] == 1 and document["twin"]["identical"] is not None:
+        yield "One live run: how much live runs differ among themselves is not known; --repeats tells it."
+
+
+def title(document: Document) -> str:
+    """What was compared."""
+    inputs = document["inputs"]
+    where = inputs.get("device") or inputs.get("gpu") or "a server"
+    return f"{inputs.get('trace') or 'a trace'} on {inputs.get('model') or 'a model'} / {where}: live and simulated"
+
+
+def worst_lines(steps: Document) -> Iterator[str]:
+    """The steps that are furthest off."""
+    for one in steps.get("worst", []):
+        yield (
+            f"live run {one['live']}, step {count(one['step'])}, {one['kind']}, {count(one['tokens'])} tokens: "
+            f"measured {seconds(one['measured_s'])}, predicted {seconds(one['predicted_s'])}"
+        )

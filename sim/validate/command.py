@@ -1,0 +1,138 @@
+"""What `sim validate` was asked and what it answers. It measures and compares nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from sim import scenario
+from sim.api import Progress
+from sim.report import files
+from sim.report.validate_page import lanes_json, render_validation
+from sim.report.validate_view import schedules_view, validation_view
+from sim.schedules import replay_folder
+from sim.validate import store
+from sim.validate.against import read as read_results
+from sim.validate.live import Kept, run_live
+from sim.validate.run import Validation, validate
+from sim.validate.served import against
+from sim.validate.verdict import ON_CPU, ON_GPU, Bounds
+from traces.schema import InputError
+
+AGAINST = Bounds.all_within(0.10)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of the command; at most one of `against`, `recorded` and `schedules` is given."""
+
+    settings: dict[str, Any]
+    file: str | None = None
+    repeats: int = 1
+    clock: str | None = None
+    within: float | None = None
+    against: Path | None = None
+    recorded: Path | None = None
+    schedules: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`document` is the JSON, `view` the same for a terminal, `written` the files of the folder asked for."""
+
+    document: dict[str, Any]
+    view: RenderableType
+    written: Sequence[Path] = ()
+
+
+def answer(asked: Asked, progress: Progress | None = None) -> Answer:
+    """Do what was asked.
+
+    Raises:
+        InputError: anything that the user can mend, in one sentence.
+    """
+    sources = [name for name in ("against", "recorded", "schedules") if getattr(asked, name) is not None]
+    if len(sources) > 1:
+        raise InputError(f"--{sources[0]} and --{sources[1]} exclude one another")
+    if sources and (asked.repeats > 1 or asked.clock):
+        raise InputError(f"--repeats and --clock are of a live run, and with --{sources[0]} nothing runs live")
+    if asked.within is not None and not 0 < asked.within < 1000:
+        raise InputError(f"--within is {asked.within:g}; it must lie between 0 and 1000 percent")
+    if asked.schedules is not None:
+        return _schedules(asked, asked.schedules)
+    if asked.against is not None:
+        plan = _plan(asked, {"executor": "predicted"})
+        return _told(against(plan, read_results(asked.against), _bounds(asked, AGAINST)), asked.out, ())
+    return _records(asked, progress)
+
+
+def _records(asked: Asked, progress: Progress | None) -> Answer:
+    written: Sequence[Path] = ()
+    if asked.recorded is not None:
+        kept = store.read(asked.recorded)
+        if set(asked.settings) - {"cost.profile"} or asked.file:
+            raise InputError("with --recorded the scenario is the recorded one; only --profile may be given beside it")
+        if asked.settings:
+            profile = asked.settings["cost.profile"]
+            kept = replace(kept, scenario=replace(kept.scenario, cost=replace(kept.scenario.cost, profile=profile)))
+    else:
+        kept = _live(asked, progress)
+    if asked.out is not None:
+        written = files.write_files(asked.out, store.writers(kept))  # first of all: a live run costs the most
+    plan = kept.scenario
+    on_cpu = plan.device == "cpu"
+    fit = plan.cost.profile == "roofline" and asked.settings.get("cost.profile") != "roofline"
+    if on_cpu and plan.cost.profile == "roofline" and not fit:
+        raise InputError("a roofline is of a GPU, and the live run's device is a CPU: leave out --profile")
+    bounds = _bounds(asked, ON_CPU if on_cpu else ON_GPU)
+    found = validate(kept, bounds, fit=fit, own_capacity=kept.about.get("kv_blocks") == "derived")
+    return _told(found, asked.out, written)
+
+
+def _live(asked: Asked, progress: Progress | None) -> Kept:
+    clock = {"live.clock": asked.clock} if asked.clock else {}
+    plan = _plan(asked, {"executor": "live", **clock})
+    kept = run_live(plan, asked.repeats, progress)
+    own = not plan.kv.blocks and "gpu" in asked.settings and kept.scenario.device.startswith("cuda")
+    return replace(kept, about=kept.about | {"kv_blocks": "derived" if own else "matched"})
+
+
+def _plan(asked: Asked, fixed: dict[str, Any]) -> scenario.Scenario:
+    given = scenario.read(asked.file) if asked.file else {}
+    return scenario.build(given, asked.settings | fixed)
+
+
+def _bounds(asked: Asked, usual: Bounds) -> Bounds:
+    return usual if asked.within is None else Bounds.all_within(asked.within / 100)
+
+
+def _told(found: Validation, out: Path | None, written: Sequence[Path]) -> Answer:
+    if out is not None:
+        pages = {
+            "validate.json": files.as_json(found.document),
+            "validate.html": files.text(render_validation(found)),
+            "trace.perfetto.json": files.text(lanes_json(found)),
+        }
+        written = [*written, *files.write_files(out, pages)]
+    return Answer(found.document, validation_view(found.document), written)
+
+
+def _schedules(asked: Asked, folder: Path) -> Answer:
+    """Recorded schedules in the frame of a validation: a twin check of the engine alone."""
+    if asked.settings or asked.file or asked.within is not None or asked.out:
+        raise InputError("--schedules replays what was recorded, with the recorded settings: give no other option")
+    verdicts = replay_folder(folder)
+    different = [one for one in verdicts if one.status == "different"]
+    first = {"schedule": different[0].name, **(different[0].first_difference or {})} if different else None
+    reason = f"{different[0].name} differs at {different[0].detail}" if different else "no decision differs"
+    document = {
+        "twin": {"identical": not different, "steps": sum(one.steps for one in verdicts), "first_difference": first},
+        "schedules": [asdict(one) for one in verdicts],
+        "verdict": {"good": not different, "reason": reason, "out": [one.name for one in different]},
+    }
+    return Answer(document, schedules_view(verdicts))
