@@ -59,6 +59,7 @@ class Windowed(Paged):
         self._tables: dict[Request, list[list[int]]] = {}
         self._dropped: dict[Request, int] = {}
         self._bases: dict[Request, int] = {}
+        self._gains: dict[Request, int] = {}
         self._dropped_blocks = 0
 
     def grow(self, req: Request, tokens: int) -> bool:
@@ -115,13 +116,23 @@ class Windowed(Paged):
     def join(self, req: Request, tick: int) -> None:
         super().join(req, tick)
         self._bases[req] = req.computed - tick
+        crossing = tick + len(req.blocks) * self.pool.block_tokens - req.computed
+        stale_rows = self._first_needed(self._bases[req] + crossing) - self._dropped[req]
+        if stale_rows * self.window_groups > self._groups:
+            self._gains[req] = crossing
 
     def leave(self, req: Request) -> None:
         super().leave(req)
         del self._bases[req]
+        self._gains.pop(req, None)
 
     def headroom(self, tick: int, limit: int) -> int:
         steps = super().headroom(tick, limit)
+        if self._gains:
+            # A step that gives back more than it takes may let somebody in, so no other is repeated into it.
+            steps = min(steps, min(self._gains.values()) - tick)
+            if not steps:
+                return 0
         if steps or not limit:
             return steps
         # What falls out of the window may pay for one step where the free blocks alone do not.
@@ -138,6 +149,7 @@ class Windowed(Paged):
         for at in range(tick, tick + steps):
             for req in self._phases[at % size]:
                 computed = self._bases[req] + at
+                self._gains.pop(req, None)
                 self._drop(req, computed, self._stale(req, computed))
                 self._add_row(req)
 
