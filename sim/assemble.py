@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sim import catalog
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
+from sim.cost import profile as profiles
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
+from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.drafting import DraftingEngine
@@ -90,7 +93,10 @@ def assemble(plan: Scenario) -> Parts:
     Raises:
         InputError: an unknown name, a model that does not fit, a setting that contradicts another.
     """
-    model, gpu = catalog.load_model(plan.model), catalog.load_gpu(plan.gpu)
+    profile = profiles.find(plan.cost.profile) if plan.cost.profile != "roofline" else None
+    # A device that is in no catalog (a CPU) has its data sheet in the profile that was measured on it.
+    gpu = profile.device if profile and profile.device else catalog.load_gpu(plan.gpu)
+    model = catalog.load_model(plan.model)
     model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype), _chosen(plan.weights))
     model.check_tp(plan.tp)
     offload = _offload(plan, model)
@@ -134,22 +140,17 @@ def assemble(plan: Scenario) -> Parts:
     offloaded_bytes = offload.host_bytes(model, plan.tp, memory.tokens)
     allocator: Allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, memory)
     host_blocks = _host_blocks(plan, memory)
-    if plan.cost.profile != "roofline":
-        raise InputError(f"unknown profile {plan.cost.profile!r}; known: roofline")
     efficiency = Efficiency.of(gpu, plan.cost.efficiency)
     window = _window(model, allocator)
-    target = Roofline(
-        model,
-        gpu,
-        tp=plan.tp,
-        efficiency=efficiency,
-        cuda_graphs=engine.cuda_graphs,
-        window=window,
-        offload=offload,
-    )
+    graphs = engine.cuda_graphs
+    shared: dict[str, Any] = {"tp": plan.tp, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
+    if profile is None:
+        target = Roofline(model, gpu, offload=offload, **shared)
+    else:
+        target = Profiled(model, gpu, profile, offload=offload, **shared)
     cost: StepCost = target
     if drafter is not None:
-        own, graphs = drafter.model if drafter.has_cache else None, engine.cuda_graphs
+        own = drafter.model if drafter.has_cache else None
         draft = Roofline(own, gpu, tp=plan.tp, efficiency=efficiency, cuda_graphs=graphs) if own else None
         cost = Drafted(target, drafter, draft)
     _check_no_cache(plan, allocator)

@@ -101,5 +101,5 @@ _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "swap": lambda kernels, _: lambda point: kernels.swap_s(point[0]),
     "all_reduce": _collective,
     "launch": lambda _, __: lambda point: 1.0 + point[0],
-    "host": lambda kernels, _: lambda point: kernels.eff.host_step_s + kernels.eff.host_row_s * point[1],
+    "host": lambda kernels, _: lambda point: kernels.eff.host_step_s + kernels.eff.host_row_s * point[0],
 }

@@ -104,7 +104,7 @@ class Profiled(Roofline):
             "swap": [tables.kernel("swap", direction=way) for way in ("out", "in")],
         }
         self._lines: dict[int, tuple[Line | None, Line | None]] = {}
-        self._launch_memo: dict[tuple[str, int, int], Price] = {}
+        self._launch_memo: dict[tuple[str, int, int, int], Price] = {}
         self._host_memo: dict[tuple[int, int, int], Price] = {}
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
@@ -319,7 +319,8 @@ class Profiled(Roofline):
         tokens = shape_tokens(shape)
         decoding = bool(shape.decodes or shape.verifies)
         parts = ("mixed" if decoding else "prefill") if shape.prefills else "decode"
-        key = (parts, int(self._in_graph(tokens)), tokens)
+        rows, prefill_tokens = shape_rows(shape), sum(new for new, _ in shape.prefills)
+        key = (parts, int(self._in_graph(tokens)), rows, prefill_tokens)
         found = self._launch_memo.get(key)
         if found is None:
             kernel = self._launches[key[:2]]
@@ -328,7 +329,7 @@ class Profiled(Roofline):
             elif kernel is None:
                 return _roof(self._launch_s(tokens, shape))
             else:
-                found = kernel.at(self.model.layers, tokens)
+                found = kernel.at(self.model.layers, rows, prefill_tokens)
             if len(self._launch_memo) < _MEMO_SIZE:
                 self._launch_memo[key] = found
         return found
@@ -342,7 +343,7 @@ class Profiled(Roofline):
         kernel = self._hosts[graph]
         if kernel is None or not rows:
             return _roof(super()._host_s(rows, shape))
-        key = (graph, len(shape.prefills), rows)
+        key = (graph, rows, sum(new for new, _ in shape.prefills))
         found = self._host_memo.get(key)
         if found is None:
             found = kernel.at(*key[1:])

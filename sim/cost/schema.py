@@ -146,13 +146,13 @@ TABLES: Mapping[str, TableSpec] = {
             "the host's time to launch a whole step's kernels (graph 1: one CUDA graph; 0: each by itself), without "
             "computing them; where host and device are one, all that a step does beside its operations",
             (Column("parts", "text", ("prefill", "decode", "mixed")), _EAGER_OR_GRAPH),
-            (_count("layers"), _count("tokens")),
+            (_count("layers"), _count("rows"), _count("prefill_tokens", 0)),
         ),
         TableSpec(
             "host",
-            "scheduling, packing and handling outputs of one step; launching is not in it. `rows` are rows of logits",
+            "packing and handling outputs of one step; launching is not in it. `rows` are rows of logits",
             (_EAGER_OR_GRAPH,),
-            (_count("prefills", 0), _count("rows")),
+            (_count("rows"), _count("prefill_tokens", 0)),
         ),
         TableSpec(
             "steps",
