@@ -22,7 +22,7 @@ Itl = tuple[Floats, Ints]
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
-SOURCES = ("measured", "interpolated", "extrapolated", "roofline")
+SOURCES = ("measured", "interpolated", "derived", "extrapolated", "roofline")
 # The column that holds one request's own value of a metric. A request's ITL is its longest gap.
 REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
 SLO_NAMES = {metric: (metric, "max") for metric in REQUEST_COLUMNS} | {

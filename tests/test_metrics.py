@@ -238,6 +238,7 @@ def test_hand_worked_summary() -> None:
     assert summary["cost_sources"] == {
         "measured": 0.75,
         "interpolated": 0.0,
+        "derived": 0.0,
         "extrapolated": 0.0,
         "roofline": 0.25,
     }
