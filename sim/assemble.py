@@ -57,7 +57,13 @@ class Parts:
         span_tokens = self.window.span_tokens if self.window else 0
         if self.drafter is None:
             return Engine(
-                policy, allocator, self.limits, spans=spans, host_blocks=self.host_blocks, window_tokens=span_tokens
+                policy,
+                allocator,
+                self.limits,
+                spans=spans,
+                host_blocks=self.host_blocks,
+                window_tokens=span_tokens,
+                ranks=bool(getattr(self.cost, "needs_longest", False)),
             )
         told = self.plan.speculation
         if self.drafter.has_cache and isinstance(allocator, Paged):

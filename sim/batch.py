@@ -37,6 +37,8 @@ class Shape(NamedTuple):
     """After this step: (rows that propose drafts, drafts of all together, most drafts of one)."""
     proposal_context: int = 0
     """KV tokens of the proposing rows, all together."""
+    decode_longest: int = 0
+    """Most KV tokens that one decode row attends in the first repeat, one more in each that follows; 0: unknown."""
 
 
 NOTHING = Shape()

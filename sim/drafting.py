@@ -34,17 +34,21 @@ class Proposer(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What drafting gave, over a run."""
+    """What drafting gave, over a run. The step that ends a prompt, whose one token is nobody's draft, is left out."""
 
     rows: int = 0
-    """Times that a request got tokens from a step of the target model."""
+    """Times that a request got tokens from a step of the target model, its first token aside."""
     tokens: int = 0
-    """Output tokens of these, those beyond the answer's end not counted."""
+    """What these steps gave: right drafts and the target's own token, beyond the answer's end too (as vLLM V1 counts
+    its mean acceptance length, `SpecDecodingLogging`)."""
     drafted: list[int] = field(default_factory=list)
     """Drafts verified, by position in the draft."""
     accepted: list[int] = field(default_factory=list)
+    """Of these, drafts that were right and so were all before them."""
 
     def verified(self, drafts: int, accepted: int) -> None:
+        self.rows += 1
+        self.tokens += accepted + 1
         while len(self.drafted) < drafts:
             self.drafted.append(0)
             self.accepted.append(0)
@@ -82,8 +86,9 @@ class DraftingEngine(Engine):
         self.proposer = proposer
         self.tally = Tally()
         self._early = early
-        # A step may write all its drafts behind the last token, and one planned early as many again.
-        self._room = proposer.most if not early else 2 * proposer.most + 1
+        # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
+        # tokens come on top.
+        self._room = (2 if early else 1) * proposer.most + getattr(allocator, "lookahead_tokens", 0)
 
     def refusal(self, req: Request) -> str | None:
         if req.seats > 1:
@@ -98,7 +103,30 @@ class DraftingEngine(Engine):
         super().add(req)
 
     def _make_room(self, req: Request) -> None:
-        req.final_kv_tokens = req.prompt_tokens + req.output_tokens - 1 + self._room
+        most = _answer_kv_tokens(req) + self._room
+        length = self.limits.max_model_len
+        req.final_kv_tokens = min(most, max(length - 1, _answer_kv_tokens(req))) if length else most
+
+    def plan(self, now_s: float) -> Batch:
+        cut = self._cut_to_length()
+        batch = super().plan(now_s)
+        for req, drafts in cut.items():
+            if req.granted_step != batch.first_step and req.seq >= 0:
+                req.drafts = drafts
+        return batch
+
+    def _cut_to_length(self) -> dict[Request, int]:
+        """Leave out drafts for which the model has no position (vLLM V1, `Scheduler.schedule`); says what they were.
+
+        A request that may have come to its end, if all that is under way is right, computes nothing now.
+        """
+        length = self.limits.max_model_len
+        cut: dict[Request, int] = {}
+        for req in self.loose if length else ():
+            if req.known + req.drafts >= length:
+                cut[req] = req.drafts
+                req.drafts = length - 1 - req.known
+        return cut
 
     def preempt(self, req: Request, *, swap: bool = True) -> None:
         req.drafts = 0
@@ -135,14 +163,17 @@ class DraftingEngine(Engine):
             if req.finished:
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
+            if req.confirmed:
+                self.tally.verified(drafts, accepted)
             self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch)
             if drafts:
-                self.tally.verified(drafts, accepted)
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed == req.output_tokens:
                 self._finish(req, batch)
             elif not self._early and req.seq >= 0:
                 req.drafts = proposed
+            elif req.in_flight and req.confirmed + req.in_flight >= req.output_tokens:
+                self._drain_early(req)
         return super().commit(batch, end_s)
 
     def _answers(self, batch: Batch) -> Sequence[int]:
@@ -154,6 +185,11 @@ class DraftingEngine(Engine):
         req.known -= wrong
         if req.seq >= 0:
             req.computed -= wrong
+        elif req.swapped_tokens:
+            # It was moved to the host while its drafts were under way: the KV of the wrong ones is not kept there.
+            blocks_for = self.allocator.pool.blocks_for
+            self.host_blocks_free += blocks_for(req.swapped_tokens) - blocks_for(req.swapped_tokens - wrong)
+            req.swapped_tokens -= wrong
 
     def _give(self, req: Request, tokens: int, batch: Batch) -> None:
         """Count output tokens that are now certain."""
@@ -161,8 +197,6 @@ class DraftingEngine(Engine):
         if not req.confirmed:
             batch.first_tokens.append(req)
         req.confirmed += tokens
-        self.tally.rows += 1
-        self.tally.tokens += tokens
         if req.last_token_step != step - 1 or req.run_first_step < 0:
             self.runs.close(req)
             req.run_first_step = step
@@ -172,11 +206,20 @@ class DraftingEngine(Engine):
     def _finish(self, req: Request, batch: Batch) -> None:
         req.drafts = 0
         if req.seq >= 0:
-            # Tokens sampled beyond the answer's end are no part of it.
-            req.computed = min(req.computed, req.final_kv_tokens)
+            # Drafts beyond the answer's end are no part of it.
+            req.computed = min(req.computed, _answer_kv_tokens(req))
+        self._drain_early(req)
+        batch.finishing.append(req)
+
+    def _drain_early(self, req: Request) -> None:
+        """Compute nothing more for a request that ends with what is under way."""
         if not req.drained:
             req.drained = True
             self.draining[req] = None
             if req in self.loose:
                 self.loose.remove(req)
-        batch.finishing.append(req)
+
+
+def _answer_kv_tokens(req: Request) -> int:
+    """Tokens of a request whose KV is surely written in the end: all but the last, which need not be fed back."""
+    return req.prompt_tokens + req.output_tokens - 1

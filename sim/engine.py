@@ -7,6 +7,7 @@ simulation and a live run.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from sim.batch import NO_WINDOW, Batch, Shape
@@ -73,6 +74,7 @@ class Engine:
         host_blocks: a preempted request's KV is moved to host memory while there is room for so many blocks, and
             moved back when it resumes; 0 drops it always, and it is computed anew (vLLM paper, section 4.5).
         window_tokens: the most tokens that one attends in layers with an attention window; 0 where no layer has one.
+        ranks: tell the longest context of each step's decode rows, for cost models that know what it does.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Engine:
         spans: bool = True,
         host_blocks: int = 0,
         window_tokens: int = 0,
+        ranks: bool = False,
     ) -> None:
         self.policy = policy
         self.allocator = allocator
@@ -96,7 +99,7 @@ class Engine:
         self.held: list[Request] = []
         self.loose: list[Request] = []
         self.draining: dict[Request, None] = {}
-        self.lockstep = Lockstep(window_tokens)
+        self.lockstep = Lockstep(window_tokens, ranks=ranks)
         self.runs = TokenRuns()
         self.host_blocks_free = host_blocks
         self.next_step = 0
@@ -171,6 +174,8 @@ class Engine:
                 count = lockstep.count
                 within = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
                 batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick, 0, 0, *within)
+                if lockstep.ranks:
+                    batch.shape = batch.shape._replace(decode_longest=lockstep.longest())
             if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
                 batch.repeats = self._repeats(step, batch.shape)
         if step.entries or self.loose:
@@ -199,6 +204,21 @@ class Engine:
             self._drain(req, batch)
         if len(batch.finishing) > len(drained):
             batch.finishing.sort(key=lambda req: req.seq)
+
+    def end(self, sequences: Collection[int], batch: Batch) -> None:
+        """End the answers of these sequences, by id, with the token that a planned batch samples (end of sequence).
+
+        To be called before the batch, the only one in flight, is sealed; answers that end with it anyhow may be named
+        too. The memory set aside for the rest stays with a request to its end.
+        """
+        ending = [req for req in (*self.lockstep, *self.loose) if req.id in sequences]
+        for req in ending:
+            if req in self.lockstep:
+                self.leave_lockstep(req)
+            else:
+                self.loose.remove(req)
+            req.output_tokens = req.generated
+            self._drain(req, batch)
 
     def commit(self, batch: Batch, end_s: float) -> list[Request]:
         """Take in the output of a sealed batch whose last repeat ended at `end_s`; returns the requests it finished.

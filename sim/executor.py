@@ -20,6 +20,8 @@ class StepResult(NamedTuple):
     """Host seconds of each repeat, hidden behind the device or not."""
     accepted: list[int] | None = None
     """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
+    ended: tuple[int, ...] = ()
+    """Ids of the sequences whose answer ends with the token that this step sampled."""
 
 
 class Executor(Protocol):
@@ -54,7 +56,7 @@ class OnTheWall:
     def execute(self, batch: Batch) -> StepResult:
         result = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
-        return StepResult([seconds], result.device_s, seconds - result.device_s[0])
+        return result._replace(seconds=[seconds], host_s=seconds - result.device_s[0])
 
 
 class Recorded:
@@ -99,6 +101,8 @@ class Replayed:
             [one.seconds[0] for one in known],
             [one.device_s[0] for one in known],
             sum(one.host_s for one in known) / len(known),
+            known[0].accepted,
+            known[-1].ended,
         )
 
 

@@ -15,6 +15,7 @@ class Lockstep:
     """Requests past their prompt that each compute one token per step until they drain or are scattered."""
 
     __slots__ = (
+        "_bases",
         "_drains",
         "_members",
         "_saturations",
@@ -23,11 +24,15 @@ class Lockstep:
         "base_sum",
         "count",
         "last_seq",
+        "ranks",
         "tick",
         "window_tokens",
     )
 
-    def __init__(self, window_tokens: int = 0) -> None:
+    def __init__(self, window_tokens: int = 0, *, ranks: bool = False) -> None:
+        self.ranks = ranks
+        """Whether the longest member is looked for."""
+        self._bases: list[tuple[int, int, Request]] = []
         self.window_tokens = window_tokens
         """Tokens that a member attends at most; 0 where nothing limits them."""
         self._short = 0
@@ -69,6 +74,8 @@ class Lockstep:
             self._short_base_sum += req.base
             heappush(self._saturations, (req.saturation_tick, req.seq, req))
         heappush(self._drains, (req.drain_tick, req.seq, req))
+        if self.ranks:
+            heappush(self._bases, (-req.base, req.seq, req))
 
     def leave(self, req: Request) -> None:
         """Give a member its own counters back."""
@@ -84,6 +91,14 @@ class Lockstep:
             self.last_seq = -1
             self._drains.clear()
             self._saturations.clear()
+            self._bases.clear()
+
+    def longest(self) -> int:
+        """Computed tokens of the longest member; 0 without members, or where nobody asked to know."""
+        bases = self._bases
+        while bases and (bases[0][2] not in self._members or bases[0][2].base != -bases[0][0]):
+            heappop(bases)
+        return self.tick - bases[0][0] if bases else 0
 
     def within_window(self) -> tuple[int, int]:
         """(tokens that the step at this tick attends within the window, members still shorter than it)."""

@@ -150,6 +150,7 @@ class RequestLog:
         self.replica = array("i", bytes(4 * requests))
         self.preemptions = array("i", bytes(4 * requests))
         self.prefix_hit_tokens = array("i", bytes(4 * requests))
+        self.output_tokens = array("i", bytes(4 * requests))
         self.samples = array("i", np.ones(requests, "i4").tobytes())
 
     def finished(self, req: Request, replica: int) -> None:
@@ -161,6 +162,7 @@ class RequestLog:
         self.replica[at] = replica
         self.preemptions[at] = req.preemptions
         self.prefix_hit_tokens[at] = req.prefix_hit_tokens
+        self.output_tokens[at] = req.output_tokens
         if req.group is not None:
             self.samples[at] = req.group.size
 
@@ -219,7 +221,9 @@ def request_table(
     first_scheduled_s = spread(log.first_scheduled_s, np.nan)
     first_token_s = spread(log.first_token_s, np.nan)
     finish_s = spread(log.finish_s, np.nan)
-    output = trace["output_tokens"].to_numpy()
+    # An answer may have ended before the length that the trace gives it (end of sequence).
+    made = spread(log.output_tokens, 0).astype("i8")
+    output = np.where(made > 0, made, trace["output_tokens"].to_numpy())
     status = np.where(np.isnan(finish_s), "unfinished", "completed").astype(object)
     status[list(rejected)] = "rejected"
     reason = np.full(count, "", object)

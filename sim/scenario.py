@@ -163,12 +163,14 @@ class LiveSettings:
 
     A `temperature` of 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in. The clock is "virtual" (measured
     seconds advance simulated time, nobody waits) or "wall" (requests are sent when their time has really come).
+    With `stop_at_eos` an answer ends at the model's end-of-sequence token, if that comes before the trace's length.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     clock: str = "virtual"
+    stop_at_eos: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 1e6:

@@ -14,23 +14,26 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
     prefills: list[tuple[int, int]] = []
     verifies: list[tuple[int, int]] = []
     window = lockstep.window_tokens
-    decodes, context, within, growing = 0, 0, 0, 0
+    decodes, context, within, growing, longest = 0, 0, 0, 0, 0
     if batch.lockstep:
         decodes, context = batch.lockstep, lockstep.context_tokens
         within, growing = lockstep.within_window() if window else NO_WINDOW
+        longest = lockstep.longest()
     for req, tokens, past in batch.entries:
         if tokens == 1 and past > 0:
             decodes += 1
             context += past + 1
+            longest = max(longest, past + 1)
             if window:
                 within += min(past + 1, window)
                 growing += past + 1 < window
-        elif past >= req.prompt_tokens:
-            # What is computed again after a preemption starts at nothing, so these are drafts.
+        elif req.computed > req.known:
+            # Only drafts are computed before they are known.
             verifies.append((tokens, past))
         else:
             prefills.append((tokens, past))
-    return Shape(tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
+    shape = Shape(tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
+    return shape._replace(decode_longest=longest) if lockstep.ranks else shape
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:
@@ -42,7 +45,8 @@ def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, win
     if longest > 1:
         return Shape(((longest, context_tokens - longest),) * rows, 0, 0, *moved)
     growing = rows if context_tokens < window else 0
-    return Shape((), rows, rows * context_tokens, *moved, rows * min(context_tokens, window), growing)
+    within = rows * min(context_tokens, window)
+    return Shape((), rows, rows * context_tokens, *moved, within, growing, decode_longest=context_tokens)
 
 
 def computed_tokens(shape: Shape) -> int:

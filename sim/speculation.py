@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -19,6 +20,8 @@ from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")
 MOST_DRAFTS = 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +74,64 @@ def acceptance_rates(given: float | str) -> tuple[float, ...]:
     return rates
 
 
+class PerRequest(Generic[T]):
+    """Something for each request, made when it is first asked for, and dropped some time after the request's end."""
+
+    def __init__(self, make: Callable[[Request], T]) -> None:
+        self._make = make
+        self._of: dict[Request, T] = {}
+        self._most = 1024
+
+    def __getitem__(self, req: Request) -> T:
+        found = self._of.get(req)
+        if found is None:
+            if len(self._of) >= self._most:
+                self._of = {other: kept for other, kept in self._of.items() if not other.finished}
+                self._most = 1024 + 2 * len(self._of)
+            found = self._of[req] = self._make(req)
+        return found
+
+
+class Luck:
+    """A number from 0 to 1 for each token of an answer, and how many tokens of it the target has given so far."""
+
+    __slots__ = ("given", "numbers")
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self.numbers = numbers
+        self.given = 0
+
+
 class Acceptance:
     """Draws how many drafts are right: each with its position's rate, up to the first that is wrong.
 
-    A request's draws depend on the seed and its own history alone. For one rate a the expected tokens of a step with
-    k drafts are (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, equation 1).
+    Each token of an answer has one random number, which follows from the seed, the request and the token's place
+    alone: whether a draft of it is right does not depend on other requests, on the budget, or on k. No number
+    decides twice, since the target itself gives the token whose draft was wrong; so the draws are independent, and
+    for one rate a the expected tokens of a step with k drafts are (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023,
+    equation 1).
     """
 
     def __init__(self, rates: Sequence[float], seed: int) -> None:
-        self._rates = np.array([*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))])
+        self._rates = [*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))]
         self._seed = [seed, crc32(b"acceptance")]
-        self._streams: dict[int, np.random.Generator] = {}
+        self._luck = PerRequest(self._draw)
 
     def __call__(self, req: Request, drafts: int) -> int:
-        """How many of a request's next `drafts` drafts are right."""
-        if not drafts:
-            return 0
-        stream = self._streams.get(req.id)
-        if stream is None:
-            stream = self._streams[req.id] = np.random.default_rng([*self._seed, req.id])
-        wrong = stream.random(drafts) >= self._rates[:drafts]
-        return int(wrong.argmax()) if wrong.any() else drafts
+        """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""
+        luck = self._luck[req]
+        right = 0
+        for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], self._rates, strict=False):
+            if number >= rate:
+                break
+            right += 1
+        luck.given += right + 1
+        return right
+
+    def _draw(self, req: Request) -> Luck:
+        # One step may go beyond the end, and one that was planned before the end was known still further.
+        tokens = req.output_tokens + 2 * (MOST_DRAFTS + 1)
+        return Luck(np.random.default_rng([*self._seed, req.id]).random(tokens).tolist())
 
 
 class Fixed:
@@ -107,53 +147,86 @@ class Fixed:
         """Nothing is learned from it."""
 
 
+class Record:
+    """Of one request's drafts: how many were right, of those that were looked at."""
+
+    __slots__ = ("right", "tried")
+
+    def __init__(self) -> None:
+        self.right = self.tried = 0
+
+
 class Adaptive:
     """As many drafts as promise the fewest seconds per token, by a request's acceptance and the load (0 included).
 
     The seconds are those of a step in which all running requests do alike, by the cost model that prices the run, as
     an engine that has profiled itself would know them (Liu et al. 2024, TurboSpec). Acceptance is one rate per
-    request: the share of right drafts among those looked at, with a prior of 0.5 worth two drafts. A request that has
-    stopped drafting tries one draft again every `RETRY`-th time, which bounds what trying costs.
+    request: the share of right drafts among those looked at, and beside it `PRIOR` drafts at the rate of all requests
+    so far (0.5 at first): a step that drafts has a price of its own, so requests that are much alike had better draft
+    together or not at all. Those that have stopped try one draft again in every `RETRY`-th step, the same for all,
+    which bounds what trying costs.
+
+    Args:
+        most: never more drafts than these.
+        cost: prices the steps.
+        window_tokens: most tokens that one attends in layers with an attention window; 0 without one.
     """
 
     RETRY = 64
+    PRIOR = 16
 
-    def __init__(self, most: int, cost: StepCost) -> None:
+    def __init__(self, most: int, cost: StepCost, window_tokens: int = 0) -> None:
         self.most = most
         self._cost = cost
-        self._seen: dict[int, tuple[int, int]] = {}
-        self._idle: dict[int, int] = {}
+        self._window_tokens = window_tokens
+        self._records = PerRequest(lambda req: Record())
+        self._right, self._tried = 1, 2
         self._best: dict[tuple[int, int, int], int] = {}
+        self._round = self._asked = 0
+        self._first: Request | None = None
 
     def propose(self, req: Request, running: int) -> int:
-        right, tried = self._seen.get(req.id, (0, 0))
-        rate = (right + 1) / (tried + 2)
-        rows, context = 1 << (running - 1).bit_length(), 1 << req.computed.bit_length()
-        key = (rows, context, round(rate * 20))
-        if key not in self._best:
-            self._best[key] = self._choose(rows, context, key[2] / 20)
-        best = self._best[key]
-        if best:
-            return best
-        self._idle[req.id] = idle = self._idle.get(req.id, 0) + 1
-        return int(self.most > 0 and idle % self.RETRY == 0)
+        self._asked += 1
+        if req is self._first or self._asked > running:
+            self._round += 1
+            self._asked, self._first = 1, req
+        record = self._records[req]
+        rate = (record.right + self.PRIOR * self._right / self._tried) / (record.tried + self.PRIOR)
+        key = (_rounded(running), _rounded(req.computed), round(rate * 20))
+        best = self._best.get(key)
+        if best is None:
+            best = self._best[key] = self._choose(key[0], key[1], key[2] / 20)
+        return best or int(self.most > 0 and self._round % self.RETRY == self.RETRY - 1)
 
     def verified(self, req: Request, drafts: int, accepted: int) -> None:
-        right, tried = self._seen.get(req.id, (0, 0))
         # The draft after the last right one was looked at too, and was wrong.
-        self._seen[req.id] = (right + accepted, tried + min(accepted + 1, drafts))
+        tried = min(accepted + 1, drafts)
+        record = self._records[req]
+        record.right += accepted
+        record.tried += tried
+        self._right += accepted
+        self._tried += tried
 
     def _choose(self, rows: int, context: int, rate: float) -> int:
+        within = rows * min(context, self._window_tokens)
+
         def seconds_per_token(k: int) -> float:
             if k:
-                verifies, proposals = ((k + 1, context),) * rows, (rows, rows * k, k)
-                shape = Shape(verifies=verifies, proposals=proposals, proposal_context=rows * context)
+                # A row attends `context` tokens with its first token, and one more with each draft.
+                verifies, proposals = ((k + 1, context - 1),) * rows, (rows, rows * k, k)
+                shape = Shape(verifies=verifies, proposals=proposals, proposal_context=rows * (context + k))
             else:
-                shape = Shape((), rows, rows * context, decode_window_context=rows * context)
+                shape = Shape((), rows, rows * context, decode_window_context=within)
             device, host_s = self._cost.span_s(shape, 1)
             return (device[0] + host_s) / sum(rate**i for i in range(k + 1))
 
         return min(range(self.most + 1), key=seconds_per_token)
+
+
+def _rounded(count: int) -> int:
+    """About the same number, one of four in each octave."""
+    spare = max(0, count.bit_length() - 3)
+    return (count >> spare << spare) + ((1 << spare) >> 1)
 
 
 @dataclass(frozen=True, slots=True)

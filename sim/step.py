@@ -118,7 +118,7 @@ class Step:
             engine.scatter()
         if req.group is not None and req.group.searching:
             return self._grant_beams(req.group)
-        tokens = self._cut(req.pending, most, whole)
+        tokens = self._cut(req.pending, most, whole, drafts=req.drafts)
         return tokens if tokens and self._grow(req, tokens) else 0
 
     def evict(self, req: Request) -> None:
@@ -202,7 +202,7 @@ class Step:
             if len(asking) * tokens > self.tokens_left:
                 return True
         else:
-            asking, tokens = [req], self._cut(req.pending, most, whole=False)
+            asking, tokens = [req], self._cut(req.pending, most, whole=False, drafts=req.drafts)
             if not tokens:
                 return True
         for one in asking:
@@ -257,13 +257,14 @@ class Step:
         self._enter(req, tokens)
         return True
 
-    def _cut(self, pending: int, most: int, whole: bool) -> int:
+    def _cut(self, pending: int, most: int, whole: bool, *, drafts: int = 0) -> int:
         tokens = min(pending, most) if most else pending
         if tokens <= self.tokens_left:
             return tokens
         if whole and (self.entries or self.advanced):
             return 0
-        return self.tokens_left if self._engine.limits.chunked_prefill else 0
+        # Drafts are cut even where prompts are not (vLLM V1, `Scheduler.schedule`, the running list).
+        return self.tokens_left if drafts or self._engine.limits.chunked_prefill else 0
 
     def _admit(self, req: Request, most: int, whole: bool) -> int:
         engine = self._engine

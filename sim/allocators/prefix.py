@@ -84,8 +84,9 @@ class Prefix(Paged):
         if not super().grow(req, tokens):
             return False
         if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
-            # Drafts may turn out wrong, so blocks that hold some are not entered.
-            self._enter(req, min(req.computed + tokens, req.known) // self.pool.block_tokens)
+            # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
+            certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
+            self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
         return True
 
     def fork(self, parent: Request, child: Request) -> None:

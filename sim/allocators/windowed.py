@@ -27,6 +27,9 @@ class Windowed(Paged):
         sink_tokens: first tokens that stay.
     """
 
+    drafting = False
+    """Set where a step's tokens are certain only after it."""
+
     def __init__(
         self,
         pool: KvPool,
@@ -67,11 +70,12 @@ class Windowed(Paged):
         copies = bool(self._sharing.holders) and not self.owns_tail(req)
         if not rows and not copies:
             return True
-        stale = self._stale(req, req.computed)
+        certain = self._certain(req)
+        stale = self._stale(req, certain)
         freed = len(stale) - sum(block in self._sharing.holders for block in stale)
         if (rows + copies) * self._groups > self.free_blocks + freed:
             return False
-        self._drop(req, req.computed, stale)
+        self._drop(req, certain, stale)
         if copies:
             self._copy_tail(req)
         for _ in range(rows):
@@ -156,11 +160,17 @@ class Windowed(Paged):
     def _most_blocks(self, rows: int) -> int:
         kept = rows
         if self.pool.max_step_tokens:
-            kept = self._sink_blocks + self.pool.blocks_for(self.recent_tokens + self.pool.max_step_tokens) + 1
+            # Drafts of one step more may be under way.
+            step_tokens = (2 if self.drafting else 1) * self.pool.max_step_tokens
+            kept = self._sink_blocks + self.pool.blocks_for(self.recent_tokens + step_tokens) + 1
         return self.full_groups * rows + self.window_groups * min(rows, kept)
 
     def _free_rows(self) -> int:
         return self.free_blocks // self._groups
+
+    def _certain(self, req: Request) -> int:
+        """Tokens computed that no wrong draft under way can take back: the window moves no further."""
+        return min(req.computed, req.prompt_tokens + req.confirmed) if self.drafting else req.computed
 
     def _first_needed(self, computed: int) -> int:
         """Row of the first token, sinks aside, that the next token attends."""

@@ -26,6 +26,8 @@ from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 Terms = dict[str, Price]
+_Size = tuple[str, int, int, int]
+"""(parts, by CUDA graph, rows of logits, new tokens of prompts)."""
 
 _VECTOR_SPAN = 64
 _MEMO_SIZE = 65_536
@@ -92,20 +94,16 @@ class Profiled(Roofline):
         tables = Tables(profile, gpu, self.efficiency)
         self._operations = Operations(model, tp, tables)
         self._priced = MeasuredAttention(model, tp, tables, self.window)
-        graphs = (0, 1)
-        self._launches = {
-            (parts, graph): tables.kernel("launch", parts=parts, graph=graph)
-            for parts in ("prefill", "decode", "mixed")
-            for graph in graphs
-        }
-        self._hosts = {graph: tables.kernel("host", graph=graph) for graph in graphs}
+        kinds = [(parts, graph) for parts in ("prefill", "decode", "mixed") for graph in (0, 1)]
+        self._launches = {(parts, graph): tables.kernel("launch", parts=parts, graph=graph) for parts, graph in kinds}
+        self._hosts = {(parts, graph): tables.kernel("host", parts=parts, graph=graph) for parts, graph in kinds}
         self._moves: dict[str, list[Kernel | None]] = {
             "block copies": [tables.kernel("copy")],
             "swap": [tables.kernel("swap", direction=way) for way in ("out", "in")],
         }
         self._lines: dict[int, tuple[Line | None, Line | None]] = {}
-        self._launch_memo: dict[tuple[str, int, int, int], Price] = {}
-        self._host_memo: dict[tuple[int, int, int], Price] = {}
+        self._launch_memo: dict[_Size, Price] = {}
+        self._host_memo: dict[_Size, Price] = {}
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
@@ -312,15 +310,14 @@ class Profiled(Roofline):
                 terms[name] = Price(0.0, MEASURED)
             else:
                 terms[name] = _roof(seconds) if parts is None else launched(parts, size)
+        for name in measured.keys() - roofs.keys():
+            terms[name] = launched(measured[name], size)
         return terms
 
     def _launch_price(self, shape: Shape) -> Price:
         """What the host needs to launch the step's kernels; all there is beside them where the host computes."""
         tokens = shape_tokens(shape)
-        decoding = bool(shape.decodes or shape.verifies)
-        parts = ("mixed" if decoding else "prefill") if shape.prefills else "decode"
-        rows, prefill_tokens = shape_rows(shape), sum(new for new, _ in shape.prefills)
-        key = (parts, int(self._in_graph(tokens)), rows, prefill_tokens)
+        key = self._size(shape)
         found = self._launch_memo.get(key)
         if found is None:
             kernel = self._launches[key[:2]]
@@ -329,24 +326,29 @@ class Profiled(Roofline):
             elif kernel is None:
                 return _roof(self._launch_s(tokens, shape))
             else:
-                found = kernel.at(self.model.layers, rows, prefill_tokens)
+                found = kernel.at(self.model.layers, *key[2:])
             if len(self._launch_memo) < _MEMO_SIZE:
                 self._launch_memo[key] = found
         return found
+
+    def _size(self, shape: Shape) -> _Size:
+        """What launching and the host's work depend on."""
+        parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
+        graph = int(self._in_graph(shape_tokens(shape)))
+        return parts, graph, shape_rows(shape), sum(new for new, _ in shape.prefills)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         return self._host_price(rows, shape).seconds
 
     def _host_price(self, rows: int, shape: Shape) -> Price:
         """Scheduling, packing and handling outputs."""
-        graph = int(self._in_graph(shape_tokens(shape)) and not shape.prefills)
-        kernel = self._hosts[graph]
+        key = self._size(shape)
+        kernel = self._hosts[key[:2]]
         if kernel is None or not rows:
             return _roof(super()._host_s(rows, shape))
-        key = (graph, rows, sum(new for new, _ in shape.prefills))
         found = self._host_memo.get(key)
         if found is None:
-            found = kernel.at(*key[1:])
+            found = kernel.at(*key[2:])
             if len(self._host_memo) < _MEMO_SIZE:
                 self._host_memo[key] = found
         return found

@@ -110,7 +110,7 @@ class Roofline:
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
-        prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies, _, _ = shape
+        prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         if prefills or copied_bytes or swapped_bytes or verifies:
             fixed_s, launch_s, host_s = self._mixed(shape)
         else:

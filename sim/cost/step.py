@@ -52,6 +52,7 @@ def advanced(shape: Shape, steps: int) -> Shape:
     return shape._replace(
         decode_context=shape.decode_context + steps * shape.decodes,
         decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
+        decode_longest=shape.decode_longest + steps if shape.decode_longest else 0,
     )
 
 
