@@ -80,18 +80,22 @@ def test_decode_attention(shared: Path) -> None:
 
 
 def test_all_reduce(shared: Path) -> None:
-    """Against whichever of vLLM's custom kernel and NCCL is faster, as vLLM chooses by size."""
+    """Against whichever of vLLM's custom kernel and NCCL is faster, as vLLM chooses by size.
+
+    The table's message sizes are elements: an int8 message of 2 n takes what a half one of n does.
+    """
     folder = shared / "measured/h100_kernels"
     custom, nccl = (
         pd.read_csv(folder / name) for name in ("vllm0.24.0_custom_allreduce.csv", "nccl2.29.2_collectives.csv")
     )
     keys = ["num_gpus", "message_size"]
-    table = custom[custom.backend == "vllm_graph"].merge(nccl[nccl.op_name == "all_reduce"], on=keys)
+    nccl = nccl[(nccl.op_name == "all_reduce") & (nccl.nccl_dtype == "half")]
+    table = custom[custom.backend == "vllm_graph"].merge(nccl, on=keys)
     measured = table[["latency_ms_x", "latency_ms_y"]].min(axis=1) / 1e3
-    seconds = [KERNELS.all_reduce_s(row.message_size, row.num_gpus) for row in rows_of(table)]
+    seconds = [KERNELS.all_reduce_s(2 * row.message_size, row.num_gpus) for row in rows_of(table)]
     mean, bias = report("H100 all-reduce (one constant fitted to it)", seconds, measured)
-    assert mean < 0.25
-    assert abs(bias) < 0.12
+    assert mean < 0.17
+    assert abs(bias) < 0.08
 
 
 def test_qwen3_32b_served_by_vllm_on_h100(shared: Path) -> None:

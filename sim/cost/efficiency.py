@@ -76,7 +76,7 @@ class Efficiency:
     )
     all_reduce_floor_s: float = _amount(4.3e-6, "AIC, H100, vLLM 0.24 custom all-reduce in a graph: 4.2 to 4.7 us")
     all_reduce_link: float = _share(
-        0.45, "fitted by this project to AIC, H100: the better of vLLM custom and NCCL 2.29, 1 to 128 MiB"
+        0.65, "fitted by this project to AIC, H100: the better of vLLM custom and NCCL 2.29, from 1 MiB"
     )
     host_link: float = _share(0.85, "estimate: pinned copies reach about 27 of 32 (PCIe Gen4), 55 of 64 GB/s (Gen5)")
     launch_s: float = _amount(
