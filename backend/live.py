@@ -7,55 +7,57 @@ needs no waiting: the seconds measured advance simulated time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from backend.graphs import DecodeGraphs, Recorder
 from backend.kvcache import KvCache
-from backend.model import ForwardBatch, Model
+from backend.model import Model
 from backend.moves import Mover
-from backend.packing import Packer, Slice
-from backend.prompts import Prompts, Tokens
+from backend.packing import BlockTables, DrawRows, Ints, Ints32, Packed, Part, Stage, pack, scratch_tables
+from backend.prompts import Prompts
+from backend.sampling import Sampler, Sampling
+from backend.sequences import Sequences
 from sim.batch import Batch, Entry
+from sim.cost.roofline import graph_tokens
 from sim.engine import Engine
 from sim.executor import StepResult
-from sim.request import Request
+from sim.request import Request, index_of
+from traces.schema import InputError
 
-EMPTY_TABLE: npt.NDArray[np.int32] = np.empty(0, np.int32)
+Pair = tuple[int, int]
+
+
+class Padding(NamedTuple):
+    """(new tokens, tokens before) of each row of a prefill or of a decode step that is computed for nobody."""
+
+    prefills: list[Pair]
+    decodes: list[Pair]
+
+
+NO_PADDING = Padding([], [])
+
+
+class Draw(NamedTuple):
+    """A token to draw: from the logits of the step's `row`-th token, for `position` of a sequence."""
+
+    row: int
+    request: Request
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn: greedy at temperature 0, else by (seed, sequence, position) alone."""
+class Plan:
+    """A step as arrays, and where in `Sequences` its tokens go; `picked` are their rows where all rows are drawn."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-class Sequences:
-    """The token ids of every sequence so far, prompt first."""
-
-    def __init__(self, prompts: Prompts) -> None:
-        self._prompts = prompts
-        self._tokens: dict[int, tuple[int, Tokens]] = {}
-
-    def tokens(self, req: Request) -> Tokens:
-        """[prompt_tokens + output_tokens] ids; those not sampled yet are not to be read."""
-        found = self._tokens.get(req.id)
-        if found is None:
-            tokens = np.concatenate([self._prompts.tokens(req), np.zeros(req.output_tokens, np.int64)])
-            found = self._tokens[req.id] = (req.prompt_tokens, tokens)
-        return found[1]
-
-    def outputs(self) -> Iterator[tuple[int, int, Tokens]]:
-        """(sequence id, prompt tokens, ids of prompt and answer) of all sequences that ran."""
-        for id, (prompt, tokens) in sorted(self._tokens.items()):
-            yield id, prompt, tokens
+    packed: Packed
+    requests: list[Request]
+    places: Ints
+    picked: Ints | None
 
 
 class Live:
@@ -68,6 +70,7 @@ class Live:
     Args:
         engine: whose lockstep members and block tables a batch refers to.
         cache: at least as many blocks as the allocator hands out, or scratch blocks where it keeps nothing.
+        host_blocks: blocks of host memory that preempted requests are swapped to.
     """
 
     def __init__(
@@ -81,160 +84,203 @@ class Live:
         host_blocks: int = 0,
     ) -> None:
         self.model = model
-        self.sequences = Sequences(prompts)
+        self.sequences = Sequences(prompts, sampling.seed)
         self._cache = cache
         self._engine = engine
-        self._sampling = sampling
-        self._packer = Packer(cache.block_tokens, model.device)
+        self._tables = BlockTables(engine.allocator)
         self._mover = Mover(model.ops, cache, host_blocks)
+        self._stage = Stage(model.device)
+        self._sample = Sampler(model.ops, sampling, graph_tokens(engine.limits.max_num_seqs), model.device)
+        self._graphs: DecodeGraphs | None = None
         self._cuda = model.device.type == "cuda"
 
     def execute(self, batch: Batch) -> StepResult:
-        """Run one step; the device's seconds are the forward pass and the draw, the host's all the rest.
+        """Run one step. Packing is the host's time; moving blocks, the forward pass and the draw are the device's.
 
-        Raises ValueError for a batch that is to repeat: what a step samples is needed by the next.
+        Raises:
+            ValueError: the batch is to repeat, and what a step samples is needed by the next.
+            InputError: the model's logits are not finite, or the device has too little memory.
         """
         if batch.repeats != 1:
             raise ValueError("a live step cannot be repeated unasked; plan without spans")
         started = time.perf_counter()
-        self._mover.move(batch)
-        members = self._lockstep(batch)
-        prefills, decodes = self._slices(batch, members)
-        samplers = self._samplers(batch, prefills, decodes)
-        forward = self._packer.pack(
-            [one for _, one in prefills],
-            [one for _, one in decodes],
-            np.array([row for row, _, _ in samplers], np.int64),
-        )
-        drawn, device_s = self._compute(forward, samplers)
-        for (_, req, position), token in zip(samplers, drawn, strict=True):
-            self.sequences.tokens(req)[position] = token
+        plan = self._plan(batch)
+        try:
+            drawn, device_s = self._compute(plan.packed, batch)
+        except torch.OutOfMemoryError:
+            raise no_memory(self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache) from None
+        tokens = drawn[: len(plan.places)] if plan.picked is None else drawn[plan.picked]
+        _check(plan.requests, tokens)
+        self.sequences.put(plan.places, tokens)
         total_s = time.perf_counter() - started
-        return StepResult([total_s], [device_s], total_s - device_s)
+        return StepResult([total_s], [device_s], max(total_s - device_s, 0.0))
+
+    # ---- before anything is timed ---------------------------------------------------------------------------------
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Run prefill and decode steps of every size class once, on the null block, so that nothing is built later."""
-        sizes = [1 << power for power in range(max(most_tokens, most_sequences).bit_length())]
-        for size in sizes:
-            if size <= most_tokens:
-                self._rehearse([_padding(size, 0)], [])
-            if size <= most_sequences:
-                self._rehearse([], [_padding(1, 0)] * size)
-        self._rehearse([_padding(2, 0)], [_padding(1, 0)])
+        self._mover.warm_up()
+        for size in _doublings(most_tokens):
+            self._rehearse([(size, 0)], [])
+        for size in _doublings(most_sequences):
+            self._rehearse([], [(1, 0)] * size)
+        self._rehearse([(2, 0)], [(1, 0)])
 
-    def _rehearse(self, prefills: list[Slice], decodes: list[Slice]) -> None:
-        rows = np.zeros(1, np.int64)
-        req = Request(0, 0.0, 1, 1)
-        self._compute(self._packer.pack(prefills, decodes, rows), [(0, req, 0)])
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int) -> None:
+        """Record decode steps of up to `most_sequences` sequences as graphs, and replay them from now on.
 
-    def _compute(self, forward: ForwardBatch, samplers: Sequence[tuple[int, Request, int]]) -> tuple[list[int], float]:
-        """(sampled tokens, device seconds) of one forward pass; waits for both."""
-        if self._cuda:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            tokens = self._sample(self.model.forward(forward, self._cache), samplers)
-            end.record()
-            drawn = tokens.tolist()
-            return drawn, begin.elapsed_time(end) / 1e3
-        started = time.perf_counter()
-        drawn = self._sample(self.model.forward(forward, self._cache), samplers).tolist()
-        return drawn, time.perf_counter() - started
+        `most_tokens` is the longest that a sequence may become.
+        """
+        blocks = -(-most_tokens // self._cache.block_tokens)
+        self._graphs = DecodeGraphs(self.model, self._cache, self._sample, recorder, most_sequences, blocks)
 
-    def _sample(self, logits: torch.Tensor, samplers: Sequence[tuple[int, Request, int]]) -> torch.Tensor:
-        rows, how, device = len(samplers), self._sampling, logits.device
-        return self.model.ops.sample(
-            logits,
-            temperature=torch.full((rows,), how.temperature, device=device),
-            top_k=torch.full((rows,), how.top_k, dtype=torch.int32, device=device),
-            top_p=torch.full((rows,), how.top_p, device=device),
-            seeds=torch.tensor([_seed(how.seed, req.id) for _, req, _ in samplers], dtype=torch.int64, device=device),
-            positions=torch.tensor([position for _, _, position in samplers], dtype=torch.int32, device=device),
-        )
+    def _rehearse(self, prefills: list[Pair], decodes: list[Pair]) -> None:
+        zero = np.zeros(1, np.int64)
+        prefill, decode = self._part([], prefills), self._part([], decodes)
+        self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens), None)
 
-    def _lockstep(self, batch: Batch) -> list[Entry]:
-        """The batch's members that the engine counts as sums, each as an entry of its own."""
+    # ---- on the device --------------------------------------------------------------------------------------------
+
+    def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
+        """(sampled tokens, device seconds) of a step's moves, forward pass and draw; waits for them."""
+        if not self._cuda:
+            started = time.perf_counter()
+            drawn = self._launch(packed, batch)
+            return drawn.numpy(), time.perf_counter() - started
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        drawn = self._launch(packed, batch)
+        end.record()
+        tokens: Ints = drawn.cpu().numpy()
+        return tokens, begin.elapsed_time(end) / 1e3
+
+    def _launch(self, packed: Packed, batch: Batch | None) -> Tensor:
+        if batch is not None:
+            self._mover.move(batch)
+        if self._graphs is not None and self._graphs.serves(packed):
+            return self._graphs.run(packed, self._stage)
+        forward, seeds, positions = packed.on_device(self._stage.send(packed.arrays()))
+        return self._sample(self.model.forward(forward, self._cache), seeds, positions)
+
+    # ---- from a batch to arrays -----------------------------------------------------------------------------------
+
+    def _plan(self, batch: Batch) -> Plan:
+        if batch.copies:
+            self._tables.forget()
+        listed = {entry.request for entry in batch.entries}
+        forked = [req for req in batch.first_tokens if req not in listed]
+        prefills: list[Entry] = []
+        decodes: list[Entry] = []
+        for entry in (*batch.entries, *self._lockstep(batch, listed.union(forked))):
+            (decodes if entry.tokens == 1 and entry.past > 0 else prefills).append(entry)
+        padding = self._padding(batch, prefills, decodes) if batch.padding_tokens else NO_PADDING
+        prefill, decode = self._part(prefills, padding.prefills), self._part(decodes, padding.decodes)
+        draws = _draws(batch, listed, forked, prefills, 0)
+        before = 0 if prefill is None else len(prefill.tokens)
+        draws += _draws(batch, listed, forked, decodes, before)
+        return self._packed(prefill, decode, draws)
+
+    def _packed(self, prefill: Part | None, decode: Part | None, draws: list[Draw]) -> Plan:
+        own = [self.sequences.of(one.request) for one in draws]
+        rows = np.array([one.row for one in draws], np.int64)
+        positions = np.array([one.position for one in draws], np.int64)
+        seeds = np.array([one.seed for one in own], np.int64)
+        places = positions + np.array([one.start for one in own], np.int64)
+        picked = None
+        if prefill is None and decode is not None and len(set(rows.tolist())) == len(rows):
+            # All rows of a decode step are drawn, whoever needs it, so that a graph serves it.
+            picked, count = rows, len(decode.tokens)
+            rows = np.arange(count)
+            seeds, positions = _spread(seeds, picked, count), _spread(positions, picked, count)
+        packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens)
+        return Plan(packed, [one.request for one in draws], places, picked)
+
+    def _lockstep(self, batch: Batch, others: set[Request]) -> list[Entry]:
+        """The batch's members that the engine counts as sums, each as an entry of its own.
+
+        Whoever joined them in this very step is among the `others`.
+        """
         if not batch.lockstep:
             return []
-        own = {entry.request for entry in batch.entries}
         lockstep = self._engine.lockstep
-        return [Entry(req, 1, lockstep.computed(req) - 1) for req in lockstep if req not in own]
+        return [Entry(req, 1, lockstep.computed(req) - 1) for req in lockstep if req not in others]
 
-    def _slices(
-        self, batch: Batch, members: list[Entry]
-    ) -> tuple[list[tuple[Entry | None, Slice]], list[tuple[Entry | None, Slice]]]:
-        """(prefills, decodes) of the step, those that compute for nobody (static batching) at their end."""
-        prefills: list[tuple[Entry | None, Slice]] = []
-        decodes: list[tuple[Entry | None, Slice]] = []
-        scratch = self._scratch() if self._engine.forgets else None
-        for entry in (*batch.entries, *members):
-            req, count, past = entry
-            tokens = self.sequences.tokens(req)[past : past + count]
-            table = next_blocks(scratch, past + count, self._packer.block_tokens) if scratch else self._table(req)
-            part = decodes if count == 1 and past > 0 else prefills
-            part.append((entry, Slice(tokens, past, table)))
-        if batch.padding_tokens:
-            self._pad(batch, prefills, decodes)
-        return prefills, decodes
+    def _part(self, entries: list[Entry], padding: list[Pair]) -> Part | None:
+        """The work on these requests and then on rows of (tokens, past) that are nobody's; None without any."""
+        pairs = [(entry.tokens, entry.past) for entry in entries] + padding
+        if not pairs:
+            return None
+        counts, pasts = np.array(pairs, np.int64).T
+        starts = np.array([self.sequences.of(entry.request).start for entry in entries], np.int64)
+        kept = len(entries)
+        firsts = starts + pasts[:kept] + counts[:kept] - np.cumsum(counts[:kept])
+        places = np.repeat(firsts, counts[:kept])
+        ids = self.sequences.tokens(places + np.arange(len(places)))
+        tokens = np.concatenate([ids, np.zeros(counts[kept:].sum(), np.int32)]) if padding else ids
+        return Part(counts, pasts, tokens, self._blocks(entries, counts + pasts), kept)
 
-    def _pad(
-        self,
-        batch: Batch,
-        prefills: list[tuple[Entry | None, Slice]],
-        decodes: list[tuple[Entry | None, Slice]],
-    ) -> None:
-        """Compute what the rows of a static batch compute for nobody: the rest of short prompts, rows that ended."""
+    def _blocks(self, entries: list[Entry], lengths: Ints) -> Ints32:
+        """[S, M] blocks of sequences of these lengths, the entries' first; those of padding are null."""
+        kept, block_tokens = len(entries), self._cache.block_tokens
+        tables = np.zeros((len(lengths), -(-int(lengths.max()) // block_tokens)), np.int32)
+        if self._engine.forgets:
+            own = scratch_tables(lengths[:kept], block_tokens)
+            tables[:kept, : own.shape[1]] = own
+        else:
+            tables[:kept] = self._tables.take([self._tables.row(entry.request) for entry in entries], tables.shape[1])
+        return tables
+
+    def _padding(self, batch: Batch, prefills: list[Entry], decodes: list[Entry]) -> Padding:
+        """What a static batch computes for nobody: the rest of rows shorter than the longest, and rows that ended."""
         shape = batch.shape
-        if shape.decodes:
+        if not shape.prefills:
             context = shape.decode_context // shape.decodes
-            decodes += [(None, _padding(1, context - 1))] * batch.padding_tokens
-            return
-        longest = shape.prefills[0][0]
-        short = [longest - len(one.tokens) for _, one in prefills]
-        prefills += [(None, _padding(missing, 0)) for missing in short if missing]
-
-    def _table(self, req: Request) -> npt.NDArray[np.int32]:
-        return np.fromiter(self._engine.allocator.table(req), np.int32)
-
-    def _scratch(self) -> Iterator[int]:
-        return iter(range(1, self._cache.blocks + 1))
-
-    def _samplers(
-        self,
-        batch: Batch,
-        prefills: list[tuple[Entry | None, Slice]],
-        decodes: list[tuple[Entry | None, Slice]],
-    ) -> list[tuple[int, Request, int]]:
-        """(row among the step's tokens, sequence, position of the token that it draws) of all that draw one."""
-        found: list[tuple[int, Request, int]] = []
-        end = 0
-        listed = {entry.request for entry in batch.entries}
-        for entry, one in (*prefills, *decodes):
-            end += len(one.tokens)
-            if entry is None:
-                continue
-            req, position = entry.request, entry.past + entry.tokens
-            if req in listed and req.last_token_step != batch.first_step:
-                continue  # a chunk that does not reach the last known token
-            found.append((end - 1, req, position))
-            if req.group is not None and position == req.prompt_tokens:
-                # Sequences forked in this step draw their first token from the same logits.
-                found += [
-                    (end - 1, child, position)
-                    for child in req.group.members[1:]
-                    if child not in listed and child.last_token_step == batch.first_step and child.generated == 1
-                ]
-        return found
+            return Padding([], [(1, context - 1)] * batch.padding_tokens)
+        longest, past = shape.prefills[0]
+        entries = (*prefills, *decodes)
+        short = [(longest - entry.tokens, entry.past + entry.tokens) for entry in entries if entry.tokens < longest]
+        return Padding(short + [(longest, past)] * (len(shape.prefills) - len(entries)), [])
 
 
-def next_blocks(scratch: Iterator[int], tokens: int, block_tokens: int) -> npt.NDArray[np.int32]:
-    """The next blocks of `scratch` for so many tokens."""
-    return np.fromiter((next(scratch) for _ in range(-(-tokens // block_tokens))), np.int32)
+def _doublings(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return sorted({1 << power for power in range(most.bit_length())} | {most})
 
 
-def _padding(tokens: int, past: int) -> Slice:
-    return Slice(np.zeros(tokens, np.int64), past, EMPTY_TABLE, padding=True)
+def _draws(batch: Batch, listed: set[Request], forked: list[Request], entries: list[Entry], first: int) -> list[Draw]:
+    """The draws from these entries' rows of logits, whose tokens are the step's from the `first`-th on."""
+    found: list[Draw] = []
+    end = first
+    for req, tokens, past in entries:
+        end += tokens
+        if req in listed and req.last_token_step != batch.first_step:
+            continue  # a chunk that does not reach the last known token
+        position = past + tokens
+        found.append(Draw(end - 1, req, position))
+        if req.group is not None and position == req.prompt_tokens:
+            # Sequences forked in this step draw their first token from the same logits.
+            found += [Draw(end - 1, child, position) for child in forked if child.group is req.group]
+    return found
 
 
-def _seed(seed: int, sequence: int) -> int:
-    """One number of 63 bits for a run's seed and a sequence's id."""
-    return int(np.random.SeedSequence([seed, sequence]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def no_memory(device: torch.device, what: str, cache: KvCache) -> InputError:
+    """The sentence for a step that does not fit beside the cache."""
+    return InputError(
+        f"{device} has no memory left for {what} beside a KV cache of {cache.blocks} blocks; lower kv.blocks, "
+        "kv.gpu_memory_utilization or engine.max_num_batched_tokens"
+    )
+
+
+def _spread(values: Ints, at: Ints, count: int) -> Ints:
+    spread = np.zeros(count, np.int64)
+    spread[at] = values
+    return spread
+
+
+def _check(requests: list[Request], tokens: Ints) -> None:
+    if len(tokens) and int(tokens.min()) < 0:
+        req = requests[int(tokens.argmin())]
+        raise InputError(
+            f"the model's logits for request {index_of(req.id)} are not finite, so that no token can be drawn; try "
+            "another dtype, and see whether the weights are sound"
+        )

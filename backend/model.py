@@ -7,6 +7,7 @@ static buffers (`Model.graphable` says where that holds).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,12 +66,29 @@ class ForwardBatch:
 
 
 class Model:
-    """The weights of one model on one device, and its forward pass with the device's operations, or with `ops`."""
+    """The weights of one model on one device, and its forward pass with the device's operations, or with `ops`.
 
-    def __init__(self, spec: ModelSpec, config: CheckpointConfig, weights: Weights, ops: Ops | None = None) -> None:
+    Args:
+        windows: of each layer, how many tokens one attends, 0 for all; the checkpoint's own where None.
+        sinks: first tokens that layers with a window attend besides (StreamingLLM, Xiao et al. 2023, section 3.2;
+            there positions are counted within the cache, here they stay those of the text).
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: CheckpointConfig,
+        weights: Weights,
+        ops: Ops | None = None,
+        *,
+        windows: Sequence[int] | None = None,
+        sinks: int = 0,
+    ) -> None:
         self.spec = spec
         self.config = config
         self.weights = weights
+        self.windows = tuple(config.windows if windows is None else windows)
+        self.sinks = sinks
         self.device = weights.embedding.device
         self.ops = ops or for_device(self.device)
         self._frequencies = config.rope.frequencies(spec.head_dim, self.device)
@@ -96,7 +114,7 @@ class Model:
         residual: Tensor | None = None
         for at, layer in enumerate(weights.layers):
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
-            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.config.windows[at])
+            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at])
             normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
             hidden = mlp(ops, normed, layer.mlp)
         if batch.logits_rows is not None:
@@ -145,12 +163,13 @@ class Model:
                 max_q=prefill.max_q,
                 scale=scale,
                 window=window,
+                sinks=self.sinks,
             )
             parts.append(out)
         if decode is not None:
             rows = q[first:].view(len(decode.kv_lens), decode.width, *q.shape[1:])
             out, _ = self.ops.decode_attention(
-                rows, cache, decode.block_tables, decode.kv_lens, scale=scale, window=window
+                rows, cache, decode.block_tables, decode.kv_lens, scale=scale, window=window, sinks=self.sinks
             )
             parts.append(out.view(-1, *q.shape[1:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

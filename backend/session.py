@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy.typing as npt
 import torch
 
+from backend.graphs import CudaRecorder
 from backend.kvcache import KvCache, block_bytes
-from backend.live import Live, Sampling
+from backend.live import Live, no_memory
 from backend.loader import load_checkpoint, random_model
 from backend.memory import check_device, device_bytes
 from backend.model import Model
 from backend.prompts import Prompts, Tokens
+from backend.sampling import Sampling
 from sim import catalog
 from sim.allocators.windowed import Windowed
 from sim.assemble import Parts
@@ -70,6 +72,8 @@ def _check(plan: Scenario) -> None:
             raise InputError(f"{name} is {value}, and a live run has one device")
     if plan.workload.beam_search:
         raise InputError("workload.beam_search is simulated only: a live run draws samples")
+    if plan.allocator.parameters.get("keep_uncomputed"):
+        raise InputError("allocator.keep_uncomputed is simulated only: a live run would read KV that no step wrote")
     if plan.offload.weight_layers or plan.offload.kv_layers:
         raise InputError("offload is simulated only: a live run keeps weights and cache on its device")
 
@@ -97,20 +101,38 @@ class Session:
         return platform.processor() or platform.machine()
 
     def executor(self, engine: Engine) -> Live:
-        """A warmed executor for this engine's batches, with a cache of its own."""
-        parts, how, limits = self._parts, self._parts.plan.live, engine.limits
-        blocks = parts.pool.blocks
-        if engine.forgets:
-            blocks = parts.pool.blocks_for(limits.max_num_batched_tokens) + limits.max_num_seqs
-        cache = KvCache.allocate(parts.model, blocks, parts.pool.block_tokens, self._device)
+        """An executor for this engine's batches with a cache of its own, warmed; on CUDA its decode steps are recorded.
+
+        Raises InputError where memory does not suffice, and for a model that no graph can record.
+        """
+        parts, how = self._parts, self._parts.plan.live
+        graphs = self._device.type == "cuda" and parts.plan.engine.cuda_graphs
+        if graphs and not self._model.graphable:
+            raise InputError(
+                f"{parts.model.name} waits for the GPU within a step (its experts are multiplied one by one), so that "
+                "no CUDA graph can record it; add --set engine.cuda_graphs=false"
+            )
+        cache = KvCache.allocate(parts.model, self._blocks(engine), parts.pool.block_tokens, self._device)
         sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.plan.seed)
-        self._live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks)
-        on_cpu = self._device.type == "cpu"
-        self._live.warm_up(
-            min(limits.max_num_batched_tokens, CPU_WARM_TOKENS if on_cpu else limits.max_num_batched_tokens),
-            min(limits.max_num_seqs, CPU_WARM_SEQUENCES if on_cpu else limits.max_num_seqs),
-        )
-        return self._live
+        live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks)
+        most_tokens, most_sequences = engine.limits.max_num_batched_tokens, engine.limits.max_num_seqs
+        if self._device.type == "cpu":
+            most_tokens = min(most_tokens, CPU_WARM_TOKENS)
+            most_sequences = min(most_sequences, CPU_WARM_SEQUENCES)
+        try:
+            live.warm_up(most_tokens, most_sequences)
+            if graphs:
+                live.capture(CudaRecorder(), engine.limits.max_num_seqs, engine.limits.max_model_len)
+        except torch.OutOfMemoryError:
+            raise no_memory(self._device, f"steps of {most_tokens} tokens", cache) from None
+        self._live = live
+        return live
+
+    def _blocks(self, engine: Engine) -> int:
+        pool, limits = self._parts.pool, engine.limits
+        if engine.forgets:
+            return pool.blocks_for(limits.max_num_batched_tokens) + limits.max_num_seqs
+        return pool.blocks
 
     def outputs(self) -> Iterator[tuple[int, int, Tokens]]:
         """(sequence id, prompt tokens, ids of prompt and answer) of all sequences that ran."""
@@ -135,7 +157,5 @@ def _with_window(model: Model, parts: Parts) -> Model:
         return model
     if allocator.full_groups:
         raise InputError("the windowed allocator for a model with full and windowed layers is simulated only")
-    if allocator.sink_tokens:
-        raise InputError("allocator.sink_tokens is simulated only, so far")
-    config = replace(model.config, windows=(allocator.recent_tokens,) * parts.model.layers)
-    return Model(model.spec, config, model.weights)
+    windows = (allocator.recent_tokens,) * parts.model.layers
+    return Model(model.spec, model.config, model.weights, windows=windows, sinks=allocator.sink_tokens)

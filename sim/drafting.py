@@ -79,8 +79,17 @@ class DraftingEngine(Engine):
         early: bool = False,
         host_blocks: int = 0,
         window_tokens: int = 0,
+        ranks: bool = False,
     ) -> None:
-        super().__init__(policy, allocator, limits, spans=False, host_blocks=host_blocks, window_tokens=window_tokens)
+        super().__init__(
+            policy,
+            allocator,
+            limits,
+            spans=False,
+            host_blocks=host_blocks,
+            window_tokens=window_tokens,
+            ranks=ranks,
+        )
         if hasattr(allocator, "drafting"):
             allocator.drafting = True
         self.proposer = proposer

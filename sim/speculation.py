@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Generic, TypeVar
 from zlib import crc32
 
 import numpy as np
 
+from sim.adaptive import Adaptive as Adaptive
+from sim.adaptive import PerRequest
 from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline
-from sim.cost.step import Constant, StepCost, Term
+from sim.cost.step import Constant, Term
 from sim.request import Request
 from sim.specs import ModelSpec
 from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")
 MOST_DRAFTS = 64
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class SpeculationSettings:
     (k heads on the target's last hidden state, run once). `k` drafts are proposed or, with `adaptive`, up to k.
 
     `acceptance` is the probability that a draft is right, given that all before it were: one number, several by
-    position ("0.8,0.7,0.5", the last one for all that follow), or a JSON file with a list of them.
+    position ("0.8,0.7,0.5", the last one for all that follow), a JSON file with a list of them, or the `summary.json`
+    of a run that drafted.
     """
 
     drafter: str = "ngram"
@@ -45,8 +46,11 @@ class SpeculationSettings:
     def __post_init__(self) -> None:
         if self.drafter not in DRAFTERS:
             raise InputError(f"speculation.drafter is {self.drafter!r}; known: {', '.join(DRAFTERS)}")
-        if not 0 <= self.k <= MOST_DRAFTS:
-            raise InputError(f"speculation.k is {self.k}; it must lie between 0 and {MOST_DRAFTS}")
+        if not 1 <= self.k <= MOST_DRAFTS:
+            raise InputError(
+                f"speculation.k is {self.k}; it must lie between 1 and {MOST_DRAFTS} "
+                "(who drafts nothing takes the policy chunked)"
+            )
         if (self.drafter == "draft-model") != bool(self.draft_model):
             raise InputError(
                 "speculation.draft_model names the model of the drafter draft-model"
@@ -56,13 +60,10 @@ class SpeculationSettings:
 
 
 def acceptance_rates(given: float | str) -> tuple[float, ...]:
-    """The rates by position; InputError where one is no probability."""
+    """The rates by position; InputError where one is no probability, or a file says none."""
     values: Sequence[object]
     if isinstance(given, str) and given.endswith(".json"):
-        try:
-            values = json.loads(Path(given).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"speculation.acceptance: cannot read {given}: {error}") from None
+        values = _recorded_rates(given)
     else:
         values = given.split(",") if isinstance(given, str) else [given]
     try:
@@ -71,25 +72,23 @@ def acceptance_rates(given: float | str) -> tuple[float, ...]:
         rates = ()
     if not rates or not all(0.0 <= rate <= 1.0 for rate in rates):
         raise InputError(f"speculation.acceptance is {given!r}; expected probabilities from 0 to 1, such as 0.8,0.7")
-    return rates
+    return rates[:MOST_DRAFTS]
 
 
-class PerRequest(Generic[T]):
-    """Something for each request, made when it is first asked for, and dropped some time after the request's end."""
-
-    def __init__(self, make: Callable[[Request], T]) -> None:
-        self._make = make
-        self._of: dict[Request, T] = {}
-        self._most = 1024
-
-    def __getitem__(self, req: Request) -> T:
-        found = self._of.get(req)
-        if found is None:
-            if len(self._of) >= self._most:
-                self._of = {other: kept for other, kept in self._of.items() if not other.finished}
-                self._most = 1024 + 2 * len(self._of)
-            found = self._of[req] = self._make(req)
-        return found
+def _recorded_rates(path: str) -> Sequence[object]:
+    """A list of rates, or those of a run: its summary says how often a draft and all before it were right."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(told, dict):
+            reached = [1.0, *map(float, told["speculation"]["acceptance_by_position"])]
+            told = [right / before if before else 0.0 for before, right in pairwise(reached)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"speculation.acceptance: cannot read {path}: {error}") from None
+    except (KeyError, TypeError):
+        raise InputError(
+            f"speculation.acceptance: {path} is no list of rates and no summary of a run that drafted"
+        ) from None
+    return told if isinstance(told, list) else [told]
 
 
 class Luck:
@@ -145,88 +144,6 @@ class Fixed:
 
     def verified(self, req: Request, drafts: int, accepted: int) -> None:
         """Nothing is learned from it."""
-
-
-class Record:
-    """Of one request's drafts: how many were right, of those that were looked at."""
-
-    __slots__ = ("right", "tried")
-
-    def __init__(self) -> None:
-        self.right = self.tried = 0
-
-
-class Adaptive:
-    """As many drafts as promise the fewest seconds per token, by a request's acceptance and the load (0 included).
-
-    The seconds are those of a step in which all running requests do alike, by the cost model that prices the run, as
-    an engine that has profiled itself would know them (Liu et al. 2024, TurboSpec). Acceptance is one rate per
-    request: the share of right drafts among those looked at, and beside it `PRIOR` drafts at the rate of all requests
-    so far (0.5 at first): a step that drafts has a price of its own, so requests that are much alike had better draft
-    together or not at all. Those that have stopped try one draft again in every `RETRY`-th step, the same for all,
-    which bounds what trying costs.
-
-    Args:
-        most: never more drafts than these.
-        cost: prices the steps.
-        window_tokens: most tokens that one attends in layers with an attention window; 0 without one.
-    """
-
-    RETRY = 64
-    PRIOR = 16
-
-    def __init__(self, most: int, cost: StepCost, window_tokens: int = 0) -> None:
-        self.most = most
-        self._cost = cost
-        self._window_tokens = window_tokens
-        self._records = PerRequest(lambda req: Record())
-        self._right, self._tried = 1, 2
-        self._best: dict[tuple[int, int, int], int] = {}
-        self._round = self._asked = 0
-        self._first: Request | None = None
-
-    def propose(self, req: Request, running: int) -> int:
-        self._asked += 1
-        if req is self._first or self._asked > running:
-            self._round += 1
-            self._asked, self._first = 1, req
-        record = self._records[req]
-        rate = (record.right + self.PRIOR * self._right / self._tried) / (record.tried + self.PRIOR)
-        key = (_rounded(running), _rounded(req.computed), round(rate * 20))
-        best = self._best.get(key)
-        if best is None:
-            best = self._best[key] = self._choose(key[0], key[1], key[2] / 20)
-        return best or int(self.most > 0 and self._round % self.RETRY == self.RETRY - 1)
-
-    def verified(self, req: Request, drafts: int, accepted: int) -> None:
-        # The draft after the last right one was looked at too, and was wrong.
-        tried = min(accepted + 1, drafts)
-        record = self._records[req]
-        record.right += accepted
-        record.tried += tried
-        self._right += accepted
-        self._tried += tried
-
-    def _choose(self, rows: int, context: int, rate: float) -> int:
-        within = rows * min(context, self._window_tokens)
-
-        def seconds_per_token(k: int) -> float:
-            if k:
-                # A row attends `context` tokens with its first token, and one more with each draft.
-                verifies, proposals = ((k + 1, context - 1),) * rows, (rows, rows * k, k)
-                shape = Shape(verifies=verifies, proposals=proposals, proposal_context=rows * (context + k))
-            else:
-                shape = Shape((), rows, rows * context, decode_window_context=within)
-            device, host_s = self._cost.span_s(shape, 1)
-            return (device[0] + host_s) / sum(rate**i for i in range(k + 1))
-
-        return min(range(self.most + 1), key=seconds_per_token)
-
-
-def _rounded(count: int) -> int:
-    """About the same number, one of four in each octave."""
-    spare = max(0, count.bit_length() - 3)
-    return (count >> spare << spare) + ((1 << spare) >> 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +202,11 @@ class Drafted:
         self._target = target
         self._drafter = drafter
         self._draft = draft_cost
+
+    @property
+    def needs_longest(self) -> bool:
+        """Does the target's price depend on the longest context among the decode rows?"""
+        return bool(getattr(self._target, "needs_longest", False))
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""

@@ -34,6 +34,8 @@ MS = FixedCost(base_s=0.001)
 
 Sliver = tuple[int, int, int]
 """(request id, tokens computed, tokens computed before): one request's share of one single step."""
+Moves = tuple[int, list[tuple[int, int]], list[tuple[int, Sequence[int], bool, int]]]
+"""(step, copies, swaps with the request's id) of a batch that moves blocks."""
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Setup:
     concurrency: int = 0
     replicas: int = 1
     host_blocks: int = 0
+    window_tokens: int = 0
 
     def engine(self) -> Engine:
         policy = self.policy
@@ -60,7 +63,14 @@ class Setup:
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
         if isinstance(allocator, Prefix):
             allocator.late_outputs = self.depth == 2
-        return Engine(policy, allocator, self.limits, spans=self.spans, host_blocks=self.host_blocks)
+        return Engine(
+            policy,
+            allocator,
+            self.limits,
+            spans=self.spans,
+            host_blocks=self.host_blocks,
+            window_tokens=self.window_tokens,
+        )
 
 
 class Watch(StepLog):
@@ -71,6 +81,7 @@ class Watch(StepLog):
         self._watchers = watchers
         self.steps: list[list[list[Sliver]]] = [[] for _ in range(replicas)]
         self.evicted: list[list[tuple[int, list[int]]]] = [[] for _ in range(replicas)]
+        self.moves: list[list[Moves]] = [[] for _ in range(replicas)]
         self._planned: dict[int, list[Sliver]] = {}
         self.in_system_s = 0.0
         self._count = 0
@@ -90,6 +101,9 @@ class Watch(StepLog):
     def planned(self, replica: Replica, batch: Batch) -> None:
         if not batch.empty:
             self._planned[id(batch)] = slivers(replica.engine, batch)
+        if batch.copies or batch.swaps:
+            swaps = [(swap.request.id, *swap[1:]) for swap in batch.swaps]
+            self.moves[replica.index].append((batch.first_step, batch.copies, swaps))
         if batch.evicted:
             self.evicted[replica.index].append((batch.first_step, [req.id for req in batch.evicted]))
         for watcher in self._watchers:
@@ -106,7 +120,6 @@ class Watch(StepLog):
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         super().committed(replica, flight)
-        self.tick(replica, -len(flight.batch.finishing))
         for watcher in self._watchers:
             watcher.committed(replica, flight)
 
@@ -170,8 +183,9 @@ def slivers(engine: Engine, batch: Batch) -> list[Sliver]:
     """Who computes what in the first repeat of a batch just planned, in admission order."""
     entries = [(req.seq, req.id, tokens, past) for req, tokens, past in batch.entries]
     if batch.lockstep:
-        own = {entry.request.id for entry in batch.entries}
-        members = [req for req in engine.lockstep if req.id not in own]
+        # Who joined after the step was planned computes nothing of it: new sequences, and those whose run starts later.
+        own = {entry.request.id for entry in batch.entries} | {req.id for req in batch.first_tokens}
+        members = [req for req in engine.lockstep if req.id not in own and req.run_first_step <= batch.first_step]
         assert len(members) == batch.lockstep
         entries += [(req.seq, req.id, 1, engine.lockstep.computed(req) - 1) for req in members]
     return [entry[1:] for entry in sorted(entries)]
@@ -189,6 +203,7 @@ def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, 
             assert req.id not in finished, f"{req} finished twice"
             finished[req.id] = req
             replica_of[req.id] = index
+            watch.tick(replicas[index], -1)
             source.finished(req)
 
         return take

@@ -44,8 +44,8 @@ class DecodePlan:
 @triton.jit
 def cut(visits, share):
     """(parts of each context when none exceeds `share` visits, visits of each part but the last): no part is empty."""
-    length = tl.maximum(tl.cdiv(visits, tl.maximum(tl.cdiv(visits, share), 1)), 1)
-    return tl.cdiv(visits, length), length
+    parts = tl.cdiv(visits, share)
+    return parts, tl.cdiv(visits, tl.maximum(parts, 1))
 
 
 @triton.jit(do_not_specialize=["sequences", "window", "sinks", "slots"])

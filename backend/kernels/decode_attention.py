@@ -109,7 +109,6 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    kv_lens,
     spans,
     out,
     lse,
@@ -120,7 +119,10 @@ def merge_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program: the parts of one head of one query; nothing to do where a context was not cut."""
+    """One program: the parts of one head of one query; nothing to do where a context was not cut.
+
+    A query before its sequence's first token has length < QUERIES, so one part: `decode_kernel` sees to it.
+    """
     inner = tl.program_id(0)
     sequence = tl.program_id(1)
     parts = tl.load(spans + 2 * sequence + 1)
@@ -142,8 +144,7 @@ def merge_kernel(
         acc = acc * fade + tl.sum(values * weight[:, None], 0)
         total = total * fade + tl.sum(weight, 0)
         peak = risen
-    # A padding row (no parts), or a query before the sequence's first token, attends nothing.
-    attends = (parts > 0) & (tl.load(kv_lens + sequence) - QUERIES + inner // HEADS >= 0)
+    attends = parts > 0  # a padding row has no part
     at = sequence.to(tl.int64) * (QUERIES * HEADS) + inner
     result = tl.where(attends, acc / tl.where(total > 0.0, total, 1.0), 0.0)
     tl.store(out + at * HEAD_DIM + dims, result.to(out.dtype.element_ty))
@@ -168,13 +169,13 @@ def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTi
     what registers and shared memory allow on sm_90, read off the compiled kernels. Where numpy interprets, tiles are
     small, so that short contexts cross their borders.
     """
-    rows = min(64, max(16, next_power_of_two(queries * form.group)))
+    rows = min(16 if form.operand == "fp32" else 64, max(16, next_power_of_two(queries * form.group)))
     if interpreted:
         return DecodeTile(rows, 16, resident=1)
     if form.operand == "fp32":
-        return DecodeTile(rows, 32, stages=3, resident=1)
+        return DecodeTile(rows, 16 if form.head_dim == 256 else 32, stages=3, resident=1)
     if form.head_dim == 256:
-        return DecodeTile(rows, 32 if rows > 16 else 64, stages=3, resident=2)
+        return DecodeTile(rows, 32 if rows > 16 or form.narrow else 64, stages=3, resident=2)
     return DecodeTile(rows, 64, resident=3 if rows == 16 else 2)
 
 
@@ -246,7 +247,7 @@ def decode_attention(
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(queries * heads, sequences)](
-        kv_lens, plan.spans, out, lse, part_out, part_lse,
+        plan.spans, out, lse, part_out, part_lse,
         QUERIES=queries, HEADS=heads, HEAD_DIM=head_dim, BLOCK=MERGE_BLOCK, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
@@ -283,7 +284,7 @@ def variant(form: Form, queries: int = 1) -> Variant:
 def variants() -> list[Variant]:
     """Every form with one query, with four and with eight; the merge of 32 heads; plans of 64 sequences."""
     made = [variant(form, queries) for form in forms() for queries in (1, 4, 8)]
-    results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"kv_lens": "*i32", "spans": "*i32"}
+    results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"spans": "*i32"}
     for head_dim in (64, 128, 256):
         shape = {"QUERIES": 1, "HEADS": 32, "HEAD_DIM": head_dim, "BLOCK": MERGE_BLOCK}
         made.append(

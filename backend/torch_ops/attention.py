@@ -77,7 +77,7 @@ def decode_attention(
     if heads % kv_heads:
         raise InputError(f"{heads} query heads are no multiple of {kv_heads} KV heads")
     keys = _keys(kv_lens, queries, window, sinks)
-    k, v = _gathered(cache, block_tables, keys, kv_lens)
+    k, v = _gathered(cache, block_tables, keys)
     # Rows of one KV head: queries x group, so that each head's keys are multiplied once.
     grouped = q.float().view(sequences, queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2)
     scores = grouped.reshape(sequences, kv_heads, -1, head_dim) @ k.transpose(2, 3) * scale
@@ -131,10 +131,10 @@ def _seen(keys: Tensor, kv_lens: Tensor, queries: int, window: int, sinks: int) 
     return seen & ((key > at - window) | (key < sinks)) if window > 0 else seen
 
 
-def _gathered(cache: LayerCache, block_tables: Tensor, keys: Tensor, kv_lens: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [S, G, K, D] in fp32. A missing position repeats the sequence's last key, which is finite."""
+def _gathered(cache: LayerCache, block_tables: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [S, G, K, D] in fp32. A missing position reads position 0, attended by those who miss one."""
     block_tokens, kv_heads = cache.k.shape[1:3]
-    at = torch.where(keys < 0, (kv_lens[:, None] - 1).clamp(min=0), keys).long()
+    at = keys.clamp(min=0).long()
     slots = block_tables.gather(1, at // block_tokens) * block_tokens + at % block_tokens
     rows = (slots[:, None, :] * kv_heads + torch.arange(kv_heads)[:, None]).long()
     return _values(cache.k, cache.k_scale, rows), _values(cache.v, cache.v_scale, rows)

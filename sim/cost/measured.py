@@ -84,9 +84,11 @@ class Operations:
     def _small(self) -> None:
         model, layers, heads = self._model, self._model.layers, self._model.heads // self._tp
         kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._tp), model.head_dim, model.kv_dtype
-        norms = (4 if model.post_norms else 2) * layers + 1
+        norms = (4 if model.post_norms else 2) * layers
         self._add("embedding", [(1, self._elementwise("embedding", model.hidden), 1)])
         self._add("norms", [(norms, self._elementwise("norm", model.hidden), 1)])
+        if "norms" in self.by_tokens:  # the last one is of the rows whose logits are wanted
+            self._add("final norm", [(1, self._elementwise("norm", model.hidden), 1)], rows=True)
         if model.is_latent:
             return
         if model.qk_norm:

@@ -107,8 +107,8 @@ def read(folder: Path) -> Profile:
     return profile
 
 
-def write(profile: Profile, folder: Path, *, replace: bool = False) -> None:
-    """Write the folder, which appears whole or not at all; read back before it does.
+def write(profile: Profile, folder: Path, *, replace: bool = False, extra: Mapping[str, str] | None = None) -> None:
+    """Write the folder, which appears whole or not at all; read back before it does. `extra` are more files, by name.
 
     Raises:
         InputError: it is there already and not to be replaced, or holds something else than a profile.
@@ -123,6 +123,8 @@ def write(profile: Profile, folder: Path, *, replace: bool = False) -> None:
             (made / f"{name}.csv").write_text(table.csv(), encoding="utf-8")
         if profile.device_text:
             (made / DEVICE).write_text(profile.device_text, encoding="utf-8")
+        for name, text in (extra or {}).items():
+            (made / name).write_text(text, encoding="utf-8")
         read(made)
         made.chmod(0o755)
         if folder.exists():

@@ -65,6 +65,7 @@ _DTYPE = Column("dtype", "text", tuple(DTYPE_BYTES))
 _WEIGHT = Column("weight_dtype", "text", tuple(WEIGHT_TYPES))
 _KV = Column("kv_dtype", "text", tuple(KV_TYPES))
 _HEADS = (_DTYPE, _KV, _count("heads"), _count("kv_heads"), _count("head_dim"), _count("window", 0))
+_PARTS = Column("parts", "text", ("prefill", "decode", "mixed"))
 _EAGER_OR_GRAPH = Column("graph", "count", least=0)
 ELEMENTWISE = (
     "embedding",
@@ -145,13 +146,13 @@ TABLES: Mapping[str, TableSpec] = {
             "launch",
             "the host's time to launch a whole step's kernels (graph 1: one CUDA graph; 0: each by itself), without "
             "computing them; where host and device are one, all that a step does beside its operations",
-            (Column("parts", "text", ("prefill", "decode", "mixed")), _EAGER_OR_GRAPH),
+            (_PARTS, _EAGER_OR_GRAPH),
             (_count("layers"), _count("rows"), _count("prefill_tokens", 0)),
         ),
         TableSpec(
             "host",
             "packing and handling outputs of one step; launching is not in it. `rows` are rows of logits",
-            (_EAGER_OR_GRAPH,),
+            (_PARTS, _EAGER_OR_GRAPH),
             (_count("rows"), _count("prefill_tokens", 0)),
         ),
         TableSpec(

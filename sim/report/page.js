@@ -28,7 +28,8 @@ function bars(figure, spec) {
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const plots = figures.flatMap((figure) => {
   const spec = specs[figure.dataset.chart];
-  return spec.kind === "bars" ? (bars(figure, spec), []) : [new Plot(figure, spec)];
+  const still = { bars, scatter }[spec.kind]; // those that have nothing to zoom into
+  return still ? (still(figure, spec), []) : [new Plot(figure, spec)];
 });
 Plot.draw(plots);
 document.body.dataset.drawn = figures.length;

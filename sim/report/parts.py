@@ -14,7 +14,7 @@ from typing import Any
 from sim.report.charts import Chart
 
 MARKER = re.compile(r"\{\{(\w+)\}\}")
-SCRIPTS = ("draw.js", "kinds.js", "plot.js", "page.js")
+SCRIPTS = ("draw.js", "kinds.js", "plot.js", "scatter.js", "page.js")
 NOTHING = '<p class="hint">No request came this far.</p>'
 
 

@@ -48,21 +48,22 @@ def parse_window(text: str) -> Window:
     return start_s, end_s
 
 
-def trace_json(run: Run, *, window: Window | None = None) -> Iterator[str]:
+def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] = ()) -> Iterator[str]:
     """The whole file as pieces of text.
 
     window: (start_s, end_s) on the run's clock keeps the steps and requests that touch it, each whole.
+    names: what the replicas are called, in their order, instead of "replica 0" and so on.
     """
     yield '{"displayTimeUnit":"ms","traceEvents":[\n'
     first = True
-    for lines in _events(run, window):
+    for lines in _events(run, window, names):
         if lines:
             yield ("" if first else ",\n") + ",\n".join(lines)
             first = False
     yield "\n]}\n"
 
 
-def _events(run: Run, window: Window | None) -> Iterator[list[str]]:
+def _events(run: Run, window: Window | None, names: Sequence[str]) -> Iterator[list[str]]:
     """Every event as a line of JSON, some lines at a time, in time order within each track."""
     requests, steps = _cut(run.requests, run.steps, window)
     yield _name(REQUESTS_PID, "process_name", "requests", 0)
@@ -71,7 +72,7 @@ def _events(run: Run, window: Window | None) -> Iterator[list[str]]:
         rows = steps[steps["replica"] == replica]
         start_ns, end_ns = _nanoseconds(rows["start_s"]), _nanoseconds(rows["end_s"])
         tracks = _tracks(start_ns, end_ns)
-        yield _name(pid, "process_name", f"replica {replica}", 0)
+        yield _name(pid, "process_name", names[replica] if names else f"replica {replica}", 0)
         for track in range(int(tracks.max()) + 1):
             yield _name(pid, "thread_name", "steps" if track == 0 else f"steps, in flight {track + 1}", track + 1)
         for part in _chunks(len(rows)):

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.schedules import Verdict
 from sim.report.validate_words import (
     STAGE_WORDS,
     Document,
@@ -19,6 +18,7 @@ from sim.report.validate_words import (
     title,
     twin_line,
 )
+from sim.schedules import Verdict
 
 
 def validation_view(document: Document) -> RenderableType:

@@ -19,17 +19,22 @@ from sim.cost.step import Constant, Term, advanced, shape_tokens
 
 Floats = npt.NDArray[np.float64]
 NAME = "fitted-here"
-TERMS = ("step", "tokens", "prefill slices", "prefill attention", "decode rows", "decode attention")
+TERMS = ("step", "tokens", "prefill slices", "prefill attention", "decode rows", "decode attention", "verify rows",
+         "verify attention", "proposals")  # fmt: skip
 """Seconds for: a step; a token computed; a prefill slice; a (new token, attended token) pair of a prefill slice; a
-decode row; a KV token that a decode row attends."""
+decode row; a KV token that a decode row attends; a row that verifies drafts; a pair of it; a draft proposed."""
 
 
 def features(shape: Shape) -> tuple[float, ...]:
     """How many of each of `TERMS` a step has."""
-    pairs = sum(new * past + new * (new + 1) / 2 for new, past in shape.prefills)
-    window = shape.decode_window_context
-    attended = window or shape.decode_context
-    return 1.0, shape_tokens(shape), len(shape.prefills), pairs, shape.decodes, attended
+    attended = shape.decode_window_context or shape.decode_context
+    prefill = len(shape.prefills), _pairs(shape.prefills)
+    verify = len(shape.verifies), _pairs(shape.verifies)
+    return 1.0, shape_tokens(shape), *prefill, shape.decodes, attended, *verify, shape.proposals[1]
+
+
+def _pairs(slices: Sequence[tuple[int, int]]) -> float:
+    return sum(new * past + new * (new + 1) / 2 for new, past in slices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class Decision(NamedTuple):
     copies: tuple[Ids, ...]
     swaps: tuple[tuple[int, bool, int, Ids], ...]
     """(sequence, to the host?, copies made before, blocks)."""
+    sampled: tuple[Ids, ...]
+    """Of a drafting engine: (sequence, drafts verified, drafts proposed next) of those that sample."""
+    accepted: Ids
+    """How many drafts of each of these were right."""
     first: Ids
     """Sequences whose first token the batch gave."""
     finished: Ids
@@ -60,6 +64,7 @@ class Record:
         decisions: the same batches.
         shapes, results: what the executor was asked and what it answered; one for each single step, of a live run.
         runs: (sequence, first step, last step) of tokens that came in consecutive steps; sequences that ended.
+        same_step: how many tokens came in the same step as the one before them.
         died: why the run ended before its time; "" where it did not.
     """
 
@@ -70,6 +75,7 @@ class Record:
     shapes: Sequence[Shape]
     results: Sequence[StepResult]
     runs: npt.NDArray[np.int64]
+    same_step: int = 0
     died: str = ""
 
     def token_runs(self) -> TokenRuns:
@@ -168,6 +174,8 @@ class Recorder(Observer):
                 made.evicted,
                 tuple(batch.copies),
                 tuple((one.request.id, one.out, one.after, tuple(one.blocks)) for one in batch.swaps),
+                tuple((one.request.id, one.drafts, one.next_drafts) for one in batch.sampled),
+                tuple(batch.accepted),
                 tuple(req.id for req in batch.first_tokens),
                 tuple(req.id for req in batch.finishing),
             )
@@ -185,6 +193,7 @@ class Recorder(Observer):
             shapes[:count],
             results[:count],
             np.stack([np.array(one, np.int64) for one in runs], axis=1).reshape(-1, 3),
+            self._runs.same_step,
             died,
         )
 

@@ -117,5 +117,7 @@ def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, blo
     itl = metrics.merge_itl([])
     if len(record.runs):
         joins = gaps_between(runs, end_s)[1]
-        itl = metrics.itl_from_segments(end_s, record.runs[:, 1], record.runs[:, 2], joins)
+        gaps = metrics.itl_from_segments(end_s, record.runs[:, 1], record.runs[:, 2], joins)
+        same = [(np.zeros(1), np.array([record.same_step]))] if record.same_step else []
+        itl = metrics.merge_itl([gaps, *same])
     return Seen(requests, record.steps.assign(start_s=start_s, end_s=end_s), itl)

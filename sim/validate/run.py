@@ -116,9 +116,15 @@ def validate(kept: Kept, bounds: Bounds, *, fit: bool, own_capacity: bool = Fals
         "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
         "lives": len(kept.records),
         "died": [record.died for record in kept.records if record.died],
-        "inputs": kept.about,
+        "inputs": _inputs(kept, fit),
     }
     return Validation(plain(document), rows, live, last)
+
+
+def _inputs(kept: Kept, fit: bool) -> dict[str, Any]:
+    """What was run, with the model that priced it; a GPU that had no part in it is not named."""
+    told = kept.about | {"profile": fitted.NAME if fit else kept.scenario.cost.profile}
+    return {name: value for name, value in told.items() if name != "gpu" or not fit}
 
 
 def _fitted(kept: Kept) -> StepCost:

@@ -21,7 +21,7 @@ COLUMNS = ("live", "step", "kind", "tokens", "start_s", "device_s", "host_s", "p
 
 def kind_of(shape: Shape) -> str:
     """prefill, decode, mixed, or verify (drafts are checked, whatever else the step does)."""
-    if getattr(shape, "verifies", 0):
+    if shape.verifies:
         return "verify"
     if not shape.prefills:
         return "decode"

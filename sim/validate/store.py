@@ -7,7 +7,7 @@ columns of docs/metrics.md, the batch, its seconds) and `live-N.runs.parquet`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 from sim import scenario
 from sim.batch import Shape
 from sim.executor import StepResult
+from sim.record import STEP_COLUMNS
 from sim.report import files
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
@@ -24,8 +25,10 @@ from traces.schema import InputError, Trace
 
 SCHEMA = 1
 RUNS = ("sequence", "first_step", "last_step")
-LISTS = ("entries", "joined", "left", "tables", "evicted", "copies", "swaps", "first", "finished")
+LISTS = ("entries", "joined", "left", "tables", "evicted", "copies", "swaps", "sampled", "accepted", "first",
+         "finished")  # fmt: skip
 """The parts of a decision that are lists: each is kept as JSON, which Parquet packs better than nested columns."""
+EXTRA = ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", "right_drafts", *LISTS)
 
 
 def writers(kept: Kept) -> dict[str, files.Writer]:
@@ -34,6 +37,7 @@ def writers(kept: Kept) -> dict[str, files.Writer]:
         "schema": SCHEMA,
         "lives": len(kept.records),
         "died": [record.died for record in kept.records],
+        "same_step": [record.same_step for record in kept.records],
         "inputs": kept.about,
         "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
     }
@@ -64,7 +68,8 @@ def read(folder: Path) -> Kept:
             requests[name] = pd.Series([np.asarray(one) for one in requests[name]], dtype=object)
     told = about["trace"]
     trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
-    records = tuple(_record(folder, number, requests, died) for number, died in enumerate(about["died"]))
+    ends = enumerate(zip(about["died"], about["same_step"], strict=True))
+    records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
     return Kept(plan, trace, records, about["inputs"])
 
 
@@ -72,7 +77,7 @@ def _about(folder: Path) -> dict[str, Any]:
     path = folder / "about.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        schema, _ = about["schema"], (about["died"], about["inputs"], about["trace"]["name"])
+        schema, _ = about["schema"], (about["died"], about["same_step"], about["inputs"], about["trace"]["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no records of live runs here (about.json: {error})") from None
     if schema != SCHEMA:
@@ -98,29 +103,31 @@ def _step_table(record: Record) -> pd.DataFrame:
         "seconds": [one.seconds[0] for one in record.results],
         "device_seconds": [one.device_s[0] for one in record.results],
         "host_seconds": [one.host_s for one in record.results],
+        "right_drafts": [json.dumps(one.accepted) for one in record.results],
     }
     for name in LISTS:
         columns[name] = [json.dumps(getattr(one, name), separators=(",", ":")) for one in record.decisions]
     return record.steps.assign(**columns)
 
 
-def _record(folder: Path, number: int, requests: pd.DataFrame, died: str) -> Record:
+def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_step: int) -> Record:
     path = folder / f"live-{number}.steps.parquet"
-    table = _table(path, ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", *LISTS))
+    table = _table(path, (*EXTRA, *STEP_COLUMNS))
     _check(table, path)
     arrival_s = _table(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(np.float64)
     if len(arrival_s) != len(requests):
         raise InputError(f"{folder}: live run {number} had {len(arrival_s)} requests, and the trace {len(requests)}")
     runs = _table(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
     try:
-        shapes = [_shape(json.loads(text)) for text in table["shape"]]
+        shapes = [Shape(*map(_frozen, json.loads(text))) for text in table["shape"]]
         decisions = list(_decisions(table))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a record of decisions: {error}") from None
     spent = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds"))
-    results = [StepResult([all_s], [device_s], host_s) for all_s, device_s, host_s in zip(*spent, strict=True)]
-    extra = ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", *LISTS)
-    return Record(requests, arrival_s, table.drop(columns=list(extra)), decisions, shapes, results, runs, died)
+    accepted = map(json.loads, table["right_drafts"])
+    results = [StepResult([all_s], [device_s], *rest) for all_s, device_s, *rest in zip(*spent, accepted, strict=True)]
+    steps = table.drop(columns=list(EXTRA))
+    return Record(requests, arrival_s, steps, decisions, shapes, results, runs, same_step, died)
 
 
 def _check(table: pd.DataFrame, path: Path) -> None:
@@ -131,11 +138,6 @@ def _check(table: pd.DataFrame, path: Path) -> None:
             raise InputError(f"{path}: the clock runs backwards in step {step}: {start_s} to {end_s} s")
         if step != row:
             raise InputError(f"{path}: row {row} is step {step}; steps are missing")
-
-
-def _shape(fields: Sequence[Any]) -> Shape:
-    prefills, *rest = fields
-    return Shape(tuple((new, past) for new, past in prefills), *rest)
 
 
 def _decisions(table: pd.DataFrame) -> Iterable[Decision]:

@@ -83,7 +83,8 @@ def check_twin(plan: Scenario, trace: Trace, record: Record) -> Twin:
         ours, result, stopped = replayed(plan, trace, record, spans=spans)
         found = first_difference(record, ours, spans=spans)
         if found is None and stopped:
-            found = Difference(len(record.decisions), "the run", "goes on", stopped, spans)
+            at = sum(one.repeats for one in ours.decisions)
+            found = Difference(at, "the run", "ended" if at == len(record.decisions) else "went on", stopped, spans)
         if found is not None:
             return Twin(found.step, found, result)
     return Twin(len(record.decisions), None, result)
@@ -101,13 +102,13 @@ def replayed(plan: Scenario, trace: Trace, record: Record, *, spans: bool) -> tu
         stopped = "" if record.died else str(error)
     except InputError as error:
         stopped = str(error)
-    return recorder.record(), result, stopped
+    return recorder.record(died=stopped), result, stopped
 
 
 def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Difference | None:
     """The first step at which two runs of the same requests part; None where none does.
 
-    A span of `ours` is compared with as many single steps of the recorded run. Of a run that died, what there is.
+    A span of `ours` is compared with as many single steps of the recorded run; of one that ended early, what there is.
     """
     tables: tuple[Tables, Tables] = ({}, {})
     theirs_end_s, ours_end_s = recorded.step_end_s(), ours.step_end_s()
@@ -121,7 +122,7 @@ def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Differen
         for key, theirs, own in (*_pairs(group, mine, tables), *ends):
             if theirs != own:
                 return Difference(mine.step, key, theirs, own, spans)
-    if not recorded.died:
+    if not recorded.died and not ours.died:
         tokens = [one.runs[np.lexsort(one.runs.T)].tolist() for one in (recorded, ours)]
         for key, theirs, own in (("steps", len(recorded.decisions), at), ("tokens by step", *tokens)):
             if theirs != own:
@@ -129,7 +130,7 @@ def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Differen
     return None
 
 
-ONCE = ("entries", "joined", "left", "evicted", "copies", "swaps")
+ONCE = ("entries", "joined", "left", "evicted", "copies", "swaps", "sampled", "accepted")
 """What only the first step of a span may have."""
 
 

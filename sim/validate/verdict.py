@@ -71,7 +71,7 @@ def judge(twin: Report | None, steps: Report | None, requests: Report, attributi
         return Verdict(False, f"the simulator is no twin of the live run: {twin['first_difference']['sentence']}")
     out = [*_steps_out(steps, bounds), *_requests_out(requests, bounds)]
     if out:
-        return Verdict(False, f"out of bounds: {out[0]}{_because(attribution)}", tuple(out))
+        return Verdict(False, f"{out[0]}{_because(attribution)}", tuple(out))
     worst = max((abs(_error(requests, *key) or 0.0) for key in bounds.requests), default=0.0)
     exact = "every decision of the live run was taken again, and " if twin is not None else ""
     return Verdict(True, f"{exact}the judged measures are within {100 * worst:.1f} % (bounds: docs/validate.md)")

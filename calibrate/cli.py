@@ -1,0 +1,286 @@
+"""The command `calibrate`: options in, a profile and its report out. All that it does, a notebook can do."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from traces.schema import InputError
+
+if TYPE_CHECKING:
+    from calibrate.run import Job, Settings
+
+# Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
+
+
+class _Commands(click.Group):
+    """Finds `import` among the importers only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "import"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "import":
+            from calibrate.importers.cli import import_command  # noqa: PLC0415
+
+            return import_command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="foretoken")
+@click.option("--gpu", help="Device to measure: a GPU of the catalog, auto (the one that is here), or cpu.")
+@click.option("--models", help="Models whose shapes are measured, separated by commas.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of activations and weights.")
+@click.option("--kv-dtype", "kv_dtypes", multiple=True, help="Type of the KV cache; may be given several times.")
+@click.option("--budget-s", type=click.FloatRange(min=1.0), default=300.0, show_default=True, help="Seconds to spend.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Most new tokens of a step.")
+@click.option("--max-rows", type=click.IntRange(min=1), help="Most sequences of a decode batch.")
+@click.option("--max-context", type=click.IntRange(min=64), help="Longest context.")
+@click.option("--layers", type=click.IntRange(min=1), help="Measure only so many layers of each model.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of weights, content and held-out points.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted calibration of the same settings.")
+@click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
+@click.option("--dry-run", is_flag=True, help="Show the grid and the expected time, and measure nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+@click.pass_context
+def cli(ctx: click.Context, /, **given: Any) -> None:
+    """Measure a device's kernels and steps, fit a profile, and say how far off it is.
+
+    calibrate --gpu cpu --budget-s 60 --out my-cpu
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if given["gpu"] is None:
+        click.echo(ctx.get_help())
+        return
+    _measure(**given)
+
+
+def _measure(
+    *,
+    out: Path | None,
+    resume: bool,
+    replace: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    try:
+        from calibrate import device  # noqa: PLC0415
+        from calibrate.run import prepare  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        raise InputError(f"measuring needs the package {missing.name}: install foretoken[live]") from None
+    settings = _settings(given)
+    target = device.planned(settings.gpu) if dry_run else device.target(settings.gpu)
+    job = prepare(settings, target)
+    if dry_run:
+        _show_plan(job, as_json)
+        return
+    folder = out or Path(f"{job.target.gpu}-profile")
+    if folder.exists() and not replace:
+        raise InputError(f"{folder} is there already; remove it, give another --out, or --replace it")
+    device.check_free(target)
+    if not quiet:
+        click.echo(f"measuring {target.name}, about {job.expected_s:,.0f} s", err=True)
+    _run(job, folder, resume=resume, replace=replace, as_json=as_json, quiet=quiet)
+
+
+def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, quiet: bool) -> None:
+    from calibrate.harness import Harness  # noqa: PLC0415
+    from calibrate.page import page  # noqa: PLC0415
+    from calibrate.report import show  # noqa: PLC0415
+    from calibrate.run import calibrate, journal_path  # noqa: PLC0415
+    from sim.cost import profile  # noqa: PLC0415
+
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    seed, on = job.settings.seed, job.target.device
+    with _progress(quiet) as progress:
+        outcome = calibrate(
+            job,
+            lambda spec, limits: Harness(spec, on, limits, seed),
+            folder,
+            name=_name(folder),
+            date=today,
+            resume=resume,
+            progress=progress,
+        )
+    text = page(outcome.profile, outcome.operations, outcome.steps)
+    profile.write(outcome.profile, folder, replace=replace, extra={"report.html": text})
+    journal_path(folder).unlink()
+    if as_json:
+        click.echo(json.dumps(_errors(outcome.profile), indent=2))
+    else:
+        show(outcome.profile, _console(), outcome.steps)
+    click.echo(f"wrote {folder}; use it with sim run --gpu {job.target.gpu} --profile {folder}", err=True)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    from calibrate.run import Settings  # noqa: PLC0415
+
+    models = tuple(name.strip() for name in (given["models"] or "").split(",") if name.strip())
+    return Settings(
+        gpu=given["gpu"],
+        models=models,
+        dtype=given["dtype"] or "",
+        kv_dtypes=given["kv_dtypes"],
+        budget_s=given["budget_s"],
+        tokens=given["max_tokens"] or 0,
+        rows=given["max_rows"] or 0,
+        context=given["max_context"] or 0,
+        layers=given["layers"] or 0,
+        seed=given["seed"],
+    )
+
+
+def _show_plan(job: Job, as_json: bool) -> None:
+    told = {
+        "device": job.target.name,
+        "expected_s": round(job.expected_s, 1),
+        "limits": asdict(job.limits),
+        **job.grid(),
+    }
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    for name, value in told.items():
+        click.echo(f"{name}: {value}")
+
+
+@cli.command()
+@click.argument("profile")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
+def show(profile: str, as_json: bool) -> None:
+    """Show a profile: where it is from, where its grid ends, how far off it is.
+
+    PROFILE is a folder, or a name of the catalog.
+    """
+    from calibrate.report import show as show_profile  # noqa: PLC0415
+    from sim.cost.profile import find  # noqa: PLC0415
+
+    found = find(profile)
+    if as_json:
+        click.echo(json.dumps(_errors(found), indent=2))
+    else:
+        show_profile(found, _console())
+
+
+@cli.command()
+@click.argument("profile")
+@click.option("--limit", type=click.FloatRange(min=0.0), help="Exit 1 when a mean error is above this share.")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
+def check(profile: str, limit: float | None, as_json: bool) -> None:
+    """Check every number of a profile, and tell its errors anew from what it holds.
+
+    Rows that their neighbours contradict are listed. PROFILE is a folder, or a name of the catalog.
+    """
+    from calibrate.check import predictions, suspects  # noqa: PLC0415
+    from calibrate.evaluate import accuracy, by_group  # noqa: PLC0415
+    from sim.cost.profile import find  # noqa: PLC0415
+
+    found = find(profile)
+    operations, steps = predictions(found)
+    groups = {**by_group(operations), **{f"steps: {kind}": one for kind, one in by_group(steps).items()}}
+    errors = {name: accuracy(checked) for name, checked in groups.items()}
+    odd = suspects(found)
+    if as_json:
+        told = {name: {"points": one.points, "mean": one.mean, "bias": one.bias} for name, one in errors.items()}
+        click.echo(json.dumps({"errors": told, "suspects": [asdict(one) for one in odd]}, indent=2))
+    else:
+        click.echo(
+            f"{found.meta.name}: {sum(map(len, found.tables.values())):,} rows are possible on {found.meta.device}"
+        )
+        for name, one in errors.items():
+            click.echo(f"{name:24} {one.points:5} points left out, mean error {one.mean:6.1%}, bias {one.bias:+6.1%}")
+        for suspect in odd:
+            click.echo(f"suspect {suspect}")
+    if limit is not None and any(one.mean > limit for one in errors.values()):
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("--from", "source", required=True, help="Profile that was measured: a folder, or a name of the catalog.")
+@click.option("--to", "goal", required=True, help="GPU of the catalog, or a TOML file.")
+@click.option("--check", "checked", help="Profile measured on that GPU, to tell the errors by.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
+@click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
+def derive(source: str, goal: str, checked: str | None, out: Path | None, replace: bool) -> None:
+    """Scale a measured profile to another GPU by data-sheet ratios; its rows are marked as derived."""
+    from calibrate.derive import derive as scale  # noqa: PLC0415
+    from calibrate.report import show as show_profile  # noqa: PLC0415
+    from sim.catalog import load_gpu  # noqa: PLC0415
+    from sim.cost.profile import find, write  # noqa: PLC0415
+
+    origin, gpu = find(source), load_gpu(goal)
+    folder = out or Path(f"{gpu.name}-from-{origin.meta.name}")
+    made = scale(origin, gpu, name=_name(folder), date=origin.meta.date, check=find(checked) if checked else None)
+    write(made, folder, replace=replace)
+    show_profile(made, _console())
+    click.echo(f"wrote {folder}", err=True)
+
+
+def _errors(profile: Any) -> dict[str, Any]:
+    meta = profile.meta
+    told = {name: asdict(one) for name, one in meta.accuracy.items()}
+    steps = {name: asdict(one) for name, one in meta.step_accuracy.items()}
+    return {"name": meta.name, "gpu": meta.gpu, "device": meta.device, "operations": told, "steps": steps}
+
+
+def _name(folder: Path) -> str:
+    """What a profile is called: as its folder, in the letters that names have."""
+    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.resolve().name.lower())
+    return kept.lstrip("._-") or "profile"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, where a person is there to see it."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _what, _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda what, done, total: bar.update(task, description=what[:48], completed=done, total=total)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except InputError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("stopped; go on with --resume", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Runs cases on the live backend: a model, a cache full of random keys and values, and the live executor itself.
+
+A whole step is what `backend.live.Live` executes and measures, so that calibration and live runs tell the same seconds.
+It decides nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from backend.graphs import CudaRecorder
+from backend.kvcache import KvCache, block_bytes
+from backend.live import Live
+from backend.loader import random_model
+from backend.ops import Ops
+from backend.packing import Ints, Packed
+from backend.prompts import Prompts
+from backend.sampling import Sampling
+from calibrate.cases import Case, Range
+from calibrate.timed import Clock, CpuClock, CudaClock, Reading, TimedOps
+from sim.allocators.paged import Paged
+from sim.batch import Batch, Entry
+from sim.engine import Engine, Limits
+from sim.load import build
+from sim.memory import KvPool
+from sim.request import Request
+from sim.specs import ModelSpec
+
+BLOCK_TOKENS = 16
+MOVED_BLOCKS = (1, 4, 16, 64)
+_IDS_PER_CASE = 1 << 16
+
+
+class Sample(NamedTuple):
+    """One measurement of a case: its operations, and what else the device did meanwhile, of a timed execution, if any;
+    device and host seconds of another.
+
+    `graph_device_s` and `graph_host_s` are those of a third one, by CUDA graph; None where there is none.
+    """
+
+    readings: list[Reading]
+    beside_s: float
+    device_s: float
+    host_s: float
+    graph_device_s: float | None = None
+    graph_host_s: float | None = None
+
+
+class _ThreadTimed(Live):
+    """A live executor that also tells for how long the thread ran while it computed.
+
+    On a shared CPU a step's wall time holds whatever else was run meanwhile, and varies tenfold.
+    """
+
+    computing_s = 0.0
+
+    def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
+        begun_s = time.thread_time()
+        found = super()._compute(packed, batch)
+        self.computing_s = time.thread_time() - begun_s
+        return found
+
+
+class Harness:
+    """A model with random weights on a device, and a cache for the cases of a range, full of random content."""
+
+    def __init__(self, spec: ModelSpec, device: torch.device, limits: Range, seed: int) -> None:
+        if device.type == "cpu":
+            # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
+            torch.set_num_threads(1)
+        self.spec = spec
+        self._model = random_model(spec, device, seed=seed)
+        # Every row may leave most of its last block empty.
+        sequences = limits.rows + 8
+        blocks = -(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences
+        self._cache = KvCache.allocate(spec, blocks, BLOCK_TOKENS, device)
+        _fill(self._cache, seed)
+        self._clock: Clock = CudaClock(device) if device.type == "cuda" else CpuClock()
+        self._plain = self._model.ops
+        self._cuda = device.type == "cuda"
+        self._timed = TimedOps(self._plain, self._clock)
+        self._allocator = Paged(KvPool(blocks, BLOCK_TOKENS))
+        engine = Engine(build("sim.policies", "chunked", {}), self._allocator, Limits(sequences, limits.tokens))
+        prompts = Prompts(spec.vocab, seed)
+
+        def live(ops: Ops) -> _ThreadTimed:
+            self._model.ops = ops
+            return _ThreadTimed(self._model, self._cache, engine, prompts, Sampling())
+
+        self._live_timed = live(cast(Ops, self._timed))
+        self._live_graph: _ThreadTimed | None = None
+        self._live = live(self._plain)
+        if self._cuda and self._model.graphable:
+            self._live_graph = live(self._plain)
+            self._live_graph.capture(CudaRecorder(), limits.rows, limits.context)
+
+    @contextmanager
+    def prepared(self, case: Case, number: int, *, timed: bool) -> Iterator[Callable[[], Sample]]:
+        """What measures the case, which has run once then; its KV blocks are given back at the end.
+
+        `number` tells the case from all others; operations are timed only where asked for.
+        """
+        slices = [*case.prefills, *((1, context - 1) for context in case.decodes)]
+        requests = [Request(number * _IDS_PER_CASE + at, 0.0, past + new, 1) for at, (new, past) in enumerate(slices)]
+        for at, req in enumerate(requests):
+            req.seq, req.last_token_step = at, 0  # every slice ends its sequence, so that every one draws a token
+            if not self._allocator.grow(req, req.prompt_tokens):
+                raise RuntimeError(f"the cache was made for every case, and {case.name} does not fit")
+        entries = [Entry(req, new, past) for req, (new, past) in zip(requests, slices, strict=True)]
+
+        def execute(live: _ThreadTimed, ops: Ops) -> tuple[float, float]:
+            batch = Batch(0, 0.0, entries, 0, [])
+            batch.shape = case.shape
+            self._model.ops = ops
+            begun_s = time.thread_time()
+            result = live.execute(batch)
+            busy_s = time.thread_time() - begun_s
+            self._model.ops = self._plain
+            if self._cuda:
+                return result.device_s[0], result.host_s
+            return live.computing_s, busy_s - live.computing_s
+
+        def measure() -> Sample:
+            self._timed.case = case
+            beside_s, readings = 0.0, []
+            if timed:
+                whole_s, _ = execute(self._live_timed, cast(Ops, self._timed))
+                readings = self._timed.readings()
+                work_s = sum(reading.seconds for reading in readings)
+                beside_s = whole_s - work_s - len(readings) * self._timed.overhead_s
+            graph = self._live_graph if not case.prefills else None
+            graphed = execute(graph, self._plain) if graph else (None, None)
+            return Sample(readings, beside_s, *execute(self._live, self._plain), *graphed)
+
+        try:
+            execute(self._live, self._plain)
+            yield measure
+        finally:
+            for req in requests:
+                self._allocator.release(req)
+                req.finished = True
+
+    def moves(self) -> Iterator[Reading]:
+        """Copies within the cache and swaps to the host and back, each of some numbers of blocks of one layer, once."""
+        host = self._cache.host(max(MOVED_BLOCKS))
+        layer, twin, ops = self._cache.layers[0], host.layers[0], self._plain
+        layer_bytes = block_bytes(self.spec, BLOCK_TOKENS, self._cache.dtype) // self.spec.layers
+        for blocks in MOVED_BLOCKS:
+            ids = np.arange(1, blocks + 1, dtype=np.int32)
+            there, other = self._ids(ids), self._ids(ids + blocks)
+            for table, direction, call, pair in (
+                ("copy", "", ops.copy_blocks, (layer, there, other)),
+                ("swap", "out", ops.swap_out, (layer, twin, there, there)),
+                ("swap", "in", ops.swap_in, (layer, twin, there, there)),
+            ):
+                call(*pair)
+                self._clock.hold()
+                begin = self._clock.mark()
+                call(*pair)
+                end = self._clock.mark()
+                row = (("direction", direction), ("bytes", blocks * layer_bytes))
+                yield Reading(table, row if direction else row[1:], self._clock.seconds(begin, end))
+
+    def _ids(self, blocks: npt.NDArray[np.int32]) -> Tensor:
+        return torch.from_numpy(blocks).to(self._cache.device)
+
+
+def _fill(cache: KvCache, seed: int) -> None:
+    """Normal random keys and values: zeros make kernels draw less power and run faster than they do in service."""
+    generator = torch.Generator(cache.device).manual_seed(seed)
+    for layer in cache.layers:
+        for stored in (layer.k, layer.v):
+            for block in torch.split(stored, 1024):
+                values = torch.empty(block.shape, device=cache.device).normal_(generator=generator)
+                if stored.dtype == torch.int8:
+                    values = (values * 40.0).clamp(-127.0, 127.0)
+                if stored.dtype == torch.float8_e4m3fn:
+                    block.view(torch.uint8).copy_(values.to(stored.dtype).view(torch.uint8))
+                else:
+                    block.copy_(values)
+        for scale in (layer.k_scale, layer.v_scale):
+            if scale is not None and scale.ndim:
+                scale.fill_(1.0 / 40.0)

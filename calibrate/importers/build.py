@@ -1,0 +1,86 @@
+"""From other people's files to a profile: recognise, read, check, describe. It prints nothing and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibrate.importers import formats
+from calibrate.importers.draft import Draft, LeftOut, Told
+from calibrate.importers.held_out import accuracies
+from calibrate.importers.limits import clean
+from calibrate.importers.sheet import Sheet, open_sheets
+from sim import catalog
+from sim.cost.description import Meta
+from sim.cost.profile import Profile
+from sim.cost.tables import Table
+from traces.schema import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A profile, what was left out of it and why, and the files that hold nothing that a profile has a table for."""
+
+    profile: Profile
+    left_out: tuple[LeftOut, ...]
+    skipped_files: tuple[str, ...]
+
+
+def import_profile(
+    sources: list[Path],
+    gpu: str,
+    *,
+    format_name: str | None = None,
+    dtype: str | None = None,
+    model: str | None = None,
+    tp: int | None = None,
+) -> Imported:
+    """The profile in files and folders of one format, recognised by their columns.
+
+    `gpu` is a catalog name or the user's TOML file, which then goes into the profile; its data sheet decides which rows
+    can be true. `dtype`, `model` and `tp` say what some files do not.
+
+    Raises:
+        InputError: an unknown format or column, a fact that nobody said, a table that is mostly impossible.
+    """
+    told = Told(catalog.load_gpu(gpu), dtype=dtype, model=model, tp=tp)
+    sheets = open_sheets(sources)
+    name = format_name or formats.recognise(sheets)
+    one = formats.load(name)
+    known = [sheet for sheet in sheets if one.table_of(sheet) is not None]
+    for sheet in sheets:
+        if sheet not in known and sheet.path in sources:
+            raise InputError(f"{sheet.path}: no table of {name} has its columns ({', '.join(sheet.header[:12])})")
+    if not known:
+        raise InputError(f"{sources[0]}: none of its {len(sheets)} tables is one of {name} by its columns")
+    draft = one.read(known, told)
+    told.check_used(name)
+    tables = clean(draft, told.gpu)
+    meta = _meta(draft, tables, told, name, known)
+    text = Path(gpu).read_text(encoding="utf-8") if _is_own(gpu, told.gpu.name) else ""
+    profile = Profile(meta, tables, told.gpu if text else None, text)
+    skipped = tuple(str(sheet.path) for sheet in sheets if sheet not in known)
+    return Imported(profile, tuple(draft.left_out()), skipped)
+
+
+def _is_own(gpu: str, name: str) -> bool:
+    """Whether the data sheet is the user's file and not the catalog's."""
+    return Path(gpu).is_file() and name not in catalog.names("gpus")
+
+
+def _meta(draft: Draft, tables: dict[str, Table], told: Told, name: str, sheets: list[Sheet]) -> Meta:
+    files = [f"{sheet.path.name} (sha256 {sheet.digest()})" for sheet in sheets]
+    left = [f"Left out: {one}." for one in draft.left_out()]
+    return Meta(
+        name=f"{told.gpu.name}-{name}".lower(),
+        gpu=told.gpu.name,
+        device=draft.device or told.gpu.description,
+        kind="imported",
+        source=f"{draft.source}; imported, not measured by this project; its licence is the source's",
+        date=draft.date,
+        notes=(f"Read from {', '.join(files)}; times in {draft.unit}.", *draft.notes, *left),
+        software=draft.facts,
+        included={term: table for term, table in draft.included.items() if table in tables},
+        grid={table: f"{len(rows)} points" for table, rows in tables.items()},
+        accuracy=accuracies(tables, told.gpu),
+    )

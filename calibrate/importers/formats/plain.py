@@ -1,0 +1,105 @@
+"""A plain CSV of one's own: the columns of a profile's table, with times in us, ms or s. It checks no speed.
+
+The table is recognised by its columns, so that any file name will do. A time column carries its unit: `us`, `ms` or `s`
+where the table has `us`, `device_ms` where it has `device_us`. Columns that are alike in all rows may be left out:
+types (then --dtype says them), `window` (0), `width` and `sequences` (1), `max_context_tokens` (the mean).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from calibrate.importers.draft import Draft, Told
+from calibrate.importers.sheet import Cells, Sheet, Unusable, count, number
+from sim.cost.schema import TABLES, Column, TableSpec
+from sim.cost.tables import Value
+from sim.dtypes import DTYPE_BYTES
+from traces.schema import InputError
+
+UNIT = "their columns' units"
+_TO_US: Mapping[str, float] = {"us": 1.0, "ms": 1e3, "s": 1e6}
+_TYPES = ("dtype", "weight_dtype", "kv_dtype")
+_DEFAULTS: Mapping[str, int] = {"window": 0, "width": 1, "sequences": 1, "graph": 0}
+_MEAN, _MOST = "mean_context_tokens", "max_context_tokens"
+
+
+def table_of(sheet: Sheet) -> str | None:
+    """The one table of a profile that has these columns."""
+    found = [name for name, spec in TABLES.items() if _fits(spec, sheet.header)]
+    return found[0] if len(found) == 1 else None
+
+
+def _fits(spec: TableSpec, header: tuple[str, ...]) -> bool:
+    times = [time_column(column, header) for column in spec.values]
+    known = {column.name for column in spec.required} - {column.name for column in spec.values}
+    may_lack = {*_TYPES, *_DEFAULTS, *([_MOST] if spec.name == "decode_attention" else [])}
+    needed = {column.name for column in (*spec.groups, *spec.axes, *spec.keys)} - may_lack
+    return None not in times and needed <= set(header) and set(header) <= known | set(map(str, times))
+
+
+def time_column(column: Column, header: tuple[str, ...]) -> str | None:
+    """The column that holds a table's time, in whichever unit: `device_ms` for `device_us`; None where none does."""
+    stem = column.name.removesuffix("us")
+    found = [f"{stem}{unit}" for unit in _TO_US if f"{stem}{unit}" in header]
+    return found[0] if len(found) == 1 else None
+
+
+def read(sheets: list[Sheet], told: Told) -> Draft:
+    """All files together, each a table.
+
+    Raises:
+        InputError: no column says a type, and --dtype neither.
+    """
+    draft = Draft("a plain CSV of the user's", UNIT)
+    for sheet in sheets:
+        name = str(table_of(sheet))
+        spec = TABLES[name]
+        absent = _absent(spec, sheet, told)
+        times = {column.name: str(time_column(column, sheet.header)) for column in spec.values}
+        for place, cells in sheet.rows():
+            with draft.reading(name, place):
+                draft.add(name, place, **_row(spec, cells, absent, times))
+        for key, value in absent.items():
+            draft.note(f"{sheet.path.name} has no column {key}; taken as {value}.")
+    return draft
+
+
+def _absent(spec: TableSpec, sheet: Sheet, told: Told) -> dict[str, Value]:
+    """What columns that the file lacks are taken as."""
+    found: dict[str, Value] = {}
+    for column in (*spec.groups, *spec.axes):
+        if column.name in sheet.header:
+            continue
+        if column.name not in _TYPES:
+            found[column.name] = _DEFAULTS[column.name]
+            continue
+        dtype = told.dtype()
+        if dtype is None:
+            raise InputError(f"{sheet.path}: no column {column.name!r}; add it, or say the type with --dtype")
+        if dtype not in DTYPE_BYTES:
+            raise InputError(f"--dtype {dtype!r} is none of {', '.join(DTYPE_BYTES)}")
+        found[column.name] = "none" if spec.name == "elementwise" and column.name == "kv_dtype" else dtype
+    return found
+
+
+def _row(spec: TableSpec, cells: Cells, absent: dict[str, Value], times: dict[str, str]) -> dict[str, Value]:
+    row: dict[str, Value] = {}
+    for column in (*spec.groups, *spec.axes, *spec.keys):
+        if column.name in absent:
+            row[column.name] = absent[column.name]
+        elif column.name not in cells:  # only decode attention's largest context may be left out
+            row[column.name] = row[_MEAN]
+        elif column.kind == "text":
+            row[column.name] = _text(column, cells)
+        else:
+            row[column.name] = count(cells, column.name, column.least)
+    for name, key in times.items():
+        row[name] = number(cells, key) * _TO_US[key.rpartition("_")[2]]
+    return row
+
+
+def _text(column: Column, cells: Cells) -> str:
+    text = str(cells[column.name])
+    if not text or (column.choices and text not in column.choices):
+        raise Unusable(f"{column.name} is none of {', '.join(column.choices)}" if text else f"{column.name} is empty")
+    return text

@@ -1,0 +1,129 @@
+"""What was measured so far, one JSON line per case and pass, so that an interrupted calibration goes on where it was.
+
+It stands beside the profile that is being made, and is removed when that is written. It fits nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.cost.tables import Value
+from traces.schema import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Microseconds of one launch of an operation: the middle of an entry's repeats. `row` are a table's columns."""
+
+    table: str
+    row: Mapping[str, Value]
+    us: float
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, Value], ...]]:
+        """What tells the row from others."""
+        return self.table, tuple(sorted(self.row.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A case of a model as measured in one pass: operations, seconds of the whole step, telemetry of the device.
+
+    `work_s` is the sum of the operations' seconds and `beside_s` what else the step took that they were timed in; 0
+    where they were not timed.
+    """
+
+    model: str
+    case: str
+    number: int
+    measured_in: int
+    points: tuple[Point, ...]
+    work_s: float
+    beside_s: float
+    device_s: float
+    host_s: float
+    graph_device_s: float | None = None
+    graph_host_s: float | None = None
+    clocks: Mapping[str, float] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Model, case and pass."""
+        return self.model, self.case, self.measured_in
+
+
+class Journal:
+    """An append-only file of entries, headed by what they are measurements of."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Open or begin the journal.
+
+        Raises:
+            InputError: there is one and it is not to be resumed, or it is of another calibration, or not a journal.
+        """
+        self.path = path
+        self.entries: list[Entry] = []
+        header = json.loads(json.dumps({"calibration": dict(settings)}))
+        if path.exists():
+            if not resume:
+                raise InputError(f"{path} is there from an interrupted run; go on with --resume, or remove it")
+            self._read(header)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(header)
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry, on disk before this returns."""
+        self.entries.append(entry)
+        self._append(asdict(entry))
+
+    def done(self) -> set[tuple[str, str, int]]:
+        """Keys of all entries."""
+        return {entry.key for entry in self.entries}
+
+    def remove(self) -> None:
+        """The profile is written; the journal is of no more use."""
+        self.path.unlink()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, header: Mapping[str, Any]) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        whole, rest = lines[:-1], lines[-1]
+        found = [self._line(line, number) for number, line in enumerate(whole, 1)]
+        if not found or "calibration" not in found[0]:
+            raise InputError(f"{self.path}: not a journal of a calibration")
+        told, wanted = found[0]["calibration"], header["calibration"]
+        for key in wanted:
+            if told.get(key) != wanted[key]:
+                raise InputError(
+                    f"{self.path}: was begun with {key} = {told.get(key)!r}, and now it is {wanted[key]!r}; remove it, "
+                    "or give another --out"
+                )
+        self.entries = [_entry(line) for line in found[1:]]
+        if rest:  # killed in the middle of a line
+            with self.path.open("r+b") as file:
+                file.truncate(sum(len(line) + 1 for line in whole))
+
+    def _line(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+        except ValueError:
+            pass
+        raise InputError(f"{self.path}:{number}: not a line of a calibration's journal")
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    points = tuple(Point(one["table"], one["row"], one["us"]) for one in line["points"])
+    return Entry(**{**line, "points": points})

@@ -1,0 +1,123 @@
+"""A journal's entries sorted by what they are for: rows of tables, points between them, whole steps. It fits none."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from calibrate.cases import GRID, STEPS, Case
+from calibrate.journal import Entry
+from sim.cost.schema import NO_PREFILLS
+from sim.cost.tables import Row, Value
+from sim.specs import ModelSpec
+
+LAUNCH_BOUND = 1.2
+"""A GPU's step that takes so many times what its kernels take waits for their launches."""
+
+
+class Key(NamedTuple):
+    """What was measured: a table, and the row's columns but its times."""
+
+    table: str
+    row: tuple[tuple[str, Value], ...]
+
+
+Readings = dict[Key, list[float]]
+"""Microseconds in each pass, by what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that was measured, and its cases by number."""
+
+    spec: ModelSpec
+    cases: Sequence[Case]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A whole step: device and host seconds in each pass."""
+
+    spec: ModelSpec
+    case: Case
+    graph: bool
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+
+    def row(self) -> dict[str, Value]:
+        """Its row in the table of steps."""
+        case, spec = self.case, self.spec
+        row: dict[str, Value] = {
+            "model": spec.name,
+            "dtype": spec.dtype,
+            "weight_dtype": spec.weight_dtype,
+            "kv_dtype": spec.kv_dtype,
+            "graph": int(self.graph),
+            "prefills": ";".join(f"{new}+{past}" for new, past in case.prefills) or NO_PREFILLS,
+            "decodes": len(case.decodes),
+            "decode_context_tokens": sum(case.decodes),
+            "max_context_tokens": max(case.decodes, default=0),
+            "device_us": 1e6 * statistics.median(device_s for device_s, _ in self.seconds),
+            "host_us": 1e6 * statistics.median(host_s for _, host_s in self.seconds),
+        }
+        if len(self.seconds) > 1:
+            row["repeat_device_us"] = 1e6 * self.seconds[-1][0]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """`rows` are for the tables (`bursts` the same before the device was hot), `between` and `steps` for the errors."""
+
+    rows: Readings = field(default_factory=dict)
+    between: Readings = field(default_factory=dict)
+    bursts: Readings = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+
+def sort(entries: Iterable[Entry], subjects: Mapping[str, Subject], *, synchronous: bool) -> Sorted:
+    """Entries by their purpose; `synchronous` where the host itself computes."""
+    found = Sorted()
+    steps: dict[tuple[str, Case, bool], Step] = {}
+    for entry in entries:
+        subject = subjects[entry.model]
+        case = subject.cases[entry.number] if entry.number >= 0 else Case()
+        if case.role == STEPS:
+            for graph, device_s, host_s in _times(entry):
+                step = steps.setdefault((entry.model, case, graph), Step(subject.spec, case, graph))
+                step.seconds.append((device_s, host_s))
+            continue
+        goal = found.rows if case.role == GRID else found.between
+        for point in entry.points:
+            key = Key(point.table, tuple((name, value) for name, value in point.row.items() if name != "burst_us"))
+            goal.setdefault(key, []).append(point.us)
+            if "burst_us" in point.row:
+                found.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
+        if entry.number >= 0:
+            for key, us in _beside(entry, case, subject.spec.layers, synchronous):
+                goal.setdefault(key, []).append(us)
+    found.steps.extend(steps.values())
+    return found
+
+
+def _times(entry: Entry) -> Iterable[tuple[bool, float, float]]:
+    """(by CUDA graph?, device seconds, host seconds) of an entry's step."""
+    yield False, entry.device_s, entry.host_s
+    if entry.graph_device_s is not None and entry.graph_host_s is not None:
+        yield True, entry.graph_device_s, entry.graph_host_s
+
+
+def _beside(entry: Entry, case: Case, layers: int, synchronous: bool) -> Iterable[tuple[Key, float]]:
+    """What the step took beside its operations: launching them, and the host."""
+    rows = len(case.prefills) + len(case.decodes)
+    size: Row = {"rows": rows, "prefill_tokens": sum(new for new, _ in case.prefills)}
+    parts = ("mixed" if case.decodes else "prefill") if case.prefills else "decode"
+    for graph, device_s, host_s in _times(entry):
+        where = (("parts", parts), ("graph", int(graph)))
+        yield Key("host", (*where, *size.items())), max(host_s, 1e-7) * 1e6
+        launch = Key("launch", (*where, ("layers", layers), *size.items()))
+        if synchronous:
+            yield launch, max(entry.beside_s, 1e-6) * 1e6
+        elif device_s > LAUNCH_BOUND * entry.work_s:
+            yield launch, device_s * 1e6

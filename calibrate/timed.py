@@ -1,0 +1,224 @@
+"""The backend's operations, each timed where it runs: in a real step, with the caches as others left them.
+
+On a CPU the thread's clock is read. On CUDA events are recorded, with the device kept busy until all is launched, so
+that what is measured is its kernels and not their launch. It knows no schedule and no fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from backend.kvcache import KV_DTYPES, LayerCache
+from backend.ops import Ops
+from backend.weights import QuantWeight, Weight
+from calibrate.cases import Case
+from sim.cost.schema import NO_CACHE
+from sim.cost.tables import Value
+
+NAMES = {dtype: name for name, dtype in KV_DTYPES.items()}
+"""Names of `sim.specs` by torch type."""
+HOLD_S = 60e-6
+"""How long CUDA is kept busy before each operation: longer than launching the few kernels of one takes."""
+
+
+class Clock(Protocol):
+    """Marks moments of the device's time."""
+
+    def hold(self) -> None:
+        """Let what is launched next queue up before it runs."""
+        ...
+
+    def mark(self) -> Any:
+        """This moment."""
+        ...
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Between two marks; waits for the device."""
+        ...
+
+
+class CpuClock:
+    """The host computes, in this thread: the time in which the thread ran, without that given to other processes."""
+
+    def hold(self) -> None:
+        """Nothing queues."""
+
+    def mark(self) -> float:
+        """Seconds in which this thread ran."""
+        return time.thread_time()
+
+    def seconds(self, begin: float, end: float) -> float:
+        """Their difference."""
+        return end - begin
+
+
+class CudaClock:
+    """Events in the current stream. Never run on a GPU by this project so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        properties = torch.cuda.get_device_properties(device)
+        self._hold_cycles = int(HOLD_S * getattr(properties, "clock_rate", 2_000_000) * 1e3)
+
+    def hold(self) -> None:
+        """A kernel that counts cycles and touches no memory."""
+        torch.cuda._sleep(self._hold_cycles)  # type: ignore[no-untyped-call]
+
+    def mark(self) -> torch.cuda.Event:
+        """An event behind all that was launched."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Device seconds from one event to the other."""
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+
+class Reading(NamedTuple):
+    """One operation that ran: the table it belongs to, the row's columns but its time, and seconds."""
+
+    table: str
+    row: tuple[tuple[str, Value], ...]
+    seconds: float
+
+
+class TimedOps:
+    """`Ops` that keep how long each operation took; what is not timed (copies) is handed through."""
+
+    def __init__(self, inner: Ops, clock: Clock) -> None:
+        self._inner, self._clock = inner, clock
+        self._marks: list[tuple[str, dict[str, Value], Any, Any]] = []
+        self.case = Case()
+        """The step that is about to run: attention's arguments do not tell contexts without waiting for the device."""
+
+        self.overhead_s = self._overhead_s()
+        """What timing adds to a step beside each operation."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def readings(self) -> list[Reading]:
+        """What ran since the last call, in order."""
+        found = [
+            Reading(table, tuple(row.items()), self._clock.seconds(begin, end))
+            for table, row, begin, end in self._marks
+        ]
+        self._marks.clear()
+        return found
+
+    def _overhead_s(self) -> float:
+        count = 500
+        begin = time.thread_time()
+        for _ in range(count):
+            self._timed("", {}, lambda: None)
+        whole_s = time.thread_time() - begin
+        return max(0.0, whole_s - sum(reading.seconds for reading in self.readings())) / count
+
+    def _timed(self, table: str, row: dict[str, Value], call: Callable[[], Any]) -> Any:
+        self._clock.hold()
+        begin = self._clock.mark()
+        result = call()
+        self._marks.append((table, row, begin, self._clock.mark()))
+        return result
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
+        """As `Ops.linear`."""
+        data = weight.data if isinstance(weight, QuantWeight) else weight
+        n, k = weight.shape
+        row: dict[str, Value] = {"dtype": NAMES[x.dtype], "weight_dtype": NAMES[data.dtype], "k": k, "n": n}
+        result: Tensor = self._timed("gemm", {**row, "tokens": len(x)}, lambda: self._inner.linear(x, weight))
+        return result
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Ops.rms_norm`."""
+        result: tuple[Tensor, Tensor] = self._elementwise(
+            "norm", x, x.shape[1], lambda: self._inner.rms_norm(x, weight, eps, residual)
+        )
+        return result
+
+    def head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """As `Ops.head_norm`."""
+        width = x.shape[1] * x.shape[2]
+        result: Tensor = self._elementwise("head_norm", x, width, lambda: self._inner.head_norm(x, weight, eps))
+        return result
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        """As `Ops.silu_and_mul`."""
+        result: Tensor = self._elementwise("activation", x, x.shape[1] // 2, lambda: self._inner.silu_and_mul(x))
+        return result
+
+    def rope_cache_write(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
+    ) -> Tensor:
+        """As `Ops.rope_cache_write`."""
+        width = (q.shape[1] + 2 * k.shape[1]) * q.shape[2]
+        result: Tensor = self._elementwise(
+            "rope_kv_write",
+            q,
+            width,
+            lambda: self._inner.rope_cache_write(q, k, v, cos, sin, cache, slots),
+            NAMES[cache.k.dtype],
+        )
+        return result
+
+    def _elementwise(self, op: str, x: Tensor, width: int, call: Callable[[], Any], kv_dtype: str = NO_CACHE) -> Any:
+        row: dict[str, Value] = {"op": op, "dtype": NAMES[x.dtype], "kv_dtype": kv_dtype, "width": width}
+        return self._timed("elementwise", {**row, "tokens": len(x)}, call)
+
+    def prefill_attention(
+        self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `Ops.prefill_attention`; slices that differ are no point of the grid and are not kept."""
+
+        def call() -> tuple[Tensor, Tensor]:
+            return self._inner.prefill_attention(q, cache, *args, window=window, **more)
+
+        if len(set(self.case.prefills)) != 1:
+            return call()
+        new, past = self.case.prefills[0]
+        point: dict[str, Value] = {"sequences": len(self.case.prefills), "past_tokens": past, "new_tokens": new}
+        result: tuple[Tensor, Tensor] = self._timed(
+            "prefill_attention", {**_heads(q.shape[1:], q, cache, window), **point}, call
+        )
+        return result
+
+    def decode_attention(
+        self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `Ops.decode_attention`."""
+        contexts = self.case.decodes
+        row = {
+            **_heads(q.shape[2:], q, cache, window),
+            "width": q.shape[1],
+            "sequences": len(q),
+            "mean_context_tokens": round(sum(contexts) / len(contexts)),
+            "max_context_tokens": max(contexts),
+        }
+        result: tuple[Tensor, Tensor] = self._timed(
+            "decode_attention", row, lambda: self._inner.decode_attention(q, cache, *args, window=window, **more)
+        )
+        return result
+
+    def sample(self, logits: Tensor, **how: Tensor) -> Tensor:
+        """As `Ops.sample`."""
+        row: dict[str, Value] = {"vocab": logits.shape[1], "rows": len(logits)}
+        result: Tensor = self._timed("sampling", row, lambda: self._inner.sample(logits, **how))
+        return result
+
+
+def _heads(shape: torch.Size, q: Tensor, cache: LayerCache, window: int) -> dict[str, Value]:
+    """Group columns of attention with query heads of `shape` [H, D]."""
+    return {
+        "dtype": NAMES[q.dtype],
+        "kv_dtype": NAMES[cache.k.dtype],
+        "heads": shape[0],
+        "kv_heads": cache.k.shape[2],
+        "head_dim": shape[1],
+        "window": window,
+    }

@@ -1,0 +1,134 @@
+"""The plots of a validation: measured against predicted steps, the error over time, latencies live and predicted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sim.metrics import distribution
+from sim.report import series
+from sim.report.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
+from sim.report.timeline import Clock
+from sim.report.units import count, row_unit, seconds
+from sim.report.validate_words import share
+from sim.report.words import LATENCIES
+from sim.validate.steps import KINDS, totals
+
+if TYPE_CHECKING:
+    from sim.validate.retime import Seen
+    from sim.validate.run import Validation
+
+MOST_POINTS, WORST_POINTS = 2500, 500
+BUCKETS = 400
+
+
+def latency_charts(found: Validation) -> list[Chart]:
+    """The cumulative distributions of TTFT, TPOT, ITL and E2E: a line for each live run and one for the prediction."""
+    several = len(found.live) > 1
+    named = {f"live {number + 1}" if several else "live": one for number, one in enumerate(found.live)}
+    return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": found.predicted}))]
+
+
+def _latency(key: str, named: dict[str, Seen]) -> Chart | None:
+    stats = {
+        name: distribution(*one.itl) if key == "itl_s" else distribution(one.requests[key])
+        for name, one in named.items()
+    }
+    if any(one["mean"] is None for one in stats.values()):
+        return None
+    largest = max(one["max"] or 0.0 for one in stats.values())
+    unit, factor = row_unit([largest])
+    lines = []
+    for place, (name, one) in enumerate(named.items()):
+        x, percents, _ = latency_cdf(_Run(one), key)
+        lines.append({"name": name, "place": place, "x": series.compact(x * factor), "y": series.compact(percents)})
+    spec = {
+        "kind": "cdf",
+        "group": "lives",
+        "x": {"unit": unit, "label": LATENCIES[key]},
+        "y": {"unit": "%", "label": "share at or below"},
+        "log": largest > LOG_FROM * min(one["p50"] or 0.0 for one in stats.values()) > 0,
+        "marks": [],
+        "limits": [],
+        "series": lines,
+    }
+    medians = "; ".join(f"{name} {seconds(one['p50'])}" for name, one in stats.items())
+    tails = "; ".join(f"{name} {seconds(one['p99'])}" for name, one in stats.items())
+    title = LATENCY_TEXTS[key][0]
+    return Chart(key.removesuffix("_s"), title, f"Median: {medians}. 99 % within: {tails}.", "", spec)
+
+
+class _Run:
+    """What `latency_cdf` needs of a run."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.requests, self.steps, self.itl = seen.requests, seen.steps, seen.itl
+        self.summary: dict[str, object] = {}
+
+
+def step_charts(found: Validation) -> list[Chart]:
+    """Measured against predicted steps, and the error over time; none where no step was measured."""
+    if found.rows is None or not len(found.rows):
+        return []
+    return [_scatter(found.rows), _over_time(found.rows[found.rows["live"] == 0])]
+
+
+def _scatter(rows: pd.DataFrame) -> Chart:
+    measured_s, predicted_s = totals(rows)
+    shown = (measured_s > 0) & (predicted_s > 0) & _thinned(np.abs(predicted_s - measured_s))
+    lines = []
+    for kind in KINDS:
+        mine = shown & (rows["kind"] == kind).to_numpy()
+        if mine.any():
+            pair = (series.compact(values[mine] * 1e3) for values in (measured_s, predicted_s))
+            x, y = pair
+            lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[mine].tolist()})
+    spec = {
+        "kind": "scatter",
+        "x": {"unit": "ms", "label": "measured"},
+        "y": {"unit": "ms", "label": "predicted"},
+        "series": lines,
+    }
+    error = np.abs(predicted_s / np.maximum(measured_s, 1e-12) - 1)
+    median = share(float(np.median(error)))
+    sentence = f"On the dashed line a step took what was predicted; half of the steps are within {median} of that."
+    note = ""
+    if shown.sum() < len(rows):
+        some = f"{count(int(shown.sum()))} of {count(len(rows))}"
+        note = f"Thinned: {some} steps, the {count(WORST_POINTS)} worst among them."
+    return Chart("scatter", "Every step, measured and predicted", sentence, note, spec)
+
+
+def _thinned(error_s: np.ndarray) -> np.ndarray:
+    """Which points to draw: all where they are few, else the worst and every so many-th."""
+    if len(error_s) <= MOST_POINTS:
+        return np.ones(len(error_s), bool)
+    shown = np.zeros(len(error_s), bool)
+    shown[:: -(-len(error_s) // (MOST_POINTS - WORST_POINTS))] = True
+    shown[np.argsort(-error_s, kind="stable")[:WORST_POINTS]] = True
+    return shown
+
+
+def _over_time(rows: pd.DataFrame) -> Chart:
+    measured_s, predicted_s = totals(rows)
+    start_s = rows["start_s"].to_numpy(np.float64)
+    clock = Clock(float(start_s.min()), float(start_s.max() + measured_s[-1]))
+    edges_s = np.linspace(clock.start_s, clock.end_s, min(BUCKETS, max(10, len(rows) // 8)) + 1)
+    sums = [np.histogram(start_s, edges_s, weights=values)[0] for values in (measured_s, predicted_s)]
+    ratio = np.where(sums[0] > 0, 100 * sums[1] / np.where(sums[0] > 0, sums[0], 1.0), np.nan)
+    spec = {
+        "kind": "lines",
+        "bands": False,
+        "x": clock.axis(edges_s),
+        "y": {"unit": "%", "label": "predicted of measured"},
+        "series": [{"name": "predicted / measured", "mean": series.compact(ratio)}],
+    }
+    low, high = (float(np.nanpercentile(ratio, q)) for q in (5, 95))
+    sentence = (
+        f"Predicted seconds of the steps as a share of the measured ones, 100 % being right: between {low:.0f} and "
+        f"{high:.0f} % in nine tenths of the buckets."
+    )
+    note = f"Each point is the sum over {seconds(float(edges_s[1] - edges_s[0]))}, of the first live run."
+    return Chart("error", "The error over time", sentence, note, spec)

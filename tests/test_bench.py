@@ -1,0 +1,524 @@
+"""The benchmark: inputs are what they say, timing is fair, the file survives, bars judge; small shapes on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from backend import bench, bench_attention, bench_cliff, bench_model
+from backend.bench_attention import causal_flops
+from backend.bench_cliff import Point, judge
+from backend.bench_clock import LateError, within
+from backend.bench_inputs import CHUNK_TOKENS, Heads, Pool, Sequences
+from backend.bench_record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Row, Stats
+from backend.bench_timing import AbsentError, Bench, Check, Offer, Task
+from backend.bench_verdict import MET, MISSED, NOT_MEASURED, bars, show
+from backend.kernels.prefill_attention import attention_reference
+from backend.kvcache import KvCache
+from backend.loader import random_model
+from backend.ops import for_device
+from backend.weights import Weight
+from traces.schema import InputError
+
+CPU = torch.device("cpu")
+QUICK = ",".join(group for group in bench.GROUPS if group != "generate")
+"""transformers takes seconds to import."""
+
+
+def small_bench(left_s: float = 60.0, **more: Any) -> Bench:
+    """A small one on the CPU."""
+    made = Bench(CPU, for_device("cpu"), True, time.monotonic() + left_s, Report({"device_type": "cpu"}), **more)
+    made.target_s = 0.0
+    return made
+
+
+# ---- the whole command ----------------------------------------------------------------------------------------------
+
+
+def test_a_small_run_measures_every_group_and_no_bar(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = CliRunner().invoke(bench.main, ["--device", "cpu", "--small", "--only", QUICK, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(out.read_text())
+    assert told["schema"] == "foretoken-bench/1"
+    assert told["finished"] is True
+    assert told["unfinished"] == {}
+    for key in ("date", "command", "device", "git_commit", "source_sha256", "python", "packages"):
+        assert key in told["environment"]
+    assert told["environment"]["packages"]["torch"] == torch.__version__
+    groups = {row["group"] for row in told["rows"]}
+    assert groups == set(bench.GROUPS) - {"generate"}
+    for row in told["rows"]:
+        check_row(row)
+    for group in groups - {"copy"}:
+        assert any(row["ours"] and row["state"] == MEASURED for row in told["rows"] if row["group"] == group), group
+    assert len(told["bars"]) == 10
+    assert {bar["state"] for bar in told["bars"]} == {NOT_MEASURED}
+    assert {bar["why"] for bar in told["bars"]} == {"no GPU"}
+    assert set(told["cliffs"]) == {"batch at 64", "context of 2"}
+    assert "not measured" in done.output
+    assert "FlashInfer paged: absent" in done.output
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """The schema of a row, and numbers that can be."""
+    assert row["state"] in (MEASURED, ABSENT, SKIPPED), row  # on a CPU nothing fails
+    if row["state"] != MEASURED:
+        assert row["reason"]
+        assert row["time"] is None
+        return
+    taken = row["time"]
+    assert 0 < taken["low_s"] <= taken["median_s"] <= taken["high_s"] < 60
+    assert taken["samples"] >= 3
+    assert row["bytes"] + row["flops"] + row["tokens"] > 0
+    if row["bytes"]:
+        assert row["gb_per_s"] == pytest.approx(row["bytes"] / 1e9 / taken["median_s"])
+        assert row["gb_per_s"] < 10_000
+    if row["group"] in ("decode", "prefill", "chunk", "standard", "norms", "gemm", "step"):
+        assert row["error"] is not None
+        assert 0 <= row["error"] < 0.06
+
+
+def test_without_a_budget_everything_is_unfinished_and_told(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--small", "--budget-s", "0", "--out", str(out)]
+    done = CliRunner().invoke(bench.main, arguments)
+    assert done.exit_code == 0
+    told = json.loads(out.read_text())
+    assert told["finished"] is False
+    assert set(told["unfinished"]) == {case.name for case in bench.cases(True)}
+    assert told["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "cpu", "--only", "decode,flops"], "bench: --only names 'flops'; known are copy, decode"),
+        (["--device", "abacus"], "bench: device 'abacus' is unknown"),
+        (["--device", "cuda:99"], "bench: device 'cuda:99'"),
+        (["--device", "cpu", "--small", "--only", "copy", "--out", "{}/none/b.json"], "bench: cannot write"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(bench.main, [one.format(tmp_path) for one in arguments])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith(sentence)
+
+
+def test_names_are_unique_and_the_bars_cases_come_first() -> None:
+    for small in (False, True):
+        names = [case.name for case in bench.cases(small)]
+        assert len(set(names)) == len(names)
+        assert names[0] == "copy"
+    full = [case.name for case in bench.cases(False)]
+    early = (
+        "decode bf16 32x8192",
+        "decode fp8 32x16384",
+        "prefill 8192",
+        "step",
+        "chunk 512 on 8192",
+        "cliff, batch at 4096",
+    )
+    assert max(full.index(name) for name in early) < 14
+
+
+def test_a_killed_run_leaves_what_was_measured(tmp_path: Path) -> None:
+    out, made = tmp_path / "bench.json", small_bench()
+
+    def killed(bench: Bench) -> None:
+        raise KeyboardInterrupt
+
+    listed = [*bench.chosen("copy", True), bench.Case("decode", "killed", killed)]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(made, listed, out, lambda line: None)
+    told = json.loads(out.read_text())
+    assert [row["case"] for row in told["rows"]] == ["copy"]
+    assert told["finished"] is False
+
+
+def test_a_case_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
+    def broken(bench: Bench) -> None:
+        raise RuntimeError("no such kernel\nand more")
+
+    made = small_bench()
+    bench.run(made, [bench.Case("decode", "broken", broken), *bench.chosen("copy", True)], None, lambda line: None)
+    assert made.report.unfinished["broken"].startswith("RuntimeError: no such kernel")
+    assert [row.case for row in made.report.rows] == ["copy"]
+    assert not made.report.finished
+
+
+# ---- contenders -----------------------------------------------------------------------------------------------------
+
+
+def test_whoever_cannot_take_part_is_a_row_with_its_reason() -> None:
+    expected = torch.arange(4.0, dtype=torch.float64)
+    calls: list[str] = []
+
+    def right(turn: int) -> tuple[torch.Tensor, str]:
+        calls.append("right")
+        return expected.float(), "and more"
+
+    def absent() -> Any:
+        raise AbsentError("takes no such cache")
+
+    def missing() -> Any:
+        raise ModuleNotFoundError("No module named 'flash'")
+
+    def raising(turn: int) -> Any:
+        raise ValueError("bad shape\nlong trace")
+
+    def late() -> Any:
+        time.sleep(5)
+
+    made = small_bench(ready_s=0.05)
+    offers = [
+        Offer("right", lambda: right, ours=True),
+        Offer("off", lambda: lambda turn: expected * 1.1),
+        Offer("nan", lambda: lambda turn: expected / 0.0),
+        Offer("absent", absent),
+        Offer("missing", missing),
+        Offer("raising", lambda: raising),
+        Offer("late", late),
+    ]
+    task = Task(group="x", case="x", check=Check(lambda out: out, expected, 0.01), rounds=5)
+    rows = {row.contender: row for row in made.compare(task, offers)}
+    assert list(rows) == [offer.name for offer in offers]
+    assert {name: row.state for name, row in rows.items()} == {
+        "right": MEASURED, "off": FAILED, "nan": FAILED, "absent": ABSENT, "missing": ABSENT, "raising": FAILED,
+        "late": FAILED,
+    }  # fmt: skip
+    assert rows["off"].reason == "is 0.1 off the float64 reference, 0.01 is allowed"
+    assert rows["absent"].reason == "takes no such cache"
+    assert rows["raising"].reason == "ValueError: bad shape"
+    assert rows["right"].error == 0.0
+    assert made.report.rows == list(rows.values())
+    again = {row.contender: row for row in made.compare(task, offers)}
+    assert again["late"].state == ABSENT
+    assert "given up" in again["late"].reason
+
+
+def test_the_limit_on_getting_ready_is_lifted_afterwards() -> None:
+    with pytest.raises(LateError, match="not ready within"), within(0.01):
+        time.sleep(1)
+    with within(0.01):
+        pass
+    time.sleep(0.03)
+
+
+class OrderClock:
+    """A clock that ticks once at each mark and notes what happens."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self._now = 0
+
+    def hold(self, seconds: float) -> None:
+        self.events.append("hold")
+
+    def cool(self) -> None:
+        self.events.append("cool")
+
+    def mark(self) -> int:
+        self._now += 1
+        return self._now
+
+    def seconds(self, begin: int, end: int) -> float:
+        return float(end - begin)
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+
+def test_contenders_take_turns_on_rotating_sets() -> None:
+    clock = OrderClock()
+    made = small_bench(clock=clock)
+    made.target_s = 60.0
+    seen: list[tuple[str, int]] = []
+
+    def offer(name: str) -> Offer:
+        return Offer(name, lambda: lambda turn: seen.append((name, turn)))
+
+    rows = made.compare(Task(group="x", case="x", sets=3, rounds=6), [offer("a"), offer("b")])
+    timed = seen[2:]  # after each has run once to get ready
+    assert [turn for _, turn in timed] == [at % 3 for at in range(12)]
+    firsts = [timed[at][0] for at in range(0, 12, 2)]
+    assert firsts == ["a", "b"] * 3
+    assert all(sorted(name for name, _ in timed[at : at + 2]) == ["a", "b"] for at in range(0, 12, 2))
+    for row in rows:
+        assert row.time == Stats(1.0, 1.0, 1.0, 6)
+    assert clock.events.count("hold") == 12
+
+
+def test_stats_are_median_and_percentiles() -> None:
+    told = Stats.of([float(at) for at in range(100, -1, -1)])
+    assert told == Stats(50.0, 10.0, 90.0, 101)
+    assert told.spread == pytest.approx(0.8)
+    assert Stats.of([2.0]) == Stats(2.0, 2.0, 2.0, 1)
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 300),
+    st.integers(1, 3),
+    st.sampled_from((16, 128)),
+    st.sampled_from((None, CHUNK_TOKENS)),
+)
+def test_tables_permute_the_room_of_each_sequence(
+    count: int, context: int, sets: int, block_tokens: int, grain: int | None
+) -> None:
+    pool = Pool(Heads(2, 1, 2), Sequences.room(count, context, sets), torch.float32, CPU)
+    inputs = Sequences(pool, count, context, 1, sets, grain)
+    everything: list[int] = []
+    for turn, (table, memory) in enumerate(
+        zip(inputs.tables(block_tokens), map(inputs.memory, range(sets)), strict=True)
+    ):
+        assert table.shape == (count, -(-context // block_tokens))
+        for sequence in range(count):
+            slots = inputs.slots(turn, sequence, block_tokens)
+            there = pool.k[slots.sort().values]
+            assert torch.equal(there, memory[0][sequence])  # the same tokens, in another order
+            everything += slots.tolist()
+    assert len(set(everything)) == len(everything)
+    assert min(everything) >= CHUNK_TOKENS  # never the null block
+    if grain is not None:
+        orders = [inputs.in_order(0, size)[0] for size in (16, 128)]
+        assert torch.equal(*orders)
+
+
+def test_blocks_are_scattered() -> None:
+    pool = Pool(Heads(2, 1, 2), 4096, torch.float32, CPU)
+    table = Sequences(pool, 1, 4096, 1, 1).tables(16)[0][0].tolist()
+    assert table != sorted(table)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float8_e4m3fn, torch.int8])
+def test_the_reference_is_attention(kind: torch.dtype) -> None:
+    pool = Pool(Heads(4, 2, 16), Sequences.room(1, 40, 1), kind, CPU)
+    inputs = Sequences(pool, 1, 40, 5, 1, CHUNK_TOKENS)
+    k, v = pool.exact(inputs.slots(0, 0, 16))
+    whole, _ = attention_reference(inputs.q[0], [k], [v], [0, 5], scale=inputs.scale)
+    torch.testing.assert_close(inputs.expected(3, 16), whole[-3:])
+
+
+@given(st.integers(1, 40), st.integers(0, 40))
+def test_flops_count_pairs(new: int, past: int) -> None:
+    heads = Heads(3, 1, 8)
+    pairs = sum(past + at for at in range(new)) + new / 2  # S^2 / 2 of a prompt, as published tables count
+    assert causal_flops(heads, new, past) == pytest.approx(4 * 3 * 8 * pairs, abs=4 * 3 * 8)
+
+
+def test_a_step_moves_the_bytes_of_the_weights_and_the_context() -> None:
+    spec = bench_model.spec_of(True)
+    weights = random_model(spec, CPU).weights
+    there: list[Weight] = [weights.final_norm, weights.lm_head]
+    for layer in weights.layers:
+        there += [layer.input_norm, layer.qkv, layer.output, layer.post_norm, layer.mlp.gate_up, layer.mlp.down]
+    cache = KvCache.allocate(spec, 1, 16)
+    token_bytes = cache.bytes // 32  # the null block and one more, of 16 tokens
+    rows = 2 * spec.hidden * 4
+    assert bench_model.step_bytes(spec, 2, 100) == sum(one.nbytes for one in there) + rows + 2 * 100 * token_bytes
+
+
+def test_generating_runs_live_and_tells_that_transformers_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    made = small_bench()
+    bench_model.generate(made, 2, 5, 3)
+    ours, theirs = made.report.rows
+    assert (ours.contender, ours.state, theirs.state) == ("ours, live", MEASURED, ABSENT), ours.reason
+    assert ours.time is not None
+    assert ours.time.samples == bench_model.WAVES
+    assert ours.tokens == 6
+    assert 0 < ours.time.median_s < bench_model.WAVE_S
+
+
+# ---- cliffs and bars ------------------------------------------------------------------------------------------------
+
+
+def points(times: list[tuple[int, float, int]]) -> list[Point]:
+    return [Point(work, 4096, work * 1000, seconds, parts) for work, seconds, parts in times]
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=9, unique=True), st.floats(0, 10), st.floats(0.01, 10))
+def test_a_start_up_and_a_bandwidth_are_no_cliff(work: list[int], start: float, rate: float) -> None:
+    told = judge(points([(one, start + rate * one, one % 3) for one in sorted(work)]))
+    assert told.findings == ()
+    assert max(told.fall, told.jump, told.switch_jump) < 1e-9
+
+
+def test_cliffs_are_found() -> None:
+    told = judge(points([(10, 10.0, 4), (11, 11.0, 4), (12, 24.0, 1), (13, 20.0, 1)]))
+    assert told.jump == told.switch_jump == pytest.approx(24 / 11 / (12 / 11) - 1)
+    assert told.fall == pytest.approx(1 - 20 / 24)
+    assert told.findings == (
+        "time grows by 100.0% beyond its bytes from 11 sequences of 4096 to 12 sequences of 4096, "
+        "where the cut changes from 4 to 1 parts",
+        "time falls by 16.7% from 12 sequences of 4096 to 13 sequences of 4096",
+    )
+    unswitched = judge(points([(10, 10.0, 4), (11, 14.0, 4)]))
+    assert unswitched.switch_jump == 0.0 < unswitched.jump
+
+
+def row(group: str, case: str, contender: str, median_s: float, **more: Any) -> Row:
+    ours = contender.startswith("ours")
+    time = Stats(median_s, median_s, median_s, 5)
+    return Row(group=group, case=case, contender=contender, state=MEASURED, ours=ours, time=time, **more)
+
+
+def gpu_report(name: str, slower: float = 1.0) -> Report:
+    """A run that meets every bar; all of ours and the recorded step take `slower` times as long."""
+    report = Report({"device_type": "cuda", "device": name, "small": False})
+    gb = 2 * 10**9
+    for cache, tb_per_s in (("bf16", 4.2), ("fp8", 3.6)):
+        sizes = {"cache": cache, "sequences": 32, "context": 8192}
+        best = gb / tb_per_s / 1e12
+        report.rows += [
+            row("decode", f"decode {cache}", "ours, block 16", best * slower, bytes=gb, sizes=sizes),
+            row("decode", f"decode {cache}", "ours, planned before", best / 2, bytes=gb, sizes=sizes),
+            row("decode", f"decode {cache}", "FlashInfer paged", best, bytes=gb, sizes=sizes),
+        ]
+    small = {"cache": "bf16", "sequences": 1, "context": 128}
+    report.rows.append(row("decode", "small", "ours, block 16", 1.0, bytes=10**6, sizes=small))
+    flops = causal_flops(Heads(32, 8, 128), 8192, 0)
+    whole, chunk = ({"new_tokens": new, "past_tokens": past} for new, past in ((8192, 0), (512, 8192)))
+    report.rows += [
+        row("prefill", "prefill 8192", "ours, block 128", flops / 620e12 * slower, flops=flops, sizes=whole),
+        row("chunk", "chunk", "ours, block 16", 1.0 * slower, sizes=chunk),
+        row("chunk", "chunk", "fa3-fwd", 0.9, sizes=chunk),
+        row("copy", "copy", "torch copy_", 1.0, bytes=4 * 10**12),
+        row("step", "step", "ours, eager", 9.0, bytes=4 * 10**12, sizes={"sequences": 1}),
+        row("step", "step", "ours, CUDA graph", 1.1 * slower, bytes=4 * 10**12, sizes={"sequences": 1}),
+    ]
+    report.cliffs["batch"] = {"fall": 0.01, "jump": 0.04 * slower, "switch_jump": 0.0, "points": 9, "findings": []}
+    return report
+
+
+def test_bars_are_met_missed_or_set_for_another_gpu() -> None:
+    states = [bar.state for bar in bars(gpu_report("NVIDIA H200"))]
+    assert states == [MET] * 10
+    slow = {bar.name: bar for bar in bars(gpu_report("NVIDIA H200", 1.5))}
+    missed = [name for name, bar in slow.items() if bar.state == MISSED]
+    assert len(missed) == 8
+    assert {name for name in slow if name not in missed} == {
+        "decode time falls with more work",
+        "the same where the cut changes",
+    }
+    assert slow["decode time over the best peer, from 64 MB on"].found == pytest.approx(1.5)
+    assert slow["batch-1 step over bytes / copy bandwidth"].found == pytest.approx(1.65)
+    other = {bar.name: bar for bar in bars(gpu_report("NVIDIA H100 80GB HBM3"))}
+    assert other["decode bf16, 1 GB of KV and more"].state == NOT_MEASURED
+    assert other["decode bf16, 1 GB of KV and more"].found == pytest.approx(4.2)
+    assert other["prefill 8192, first"].state == MET
+
+
+def test_bars_without_their_cases_are_not_measured() -> None:
+    empty = Report({"device_type": "cuda", "device": "NVIDIA H200", "small": False})
+    assert {bar.state for bar in bars(empty)} == {NOT_MEASURED}
+    alone = gpu_report("NVIDIA H200")
+    alone.rows = [one for one in alone.rows if one.ours]
+    told = {bar.name: bar for bar in bars(alone)}
+    assert told["chunk 512 on 8192, speed over the best peer"].why == "no peer was measured beside ours"
+    small = gpu_report("NVIDIA H200")
+    small.environment = {**small.environment, "small": True}
+    assert {bar.why for bar in bars(small)} == {"small shapes"}
+
+
+def test_what_is_printed_says_what_is_missing() -> None:
+    report = gpu_report("NVIDIA H200")
+    report.rows.append(Row(group="decode", case="decode bf16", contender="peer", state=ABSENT, reason="not here"))
+    report.unfinished["swap 64"] = "3 s left, it wants 5 s"
+    report.bars = [bar.as_dict() for bar in bars(report)]
+    console = Console(width=150, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    with console.file:
+        show(report, console)
+    text = console.export_text()
+    assert "peer: absent: not here (decode bf16)" in text
+    assert "not run: swap 64: 3 s left" in text
+    assert "prefill 8192, then" in text
+    assert "4,200" in text
+
+
+# ---- where it ran ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An nvidia-smi that tells two readings and one of a GPU that does not tell, and waits to be ended."""
+    path = tmp_path / "nvidia-smi"
+    path.write_text(
+        "#!/bin/sh\necho '1980, 2619, 650.5, 60'\necho '[N/A], 1, 2, 3'\necho '1700, 2619, 700.5, 62'\nexec sleep 60\n"
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
+def test_clocks_are_logged_where_nvidia_smi_is(fake_smi: Path) -> None:
+    log, begun = ClockLog(), time.monotonic()
+    log.start()
+    until = time.monotonic() + 5
+    while log.since(begun).get("celsius", [0, 0, 0])[2] < 62 and time.monotonic() < until:
+        time.sleep(0.01)
+    told = log.since(begun)
+    log.stop()
+    assert told["sm_mhz"] == [1700, 1840, 1980]
+    assert told["power_w"] == [650.5, 675.5, 700.5]
+    assert log.since(time.monotonic()) == {}
+
+
+def test_without_nvidia_smi_nothing_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    log = ClockLog()
+    log.start()
+    assert log.since(0.0) == {}
+    log.stop()
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        Report({}).write(tmp_path / "none" / "bench.json")
+    report = Report({}, rows=[row("x", "x", "ours", 1.0, error=math.inf)])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        report.write(tmp_path / "bench.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_small_shapes_on_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = CliRunner().invoke(bench.main, ["--device", "cuda", "--small", "--only", QUICK, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(out.read_text())
+    assert told["unfinished"] == {}
+    assert told["environment"]["l2_bytes"] > 0
+    wrong = [row for row in told["rows"] if row["ours"] and row["state"] != MEASURED]
+    assert wrong == []
+
+
+def test_the_full_shapes_fit_an_80_gb_gpu() -> None:
+    shapes = bench_attention.shapes(False)
+    token_bytes = {cache: 2 * 8 * 128 * (2 if cache == "bf16" else 1) for cache in ("bf16", "fp8", "int8")}
+    for cache, sequences, context in shapes.decode:
+        one = Sequences.room(sequences, context, 1) * token_bytes[cache]
+        assert max(2 * one, one + 200 * 2**20) < 10 * 2**30
+    for line in bench_cliff.lines(False):
+        assert max(Sequences.room(rows, context, 2) for rows, context in line.points) * 4096 < 10 * 2**30

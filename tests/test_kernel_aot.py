@@ -1,0 +1,123 @@
+"""Kernels compiled ahead of time for GPUs that are not here: no spills, memory that suffices, wgmma where it must be.
+
+By default a few forms of each attention kernel; FORETOKEN_ALL_VARIANTS=1 compiles every one that ships (about half an
+hour on two cores, once: Triton caches what it compiled).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton")
+
+from backend.kernels import decode_attention, prefill_attention, standard_attention
+from backend.kernels._common import Variant
+from backend.kernels._form import Form, forms
+from backend.kernels.aot import SHARED_LIMIT_BYTES, Built, build, table
+
+ALL = os.environ.get("FORETOKEN_ALL_VARIANTS") == "1"
+CAPABILITIES = (80, 90, 100)
+LLAMA = Form(q="bf16", cache="bf16", kv_heads=8, group=4, head_dim=128, block_tokens=16)
+"""Of Llama-3.1-8B; with blocks of 128 the copy engine fetches whole tiles."""
+LARGE_BLOCKS = replace(LLAMA, block_tokens=128)
+FULL = replace(LLAMA, windowed=True, capped=True)
+FP8 = replace(LLAMA, cache="fp8e4nv")
+FP8_PREFILL = prefill_attention.variant(FP8, 80)
+
+
+PLAN, MERGE = (next(v for v in decode_attention.variants() if v.name == name) for name in ("plan 64", "merge d128"))
+BROKEN = replace(PLAN, name="broken", constexprs={**PLAN.constexprs, "BLOCK_S": 3})
+DEADLY = replace(PLAN, name="deadly", kernel="deadly_kernel:any")
+
+
+def few(capability: int) -> list[Variant]:
+    """What the default suite compiles for a compute capability."""
+    prefills = [LARGE_BLOCKS]
+    decodes = [(LLAMA, 1)]
+    if capability == 90:
+        prefills += [LLAMA, FULL, FP8, replace(LARGE_BLOCKS, head_dim=256)]
+        decodes += [(FP8, 1), (replace(FULL, cache="i8"), 8)]
+    return [
+        *(prefill_attention.variant(form, capability) for form in prefills),
+        *(decode_attention.variant(form, queries) for form, queries in decodes),
+        *([MERGE] if capability == 90 else []),
+    ]
+
+
+def every(capability: int) -> list[Variant]:
+    """All that ships."""
+    return [*prefill_attention.variants(capability), *decode_attention.variants(), *standard_attention.variants()]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Built]:
+    """All that this file compiles, in one go: starting the subprocess costs more than most variants."""
+    folder = tmp_path_factory.mktemp("deadly")
+    (folder / "deadly_kernel.py").write_text("import os\nos.abort()\n")
+    jobs = [(variant, sm) for sm in CAPABILITIES for variant in (every if ALL else few)(sm)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return build([*jobs, (FP8_PREFILL, 80), (BROKEN, 90), (DEADLY, 90), (PLAN, 90)])
+
+
+@pytest.fixture
+def built(results: list[Built]) -> dict[int, dict[str, Built]]:
+    """What ships, by compute capability and name."""
+    return {sm: {one.name: one for one in results[:-4] if one.capability == sm} for sm in CAPABILITIES}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_form_compiles_without_spills_into_the_memory_there_is(
+    built: dict[int, dict[str, Built]], capability: int
+) -> None:
+    found = [one for one in built[capability].values() if not one.error.startswith("fp8 caches need")]
+    wrong = [one for one in found if one.error or one.local_loads or one.local_stores]
+    assert not wrong, "\n" + table(wrong)
+    large = [one for one in found if one.shared_bytes > SHARED_LIMIT_BYTES[capability]]
+    assert not large, "\n" + table(large)
+    assert all(one.registers > 16 and one.instructions > 50 for one in found)
+
+
+def test_prefill_on_hopper_uses_wgmma_and_the_copy_engine(built: dict[int, dict[str, Built]]) -> None:
+    hopper = built[90]
+    for form in (LLAMA, LARGE_BLOCKS, FULL, FP8):
+        one = hopper[prefill_attention.variant(form, 90).name]
+        assert one.wgmma >= 16
+        assert one.mma == 0
+    direct = hopper[prefill_attention.variant(LARGE_BLOCKS, 90).name]
+    gathered = hopper[prefill_attention.variant(LLAMA, 90).name]
+    assert direct.tma_loads >= 4
+    assert gathered.tma_loads == 0
+    assert gathered.async_copies > direct.async_copies
+    assert built[100][prefill_attention.variant(LARGE_BLOCKS, 100).name].tcgen05 > 0
+
+
+def test_decode_leaves_room_for_the_programs_its_plan_counts_on(built: dict[int, dict[str, Built]]) -> None:
+    """`resident` programs share a multiprocessor: 64 Ki registers and 228 KiB of shared memory, 1 KiB lost to each."""
+    for form in (LLAMA, FP8):
+        tile = decode_attention.decode_tile(form, 1)
+        one = built[90][decode_attention.variant(form, 1).name]
+        assert one.registers * 32 * tile.warps * tile.resident <= 65536
+        assert (one.shared_bytes + 1024) * tile.resident <= 228 * 1024
+        assert one.async_copies > 0
+        assert one.mma > 0
+
+
+def test_a_variant_that_cannot_be_built_costs_no_other(results: list[Built]) -> None:
+    """fp8 is refused before the compiler sees it; LLVM may abort, then the rest is built by a new process."""
+    fp8, broken, dead, good = results[-4:]
+    assert fp8.error == "fp8 caches need compute capability 8.9 or newer, this GPU has 8.0"
+    assert broken.error.startswith("the compiler refused: ")
+    assert dead.error.startswith("the compiler ended with status -6")
+    assert (good.name, good.error) == (PLAN.name, "")
+    assert fp8.registers == broken.registers == dead.registers == 0 < good.registers
+    assert "deadly the compiler ended" in table([dead])
+
+
+def test_forms_cover_what_the_cache_stores() -> None:
+    covered = {(form.cache, form.head_dim) for form in forms()}
+    stored = {(cache, dim) for cache in ("fp32", "fp16", "bf16", "fp8e4nv", "i8") for dim in (64, 128, 256)}
+    assert stored - covered == {("fp32", 256)}

@@ -1,0 +1,230 @@
+"""Recorded decode steps give the tokens of unrecorded ones: padding, size classes and reused buffers change nothing.
+
+Here a recording is replayed by doing its work again on the same buffers; real CUDA graphs need a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the live backend needs torch")
+pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
+
+import numpy as np
+import torch
+from engine_kit import Setup, workload
+from live_kit import Deployment, poison, tiny
+from torch import Tensor
+
+from backend.graphs import CudaRecorder, DecodeGraphs, Recording, size_classes
+from backend.kvcache import KvCache
+from backend.loader import random_model
+from backend.model import Model
+from backend.packing import DrawRows, Packed, Part, Stage, pack
+from backend.sampling import Sampler, Sampling
+from sim.catalog import load_model
+from sim.cost.roofline import graph_tokens
+from sim.engine import Limits
+from sim.memory import KvPool
+
+DRAWN = Sampling(temperature=0.9, top_k=30, top_p=0.95, seed=2)
+POOL = KvPool(60, 4, 48)
+ROWS = [(0.0, 1, 9), (0.0, 14, 12), (0.0, 9, 17), (0.004, 20, 8), (0.006, 3, 21), (0.02, 6, 5), (0.02, 17, 15)]
+SAMPLES = [2, 1, 3, 1, 2, 4, 1]
+
+
+class Again:
+    """Records work by remembering it; counts what is replayed, and on which sizes."""
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+        self.replayed: list[int] = []
+
+    def __call__(self, work: Callable[[], Tensor]) -> Recording:
+        result = work().clone()
+        rows = len(result)
+        self.recorded.append(rows)
+
+        def replay() -> None:
+            self.replayed.append(rows)
+            result.copy_(work())
+
+        return Recording(replay, result)
+
+
+def test_sizes_are_those_that_a_prediction_pads_to() -> None:
+    assert size_classes(1) == [1]
+    assert size_classes(3) == [1, 2, 4]
+    assert size_classes(30) == [1, 2, 4, 8, 16, 24, 32]
+    assert size_classes(5000)[-1] == 512
+    for most in (1, 7, 100, 300, 600):
+        assert all(graph_tokens(rows) in size_classes(most) for rows in range(1, min(most, 512) + 1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN])
+@pytest.mark.parametrize(
+    ("policy", "allocator"),
+    [("static", "paged"), ("continuous", "contiguous-oracle"), ("chunked", "prefix"), ("chunked", "no-cache")],
+)
+def test_recorded_steps_give_the_same_answers(policy: str, allocator: str, sampling: Sampling) -> None:
+    parameters = {"batch_size": 7} if policy == "static" else {}
+    setup = Setup(policy, allocator, parameters, pool=POOL, limits=Limits(7, 40))
+    recorder = Again()
+    work = workload(ROWS, samples=SAMPLES)
+    plain = Deployment(setup, sampling=sampling).serve(work)
+    recorded = Deployment(setup, sampling=sampling, recorder=recorder).serve(work)
+    assert recorded.answers == plain.answers
+    assert recorder.recorded == [8, 4, 2, 1]
+    decodes = [batch for batch in steps(recorded) if not batch["prefill_requests"]]
+    if allocator == "no-cache":
+        assert not recorder.replayed
+    else:
+        assert len(set(recorder.replayed)) >= 3
+        assert len(recorder.replayed) >= 0.9 * len(decodes) > 10
+
+
+def steps(served: Any) -> list[Any]:
+    return served.log.table().to_dict("records")  # type: ignore[no-any-return]
+
+
+def test_a_window_with_sinks_and_preemption_is_recorded_too() -> None:
+    parameters = {"window_tokens": 7, "sink_tokens": 2}
+    setup = Setup("chunked", "windowed", {}, parameters, pool=KvPool(30, 4, 48), limits=Limits(7, 40))
+    found = [
+        Deployment(setup, model=tiny("llama", 7, 2), recorder=recorder).serve(workload(ROWS)).answers
+        for recorder in (None, Again())
+    ]
+    assert found[0] == found[1]
+    tight = Setup("chunked", "paged", pool=KvPool(12, 4, 48), limits=Limits(7, 40), host_blocks=8)
+    found = [Deployment(tight, recorder=recorder).serve(workload(ROWS)).answers for recorder in (None, Again())]
+    assert found[0] == found[1]
+
+
+def test_prompts_cut_to_single_tokens_are_recorded_though_they_draw_nothing() -> None:
+    setup = Setup("chunked", "paged", pool=POOL, limits=Limits(3, 1))
+    recorder = Again()
+    work = workload(ROWS[:3])
+    plain = Deployment(setup).serve(work)
+    recorded = Deployment(setup, recorder=recorder).serve(work)
+    assert recorded.answers == plain.answers
+    assert len(recorder.replayed) > sum(prompt for _, prompt, _ in ROWS[:3])
+
+
+def decode_step(rows: int, context: int, draws: DrawRows | None = None, tables: bool = True) -> Packed:
+    """Rows with `context` tokens each, the last of which is new, in blocks of their own."""
+    blocks = -(-context // 4)
+    table = (np.arange(rows * blocks).reshape(rows, blocks) + 1).astype(np.int32) if tables else None
+    assert table is not None
+    counts = np.ones(rows, np.int64)
+    part = Part(counts, counts * (context - 1), np.arange(rows, dtype=np.int32) + 3, table, rows)
+    every = np.arange(rows)
+    return pack(None, part, draws or DrawRows(every, every + 5, every * 0 + context), 4)
+
+
+def held(model: Model, seed: int) -> KvCache:
+    cache = KvCache.allocate(model.spec, 40, 4, model.device)
+    made = torch.Generator().manual_seed(seed)
+    for layer in cache.layers:
+        for tensor in layer.tensors():
+            tensor.copy_(torch.randn(tensor.shape, generator=made))
+    poison(cache, [0])
+    return cache
+
+
+def drawn(model: Model, cache: KvCache, sample: Sampler, packed: Packed) -> list[int]:
+    batch, seeds, positions = packed.on_device(Stage(model.device).send(packed.arrays()))
+    tokens: list[int] = sample(model.forward(batch, cache), seeds, positions).tolist()
+    return tokens
+
+
+def test_a_smaller_step_after_a_larger_one_reads_nothing_of_it() -> None:
+    """Buffers are shared by all sizes and hold what the step before left."""
+    model, recorder, stage = tiny(), Again(), Stage(torch.device("cpu"))
+    sample = Sampler(model.ops, DRAWN, 8, model.device)
+    cache = held(model, 1)
+    graphs = DecodeGraphs(model, cache, sample, recorder, 6, 12)
+    for rows, context in [(6, 20), (3, 5), (1, 33), (4, 8), (2, 4), (5, 9), (6, 1)]:
+        packed = decode_step(rows, context)
+        assert graphs.serves(packed)
+        assert graphs.run(packed, stage)[:rows].tolist() == drawn(model, cache, sample, packed)
+    assert recorder.replayed == [8, 4, 1, 4, 2, 8, 8]
+
+
+def test_what_cannot_be_replayed_is_not() -> None:
+    model = tiny()
+    graphs = DecodeGraphs(model, held(model, 1), Sampler(model.ops, DRAWN, 8, model.device), Again(), 6, 12)
+    assert graphs.serves(decode_step(8, 4))
+    assert not graphs.serves(decode_step(9, 4))
+    some = DrawRows(np.array([1]), np.array([5]), np.array([4]))
+    assert not graphs.serves(decode_step(3, 4, some))
+    prefill = Part(np.array([3]), np.array([0]), np.arange(3, dtype=np.int32), np.ones((1, 1), np.int32), 1)
+    every = np.arange(3)
+    assert not graphs.serves(pack(prefill, None, DrawRows(every, every, every), 4))
+
+
+def test_recording_leaves_the_cache_as_it_is() -> None:
+    model = tiny()
+    cache, untouched = held(model, 3), held(model, 3)
+    DecodeGraphs(model, cache, Sampler(model.ops, DRAWN, 8, model.device), Again(), 8, 12)
+    for layer, same in zip(cache.layers, untouched.layers, strict=True):
+        assert all(torch.equal(a[1:], b[1:]) for a, b in zip(layer.tensors(), same.tensors(), strict=True))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_a_gpu(dtype: str) -> Model:
+    return random_model(load_model("tiny-llama").with_dtypes(dtype=dtype), "cuda", seed=3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_on_a_gpu_graphs_draw_the_same_bits(dtype: str) -> None:
+    """Real graphs, captured once, against the same steps launched one by one."""
+    model, stage = on_a_gpu(dtype), Stage(torch.device("cuda"))
+    sample = Sampler(model.ops, DRAWN, 8, model.device)
+    cache = held(model, 1)
+    for rows, context in [(6, 20), (3, 5), (1, 33), (6, 1)]:
+        drawn(model, cache, sample, decode_step(rows, context))
+    graphs = DecodeGraphs(model, cache, sample, CudaRecorder(), 6, 12)
+    for rows, context in [(6, 20), (3, 5), (1, 33), (4, 8), (2, 4), (5, 9), (6, 1)]:
+        packed = decode_step(rows, context)
+        expected = drawn(model, cache, sample, packed.padded(graph_tokens(rows)))[:rows]
+        assert graphs.run(packed, stage)[:rows].tolist() == expected
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("allocator", ["paged", "prefix"])
+def test_on_a_gpu_a_live_run_answers_as_on_the_cpu(allocator: str) -> None:
+    """fp32, greedy: whole runs with preemption, chunks and samples, with and without graphs."""
+    setup = Setup("chunked", allocator, pool=KvPool(20, 16, 96), limits=Limits(7, 40))
+    found = []
+    for device, recorder in (("cpu", None), ("cuda", None), ("cuda", CudaRecorder())):
+        model = random_model(load_model("tiny-llama"), "cpu", seed=3)
+        if device == "cuda":
+            model = moved(model)
+        served = Deployment(setup, model=model, recorder=recorder).serve(workload(ROWS, samples=SAMPLES))
+        assert all(result.device_s[0] > 0 for result in served.executor.results)
+        found.append(served.answers)
+    assert found[0] == found[1] == found[2]
+
+
+def moved(model: Model) -> Model:
+    """The same weights on the GPU, where a generator of random numbers would give others."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.cuda()
+        if isinstance(value, list):
+            return [move(one) for one in value]
+        if hasattr(value, "__dataclass_fields__"):
+            return replace(value, **{name: move(getattr(value, name)) for name in value.__dataclass_fields__})
+        return value
+
+    return Model(model.spec, model.config, move(model.weights))
