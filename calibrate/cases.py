@@ -41,7 +41,8 @@ class Case:
     @property
     def shape(self) -> Shape:
         """What a cost model is told of it."""
-        return Shape(self.prefills, len(self.decodes), sum(self.decodes))
+        longest = max(self.decodes, default=0)
+        return Shape(self.prefills, len(self.decodes), sum(self.decodes), decode_longest=longest)
 
     @property
     def kv_tokens(self) -> int:
@@ -87,8 +88,12 @@ DENSITIES = (
 def cases(limits: Range, density: Density, seed: int) -> list[Case]:
     """All that is measured, without repetition, in a fixed order."""
     rng = np.random.default_rng([seed, 5])
-    made = [*_grid(limits, density.ratio), *_between(limits, density.random, rng), *_steps(limits, density.random, rng)]
-    return list(dict.fromkeys(case for case in made if limits.holds(case)))
+    grid = [case for case in _grid(limits, density.ratio) if limits.holds(case)]
+    known = {(case.prefills, case.decodes) for case in grid}
+    random = [*_between(limits, density.random, rng), *_steps(limits, density.random, rng)]
+    # What happens to be a point of the grid can tell no error.
+    unseen = [case for case in random if limits.holds(case) and (case.prefills, case.decodes) not in known]
+    return list(dict.fromkeys([*grid, *unseen]))
 
 
 def chosen(

@@ -121,7 +121,8 @@ def shape_of(row: Row) -> Shape:
         prefills = tuple((int(new), int(past)) for new, past in slices)
     except ValueError:
         raise InputError(f"steps.csv: prefills {text!r} must be new+past of each slice, joined by ';'") from None
-    return Shape(prefills, int(row["decodes"]), int(row["decode_context_tokens"]))
+    longest = int(row["max_context_tokens"])
+    return Shape(prefills, int(row["decodes"]), int(row["decode_context_tokens"]), decode_longest=longest)
 
 
 def kind_of(row: Row) -> str:

@@ -71,7 +71,7 @@ def notes(profile: Profile) -> list[str]:
     uneven = [told for kind, told in meta.step_accuracy.items() if kind.startswith("uneven")]
     if uneven:
         found.append(
-            f"Decode batches of uneven contexts are priced by their mean context: {uneven[0].bias:+.0%} on average."
+            f"Decode batches of uneven contexts are priced by their mean and longest: {uneven[0].bias:+.0%} on average."
         )
     if meta.kind == "derived":
         found.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")

@@ -174,6 +174,7 @@ class _Simulation:
         self._every = max(1, count // 200)
         self._finished = 0
         self._count = count
+        self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
         self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
         router = build("sim.routers", plan.router.name, plan.router.parameters)
         cluster = Cluster(self.clock, self.replicas, router)
@@ -191,7 +192,9 @@ class _Simulation:
         hooks = self._hooks
         spans = self._session is None if hooks.spans is None else hooks.spans
         engine = parts.engine() if spans else parts.engine(spans=False)
-        executor: Executor = parts.executor() if self._session is None else self._session.executor(engine)
+        executor: Executor = (
+            parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
+        )
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
         if hooks.wrap is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import catalog
+from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
@@ -23,7 +25,7 @@ from sim.load import build
 from sim.memory import Allocator, KvPool
 from sim.scenario import Scenario
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
-from sim.speculation import Acceptance, Adaptive, Drafted, Drafter, Fixed, acceptance_rates
+from sim.speculation import Acceptance, Drafted, Drafter, Fixed, acceptance_rates
 from traces.schema import InputError
 
 
@@ -74,18 +76,20 @@ class Parts:
             policy,
             allocator,
             self.limits,
-            Adaptive(told.k, self.cost) if told.adaptive else Fixed(told.k),
+            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else Fixed(told.k),
             early=self.asynchronous,
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
+            ranks=bool(getattr(self.cost, "needs_longest", False)),
         )
 
-    def executor(self) -> Executor:
-        """Prices batches for one replica, and says which drafts are right."""
+    def executor(self, acceptance: Sequence[float] | None = None) -> Executor:
+        """Prices batches for one replica, and says which drafts are right; `acceptance` is that of each request."""
         predicted = Predicted(self.cost, overlap_host=self.asynchronous)
         if self.drafter is None:
             return predicted
-        return Accepting(predicted, Acceptance(acceptance_rates(self.plan.speculation.acceptance), self.plan.seed))
+        rates = acceptance_rates(self.plan.speculation.acceptance)
+        return Accepting(predicted, Acceptance(rates, self.plan.seed, acceptance))
 
     @property
     def depth(self) -> int:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from sim.adaptive import Adaptive as Adaptive
+from sim.adaptive import Adaptive as Adaptive  # noqa: PLC0414
 from sim.adaptive import PerRequest
 from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline
@@ -109,18 +110,27 @@ class Acceptance:
     decides twice, since the target itself gives the token whose draft was wrong; so the draws are independent, and
     for one rate a the expected tokens of a step with k drafts are (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023,
     equation 1).
+
+    Args:
+        rates: by position in the draft, the last one for all that follow.
+        seed: of the run.
+        own: the rate of each request, by its id, where requests are unlike; NaN for those that have `rates`.
     """
 
-    def __init__(self, rates: Sequence[float], seed: int) -> None:
+    def __init__(self, rates: Sequence[float], seed: int, own: Sequence[float] | None = None) -> None:
         self._rates = [*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))]
+        self._own = own
         self._seed = [seed, crc32(b"acceptance")]
         self._luck = PerRequest(self._draw)
 
     def __call__(self, req: Request, drafts: int) -> int:
         """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""
         luck = self._luck[req]
+        rates = self._rates
+        if self._own is not None and not isnan(rate := self._own[req.id]):
+            rates = [rate] * drafts
         right = 0
-        for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], self._rates, strict=False):
+        for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], rates, strict=False):
             if number >= rate:
                 break
             right += 1

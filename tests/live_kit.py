@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from engine_kit import Setup
+from engine_kit import Setup, workload
 from model_kit import config_of, tensors_of, write_checkpoint
 from torch import Tensor
 
@@ -26,11 +26,13 @@ from backend.prompts import Prompts
 from backend.sampling import Sampling
 from sim.batch import Batch
 from sim.cluster import Cluster, Source, Workload
-from sim.engine import Engine
+from sim.engine import Engine, Limits
 from sim.executor import Executor, StepResult
+from sim.load import names
+from sim.memory import KvPool
 from sim.record import StepLog
 from sim.replica import Clock, Replica
-from sim.request import Request
+from sim.request import SAMPLE_BITS, Request
 from sim.routers.round_robin import RoundRobin
 
 VOCAB = 128
@@ -195,3 +197,47 @@ class Deployment:
         answers = {id: tokens[prompt:] for id, (prompt, tokens) in texts.items()}
         asked = {id: tokens[:prompt] for id, (prompt, tokens) in texts.items()}
         return Served(answers, asked, finished, engine, live, cache, watched, log)
+
+
+POLICIES = names("sim.policies")
+ALLOCATORS = [name for name in names("sim.allocators") if name not in ("windowed", "contiguous")]
+LIMITS = Limits(max_num_seqs=6, max_num_batched_tokens=48)
+POOL = KvPool(48, 4, 40)
+SCANT = KvPool(28, 4, 40)
+TIGHT = KvPool(12, 4, 40)
+# Prompts of one token, of a whole block, on either side of one; answers of one token; arrivals one by one and at once.
+ROWS = [
+    (0.0, 1, 25),
+    (0.0, 4, 1),
+    (0.0, 17, 22),
+    (0.001, 8, 19),
+    (0.002, 30, 9),
+    (0.002, 3, 30),
+    (0.01, 12, 13),
+    (0.011, 5, 26),
+    (0.02, 26, 11),
+    (0.02, 16, 18),
+]
+PRIORITIES = [0, 2, 1, 0, 1, 2, 0, 0, 1, 2]
+STATIC = {"batch_size": 6, "timeout_s": 0.003}
+
+
+# Swapping and a findable prefix exclude one another.
+MEMORY = [("paged", 0), ("paged", 5), ("paged", 90), ("prefix", 0)]
+
+
+def work(**columns: Any) -> Workload:
+    return workload(ROWS, priority=PRIORITIES, **columns)
+
+
+def setup(policy: str = "chunked", allocator: str = "paged", **settings: Any) -> Setup:
+    parameters = STATIC if policy == "static" else {}
+    return Setup(policy, allocator, parameters, **{"pool": POOL, "limits": LIMITS, **settings})
+
+
+def check_all(served: Served, rows: Sequence[Sequence[float]], **attention: int) -> None:
+    """Every sequence of a greedy run has its length, and each token is the best one."""
+    logits = partial(reference_logits, "llama", **attention)
+    for id, answer in served.answers.items():
+        assert len(answer) == rows[id % (1 << SAMPLE_BITS)][2]
+        check_greedy(served.prompts[id], answer, logits)

@@ -185,6 +185,9 @@ class PrefixModel(Model):
 
     def enter(self, req: Request, blocks: int) -> None:
         self.entered[req] = max(blocks, self.entered.get(req, 0))
+        if req.group is not None and req.group.draw_beams:
+            # What follows the prompt may be another beam's next time.
+            blocks = min(blocks, req.prompt_tokens // self.size)
         for at in range(blocks):
             entry = (self.text(req, (at + 1) * self.size), self.tables[req][0][at])
             if entry not in self.cached:
@@ -199,8 +202,7 @@ class PrefixModel(Model):
         if req in self.tables and not req.finished:
             lost = set(self.tables[req][0][computed // self.size : self.entered.get(req, 0)])
             self.cached = [entry for entry in self.cached if entry[1] not in lost]
-            beams = req.group is not None and req.group.draw_beams is not None
-            self.enter(req, (min(computed, req.prompt_tokens) if beams else computed) // self.size)
+            self.enter(req, computed // self.size)
         self.entered.pop(req, None)
         super().release(req, computed)
 
@@ -425,8 +427,11 @@ class Machine(RuleBasedStateMachine):
         limit = min(limit, *(req.final_kv_tokens - self.computed(req) for req in members))
         steps, possible = self.ours.headroom(self.tick, limit), self.most_steps(members, limit)
         if isinstance(self.ours, Windowed):
+            # Counted on the safe side: blocks that the window gives back only help with the first step, and not if
+            # they are shared when it begins.
             assert steps <= possible
-            assert (steps > 0) == (possible > 0), "beyond one step the headroom need not be exact"
+            if not self.ours._sharing.holders:
+                assert (steps > 0) == (possible > 0)
         else:
             assert steps == possible
         taken = min(steps, part)
@@ -544,8 +549,8 @@ class WindowedMachine(Machine):
 
 
 often = settings(
-    max_examples=EXAMPLES or 40,
-    stateful_step_count=60,
+    max_examples=EXAMPLES or 60,
+    stateful_step_count=50,
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

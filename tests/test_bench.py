@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from backend import bench, bench_attention, bench_cliff, bench_model
+from backend import bench, bench_attention, bench_cliff, bench_model, bench_peers
 from backend.bench_attention import causal_flops
-from backend.bench_cliff import Point, judge
+from backend.bench_cliff import Line, Point, _beside_switches, cuts, judge
 from backend.bench_clock import LateError, within
 from backend.bench_inputs import CHUNK_TOKENS, Heads, Pool, Sequences
 from backend.bench_record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Row, Stats
@@ -347,6 +348,62 @@ def test_generating_runs_live_and_tells_that_transformers_is_absent(monkeypatch:
     assert 0 < ours.time.median_s < bench_model.WAVE_S
 
 
+class FakeFlashInfer:
+    """FlashInfer's wrappers by their documentation: starts, pages and last page lengths say what is attended."""
+
+    def __init__(self, room: torch.Tensor, layout: str, use_tensor_cores: bool = False) -> None:
+        assert layout == "NHD"
+
+    def plan(self, *given: Any, causal: bool = False, sm_scale: float, **types: Any) -> None:
+        *queries, starts, pages, last, _heads, _kv_heads, _dim, page_tokens = given
+        self.starts, self.pages, self.last, self.page_tokens = starts.tolist(), pages.long(), last, page_tokens
+        self.queries = queries[0].tolist() if queries else list(range(len(starts)))
+        self.scale = sm_scale
+        assert types["kv_data_type"] is not None
+
+    def run(self, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        for at, begin in enumerate(self.starts[:-1]):
+            pages = self.pages[begin : self.starts[at + 1]]
+            tokens = (len(pages) - 1) * self.page_tokens + int(self.last[at])
+            for stored, found in zip(cache, (keys, values), strict=True):
+                found.append(stored[pages].flatten(0, 1)[:tokens].double())
+        out, _ = attention_reference(q, keys, values, self.queries, scale=self.scale)
+        return out.to(q.dtype)
+
+
+def test_flashinfer_is_told_the_same_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(
+        BatchDecodeWithPagedKVCacheWrapper=FakeFlashInfer, BatchPrefillWithPagedKVCacheWrapper=FakeFlashInfer
+    )
+    monkeypatch.setattr(bench_peers, "_module", lambda bench, name: module)
+    monkeypatch.setattr(bench_peers, "WORKSPACE_BYTES", 8)
+    made = small_bench()
+    bench_attention.decode(made, Heads(4, 2, 16), "fp32", 2, 37, compiled=False)
+    bench_attention.prefill(made, Heads(4, 2, 16), "fp32", 5, 40, compiled=False)
+    told = [one for one in made.report.rows if one.contender == "FlashInfer paged"]
+    assert [one.state for one in told] == [MEASURED, MEASURED], told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
+def test_the_kernels_own_cut_is_used_and_told() -> None:
+    pool = Pool(Heads(4, 2, 16), Sequences.room(1, 256, 1), torch.float32, CPU)
+    inputs = Sequences(pool, 1, 256, 1, 1)
+    out, _ = bench_attention._planned(inputs, 16)(0)
+    check = Check(lambda out: out[0], inputs.expected(1, 16), 1e-5)
+    assert check.error(out) < 1e-5
+    assert cuts(pool, inputs.q, inputs.kv_lens) > 1
+    assert cuts(pool, inputs.q, torch.ones(1, dtype=torch.int32)) == 1
+    places = _beside_switches(small_bench(), pool, Line("context of 1", ((1, 64), (1, 512))))
+    assert places
+    assert all(rows == 1 and context % 64 == 0 for rows, context in places)
+    for (_, before), (_, after) in zip(places[::2], places[1::2], strict=True):
+        sides = [cuts(pool, inputs.q, torch.full((1,), side, dtype=torch.int32)) for side in (before, after)]
+        assert after == before + 64
+        assert sides[0] != sides[1]
+
+
 # ---- cliffs and bars ------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +449,9 @@ def gpu_report(name: str, slower: float = 1.0) -> Report:
             row("decode", f"decode {cache}", "ours, planned before", best / 2, bytes=gb, sizes=sizes),
             row("decode", f"decode {cache}", "FlashInfer paged", best, bytes=gb, sizes=sizes),
         ]
+    middle = {"cache": "bf16", "sequences": 8, "context": 4096}
+    for contender, seconds in (("ours, block 16", 0.5), ("fa3-fwd", 1.0)):
+        report.rows.append(row("decode", "middle", contender, seconds, bytes=10**8, sizes=middle))
     small = {"cache": "bf16", "sequences": 1, "context": 128}
     report.rows.append(row("decode", "small", "ours, block 16", 1.0, bytes=10**6, sizes=small))
     flops = causal_flops(Heads(32, 8, 128), 8192, 0)

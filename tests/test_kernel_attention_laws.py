@@ -235,7 +235,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_read_is_refused_in_one_sentence(what: str) -> None:
     change, sentence = REFUSED[what]
-    call = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in (CALL | change).items()}
+    call: dict[str, Any] = {
+        name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in (CALL | change).items()
+    }
     with pytest.raises(InputError) as refused:
         decode_attention(cache=LayerCache.allocate(4, 4, 2, 16, device=DEVICE), **call)
     assert sentence in str(refused.value)
@@ -244,7 +246,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(what: str) -> None:
 
 def test_a_cache_that_is_not_contiguous_is_refused() -> None:
     cache = LayerCache.allocate(4, 2, 2, 16, device=DEVICE)
-    call = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in CALL.items()}
+    call: dict[str, Any] = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in CALL.items()}
     with pytest.raises(InputError, match="attention needs a contiguous cache"):
         decode_attention(cache=LayerCache(cache.k.transpose(1, 2), cache.v), **call)
 

@@ -26,6 +26,7 @@ from sim.engine import Limits
 from sim.memory import KvPool
 from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
+from sim.report.words import drafts_by_position
 from sim.request import Request
 from sim.speculation import Acceptance, Adaptive, Drafted, Drafter, SpeculationSettings, acceptance_rates
 from traces.schema import InputError
@@ -152,6 +153,16 @@ def test_all_or_no_drafts_right(k: int, output: int) -> None:
         assert (found.rows, found.tokens) == (steps - 1, (steps - 1) * (k + 1 if rate else 1))
 
 
+def test_requests_may_be_unlike() -> None:
+    """Each request's drafts are right at its own rate; one without has those of the run."""
+    luck = Acceptance((0.9, 0.3), 2, [0.0, 1.0, math.nan])
+    requests = [Request(id, 0.0, 5, 5000) for id in range(3)]
+    right = [[luck(req, 2) for _ in range(1500)] for req in requests]
+    assert set(right[0]) == {0}
+    assert set(right[1]) == {2}
+    assert np.mean(right[2]) == pytest.approx(0.9 + 0.9 * 0.3, abs=0.08)
+
+
 @pytest.mark.parametrize(("rates", "k"), [((0.7,), 3), ((0.9, 0.4), 5)])
 def test_short_answers_take_the_steps_of_the_renewal_equation(rates: tuple[float, ...], k: int) -> None:
     """How many steps 400 answers of 17 tokens take, the cut last ones included."""
@@ -173,7 +184,7 @@ def test_what_a_run_counts() -> None:
     assert done.engine.runs.same_step == 2 + 1
 
 
-# ---- how many drafts --------------------------------------------------------------------------------------------------
+# ---- how many drafts -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("a", [0.0, 0.1, 0.3, 0.5, 0.9])
@@ -245,7 +256,7 @@ def test_adapting_forgets_who_has_ended() -> None:
     assert len(proposer._records._of) < 2000
 
 
-# ---- what it costs and takes ------------------------------------------------------------------------------------------
+# ---- what it costs and takes -----------------------------------------------------------------------------------------
 
 DRAFTERS: dict[str, dict[str, Any]] = {
     "ngram": {},
@@ -326,7 +337,7 @@ def test_the_memory_of_the_drafter(kind: str, tp: int) -> None:
         assert made.weight_bytes(1) == one.weight_bytes
 
 
-# ---- the whole run ----------------------------------------------------------------------------------------------------
+# ---- the whole run ---------------------------------------------------------------------------------------------------
 
 ARENA: dict[str, Any] = {"trace": "chatbot_arena.jsonl", "limit": 60, "rate": 3.0}
 
@@ -382,18 +393,27 @@ def test_every_base(base: str) -> None:
 
 def test_reports_tell_of_drafts() -> None:
     done = drafted(k=4, acceptance="0.8,0.6", drafter="eagle")
-    text = render(summary_view(done.summary))
     found = done.summary["speculation"]
-    assert f"{found['tokens_per_target_step']:.2f} tokens a target step" in text
-    assert "Drafter" in text
-    assert "right by position" in text
+    shares = [f"{100 * share:.1f} %" for share in found["acceptance_by_position"]]
+    text = " ".join(render(summary_view(done.summary), 200).split())
+    assert f"Drafts {found['tokens_per_target_step']:.2f} tokens a target step; right by position: " in text
+    assert ", ".join(shares) in text
+    weights = f"{found['draft_weight_bytes'] / 2**20:.0f} MiB"
+    assert f"Drafter eagle, {100 * found['drafting_share']:.1f} % of the time; weights {weights}, KV 4.00 KiB" in text
     page = render_page(done)
-    assert "Speculative decoding" in page
+    for shown in ("Speculative decoding", ", ".join(shares), weights, f"{100 * found['drafting_share']:.1f} %"):
+        assert shown in page
     assert "Speculative decoding" not in render_page(arena())
-    assert "target step" not in render(summary_view(arena().summary))
+    assert "Draft" not in render(summary_view(arena().summary))
 
 
-# ---- mistakes ---------------------------------------------------------------------------------------------------------
+def test_reports_of_long_drafts_and_of_none() -> None:
+    shares = [0.9**at for at in range(1, 13)]
+    assert drafts_by_position({"acceptance_by_position": shares}).endswith("43.0 % .. 28.2 %")
+    assert drafts_by_position({"acceptance_by_position": []}) == "nothing was drafted"
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_a_record_retimed_by_hand() -> None:
     assert sorted(slower.itl[0].tolist()) == [1.25, 2.5]
 
 
+def test_a_policy_that_waited_waits_as_long() -> None:
+    # The third step began 0.25 s after its request had come, with nothing else to do (a static batch filling up).
+    record = hand_record()
+    late = replace(record, steps=record.steps.assign(start_s=[0.0, 1.0, 3.25, 4.25], end_s=[1.0, 1.5, 4.25, 4.5]))
+    assert as_seen(late, 16).requests["first_scheduled_s"].tolist() == [0.0, 3.25]
+    fast = retimed(late, np.array([0.5, 0.5, 0.5, 0.5]), 16)
+    assert fast.requests["first_scheduled_s"].tolist() == [0.0, 3.25]
+
+
 def test_a_request_that_answers_an_end_moves_with_it() -> None:
     # Request 1 comes 1.5 s after the second step, at another time than the trace says: a turn of a session.
     record = hand_record()

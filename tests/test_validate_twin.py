@@ -14,6 +14,7 @@ from validate_kit import AT_ONCE, live, plan, trace_file
 import sim.policies.chunked
 from sim import api
 from sim.batch import Batch
+from sim.cost.step import FixedCost
 from sim.executor import Recorded, RecordEndedError, Replayed, StepResult
 from sim.policies.chunked import Chunked
 from sim.replica import Audience, Flight, Observer, Replica
@@ -21,6 +22,7 @@ from sim.step import Step
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Recorder
 from sim.validate.retime import as_seen
+from sim.validate.run import priced_runs
 from sim.validate.twin import ReplaySession, check_twin, first_difference, replayed
 from traces.schema import InputError
 
@@ -112,6 +114,15 @@ def test_told_tables_are_those_of_the_allocator(kept: Kept) -> None:
         for sequence, before, blocks in one.tables:
             told[sequence] = [*told.get(sequence, [])[:before], *blocks]
         assert tables == {sequence: told[sequence] for sequence in tables}
+
+
+def test_live_decisions_on_other_seconds(kept: Kept) -> None:
+    (record,) = kept.records
+    (stages,) = priced_runs(kept, FixedCost(0.01), 16)
+    steps, host_s = len(record.results), sum(one.host_s for one in record.results)
+    # All requests come at 0 and nothing is ever idle, so that the run lasts as long as its steps.
+    assert stages["kernels"]["duration_s"]["all"] == pytest.approx(0.01 * steps + host_s)
+    assert stages["host"]["duration_s"]["all"] == pytest.approx(0.01 * steps)
 
 
 class Shy(Chunked):

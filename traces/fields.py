@@ -161,6 +161,31 @@ class Time:
         return pd.Series(raw / UNITS[self.unit][1]) if fits.all() else None
 
 
+@dataclass(frozen=True, slots=True)
+class Probability:
+    """A number from 0 to 1, NaN where absent."""
+
+    arrow: ClassVar[tuple[Any, ...]] = (pa.float64(),)
+    optional: ClassVar[bool] = True
+
+    def parse(self, value: object) -> float:
+        if value is None:
+            return math.nan
+        found = real(value)
+        if found is None or not 0 <= found <= 1:
+            raise BadRow("it must be a probability from 0 to 1, or nothing")
+        return float(found)
+
+    def cell(self, text: str) -> float:
+        return self.parse(None if text.strip().lower() in ("", "nan") else number_of(text))
+
+    def column(self, values: pd.Series) -> pd.Series | None:
+        raw = values.to_numpy(dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            fits = ((raw >= 0) & (raw <= 1)) | np.isnan(raw)
+        return pd.Series(raw) if fits.all() else None
+
+
 def looks_like(value: float, unit: str) -> str:
     """A hint for an error message: the unit in which the value would be a date between 2001 and 2103."""
     for name, least in (

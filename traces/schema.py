@@ -33,6 +33,7 @@ DTYPES: Mapping[str, str] = {
     "model": "string",
     "samples": "int64",
     "priority": "int64",
+    "acceptance": "float64",
 }
 
 Mask = npt.NDArray[np.bool_]
@@ -178,6 +179,10 @@ def _problems(table: pd.DataFrame) -> Iterator[tuple[Mask, str, str]]:
     for column in ("arrival_s", "think_s"):
         if column in table:
             yield from _time_problems(table, column)
+    if "acceptance" in table:
+        values = _numbers(table["acceptance"])
+        outside = ~((values >= 0) & (values <= 1)) & ~np.isnan(values)
+        yield outside, "acceptance", "it must be a probability from 0 to 1, or nothing"
     if "prefix_blocks" in table:
         yield from _block_problems(table)
     for column, count in (("token_ids", "prompt_tokens"), ("output_token_ids", "output_tokens")):

@@ -119,6 +119,8 @@ def _jsonl(table: pd.DataFrame, stream: BinaryIO) -> None:
 def _plain(column: pd.Series) -> list[object]:
     if column.name in _IDS:
         return [np.asarray(ids).tolist() for ids in column]
+    if column.name == "acceptance":
+        return [None if np.isnan(rate) else rate for rate in column]
     return list(column.tolist())
 
 

@@ -74,9 +74,9 @@ def prefill_kernel(
 ):
     """One program: BLOCK_M // GROUP tokens of one sequence, the GROUP query heads of one KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
-    head = tl.program_id(0)
+    head = tl.program_id(0) % KV_HEADS
     # The last tile of a sequence reads the most keys: long programs first leave the short ones to fill the tail.
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    tile = (tl.num_programs(0) - 1 - tl.program_id(0)) // KV_HEADS
     sequence = find_sequence(q_starts, tile, sequences, BLOCK_Q)
     q_start = tl.load(q_starts + sequence)
     q_tokens = tl.load(q_starts + sequence + 1) - q_start
@@ -217,7 +217,7 @@ def prefill_attention(
     if tokens == 0:
         return out, lse
     k, v = (_descriptor(x, tile.keys) if tile.tma else x for x in (cache.k, cache.v))
-    prefill_kernel[(form.kv_heads, tokens // block_q + sequences)](
+    prefill_kernel[(form.kv_heads * (tokens // block_q + sequences),)](
         q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, out, lse,
         sequences, q.stride(0), block_tables.stride(0), scale, soft_cap, window, sinks,
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, **form.constexprs(),
@@ -264,7 +264,8 @@ def attention_reference(
 def variants(capability: int) -> list[Variant]:
     """The kernel for all `forms` on a GPU of this compute capability, and the forms of short chunks."""
     long = [variant(form, capability) for form in forms()]
-    return long + [variant(form, capability, 8) for form in forms() if form.narrow or form.q == "bf16"]
+    short = [variant(form, capability, 8) for form in forms()]
+    return long + [one for one in short if one not in long]
 
 
 def variant(form: Form, capability: int, max_q: int = 4096) -> Variant:

@@ -107,11 +107,12 @@ def kv_capacity(
     if found.blocks >= 1:
         return found
     fitting = [gpus for gpus in range(1, MAX_TP + 1) if model.divides(gpus) and plan(gpus).blocks >= 1]
+    drafts = f" (the drafter's {drafter.weight_bytes(tp) / GIB:.1f} GiB of weights included)" if drafter else ""
     advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {MAX_TP} fits"
     raise InputError(
         f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {tp}: weights, activations and a block need "
-        f"{(found.needed_bytes + found.block_bytes) / GIB:.1f} GiB of each GPU, {found.usable_bytes / GIB:.1f} GiB are "
-        f"usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
+        f"{(found.needed_bytes + found.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
+        f"{found.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
     )
 
 

@@ -8,6 +8,7 @@ says of it. It knows no model and no step.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,11 +39,17 @@ _DEFAULT_FORMS: Mapping[str, str] = {"prefill_attention.new_tokens": "sqrt"}
 
 
 class Kernel:
-    """Prices of one kernel: `parts` are grids of measured kernels with their guides and weights."""
+    """Prices of one kernel: `parts` are grids of measured kernels with their guides and weights.
 
-    __slots__ = ("_exact", "_guide", "_least_rank", "_parts")
+    `uneven` is what of decode attention's time follows the longest context instead of the mean (`ContextCost`).
+    """
 
-    def __init__(self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int) -> None:
+    __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
+
+    def __init__(
+        self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int, uneven: float = 0.0
+    ) -> None:
+        self.uneven = uneven
         self._guide = guide
         self._parts = parts
         self._least_rank = least_rank
@@ -78,6 +85,7 @@ class Kernel:
 class _Group(NamedTuple):
     row: Row
     grid: Grid
+    uneven: float
 
 
 def _alike(groups: Sequence[_Group], group: Row, free: Sequence[str]) -> list[_Group]:
@@ -103,7 +111,7 @@ class Tables:
         guide = self._guide(name, group)
         own = groups.get(tuple(group[column.name] for column in table.spec.groups))
         if own is not None:
-            return Kernel(guide, [(own.grid, guide, 1.0)], MEASURED)
+            return Kernel(guide, [(own.grid, guide, 1.0)], MEASURED, own.uneven)
         return self._related(name, group, guide, list(groups.values()))
 
     def _related(
@@ -131,7 +139,8 @@ class Tables:
             min(float(one.row[key]) for one in near) <= float(group[key]) <= max(float(one.row[key]) for one in near)
             for key in free
         )
-        return Kernel(guide, parts, least_rank if inside else EXTRAPOLATED)
+        uneven = sum(near[at].uneven * part[2] for (_, at), part in zip(ranked, parts, strict=True))
+        return Kernel(guide, parts, least_rank if inside else EXTRAPOLATED, uneven)
 
     def _guide(self, name: str, group: Row) -> Guide:
         return guide_of(name, group, self._gpu, self._efficiency)
@@ -141,10 +150,13 @@ class Tables:
         if name not in self._groups:
             forms, rows, found = forms_of(self._profile, name), list(table.rows()), {}
             for key, picked in table.grouped().items():
-                points = points_of(name, [rows[at] for at in picked])
+                own = [rows[at] for at in picked]
+                points = points_of(name, own)
                 if points:
                     row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
-                    found[key] = _Group(row, Grid(points, forms))
+                    grid = Grid(points, forms)
+                    uneven = uneven_share(own, grid, self._guide(name, row)) if name == "decode_attention" else 0.0
+                    found[key] = _Group(row, grid, uneven)
             self._groups[name] = found
         return self._groups[name]
 
@@ -169,6 +181,18 @@ def points_of(name: str, rows: Sequence[Row]) -> dict[Point, Price]:
         point: Price(sum(price.seconds for price in prices) / len(prices), max(price.rank for price in prices))
         for point, prices in found.items()
     }
+
+
+def uneven_share(rows: Sequence[Row], grid: Grid, guide: Guide) -> float:
+    """How far uneven decode batches are from what even ones of their mean context take, as a share of the way to even
+    ones of their longest: the middle of those measured; 0 without any (LLMServingSim's skew profile has the like)."""
+    shares = []
+    for row in rows:
+        count, mean, most = (float(row[name]) for name in ("sequences", "mean_context_tokens", "max_context_tokens"))
+        low, high = (grid.at((count, context), guide).seconds for context in (mean, most))
+        if most > mean and high > low:
+            shares.append((float(row["us"]) * 1e-6 - low) / (high - low))
+    return min(max(statistics.median(shares), 0.0), 1.0) if shares else 0.0
 
 
 def forms_of(profile: Profile, name: str) -> list[str]:

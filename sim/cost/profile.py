@@ -60,7 +60,7 @@ class Profile:
         gpu = self.gpu()
         for name, table in self.tables.items():
             for row, why in too_fast(table, gpu):
-                raise InputError(f"profile {self.meta.name!r}, {name}.csv, row {row + 1}: {why}")
+                raise InputError(f"profile {self.meta.name!r}, {name}.csv:{row + 2}: {why}")
 
 
 def names() -> list[str]:

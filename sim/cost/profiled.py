@@ -1,8 +1,8 @@
 """The price of a step on a GPU that was measured: from a profile's tables, and the roofline where they have nothing.
 
 Every term says where it is from: `measured` (a point of the grid), `interpolated`, `derived` (scaled from another GPU),
-`extrapolated` (outside of what was measured), or `roofline` (the profile has no table for it). A decode batch is
-priced by its mean context: a step's shape does not tell its longest, though profiles may hold uneven batches.
+`extrapolated` (outside of what was measured), or `roofline` (the profile has no table for it). A decode batch is priced
+by its mean and its longest context, where uneven batches were measured and the shape tells its longest.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from typing import Literal
 import numpy as np
 
 from sim.batch import Shape
+from sim.cost.beside import Beside, Size
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolate import MEASURED, ROOFLINE, Line, Price
 from sim.cost.layers import row_terms, token_terms
-from sim.cost.lookup import Kernel, Tables
-from sim.cost.measured import Launches, MeasuredAttention, Operations, launched, total
+from sim.cost.lookup import Tables
+from sim.cost.measured import ContextCost, Launches, MeasuredAttention, Operations, launched, total
 from sim.cost.offload import Offload
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
-from sim.cost.step import Constant, Term, shape_rows, shape_tokens
+from sim.cost.step import Constant, Term, advanced, shape_rows, shape_tokens
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 Terms = dict[str, Price]
-_Size = tuple[str, int, int, int]
-"""(parts, by CUDA graph, rows of logits, new tokens of prompts)."""
-
 _VECTOR_SPAN = 64
 _MEMO_SIZE = 65_536
 _INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query and key norms", "sampling", "router")
@@ -43,12 +41,8 @@ class Profiled(Roofline):
     """
 
     __slots__ = (
-        "_host_memo",
-        "_hosts",
-        "_launch_memo",
-        "_launches",
-        "_lines",
-        "_moves",
+        "_beside",
+        "_costs",
         "_operations",
         "_priced",
         "_synchronous",
@@ -94,30 +88,16 @@ class Profiled(Roofline):
         tables = Tables(profile, gpu, self.efficiency)
         self._operations = Operations(model, tp, tables)
         self._priced = MeasuredAttention(model, tp, tables, self.window)
-        kinds = [(parts, graph) for parts in ("prefill", "decode", "mixed") for graph in (0, 1)]
-        self._launches = {(parts, graph): tables.kernel("launch", parts=parts, graph=graph) for parts, graph in kinds}
-        self._hosts = {(parts, graph): tables.kernel("host", parts=parts, graph=graph) for parts, graph in kinds}
-        self._moves: dict[str, list[Kernel | None]] = {
-            "block copies": [tables.kernel("copy")],
-            "swap": [tables.kernel("swap", direction=way) for way in ("out", "in")],
-        }
-        self._lines: dict[int, tuple[Line | None, Line | None]] = {}
-        self._launch_memo: dict[_Size, Price] = {}
-        self._host_memo: dict[_Size, Price] = {}
+        self._beside = Beside(model.layers, tables)
+        self._costs: dict[int, tuple[ContextCost | None, ContextCost | None]] = {}
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
         plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
         if not plain and self._in_one_launch(shape):
-            steps = (
-                shape._replace(
-                    decode_context=context + i * decodes,
-                    decode_window_context=shape.decode_window_context + i * shape.decode_window_growth,
-                )
-                for i in range(repeats)
-            )
-            return [self._single_s(step) for step in steps], self._host_s(shape_rows(shape), shape)
+            steps_s = [self._single_s(advanced(shape, i)) for i in range(repeats)]
+            return steps_s, self._host_s(shape_rows(shape), shape)
         if plain:
             fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
@@ -127,9 +107,12 @@ class Profiled(Roofline):
             return [max(fixed_s, launch_s, link_s)] * repeats, host_s
         if not self._plain:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        line = self._context_lines(decodes)[0]
-        assert line is not None, "without a window all layers are full ones"
-        return _straight(line, decodes, context, repeats, fixed_s, launch_s), host_s
+        cost = self._context_costs(decodes)[0]
+        assert cost is not None, "without a window all layers are full ones"
+        if repeats == 1:
+            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes)
+            return [step_s if step_s > launch_s else launch_s], host_s
+        return _straight(cost, shape, repeats, fixed_s, launch_s), host_s
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory."""
@@ -138,10 +121,13 @@ class Profiled(Roofline):
             raise ValueError(f"{decodes} decode rows attend {within} tokens within the window of {self.window}")
         steps = np.arange(repeats)
         contexts, withins = context + decodes * steps, within + growth * steps
+        longest = (shape.decode_longest + steps) * decodes if shape.decode_longest else 0 * steps
+        span = self.window.span_tokens * decodes if self.window else 0
         seconds = np.full(repeats, fixed_s)
-        for line, tokens in zip(self._context_lines(decodes), (contexts, withins), strict=True):
-            if line is not None:
-                seconds = seconds + line.along(tokens.astype(np.float64))
+        sums = ((contexts, longest), (withins, np.minimum(longest, span)))
+        for cost, (tokens, most) in zip(self._context_costs(decodes), sums, strict=True):
+            if cost is not None:
+                seconds = seconds + cost.along(tokens.astype(np.float64), most.astype(np.float64))
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * contexts + link_window_s * withins
         times_s: list[float] = np.maximum(np.maximum(seconds, launch_s), busy_s).tolist()
@@ -211,10 +197,7 @@ class Profiled(Roofline):
                     self._attention.prefill_s(shape.prefills)
                 )
             if shape.decodes:
-                sums = (shape.decode_context, shape.decode_window_context)
-                lines = zip(self._context_lines(shape.decodes), sums, strict=True)
-                prices = [Price(line.at(tokens), line.rank(tokens)) for line, tokens in lines if line is not None]
-                terms["decode attention"] = total(prices)
+                terms["decode attention"] = self._decode_price(shape)
         if shape.verifies:
             priced = self._priced.verify(shape.verifies)
             terms["verify attention"] = priced or _roof(self._attention.verify_s(shape.verifies))
@@ -225,36 +208,35 @@ class Profiled(Roofline):
         return bool(shape.prefills and shape.decodes and not shape.verifies) and self._priced.measures_mixed
 
     def _move_terms(self, shape: Shape) -> Terms:
-        """Copies and swaps: one launch a layer; of swaps the mean of both directions."""
         terms: Terms = {}
-        for name, moved, roof in (
-            ("block copies", shape.copied_bytes, self.kernels.copy_s),
-            ("swap", shape.swapped_bytes, self.kernels.swap_s),
-        ):
-            if not moved:
-                continue
-            kernels, layers = self._moves[name], self.model.layers
-            known = [kernel.at(moved / layers) for kernel in kernels if kernel is not None]
-            if len(known) == len(kernels):
-                added = total(known)
-                terms[name] = Price(layers * added.seconds / len(known), added.rank)
-            else:
-                terms[name] = _roof(roof(moved))
+        if shape.copied_bytes:
+            copies = self._beside.copies(shape.copied_bytes)
+            terms["block copies"] = copies or _roof(self.kernels.copy_s(shape.copied_bytes))
+        if shape.swapped_bytes:
+            swaps = self._beside.swaps(shape.swapped_bytes)
+            terms["swap"] = swaps or _roof(self.kernels.swap_s(shape.swapped_bytes))
         return terms
 
-    def _context_lines(self, decodes: int) -> tuple[Line | None, Line | None]:
+    def _decode_price(self, shape: Shape) -> Price:
+        longest = shape.decode_longest * shape.decodes
+        span = self.window.span_tokens * shape.decodes if self.window else 0
+        sums = ((shape.decode_context, longest), (shape.decode_window_context, min(longest, span)))
+        costs = zip(self._context_costs(shape.decodes), sums, strict=True)
+        return total([cost.price(*tokens) for cost, tokens in costs if cost is not None])
+
+    def _context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
         """Decode attention by the sum of contexts, of full layers and of those with a window."""
-        found = self._lines.get(decodes)
+        found = self._costs.get(decodes)
         if found is None:
-            found = self._priced.context_lines(decodes) or self._roof_lines(decodes)
-            if len(self._lines) < _MEMO_SIZE:
-                self._lines[decodes] = found
+            found = self._priced.context_costs(decodes) or self._roof_costs(decodes)
+            if len(self._costs) < _MEMO_SIZE:
+                self._costs[decodes] = found
         return found
 
-    def _roof_lines(self, decodes: int) -> tuple[Line | None, Line | None]:
+    def _roof_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
         attention, rows_s = self._attention, self._attention.decode_rows_s(decodes)
-        full = Line([(0.0, _roof(rows_s))], attention.context_s)
-        return full, Line([(0.0, _roof(0.0))], attention.window_s) if self.window else None
+        full = ContextCost(Line([(0.0, _roof(rows_s))], attention.context_s), 0.0)
+        return full, ContextCost(Line([(0.0, _roof(0.0))], attention.window_s), 0.0) if self.window else None
 
     def _decode(self, decodes: int) -> tuple[float, float, float]:
         """(device seconds without attention, launch bound, host seconds) of a pure decode step."""
@@ -310,64 +292,50 @@ class Profiled(Roofline):
                 terms[name] = Price(0.0, MEASURED)
             else:
                 terms[name] = _roof(seconds) if parts is None else launched(parts, size)
-        for name in measured.keys() - roofs.keys():
-            terms[name] = launched(measured[name], size)
+        for name, parts in measured.items():
+            if name not in roofs:
+                terms[name] = launched(parts, size)
         return terms
 
     def _launch_price(self, shape: Shape) -> Price:
         """What the host needs to launch the step's kernels; all there is beside them where the host computes."""
         tokens = shape_tokens(shape)
-        key = self._size(shape)
-        found = self._launch_memo.get(key)
+        if not tokens:
+            return Price(0.0, MEASURED)
+        found = self._beside.launch(self._size(shape))
         if found is None:
-            kernel = self._launches[key[:2]]
-            if not tokens or (kernel is None and self._synchronous):
-                found = Price(0.0, MEASURED if not tokens else ROOFLINE)
-            elif kernel is None:
-                return _roof(self._launch_s(tokens, shape))
-            else:
-                found = kernel.at(self.model.layers, *key[2:])
-            if len(self._launch_memo) < _MEMO_SIZE:
-                self._launch_memo[key] = found
+            # The roofline's launches are those of a GPU: on a CPU there are none.
+            found = _roof(0.0 if self._synchronous else self._launch_s(tokens, shape))
         return found
 
-    def _size(self, shape: Shape) -> _Size:
-        """What launching and the host's work depend on."""
+    def _size(self, shape: Shape) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
         graph = int(self._in_graph(shape_tokens(shape)))
-        return parts, graph, shape_rows(shape), sum(new for new, _ in shape.prefills)
+        return Size(parts, graph, shape_rows(shape), sum(new for new, _ in shape.prefills))
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         return self._host_price(rows, shape).seconds
 
     def _host_price(self, rows: int, shape: Shape) -> Price:
-        """Scheduling, packing and handling outputs."""
-        key = self._size(shape)
-        kernel = self._hosts[key[:2]]
-        if kernel is None or not rows:
-            return _roof(super()._host_s(rows, shape))
-        found = self._host_memo.get(key)
-        if found is None:
-            found = kernel.at(*key[2:])
-            if len(self._host_memo) < _MEMO_SIZE:
-                self._host_memo[key] = found
-        return found
+        """Packing, and handling outputs; the roofline's estimate where nothing was measured."""
+        found = self._beside.host(self._size(shape)) if rows else None
+        return found or _roof(super()._host_s(rows, shape))
 
 
 def _roof(seconds: float) -> Price:
     return Price(seconds, ROOFLINE)
 
 
-def _straight(line: Line, decodes: int, context: int, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
-    """Device seconds of a span of decode steps: `fixed_s` and the line along the contexts, at least `launch_s`."""
-    start, value, slope, end = line.piece(context)
+def _straight(cost: ContextCost, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
+    """Device seconds of a span of decode steps: `fixed_s` and attention along the contexts, at least `launch_s`."""
+    decodes, context, longest = shape.decodes, shape.decode_context, shape.decode_longest * shape.decodes
     last = context + decodes * (repeats - 1)
-    if last < end and repeats < _VECTOR_SPAN:
-        first_s = fixed_s + (value + slope * (context - start))
-        if repeats == 1:
-            return [first_s if first_s > launch_s else launch_s]
-        contexts = range(context, last + 1, decodes)
-        return [max(fixed_s + (value + slope * (tokens - start)), launch_s) for tokens in contexts]
-    seconds = fixed_s + line.along(np.arange(context, last + 1, decodes, dtype=np.float64))
+    start, value, slope, end = cost.line.piece(context)
+    even = longest <= context or not cost.uneven
+    if even and last < end and repeats < _VECTOR_SPAN:
+        steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
+        return steps_s if steps_s[0] > launch_s else [max(step_s, launch_s) for step_s in steps_s]
+    steps = decodes * np.arange(repeats, dtype=np.float64)
+    seconds = fixed_s + cost.along(context + steps, longest + steps if longest else 0 * steps)
     times_s: list[float] = np.maximum(seconds, launch_s).tolist()
     return times_s

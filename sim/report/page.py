@@ -12,7 +12,16 @@ from sim.report.parts import assemble, card, details, figures, panel
 from sim.report.stability import queue_warning
 from sim.report.timeline import time_charts
 from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
-from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, sources_line, title, warnings_of
+from sim.report.words import (
+    LATENCIES,
+    clause_name,
+    drafts_by_position,
+    notes_of,
+    requests_line,
+    sources_line,
+    title,
+    warnings_of,
+)
 
 INPUT_NAMES = {
     "trace": "Trace",
@@ -150,3 +159,17 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[str]:
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
     yield panel("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    if speculation := summary.get("speculation"):
+        yield panel("Speculative decoding", _drafting(speculation))
+
+
+def _drafting(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """What drafting gave, and what it took."""
+    yield "Drafter", str(found["drafter"])
+    yield "Tokens a target step", number(found["tokens_per_target_step"])
+    yield "Drafts verified", count(found["drafted_tokens"])
+    yield "Of these right", percent(found["acceptance"])
+    yield "Right by position", drafts_by_position(found)
+    yield "Time spent drafting", percent(found["drafting_share"])
+    yield "Weights on each GPU", size_of(found["draft_weight_bytes"])
+    yield "KV of a token on each GPU", size_of(found["draft_kv_bytes_per_token"])

@@ -13,7 +13,16 @@ from rich.text import Text
 from sim.metrics import verdicts
 from sim.report.measures import best, shown_measures, texts
 from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
-from sim.report.words import LATENCIES, clause_name, notes_of, requests_line, sources_line, title, warnings_of
+from sim.report.words import (
+    LATENCIES,
+    clause_name,
+    drafts_by_position,
+    notes_of,
+    requests_line,
+    sources_line,
+    title,
+    warnings_of,
+)
 
 SHOWN = ("mean", "p50", "p90", "p99", "max")
 # Measures of the table that has a row for each run, the most wanted first, with their headings.
@@ -60,6 +69,19 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "Evictions", f"{count(kv['preemptions'])} preemptions, {size_of(kv['swapped_bytes'])} swapped"
 
 
+def speculation_lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """What drafting gave and what it took."""
+    gave = f"{number(found['tokens_per_target_step'])} tokens a target step"
+    yield "Drafts", f"{gave}; right by position: {drafts_by_position(found)}"
+    memory = ""
+    if found["draft_weight_bytes"]:
+        memory = f"; weights {size_of(found['draft_weight_bytes'])}"
+        if found["draft_kv_bytes_per_token"]:
+            memory += f", KV {size_of(found['draft_kv_bytes_per_token'])} a token"
+        memory += " on each GPU"
+    yield "Drafter", f"{found['drafter']}, {percent(found['drafting_share'])} of the time{memory}"
+
+
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
     """Goodput, and each clause of the SLO with its verdict."""
     if not (goodput := summary.get("goodput")):
@@ -82,7 +104,10 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
         )
-    lines += [*kv_lines(summary["kv"]), *slo_lines(summary)]
+    lines += kv_lines(summary["kv"])
+    if drafts := summary.get("speculation"):
+        lines += speculation_lines(drafts)
+    lines += slo_lines(summary)
     if sources := sources_line(summary):
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
     simulator = summary["simulator"]

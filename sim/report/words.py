@@ -79,3 +79,10 @@ def clause_name(name: str) -> str:
     """`ttft_p99` as `TTFT p99`, `itl` as `ITL max`: a name without a statistic speaks of every request."""
     metric, _, statistic = name.partition("_")
     return f"{LATENCIES[f'{metric}_s']} {statistic or 'max'}"
+
+
+def drafts_by_position(speculation: Mapping[str, Any], most: int = 8) -> str:
+    """How often the first, second, .. draft of a step was right, and all before it; the first `most` of them."""
+    shares = speculation["acceptance_by_position"]
+    more = f" .. {percent(shares[-1])}" if len(shares) > most else ""
+    return ", ".join(map(percent, shares[:most])) + more or "nothing was drafted"

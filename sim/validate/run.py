@@ -97,7 +97,7 @@ def validate(kept: Kept, bounds: Bounds, *, fit: bool, own_capacity: bool = Fals
     last = _predicted(kept, cost, blocks=0) if own_capacity else own
     stages = [
         _stages(one, seen, twin, own, last)
-        for one, seen, twin in zip(_priced_runs(kept, cost, block_tokens), live, twins, strict=True)
+        for one, seen, twin in zip(priced_runs(kept, cost, block_tokens), live, twins, strict=True)
     ]
     parts = attribution.split(stages)
     twin_part = _twin_part(twins)
@@ -149,7 +149,7 @@ def _predicted(kept: Kept, cost: StepCost, blocks: int | None = None) -> Seen:
     return Seen(result.requests, result.steps, result.itl)
 
 
-def _priced_runs(kept: Kept, cost: StepCost, block_tokens: int) -> list[dict[str, Measures]]:
+def priced_runs(kept: Kept, cost: StepCost, block_tokens: int) -> list[dict[str, Measures]]:
     """Of each record: its decisions with the model's device seconds, then with the model's host seconds too."""
     rows = step_rows(kept.records, cost)
     runs: list[dict[str, Measures]] = []

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from traces.fields import BadRow, Count, Ids, Kind, Text, Time, get
+from traces.fields import BadRow, Count, Ids, Kind, Probability, Text, Time, get
 from traces.head import Head
 from traces.schema import DTYPES, MAX_TOKENS
 from traces.source import Source
@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, Kind] = {
     "model": Text(optional=True),
     "samples": Count(default=1),
     "priority": Count(-MAX_TOKENS, default=0),
+    "acceptance": Probability(),
 }
 LENGTHS = ("prompt_tokens", "output_tokens")
 UNREAD = ("source_row", "synthetic")

@@ -1,0 +1,129 @@
+"""Laws of interpolation: exact where measured, between neighbours, monotone where the data are, honest outside."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.cost.interpolate import EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Line, Point, Price, blend, left_out
+
+AXIS = st.lists(st.integers(1, 5000), min_size=2, max_size=7, unique=True).map(sorted)
+SECONDS = st.floats(1e-6, 10.0)
+FORM = st.sampled_from(FORMS)
+
+
+def guide(point: Point) -> float:
+    """Some law that rises in every coordinate."""
+    return 1e-5 + 1e-6 * math.prod(1.0 + x for x in point)
+
+
+@st.composite
+def grids(draw: st.DrawFn, forms: tuple[str, ...] = FORMS) -> tuple[dict[Point, Price], list[str]]:
+    """A grid of two axes, perhaps with holes."""
+    points = {}
+    for x in draw(AXIS):
+        for y in draw(AXIS):
+            points[float(x), float(y)] = Price(draw(SECONDS), MEASURED)
+    return points, [draw(st.sampled_from(forms)), draw(st.sampled_from(forms))]
+
+
+@given(grids())
+def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
+    points, forms = made
+    grid = Grid(points, forms)
+    for point, price in points.items():
+        assert grid.at(point, guide) == price
+        assert grid.at(point, guide).source == "measured"
+
+
+@given(st.floats(0.0, 1.0), SECONDS, SECONDS)
+def test_between_its_neighbours(share: float, low: float, high: float) -> None:
+    for form in ("linear", "sqrt"):
+        seconds = blend(form, share, (low, high), lambda: (1.0, 1.0, 1.0))
+        assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
+
+
+@given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
+def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
+    rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
+    grid = Grid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
+    probes = sorted({data.draw(st.integers(1, 9000)) for _ in range(6)} | set(values))
+    prices = [grid.at((float(x),), guide).seconds for x in probes]
+    for here, there in pairwise(prices):
+        assert there >= here * (1 - 1e-9)
+
+
+@given(grids(), st.integers(1, 9000), st.integers(1, 9000))
+def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
+    points, forms = made
+    price = Grid(points, forms).at((float(x), float(y)), guide)
+    assert 0.0 < price.seconds < math.inf
+    outer = sorted({point[0] for point in points})
+    if (x, y) in points:
+        assert price.rank == MEASURED
+    elif not outer[0] <= x <= outer[-1]:
+        assert price.rank == EXTRAPOLATED
+    else:
+        assert price.rank in (INTERPOLATED, EXTRAPOLATED)
+        lines = [sorted(b for a, b in points if a == near) for near in _beside(outer, x)]
+        inside = all(line[0] <= y <= line[-1] for line in lines)
+        assert (price.rank == INTERPOLATED) == inside
+
+
+def _beside(values: list[float], x: float) -> list[float]:
+    if x in values:
+        return [x]
+    above = next(at for at, value in enumerate(values) if value > x)
+    return values[above - 1 : above + 1]
+
+
+@given(AXIS, SECONDS, st.floats(1.0, 50.0))
+def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
+    grid = Grid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
+    for edge, x in ((values[-1], values[-1] * further), (values[0], values[0] / further)):
+        expected = seconds * guide((x,)) / guide((float(edge),))
+        assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
+
+
+@given(AXIS, st.data(), st.floats(0.0, 1.0))
+def test_a_number_and_an_array_give_the_same_bits(values: list[int], data: st.DataObject, slope: float) -> None:
+    seconds = data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values)))
+    line = Line([(float(x), Price(s, MEASURED)) for x, s in zip(values, seconds, strict=True)], slope)
+    xs = sorted(data.draw(st.lists(st.integers(values[0], 20_000), min_size=1, max_size=20)))
+    assert line.along(np.array(xs, np.float64)).tolist() == [line.at(x) for x in xs]
+    for x, s in zip(values, seconds, strict=True):
+        assert line.at(x) == s
+        assert line.rank(x) == MEASURED
+    assert line.rank(values[-1] + 1) == EXTRAPOLATED
+
+
+LAWS = {
+    "linear": lambda x: 3e-6 + 2e-7 * x,
+    "sqrt": lambda x: (1e-3 + 4e-6 * x) ** 2,
+    "efficiency": lambda x: guide((x,)) * 1.7,
+}
+
+
+@pytest.mark.parametrize("name", sorted(LAWS))
+def test_leaving_points_out_tells_the_law(name: str) -> None:
+    """Of each law its own form predicts what was left out, and another form does not."""
+    bent = name == "efficiency"
+    points = {(float(2**power),): LAWS[name](2.0**power) for power in range(12)}
+    curve = (lambda point: guide(point) + 1e-9 * point[0] ** 2) if bent else guide
+    if bent:
+        points = {point: 1.7 * curve(point) for point in points}
+    errors = {form: max(abs(error) for _, error in left_out(points, curve, 0, form)) for form in FORMS}
+    assert errors[name] < 1e-9
+    assert max(errors[form] for form in FORMS if form != name) > 0.01
+
+
+def test_an_unknown_form_and_no_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="cubic"):
+        blend("cubic", 0.5, (1.0, 2.0), lambda: (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="needs a point"):
+        Grid({}, ["linear"])
