@@ -80,7 +80,7 @@ class Harness:
         self._model = random_model(spec, device, seed=seed)
         # Every row may leave most of its last block empty.
         sequences = limits.rows + 8
-        blocks = -(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences
+        blocks = max(-(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences, 2 * max(MOVED_BLOCKS))
         self._cache = KvCache.allocate(spec, blocks, BLOCK_TOKENS, device)
         _fill(self._cache, seed)
         self._clock: Clock = CudaClock(device) if device.type == "cuda" else CpuClock()

@@ -199,7 +199,7 @@ class Deployment:
         return Served(answers, asked, finished, engine, live, cache, watched, log)
 
 
-POLICIES = names("sim.policies")
+POLICIES = [name for name in names("sim.policies") if name != "speculative"]
 ALLOCATORS = [name for name in names("sim.allocators") if name not in ("windowed", "contiguous")]
 LIMITS = Limits(max_num_seqs=6, max_num_batched_tokens=48)
 POOL = KvPool(48, 4, 40)

@@ -19,7 +19,8 @@ CAPACITY_TOKENS, BLOCK_TOKENS, SLOTS = 40_000, 16, 48
 STEP_COLUMNS = [
     "replica", "step", "repeats", "start_s", "end_s", "prefill_requests", "prefill_tokens",
     "prefill_past_tokens", "decode_requests", "decode_context_tokens", "draft_tokens", "padding_tokens",
-    "device_s", "host_s", "running", "waiting", "preempted", "swapped_bytes", "copied_bytes", "kv_used_tokens", "kv_shared_tokens",
+    "device_s", "host_s", "running", "waiting", "preempted", "swapped_bytes", "copied_bytes", "kv_used_tokens",
+    "kv_shared_tokens",
     "kv_reserved_tokens", "kv_internal_tokens", "kv_external_tokens", "kv_free_tokens", "kv_saved_tokens",
 ]  # fmt: skip
 INPUTS = {

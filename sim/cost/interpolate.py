@@ -44,7 +44,7 @@ class Price(NamedTuple):
 class Grid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_children", "_form", "_values")
+    __slots__ = ("_children", "_form", "_innermost", "_values")
 
     def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -58,41 +58,50 @@ class Grid:
         for point, price in points.items():
             parts.setdefault(point[0], {})[point[1:]] = price
         self._values = sorted(parts)
+        self._innermost = len(forms) == 1
         self._children: list[Grid | Price] = [
             Grid(parts[value], forms[1:]) if len(forms) > 1 else parts[value][()] for value in self._values
         ]
 
     def at(self, point: Point, guide: Guide) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return self._at((), point, guide)
+        return Price(*self._at((), point, guide))
 
-    def _at(self, outer: Point, point: Point, guide: Guide) -> Price:
+    def _at(self, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
         x, values = point[0], self._values
         above = bisect_left(values, x)
-        if above < len(values) and values[above] == x:
+        last = len(values)
+        if above < last and values[above] == x:
             return self._child(above, outer, point, guide)
-        if 0 < above < len(values):
+        if 0 < above < last:
             return self._between(above, outer, point, guide)
-        edge = min(above, len(values) - 1)
-        price = self._child(edge, outer, point, guide)
+        edge = min(above, last - 1)
+        seconds, rank = self._child(edge, outer, point, guide)
         known = guide((*outer, values[edge], *point[1:]))
-        return Price(price.seconds * (guide((*outer, *point)) / known), max(price.rank, EXTRAPOLATED))
+        return seconds * (guide((*outer, *point)) / known), max(rank, EXTRAPOLATED)
 
-    def _between(self, above: int, outer: Point, point: Point, guide: Guide) -> Price:
-        low, high = self._child(above - 1, outer, point, guide), self._child(above, outer, point, guide)
+    def _between(self, above: int, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
         left, right = self._values[above - 1], self._values[above]
-        rest = point[1:]
-        seconds = blend(
-            self._form,
-            (point[0] - left) / (right - left),
-            (low.seconds, high.seconds),
-            lambda: (guide((*outer, left, *rest)), guide((*outer, *point)), guide((*outer, right, *rest))),
-        )
-        return Price(seconds, max(low.rank, high.rank, INTERPOLATED))
+        low, low_rank = self._child(above - 1, outer, point, guide)
+        high, high_rank = self._child(above, outer, point, guide)
+        share = (point[0] - left) / (right - left)
+        if self._form == "linear":  # the most frequent by far, and as `blend` has it
+            seconds = low + (high - low) * share
+        else:
+            rest = point[1:]
+            seconds = blend(
+                self._form,
+                share,
+                (low, high),
+                lambda: (guide((*outer, left, *rest)), guide((*outer, *point)), guide((*outer, right, *rest))),
+            )
+        return seconds, max(low_rank, high_rank, INTERPOLATED)
 
-    def _child(self, at: int, outer: Point, point: Point, guide: Guide) -> Price:
+    def _child(self, at: int, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
         child = self._children[at]
-        return child if isinstance(child, Price) else child._at((*outer, self._values[at]), point[1:], guide)
+        if self._innermost:
+            return child  # type: ignore[return-value]
+        return child._at((*outer, self._values[at]), point[1:], guide)  # type: ignore[union-attr]
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""

@@ -97,7 +97,7 @@ class Profiled(Roofline):
         plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
         if not plain and self._in_one_launch(shape):
             steps_s = [self._single_s(advanced(shape, i)) for i in range(repeats)]
-            return steps_s, self._host_s(shape_rows(shape), shape)
+            return steps_s, self._host_price(shape, self._size(shape, shape_tokens(shape))).seconds
         if plain:
             fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
@@ -135,15 +135,17 @@ class Profiled(Roofline):
 
     def _single_s(self, shape: Shape) -> float:
         """Device seconds of a step whose prefill and decode attention are one launch."""
-        seconds = sum(price.seconds for price in self._device_terms(shape).values())
+        seconds, launch_s, _ = self._mixed(shape)
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
-        return max(seconds, 0.0 if self._synchronous else self._launch_price(shape).seconds, busy_s)
+        return max(seconds, launch_s, busy_s)
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`; a term that is zero for this shape is left out."""
-        terms = self._device_terms(shape)
-        launch = self._launch_price(shape)
+        tokens = shape_tokens(shape)
+        size = self._size(shape, tokens)
+        launch = self._launch_price(shape, tokens, size)
+        terms = self._device_terms(shape, launch)
         if not self._synchronous:
             gap_s = launch.seconds - sum(price.seconds for price in terms.values())
             terms["launch gaps"] = Price(max(0.0, gap_s), launch.rank)
@@ -152,7 +154,7 @@ class Profiled(Roofline):
         wait_s = busy_s - sum(price.seconds for price in terms.values())
         terms["offload wait"] = Price(max(0.0, wait_s), ROOFLINE)
         named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
-        host = self._host_price(shape_rows(shape), shape)
+        host = self._host_price(shape, size)
         return {**named, "host": Term(host.seconds, host.source, on_host=True)}
 
     def describe(self) -> list[Constant]:
@@ -173,35 +175,34 @@ class Profiled(Roofline):
             )
         return told + super().describe()
 
-    def _device_terms(self, shape: Shape) -> Terms:
+    def _device_terms(self, shape: Shape, launch: Price) -> Terms:
         """The operations of a step and, where launching adds to them, launching."""
         tokens = shape_tokens(shape)
-        terms: Terms = {}
-        if tokens:
-            terms |= self._tokens(tokens) | self._rows(shape_rows(shape))
-            terms |= self._attention_terms(shape)
-        terms |= self._move_terms(shape)
-        if self._synchronous and tokens:
-            terms["launches"] = self._launch_price(shape)
-        return terms
-
-    def _attention_terms(self, shape: Shape) -> Terms:
-        terms: Terms = {}
+        terms = self._tokens(self._computed(tokens)) | self._rows(shape_rows(shape)) if tokens else {}
         if self._in_one_launch(shape):
-            mixed = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context)
-            assert mixed is not None
-            terms["mixed attention"] = mixed
+            terms["mixed attention"] = self._one_launch(shape)
         else:
             if shape.prefills:
-                terms["prefill attention"] = self._priced.prefill(shape.prefills) or _roof(
-                    self._attention.prefill_s(shape.prefills)
-                )
+                terms["prefill attention"] = self._prefill_price(shape)
             if shape.decodes:
                 terms["decode attention"] = self._decode_price(shape)
         if shape.verifies:
-            priced = self._priced.verify(shape.verifies)
-            terms["verify attention"] = priced or _roof(self._attention.verify_s(shape.verifies))
+            terms["verify attention"] = self._verify_price(shape)
+        terms |= self._move_terms(shape)
+        if self._synchronous:
+            terms["launches"] = launch
         return terms
+
+    def _prefill_price(self, shape: Shape) -> Price:
+        return self._priced.prefill(shape.prefills) or _roof(self._attention.prefill_s(shape.prefills))
+
+    def _verify_price(self, shape: Shape) -> Price:
+        return self._priced.verify(shape.verifies) or _roof(self._attention.verify_s(shape.verifies))
+
+    def _one_launch(self, shape: Shape) -> Price:
+        price = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context)
+        assert price is not None, "asked only where it was measured"
+        return price
 
     def _in_one_launch(self, shape: Shape) -> bool:
         """Whether the profile's engine attends prompts and decode rows together, and that was measured."""
@@ -248,34 +249,43 @@ class Profiled(Roofline):
         return entry
 
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
-        """The same of any step: everything but decode attention."""
-        tokens, rows = shape_tokens(shape), shape_rows(shape)
-        fixed_s = self._work_s(tokens, rows) if tokens else 0.0
-        alone = shape._replace(decodes=0) if shape.decodes else shape
-        for terms in (self._attention_terms(alone), self._move_terms(shape)):
-            fixed_s += sum(price.seconds for price in terms.values())
-        launch_s = self._launch_price(shape).seconds
+        """The same of any step: everything but decode attention that is a launch of its own."""
+        tokens = shape_tokens(shape)
+        size = self._size(shape, tokens)
+        fixed_s = self._work_s(tokens, size.rows) if tokens else 0.0
+        if self._in_one_launch(shape):
+            fixed_s += self._one_launch(shape).seconds
+        elif shape.prefills:
+            fixed_s += self._prefill_price(shape).seconds
+        if shape.verifies:
+            fixed_s += self._verify_price(shape).seconds
+        if shape.copied_bytes or shape.swapped_bytes:
+            fixed_s += sum(price.seconds for price in self._move_terms(shape).values())
+        launch_s = self._launch_price(shape, tokens, size).seconds
         if self._synchronous:
             fixed_s, launch_s = fixed_s + launch_s, 0.0
-        return fixed_s, launch_s, self._host_s(rows, shape)
+        return fixed_s, launch_s, self._host_price(shape, size).seconds
 
     def _work_s(self, tokens: int, rows: int) -> float:
         """All that depends on counts of tokens and of logits rows only."""
-        seconds = self._token_memo.get(tokens)
+        computed = self._computed(tokens)
+        seconds = self._token_memo.get(computed)
         if seconds is None:
-            seconds = self._token_memo[tokens] = sum(price.seconds for price in self._tokens(tokens).values())
+            seconds = self._token_memo[computed] = sum(price.seconds for price in self._tokens(computed).values())
         row_s = self._row_memo.get(rows)
         if row_s is None:
             row_s = self._row_memo[rows] = sum(price.seconds for price in self._rows(rows).values())
         return seconds + row_s
 
-    def _tokens(self, tokens: int) -> Terms:
-        """Terms by tokens; a CUDA graph computes the size that it was captured for."""
-        computed = tokens
-        if self._in_graph(tokens):
-            sizes = self.profile.meta.captured_tokens
-            captured = sizes[bisect_left(sizes, tokens)] if sizes else graph_tokens(tokens)
-            computed = min(captured, self.max_graph_tokens)
+    def _computed(self, tokens: int) -> int:
+        """Tokens that are computed for so many real ones: a CUDA graph's are the size that it was captured for."""
+        if not self._in_graph(tokens):
+            return tokens
+        sizes = self.profile.meta.captured_tokens
+        captured = sizes[bisect_left(sizes, tokens)] if sizes else graph_tokens(tokens)
+        return min(captured, self.max_graph_tokens)
+
+    def _tokens(self, computed: int) -> Terms:
         roofs = token_terms(self.model, self.kernels, self.tp, computed)
         return self._best(roofs, self._operations.by_tokens, computed)
 
@@ -297,29 +307,25 @@ class Profiled(Roofline):
                 terms[name] = launched(parts, size)
         return terms
 
-    def _launch_price(self, shape: Shape) -> Price:
+    def _launch_price(self, shape: Shape, tokens: int, size: Size) -> Price:
         """What the host needs to launch the step's kernels; all there is beside them where the host computes."""
-        tokens = shape_tokens(shape)
         if not tokens:
             return Price(0.0, MEASURED)
-        found = self._beside.launch(self._size(shape))
+        found = self._beside.launch(size)
         if found is None:
             # The roofline's launches are those of a GPU: on a CPU there are none.
             found = _roof(0.0 if self._synchronous else self._launch_s(tokens, shape))
         return found
 
-    def _size(self, shape: Shape) -> Size:
-        parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
-        graph = int(self._in_graph(shape_tokens(shape)))
-        return Size(parts, graph, shape_rows(shape), sum(new for new, _ in shape.prefills))
-
-    def _host_s(self, rows: int, shape: Shape) -> float:
-        return self._host_price(rows, shape).seconds
-
-    def _host_price(self, rows: int, shape: Shape) -> Price:
+    def _host_price(self, shape: Shape, size: Size) -> Price:
         """Packing, and handling outputs; the roofline's estimate where nothing was measured."""
-        found = self._beside.host(self._size(shape)) if rows else None
-        return found or _roof(super()._host_s(rows, shape))
+        found = self._beside.host(size) if size.rows else None
+        return found or _roof(self._host_s(size.rows, shape))
+
+    def _size(self, shape: Shape, tokens: int) -> Size:
+        parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
+        prefill_tokens = tokens - shape.decodes - sum(new for new, _ in shape.verifies)
+        return Size(parts, int(self._in_graph(tokens)), shape_rows(shape), prefill_tokens)
 
 
 def _roof(seconds: float) -> Price:
