@@ -40,14 +40,14 @@ _IDS_PER_CASE = 1 << 16
 
 
 class Sample(NamedTuple):
-    """One measurement of a case: its operations, and what else the device did meanwhile, of a timed execution, if any;
-    device and host seconds of another.
+    """One measurement of a case: operations and the device's seconds of a timed execution, if any; device and host
+    seconds of another, untimed.
 
     `graph_device_s` and `graph_host_s` are those of a third one, by CUDA graph; None where there is none.
     """
 
     readings: list[Reading]
-    beside_s: float
+    timed_s: float
     device_s: float
     host_s: float
     graph_device_s: float | None = None
@@ -130,15 +130,13 @@ class Harness:
 
         def measure() -> Sample:
             self._timed.case = case
-            beside_s, readings = 0.0, []
+            timed_s, readings = 0.0, []
             if timed:
-                whole_s, _ = execute(self._live_timed, cast(Ops, self._timed))
+                timed_s, _ = execute(self._live_timed, cast(Ops, self._timed))
                 readings = self._timed.readings()
-                work_s = sum(reading.seconds for reading in readings)
-                beside_s = whole_s - work_s - len(readings) * self._timed.overhead_s
             graph = self._live_graph if not case.prefills else None
             graphed = execute(graph, self._plain) if graph else (None, None)
-            return Sample(readings, beside_s, *execute(self._live, self._plain), *graphed)
+            return Sample(readings, timed_s, *execute(self._live, self._plain), *graphed)
 
         try:
             execute(self._live, self._plain)

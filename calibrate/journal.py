@@ -34,8 +34,8 @@ class Point:
 class Entry:
     """A case of a model as measured in one pass: operations, seconds of the whole step, telemetry of the device.
 
-    `work_s` is the sum of the operations' seconds and `beside_s` what else the step took that they were timed in; 0
-    where they were not timed.
+    Of executions whose `operations` were timed, `work_s` is the sum of these, `beside_s` what else the step took, and
+    `timed_s` the whole; 0 where they were not timed. Timing makes a step longer, and not its operations.
     """
 
     model: str
@@ -43,8 +43,10 @@ class Entry:
     number: int
     measured_in: int
     points: tuple[Point, ...]
+    operations: int
     work_s: float
     beside_s: float
+    timed_s: float
     device_s: float
     host_s: float
     graph_device_s: float | None = None

@@ -45,7 +45,7 @@ class Measured(Protocol):
     @property
     def readings(self) -> Sequence[Readable]: ...
     @property
-    def beside_s(self) -> float: ...
+    def timed_s(self) -> float: ...
     @property
     def device_s(self) -> float: ...
     @property
@@ -137,8 +137,10 @@ def _case(bench: Bench, plan: Plan, case: Case, index: int, number: int, clocks:
         index,
         number,
         tuple(rows),
+        len(samples[0].readings),
         statistics.median(sum(reading.seconds for reading in one.readings) for one in samples),
-        statistics.median(one.beside_s for one in samples),
+        statistics.median(one.timed_s - sum(reading.seconds for reading in one.readings) for one in samples),
+        statistics.median(one.timed_s for one in samples),
         statistics.median(one.device_s for one in samples),
         statistics.median(one.host_s for one in samples),
         statistics.median(graph_device) if graph_device else None,
@@ -153,7 +155,7 @@ def _moves(bench: Bench, plan: Plan, number: int) -> Entry:
         for reading in bench.moves():
             found.setdefault((reading.table, reading.row), []).append(reading.seconds * 1e6)
     points = tuple(Point(table, dict(row), statistics.median(us)) for (table, row), us in found.items())
-    return Entry(plan.model, MOVES, -1, number, points, 0.0, 0.0, 0.0, 0.0)
+    return Entry(plan.model, MOVES, -1, number, points, len(points), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _middles(samples: Sequence[Measured]) -> dict[tuple[str, tuple[tuple[str, Value], ...]], float]:

@@ -78,6 +78,8 @@ class Sorted:
 
 def sort(entries: Iterable[Entry], subjects: Mapping[str, Subject], *, synchronous: bool) -> Sorted:
     """Entries by their purpose; `synchronous` where the host itself computes."""
+    entries = list(entries)
+    timing_s = timing_seconds(entries)
     found = Sorted()
     steps: dict[tuple[str, Case, bool], Step] = {}
     for entry in entries:
@@ -95,7 +97,7 @@ def sort(entries: Iterable[Entry], subjects: Mapping[str, Subject], *, synchrono
             if "burst_us" in point.row:
                 found.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
         if entry.number >= 0:
-            for key, us in _beside(entry, case, subject.spec.layers, synchronous):
+            for key, us in _beside(entry, case, subject.spec.layers, timing_s if synchronous else None):
                 goal.setdefault(key, []).append(us)
     found.steps.extend(steps.values())
     return found
@@ -108,8 +110,14 @@ def _times(entry: Entry) -> Iterable[tuple[bool, float, float]]:
         yield True, entry.graph_device_s, entry.graph_host_s
 
 
-def _beside(entry: Entry, case: Case, layers: int, synchronous: bool) -> Iterable[tuple[Key, float]]:
-    """What the step took beside its operations: launching them, and the host."""
+def timing_seconds(entries: Iterable[Entry]) -> float:
+    """What timing an operation adds to the step beside it: how much longer timed steps are than untimed ones."""
+    added = [(one.timed_s - one.device_s) / one.operations for one in entries if one.timed_s and one.operations]
+    return max(0.0, statistics.median(added)) if added else 0.0
+
+
+def _beside(entry: Entry, case: Case, layers: int, timing_s: float | None) -> Iterable[tuple[Key, float]]:
+    """What the step took beside its operations: launching them, and the host. `timing_s` is None of a GPU."""
     rows = len(case.prefills) + len(case.decodes)
     size: Row = {"rows": rows, "prefill_tokens": sum(new for new, _ in case.prefills)}
     parts = ("mixed" if case.decodes else "prefill") if case.prefills else "decode"
@@ -117,7 +125,7 @@ def _beside(entry: Entry, case: Case, layers: int, synchronous: bool) -> Iterabl
         where = (("parts", parts), ("graph", int(graph)))
         yield Key("host", (*where, *size.items())), max(host_s, 1e-7) * 1e6
         launch = Key("launch", (*where, ("layers", layers), *size.items()))
-        if synchronous:
-            yield launch, max(entry.beside_s, 1e-6) * 1e6
+        if timing_s is not None:
+            yield launch, max(entry.beside_s - entry.operations * timing_s, 1e-6) * 1e6
         elif device_s > LAUNCH_BOUND * entry.work_s:
             yield launch, device_s * 1e6

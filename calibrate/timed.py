@@ -97,9 +97,6 @@ class TimedOps:
         self.case = Case()
         """The step that is about to run: attention's arguments do not tell contexts without waiting for the device."""
 
-        self.overhead_s = self._overhead_s()
-        """What timing adds to a step beside each operation."""
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
@@ -111,14 +108,6 @@ class TimedOps:
         ]
         self._marks.clear()
         return found
-
-    def _overhead_s(self) -> float:
-        count = 500
-        begin = time.thread_time()
-        for _ in range(count):
-            self._timed("", {}, lambda: None)
-        whole_s = time.thread_time() - begin
-        return max(0.0, whole_s - sum(reading.seconds for reading in self.readings())) / count
 
     def _timed(self, table: str, row: dict[str, Value], call: Callable[[], Any]) -> Any:
         self._clock.hold()

@@ -137,10 +137,6 @@ class DraftingEngine(Engine):
                 req.drafts = length - 1 - req.known
         return cut
 
-    def preempt(self, req: Request, *, swap: bool = True) -> None:
-        req.drafts = 0
-        super().preempt(req, swap=swap)
-
     def _settle(self, batch: Batch) -> None:
         rows = tokens = most = context = 0
         for entry in batch.entries:

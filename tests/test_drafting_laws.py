@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, Row, cases, laws, pressed
 
+from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine import Limits
 from sim.memory import KvPool
-from sim.request import Request
+from sim.request import Request, SharedPrefix
 from sim.speculation import Acceptance
 
 BASES = ["chunked", "continuous", "priority", "sjf"]
@@ -206,8 +207,22 @@ def test_no_draft_lies_beyond_the_longest_length(allocator: str, depth: int) -> 
             watched(drafting(Case(setup, rows, 4), k=6, rates=rates))
 
 
-def test_nothing_is_computed_for_who_ends_with_what_is_under_way() -> None:
+@pytest.mark.parametrize("output", [1, 2, 6])
+def test_nothing_is_computed_for_who_ends_with_what_is_under_way(output: int) -> None:
     """Early plans leave out a request that one token under way will end (vLLM V1, `Scheduler.schedule`)."""
     setup = Drafts(depth=2, k=3, rates=(0.0,), cost=FixedCost(0.001))
-    done = run_drafts(setup, workload([(0.0, 5, 6)]))
-    assert len(done.steps) == 6
+    assert len(run_drafts(setup, workload([(0.0, 5, output)])).steps) == output
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("rates", [(0.0,), (0.6,), (1.0,)])
+def test_only_what_surely_has_kv_is_found_by_the_next_turn(depth: int, rates: tuple[float, ...]) -> None:
+    """An answer of which all is named: its last token need not have been fed back, whatever was drafted behind it."""
+    for output in range(1, 14):
+        text = 4 + output
+        ids = tuple(range(10, 10 + text + 8))
+        work = Workload([0.0], [4], [output], prefix_ids=[ids[:text]], known_tokens=[text])
+        setup = Drafts(allocator="prefix", depth=depth, k=4, rates=rates, pool=KvPool(32, 4, 64))
+        done = run_drafts(setup, work)
+        follower = Request(1, 1.0, text + 8, 1, 0, SharedPrefix(ids, 1))
+        assert done.engine.allocator.match(follower) == (text - 1) // 4 * 4

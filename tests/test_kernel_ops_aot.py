@@ -18,7 +18,7 @@ HEAVIEST = ("rope_cache_write fp8e4nv 32/8x128", "sample filter", "sample choose
 @pytest.fixture(scope="module")
 def built() -> list[Built]:
     found = {variant.name: variant for file in FILES for variant in import_module(f"backend.kernels.{file}").variants()}
-    return build([found[name] for name in HEAVIEST], (90,))
+    return build([(found[name], 90) for name in HEAVIEST])
 
 
 def test_the_heaviest_variants_build_without_spills(built: list[Built]) -> None:

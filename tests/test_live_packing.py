@@ -188,7 +188,7 @@ def test_rows_follow_the_allocators_tables(make: Any) -> None:
     for seed in range(12):
         rng = random.Random(seed)
         allocator = make(KvPool(300, 3, 60))
-        tables, running, count = BlockTables(allocator), [], 0
+        tables, running, count, peak = BlockTables(allocator), [], 0, 0
         for _ in range(120):
             for _ in range(rng.randrange(4)):
                 count = change(allocator, running, rng, count)
@@ -202,6 +202,33 @@ def test_rows_follow_the_allocators_tables(make: Any) -> None:
             columns = max(map(len, expected)) + rng.randrange(3)
             taken = tables.take([tables.row(req) for req in asked], columns).tolist()
             assert taken == [blocks + [0] * (columns - len(blocks)) for blocks in expected]
+            peak = max(peak, len(running))
+        # Rows of requests that have gone are taken over by others.
+        assert count > 100
+        assert len(tables._blocks) <= max(16, 2 * peak)
+
+
+def test_of_a_growing_table_only_its_end_is_read() -> None:
+    read: list[Any] = []
+
+    class Spied(list[int]):
+        def __getitem__(self, at: Any) -> Any:
+            read.append(at)
+            return super().__getitem__(at)
+
+    class Watching(Paged):
+        def table(self, req: Request) -> Spied:
+            return Spied(req.blocks)
+
+    allocator = Watching(KvPool(300, 3, 60))
+    tables, req = BlockTables(allocator), Request(0, 0.0, 10, 30)
+    assert allocator.admit(req, 10)
+    req.seq, req.computed = 0, 10
+    for _ in range(9):
+        tables.row(req)
+        assert allocator.grow(req, 1)
+        req.computed += 1
+    assert read == [slice(0, None), slice(4, None), slice(5, None)]
 
 
 def test_arrays_arrive_aligned_and_whole() -> None:

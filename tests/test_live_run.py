@@ -114,8 +114,8 @@ def test_answers_follow_from_seed_and_settings(folder: str) -> None:
     first, again = run(folder, **sampled), run(folder, **sampled, policy="static", allocator="contiguous-oracle")
     assert answers(first) == answers(again)
     assert sorted(answers(first)) == [(request, sample) for request in range(8) for sample in range(2)]
-    other = run(folder, **sampled, seed=1)
-    assert answers(first) != answers(other)
+    for changed in ({"seed": 1}, {"live.top_p": 0.4}, {"live.top_k": 2}, {"live.temperature": 1.4}):
+        assert answers(first) != answers(run(folder, **{**sampled, **changed}))
     assert answers(first) != answers(run(folder, **{"workload.samples": 2}))
 
 

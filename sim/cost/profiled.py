@@ -330,18 +330,3 @@ class Profiled(Roofline):
 
 def _roof(seconds: float) -> Price:
     return Price(seconds, ROOFLINE)
-
-
-def _straight(cost: ContextCost, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
-    """Device seconds of a span of decode steps: `fixed_s` and attention along the contexts, at least `launch_s`."""
-    decodes, context, longest = shape.decodes, shape.decode_context, shape.decode_longest * shape.decodes
-    last = context + decodes * (repeats - 1)
-    start, value, slope, end = cost.line.piece(context)
-    even = longest <= context or not cost.uneven
-    if even and last < end and repeats < _VECTOR_SPAN:
-        steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
-        return steps_s if steps_s[0] > launch_s else [max(step_s, launch_s) for step_s in steps_s]
-    steps = decodes * np.arange(repeats, dtype=np.float64)
-    seconds = fixed_s + cost.along(context + steps, longest + steps if longest else 0 * steps)
-    times_s: list[float] = np.maximum(seconds, launch_s).tolist()
-    return times_s
