@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from sim.cost.attention import Slices
-from sim.cost.interpolate import INTERPOLATED, MEASURED, Line, Price
+from sim.cost.contexts import ContextCost
+from sim.cost.interpolate import MEASURED, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
-from sim.cost.tables import Floats, Value
+from sim.cost.tables import Value
 from sim.specs import AttentionWindow, Gemm, ModelSpec
 
 _MEMO_SIZE = 65_536
@@ -38,39 +37,6 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
     return total([
         Price(one.times * price.seconds, price.rank) for one in parts for price in [one.kernel.at(one.scale * size)]
     ])  # fmt: skip
-
-
-class ContextCost(NamedTuple):
-    """Decode attention of so many rows by the sum of their contexts.
-
-    `line` is for rows that are alike. Uneven ones cost `uneven` of the way from rows of their mean to rows that are
-    all as long as the longest: 0 for kernels that share work out evenly, 1 for those that pad.
-    """
-
-    line: Line
-    uneven: float
-
-    def at(self, context: int, longest: int) -> float:
-        """Seconds where contexts add up to `context`, and would to `longest` were all as the longest; 0: unknown."""
-        seconds = self.line.at(context)
-        if longest <= context or not self.uneven:
-            return seconds
-        return seconds + self.uneven * (self.line.at(longest) - seconds)
-
-    def along(self, contexts: Floats, longest: Floats) -> Floats:
-        """The same of a span's steps, bit for bit."""
-        seconds = self.line.along(contexts)
-        if not self.uneven or not longest[-1]:
-            return seconds
-        # Once all rows fill their window both sums are alike, and rounding must not make one the larger.
-        return seconds + self.uneven * (self.line.along(np.maximum(longest, contexts)) - seconds)
-
-    def price(self, context: int, longest: int) -> Price:
-        """The same with its source."""
-        ranks = [self.line.rank(context)]
-        if longest > context and self.uneven:
-            ranks.append(max(self.line.rank(longest), INTERPOLATED))
-        return Price(self.at(context, longest), max(ranks))
 
 
 class Operations:

@@ -19,6 +19,7 @@ from sim import catalog
 from sim.cost.description import SCHEMA, Accuracy, Meta, plain, read_meta
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
+from sim.cost.step import Constant
 from sim.cost.tables import Table, read_table
 from sim.gpu import GpuSpec
 from traces.schema import InputError
@@ -49,6 +50,21 @@ class Profile:
     def gpu(self) -> GpuSpec:
         """The data sheet of the device measured: the profile's own, or the catalog's."""
         return self.device or catalog.load_gpu(self.meta.gpu)
+
+    def describe(self) -> list[Constant]:
+        """Its tables with their numbers of rows and errors, and the errors of whole steps."""
+        meta = self.meta
+        told = [Constant("profile", len(self.tables), f"{meta.name}: {meta.kind}, {meta.source}, {meta.date}")]
+        for name, table in self.tables.items():
+            error = meta.accuracy.get(name)
+            how = "error not measured"
+            if error is not None:
+                how = f"held out: mean error {error.mean:.1%}, bias {error.bias:+.1%}, {error.points} points"
+            told.append(Constant(f"{name}_rows", len(table), how))
+        for kind, error in meta.step_accuracy.items():
+            how = f"{error.points} whole steps, bias {error.bias:+.1%}"
+            told.append(Constant(f"step_error_{kind}", error.mean, how))
+        return told
 
     def check_speed(self) -> None:
         """Raise InputError for the first row that the device's data sheet says is impossible (`too_fast`).

@@ -14,11 +14,12 @@ import numpy as np
 
 from sim.batch import Shape
 from sim.cost.beside import Beside, Size
+from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolate import MEASURED, ROOFLINE, Line, Price
 from sim.cost.layers import row_terms, token_terms
 from sim.cost.lookup import Tables
-from sim.cost.measured import ContextCost, Launches, MeasuredAttention, Operations, launched, total
+from sim.cost.measured import Launches, MeasuredAttention, Operations, launched, total
 from sim.cost.offload import Offload
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
@@ -27,7 +28,6 @@ from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 Terms = dict[str, Price]
-_VECTOR_SPAN = 64
 _MEMO_SIZE = 65_536
 _INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query and key norms", "sampling", "router")
 """Terms that may be part of another table's measurements."""
@@ -112,7 +112,7 @@ class Profiled(Roofline):
         if repeats == 1:
             step_s = fixed_s + cost.at(context, shape.decode_longest * decodes)
             return [step_s if step_s > launch_s else launch_s], host_s
-        return _straight(cost, shape, repeats, fixed_s, launch_s), host_s
+        return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory."""
@@ -159,21 +159,7 @@ class Profiled(Roofline):
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""
-        meta = self.profile.meta
-        told = [Constant("profile", len(self.profile.tables), f"{meta.name}: {meta.kind}, {meta.source}, {meta.date}")]
-        for name, table in self.profile.tables.items():
-            error = meta.accuracy.get(name)
-            how = (
-                f"held out: mean error {error.mean:.1%}, bias {error.bias:+.1%}, {error.points} points"
-                if error
-                else ("error not measured")
-            )
-            told.append(Constant(f"{name}_rows", len(table), how))
-        for kind, error in meta.step_accuracy.items():
-            told.append(
-                Constant(f"step_error_{kind}", error.mean, f"{error.points} whole steps, bias {error.bias:+.1%}")
-            )
-        return told + super().describe()
+        return self.profile.describe() + super().describe()
 
     def _device_terms(self, shape: Shape, launch: Price) -> Terms:
         """The operations of a step and, where launching adds to them, launching."""
