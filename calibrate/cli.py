@@ -104,6 +104,7 @@ def _measure(
 
 
 def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, quiet: bool) -> None:
+    from calibrate.check import suspects  # noqa: PLC0415
     from calibrate.harness import Harness  # noqa: PLC0415
     from calibrate.page import page  # noqa: PLC0415
     from calibrate.report import show  # noqa: PLC0415
@@ -129,6 +130,8 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
         click.echo(json.dumps(_errors(outcome.profile), indent=2))
     else:
         show(outcome.profile, _console(), outcome.steps)
+        for suspect in suspects(outcome.profile):
+            click.echo(f"suspect {suspect}")
     click.echo(f"wrote {folder}; use it with sim run --gpu {job.target.gpu} --profile {folder}", err=True)
 
 

@@ -76,6 +76,8 @@ class Harness:
         if device.type == "cpu":
             # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
             torch.set_num_threads(1)
+        else:
+            torch.cuda.empty_cache()  # what another model's harness held
         self.spec = spec
         self._model = random_model(spec, device, seed=seed)
         # Every row may leave most of its last block empty.

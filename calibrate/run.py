@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,17 @@ from pathlib import Path
 
 from calibrate import device as devices
 from calibrate.cases import Case, Density, Range, cases, chosen, describe
-from calibrate.evaluate import Checked, accuracy, between, by_group, leave_one_out, model_named, repeat_error, steps
+from calibrate.evaluate import (
+    Checked,
+    accuracy,
+    between,
+    by_group,
+    kind_of,
+    leave_one_out,
+    model_named,
+    repeat_error,
+    steps,
+)
 from calibrate.fit import best_forms, ceilings, tables_of
 from calibrate.journal import Journal
 from calibrate.measure import SUSTAINED_S, Bench, Plan, Progress, is_heavy, measure
@@ -162,6 +173,8 @@ def calibrate(
         bench = make_bench(subject.spec, job.limits)
         plan = Plan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         measure(bench, plan, journal, telemetry, progress)
+        del bench  # its memory is the next one's
+        gc.collect()
     sorted_ = sort(journal.entries, job.subjects, synchronous=job.target.is_cpu)
     return fitted(job, sorted_, name=name, date=date, clocks=_clock_range(clocks))
 
@@ -244,10 +257,14 @@ def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -
         if checked:
             told[name] = accuracy(checked, form=known.form, how=how, repeat_mean=repeats)
     whole = steps(profile, specs)
-    kinds = {kind: accuracy(checked, how="random steps") for kind, checked in by_group(whole).items()}
-    if whole:
-        again = repeat_error([[device_s for device_s, _ in step.seconds] for step in found.steps])
-        kinds["all"] = accuracy(whole, how="random steps", repeat_mean=again)
+    again: dict[str, list[list[float]]] = {}
+    for step in found.steps:
+        for kind in (kind_of(step.row()), "all"):
+            again.setdefault(kind, []).append([device_s + host_s for device_s, host_s in step.seconds])
+    kinds = {
+        kind: accuracy(checked, how="random steps", repeat_mean=repeat_error(again.get(kind, ())))
+        for kind, checked in {**by_group(whole), **({"all": whole} if whole else {})}.items()
+    }
     meta = replace(profile.meta, accuracy=told, step_accuracy=kinds)
     return Outcome(replace(profile, meta=meta), operations, whole)
 

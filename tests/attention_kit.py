@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ops_kit import implementation, place
 from torch import Tensor
 
 from backend.kvcache import LayerCache
 from backend.ops import Ops
-from tests.ops_kit import implementation, place
 
 FP16, BF16, FP8, INT8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_kit import LawBench
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profile_kit import EFFICIENCY, GPU, MODEL, llama_profile, meta
 
 from calibrate import device as devices
 from calibrate import measure as measuring
@@ -25,8 +27,6 @@ from sim.catalog import load_gpu
 from sim.cost.profile import Profile, read, write
 from sim.cost.profiled import Profiled
 from sim.cost.tables import Table
-from tests.bench_kit import LawBench
-from tests.profile_kit import EFFICIENCY, GPU, MODEL, llama_profile, meta
 from traces.schema import InputError
 
 CPU = devices.Target(torch.device("cpu"), "cpu", "a law")
@@ -173,7 +173,7 @@ def test_the_deadline_ends_further_passes(tmp_path: Path) -> None:
 # ---- what is measured ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(16, 2048), st.integers(1, 64), st.integers(64, 4096), st.sampled_from(DENSITIES), st.integers(0, 99))
 def test_cases_stay_in_range_and_are_told_apart(
     tokens: int, rows: int, context: int, density: object, seed: int

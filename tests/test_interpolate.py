@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.cost.interpolate import EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Line, Point, Price, blend, left_out
@@ -32,6 +32,7 @@ def grids(draw: st.DrawFn, forms: tuple[str, ...] = FORMS) -> tuple[dict[Point, 
     return points, [draw(st.sampled_from(forms)), draw(st.sampled_from(forms))]
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(grids())
 def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
     points, forms = made
@@ -41,6 +42,7 @@ def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> Non
         assert grid.at(point, guide).source == "measured"
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
 def test_between_its_neighbours(share: float, low: float, high: float) -> None:
     for form in ("linear", "sqrt"):
@@ -48,6 +50,7 @@ def test_between_its_neighbours(share: float, low: float, high: float) -> None:
         assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
 def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
     rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
@@ -58,6 +61,7 @@ def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, for
         assert there >= here * (1 - 1e-9)
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(grids(), st.integers(1, 9000), st.integers(1, 9000))
 def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
     points, forms = made
@@ -82,6 +86,7 @@ def _beside(values: list[float], x: float) -> list[float]:
     return values[above - 1 : above + 1]
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, SECONDS, st.floats(1.0, 50.0))
 def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
     grid = Grid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
@@ -90,6 +95,7 @@ def test_efficiency_is_held_outside(values: list[int], seconds: float, further: 
         assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, st.data(), st.floats(0.0, 1.0))
 def test_a_number_and_an_array_give_the_same_bits(values: list[int], data: st.DataObject, slope: float) -> None:
     seconds = data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values)))

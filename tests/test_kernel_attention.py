@@ -16,11 +16,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from attention_kit import BF16, FP8, FP16, INT8, Case, Inputs, Runner, build, check, queries_of, runner
+from ops_kit import IMPLEMENTATIONS
+
 from backend.kernels._common import INTERPRETED
 from backend.kernels.decode_attention import decode_reference
 from backend.kernels.prefill_attention import attention_reference
-from tests.attention_kit import BF16, FP8, FP16, INT8, Case, Inputs, Runner, build, check, queries_of, runner
-from tests.ops_kit import IMPLEMENTATIONS
 
 PREFILLS = {
     "whole prompts, an empty one, a single token": Case((20, 0, 1, 7), (0, 33, 0, 0)),

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from attention_kit import BF16, FP8, INT8, Case, Inputs, Runner, build, check, off_by, queries_of, runner
+from ops_kit import IMPLEMENTATIONS
+
 from backend.kernels import _form
 from backend.kernels._common import DEVICE
 from backend.kernels._decode_plan import item_capacity, make_plan
@@ -21,8 +24,6 @@ from backend.kernels.prefill_attention import Tile, attention_reference, prefill
 from backend.kernels.standard_attention import standard_attention_reference
 from backend.kvcache import LayerCache
 from backend.torch_ops import attention
-from tests.attention_kit import BF16, FP8, INT8, Case, Inputs, Runner, build, check, off_by, queries_of, runner
-from tests.ops_kit import IMPLEMENTATIONS
 from traces.schema import InputError
 
 RAGGED = Case((9, 1), (30, 11), window=21, sinks=3)

@@ -10,14 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from backend.kernels.cache_write import cache_write_reference, nearest_e4m3, stored_values
-from backend.kernels.copy_blocks import copy_blocks_reference
-from backend.kernels.rope import rope_cache_write_reference, rotate_reference
-from backend.kernels.swap_blocks import swap_reference
-from backend.kvcache import LayerCache
-from backend.ops import Ops
-from backend.torch_ops.cache import int8_steps, to_e4m3
-from tests.ops_kit import (
+from ops_kit import (
     IMPLEMENTATIONS,
     STORAGE,
     bits,
@@ -29,6 +22,14 @@ from tests.ops_kit import (
     random,
     same_bits,
 )
+
+from backend.kernels.cache_write import cache_write_reference, nearest_e4m3, stored_values
+from backend.kernels.copy_blocks import copy_blocks_reference
+from backend.kernels.rope import rope_cache_write_reference, rotate_reference
+from backend.kernels.swap_blocks import swap_reference
+from backend.kvcache import LayerCache
+from backend.ops import Ops
+from backend.torch_ops.cache import int8_steps, to_e4m3
 
 SLOTS = (3, 14, -1, 5, 2, 7)
 """Of a cache of 4 blocks of 3 tokens: first, last, none, a block's last, one of the null block, one in the middle."""

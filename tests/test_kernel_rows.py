@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from backend.kernels.linear import linear_reference, quantise_rows
-from backend.kernels.rms_norm import rms_norm_reference
-from backend.kernels.silu_and_mul import silu_and_mul_reference
-from backend.ops import Ops
-from backend.weights import QuantWeight, quantised
-from tests.ops_kit import (
+from ops_kit import (
     IMPLEMENTATIONS,
     implementation,
     ints,
@@ -24,6 +19,12 @@ from tests.ops_kit import (
     poisoned,
     random,
 )
+
+from backend.kernels.linear import linear_reference, quantise_rows
+from backend.kernels.rms_norm import rms_norm_reference
+from backend.kernels.silu_and_mul import silu_and_mul_reference
+from backend.ops import Ops
+from backend.weights import QuantWeight, quantised
 from traces.schema import InputError
 
 

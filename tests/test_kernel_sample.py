@@ -16,12 +16,12 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+from ops_kit import IMPLEMENTATIONS, implementation, place
 
 from backend.kernels import _common
 from backend.kernels.sample import kept_masses, sample_reference
 from backend.ops import Ops
 from backend.torch_ops.sampling import philox4x32, philox_uniform
-from tests.ops_kit import IMPLEMENTATIONS, implementation, place
 from traces.schema import InputError
 
 DRAWS = 6000

@@ -13,6 +13,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from ops_kit import IMPLEMENTATIONS, STORAGE, implementation, ints, moved, place, poisoned, same_bits
+
 from backend import ops
 from backend.kernels import _common
 from backend.kernels.cache_write import stored_values
@@ -24,7 +26,6 @@ from backend.kernels.silu_and_mul import silu_and_mul_reference
 from backend.kvcache import LayerCache
 from backend.ops import KERNEL_FILES, TORCH_FILES, Ops
 from backend.weights import QuantWeight, quantised
-from tests.ops_kit import IMPLEMENTATIONS, STORAGE, implementation, ints, moved, place, poisoned, same_bits
 from traces.schema import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

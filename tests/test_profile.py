@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from profile_kit import GPU, HEADS, llama_profile, meta
 
 from sim.cost import description, profile
 from sim.cost.profile import Accuracy, Profile, find, read, write
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table
-from tests.profile_kit import GPU, HEADS, llama_profile, meta
 from traces.schema import InputError
 
 GEMM = {"dtype": "bf16", "weight_dtype": "bf16", "k": 4096, "n": 4096}
@@ -47,6 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert find(str(tmp_path / "h100")).meta.name == "made-up"
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-3, 1e9)), min_size=1, unique_by=lambda row: row[0]))
 def test_a_table_survives_its_csv(rows: list[tuple[int, float]]) -> None:
     made = Table.of("sampling", [{"vocab": vocab, "rows": 1, "us": us} for vocab, us in rows])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from profile_kit import GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline
 
 from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
@@ -17,7 +18,6 @@ from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.cost.tables import Table
 from sim.specs import AttentionWindow
-from tests.profile_kit import GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline
 from traces.schema import InputError
 
 FACTOR = 1.3
@@ -81,6 +81,7 @@ def shapes(draw: st.DrawFn) -> Shape:
     return shape._replace(decode_longest=longest)
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(ANY_COST, shapes())
 def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> None:
     cost = COSTS[name]
@@ -94,6 +95,7 @@ def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> No
     assert 0.0 <= seconds < 1e6
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(ANY_COST, shapes(), st.integers(1, 200))
 def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -> None:
     cost = COSTS[name]
@@ -169,6 +171,7 @@ def test_relatives_price_what_was_not_measured() -> None:
     assert terms["decode attention"].source == "measured"
 
 
+@settings(deadline=None)  # a loaded machine takes its time
 @given(st.sampled_from(["plain", "uneven"]), shapes(), st.data())
 def test_more_work_never_costs_less_inside_the_grid(name: str, shape: Shape, data: st.DataObject) -> None:
     cost = COSTS[name]
@@ -261,3 +264,19 @@ def test_another_gpus_profile_and_a_wrong_form_are_refused() -> None:
     wrong = Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0, form="cubic")
     with pytest.raises(InputError, match="form 'cubic' must name one of linear, sqrt, efficiency for each of tokens"):
         Profiled(MODEL, GPU, llama_profile(accuracy={"gemm": wrong}))
+
+
+def test_an_engine_that_captures_decode_steps_alone_launches_all_others_eagerly() -> None:
+    """Where only eager launches of mixed steps were measured they are eager: unpadded, and waiting for launches."""
+    rows = [
+        {"parts": parts, "graph": 0, "layers": 32, "rows": 1, "prefill_tokens": 0, "us": 30_000.0}
+        for parts in ("prefill", "decode", "mixed")
+    ]
+    cost = Profiled(MODEL, GPU, Profile(meta(), {**PLAIN.tables, "launch": Table.of("launch", rows)}))
+    mixed = cost.explain(Shape(prefills=((29, 0),), decodes=4, decode_context=400))
+    assert mixed["launch gaps"].seconds > 0.015
+    eager = Profiled(MODEL, GPU, PLAIN, cuda_graphs=False).explain(Shape(prefills=((33, 0),)))
+    assert mixed["qkv"].seconds == eager["qkv"].seconds
+    decode = cost.explain(Shape(decodes=33, decode_context=3300))
+    assert "launch gaps" not in decode
+    assert decode["qkv"].seconds > eager["qkv"].seconds  # computed as 40

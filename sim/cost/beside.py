@@ -42,6 +42,14 @@ class Beside:
         """The host's time to launch the step; on a synchronous device all that it does beside its operations."""
         return _kept(self._launch_memo, size, self._launches[size[:2]], (self._layers, *size[2:]))
 
+    def captures(self, parts: str) -> bool:
+        """Whether steps with such parts may be CUDA graphs: not where only launching each kernel was measured.
+
+        An engine that captures decode steps alone (as this project's does) launches all others eagerly; of an engine
+        whose launches nobody measured it is not known.
+        """
+        return self._launches[parts, 1] is not None or self._launches[parts, 0] is None
+
     def host(self, size: Size) -> Price | None:
         """Packing the step and handling what it sampled."""
         return _kept(self._host_memo, size, self._hosts[size[:2]], size[2:])

@@ -145,7 +145,7 @@ class Profiled(Roofline):
         tokens = shape_tokens(shape)
         size = self._size(shape, tokens)
         launch = self._launch_price(shape, tokens, size)
-        terms = self._device_terms(shape, launch)
+        terms = self._device_terms(shape, size, launch)
         if not self._synchronous:
             gap_s = launch.seconds - sum(price.seconds for price in terms.values())
             terms["launch gaps"] = Price(max(0.0, gap_s), launch.rank)
@@ -161,10 +161,10 @@ class Profiled(Roofline):
         """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""
         return self.profile.describe() + super().describe()
 
-    def _device_terms(self, shape: Shape, launch: Price) -> Terms:
+    def _device_terms(self, shape: Shape, size: Size, launch: Price) -> Terms:
         """The operations of a step and, where launching adds to them, launching."""
         tokens = shape_tokens(shape)
-        terms = self._tokens(self._computed(tokens)) | self._rows(shape_rows(shape)) if tokens else {}
+        terms = self._tokens(self._computed(tokens, size.graph)) | self._rows(size.rows) if tokens else {}
         if self._in_one_launch(shape):
             terms["mixed attention"] = self._one_launch(shape)
         else:
@@ -238,7 +238,7 @@ class Profiled(Roofline):
         """The same of any step: everything but decode attention that is a launch of its own."""
         tokens = shape_tokens(shape)
         size = self._size(shape, tokens)
-        fixed_s = self._work_s(tokens, size.rows) if tokens else 0.0
+        fixed_s = self._work_s(self._computed(tokens, size.graph), size.rows) if tokens else 0.0
         if self._in_one_launch(shape):
             fixed_s += self._one_launch(shape).seconds
         elif shape.prefills:
@@ -252,9 +252,8 @@ class Profiled(Roofline):
             fixed_s, launch_s = fixed_s + launch_s, 0.0
         return fixed_s, launch_s, self._host_price(shape, size).seconds
 
-    def _work_s(self, tokens: int, rows: int) -> float:
+    def _work_s(self, computed: int, rows: int) -> float:
         """All that depends on counts of tokens and of logits rows only."""
-        computed = self._computed(tokens)
         seconds = self._token_memo.get(computed)
         if seconds is None:
             seconds = self._token_memo[computed] = sum(price.seconds for price in self._tokens(computed).values())
@@ -263,9 +262,9 @@ class Profiled(Roofline):
             row_s = self._row_memo[rows] = sum(price.seconds for price in self._rows(rows).values())
         return seconds + row_s
 
-    def _computed(self, tokens: int) -> int:
+    def _computed(self, tokens: int, graph: int) -> int:
         """Tokens that are computed for so many real ones: a CUDA graph's are the size that it was captured for."""
-        if not self._in_graph(tokens):
+        if not graph:
             return tokens
         sizes = self.profile.meta.captured_tokens
         captured = sizes[bisect_left(sizes, tokens)] if sizes else graph_tokens(tokens)
@@ -311,7 +310,8 @@ class Profiled(Roofline):
     def _size(self, shape: Shape, tokens: int) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
         prefill_tokens = tokens - shape.decodes - sum(new for new, _ in shape.verifies)
-        return Size(parts, int(self._in_graph(tokens)), shape_rows(shape), prefill_tokens)
+        graph = self._in_graph(tokens) and (not shape.prefills or self._beside.captures(parts))
+        return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
 
 
 def _roof(seconds: float) -> Price:
