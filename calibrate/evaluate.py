@@ -84,11 +84,13 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
     found = []
     for row in table.rows():
         key = tuple(str(row[name]) for name in ("model", "dtype", "weight_dtype", "kv_dtype", "graph"))
+        tp = int(row.get("tp", 1))
+        key = (*key, str(tp))
         if key not in costs:
             known = (specs or {}).get(key[0]) or model_named(key[0])
             weights = None if key[2] == key[1] else key[2]
             costs[key] = Profiled(
-                known.with_dtypes(key[1], key[3], weights), profile.gpu(), profile, cuda_graphs=row["graph"] == 1
+                known.with_dtypes(key[1], key[3], weights), profile.gpu(), profile, tp=tp, cuda_graphs=row["graph"] == 1
             )
         shape = shape_of(row)
         (device_s,), host_s = costs[key].span_s(shape, 1)

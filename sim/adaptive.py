@@ -45,8 +45,8 @@ class Adaptive:
 
     A round is a step's proposals. What the requests of one round are like decides how many drafts the next one makes
     (Liu et al. 2024, TurboSpec): how many of them draft, those with the best rates first, and how many drafts at
-    most, is chosen together, since the drafter's steps are paid once for all; a request then makes fewer where its
-    further drafts are not worth their place in the batch. Seconds are those of the cost model that prices the run, as
+    most, is chosen together, since the drafter's steps are paid once for all; each then makes as many of these as are
+    worth their place in the batch. Seconds are those of the cost model that prices the run, as
     an engine that has profiled itself would know them.
 
     A request's acceptance is one rate: the share of right drafts among those looked at, and beside it `PRIOR` drafts
@@ -106,7 +106,7 @@ class Adaptive:
     def _choose(self) -> list[int]:
         """Drafts by level of acceptance, for a round like the last one."""
         rows, context = self._rows, _rounded(self._context // self._rows)
-        best_s, drafting, most, floor = self._step_s(rows, context, 0, 0, 0) / rows, 0, 0, 0
+        best_s, drafting, most = self._step_s(rows, context, 0, 0, 0) / rows, 0, 0
         right = [0.0] * (self.most + 1)
         drafters = 0
         for level in range(self.LEVELS, 0, -1):
@@ -119,17 +119,17 @@ class Adaptive:
                 right[k] += self._at_level[level] * gain
                 token_s = self._step_s(rows, context, drafters, k, k) / (rows + right[k])
                 if token_s < best_s:
-                    best_s, drafting, most, floor = token_s, drafters, k, level
+                    best_s, drafting, most = token_s, drafters, k
         if not most:
             return [0] * (self.LEVELS + 1)
         shorter_s = self._step_s(rows, context, drafting, most - 1, most)
         place_s = (self._step_s(rows, context, drafting, most, most) - shorter_s) / drafting
-        return [self._worth(level / self.LEVELS, most, place_s / best_s) * (level >= floor) for level in range(21)]
+        return [self._worth(level / self.LEVELS, most, place_s / best_s) for level in range(self.LEVELS + 1)]
 
     @staticmethod
     def _worth(rate: float, most: int, price: float) -> int:
-        """Drafts that are right often enough for a place that costs `price` tokens; one at least."""
-        return max((k for k in range(1, most + 1) if rate**k > price), default=1)
+        """Drafts that are right often enough for a place that costs as much as `price` tokens."""
+        return max((k for k in range(1, most + 1) if rate**k > price), default=0)
 
     def _step_s(self, rows: int, context: int, drafting: int, drafts: int, most: int) -> float:
         """Seconds of a step where `drafting` of the rows verify `drafts` drafts each, and the drafter takes `most`

@@ -12,7 +12,6 @@ from zlib import crc32
 
 import numpy as np
 
-from sim.adaptive import Adaptive as Adaptive  # noqa: PLC0414
 from sim.adaptive import PerRequest
 from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline

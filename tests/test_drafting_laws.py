@@ -226,3 +226,26 @@ def test_only_what_surely_has_kv_is_found_by_the_next_turn(depth: int, rates: tu
         done = run_drafts(setup, work)
         follower = Request(1, 1.0, text + 8, 1, 0, SharedPrefix(ids, 1))
         assert done.engine.allocator.match(follower) == (text - 1) // 4 * 4
+
+
+def test_what_is_computed_again_in_chunks_is_no_draft() -> None:
+    """After a preemption chunks begin behind the prompt; they are prefills, with and without a drafting policy."""
+    pool, limits, work = KvPool(12, 4, 64), Limits(4, 8), workload([(0.0, 4, 30)] * 2)
+    plain = run(Setup(pool=pool, limits=limits), work)
+    assert plain.engine.preemptions > 0
+    assert not plain.table["draft_tokens"].any()
+    assert (plain.table["prefill_past_tokens"] > 4).any()
+    ours = run_drafts(Drafts(pool=pool, limits=limits, k=2, rates=(0.5,)), work)
+    assert ours.engine.preemptions > 0
+    assert ours.table["draft_tokens"].max() <= 4
+    assert (ours.table["prefill_past_tokens"] > 4).any()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_budget_cuts_drafts_where_it_cuts_no_prompt(base: str) -> None:
+    """Without chunked prefill the running list is still cut, as in vLLM V1, so that nobody waits for ever."""
+    limits = Limits(4, 12, chunked_prefill=False)
+    case = Case(Setup("speculative", limits=limits), [Row(0.0, 5, 6), Row(0.0, 4, 9), Row(0.0, 2, 7)], 4)
+    done, slots = watched(drafting(case, base=base, k=15, rates=(0.5,)))
+    assert slots.by_position[10, False]
+    assert max(sum(tokens for _, tokens, _ in step) for step in done.steps) == 12

@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="the live backend needs torch")
 pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
 
 import torch
+from engine_kit import workload
 from live_kit import (
     ALLOCATORS,
     MEMORY,
@@ -36,6 +37,7 @@ from backend.sampling import Sampling
 from backend.sequences import sequence_seed
 from backend.torch_ops.sampling import sample
 from sim.batch import Batch
+from sim.engine import Limits
 from sim.executor import Executor, StepResult
 from sim.memory import KvPool
 from sim.request import SAMPLE_BITS
@@ -80,6 +82,14 @@ def test_what_a_sequence_draws_depends_on_its_number_and_place_alone(
     served = Deployment(setup(policy, allocator), sampling=DRAWN).serve(work(samples=SAMPLES))
     assert served.answers == drawn
     assert bool(served.executor.copied) == (allocator != "no-cache")
+
+
+@pytest.mark.parametrize("allocator", ["paged", "contiguous-oracle"])
+def test_a_prompt_that_ends_with_a_single_token_may_fork_too(allocator: str, drawn: dict[int, list[int]]) -> None:
+    """Then several sequences draw from one row of a step that looks like decoding."""
+    narrow = setup(allocator=allocator, limits=Limits(6, 1))
+    served = Deployment(narrow, sampling=DRAWN).serve(workload(ROWS[:3], samples=SAMPLES[:3]))
+    assert served.answers == {id: answer for id, answer in drawn.items() if id % (1 << SAMPLE_BITS) < 3}
 
 
 @pytest.mark.parametrize(("allocator", "host_blocks"), MEMORY)

@@ -123,6 +123,15 @@ def test_faults_are_refused_in_one_sentence(fault: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_steps_of_several_gpus_are_told_apart() -> None:
+    row = {"model": "llama-2-70b", "dtype": "fp16", "weight_dtype": "fp16", "kv_dtype": "fp16", "graph": 0}
+    row |= {"prefills": "512+0", "decodes": 0, "decode_context_tokens": 0, "max_context_tokens": 0}
+    row |= {"device_us": 90_000.0, "host_us": 0.0}
+    assert len(Table.of("steps", [{**row, "tp": tp} for tp in (2, 4, 8)])) == 3
+    with pytest.raises(InputError, match="row 2: measures the same as row 1"):
+        Table.of("steps", [row, row])
+
+
 def test_older_schemas_are_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(small(), tmp_path / "x")
     monkeypatch.setattr(description, "SCHEMA", 2)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_kit import GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline
+from profile_kit import EFFICIENCY, GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline, table
 
 from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
+from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
 from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
@@ -38,10 +39,10 @@ def with_uneven(share: float) -> Profile:
     return replace(PLAIN, tables=tables)
 
 
-def launching(synchronous: bool) -> Profile:
+def launching(synchronous: bool, us: float = 3000.0) -> Profile:
     """The profile with what launching costs: 3 ms a step."""
     rows = [
-        {"parts": parts, "graph": graph, "layers": 32, "rows": 1, "prefill_tokens": 0, "us": 3000.0}
+        {"parts": parts, "graph": graph, "layers": 32, "rows": 1, "prefill_tokens": 0, "us": us}
         for parts in ("prefill", "decode", "mixed")
         for graph in (0, 1)
     ]
@@ -53,7 +54,16 @@ COSTS: dict[str, StepCost] = {
     "plain": Profiled(MODEL, GPU, PLAIN),
     "uneven": Profiled(MODEL, GPU, with_uneven(0.4)),
     "one launch": Profiled(MODEL, GPU, llama_profile(FACTOR, mixed=True)),
+    "uneven in one launch": Profiled(
+        MODEL,
+        GPU,
+        replace(
+            PLAIN,
+            tables={**with_uneven(0.4).tables, "mixed_attention": llama_profile(mixed=True).tables["mixed_attention"]},
+        ),
+    ),
     "eager": Profiled(MODEL, GPU, launching(False), cuda_graphs=False),
+    "launch bound": Profiled(MODEL, GPU, launching(False, 6300.0), cuda_graphs=False),
     "synchronous": Profiled(MODEL, GPU, launching(True)),
     "window": Profiled(MODEL, GPU, with_uneven(0.4), window=AttentionWindow(1020, 4, 20)),
     "offload": Profiled(MODEL, GPU, PLAIN, offload=Offload(weight_layers=4, kv_layers=3)),
@@ -110,7 +120,7 @@ def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -
 def test_lists_and_vectors_give_the_same_bits(name: str) -> None:
     for repeats in (63, 64, 65, 300):
         shape = Shape(decodes=7, decode_context=7 * 311, decode_window_context=2000, decode_window_growth=3)
-        for longest in (0, 311, 900):
+        for longest in (0, 311, 900, 100):  # the last one contradicts the mean, and must not break the law
             one = shape._replace(decode_longest=longest)
             singles = [COSTS[name].span_s(advanced(one, i), 1)[0][0] for i in range(repeats)]
             assert COSTS[name].span_s(one, repeats)[0] == singles
@@ -159,6 +169,33 @@ def test_what_is_not_in_the_profile_is_the_rooflines() -> None:
     assert mine["block copies"].source == "interpolated"
 
 
+def test_the_launch_bound_is_crossed_within_a_span() -> None:
+    """The steps of one span on both sides of it, or the test above says nothing."""
+    seconds = COSTS["launch bound"].span_s(Shape(decodes=7, decode_context=7 * 311), 60)[0]
+    assert seconds[0] == pytest.approx(6.3e-3)
+    assert COSTS["launch bound"].span_s(Shape(decodes=7, decode_context=7 * 20_000), 2)[0][1] > 6.3e-3
+
+
+def test_nearer_relatives_weigh_more() -> None:
+    """Of two measured matrices, one twice as slow as the roofline and one as fast as it, each prices those near it."""
+    rows = []
+    for k, n, factor in ((1024, 1024, 2.0), (8192, 8192, 1.0)):
+        group = {"dtype": "bf16", "weight_dtype": "bf16", "k": k, "n": n}
+        rows += list(table("gemm", [group], {"tokens": (1, 64)}, scaled_roofline(factor)).rows())
+    tables = Tables(Profile(meta(), {"gemm": Table.of("gemm", rows)}), GPU, EFFICIENCY)
+
+    def factor(k: int, n: int) -> float:
+        group = {"dtype": "bf16", "weight_dtype": "bf16", "k": k, "n": n}
+        kernel = tables.kernel("gemm", **group)
+        assert kernel is not None
+        return kernel.at(1.0).seconds / scaled_roofline(1.0)("gemm", group, (1.0,))
+
+    assert factor(1024, 1024) == pytest.approx(2.0)
+    assert 1.8 < factor(1024, 2048) < 2.0
+    assert 1.0 < factor(8192, 4096) < 1.2
+    assert tables.kernel("gemm", dtype="fp16", weight_dtype="fp16", k=1024, n=1024) is None
+
+
 def test_relatives_price_what_was_not_measured() -> None:
     """Qwen3-8B has matrices of other sizes and the same heads: efficiency of the nearest ones, a factor here."""
     shape = Shape(decodes=16, decode_context=16 * 1024)
@@ -198,6 +235,20 @@ def test_uneven_batches_cost_their_share_of_the_way_to_the_longest(share: float)
     even, longest = attention_s(1024, 1024), attention_s(4096, 4096)
     assert attention_s(1024, 4096) == pytest.approx(even + share * (longest - even), rel=1e-4)
     assert attention_s(1024, 0) == even
+    assert cost.needs_longest == (share > 0)
+
+
+def test_uneven_rows_cost_more_beside_prompts_too() -> None:
+    profile = with_uneven(0.4)
+    mixed = llama_profile(FACTOR, mixed=True).tables["mixed_attention"]
+    cost = Profiled(MODEL, GPU, replace(profile, tables={**profile.tables, "mixed_attention": mixed}))
+
+    def attention_s(context: int, longest: int) -> float:
+        shape = Shape(((512, 0),), decodes=16, decode_context=16 * context, decode_longest=longest)
+        return cost.explain(shape)["mixed attention"].seconds
+
+    even, longest = attention_s(1024, 1024), attention_s(4096, 4096)
+    assert attention_s(1024, 4096) == pytest.approx(even + 0.4 * (longest - even), rel=1e-4)
 
 
 def test_launching_adds_on_a_synchronous_device_and_hides_on_others() -> None:

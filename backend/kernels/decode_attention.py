@@ -175,8 +175,10 @@ def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTi
     if form.operand == "fp32":
         return DecodeTile(rows, 16 if form.head_dim == 256 else 32, stages=3, resident=1)
     if form.head_dim == 256:
-        return DecodeTile(rows, 32 if rows > 16 or form.narrow else 64, stages=3, resident=2)
-    return DecodeTile(rows, 64, resident=3 if rows == 16 else 2)
+        return DecodeTile(rows, 32, stages=5 if rows == 16 and not form.narrow else 3, resident=2)
+    keys = 128 if form.head_dim <= 64 else 64
+    heavy = form.narrow and form.block_tokens % keys and (form.windowed or form.capped)
+    return DecodeTile(rows, keys, resident=3 if rows == 16 and not heavy else 2)
 
 
 def plan_decode(

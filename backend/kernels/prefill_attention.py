@@ -151,8 +151,9 @@ SMALL_TILE = Tile(16, 16)
 def tile_for(form: Form, capability: int, max_q: int) -> Tile:
     """The tile for chunks of up to `max_q` tokens: the largest that spills no register in triton 3.6 and 3.9.
 
-    Read off compiled kernels (`tests/test_kernel_aot.py`), not measured: 128 x 128 at head dim 128 takes plain scores;
-    TMA takes Hopper and blocks of whole tiles. A chunk that fills no 64 rows gets one warpgroup's tile.
+    Read off compiled kernels (`tests/test_kernel_aot.py`), not measured: at head dim 128 the copy engine frees the
+    registers that 128 x 128 needs; it takes Hopper, plain scores, and blocks of whole tiles. A chunk that fills no 64
+    rows gets one warpgroup's tile.
     """
     if form.operand == "fp32":
         tile = {256: Tile(16, 16, stages=2), 128: Tile(32, 32, stages=2)}.get(form.head_dim, Tile(64, 32, 4, 2))
@@ -164,21 +165,17 @@ def tile_for(form: Form, capability: int, max_q: int) -> Tile:
         tile = _tile_128(form, capability)
     elif form.narrow:
         tile = Tile(32, 32, stages=2)
-    elif capability < 90:
-        tile = Tile(64, 32)
-    elif capability == 90 and not (form.windowed or form.capped) and form.block_tokens % 64 == 0:
-        tile = Tile(128, 64, stages=2, tma=True)
     else:
-        tile = Tile(128, 32)
+        tile = Tile(64 if capability < 90 else 128, 32)
     return tile
 
 
 def _tile_128(form: Form, capability: int) -> Tile:
     if form.narrow:
         return Tile(128 if capability == 90 else 64, 64)
-    if capability < 90 or form.windowed or form.capped:
-        return Tile(128, 64)
-    return Tile(128, 128, stages=3, tma=True) if form.block_tokens % 128 == 0 else Tile(128, 128, stages=2)
+    if capability >= 90 and not (form.windowed or form.capped) and form.block_tokens % 128 == 0:
+        return Tile(128, 128, tma=True)
+    return Tile(128, 64)
 
 
 def prefill_attention(

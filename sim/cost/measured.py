@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sim.cost.attention import Slices
 from sim.cost.contexts import ContextCost
-from sim.cost.interpolate import MEASURED, Price
+from sim.cost.interpolate import INTERPOLATED, MEASURED, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value
@@ -191,17 +191,30 @@ class MeasuredAttention:
         added = total(prices)
         return Price(added.seconds / len(rows), added.rank)
 
-    def mixed(self, slices: Slices, decodes: int, context: int) -> Price | None:
+    @property
+    def uneven(self) -> bool:
+        """Whether decode rows cost more when their contexts differ."""
+        return any(kernel.uneven > 0.0 for _, kernel in self._decode or ())
+
+    def mixed(self, slices: Slices, decodes: int, context: int, longest: int) -> Price | None:
         """Seconds of slices and decode rows in one launch, where the profile's engine does that.
 
-        Several slices are priced as one of as many new tokens and as many (query, key) pairs.
+        Several slices are priced as one of as many new tokens and as many (query, key) pairs. Contexts that differ
+        cost the share of the way to the `longest` that they cost in decode attention; 0: unknown.
         """
         if self._mixed is None:
             return None
         new = sum(tokens for tokens, _ in slices)
         pairs = sum(tokens * (past + 0.5 * tokens) for tokens, past in slices)
         past = max(0.0, pairs / new - 0.5 * new)
-        return _launch(self._mixed, (decodes, context / decodes, past, new))
+        mean = context / decodes
+        price = _launch(self._mixed, (decodes, mean, past, new))
+        share = max((kernel.uneven for _, kernel in self._decode or ()), default=0.0)
+        if longest <= mean or not share:
+            return price
+        most = _launch(self._mixed, (decodes, longest, past, new))
+        more_s = share * max(0.0, most.seconds - price.seconds)
+        return Price(price.seconds + more_s, max(price.rank, most.rank, INTERPOLATED))
 
     def context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None] | None:
         """Decode attention by the sum of contexts, of full layers and of those with a window."""

@@ -91,6 +91,11 @@ class Profiled(Roofline):
         self._beside = Beside(model.layers, tables)
         self._costs: dict[int, tuple[ContextCost | None, ContextCost | None]] = {}
 
+    @property
+    def needs_longest(self) -> bool:
+        """Whether shapes should tell their longest decode context, which costs the engine to count."""
+        return self._priced.uneven
+
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
@@ -186,7 +191,7 @@ class Profiled(Roofline):
         return self._priced.verify(shape.verifies) or _roof(self._attention.verify_s(shape.verifies))
 
     def _one_launch(self, shape: Shape) -> Price:
-        price = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context)
+        price = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context, shape.decode_longest)
         assert price is not None, "asked only where it was measured"
         return price
 

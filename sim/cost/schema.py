@@ -19,19 +19,22 @@ NO_CACHE = "none"
 
 
 class Column(NamedTuple):
-    """A column: texts (one of `choices` if there are any), whole numbers from `least` on, or positive numbers."""
+    """A column: texts (one of `choices` if there are any), whole numbers from `least` on, or positive numbers; `zero`
+    where a number may be zero."""
 
     name: str
     kind: Kind
     choices: tuple[str, ...] = ()
     least: int = 0
+    zero: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
     """A table's columns: `groups` tell kernels apart, along `axes` a price is interpolated, `values` are measured.
 
-    `keys` belong to what was measured but are neither. A row is told from all others by groups, axes and keys.
+    `keys` belong to what was measured but are neither, and of `optional_keys` some tables have none. A row is told from
+    all others by groups, axes and both kinds of keys.
     """
 
     name: str
@@ -40,9 +43,10 @@ class TableSpec:
     axes: tuple[Column, ...]
     values: tuple[Column, ...] = (Column("us", "number"),)
     keys: tuple[Column, ...] = ()
+    optional_keys: tuple[Column, ...] = ()
     optional: tuple[Column, ...] = (
         Column("origin", "text", (MEASURED, DERIVED)),
-        Column("spread", "number"),
+        Column("spread", "number", zero=True),
         Column("burst_us", "number"),
     )
 
@@ -50,6 +54,11 @@ class TableSpec:
     def required(self) -> tuple[Column, ...]:
         """The columns that must be there, in the order in which they are written."""
         return (*self.groups, *self.axes, *self.keys, *self.values)
+
+    @property
+    def known(self) -> tuple[Column, ...]:
+        """All columns that may be there."""
+        return (*self.required, *self.optional_keys, *self.optional)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -158,10 +167,12 @@ TABLES: Mapping[str, TableSpec] = {
         TableSpec(
             "steps",
             "whole steps, never used in fitting. `prefills` are new+past of each slice, joined by semicolons; "
-            "`repeat_device_us` is the same step measured again",
+            "`repeat_device_us` is the same step measured again, `tp` the GPUs that shared it (1 where not told); "
+            "host_us is 0 where the device's time has all",
             (Column("model", "text"), _DTYPE, _WEIGHT, _KV, _EAGER_OR_GRAPH, Column("prefills", "text")),
             (_count("decodes", 0), _count("decode_context_tokens", 0), _count("max_context_tokens", 0)),
-            values=(Column("device_us", "number"), Column("host_us", "number")),
+            values=(Column("device_us", "number"), Column("host_us", "number", zero=True)),
+            optional_keys=(_count("tp"),),
             optional=(Column("repeat_device_us", "number"), Column("origin", "text", (MEASURED, DERIVED))),
         ),
     )

@@ -59,7 +59,7 @@ class Table:
 
     def rows(self) -> Iterator[dict[str, Value]]:
         """The rows one by one; counts as int."""
-        whole = {column.name for column in (*self.spec.required, *self.spec.optional) if column.kind == "count"}
+        whole = {column.name for column in self.spec.known if column.kind == "count"}
         names = list(self.columns)
         for values in zip(*self.columns.values(), strict=True):
             yield {
@@ -114,7 +114,7 @@ def _checked(
     columns = _columns(spec, header, path)
     values: list[list[Any]] = [[] for _ in columns]
     seen: dict[tuple[Any, ...], int] = {}
-    picked = [at for at, column in enumerate(columns) if column.name in spec.identity]
+    picked = [at for at, column in enumerate(columns) if column.name in spec.identity or column in spec.optional_keys]
     for number, line in enumerate(lines, first):
         where = f"{path}:{number}" if noun == "line" else f"{path}, row {number}"
         if len(line) != len(columns):
@@ -135,7 +135,7 @@ def _checked(
 
 
 def _columns(spec: TableSpec, header: list[str], path: str) -> list[Column]:
-    known = {column.name: column for column in (*spec.required, *spec.optional)}
+    known = {column.name: column for column in spec.known}
     for name in header:
         if name not in known:
             raise InputError(f"{path}: unknown column {name!r}; known are {', '.join(known)}")
@@ -163,6 +163,6 @@ def _value(column: Column, text: Any, where: str) -> Value:
         if not (number.is_integer() and column.least <= number <= 2**53):
             raise InputError(f"{where}: {name} {text!r} must be a whole number, at least {column.least}")
         return int(number)
-    if not (math.isfinite(number) and number > 0.0) and not (name == "spread" and number == 0.0):
+    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not column.zero):
         raise InputError(f"{where}: {name} {text!r} must be positive and finite")
     return number
