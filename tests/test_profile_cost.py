@@ -63,7 +63,6 @@ COSTS: dict[str, StepCost] = {
         ),
     ),
     "eager": Profiled(MODEL, GPU, launching(False), cuda_graphs=False),
-    "launch bound": Profiled(MODEL, GPU, launching(False, 6300.0), cuda_graphs=False),
     "synchronous": Profiled(MODEL, GPU, launching(True)),
     "window": Profiled(MODEL, GPU, with_uneven(0.4), window=AttentionWindow(1020, 4, 20)),
     "offload": Profiled(MODEL, GPU, PLAIN, offload=Offload(weight_layers=4, kv_layers=3)),
@@ -73,6 +72,9 @@ COSTS: dict[str, StepCost] = {
     "latent": Profiled(load_model("deepseek-v2-lite"), GPU, PLAIN),
     "nothing of it": Profiled(load_model("tiny-llama"), GPU, PLAIN),
 }
+SPAN = Shape(decodes=7, decode_context=7 * 311, decode_window_context=2000, decode_window_growth=3)
+_MIDDLE_S = COSTS["eager"].span_s(SPAN, 60)[0][30]
+COSTS["launch bound"] = Profiled(MODEL, GPU, launching(False, 1e6 * _MIDDLE_S), cuda_graphs=False)
 ANY_COST = st.sampled_from(sorted(COSTS))
 COUNTS = st.integers(0, 4) | st.integers(0, 400)
 SLICES = st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 20_000)), max_size=3).map(tuple)
@@ -119,9 +121,8 @@ def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -
 @pytest.mark.parametrize("name", sorted(COSTS))
 def test_lists_and_vectors_give_the_same_bits(name: str) -> None:
     for repeats in (63, 64, 65, 300):
-        shape = Shape(decodes=7, decode_context=7 * 311, decode_window_context=2000, decode_window_growth=3)
         for longest in (0, 311, 900, 100):  # the last one contradicts the mean, and must not break the law
-            one = shape._replace(decode_longest=longest)
+            one = SPAN._replace(decode_longest=longest)
             singles = [COSTS[name].span_s(advanced(one, i), 1)[0][0] for i in range(repeats)]
             assert COSTS[name].span_s(one, repeats)[0] == singles
 
@@ -170,10 +171,10 @@ def test_what_is_not_in_the_profile_is_the_rooflines() -> None:
 
 
 def test_the_launch_bound_is_crossed_within_a_span() -> None:
-    """The steps of one span on both sides of it, or the test above says nothing."""
-    seconds = COSTS["launch bound"].span_s(Shape(decodes=7, decode_context=7 * 311), 60)[0]
-    assert seconds[0] == pytest.approx(6.3e-3)
-    assert COSTS["launch bound"].span_s(Shape(decodes=7, decode_context=7 * 20_000), 2)[0][1] > 6.3e-3
+    """Its first steps wait for launches, its last ones do not."""
+    seconds = COSTS["launch bound"].span_s(SPAN, 60)[0]
+    assert seconds[0] == seconds[20] == pytest.approx(_MIDDLE_S, rel=1e-6)
+    assert seconds[59] == COSTS["eager"].span_s(SPAN, 60)[0][59] > seconds[20]
 
 
 def test_nearer_relatives_weigh_more() -> None:

@@ -436,11 +436,8 @@ def test_a_run_replays_the_acceptance_of_another(tmp_path: Path) -> None:
 def test_a_trace_says_how_well_each_request_drafts(tmp_path: Path) -> None:
     path = tmp_path / "unlike.csv"
     path.write_text("arrival_s,prompt_tokens,output_tokens,acceptance\n0,9,41,1\n0,9,41,0\n0,9,41,\n")
-    done = api.run(
-        trace=str(path),
-        policy="speculative",
-        **{"speculation.k": 3, "speculation.acceptance": 0.5, "engine.max_num_seqs": 1},
-    )
+    settings: dict[str, Any] = {"speculation.k": 3, "speculation.acceptance": 0.5, "engine.max_num_seqs": 1}
+    done = api.run(trace=str(path), policy="speculative", **settings)
     steps = done.steps[done.steps["draft_tokens"] > 0]["start_s"].to_numpy()
     ends = done.requests["finish_s"].to_numpy()
     each = np.diff([0, *(int((steps < end).sum()) for end in ends)])
