@@ -261,9 +261,11 @@ def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     sequences = samples(table, parts.plan.workload)
     most = max(sequences) if sequences else 1
 
+    beams = (lambda count: [1] * count) if parts.plan.workload.beam_search else None
+
     def refusal(index: int, size: int) -> str | None:
         req = Request(index, 0.0, int(prompt[index]), int(output[index]))
-        return engine.refusal(req.split(size) if size > 1 else req)
+        return engine.refusal(req.split(size, beams) if size > 1 else req)
 
     # No allocator holds more than twice what a request uses, but one that reserves alike for all.
     roomy = 2 * most * int(total[longest]) <= parts.memory.tokens and engine.limits.chunked_prefill

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from engine_kit import Run, Setup, run
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from law_cases import EXAMPLES, Case, Chaos, Row, cases, laws, pressed
 from law_watchers import same_decisions, watched
 
+from sim import api, scenario
 from sim.batch import Batch
 from sim.cluster import Workload
 from sim.engine import Limits
@@ -25,6 +28,7 @@ from sim.memory import KvPool
 from sim.replica import Observer, Replica
 from sim.request import SAMPLE_BITS, Request, index_of
 from sim.step import Step
+from traces.schema import InputError, from_frame
 
 few = settings(laws, max_examples=EXAMPLES or 10)
 # What drafts has laws of its own.
@@ -274,6 +278,16 @@ def test_more_sequences_than_seats_or_budget_are_refused() -> None:
     assert "5 beams step together" in str(Setup(limits=Limits(8, 4)).engine().refusal(beams))
     plain = Setup(allocator="engine_kit:PlainPaged").engine()
     assert "no way to fork" in str(plain.refusal(samples))
+
+
+@pytest.mark.parametrize(
+    "settings_", [{"engine.max_num_batched_tokens": 3}, {"allocator": "no-cache", "engine.max_num_batched_tokens": 120}]
+)
+def test_a_search_that_never_fits_is_refused_by_name(settings_: dict[str, Any]) -> None:
+    columns = {"arrival_s": [0.0, 0.1], "prompt_tokens": [20, 40], "output_tokens": [20, 20]}
+    plan = scenario.build({}, {"workload.samples": 4, "workload.beam_search": True, "kv.blocks": 400, **settings_})
+    with pytest.raises(InputError, match="its 4 beams step together"):
+        api.simulate(plan, trace=from_frame(pd.DataFrame(columns), name="two", synthetic=True))
 
 
 # ---- the summary's columns ------------------------------------------------------------------------------------------
