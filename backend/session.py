@@ -70,6 +70,8 @@ def _check(plan: Scenario) -> None:
     for name, value in (("replicas", plan.replicas), ("tp", plan.tp)):
         if value != 1:
             raise InputError(f"{name} is {value}, and a live run has one device")
+    if plan.live.stop_at_eos:
+        raise InputError("live.stop_at_eos is true, and a live answer is as long as the trace says, so far")
     if plan.workload.beam_search:
         raise InputError("workload.beam_search is simulated only: a live run draws samples")
     if plan.allocator.parameters.get("keep_uncomputed"):
