@@ -69,14 +69,15 @@ class Parts:
             )
         told = self.plan.speculation
         if self.drafter.has_cache and isinstance(allocator, Paged):
-            allocator.lookahead_tokens = told.k
+            allocator.lookahead_tokens = told.shape.drafts
         if self.drafter.kind == "eagle" and isinstance(allocator, Prefix):
             allocator.drops_last_hit = True
         return DraftingEngine(
             policy,
             allocator,
             self.limits,
-            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else Fixed(told.k),
+            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else Fixed(told.shape.drafts),
+            tree=told.shape if told.tree else None,
             early=self.asynchronous,
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
@@ -88,8 +89,9 @@ class Parts:
         predicted = Predicted(self.cost, overlap_host=self.asynchronous)
         if self.drafter is None:
             return predicted
-        rates = acceptance_rates(self.plan.speculation.acceptance)
-        return Accepting(predicted, Acceptance(rates, self.plan.seed, acceptance))
+        told = self.plan.speculation
+        rates, tree = acceptance_rates(told.acceptance), told.shape if told.tree else None
+        return Accepting(predicted, Acceptance(rates, self.plan.seed, acceptance, tree))
 
     @property
     def depth(self) -> int:

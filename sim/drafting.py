@@ -15,6 +15,7 @@ from sim.engine import Engine, Limits
 from sim.memory import Allocator
 from sim.request import Request
 from sim.step import Policy
+from sim.tree import DraftTree
 
 
 class Proposer(Protocol):
@@ -42,9 +43,9 @@ class Tally:
     """What these steps gave: right drafts and the target's own token, beyond the answer's end too (as vLLM V1 counts
     its mean acceptance length, `SpecDecodingLogging`)."""
     drafted: list[int] = field(default_factory=list)
-    """Drafts verified, by position in the draft."""
+    """Drafts verified, by position in the draft; of a tree, its levels."""
     accepted: list[int] = field(default_factory=list)
-    """Of these, drafts that were right and so were all before them."""
+    """Of these, drafts that were right and so were all before them; levels where one was."""
 
     def verified(self, drafts: int, accepted: int) -> None:
         self.rows += 1
@@ -65,6 +66,7 @@ class DraftingEngine(Engine):
 
     Args:
         proposer: how many drafts each request proposes.
+        tree: what the drafts of one proposal are to each other; None for a chain.
         early: drafts are proposed, for the next plan, before it is known which of the last ones were right; needed
             where two batches are in flight.
     """
@@ -76,6 +78,7 @@ class DraftingEngine(Engine):
         limits: Limits,
         proposer: Proposer,
         *,
+        tree: DraftTree | None = None,
         early: bool = False,
         host_blocks: int = 0,
         window_tokens: int = 0,
@@ -94,6 +97,7 @@ class DraftingEngine(Engine):
             allocator.drafting = True
         self.proposer = proposer
         self.tally = Tally()
+        self._tree = tree
         self._early = early
         # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
         # tokens come on top.
@@ -169,7 +173,7 @@ class DraftingEngine(Engine):
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
             if req.confirmed:
-                self.tally.verified(drafts, accepted)
+                self.tally.verified(drafts if self._tree is None else self._tree.levels(drafts), accepted)
             self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch)
             if drafts:
                 self.proposer.verified(req, drafts, accepted)

@@ -18,6 +18,7 @@ from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
 from sim.request import Request
 from sim.specs import ModelSpec
+from sim.tree import DraftTree
 from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")
@@ -32,6 +33,9 @@ class SpeculationSettings:
     cache and a prefill of its own), "eagle" (one layer of the target's shape, run k times; EAGLE, MTP) or "medusa"
     (k heads on the target's last hidden state, run once). `k` drafts are proposed or, with `adaptive`, up to k.
 
+    `tree` gives eagle and medusa several candidates for each next token, by level: "3,2,1" proposes 3 + 6 + 6 drafts,
+    all verified in one step, of which a path of at most k = 3 is kept.
+
     `acceptance` is the probability that a draft is right, given that all before it were: one number, several by
     position ("0.8,0.7,0.5", the last one for all that follow), a JSON file with a list of them, or the `summary.json`
     of a run that drafted.
@@ -42,6 +46,7 @@ class SpeculationSettings:
     acceptance: float | str = 0.7
     adaptive: bool = False
     draft_model: str = ""
+    tree: str = ""
 
     def __post_init__(self) -> None:
         if self.drafter not in DRAFTERS:
@@ -57,6 +62,26 @@ class SpeculationSettings:
                 + ("; set it" if not self.draft_model else f", and speculation.drafter is {self.drafter!r}")
             )
         acceptance_rates(self.acceptance)
+        if self.tree:
+            self._check_tree()
+
+    def _check_tree(self) -> None:
+        levels, drafts = len(self.shape.widths), self.shape.drafts
+        if self.drafter not in ("eagle", "medusa"):
+            raise InputError(f"speculation.tree needs the drafter eagle or medusa, and it is {self.drafter!r}")
+        if self.adaptive:
+            raise InputError("speculation.tree and speculation.adaptive exclude one another: a tree is always whole")
+        if levels != self.k:
+            raise InputError(
+                f"speculation.tree {self.tree!r} has {levels} levels and speculation.k is {self.k}; set it so"
+            )
+        if drafts > MOST_DRAFTS:
+            raise InputError(f"speculation.tree {self.tree!r} has {drafts} drafts; at most {MOST_DRAFTS} are verified")
+
+    @property
+    def shape(self) -> DraftTree:
+        """The tree of the drafts of a step; without one, a chain of k."""
+        return DraftTree.parse(self.tree) if self.tree else DraftTree((1,) * self.k)
 
 
 def acceptance_rates(given: float | str) -> tuple[float, ...]:
@@ -114,11 +139,20 @@ class Acceptance:
         rates: by position in the draft, the last one for all that follow.
         seed: of the run.
         own: the rate of each request, by its id, where requests are unlike; NaN for those that have `rates`.
+        tree: of w candidates one is right with 1 - (1 - rate)^w, as if each were right or wrong by itself; that is
+            an assumption, and a kind one, since a drafter's second choice is worse than its first.
     """
 
-    def __init__(self, rates: Sequence[float], seed: int, own: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        rates: Sequence[float],
+        seed: int,
+        own: Sequence[float] | None = None,
+        tree: DraftTree | None = None,
+    ) -> None:
         self._rates = [*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))]
         self._own = own
+        self._tree = tree
         self._seed = [seed, crc32(b"acceptance")]
         self._luck = PerRequest(self._draw)
 
@@ -127,7 +161,10 @@ class Acceptance:
         luck = self._luck[req]
         rates = self._rates
         if self._own is not None and not isnan(rate := self._own[req.id]):
-            rates = [rate] * drafts
+            rates = [rate] * MOST_DRAFTS
+        if self._tree is not None:
+            drafts = self._tree.levels(drafts)
+            rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
         right = 0
         for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], rates, strict=False):
             if number >= rate:
@@ -161,22 +198,27 @@ class Drafter:
 
     kind: str
     model: ModelSpec | None
-    k: int
+    tree: DraftTree
+
+    @property
+    def k(self) -> int:
+        """Steps or heads that a proposal takes."""
+        return len(self.tree.widths)
 
     @classmethod
     def of(cls, settings: SpeculationSettings, target: ModelSpec, draft_model: ModelSpec | None) -> Drafter:
         if settings.drafter == "ngram":
-            return cls("ngram", None, settings.k)
+            return cls("ngram", None, settings.shape)
         if draft_model is not None:
             if draft_model.vocab != target.vocab:
                 raise InputError(
                     f"speculation.draft_model {draft_model.name!r} has a vocabulary of {draft_model.vocab} tokens and "
                     f"{target.name!r} one of {target.vocab}; drafts must be the target's tokens"
                 )
-            return cls("draft-model", draft_model, settings.k)
+            return cls("draft-model", draft_model, settings.shape)
         name = f"{settings.drafter} of {target.name}"
         layer = replace(target, name=name, layers=1, leading_dense_layers=0, sliding_window_tokens=0, sliding_layers=0)
-        return cls(settings.drafter, layer, settings.k)
+        return cls(settings.drafter, layer, settings.shape)
 
     @property
     def has_cache(self) -> bool:
@@ -203,8 +245,9 @@ class Drafted:
     """The price of a step that verifies drafts and then proposes new ones: the target's, and the drafter's on top.
 
     A drafter with a cache prefills what the target prefills, and takes as many steps, one after the other, as the
-    longest proposal has drafts; all proposing rows are counted in each. Medusa's heads are one layer and one
-    vocabulary matrix each. Looking up n-grams happens on the host and is not priced (not measured).
+    longest proposal has levels; all proposing rows are counted in each, and of a tree, all drafts of the level before.
+    Medusa's heads are one layer and one vocabulary matrix each. Not priced: looking up n-grams, which is the host's
+    work, and moving the KV of a tree's path together (neither was measured).
     """
 
     def __init__(self, target: Roofline, drafter: Drafter, draft_cost: Roofline | None) -> None:
@@ -234,18 +277,25 @@ class Drafted:
 
     def _drafting(self, shape: Shape) -> dict[str, float]:
         rows, _, most = shape.proposals
+        steps = self._drafter.tree.levels(most)
         terms: dict[str, float] = {}
         if self._drafter.kind == "medusa" and rows:
-            terms["draft heads"] = most * self._head_s(rows)
+            terms["draft heads"] = steps * self._head_s(rows)
         elif self._draft is not None:
             if shape.prefills:
                 terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills), 1)[0][0]
             if rows:
-                context = shape.proposal_context + rows
-                window = self._draft.window.span_tokens if self._draft.window else 0
-                within = min(context, rows * window)
-                terms["drafting"] = sum(self._draft.span_s(Shape((), rows, context, 0, 0, within), most)[0])
+                sizes = (1, *self._drafter.tree.sizes)[:steps]
+                terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
         return terms
+
+    def _step_s(self, rows: int, size: int, shape: Shape, at: int) -> float:
+        """Seconds of the drafter's `at`-th step, which continues `size` drafts of each row."""
+        assert self._draft is not None
+        context = (shape.proposal_context + rows * at) * size
+        window = self._draft.window.span_tokens if self._draft.window else 0
+        within = min(context, rows * size * window)
+        return self._draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
 
     def _head_s(self, rows: int) -> float:
         model, kernels, tp = self._target.model, self._target.kernels, self._target.tp

@@ -28,6 +28,7 @@ from sim.replica import Clock, Flight, Observer, Replica
 from sim.request import Request
 from sim.routers.round_robin import RoundRobin
 from sim.speculation import Acceptance, Fixed
+from sim.tree import DraftTree
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Drafts(Setup):
     seed: int = 0
     adaptive: bool = False
     lookahead: bool = False
+    tree: DraftTree | None = None
     draw: Callable[[Request, int], int] | None = None
 
     def engine(self) -> DraftingEngine:
@@ -47,11 +49,18 @@ class Drafts(Setup):
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
         if isinstance(allocator, Prefix):
             allocator.late_outputs = self.depth == 2
+        most = self.tree.drafts if self.tree else self.k
         if self.lookahead and isinstance(allocator, Paged):
-            allocator.lookahead_tokens = self.k
-        proposer: Proposer = Adaptive(self.k, self.cost) if self.adaptive else Fixed(self.k)
+            allocator.lookahead_tokens = most
+        proposer: Proposer = Adaptive(self.k, self.cost) if self.adaptive else Fixed(most)
         return DraftingEngine(
-            policy, allocator, self.limits, proposer, early=self.depth == 2, host_blocks=self.host_blocks
+            policy,
+            allocator,
+            self.limits,
+            proposer,
+            tree=self.tree,
+            early=self.depth == 2,
+            host_blocks=self.host_blocks,
         )
 
 
@@ -72,7 +81,7 @@ def run_drafts(setup: Drafts, workload: Workload, watchers: Sequence[Observer] =
         source.finished(req)
 
     engine = setup.engine()
-    draw = setup.draw or Acceptance(setup.rates, setup.seed)
+    draw = setup.draw or Acceptance(setup.rates, setup.seed, tree=setup.tree)
     executor = Accepting(Predicted(setup.cost, overlap_host=setup.depth == 2), draw)
     replica = Replica(clock, engine, executor, depth=setup.depth, on_finish=take, observer=watch)
     cluster = Cluster(clock, [replica], RoundRobin())

@@ -19,6 +19,7 @@ from sim.engine import Limits
 from sim.memory import KvPool
 from sim.request import Request, SharedPrefix
 from sim.speculation import Acceptance
+from sim.tree import DraftTree
 
 BASES = ["chunked", "continuous", "priority", "sjf"]
 ALLOCATORS = ["paged", "prefix", "contiguous-oracle", "contiguous-max", "contiguous-pow2", "windowed"]
@@ -86,6 +87,32 @@ def test_every_law_under_pressure(base: str, allocator: str, depth: int) -> None
         assert slots.by_position[0, False]
     if allocator in ("paged", "prefix"):
         assert preempted > 3
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize("widths", [(2, 2, 1), (3,), (1, 1, 2)])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_every_law_with_trees(allocator: str, widths: tuple[int, ...], depth: int) -> None:
+    """All drafts of a tree take budget and blocks; one path of them stays."""
+    case = pressed(depth, "speculative", allocator)
+    more = {"allocator_parameters": {"window_tokens": 6, "sink_tokens": 2}} if allocator == "windowed" else {}
+    tree = DraftTree(widths)
+    done, slots = watched(
+        drafting(
+            case,
+            **more,
+            depth=depth,
+            tree=tree,
+            rates=(0.6, 0.4),
+            seed=4,
+            pool=KvPool(26, 3, 60),
+            limits=Limits(5, 24),
+        )
+    )
+    found = done.engine.tally  # type: ignore[attr-defined]
+    assert len(found.drafted) == len(widths)
+    assert found.tokens == found.rows + sum(found.accepted)
+    assert all(not right for at, right in slots.by_position if at >= len(widths))
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -175,7 +202,7 @@ def test_a_request_swapped_out_with_drafts_under_way_comes_back() -> None:
     assert moved > 10
 
 
-@pytest.mark.parametrize("allocator", ["paged", "prefix", "contiguous-max", "contiguous-oracle"])
+@pytest.mark.parametrize("allocator", ["paged", "prefix", "contiguous-max", "contiguous-oracle", "contiguous-pow2"])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("lookahead", [False, True])
 def test_whoever_is_not_refused_can_be_served_alone(allocator: str, depth: int, lookahead: bool) -> None:
@@ -191,7 +218,7 @@ def test_whoever_is_not_refused_can_be_served_alone(allocator: str, depth: int, 
         )
         done = run_drafts(replace(setup, pool=KvPool(need, 2, 40)), work)
         assert done.engine.preemptions == 0
-        if allocator != "contiguous-max":
+        if allocator not in ("contiguous-max", "contiguous-pow2"):
             assert need <= -(-(7 + output - 1 + (2 if depth == 2 else 1) * 5 + 5 * lookahead) // 2)
 
 

@@ -30,6 +30,7 @@ from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
 from sim.request import Request
 from sim.speculation import Acceptance, Drafted, Drafter, SpeculationSettings, acceptance_rates
+from sim.tree import DraftTree
 from traces.schema import InputError
 
 ALONE = Limits(max_num_seqs=1)
@@ -183,6 +184,73 @@ def test_what_a_run_counts() -> None:
     assert done.table["draft_tokens"].tolist() == [0, 3, 3]
     assert done.table["decode_requests"].tolist() == [0, 1, 1]
     assert done.engine.runs.same_step == 2 + 1
+
+
+# ---- trees ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("widths", "rates"), [((3, 2, 1), (0.6,)), ((2, 2), (0.5, 0.3)), ((1, 1, 1, 1), (0.7,))])
+def test_a_tree_gives_what_its_widths_promise(widths: tuple[int, ...], rates: tuple[float, ...]) -> None:
+    """Of w candidates one is right with 1 - (1 - a)^w: mean and distribution of the depth that is kept."""
+    tree, depth = DraftTree(widths), len(widths)
+    levels = [1 - (1 - rates[min(at, len(rates) - 1)]) ** width for at, width in enumerate(widths)]
+    luck, counts = Acceptance(rates, 8, tree=tree), list[int]()
+
+    def noted(req: Request, drafts: int) -> int:
+        right = luck(req, drafts)
+        counts.extend([right] if drafts else [])
+        return right
+
+    done = one_request(0, rates, 9_000, tree=tree, draw=noted)
+    assert {len(step) and step[0][1] for step in done.steps[1:]} == {1 + tree.drafts}
+    found = np.bincount(counts, minlength=depth + 1)
+    assert stats.chisquare(found, chances(levels, depth) * len(counts)).pvalue > 0.001
+    expected = 1 + float(np.cumprod(levels).sum())
+    assert tally(done).tokens / tally(done).rows == pytest.approx(expected, rel=0.03)
+    if set(widths) == {1}:
+        assert done.ends_s.tolist() == one_request(depth, rates, 9_000, seed=8).ends_s.tolist()
+
+
+def test_a_budget_cuts_the_last_levels_of_a_tree() -> None:
+    """With room for 4 of the 2 + 4 drafts only the first level can be kept; the drafts of the cut one are in vain."""
+    tree = DraftTree((2, 2))
+    assert (tree.sizes, tree.drafts) == ((2, 4), 6)
+    assert [tree.levels(drafts) for drafts in range(7)] == [0, 0, 1, 1, 1, 1, 2]
+    setup = Drafts(tree=tree, rates=(1.0,), pool=LONG, limits=Limits(1, 5))
+    done = run_drafts(setup, workload([(0.0, 5, 11)]))
+    assert [step[0][1] for step in done.steps] == [5] * 6
+    assert (tally(done).drafted, tally(done).accepted) == ([5], [5])
+
+
+def test_a_tree_costs_all_its_drafts() -> None:
+    """Medusa's heads run once each; EAGLE's step continues every draft of the level before."""
+    chain, tree = (SpeculationSettings(drafter="eagle", k=3, tree=shape) for shape in ("", "4,3,2"))
+    model, gpu = catalog.load_model("llama-3.1-8b"), catalog.load_gpu("h100")
+    shape = Shape(proposals=(8, 8 * 40, 40), proposal_context=8 * 500)
+    price = {}
+    for settings in (chain, tree):
+        made = Drafter.of(settings, model, None)
+        assert made.model is not None
+        own = Roofline(made.model, gpu)
+        price[settings.tree] = Drafted(Roofline(model, gpu), made, own).explain(shape)["drafting"].seconds
+        sizes = (1, 4, 12) if settings.tree else (1, 1, 1)
+        steps = (own.span_s(Shape((), 8 * size, (4000 + 8 * at) * size), 1) for at, size in enumerate(sizes, 1))
+        assert price[settings.tree] == pytest.approx(math.fsum(device[0] for device, _ in steps), rel=1e-12)
+    assert price["4,3,2"] > price[""]
+    heads = Drafter.of(SpeculationSettings(drafter="medusa", k=3, tree="4,3,2"), model, None)
+    assert heads.weight_bytes(1) == drafter("medusa", 3).weight_bytes(1)
+
+
+def test_a_run_with_a_tree() -> None:
+    """A tree of the same depth gives more tokens a step than the chain, at the price of a larger batch."""
+    chain = drafted(drafter="medusa", k=3, acceptance=0.5)
+    tree = drafted(drafter="medusa", k=3, acceptance=0.5, tree="3,2,1")
+    found = tree.summary["speculation"]
+    # Levels: 1 - 0.5^3, 1 - 0.5^2, 0.5.
+    assert found["acceptance_by_position"] == pytest.approx([0.875, 0.65625, 0.328125], abs=0.02)
+    assert found["tokens_per_target_step"] > 1.3 * chain.summary["speculation"]["tokens_per_target_step"]
+    assert tree.steps["draft_tokens"].sum() == 15 * found["drafted_tokens"] / 3
+    assert tree.summary["speculation"]["draft_weight_bytes"] == chain.summary["speculation"]["draft_weight_bytes"]
 
 
 # ---- how many drafts -------------------------------------------------------------------------------------------------
@@ -477,6 +545,9 @@ def test_reports_of_long_drafts_and_of_none() -> None:
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
+EAGLE = {"speculation.drafter": "eagle"}
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -498,6 +569,12 @@ def test_reports_of_long_drafts_and_of_none() -> None:
             "'llama-2-7b' has a vocabulary of 32000 tokens and 'llama-3.1-8b' one of 128256",
         ),
         ({"engine.async_scheduling": True}, "ngram has none then"),
+        ({"speculation.tree": "2,2", "speculation.k": 2}, "speculation.tree needs the drafter eagle or medusa"),
+        ({**EAGLE, "speculation.tree": "2,2"}, "speculation.tree '2,2' has 2 levels and speculation.k is 4; set it so"),
+        ({**EAGLE, "speculation.tree": "2,x"}, "speculation.tree is '2,x'; expected candidates by level"),
+        ({**EAGLE, "speculation.tree": "2,0,1,1"}, "speculation.tree is '2,0,1,1'; expected candidates by level"),
+        ({**EAGLE, "speculation.tree": "3,3,3,3"}, "has 120 drafts; at most 64 are verified"),
+        ({**EAGLE, "speculation.tree": "2,1,1,1", "speculation.adaptive": True}, "exclude one another"),
         ({"workload.samples": 2}, "drafting serves one for each request"),
         ({"policy.base": "static"}, "policy.base is 'static'; speculative works on top of"),
         ({"policy.base": "speculative"}, "policy.base is 'speculative'; speculative works on top of"),

@@ -143,7 +143,8 @@ class Contiguous:
         if self._reserve == "max":
             tokens = self.pool.max_request_tokens
         elif self._reserve == "pow2":
-            tokens = req.prompt_tokens + (1 << (req.output_tokens - 1).bit_length())
+            # Drafts may be written behind the answer's end.
+            tokens = max(req.prompt_tokens + (1 << (req.output_tokens - 1).bit_length()), req.final_kv_tokens)
         else:
             tokens = req.final_kv_tokens
         return self.pool.blocks_for(tokens)

@@ -1,0 +1,46 @@
+"""The shape of a tree of drafts: so many candidates for each next token. It knows no probability and no price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+from traces.schema import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """Every draft of a level has `widths[level]` candidates after it (Medusa, Cai et al. 2024, section 2.1.2).
+
+    A chain is the tree whose widths are 1. Drafts are counted level by level, so that a budget cuts the last ones.
+    """
+
+    widths: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> DraftTree:
+        """A tree from its widths, such as "3,2,1". Raises InputError."""
+        try:
+            widths = tuple(map(int, text.split(",")))
+        except ValueError:
+            widths = ()
+        if not widths or min(widths) < 1:
+            raise InputError(
+                f"speculation.tree is {text!r}; expected candidates by level, each at least 1, such as 3,2,1"
+            )
+        return cls(widths)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Drafts of each level."""
+        return tuple(accumulate(self.widths, mul))
+
+    @property
+    def drafts(self) -> int:
+        """Drafts of all levels."""
+        return sum(self.sizes)
+
+    def levels(self, drafts: int) -> int:
+        """Levels that are whole among the first so many drafts; what is left of a cut level is verified in vain."""
+        return sum(total <= drafts for total in accumulate(self.sizes))
