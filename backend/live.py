@@ -7,6 +7,7 @@ needs no waiting: the seconds measured advance simulated time.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,14 +64,15 @@ class Plan:
 class Live:
     """Runs batches one at a time.
 
-    The output's length is the trace's: an end-of-sequence token does not end an answer, so that a run on random
-    weights and its simulation serve the same work. With an allocator that keeps nothing, a step's KV lives in scratch
+    The output's length is the trace's, so that a run on random weights and its simulation serve the same work, or
+    shorter where a token of `stop` comes before. With an allocator that keeps nothing, a step's KV lives in scratch
     blocks that the next step overwrites.
 
     Args:
         engine: whose lockstep members and block tables a batch refers to.
         cache: at least as many blocks as the allocator hands out, or scratch blocks where it keeps nothing.
         host_blocks: blocks of host memory that preempted requests are swapped to.
+        stop: tokens that end an answer, which keeps them.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Live:
         sampling: Sampling,
         *,
         host_blocks: int = 0,
+        stop: Collection[int] = (),
     ) -> None:
         self.model = model
         self.sequences = Sequences(prompts, sampling.seed)
@@ -93,6 +96,7 @@ class Live:
         self._sample = Sampler(model.ops, sampling, graph_tokens(engine.limits.max_num_seqs), model.device)
         self._graphs: DecodeGraphs | None = None
         self._cuda = model.device.type == "cuda"
+        self._stop = np.array(sorted(stop), np.int64)
 
     def execute(self, batch: Batch) -> StepResult:
         """Run one step. Packing is the host's time; moving blocks, the forward pass and the draw are the device's.
@@ -112,8 +116,16 @@ class Live:
         tokens = drawn[: len(plan.places)] if plan.picked is None else drawn[plan.picked]
         _check(plan.requests, tokens)
         self.sequences.put(plan.places, tokens)
+        ended = self._ended(plan, tokens) if len(self._stop) else ()
         total_s = time.perf_counter() - started
-        return StepResult([total_s], [device_s], max(total_s - device_s, 0.0))
+        return StepResult([total_s], [device_s], max(total_s - device_s, 0.0), ended=ended)
+
+    def _ended(self, plan: Plan, tokens: Ints) -> tuple[int, ...]:
+        """Ids of the sequences that drew a token to stop at, which ends them."""
+        found = np.flatnonzero(np.isin(tokens, self._stop)).tolist()
+        for at in found:
+            self.sequences.end(plan.requests[at], int(plan.places[at]))
+        return tuple(plan.requests[at].id for at in found)
 
     # ---- before anything is timed ---------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,11 @@ class Sequences:
     def put(self, at: Ints, tokens: Ints) -> None:
         """Take in what was sampled."""
         self._ids[at] = tokens
+
+    def end(self, req: Request, place: int) -> None:
+        """Let the token at this place of the array be the sequence's last."""
+        one = self.of(req)
+        self._known[req.id] = replace(one, tokens=place + 1 - one.start)
 
     def outputs(self) -> Iterator[tuple[int, int, Tokens]]:
         """(sequence id, prompt tokens, ids of prompt and answer) of all sequences that ran."""

@@ -70,8 +70,6 @@ def _check(plan: Scenario) -> None:
     for name, value in (("replicas", plan.replicas), ("tp", plan.tp)):
         if value != 1:
             raise InputError(f"{name} is {value}, and a live run has one device")
-    if plan.live.stop_at_eos:
-        raise InputError("live.stop_at_eos is true, and a live answer is as long as the trace says, so far")
     if plan.workload.beam_search:
         raise InputError("workload.beam_search is simulated only: a live run draws samples")
     if plan.allocator.parameters.get("keep_uncomputed"):
@@ -116,7 +114,10 @@ class Session:
             )
         cache = KvCache.allocate(parts.model, self._blocks(engine), parts.pool.block_tokens, self._device)
         sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.plan.seed)
-        live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks)
+        stop = self._model.config.eos_tokens if how.stop_at_eos else ()
+        if how.stop_at_eos and not stop:
+            raise InputError(f"live.stop_at_eos is true, and {parts.model.name} names no end-of-sequence token")
+        live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks, stop=stop)
         most_tokens, most_sequences = engine.limits.max_num_batched_tokens, engine.limits.max_num_seqs
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, CPU_WARM_TOKENS)

@@ -46,6 +46,8 @@ class Result:
     """(seconds between two tokens of a request, how often)."""
     tokens: pd.DataFrame | None = None
     """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence."""
+    died: str = ""
+    """Why a live run ended before its time: its tables hold what was measured until then."""
 
 
 class LiveSession(Protocol):
@@ -118,7 +120,7 @@ def simulate(
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
     simulation = _Simulation(parts, sent, progress, session, hooks)
     started = time.perf_counter()
-    simulation.run()
+    died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
     requests = request_table(
         trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s(), parts.pool.block_tokens
@@ -145,11 +147,11 @@ def simulate(
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(parts, trace, session),
+        inputs=_inputs(parts, trace, session, died),
         speculation=_speculation(parts, simulation.replicas, terms) if parts.drafter is not None else None,
     )
     tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
-    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens)
+    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens, died)
 
 
 class _Simulation:
@@ -209,13 +211,19 @@ class _Simulation:
             index=index,
         )
 
-    def run(self) -> None:
+    def run(self, *, keep: bool) -> str:
+        """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
         self._source.start()
         try:
             self.clock.run()
         except NoProgressError as error:
             raise InputError(f"the run cannot go on: {error}") from None
+        except (InputError, MemoryError, RuntimeError) as error:
+            if not keep or not self._finished:
+                raise
+            return f"the live run died when {self._finished:,} of {self._count:,} requests had finished: {error}"
         del self._source  # a million requests as columns are worth their memory
+        return ""
 
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]
@@ -351,7 +359,7 @@ def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _inputs(parts: Parts, trace: Trace, session: LiveSession | None) -> dict[str, Any]:
+def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
     plan = parts.plan
     measured = {} if session is None else {"device": session.device_name}
     return {
@@ -369,5 +377,5 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None) -> dict[str
         "allocator": plan.allocator.name,
         "seed": plan.seed,
         "version": version("foretoken"),
-        "notes": list(trace.notes),
+        "notes": [*trace.notes, *([f"Cut short: {died}."] if died else [])],
     }

@@ -168,6 +168,10 @@ def assemble(plan: Scenario) -> Parts:
     _check_no_cache(plan, allocator)
     chosen = plan.engine.async_scheduling
     asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
+    if plan.live.stop_at_eos and (plan.executor != "live" or drafter is not None):
+        raise InputError(
+            "live.stop_at_eos is true, and where an answer ends is known to a live run without drafting alone"
+        )
     if plan.executor == "live":
         if chosen is True:
             raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")

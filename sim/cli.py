@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sim import scenario
+from sim.cli_options import progress_bar, scenario_options
 from sim.cli_trace import trace
 from traces.schema import InputError
 
 # Commands import what they need when they run, so that `sim --help` and a mistyped option answer at once.
-
-OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
-    ("--trace", "workload.trace", str, "Trace file, or the name of a bundled one."),
-    ("--format", "workload.format", str, "Format of the trace, instead of detecting it."),
-    ("--model", "model", str, "Model of the catalog, a TOML file, or a Hugging Face config.json."),
-    ("--gpu", "gpu", str, "GPU of the catalog, or a TOML file."),
-    ("--profile", "cost.profile", str, "Where step times come from."),
-    ("--executor", "executor", str, "Who supplies the seconds of a step: predicted, or live (a device)."),
-    ("--device", "device", str, "Device of a live run: cpu, cuda."),
-    ("--policy", "policy.name", str, "Batching policy."),
-    ("--allocator", "allocator.name", str, "KV-cache allocator."),
-    ("--kv-blocks", "kv.blocks", int, "KV blocks of each replica, instead of deriving them from its memory."),
-    ("--replicas", "replicas", int, "Replicas behind the router."),
-    ("--tp", "tp", int, "GPUs that share one replica's layers (tensor parallelism)."),
-    ("--rate", "workload.rate", float, "Mean arrivals per second; a trace's own times are stretched to it."),
-    ("--rate-scale", "workload.rate_scale", float, "Multiply the trace's arrival rate."),
-    (
-        "--concurrency",
-        "workload.concurrency",
-        int,
-        "Closed loop: so many users, each waiting for its answer.",
-    ),
-    ("--limit", "workload.limit", int, "Only the first N requests."),
-    (
-        "--tokenizer",
-        "workload.tokenizer",
-        str,
-        "A tokenizer.json, for traces that hold text without token counts.",
-    ),
-    ("--seed", "seed", int, "Seed of everything random."),
-    ("--slo", "slo", str, "Limits in seconds for goodput, such as ttft=0.5,tpot=0.05."),
-)
-
-
-def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that describe a scenario; they reach the command as one mapping `settings`."""
-
-    @functools.wraps(command)  # which also hands on the options given below this decorator
-    def collected(**given: Any) -> None:
-        settings: dict[str, Any] = {}
-        for flag, key, _, _ in OPTIONS:
-            value = given.pop(flag[2:].replace("-", "_"))
-            if value is not None:
-                settings[key] = value
-        if given.pop("skip_bad"):
-            settings["workload.skip_bad"] = True
-        settings |= dict(scenario.parse_setting(text) for text in given.pop("setting"))
-        command(settings=settings, **given)
-
-    wrapped: Callable[..., None] = collected
-    for flag, _, kind, text in reversed(OPTIONS):
-        wrapped = click.option(flag, type=kind, help=text)(wrapped)
-    wrapped = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them.")(
-        wrapped
-    )
-    return click.option(
-        "--set",
-        "setting",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Any setting, such as engine.max_num_seqs=64.",
-    )(wrapped)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -110,7 +45,7 @@ def run(
     window = parse_window(trace_window) if trace_window else None
     if window and out is None:
         raise InputError("--trace-window cuts the trace that --out writes; give --out too")
-    with _progress("simulating", quiet) as progress:
+    with progress_bar("simulating", quiet) as progress:
         result = api.run(file, progress=progress, **settings)
     if out is not None:
         paths = write_run(result, out, scenario=scenario.dump(result.scenario), window=window)
@@ -120,6 +55,8 @@ def run(
     else:
         warning = queue_warning(result.requests)
         show(summary_view(result.summary, warnings=[warning] if warning else []))
+    if result.died:
+        raise InputError(result.died)
 
 
 @cli.command()
@@ -143,7 +80,7 @@ def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, 
 
     rows = []
     for name, (file, one) in _variants(files, settings).items():
-        with _progress(name, quiet) as progress:
+        with progress_bar(name, quiet) as progress:
             rows.append(attempt(name, lambda: api.run(file, progress=progress, **one)))  # noqa: B023
     failures = {row.name: row.reason for row in rows if isinstance(row, Failure)}
     if len(failures) == len(rows):
@@ -200,7 +137,7 @@ def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: b
     from sim.report.terminal import show  # noqa: PLC0415
     from sim.validate.command import Asked, answer  # noqa: PLC0415
 
-    with _progress("running live", quiet) as progress:
+    with progress_bar("running live", quiet) as progress:
         found = answer(Asked(settings=settings, out=out, **asked), progress)
     if found.written:
         click.echo(f"wrote {', '.join(path.name for path in found.written)} to {out}", err=True)
@@ -251,19 +188,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
-
-
-@contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where a person is there to see it."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

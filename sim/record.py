@@ -13,9 +13,9 @@ from sim.batch import Batch, Shape
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request, index_of
+from sim.request import NEVER_S, SAMPLE_BITS, Request, index_of
 
-_SAMPLES = 1024
+_SAMPLES = 1 << 16
 
 STEP_COLUMNS: dict[str, str] = {
     "replica": "i4",
@@ -59,8 +59,22 @@ class StepLog(Observer):
         self._full: list[bytearray] = []
         self._seen = 0
         self._stride = 1
-        self.sample: list[tuple[Shape, int]] = []
-        """(shape, repeats) of every so many-th span: at most `_SAMPLES`, evenly over the run."""
+        self.sample: list[tuple[int, Shape, int]] = []
+        """(row, shape, repeats) of every span, or of every so many-th: at most `_SAMPLES`, evenly over the run."""
+        self._evicted: dict[int, int] = {}
+        self._preempted_id, self._preempted_s, self._resumed_s = array("q"), array("d"), array("d")
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        if self._evicted:
+            for entry in batch.entries:
+                place = self._evicted.pop(entry.request.id, None)
+                if place is not None:
+                    self._resumed_s[place] = batch.planned_s
+        for req in batch.evicted:
+            self._evicted[req.id] = len(self._preempted_id)
+            self._preempted_id.append(req.id)
+            self._preempted_s.append(batch.planned_s)
+            self._resumed_s.append(NEVER_S)
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
         flight.usage = replica.engine.usage()
@@ -86,9 +100,9 @@ class StepLog(Observer):
         else:
             device_s = sum(result.device_s[:repeats])
             self.step_end_s[replica.index].extend(times_s[1:])
-        self._seen += 1
         if self._seen % self._stride == 0:
             self._keep(batch)
+        self._seen += 1
         self._rows += _pack_row(
             replica.index,
             batch.first_step,
@@ -121,7 +135,23 @@ class StepLog(Observer):
             self._stride *= 2
             if self._seen % self._stride:
                 return
-        self.sample.append((batch.shape, batch.repeats))
+        self.sample.append((self._seen, batch.shape, batch.repeats))
+
+    def preemptions(self, kept: np.ndarray) -> pd.DataFrame:
+        """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
+
+        `end_s` is NaN where it never did. Of a beam search only the first beam is told. kept: which requests of the
+        trace were sent, as for `request_table`.
+        """
+        ids = np.frombuffer(self._preempted_id, np.int64)
+        return pd.DataFrame(
+            {
+                "request": np.flatnonzero(kept)[index_of(ids)],
+                "sequence": ids >> SAMPLE_BITS,
+                "start_s": np.frombuffer(self._preempted_s),
+                "end_s": np.frombuffer(self._resumed_s),
+            }
+        )
 
     def table(self) -> pd.DataFrame:
         """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""

@@ -117,7 +117,7 @@ class Watched:
         self.swapped += len(batch.swaps)
         self.evicted += len(batch.evicted)
         self.padded += batch.padding_tokens
-        return StepResult([self._step_s], [self._step_s], 0.0)
+        return result._replace(seconds=[self._step_s], device_s=[self._step_s], host_s=0.0)
 
     def _poison(self, batch: Batch) -> None:
         engine = self._engine
@@ -167,6 +167,7 @@ class Deployment:
     given: Sequence[Any] | None = None
     recorder: Recorder | None = None
     """Records decode steps as graphs, where it is given."""
+    stop: Sequence[int] = ()
 
     def serve(self, workload: Workload, wrap: Callable[[Executor], Executor] = lambda inner: inner) -> Served:
         """Serve all requests live, on the virtual clock; `wrap` may look over the executor's shoulder."""
@@ -184,7 +185,9 @@ class Deployment:
         cache = KvCache.allocate(self.model.spec, blocks, pool.block_tokens, self.model.device)
         poison(cache, range(blocks + 1))
         prompts = Prompts(VOCAB, self.seed, self.given)
-        live = Live(self.model, cache, engine, prompts, self.sampling, host_blocks=self.setup.host_blocks)
+        live = Live(
+            self.model, cache, engine, prompts, self.sampling, host_blocks=self.setup.host_blocks, stop=self.stop
+        )
         if self.recorder is not None:
             live.capture(self.recorder, engine.limits.max_num_seqs, pool.max_request_tokens)
         watched = Watched(live, cache, engine, self.step_s)

@@ -35,6 +35,8 @@ def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None)
     Raises:
         InputError: what the user can mend; or the live run died before its first step had ended.
     """
+    if plan.live.stop_at_eos:
+        raise InputError("live.stop_at_eos is true, and a validation serves answers of the trace's lengths")
     plan = api.on_device(replace(plan, executor="live"))
     parts = assemble(plan)
     trace = load_trace(plan)
