@@ -48,6 +48,8 @@ def load(package: str, name: str) -> Callable[..., Any]:
 def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> Any:
     """Load `name` and give it its parameters: a class is called with `first` and them, a function is bound to them.
 
+    What takes `**parameters` hands them on to a part of its own, which checks them.
+
     Raises:
         InputError: an unknown parameter, or a value of another type than the parameter's default.
     """
@@ -55,12 +57,12 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
     target = load(package, name)
     if not callable(target):
         raise InputError(f"{kind} {name!r} is a {type(target).__name__} and cannot be called")
-    known = {
-        key: parameter
-        for key, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    parameters = inspect.signature(target).parameters
+    known = {key: one for key, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     for key, value in given.items():
+        if key not in known and hands_on:
+            continue
         if key not in known:
             have = ", ".join(known) or "none"
             raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")

@@ -520,6 +520,16 @@ def test_every_base(base: str) -> None:
     assert done.summary["speculation"]["tokens_per_target_step"] > 1.9
 
 
+def test_the_base_takes_its_own_parameters() -> None:
+    """A threshold cuts prompts as it does without drafts; what the base does not know is refused in its name."""
+    cut = arena(policy="speculative", policy__long_prefill_token_threshold=16)
+    whole = arena(policy="speculative")
+    prefills = [done.steps["prefill_tokens"].max() for done in (cut, whole)]
+    assert prefills[0] < prefills[1]
+    with pytest.raises(InputError, match="policy 'continuous' has no parameter 'long_prefill_token_threshold'"):
+        arena(policy="speculative", policy__base="continuous", policy__long_prefill_token_threshold=16)
+
+
 def test_reports_tell_of_drafts() -> None:
     done = drafted(k=4, acceptance="0.8,0.6", drafter="eagle")
     found = done.summary["speculation"]

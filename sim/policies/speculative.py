@@ -17,14 +17,15 @@ class Speculative:
 
     Args:
         base: "chunked", "continuous", or any other policy that grants what a request has pending.
+        parameters: those of the base.
     """
 
     drafts = True
 
-    def __init__(self, *, base: str = "chunked") -> None:
+    def __init__(self, *, base: str = "chunked", **parameters: Any) -> None:
         if base in ("speculative", "static"):
             raise InputError(f"policy.base is {base!r}; speculative works on top of chunked, continuous, priority, sjf")
-        self._base = build("sim.policies", base, {})
+        self._base = build("sim.policies", base, parameters)
         if getattr(self._base, "holds_finished", False):
             raise InputError(f"policy.base is {base!r}, which keeps padded rows; drafts have no place in them")
 
