@@ -28,7 +28,8 @@ class CheckpointConfig:
     """The part of a config.json that the arithmetic of a forward pass needs and a cost model does not.
 
     `windows` holds one number per layer, 0 for full attention. `renormalise_experts` divides the chosen experts'
-    probabilities by their sum. `eos_tokens` end a generation; there may be none.
+    probabilities by their sum. `eos_tokens` end a generation; there may be none. With `byte_level`, our own key of
+    config.json, ids below 256 are the bytes of a text.
     """
 
     family: str
@@ -37,6 +38,7 @@ class CheckpointConfig:
     norm_eps: float = 1e-5
     renormalise_experts: bool = True
     eos_tokens: tuple[int, ...] = ()
+    byte_level: bool = False
 
 
 def check_supported(spec: ModelSpec) -> None:
@@ -116,6 +118,7 @@ def read_config(folder: Path, spec: ModelSpec) -> CheckpointConfig:
         norm_eps=_number(path, table, "rms_norm_eps", _DEFAULT_EPS.get(family, 1e-6)),
         renormalise_experts=family != "qwen3_moe" or table.get("norm_topk_prob") is True,
         eos_tokens=_tokens(path, table.get("eos_token_id") if ends is None else ends),
+        byte_level=_byte_level(path, table, spec),
     )
 
 
@@ -144,6 +147,13 @@ def _tokens(path: Path, value: object) -> tuple[int, ...]:
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise InputError(f"{path}: eos_token_id = {value!r} must be a token or a list of them")
     return tuple(ids)
+
+
+def _byte_level(path: Path, table: Mapping[str, Any], spec: ModelSpec) -> bool:
+    value = table.get("byte_level", False)
+    if not isinstance(value, bool) or (value and spec.vocab < 256):
+        raise InputError(f"{path}: byte_level = {value!r} must be true, for a vocabulary of 256 or more, or false")
+    return value
 
 
 def _windows(path: Path, table: Mapping[str, Any], spec: ModelSpec) -> tuple[int, ...]:

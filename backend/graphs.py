@@ -92,7 +92,8 @@ class DecodeGraphs:
 
     def serves(self, packed: Packed) -> bool:
         """Is this a decode step that draws from each of its rows, and is there a size class for it?"""
-        return packed.q_starts is None and packed.rows is None and len(packed.tokens) <= self._sizes[-1]
+        only = packed.q_starts is None and not packed.verifies
+        return only and packed.rows is None and len(packed.tokens) <= self._sizes[-1]
 
     def run(self, packed: Packed, stage: Stage) -> Tensor:
         """The drawn tokens, int64 [size class]: those of the step's rows first. Good until the next run."""

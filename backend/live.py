@@ -7,7 +7,7 @@ needs no waiting: the seconds measured advance simulated time.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from backend.sampling import Sampler, Sampling
 from backend.sequences import Sequences
 from sim.batch import Batch, Entry
 from sim.cost.roofline import graph_tokens
+from sim.drafting import DraftingEngine
 from sim.engine import Engine
 from sim.executor import StepResult
 from sim.request import Request, index_of
@@ -87,13 +88,15 @@ class Live:
         stop: Collection[int] = (),
     ) -> None:
         self.model = model
-        self.sequences = Sequences(prompts, sampling.seed)
+        drafts = engine.proposer.most if isinstance(engine, DraftingEngine) else 0
+        self.sequences = Sequences(prompts, sampling.seed, room=2 * drafts + 1 if drafts else 0)
         self._cache = cache
         self._engine = engine
         self._tables = BlockTables(engine.allocator)
         self._mover = Mover(model.ops, cache, host_blocks)
         self._stage = Stage(model.device)
-        self._sample = Sampler(model.ops, sampling, graph_tokens(engine.limits.max_num_seqs), model.device)
+        most_rows = graph_tokens(engine.limits.max_num_seqs) * (drafts + 1)
+        self._sample = Sampler(model.ops, sampling, most_rows, model.device)
         self._graphs: DecodeGraphs | None = None
         self._cuda = model.device.type == "cuda"
         self._stop = np.array(sorted(stop), np.int64)
@@ -114,7 +117,7 @@ class Live:
         except torch.OutOfMemoryError:
             raise no_memory(self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache) from None
         tokens = drawn[: len(plan.places)] if plan.picked is None else drawn[plan.picked]
-        _check(plan.requests, tokens)
+        check_drawn(plan.requests, tokens)
         self.sequences.put(plan.places, tokens)
         ended = self._ended(plan, tokens) if len(self._stop) else ()
         total_s = time.perf_counter() - started
@@ -146,22 +149,27 @@ class Live:
         blocks = -(-most_tokens // self._cache.block_tokens)
         self._graphs = DecodeGraphs(self.model, self._cache, self._sample, recorder, most_sequences, blocks)
 
-    def _rehearse(self, prefills: list[Pair], decodes: list[Pair]) -> None:
+    def _rehearse(self, prefills: list[Pair], decodes: list[Pair], verifies: Sequence[Pair] = ()) -> None:
         zero = np.zeros(1, np.int64)
         prefill, decode = self._part([], prefills), self._part([], decodes)
-        self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens), None)
+        several = [part for one in verifies if (part := self._part([], [one])) is not None]
+        self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, several), None)
 
     # ---- on the device --------------------------------------------------------------------------------------------
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         """(sampled tokens, device seconds) of a step's moves, forward pass and draw; waits for them."""
+        return self._timed(lambda: self._launch(packed, batch))
+
+    def _timed(self, work: Callable[[], Tensor]) -> tuple[Ints, float]:
+        """(what the work gives, the device's seconds for it); waits for it."""
         if not self._cuda:
             started = time.perf_counter()
-            drawn = self._launch(packed, batch)
+            drawn = work()
             return drawn.numpy(), time.perf_counter() - started
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
-        drawn = self._launch(packed, batch)
+        drawn = work()
         end.record()
         tokens: Ints = drawn.cpu().numpy()
         return tokens, begin.elapsed_time(end) / 1e3
@@ -172,7 +180,10 @@ class Live:
         if self._graphs is not None and self._graphs.serves(packed):
             return self._graphs.run(packed, self._stage)
         forward, seeds, positions = packed.on_device(self._stage.send(packed.arrays()))
-        return self._sample(self.model.forward(forward, self._cache), seeds, positions)
+        return self._draw(self.model.forward(forward, self._cache), seeds, positions)
+
+    def _draw(self, logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+        return self._sample(logits, seeds, positions)
 
     # ---- from a batch to arrays -----------------------------------------------------------------------------------
 
@@ -192,19 +203,22 @@ class Live:
         draws += _draws(batch, listed, forked, decodes, before)
         return self._packed(prefill, decode, draws)
 
-    def _packed(self, prefill: Part | None, decode: Part | None, draws: list[Draw]) -> Plan:
+    def _packed(
+        self, prefill: Part | None, decode: Part | None, draws: list[Draw], verifies: Sequence[Part] = ()
+    ) -> Plan:
         own = [self.sequences.of(one.request) for one in draws]
         rows = np.array([one.row for one in draws], np.int64)
         positions = np.array([one.position for one in draws], np.int64)
         seeds = np.array([one.seed for one in own], np.int64)
         places = positions + np.array([one.start for one in own], np.int64)
         picked = None
-        if prefill is None and decode is not None and len(set(rows.tolist())) == len(rows):
+        alone = prefill is None and not verifies
+        if alone and decode is not None and len(set(rows.tolist())) == len(rows):
             # All rows of a decode step are drawn, whoever needs it, so that a graph serves it.
             picked, count = rows, len(decode.tokens)
             rows = np.arange(count)
             seeds, positions = _spread(seeds, picked, count), _spread(positions, picked, count)
-        packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens)
+        packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verifies)
         return Plan(packed, [one.request for one in draws], places, picked)
 
     def _lockstep(self, batch: Batch, others: set[Request]) -> list[Entry]:
@@ -289,7 +303,8 @@ def _spread(values: Ints, at: Ints, count: int) -> Ints:
     return spread
 
 
-def _check(requests: list[Request], tokens: Ints) -> None:
+def check_drawn(requests: Sequence[Request], tokens: Ints) -> None:
+    """Raises InputError where a row's logits were not finite."""
     if len(tokens) and int(tokens.min()) < 0:
         req = requests[int(tokens.argmin())]
         raise InputError(

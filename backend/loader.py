@@ -20,11 +20,15 @@ from backend.memory import check_device, check_memory
 from backend.model import Model
 from backend.parameters import Parameter, Piece, assemble, parameters
 from backend.weights import QUANT_DTYPES, Weight, quantised
+from sim import catalog
 from sim.catalog import from_hf_config
 from sim.specs import ModelSpec
 from traces.schema import InputError
 
-__all__ = ["CheckpointConfig", "load_checkpoint", "random_model"]
+__all__ = ["CheckpointConfig", "load_checkpoint", "load_model", "random_model"]
+
+SHIPPED = {name: Path(__file__).parent / "pair" / name for name in ("byte-target", "byte-draft")}
+"""The catalog's models whose weights come with this package."""
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -53,6 +57,20 @@ def load_checkpoint(
     return Model(spec, config, assemble(spec, config, {name: slot.value() for name, slot in slots.items()}))
 
 
+def load_model(name: str, spec: ModelSpec, device: torch.device | str = "cpu", *, seed: int = 0) -> Model:
+    """The model that a user's `name` means, which `spec` describes (with the types that are wanted).
+
+    A checkpoint's folder gives its weights and a model of the catalog those shipped with it; else, and for a folder
+    that holds a config.json alone, they are random ones of `seed`. Raises InputError as the two functions below do.
+    """
+    folder = Path(name)
+    if folder.is_dir() and any(folder.glob("*.safetensors")):
+        return load_checkpoint(folder, device, dtype=spec.dtype, weights=spec.weights)
+    if spec.name in SHIPPED and _as_listed(spec):
+        return load_checkpoint(SHIPPED[spec.name], device, dtype=spec.dtype, weights=spec.weights)
+    return random_model(spec, device, seed=seed)
+
+
 def random_model(
     spec: ModelSpec, device: torch.device | str = "cpu", *, seed: int = 0, config: CheckpointConfig | None = None
 ) -> Model:
@@ -70,6 +88,11 @@ def random_model(
         slot.tensor().normal_(item.mean, item.spread, generator=generator)
         values[item.name] = slot.value()
     return Model(spec, config, assemble(spec, config, values))
+
+
+def _as_listed(spec: ModelSpec) -> bool:
+    """Whether it is the catalog's model of this name, in whatever types, and not the user's own."""
+    return catalog.load_model(spec.name).with_dtypes(spec.dtype, spec.kv_dtype, spec.weights) == spec
 
 
 def _prepare(spec: ModelSpec, device: torch.device | str) -> torch.device:

@@ -53,7 +53,8 @@ class ForwardBatch:
     """What one step computes; all tensors on the model's device, int32 or (tokens, positions, rows) int64.
 
     `tokens`, `positions` and `slots` are [T], the prefill part's tokens first, then the decode part's, sequence by
-    sequence. A slot is block * block_tokens + offset, -1 for a token whose KV is not kept (padding).
+    sequence, then those of `verifies`: more such parts, each with a width of its own.
+    A slot is block * block_tokens + offset, -1 for a token whose KV is not kept (padding).
     `logits_rows` [R] says of which tokens logits are wanted; None means of all.
     """
 
@@ -63,6 +64,7 @@ class ForwardBatch:
     logits_rows: Tensor | None
     prefill: PrefillPart | None
     decode: DecodePart | None
+    verifies: tuple[DecodePart, ...] = ()
 
 
 class Model:
@@ -149,10 +151,11 @@ class Model:
         return out if layer.output_bias is None else out + layer.output_bias
 
     def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int) -> Tensor:
-        """Attention [T, H, D]: one launch for the prefill part and one for the decode part, so that their costs add."""
+        """Attention [T, H, D]: one launch for each part, so that their costs add."""
         scale, parts = self.spec.head_dim**-0.5, []
-        decode, prefill = batch.decode, batch.prefill
-        first = len(q) if decode is None else len(q) - len(decode.kv_lens) * decode.width
+        decodes = batch.verifies if batch.decode is None else (batch.decode, *batch.verifies)
+        prefill = batch.prefill
+        first = len(q) - sum(len(decode.kv_lens) * decode.width for decode in decodes)
         if prefill is not None:
             out, _ = self.ops.prefill_attention(
                 q[:first],
@@ -166,10 +169,12 @@ class Model:
                 sinks=self.sinks,
             )
             parts.append(out)
-        if decode is not None:
-            rows = q[first:].view(len(decode.kv_lens), decode.width, *q.shape[1:])
+        for decode in decodes:
+            last = first + len(decode.kv_lens) * decode.width
+            rows = q[first:last].view(len(decode.kv_lens), decode.width, *q.shape[1:])
             out, _ = self.ops.decode_attention(
                 rows, cache, decode.block_tables, decode.kv_lens, scale=scale, window=window, sinks=self.sinks
             )
             parts.append(out.view(-1, *q.shape[1:]))
+            first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)

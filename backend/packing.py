@@ -108,6 +108,15 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Verify:
+    """Sequences of `width` new tokens each: their lengths with these [S], and blocks [S, M]."""
+
+    width: int
+    lens: Ints32
+    tables: Ints32
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A `ForwardBatch` on its way to the device, and what its rows of logits draw with; each field as there.
 
@@ -126,14 +135,17 @@ class Packed:
     max_q: int
     decode_lens: Ints32 | None
     decode_tables: Ints32 | None
+    verifies: tuple[Verify, ...] = ()
 
     def arrays(self) -> list[Array]:
         """All arrays that are there, the decode part's tables last."""
-        return [one for one in self._fields() if one is not None]
+        several = [one for part in self.verifies for one in (part.lens, part.tables)]
+        return several + [one for one in self._fields() if one is not None]
 
     def on_device(self, tensors: Iterable[Tensor]) -> tuple[ForwardBatch, Tensor, Tensor]:
         """(batch, seeds, draw positions) from tensors of `arrays`, in their order."""
         given = iter(tensors)
+        verifies = tuple(DecodePart(part.width, next(given), next(given)) for part in self.verifies)
         placed = [None if one is None else next(given) for one in self._fields()]
         seeds, tokens, positions, slots, rows, drawn, q_starts, prefill_lens, prefill_tables, lens, tables = placed
         prefill = decode = None
@@ -143,7 +155,7 @@ class Packed:
             decode = DecodePart(1, lens, tables)
         assert seeds is not None and tokens is not None and positions is not None  # noqa: PT018
         assert slots is not None and drawn is not None  # noqa: PT018
-        return ForwardBatch(tokens, positions, slots, rows, prefill, decode), seeds, drawn
+        return ForwardBatch(tokens, positions, slots, rows, prefill, decode, verifies), seeds, drawn
 
     def padded(self, rows: int) -> Packed:
         """A decode step with padding behind it, up to so many rows: no context (kv_len 0), no slot (-1)."""
@@ -199,12 +211,15 @@ class DrawRows:
     positions: Ints
 
 
-def pack(prefill: Part | None, decode: Part | None, draws: DrawRows, block_tokens: int) -> Packed:
-    """Both parts side by side, prefill first. `draws.rows` count the tokens of both.
+def pack(
+    prefill: Part | None, decode: Part | None, draws: DrawRows, block_tokens: int, verifies: Sequence[Part] = ()
+) -> Packed:
+    """All parts side by side, prefill first, then decode. `draws.rows` count the tokens of all.
 
-    Where these are all tokens, in their order, no rows are picked.
+    Where these are all tokens, in their order, no rows are picked. All sequences of one part of `verifies` have equally
+    many new tokens.
     """
-    parts = [part for part in (prefill, decode) if part is not None]
+    parts = [part for part in (prefill, decode, *verifies) if part is not None]
     tokens = np.concatenate([part.tokens for part in parts])
     placed = [_places(part, block_tokens) for part in parts]
     positions, slots = (np.concatenate(one) for one in zip(*placed, strict=True))
@@ -225,6 +240,7 @@ def pack(prefill: Part | None, decode: Part | None, draws: DrawRows, block_token
         0 if prefill is None else int(prefill.counts.max()),
         lens,
         tables,
+        tuple(Verify(int(one.counts[0]), (one.pasts + one.counts).astype(np.int32), one.tables) for one in verifies),
     )
 
 

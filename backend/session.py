@@ -6,25 +6,32 @@ It schedules nothing and times nothing: that is the engine's and the executor's 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy.typing as npt
+import pandas as pd
 import torch
 
+from backend.corpus import as_text
+from backend.draft_model import DraftModel
+from backend.drafting import DraftingLive, Ground, Proposing
 from backend.graphs import CudaRecorder
 from backend.kvcache import KvCache, block_bytes
 from backend.live import Live, no_memory
-from backend.loader import load_checkpoint, random_model
-from backend.memory import check_device, device_bytes
+from backend.loader import load_model
+from backend.memory import check_device, check_memory, device_bytes
 from backend.model import Model
-from backend.prompts import Prompts, Tokens
+from backend.ngram import Ngram
+from backend.prompts import Prompts, Tokens, held_out_text
 from backend.sampling import Sampling
 from sim import catalog
 from sim.allocators.windowed import Windowed
 from sim.assemble import Parts
 from sim.cost.capacity import activation_bytes
+from sim.cost.roofline import graph_tokens
+from sim.drafting import DraftingEngine
 from sim.engine import Engine
 from sim.scenario import Scenario
 from sim.specs import ModelSpec
@@ -48,14 +55,22 @@ def fitted(plan: Scenario) -> Scenario:
         return plan
     model = _spec(plan)
     block = block_bytes(model, plan.kv.block_tokens, model.kv_dtype)
+    weights = model.weight_bytes
+    if plan.speculation.draft_model:
+        draft = catalog.load_model(plan.speculation.draft_model)
+        block += block_bytes(draft, plan.kv.block_tokens, draft.kv_dtype)
+        weights += draft.weight_bytes
     if device.type == "cpu":
         room = min(CPU_CACHE_BYTES, device_bytes(device) // 4)
     else:
         limits = plan.engine
         activations = activation_bytes(model, 1, limits.max_num_batched_tokens, limits.max_num_seqs)
-        room = int(device_bytes(device) * plan.kv.gpu_memory_utilization) - model.weight_bytes - activations
+        room = int(device_bytes(device) * plan.kv.gpu_memory_utilization) - weights - activations
     if room < 2 * block:
-        raise InputError(f"{device} has no room for a KV cache beside {model.name}; use a smaller model or dtype")
+        beside = f" and the draft model {plan.speculation.draft_model}" if plan.speculation.draft_model else ""
+        raise InputError(
+            f"{device} has no room for a KV cache beside {model.name}{beside}; use a smaller model or dtype"
+        )
     return replace(plan, kv=replace(plan.kv, blocks=room // block - 1))
 
 
@@ -76,6 +91,14 @@ def _check(plan: Scenario) -> None:
         raise InputError("allocator.keep_uncomputed is simulated only: a live run would read KV that no step wrote")
     if plan.offload.weight_layers or plan.offload.kv_layers:
         raise InputError("offload is simulated only: a live run keeps weights and cache on its device")
+    told = plan.speculation
+    if told.tree:
+        raise InputError(f"speculation.tree {told.tree!r} is simulated only: a live run verifies chains of drafts")
+    if told.drafter not in ("ngram", "draft-model"):
+        raise InputError(
+            f"speculation.drafter {told.drafter!r} is simulated only: it wants heads trained for the target; "
+            "a live run drafts by ngram or draft-model"
+        )
 
 
 class Session:
@@ -89,9 +112,36 @@ class Session:
         if self._device.type == "cpu":
             # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
             torch.set_num_threads(1)
-        self._model = _with_window(_load(plan, parts.model, self._device), parts)
-        self._prompts = Prompts(parts.model.vocab, plan.seed, token_ids)
+        if parts.drafter is not None and parts.drafter.model is not None:
+            check_memory(
+                f"model {parts.model.name!r} with the draft model {parts.drafter.model.name!r}",
+                parts.model.weight_bytes + parts.drafter.model.weight_bytes,
+                self._device,
+                lambda _: "use a smaller draft model, or the drafter ngram",
+            )
+        self._model = _with_window(load_model(plan.model, parts.model, self._device, seed=plan.seed), parts)
+        text = held_out_text() if self._shows_text() and token_ids is None else None
+        self._prompts = Prompts(parts.model.vocab, plan.seed, token_ids, text)
+        self._draft: Model | None = None
+        if parts.drafter is not None and parts.drafter.model is not None:
+            draft = load_model(plan.speculation.draft_model, parts.drafter.model, self._device, seed=plan.seed)
+            self._draft = _with_window(draft, parts)
         self._live: Live | None = None
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether the model's tokens are the bytes of a text."""
+        return self._model.config.byte_level
+
+    def _shows_text(self) -> bool:
+        """Whether prompts that the trace does not tell are text. Raises InputError where they cannot be, and shall."""
+        wanted, possible = self._parts.plan.live.prompts, self.byte_level
+        if wanted == "text" and not possible:
+            raise InputError(
+                f"live.prompts is text, and the tokens of {self._parts.model.name} are no bytes; use random, or "
+                "the model byte-target"
+            )
+        return possible and wanted != "random"
 
     @property
     def device_name(self) -> str:
@@ -117,7 +167,19 @@ class Session:
         stop = self._model.config.eos_tokens if how.stop_at_eos else ()
         if how.stop_at_eos and not stop:
             raise InputError(f"live.stop_at_eos is true, and {parts.model.name} names no end-of-sequence token")
-        live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks, stop=stop)
+        live: Live
+        if isinstance(engine, DraftingEngine):
+            live = DraftingLive(
+                self._model,
+                cache,
+                engine,
+                self._prompts,
+                sampling,
+                drafter=self._drafter(engine, sampling),
+                host_blocks=parts.host_blocks,
+            )
+        else:
+            live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks, stop=stop)
         most_tokens, most_sequences = engine.limits.max_num_batched_tokens, engine.limits.max_num_seqs
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, CPU_WARM_TOKENS)
@@ -131,6 +193,22 @@ class Session:
         self._live = live
         return live
 
+    def _drafter(self, engine: DraftingEngine, sampling: Sampling) -> Callable[[Ground], Proposing]:
+        parts, told = self._parts, self._parts.plan.speculation
+        if self._draft is None:
+            return partial(Ngram, shortest=told.lookup[0], longest=told.lookup[1])
+        cache = KvCache.allocate(self._draft.spec, self._blocks(engine), parts.pool.block_tokens, self._device)
+        return partial(
+            DraftModel,
+            self._draft,
+            cache,
+            allocator=engine.allocator,
+            sampling=sampling,
+            most_rows=graph_tokens(engine.limits.max_num_seqs),
+            host_blocks=parts.host_blocks,
+            eager=isinstance(engine.allocator, Windowed),
+        )
+
     def _blocks(self, engine: Engine) -> int:
         pool, limits = self._parts.pool, engine.limits
         if engine.forgets:
@@ -143,12 +221,11 @@ class Session:
             yield from self._live.sequences.outputs()
 
 
-def _load(plan: Scenario, spec: ModelSpec, device: torch.device) -> Model:
-    folder = Path(plan.model)
-    if folder.is_dir() and any(folder.glob("*.safetensors")):
-        dtype = None if plan.dtype == "auto" else plan.dtype
-        return load_checkpoint(folder, device, dtype=dtype, weights=plan.weights)
-    return random_model(spec, device, seed=plan.seed)
+def with_text(session: Session, answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers with a column `text` beside `token_ids`, where the model's tokens are bytes."""
+    if not session.byte_level:
+        return answers
+    return answers.assign(text=[as_text(ids) for ids in answers["token_ids"]])
 
 
 def _with_window(model: Model, parts: Parts) -> Model:
@@ -160,5 +237,5 @@ def _with_window(model: Model, parts: Parts) -> Model:
         return model
     if allocator.full_groups:
         raise InputError("the windowed allocator for a model with full and windowed layers is simulated only")
-    windows = (allocator.recent_tokens,) * parts.model.layers
+    windows = (allocator.recent_tokens,) * model.spec.layers
     return Model(model.spec, model.config, model.weights, windows=windows, sinks=allocator.sink_tokens)

@@ -33,10 +33,10 @@ sms = 1
 l2_bytes = 0
 pcie_bytes_per_s = {memory_bytes_per_s:.6g}
 link_bytes_per_s = 0
-watts = 1
+watts = 0
 
 [sources]
-watts = "not measured; nothing depends on it"
+watts = "not measured"
 """
 _QUERY = {
     "clocks.sm": "sm_mhz",
@@ -181,7 +181,7 @@ def sheet(goal: Target) -> GpuSpec:
         l2_bytes=0,
         pcie_bytes_per_s=6e9,
         link_bytes_per_s=0.0,
-        watts=1.0,
+        watts=0.0,
     )
 
 

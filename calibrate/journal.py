@@ -88,10 +88,6 @@ class Journal:
         """Keys of all entries."""
         return {entry.key for entry in self.entries}
 
-    def remove(self) -> None:
-        """The profile is written; the journal is of no more use."""
-        self.path.unlink()
-
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

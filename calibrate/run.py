@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A profile and every prediction that its errors were told from; `uneven` are decode batches of uneven contexts."""
+    """A profile and every prediction that its errors were told from."""
 
     profile: Profile
     operations: list[Checked]

@@ -7,25 +7,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from sim import metrics, scenario
+from sim import catalog, draft_tables, metrics, scenario
 from sim.assemble import Parts, assemble, resolved
+from sim.bill import Rates
 from sim.cluster import Cluster, Source
 from sim.cost.step import StepCost
-from sim.drafting import DraftingEngine
+from sim.drafting import DraftingEngine, Tally
 from sim.engine import Engine
 from sim.executor import Executor, OnTheWall
+from sim.gpu import GpuSpec
 from sim.load import build
-from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table, term_seconds
+from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table
 from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
 from sim.request import SAMPLE_BITS, Request, index_of
 from sim.scenario import Scenario
+from sim.terms import StepTerms, term_shares
 from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows
 
@@ -45,9 +47,14 @@ class Result:
     itl: metrics.Itl
     """(seconds between two tokens of a request, how often)."""
     tokens: pd.DataFrame | None = None
-    """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence."""
+    """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence; also its `text`
+    where the model's tokens are bytes."""
     died: str = ""
     """Why a live run ended before its time: its tables hold what was measured until then."""
+    preempted: pd.DataFrame | None = None
+    """Every preemption: `request`, `sequence`, `start_s`, `end_s`."""
+    terms: StepTerms | None = None
+    """What its steps cost by term; None where they were measured."""
 
 
 class LiveSession(Protocol):
@@ -127,12 +134,20 @@ def simulate(
     )
     itl = simulation.itl()
     steps = simulation.steps.table()
+    speculation = None
     terms: Mapping[tuple[str, str], float] = {}
+    step_terms = None
     if session is None:
-        terms = term_seconds(parts.cost, simulation.steps.sample, overlap_host=parts.asynchronous)
+        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
+        terms = step_terms.seconds()
         sources = _by_source(terms)
     else:
         sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    if parts.drafter is not None:
+        tallies = simulation.tallies()
+        requests = draft_tables.with_drafts(requests, kept, tallies)
+        measured_s = sources.get("measured", 0.0)
+        speculation = draft_tables.summary(parts.drafter, plan.tp, tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
         steps,
@@ -148,10 +163,105 @@ def simulate(
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
         inputs=_inputs(parts, trace, session, died),
-        speculation=_speculation(parts, simulation.replicas, terms) if parts.drafter is not None else None,
+        speculation=speculation,
+        rates=Rates.of(plan.tp * plan.replicas, _billed(parts, session), plan.price),
     )
+    summary["cost_terms"] = term_shares(terms)
     tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
-    return Result(resolved(plan, parts), summary, requests, steps, simulation.step_end_s(), itl, tokens, died)
+    if backend is not None:
+        tokens = backend.with_text(session, tokens)
+    return Result(
+        resolved(plan, parts),
+        summary,
+        requests,
+        steps,
+        simulation.step_end_s(),
+        itl,
+        tokens,
+        died,
+        simulation.steps.preemptions(kept),
+        step_terms,
+    )
+
+
+def sweep(
+    base: Scenario | str | Path | None = None,
+    /,
+    *,
+    points: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    seeds: int | Sequence[int] = 1,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    executor: str = "processes",
+    most_points: int | None = 10_000,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Simulate every combination of the settings that are lists, such as `rate=[5, 10], policy=["sjf", "chunked"]`.
+
+    One row a point, in the order of the combinations; columns: docs/sweep.md. A point that cannot run is a row with
+    its reason.
+
+    Args:
+        base: as for `run`, like the other settings.
+        points: a CSV or TOML file of points, or a list of settings, to combine with.
+        seeds: how many, from the scenario's own on, or which.
+        out: a folder for sweep.parquet and report.html. A sweep that was interrupted goes on from what is in it.
+        workers: points at once; None for one on each core.
+        executor: where they run: "processes", "ray" or "ray://host:port".
+        most_points: refuse more; None for any number.
+        progress: called with (points finished, points in all).
+
+    Raises:
+        InputError: anything that the user can mend, in one sentence.
+    """
+    from sim.study.sweep import Asked, run as run_all  # noqa: I001, PLC0415
+
+    asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points)
+    return run_all(
+        asked, out=None if out is None else Path(out), workers=workers, executor=executor, progress=progress
+    )
+
+
+def plan(
+    base: Scenario | str | Path | None = None,
+    /,
+    *,
+    precision: float = 0.03,
+    attainment: float | None = None,
+    most_gpus: int = 256,
+    requests: int = 5000,
+    workers: int | None = None,
+    run_on: str = "processes",
+    curve: bool = False,
+    told: Callable[[str], None] = lambda what: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The capacity of a configuration under its `slo`; with a `rate`, the cheapest configuration that takes it.
+
+    The configurations are all combinations of the settings that are lists, such as `gpu=["h100", "a100-80"]`. The
+    document that it returns: docs/plan.md; its `best` is None where nothing meets the SLO.
+
+    Args:
+        base: as for `run`, like the other settings.
+        precision: half width of the capacity's 95 % interval, as a share of it.
+        attainment: the share of requests that must meet every limit by their own values.
+        most_gpus: no deployment is larger.
+        requests: of one replication, at least.
+        workers: simulations at once; None for one on each core.
+        run_on: where they run: "processes", "ray" or "ray://host:port".
+        curve: also simulate rates far from the capacity, for plots.
+        told: called with a sentence now and then.
+
+    Raises:
+        InputError: anything that the user can mend, in one sentence.
+    """
+    from sim.study.plan import Ask  # noqa: PLC0415
+    from sim.study.plan_choose import answered  # noqa: PLC0415
+
+    ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests)
+    given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base is not None else {}
+    return answered(given, settings, ask, told)
 
 
 class _Simulation:
@@ -239,6 +349,10 @@ class _Simulation:
                 parts.append((np.zeros(1), np.array([runs.same_step])))
         return metrics.merge_itl(parts)
 
+    def tallies(self) -> list[Tally]:
+        """What drafting gave, of each replica that drafts."""
+        return [one.engine.tally for one in self.replicas if isinstance(one.engine, DraftingEngine)]
+
     def longest_gaps_s(self) -> np.ndarray:
         """Of each request, the longest time between two tokens; a request is served by one replica."""
         longest = np.full(self._count, np.nan)
@@ -295,29 +409,6 @@ def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     return kept, rejected
 
 
-def _speculation(parts: Parts, replicas: Sequence[Replica], terms: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-    """What drafting gave and took; its seconds are those of a sample of the steps."""
-    tallies = [replica.engine.tally for replica in replicas if isinstance(replica.engine, DraftingEngine)]
-    rows, tokens = sum(one.rows for one in tallies), sum(one.tokens for one in tallies)
-    drafted, accepted = (
-        [sum(column) for column in zip_longest(*(getattr(one, name) for one in tallies), fillvalue=0)]
-        for name in ("drafted", "accepted")
-    )
-    drafter, tp, spent_s = parts.drafter, parts.plan.tp, sum(terms.values())
-    drafting_s = sum(seconds for (name, _), seconds in terms.items() if name.startswith("draft"))
-    return {
-        "drafter": drafter.kind if drafter else None,
-        "tokens_per_target_step": tokens / rows if rows else None,
-        "acceptance": sum(accepted) / sum(drafted) if sum(drafted) else None,
-        "acceptance_by_position": [right / tried for right, tried in zip(accepted, drafted, strict=True)],
-        "drafted_tokens": sum(drafted),
-        "accepted_tokens": sum(accepted),
-        "drafting_share": drafting_s / spent_s if spent_s else None,
-        "draft_weight_bytes": drafter.weight_bytes(tp) if drafter else 0,
-        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(tp) if drafter else 0,
-    }
-
-
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
     found: dict[str, float] = {}
     for (_, source), seconds in terms.items():
@@ -359,6 +450,16 @@ def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
     )
 
 
+def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
+    """The GPU that is paid for: of a live run the one that it ran on, None where the catalog does not know it."""
+    if session is None:
+        return parts.gpu
+    try:
+        return catalog.load_gpu(session.device_name)
+    except InputError:
+        return None
+
+
 def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
     plan = parts.plan
     measured = {} if session is None else {"device": session.device_name}
@@ -370,7 +471,7 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "synthetic": trace.synthetic,
         "profile": plan.cost.profile,
         "model": parts.model.name,
-        "gpu": parts.gpu.name,
+        "gpu": parts.gpu.name if session is None else None,
         "tp": plan.tp,
         "replicas": plan.replicas,
         "policy": plan.policy.name,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import catalog
+from sim.acceptance import Acceptance, acceptance_rates, found_shares
 from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
@@ -25,7 +26,7 @@ from sim.load import build
 from sim.memory import Allocator, KvPool
 from sim.scenario import Scenario
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
-from sim.speculation import Acceptance, Drafted, Drafter, Fixed, acceptance_rates
+from sim.speculation import Drafted, Drafter, Fixed
 from traces.schema import InputError
 
 
@@ -91,7 +92,9 @@ class Parts:
             return predicted
         told = self.plan.speculation
         rates, tree = acceptance_rates(told.acceptance), told.shape if told.tree else None
-        return Accepting(predicted, Acceptance(rates, self.plan.seed, acceptance, tree))
+        found = found_shares(told.acceptance) if self.drafter.kind == "ngram" else ()
+        draw = Acceptance(rates, self.plan.seed, acceptance, tree, found)
+        return Accepting(predicted, draw, draw.found if found else None)
 
     @property
     def depth(self) -> int:
@@ -176,8 +179,6 @@ def assemble(plan: Scenario) -> Parts:
         if chosen is True:
             raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
         asynchronous = False
-        if drafter is not None:
-            raise InputError("policy speculative is simulated only, so far; a live run takes another policy")
     if drafter is not None and asynchronous and drafter.kind == "ngram":
         raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
     reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))

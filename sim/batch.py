@@ -77,8 +77,9 @@ class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
-    Of a drafting engine, `sampled` are the entries that sample, and `accepted` (the executor's answer) how many of each
-    one's drafts were right.
+    Of a drafting engine, `sampled` are the entries that sample; `accepted` (the executor's answer) is how many of each
+    one's drafts were right, `proposed` how many each then has where these are not `next_drafts`, and `drafting_s` what
+    a real drafter took.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
     """
@@ -86,6 +87,7 @@ class Batch:
     __slots__ = (
         "accepted",
         "copies",
+        "drafting_s",
         "empty",
         "entries",
         "evicted",
@@ -95,6 +97,7 @@ class Batch:
         "lockstep",
         "padding_tokens",
         "planned_s",
+        "proposed",
         "repeats",
         "running",
         "sampled",
@@ -119,6 +122,8 @@ class Batch:
         self.padding_tokens = 0
         self.sampled: list[Sampled] = []
         self.accepted: list[int] = []
+        self.proposed: list[int] | None = None
+        self.drafting_s = 0.0
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
         self.running = 0

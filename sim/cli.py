@@ -14,6 +14,8 @@ from rich.table import Table
 from sim import scenario
 from sim.cli_options import progress_bar, scenario_options
 from sim.cli_trace import trace
+from sim.study.plan_cli import plan
+from sim.study.sweep_cli import sweep
 from traces.schema import InputError
 
 # Commands import what they need when they run, so that `sim --help` and a mistyped option answer at once.
@@ -48,7 +50,7 @@ def run(
     with progress_bar("simulating", quiet) as progress:
         result = api.run(file, progress=progress, **settings)
     if out is not None:
-        paths = write_run(result, out, scenario=scenario.dump(result.scenario), window=window)
+        paths = write_run(result, out, scenario=scenario.dump(result.scenario), window=window, answers=result.tokens)
         click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
         click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
@@ -76,7 +78,7 @@ def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, 
     from sim.report.compare_page import summaries_of  # noqa: PLC0415
     from sim.report.folder import write_comparison  # noqa: PLC0415
     from sim.report.terminal import compare_view, show  # noqa: PLC0415
-    from sim.report.variant import Failure, Variant, attempt  # noqa: PLC0415
+    from sim.report.variant import Failure, Variant, attempt, differences  # noqa: PLC0415
 
     rows = []
     for name, (file, one) in _variants(files, settings).items():
@@ -94,7 +96,7 @@ def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, 
     else:
         console = Console(highlight=False)
         summaries = {row.name: row.summary for row in rows if isinstance(row, Variant)}
-        show(compare_view(summaries, console.width, failures=failures), console)
+        show(compare_view(summaries, console.width, failures=failures, pairs=differences(rows)), console)
 
 
 def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tuple[str | None, dict[str, Any]]]:
@@ -166,6 +168,8 @@ def list_(kind: str, as_json: bool) -> None:
         _print_rows(rows)
 
 
+cli.add_command(plan)
+cli.add_command(sweep)
 cli.add_command(trace)
 
 

@@ -12,8 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim import scenario
+from traces.schema import InputError
 
-OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
+Options = tuple[tuple[str, str, Any, str], ...]
+"""(flag, dotted key, type, help) of each."""
+
+OPTIONS: Options = (
     ("--trace", "workload.trace", str, "Trace file, or the name of a bundled one."),
     ("--format", "workload.format", str, "Format of the trace, instead of detecting it."),
     ("--model", "model", str, "Model of the catalog, a TOML file, or a Hugging Face config.json."),
@@ -49,31 +53,69 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
 def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that describe a scenario; they reach the command as one mapping `settings`."""
 
+    def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+        settings = _taken(given, OPTIONS)
+        return settings | dict(scenario.parse_setting(text) for text in given.pop("setting"))
+
+    return _with_options(command, OPTIONS, settings_of, "Any setting, such as engine.max_num_seqs=64.")
+
+
+def axis_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for many scenarios: an option may have several values, which then are a list in `settings`.
+
+    Where the points run, and so `--executor`, is the command's own affair.
+    """
+    options = tuple(
+        (flag, key, int if key == "seed" else str, text)
+        for flag, key, _, text in OPTIONS
+        if key not in ("executor", "device")
+    )
+
+    def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+        from sim.study.grid import parse_values  # noqa: PLC0415
+
+        settings: dict[str, Any] = {}
+        options_given = [f"{key}={value}" for key, value in _taken(given, options).items()]
+        for text in (*options_given, *given.pop("setting")):
+            key, value = parse_values(text)
+            if settings.setdefault(scenario.full_key(key), value) is not value:
+                raise InputError(f"{key} is given twice; give all its values at once: {key}=first,second")
+        return settings
+
+    return _with_options(
+        command, options, settings_of, "Any setting; several values, such as rate=5,10 or rate=5:50:5, are an axis."
+    )
+
+
+def _taken(given: dict[str, Any], options: Options) -> dict[str, Any]:
+    """The settings among the options given, which are taken out."""
+    settings: dict[str, Any] = {}
+    for flag, key, _, _ in options:
+        value = given.pop(flag[2:].replace("-", "_"))
+        if value is not None:
+            settings[key] = value
+    if given.pop("skip_bad"):
+        settings["workload.skip_bad"] = True
+    return settings
+
+
+def _with_options(
+    command: Callable[..., None],
+    options: Options,
+    settings_of: Callable[[dict[str, Any]], dict[str, Any]],
+    help_of_set: str,
+) -> Callable[..., None]:
     @functools.wraps(command)  # which also hands on the options given below this decorator
     def collected(**given: Any) -> None:
-        settings: dict[str, Any] = {}
-        for flag, key, _, _ in OPTIONS:
-            value = given.pop(flag[2:].replace("-", "_"))
-            if value is not None:
-                settings[key] = value
-        if given.pop("skip_bad"):
-            settings["workload.skip_bad"] = True
-        settings |= dict(scenario.parse_setting(text) for text in given.pop("setting"))
-        command(settings=settings, **given)
+        command(settings=settings_of(given), **given)
 
     wrapped: Callable[..., None] = collected
-    for flag, _, kind, text in reversed(OPTIONS):
+    for flag, _, kind, text in reversed(options):
         wrapped = click.option(flag, type=kind, help=text)(wrapped)
     wrapped = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them.")(
         wrapped
     )
-    return click.option(
-        "--set",
-        "setting",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Any setting, such as engine.max_num_seqs=64.",
-    )(wrapped)
+    return click.option("--set", "setting", multiple=True, metavar="KEY=VALUE", help=help_of_set)(wrapped)
 
 
 @contextmanager

@@ -46,8 +46,20 @@ class Tally:
     """Drafts verified, by position in the draft; of a tree, its levels."""
     accepted: list[int] = field(default_factory=list)
     """Of these, drafts that were right and so were all before them; levels where one was."""
+    asked: list[int] = field(default_factory=list)
+    """Times that a draft was asked for, by position."""
+    found: list[int] = field(default_factory=list)
+    """Of these, times that the drafter had one: a look-up may find nothing."""
+    requests: dict[int, list[int]] = field(default_factory=dict)
+    """By request: drafts verified, right ones, and those looked at, which are the right ones and the first wrong."""
+    drafting_s: float = 0.0
+    """What a real drafter took."""
 
-    def verified(self, drafts: int, accepted: int) -> None:
+    def verified(self, req: Request, drafts: int, accepted: int) -> None:
+        own = self.requests.setdefault(req.id, [0, 0, 0])
+        own[0] += drafts
+        own[1] += accepted
+        own[2] += min(accepted + 1, drafts)
         self.rows += 1
         self.tokens += accepted + 1
         while len(self.drafted) < drafts:
@@ -56,6 +68,14 @@ class Tally:
         for at in range(drafts):
             self.drafted[at] += 1
             self.accepted[at] += at < accepted
+
+    def proposed(self, asked: int, found: int) -> None:
+        while len(self.asked) < asked:
+            self.asked.append(0)
+            self.found.append(0)
+        for at in range(asked):
+            self.asked[at] += 1
+            self.found[at] += at < found
 
 
 class DraftingEngine(Engine):
@@ -167,16 +187,20 @@ class DraftingEngine(Engine):
         self.loose = [req for req in self.loose if not req.drained]
 
     def commit(self, batch: Batch, end_s: float) -> list[Request]:
-        for (req, drafts, proposed), accepted in zip(batch.sampled, self._answers(batch), strict=True):
+        self.tally.drafting_s += batch.drafting_s
+        found = [one.next_drafts for one in batch.sampled] if batch.proposed is None else batch.proposed
+        for (req, drafts, asked), accepted, proposed in zip(batch.sampled, self._answers(batch), found, strict=True):
             req.in_flight -= 1
             if req.finished:
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
             if req.confirmed:
-                self.tally.verified(drafts if self._tree is None else self._tree.levels(drafts), accepted)
+                self.tally.verified(req, self._levels(drafts), accepted)
             self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch)
             if drafts:
                 self.proposer.verified(req, drafts, accepted)
+            if req.confirmed < req.output_tokens and req.seq >= 0:
+                self.tally.proposed(*map(self._levels, (asked, proposed)))
             if req.confirmed == req.output_tokens:
                 self._finish(req, batch)
             elif not self._early and req.seq >= 0:
@@ -184,6 +208,9 @@ class DraftingEngine(Engine):
             elif req.in_flight and req.confirmed + req.in_flight >= req.output_tokens:
                 self._drain_early(req)
         return super().commit(batch, end_s)
+
+    def _levels(self, drafts: int) -> int:
+        return drafts if self._tree is None else self._tree.levels(drafts)
 
     def _answers(self, batch: Batch) -> Sequence[int]:
         if any(one.drafts for one in batch.sampled) and len(batch.accepted) != len(batch.sampled):

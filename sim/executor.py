@@ -22,6 +22,10 @@ class StepResult(NamedTuple):
     """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
     ended: tuple[int, ...] = ()
     """Ids of the sequences whose answer ends with the token that this step sampled."""
+    proposed: list[int] | None = None
+    """How many drafts each entry of `Batch.sampled` has for the next step; None where all have what they were to."""
+    drafting_s: float = 0.0
+    """Of `device_s`, the drafter's share."""
 
 
 class Executor(Protocol):
@@ -31,15 +35,28 @@ class Executor(Protocol):
 
 
 class Accepting:
-    """Says which drafts of a batch are right, as `draw(request, drafts)` has it."""
+    """Says which drafts of a batch are right, as `draw(request, drafts)` has it.
 
-    def __init__(self, inner: Executor, draw: Callable[[Request, int], int]) -> None:
+    Of those wanted next, `found(request, drafts)` are proposed, which is asked after `draw`; all of them without it.
+    """
+
+    def __init__(
+        self,
+        inner: Executor,
+        draw: Callable[[Request, int], int],
+        found: Callable[[Request, int], int] | None = None,
+    ) -> None:
         self._inner = inner
         self._draw = draw
+        self._found = found
 
     def execute(self, batch: Batch) -> StepResult:
         result = self._inner.execute(batch)
-        return result._replace(accepted=[self._draw(one.request, one.drafts) for one in batch.sampled])
+        accepted = [self._draw(one.request, one.drafts) for one in batch.sampled]
+        if self._found is None:
+            return result._replace(accepted=accepted)
+        proposed = [self._found(one.request, one.next_drafts) for one in batch.sampled]
+        return result._replace(accepted=accepted, proposed=proposed)
 
 
 class OnTheWall:
@@ -103,6 +120,8 @@ class Replayed:
             sum(one.host_s for one in known) / len(known),
             known[0].accepted,
             known[-1].ended,
+            known[0].proposed,
+            known[0].drafting_s,
         )
 
 

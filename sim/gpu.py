@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sim.checks import check_count
 from traces.schema import InputError
+
+MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,8 +16,10 @@ class GpuSpec:
     """One GPU, from its data sheet: dense FLOP/s (no structured sparsity) with fp32 accumulation, 0 where it has none.
 
     Link rates are for one direction; `link_bytes_per_s` is the GPU-to-GPU fabric (NVLink, Infinity Fabric), 0 where
-    GPUs talk over PCIe. `sources` says for a field where its number is from, `source` for all others;
-    `efficiency` holds (name, value, source) of the constants of `sim.cost.efficiency` known to differ on this GPU.
+    GPUs talk over PCIe. `watts` is the board power, 0 where it is not known. `usd_per_gpu_hour` is the list price of a
+    cloud, without discounts, that was true in `price_month` (such as 2025-06); 0 where none is known. `sources` says
+    for a field where its number is from, `source` for all others; `efficiency` holds (name, value, source) of the
+    constants of `sim.cost.efficiency` known to differ on this GPU.
     Raises InputError, in one sentence, when a number cannot be right.
     """
 
@@ -32,6 +37,8 @@ class GpuSpec:
     pcie_bytes_per_s: float
     link_bytes_per_s: float
     watts: float
+    usd_per_gpu_hour: float = 0.0
+    price_month: str = ""
     sources: tuple[tuple[str, str], ...] = ()
     efficiency: tuple[tuple[str, float, str], ...] = ()
 
@@ -45,13 +52,16 @@ class GpuSpec:
             "fp16_flops_per_s",
             "fp32_flops_per_s",
             "pcie_bytes_per_s",
-            "watts",
         ):
             if not 0 < getattr(self, key) < 1e21:
                 raise InputError(f"{where}: {key} = {getattr(self, key)} must be positive and finite")
-        for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s"):
+        for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s", "watts", "usd_per_gpu_hour"):
             if not 0 <= getattr(self, key) < 1e21:
                 raise InputError(f"{where}: {key} = {getattr(self, key)} must be finite and not negative")
+        if bool(self.price_month) != bool(self.usd_per_gpu_hour):
+            raise InputError(f"{where}: usd_per_gpu_hour and price_month belong together: a price is true for a month")
+        if self.price_month and not MONTH.fullmatch(self.price_month):
+            raise InputError(f"{where}: price_month = {self.price_month!r} must be a month such as 2025-06")
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense FLOP/s of matrix products in `dtype`; InputError where the GPU has no units for it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import traces
 from sim import catalog
+from sim.cost import profile
 from sim.load import load, names
 from traces import formats
 
@@ -33,6 +34,16 @@ def _parts(package: str) -> list[Row]:
     return rows
 
 
+def _profiles() -> list[Row]:
+    """The roofline, and the profiles that come along; one of a folder's own is named by its path."""
+    about = "data-sheet rates and named efficiencies of any GPU; nothing measured"
+    rows: list[Row] = [{"name": "roofline", "kind": "roofline", "gpu": "any", "date": "", "about": about}]
+    for name in profile.names():
+        meta = profile.find(name).meta
+        rows.append({"name": name, "kind": meta.kind, "gpu": meta.gpu, "date": meta.date, "about": meta.device})
+    return rows
+
+
 def _traces() -> list[Row]:
     return [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()]
 
@@ -43,7 +54,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "routers": lambda: _parts("sim.routers"),
     "models": catalog.model_rows,
     "gpus": catalog.gpu_rows,
-    "profiles": lambda: [{"name": "roofline", "about": "data-sheet rates and named efficiencies; nothing measured"}],
+    "profiles": _profiles,
     "traces": _traces,
     "formats": lambda: [{"name": name} for name in formats.names()],
 }

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim.bill import Rates, bill
 from traces.schema import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -269,10 +270,25 @@ def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | Non
 
     A prompt counts once, however many samples answer it.
     """
-    done = requests[requests["status"] == "completed"]
-    output, prompt = int((done["output_tokens"] * done["samples"]).sum()), int(done["prompt_tokens"].sum())
-    amounts = {"requests_per_s": len(done), "output_tokens_per_s": output, "total_tokens_per_s": prompt + output}
+    prompt, output = served_tokens(requests)
+    done = int((requests["status"] == "completed").sum())
+    amounts = {"requests_per_s": done, "output_tokens_per_s": output, "total_tokens_per_s": prompt + output}
     return {name: amount / duration if duration > 0 else None for name, amount in amounts.items()}
+
+
+def served_tokens(requests: pd.DataFrame) -> tuple[int, int]:
+    """(prompt tokens, each prompt once; output tokens of all samples) of the requests that completed."""
+    done = requests[requests["status"] == "completed"]
+    return int(done["prompt_tokens"].sum()), int((done["output_tokens"] * done["samples"]).sum())
+
+
+def run_bill(
+    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: int, duration: float
+) -> dict[str, Any]:
+    """Money and energy of a run, and of a million of the tokens that it served; a replica's GPUs are busy together."""
+    prompt, output = served_tokens(requests)
+    busy_gpu_s = float(busy_s(steps).sum()) * rates.gpus / replicas
+    return bill(rates, duration_s=duration, busy_gpu_s=busy_gpu_s, tokens=prompt + output, output_tokens=output)
 
 
 def busy_s(steps: pd.DataFrame) -> Floats:
@@ -393,9 +409,14 @@ def summarise(
     simulator: Mapping[str, Any],
     inputs: Mapping[str, Any],
     speculation: Mapping[str, Any] | None = None,
+    rates: Rates | None = None,
 ) -> dict[str, Any]:
-    """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only."""
+    """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
+
+    Without `rates` each replica is one GPU of unknown price and power.
+    """
     duration = duration_s(requests, steps)
+    rates = rates or Rates(kv.replicas)
     summary: dict[str, Any] = {
         "requests": request_counts(requests, dropped),
         "duration_s": duration,
@@ -409,6 +430,7 @@ def summarise(
         "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration),
         **({"speculation": speculation} if speculation is not None else {}),
+        "bill": run_bill(requests, steps, rates, kv.replicas, duration),
         "cost_sources": source_shares(source_seconds),
         "simulator": simulator,
         "inputs": inputs,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from struct import Struct
 
 import numpy as np
 import pandas as pd
 
 from sim.batch import Batch, Shape
-from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
 from sim.request import NEVER_S, SAMPLE_BITS, Request, index_of
@@ -140,7 +139,8 @@ class StepLog(Observer):
     def preemptions(self, kept: np.ndarray) -> pd.DataFrame:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
 
-        `end_s` is NaN where it never did. Of a beam search only the first beam is told. kept: which requests of the
+        `end_s` is NaN where it never did: it had its last step planned already, or the run ended first. Of a beam
+        search only the first beam is told. kept: which requests of the
         trace were sent, as for `request_table`.
         """
         ids = np.frombuffer(self._preempted_id, np.int64)
@@ -289,20 +289,3 @@ def request_table(
         if name in trace:
             table[name] = trace[name].to_numpy()
     return table
-
-
-def term_seconds(
-    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool
-) -> dict[tuple[str, str], float]:
-    """Seconds by (term, source) over a sample of spans; of the host's, those that the device does not hide.
-
-    A span is explained at its middle repeat, since its terms grow evenly.
-    """
-    seconds: dict[tuple[str, str], float] = {}
-    for shape, repeats in sample:
-        terms = cost.explain(advanced(shape, repeats // 2))
-        hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
-        for name, term in terms.items():
-            exposed_s = max(0.0, term.seconds - hidden_s) if term.on_host else term.seconds
-            seconds[name, term.source] = seconds.get((name, term.source), 0.0) + exposed_s * repeats
-    return seconds

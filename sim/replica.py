@@ -268,6 +268,8 @@ class Replica:
         result = self.executor.execute(batch)
         if result.accepted is not None:
             batch.accepted = result.accepted
+            batch.proposed = result.proposed
+            batch.drafting_s = result.drafting_s
         if result.ended:
             self.engine.end(result.ended, batch)
         self._last_step_s = result.seconds[0]

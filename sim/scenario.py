@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 
 from sim.speculation import SpeculationSettings
+from traces.redraw import LARGEST_CV
 from traces.schema import InputError
 
 _SHORT = {
@@ -32,6 +33,10 @@ _SHORT = {
 """Keys that may be written without their section."""
 
 
+class UnknownSettingError(InputError):
+    """A key that no scenario has."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkloadSettings:
     """Which requests come, and when.
@@ -40,6 +45,11 @@ class WorkloadSettings:
     without times gets Poisson arrivals. `rate_scale` multiplies the trace's rate instead. `concurrency` replaces
     arrival times by a closed loop of so many users. With `sessions` a turn starts after the answer before it plus
     the think time; without, at its recorded time.
+
+    `arrivals` "trace" keeps the trace's times; "poisson" and "gamma", with a coefficient of variation of
+    `arrivals_cv` for the gaps, draw them anew from the seed at the mean rate asked for (the trace's own where none
+    is). `resample` replaces the requests by so many sessions of the trace (requests where it has none), drawn with
+    replacement from the seed; 0 keeps them.
 
     `samples` asks for so many answers to every prompt, 0 for as many as the trace says. With `beam_search` they are
     the beams of one search: after every token each place keeps its beam or, with probability `beam_churn`, goes on
@@ -53,6 +63,9 @@ class WorkloadSettings:
     rate: float = 0.0
     rate_scale: float = 1.0
     concurrency: int = 0
+    arrivals: str = "trace"
+    arrivals_cv: float = 1.0
+    resample: int = 0
     sessions: bool = True
     side: str = "both"
     tokenizer: str = ""
@@ -62,7 +75,7 @@ class WorkloadSettings:
     beam_churn: float = 0.07
 
     def __post_init__(self) -> None:
-        for name in ("limit", "rate", "concurrency", "samples"):
+        for name in ("limit", "rate", "concurrency", "resample", "samples"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"workload.{name} is {getattr(self, name)}; it must be at least 0 (0: not set)")
         if not 0 <= self.beam_churn <= 1:
@@ -71,6 +84,19 @@ class WorkloadSettings:
             raise InputError(f"workload.rate_scale is {self.rate_scale}; it must be above 0")
         if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
             raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
+        self._check_arrivals()
+
+    def _check_arrivals(self) -> None:
+        if self.arrivals not in ("trace", "poisson", "gamma"):
+            raise InputError(f"workload.arrivals is {self.arrivals!r}; known: trace, poisson, gamma")
+        if not 0 < self.arrivals_cv <= LARGEST_CV:
+            raise InputError(
+                f"workload.arrivals_cv is {self.arrivals_cv}; it must be above 0 and at most {LARGEST_CV:g}"
+            )
+        if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
+            raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
+        if self.arrivals != "trace" and self.concurrency:
+            raise InputError("workload.arrivals and workload.concurrency exclude one another: users arrive by themselves")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +185,32 @@ class CostSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceSettings:
+    """What a GPU costs and draws; 0 takes the catalog's number.
+
+    `watts_per_gpu` is drawn while steps run, `idle_watts_per_gpu` between them; without the latter, which no data
+    sheet tells, GPUs count as busy all the time.
+    """
+
+    usd_per_gpu_hour: float = 0.0
+    watts_per_gpu: float = 0.0
+    idle_watts_per_gpu: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("usd_per_gpu_hour", "watts_per_gpu", "idle_watts_per_gpu"):
+            if not 0 <= getattr(self, name) < 1e9:
+                raise InputError(f"price.{name} is {getattr(self, name)}; it must be at least 0 (0: the catalog's)")
+
+
+@dataclass(frozen=True, slots=True)
 class LiveSettings:
     """How a live run draws tokens, and its clock.
 
     A `temperature` of 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in. The clock is "virtual" (measured
     seconds advance simulated time, nobody waits) or "wall" (requests are sent when their time has really come).
     With `stop_at_eos` an answer ends at the model's end-of-sequence token, if that comes before the trace's length.
+    `prompts` that the trace does not tell are "random" tokens, or passages of "text" for a model whose tokens are
+    bytes; "auto" is text where it can be.
     """
 
     temperature: float = 0.0
@@ -172,6 +218,7 @@ class LiveSettings:
     top_p: float = 1.0
     clock: str = "virtual"
     stop_at_eos: bool = False
+    prompts: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < 1e6:
@@ -182,6 +229,8 @@ class LiveSettings:
             raise InputError(f"live.top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.clock not in ("virtual", "wall"):
             raise InputError(f"live.clock is {self.clock!r}; known: virtual, wall")
+        if self.prompts not in ("auto", "random", "text"):
+            raise InputError(f"live.prompts is {self.prompts!r}; known: auto, random, text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +262,7 @@ class Scenario:
     allocator: Part = field(default_factory=lambda: Part("paged"))
     router: Part = field(default_factory=lambda: Part("round-robin"))
     cost: CostSettings = field(default_factory=CostSettings)
+    price: PriceSettings = field(default_factory=PriceSettings)
     live: LiveSettings = field(default_factory=LiveSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
 
@@ -284,12 +334,21 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     Raises:
         InputError: an unknown key or a value of the wrong type; the sentence lists the known keys.
     """
+    return _make(Scenario, merge(tables, settings or {}), "")  # type: ignore[no-any-return]
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables and dotted settings as nested tables, unchecked; the later of two wins."""
     merged: dict[str, Any] = {}
-    for key, value in tables.items():
-        _put(merged, key, value)
-    for key, value in (settings or {}).items():
-        _put(merged, key, value)
-    return _make(Scenario, merged, "")  # type: ignore[no-any-return]
+    for layer in layers:
+        for key, value in layer.items():
+            _put(merged, key, value)
+    return merged
+
+
+def full_key(key: str) -> str:
+    """The dotted key that a short one stands for, such as workload.rate for rate; others stay as they are."""
+    return _SHORT.get(key, key)
 
 
 def dump(scenario: Scenario) -> str:
@@ -316,7 +375,7 @@ def _put(tables: dict[str, Any], key: str, value: Any) -> None:
         for name, one in value.items():
             section[name] = one
         return
-    *path, last = _SHORT.get(key, key).split(".")
+    *path, last = full_key(key).split(".")
     _section(tables, path, key)[last] = value
 
 
@@ -324,7 +383,7 @@ def _section(tables: dict[str, Any], path: Sequence[str], key: str) -> dict[str,
     for part in path:
         inner = tables.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise InputError(f"setting {key!r}: {part!r} has a value and is no section")
+            raise UnknownSettingError(f"setting {key!r}: {part!r} has a value and is no section")
         tables = inner
     return tables
 
@@ -337,7 +396,7 @@ def _make(target: type, tables: Mapping[str, Any], where: str) -> Any:
     for key, value in tables.items():
         label = f"{where}.{key}" if where else key
         if key not in hints:
-            raise InputError(f"unknown setting {label!r}; {where or 'a scenario'} has {', '.join(hints)}")
+            raise UnknownSettingError(f"unknown setting {label!r}; {where or 'a scenario'} has {', '.join(hints)}")
         made[key] = _value(hints[key], value, label)
     return target(**made)
 

@@ -1,18 +1,10 @@
-"""Who drafts, how many, at what price, and how often a draft is right. It schedules nothing (`sim.drafting` does)."""
+"""Who drafts, how many, and at what price. It schedules nothing (`sim.drafting` does)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import isnan
-from pathlib import Path
-from zlib import crc32
 
-import numpy as np
-
-from sim.adaptive import PerRequest
+from sim.acceptance import MOST_DRAFTS, acceptance_rates
 from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
@@ -22,7 +14,7 @@ from sim.tree import DraftTree
 from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")
-MOST_DRAFTS = 64
+LOOKUP_TOKENS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +30,10 @@ class SpeculationSettings:
 
     `acceptance` is the probability that a draft is right, given that all before it were: one number, several by
     position ("0.8,0.7,0.5", the last one for all that follow), a JSON file with a list of them, or the `summary.json`
-    of a run that drafted.
+    of a run that drafted, which also says how often a look-up found something.
+
+    `prompt_lookup_min` and `prompt_lookup_max` are how many tokens a live run's "ngram" looks up, at least and at most;
+    as in vLLM, one of them alone counts for both, and without any it is 5.
     """
 
     drafter: str = "ngram"
@@ -47,6 +42,8 @@ class SpeculationSettings:
     adaptive: bool = False
     draft_model: str = ""
     tree: str = ""
+    prompt_lookup_min: int = 0
+    prompt_lookup_max: int = 0
 
     def __post_init__(self) -> None:
         if self.drafter not in DRAFTERS:
@@ -62,8 +59,25 @@ class SpeculationSettings:
                 + ("; set it" if not self.draft_model else f", and speculation.drafter is {self.drafter!r}")
             )
         acceptance_rates(self.acceptance)
+        self._check_lookup()
         if self.tree:
             self._check_tree()
+
+    @property
+    def lookup(self) -> tuple[int, int]:
+        """Tokens that a look-up must find: at least, at most (vLLM, `SpeculativeConfig.__post_init__`)."""
+        least, most = self.prompt_lookup_min, self.prompt_lookup_max
+        return least or most or LOOKUP_TOKENS, most or least or LOOKUP_TOKENS
+
+    def _check_lookup(self) -> None:
+        given = (self.prompt_lookup_min, self.prompt_lookup_max)
+        if any(given) and self.drafter != "ngram":
+            raise InputError(f"speculation.prompt_lookup is for the drafter ngram, and it is {self.drafter!r}")
+        if min(given) < 0 or self.lookup[0] > self.lookup[1]:
+            raise InputError(
+                f"speculation.prompt_lookup_min is {given[0]} and prompt_lookup_max {given[1]}; "
+                "expected at least 1 and no more than the other"
+            )
 
     def _check_tree(self) -> None:
         levels, drafts = len(self.shape.widths), self.shape.drafts
@@ -82,101 +96,6 @@ class SpeculationSettings:
     def shape(self) -> DraftTree:
         """The tree of the drafts of a step; without one, a chain of k."""
         return DraftTree.parse(self.tree) if self.tree else DraftTree((1,) * self.k)
-
-
-def acceptance_rates(given: float | str) -> tuple[float, ...]:
-    """The rates by position; InputError where one is no probability, or a file says none."""
-    values: Sequence[object]
-    if isinstance(given, str) and given.endswith(".json"):
-        values = _recorded_rates(given)
-    else:
-        values = given.split(",") if isinstance(given, str) else [given]
-    try:
-        rates = tuple(float(one) for one in values)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        rates = ()
-    if not rates or not all(0.0 <= rate <= 1.0 for rate in rates):
-        raise InputError(f"speculation.acceptance is {given!r}; expected probabilities from 0 to 1, such as 0.8,0.7")
-    return rates[:MOST_DRAFTS]
-
-
-def _recorded_rates(path: str) -> Sequence[object]:
-    """A list of rates, or those of a run: its summary says how often a draft and all before it were right."""
-    try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(told, dict):
-            reached = [1.0, *map(float, told["speculation"]["acceptance_by_position"])]
-            told = [right / before if before else 0.0 for before, right in pairwise(reached)]
-    except (OSError, ValueError) as error:
-        raise InputError(f"speculation.acceptance: cannot read {path}: {error}") from None
-    except (KeyError, TypeError):
-        raise InputError(
-            f"speculation.acceptance: {path} is no list of rates and no summary of a run that drafted"
-        ) from None
-    return told if isinstance(told, list) else [told]
-
-
-class Luck:
-    """A number from 0 to 1 for each token of an answer, and how many tokens of it the target has given so far."""
-
-    __slots__ = ("given", "numbers")
-
-    def __init__(self, numbers: Sequence[float]) -> None:
-        self.numbers = numbers
-        self.given = 0
-
-
-class Acceptance:
-    """Draws how many drafts are right: each with its position's rate, up to the first that is wrong.
-
-    Each token of an answer has one random number, which follows from the seed, the request and the token's place
-    alone: whether a draft of it is right does not depend on other requests, on the budget, or on k. No number
-    decides twice, since the target itself gives the token whose draft was wrong; so the draws are independent, and
-    for one rate a the expected tokens of a step with k drafts are (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023,
-    equation 1).
-
-    Args:
-        rates: by position in the draft, the last one for all that follow.
-        seed: of the run.
-        own: the rate of each request, by its id, where requests are unlike; NaN for those that have `rates`.
-        tree: of w candidates one is right with 1 - (1 - rate)^w, as if each were right or wrong by itself; that is
-            an assumption, and a kind one, since a drafter's second choice is worse than its first.
-    """
-
-    def __init__(
-        self,
-        rates: Sequence[float],
-        seed: int,
-        own: Sequence[float] | None = None,
-        tree: DraftTree | None = None,
-    ) -> None:
-        self._rates = [*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))]
-        self._own = own
-        self._tree = tree
-        self._seed = [seed, crc32(b"acceptance")]
-        self._luck = PerRequest(self._draw)
-
-    def __call__(self, req: Request, drafts: int) -> int:
-        """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""
-        luck = self._luck[req]
-        rates = self._rates
-        if self._own is not None and not isnan(rate := self._own[req.id]):
-            rates = [rate] * MOST_DRAFTS
-        if self._tree is not None:
-            drafts = self._tree.levels(drafts)
-            rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
-        right = 0
-        for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], rates, strict=False):
-            if number >= rate:
-                break
-            right += 1
-        luck.given += right + 1
-        return right
-
-    def _draw(self, req: Request) -> Luck:
-        # One step may go beyond the end, and one that was planned before the end was known still further.
-        tokens = req.output_tokens + 2 * (MOST_DRAFTS + 1)
-        return Luck(np.random.default_rng([*self._seed, req.id]).random(tokens).tolist())
 
 
 class Fixed:

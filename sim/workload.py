@@ -15,6 +15,7 @@ from sim.request import BeamDraw
 from sim.scenario import Scenario, WorkloadSettings
 from traces import edit
 from traces.blocks import chained
+from traces.redraw import redraw
 from traces.schema import InputError, Trace
 
 
@@ -29,10 +30,18 @@ def load_trace(plan: Scenario) -> Trace:
     Raises:
         InputError: no trace is named, it cannot be read, or it has no times and none are asked for.
     """
-    settings = plan.workload
+    return timed(read_trace(plan.workload), plan.workload, plan.seed)
+
+
+def read_trace(settings: WorkloadSettings) -> Trace:
+    """The scenario's trace as its file has it; of the settings, those count that say what to read and how.
+
+    Raises:
+        InputError: no trace is named, or it cannot be read.
+    """
     if not settings.trace:
         raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
-    trace = traces.read(
+    return traces.read(
         settings.trace,
         format=settings.format or None,
         tokenizer=settings.tokenizer or None,
@@ -40,16 +49,30 @@ def load_trace(plan: Scenario) -> Trace:
         limit=settings.limit or None,
         side=settings.side,
     )
-    return timed(trace, settings, plan.seed)
 
 
 def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
-    """The trace with the arrival rate that the settings ask for."""
+    """The trace with the requests and arrivals that the settings ask for."""
+    if settings.resample:
+        trace = edit.resample(trace, settings.resample, stream(seed, "resample"))
+    if settings.arrivals != "trace":
+        return redraw(trace, _mean_rate(trace, settings), stream(seed, "arrivals"), settings.arrivals_cv)
     if settings.rate:
         return edit.set_rate(trace, settings.rate, stream(seed, "arrivals"))
     if settings.rate_scale != 1.0:
         return edit.scale_rate(trace.require_arrivals(), settings.rate_scale)
     return trace if settings.concurrency else trace.require_arrivals()
+
+
+def _mean_rate(trace: Trace, settings: WorkloadSettings) -> float:
+    """Requests per second that arrivals are drawn at."""
+    if settings.rate:
+        return settings.rate
+    if not trace.has_arrivals or trace.span_s <= edit.AT_ONCE_S:
+        raise InputError(
+            f"{trace.path or trace.name} has no arrival rate of its own to draw arrivals at; give one (--rate)"
+        )
+    return (len(trace) - 1) / trace.span_s * settings.rate_scale
 
 
 def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Workload:

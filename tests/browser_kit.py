@@ -20,7 +20,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"""
+--disable-component-update --hide-scrollbars --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"""
 # Chromium reads its pipe from descriptor 3 and writes to 4: a small process puts them there and becomes Chromium.
 PLACE_PIPES = """import fcntl, os, sys
 read_end, write_end = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
@@ -104,8 +104,12 @@ class Browser:
     def requested(self) -> list[str]:
         return [event["params"]["request"]["url"] for event in self.named("Network.requestWillBeSent")]
 
-    def picture(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+    def picture(self, path: Path, height: int = 0) -> None:
+        """The whole page, or its first `height` pixels, as a PNG."""
+        width, whole = self.value("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
         self.process.terminate()

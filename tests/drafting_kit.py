@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from engine_kit import Run, Setup, Watch, check_littles_law
 from law_cases import Case
 
+from sim.acceptance import Acceptance
 from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
@@ -27,7 +28,7 @@ from sim.memory import NULL_BLOCK
 from sim.replica import Clock, Flight, Observer, Replica
 from sim.request import Request
 from sim.routers.round_robin import RoundRobin
-from sim.speculation import Acceptance, Fixed
+from sim.speculation import Fixed
 from sim.tree import DraftTree
 
 

@@ -106,6 +106,8 @@ class Watched:
 
     def __init__(self, live: Live, cache: KvCache, engine: Engine, step_s: float) -> None:
         self._live, self._cache, self._engine, self._step_s = live, cache, engine, step_s
+        self.further: list[KvCache] = []
+        """Caches of the same blocks, such as a drafter's."""
         self.results: list[StepResult] = []
         self.copied = self.swapped = self.evicted = self.padded = 0
 
@@ -128,7 +130,8 @@ class Watched:
         kept |= {block for swap in batch.swaps for block in swap.blocks}
         kept |= set(getattr(engine.allocator, "_key_of", ()))  # a prefix that stays findable
         free = [block for block in range(self._cache.blocks + 1) if block not in kept]
-        poison(self._cache, free)
+        for one in (self._cache, *self.further):
+            poison(one, free)
 
 
 def poison(cache: KvCache, blocks: Sequence[int]) -> None:
@@ -168,6 +171,13 @@ class Deployment:
     recorder: Recorder | None = None
     """Records decode steps as graphs, where it is given."""
     stop: Sequence[int] = ()
+    further: list[KvCache] = field(default_factory=list)
+    """Caches that are watched beside the target's; filled by `executor`."""
+
+    def executor(self, cache: KvCache, engine: Engine, prompts: Prompts) -> Live:
+        return Live(
+            self.model, cache, engine, prompts, self.sampling, host_blocks=self.setup.host_blocks, stop=self.stop
+        )
 
     def serve(self, workload: Workload, wrap: Callable[[Executor], Executor] = lambda inner: inner) -> Served:
         """Serve all requests live, on the virtual clock; `wrap` may look over the executor's shoulder."""
@@ -185,12 +195,11 @@ class Deployment:
         cache = KvCache.allocate(self.model.spec, blocks, pool.block_tokens, self.model.device)
         poison(cache, range(blocks + 1))
         prompts = Prompts(VOCAB, self.seed, self.given)
-        live = Live(
-            self.model, cache, engine, prompts, self.sampling, host_blocks=self.setup.host_blocks, stop=self.stop
-        )
+        live = self.executor(cache, engine, prompts)
         if self.recorder is not None:
             live.capture(self.recorder, engine.limits.max_num_seqs, pool.max_request_tokens)
         watched = Watched(live, cache, engine, self.step_s)
+        watched.further = self.further
         replica = Replica(clock, engine, wrap(watched), on_finish=take, observer=log)
         source = Source(clock, workload, Cluster(clock, [replica], RoundRobin()).submit)
         source.start()

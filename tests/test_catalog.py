@@ -22,6 +22,7 @@ from traces.schema import InputError
 FOLDER = Path(catalog.__file__).parent
 GPUS = ["a100-40", "a100-80", "a10g", "b200", "h100", "h200", "l4", "l40s", "mi300x", "rtx-4090", "t4", "v100"]
 MODELS = [
+    *("byte-draft", "byte-target"),
     *("deepseek-v2-lite", "deepseek-v3", "gemma-2-27b", "gemma-2-9b", "gemma-3-27b"),
     *("llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b", "llama-3.2-1b"),
     *("mistral-7b", "mistral-7b-v0.1", "mixtral-8x7b", "opt-13b", "opt-175b", "opt-66b"),
@@ -151,7 +152,7 @@ def test_model_aliases(spelling: str, name: str) -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(InputError, match=r"unknown GPU 'h1000'; known are a100-40.*v100"):
         load_gpu("h1000")
-    with pytest.raises(InputError, match=r"unknown model 'gpt-5'; known are deepseek-v2-lite.*config\.json"):
+    with pytest.raises(InputError, match=r"unknown model 'gpt-5'; known are byte-draft.*deepseek-v2-lite.*config\.json"):
         load_model("gpt-5")
     with pytest.raises(InputError, match="unknown model ''"):
         load_model("")
@@ -194,7 +195,7 @@ class TestUserFiles:
             ("sms = 58", "sms = 58.5", "sms = 58.5 must be of type int"),
             ("sms = 58", "sms = true", "sms = True must be of type int"),
             ("sms = 58", 'sms = "58"', "must be of type int"),
-            ("watts = 72", "watts = nan", "watts = nan must be positive"),
+            ("watts = 72", "watts = nan", "watts = nan must be finite and not negative"),
             ("watts = 72", f"watts = {'9' * 400}", "watts is too large"),
             ("watts = 72", "watts = ", "not a TOML file"),
             ("watts = 72", "watts = 72\nsources = 3", "sources must be a table|not a TOML file"),

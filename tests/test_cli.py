@@ -156,7 +156,10 @@ def test_compare_runs_each_value(capsys: pytest.CaptureFixture[str], trace: Path
     assert list(json.loads(out)) == ["paged 1", "paged 8", "contiguous-oracle 1", "contiguous-oracle 8"]
     code, out, _ = sim(capsys, "compare", "--trace", trace, *varied)
     assert code == 0
-    assert [line[:19].strip() for line in out.splitlines()[-4:]] == list(json.loads(sim_json(capsys, trace, varied)))
+    side_by_side, _, paired = out.partition("\n\n")
+    names = list(json.loads(sim_json(capsys, trace, varied)))
+    assert [line[:19].strip() for line in side_by_side.splitlines()[-4:]] == names
+    assert [line.partition(" against ")[0] for line in paired.splitlines() if " against paged 1: " in line] == names[1:]
     assert max(map(len, out.splitlines())) <= 80
     code, out, _ = sim(capsys, "compare", "--trace", trace, *varied[:2])
     assert "TTFT p99" in out

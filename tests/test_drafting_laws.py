@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, Row, cases, laws, pressed
 
+from sim.acceptance import Acceptance
 from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine import Limits
 from sim.memory import KvPool
 from sim.request import Request, SharedPrefix
-from sim.speculation import Acceptance
 from sim.tree import DraftTree
 
 BASES = ["chunked", "continuous", "priority", "sjf"]

@@ -117,8 +117,8 @@ def test_kernel_tables_of_the_h100(h100: Imported) -> None:
 def test_the_op_profile_of_the_rtx_pro_6000(rtx: tuple[str, Imported]) -> None:
     bounds = {"gemm": 0.025, "prefill_attention": 0.08, "decode_attention": 0.03, "mixed_attention": 0.045}
     held_out(rtx[1], {**bounds, "elementwise": 0.03, "sampling": 0.02})
-    assert sum(map(len, rtx[1].profile.tables.values())) == 20_987
-    assert {one.rows for one in rtx[1].left_out} == {152, 12_682}
+    assert sum(map(len, rtx[1].profile.tables.values())) == 33_669
+    assert {one.rows for one in rtx[1].left_out} == {152}
 
 
 def test_planted_units_and_rows(shared: Path, tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_real_vllm_run_from_the_op_profile(
         told = ", ".join(f"{key} {error:+.1%}" for key, error in found.items())
         each = float(np.abs(requests.tpot_s / measured.tpot_s - 1).mean())
         sys.stdout.write(f"\nvLLM 0.19, Llama-3.1-8B on RTX PRO 6000, {name}: {told}, TPOT of each request {each:.1%}")
-    assert abs(errors["profile"]["TPOT mean"]) < 0.05
-    assert abs(errors["profile"]["E2E mean"]) < 0.07
-    assert abs(errors["profile"]["makespan"]) < 0.055
-    assert abs(errors["profile"]["TTFT P90"]) < 0.13
+    asked = {"TPOT mean": 0.05, "E2E mean": 0.05, "makespan": 0.04, "TTFT P90": 0.12}
+    for key, bound in asked.items():
+        assert abs(errors["profile"][key]) < bound, key
+    assert abs(errors["profile"]["TPOT mean"]) < 0.02  # what issue 5 aims for
 
 
 @pytest.mark.parametrize(("tp", "prompt_error", "token_error"), [(2, 0.2, 0.3), (4, 0.35, 0.45), (8, 0.55, 0.5)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -23,13 +24,14 @@ def guide(point: Point) -> float:
 
 
 @st.composite
-def grids(draw: st.DrawFn, forms: tuple[str, ...] = FORMS) -> tuple[dict[Point, Price], list[str]]:
-    """A grid of two axes, perhaps with holes."""
+def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], list[str]]:
+    """A grid of two axes, whose lines differ unless `whole`."""
     points = {}
+    ys = draw(AXIS)
     for x in draw(AXIS):
-        for y in draw(AXIS):
+        for y in ys if whole else draw(AXIS):
             points[float(x), float(y)] = Price(draw(SECONDS), MEASURED)
-    return points, [draw(st.sampled_from(forms)), draw(st.sampled_from(forms))]
+    return points, [draw(FORM), draw(FORM)]
 
 
 @settings(deadline=None)  # a loaded machine takes its time
@@ -40,6 +42,35 @@ def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> Non
     for point, price in points.items():
         assert grid.at(point, guide) == price
         assert grid.at(point, guide).source == "measured"
+
+
+def nested(points: dict[Point, Price], forms: list[str], at: Point) -> float:
+    """Two axes inside a grid without a word of speed: blends along the last axis, then one along the first."""
+
+    def along(
+        values: list[float], x: float, form: str, told: Callable[[float], float], curve: Callable[[float], float]
+    ) -> float:
+        if x in values:
+            return told(x)
+        left, right = _beside(values, x)
+        return blend(
+            form, (x - left) / (right - left), (told(left), told(right)), lambda: (curve(left), curve(x), curve(right))
+        )
+
+    def line(outer: float) -> float:
+        values = sorted(y for x, y in points if x == outer)
+        return along(values, at[1], forms[1], lambda y: points[outer, y].seconds, lambda y: guide((outer, y)))
+
+    return along(sorted({x for x, _ in points}), at[0], forms[0], line, lambda x: guide((x, at[1])))
+
+
+@settings(deadline=None)  # a loaded machine takes its time
+@given(grids(whole=True), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: float, other: float) -> None:
+    points, forms = made
+    (left, low), (right, high) = min(points), max(points)
+    at = (min(left + one * (right - left), right), min(low + other * (high - low), high))
+    assert Grid(points, forms).at(at, guide).seconds == nested(points, forms, at)
 
 
 @settings(deadline=None)  # a loaded machine takes its time

@@ -254,6 +254,7 @@ def test_hand_worked_summary() -> None:
         "goodput",
         "computed",
         "kv",
+        "bill",
         "cost_sources",
         "simulator",
         "inputs",

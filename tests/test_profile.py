@@ -15,6 +15,7 @@ from sim.cost.profile import Accuracy, Profile, find, read, write
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table
+from sim.listing import rows_of
 from traces.schema import InputError
 
 GEMM = {"dtype": "bf16", "weight_dtype": "bf16", "k": 4096, "n": 4096}
@@ -166,6 +167,14 @@ def test_unknown_names_list_the_known_ones() -> None:
 def test_every_profile_of_the_catalog_is_sound() -> None:
     for name in profile.names():
         assert find(name).meta.name == name
+
+
+def test_profiles_are_listed_with_what_they_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "_FOLDER", tmp_path)
+    write(small(name="h100-mine", date="2026-03-04"), tmp_path / "h100-mine")
+    roofline, mine = rows_of("profiles")
+    assert roofline["name"] == "roofline"
+    assert (mine["name"], mine["kind"], mine["gpu"], mine["date"]) == ("h100-mine", "measured", "h100", "2026-03-04")
 
 
 FAST = {

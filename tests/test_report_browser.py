@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from browser_kit import Browser, chromium, needs_chromium
 from report_samples import make_run
 
+from sim import api
 from sim.report.page import render_page
+from sim.scenario import dump
 
+ROOT = Path(__file__).parents[1]
 pytestmark = needs_chromium
 
 
@@ -35,6 +39,25 @@ def test_it_draws_without_a_word_and_without_the_network(browser: Browser, page:
     assert browser.value("[...document.querySelectorAll('path')].every(p => !/NaN|Infinity/.test(p.getAttribute('d')))")
     assert browser.complaints() == []
     assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
+
+
+def test_the_page_of_a_real_run_and_its_picture(browser: Browser, tmp_path: Path) -> None:
+    """With FORETOKEN_PICTURES=1 the picture is the one that the README shows."""
+    path = tmp_path / "report.html"
+    wanted = bool(os.environ.get("FORETOKEN_PICTURES"))
+    settings = {"rate": 78.0, "slo": "ttft_p99=0.5,tpot_p99=0.05", "workload.sessions": False}
+    run = api.run(trace="chatbot_arena.jsonl", limit=0 if wanted else 800, **settings)
+    path.write_text(render_page(run, scenario=dump(run.scenario)), encoding="utf-8")
+    browser.resize(1200, 900)
+    browser.open(path)
+    assert browser.value("document.body.dataset.drawn") == "12"
+    assert browser.value("document.querySelectorAll('[data-chart=terms-time] path.area').length") > 1
+    assert browser.complaints() == []
+    assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
+    picture = ROOT / "docs" / "report.png" if wanted else tmp_path / "report.png"
+    browser.picture(picture, height=1900)
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert picture.stat().st_size > 50_000
 
 
 def test_a_page_that_misbehaved_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
@@ -80,7 +103,7 @@ def test_a_name_in_the_legend_hides_and_shows(browser: Browser, page: Path) -> N
     assert browser.value(paths) == before
 
 
-@pytest.mark.parametrize("width", [360, 768])
+@pytest.mark.parametrize("width", [360, 390, 768])
 def test_it_fits_a_narrow_screen(browser: Browser, page: Path, width: int) -> None:
     browser.resize(width, 800, mobile=True)
     browser.open(page)

@@ -6,15 +6,21 @@ import html.parser
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from report_samples import Run, make_run
 
-from sim import metrics
+from sim import api, metrics, scenario
+from sim.assemble import assemble
+from sim.batch import Shape
 from sim.report import parts
+from sim.report import term_charts as charts_by_term
 from sim.report.page import render_page
+from sim.report.pressure import pressure_lines
+from sim.report.term_charts import GROUPS, group_of, term_charts
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
 
@@ -97,6 +103,77 @@ def test_only_rejected_requests() -> None:
     )
     text = render_page(Run(only, run.steps[:0], metrics.merge_itl([]), summary))
     assert "1 rejected" in text
+
+
+@pytest.fixture(scope="module")
+def real() -> api.Result:
+    """A run of the simulator whose memory is too small, so that it preempts."""
+    return api.run(trace="chatbot_arena.jsonl", limit=200, rate=40.0, slo="ttft_p99=0.5", **{"kv.blocks": 400})
+
+
+def test_the_page_of_a_real_run_tells_terms_preemption_stability_and_money(real: api.Result) -> None:
+    text = render_page(real)
+    specs = json.loads(Outline(text).scripts[0])
+    assert specs["phases"]["names"] == ["queued", "prefill", "decode", "preempted"]
+    assert specs["phases"]["rows"][0]["values"][3] > 0
+    assert sum(specs["phases"]["rows"][0]["values"]) == pytest.approx(real.summary["e2e_s"]["mean"], rel=1e-3)
+    assert {"products", "attention", "elementwise"} <= set(specs["terms"]["names"])
+    for told in ("Utilisation: steps were running ", "KV pressure: ", "preemptions", "Money and energy", "Mtok output"):
+        assert told in text
+    assert "decode attention" in text[text.index("Step time by term and source") :]
+
+
+def test_the_bars_by_term_are_the_mean_step(real: api.Result) -> None:
+    """All of these spans are explained, so that the bars add up to the device's seconds and the host's exposed ones."""
+    assert real.terms is not None
+    bars, over_time = term_charts(real)
+    whole = np.array(bars.spec["rows"][0]["values"])
+    steps = real.steps
+    device_s = steps["device_s"].sum()
+    host_s = (
+        np.maximum(steps["host_s"] - steps["device_s"], 0.0).sum() if real.terms.overlap_host else steps["host_s"].sum()
+    )
+    assert whole.sum() == pytest.approx((device_s + host_s) / steps["repeats"].sum(), rel=5e-3)
+    assert bars.note.startswith("Products: ")
+    assert [line["name"] for line in over_time.spec["series"]] == bars.spec["names"]
+    assert all(len(line["mean"]) == over_time.spec["x"]["buckets"] for line in over_time.spec["series"])
+
+
+def test_of_many_spans_an_even_choice_is_explained_and_the_note_says_so(
+    real: api.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts_by_term, "MOST_SPANS", 40)
+    for chart in term_charts(real):
+        assert f"Thinned: 40 of {len(real.steps)} spans" in chart.note
+
+
+def test_every_term_of_every_price_has_a_group() -> None:
+    """A new term would be drawn under its own name: this says where to add it."""
+    for settings in (
+        {},
+        {"tp": 2},
+        {"model": "mixtral-8x7b", "tp": 2},
+        {"model": "deepseek-v3", "gpu": "h200", "tp": 8},
+    ):
+        cost = assemble(scenario.build(settings)).cost
+        shape = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 100),))
+        assert {group_of(name) for name in cost.explain(shape)} <= set(GROUPS), settings
+
+
+def test_a_run_without_trouble_says_so() -> None:
+    text = render_page(make_run(300, rate=4.0))
+    assert "The queue did not keep growing while requests arrived" in text
+    assert "with no preemption" in text
+    assert "cannot be told from fewer than 100 requests" in render_page(make_run(30))
+
+
+def test_only_the_terms_of_doubtful_seconds_are_named(real: api.Result) -> None:
+    summary = dict(real.summary)
+    summary["cost_sources"] = {**summary["cost_sources"], "measured": 0.7, "roofline": 0.1, "extrapolated": 0.2}
+    summary["cost_terms"] = {"qkv": {"measured": 0.7}, "swap": {"roofline": 0.1}, "LM head": {"extrapolated": 0.2}}
+    lines = list(pressure_lines(replace(real, summary=summary)))
+    assert any("outside the calibrated range are mostly those of LM head (20.0 %)" in line for line in lines)
+    assert any("data-sheet rooflines are mostly those of swap (10.0 %)" in line for line in lines)
 
 
 def test_20_000_requests_in_3_s_and_3_mb() -> None:

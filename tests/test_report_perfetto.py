@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,20 @@ import pandas as pd
 import pytest
 from report_samples import Run, make_run
 
-from sim import metrics
+from sim import api, metrics
 from sim.report import perfetto
 from traces.schema import InputError
 
 Event = dict[str, Any]
+
+
+@dataclass
+class PreemptedRun(Run):
+    """A made-up run that tells of preemptions."""
+
+    preempted: pd.DataFrame | None = None
+
+
 NEEDED = {
     "M": {"name": str, "pid": int, "tid": int, "args": dict},
     "X": {"name": str, "cat": str, "pid": int, "tid": int, "ts": float, "dur": float, "args": dict},
@@ -26,12 +37,12 @@ NEEDED = {
 }
 
 
-def events(run: Run, window: perfetto.Window | None = None) -> list[Event]:
+def events(run: Run | api.Result, window: perfetto.Window | None = None) -> list[Event]:
     def constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON")
 
     trace = json.loads("".join(perfetto.trace_json(run, window=window)), parse_constant=constant)
-    assert set(trace) == {"displayTimeUnit", "traceEvents"}
+    assert set(trace) == {"displayTimeUnit", "otherData", "traceEvents"}
     return trace["traceEvents"]
 
 
@@ -182,3 +193,85 @@ def test_a_wrong_window_is_refused(text: str) -> None:
     assert perfetto.parse_window("10:20.5") == (10.0, 20.5)
     with pytest.raises(InputError, match="START:END"):
         perfetto.parse_window(text)
+
+
+@pytest.fixture(scope="module")
+def real() -> api.Result:
+    """A run of the simulator with two replicas, whose memory is so small that it preempts."""
+    settings = {"kv.blocks": 250, "limit": 300, "rate": 80.0, "replicas": 2}
+    return api.run(trace="chatbot_arena.jsonl", **settings)
+
+
+def test_steps_have_their_terms(real: api.Result) -> None:
+    found = events(real)
+    check(found)
+    slices = [event for event in found if event["ph"] == "X"]
+    assert len(slices) == len(real.steps)
+    for event in slices:
+        args = event["args"]
+        if args["repeats"] == 1:
+            device_ms = sum(args["terms_ms"].values()) - args["terms_ms"]["host"]
+            assert device_ms == pytest.approx(args["device_ms"], rel=1e-2)
+
+
+def test_preemptions_are_slices_within_their_phases(real: api.Result) -> None:
+    found = events(real)
+    check(found)
+    assert real.preempted is not None
+    preempted = real.preempted.dropna()
+    begun = [event["id"] for event in found if event["ph"] == "b" and event["name"] == "preempted"]
+    assert set(begun) == set(preempted["request"])
+    assert len(begun) >= len(preempted) > 10
+    lasting_us: dict[int, float] = defaultdict(float)
+    for event in found:
+        if event.get("name") == "preempted":
+            lasting_us[event["id"]] += event["ts"] if event["ph"] == "e" else -event["ts"]
+    told = preempted.assign(lasted_s=preempted["end_s"] - preempted["start_s"]).groupby("request")["lasted_s"].sum()
+    assert {request: value / 1e6 for request, value in lasting_us.items()} == pytest.approx(told.to_dict(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("status", "last"), [("completed", []), ("unfinished", ["preempted"])])
+def test_a_preemption_is_cut_to_the_phases_that_it_falls_into(run: Run, status: str, last: list[str]) -> None:
+    """The first spans the first token; the second never ends: at the last step of a request, or of the run."""
+    row = run.requests.iloc[5]
+    start_s, end_s = [row["first_token_s"] - 1e-3, row["finish_s"] - 1e-3], [row["first_token_s"] + 1e-3, float("nan")]
+    gone = pd.DataFrame({"request": [5, 5], "sequence": [0, 0], "start_s": start_s, "end_s": end_s})
+    mine = run.requests["request"] == 5
+    table = run.requests.assign(preemptions=np.where(mine, 2, 0), status=run.requests["status"].where(~mine, status))
+    found = events(PreemptedRun(table, run.steps, run.itl, run.summary, gone))
+    check(found)
+    names = [event["name"] for event in found if event["ph"] == "b" and event.get("id") == 5]
+    assert names == ["request", "queued", "prefill", "preempted", "decode", "preempted", *last]
+
+
+def test_of_very_many_spans_some_have_their_terms_and_the_file_says_so(
+    real: api.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perfetto, "MOST_EXPLAINED", 50)
+    trace = json.loads("".join(perfetto.trace_json(real)))
+    slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    explained = [event for event in slices if "terms_ms" in event["args"]]
+    assert 25 <= len(explained) <= 50
+    assert trace["otherData"]["terms"].startswith(f"{len(explained)} of {len(slices)} spans")
+    window = (real.steps["start_s"].iloc[100], real.steps["end_s"].iloc[110])
+    cut = json.loads("".join(perfetto.trace_json(real, window=window)))
+    assert all("terms_ms" in event["args"] for event in cut["traceEvents"] if event["ph"] == "X")
+
+
+def test_memory_does_not_grow_with_the_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside some numbers for each row, no more than a chunk of the text is ever held."""
+    monkeypatch.setattr(perfetto, "CHUNK_ROWS", 500)
+    later = [
+        run.steps.assign(start_s=run.steps["start_s"] + at, end_s=run.steps["end_s"] + at) for at in range(0, 4000, 100)
+    ]
+    requests = pd.concat([run.requests] * len(later), ignore_index=True)
+    big = Run(requests, pd.concat(later, ignore_index=True), run.itl, run.summary)
+    peaks, sizes = [], []
+    for one in (run, big):
+        tracemalloc.start()
+        sizes.append(sum(map(len, perfetto.trace_json(one))))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    rows = len(big.requests) + len(big.steps)
+    assert sizes[1] > 30 * sizes[0]
+    assert peaks[1] < peaks[0] + 100 * rows < sizes[1] / 2

@@ -17,6 +17,7 @@ from engine_kit import Run, Setup, run, workload
 from scipy import stats
 
 from sim import api, catalog
+from sim.acceptance import Acceptance, acceptance_rates
 from sim.adaptive import Adaptive
 from sim.batch import Shape
 from sim.cost.capacity import kv_capacity
@@ -29,7 +30,7 @@ from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
 from sim.request import Request
-from sim.speculation import Acceptance, Drafted, Drafter, SpeculationSettings, acceptance_rates
+from sim.speculation import Drafted, Drafter, SpeculationSettings
 from sim.tree import DraftTree
 from traces.schema import InputError
 

@@ -22,21 +22,22 @@ def serving(**more: Any) -> dict[str, Any]:
 
 
 VLLM = {
-    "input_lens": [8, 6, 4], "output_lens": [3, 2, 1], "ttfts": [0.5, 0.25, 0.0], "itls": [[0.5, 0.25], [0.5], []],
-    "errors": ["", "", "no answer"], "start_times": [20.0, 20.5, 21.0],
+    "input_lens": [8, 6, 4], "output_lens": [3, 2, 0], "ttfts": [0.5, 0.25, 0.0], "itls": [[0.5, 0.25], [0.5], []],
+    "errors": ["", "", "no answer"], "start_times": [20.0, 20.5, 21.0], "num_prompts": 3, "mean_ttft_ms": 375.0,
 }  # fmt: skip
 GUIDELLM = {
     "benchmarks": [
         {
             "requests": {
                 "successful": [
-                    {"prompt_tokens": 8, "output_tokens": 3, "start_time": 1e9, "end_time": 1e9 + 1.25,
-                     "time_to_first_token_ms": 500.0},
+                    {"prompt_tokens": 8, "output_tokens": 3, "start_time": 1e9, "end_time": 1e9 + 9,
+                     "first_token_time": 1e9 + 0.5, "last_token_time": 1e9 + 1.25, "time_to_first_token_ms": 500.0},
                     {"prompt_tokens": 6, "output_tokens": 2, "request_start_time": 1e9 + 0.5,
                      "request_end_time": 1e9 + 1.25, "time_to_first_token_ms": 250.0},
                 ],
                 "incomplete": [], "errored": [{}],
-            }
+            },
+            "metrics": {"request_totals": {"successful": 2, "incomplete": 0, "errored": 1, "total": 3}},
         }
     ]
 }  # fmt: skip
@@ -49,7 +50,8 @@ def aiperf(start_ns: int, prompt: int, output: int, ttft_ms: float, e2e_ms: floa
         "time_to_first_token": {"value": ttft_ms, "unit": "ms"},
         "request_latency": {"value": e2e_ms / 1e3, "unit": "s"},
     }
-    told = {"request_start_ns": start_ns, "benchmark_phase": "profiling", "was_cancelled": False}
+    end_ns = start_ns + int(e2e_ms * 1e6)
+    told = {"request_start_ns": start_ns, "request_end_ns": end_ns, "benchmark_phase": "profiling"}
     return {"metadata": told | more, "metrics": metrics, "error": None}
 
 
@@ -95,6 +97,40 @@ def test_llmservingsim_counts_from_the_engine(tmp_path: Path) -> None:
     assert seen["tpot_s"].tolist() == [0.5, 0.5]
 
 
+def guidellm(**changed: Any) -> str:
+    """A report whose first request is changed."""
+    document = json.loads(json.dumps(GUIDELLM))
+    first = document["benchmarks"][0]["requests"]["successful"][0]
+    first |= changed
+    return json.dumps(document)
+
+
+def test_vllm_requests_that_failed_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(VLLM | {"errors": ["", "", ""]}))
+    assert "1 of 3 requests failed" in read(path).notes[-1]
+
+
+def test_pieces_of_several_tokens_tell_no_gaps_between_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(VLLM | {"itls": [[0.75], [0.5], []]}))
+    served = read(path)
+    assert "In 1 of 2 answers several tokens came at once" in served.notes[-1]
+    assert served.seen.measures()["itl_s"]["p50"] is None
+    assert served.seen.requests["e2e_s"].tolist() == [1.25, 0.75]
+
+
+def test_aiperf_tells_gaps_and_why_a_request_failed(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export.jsonl"
+    good, bad = json.loads(json.dumps(AIPERF[1])), json.loads(json.dumps(AIPERF[2]))
+    good["metrics"]["inter_chunk_latency"] = {"value": [500.0, 250.0], "unit": "ms"}
+    path.write_text(json.dumps(good))
+    assert sorted(read(path).seen.itl[0].tolist()) == [0.25, 0.5]
+    path.write_text(json.dumps(bad | {"error": {"code": 500, "message": "out of memory"}}))
+    with pytest.raises(InputError, match="the first failed because: out of memory"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -109,7 +145,18 @@ def test_llmservingsim_counts_from_the_engine(tmp_path: Path) -> None:
         (json.dumps(VLLM | {"ttfts": [1.0]}), "vllm bench serve"),
         (json.dumps(VLLM | {"errors": ["gone"] * 3}), "no request was answered; the first failed because: gone"),
         (json.dumps({"benchmarks": GUIDELLM["benchmarks"] * 2}), "2 benchmarks"),
+        (json.dumps(VLLM | {"mean_ttft_ms": 0.375}), "mean_ttft_ms is 0.375"),
+        (json.dumps(VLLM | {"num_prompts": 4}), "num_prompts 4 and holds 3 requests"),
+        (guidellm(start_time=1e12), "no seconds since 1970"),
+        (guidellm(time_to_first_token_ms=0.5), "after 0.5 s and after 0.5 ms"),
+        (guidellm(first_token_time=None, time_to_first_token_ms=None), "without streaming"),
+        (guidellm(end_time=None, last_token_time=None), "last_token_time or end_time"),
+        (guidellm(prompt_tokens=None), "a GuideLLM report"),
+        (json.dumps(GUIDELLM).replace('"successful": 2', '"successful": 20'), "a sample cannot be sent again"),
         (json.dumps(AIPERF[1]).replace('"ms"', '"furlong"'), "furlong"),
+        (json.dumps(AIPERF[1]).replace('"tokens"', '"characters"'), "not in tokens"),
+        (json.dumps(AIPERF[1]).replace("profiling", "cooling"), "phase 'cooling'; known: warmup, profiling"),
+        (json.dumps(AIPERF[1]).replace('"s"', '"ms"').replace("1.25", "12500.0"), "ended after 1.25 s"),
     ],
 )
 def test_bad_results_in_one_sentence(text: str, told: str, tmp_path: Path) -> None:

@@ -121,52 +121,54 @@ def test_pairs_of_requests() -> None:
     assert found["e2e_s"]["requests"] == 2
 
 
-@given(st.lists(st.lists(seconds, min_size=6, max_size=6), min_size=1, max_size=3))
-def test_the_parts_add_up(values: list[list[float]]) -> None:
-    names = ("live", *attribution.STAGES)
-    runs = [{name: {"e2e_s": {"mean": one}} for name, one in zip(names, row, strict=True)} for row in values]
-    split = attribution.split(runs)["e2e_s.mean"]
+@given(st.lists(seconds, min_size=1, max_size=3), st.lists(seconds, min_size=5, max_size=5))
+def test_the_parts_add_up(lives: list[float], after: list[float]) -> None:
+    stages = {name: {"e2e_s": {"mean": one}} for name, one in zip(attribution.STAGES, after, strict=True)}
+    split = attribution.split([{"e2e_s": {"mean": one}} for one in lives], stages)["e2e_s.mean"]
     assert sum(split["parts"].values()) == pytest.approx(split["error"], abs=1e-9)
     assert split["live"] + split["error"] == pytest.approx(split["predicted"])
 
 
 def test_a_split_by_hand() -> None:
-    names = ("live", *attribution.STAGES)
-    run = {
-        name: {"e2e_s": {"mean": one}} for name, one in zip(names, [10.0, 10.0, 13.0, 12.0, 12.5, 15.0], strict=True)
-    }
-    split = attribution.split([run])["e2e_s.mean"]
-    assert split["parts"] == {"engine": 0.0, "kernels": 3.0, "host": -1.0, "batching": 0.5, "capacity": 2.5}
-    assert attribution.largest(split["parts"]) == "kernels"
-    assert "ttft_s.mean" not in attribution.split([run])
+    after = zip(attribution.STAGES, [10.0, 10.5, 13.5, 12.5, 15.0], strict=True)
+    lives = [{"e2e_s": {"mean": 9.0}}, {"e2e_s": {"mean": 11.0}}]
+    split = attribution.split(lives, {name: {"e2e_s": {"mean": one}} for name, one in after})
+    parts = split["e2e_s.mean"]["parts"]
+    assert parts == {"engine": 0.0, "batching": 0.5, "kernels": 3.0, "host": -1.0, "capacity": 2.5}
+    assert attribution.largest(parts) == "kernels"
+    assert "ttft_s.mean" not in split
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(seconds, min_size=9, max_size=9), st.integers(0, 1000))
+@given(st.lists(seconds, min_size=10, max_size=10), st.integers(0, 1000))
 def test_a_fit_finds_what_made_the_steps(each: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    made = fitted.Fitted(tuple(each), (0.1,) + (0.0,) * 8)
+    made = fitted.Fitted({"device": tuple(each)}, (0.1,) + (0.0,) * 9)
     shapes = []
     for _ in range(160):
         new, past, rows, context = rng.integers(1, 500, 4).tolist()
         verify = ((3, past), (5, new)) if rng.random() < 0.3 else ()
         prefills = ((new, past),) * int(rng.integers(0, 4))
-        shapes.append(Shape(prefills, rows, rows * context, verifies=verify, proposals=(1, past, 2)))
+        longest = int(rng.integers(context, 900))
+        shapes.append(
+            Shape(prefills, rows, rows * context, verifies=verify, proposals=(1, past, 2), decode_longest=longest)
+        )
     device_s, host_s = priced(shapes, made)
-    found = fitted.fit(shapes, device_s, host_s)
+    found = fitted.fit(shapes, {"device": device_s}, host_s)
     predicted_s, predicted_host_s = priced(shapes, found)
     np.testing.assert_allclose(predicted_s, device_s, rtol=1e-5)
     np.testing.assert_allclose(predicted_host_s, 0.1, rtol=1e-6)
 
 
 def test_a_fitted_cost_keeps_the_contract_of_costs() -> None:
-    cost = fitted.Fitted(tuple(0.01 * k for k in range(1, 10)), (0.5,) + (0.0,) * 8)
-    shape = Shape(((7, 3),), 2, 30)
+    each = tuple(0.01 * k for k in range(1, 11))
+    cost = fitted.Fitted({"attention": each, "rest": each}, (0.5,) + (0.0,) * 9)
+    shape = Shape(((7, 3),), 2, 30, decode_longest=20)
     spans, host_s = cost.span_s(shape, 3)
     assert host_s == 0.5
-    assert spans[2] == cost.span_s(shape._replace(decode_context=34), 1)[0][0]
+    assert spans[2] == cost.span_s(shape._replace(decode_context=34, decode_longest=22), 1)[0][0]
     assert device_seconds(cost.explain(shape).values()) == pytest.approx(spans[0])
-    assert len(cost.describe()) == 2 * len(fitted.TERMS)
+    assert len(cost.describe()) == 3 * len(fitted.COUNTS)
 
 
 def _report(**errors: float) -> dict[str, dict[str, dict[str, float]]]:

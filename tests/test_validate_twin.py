@@ -14,16 +14,17 @@ from validate_kit import AT_ONCE, live, plan, trace_file
 import sim.policies.chunked
 from sim import api
 from sim.batch import Batch
-from sim.cost.step import FixedCost
 from sim.executor import Recorded, RecordEndedError, Replayed, StepResult
 from sim.policies.chunked import Chunked
 from sim.replica import Audience, Flight, Observer, Replica
 from sim.step import Step
+from sim.validate.fitted import Fitted
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Recorder
 from sim.validate.retime import as_seen
-from sim.validate.run import priced_runs
+from sim.validate.run import Pricing, validate
 from sim.validate.twin import ReplaySession, check_twin, first_difference, replayed
+from sim.validate.verdict import Bounds
 from traces.schema import InputError
 
 pytest.importorskip("torch")
@@ -118,11 +119,10 @@ def test_told_tables_are_those_of_the_allocator(kept: Kept) -> None:
 
 def test_live_decisions_on_other_seconds(kept: Kept) -> None:
     (record,) = kept.records
-    (stages,) = priced_runs(kept, FixedCost(0.01), 16)
-    steps, host_s = len(record.results), sum(one.host_s for one in record.results)
+    cost = Fitted({"device": (0.01,) + (0.0,) * 9}, (0.0,) * 10)
+    told = validate(kept, Bounds.all_within(9), Pricing(cost, "fixed")).document["attribution"]
     # All requests come at 0 and nothing is ever idle, so that the run lasts as long as its steps.
-    assert stages["kernels"]["duration_s"]["all"] == pytest.approx(0.01 * steps + host_s)
-    assert stages["host"]["duration_s"]["all"] == pytest.approx(0.01 * steps)
+    assert told["live_decisions"]["duration_s"]["all"]["predicted"] == pytest.approx(0.01 * len(record.results))
 
 
 class Shy(Chunked):
@@ -180,7 +180,7 @@ def test_a_shorter_record_ends_the_replay(kept: Kept) -> None:
     assert check_twin(kept.scenario, kept.trace, replace(cut, died="out of memory")).identical
 
 
-def _dies_at(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+def _dies_at(monkeypatch: pytest.MonkeyPatch, calls: int, error: Exception | None = None) -> None:
     from backend.live import Live
 
     real, seen = Live.execute, []
@@ -188,7 +188,7 @@ def _dies_at(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     def execute(self: Live, batch: Batch) -> StepResult:
         seen.append(batch)
         if len(seen) > calls:
-            raise RuntimeError("the device is gone\nand more")
+            raise error or RuntimeError("the device is gone\nand more")
         return real(self, batch)
 
     monkeypatch.setattr(Live, "execute", execute)
@@ -202,11 +202,19 @@ def test_what_died_is_compared_as_far_as_it_came(trace: Path, monkeypatch: pytes
     assert len(record.decisions) == len(record.results) == 12
     assert check_twin(made.scenario, made.trace, record).identical
     assert "unfinished" in set(as_seen(record, 16).requests["status"])
+    assert (made.about["model"], made.about["device"]) == ("tiny-llama", "cpu")
+
+
+def test_what_ran_out_of_memory_is_kept(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _dies_at(monkeypatch, 5, InputError("cpu has no memory left for a step of 48 tokens"))
+    (record,) = live(trace).records
+    assert record.died == "cpu has no memory left for a step of 48 tokens"
+    assert len(record.decisions) == 5
 
 
 def test_what_died_at_once_is_refused(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _dies_at(monkeypatch, 0)
-    with pytest.raises(InputError, match="first step"):
+    with pytest.raises(InputError, match=r"first step \(RuntimeError: the device is gone"):
         live(trace)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from traces import blocks
+from traces.redraw import copies_apart
 from traces.schema import InputError, Mask, Trace, in_order, keep_rows
 
 Floats = npt.NDArray[np.float64]
@@ -94,8 +95,8 @@ def stagger(trace: Trace, sessions_per_s: float, rng: np.random.Generator) -> Tr
 def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     """`count` sessions (requests where there are none) drawn with replacement, at gaps drawn from those between starts.
 
-    Lengths and gaps keep their distributions; correlations between neighbours are lost, and a session drawn twice
-    shares its prefix blocks with itself.
+    Lengths and gaps keep their distributions; correlations between neighbours are lost. A session drawn twice shares
+    with its copy no prefix blocks but those that other sessions share too; token ids stay what they are.
     """
     if count < 1:
         raise InputError(f"count is {count}; it must be at least 1")
@@ -117,6 +118,10 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
         table["after"] = _copied(after[taken], rows, copy)
     if "session" in table:
         table["session"] = table["session"] + "~" + pd.Series(copy).astype("string")
+    if "prefix_blocks" in table:
+        times_before = pd.Series(drawn).groupby(drawn).cumcount().to_numpy()
+        ids = copies_apart(list(table["prefix_blocks"]), drawn[copy], times_before[copy])
+        table["prefix_blocks"] = pd.Series(ids, dtype=object)
     what = "sessions" if "after" in table else "requests"
     return trace.edited(
         in_order(table), f"{count:,} {what} drawn with replacement from {len(starts):,}; gaps likewise."

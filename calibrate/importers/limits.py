@@ -132,7 +132,8 @@ def _once(draft: Draft, name: str, entries: list[Entry]) -> list[dict[str, Value
         if agreeing:
             medians = {value: median(float(entry.row[value]) for entry in agreeing) for value in values}
             row = {**agreeing[0].row, **medians}
-            kept.append({column.name: row[column.name] for column in TABLES[name].required})
+            columns = (*TABLES[name].required, *TABLES[name].optional_keys)
+            kept.append({column.name: row[column.name] for column in columns if column.name in row})
             merged += len(agreeing) - 1
     if merged:
         draft.note(f"{name}: {merged} rows repeat another's measurement within {AGREE:g} times; the median is kept.")
@@ -150,4 +151,5 @@ def _agreeing(repeats: list[Entry], values: list[str]) -> list[Entry]:
 
 
 def _identity(name: str, entry: Entry) -> tuple[Value, ...]:
-    return tuple(entry.row[key] for key in TABLES[name].identity)
+    spec = TABLES[name]
+    return tuple(entry.row.get(key, "") for key in (*spec.identity, *(column.name for column in spec.optional_keys)))

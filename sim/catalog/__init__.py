@@ -21,7 +21,7 @@ __all__ = ["from_hf_config", "gpu_rows", "load_gpu", "load_model", "model_rows",
 
 Kind = Literal["models", "gpus"]
 Spec = TypeVar("Spec", ModelSpec, GpuSpec)
-Row = dict[str, str | int | float]
+Row = dict[str, str | int | float | None]
 
 _FOLDER = Path(__file__).parent
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
@@ -58,7 +58,7 @@ def model_rows() -> list[Row]:
 
 
 def gpu_rows() -> list[Row]:
-    """The catalog's GPUs, one dict each: name, memory, rates, watts, source."""
+    """The catalog's GPUs, one dict each: name, memory, rates, watts and price (None: not known), source."""
     return [_gpu_row(load_gpu(name)) for name in names("gpus")]
 
 
@@ -89,7 +89,9 @@ def _gpu_row(gpu: GpuSpec) -> Row:
         "bf16_flops_per_s": gpu.bf16_flops_per_s,
         "fp8_flops_per_s": gpu.fp8_flops_per_s,
         "link_bytes_per_s": gpu.link_bytes_per_s,
-        "watts": gpu.watts,
+        "watts": gpu.watts or None,
+        "usd_per_gpu_hour": gpu.usd_per_gpu_hour or None,
+        "price_month": gpu.price_month,
         "source": gpu.source,
     }
 

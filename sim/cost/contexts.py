@@ -10,8 +10,9 @@ from sim.batch import Shape
 from sim.cost.interpolate import INTERPOLATED, Line, Price
 from sim.cost.tables import Floats
 
-# From this length on, numpy beats a list comprehension; both give the same bits.
-_VECTOR_SPAN = 64
+# From these lengths on numpy beats a list comprehension, where contexts are even and where they are not; both give the
+# same bits.
+_VECTOR_SPAN, _UNEVEN_VECTOR_SPAN = 64, 12
 
 
 class ContextCost(NamedTuple):
@@ -55,6 +56,10 @@ class ContextCost(NamedTuple):
         if even and last < end and repeats < _VECTOR_SPAN:
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
+        if repeats < _UNEVEN_VECTOR_SPAN:
+            grown = range(0, decodes * repeats, decodes)
+            bent_s = [fixed_s + self.at(context + more, longest + more if longest else 0) for more in grown]
+            return [step_s if step_s > least_s else least_s for step_s in bent_s]
         steps = decodes * np.arange(repeats, dtype=np.float64)
         seconds = fixed_s + self.along(context + steps, longest + steps if longest else 0 * steps)
         times_s: list[float] = np.maximum(seconds, least_s).tolist()

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from math import sqrt
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from sim.cost.tables import Floats
 
 Point: TypeAlias = tuple[float, ...]
 Guide: TypeAlias = Callable[[Point], float]
+Curve: TypeAlias = Callable[[float], float]
 
 SOURCES = ("measured", "interpolated", "derived", "extrapolated", "roofline")
 """From the best to the worst; what is made of several is as good as the worst of them."""
@@ -44,7 +46,7 @@ class Price(NamedTuple):
 class Grid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_children", "_form", "_innermost", "_values")
+    __slots__ = ("_root",)
 
     def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -53,76 +55,122 @@ class Grid:
         """
         if not points:
             raise ValueError("a grid needs a point")
-        self._form = forms[0]
-        parts: dict[float, dict[Point, Price]] = {}
-        for point, price in points.items():
-            parts.setdefault(point[0], {})[point[1:]] = price
-        self._values = sorted(parts)
-        self._innermost = len(forms) == 1
-        self._children: list[Grid | Price] = [
-            Grid(parts[value], forms[1:]) if len(forms) > 1 else parts[value][()] for value in self._values
-        ]
+        self._root = _axis(points, forms)
 
     def at(self, point: Point, guide: Guide) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return Price(*self._at((), point, guide))
-
-    def _at(self, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
-        x, values = point[0], self._values
-        above = bisect_left(values, x)
-        last = len(values)
-        if above < last and values[above] == x:
-            return self._child(above, outer, point, guide)
-        if 0 < above < last:
-            return self._between(above, outer, point, guide)
-        edge = min(above, last - 1)
-        seconds, rank = self._child(edge, outer, point, guide)
-        known = guide((*outer, values[edge], *point[1:]))
-        return seconds * (guide((*outer, *point)) / known), max(rank, EXTRAPOLATED)
-
-    def _between(self, above: int, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
-        left, right = self._values[above - 1], self._values[above]
-        low, low_rank = self._child(above - 1, outer, point, guide)
-        high, high_rank = self._child(above, outer, point, guide)
-        share = (point[0] - left) / (right - left)
-        if self._form == "linear":  # the most frequent by far, and as `blend` has it
-            seconds = low + (high - low) * share
-        else:
-            rest = point[1:]
-            seconds = blend(
-                self._form,
-                share,
-                (low, high),
-                lambda: (guide((*outer, left, *rest)), guide((*outer, *point)), guide((*outer, right, *rest))),
-            )
-        return seconds, max(low_rank, high_rank, INTERPOLATED)
-
-    def _child(self, at: int, outer: Point, point: Point, guide: Guide) -> tuple[float, int]:
-        child = self._children[at]
-        if self._innermost:
-            return child  # type: ignore[return-value]
-        return child._at((*outer, self._values[at]), point[1:], guide)  # type: ignore[union-attr]
+        return Price(*self._root.at(0, point, list(point), guide))
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
-        if len(outer) == 0:
-            return self._values
-        above = bisect_left(self._values, outer[0])
-        beside = {min(above, len(self._values) - 1)}
-        if above == len(self._values) or self._values[above] != outer[0]:
-            beside.add(max(0, above - 1))
-        found: set[float] = set()
-        for at in beside:
-            child = self._children[at]
-            assert isinstance(child, Grid)
-            found.update(child.last_values(outer[1:]))
-        return sorted(found)
+        return self._root.last_values(outer)
 
-    def reach(self) -> list[tuple[float, float]]:
-        """(least, greatest) coordinate measured on each axis."""
-        own = (self._values[0], self._values[-1])
-        inner = [child.reach() for child in self._children if isinstance(child, Grid)]
-        return [own, *((min(one[0] for one in axis), max(one[1] for one in axis)) for axis in zip(*inner, strict=True))]
+
+class _Axis:
+    """An axis of a grid and all behind it: sorted values, and what stands at each.
+
+    Most of what pricing steps costs is spent in `at`: one call for each line that the point lies between, no more, and
+    the two frequent forms written out as `blend` has them.
+    """
+
+    __slots__ = ("children", "form", "values")
+
+    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
+        parts: dict[float, dict[Point, Price]] = {}
+        for point, price in points.items():
+            parts.setdefault(point[0], {})[point[1:]] = price
+        self.form, self.values = forms[0], sorted(parts)
+        self.children = [_axis(parts[value], forms[1:]) for value in self.values]
+
+    def at(self, axis: int, point: Point, line: list[float], guide: Guide) -> tuple[float, int]:
+        """(seconds, rank) along this and the further axes; `line` has what coordinates the axes before are held at."""
+        x, values, children = point[axis], self.values, self.children
+        above, last = bisect_left(values, x), len(values)
+        if above < last and values[above] == x:
+            line[axis] = x
+            return children[above].at(axis + 1, point, line, guide)
+        if 0 < above < last:
+            line[axis] = left = values[above - 1]
+            low, low_rank = children[above - 1].at(axis + 1, point, line, guide)
+            line[axis] = right = values[above]
+            high, high_rank = children[above].at(axis + 1, point, line, guide)
+            if self.form == "linear":
+                seconds = low + (high - low) * ((x - left) / (right - left))
+            elif self.form == "sqrt":
+                root = sqrt(low)
+                seconds = (root + (sqrt(high) - root) * ((x - left) / (right - left))) ** 2
+            else:
+                seconds = _by_guide(self.form, (left, right), (low, high), x, _along(axis, point, line, guide))
+            rank = low_rank if low_rank > high_rank else high_rank
+            return seconds, rank if rank > INTERPOLATED else INTERPOLATED
+        edge = min(above, last - 1)
+        line[axis] = values[edge]
+        seconds, rank = children[edge].at(axis + 1, point, line, guide)
+        curve = _along(axis, point, line, guide)
+        return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
+
+    def last_values(self, outer: Point) -> list[float]:
+        """As `Grid.last_values`."""
+        above = bisect_left(self.values, outer[0])
+        beside = {min(above, len(self.values) - 1)}
+        if above == len(self.values) or self.values[above] != outer[0]:
+            beside.add(max(0, above - 1))
+        return sorted({value for at in beside for value in self.children[at].last_values(outer[1:])})
+
+
+class _LastAxis:
+    """The innermost axis, whose points have prices."""
+
+    __slots__ = ("form", "prices", "roots", "values")
+
+    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
+        self.form, self.values = forms[0], sorted(value for (value,) in points)
+        self.prices = [(points[value,].seconds, points[value,].rank) for value in self.values]
+        self.roots = [sqrt(seconds) for seconds, _ in self.prices]
+
+    def at(self, axis: int, point: Point, line: list[float], guide: Guide) -> tuple[float, int]:
+        """As `_Axis.at`."""
+        x, values, prices = point[axis], self.values, self.prices
+        above, last = bisect_left(values, x), len(values)
+        if above < last and values[above] == x:
+            return prices[above]
+        if 0 < above < last:
+            low, low_rank = prices[above - 1]
+            high, high_rank = prices[above]
+            left, right = values[above - 1], values[above]
+            if self.form == "linear":
+                seconds = low + (high - low) * ((x - left) / (right - left))
+            elif self.form == "sqrt":
+                root = self.roots[above - 1]
+                seconds = (root + (self.roots[above] - root) * ((x - left) / (right - left))) ** 2
+            else:
+                seconds = _by_guide(self.form, (left, right), (low, high), x, _along(axis, point, line, guide))
+            rank = low_rank if low_rank > high_rank else high_rank
+            return seconds, rank if rank > INTERPOLATED else INTERPOLATED
+        edge = min(above, last - 1)
+        seconds, rank = prices[edge]
+        curve = _along(axis, point, line, guide)
+        return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
+
+    def last_values(self, _outer: Point) -> list[float]:
+        """As `Grid.last_values`."""
+        return self.values
+
+
+def _axis(points: Mapping[Point, Price], forms: Sequence[str]) -> _Axis | _LastAxis:
+    return _Axis(points, forms) if len(forms) > 1 else _LastAxis(points, forms)
+
+
+def _along(axis: int, point: Point, line: Sequence[float], guide: Guide) -> Curve:
+    """The guide along one axis, the axes before held as `line` has them, those behind as the point has them."""
+    before, rest = line[:axis], point[axis + 1 :]
+    return lambda x: guide((*before, x, *rest))
+
+
+def _by_guide(form: str, ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:
+    """Seconds at `x` from those at both ends of a piece, in a form that asks the guide."""
+    left, right = ends
+    return blend(form, (x - left) / (right - left), seconds, lambda: (curve(left), curve(x), curve(right)))
 
 
 def blend(
@@ -133,8 +181,8 @@ def blend(
     if form == "linear":
         return low + (high - low) * share
     if form == "sqrt":
-        root = math.sqrt(low)
-        return (root + (math.sqrt(high) - root) * share) ** 2
+        root = sqrt(low)
+        return (root + (sqrt(high) - root) * share) ** 2
     if form == "efficiency":
         left, here, right = guides()
         return here * (low / left + (high / right - low / left) * share)
@@ -185,22 +233,6 @@ class Line:
         if at + 1 == len(self._starts):
             return max(self._ranks[at], EXTRAPOLATED)
         return max(self._ranks[at], self._ranks[at + 1], INTERPOLATED)
-
-
-def best_forms(points: Mapping[Point, float], guide: Guide, kept: Mapping[int, str] | None = None) -> list[str]:
-    """Of each axis the form with the least leave-one-out error, "linear" where nothing can be left out.
-
-    `kept` fixes the form of some axes.
-    """
-    axes = len(next(iter(points)))
-    chosen = []
-    for axis in range(axes):
-        if kept and axis in kept:
-            chosen.append(kept[axis])
-            continue
-        errors = {form: [abs(error) for _, error in left_out(points, guide, axis, form)] for form in FORMS}
-        chosen.append(min(FORMS, key=lambda form: (sum(errors[form]), FORMS.index(form))))
-    return chosen
 
 
 def left_out(points: Mapping[Point, float], guide: Guide, axis: int, form: str) -> Iterator[tuple[Point, float]]:

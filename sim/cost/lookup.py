@@ -8,7 +8,6 @@ says of it. It knows no model and no step.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
 from sim.cost.tables import Row, Table, Value
+from sim.cost.uneven import Uneven, is_uneven, measured, mixed
 from sim.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -41,13 +41,13 @@ _DEFAULT_FORMS: Mapping[str, str] = {"prefill_attention.new_tokens": "sqrt"}
 class Kernel:
     """Prices of one kernel: `parts` are grids of measured kernels with their guides and weights.
 
-    `uneven` is what of decode attention's time follows the longest context instead of the mean (`ContextCost`).
+    `uneven` is what of attention's time follows the longest context of decode rows instead of the mean.
     """
 
     __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
 
     def __init__(
-        self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int, uneven: float = 0.0
+        self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int, uneven: Uneven
     ) -> None:
         self.uneven = uneven
         self._guide = guide
@@ -85,7 +85,7 @@ class Kernel:
 class _Group(NamedTuple):
     row: Row
     grid: Grid
-    uneven: float
+    uneven: Uneven
 
 
 def _alike(groups: Sequence[_Group], group: Row, free: Sequence[str]) -> list[_Group]:
@@ -139,7 +139,7 @@ class Tables:
             min(float(one.row[key]) for one in near) <= float(group[key]) <= max(float(one.row[key]) for one in near)
             for key in free
         )
-        uneven = sum(near[at].uneven * part[2] for (_, at), part in zip(ranked, parts, strict=True))
+        uneven = mixed([(near[at].uneven, part[2]) for (_, at), part in zip(ranked, parts, strict=True)])
         return Kernel(guide, parts, least_rank if inside else EXTRAPOLATED, uneven)
 
     def _guide(self, name: str, group: Row) -> Guide:
@@ -149,13 +149,14 @@ class Tables:
         name = table.spec.name
         if name not in self._groups:
             forms, rows, found = forms_of(self._profile, name), list(table.rows()), {}
+            axes = [column.name for column in table.spec.axes]
             for key, picked in table.grouped().items():
                 own = [rows[at] for at in picked]
                 points = points_of(name, own)
                 if points:
                     row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
-                    grid = Grid(points, forms)
-                    uneven = uneven_share(own, grid, self._guide(name, row)) if name == "decode_attention" else 0.0
+                    grid, guide = Grid(points, forms), self._guide(name, row)
+                    uneven = measured(own, axes, lambda point, grid=grid, guide=guide: grid.at(point, guide).seconds)  # type: ignore[misc]
                     found[key] = _Group(row, grid, uneven)
             self._groups[name] = found
         return self._groups[name]
@@ -164,13 +165,12 @@ class Tables:
 def points_of(name: str, rows: Sequence[Row]) -> dict[Point, Price]:
     """Price by the coordinates of the axes, of rows of one kernel.
 
-    Of decode attention only even batches, whose contexts are all alike: a step's shape tells no more than their mean.
-    Behind a window all contexts are one.
+    Only of even batches, whose contexts are all alike. Behind a window all contexts of decode rows are one.
     """
     axes = [column.name for column in TABLES[name].axes]
     found: dict[Point, list[Price]] = {}
     for row in rows:
-        if name == "decode_attention" and row["max_context_tokens"] != row["mean_context_tokens"]:
+        if is_uneven(row):
             continue
         point = [float(row[axis]) for axis in axes]
         if name == "decode_attention" and row["window"]:
@@ -181,18 +181,6 @@ def points_of(name: str, rows: Sequence[Row]) -> dict[Point, Price]:
         point: Price(sum(price.seconds for price in prices) / len(prices), max(price.rank for price in prices))
         for point, prices in found.items()
     }
-
-
-def uneven_share(rows: Sequence[Row], grid: Grid, guide: Guide) -> float:
-    """How far uneven decode batches are from what even ones of their mean context take, as a share of the way to even
-    ones of their longest: the middle of those measured; 0 without any (LLMServingSim's skew profile has the like)."""
-    shares = []
-    for row in rows:
-        count, mean, most = (float(row[name]) for name in ("sequences", "mean_context_tokens", "max_context_tokens"))
-        low, high = (grid.at((count, context), guide).seconds for context in (mean, most))
-        if most > mean and high > low:
-            shares.append((float(row["us"]) * 1e-6 - low) / (high - low))
-    return min(max(statistics.median(shares), 0.0), 1.0) if shares else 0.0
 
 
 def forms_of(profile: Profile, name: str) -> list[str]:

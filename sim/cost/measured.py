@@ -194,13 +194,15 @@ class MeasuredAttention:
     @property
     def uneven(self) -> bool:
         """Whether decode rows cost more when their contexts differ."""
-        return any(kernel.uneven > 0.0 for _, kernel in self._decode or ())
+        return any(
+            max(kernel.uneven.shares, default=0.0) > 0.0 for _, kernel in (*(self._decode or ()), *(self._mixed or ()))
+        )
 
     def mixed(self, slices: Slices, decodes: int, context: int, longest: int) -> Price | None:
         """Seconds of slices and decode rows in one launch, where the profile's engine does that.
 
         Several slices are priced as one of as many new tokens and as many (query, key) pairs. Contexts that differ
-        cost the share of the way to the `longest` that they cost in decode attention; 0: unknown.
+        cost a share of the way to the `longest`, that of decode attention where no other was measured; 0: unknown.
         """
         if self._mixed is None:
             return None
@@ -208,20 +210,24 @@ class MeasuredAttention:
         pairs = sum(tokens * (past + 0.5 * tokens) for tokens, past in slices)
         past = max(0.0, pairs / new - 0.5 * new)
         mean = context / decodes
-        price = _launch(self._mixed, (decodes, mean, past, new))
-        share = max((kernel.uneven for _, kernel in self._decode or ()), default=0.0)
-        if longest <= mean or not share:
-            return price
-        most = _launch(self._mixed, (decodes, longest, past, new))
-        more_s = share * max(0.0, most.seconds - price.seconds)
-        return Price(price.seconds + more_s, max(price.rank, most.rank, INTERPOLATED))
+        prices = []
+        for at, (layers, kernel) in enumerate(self._mixed):
+            price = kernel.at(decodes, mean, past, new)
+            uneven = kernel.uneven if kernel.uneven.rows or not self._decode else self._decode[at][1].uneven
+            share = uneven.at(decodes)
+            if longest > mean and share:
+                most = kernel.at(decodes, longest, past, new)
+                more_s = share * max(0.0, most.seconds - price.seconds)
+                price = Price(price.seconds + more_s, max(price.rank, most.rank, INTERPOLATED))
+            prices.append(Price(layers * price.seconds, price.rank))
+        return total(prices)
 
     def context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None] | None:
         """Decode attention by the sum of contexts, of full layers and of those with a window."""
         if self._decode is None:
             return None
         costs = {
-            bool(span): ContextCost(kernel.context_line(decodes, layers), kernel.uneven)
+            bool(span): ContextCost(kernel.context_line(decodes, layers), kernel.uneven.at(decodes))
             for span, (layers, kernel) in zip(self._windows, self._decode, strict=True)
         }
         return costs.get(False), costs.get(True)

@@ -120,9 +120,11 @@ TABLES: Mapping[str, TableSpec] = {
         TableSpec(
             "mixed_attention",
             "one layer, prefill and decode rows in ONE launch: new tokens of all prompts on top of past ones, and "
-            "`decodes` rows. Only for engines that launch both together",
+            "`decodes` rows, uneven where a largest context is told that is not the mean. Only for engines that launch "
+            "both together",
             _HEADS,
             (_count("decodes"), _count("mean_context_tokens"), _count("past_tokens", 0), _count("new_tokens")),
+            optional_keys=(_count("max_context_tokens"),),
         ),
         TableSpec(
             "elementwise",

@@ -60,12 +60,15 @@ class Table:
     def rows(self) -> Iterator[dict[str, Value]]:
         """The rows one by one; counts as int."""
         whole = {column.name for column in self.spec.known if column.kind == "count"}
+        columns: list[Sequence[Value]] = []
+        for name, values in self.columns.items():
+            if isinstance(values, tuple):
+                columns.append(values)
+            else:
+                columns.append((values.astype(np.int64) if name in whole else values).tolist())
         names = list(self.columns)
-        for values in zip(*self.columns.values(), strict=True):
-            yield {
-                name: value if isinstance(value, str) else int(value) if name in whole else float(value)
-                for name, value in zip(names, values, strict=True)
-            }
+        for row in zip(*columns, strict=True):
+            yield dict(zip(names, row, strict=True))
 
     def grouped(self) -> dict[tuple[Value, ...], npt.NDArray[np.intp]]:
         """Row numbers of each kernel: values of the group columns (counts as int) -> rows, in the table's order."""

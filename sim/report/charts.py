@@ -36,7 +36,7 @@ LATENCY_TEXTS = {
 }
 PHASES = {"queued": ("arrival_s", "first_scheduled_s"), "prefill": ("first_scheduled_s", "first_token_s"),
           "decode": ("first_token_s", "finish_s")}  # fmt: skip
-PHASE_WORDS = ("in the queue", "in prefill", "in decode")
+PHASE_WORDS = ("in the queue", "in prefill", "in decode", "preempted")
 # A distribution whose tail reaches further than this many medians starts out on a logarithmic axis.
 LOG_FROM = 8
 E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 50, 90), ("next 9 %", 90, 99),
@@ -117,33 +117,59 @@ def _population(run: Run, key: str) -> tuple[Floats, Ints]:
     return values, np.ones(len(values), dtype=np.int64)
 
 
-def phases_chart(requests: pd.DataFrame) -> Chart | None:
-    """Where a request's time went, for all completed requests and by how long they took."""
+def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) -> Chart | None:
+    """Where a request's time went, for all completed requests and by how long they took.
+
+    preempted: one row per preemption, as `sim.api.Result` has them; None where they were not recorded.
+    """
     done = requests[requests["status"] == "completed"]
     if not len(done):
         return None
     e2e_s = done["e2e_s"].to_numpy(dtype=np.float64)
-    spent = [done[end].to_numpy(np.float64) - done[begin].to_numpy(np.float64) for begin, end in PHASES.values()]
+    spent = phases_s(done, preempted)
     rank = np.argsort(np.argsort(e2e_s, kind="stable"), kind="stable")
     rows = []
     for label, low, high in E2E_GROUPS:
         mine = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
         if mine.any():
-            means = [float(phase[mine].mean()) for phase in spent]
+            means = [float(phase[mine].mean()) for phase in spent.values()]
             noun = "request" if mine.sum() == 1 else "requests"
             note = f"{seconds(sum(means))}, {count(int(mine.sum()))} {noun}"
             rows.append({"label": label, "note": note, "values": series.compact(np.array(means))})
-    shares = [float(phase.sum() / max(e2e_s.sum(), 1e-300)) for phase in spent]
-    queued, prefill, decode = map(percent, shares)
-    told = f"{queued} of it in the queue, {prefill} in prefill and {decode} in decode{_slowest(spent, rank)}"
+    shares = [percent(float(phase.sum() / max(e2e_s.sum(), 1e-300))) for phase in spent.values()]
+    told = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
     noun = "The completed request took" if len(done) == 1 else f"{count(len(done))} completed requests took on average"
-    sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {told}"
+    listed = f"{', '.join(told[:-1])} and {told[-1]}{_slowest(list(spent.values()), rank)}"
+    sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {listed}"
     note = (
         "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
+        "decode from the first to the last token; preempted is what passed in either of them from losing the "
+        "memory to the next step, while computing again what was lost counts where it fell."
+        if preempted is not None
+        else "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
         "decode from the first to the last token; time lost to preemption counts where it fell."
     )
-    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean time"}, "names": list(PHASES), "rows": rows}
+    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean time"}, "names": list(spent), "rows": rows}
     return Chart("phases", "Where a request's time went", sentence, note, spec)
+
+
+def phases_s(done: pd.DataFrame, preempted: pd.DataFrame | None) -> dict[str, Floats]:
+    """Seconds of each completed request by phase, which add up to its E2E; "preempted" where that was recorded."""
+    spent = {name: (done[end] - done[begin]).to_numpy(np.float64) for name, (begin, end) in PHASES.items()}
+    if preempted is None:
+        return spent
+    mine = preempted[(preempted["sequence"] == 0) & preempted["end_s"].notna()]
+    place = pd.Series(np.arange(len(done)), done["request"].to_numpy()).reindex(mine["request"]).to_numpy(np.float64)
+    known = ~np.isnan(place)
+    at, lost_s = place[known].astype(np.int64), np.zeros(len(done))
+    for name in ("prefill", "decode"):
+        begin_s, end_s = (done[edge].to_numpy(np.float64)[at] for edge in PHASES[name])
+        out_s, back_s = mine["start_s"].to_numpy()[known], mine["end_s"].to_numpy()[known]
+        within_s = np.minimum(back_s, end_s) - np.maximum(out_s, begin_s)
+        lost = np.bincount(at, np.maximum(within_s, 0.0), minlength=len(done))
+        spent[name] = spent[name] - lost
+        lost_s += lost
+    return {**spent, "preempted": lost_s}
 
 
 def _slowest(spent: list[Floats], rank: Ints) -> str:

@@ -6,11 +6,13 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sim.metrics import plain
 from sim.report.compare_charts import finished_note, kv_charts, latency_charts, queue_charts, told, waste_chart
 from sim.report.measures import MEASURES, Measure, best, scaled, shown_measures, texts
+from sim.report.paired_view import paired_section
 from sim.report.parts import assemble, card, details, figures
 from sim.report.units import NONE, count, row_unit
-from sim.report.variant import Failure, Row, Variant
+from sim.report.variant import Failure, Row, Variant, differences
 from sim.report.words import notes_of, sources_line, title
 
 TONES = 8
@@ -22,6 +24,7 @@ CARDS = {
     "TPOT p99": "Lowest TPOT p99",
     "E2E p99": "Lowest E2E p99",
     "KV held useful": "Least KV waste",
+    "$/Mtok output": "Lowest $/Mtok of output",
 }
 # Groups of measures that the table leaves to the plots, the text and compare.json.
 LEFT_OUT = ("ITL", "Queue", "Costs")
@@ -51,6 +54,7 @@ def render_comparison(rows: Sequence[Row]) -> str:
         "trust": "doubt" if warnings else "",
         "remarks": "\n".join([*warnings, *_notes(variants)]),
         "table": _table(rows, variants),
+        "paired": paired_section(differences(rows), {one.name: _swatch(variants, one) for one in variants}),
         "differences": _differences(variants),
         "columns": "" if len(variants) in (1, 2, 4) else "three",
         "scenarios": "\n".join(details(f"The whole scenario of {one.name}", one.scenario) for one in variants),
@@ -137,6 +141,8 @@ def _warnings(variants: Sequence[Variant]) -> Iterable[str]:
 def _notes(variants: Sequence[Variant]) -> Iterable[str]:
     sources = [(one.name, sources_line(one.summary)) for one in variants]
     told_by = [(name, f"Where the simulated seconds come from: {line}.") for name, line in sources if line]
+    for what, key in (("Price", "price_source"), ("Power", "power_source")):
+        told_by += [(one.name, f"{what}: {one.summary['bill'][key]}.") for one in variants]
     told_by += [(one.name, note) for one in variants for note in notes_of(one.summary)]
     for text in _grouped(told_by, len(variants)):
         yield f"<li>{html.escape(text)}</li>"
@@ -222,5 +228,12 @@ def _value(value: Any) -> str:
 
 
 def summaries_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
-    """What a script reads: by name the summary of each variant, or `{"error": reason}`."""
-    return {row.name: dict(row.summary) if isinstance(row, Variant) else {"error": row.reason} for row in rows}
+    """What a script reads: by name the summary of each variant, or `{"error": reason}`.
+
+    From the second on, a variant's `paired` has its differences from the first by request.
+    """
+    pairs = {name: {"paired": plain(one.as_table())} for name, one in differences(rows).items()}
+    return {
+        row.name: {**row.summary, **pairs.get(row.name, {})} if isinstance(row, Variant) else {"error": row.reason}
+        for row in rows
+    }

@@ -2,7 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const PAD = { left: 58, right: 16, top: 22, bottom: 38 };
 const specs = JSON.parse(document.getElementById("data").textContent);
-const timeline = []; // the plots over time, which zoom together
+const zooms = {}; // by name: plots that zoom together, those over time among them
 const groups = {}; // by name: plots that share a legend, and stacks that share a scale
 const TONES = 8;
 

@@ -17,13 +17,19 @@ from sim.report.variant import Row, flat
 
 
 def write_run(
-    run: Run, folder: Path, *, scenario: str, notes: Iterable[str] = (), window: Window | None = None
+    run: Run,
+    folder: Path,
+    *,
+    scenario: str,
+    notes: Iterable[str] = (),
+    window: Window | None = None,
+    answers: pd.DataFrame | None = None,
 ) -> list[Path]:
-    """Write scenario.toml, requests.parquet, steps.parquet, summary.json, report.html and trace.perfetto.json.
+    """Write scenario.toml, requests.parquet, steps.parquet, summary.json, report.html, trace.perfetto.json.
 
     scenario: the resolved scenario as TOML. notes: more sentences for the page. window: (start_s, end_s) that
-    the trace is cut to; the other files hold the whole run. Returns the paths; raises InputError where the
-    operating system refuses, and then leaves the folder as it was.
+    the trace is cut to; the other files hold the whole run. answers: of a live run, for answers.parquet.
+    Returns the paths; raises InputError where the operating system refuses, and then leaves the folder as it was.
     """
     return files.write_files(
         folder,
@@ -34,6 +40,7 @@ def write_run(
             "summary.json": files.as_json(dict(run.summary)),
             "report.html": files.text(render_page(run, notes=notes, scenario=scenario)),
             "trace.perfetto.json": files.text(trace_json(run, window=window)),
+            **({} if answers is None else {"answers.parquet": files.parquet(answers)}),
         },
     )
 

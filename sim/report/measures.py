@@ -34,7 +34,7 @@ class Measure:
 
 
 # Groups of measures that are told by their labels alone.
-UNLIKE = ("Throughput", "KV moved", "Costs")
+UNLIKE = ("Throughput", "KV moved", "Money", "Energy", "Costs")
 
 
 def _latency(key: str, statistic: str) -> Measure:
@@ -43,6 +43,14 @@ def _latency(key: str, statistic: str) -> Measure:
 
 def _rate(label: str, key: str) -> Measure:
     return Measure("Throughput", label, "", 1, lambda summary: summary["throughput"][key])
+
+
+def _billed(group: str, label: str, key: str, factor: float = 1.0) -> Measure:
+    def value(summary: Summary) -> float | None:
+        found = summary["bill"][key]
+        return None if found is None else found * factor
+
+    return Measure(group, label, "", -1, value, always=False)
 
 
 def _kv(group: str, label: str, unit: Unit, better: Literal[-1, 0, 1], *path: str, always: bool = False) -> Measure:
@@ -70,6 +78,10 @@ MEASURES = (
     _kv("KV moved", "Preemptions", "", -1, "preemptions"),
     _kv("KV moved", "Swapped", "bytes", -1, "swapped_bytes"),
     _kv("KV moved", "Copied", "bytes", 0, "copied_bytes"),
+    _billed("Money", "$/Mtok", "usd_per_million_tokens"),
+    _billed("Money", "$/Mtok output", "usd_per_million_output_tokens"),
+    _billed("Energy", "kJ/Mtok", "joules_per_million_tokens", 1e-3),
+    _billed("Energy", "kJ/Mtok output", "joules_per_million_output_tokens", 1e-3),
     Measure("Costs", "Roofline", "%", 0, lambda summary: summary["cost_sources"]["roofline"]),
 )
 

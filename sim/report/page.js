@@ -28,8 +28,9 @@ function bars(figure, spec) {
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const plots = figures.flatMap((figure) => {
   const spec = specs[figure.dataset.chart];
-  const still = { bars, scatter }[spec.kind]; // those that have nothing to zoom into
+  const still = { bars, scatter, heat }[spec.kind]; // those that have nothing to zoom into
   return still ? (still(figure, spec), []) : [new Plot(figure, spec)];
 });
 Plot.draw(plots);
+document.querySelectorAll("table.sortable").forEach(sortable);
 document.body.dataset.drawn = figures.length;

@@ -6,19 +6,21 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.metrics import SOURCES, STATISTICS, busy_s, verdicts
+from sim.metrics import STATISTICS, verdicts
 from sim.report.charts import Run, latency_charts, phases_chart
-from sim.report.parts import assemble, card, details, figures, panel
+from sim.report.parts import assemble, card, details, figures, panel, shares_bar
+from sim.report.pressure import pressure_lines, stability_lines
 from sim.report.stability import queue_warning
+from sim.report.term_charts import term_charts
 from sim.report.timeline import time_charts
-from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
+from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
 from sim.report.words import (
     LATENCIES,
+    bill_rows,
     clause_name,
     drafts_by_position,
     notes_of,
     requests_line,
-    sources_line,
     title,
     warnings_of,
 )
@@ -35,6 +37,9 @@ INPUT_NAMES = {
 }
 
 
+TERMS = '<section>\n<h2>What a step spends its time on</h2>\n<div class="grid">\n{charts}\n</div>\n</section>'
+
+
 def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> str:
     """The page of a run as one string of HTML.
 
@@ -45,7 +50,8 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
     sections = {
         "latency": latency_charts(run),
         "time": time_charts(run),
-        "phases": [chart for chart in [phases_chart(run.requests)] if chart is not None],
+        "phases": [chart for chart in [phases_chart(run.requests, getattr(run, "preempted", None))] if chart],
+        "terms": term_charts(run),
     }
     queue = queue_warning(run.requests)
     warnings = [*warnings_of(summary), *([queue] if queue else [])]
@@ -56,12 +62,13 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         "cards": "\n".join(_cards(summary)),
         "slo": _slo(summary),
         "trust": "doubt" if warnings else "",
-        "sources": _sources(summary),
+        "sources": shares_bar(summary["cost_sources"]),
         "remarks": "\n".join(_remarks(run, warnings, notes)),
         "latencies": _latencies(summary),
         "facts": "\n".join(_facts(summary)),
         "scenario": details("The whole scenario", scenario),
         **{name: figures(charts) for name, charts in sections.items()},
+        "terms": TERMS.format(charts=figures(sections["terms"])) if sections["terms"] else "",
     }
     return assemble("page.html", [chart for charts in sections.values() for chart in charts], parts)
 
@@ -74,6 +81,11 @@ def _cards(summary: Mapping[str, Any]) -> Iterable[str]:
     yield card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
     yield card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
     yield card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
+    bill = summary.get("bill") or {}
+    if bill.get("usd_per_million_output_tokens") is not None:
+        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count(bill['gpus'])} GPU"
+        noun = "" if bill["gpus"] == 1 else "s"
+        yield card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour + noun)
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
         style = "good" if all(clause.met for clause in clauses) else "bad"
@@ -92,38 +104,14 @@ def _slo(summary: Mapping[str, Any]) -> str:
     return f'<ul class="chips" aria-label="Service-level objective">{"".join(chips)}</ul>' if chips else ""
 
 
-def _sources(summary: Mapping[str, Any]) -> str:
-    """The bar of cost sources, with its shares in words."""
-    shares, bars, begin = summary["cost_sources"], [], 0.0
-    if not sum(shares.values()):
-        return ""
-    for name in SOURCES:
-        bars.append(f'<rect class="{name}" x="{100 * begin:.3f}%" width="{100 * shares[name]:.3f}%" height="12"/>')
-        begin += shares[name]
-    words = "".join(
-        f'<span><i class="dot {name}"></i>{percent(shares[name])} {name}</span>' for name in SOURCES if shares[name]
-    )
-    label = html.escape(f"Where the seconds come from: {sources_line(summary)}")
-    return (
-        f'<svg class="shares" role="img" aria-label="{label}">{"".join(bars)}</svg>'
-        f'<p class="share-names">Where the simulated seconds come from: {words}</p>'
-    )
-
-
 def _remarks(run: Run, warnings: Iterable[str], notes: Iterable[str]) -> Iterable[str]:
-    """Warnings first, then how busy the run was, then the notes on the data."""
+    """Warnings first, then how stable and how busy the run was, then the notes on the data."""
     summary = run.summary
-    for text in warnings:
+    warned = list(warnings)
+    for text in warned:
         yield f'<li class="warn">{html.escape(text)}</li>'
-    if len(run.steps) and summary["duration_s"]:
-        replicas = run.steps["replica"].nunique()
-        share = percent(min(1.0, float(busy_s(run.steps).sum()) / (replicas * summary["duration_s"])))
-        preempted = count(summary["kv"]["preemptions"])
-        whose = "" if replicas == 1 else f" (mean of {count(replicas)} replicas)"
-        full = f"{percent(summary['kv']['peak_used'])} full at the peak, with {preempted} preemptions"
-        yield f"<li>Steps were running {share} of the time{whose}; KV memory was {full}.</li>"
-    for note in notes_of(summary, notes):
-        yield f"<li>{html.escape(note)}</li>"
+    for text in (*stability_lines(run), *pressure_lines(run), *notes_of(summary, notes)):
+        yield f"<li>{html.escape(text)}</li>"
 
 
 def _latencies(summary: Mapping[str, Any]) -> str:
@@ -161,6 +149,17 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[str]:
     yield panel("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
     if speculation := summary.get("speculation"):
         yield panel("Speculative decoding", _drafting(speculation))
+    if bill := summary.get("bill"):
+        yield panel("Money and energy", bill_rows(bill))
+    if terms := summary.get("cost_terms"):
+        yield panel("Step time by term and source", _terms(terms))
+
+
+def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
+    """The share of the step seconds of each term, and where they come from."""
+    for name, sources in terms.items():
+        told = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
+        yield name, told
 
 
 def _drafting(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

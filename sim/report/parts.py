@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
+from sim.metrics import SOURCES
 from sim.report.charts import Chart
+from sim.report.units import percent
 
 MARKER = re.compile(r"\{\{(\w+)\}\}")
-SCRIPTS = ("draw.js", "kinds.js", "plot.js", "scatter.js", "page.js")
+SCRIPTS = ("draw.js", "kinds.js", "xy.js", "plot.js", "scatter.js", "table.js", "page.js")
 NOTHING = '<p class="hint">No request came this far.</p>'
 
 
@@ -70,6 +72,26 @@ def card(label: str, big: str, small: str, style: str = "") -> str:
     """A headline figure; the texts are escaped here."""
     label, big, small = map(html.escape, (label, big, small))
     return f'<div class="card {style}"><p>{label}</p><p class="big">{big}</p><p>{small}</p></div>'
+
+
+def shares_bar(shares: Mapping[str, float]) -> str:
+    """The bar of where the simulated seconds come from, with its shares in words; nothing where there are none."""
+    present = {name: shares[name] for name in SOURCES if shares.get(name)}
+    if not present:
+        return ""
+    bars, begin = [], 0.0
+    for name, share in present.items():
+        bars.append(f'<rect class="{name}" x="{100 * begin:.3f}%" width="{100 * share:.3f}%" height="12"/>')
+        begin += share
+    words = "".join(
+        f'<span><i class="dot {name}"></i>{percent(share)} {name}</span>' for name, share in present.items()
+    )
+    ranked = sorted(present, key=lambda name: -present[name])
+    label = ", ".join(f"{percent(present[name])} {name}" for name in ranked)
+    return (
+        f'<svg class="shares" role="img" aria-label="Where the seconds come from: {html.escape(label)}">'
+        f'{"".join(bars)}</svg><p class="share-names">Where the simulated seconds come from: {words}</p>'
+    )
 
 
 def panel(heading: str, rows: Iterable[tuple[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 class Plot {
-  constructor(figure, spec) {
-    Object.assign(this, { figure, spec, kind: kinds[spec.kind], log: Boolean(spec.log) });
+  constructor(figure, given) {
+    const spec = { ...given, ...(given.choices && given.choices[0]) };
+    Object.assign(this, { figure, spec, kind: kinds[spec.kind], log: Boolean(spec.log), ylog: Boolean(spec.ylog) });
     const alone = { plots: [], buttons: [], hidden: new Set(spec.hidden || []) };
     this.group = spec.group ? (groups[spec.group] ??= alone) : alone;
     this.group.plots.push(this);
@@ -8,8 +9,9 @@ class Plot {
     this.box = figure.querySelector(".plot");
     this.tools = figure.querySelector(".tools");
     this.view = null; // [low, high] when zoomed
-    this.peers = spec.kind === "cdf" ? [this] : timeline;
-    if (this.peers === timeline) timeline.push(this);
+    const together = { cdf: null, xy: spec.zoom || null }[spec.kind]; // undefined: over time
+    this.peers = together === null ? [] : (zooms[together || "time"] ??= []);
+    this.peers.push(this);
     this.addTools();
     this.tip = html("div", "tip", this.box);
     this.tip.hidden = true;
@@ -29,21 +31,33 @@ class Plot {
   addTools() {
     const legend = document.querySelector(`[data-legend="${this.spec.group}"]`); // one for the group, where there is one
     if (this.spec.series.length > 1 && !(legend && legend.children.length)) this.addLegend(legend || this.tools);
-    if (this.spec.kind === "cdf") {
-      const button = html("button", "tool", this.tools, "log scale");
-      button.type = "button";
-      button.setAttribute("aria-pressed", String(this.log));
-      button.addEventListener("click", () => {
-        this.log = !this.log;
-        this.view = null;
-        button.setAttribute("aria-pressed", String(this.log));
-        Plot.draw([this]);
-      });
-    }
+    if (this.spec.kind === "cdf") this.addSwitch("log", "log scale");
+    if (this.spec.kind === "xy") this.addSwitch("ylog", "log scale");
+    choose(this.figure, this.spec.choices, (choice) => {
+      this.spec = { ...this.spec, ...choice };
+      this.ylog = Boolean(choice.ylog);
+      this.figure.querySelector("[data-switch=ylog]").setAttribute("aria-pressed", String(this.ylog));
+      this.view = null;
+      this.figure.querySelector("figcaption p").textContent = this.figure.dataset.label = choice.sentence;
+      Plot.draw([this]);
+    });
     this.reset = html("button", "tool reset", this.tools, "whole range");
     this.reset.type = "button";
     this.reset.hidden = true;
     this.reset.addEventListener("click", () => this.zoom(null));
+  }
+
+  addSwitch(which, text) {
+    const button = html("button", "tool", this.tools, text);
+    button.type = "button";
+    button.dataset.switch = which;
+    button.setAttribute("aria-pressed", String(this[which]));
+    button.addEventListener("click", () => {
+      this[which] = !this[which];
+      if (which === "log") this.view = null;
+      button.setAttribute("aria-pressed", String(this[which]));
+      Plot.draw([this]);
+    });
   }
 
   addLegend(place) {
@@ -73,7 +87,7 @@ class Plot {
     let next = null;
     if (view) {
       const begin = Math.max(low, view[0]), end = Math.min(high, view[1]);
-      const smallest = this.spec.kind === "cdf" ? 0 : this.spec.x.width * 4;
+      const smallest = this.spec.x.width ? this.spec.x.width * 4 : 0;
       if (!(end - begin > smallest)) return;
       if (begin > low || end < high) next = [begin, end];
     }
@@ -85,15 +99,15 @@ class Plot {
     this.width = this.box.clientWidth || 640;
     this.height = Math.round(Math.min(280, Math.max(this.figure.className === "small" ? 170 : 200, this.width * 0.44)));
     this.at = this.view || this.kind.range(this.spec, this.log);
-    if (this.spec.kind !== "cdf") this.cells = cellsOf(this.spec, this.at, this.width - PAD.left - PAD.right);
+    if (this.spec.x.width) this.cells = cellsOf(this.spec, this.at, this.width - PAD.left - PAD.right);
   }
 
   draw() {
     const { width, height, spec, at: view } = this;
     const top = Math.max(...this.scaled.map((plot) => plot.kind.top(plot))) || 1;
-    const high = spec.kind === "cdf" ? 103 : top * 1.06;
+    this.bounds = this.kind.span ? this.kind.span(this) : [0, spec.kind === "cdf" ? 103 : top * 1.06];
     const px = scale(view[0], view[1], PAD.left, width - PAD.right, this.log);
-    const py = scale(0, high, height - PAD.bottom, PAD.top, false);
+    const py = scale(...this.bounds, height - PAD.bottom, PAD.top, this.ylog);
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: "0", "aria-label": this.figure.dataset.label });
     this.axes(svg, view, top, px, py);
     const clip = "clip-" + this.figure.dataset.chart;
@@ -103,7 +117,7 @@ class Plot {
     this.selection = make("rect", { class: "selection", y: PAD.top, height: height - PAD.top - PAD.bottom, visibility: "hidden" }, svg);
     const focused = this.svg && document.activeElement === this.svg;
     if (this.svg) this.svg.replaceWith(svg); else this.box.prepend(svg);
-    Object.assign(this, { svg, px });
+    Object.assign(this, { svg, px, py });
     if (focused) svg.focus({ preventScroll: true });
     this.reset.hidden = this.view === null;
   }
@@ -111,7 +125,9 @@ class Plot {
   axes(svg, view, top, px, py) {
     const { width, height, spec } = this;
     const bottom = height - PAD.bottom;
-    for (const tick of spec.kind === "cdf" ? [0, 25, 50, 75, 90, 99] : linearTicks(0, top, height / 52)) {
+    const [low, high] = this.kind.span ? this.bounds : [0, top];
+    const levels = spec.kind === "cdf" ? [0, 25, 50, 75, 90, 99] : (this.ylog ? logTicks : linearTicks)(low, high, height / 52);
+    for (const tick of levels) {
       const y = py(tick);
       make("line", { class: "gridline", x1: PAD.left, x2: width - PAD.right, y1: y, y2: y }, svg);
       make("text", { class: "tick", x: PAD.left - 7, y: y + 4, "text-anchor": "end" }, svg, tickText(tick));
@@ -135,10 +151,15 @@ class Plot {
     return Math.min(this.width - PAD.right, Math.max(PAD.left, x));
   }
 
+  down(event) {
+    const box = this.svg.getBoundingClientRect();
+    return ((event.clientY - box.top) * this.height) / box.height;
+  }
+
   listen() {
     this.box.addEventListener("pointermove", (event) => {
       const x = this.pixel(event);
-      if (this.from === undefined) { this.hover(x); return; }
+      if (this.from === undefined) { this.hover(x, this.down(event)); return; }
       const [low, high] = [Math.min(this.from, x), Math.max(this.from, x)];
       for (const [key, value] of Object.entries({ x: low, width: high - low, visibility: "visible" })) this.selection.setAttribute(key, value);
       this.hover(x);
@@ -188,19 +209,20 @@ class Plot {
     if (this.view && begin >= low && end <= high) this.zoom([begin, end]);
   }
 
-  hover(x) {
-    const value = this.px.invert(x);
+  hover(x, y) {
+    const value = this.px.invert(x), found = this.kind.read(this, value, y);
     this.cursor.setAttribute("x1", x);
     this.cursor.setAttribute("x2", x);
     this.cursor.setAttribute("visibility", "visible");
     this.tip.replaceChildren();
-    html("b", "", this.tip, withUnit(value, this.spec.x.unit));
-    for (const [index, name, text] of this.kind.read(this, value)) {
+    const title = found.length && found[0].length > 3 ? found[0][3] : withUnit(value, this.spec.x.unit);
+    if (title !== null) html("b", "", this.tip, title);
+    for (const [index, name, text] of found) {
       const row = html("div", "", this.tip);
       html("i", "dot " + tone(this.spec.series[index], index), row);
       row.append(`${name}: ${text}`);
     }
-    this.tip.hidden = false;
+    this.tip.hidden = !this.tip.hasChildNodes();
     const ratio = this.box.clientWidth / this.width;
     const left = x * ratio + (x > this.width / 2 ? -12 - this.tip.offsetWidth : 12);
     this.tip.style.left = Math.max(0, Math.min(left, this.box.clientWidth - this.tip.offsetWidth)) + "px";

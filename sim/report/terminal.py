@@ -12,11 +12,15 @@ from rich.text import Text
 
 from sim.metrics import verdicts
 from sim.report.measures import best, shown_measures, texts
+from sim.report.paired import Paired
+from sim.report.paired_view import paired_tables
 from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
 from sim.report.words import (
     LATENCIES,
     clause_name,
     drafts_by_position,
+    energy_line,
+    money_line,
     notes_of,
     requests_line,
     sources_line,
@@ -30,7 +34,8 @@ ROWS_OF = {
     "Requests/s": "Req.\n/s", "TTFT p50": "TTFT\np50", "TTFT p99": "TTFT\np99", "TPOT p50": "TPOT\np50",
     "TPOT p99": "TPOT\np99", "E2E p99": "E2E\np99", "KV held useful": "KV\nuseful", "Prefix hits": "prefix\nhits",
     "Sharing saved": "shared\nsaves", "Goodput/s": "Good-\nput/s", "Preemptions": "pre-\nempt.",
-    "KV used peak": "KV\npeak", "Output tokens/s": "Output\ntokens/s", "E2E p50": "E2E\np50",
+    "$/Mtok output": "$/Mtok\noutput", "KV used peak": "KV\npeak", "Output tokens/s": "Output\ntokens/s",
+    "E2E p50": "E2E\np50",
 }  # fmt: skip
 VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undefined", "yellow")}
 
@@ -108,6 +113,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     if drafts := summary.get("speculation"):
         lines += speculation_lines(drafts)
     lines += slo_lines(summary)
+    lines += [("Money", money_line(summary["bill"])), ("Energy", energy_line(summary["bill"]))]
     if sources := sources_line(summary):
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
     simulator = summary["simulator"]
@@ -159,9 +165,14 @@ def _change(value: float | None, base: float | None) -> str:
 
 
 def compare_view(
-    summaries: Mapping[str, Mapping[str, Any]], width: int = 80, *, failures: Mapping[str, str] | None = None
+    summaries: Mapping[str, Mapping[str, Any]],
+    width: int = 80,
+    *,
+    failures: Mapping[str, str] | None = None,
+    pairs: Mapping[str, Paired] | None = None,
 ) -> RenderableType:
-    """Runs side by side, name -> summary, in one table; failures: name -> why it did not run.
+    """Runs side by side, name -> summary, in one table; failures: name -> why it did not run; pairs: the differences
+    from the first run, request by request.
 
     As columns, each with its difference from the first, where they fit in `width`; else as rows of the measures
     that fit.
@@ -170,6 +181,8 @@ def compare_view(
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)
         parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
+    if pairs:
+        parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:
         marked = [("!", f"{name} did not run: {reason}", "yellow") for name, reason in failures.items()]
         parts += ["", _remarks(marked)] if parts else [_remarks(marked)]

@@ -54,6 +54,19 @@ def size_of(value_bytes: float) -> str:
     return f"{count(int(value_bytes)) if power == 0 else number(value_bytes / 1024**power)} {unit}"
 
 
+def dollars(value: float | None) -> str:
+    """An amount of money: $0.0123, $7.94, $1,234."""
+    return NONE if value is None else f"${number(value)}"
+
+
+def energy(value_j: float | None) -> str:
+    """An energy with the unit that fits: 850 J, 142 kJ, 2.91 MJ, 1.20 GJ."""
+    if value_j is None:
+        return NONE
+    power = min(3, max(0, math.floor(math.log10(value_j) / 3))) if value_j > 0 else 0
+    return f"{number(value_j / 1000**power)} {('J', 'kJ', 'MJ', 'GJ')[power]}"
+
+
 def limit(value_s: float) -> str:
     """A limit as the user gave it, without padding digits: 50 ms, 2.5 s."""
     return f"{value_s * 1e3:g} ms" if value_s < 1 else f"{value_s:g} s"

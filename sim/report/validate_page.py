@@ -103,9 +103,9 @@ def _why(document: Document) -> str:
     if not rows:
         return ""
     hint = (
-        "From the live run to the prediction, one ingredient at a time: the live decisions with the model's device "
-        "seconds, then its host seconds, then the simulator's own decisions, then its own number of KV blocks. The "
-        "shares add up to the error; another order would split them a little differently."
+        "From the live run to the prediction, one ingredient at a time: the live seconds through a fresh engine; the "
+        "simulator's own decisions at the pace of the live steps; the model's device seconds; its host seconds; its "
+        "own number of KV blocks. The shares add up to the error; another order would split them a little differently."
     )
     table = _table(("", "live", "error", *STAGE_WORDS.values()), rows)
     return f'<section>\n<h2>Why it is off</h2>\n{table}\n<p class="hint">{hint}</p>\n</section>'

@@ -8,10 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.units import count
 from sim.report.validate_words import (
     STAGE_WORDS,
     Document,
     attribution_table,
+    collection_table,
     notes,
     request_table,
     step_table,
@@ -39,18 +41,31 @@ def validation_view(document: Document) -> RenderableType:
     if split:
         parts += [_table(("Why", "live", "error", *STAGE_WORDS.values()), split), ""]
     remarks = Table.grid(padding=(0, 1, 0, 0))
-    for text in (*document["verdict"]["out"][1:], *notes(document)):
+    for text in (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", [])):
         remarks.add_row(Text("*", style="dim"), Text(text, style="dim"))
     return Group(*parts, remarks)
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], space: int = 2) -> Table:
+    table = Table(box=None, padding=(0, 0, 0, space), pad_edge=False)
     for place, head in enumerate(heads):
         table.add_column(head, justify="right" if place else "left", style="" if place else "bold", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def collection_view(document: Document) -> RenderableType:
+    """One line for each folder of records: steps, twin check, errors of steps and of requests."""
+    verdict = document["verdict"]
+    word, style = ("WITHIN", "bold green") if verdict["good"] else ("OUT", "bold red")
+    twin = document["twin"]
+    told = f"{count(twin['steps'])} live steps, {'all taken again' if twin['identical'] else 'and not all taken again'}"
+    parts: list[RenderableType] = [Text(f"{word}: ", style=style).append(verdict["reason"], style="default")]
+    parts += [Text(told), ""]
+    heads = ("Errors in %", "steps", "bias", "MAPE", "TTFT90", "TPOT50", "E2E50", "E2E99", "out/s")
+    table = _table(heads, collection_table(document["records"]), space=1)
+    return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
 
 
 def schedules_view(verdicts: Sequence[Verdict]) -> RenderableType:

@@ -12,9 +12,9 @@ Document = Mapping[str, Any]
 STATISTICS = ("p50", "p90", "p99")
 STAGE_WORDS = {
     "engine": "engine",
-    "kernels": "kernel time",
-    "host": "host time",
     "batching": "batching",
+    "kernels": "kernels",
+    "host": "host",
     "capacity": "capacity",
 }
 RATES = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
@@ -79,6 +79,27 @@ def _cells(one: Document, factor: float) -> tuple[str, str, str, str]:
         signed(one["error"]),
         f"{number(spread[0] * factor)} to {number(spread[1] * factor)}{inside}",
     )
+
+
+COLLECTED = (("ttft_s", "p90"), ("tpot_s", "p50"), ("e2e_s", "p50"), ("e2e_s", "p99"),
+             ("throughput", "output_tokens_per_s"))  # fmt: skip
+
+
+def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...]]:
+    """(name, steps, bias, MAPE, the errors of `COLLECTED`) of each of several validations, in percent.
+
+    "*" marks an error inside the spread of the live runs.
+    """
+    for name, one in records.items():
+        overall = one["steps"]["all"]
+        pairs = [one["requests"][key][statistic] for key, statistic in COLLECTED]
+        errors = (_percent(pair["error"]) + ("*" if pair.get("inside") else "") for pair in pairs)
+        mape = _percent(overall["mape"]).lstrip("+")
+        yield name, count(one["twin"]["steps"]), _percent(overall["bias"]), mape, *errors
+
+
+def _percent(fraction: float | None) -> str:
+    return NONE if fraction is None else f"{100 * fraction:+.1f}"
 
 
 def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[str]]]:

@@ -12,6 +12,7 @@ import numpy as np
 from sim.metrics import KV_KINDS, Floats
 from sim.report import series
 from sim.report.charts import LATENCY_TEXTS, Run, latency_cdf
+from sim.report.paired import Paired, PerRequest, paired
 from sim.report.stability import queue_warning
 from sim.report.timeline import Clock, kv_stack, queue_levels
 from sim.report.words import warnings_of
@@ -58,7 +59,8 @@ class Timeline:
 class Variant:
     """What a comparison keeps of a run. `settings` are those of its scenario by dotted key, `scenario` is its TOML.
 
-    `cdfs` holds (seconds, percent at or below) for each latency that has values; `timeline` is None without a step.
+    `cdfs` holds (seconds, percent at or below) for each latency that has values; `timeline` is None without a step;
+    `per_request` is what pairs it with other runs of the same requests.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Variant:
     warnings: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     scenario: str = ""
+    per_request: PerRequest | None = None
 
     @classmethod
     def of(cls, name: str, run: Run) -> Variant:
@@ -78,7 +81,8 @@ class Variant:
         told = [*warnings_of(run.summary), *([queue] if queue else [])]
         chosen = flat(as_tables(plan)) if isinstance(plan, Scenario) else {}
         text = dump(plan) if isinstance(plan, Scenario) else ""
-        return cls(name, run.summary, cdfs, _timeline(run), told, chosen, text)
+        kept = PerRequest.of(run.requests)
+        return cls(name, run.summary, cdfs, _timeline(run), told, chosen, text, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,13 @@ def attempt(name: str, run: Callable[[], Run]) -> Row:
         return Variant.of(name, run())
     except InputError as error:
         return Failure(name, str(error))
+
+
+def differences(rows: Sequence[Row]) -> dict[str, Paired]:
+    """By name each variant against the first that ran, paired by request; nothing for the first itself."""
+    kept = {row.name: row.per_request for row in rows if isinstance(row, Variant) and row.per_request is not None}
+    first, *others = kept or [""]
+    return {name: paired(first, kept[first], kept[name]) for name in others}
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

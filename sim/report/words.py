@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.metrics import SOURCES
-from sim.report.units import count, percent, seconds
+from sim.report.units import count, dollars, energy, number, percent, seconds
 
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
 # More preemptions than this for each request are told as a storm.
@@ -86,3 +86,54 @@ def drafts_by_position(speculation: Mapping[str, Any], most: int = 8) -> str:
     shares = speculation["acceptance_by_position"]
     more = f" .. {percent(shares[-1])}" if len(shares) > most else ""
     return ", ".join(map(percent, shares[:most])) + more or "nothing was drafted"
+
+
+def money_line(bill: Mapping[str, Any]) -> str:
+    """What a million tokens cost, and at which price; or that none is known."""
+    if bill["usd"] is None:
+        return str(bill["price_source"])
+    whose = f"{_gpus(bill)} at {dollars(bill['usd_per_gpu_hour'])} an hour"
+    if bill["usd_per_million_tokens"] is None:
+        return f"{dollars(bill['usd'])} for {whose}, and no request completed"
+    every, output = (dollars(bill[f"usd_per_million_{kind}"]) for kind in ("tokens", "output_tokens"))
+    return f"{every} per million tokens ({output} of output); {whose}"
+
+
+def energy_line(bill: Mapping[str, Any]) -> str:
+    """What energy a million tokens take, and at which power; or that it is not known."""
+    if bill["joules"] is None:
+        return str(bill["power_source"])
+    whose = f"{number(bill['watts_per_gpu'])} W a GPU"
+    bound = "at most " if bill["joules_upper_bound"] else ""
+    if bill["joules_per_million_tokens"] is None:
+        return f"{bound}{energy(bill['joules'])} at {whose}, and no request completed"
+    every, output = (energy(bill[f"joules_per_million_{kind}"]) for kind in ("tokens", "output_tokens"))
+    return f"{bound}{every} per million tokens ({output} of output); {whose}"
+
+
+def bill_rows(bill: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The whole bill as (name, value), with where its numbers are from."""
+    bound = ", at most" if bill["joules_upper_bound"] else ""
+    money = [
+        ("Price of a GPU-hour", dollars(bill["usd_per_gpu_hour"])),
+        ("Cost of the run", dollars(bill["usd"])),
+        ("Of a million tokens", dollars(bill["usd_per_million_tokens"])),
+        ("Of a million output tokens", dollars(bill["usd_per_million_output_tokens"])),
+    ]
+    power = [
+        ("Power of a GPU", f"{number(bill['watts_per_gpu'])} W"),
+        (f"Energy of the run{bound}", energy(bill["joules"])),
+        (f"Of a million tokens{bound}", energy(bill["joules_per_million_tokens"])),
+        (f"Of a million output tokens{bound}", energy(bill["joules_per_million_output_tokens"])),
+    ]
+    return [
+        ("GPUs", count(bill["gpus"])),
+        *(money if bill["usd"] is not None else []),
+        ("Price", bill["price_source"]),
+        *(power if bill["joules"] is not None else []),
+        ("Power", bill["power_source"]),
+    ]
+
+
+def _gpus(bill: Mapping[str, Any]) -> str:
+    return f"{count(bill['gpus'])} GPU{'' if bill['gpus'] == 1 else 's'}"

@@ -5,10 +5,13 @@ share of the error. The shares add up to the whole because each stage starts whe
 would split them a little differently.
 
 1. `engine`: the live seconds through a fresh engine. Nothing, unless the twin check fails.
-2. `kernels`: the live decisions with the model's device seconds and the live host seconds.
-3. `host`: the live decisions with the model's device and host seconds.
-4. `batching`: the simulator decides for itself, on the model's seconds: other seconds, other batches.
+2. `batching`: the simulator decides for itself, at the pace of the live steps (`sim.validate.livelike`).
+3. `kernels`: the model's device seconds, with the live run's host seconds.
+4. `host`: the model's host seconds as well.
 5. `capacity`: the simulator derives its own number of KV blocks, where it was not told the live run's.
+
+Every stage but the first is a run of the simulator, so that each is a schedule that could have been. Live decisions
+kept on other seconds are none where requests come by themselves: a step would wait for requests it admitted later.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 
 from sim.validate.requests import Measures
 
-STAGES = ("engine", "kernels", "host", "batching", "capacity")
+STAGES = ("engine", "batching", "kernels", "host", "capacity")
 MEASURES = (
     ("duration_s", "all"),
     ("e2e_s", "mean"),
@@ -31,23 +34,25 @@ MEASURES = (
 )
 
 
-def split(stages: Sequence[Mapping[str, Measures]]) -> dict[str, dict[str, Any]]:
-    """By measure: the `live` value, the `predicted` one, the `error` in seconds and its `parts`.
+def split(live: Sequence[Measures], stages: Mapping[str, Measures]) -> dict[str, dict[str, Any]]:
+    """By measure: the `live` value (mean of the live runs), the `predicted` one, the `error` in seconds, its `parts`.
 
-    stages: for each live repeat the measures "live" and after each of `STAGES`; means over the repeats are split.
+    stages: the measures after each of `STAGES`.
     """
     found: dict[str, dict[str, Any]] = {}
     for key, name in MEASURES:
-        rows = [[one[stage].get(key, {}).get(name) for stage in ("live", *STAGES)] for one in stages]
-        known = np.array([row for row in rows if None not in row], np.float64)
-        if not len(known):
+        lives = [one.get(key, {}).get(name) for one in live]
+        known = [value for value in lives if value is not None]
+        after = [stages[stage].get(key, {}).get(name) for stage in STAGES]
+        values = np.array([value for value in after if value is not None], np.float64)
+        if not known or len(values) < len(STAGES):
             continue
-        values = known.mean(axis=0)
+        mean = sum(known) / len(known)
         found[_label(key, name)] = {
-            "live": float(values[0]),
+            "live": mean,
             "predicted": float(values[-1]),
-            "error": float(values[-1] - values[0]),
-            "parts": dict(zip(STAGES, np.diff(values).tolist(), strict=True)),
+            "error": float(values[-1] - mean),
+            "parts": dict(zip(STAGES, np.diff(values, prepend=mean).tolist(), strict=True)),
         }
     return found
 

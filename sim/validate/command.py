@@ -13,12 +13,12 @@ from sim import scenario
 from sim.api import Progress
 from sim.report import files
 from sim.report.validate_page import lanes_json, render_validation
-from sim.report.validate_view import schedules_view, validation_view
+from sim.report.validate_view import collection_view, schedules_view, validation_view
 from sim.schedules import replay_folder
 from sim.validate import store
 from sim.validate.against import read as read_results
 from sim.validate.live import Kept, run_live
-from sim.validate.run import Validation, validate
+from sim.validate.run import Pricing, Validation, validate
 from sim.validate.served import against
 from sim.validate.verdict import ON_CPU, ON_GPU, Bounds
 from traces.schema import InputError
@@ -68,7 +68,29 @@ def answer(asked: Asked, progress: Progress | None = None) -> Answer:
     if asked.against is not None:
         plan = _plan(asked, {"executor": "predicted"})
         return _told(against(plan, read_results(asked.against), _bounds(asked, AGAINST)), asked.out, ())
+    if asked.recorded is not None and (folders := store.folders(asked.recorded)):
+        return _collection(asked, folders)
     return _records(asked, progress)
+
+
+def _collection(asked: Asked, folders: Sequence[Path]) -> Answer:
+    """Several folders of records, each compared by itself."""
+    if asked.out is not None:
+        raise InputError(
+            f"{asked.recorded} holds {len(folders)} folders of records; give one of them to write its page"
+        )
+    found = {one.name: _records(replace(asked, recorded=one), None).document for one in folders}
+    different = [name for name, one in found.items() if not one["twin"]["identical"]]
+    out = [name for name, one in found.items() if not one["verdict"]["good"]]
+    steps = sum(one["twin"]["steps"] for one in found.values())
+    first = {"record": different[0], **found[different[0]]["twin"]["first_difference"]} if different else None
+    reason = f"{out[0]}: {found[out[0]]['verdict']['reason']}" if out else "every record is within its bounds"
+    document = {
+        "twin": {"identical": not different, "steps": steps, "first_difference": first},
+        "records": found,
+        "verdict": {"good": not out, "reason": reason, "out": out},
+    }
+    return Answer(document, collection_view(document))
 
 
 def _records(asked: Asked, progress: Progress | None) -> Answer:
@@ -90,7 +112,8 @@ def _records(asked: Asked, progress: Progress | None) -> Answer:
     if on_cpu and plan.cost.profile == "roofline" and not fit:
         raise InputError("a roofline is of a GPU, and the live run's device is a CPU: leave out --profile")
     bounds = _bounds(asked, ON_CPU if on_cpu else ON_GPU)
-    found = validate(kept, bounds, fit=fit, own_capacity=kept.about.get("kv_blocks") == "derived")
+    pricing = Pricing.fitted_to(kept) if fit else Pricing.of_profile(kept)
+    found = validate(kept, bounds, pricing, own_capacity=kept.about.get("kv_blocks") == "derived")
     return _told(found, asked.out, written)
 
 

@@ -7,8 +7,9 @@ the form of such a model can do here and now, and nothing about another day or m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,22 @@ from sim.cost.step import Constant, Term, advanced, shape_tokens
 
 Floats = npt.NDArray[np.float64]
 NAME = "fitted-here"
-TERMS = ("step", "tokens", "prefill slices", "prefill attention", "decode rows", "decode attention", "verify rows",
-         "verify attention", "proposals")  # fmt: skip
+WHOLE = "device"
+"""Name of the device's only term where operations were not timed."""
+COUNTS = ("step", "tokens", "prefill slices", "prefill attention", "decode rows", "decode attention",
+          "padded decode attention", "verify rows", "verify attention", "proposals")  # fmt: skip
 """Seconds for: a step; a token computed; a prefill slice; a (new token, attended token) pair of a prefill slice; a
-decode row; a KV token that a decode row attends; a row that verifies drafts; a pair of it; a draft proposed."""
+decode row; a KV token that a decode row attends; the same with all rows as long as the longest, which is what kernels
+that pad compute; a row that verifies drafts; a pair of it; a draft proposed."""
 
 
 def features(shape: Shape) -> tuple[float, ...]:
-    """How many of each of `TERMS` a step has."""
+    """How many of each of `COUNTS` a step has."""
     attended = shape.decode_window_context or shape.decode_context
+    padded = max(attended, shape.decodes * shape.decode_longest) if attended == shape.decode_context else attended
     prefill = len(shape.prefills), _pairs(shape.prefills)
     verify = len(shape.verifies), _pairs(shape.verifies)
-    return 1.0, shape_tokens(shape), *prefill, shape.decodes, attended, *verify, shape.proposals[1]
+    return 1.0, shape_tokens(shape), *prefill, shape.decodes, attended, padded, *verify, shape.proposals[1]
 
 
 def _pairs(slices: Sequence[tuple[int, int]]) -> float:
@@ -39,40 +44,47 @@ def _pairs(slices: Sequence[tuple[int, int]]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Seconds that are sums of `TERMS`, none of which is negative; a `StepCost`."""
+    """Seconds that are sums over `COUNTS`, none of which is negative; a `StepCost`.
 
-    device: tuple[float, ...]
+    Args:
+        device: by term, the seconds of each of `COUNTS`.
+        host: the same of the host.
+    """
+
+    device: Mapping[str, tuple[float, ...]]
     host: tuple[float, ...]
+    needs_longest: ClassVar[bool] = True
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`; the host's seconds are those of the first step."""
-        device = [_priced(self.device, features(advanced(shape, step))) for step in range(repeats)]
+        device = []
+        for step in range(repeats):
+            counts = features(advanced(shape, step))
+            device.append(math.fsum(_priced(each, counts) for each in self.device.values()))
         return device, _priced(self.host, features(shape))
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""
         counts = features(shape)
-        device = {
-            name: Term(each * count, "interpolated")
-            for name, each, count in zip(TERMS, self.device, counts, strict=True)
-        }
+        device = {name: Term(_priced(each, counts), "interpolated") for name, each in self.device.items()}
         return device | {"host": Term(_priced(self.host, counts), "interpolated", on_host=True)}
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""
-        pairs = [("device", self.device), ("host", self.host)]
         return [
             Constant(f"{where}: {name}", value, f"{NAME}: non-negative least squares over every other live step")
-            for where, values in pairs
-            for name, value in zip(TERMS, values, strict=True)
+            for where, each in (*self.device.items(), ("host", self.host))
+            for name, value in zip(COUNTS, each, strict=True)
         ]
 
 
-def fit(shapes: Sequence[Shape], device_s: Floats, host_s: Floats) -> Fitted:
-    """Fit to every other step, the first included (see `is_calibration`)."""
+def fit(shapes: Sequence[Shape], device_s: Mapping[str, Floats], host_s: Floats) -> Fitted:
+    """Fit each term by itself to every other step, the first included (see `is_calibration`)."""
     chosen = is_calibration(len(shapes))
     rows = np.array([features(shape) for shape in shapes])[chosen]
-    return Fitted(_solved(rows, device_s[chosen]), _solved(rows, host_s[chosen]))
+    return Fitted(
+        {name: _solved(rows, spent[chosen]) for name, spent in device_s.items()}, _solved(rows, host_s[chosen])
+    )
 
 
 def is_calibration(steps: int) -> npt.NDArray[np.bool_]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import api
-from sim.assemble import assemble, resolved
-from sim.executor import Executor, Recorded
+from sim.assemble import Parts, assemble, resolved
+from sim.batch import Shape
+from sim.cost.step import Constant, StepCost, Term
+from sim.executor import Executor
 from sim.scenario import Scenario
 from sim.validate.record import Record, Recorder
+from sim.validate.terms import Watched
 from sim.workload import load_trace
 from traces.schema import InputError, Trace, keep_rows
 
@@ -26,6 +29,10 @@ class Kept:
     records: tuple[Record, ...]
     about: dict[str, Any]
 
+    def shapes(self) -> list[Shape]:
+        """Of all steps of all records, in order."""
+        return [shape for record in self.records for shape in record.shapes]
+
 
 def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None) -> Kept:
     """Run the scenario live `repeats` times, each with a fresh engine and model.
@@ -33,7 +40,7 @@ def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None)
     Requests that can never be served are left out where the scenario says so.
 
     Raises:
-        InputError: what the user can mend; or the live run died before its first step had ended.
+        InputError: what the user can mend, or what stopped the live run before its first step had ended.
     """
     if plan.live.stop_at_eos:
         raise InputError("live.stop_at_eos is true, and a validation serves answers of the trace's lengths")
@@ -45,31 +52,62 @@ def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None)
     about: dict[str, Any] = {}
     records = []
     for _ in range(repeats):
-        record, found = _once(plan, trace, progress)
+        record, found = _once(plan, parts, trace, progress)
         records.append(record)
         about |= found
     return Kept(resolved(plan, parts), trace, tuple(records), about)
 
 
-def _once(plan: Scenario, trace: Trace, progress: api.Progress | None) -> tuple[Record, dict[str, Any]]:
+def _once(plan: Scenario, parts: Parts, trace: Trace, progress: api.Progress | None) -> tuple[Record, dict[str, Any]]:
     recorder = Recorder(trace.requests)
-    executors: list[Recorded] = []
+    watched: list[Watched] = []
 
     def wrap(executor: Executor) -> Executor:
-        executors.append(Recorded(executor))
-        return executors[-1]
+        model = getattr(executor, "model", None) if plan.device == "cpu" else None
+        watched.append(Watched(executor, model))
+        return watched[-1]
 
-    about, died = {}, ""
+    hooks = api.Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
+    about, died = _about(parts, trace), ""
     try:
-        result = api.simulate(plan, trace=trace, progress=progress, hooks=api.Hooks(wrap=wrap, observer=recorder))
-        about = result.summary["inputs"]
-    except InputError:
-        raise
+        about |= api.simulate(plan, trace=trace, progress=progress, hooks=hooks).summary["inputs"]
     except Exception as error:  # whatever a device may do: what ran until then is worth comparing
-        died = f"{type(error).__name__}: {error}".splitlines()[0]
-        if not executors:
+        if not watched or watched[0].failure is None:
             raise
-    record = recorder.record(executors[0].shapes, executors[0].results, died=died)
-    if not record.decisions:
-        raise InputError(f"the live run died in its first step ({died}); there is nothing to compare")
-    return record, about
+        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        died = f"{name}{error}".splitlines()[0]
+        if not watched[0].results:
+            raise InputError(f"the live run died in its first step ({died}); there is nothing to compare") from None
+    seen = watched[0]
+    return recorder.record(seen.shapes, seen.results, terms=seen.terms, died=died), about
+
+
+def _about(parts: Parts, trace: Trace) -> dict[str, Any]:
+    """What was run, for a run that dies before it tells that itself."""
+    plan = parts.plan
+    named = {"policy": plan.policy.name, "allocator": plan.allocator.name}
+    return {"executor": "live", "device": plan.device, "trace": trace.name, "model": parts.model.name, **named}
+
+
+class Ranked:
+    """A scenario's prices, asking the engine for the longest decode context of every step, which some models need."""
+
+    needs_longest = True
+
+    def __init__(self, inner: StepCost) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        """As `StepCost.span_s`."""
+        return self._inner.span_s(shape, repeats)
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        """As `StepCost.explain`."""
+        return self._inner.explain(shape)
+
+    def describe(self) -> list[Constant]:
+        """As `StepCost.describe`."""
+        return self._inner.describe()

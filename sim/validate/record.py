@@ -6,7 +6,7 @@ It judges nothing. A block table is told once and from then on by what changed i
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Record:
         runs: (sequence, first step, last step) of tokens that came in consecutive steps; sequences that ended.
         same_step: how many tokens came in the same step as the one before them.
         died: why the run ended before its time; "" where it did not.
+        terms: device seconds of each step by `sim.validate.terms.TERMS`; empty where operations were not timed.
     """
 
     requests: pd.DataFrame
@@ -77,6 +78,7 @@ class Record:
     runs: npt.NDArray[np.int64]
     same_step: int = 0
     died: str = ""
+    terms: Sequence[Mapping[str, float]] = ()
 
     def token_runs(self) -> TokenRuns:
         """The runs as the engine keeps them."""
@@ -181,7 +183,14 @@ class Recorder(Observer):
             )
         )
 
-    def record(self, shapes: Sequence[Shape] = (), results: Sequence[StepResult] = (), *, died: str = "") -> Record:
+    def record(
+        self,
+        shapes: Sequence[Shape] = (),
+        results: Sequence[StepResult] = (),
+        *,
+        terms: Sequence[Mapping[str, float]] = (),
+        died: str = "",
+    ) -> Record:
         """All of it, once the run has ended; of what the executor was asked, those that ended."""
         runs = (self._runs.request, self._runs.first_step, self._runs.last_step)
         count = len(self._decisions)
@@ -195,6 +204,7 @@ class Recorder(Observer):
             np.stack([np.array(one, np.int64) for one in runs], axis=1).reshape(-1, 3),
             self._runs.same_step,
             died,
+            terms[:count],
         )
 
 

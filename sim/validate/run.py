@@ -5,27 +5,28 @@ It runs nothing live; what it needs was recorded, so that anyone can compute it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sim import api
 from sim.assemble import assemble
 from sim.batch import Shape
-from sim.cost.step import StepCost, Term
+from sim.cost.step import Constant, StepCost, Term
 from sim.engine import Engine
 from sim.executor import Executor, Predicted
 from sim.metrics import plain, source_shares
-from sim.record import term_seconds
 from sim.scenario import Scenario
+from sim.terms import term_seconds
 from sim.validate import attribution, fitted
-from sim.validate.live import Kept
+from sim.validate.drafts import Drafts, measured
+from sim.validate.live import Kept, Ranked
+from sim.validate.livelike import Corrections, LiveLike
 from sim.validate.requests import Measures, compare, paired
 from sim.validate.retime import Seen, as_seen, retimed
-from sim.validate.steps import step_report, step_rows
+from sim.validate.steps import step_report, step_rows, timed_terms
 from sim.validate.twin import ReplaySession, Twin, check_twin
 from sim.validate.verdict import Bounds, judge
 from traces.schema import InputError
@@ -46,18 +47,51 @@ class Validation:
     predicted: Seen
 
 
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What prices the steps, and by which name; `fitted` to every other step of the records, or from elsewhere."""
+
+    cost: StepCost
+    name: str
+    fitted: bool = False
+
+    @classmethod
+    def of_profile(cls, kept: Kept) -> Pricing:
+        """That of the scenario's profile."""
+        return cls(assemble(kept.scenario).cost, kept.scenario.cost.profile)
+
+    @classmethod
+    def fitted_to(cls, kept: Kept) -> Pricing:
+        """A model fitted to every other step of the records, by term where operations were timed.
+
+        Raises:
+            InputError: there are too few steps.
+        """
+        shapes = kept.shapes()
+        if len(shapes) < 2 * len(fitted.COUNTS):
+            raise InputError(
+                f"the live run has {len(shapes)} steps, too few to fit a cost model to; "
+                "take more requests, or give a calibrated --profile"
+            )
+        rows = step_rows(kept.records, None)
+        timed = {name: rows[f"{name}_s"].to_numpy() for name in timed_terms(rows)}
+        device_s = timed or {fitted.WHOLE: rows["device_s"].to_numpy()}
+        return cls(fitted.fit(shapes, device_s, rows["host_s"].to_numpy()), fitted.NAME, fitted=True)
+
+
 class ModelSession(ReplaySession):
     """Prices the batches of a live scenario: the same work (answers are what the model says), predicted seconds."""
 
     device_name = "a cost model"
 
-    def __init__(self, cost: StepCost) -> None:
+    def __init__(self, cost: StepCost, drafts: Drafts | None = None, seed: int = 0) -> None:
         super().__init__(())
-        self._cost = cost
+        self._cost, self._drafts, self._seed = cost, drafts, seed
 
     def executor(self, engine: Engine) -> Executor:
         """One that asks the model; a live run has one batch in flight, so that nothing hides the host's seconds."""
-        return Predicted(self._cost, overlap_host=False)
+        predicted = Predicted(self._cost, overlap_host=False)
+        return predicted if self._drafts is None else self._drafts.accepting(predicted, self._seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,11 @@ class WithoutHost:
     """A cost model whose host takes no time."""
 
     inner: StepCost
+
+    @property
+    def needs_longest(self) -> bool:
+        """As the model itself."""
+        return bool(getattr(self.inner, "needs_longest", False))
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
@@ -74,69 +113,55 @@ class WithoutHost:
         """As `StepCost.explain`."""
         return {name: term for name, term in self.inner.explain(shape).items() if not term.on_host}
 
-    def describe(self) -> list[Any]:
+    def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""
         return list(self.inner.describe())
 
 
-def validate(kept: Kept, bounds: Bounds, *, fit: bool, own_capacity: bool = False) -> Validation:
+def validate(kept: Kept, bounds: Bounds, pricing: Pricing, *, own_capacity: bool = False) -> Validation:
     """Compare the records with what the simulator makes of the same scenario.
 
     Args:
-        fit: price by a model fitted to every other step of the records, instead of the scenario's profile.
         own_capacity: let the simulator derive the KV blocks from the scenario's GPU, instead of the live number.
     """
-    block_tokens = assemble(kept.scenario).pool.block_tokens
-    cost = _fitted(kept) if fit else assemble(kept.scenario).cost
-    rows = step_rows(kept.records, cost)
-    if fit:
-        rows = rows[~fitted.is_calibration(len(rows))].reset_index(drop=True)
+    cost, block_tokens = pricing.cost, assemble(kept.scenario).pool.block_tokens
+    priced = step_rows(kept.records, cost)
+    unseen = priced[~fitted.is_calibration(len(priced))].reset_index(drop=True) if pricing.fitted else priced
     twins = [check_twin(kept.scenario, kept.trace, record) for record in kept.records]
     live = [as_seen(record, block_tokens) for record in kept.records]
+    lives = [one.measures() for one in live]
     own = _predicted(kept, cost)
     last = _predicted(kept, cost, blocks=0) if own_capacity else own
-    stages = [
-        _stages(one, seen, twin, own, last)
-        for one, seen, twin in zip(priced_runs(kept, cost, block_tokens), live, twins, strict=True)
-    ]
-    parts = attribution.split(stages)
+    stages = _engine_stage(live, twins) | _stages(kept, cost, priced)
+    stages |= {"host": own.measures(), "capacity": last.measures()}
+    parts = attribution.split(lives, stages)
     twin_part = _twin_part(twins)
-    steps_part = step_report(rows) | _model_part(kept, cost, fit)
-    requests_part = compare([one["live"] for one in stages], stages[0]["capacity"])
+    steps_part = step_report(unseen) | _model_part(kept, pricing)
+    requests_part = compare(lives, stages["capacity"])
     verdict = judge(twin_part, steps_part, requests_part, parts, bounds)
+    without_host = _predicted(kept, WithoutHost(cost)).measures()
     document = {
         "twin": twin_part,
         "steps": steps_part,
         "requests": requests_part | {"paired": paired(live[0].requests, last.requests)},
         "attribution": parts
         | {
-            "without_host": compare([one["live"] for one in stages], _predicted(kept, WithoutHost(cost)).measures()),
+            "live_decisions": compare(lives, _mean(_live_decisions(kept, priced, block_tokens))),
+            "without_host": compare(lives, without_host),
             "kv_blocks": {"live": kept.scenario.kv.blocks, "matched": not own_capacity},
         },
         "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
         "lives": len(kept.records),
         "died": [record.died for record in kept.records if record.died],
-        "inputs": _inputs(kept, fit),
+        "inputs": _inputs(kept, pricing),
     }
-    return Validation(plain(document), rows, live, last)
+    return Validation(plain(document), unseen, live, last)
 
 
-def _inputs(kept: Kept, fit: bool) -> dict[str, Any]:
-    """What was run, with the model that priced it; a GPU that had no part in it is not named."""
-    told = kept.about | {"profile": fitted.NAME if fit else kept.scenario.cost.profile}
-    return {name: value for name, value in told.items() if name != "gpu" or not fit}
-
-
-def _fitted(kept: Kept) -> StepCost:
-    shapes = [shape for record in kept.records for shape in record.shapes]
-    results = [result for record in kept.records for result in record.results]
-    device_s, host_s = np.array([one.device_s[0] for one in results]), np.array([one.host_s for one in results])
-    if len(shapes) < 2 * len(fitted.TERMS):
-        raise InputError(
-            f"the live run has {len(shapes)} steps, too few to fit a cost model to; "
-            "take more requests, or give a calibrated --profile"
-        )
-    return fitted.fit(shapes, device_s, host_s)
+def _inputs(kept: Kept, pricing: Pricing) -> dict[str, Any]:
+    """What was run and where, and what priced it: a GPU is named where its data sheet or profile did."""
+    gpu = {} if pricing.fitted else {"priced_as": assemble(kept.scenario).gpu.name}
+    return kept.about | {"profile": pricing.name} | gpu
 
 
 def _predicted(kept: Kept, cost: StepCost, blocks: int | None = None) -> Seen:
@@ -144,30 +169,49 @@ def _predicted(kept: Kept, cost: StepCost, blocks: int | None = None) -> Seen:
     plan: Scenario = replace(kept.scenario, live=replace(kept.scenario.live, clock="virtual"))
     if blocks is not None:
         plan = replace(plan, kv=replace(plan.kv, blocks=blocks))
-    hooks = api.Hooks(session=ModelSession(cost), spans=True)
+    session = ModelSession(cost, measured(kept.records), plan.seed)
+    hooks = api.Hooks(session=session, spans=True, cost=Ranked(assemble(plan).cost))
     result = api.simulate(plan, trace=kept.trace, hooks=hooks)
     return Seen(result.requests, result.steps, result.itl)
 
 
-def priced_runs(kept: Kept, cost: StepCost, block_tokens: int) -> list[dict[str, Measures]]:
-    """Of each record: its decisions with the model's device seconds, then with the model's host seconds too."""
-    rows = step_rows(kept.records, cost)
-    runs: list[dict[str, Measures]] = []
+def _engine_stage(live: Sequence[Seen], twins: Sequence[Twin]) -> dict[str, Measures]:
+    """What a fresh engine makes of the live seconds: the live run itself, but where the twin check fails."""
+    again = [
+        seen
+        if twin.identical or twin.result is None
+        else Seen(twin.result.requests, twin.result.steps, twin.result.itl)
+        for seen, twin in zip(live, twins, strict=True)
+    ]
+    return {"engine": _mean([one.measures() for one in again])}
+
+
+def _stages(kept: Kept, cost: StepCost, rows: pd.DataFrame) -> dict[str, Measures]:
+    """The simulator's own decisions at the pace of the live steps, then with the model's device seconds."""
+    corrections = Corrections.of(kept.shapes(), rows)
+    paced = (("batching", LiveLike(cost, corrections)), ("kernels", LiveLike(cost, corrections, device=False)))
+    return {name: _predicted(kept, one).measures() for name, one in paced}
+
+
+def _live_decisions(kept: Kept, rows: pd.DataFrame, block_tokens: int) -> list[Measures]:
+    """Of each record: its decisions, in their order, on the model's seconds."""
+    runs: list[Measures] = []
     for number, record in enumerate(kept.records):
         mine = rows[rows["live"] == number]
-        whole_s = np.array([one.seconds[0] for one in record.results])
-        kernels_s = whole_s + (mine["predicted_device_s"] - mine["device_s"]).to_numpy()
-        host_s = kernels_s + (mine["predicted_host_s"] - mine["host_s"]).to_numpy()
-        both = (("kernels", kernels_s), ("host", host_s))
-        runs.append({name: retimed(record, spent, block_tokens).measures() for name, spent in both})
+        seconds = (mine["predicted_device_s"] + mine["predicted_host_s"]).to_numpy()
+        runs.append(retimed(record, seconds, block_tokens).measures())
     return runs
 
 
-def _stages(priced: dict[str, Measures], live: Seen, twin: Twin, own: Seen, last: Seen) -> dict[str, Measures]:
-    replayed = twin.result
-    engine = live if twin.identical or replayed is None else Seen(replayed.requests, replayed.steps, replayed.itl)
-    found: dict[str, Measures] = {"live": live.measures(), "engine": engine.measures()}
-    return found | priced | {"batching": own.measures(), "capacity": last.measures()}
+def _mean(runs: Sequence[Measures]) -> Measures:
+    """Measure by measure over the runs that have it."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key, names in runs[0].items():
+        found[key] = {}
+        for name in names:
+            known = [value for one in runs if (value := one[key][name]) is not None]
+            found[key][name] = sum(known) / len(known) if known else None
+    return found
 
 
 def _twin_part(twins: Sequence[Twin]) -> dict[str, Any]:
@@ -179,13 +223,15 @@ def _twin_part(twins: Sequence[Twin]) -> dict[str, Any]:
     return {"identical": True, "steps": sum(twin.steps for twin in twins), "first_difference": None}
 
 
-def _model_part(kept: Kept, cost: StepCost, fit: bool) -> dict[str, Any]:
+def _model_part(kept: Kept, pricing: Pricing) -> dict[str, Any]:
     """Which model priced the steps, and where its seconds come from."""
-    sample = [(shape, 1) for record in kept.records for shape in record.shapes]
-    terms = term_seconds(cost, sample[:: max(1, len(sample) // SAMPLE)], overlap_host=False)
+    sample = [(shape, 1) for shape in kept.shapes()]
+    terms = term_seconds(pricing.cost, sample[:: max(1, len(sample) // SAMPLE)], overlap_host=False)
     sources: dict[str, float] = {}
     for (_, source), seconds in terms.items():
         sources[source] = sources.get(source, 0.0) + seconds
-    name = fitted.NAME if fit else kept.scenario.cost.profile
-    constants = [{"name": one.name, "value": one.value} for one in cost.describe()] if fit else []
-    return {"model": name, "sources": {} if fit else source_shares(sources), "constants": constants}
+    constants: list[Mapping[str, Any]] = []
+    if pricing.fitted:
+        constants = [{"name": one.name, "value": one.value} for one in pricing.cost.describe()]
+    shares = {} if pricing.fitted else source_shares(sources)
+    return {"model": pricing.name, "sources": shares, "constants": constants}

@@ -59,9 +59,20 @@ def against(plan: Scenario, served: Served, bounds: Bounds) -> Validation:
         "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
         "lives": 1,
         "died": [],
-        "inputs": result.summary["inputs"] | {"notes": [*served.notes, *result.summary["inputs"]["notes"]]},
+        "inputs": result.summary["inputs"]
+        | {"notes": [*served.notes, _settings(plan), *result.summary["inputs"]["notes"]]},
     }
     return Validation(plain(document), None, [served.seen], seen)
+
+
+def _settings(plan: Scenario) -> str:
+    """What is taken to be the server's."""
+    told, sizes = plan.engine, plan.kv
+    return (
+        f"The server is taken to batch as {plan.policy.name} / {plan.allocator.name} does, with max_num_seqs "
+        f"{told.max_num_seqs:,}, max_num_batched_tokens {told.max_num_batched_tokens:,} and {sizes.blocks:,} blocks of "
+        f"{sizes.block_tokens} tokens: give what differs (--set engine.max_num_seqs=...)."
+    )
 
 
 def _timed(trace: Trace, served: Served) -> Trace:

@@ -12,6 +12,7 @@ import pandas as pd
 from sim.batch import Shape
 from sim.cost.step import StepCost, shape_tokens
 from sim.validate.record import Record
+from sim.validate.terms import TERMS, by_term
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("prefill", "mixed", "decode", "verify")
@@ -28,27 +29,37 @@ def kind_of(shape: Shape) -> str:
     return "mixed" if shape.decodes else "prefill"
 
 
-def step_rows(records: Sequence[Record], cost: StepCost) -> pd.DataFrame:
-    """One row for each live step of each record, with `COLUMNS`: what it took and what the model says."""
+def step_rows(records: Sequence[Record], cost: StepCost | None) -> pd.DataFrame:
+    """One row for each live step of each record: what it took and what the model says, if one is given.
+
+    Columns: `COLUMNS`, and where operations were timed `TERM_s` and `predicted_TERM_s` of each of `TERMS`.
+    """
+    timed = all(record.terms for record in records)
     parts = []
     for number, record in enumerate(records):
-        device_s, host_s = priced(record.shapes, cost)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "live": number,
-                    "step": np.arange(len(record.shapes)),
-                    "kind": [kind_of(shape) for shape in record.shapes],
-                    "tokens": [shape_tokens(shape) for shape in record.shapes],
-                    "start_s": record.steps["start_s"].to_numpy(),
-                    "device_s": [one.device_s[0] for one in record.results],
-                    "host_s": [one.host_s for one in record.results],
-                    "predicted_device_s": device_s,
-                    "predicted_host_s": host_s,
-                }
-            )
-        )
+        columns: dict[str, Any] = {
+            "live": number,
+            "step": np.arange(len(record.shapes)),
+            "kind": [kind_of(shape) for shape in record.shapes],
+            "tokens": [shape_tokens(shape) for shape in record.shapes],
+            "start_s": record.steps["start_s"].to_numpy(),
+            "device_s": [one.device_s[0] for one in record.results],
+            "host_s": [one.host_s for one in record.results],
+        }
+        if timed:
+            columns |= {f"{term}_s": [one.get(term, 0.0) for one in record.terms] for term in TERMS}
+        if cost is not None:
+            columns["predicted_device_s"], columns["predicted_host_s"] = priced(record.shapes, cost)
+        if cost is not None and timed:
+            known = {shape: by_term(cost, shape) for shape in set(record.shapes)}
+            columns |= {f"predicted_{term}_s": [known[one][term] for one in record.shapes] for term in TERMS}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def timed_terms(rows: pd.DataFrame) -> list[str]:
+    """Those of `TERMS` that were measured."""
+    return [term for term in TERMS if f"{term}_s" in rows]
 
 
 def priced(shapes: Sequence[Shape], cost: StepCost) -> tuple[Floats, Floats]:
@@ -76,17 +87,24 @@ def errors(measured_s: Floats, predicted_s: Floats) -> dict[str, float | int | N
 
 
 def step_report(rows: pd.DataFrame) -> dict[str, Any]:
-    """The errors of whole steps (device and host together), of each part, by kind, by tokens, and the worst steps."""
+    """The errors of whole steps (device and host together), of each part, by kind, by tokens, and the worst steps.
+
+    A part also tells by how many seconds all its predictions together are off (`off_s`); of one that takes next to
+    nothing in some steps the relative errors of single steps are not told.
+    """
     measured_s, predicted_s = totals(rows)
     by_kind = {kind: errors(*totals(rows[rows["kind"] == kind])) for kind in KINDS if (rows["kind"] == kind).any()}
     size = np.floor(np.log2(np.maximum(rows["tokens"].to_numpy(), 1))).astype(int)
     by_size = {_range(power): errors(*totals(rows[size == power])) for power in np.unique(size).tolist()}
-    parts = {
-        "device": errors(rows["device_s"].to_numpy(np.float64), rows["predicted_device_s"].to_numpy(np.float64)),
-        "host": errors(rows["host_s"].to_numpy(np.float64), rows["predicted_host_s"].to_numpy(np.float64)),
-    }
+    parts = {name: _part(rows, name) for name in ("device", *timed_terms(rows), "host")}
     return {"all": errors(measured_s, predicted_s), "by_kind": by_kind, "by_tokens": by_size, "by_part": parts,
             "worst": _worst(rows, measured_s, predicted_s)}  # fmt: skip
+
+
+def _part(rows: pd.DataFrame, name: str) -> dict[str, float | int | None]:
+    measured_s, predicted_s = (rows[f"{prefix}{name}_s"].to_numpy(np.float64) for prefix in ("", "predicted_"))
+    bias = float(predicted_s.sum() / measured_s.sum() - 1) if measured_s.sum() > 0 else None
+    return errors(measured_s, predicted_s) | {"bias": bias, "off_s": float((predicted_s - measured_s).sum())}
 
 
 def totals(rows: pd.DataFrame) -> tuple[Floats, Floats]:

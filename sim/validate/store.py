@@ -7,7 +7,7 @@ columns of docs/metrics.md, the batch, its seconds) and `live-N.runs.parquet`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from sim.record import STEP_COLUMNS
 from sim.report import files
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
+from sim.validate.terms import TERMS
 from traces.schema import InputError, Trace
 
-SCHEMA = 1
+SCHEMA = 2
 RUNS = ("sequence", "first_step", "last_step")
 LISTS = ("entries", "joined", "left", "tables", "evicted", "copies", "swaps", "sampled", "accepted", "first",
          "finished")  # fmt: skip
 """The parts of a decision that are lists: each is kept as JSON, which Parquet packs better than nested columns."""
-EXTRA = ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", "right_drafts", *LISTS)
+EXTRA = ("planned_s", "shape", "seconds", "device_seconds", "host_seconds", "drafting_seconds", "right_drafts",
+         "found_drafts", *LISTS)  # fmt: skip
+TIMED = {f"{term}_seconds": term for term in TERMS}
+"""Columns that are there where operations were timed."""
 
 
 def writers(kept: Kept) -> dict[str, files.Writer]:
@@ -47,11 +51,36 @@ def writers(kept: Kept) -> dict[str, files.Writer]:
         "trace.parquet": files.parquet(kept.trace.requests),
     }
     for number, record in enumerate(kept.records):
-        found[f"live-{number}.steps.parquet"] = files.parquet(_step_table(record))
-        found[f"live-{number}.runs.parquet"] = files.parquet(pd.DataFrame(record.runs, columns=list(RUNS)))
+        found[f"live-{number}.steps.parquet"] = _compact(_step_table(record))
+        found[f"live-{number}.runs.parquet"] = _compact(pd.DataFrame(record.runs, columns=list(RUNS)))
         came = pd.DataFrame({"arrival_s": record.arrival_s})
-        found[f"live-{number}.arrivals.parquet"] = files.parquet(came)
+        found[f"live-{number}.arrivals.parquet"] = _compact(came)
     return found
+
+
+def _compact(frame: pd.DataFrame) -> files.Writer:
+    """As `files.parquet`, half as large for a few hundred rows: no statistics, no dictionaries, no second schema."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            frame.to_parquet(
+                file,
+                engine="pyarrow",
+                compression="zstd",
+                index=False,
+                use_dictionary=False,
+                write_statistics=False,
+                store_schema=False,
+            )
+
+    return write
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders of records within one that holds none itself, by name."""
+    if (folder / "about.json").exists() or not folder.is_dir():
+        return []
+    return sorted(path.parent for path in folder.glob("*/about.json"))
 
 
 def read(folder: Path) -> Kept:
@@ -97,16 +126,21 @@ def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def _step_table(record: Record) -> pd.DataFrame:
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "planned_s": [one.planned_s for one in record.decisions],
         "shape": [json.dumps(one) for one in record.shapes],
         "seconds": [one.seconds[0] for one in record.results],
         "device_seconds": [one.device_s[0] for one in record.results],
         "host_seconds": [one.host_s for one in record.results],
+        "drafting_seconds": [one.drafting_s for one in record.results],
         "right_drafts": [json.dumps(one.accepted) for one in record.results],
+        "found_drafts": [json.dumps(one.proposed) for one in record.results],
     }
     for name in LISTS:
         columns[name] = [json.dumps(getattr(one, name), separators=(",", ":")) for one in record.decisions]
+    if record.terms:
+        for name, term in TIMED.items():
+            columns[name] = np.array([one.get(term, 0.0) for one in record.terms], np.float32)
     return record.steps.assign(**columns)
 
 
@@ -118,16 +152,29 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
     if len(arrival_s) != len(requests):
         raise InputError(f"{folder}: live run {number} had {len(arrival_s)} requests, and the trace {len(requests)}")
     runs = _table(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
+    if len(runs) and (last := int(runs[:, 2].max())) >= len(table):
+        if not died:
+            raise InputError(
+                f"{path}: it ends with step {len(table) - 1}, and a token came in step {last}: rows are missing"
+            )
+        runs = runs[runs[:, 2] < len(table)]
     try:
         shapes = [Shape(*map(_frozen, json.loads(text))) for text in table["shape"]]
         decisions = list(_decisions(table))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a record of decisions: {error}") from None
-    spent = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds"))
-    accepted = map(json.loads, table["right_drafts"])
-    results = [StepResult([all_s], [device_s], *rest) for all_s, device_s, *rest in zip(*spent, accepted, strict=True)]
-    steps = table.drop(columns=list(EXTRA))
-    return Record(requests, arrival_s, steps, decisions, shapes, results, runs, same_step, died)
+    results = list(_results(table))
+    timed = table[[name for name in TIMED if name in table]].rename(columns=TIMED)
+    terms: Any = timed.astype(np.float64).to_dict("records") if len(timed.columns) else ()
+    steps = table.drop(columns=[*EXTRA, *(name for name in TIMED if name in table)])
+    return Record(requests, arrival_s, steps, decisions, shapes, results, runs, same_step, died, terms)
+
+
+def _results(table: pd.DataFrame) -> Iterator[StepResult]:
+    told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
+    drafts = (map(json.loads, table[name]) for name in ("right_drafts", "found_drafts"))
+    for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
+        yield StepResult([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
 
 def _check(table: pd.DataFrame, path: Path) -> None:
@@ -140,7 +187,7 @@ def _check(table: pd.DataFrame, path: Path) -> None:
             raise InputError(f"{path}: row {row} is step {step}; steps are missing")
 
 
-def _decisions(table: pd.DataFrame) -> Iterable[Decision]:
+def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
     lists = (map(json.loads, table[name]) for name in LISTS)
     for step, repeats, planned_s, *parts in zip(
         *(table[name].tolist() for name in ("step", "repeats", "planned_s")), *lists, strict=True

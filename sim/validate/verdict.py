@@ -71,7 +71,7 @@ def judge(twin: Report | None, steps: Report | None, requests: Report, attributi
         return Verdict(False, f"the simulator is no twin of the live run: {twin['first_difference']['sentence']}")
     out = [*_steps_out(steps, bounds), *_requests_out(requests, bounds)]
     if out:
-        return Verdict(False, f"{out[0]}{_because(attribution)}", tuple(out))
+        return Verdict(False, f"{out[0]}{_because(attribution, steps)}", tuple(out))
     worst = max((abs(_error(requests, *key) or 0.0) for key in bounds.requests), default=0.0)
     exact = "every decision of the live run was taken again, and " if twin is not None else ""
     return Verdict(True, f"{exact}the judged measures are within {100 * worst:.1f} % (bounds: docs/validate.md)")
@@ -101,9 +101,20 @@ def _error(requests: Report, key: str, name: str) -> float | None:
     return error
 
 
-def _because(attribution: Report) -> str:
+def _because(attribution: Report, steps: Report | None) -> str:
     split = attribution.get("e2e_s.mean")
     if not split or not split["error"]:
         return ""
     stage = largest(split["parts"])
-    return f"; of the mean E2E's error the largest part comes from {REASONS[stage]}"
+    most = _term(steps) if stage == "kernels" and steps is not None else ""
+    return f"; of the mean E2E's error the largest part comes from {REASONS[stage]}{most}"
+
+
+def _term(steps: Report) -> str:
+    """The operations whose seconds are furthest off, where they were timed."""
+    parts = {name: one for name, one in steps.get("by_part", {}).items() if name not in ("device", "host")}
+    if not parts:
+        return ""
+    name = max(parts, key=lambda one: abs(parts[one]["off_s"]))
+    bias = parts[name]["bias"]
+    return f", most of it from {name}" + ("" if bias is None else f" ({100 * bias:+.1f} %)")

@@ -147,8 +147,7 @@ def _attention(sheet: Sheet, draft: Draft, heads: dict[str, Value]) -> dict[tupl
             new, past, decodes, context = (count(cells, key, least=0) for key in _HEADERS["attention"][:4])
             found[new, past, decodes, context] = us = number(cells, "time_us")
             if new and decodes:
-                row = {"decodes": decodes, "mean_context_tokens": context, "past_tokens": past, "new_tokens": new}
-                draft.add("mixed_attention", place, **heads, **row, us=us)
+                _mixed(draft, place, heads, (new, past, decodes, context, context), us)
             elif new:
                 row = {"sequences": 1, "past_tokens": past, "new_tokens": new}
                 draft.add("prefill_attention", place, **heads, **row, us=us)
@@ -165,17 +164,27 @@ def _decode(draft: Draft, place: Place, heads: dict[str, Value], sizes: tuple[in
     draft.add("decode_attention", place, **heads, width=1, **row, us=us)
 
 
+def _mixed(draft: Draft, place: Place, heads: dict[str, Value], sizes: tuple[int, ...], us: float) -> None:
+    new, past, decodes, mean, most = sizes
+    row = {"decodes": decodes, "mean_context_tokens": mean, "past_tokens": past, "new_tokens": new}
+    draft.add("mixed_attention", place, **heads, **row, max_context_tokens=most, us=us)
+
+
 def _skew(sheet: Sheet, draft: Draft, heads: dict[str, Value], scale: int | None) -> None:
-    """Uneven decode batches; their times may be sums of several shots."""
+    """Uneven decode rows, alone or beside a prompt; their times may be sums of several shots."""
     for place, cells in sheet.rows():
+        table = "decode_attention" if cells["regime"] == "pure" else "mixed_attention"
         if scale is None:
-            draft.leave_out("decode_attention", place, "on another scale than attention.csv, and not by the shots")
-        elif cells["regime"] != "pure":
-            draft.leave_out("decode_attention", place, "uneven contexts beside a prompt: no table for both")
-        else:
-            with draft.reading("decode_attention", place):
-                sizes = (count(cells, "n"), round(number(cells, "kv_mean")), count(cells, "kv_big"))
-                _decode(draft, place, heads, sizes, number(cells, "t_skew_us") / scale)
+            draft.leave_out(table, place, "on another scale than attention.csv, and not by the shots")
+            continue
+        with draft.reading(table, place):
+            rows, mean, most = count(cells, "n"), round(number(cells, "kv_mean")), count(cells, "kv_big")
+            us = number(cells, "t_skew_us") / scale
+            if table == "decode_attention":
+                _decode(draft, place, heads, (rows, mean, most), us)
+            else:
+                sizes = (count(cells, "pc"), count(cells, "kp", least=0), rows, mean, most)
+                _mixed(draft, place, heads, sizes, us)
     if scale is not None and scale != 1:
         draft.note(
             f"{sheet.path.name} has {scale} times what attention.csv has for the same batch, the number of its shots; "

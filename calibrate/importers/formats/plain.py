@@ -31,7 +31,7 @@ def table_of(sheet: Sheet) -> str | None:
 
 def _fits(spec: TableSpec, header: tuple[str, ...]) -> bool:
     times = [time_column(column, header) for column in spec.values]
-    known = {column.name for column in spec.required} - {column.name for column in spec.values}
+    known = {column.name for column in (*spec.required, *spec.optional_keys)} - {column.name for column in spec.values}
     may_lack = {*_TYPES, *_DEFAULTS, *([_MOST] if spec.name == "decode_attention" else [])}
     needed = {column.name for column in (*spec.groups, *spec.axes, *spec.keys)} - may_lack
     return None not in times and needed <= set(header) and set(header) <= known | set(map(str, times))
@@ -92,6 +92,9 @@ def _row(spec: TableSpec, cells: Cells, absent: dict[str, Value], times: dict[st
         elif column.kind == "text":
             row[column.name] = _text(column, cells)
         else:
+            row[column.name] = count(cells, column.name, column.least)
+    for column in spec.optional_keys:
+        if column.name in cells:
             row[column.name] = count(cells, column.name, column.least)
     for name, key in times.items():
         row[name] = number(cells, key) * _TO_US[key.rpartition("_")[2]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ FORMATS = ("llmservingsim", "vllm_bench", "guidellm", "aiperf")
 class Row:
     """One request as the server's clock had it, in seconds; NaN for what the file does not tell.
 
-    `where` names the request in the file; `failed` says why it has no answer, "" where it has one.
+    `where` names the request in the file; `failed` says why it has no answer, "" where it has one. `gaps_s` are those
+    between the pieces that came, which are tokens only where there is one piece for each.
     """
 
     where: str
@@ -86,7 +87,17 @@ def read(path: Path) -> Served:
     notes = [f"Read as {reader.ABOUT}."]
     if failed:
         notes.append(f"{len(failed)} of {len(rows)} requests failed at the server and are left out on both sides.")
+    if any(row.gaps_s for row in answered) and (uneven := sum(not _by_token(row) for row in answered)):
+        notes.append(
+            f"In {uneven} of {len(answered)} answers several tokens came at once, so that gaps are not between tokens: "
+            "ITL is not compared."
+        )
+        answered = [replace(row, gaps_s=()) for row in answered]
     return _served(answered, path, notes)
+
+
+def _by_token(row: Row) -> bool:
+    return len(row.gaps_s) == row.output_tokens - 1
 
 
 def _document(path: Path) -> Any:

@@ -10,6 +10,8 @@ from sim.validate.against import Row
 
 ABOUT = "AIPerf's profile_export.jsonl"
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
+PHASES = ("warmup", "profiling")
+LATE_S = 1e-3
 
 
 def detect(document: Any) -> bool:
@@ -19,25 +21,49 @@ def detect(document: Any) -> bool:
 
 def rows(document: Any) -> Iterator[Row]:
     for number, one in enumerate(document if isinstance(document, list) else [document], 1):
-        told, found = one["metadata"], one["metrics"]
-        if told.get("benchmark_phase") == "warmup":
+        where, told, found = f"line {number}", one["metadata"], one["metrics"]
+        phase = told.get("benchmark_phase", "profiling")
+        if phase not in PHASES:
+            raise ValueError(f"{where} is of the phase {phase!r}; known: {', '.join(PHASES)}")
+        if phase == "warmup":
             continue
         start_s = int(told["request_start_ns"]) / 1e9
         if one.get("error") or told.get("was_cancelled"):
-            yield Row(f"line {number}", start_s, 1, 1, 0.0, 0.0, failed=str(one.get("error") or "cancelled"))
+            yield Row(where, start_s, 1, 1, 0.0, 0.0, failed=_why(one.get("error")))
             continue
-        yield Row(
-            f"line {number}",
-            start_s,
-            int(found["input_sequence_length"]["value"]),
-            int(found["output_sequence_length"]["value"]),
-            _seconds(found["time_to_first_token"]),
-            _seconds(found["request_latency"]),
-        )
+        prompt, output = (_tokens(found[f"{side}_sequence_length"]) for side in ("input", "output"))
+        ttft_s, e2e_s = _seconds(found["time_to_first_token"]), _seconds(found["request_latency"])
+        if (end_ns := told.get("request_end_ns")) is not None:
+            lasted_s = (int(end_ns) - int(told["request_start_ns"])) / 1e9
+            if e2e_s > lasted_s + LATE_S:
+                raise ValueError(f"{where} has a latency of {e2e_s:g} s, and ended after {lasted_s:g} s")
+        yield Row(where, start_s, prompt, output, ttft_s, e2e_s, gaps_s=_gaps_s(found))
+
+
+def _why(error: Any) -> str:
+    if isinstance(error, dict):
+        return str(error.get("message") or error.get("type") or "an error")
+    return str(error or "cancelled")
+
+
+def _gaps_s(found: Any) -> list[float]:
+    chunks = found.get("inter_chunk_latency")
+    if not chunks or not isinstance(chunks.get("value"), list):
+        return []
+    return [float(gap) * _unit(chunks) for gap in chunks["value"]]
+
+
+def _tokens(metric: Any) -> int:
+    if metric["unit"] != "tokens":
+        raise ValueError(f"a length is in {metric['unit']!r}, not in tokens")
+    return int(metric["value"])
 
 
 def _seconds(metric: Any) -> float:
-    unit = metric["unit"]
-    if unit not in SECONDS:
-        raise ValueError(f"unknown unit {unit!r}; known: {', '.join(SECONDS)}")
-    return float(metric["value"]) * SECONDS[unit]
+    return float(metric["value"]) * _unit(metric)
+
+
+def _unit(metric: Any) -> float:
+    if metric["unit"] not in SECONDS:
+        raise ValueError(f"unknown unit {metric['unit']!r}; known: {', '.join(SECONDS)}")
+    return SECONDS[metric["unit"]]

@@ -1,0 +1,267 @@
+"""The plots of a sweep against its load: rates, latency percentiles, and what drafting gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.metrics import Floats
+from sim.report import series
+from sim.report.charts import Chart
+from sim.report.sweep_table import (
+    LATENCIES,
+    RATES,
+    STATISTICS,
+    Axis,
+    Measure,
+    Sweep,
+    latency,
+)
+from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
+
+Lines = dict[str, list[int]]
+"""By name of a combination the rows of its points, in the order of the load."""
+# A plot with more lines than this is a blot: the best are kept, and the note says so.
+MOST_LINES = 16
+# A latency whose largest value is more than so many medians starts out on a logarithmic axis.
+STEEP = 20
+UNSTABLE = "unstable"
+# The settings of what drafts: they vary between a run and its counterpart without drafting.
+DRAFTING = ("policy.", "speculation.")
+DRAFTED = "speculation.drafted_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A measure's values as a plot shows them: the unit, and what to multiply by."""
+
+    unit: str
+    factor: float
+
+    @classmethod
+    def of(cls, measure: Measure, values: Floats) -> Scale:
+        largest = float(np.nanmax(values, initial=0.0))
+        if measure.unit == "s":
+            return cls("ms", 1e3) if largest < 10 else cls("s", 1.0)
+        if measure.unit == "J":
+            return cls("kJ", 1e-3) if largest < 1e7 else cls("MJ", 1e-6)
+        return cls({"%": "%", "usd": "$"}.get(measure.unit, ""), 100.0 if measure.unit == "%" else 1.0)
+
+
+def told(measure: Measure, value: float | None) -> str:
+    """One value in words."""
+    known = None if value is None or math.isnan(value) else value
+    if measure.unit == "" and measure in RATES:
+        return NONE if known is None else f"{number(known)}/s"
+    texts: dict[str, Callable[[float | None], str]] = {"s": seconds, "%": percent, "usd": dollars, "J": energy}
+    return texts.get(measure.unit, number)(known)
+
+
+def load_charts(sweep: Sweep) -> list[Chart]:
+    """Rates and latency percentiles against the load, a line for each combination of the other axes."""
+    if sweep.load is None:
+        return []
+    lines = _lines(sweep)
+    groups = [("rate", "Throughput", [*sweep.known(RATES)])]
+    for key, label in LATENCIES.items():
+        groups.append((key.removesuffix("_s"), label, sweep.known([latency(key, one) for one in STATISTICS])))
+    return [_against_load(sweep, lines, name, title, measures) for name, title, measures in groups if measures]
+
+
+def _lines(sweep: Sweep) -> Lines:
+    """The combinations to draw, in their order: all of them, or those that reach the highest rate."""
+    found = sweep.combinations()
+    if len(found) <= MOST_LINES:
+        return found
+    rate = next(iter(sweep.known(RATES)), None)
+    rates = sweep.points.mean[rate.column] if rate else sweep.points.runs.astype(np.float64)
+    values = np.where(sweep.good, rates, np.nan)
+    reached = {name: float(np.nanmax(values[rows], initial=-1.0)) for name, rows in found.items()}
+    kept = set(sorted(found, key=lambda name: -reached[name])[:MOST_LINES])
+    return {name: rows for name, rows in found.items() if name in kept}
+
+
+def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: Sequence[Measure]) -> Chart:
+    """One plot with a choice of measures."""
+    assert sweep.load is not None
+    choices = [_line_choice(sweep, lines, measure) for measure in measures]
+    loads = sweep.loads
+    spread_out = len(loads) > 0 and 0 < 20 * loads.min() <= loads.max()
+    spec = {
+        "kind": "xy",
+        "group": "sweep",
+        "zoom": "load",
+        "joined": True,
+        "hollow": UNSTABLE,
+        "log": bool(spread_out),
+        "x": {"unit": "", "label": sweep.load.label},
+        "choices": choices,
+    }
+    heading = f"{title} against {sweep.load.label}"
+    note = _line_note(sweep, lines)
+    return Chart(f"load-{name}", heading, choices[0]["sentence"], note, spec, "wide" if name == "rate" else "")
+
+
+def _line_note(sweep: Sweep, lines: Lines) -> str:
+    notes = []
+    if not sweep.good.all():
+        notes.append("Hollow: unstable, the queue kept growing, or a run failed.")
+    if sweep.varies:
+        notes.append(f"Lines are means over the seeds ({sweep.seeds}); bands reach from the smallest to the largest.")
+    whole = len(sweep.combinations())
+    if len(lines) < whole:
+        notes.append(f"Thinned: the {len(lines)} of {count(whole)} combinations that reach the highest rate.")
+    return " ".join(notes)
+
+
+def _line_choice(sweep: Sweep, lines: Lines, measure: Measure) -> dict[str, Any]:
+    points, loads, good = sweep.points, sweep.loads, sweep.good
+    mean = points.mean[measure.column]
+    shown = Scale.of(measure, mean)
+    drawn = []
+    for place, (name, rows) in enumerate(lines.items()):
+        low, high = (ends[measure.column][rows] * shown.factor for ends in (points.low, points.high))
+        line = {
+            "name": name,
+            "place": place,
+            "x": series.compact(loads[rows]),
+            "y": series.compact(mean[rows] * shown.factor),
+            "hollow": [int(not good[row]) for row in rows],
+        }
+        if np.nanmax(high - low, initial=0.0) > 0:
+            line |= {"low": series.compact(low), "high": series.compact(high)}
+        drawn.append(line)
+    return {
+        "label": measure.label,
+        "sentence": _load_sentence(sweep, lines, measure),
+        "y": {"unit": shown.unit or ("per s" if measure in RATES else ""), "label": measure.label},
+        "ylog": measure.unit == "s" and steep(mean),
+        "limits": limits_at(sweep, measure, shown),
+        "series": drawn,
+    }
+
+
+def steep(values: Floats) -> bool:
+    """Is the largest value so far from the middle that a linear axis would hide the others?"""
+    known = values[~np.isnan(values)]
+    return bool(len(known) and known.max() > STEEP * np.median(known) > 0)
+
+
+def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
+    """Where the best of the stable points is; of a latency at the lowest and at the highest load that has any."""
+    assert sweep.load is not None
+    load = sweep.load
+    if measure.better > 0:
+        row = sweep.best(measure)
+        if row is None:
+            return f"No stable point has a value of {measure.label.lower()}."
+        whose = f" with {sweep.name(row, sweep.others)}" if sweep.others else ""
+        reached = f"{told(measure, sweep.value(measure, row))} at {load.label} {sweep.setting(load, row)}"
+        return f"The most {measure.label.lower()} from a stable point: {reached}{whose}."
+    loads, values = sweep.loads, sweep.points.mean[measure.column]
+    fine = sweep.good & ~np.isnan(values) & ~np.isnan(loads)
+    rows = [row for some in lines.values() for row in some if fine[row]]
+    if not rows:
+        return f"No stable point has a value of {measure.label}."
+    found = []
+    for at in sorted({float(loads[rows].min()), float(loads[rows].max())}):
+        best = min((row for row in rows if loads[row] == at), key=lambda row: float(values[row]))
+        whose = f" ({sweep.name(best, sweep.others)})" if sweep.others else ""
+        found.append(f"{told(measure, float(values[best]))} at {load.label} {load.text(at)}{whose}")
+    return f"The lowest {measure.label} of a stable point: {', and '.join(found)}."
+
+
+def limits_at(sweep: Sweep, measure: Measure, shown: Scale) -> list[dict[str, Any]]:
+    """The limit of the SLO that speaks of just this statistic, where all rows have the same."""
+    metric, _, statistic = measure.column.replace("_s.", ".").partition(".")
+    column = f"goodput.slo.{metric}_{statistic}"
+    values = sweep.rows[column].dropna().unique().tolist() if column in sweep.rows else []
+    if len(values) != 1:
+        return []
+    return [{"y": float(values[0]) * shown.factor, "label": f"limit {limit(float(values[0]))}"}]
+
+
+def drafting_chart(sweep: Sweep) -> Chart | None:
+    """Speed-up of drafting against the same load without; None where not both ran."""
+    if sweep.load is None or DRAFTED not in sweep.rows or not any(axis.key.startswith(DRAFTING) for axis in sweep.axes):
+        return None
+    pairs = _drafting_pairs(sweep)
+    measures = sweep.known([latency("tpot_s", "mean"), latency("e2e_s", "mean"), latency("ttft_s", "mean")])
+    if not pairs or not measures:
+        return None
+    choices = [_drafting_choice(sweep, pairs, measure) for measure in measures]
+    spec = {
+        "kind": "xy",
+        "zoom": "load",
+        "joined": True,
+        "hollow": UNSTABLE,
+        "log": False,
+        "x": {"unit": "", "label": sweep.load.label},
+        "choices": choices,
+    }
+    note = "Above 1 drafting is faster. Hollow: one of the two is unstable."
+    return Chart("drafting", "What drafting gains at each load", choices[0]["sentence"], note, spec, "wide")
+
+
+def _drafting_pairs(sweep: Sweep) -> dict[str, list[tuple[int, int]]]:
+    """By line the (row that drafts, row at the same load and settings that does not) of each load."""
+    assert sweep.load is not None
+    drafts = sweep.points.drafts
+    same = [axis for axis in sweep.axes if not axis.key.startswith(DRAFTING)]
+    plain: dict[tuple[str, ...], int] = {}
+    texts = [tuple(sweep.setting(axis, row) for axis in same) for row in range(len(drafts))]
+    for row in np.flatnonzero(~drafts & (sweep.points.failed == 0)).tolist():
+        plain.setdefault(texts[row], row)
+    found: dict[str, list[tuple[int, int]]] = {}
+    for name, rows in _lines(sweep).items():
+        both = [(row, plain[texts[row]]) for row in rows if drafts[row] and texts[row] in plain]
+        if both:
+            found[name] = both
+    return found
+
+
+def _drafting_choice(sweep: Sweep, pairs: dict[str, list[tuple[int, int]]], measure: Measure) -> dict[str, Any]:
+    assert sweep.load is not None
+    values, good, at = sweep.points.mean[measure.column], sweep.good, sweep.loads
+    drawn, ends = [], []
+    for place, (name, both) in enumerate(pairs.items()):
+        gains = np.array([values[other] / values[row] if values[row] > 0 else math.nan for row, other in both])
+        drawn.append(
+            {
+                "name": name,
+                "place": place,
+                "x": series.compact(at[[row for row, _ in both]]),
+                "y": series.compact(gains),
+                "hollow": [int(not (good[row] and good[other])) for row, other in both],
+            }
+        )
+        ends.append(f"{name} {_crossover(sweep.load, at, both, gains)}")
+    sentence = f"By {measure.label}: {'; '.join(ends[:3])}{f'; and {len(ends) - 3} more' if len(ends) > 3 else ''}."
+    return {
+        "label": measure.label,
+        "sentence": sentence,
+        "y": {"unit": "x", "label": f"speed-up of {measure.label}"},
+        "ylog": False,
+        "limits": [{"y": 1.0, "label": "as without drafting"}],
+        "series": drawn,
+    }
+
+
+def _crossover(load: Axis, at: np.ndarray, both: list[tuple[int, int]], gains: np.ndarray) -> str:
+    """From where to where drafting helps, in words."""
+    helps = gains >= 1
+    first, last = (f"{number(float(gains[place]))} x" for place in (0, -1))
+    if helps.all():
+        return f"is faster at every {load.label} ({first} at the lowest, {last} at the highest)"
+    if not helps.any():
+        return f"is slower at every {load.label} ({first} at the lowest, {last} at the highest)"
+    turns = [place for place in range(1, len(helps)) if helps[place] != helps[place - 1]]
+    if len(turns) > 1 or not helps[0]:
+        return f"is faster at {int(helps.sum())} of {len(helps)} loads"
+    row, before = both[turns[0]][0], both[turns[0] - 1][0]
+    turned = f"slower from {load.text(at[row])} on"
+    return f"is faster up to {load.label} {load.text(at[before])} ({first} at the lowest) and {turned}"

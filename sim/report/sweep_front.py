@@ -1,0 +1,175 @@
+"""The plots of a sweep without its load: cost against latency with the best of both, and two settings as a map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sim.metrics import Floats
+from sim.report import series
+from sim.report.charts import Chart
+from sim.report.sweep_charts import UNSTABLE, Scale, limits_at, steep, told
+from sim.report.sweep_table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
+from sim.report.units import count
+
+# More points or cells than this make a blot, or a page of megabytes.
+MOST_POINTS, MOST_CELLS, MOST_MAPS = 2500, 30, 3
+SHADES = 7
+WAITS = tuple(latency(key, statistic) for statistic in ("p99", "p50") for key in ("ttft_s", "tpot_s", "e2e_s"))
+
+
+def pareto_chart(sweep: Sweep) -> Chart | None:
+    """What a point costs against how long it lets wait, with the points that no other beats in both."""
+    costs = [one for one in sweep.known(COSTS) if len(np.unique(known_values(sweep, one))) > 1]
+    if any(one.unit == "usd" for one in costs):
+        costs = [one for one in costs if one != GPU_HOURS]
+    choices = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
+    found = [choice for choice in choices if choice is not None]
+    if not found:
+        return None
+    rows = _pareto_rows(sweep)
+    note = "Down and to the left is better. Ringed: no other stable point is better in both."
+    note += "" if sweep.good.all() else " Hollow: unstable, or a run failed; such points are never ringed."
+    if len(rows) < len(sweep.points):
+        whole = count(len(sweep.points))
+        note += f" Thinned: {count(len(rows))} of {whole} points, chosen at random; the ringed are of all."
+    used = sorted({row for choice in found for line in choice["series"] for row in line["id"]})
+    names = {row: sweep.name(row) for row in used}
+    spec = {"kind": "xy", "hollow": UNSTABLE, "joined": False, "names": names, "choices": found}
+    return Chart("pareto", "Cost against latency", found[0]["sentence"], note, spec, "wide")
+
+
+def _pareto_rows(sweep: Sweep) -> list[int]:
+    """All points, or of too many a fixed random choice: every so many-th would leave out whole settings."""
+    rows = len(sweep.points)
+    if rows <= MOST_POINTS:
+        return list(range(rows))
+    return sorted(np.random.default_rng(0).choice(rows, MOST_POINTS, replace=False).tolist())
+
+
+def front(costs: Floats, waits: Floats, good: Bools) -> list[int]:
+    """Places of the good points that no other good one is as cheap and as fast as, and better in one; by cost."""
+    known = np.flatnonzero(good & ~np.isnan(costs) & ~np.isnan(waits))
+    order = known[np.lexsort((waits[known], costs[known]))]
+    kept, best = [], math.inf
+    for place in order.tolist():
+        if waits[place] < best:
+            kept.append(place)
+            best = float(waits[place])
+    return kept
+
+
+def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> dict[str, Any] | None:
+    costs, waits, good = sweep.points.mean[cost.column], sweep.points.mean[wait.column], sweep.good
+    best = front(costs, waits, good)
+    if not best:
+        return None
+    scales = Scale.of(cost, costs), Scale.of(wait, waits)
+
+    def drawn(rows: Sequence[int], **more: Any) -> dict[str, Any]:
+        pairs = zip((costs, waits), scales, strict=True)
+        x, y = (series.compact(values[list(rows)] * shown.factor) for values, shown in pairs)
+        return {"x": x, "y": y, "id": list(rows), "hollow": [int(not good[row]) for row in rows], **more}
+
+    known = [row for row in _pareto_rows(sweep) if not (np.isnan(costs[row]) or np.isnan(waits[row]))]
+    cheapest, fastest = best[0], best[-1]
+    sentence = f"The cheapest stable point, {sweep.name(cheapest)}, takes {_both(sweep, cost, wait, cheapest)}"
+    if fastest != cheapest:
+        sentence += f"; the fastest, {sweep.name(fastest)}, {_both(sweep, cost, wait, fastest)}"
+    return {
+        "label": f"{wait.label}, {cost.label}",
+        "sentence": sentence + ".",
+        "x": {"unit": scales[0].unit, "label": cost.label},
+        "y": {"unit": scales[1].unit, "label": wait.label},
+        "ylog": steep(waits[known]),
+        "limits": limits_at(sweep, wait, scales[1]),
+        "series": [
+            drawn(known, name="points", place=0),
+            drawn(best, name="not beaten in both", kind="front", front=True),
+        ],
+    }
+
+
+def _both(sweep: Sweep, cost: Measure, wait: Measure, row: int) -> str:
+    price = told(cost, sweep.value(cost, row))
+    spent = f"{price} per million output tokens" if cost.unit else f"{price} {cost.label}"
+    return f"{spent} at {wait.label} {told(wait, sweep.value(wait, row))}"
+
+
+def known_values(sweep: Sweep, measure: Measure) -> Floats:
+    values = sweep.points.mean[measure.column]
+    return values[~np.isnan(values)]
+
+
+def map_charts(sweep: Sweep) -> list[Chart]:
+    """A map for each pair of axes that are not the load, words before numbers; at most `MOST_MAPS`."""
+    axes = [axis for axis in sweep.others if 2 <= len(axis.values) <= MOST_CELLS]
+    axes.sort(key=lambda axis: axis.numeric)
+    charts = [_map(sweep, *pair) for pair in list(combinations(axes, 2))[:MOST_MAPS]]
+    return [chart for chart in charts if chart is not None]
+
+
+def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
+    if len(across.values) > len(down.values):
+        across, down = down, across
+    rates = sweep.known(RATES)[:1]
+    waits = sweep.known([latency("ttft_s", "p99"), latency("tpot_s", "p99"), latency("e2e_s", "p99")])
+    costs = [one for one in sweep.known(COSTS) if one.unit == "usd"]
+    choices = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
+    found = [choice for choice in choices if choice is not None]
+    if not found:
+        return None
+    spec = {
+        "kind": "heat",
+        "x": {"label": across.label, "names": [across.text(value) for value in across.values]},
+        "y": {"label": down.label, "names": [down.text(value) for value in down.values]},
+        "choices": found,
+    }
+    note = "The deeper the colour, the larger the value; outlined: the best. Empty: no stable point."
+    return Chart(f"map-{across.key}-{down.key}".replace(".", "-"), f"{down.label} and {across.label}",
+                 found[0]["sentence"], note, spec, "wide")  # fmt: skip
+
+
+def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dict[str, Any] | None:
+    """The best of the stable points in each cell; for a latency, at one load that as many cells as can be have."""
+    values, at = sweep.points.mean[measure.column], ""
+    usable = sweep.good & ~np.isnan(values)
+    if sweep.load is not None:
+        usable &= ~np.isnan(sweep.loads)
+    if measure.unit == "s" and sweep.load is not None and usable.any():
+        loads, uses = np.unique(sweep.loads[usable], return_counts=True)
+        top = float(loads[uses == uses.max()].max())
+        usable &= sweep.loads == top
+        at = f" at {sweep.load.label} {sweep.load.text(top)}"
+    if not usable.any():
+        return None
+    cell: dict[tuple[int, int], float] = {}
+    columns = {across.text(value): place for place, value in enumerate(across.values)}
+    lines = {down.text(value): place for place, value in enumerate(down.values)}
+    for row in np.flatnonzero(usable).tolist():
+        where = lines[sweep.setting(down, row)], columns[sweep.setting(across, row)]
+        value = float(values[row])
+        better = min if measure.better < 0 else max
+        cell[where] = better(cell.get(where, value), value)
+    best = (min if measure.better < 0 else max)(cell, key=cell.__getitem__)
+    worst = (max if measure.better < 0 else min)(cell, key=cell.__getitem__)
+    low, high = min(cell.values()), max(cell.values())
+    shade = {where: round((SHADES - 1) * (value - low) / (high - low or 1)) for where, value in cell.items()}
+    places = [[(line, column) for column in range(len(columns))] for line in range(len(lines))]
+    more = len(sweep.others) > 2 or (sweep.load is not None and not at)
+    named = [f"{down.named(down.values[place[0]])}, {across.named(across.values[place[1]])}" for place in (best, worst)]
+    sentence = f"{measure.label}{at}{', the best over the other axes' if more else ''}: "
+    sentence += f"{told(measure, cell[best])} with {named[0]}"
+    if best != worst:
+        sentence += f", {told(measure, cell[worst])} with {named[1]}"
+    return {
+        "label": measure.label,
+        "sentence": sentence + ".",
+        "texts": [[told(measure, cell.get(place, math.nan)) for place in line] for line in places],
+        "shades": [[shade.get(place) for place in line] for line in places],
+        "best": list(best),
+    }

@@ -1,0 +1,272 @@
+"""The rows of a sweep as points: which axis is the load, what is measured, means and ranges over the seeds.
+
+It draws nothing and knows no file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.metrics import Floats, Ints
+from sim.report.units import NONE
+
+Bools = npt.NDArray[np.bool_]
+Unit = Literal["", "s", "%", "usd", "J"]
+# Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
+LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")
+STATISTICS = {"p99": "p99", "p95": "p95", "p90": "p90", "p50": "median", "mean": "mean"}
+LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One number of a point: its column, its name, and which way is better (0: neither)."""
+
+    column: str
+    label: str
+    unit: Unit
+    better: Literal[-1, 0, 1]
+
+
+GOODPUT = Measure("goodput.requests_per_s", "Goodput", "", 1)
+REQUESTS = Measure("throughput.requests_per_s", "Requests", "", 1)
+OUTPUT = Measure("throughput.output_tokens_per_s", "Output tokens", "", 1)
+PRICE = Measure("bill.usd_per_million_output_tokens", "Cost per million output tokens", "usd", -1)
+ENERGY = Measure("bill.joules_per_million_output_tokens", "Energy per million output tokens", "J", -1)
+GPUS = Measure("gpus", "GPUs", "", -1)
+GPU_HOURS = Measure("gpu_hours_per_million_output_tokens", "GPU-hours per million output tokens", "", -1)
+ATTAINED = Measure("goodput.fraction", "SLO met", "%", 1)
+RATES = (GOODPUT, REQUESTS, OUTPUT)
+COSTS = (PRICE, GPU_HOURS, GPUS, ENERGY)
+
+
+def latency(key: str, statistic: str) -> Measure:
+    """A latency as the columns name it."""
+    return Measure(f"{key}.{statistic}", f"{LATENCIES[key]} {STATISTICS[statistic]}", "s", -1)
+
+
+LATENCY_MEASURES = tuple(latency(key, statistic) for key in LATENCIES for statistic in STATISTICS)
+# What the table of points shows, where any point has it.
+SHOWN = (GOODPUT, ATTAINED, REQUESTS, OUTPUT, *(latency(key, one) for key in ("ttft_s", "tpot_s", "e2e_s")
+         for one in ("p50", "p99")), Measure("kv.mean_used", "KV used", "%", 0),
+         Measure("kv.preemptions", "Preemptions", "", -1), GPUS, PRICE, GPU_HOURS, ENERGY)  # fmt: skip
+ALL = tuple({measure.column: measure for measure in (*SHOWN, *LATENCY_MEASURES)}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A setting that varies: `key` as the scenario writes it, `label` short, `values` in the order asked for."""
+
+    key: str
+    label: str
+    values: tuple[Any, ...]
+
+    @property
+    def numeric(self) -> bool:
+        return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in self.values)
+
+    def text(self, value: Any) -> str:
+        return value_text(value)
+
+    def named(self, value: Any) -> str:
+        """The value as it stands in the name of a line: words speak for themselves, numbers need their key."""
+        text = value_text(value)
+        return text if isinstance(value, str) and text not in {"on", "off", "auto"} else f"{self.label} {text}"
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as people read it."""
+    if isinstance(value, bool | np.bool_):
+        return "on" if value else "off"
+    if isinstance(value, float | np.floating):
+        return NONE if np.isnan(value) else f"{value:.6g}"
+    return NONE if value is None or value is pd.NA or value == "" else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """One entry for each combination of the axes' values, in the order of the table; all of one length.
+
+    `settings` holds the values by axis; `mean`, `low` and `high` those of each measure over the seeds, by its column
+    (NaN where no run has it); `reasons` says why a run failed, "" where none did.
+    """
+
+    settings: Mapping[str, Sequence[Any]]
+    number: Sequence[int]
+    """Of the first row of each, as the table numbers it."""
+    runs: Ints
+    failed: Ints
+    stable: Bools
+    drafts: Bools
+    reasons: Sequence[str]
+    mean: Mapping[str, Floats]
+    low: Mapping[str, Floats]
+    high: Mapping[str, Floats]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep's points with their axes, of which `load` says how much traffic comes; `rows` is the whole table."""
+
+    axes: tuple[Axis, ...]
+    load: Axis | None
+    points: Points
+    seeds: int
+    rows: pd.DataFrame
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Sweep:
+        """The points of a table as `sim sweep` writes it; axes by dotted key, `seed` not among them."""
+        kept = _axes({key: values for key, values in axes.items() if key != "seed" and key in table})
+        points = _points(_with_gpus(table.reset_index(drop=True)), kept)
+        return cls(kept, _load(kept), points, int(table["seed"].nunique()) if len(table) else 0, table)
+
+    @property
+    def others(self) -> tuple[Axis, ...]:
+        """The axes but for the load."""
+        return tuple(axis for axis in self.axes if axis != self.load)
+
+    @property
+    def good(self) -> Bools:
+        """Which points may be offered as best: every run of theirs ended, with a stable queue."""
+        fine: Bools = (self.points.failed == 0) & self.points.stable
+        return fine
+
+    @property
+    def loads(self) -> Floats:
+        """The load of each point; there must be one."""
+        assert self.load is not None
+        return np.array(self.points.settings[self.load.key], dtype=np.float64)
+
+    @property
+    def varies(self) -> bool:
+        """Do the seeds of any point differ in anything?"""
+        points = self.points
+        return any(bool((points.high[name] > points.low[name]).any()) for name in points.mean)
+
+    def has(self, measure: Measure) -> bool:
+        return bool((~np.isnan(self.points.mean[measure.column])).any())
+
+    def known(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Those of the measures that any point has."""
+        return [measure for measure in measures if self.has(measure)]
+
+    def value(self, measure: Measure, row: int) -> float:
+        return float(self.points.mean[measure.column][row])
+
+    def setting(self, axis: Axis, row: int) -> str:
+        return value_text(self.points.settings[axis.key][row])
+
+    def name(self, row: int, axes: Sequence[Axis] | None = None) -> str:
+        """What a point is called by its values of the axes (all of them if not given)."""
+        chosen = self.axes if axes is None else axes
+        return ", ".join(axis.named(self.points.settings[axis.key][row]) for axis in chosen) or "run"
+
+    def best(self, measure: Measure) -> int | None:
+        """The row of the best good point; None where there is none."""
+        values = np.where(self.good, self.points.mean[measure.column], np.nan)
+        if not measure.better or np.isnan(values).all():
+            return None
+        return int(np.nanargmax(measure.better * values))
+
+    def combinations(self) -> dict[str, list[int]]:
+        """The rows of each combination of the axes but the load, by name, in the order of the load."""
+        found: dict[str, list[int]] = {}
+        for row in range(len(self.points)):
+            found.setdefault(self.name(row, self.others), []).append(row)
+        if self.load is not None:
+            at = self.loads
+            order = np.argsort(np.argsort(at, kind="stable"), kind="stable").tolist()  # NaN (not set) comes last
+            found = {name: sorted(rows, key=order.__getitem__) for name, rows in found.items()}
+        return found
+
+
+def _axes(axes: Mapping[str, Sequence[Any]]) -> tuple[Axis, ...]:
+    """The axes with labels as short as they can be told apart by."""
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in axes}
+    twice = {label for label, uses in Counter(short.values()).items() if uses > 1}
+    return tuple(
+        Axis(key, key if short[key] in twice else short[key], tuple({value_text(one): one for one in values}.values()))
+        for key, values in axes.items()
+    )
+
+
+def _load(axes: Sequence[Axis]) -> Axis | None:
+    numeric = {axis.key: axis for axis in axes if axis.numeric and len(axis.values) > 1}
+    for key in LOADS:
+        if key in numeric:
+            return numeric[key]
+    return max(numeric.values(), key=lambda axis: len(axis.values), default=None)
+
+
+def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the number of GPUs, and the hours of them that a million output tokens take."""
+    unknown = pd.Series(np.nan, table.index)
+    gpus = table.get("bill.gpus", unknown)
+    counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
+    gpus = gpus.astype(float).fillna(counted.astype(float))
+    rate = table.get(OUTPUT.column, unknown).astype(float)
+    hours = gpus * 1e6 / 3600 / rate.where(rate > 0)
+    return table.assign(**{GPUS.column: gpus, GPU_HOURS.column: hours})
+
+
+def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
+    """The seeds of each combination of the axes' values brought together."""
+    keys = [tuple(map(value_text, values)) for values in zip(*(table[axis.key] for axis in axes), strict=True)]
+    places: dict[tuple[str, ...], int] = {}
+    point = np.array([places.setdefault(key, len(places)) for key in keys or [()] * len(table)], dtype=np.int64)
+    _, first = np.unique(point, return_index=True)
+    ok = (table["status"] == "ok").to_numpy(dtype=bool)
+    stable = np.array([value is True or value == 1 for value in table["stable"].tolist()], dtype=bool)
+    told = [""] * len(places)
+    for row in np.flatnonzero(~ok).tolist():
+        told[point[row]] = told[point[row]] or str(table["reason"].iloc[row])
+    drafted = _column(table, "speculation.drafted_tokens", ok)
+    ranges = {measure.column: _ranges(_column(table, measure.column, ok), point, len(places)) for measure in ALL}
+
+    def runs_that(which: Bools) -> Ints:
+        return np.bincount(point[which], minlength=len(places))
+
+    return Points(
+        settings={axis.key: table[axis.key].iloc[first].tolist() for axis in axes},
+        number=table["point"].iloc[first].tolist(),
+        runs=runs_that(np.ones(len(point), bool)),
+        failed=runs_that(~ok),
+        stable=runs_that(ok & ~stable) == 0,
+        drafts=runs_that(~np.isnan(drafted)) > 0,
+        reasons=told,
+        mean={name: found[0] for name, found in ranges.items()},
+        low={name: found[1] for name, found in ranges.items()},
+        high={name: found[2] for name, found in ranges.items()},
+    )
+
+
+def _column(table: pd.DataFrame, name: str, ok: Bools) -> Floats:
+    """A column's values in the rows that ran; NaN elsewhere, and where there is no such column."""
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return np.where(ok, table[name].to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
+
+
+def _ranges(values: Floats, point: Ints, count: int) -> tuple[Floats, Floats, Floats]:
+    """Mean, smallest and largest of the known values of each point."""
+    known = ~np.isnan(values)
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, point[known], values[known])
+    np.maximum.at(high, point[known], values[known])
+    sums = np.bincount(point[known], values[known], minlength=count)
+    counts = np.bincount(point[known], minlength=count)
+    some = counts > 0
+    mean = np.where(some, sums / np.maximum(counts, 1), np.nan)
+    low, high = np.where(some, low, np.nan), np.where(some, high, np.nan)
+    return np.clip(mean, low, high), low, high

@@ -1,0 +1,138 @@
+"""The plots of step time by term: attention, products, communication, host and so on; it prices nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from sim.metrics import Floats, Ints
+from sim.report import series
+from sim.report.charts import Chart, Run
+from sim.report.timeline import Clock
+from sim.report.units import count, percent, seconds
+
+# More spans than this are not explained for a page: an even choice says the same.
+MOST_SPANS = 5000
+SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150
+GROUPS = ("products", "attention", "elementwise", "communication", "memory moves", "drafting", "launching", "host")
+NAMED = {
+    "products": ("qkv", "attention output", "query", "LM head", "router", "embedding product"),
+    "elementwise": ("embedding", "norms", "latent norms", "query and key norms", "rope", "activation",
+                    "shared expert activation", "expert activation", "expert combine", "KV write", "sampling"),
+    "communication": ("all-reduce", "logits gather"),
+    "memory moves": ("block copies", "swap", "offload wait"),
+    "launching": ("launches", "launch gaps"),
+    "host": ("host",),
+}  # fmt: skip
+NOTE = (
+    "Products: all matrix products, the LM head included; elementwise: norms, activations, rotation, sampling, KV "
+    "writes; launching: gaps between kernels; host: what the device does not hide."
+)
+
+
+class Terms(Protocol):
+    """What the steps of a run cost by term (`sim.terms.StepTerms`)."""
+
+    @property
+    def rows(self) -> Ints:
+        """Rows of the steps table that can be explained, in order."""
+        ...
+
+    def of(self, place: int) -> dict[str, float]:
+        """Seconds by term of one step of explainable row number `place`."""
+        ...
+
+
+def group_of(term: str) -> str:
+    """The group that a term of a step's cost belongs to; a term that none knows is a group of its own."""
+    for group, names in NAMED.items():
+        if term in names:
+            return group
+    if term.startswith("draft"):
+        return "drafting"
+    if term.endswith(" attention"):
+        return "attention"
+    return "products" if term.endswith((" up", " down")) else term
+
+
+def terms_of(run: Run) -> Terms | None:
+    """The terms of a run's steps; None where they were measured as a whole, or the run has no step."""
+    found: Terms | None = getattr(run, "terms", None)
+    return found if found is not None and len(found.rows) else None
+
+
+def term_charts(run: Run) -> list[Chart]:
+    """Mean step time by group of terms: over the run, and by what the steps did."""
+    terms = terms_of(run)
+    if terms is None:
+        return []
+    rows = terms.rows
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_SPANS)).astype(np.int64))
+    spent = pd.DataFrame([_grouped(terms.of(place)) for place in chosen.tolist()]).fillna(0.0)
+    known = [*(name for name in GROUPS if name in spent), *(name for name in spent if name not in GROUPS)]
+    kept = [str(name) for name in known if spent[name].any()]
+    if not kept:
+        return []
+    steps = run.steps.iloc[rows[chosen]].reset_index(drop=True)
+    note = NOTE
+    if len(chosen) < len(run.steps):
+        note = f"Thinned: {count(len(chosen))} of {count(len(run.steps))} spans, evenly chosen. {NOTE}"
+    return [_shares(steps, spent[kept], note), _over_time(run, steps, spent[kept], note)]
+
+
+def _grouped(terms: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in terms.items():
+        group = group_of(name)
+        found[group] = found.get(group, 0.0) + value
+    return found
+
+
+def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
+    """Bars of the mean step: all, those that prefill, those that only decode."""
+    repeats = steps["repeats"].to_numpy(np.float64)
+    prefill = steps["prefill_requests"].to_numpy() > 0
+    parts = {"all steps": np.ones(len(steps), bool), "with prefill": prefill, "decode only": ~prefill}
+    rows: list[dict[str, Any]] = []
+    for label, mine in parts.items():
+        if mine.any():
+            means: Floats = np.average(spent.to_numpy()[mine], axis=0, weights=repeats[mine])
+            told = f"{seconds(float(means.sum()))} a step"
+            if label != "all steps":
+                told += f", {percent(float(repeats[mine].sum() / repeats.sum()))} of the steps"
+            rows.append({"label": label, "note": told, "values": series.compact(means)})
+    overall = np.average(spent.to_numpy(), axis=0, weights=repeats)
+    ranked = np.argsort(-overall)[:3]
+    largest = [f"{spent.columns[place]} {percent(float(overall[place] / overall.sum()))}" for place in ranked]
+    sentence = f"Of the time of a mean step: {', '.join(largest)}."
+    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean step"}, "names": list(spent.columns), "rows": rows}
+    return Chart("terms", "Step time by term", sentence, note, spec, "wide")
+
+
+def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
+    """A stack over the run: the mean over time of a step's duration, by group."""
+    clock = Clock.of(run)
+    buckets = min(MOST_BUCKETS, max(1, len(steps) // SPANS_PER_BUCKET))
+    edges_s = np.linspace(clock.start_s, max(clock.end_s, clock.start_s + 1e-9), buckets + 1)
+    milliseconds = steps.assign(**{f"term {name}": spent[name] * 1e3 for name in spent})
+    spans = series.by_replica(milliseconds, *(f"term {name}" for name in spent))
+    means: dict[str, Floats] = {}
+    for name in spent:
+        parts = [part.constant(part.columns[f"term {name}"]) for part in spans]
+        means[str(name)] = series.busy_means(parts, edges_s)["mean"]
+    totals = np.nan_to_num(np.array(list(means.values()))).sum(axis=0)
+    top = int(np.argmax(totals))
+    most = max(means, key=lambda name: np.nan_to_num(means[name][top]))
+    at_s, longest_s, share_s = edges_s[top] - clock.start_s, totals[top] / 1e3, means[most][top] / 1e3
+    sentence = (
+        f"Steps were longest after {seconds(float(at_s))}: {seconds(float(longest_s))} on average, most of it {most} "
+        f"({seconds(float(share_s))})."
+    )
+    lines = [{"name": name, "mean": series.compact(values)} for name, values in means.items()]
+    axes = {"x": clock.axis(edges_s), "y": {"unit": "ms", "label": "step time"}}
+    spec = {"kind": "stack", **axes, "nothing": "nothing ran", "series": lines}
+    width = seconds(float(edges_s[1] - edges_s[0]))
+    return Chart("terms-time", "Step time by term, over time", sentence, f"Means over {width}. {note}", spec, "wide")

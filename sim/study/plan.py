@@ -1,0 +1,159 @@
+"""`sim plan`: how much one configuration takes under an SLO, and which configuration takes a given rate for least.
+
+It puts questions to the search and tells the answers as a document that JSON can hold; docs/plan.md explains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sim import api, metrics
+from sim.assemble import assemble
+from sim.scenario import Scenario
+from sim.study.plan_bench import Simulated
+from sim.study.plan_document import (
+    Document,
+    capacity_words,
+    inputs_of,
+    rate_row,
+    row_of,
+    slo_of,
+    unmet_words,
+    warm_up_words,
+)
+from sim.study.plan_rates import AtRate
+from sim.study.plan_replicate import source
+from sim.study.plan_search import FEWEST, LONGEST, Aim, Capacity, Search, Trial, UnmetError
+from sim.study.plan_seen import Clause, clauses_of, requests_needed
+from sim.study.statistics import CONFIDENCE
+from traces.schema import InputError
+
+FEWEST_OF_ALL = 200
+"""Fewer show neither a warm-up nor a growing queue."""
+CURVE = (0.25, 0.5, 0.7, 0.85, 0.95, 1.1, 1.25)
+"""Shares of the capacity at which a page also shows the latencies, beside those that the search tried."""
+CURVE_REPLICATIONS = 4
+Told = Callable[[str], None]
+
+
+def quiet(what: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked beside the scenario: how exact, and by how many processes.
+
+    Args:
+        precision: half width of the 95 % interval as a share of the capacity.
+        attainment: the share of requests that must meet every limit by its own values, instead of the statistics that
+            the SLO names.
+        workers, executor: as in `sim.study.workers.each`.
+        curve: also simulate rates far from the capacity, for the plots.
+        most_gpus: no deployment larger than this is considered.
+        requests: of one replication, at least.
+    """
+
+    precision: float = 0.03
+    attainment: float | None = None
+    workers: int | None = None
+    executor: str = "processes"
+    curve: bool = False
+    most_gpus: int = 256
+    requests: int = FEWEST
+
+    def __post_init__(self) -> None:
+        if not 0.002 <= self.precision <= 0.5:
+            raise InputError(f"precision is {self.precision:g}; it must lie between 0.002 (0.2 %) and 0.5 (50 %)")
+        if self.most_gpus < 1:
+            raise InputError(f"at most {self.most_gpus} GPUs; there must be at least 1")
+        if not FEWEST_OF_ALL <= self.requests <= LONGEST:
+            raise InputError(
+                f"{self.requests:,} requests a replication; there must be {FEWEST_OF_ALL:,} to {LONGEST:,} of them"
+            )
+
+
+def capacity_of(plan: Scenario, ask: Ask, told: Told = quiet) -> Document:
+    """The highest rate that the configuration takes under the scenario's SLO.
+
+    Returns the document of docs/plan.md; its `capacity` is None, with a `reason`, where no rate meets the SLO.
+    Raises InputError for a scenario that cannot be planned or run.
+    """
+    clauses = checked(plan, ask)
+    runs = [0]
+    bench = Simulated(
+        plan, clauses, workers=ask.workers, executor=ask.executor, ran=lambda: runs.__setitem__(0, runs[0] + 1)
+    )
+    aim = Aim(clauses, ask.precision, fewest=ask.requests)
+    search = Search(bench, aim, bench.guess(), told)
+    about = {"slo": slo_of(plan, ask.attainment), "rate": None, "precision": ask.precision, "confidence": CONFIDENCE}
+    try:
+        found = search.capacity()
+    except UnmetError as unmet:
+        return jsonable(
+            {**about, **unmet_words(unmet, clauses), "simulations": runs[0], "inputs": inputs_of(plan, unmet.seen)}
+        )
+    rates = list(found.rates)
+    if ask.curve:
+        rates = sorted([*rates, *_curve(bench, search, found)], key=lambda one: one.rate_per_s)
+    row = row_of(plan, found)
+    return jsonable(
+        {
+            **about,
+            "capacity": capacity_words(found, plan.replicas),
+            "best": row,
+            "candidates": [row],
+            "rates": [rate_row(one, clauses, found.window) for one in rates],
+            "warm_up": warm_up_words(found),
+            "replications": found.replications,
+            "requests_per_replication": found.requests,
+            "simulations": runs[0],
+            "notes": list(found.notes),
+            "inputs": inputs_of(plan, found.rates[0].seen[0]),
+        }
+    )
+
+
+def checked(plan: Scenario, ask: Ask) -> tuple[Clause, ...]:
+    """The clauses of the scenario's SLO, if the scenario can be planned for them at all.
+
+    Raises InputError for one that cannot: a mistaken SLO, a live run, a closed loop, a trace too short.
+    """
+    clauses = clauses_of(metrics.parse_slo(plan.slo) if plan.slo else (), ask.attainment)
+    if plan.executor != "predicted":
+        raise InputError("a plan simulates hundreds of runs; executor live is not for it")
+    told = plan.workload
+    if told.concurrency:
+        raise InputError("a plan searches the arrival rate, and with workload.concurrency requests come when users ask")
+    if told.resample or told.rate_scale != 1.0:
+        raise InputError("a plan draws requests and rates itself; leave out workload.resample and workload.rate_scale")
+    trace = source(told)
+    needed = requests_needed(clauses)
+    if len(trace) < needed:
+        rarest = min((clause for clause in clauses if clause.share > 0), key=lambda clause: clause.share, default=None)
+        name = rarest.name if rarest else clauses[0].name
+        raise InputError(
+            f"{trace.path or trace.name} has {len(trace):,} requests, too few to show {name}: that takes at least "
+            f"{needed:,} of them, so that ten lie beyond it"
+        )
+    parts = assemble(plan)
+    api.admissible(parts, trace)
+    return clauses
+
+
+def _curve(bench: Simulated, search: Search, found: Capacity) -> list[AtRate]:
+    """Further rates, for the plots; they change no answer."""
+    rates = [float(f"{share * found.interval.mean:.4g}") for share in CURVE]
+    rates = [rate for rate in rates if rate not in search.found]
+    trials = [Trial(rate, number, found.requests) for rate in rates for number in range(CURVE_REPLICATIONS)]
+    for trial, seen in zip(trials, bench(trials), strict=True):
+        search.found.setdefault(trial.rate_per_s, []).append(seen)
+    return [search.at(rate) for rate in rates]
+
+
+def jsonable(document: Document) -> Document:
+    """The document in JSON's own types."""
+    found: Any = metrics.plain(document)
+    return dict(found)

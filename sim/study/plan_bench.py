@@ -1,0 +1,70 @@
+"""Runs the trials of a search on the simulator, in this process or several. It knows no statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sim.scenario import Scenario
+from sim.study.plan_replicate import Point, measure, source
+from sim.study.plan_search import Trial
+from sim.study.plan_seen import Clause, Seen
+from sim.study.workers import cores, each
+
+BURST = 256
+"""Requests that come at once to see how fast they are served: where the search begins."""
+WORTH_STARTING_S = 4.0
+"""Work for which further processes, which each take a second or two to start, are worth it."""
+
+
+class Simulated:
+    """A bench: trials become simulations of one scenario.
+
+    Args:
+        workers: processes at most; None for one on each core.
+        executor: as in `sim.study.workers.each`.
+        ran: told of each finished simulation.
+    """
+
+    def __init__(
+        self,
+        plan: Scenario,
+        clauses: Sequence[Clause],
+        *,
+        workers: int | None = None,
+        executor: str = "processes",
+        ran: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.clauses = tuple(clauses)
+        self._workers, self._executor, self._ran = workers, executor, ran
+        requests = source(plan.workload).requests
+        sessions = int((requests["after"] < 0).sum()) if "after" in requests else len(requests)
+        self._sessions_per_request = sessions / len(requests)
+        self._cost_s = 0.0
+        """Wall seconds of a run, the slowest so far."""
+
+    def __call__(self, trials: Sequence[Trial]) -> list[Seen]:
+        points = [self._point(trial) for trial in trials]
+        found: dict[int, Seen] = {}
+        for index, seen in each(measure, points, workers=self._crew(points), executor=self._executor):
+            found[index] = seen
+            self._ran()
+        self._cost_s = max([self._cost_s, *(seen.wall_s for seen in found.values())])
+        return [found[index] for index in range(len(points))]
+
+    def guess(self) -> float:
+        """Requests per second that are served when many come at once: near the capacity, or not far below it."""
+        [seen] = self([Trial(1e6, 0, BURST)])
+        return BURST / float(np.nanmax(seen.finish_s))
+
+    def _point(self, trial: Trial) -> Point:
+        sessions = math.ceil(trial.requests * self._sessions_per_request)
+        return Point(self.plan, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window)
+
+    def _crew(self, points: Sequence[Point]) -> int | None:
+        if self._executor == "processes" and (self._cost_s * len(points) < WORTH_STARTING_S or self._workers == 1):
+            return 1
+        return min(self._workers or cores(), max(1, len(points)))

@@ -1,0 +1,319 @@
+"""`sim plan --rate`: which configuration meets an SLO at a rate for least money, or with the fewest GPUs.
+
+Each candidate's capacity is searched roughly, its replicas are counted by simulating them together at the rate, and
+the cheapest is confirmed with as many replications as it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sim import scenario
+from sim.scenario import Scenario
+from sim.study.grid import of_settings
+from sim.study.plan import Ask, Told, capacity_of, checked, jsonable, quiet
+from sim.study.plan_bench import Simulated
+from sim.study.plan_document import (
+    Document,
+    capacity_words,
+    configuration,
+    cost_of,
+    inputs_of,
+    mark_pareto,
+    money,
+    rate_row,
+    slo_of,
+    warm_up_words,
+)
+from sim.study.plan_rates import AtRate, lifetime_s
+from sim.study.plan_search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
+from sim.study.plan_seen import Window, requests_needed
+from sim.study.statistics import CONFIDENCE
+from sim.study.workers import each
+from traces.schema import InputError
+
+MOST_CANDIDATES = 200
+ROUGH_LIFETIMES = 6.0
+ROUGH_REPLICATIONS = 5
+ROUGH_REQUESTS = 2000
+POOLING = 1.15
+"""Replicas that share their load may take so much more than as many alone; more than that is not tried."""
+CONFIRMATIONS = (10, 20, 40)
+"""Replications that confirm the cheapest, more where fewer cannot say."""
+FAR = 3.0
+"""A candidate that costs at least so many times the cheapest is not simulated at the rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One candidate at work: its name tells the settings that vary."""
+
+    name: str
+    plan: Scenario
+    rate: float
+    ask: Ask
+    found: Capacity | None = None
+
+
+def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, told: Told = quiet) -> Document:
+    """The plan of a scenario's tables and of settings, those that are lists varying.
+
+    Raises InputError as `capacity_of` and `cheapest`, and for settings that no plan varies.
+    """
+    fixed, grid = of_settings(settings)
+    if "workload.rate" in grid.keys or "slo" in grid.keys:
+        raise InputError("a plan is made for one rate and one SLO; use sim sweep to vary them")
+    if len(grid) > MOST_CANDIDATES:
+        raise InputError(f"that makes {len(grid):,} candidates; a plan takes at most {MOST_CANDIDATES}")
+    rate = scenario.build(base, fixed).workload.rate
+    fixed["workload.rate"] = 0.0
+    points = [grid.point(index) for index in range(len(grid))]
+    candidates = {grid.name(point): scenario.build(base, {**fixed, **point.settings}) for point in points}
+    if rate:
+        return cheapest(candidates, rate, ask, told)
+    if len(candidates) > 1:
+        raise InputError(
+            f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
+        )
+    return capacity_of(next(iter(candidates.values())), ask, told)
+
+
+def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: Told = quiet) -> Document:
+    """The document of docs/plan.md for these configurations, of one replica each; `best` is None where none will do.
+
+    Raises InputError where a candidate's number of replicas is given, no candidate can be run at all, or prices are
+    missing where they decide.
+    """
+    if not 0 < rate < math.inf:
+        raise InputError(f"rate is {rate}; it must be above 0")
+    if any(plan.replicas != 1 for plan in candidates.values()):
+        raise InputError("with --rate the plan finds the number of replicas itself; leave out replicas")
+    inner = ask if len(candidates) == 1 else replace(ask, workers=1, executor="processes")
+    outer = ask if len(candidates) > 1 else replace(ask, workers=1, executor="processes")
+    tasks = [Task(name, plan, rate, inner) for name, plan in candidates.items()]
+    rows: dict[str, Document] = {}
+    kept: list[Task] = []
+    for index, answer in each(_capacity, tasks, workers=outer.workers, executor=outer.executor):
+        task = tasks[index]
+        if isinstance(answer, str):
+            rows[task.name] = _row(task, status=answer)
+            told(f"{task.name}: {answer}")
+        else:
+            kept.append(replace(task, found=answer))
+            told(f"{task.name}: {answer.interval.mean:.3g} requests/s a replica")
+    if not kept and all(row["status"].startswith("cannot run") for row in rows.values()):
+        raise InputError(
+            "no candidate can be run: " + "; ".join(f"{name}: {row['reason']}" for name, row in rows.items())
+        )
+    kept.sort(key=lambda task: list(candidates).index(task.name))
+    near = _near(kept, rows)
+    for index, row in each(_sized, near, workers=outer.workers, executor=outer.executor):
+        rows[near[index].name] = row
+        told(f"{near[index].name}: {row['replicas'] or 'no number of'} replicas")
+    best, at, window = _confirmed({task.name: task for task in kept}, rows, replace(ask, curve=False), told)
+    return _document(candidates, rows, kept, best, at, window, rate, ask)
+
+
+def _capacity(task: Task) -> Capacity | str:
+    """One replica's capacity, roughly; or why there is none."""
+    try:
+        clauses = checked(task.plan, task.ask)
+        bench = Simulated(task.plan, clauses, workers=task.ask.workers, executor=task.ask.executor)
+        aim = Aim(
+            clauses,
+            precision=0.1,
+            fewest=min(ROUGH_REQUESTS, task.ask.requests),
+            lifetimes=ROUGH_LIFETIMES,
+            first_replications=ROUGH_REPLICATIONS,
+            most_replications=ROUGH_REPLICATIONS,
+        )
+        search = Search(bench, aim, bench.guess())
+        return _light(search.capacity())
+    except InputError as error:
+        return f"cannot run: {error}"
+    except UnmetError as unmet:
+        return f"misses the SLO: {unmet.clause} at any load"
+
+
+def _light(found: Capacity) -> Capacity:
+    """Without what only the search needed: it travels between processes."""
+    return replace(found, rates=tuple(replace(one, seen=one.seen[:2]) for one in found.rates))
+
+
+def _least_replicas(task: Task) -> int:
+    assert task.found is not None
+    return max(1, math.ceil(task.rate / (POOLING * task.found.interval.mean)))
+
+
+def _price(task: Task) -> float | None:
+    """Dollars per hour of one replica."""
+    assert task.found is not None
+    price: float | None = money(task.found.rates[0].seen)["usd_per_hour"]
+    return price
+
+
+def _near(kept: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
+    """The candidates worth simulating at the rate; the others get their row."""
+    near = []
+    prices = {task.name: _price(task) for task in kept}
+    kinds = {task.plan.gpu for task in kept}
+    by_price = None not in prices.values()
+    if not by_price and len(kinds) > 1:
+        missing = sorted({task.plan.gpu for task in kept if prices[task.name] is None})
+        raise InputError(
+            f"no price is known of {', '.join(missing)}, so it cannot be compared with other GPUs; set "
+            "price.usd_per_gpu_hour, or leave it out"
+        )
+
+    def cost(task: Task) -> float:
+        return _least_replicas(task) * ((prices[task.name] or 0.0) if by_price else task.plan.tp)
+
+    least = min(map(cost, kept), default=0.0)
+    for task in kept:
+        gpus = _least_replicas(task) * task.plan.tp
+        if gpus > task.ask.most_gpus:
+            reason = f"needs at least {gpus:,} GPUs, more than {task.ask.most_gpus:,}"
+            rows[task.name] = _row(task, status="dominated", reason=reason)
+        elif cost(task) > FAR * least:
+            reason = f"costs at least {cost(task) / least:.1f} times as much as the cheapest"
+            rows[task.name] = _row(task, status="dominated", reason=reason)
+        else:
+            near.append(task)
+    return near
+
+
+def _sized(task: Task) -> Document:
+    """The row of a candidate with the fewest replicas that meet the SLO at the rate, in the mean of a few
+    replications."""
+    replicas = _least_replicas(task)
+    while replicas * task.plan.tp <= task.ask.most_gpus:
+        search, requests = _search(task, replicas)
+        [first] = search.bench([Trial(task.rate, 0, requests, Window(requests // 4))])
+        if not first.stopped:
+            at = search.look(task.rate, ROUGH_REPLICATIONS, requests)
+            if all(one.mean <= 0 for one in at.excess):
+                return _row(task, status="meets", replicas=replicas, at=at, search=search)
+        replicas += 1
+    return _row(task, status="dominated", reason=f"misses the SLO with {task.ask.most_gpus:,} GPUs")
+
+
+def _search(task: Task, replicas: int) -> tuple[Search, int]:
+    """A search for so many replicas together, and the requests that a replication takes."""
+    assert task.found is not None
+    plan = replace(task.plan, replicas=replicas)
+    clauses = checked(plan, task.ask)
+    aim = Aim(clauses, fewest=task.ask.requests, lifetimes=ROUGH_LIFETIMES)
+    needed = math.ceil(aim.lifetimes * lifetime_s(task.found.rates[0].seen) * task.rate)
+    requests = min(LONGEST, max(aim.fewest, 5 * requests_needed(clauses), needed))
+    bench = Simulated(plan, clauses, workers=task.ask.workers, executor=task.ask.executor)
+    return Search(bench, aim, task.rate), requests
+
+
+def _confirmed(
+    tasks: Mapping[str, Task], rows: dict[str, Document], ask: Ask, told: Told
+) -> tuple[str | None, AtRate | None, Window]:
+    """The cheapest that meets the SLO by the test, which may take a replica more than it seemed."""
+    while meeting := [name for name, row in rows.items() if row["status"] == "meets"]:
+        name = min(meeting, key=lambda one: cost_of(rows[one]))
+        task = replace(tasks[name], ask=ask)
+        replicas = rows[name]["replicas"]
+        search, requests = _search(task, replicas)
+        for times in CONFIRMATIONS:
+            at = search.look(task.rate, times, requests)
+            if at.met is not None:
+                break
+        rows[name] = _row(task, status="meets", replicas=replicas, at=at, search=search)
+        told(f"{name} with {replicas} replicas: {'confirmed' if at.met else 'not confirmed'}")
+        if at.met:
+            rows[name]["status"] = "best"
+            return name, at, search.window
+        if (replicas + 1) * task.plan.tp > ask.most_gpus:
+            rows[name].update(status="dominated", reason=f"misses the SLO with {ask.most_gpus:,} GPUs")
+        else:
+            rows[name] = _grown(task, rows[name])
+    return None, None, Window(0)
+
+
+def _grown(task: Task, row: Document) -> Document:
+    """The row with a replica more: it has to win again at that price."""
+    more = (row["replicas"] + 1) / row["replicas"]
+    dearer = {
+        name: None if row[name] is None else row[name] * more
+        for name in ("usd_per_hour", "usd_per_million_tokens", "joules_per_million_tokens")
+    }
+    return {**row, **dearer, "replicas": row["replicas"] + 1, "gpus": (row["replicas"] + 1) * task.plan.tp}
+
+
+def _row(
+    task: Task,
+    *,
+    status: str,
+    reason: str = "",
+    replicas: int | None = None,
+    at: AtRate | None = None,
+    search: Search | None = None,
+) -> Document:
+    """A candidate's line of the table; None where a number is not known."""
+    kind, _, why = status.partition(": ")
+    found = task.found
+    shown: Document = {
+        "ttft_s": None,
+        "tpot_s": None,
+        "e2e_s": None,
+        "goodput": None,
+        "stable": None,
+        "replications": 0,
+    }
+    if at is not None and search is not None:
+        one = rate_row(at, search.aim.clauses, search.window)
+        shown = {name: one[name] for name in shown}
+    return {
+        "name": task.name,
+        **configuration(task.plan),
+        "status": kind,
+        "reason": reason or why,
+        "replicas": replicas,
+        "gpus": None if replicas is None else replicas * task.plan.tp,
+        "capacity_per_replica": None if found is None else found.interval.mean,
+        "ci95_per_replica": None if found is None else [found.interval.low, found.interval.high],
+        **money(at.seen if at is not None else ()),
+        **shown,
+    }
+
+
+def _document(
+    candidates: Mapping[str, Scenario],
+    rows: Mapping[str, Document],
+    kept: Sequence[Task],
+    best: str | None,
+    at: AtRate | None,
+    window: Window,
+    rate: float,
+    ask: Ask,
+) -> Document:
+    first = next(iter(candidates.values()))
+    table = [rows[name] for name in candidates]
+    mark_pareto(table)
+    chosen = next((task for task in kept if task.name == best), None)
+    found = chosen.found if chosen else None
+    seen = found.rates[0].seen[0] if found else None
+    document: dict[str, Any] = {
+        "slo": slo_of(first, ask.attainment),
+        "rate": rate,
+        "precision": ask.precision,
+        "confidence": CONFIDENCE,
+        "capacity": capacity_words(found, 1) if found else None,
+        "best": rows[best] if best else None,
+        "candidates": table,
+        "rates": [rate_row(at, checked(first, ask), window)] if at else [],
+        "warm_up": warm_up_words(found) if found else None,
+        "replications": len(at.seen) if at else 0,
+        "notes": [],
+        "inputs": inputs_of(chosen.plan, seen) if chosen and seen else {"trace": first.workload.trace},
+    }
+    if best is None:
+        document["reason"] = f"None of {len(table)} candidates meets the SLO at {rate:g} requests/s."
+    return jsonable(document)

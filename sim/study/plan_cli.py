@@ -1,0 +1,89 @@
+"""The command `sim plan`: reads options, calls `sim.api.plan`, prints its answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sim.cli_options import axis_options
+from traces.schema import InputError
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@axis_options
+@click.option("--gpus", help="GPU kinds to choose among, such as h100,a100-80; the same as --gpu.")
+@click.option("--precision", default="3%", show_default=True, help="Half width of the 95 % interval of the capacity.")
+@click.option("--attainment", type=float, help="Share of requests that must meet every limit by their own values.")
+@click.option("--max-gpus", type=click.IntRange(1), default=256, show_default=True, help="No deployment is larger.")
+@click.option("--requests", type=int, default=5000, show_default=True, help="Requests of one replication, at least.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write plan.json and page here.")
+@click.option("--workers", type=click.IntRange(1), help="Simulations at once; one on each core if not given.")
+@click.option(
+    "--executor", default="processes", show_default=True, help="Where they run: processes, ray, ray://host:port."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def plan(
+    file: str | None,
+    settings: dict[str, Any],
+    gpus: str | None,
+    precision: str,
+    attainment: float | None,
+    max_gpus: int,
+    requests: int,
+    out: Path | None,
+    workers: int | None,
+    executor: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """How much a configuration takes under an SLO, or which is the cheapest that takes --rate.
+
+    FILE is a scenario (TOML). Without --rate: the highest rate under --slo, with its interval. With --rate: of all
+    combinations of options with several values, such as --gpus h100,a100-80 --tp 1,2, the cheapest that meets the
+    SLO. Exit code 1 where nothing does.
+    """
+    from sim import api  # noqa: PLC0415
+    from sim.report import files  # noqa: PLC0415
+    from sim.report.plan_page import render_plan  # noqa: PLC0415
+    from sim.report.terminal import show  # noqa: PLC0415
+    from sim.study.plan_view import plan_view  # noqa: PLC0415
+
+    if gpus is not None:
+        if "gpu" in settings:
+            raise InputError("--gpus and --gpu are the same; give one")
+        settings["gpu"] = gpus.split(",") if "," in gpus else gpus
+    document = api.plan(
+        file,
+        precision=parse_share("--precision", precision),
+        attainment=attainment,
+        most_gpus=max_gpus,
+        requests=requests,
+        workers=workers,
+        run_on=executor,
+        curve=out is not None,
+        told=(lambda what: None) if quiet else (lambda what: click.echo(what, err=True)),
+        **settings,
+    )
+    if out is not None:
+        pages = {"plan.json": files.as_json(document), "report.html": files.text(render_plan(document))}
+        click.echo(f"wrote {', '.join(path.name for path in files.write_files(out, pages))} to {out}", err=True)
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        show(plan_view(document))
+    if document["best"] is None:
+        sys.exit(1)
+
+
+def parse_share(option: str, text: str) -> float:
+    """`3%` or `0.03` as 0.03. Raises InputError for what is no number."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise InputError(f"{option} {text!r} is no number; write it like 3% or 0.03") from None

@@ -1,0 +1,212 @@
+"""The words and numbers of a plan's answer, as a document that JSON can hold; docs/plan.md explains them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from sim import metrics
+from sim.scenario import Scenario
+from sim.study.plan_rates import AtRate
+from sim.study.plan_replicate import source
+from sim.study.plan_search import Capacity, UnmetError
+from sim.study.plan_seen import OWN_VALUE, STABILITY, Clause, Seen, Window
+
+Document = dict[str, Any]
+SHOWN = ("ttft_s", "tpot_s", "e2e_s")
+PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
+
+
+def slo_of(plan: Scenario, attainment: float | None) -> Document:
+    """The limits in seconds by name, and the attainment where one is asked."""
+    limits: Document = {one.name: one.limit_s for one in metrics.parse_slo(plan.slo)}
+    return limits if attainment is None else {**limits, "attainment": attainment}
+
+
+def capacity_words(found: Capacity, replicas: int) -> Document:
+    """The answer in numbers."""
+    one = found.interval
+    return {
+        "requests_per_s": one.mean,
+        "ci95": [one.low, one.high],
+        "half_width": one.half_width,
+        "relative": one.relative,
+        "narrow": found.narrow,
+        "bound_by": found.bound_by,
+        "replicas": replicas,
+    }
+
+
+def warm_up_words(found: Capacity) -> Document:
+    """What was cut off."""
+    return {
+        "rule": "MSER-5 of the mean over replications; at least a tenth and the 90th percentile of E2E",
+        "settled": found.settled,
+        "requests_cut": found.window.skip,
+        "requests_cut_at_end": found.window.drop,
+    }
+
+
+def rate_row(at: AtRate, clauses: Sequence[Clause], window: Window) -> Document:
+    """What the replications at one rate gave; latencies only of a queue that does not grow."""
+    values = {column: _counted(at, window, column) for column in SHOWN}
+    latencies = {
+        column: {name: float(np.percentile(some, percent)) for name, percent in PERCENTS}
+        if len(some) and not at.unstable
+        else None
+        for column, some in values.items()
+    }
+    met = [good_share(seen, clauses, window) for seen in at.seen]
+    share = float(np.mean(met))
+    names = [*(clause.name for clause in clauses), STABILITY]
+    return {
+        "requests_per_s": at.rate_per_s,
+        "replications": len(at.seen),
+        "met": at.met,
+        "stable": not at.unstable,
+        **latencies,
+        "goodput": {"requests_per_s": share * at.rate_per_s, "fraction": share},
+        "excess": {
+            name: {"mean": one.mean, "ci95": [one.low, one.high]} for name, one in zip(names, at.excess, strict=True)
+        },
+    }
+
+
+def _counted(at: AtRate, window: Window, column: str) -> metrics.Floats:
+    """One latency of the requests that count, of all replications; without NaN."""
+    values = np.concatenate([one.values[column][window.slice(len(one))] for one in at.seen])
+    found: metrics.Floats = values[~np.isnan(values)]
+    return found
+
+
+def good_share(seen: Seen, clauses: Sequence[Clause], window: Window) -> float:
+    """The share of requests that meet every limit by their own values (goodput)."""
+    over = np.zeros(len(seen), bool)
+    for clause in clauses:
+        for limit in clause.limits:
+            over |= seen.values[OWN_VALUE[limit.metric]] > limit.limit_s
+    return 1 - float(over[window.slice(len(seen))].mean())
+
+
+def row_of(plan: Scenario, found: Capacity) -> Document:
+    """The configuration with its price, at its capacity: means over the replications at the rate nearest below it."""
+    below = [one for one in found.rates if one.rate_per_s <= found.interval.mean] or list(found.rates[:1])
+    return {
+        **configuration(plan),
+        "replicas": plan.replicas,
+        "gpus": plan.replicas * plan.tp,
+        "capacity_per_replica": found.interval.mean / plan.replicas,
+        "ci95_per_replica": [found.interval.low / plan.replicas, found.interval.high / plan.replicas],
+        **money(below[-1].seen),
+    }
+
+
+def configuration(plan: Scenario) -> Document:
+    """What a candidate may vary."""
+    return {
+        "model": plan.model,
+        "gpu": plan.gpu,
+        "tp": plan.tp,
+        "policy": plan.policy.name,
+        "allocator": plan.allocator.name,
+        "kv_dtype": plan.kv.dtype,
+        "weights": plan.weights,
+    }
+
+
+def money(seen: Sequence[Seen]) -> Document:
+    """Dollars and joules as means over runs; None where no price or no power is known."""
+    bills = [one.facts.get("bill", {}) for one in seen]
+    first = bills[0] if bills else {}
+    price = first.get("usd_per_gpu_hour")
+    return {
+        "usd_per_hour": None if price is None else price * first["gpus"],
+        "usd_per_million_tokens": _mean([one.get("usd_per_million_tokens") for one in bills]),
+        "joules_per_million_tokens": _mean([one.get("joules_per_million_tokens") for one in bills]),
+        "joules_upper_bound": first.get("joules_upper_bound"),
+        "price_source": first.get("price_source"),
+        "power_source": first.get("power_source"),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
+    """The best that could be had: the missed clause at the lowest load."""
+    seen, window = unmet.seen, Window(len(unmet.seen) // 10)
+    clause = next((one for one in clauses if one.name == unmet.clause), clauses[0])
+    rate = f"{seen.rate_per_s:.3g} requests/s"
+    if clause.statistic == "share":
+        share = good_share(seen, clauses, window)
+        best = {"goodput": share}
+        asked = f"{share:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
+        reason = f"at the lowest load tried, {rate}, {asked}"
+    else:
+        value_s = lowest_s(seen, clause, window)
+        best = {clause.name: value_s}
+        reason = f"at the lowest load tried, {rate}, {clause.name} is {value_s:.3g} s, above {clause.limit_s:g} s"
+    return {
+        "capacity": None,
+        "best": None,
+        "candidates": [],
+        "rates": [],
+        "at_lowest_load": {"requests_per_s": seen.rate_per_s, **best},
+        "reason": f"No load meets the SLO: {reason}.",
+        "notes": [],
+    }
+
+
+def lowest_s(seen: Seen, clause: Clause, window: Window) -> float:
+    """A clause's statistic in the requests that count (of gaps between tokens, each request's longest)."""
+    limit = clause.limits[0]
+    values = seen.values[OWN_VALUE[limit.metric]][window.slice(len(seen))]
+    values = values[~np.isnan(values)]
+    if clause.statistic in ("mean", "max"):
+        return float(getattr(values, clause.statistic)())
+    return float(np.percentile(values, float(clause.statistic[1:])))
+
+
+def inputs_of(plan: Scenario, seen: Seen) -> Document:
+    """Where the numbers are from."""
+    told = seen.facts.get("inputs", {})
+    arrivals = "poisson" if plan.workload.arrivals == "trace" else plan.workload.arrivals
+    return {
+        "trace": told.get("trace", plan.workload.trace),
+        "trace_kind": told.get("trace_kind"),
+        "requests_in_trace": len(source(plan.workload)),
+        "arrivals": arrivals,
+        "arrivals_cv": plan.workload.arrivals_cv,
+        "profile": plan.cost.profile,
+        **configuration(plan),
+        "seed": plan.seed,
+        "cost_sources": seen.facts.get("cost_sources"),
+        "version": version("foretoken"),
+    }
+
+
+def cost_of(row: Document) -> tuple[float, float]:
+    """What decides: money where it is known, else GPUs; then latency."""
+    price = row["usd_per_hour"]
+    return (row["gpus"] if price is None else price, (row["e2e_s"] or {}).get("p50", math.inf))
+
+
+def mark_pareto(table: Sequence[Document]) -> None:
+    """`pareto`: no other candidate that meets the SLO is both cheaper and faster (p99 of TTFT, median of E2E)."""
+
+    def measures(row: Document) -> tuple[float, float, float]:
+        return (cost_of(row)[0], row["ttft_s"]["p99"], row["e2e_s"]["p50"])
+
+    meeting = [row for row in table if row["status"] in ("best", "meets") and row["ttft_s"] and row["e2e_s"]]
+    for row in table:
+        row["pareto"] = row in meeting and not any(
+            measures(other) != measures(row)
+            and all(a <= b for a, b in zip(measures(other), measures(row), strict=True))
+            for other in meeting
+        )

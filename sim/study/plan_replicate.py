@@ -1,0 +1,137 @@
+"""One replication of a scenario at a rate: requests and arrivals drawn anew from a seed, simulated, boiled down to
+arrays. It knows no search."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import traces
+from sim import api
+from sim.assemble import assemble
+from sim.metrics import Limit
+from sim.record import gaps_between
+from sim.request import index_of
+from sim.scenario import Scenario, WorkloadSettings
+from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
+from sim.study.plan_stop import HopelessError, Stop, Watch
+from sim.workload import samples, timed
+from traces.schema import InputError, Trace, keep_rows
+
+FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
+MOST_REPLICATIONS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What to simulate: `sessions` of the scenario's trace at a rate, drawn from the scenario's seed and `replication`.
+
+    With `stop_for`, the run ends as soon as it is certain to miss one of these clauses in that window.
+    """
+
+    plan: Scenario
+    rate_per_s: float
+    replication: int
+    sessions: int
+    clauses: tuple[Clause, ...]
+    window: Window | None = None
+    """Where it is given, a run that is certain to miss a clause in it is ended early."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of this replication, as `sim run` would take it."""
+        told = self.plan.workload
+        drawn = "poisson" if told.arrivals == "trace" else told.arrivals
+        work = replace(told, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
+        return replace(self.plan, workload=work, seed=self.plan.seed + self.replication, slo="")
+
+
+def measure(point: Point) -> Seen:
+    """Simulate a point. Common random numbers: two points of one replication and one trace have the same requests, and
+    the same gaps between them in units of the mean gap, whatever else differs.
+
+    Raises InputError where the scenario cannot be run.
+    """
+    started = time.perf_counter()
+    plan = point.scenario
+    trace = timed(source(plan.workload), plan.workload, plan.seed)
+    kept, _ = api.admissible(assemble(plan), trace)
+    table = keep_rows(trace.requests, kept)
+    due_s = table["arrival_s"].to_numpy()
+    work = _work_tokens(table, plan.workload)
+    watch = Watch()
+    if point.window is not None:
+        output = table["output_tokens"].to_numpy()
+        watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, plan.workload) is None)
+    try:
+        result = api.simulate(plan, trace=trace, hooks=api.Hooks(observer=watch))
+    except HopelessError as certain:
+        nothing = np.empty(0)
+        return Seen(
+            point.rate_per_s, point.replication, nothing, nothing, nothing, nothing, {}, stopped=certain.clause,
+            wall_s=time.perf_counter() - started,
+        )  # fmt: skip
+    requests = result.requests[kept]
+    limits = [limit for clause in point.clauses for limit in clause.limits if limit.metric == "itl"]
+    return Seen(
+        point.rate_per_s,
+        point.replication,
+        due_s,
+        requests["arrival_s"].to_numpy(np.float64),
+        requests["finish_s"].to_numpy(np.float64),
+        work,
+        {name: requests[name].to_numpy(np.float64) for name in OWN_VALUE.values()},
+        _gaps(watch, result.step_end_s, limits, len(due_s)) if limits else None,
+        {name: result.summary[name] for name in FACTS if name in result.summary},
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def source(settings: WorkloadSettings) -> Trace:
+    """The trace that the settings name, read once in each process.
+
+    Raises InputError as `sim.workload.load_trace`.
+    """
+    if not settings.trace:
+        raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
+    return _read(settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad)
+
+
+@lru_cache(maxsize=4)
+def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool) -> Trace:
+    return traces.read(
+        trace, format=kind or None, limit=limit or None, side=side, tokenizer=tokenizer or None, skip_bad=skip_bad
+    )
+
+
+def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:
+    sequences = samples(table, settings)
+    output = table["output_tokens"].to_numpy(np.float64)
+    return table["prompt_tokens"].to_numpy(np.float64) + output * (np.array(sequences) if sequences else 1.0)
+
+
+def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], requests: int) -> Gaps:
+    """The gaps between each request's tokens, from the runs of steps that gave it one each."""
+    count, sum_s = np.zeros(requests), np.zeros(requests)
+    over = {limit.limit_s: np.zeros(requests) for limit in limits}
+    for index, replica in watch.replicas.items():
+        runs, ends_s = replica.engine.runs, step_end_s[index]
+        if not len(runs.request):
+            continue
+        owner = index_of(np.frombuffer(runs.request, np.int64))
+        first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
+        between, between_s = gaps_between(runs, ends_s)
+        between = index_of(between)
+        np.add.at(count, owner, last - first)
+        np.add.at(count, between, 1.0)
+        np.add.at(sum_s, owner, ends_s[last] - ends_s[first])
+        np.add.at(sum_s, between, between_s)
+        for limit_s, found in over.items():
+            so_far = np.concatenate([[0], np.cumsum(np.diff(ends_s) > limit_s)])
+            np.add.at(found, owner, so_far[last] - so_far[first])
+            np.add.at(found, between, between_s > limit_s)
+    return Gaps(count, sum_s, over)

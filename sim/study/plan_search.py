@@ -1,0 +1,269 @@
+"""The highest rate that meets an SLO, with an interval, from few replications. It does not know what runs them.
+
+The interval is a test turned round: a rate belongs to it if replications at that rate can neither show that the SLO
+is met nor that it is missed (two-sided, by Student's t over the replications). So its coverage is that of the t-test at
+the true capacity, and no percentile of a finite run, which would be biased, enters it. Replications use common
+random numbers: number r has the same requests and the same gaps, scaled, at every rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sim.study.plan_rates import AtRate, around, crossings, lifetime_s, rounded, warm_up
+from sim.study.plan_seen import STABILITY, Clause, Floats, Seen, Window, excesses, requests_needed, verdict
+from sim.study.statistics import CONFIDENCE, Interval, by_skewed_replications
+
+STEP = 1.6
+"""Between rates that are tried before the capacity lies between two of them."""
+FLOOR = 256.0
+"""Below the first guess by this factor a request is as good as alone."""
+FIRST_REPLICATIONS = 10
+MOST_REPLICATIONS = 64
+LONGEST = 20_000
+"""Requests of one replication at most."""
+FEWEST = 5000
+"""Requests of one replication at least."""
+LIFETIMES = 15.0
+"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system."""
+ROUNDS = 60
+FINEST = 0.6
+"""Neighbouring rates around the capacity lie closer than so much of the precision, since lines are drawn between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One replication to be run at a rate; with a window, it may end once it is certain to miss a clause there."""
+
+    rate_per_s: float
+    replication: int
+    requests: int
+    window: Window | None = None
+
+
+Bench = Callable[[Sequence[Trial]], list[Seen]]
+"""Runs trials, in any order, and returns what they showed, in theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is searched for: `precision` is the half width of the interval as a share of the capacity.
+
+    A replication has at least `fewest` requests, five times those that its percentiles need, and arrivals for so many
+    `lifetimes` of a request.
+    """
+
+    clauses: tuple[Clause, ...]
+    precision: float = 0.03
+    confidence: float = CONFIDENCE
+    fewest: int = FEWEST
+    lifetimes: float = LIFETIMES
+    first_replications: int = FIRST_REPLICATIONS
+    most_replications: int = MOST_REPLICATIONS
+
+    @property
+    def names(self) -> list[str]:
+        """Of the conditions, the queue's stability last."""
+        return [*(clause.name for clause in self.clauses), STABILITY]
+
+
+class UnmetError(Exception):
+    """No rate meets the SLO; `seen` is what the lowest load gave."""
+
+    def __init__(self, seen: Seen, clause: str) -> None:
+        super().__init__(clause)
+        self.seen = seen
+        self.clause = clause
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The answer: the capacity in requests per second with its interval, and what it rests on."""
+
+    interval: Interval
+    bound_by: str
+    rates: tuple[AtRate, ...]
+    window: Window
+    settled: bool
+    """Did MSER-5 find the end of the warm-up?"""
+    requests: int
+    replications: int
+    runs: int
+    narrow: bool
+    """Is the interval as narrow as was asked?"""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Search:
+    """One search: `capacity` does it all. `guess` is any rate to begin at."""
+
+    bench: Bench
+    aim: Aim
+    guess: float
+    told: Callable[[str], None] = lambda what: None
+    runs: int = 0
+    requests: int = 0
+    window: Window = field(default_factory=lambda: Window(0))
+    settled: bool = True
+    found: dict[float, list[Seen]] = field(default_factory=dict)
+    _judged: dict[tuple[float, int, Window], tuple[Floats, bool]] = field(default_factory=dict)
+
+    def capacity(self) -> Capacity:
+        """Raises UnmetError where even the lowest load misses the SLO."""
+        low, high, first = self.bracket()
+        self.requests = self._long_enough(first)
+        self.told(f"between {low:.4g} and {high:.4g} requests/s")
+        wanted = self.aim.first_replications
+        self._fill([low, rounded(math.sqrt(low * high)), high], wanted)
+        self.window, self.settled = warm_up(self.found[low], self.aim.clauses)
+        for _ in range(ROUNDS):
+            step = self._next(wanted)
+            if step is None:
+                break
+            rates, wanted = step
+            self._fill(rates, wanted)
+        return self._answer(wanted)
+
+    def look(self, rate: float, replications: int, requests: int) -> AtRate:
+        """So many replications at one rate, judged with a warm-up of their own."""
+        self.requests = requests
+        self._fill([rate], replications)
+        self.window, self.settled = warm_up(self.found[rate], self.aim.clauses)
+        return self.at(rate)
+
+    def bracket(self) -> tuple[float, float, Seen]:
+        """Two neighbouring rates, of which replication 0 meets the SLO at the lower only, and what it showed there."""
+        self.requests = max(self.aim.fewest, 5 * requests_needed(self.aim.clauses))
+        self.window = Window(self.requests // 4)
+        tried: dict[float, tuple[str, Seen]] = {}
+
+        def met(rate: float) -> bool:
+            [seen] = self._run([Trial(rate, 0, self.requests, self.window)])
+            missed = seen.stopped or verdict(excesses(seen, self.aim.clauses, self.window), self.aim.clauses)
+            tried[rate] = missed, seen
+            self.told(f"{rate:.4g} requests/s: {f'misses {missed}' if missed else 'meets the SLO'}")
+            return not missed
+
+        low = high = rounded(self.guess)
+        if met(low):
+            while met(high := rounded(high * STEP)):
+                low = high
+        else:
+            floor = rounded(self.guess / FLOOR)
+            if not met(floor):
+                raise self._unmet(floor, tried[floor][0])
+            while (low := rounded(high / STEP)) > floor and not met(low):
+                high = low
+            low = max(low, floor)
+        while high / low > 1 + 3 * self.aim.precision:
+            middle = rounded(math.sqrt(low * high))
+            if met(middle):
+                low = middle
+            else:
+                high = middle
+        return low, high, tried[low][1]
+
+    def _unmet(self, rate: float, clause: str) -> UnmetError:
+        """The lowest load once more, to its end."""
+        [seen] = self._run([Trial(rate, 0, self.requests)])
+        return UnmetError(seen, clause)
+
+    def at(self, rate: float) -> AtRate:
+        """What is known of a rate by now."""
+        seen = self.found[rate]
+        judged = [self._judge(rate, number, one) for number, one in enumerate(seen)]
+        excess = np.array([one for one, _ in judged])
+        intervals = tuple(by_skewed_replications(column, self.aim.confidence) for column in excess.T)
+        return AtRate(rate, tuple(seen), intervals, sum(grew for _, grew in judged))
+
+    def _judge(self, rate: float, number: int, seen: Seen) -> tuple[Floats, bool]:
+        """A replication's excesses, and whether its queue grew, worked out once."""
+        key = rate, number, self.window
+        if key not in self._judged:
+            excess = excesses(seen, self.aim.clauses, self.window)
+            self._judged[key] = excess, seen.growth(self.window).unstable
+        return self._judged[key]
+
+    def _next(self, wanted: int) -> tuple[list[float], int] | None:
+        """Which rates to run next and with how many replications each; None: the interval is narrow enough."""
+        precision = self.aim.precision
+        known = [self.at(rate) for rate in sorted(self.found)]
+        crossed = crossings(known, self.aim.clauses)
+        lowest, highest = known[0].rate_per_s, known[-1].rate_per_s
+        step = 1 + 1.5 * precision
+        if crossed.low is None:
+            return [rounded(lowest / step)], wanted
+        if crossed.high is None or crossed.middle is None:
+            return [rounded(highest * step)], wanted
+        near = around(sorted(self.found), (crossed.low, crossed.middle, crossed.high))
+        thin = [rate for rate in near if len(self.found[rate]) < wanted]
+        if thin:
+            return thin, wanted
+        middle = rounded(crossed.middle)
+        below, above = around(sorted(self.found), (crossed.middle,))
+        if above / below > 1 + FINEST * precision and middle not in self.found:
+            return [middle], wanted
+        if (crossed.high - crossed.low) / 2 <= precision * crossed.middle or wanted >= self.aim.most_replications:
+            return None
+        wanted = min(self.aim.most_replications, math.ceil(1.5 * wanted))
+        return near, wanted
+
+    def _answer(self, wanted: int) -> Capacity:
+        known = [self.at(rate) for rate in sorted(self.found)]
+        crossed = crossings(known, self.aim.clauses)
+        low = crossed.low if crossed.low is not None else 0.0
+        high = crossed.high if crossed.high is not None else math.inf
+        middle = crossed.middle if crossed.middle is not None else (low if math.isinf(high) else high)
+        interval = Interval(middle, low, high)
+        narrow = interval.relative <= self.aim.precision
+        bound_by = self.aim.names[crossed.clause]
+        return Capacity(
+            interval, bound_by, tuple(known), self.window, self.settled, self.requests, wanted, self.runs, narrow,
+            tuple(self._notes(narrow, bound_by)),
+        )  # fmt: skip
+
+    def _notes(self, narrow: bool, bound_by: str) -> Iterable[str]:
+        if not narrow:
+            yield (
+                f"After {self.aim.most_replications} replications of {self.requests:,} requests the interval is still "
+                f"wider than {self.aim.precision:.1%}."
+            )
+        if not self.settled:
+            yield "MSER-5 found no end of the warm-up in the first half of the replications, which was cut off."
+        if bound_by == STABILITY:
+            yield "The queue grows before the SLO is missed: the capacity is that of a queue that does not grow."
+        if self.requests == LONGEST:
+            yield (
+                f"A replication was cut at {LONGEST:,} requests, which is less than {self.aim.lifetimes:g} times a "
+                "request's time in the system."
+            )
+        limits = [clause.name for clause in self.aim.clauses if clause.statistic == "max"]
+        if limits:
+            yield (
+                f"{', '.join(limits)} asks for every request, and the slowest of more requests is slower: the answer "
+                f"is of {self.requests:,} requests; ask for a percentile, or for an attainment."
+            )
+
+    def _long_enough(self, seen: Seen) -> int:
+        """Requests per replication, given what the bracket showed."""
+        return min(LONGEST, max(self.requests, math.ceil(self.aim.lifetimes * lifetime_s([seen]) * seen.rate_per_s)))
+
+    def _fill(self, rates: Sequence[float], wanted: int) -> None:
+        """See to it that each rate has so many replications."""
+        missing = [
+            Trial(rate, number, self.requests)
+            for number in range(wanted)
+            for rate in rates
+            if number >= len(self.found.get(rate, []))
+        ]
+        for trial, seen in zip(missing, self._run(missing), strict=True):
+            self.found.setdefault(trial.rate_per_s, []).append(seen)
+
+    def _run(self, trials: Sequence[Trial]) -> list[Seen]:
+        self.runs += len(trials)
+        return self.bench(trials)

@@ -1,0 +1,158 @@
+"""Ends a replication as soon as nothing that may still happen could let it meet its SLO. It decides nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sim.batch import Batch
+from sim.replica import Flight, Observer, Replica
+from sim.request import Request
+from sim.study.plan_seen import STABILITY, Clause, Floats, Window, grown
+from sim.study.statistics import GROWTH_ALLOWED
+
+EVERY = 32
+"""Batches between two looks at those who wait."""
+SURELY = 1 + 1e-9
+"""A sum must exceed its limit by more than the rounding of its terms."""
+
+
+class HopelessError(Exception):
+    """The run is certain to miss `clause`."""
+
+    def __init__(self, clause: str) -> None:
+        super().__init__(clause)
+        self.clause = clause
+
+
+class Watch(Observer):
+    """Remembers the replicas of a run, whose engines know when each token came."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[int, Replica] = {}
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        self.replicas[replica.index] = replica
+
+
+class Stop(Watch):
+    """Raises HopelessError once a clause is certain to be missed by the requests that count, or the queue to grow.
+
+    It rests on lower bounds alone. A latency that has not ended is at least what has passed of it; a share is certain
+    to be exceeded when more requests are over the limit than may be of all that count; the growth of the backlog is
+    known when the time is over in which requests are due. So it never changes a verdict, only the time to it.
+
+    Args:
+        due_s: of each request, when it is due; (n,), in this order.
+        output_tokens: of each request.
+        work_tokens: of each request.
+        single: does each request ask for one sequence? Where not, nothing is ended early.
+    """
+
+    def __init__(
+        self,
+        clauses: Sequence[Clause],
+        window: Window,
+        due_s: Floats,
+        output_tokens: Floats,
+        work_tokens: Floats,
+        single: bool = True,
+    ) -> None:
+        super().__init__()
+        self._window = window
+        self._due_s, self._work = due_s, work_tokens
+        counted = window.slice(len(due_s))
+        self._first, self._end = counted.start, counted.stop
+        self._closes_s = float(due_s[self._end - 1])
+        self._single = single
+        asked = [_Tally(clause, output_tokens[counted]) for clause in clauses]
+        self._tallies = [tally for tally in asked if tally.known]
+        self._arrival_s = np.full(len(due_s), np.nan)
+        self._finish_s = np.full(len(due_s), np.nan)
+        self._batches = 0
+        self._grown = False
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        if not self._single:
+            return
+        for req in flight.batch.finishing:
+            self._arrival_s[req.id] = req.arrival_s
+            self._finish_s[req.id] = req.finish_s
+            if self._first <= req.id < self._end:
+                for tally in self._tallies:
+                    tally.ended(req)
+        self._batches += 1
+        if self._batches % EVERY == 0:
+            self._look(replica.clock.now)
+
+    def _look(self, now_s: float) -> None:
+        live = [
+            req
+            for replica in self.replicas.values()
+            for queue in (replica.engine.running, replica.engine.waiting)
+            for req in queue
+        ]
+        counted = [req for req in live if self._first <= req.id < self._end]
+        for tally in self._tallies:
+            if tally.certain(counted, now_s):
+                raise HopelessError(tally.clause.name)
+        if now_s > self._closes_s and not self._grown:
+            self._check_growth(live)
+
+    def _check_growth(self, live: Sequence[Request]) -> None:
+        self._grown = True
+        for req in live:
+            self._arrival_s[req.id] = req.arrival_s
+        found = grown(self._due_s, self._arrival_s, self._finish_s, self._work, self._window)
+        if found.share > GROWTH_ALLOWED:
+            raise HopelessError(STABILITY)
+
+
+class _Tally:
+    """Lower bounds of one clause: of those who ended, the final count; of the others what has passed."""
+
+    def __init__(self, clause: Clause, output_tokens: Floats) -> None:
+        self.clause = clause
+        metrics = {limit.metric for limit in clause.limits}
+        self.known = metrics <= {"ttft", "tpot", "e2e", "queue"} or clause.statistic == "share"
+        several = metrics == {"tpot"} and clause.statistic != "share"  # one token has no time per token
+        self._population = int((output_tokens > 1).sum()) if several else len(output_tokens)
+        self._over = 0
+        self._sum_s = 0.0
+
+    def ended(self, req: Request) -> None:
+        if self.clause.statistic == "mean":
+            self._sum_s += self._mean_part(req, req.finish_s)
+        elif self._is_over(req, req.finish_s):
+            self._over += 1
+
+    def certain(self, live: Sequence[Request], now_s: float) -> bool:
+        clause = self.clause
+        if clause.statistic == "mean":
+            total_s = self._sum_s + sum(self._mean_part(req, now_s) for req in live)
+            return total_s > clause.limit_s * self._population * SURELY
+        over = self._over + sum(self._is_over(req, now_s) for req in live)
+        return over > (clause.share * self._population) * SURELY + 1e-6
+
+    def _mean_part(self, req: Request, now_s: float) -> float:
+        return _passed_s(self.clause.limits[0].metric, req, now_s)
+
+    def _is_over(self, req: Request, now_s: float) -> bool:
+        margin = SURELY if self.clause.statistic == "max" else 1.0  # the verdict rounds a ratio there
+        return any(_passed_s(limit.metric, req, now_s) > limit.limit_s * margin for limit in self.clause.limits)
+
+
+def _passed_s(metric: str, req: Request, now_s: float) -> float:
+    """The least that this latency of the request can come to, seen from now."""
+    started, answered = not math.isnan(req.first_scheduled_s), not math.isnan(req.first_token_s)
+    if metric == "ttft":
+        return (req.first_token_s if answered else now_s) - req.arrival_s
+    if metric == "queue":
+        return (req.first_scheduled_s if started else now_s) - req.arrival_s
+    if metric == "e2e":
+        return now_s - req.arrival_s
+    if metric == "tpot" and answered and req.output_tokens > 1:
+        return (now_s - req.first_token_s) / (req.output_tokens - 1)
+    return 0.0

@@ -1,0 +1,277 @@
+"""Many scenarios that differ in a few settings: each simulated once, one table of them all. It draws nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+
+from sim import api, scenario
+from sim.report import files
+from sim.report.stability import queue_warning
+from sim.report.sweep_page import render_sweep
+from sim.report.variant import flat
+from sim.scenario import Scenario, WorkloadSettings
+from sim.study import grid as grids
+from sim.study.grid import Grid, Point
+from sim.study.store import PAGE, TABLE, Outcome, Store, fingerprint, fingerprints
+from sim.study.workers import each
+from sim.workload import read_trace, timed
+from traces.schema import InputError, Trace
+
+MOST_POINTS = 10_000
+"""More than these have to be asked for twice."""
+TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")
+"""Of the summary, what the machine says and not the scenario: no part of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A sweep before it runs: what stays (nested tables, every setting spelled out) and what varies."""
+
+    base: Mapping[str, Any]
+    grid: Grid
+
+    @classmethod
+    def of(
+        cls,
+        base: Scenario | str | Path | None,
+        settings: Mapping[str, Any],
+        *,
+        points: str | Path | Sequence[Mapping[str, Any]] | None = None,
+        seeds: int | str | Sequence[int] = 1,
+        most_points: int | None = MOST_POINTS,
+    ) -> Asked:
+        """Check what a user asks for.
+
+        Args:
+            base: as for `sim.api.run`.
+            settings: on top of it; those whose value is a list are axes.
+            points: a file for `grid.read_points`, or what it would return.
+            seeds: how many from the scenario's own on, or which; text is read as `grid.parse_seeds` does.
+            most_points: refuse more than these; None for any number.
+
+        Raises:
+            InputError: an unknown key, too many points, what no sweep varies; one sentence.
+        """
+        given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base else {}
+        fixed, grid = grids.of_settings(settings, listed=_listed(points))
+        tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
+        grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
+        if tables["executor"] != "predicted":
+            raise InputError(f"executor is {tables['executor']!r}, and a sweep only simulates (executor predicted)")
+        grids.check_keys(tables, grid)
+        if most_points is not None and len(grid) > most_points:
+            raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
+        return cls(tables, grid)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the rows depend on, in TOML's types: what a folder is recognised by."""
+        grid = self.grid
+        values = {key: grid.values(key) for key in grid.keys}
+        for key, value in flat(self.base).items():
+            values.setdefault(key, []).append(value)
+        return {
+            "version": version("foretoken"),
+            "points": len(grid),
+            "seeds": list(grid.seeds),
+            "axes": {key: list(some) for key, some in grid.axes.items()},
+            "listed": [dict(point) for point in grid.listed] if grid.listed != ({},) else [],
+            "files": fingerprints(values),
+            "base": dict(self.base),
+        }
+
+
+def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    if points is None:
+        return ()
+    if isinstance(points, str | Path):
+        return grids.read_points(points)
+    return [{scenario.full_key(key): value for key, value in point.items()} for point in points]
+
+
+def _seeds(seeds: int | str | Sequence[int], first: Any) -> tuple[int, ...]:
+    first = first if isinstance(first, int) else 0  # another one fails every point, with the reason
+    if isinstance(seeds, str):
+        return grids.parse_seeds(seeds, first)
+    return grids.count_seeds(seeds, first) if isinstance(seeds, int) else grids.check_seeds(seeds)
+
+
+def run(
+    asked: Asked,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    executor: str = "processes",
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Simulate every point that `out` does not hold yet, and write the table and the page there.
+
+    Returns the table, one row a point (columns: docs/sweep.md). How often the sweep was interrupted, and what ran
+    it, changes no byte of it.
+
+    Raises:
+        InputError: see `Store` and `sim.study.workers.each`.
+    """
+    grid = asked.grid
+    identity = asked.identity()
+    with nullcontext() if out is None else Store(out, identity) as store:
+        done = dict(store.done) if store else {}
+        missing = [index for index in range(len(grid)) if index not in done]
+        if progress is not None:
+            progress(len(done), len(grid))
+        outcomes = each(
+            Simulate(asked.base, os.getcwd(), tuple(identity["files"].items())),
+            map(grid.point, missing),
+            workers=workers,
+            executor=executor,
+            lost=lambda reason: Outcome(reason, None, {}, final=False),
+        )
+        with closing(outcomes):
+            for place, outcome in outcomes if missing else ():
+                done[missing[place]] = outcome
+                if store is not None and outcome.final:
+                    store.add(missing[place], outcome)
+                if progress is not None:
+                    progress(len(done), len(grid))
+        table = as_table(grid, done)
+        if store is not None:
+            page = render_sweep(table, axes_of(grid), about(asked))
+            files.write_files(store.folder, {TABLE: files.parquet(table), PAGE: files.text(page)})
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Simulate:
+    """A point to its outcome, in whatever process; only the row comes back.
+
+    `folder` is where relative paths begin, and `files` what the files that are named must hold, so that another
+    machine simulates the same or says that it cannot.
+    """
+
+    base: Mapping[str, Any]
+    folder: str
+    files: tuple[tuple[str, str], ...]
+
+    def __call__(self, point: Point) -> Outcome:
+        try:
+            _stand_in(self.folder, self.files)
+            plan = scenario.build(self.base, {**point.settings, "seed": point.seed})
+            content = dict(self.files).get(plan.workload.trace, "")
+            trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
+            result = api.simulate(plan, trace=trace)
+            return Outcome(None, queue_warning(result.requests) is None, _row(result.summary))
+        except InputError as error:
+            return Outcome(str(error), None, {}, final=not isinstance(error, ElsewhereError))
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            return Outcome(f"unexpected: {told}", None, {}, final=False)
+
+
+class ElsewhereError(InputError):
+    """A worker has not the files that the sweep was started with."""
+
+
+@lru_cache(maxsize=1)
+def _stand_in(folder: str, files: tuple[tuple[str, str], ...]) -> None:
+    """Make `folder` the working directory, and check that its files are the same as where the sweep was started."""
+    here = f"the worker on {platform.node()}"
+    try:
+        os.chdir(folder)
+    except OSError:
+        raise ElsewhereError(f"{here} has no folder {folder}; on a cluster all machines need the same files") from None
+    for path, digest in files:
+        try:
+            same = fingerprint(Path(path)) == digest
+        except InputError as error:
+            raise ElsewhereError(f"{here} {error}") from None
+        if not same:
+            raise ElsewhereError(f"{path} is not the same for {here} as where the sweep was started")
+
+
+@lru_cache(maxsize=2)
+def _trace(reading: WorkloadSettings, content: str) -> Trace:
+    """Read once in each process for all points of one trace, as long as its file has this content.
+
+    All points share it, so nobody may change it.
+    """
+    return read_trace(reading)
+
+
+def _reading(settings: WorkloadSettings) -> WorkloadSettings:
+    """The settings that `read_trace` heeds, and no others."""
+    return WorkloadSettings(
+        trace=settings.trace,
+        format=settings.format,
+        tokenizer=settings.tokenizer,
+        skip_bad=settings.skip_bad,
+        limit=settings.limit,
+        side=settings.side,
+    )
+
+
+def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in flat(summary).items()
+        if key not in TIMINGS and (value is None or isinstance(value, bool | int | float | str))
+    }
+
+
+def as_table(grid: Grid, outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
+    """The rows in the order of the points; what a row does not have is null."""
+    points = [grid.point(index) for index in range(len(grid))]
+    rows = [outcomes[point.index] for point in points]
+    columns: dict[str, Any] = {
+        "point": pd.Series([point.index for point in points], dtype="int64"),
+        "seed": pd.Series([point.seed for point in points], dtype="int64"),
+        "name": pd.Series([grid.name(point) for point in points], dtype="string"),
+    }
+    for key in grid.keys:
+        columns[key] = _column([point.settings.get(key) for point in points])
+    columns["status"] = pd.Series(["ok" if row.reason is None else "failed" for row in rows], dtype="string")
+    columns["reason"] = pd.Series([row.reason for row in rows], dtype="string")
+    columns["stable"] = pd.Series([row.stable for row in rows], dtype=object)
+    for key in dict.fromkeys(key for row in rows for key in row.summary):
+        columns[key] = _column([row.summary.get(key) for row in rows])
+    return pd.DataFrame(columns)
+
+
+def _column(values: Sequence[Any]) -> pd.Series[Any]:
+    """A column of the type that its values have; numbers that are missing are NaN, values of several types are text."""
+    known = [value for value in values if value is not None]
+    kinds = {type(value) for value in known}
+    if kinds == {bool}:
+        return pd.Series(values, dtype=object if len(known) < len(values) else "bool")
+    if kinds <= {int, float}:
+        if kinds == {int} and len(known) == len(values):
+            return pd.Series(values, dtype="int64")
+        return pd.Series([math.nan if value is None else float(value) for value in values], dtype="float64")
+    return pd.Series([None if value is None else grids.word(value) for value in values], dtype="string")
+
+
+def axes_of(grid: Grid) -> dict[str, list[Any]]:
+    """The values of each varied setting, as the columns of the table have them."""
+    return {key: _column(grid.values(key)).tolist() for key in grid.keys}
+
+
+def about(asked: Asked) -> dict[str, Any]:
+    """Where a sweep comes from, for its page."""
+    tables = flat(asked.base)
+    fixed = scenario.merge({key: value for key, value in tables.items() if key not in asked.grid.keys})
+    return {
+        "version": version("foretoken"),
+        "scenario": tomli_w.dumps(fixed),
+        "points": len(asked.grid),
+        "seeds": ", ".join(map(str, asked.grid.seeds[:10])) + (", ..." if len(asked.grid.seeds) > 10 else ""),
+    }

@@ -1,0 +1,161 @@
+"""The command `sim sweep`: reads options, calls `sim.study.sweep`, prints the best points and the failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sim.cli_options import axis_options, progress_bar
+from traces.schema import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sim.api import Progress
+    from sim.report.sweep_table import Sweep
+
+MOST_REASONS = 5
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@axis_options
+@click.option(
+    "--points", type=click.Path(dir_okay=False), help="CSV or TOML file of points, instead of a grid or with it."
+)
+@click.option("--seeds", default="1", help="How many seeds each point runs with, or which (1,2,3).", show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write table and page here; goes on from there."
+)
+@click.option("--workers", type=click.IntRange(1), help="Points at once; one on each core if not given.")
+@click.option(
+    "--executor", default="processes", show_default=True, help="Where points run: processes, ray, ray://host:port."
+)
+@click.option("--yes", is_flag=True, help="Really, for more than 10,000 points.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def sweep(
+    file: str | None,
+    settings: dict[str, Any],
+    points: str | None,
+    seeds: str,
+    out: Path | None,
+    workers: int | None,
+    executor: str,
+    yes: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run every combination of settings, and tell which is best.
+
+    FILE is a scenario (TOML). An option with several values is an axis: --policy chunked,static --set
+    rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
+    """
+    from sim.report.terminal import show  # noqa: PLC0415
+    from sim.study.sweep import MOST_POINTS, Asked, axes_of, run  # noqa: PLC0415
+
+    asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=None if yes else MOST_POINTS)
+    try:
+        with progress_bar("sweeping", quiet) as bar:
+            progress = bar if quiet else _telling(bar)
+            table = run(asked, out=out, workers=workers, executor=executor, progress=progress)
+    except KeyboardInterrupt:
+        if out is not None:
+            click.echo("the same command goes on from here", err=True)
+        raise
+    if out is not None:
+        click.echo(f"wrote sweep.parquet, report.html to {out}", err=True)
+    failed = table.loc[table["status"] == "failed", "reason"]
+    if len(failed) == len(table):
+        reasons = list(failed.value_counts().index)
+        others = {1: "", 2: " (and one other reason)"}.get(len(reasons), f" (and {len(reasons) - 1} other reasons)")
+        raise InputError(f"nothing could be run: {reasons[0]}{others}")
+    if as_json:
+        click.echo(json.dumps(as_document(table, axes_of(asked.grid)), indent=2, allow_nan=False))
+    else:
+        show(sweep_view(table, axes_of(asked.grid)), Console(highlight=False))
+
+
+def _telling(bar: Progress | None) -> Progress:
+    """The bar, which first says what an interrupted sweep had done already."""
+    told = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if done and not told:
+            click.echo(f"{done:,} of {total:,} points are there already", err=True)
+        told = True
+        if bar is not None:
+            bar(done, total)
+
+    return progress
+
+
+def as_document(table: pd.DataFrame, axes: dict[str, list[Any]]) -> dict[str, Any]:
+    """What a script reads: the axes, and the rows as in sweep.parquet with null for what is missing."""
+    rows = [
+        dict(zip(table.columns, row, strict=True))
+        for row in table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
+    ]
+    return {"axes": axes, "seeds": sorted({row["seed"] for row in rows}), "points": rows}
+
+
+def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
+    """How many points ended how, the best of each measure, and the failures by reason."""
+    from sim.report.sweep_table import Sweep  # noqa: PLC0415
+
+    found = Sweep.of(table, axes)
+    parts: list[RenderableType] = [Text(_counts(table, found), style="bold")]
+    best = _best_table(found)
+    if best.rows:
+        parts += [Text(""), best]
+    reasons = list(_reasons(table))
+    if reasons:
+        parts += [Text(""), Text("Failed", style="bold"), *reasons]
+    return Group(*parts)
+
+
+def _counts(table: pd.DataFrame, found: Sweep) -> str:
+    failed = int((table["status"] == "failed").sum())
+    unstable = int(((found.points.failed == 0) & ~found.points.stable).sum())
+    text = f"{len(table):,} points" + (f", {found.seeds} seeds" if found.seeds > 1 else "")
+    text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
+    if unstable:
+        text += f"; {unstable:,} are left out below, for their queue kept growing"
+    return text
+
+
+def _best_table(found: Sweep) -> Table:
+    """Of every measure the best point; those that all points have alike are left out."""
+    from sim.report.sweep_table import RATES, SHOWN  # noqa: PLC0415
+    from sim.report.units import dollars, energy, number, percent, seconds  # noqa: PLC0415
+
+    shown = {"s": seconds, "%": percent, "usd": dollars, "J": energy}
+    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("Best", "", "with"):
+        view.add_column(name, justify="left" if name else "right", overflow="fold")
+    for measure in found.known(SHOWN):
+        text = shown.get(measure.unit, number)
+        row = found.best(measure)
+        values = {text(found.value(measure, other)) for other in found.good.nonzero()[0].tolist()}
+        if row is not None and (len(values) > 1 or len(found.points) == 1):
+            per = "/s" if measure in RATES else ""
+            view.add_row(measure.label, text(found.value(measure, row)) + per, found.name(row))
+    return view
+
+
+def _reasons(table: pd.DataFrame) -> Iterator[Text]:
+    failed = table[table["status"] == "failed"]
+    groups = failed.groupby("reason", sort=False)["name"].agg(list)
+    for reason, names in list(groups.items())[:MOST_REASONS]:
+        who = ", ".join(dict.fromkeys(names)) if len(names) <= 3 else f"{names[0]} and {len(names) - 1:,} more"
+        yield Text(f"{who}: {reason}")
+    if len(groups) > MOST_REASONS:
+        yield Text(f"and {len(groups) - MOST_REASONS:,} other reasons, in the table")

@@ -1,0 +1,82 @@
+"""What steps cost by term, priced again from their shapes. It records nothing and draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.batch import Shape
+from sim.cost.step import StepCost, Term, advanced, device_seconds
+
+# The share of each term and source rests on at most so many spans.
+MOST_FOR_SHARES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StepTerms:
+    """The recorded spans of a run, (row of the steps table, shape, repeats) each, with the prices that it used.
+
+    `every` is 1 where all spans were recorded, else one of so many was.
+    """
+
+    cost: StepCost
+    spans: Sequence[tuple[int, Shape, int]]
+    overlap_host: bool
+
+    @property
+    def every(self) -> int:
+        return self.spans[1][0] - self.spans[0][0] if len(self.spans) > 1 else 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the steps table that can be explained, in order."""
+        return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
+
+    def of(self, place: int) -> dict[str, float]:
+        """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""
+        _, shape, repeats = self.spans[place]
+        terms = self.cost.explain(advanced(shape, repeats // 2))
+        return {name: seconds for (name, _), seconds in _exposed(terms, overlap_host=self.overlap_host).items()}
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds by (term, source) of an even choice of the spans: `term_seconds`."""
+        chosen = self.spans[:: -(-len(self.spans) // MOST_FOR_SHARES) or 1]
+        pairs = [(shape, repeats) for _, shape, repeats in chosen]
+        return term_seconds(self.cost, pairs, overlap_host=self.overlap_host)
+
+
+def _exposed(terms: Mapping[str, Term], *, overlap_host: bool) -> dict[tuple[str, str], float]:
+    """Seconds by (term, source) of one step; of the host's terms, those that the device does not hide."""
+    hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
+    return {
+        (name, term.source): max(0.0, term.seconds - hidden_s) if term.on_host else term.seconds
+        for name, term in terms.items()
+    }
+
+
+def term_seconds(
+    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool
+) -> dict[tuple[str, str], float]:
+    """Seconds by (term, source) over a sample of spans; of the host's, those that the device does not hide.
+
+    A span is explained at its middle repeat, since its terms grow evenly.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for shape, repeats in sample:
+        terms = cost.explain(advanced(shape, repeats // 2))
+        for key, exposed_s in _exposed(terms, overlap_host=overlap_host).items():
+            seconds[key] = seconds.get(key, 0.0) + exposed_s * repeats
+    return seconds
+
+
+def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    """The share of the seconds by term and then by source, largest terms first; empty where there are none."""
+    total = sum(seconds.values())
+    if not total > 0:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for (name, source), part in seconds.items():
+        found.setdefault(name, {})[source] = part / total
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))

@@ -1,0 +1,63 @@
+"""How often live drafts were right and look-ups found some: given to the prediction, since no cost model knows them.
+
+So a validation of drafting judges seconds and batches. How well rates hold for other texts is another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sim.acceptance import Acceptance
+from sim.executor import Accepting, Executor
+from sim.validate.record import Record
+
+
+class Drafts(NamedTuple):
+    """By position in the draft: `right`, given that all before it were; `found`, where a draft was wanted."""
+
+    right: tuple[float, ...]
+    found: tuple[float, ...]
+
+    def accepting(self, inner: Executor, seed: int) -> Executor:
+        """Draws drafts at these rates beside the seconds of another executor."""
+        draw = Acceptance(self.right, seed, found=self.found)
+        return Accepting(inner, draw, draw.found)
+
+
+def measured(records: Sequence[Record]) -> Drafts | None:
+    """What live runs had; None where nothing was drafted."""
+    verified, asked = list(_verified(records)), list(_asked(records))
+    most = max((wanted for wanted, _ in asked), default=0)
+    if not most or not verified:
+        return None
+    right = tuple(
+        _share([right > place for drafts, right in verified if drafts > place and right >= place])
+        for place in range(most)
+    )
+    found = tuple(_share([has > place for wanted, has in asked if wanted > place]) for place in range(most))
+    return Drafts(right, found)
+
+
+def _share(told: Sequence[bool]) -> float:
+    return sum(told) / len(told) if told else 0.0
+
+
+def _verified(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
+    """(drafts, of these right) of every request in every step that verified some."""
+    for record in records:
+        for one in record.decisions:
+            for (_, drafts, _), right in zip(one.sampled, one.accepted, strict=False):
+                if drafts:
+                    yield drafts, right
+
+
+def _asked(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
+    """(drafts wanted next, of these found) of every request that went on."""
+    for record in records:
+        for one, result in zip(record.decisions, record.results, strict=True):
+            wanted = [drafts for _, _, drafts in one.sampled]
+            has = wanted if result.proposed is None else result.proposed
+            for (sequence, _, drafts), found in zip(one.sampled, has, strict=True):
+                if sequence not in one.finished:
+                    yield drafts, found

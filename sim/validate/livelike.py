@@ -1,0 +1,90 @@
+"""Live seconds for batches that no live run had: a model's prices, corrected by what live steps of their size took.
+
+So the simulator can decide for itself and still go at the live run's pace: what is off then comes from its decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sim.batch import Shape
+from sim.cost.step import Constant, StepCost, Term, advanced, shape_context, shape_tokens
+from sim.validate.steps import kind_of
+
+Key = tuple[str | int, ...]
+LEAST = 5
+"""A correction rests on at least so many steps, else on those of a coarser size."""
+
+
+def sizes(shape: Shape) -> Iterator[Key]:
+    """What a step is like, from the finest to "a step": kind, and powers of two of tokens and of context."""
+    kind, tokens, context = kind_of(shape), shape_tokens(shape), shape_context(shape)
+    yield kind, tokens.bit_length(), context.bit_length()
+    yield kind, tokens.bit_length()
+    yield (kind,)
+    yield ()
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """By size of step: the measured device seconds over the predicted ones, and host seconds to add."""
+
+    device: Mapping[Key, float]
+    host_s: Mapping[Key, float]
+
+    @classmethod
+    def of(cls, shapes: Sequence[Shape], rows: pd.DataFrame) -> Corrections:
+        """From `sim.validate.steps.step_rows` and the shapes of the same steps; steps of a kind may be few."""
+        sums: dict[Key, np.ndarray] = {}
+        names = ["device_s", "predicted_device_s", "host_s", "predicted_host_s"]
+        for shape, seconds in zip(shapes, rows[names].to_numpy(np.float64), strict=True):
+            told = np.append(seconds, 1.0)
+            for key in sizes(shape):
+                sums[key] = sums[key] + told if key in sums else told
+        kept = {key: one.tolist() for key, one in sums.items() if one[4] >= LEAST or not key}
+        device = {key: one[0] / one[1] if one[1] > 0 else 1.0 for key, one in kept.items()}
+        return cls(device, {key: (one[2] - one[3]) / one[4] for key, one in kept.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLike:
+    """A cost model at the pace of live steps; a `StepCost`.
+
+    Args:
+        device: whether the device's seconds are corrected; the host's always are.
+    """
+
+    inner: StepCost
+    corrections: Corrections
+    device: bool = True
+
+    @property
+    def needs_longest(self) -> bool:
+        """As the model that is corrected."""
+        return bool(getattr(self.inner, "needs_longest", False))
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        """As `StepCost.span_s`."""
+        device, host_s = self.inner.span_s(shape, repeats)
+        host_s = max(0.0, host_s + _found(self.corrections.host_s, shape))
+        if not self.device:
+            return device, host_s
+        known = self.corrections.device
+        return [one * _found(known, advanced(shape, step)) for step, one in enumerate(device)], host_s
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        """The parts of `span_s` as one term each."""
+        device, host_s = self.span_s(shape, 1)
+        return {"device": Term(device[0], "measured"), "host": Term(host_s, "measured", on_host=True)}
+
+    def describe(self) -> list[Constant]:
+        """Those of the model that is corrected."""
+        return self.inner.describe()
+
+
+def _found(known: Mapping[Key, float], shape: Shape) -> float:
+    return next(known[key] for key in sizes(shape) if key in known)

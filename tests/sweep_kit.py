@@ -1,0 +1,35 @@
+"""What workers of tests do: a module of its own, so that a worker imports little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def square_or_die(item: int) -> int:
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == 4:
+        os._exit(7)
+    return item * item
+
+
+def raise_at_two(item: int) -> int:
+    if item == 2:
+        raise ValueError("two is too much")
+    return item
+
+
+def who(item: int) -> int:
+    return os.getpid()
+
+
+def leave_pid_and_sleep(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(60)
