@@ -123,6 +123,23 @@ def test_an_early_stop_never_changes_the_verdict(
         np.testing.assert_array_equal(stopped.values["ttft_s"], whole.values["ttft_s"])
 
 
+@pytest.mark.parametrize("metric", ["ttft", "tpot", "e2e", "queue"])
+@pytest.mark.parametrize("statistic", ["p90", "mean", "max"])
+def test_a_run_that_just_meets_its_slo_is_not_ended(trace: str, metric: str, statistic: str) -> None:
+    """The limit is the value itself, or the one that leaves exactly as many requests above it as may be."""
+    plan, rate, window = plan_of(trace, policy="static"), 10.0, Window(30, 10)
+    whole = measure(Point(plan, rate, 0, 160, clauses("ttft=1")))
+    values = whole.values[f"{metric}_s"][window.slice(160)]
+    values = np.sort(values[~np.isnan(values)])[::-1]
+    allowed = int(0.1 * len(values))
+    limit_s = {"p90": values[allowed], "mean": values.mean() * (1 + 1e-12), "max": values[0]}[statistic]
+    just = clauses(f"{metric}_{statistic}={float(limit_s)!r}")
+    missed = measure(Point(plan, rate, 0, 160, just, window)).stopped
+    assert missed in ("", "stability")
+    over = clauses(f"{metric}_{statistic}={float(0.3 * limit_s)!r}")
+    assert excesses(whole, over, window)[0] > 0
+
+
 def test_a_hopeless_run_ends_early(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, batches = clauses("ttft_p90=0.01"), [0]
     committed = Stop.committed

@@ -19,6 +19,8 @@ from sim.report import files
 from traces.schema import InputError
 
 ASKED, JOURNAL, TABLE, PAGE = "sweep.toml", "points.jsonl", "sweep.parquet", "report.html"
+_READ = (".json", ".toml", ".csv")
+"""Of a folder that a setting names, what a simulation reads: a model's or a profile's description, and no weights."""
 _FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model")
 """Settings that may name a file or a folder."""
 
@@ -155,8 +157,8 @@ def fingerprints(settings: Mapping[str, list[Any]]) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """The digest of a file, or of all files in a folder; raises InputError where it cannot be read."""
-    inner = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    """The digest of a file, or of what a simulation reads in a folder; raises InputError where it cannot be read."""
+    inner = sorted(one for one in path.rglob("*") if one.suffix in _READ) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for one in inner:
         try:
