@@ -111,7 +111,8 @@ def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:
     sequences = samples(table, settings)
     output = table["output_tokens"].to_numpy(np.float64)
-    return table["prompt_tokens"].to_numpy(np.float64) + output * (np.array(sequences) if sequences else 1.0)
+    work: Floats = table["prompt_tokens"].to_numpy(np.float64) + output * (np.array(sequences) if sequences else 1.0)
+    return work
 
 
 def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], requests: int) -> Gaps:
