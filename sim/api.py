@@ -218,9 +218,7 @@ def sweep(
     from sim.study.sweep import Asked, run as run_all  # noqa: I001, PLC0415
 
     asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points)
-    return run_all(
-        asked, out=None if out is None else Path(out), workers=workers, executor=executor, progress=progress
-    )
+    return run_all(asked, out=None if out is None else Path(out), workers=workers, executor=executor, progress=progress)
 
 
 def plan(

@@ -75,7 +75,8 @@ def axis_options(command: Callable[..., None]) -> Callable[..., None]:
         from sim.study.grid import parse_values  # noqa: PLC0415
 
         settings: dict[str, Any] = {}
-        options_given = [f"{key}={value}" for key, value in _taken(given, options).items()]
+        taken = _taken(given, options)
+        options_given = [f"{key}={'true' if value is True else value}" for key, value in taken.items()]
         for text in (*options_given, *given.pop("setting")):
             key, value = parse_values(text)
             if settings.setdefault(scenario.full_key(key), value) is not value:

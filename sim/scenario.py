@@ -96,7 +96,7 @@ class WorkloadSettings:
         if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
             raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
         if self.arrivals != "trace" and self.concurrency:
-            raise InputError("workload.arrivals and workload.concurrency exclude one another: users arrive by themselves")
+            raise InputError("workload.arrivals and workload.concurrency exclude one another: users come by themselves")
 
 
 @dataclass(frozen=True, slots=True)

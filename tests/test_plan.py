@@ -256,6 +256,15 @@ def test_the_cheapest_is_found_and_confirmed(trace: str) -> None:
     assert "the smallest tp that fits is 2" in page
 
 
+def test_rows_that_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
+    rows = [f"{at},{100 if at else -1},5" for at in range(300)]
+    trace = tmp_path / "bad.csv"
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows, ""]))
+    asked = ["plan", "--trace", str(trace), "--slo", "ttft_p90=0.5", *SMALL]
+    assert isinstance(CliRunner().invoke(cli, asked).exception, InputError)
+    assert CliRunner().invoke(cli, [*asked, "--skip-bad"], catch_exceptions=False).exit_code == 0
+
+
 def test_what_nothing_meets_is_exit_code_1(trace: str) -> None:
     outcome = CliRunner().invoke(cli, ["plan", "--trace", trace, "--slo", "ttft_p90=0.0001", "--json", *SMALL])
     assert outcome.exit_code == 1

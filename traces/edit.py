@@ -119,7 +119,7 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     if "session" in table:
         table["session"] = table["session"] + "~" + pd.Series(copy).astype("string")
     if "prefix_blocks" in table:
-        times_before: Indices = pd.Series(drawn).groupby(drawn).cumcount().to_numpy(np.int64)
+        times_before = np.asarray(pd.Series(drawn).groupby(drawn).cumcount(), np.int64)
         ids = copies_apart(list(table["prefix_blocks"]), drawn[copy], times_before[copy])
         table["prefix_blocks"] = pd.Series(ids, dtype=object)
     what = "sessions" if "after" in table else "requests"
