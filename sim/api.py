@@ -215,7 +215,8 @@ def sweep(
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    from sim.study.sweep import Asked, run as run_all  # noqa: I001, PLC0415
+    from sim.study.asked import Asked  # noqa: PLC0415
+    from sim.study.sweep import run as run_all  # noqa: PLC0415
 
     asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points)
     return run_all(asked, out=None if out is None else Path(out), workers=workers, executor=executor, progress=progress)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sim import scenario
 from sim.cli_options import progress_bar, scenario_options
+from sim.cli_report import report
 from sim.cli_trace import trace
 from sim.study.plan_cli import plan
 from sim.study.sweep_cli import sweep
@@ -39,7 +40,7 @@ def run(
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
-    from sim.report.folder import write_run  # noqa: PLC0415
+    from sim.report.folder import check_free, write_run  # noqa: PLC0415
     from sim.report.perfetto import parse_window  # noqa: PLC0415
     from sim.report.stability import queue_warning  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
@@ -47,6 +48,8 @@ def run(
     window = parse_window(trace_window) if trace_window else None
     if window and out is None:
         raise InputError("--trace-window cuts the trace that --out writes; give --out too")
+    if out is not None:
+        check_free(out, "run")  # before anything takes its time
     with progress_bar("simulating", quiet) as progress:
         result = api.run(file, progress=progress, **settings)
     if out is not None:
@@ -169,6 +172,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 cli.add_command(plan)
+cli.add_command(report)
 cli.add_command(sweep)
 cli.add_command(trace)
 

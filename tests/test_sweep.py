@@ -18,6 +18,7 @@ from sim import api, scenario
 from sim.cli import main
 from sim.report.stability import queue_warning
 from sim.study import grid, sweep
+from sim.study.asked import Asked
 from sim.study.grid import Grid
 from sim.study.store import fingerprint
 from traces.schema import InputError
@@ -226,7 +227,7 @@ def test_millions_of_points_are_counted_and_not_made(trace: str, capsys: pytest.
     assert code == 2
     assert "4,000,000 points" in err
     assert "--yes" in err
-    plenty = sweep.Asked.of(None, {"rate": list(range(1, 2001))}, seeds=2000, most_points=None)
+    plenty = Asked.of(None, {"rate": list(range(1, 2001))}, seeds=2000, most_points=None)
     assert len(plenty.grid) == 4_000_000
 
 

@@ -52,8 +52,24 @@ def parquet(frame: pd.DataFrame) -> Writer:
     return write
 
 
-def write_files(folder: Path, writers: Mapping[str, Writer]) -> list[Path]:
+def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """A table that has at least these columns; raises InputError where it cannot be read or lacks one."""
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there") from None
+    except (OSError, ValueError) as error:  # what is no Parquet is a ValueError of pyarrow
+        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}")
+    return table
+
+
+def write_files(folder: Path, writers: Mapping[str, Writer], *, stale: Iterable[str] = ()) -> list[Path]:
     """Write every file of `writers` (name -> writer) into `folder`, which is made if it is not there.
+
+    `stale` are names that an earlier result may have left in it: those that are not written are removed.
 
     All are written beside their places first and moved there together at the end, so that a failure (a full
     disk, no permission, an exception or Ctrl-C within a writer) changes nothing: earlier files of the same
@@ -71,6 +87,8 @@ def write_files(folder: Path, writers: Mapping[str, Writer]) -> list[Path]:
             write(waiting[target])
         for target, part in waiting.items():
             os.replace(part, target)
+        for target in [folder / name for name in stale if name not in writers]:
+            target.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +11,61 @@ import pandas as pd
 from sim.report import files
 from sim.report.charts import Run
 from sim.report.compare_page import render_comparison, summaries_of
+from sim.report.kept import PREEMPTED, SUMMARY, TERMS, Kept
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
 from sim.report.variant import Row, flat
+from traces.schema import InputError
+
+PAGE, ANSWERS = "report.html", "answers.parquet"
+KINDS = {SUMMARY: "run", "sweep.toml": "sweep", "plan.json": "plan"}
+"""By the file that it is known by, what a folder with a `report.html` holds."""
+
+
+def held(folder: Path) -> list[str]:
+    """What a folder holds, of `KINDS`."""
+    return [kind for name, kind in KINDS.items() if (folder / name).exists()]
+
+
+def check_free(folder: Path, kind: str) -> None:
+    """Refuse a folder that holds a result of another kind, whose page would be lost; raises InputError."""
+    for other in held(folder):
+        if other != kind:
+            raise InputError(f"{folder} holds a {other}; give another --out, or delete that folder")
 
 
 def write_run(
-    run: Run,
-    folder: Path,
-    *,
-    scenario: str,
-    notes: Iterable[str] = (),
-    window: Window | None = None,
-    answers: pd.DataFrame | None = None,
+    run: Run, folder: Path, *, scenario: str, window: Window | None = None, answers: pd.DataFrame | None = None
 ) -> list[Path]:
-    """Write scenario.toml, requests.parquet, steps.parquet, summary.json, report.html, trace.perfetto.json.
+    """Write the tables of a run, its page and its trace (docs/metrics.md); nothing of an earlier run stays.
 
-    scenario: the resolved scenario as TOML. notes: more sentences for the page. window: (start_s, end_s) that
-    the trace is cut to; the other files hold the whole run. answers: of a live run, for answers.parquet.
-    Returns the paths; raises InputError where the operating system refuses, and then leaves the folder as it was.
+    scenario: the resolved scenario as TOML. window: (start_s, end_s) that the trace is cut to; the other files hold
+    the whole run. answers: of a live run, for answers.parquet. Returns the paths; raises InputError where the folder
+    holds something else or the operating system refuses, and then leaves it as it was.
     """
+    check_free(folder, "run")
+    kept = Kept.of(run, scenario)
     return files.write_files(
         folder,
         {
-            "scenario.toml": files.text(scenario),
-            "requests.parquet": files.parquet(run.requests),
-            "steps.parquet": files.parquet(run.steps),
-            "summary.json": files.as_json(dict(run.summary)),
-            "report.html": files.text(render_page(run, notes=notes, scenario=scenario)),
+            **kept.writers(),
+            PAGE: _page(kept),
             "trace.perfetto.json": files.text(trace_json(run, window=window)),
-            **({} if answers is None else {"answers.parquet": files.parquet(answers)}),
+            **({} if answers is None else {ANSWERS: files.parquet(answers)}),
         },
+        stale=(PREEMPTED, TERMS, ANSWERS),
     )
+
+
+def write_page(folder: Path) -> Kept:
+    """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
+    kept = Kept.read(folder)
+    files.write_file(folder / PAGE, _page(kept))
+    return kept
+
+
+def _page(kept: Kept) -> files.Writer:
+    return files.text(render_page(kept, scenario=kept.scenario))
 
 
 def write_comparison(rows: Sequence[Row], folder: Path) -> list[Path]:

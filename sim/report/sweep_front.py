@@ -151,10 +151,14 @@ def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dic
     columns = {across.text(value): place for place, value in enumerate(across.values)}
     lines = {down.text(value): place for place, value in enumerate(down.values)}
     for row in np.flatnonzero(usable).tolist():
-        where = lines[sweep.setting(down, row)], columns[sweep.setting(across, row)]
-        value = float(values[row])
+        line, column = lines.get(sweep.setting(down, row)), columns.get(sweep.setting(across, row))
+        if line is None or column is None:
+            continue  # a point of a list that leaves the setting to the base
+        where, value = (line, column), float(values[row])
         better = min if measure.better < 0 else max
         cell[where] = better(cell.get(where, value), value)
+    if not cell:
+        return None
     best = (min if measure.better < 0 else max)(cell, key=cell.__getitem__)
     worst = (max if measure.better < 0 else min)(cell, key=cell.__getitem__)
     low, high = min(cell.values()), max(cell.values())

@@ -21,6 +21,8 @@ Bools = npt.NDArray[np.bool_]
 Unit = Literal["", "s", "%", "usd", "J"]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
 LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")
+# Of these 0 says "not set": the trace's own times, which are no load of 0.
+UNSET_AT_0 = ("workload.rate", "workload.concurrency")
 STATISTICS = {"p99": "p99", "p95": "p95", "p90": "p90", "p50": "median", "mean": "mean"}
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
 
@@ -78,6 +80,8 @@ class Axis:
     def named(self, value: Any) -> str:
         """The value as it stands in the name of a line: words speak for themselves, numbers need their key."""
         text = value_text(value)
+        if text == NONE:
+            return f"{self.label} not set"
         return text if isinstance(value, str) and text not in {"on", "off", "auto"} else f"{self.label} {text}"
 
 
@@ -127,8 +131,10 @@ class Sweep:
     @classmethod
     def of(cls, table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Sweep:
         """The points of a table as `sim sweep` writes it; axes by dotted key, `seed` not among them."""
-        kept = _axes({key: values for key, values in axes.items() if key != "seed" and key in table})
-        points = _points(_with_gpus(table.reset_index(drop=True)), kept)
+        known = {key: _unset(key, values) for key, values in axes.items() if key != "seed" and key in table}
+        kept = _axes(known)
+        settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
+        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), kept)
         return cls(kept, _load(kept), points, int(table["seed"].nunique()) if len(table) else 0, table)
 
     @property
@@ -189,6 +195,11 @@ class Sweep:
             order = np.argsort(np.argsort(at, kind="stable"), kind="stable").tolist()  # NaN (not set) comes last
             found = {name: sorted(rows, key=order.__getitem__) for name, rows in found.items()}
         return found
+
+
+def _unset(key: str, values: Sequence[Any]) -> Sequence[Any]:
+    """The values with NaN where they leave the setting to the trace."""
+    return [np.nan if value == 0 else value for value in values] if key in UNSET_AT_0 else values
 
 
 def _axes(axes: Mapping[str, Sequence[Any]]) -> tuple[Axis, ...]:

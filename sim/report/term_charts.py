@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,31 +63,45 @@ def terms_of(run: Run) -> Terms | None:
     return found if found is not None and len(found.rows) else None
 
 
-def term_charts(run: Run) -> list[Chart]:
-    """Mean step time by group of terms: over the run, and by what the steps did."""
+def term_table(run: Run) -> pd.DataFrame | None:
+    """Seconds by term of the middle step of up to `MOST_SPANS` spans, evenly chosen; None where they were measured.
+
+    The first column, `row`, is the span's in the steps table; 0 where a step has no such term.
+    """
     terms = terms_of(run)
     if terms is None:
-        return []
+        kept: pd.DataFrame | None = getattr(run, "term_table", None)
+        return kept
     rows = terms.rows
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_SPANS)).astype(np.int64))
-    spent = pd.DataFrame([_grouped(terms.of(place)) for place in chosen.tolist()]).fillna(0.0)
+    spent = pd.DataFrame([terms.of(place) for place in chosen.tolist()]).fillna(0.0)
+    spent.insert(0, "row", rows[chosen])
+    return spent
+
+
+def term_charts(run: Run) -> list[Chart]:
+    """Mean step time by group of terms: over the run, and by what the steps did."""
+    table = term_table(run)
+    if table is None:
+        return []
+    spent = _grouped(table.drop(columns="row"))
     known = [*(name for name in GROUPS if name in spent), *(name for name in spent if name not in GROUPS)]
     kept = [str(name) for name in known if spent[name].any()]
     if not kept:
         return []
-    steps = run.steps.iloc[rows[chosen]].reset_index(drop=True)
+    steps = run.steps.iloc[table["row"].to_numpy()].reset_index(drop=True)
     note = NOTE
-    if len(chosen) < len(run.steps):
-        note = f"Thinned: {count(len(chosen))} of {count(len(run.steps))} spans, evenly chosen. {NOTE}"
+    if len(table) < len(run.steps):
+        note = f"Thinned: {count(len(table))} of {count(len(run.steps))} spans, evenly chosen. {NOTE}"
     return [_shares(steps, spent[kept], note), _over_time(run, steps, spent[kept], note)]
 
 
-def _grouped(terms: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in terms.items():
-        group = group_of(name)
-        found[group] = found.get(group, 0.0) + value
-    return found
+def _grouped(terms: pd.DataFrame) -> pd.DataFrame:
+    found: dict[str, Any] = {}
+    for name in terms:
+        group = group_of(str(name))
+        found[group] = found[group] + terms[name] if group in found else terms[name]
+    return pd.DataFrame(found)
 
 
 def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:

@@ -16,9 +16,10 @@ from typing import Any
 import tomli_w
 
 from sim.report import files
+from sim.report.folder import PAGE, check_free
 from traces.schema import InputError
 
-ASKED, JOURNAL, TABLE, PAGE = "sweep.toml", "points.jsonl", "sweep.parquet", "report.html"
+ASKED, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
 _READ = (".json", ".toml", ".csv")
 """Of a folder that a setting names, what a simulation reads: a model's or a profile's description, and no weights."""
 _FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model")
@@ -50,6 +51,7 @@ class Store:
         self.folder = folder
         self.done: dict[int, Outcome] = {}
         text = tomli_w.dumps(dict(asked))
+        check_free(folder, "sweep")
         _check_same(folder, text)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -71,27 +73,14 @@ class Store:
         for left in [one for name in (ASKED, TABLE, PAGE) for one in self.folder.glob(f".{name}.*.part")]:
             left.unlink(missing_ok=True)
         if (self.folder / ASKED).exists():
-            self.done = dict(self._read())
+            os.ftruncate(self._journal, len(_whole(self.folder)))  # the line that a kill cut short is dropped
+            self.done = finished(self.folder)
         elif os.fstat(self._journal).st_size:  # it is filled only after the other is there
             raise InputError(
                 f"{self.folder} has a {JOURNAL} without {ASKED}; give another --out, or delete that folder"
             )
         else:
             files.write_file(self.folder / ASKED, files.text(text))
-
-    def _read(self) -> Iterator[tuple[int, Outcome]]:
-        """The whole lines of the journal; the one that a kill cut short is dropped."""
-        content = (self.folder / JOURNAL).read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        os.ftruncate(self._journal, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                found = json.loads(line)
-                yield found.pop("point"), Outcome(**found)
-            except (ValueError, TypeError, KeyError):
-                raise InputError(
-                    f"{self.folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
-                ) from None
 
     def add(self, index: int, outcome: Outcome) -> None:
         """Keep a finished point, in one write."""
@@ -110,6 +99,40 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._journal)
+
+
+def _whole(folder: Path) -> bytes:
+    """The whole lines of the journal; empty where there is none."""
+    try:
+        content = (folder / JOURNAL).read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"cannot read {folder / JOURNAL}: {error.strerror}") from None
+    return content[: content.rfind(b"\n") + 1]
+
+
+def finished(folder: Path) -> dict[int, Outcome]:
+    """The finished points by number, also of a sweep that is still running; raises InputError for a damaged line."""
+    done: dict[int, Outcome] = {}
+    for number, line in enumerate(_whole(folder).splitlines(), 1):
+        try:
+            found = json.loads(line)
+            point = found.pop("point")
+            done[point] = Outcome(**found)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(
+                f"{folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
+            ) from None
+    return done
+
+
+def asked_of(folder: Path) -> dict[str, Any]:
+    """What the sweep in a folder was asked; raises InputError."""
+    try:
+        return tomllib.loads((folder / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {folder / ASKED}: {error}") from None
 
 
 def _check_same(folder: Path, text: str) -> None:

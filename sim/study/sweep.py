@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,93 +17,22 @@ import tomli_w
 
 from sim import api, scenario
 from sim.report import files
+from sim.report.folder import PAGE
 from sim.report.stability import queue_warning
 from sim.report.sweep_page import render_sweep
 from sim.report.variant import flat
-from sim.scenario import Scenario, WorkloadSettings
+from sim.scenario import WorkloadSettings
 from sim.study import grid as grids
+from sim.study.asked import Asked
 from sim.study.grid import Grid, Point
-from sim.study.store import PAGE, TABLE, Outcome, Store, fingerprint, fingerprints
+from sim.study.store import TABLE, Outcome, Store, fingerprint
+from sim.study.store import finished as finished_points
 from sim.study.workers import each
 from sim.workload import read_trace, timed
 from traces.schema import InputError, Trace
 
-MOST_POINTS = 10_000
-"""More than these have to be asked for twice."""
 TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")
 """Of the summary, what the machine says and not the scenario: no part of a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A sweep before it runs: what stays (nested tables, every setting spelled out) and what varies."""
-
-    base: Mapping[str, Any]
-    grid: Grid
-
-    @classmethod
-    def of(
-        cls,
-        base: Scenario | str | Path | None,
-        settings: Mapping[str, Any],
-        *,
-        points: str | Path | Sequence[Mapping[str, Any]] | None = None,
-        seeds: int | str | Sequence[int] = 1,
-        most_points: int | None = MOST_POINTS,
-    ) -> Asked:
-        """Check what a user asks for.
-
-        Args:
-            base: as for `sim.api.run`.
-            settings: on top of it; those whose value is a list are axes.
-            points: a file for `grid.read_points`, or what it would return.
-            seeds: how many from the scenario's own on, or which; text is read as `grid.parse_seeds` does.
-            most_points: refuse more than these; None for any number.
-
-        Raises:
-            InputError: an unknown key, too many points, what no sweep varies; one sentence.
-        """
-        given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base else {}
-        fixed, grid = grids.of_settings(settings, listed=_listed(points))
-        tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
-        grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
-        if tables["executor"] != "predicted":
-            raise InputError(f"executor is {tables['executor']!r}, and a sweep only simulates (executor predicted)")
-        grids.check_keys(tables, grid)
-        if most_points is not None and len(grid) > most_points:
-            raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
-        return cls(tables, grid)
-
-    def identity(self) -> dict[str, Any]:
-        """All that the rows depend on, in TOML's types: what a folder is recognised by."""
-        grid = self.grid
-        values = {key: grid.values(key) for key in grid.keys}
-        for key, value in flat(self.base).items():
-            values.setdefault(key, []).append(value)
-        return {
-            "version": version("foretoken"),
-            "points": len(grid),
-            "seeds": list(grid.seeds),
-            "axes": {key: list(some) for key, some in grid.axes.items()},
-            "listed": [dict(point) for point in grid.listed] if grid.listed != ({},) else [],
-            "files": fingerprints(values),
-            "base": dict(self.base),
-        }
-
-
-def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
-    if points is None:
-        return ()
-    if isinstance(points, str | Path):
-        return grids.read_points(points)
-    return [{scenario.full_key(key): value for key, value in point.items()} for point in points]
-
-
-def _seeds(seeds: int | str | Sequence[int], first: Any) -> tuple[int, ...]:
-    first = first if isinstance(first, int) else 0  # another one fails every point, with the reason
-    if isinstance(seeds, str):
-        return grids.parse_seeds(seeds, first)
-    return grids.count_seeds(seeds, first) if isinstance(seeds, int) else grids.check_seeds(seeds)
 
 
 def run(
@@ -146,9 +74,30 @@ def run(
                     progress(len(done), len(grid))
         table = as_table(grid, done)
         if store is not None:
-            page = render_sweep(table, axes_of(grid), about(asked))
-            files.write_files(store.folder, {TABLE: files.parquet(table), PAGE: files.text(page)})
+            files.write_files(store.folder, {TABLE: files.parquet(table), PAGE: _page(asked, table)})
     return table
+
+
+def write_page(folder: Path) -> tuple[Asked, pd.DataFrame]:
+    """Write the page of the sweep in a folder again; of one that has not ended, with the points that it has by now.
+
+    Returns what was asked and the rows. Raises InputError: it cannot be read or written, or has no point yet.
+    """
+    asked = Asked.read(folder)
+    if (folder / TABLE).exists():
+        table = files.read_parquet(folder / TABLE)
+    else:
+        table = as_table(asked.grid, finished_points(folder))
+    if not len(table):
+        raise InputError(f"no point of the sweep in {folder} has been simulated yet")
+    files.write_file(folder / PAGE, _page(asked, table))
+    return asked, table
+
+
+def _page(asked: Asked, table: pd.DataFrame) -> files.Writer:
+    missing = len(asked.grid) - len(table)
+    notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []
+    return files.text(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +115,7 @@ class Simulate:
     def __call__(self, point: Point) -> Outcome:
         try:
             _stand_in(self.folder, self.files)
-            plan = scenario.build(self.base, {**point.settings, "seed": point.seed})
+            plan = scenario.build(_base_of(self.base, point), {**point.settings, "seed": point.seed})
             content = dict(self.files).get(plan.workload.trace, "")
             trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
             result = api.simulate(plan, trace=trace)
@@ -176,6 +125,16 @@ class Simulate:
         except Exception as error:
             told = " ".join(f"{type(error).__name__}: {error}".split())
             return Outcome(f"unexpected: {told}", None, {}, final=False)
+
+
+def _base_of(base: Mapping[str, Any], point: Point) -> Mapping[str, Any]:
+    """What stays, without the settings of drafts where the point's own policy makes none.
+
+    So one axis holds drafting against its absence; `_check_drafting` refuses settings that no point heeds.
+    """
+    if point.settings.get("policy.name", "speculative") == "speculative":
+        return base
+    return {key: value for key, value in base.items() if key != "speculation"}
 
 
 class ElsewhereError(InputError):
@@ -229,8 +188,8 @@ def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_table(grid: Grid, outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
-    """The rows in the order of the points; what a row does not have is null."""
-    points = [grid.point(index) for index in range(len(grid))]
+    """The rows of these points in their order; what a row does not have is null."""
+    points = [grid.point(index) for index in sorted(outcomes)]
     rows = [outcomes[point.index] for point in points]
     columns: dict[str, Any] = {
         "point": pd.Series([point.index for point in points], dtype="int64"),
@@ -270,7 +229,7 @@ def about(asked: Asked) -> dict[str, Any]:
     tables = flat(asked.base)
     fixed = scenario.merge({key: value for key, value in tables.items() if key not in asked.grid.keys})
     return {
-        "version": version("foretoken"),
+        "version": asked.version,
         "scenario": tomli_w.dumps(fixed),
         "points": len(asked.grid),
         "seeds": ", ".join(map(str, asked.grid.seeds[:10])) + (", ..." if len(asked.grid.seeds) > 10 else ""),

@@ -59,7 +59,8 @@ def sweep(
     rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
     """
     from sim.report.terminal import show  # noqa: PLC0415
-    from sim.study.sweep import MOST_POINTS, Asked, axes_of, run  # noqa: PLC0415
+    from sim.study.asked import MOST_POINTS, Asked  # noqa: PLC0415
+    from sim.study.sweep import axes_of, run  # noqa: PLC0415
 
     asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=None if yes else MOST_POINTS)
     try:
@@ -116,6 +117,8 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
     best = _best_table(found)
     if best.rows:
         parts += [Text(""), best]
+    elif found.good.any():
+        parts += [Text(""), Text("Every measure reads the same in all of them.")]
     reasons = list(_reasons(table))
     if reasons:
         parts += [Text(""), Text("Failed", style="bold"), *reasons]

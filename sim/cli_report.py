@@ -1,0 +1,78 @@
+"""The command `sim report`: writes the page of a results folder again. What the tables mean others know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+
+from traces.schema import InputError
+
+Shown = tuple[Any, RenderableType]
+"""(what --json prints, the same for people)."""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as the command that filled FOLDER does with --json.")
+def report(folder: Path, as_json: bool) -> None:
+    """Write the page of a results folder again, from its tables.
+
+    FOLDER is what `sim run`, `sim sweep` or `sim plan` wrote with --out. Nothing is simulated. Of a sweep that has
+    not ended, the page shows the points that it has by now.
+    """
+    from sim.report.folder import KINDS, PAGE, held  # noqa: PLC0415
+    from sim.report.terminal import show  # noqa: PLC0415
+
+    kinds = held(folder)
+    if len(kinds) != 1:
+        what = f"holds a {' and a '.join(kinds)}" if kinds else f"holds no result: there is no {' or '.join(KINDS)}"
+        raise InputError(f"{folder} {what}")
+    document, view = READERS[kinds[0]](folder)
+    click.echo(f"wrote {PAGE} to {folder}", err=True)
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        show(view, Console(highlight=False))
+
+
+def _run(folder: Path) -> Shown:
+    from sim.report.folder import write_page  # noqa: PLC0415
+    from sim.report.stability import queue_warning  # noqa: PLC0415
+    from sim.report.terminal import summary_view  # noqa: PLC0415
+
+    kept = write_page(folder)
+    warning = queue_warning(kept.requests)
+    return kept.summary, summary_view(kept.summary, warnings=[warning] if warning else [])
+
+
+def _sweep(folder: Path) -> Shown:
+    from sim.study.sweep import axes_of, write_page  # noqa: PLC0415
+    from sim.study.sweep_cli import as_document, sweep_view  # noqa: PLC0415
+
+    asked, table = write_page(folder)
+    if len(table) < len(asked.grid):
+        click.echo(f"{len(table):,} of {len(asked.grid):,} points are there; the sweep has not ended", err=True)
+    axes = axes_of(asked.grid)
+    return as_document(table, axes), sweep_view(table, axes)
+
+
+def _plan(folder: Path) -> Shown:
+    from sim.report import files  # noqa: PLC0415
+    from sim.report.folder import PAGE  # noqa: PLC0415
+    from sim.report.plan_page import render_plan  # noqa: PLC0415
+    from sim.study.plan_view import plan_view  # noqa: PLC0415
+
+    try:
+        document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {folder / 'plan.json'}: {error}") from None
+    files.write_file(folder / PAGE, files.text(render_plan(document)))
+    return document, plan_view(document)
+
+
+READERS: dict[str, Callable[[Path], Shown]] = {"run": _run, "sweep": _sweep, "plan": _plan}

@@ -1,0 +1,115 @@
+"""What a sweep is asked, checked and spelled out, and what its folder is recognised by. It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sim import metrics, scenario
+from sim.report.variant import flat
+from sim.scenario import Scenario
+from sim.speculation import SpeculationSettings
+from sim.study import grid as grids
+from sim.study.grid import Grid
+from sim.study.store import ASKED, asked_of, fingerprints
+from traces.schema import InputError
+
+MOST_POINTS = 10_000
+"""More than these have to be asked for twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A sweep before it runs: what stays (nested tables, every setting spelled out) and what varies."""
+
+    base: Mapping[str, Any]
+    grid: Grid
+    version: str = field(default_factory=lambda: version("foretoken"))
+
+    @classmethod
+    def of(
+        cls,
+        base: Scenario | str | Path | None,
+        settings: Mapping[str, Any],
+        *,
+        points: str | Path | Sequence[Mapping[str, Any]] | None = None,
+        seeds: int | str | Sequence[int] = 1,
+        most_points: int | None = MOST_POINTS,
+    ) -> Asked:
+        """Check what a user asks for.
+
+        Args:
+            base: as for `sim.api.run`.
+            settings: on top of it; those whose value is a list are axes.
+            points: a file for `grid.read_points`, or what it would return.
+            seeds: how many from the scenario's own on, or which; text is read as `grid.parse_seeds` does.
+            most_points: refuse more than these; None for any number.
+
+        Raises:
+            InputError: an unknown key, too many points, what no sweep varies; one sentence.
+        """
+        given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base else {}
+        fixed, grid = grids.of_settings(settings, listed=_listed(points))
+        tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
+        grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
+        if tables["executor"] != "predicted":
+            raise InputError(f"executor is {tables['executor']!r}, and a sweep only simulates (executor predicted)")
+        grids.check_keys(tables, grid)
+        if isinstance(tables["slo"], str) and tables["slo"] and "slo" not in grid.keys:
+            metrics.parse_slo(tables["slo"])  # a mistake in what all points share is no reason to make a folder
+        _check_drafting(tables, grid)
+        if most_points is not None and len(grid) > most_points:
+            raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
+        return cls(tables, grid)
+
+    @classmethod
+    def read(cls, folder: Path) -> Asked:
+        """What the sweep in a folder was asked, of whatever version; raises InputError."""
+        found = asked_of(folder)
+        try:
+            axes = {key: tuple(values) for key, values in found.get("axes", {}).items()}
+            grid = Grid(axes, tuple(found["listed"]) or ({},), tuple(found["seeds"]))
+            return cls(found["base"], grid, found["version"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / ASKED} is not what a sweep writes: {error!r}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """All that the rows depend on, in TOML's types: what a folder is recognised by."""
+        grid = self.grid
+        values = {key: grid.values(key) for key in grid.keys}
+        for key, value in flat(self.base).items():
+            values.setdefault(key, []).append(value)
+        return {
+            "version": self.version,
+            "points": len(grid),
+            "seeds": list(grid.seeds),
+            "axes": {key: list(some) for key, some in grid.axes.items()},
+            "listed": [dict(point) for point in grid.listed] if grid.listed != ({},) else [],
+            "files": fingerprints(values),
+            "base": dict(self.base),
+        }
+
+
+def _check_drafting(tables: Mapping[str, Any], grid: Grid) -> None:
+    """Refuse settings of drafts where the policy varies and none drafts."""
+    policies = [*grid.values("policy.name"), tables["policy"]["name"]] if "policy.name" in grid.keys else []
+    if policies and "speculative" not in policies and tables["speculation"] != asdict(SpeculationSettings()):
+        raise InputError("speculation is set, and no policy of the sweep drafts; add speculative to them")
+
+
+def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    if points is None:
+        return ()
+    if isinstance(points, str | Path):
+        return grids.read_points(points)
+    return [{scenario.full_key(key): value for key, value in point.items()} for point in points]
+
+
+def _seeds(seeds: int | str | Sequence[int], first: Any) -> tuple[int, ...]:
+    first = first if isinstance(first, int) else 0  # another one fails every point, with the reason
+    if isinstance(seeds, str):
+        return grids.parse_seeds(seeds, first)
+    return grids.count_seeds(seeds, first) if isinstance(seeds, int) else grids.check_seeds(seeds)
