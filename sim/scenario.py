@@ -7,6 +7,8 @@ import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from datetime import time as clock_time
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -304,11 +306,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: expected section.key=value")
+    found = literal(value)
+    return key.strip(), value.strip() if found is None else found
+
+
+def literal(text: str) -> Any:
+    """The TOML value that a text is, or None: also for dates and times, which no setting is (`10:50:20` is a range)."""
     try:
-        literal = tomllib.loads(f"value = {value}")
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        literal = {}
-    return key.strip(), literal["value"] if list(literal) == ["value"] else value.strip()
+        return None
+    value = found["value"] if list(found) == ["value"] else None
+    return None if isinstance(value, date | clock_time) else value
 
 
 def variants(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ def sim(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
         ("rate=5,10,20.5", [5, 10, 20.5]),
         ("rate=5:50:15", [5, 20, 35, 50]),
         ("rate=0.1:0.5:0.1", [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ("rate=10:50:20", [10, 30, 50]),  # which TOML takes for a time of day
         ("rate=9:5:-2", [9, 7, 5]),
         ("rate=1,5:9:2,100", [1, 5, 7, 9, 100]),
         ("policy=mine:Policy,a:b:c", ["mine:Policy", "a:b:c"]),

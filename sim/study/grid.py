@@ -136,9 +136,9 @@ def parse_values(text: str) -> tuple[str, Any]:
     key, value = key.strip(), value.strip()
     if not equals or not key:
         raise InputError(f"--set {text!r}: expected section.key=value or section.key=first,second")
-    literal = _literal(value)
-    if literal is not None:
-        return key, literal
+    found = scenario.literal(value)
+    if found is not None:
+        return key, found
     if key == "slo" or not ("," in value or _RANGE.fullmatch(value)):
         return key, value
     return key, [one for part in value.split(",") for one in _values(key, part.strip())]
@@ -229,17 +229,8 @@ def _flat(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield scenario.full_key(prefix + key), value
 
 
-def _literal(text: str) -> Any:
-    """The TOML value that a text is, None where it is none."""
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return None
-    return found["value"] if list(found) == ["value"] else None
-
-
 def _scalar(text: str) -> Any:
-    found = _literal(text)
+    found = scenario.literal(text)
     return text if found is None else found
 
 
