@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from backend.kvcache import KvCache
-from backend.live import Draw, Live, Pair, Plan, check_drawn, no_memory
+from backend.live import Draw, Live, Pair, Plan, check_drawn
+from backend.memory import no_memory
 from backend.model import Model
 from backend.packing import Ints, Ints32, Packed, Part
 from backend.prompts import Prompts
@@ -135,7 +136,9 @@ class DraftingLive(Live):
             rows = _rows(batch, right)
             found, drafting_s = self.drafter.propose(rows)
         except torch.OutOfMemoryError:
-            raise no_memory(self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache) from None
+            raise no_memory(
+                self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache.blocks
+            ) from None
         proposed = [one for row, one in zip(rows, found, strict=True) if row.request in right]
         total_s = time.perf_counter() - started
         device_s += drafting_s

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.block_tables import BlockTables, scratch_tables
 from backend.graphs import DecodeGraphs, Recorder
 from backend.kvcache import KvCache
+from backend.memory import no_memory
 from backend.model import Model
 from backend.moves import Mover
-from backend.packing import BlockTables, DrawRows, Ints, Ints32, Packed, Part, Stage, pack, scratch_tables
+from backend.packing import DrawRows, Ints, Ints32, Packed, Part, Stage, pack
 from backend.prompts import Prompts
 from backend.sampling import Sampler, Sampling
 from backend.sequences import Sequences
@@ -115,7 +117,9 @@ class Live:
         try:
             drawn, device_s = self._compute(plan.packed, batch)
         except torch.OutOfMemoryError:
-            raise no_memory(self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache) from None
+            raise no_memory(
+                self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache.blocks
+            ) from None
         tokens = drawn[: len(plan.places)] if plan.picked is None else drawn[plan.picked]
         check_drawn(plan.requests, tokens)
         self.sequences.put(plan.places, tokens)
@@ -287,14 +291,6 @@ def _draws(batch: Batch, listed: set[Request], forked: list[Request], entries: l
             # Sequences forked in this step draw their first token from the same logits.
             found += [Draw(end - 1, child, position) for child in forked if child.group is req.group]
     return found
-
-
-def no_memory(device: torch.device, what: str, cache: KvCache) -> InputError:
-    """The sentence for a step that does not fit beside the cache."""
-    return InputError(
-        f"{device} has no memory left for {what} beside a KV cache of {cache.blocks} blocks; lower kv.blocks, "
-        "kv.gpu_memory_utilization or engine.max_num_batched_tokens"
-    )
 
 
 def _spread(values: Ints, at: Ints, count: int) -> Ints:

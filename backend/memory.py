@@ -43,3 +43,11 @@ def check_memory(what: str, needed_bytes: int, device: torch.device, hint: Calla
         raise InputError(
             f"{what} needs {needed_bytes / 2**30:.2f} GiB, but {device} has {there / 2**30:.2f} GiB left: {hint(there)}"
         )
+
+
+def no_memory(device: torch.device, what: str, blocks: int) -> InputError:
+    """The sentence for a step that does not fit beside the cache."""
+    return InputError(
+        f"{device} has no memory left for {what} beside a KV cache of {blocks} blocks; lower kv.blocks, "
+        "kv.gpu_memory_utilization or engine.max_num_batched_tokens"
+    )

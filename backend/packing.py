@@ -13,11 +13,6 @@ import torch
 from torch import Tensor
 
 from backend.model import DecodePart, ForwardBatch, PrefillPart
-from sim.allocators.contiguous import Contiguous
-from sim.allocators.paged import Paged
-from sim.allocators.windowed import Windowed
-from sim.memory import Allocator
-from sim.request import Request
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]
@@ -25,71 +20,6 @@ Array = npt.NDArray[Any]
 
 ALIGNMENT_BYTES = 64
 """Arrays on the device start at multiples of it, so that kernels compiled for aligned pointers serve all of them."""
-
-
-@dataclass(slots=True)
-class _Row:
-    index: int
-    seq: int = -1
-    blocks: int = 0
-
-
-class BlockTables:
-    """The block tables of running sequences as rows of one array, of which a step reads only what was added.
-
-    Paged and contiguous allocators change a table at its end alone, but for copies on write, which a batch lists
-    (`forget`). Others are read whole in every step.
-    """
-
-    def __init__(self, allocator: Allocator) -> None:
-        self._allocator = allocator
-        self._append_only = isinstance(allocator, Paged | Contiguous) and not isinstance(allocator, Windowed)
-        self._blocks = np.zeros((16, 64), np.int32)
-        self._rows: dict[Request, _Row] = {}
-        self._free = list(range(16))
-
-    def forget(self) -> None:
-        """Blocks within tables may have been exchanged: read all of them anew."""
-        for row in self._rows.values():
-            row.seq = -1
-
-    def row(self, req: Request) -> int:
-        """The number of a running request's row, brought up to date."""
-        row = self._rows.get(req) or self._open(req)
-        table = self._allocator.table(req)
-        count = len(table)
-        known = row.blocks if self._append_only and row.seq == req.seq else 0
-        if known < count:
-            if count > self._blocks.shape[1]:
-                self._widen(count)
-            self._blocks[row.index, known:count] = table[known:]
-        if not known:
-            self._blocks[row.index, count:] = 0
-        row.seq, row.blocks = req.seq, count
-        return row.index
-
-    def take(self, rows: Sequence[int], columns: int) -> Ints32:
-        """[rows, columns]: the first blocks of these rows, 0 behind their ends."""
-        if columns > self._blocks.shape[1]:
-            self._widen(columns)
-        return self._blocks[np.asarray(rows, np.int64), :columns]
-
-    def _open(self, req: Request) -> _Row:
-        if not self._free:
-            gone = [one for one in self._rows if one.finished or one.seq < 0]
-            self._free += [self._rows.pop(one).index for one in gone]
-        if not self._free:
-            rows = len(self._blocks)
-            self._blocks = np.concatenate([self._blocks, np.zeros_like(self._blocks)])
-            self._free += range(rows, 2 * rows)
-        row = self._rows[req] = _Row(self._free.pop())
-        return row
-
-    def _widen(self, columns: int) -> None:
-        rows, before = self._blocks.shape
-        wider = np.zeros((rows, max(columns, 2 * before)), np.int32)
-        wider[:, :before] = self._blocks
-        self._blocks = wider
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,14 +181,6 @@ def _places(part: Part, block_tokens: int) -> tuple[Ints, Ints]:
     positions = np.arange(len(owner)) + firsts[owner]
     slots = part.tables[owner, positions // block_tokens].astype(np.int64) * block_tokens + positions % block_tokens
     return positions, np.where(owner < part.kept, slots, -1)
-
-
-def scratch_tables(lengths: Ints, block_tokens: int) -> Ints32:
-    """[S, M]: consecutive blocks from 1 on for sequences of so many tokens, none shared, 0 behind their ends."""
-    needed = -(-lengths // block_tokens)
-    column = np.arange(int(needed.max()))
-    firsts = np.cumsum(needed) - needed + 1
-    return np.where(column < needed[:, None], firsts[:, None] + column, 0).astype(np.int32)
 
 
 class Stage:

@@ -19,9 +19,9 @@ from backend.draft_model import DraftModel
 from backend.drafting import DraftingLive, Ground, Proposing
 from backend.graphs import CudaRecorder
 from backend.kvcache import KvCache, block_bytes
-from backend.live import Live, no_memory
+from backend.live import Live
 from backend.loader import load_model
-from backend.memory import check_device, check_memory, device_bytes
+from backend.memory import check_device, check_memory, device_bytes, no_memory
 from backend.model import Model
 from backend.ngram import Ngram
 from backend.prompts import Prompts, Tokens, held_out_text
@@ -189,7 +189,7 @@ class Session:
             if graphs:
                 live.capture(CudaRecorder(), engine.limits.max_num_seqs, engine.limits.max_model_len)
         except torch.OutOfMemoryError:
-            raise no_memory(self._device, f"steps of {most_tokens} tokens", cache) from None
+            raise no_memory(self._device, f"steps of {most_tokens} tokens", cache.blocks) from None
         self._live = live
         return live
 

@@ -56,9 +56,9 @@ def spread(us: Sequence[float]) -> float:
 
 def kernels_of(table: Table, gpu: GpuSpec, efficiency: Efficiency) -> list[tuple[Guide, dict[Point, float]]]:
     """Of each kernel of a table its guide and its seconds by the axes."""
-    rows, found = list(table.rows()), []
+    found = []
     for group, picked in table.grouped().items():
-        points = points_of(table.spec.name, [rows[at] for at in picked])
+        points = points_of(table, picked)
         if points:
             named: Row = {column.name: value for column, value in zip(table.spec.groups, group, strict=True)}
             guide = guide_of(table.spec.name, named, gpu, efficiency)

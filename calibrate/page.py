@@ -27,9 +27,11 @@ _PAGE = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>{title} - Foretoken</title>
 <style>{style}
-.plots {{ display: flex; flex-wrap: wrap; gap: 14px; }} .plots figure {{ width: 282px; padding: 10px; }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 14px; }}
+.plots figure {{ padding: 10px; }} .plots svg {{ width: 100%; height: auto; }}
 circle {{ fill: var(--c0); fill-opacity: 0.6; }} circle.far {{ fill: var(--bad); }} line {{ stroke: var(--rule); }}
-line.even {{ stroke: var(--soft); }} svg text {{ fill: var(--soft); font-size: 10px; }} td.text {{ text-align: left; }}
+line.even {{ stroke: var(--soft); }} svg text {{ fill: var(--soft); font-size: 10px; }}
+th.text, td.text {{ text-align: left; }}
 </style>
 </head>
 <body>
@@ -68,7 +70,7 @@ def page(profile: Profile, operations: Sequence[Checked] = (), steps: Sequence[C
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes(profile)) or "<li>Nothing in particular.</li>",
         plots="".join(_plot(name, found) for name, found in groups.items()) or "<p>No predictions at hand.</p>",
         worst=_table(
-            ("error", "predicted us", "measured us", "what", "", "source"),
+            ("error", "predicted us", "measured us", "what", "size", "source"),
             [_far(one) for one in worst(checked, 20)],
         ),
         reach=_table(
@@ -86,10 +88,13 @@ def _far(one: Checked) -> Sequence[str]:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    found = list(rows)
+    # A heading stands where its column's numbers or words do.
+    kinds = ["" if any(not _kind(row[at]) for row in found) else "text" for at in range(len(headings))]
+    head = "".join(f'<th class="{kind}">{html.escape(one)}</th>' for one, kind in zip(headings, kinds, strict=True))
     body = "".join(
         "<tr>" + "".join(f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row) + "</tr>"
-        for row in rows
+        for row in found
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -17,6 +17,7 @@ from sim.cost.profile import Accuracy, Profile
 from sim.cost.tables import Table
 
 WORST = 8
+_LACKING = {"expert_gemm": "products of routed experts", "all_reduce": "collectives over several GPUs"}
 
 
 class ErrorRow(NamedTuple):
@@ -67,12 +68,18 @@ def notes(profile: Profile) -> list[str]:
     meta = profile.meta
     found = list(meta.notes)
     if meta.synchronous:
-        found.append("Measured on a CPU, in seconds in which its one thread ran: other processes' time is not counted.")
+        found.append(
+            "Measured on a CPU, in seconds in which its one thread ran. A live run counts all seconds: where other "
+            "processes compute too it takes longer, and the profile cannot know by how much."
+        )
     uneven = [told for kind, told in meta.step_accuracy.items() if kind.startswith("uneven")]
     if uneven:
         found.append(
-            f"Decode batches of uneven contexts are priced by their mean and longest: {uneven[0].bias:+.0%} on average."
+            f"Decode batches of uneven contexts are priced by their mean and longest; they came out "
+            f"{uneven[0].bias:+.0%} on average."
         )
+    lacking = [what for table, what in _LACKING.items() if table not in profile.tables]
+    found.append(f"Not measured, and priced by the roofline: {', '.join([*lacking, 'latent attention'])}.")
     if meta.kind == "derived":
         found.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")
     return found

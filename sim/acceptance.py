@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from math import isnan
 from pathlib import Path
 from zlib import crc32
@@ -36,13 +35,11 @@ def acceptance_rates(given: float | str) -> tuple[float, ...]:
 
 
 def _recorded_rates(path: str) -> Sequence[object]:
-    """A list of rates, or those of a run: its summary says how often a draft and all before it were right."""
+    """A list of rates, or those that a run's summary has; of a position that nobody reached, 0."""
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))
         if isinstance(told, dict):
-            reached = [1.0, *map(float, told["speculation"]["acceptance_by_position"])]
-            # Where longer drafts are the better ones, more of them may be right at a later position.
-            told = [min(1.0, right / before) if before else 0.0 for before, right in pairwise(reached)]
+            told = [0.0 if rate is None else rate for rate in told["speculation"]["rate_by_position"]]
     except (OSError, ValueError) as error:
         raise InputError(f"speculation.acceptance: cannot read {path}: {error}") from None
     except (KeyError, TypeError):

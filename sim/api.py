@@ -23,9 +23,10 @@ from sim.engine import Engine
 from sim.executor import Executor, OnTheWall
 from sim.gpu import GpuSpec
 from sim.load import build
-from sim.record import RequestLog, StepLog, gaps_between, longest_gaps_s, request_table
+from sim.record import StepLog, gaps_between, longest_gaps_s
 from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
 from sim.request import SAMPLE_BITS, Request, index_of
+from sim.request_log import RequestLog, request_table
 from sim.scenario import Scenario
 from sim.terms import StepTerms, term_shares
 from sim.workload import columns, load_trace, samples

@@ -14,6 +14,7 @@ from traces.schema import InputError
 
 Shown = tuple[Any, RenderableType]
 """(what --json prints, the same for people)."""
+PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
 
 
 @click.command()
@@ -25,13 +26,14 @@ def report(folder: Path, as_json: bool) -> None:
     FOLDER is what `sim run`, `sim sweep` or `sim plan` wrote with --out. Nothing is simulated. Of a sweep that has
     not ended, the page shows the points that it has by now.
     """
-    from sim.report.folder import KINDS, PAGE, held  # noqa: PLC0415
+    from sim.report.folder import PAGE, held  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
 
     kinds = held(folder)
-    if len(kinds) != 1:
-        what = f"holds a {' and a '.join(kinds)}" if kinds else f"holds no result: there is no {' or '.join(KINDS)}"
-        raise InputError(f"{folder} {what}")
+    if len(kinds) != 1 or kinds[0] not in READERS:
+        what = f"holds a {' and a '.join(kinds)}" if kinds else "holds no result"
+        hint = "; sim validate --recorded computes a validation again" if "validation" in kinds else ""
+        raise InputError(f"{folder} {what}; a page is made again of a {', '.join(READERS)}{hint}")
     document, view = READERS[kinds[0]](folder)
     click.echo(f"wrote {PAGE} to {folder}", err=True)
     if as_json:
@@ -67,10 +69,7 @@ def _plan(folder: Path) -> Shown:
     from sim.report.plan_page import render_plan  # noqa: PLC0415
     from sim.study.plan_view import plan_view  # noqa: PLC0415
 
-    try:
-        document = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / 'plan.json'}: {error}") from None
+    document = files.read_json(folder / "plan.json", PLAN_KEYS)
     files.write_file(folder / PAGE, files.text(render_plan(document)))
     return document, plan_view(document)
 

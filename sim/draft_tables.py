@@ -25,9 +25,9 @@ def summary(
         measured_s: what all steps took where they were measured, and 0 where not.
     """
     rows, tokens = sum(one.rows for one in tallies), sum(one.tokens for one in tallies)
-    drafted, accepted, asked, found = (
+    drafted, accepted, looked_at, asked, found = (
         [sum(column) for column in zip_longest(*(getattr(one, name) for one in tallies), fillvalue=0)]
-        for name in ("drafted", "accepted", "asked", "found")
+        for name in ("drafted", "accepted", "looked_at", "asked", "found")
     )
     if measured_s:
         spent_s, drafting_s = measured_s, sum(one.drafting_s for one in tallies)
@@ -39,6 +39,9 @@ def summary(
         "tokens_per_target_step": tokens / rows if rows else None,
         "acceptance": sum(accepted) / sum(drafted) if sum(drafted) else None,
         "acceptance_by_position": [right / tried for right, tried in zip(accepted, drafted, strict=True)],
+        "rate_by_position": [
+            right / tried if tried else None for right, tried in zip(accepted, looked_at, strict=True)
+        ],
         "found_by_position": [one / wanted for one, wanted in zip(found, asked, strict=True)],
         "drafted_tokens": sum(drafted),
         "accepted_tokens": sum(accepted),

@@ -46,6 +46,8 @@ class Tally:
     """Drafts verified, by position in the draft; of a tree, its levels."""
     accepted: list[int] = field(default_factory=list)
     """Of these, drafts that were right and so were all before them; levels where one was."""
+    looked_at: list[int] = field(default_factory=list)
+    """Drafts verified, by position, but for those behind a wrong one."""
     asked: list[int] = field(default_factory=list)
     """Times that a draft was asked for, by position."""
     found: list[int] = field(default_factory=list)
@@ -65,9 +67,11 @@ class Tally:
         while len(self.drafted) < drafts:
             self.drafted.append(0)
             self.accepted.append(0)
+            self.looked_at.append(0)
         for at in range(drafts):
             self.drafted[at] += 1
             self.accepted[at] += at < accepted
+            self.looked_at[at] += at <= accepted
 
     def proposed(self, asked: int, found: int) -> None:
         while len(self.asked) < asked:

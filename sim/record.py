@@ -1,9 +1,8 @@
-"""Writes down what happens in a run, as compact columns: one row per request and one per span of steps."""
+"""Writes down what the steps of a run do, as compact columns: one row per span, and the step clock."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
 from struct import Struct
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from sim.batch import Batch, Shape
 from sim.engine import TokenRuns
 from sim.replica import Flight, Observer, Replica
-from sim.request import NEVER_S, SAMPLE_BITS, Request, index_of
+from sim.request import NEVER_S, SAMPLE_BITS, index_of
 
 _SAMPLES = 1 << 16
 
@@ -168,35 +167,6 @@ class StepLog(Observer):
         return pd.DataFrame(columns, copy=False)
 
 
-class RequestLog:
-    """Time stamps and counts of each finished request, by request index; NaN where it never finished."""
-
-    def __init__(self, requests: int) -> None:
-        nan = np.full(requests, np.nan).tobytes()
-        self.arrival_s = array("d", nan)
-        self.first_scheduled_s = array("d", nan)
-        self.first_token_s = array("d", nan)
-        self.finish_s = array("d", nan)
-        self.replica = array("i", bytes(4 * requests))
-        self.preemptions = array("i", bytes(4 * requests))
-        self.prefix_hit_tokens = array("i", bytes(4 * requests))
-        self.output_tokens = array("i", bytes(4 * requests))
-        self.samples = array("i", np.ones(requests, "i4").tobytes())
-
-    def finished(self, req: Request, replica: int) -> None:
-        at = req.id
-        self.arrival_s[at] = req.arrival_s
-        self.first_scheduled_s[at] = req.first_scheduled_s
-        self.first_token_s[at] = req.first_token_s
-        self.finish_s[at] = req.finish_s
-        self.replica[at] = replica
-        self.preemptions[at] = req.preemptions
-        self.prefix_hit_tokens[at] = req.prefix_hit_tokens
-        self.output_tokens[at] = req.output_tokens
-        if req.group is not None:
-            self.samples[at] = req.group.size
-
-
 def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gaps between a sequence's runs of tokens: (its id, seconds) of each.
 
@@ -225,67 +195,3 @@ def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np
     between, between_s = gaps_between(runs, step_end_s)
     np.maximum.at(longest, index_of(between), between_s)
     return np.where(np.isinf(longest), np.nan, longest)
-
-
-def request_table(
-    trace: pd.DataFrame,
-    kept: np.ndarray,
-    rejected: Mapping[int, str],
-    log: RequestLog,
-    longest_gap_s: np.ndarray,
-    block_tokens: int,
-) -> pd.DataFrame:
-    """One row per request of the trace, in its order; `kept` marks those that were sent and stand in the log."""
-    count = len(trace)
-
-    def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
-        some = np.asarray(values)
-        if len(some) == count:
-            return some
-        full = np.full(count, empty, some.dtype)
-        full[kept] = some
-        return full
-
-    arrival_s = spread(log.arrival_s, np.nan)
-    arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
-    first_scheduled_s = spread(log.first_scheduled_s, np.nan)
-    first_token_s = spread(log.first_token_s, np.nan)
-    finish_s = spread(log.finish_s, np.nan)
-    # An answer may have ended before the length that the trace gives it (end of sequence).
-    made = spread(log.output_tokens, 0).astype("i8")
-    output = np.where(made > 0, made, trace["output_tokens"].to_numpy())
-    status = np.where(np.isnan(finish_s), "unfinished", "completed").astype(object)
-    status[list(rejected)] = "rejected"
-    reason = np.full(count, "", object)
-    for index, text in rejected.items():
-        reason[index] = text
-    prompt = trace["prompt_tokens"].to_numpy()
-    hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
-    table = pd.DataFrame(
-        {
-            "request": np.arange(count),
-            "arrival_s": arrival_s,
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-            "status": status,
-            "reason": reason,
-            "replica": spread(log.replica, -1).astype("i8"),
-            "first_scheduled_s": first_scheduled_s,
-            "first_token_s": first_token_s,
-            "finish_s": finish_s,
-            "queue_s": first_scheduled_s - arrival_s,
-            "ttft_s": first_token_s - arrival_s,
-            "tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
-            "e2e_s": finish_s - arrival_s,
-            "max_itl_s": spread(longest_gap_s, np.nan),
-            "preemptions": spread(log.preemptions, 0).astype("i8"),
-            "prefix_hit_tokens": hit_tokens,
-            "prefix_hit_blocks": hit_tokens // block_tokens,
-            "prefix_blocks": (prompt - 1) // block_tokens,
-            "samples": spread(log.samples, 1).astype("i8"),
-        }
-    )
-    for name in ("session", "turn", "priority", "source_row"):
-        if name in trace:
-            table[name] = trace[name].to_numpy()
-    return table

@@ -427,6 +427,8 @@ def _value(kind: Any, value: Any, label: str) -> Any:
     if isinstance(kind, UnionType):
         if any(type(value) is one for one in get_args(kind)):
             return value
+        if float in get_args(kind) and type(value) is int:
+            return float(value)
     elif kind is float and type(value) is int:
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:

@@ -165,8 +165,8 @@ class Drafted:
 
     A drafter with a cache prefills what the target prefills, and takes as many steps, one after the other, as the
     longest proposal has levels; all proposing rows are counted in each, and of a tree, all drafts of the level before.
-    Medusa's heads are one layer and one vocabulary matrix each. Not priced: looking up n-grams, which is the host's
-    work, and moving the KV of a tree's path together (neither was measured).
+    Medusa's heads are one layer and one vocabulary matrix each. Not priced: what the host does for drafts (looking up
+    n-grams, preparing the drafter's steps), and moving the KV of a tree's path together (neither was measured).
     """
 
     def __init__(self, target: Roofline, drafter: Drafter, draft_cost: Roofline | None) -> None:

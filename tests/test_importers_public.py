@@ -82,11 +82,11 @@ def report(what: str, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> tupl
 
 def roofline_errors(table: Table, gpu: GpuSpec) -> list[float]:
     """Relative errors of the roofline of each kernel at the table's points."""
-    name, rows, errors = table.spec.name, list(table.rows()), []
+    name, errors = table.spec.name, []
     for key, picked in table.grouped().items():
         group = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
         guide = guide_of(name, group, gpu, Efficiency.of(gpu))
-        points = points_of(name, [rows[at] for at in picked])
+        points = points_of(table, picked)
         errors += [guide(point) / price.seconds for point, price in points.items()]
     return errors
 

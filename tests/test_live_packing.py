@@ -15,17 +15,8 @@ from engine_kit import PlainPaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.packing import (
-    ALIGNMENT_BYTES,
-    BlockTables,
-    DrawRows,
-    Packed,
-    Part,
-    Stage,
-    pack,
-    scratch_tables,
-    staged_bytes,
-)
+from backend.block_tables import BlockTables, scratch_tables
+from backend.packing import ALIGNMENT_BYTES, DrawRows, Packed, Part, Stage, pack, staged_bytes
 from backend.prompts import Prompts
 from backend.sequences import Sequences, sequence_seed
 from sim.allocators.contiguous import Contiguous

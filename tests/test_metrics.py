@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
-from sim import metrics
+from sim import metrics, percentiles
 from traces.schema import InputError
 
 FACTS = metrics.KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
@@ -333,7 +333,7 @@ def test_plain_leaves_only_json() -> None:
 def test_percentiles_in_little_memory_are_the_same(items: list[tuple[float, int]], percents: list[float]) -> None:
     values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_SORTED_WHOLE", 7)
-        patch.setattr(metrics, "_BUCKETS", 5)
+        patch.setattr(percentiles, "_SORTED_WHOLE", 7)
+        patch.setattr(percentiles, "_BUCKETS", 5)
         little = metrics.weighted_percentiles(values, weights, percents)
     np.testing.assert_array_equal(little, np.percentile(np.repeat(values, weights), percents))

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from profile_kit import EFFICIENCY, GPU, meta
 
+from calibrate.fit import best_forms, kernels_of
+from calibrate.importers.build import import_profile
+from sim.cost.interpolate import FORMS, left_out
 from sim.cost.lookup import Tables
 from sim.cost.profile import Profile
 from sim.cost.tables import Row, Table, Value
@@ -84,3 +87,23 @@ def test_between_measured_sizes(shared: Path, name: str, fitted: Callable[[Row],
     assert len(errors) == points
     assert sizes.mean() <= 0.06
     assert abs(np.mean(errors)) <= 0.02
+
+
+BEST = {"gemm": ["linear"], "prefill_attention": ["linear", "linear", "sqrt"], "decode_attention": ["linear", "linear"]}
+
+
+def test_forms_are_chosen_by_what_left_out_points_say(shared: Path) -> None:
+    """The table of docs/calibrate.md; in every row the form that is chosen has the least error."""
+    found = import_profile([shared / "measured" / "h100_kernels"], "h100").profile
+    for name, table in found.tables.items():
+        kernels, chosen = kernels_of(table, GPU, EFFICIENCY), best_forms(table, GPU, EFFICIENCY)
+        assert chosen == BEST.get(name, ["linear"])
+        for axis, column in enumerate(table.spec.axes):
+            errors = {
+                form: [error for guide, points in kernels for _, error in left_out(points, guide, axis, form)]
+                for form in FORMS
+            }
+            means = {form: float(np.abs(told).mean()) for form, told in errors.items() if told}
+            told = ", ".join(f"{form} {mean:.1%}" for form, mean in means.items())
+            sys.stdout.write(f"\n{name} {column.name}: {len(errors['linear'])} points, {told}")
+            assert not means or means[chosen[axis]] == min(means.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from profile_kit import GPU, HEADS, MODEL, llama_profile
 from sim.batch import Shape
 from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
-from sim.cost.tables import Row, Table, Value
+from sim.cost.tables import Table, Value
 from sim.cost.uneven import Uneven, measured, mixed
 
 PLAIN = llama_profile(1.3, mixed=True)
@@ -85,16 +86,23 @@ def test_uneven_rows_are_no_points_of_the_grid() -> None:
 def test_single_wild_batches_do_not_tell_the_share() -> None:
     """The share of least mean relative error: what matters little, and one wrong of five, move it little."""
 
-    def row(mean: int, longest: int, us: float) -> Row:
-        return {"sequences": 8, "mean_context_tokens": mean, "max_context_tokens": longest, "us": us}
+    def row(mean: int, longest: int, us: float) -> dict[str, Value]:
+        return {
+            **HEADS,
+            "width": 1,
+            "sequences": 8,
+            "mean_context_tokens": mean,
+            "max_context_tokens": longest,
+            "us": us,
+        }
+
+    def told(rows: list[dict[str, Value]]) -> Uneven:
+        table = Table.of("decode_attention", rows)
+        return measured(table, np.arange(len(table)), lambda at: 1e-6 * (10 + at[1]))
 
     good = [row(mean, 2 * mean, 10 + 1.25 * mean) for mean in (100, 200, 400, 800)]
-    found = measured(
-        [*good, row(300, 600, 9000.0)], ["sequences", "mean_context_tokens"], lambda at: 1e-6 * (10 + at[1])
-    )
-    assert found == Uneven((8.0,), (0.25,))
-    even = row(100, 100, 5.0)
-    assert measured([even], ["sequences", "mean_context_tokens"], lambda at: 1e-6 * at[1]) == Uneven()
+    assert told([*good, row(300, 600, 9000.0)]) == Uneven((8.0,), (0.25,))
+    assert told([row(100, 100, 5.0)]) == Uneven()
 
 
 @given(

@@ -88,7 +88,8 @@ def test_a_run_folder_holds_everything_and_is_the_same_twice(tmp_path: Path) -> 
     run = make_run(40, rate=14.0)
     paths = folder.write_run(run, tmp_path / "a", scenario="[engine]\n")
     folder.write_run(run, tmp_path / "b", scenario="[engine]\n", window=(0.0, 1e9))
-    names = ["scenario.toml", "requests.parquet", "steps.parquet", "summary.json", "report.html", "trace.perfetto.json"]
+    tables = ["requests.parquet", "steps.parquet", "gaps.parquet"]  # a toy tells no preemptions and no terms
+    names = ["scenario.toml", "summary.json", *tables, "report.html", "trace.perfetto.json"]
     assert [path.name for path in paths] == names
     assert sorted(os.listdir(tmp_path / "a")) == sorted(names)
     for name in names:

@@ -126,6 +126,16 @@ def test_runs_side_by_side() -> None:
     assert next(line.split() for line in lines if line.startswith("Goodput"))[-1] == "-"
 
 
+def test_a_change_of_magnitudes_is_a_factor() -> None:
+    """607 times as much fits its column, and stands apart from the value."""
+    slow, fast = make_run(20).summary, make_run(20).summary
+    slow["queue_s"] = dict.fromkeys(slow["queue_s"], 2.046)
+    fast["queue_s"] = dict.fromkeys(fast["queue_s"], 0.00337)
+    text = terminal.render(terminal.compare_view({"fast": fast, "slow": slow}))
+    row = next(line.split() for line in text.splitlines() if line.startswith("Queue p99 ms"))
+    assert row == ["Queue", "p99", "ms", "3.37", "2,046", "x607"]
+
+
 def test_many_runs_are_rows_of_one_table() -> None:
     summary = make_run(20).summary
     names = [f"a run with a long name {i}" for i in range(7)]

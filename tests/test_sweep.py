@@ -299,6 +299,33 @@ def test_columns_keep_their_type(values: list[bool | None]) -> None:
         assert table["count"].dtype == ("float64" if None in values else "int64")
 
 
+def test_arrays_of_a_scenario_are_axes(trace: str) -> None:
+    """As if they were given beside it; an option wins over them."""
+    Path("s.toml").write_text(f'policy = ["chunked", "sjf"]\ntp = 2\n[workload]\ntrace = "{trace}"\nrate = [5, 9]\n')
+    found = api.sweep("s.toml", workers=1)
+    asked = api.sweep(trace=trace, tp=2, policy=["chunked", "sjf"], rate=[5, 9], workers=1)
+    pd.testing.assert_frame_equal(found, asked)
+    slower = api.sweep("s.toml", rate=1, workers=1)
+    assert slower["name"].tolist() == ["chunked", "sjf"]
+    assert slower["throughput.requests_per_s"].max() < found["throughput.requests_per_s"].min()
+
+
+def test_a_load_of_0_is_told_as_not_set(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 requests a second means the trace's own times: it is no load, and no point of a plot lies there."""
+    code, out, _ = sim(capsys, "--trace", trace, "--rate", "0,5", "--out", "out")
+    assert code == 0
+    assert "rate not set" in out
+    assert "rate 0" not in out
+    page = Path("out/report.html").read_text()
+    assert "at rate not set" in page
+    assert pd.read_parquet("out/sweep.parquet")["workload.rate"].tolist() == [0.0, 5.0]
+
+
+def test_points_that_read_alike_are_told_so(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = sim(capsys, "--trace", trace, "--set", "engine.max_num_seqs=200,201")
+    assert "Every measure reads the same in all of them." in out
+
+
 def test_the_scenario_of_the_sweep_is_kept(trace: str) -> None:
     api.sweep(trace=trace, tp=[1, 2], out="out", workers=1, **{"engine.max_num_seqs": 7})
     asked = tomllib.loads(Path("out/sweep.toml").read_text())

@@ -21,6 +21,8 @@ from traces.schema import InputError
 
 ASKED: dict[str, Any] = {"policy": ["chunked", "nope", "static"], "rate": [2, 5, 10, 40], "seeds": 2}
 WORDS = ["--trace", "small.csv", "--policy", "chunked,nope,static", "--rate", "2,5,10,40", "--seeds", "2"]
+FEW: dict[str, Any] = {"policy": ["chunked", "nope"], "rate": [5, 10], "seeds": 1}
+"""Enough where it does not matter how many points there are."""
 ROOT = str(Path(__file__).parents[1])
 
 
@@ -95,8 +97,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(here: Path) -> Non
 
 def test_any_part_of_the_journal_will_do(here: Path) -> None:
     """Cut within any byte, its points in any order (so they finish): the missing ones run, the bytes are the same."""
-    few = {"policy": ["chunked", "nope"], "rate": [5, 10], "seeds": 1}
-    there = run("whole", **few)
+    there = run("whole", **FEW)
     whole = Path("whole", JOURNAL).read_bytes().splitlines(keepends=True)
     part = Path("part")
     part.mkdir()
@@ -106,7 +107,7 @@ def test_any_part_of_the_journal_will_do(here: Path) -> None:
     def check(share: float, order: list[bytes]) -> None:
         (part / "sweep.toml").write_bytes(Path("whole/sweep.toml").read_bytes())
         (part / JOURNAL).write_bytes(b"".join(order)[: int(share * sum(map(len, order)))])
-        assert run("part", **few) == there
+        assert run("part", **FEW) == there
         assert sorted((part / JOURNAL).read_bytes().splitlines(keepends=True)) == sorted(whole)
 
     check()
@@ -122,28 +123,28 @@ def test_a_finished_sweep_simulates_nothing_again(here: Path, monkeypatch: pytes
     ("other", "told"),
     [
         (
-            {"rate": [2, 5, 10, 50]},
-            "axes.workload.rate is [2.0, 5.0, 10.0, 40.0] there and [2.0, 5.0, 10.0, 50.0] here",
+            {"rate": [5, 50]},
+            "axes.workload.rate is [5.0, 10.0] there and [5.0, 50.0] here",
         ),
-        ({"seeds": 3}, "seeds is [0, 1] there and [0, 1, 2] here"),
+        ({"seeds": 3}, "seeds is [0] there and [0, 1, 2] here"),
         ({"kv.blocks": 99}, "base.kv.blocks is 0 there and 99 here"),
         ({"tp": [1, 2]}, "axes.tp is not set there and [1, 2] here"),
     ],
 )
 def test_the_folder_of_another_sweep_is_refused(here: Path, other: dict[str, Any], told: str) -> None:
-    before = run("out")
+    before = run("out", **FEW)
     with pytest.raises(InputError) as error:
-        run("out", **other)
+        run("out", **{**FEW, **other})
     assert told in str(error.value)
     assert "give another --out" in str(error.value)
-    assert run("out") == before
+    assert run("out", **FEW) == before
 
 
 def test_another_trace_under_the_same_name_is_another_sweep(here: Path) -> None:
-    run("out")
+    run("out", **FEW)
     write_trace(21)
     with pytest.raises(InputError, match=r"files\.small\.csv is"):
-        run("out")
+        run("out", **FEW)
 
 
 def test_how_it_runs_is_no_part_of_what_it_is(here: Path) -> None:
@@ -155,28 +156,28 @@ def test_how_it_runs_is_no_part_of_what_it_is(here: Path) -> None:
 
 
 def test_a_damaged_line_is_told(here: Path) -> None:
-    run("out")
+    run("out", **FEW)
     journal = Path("out", JOURNAL)
     kept = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([kept[0], b"{not json}\n", *kept[2:]]))
     with pytest.raises(InputError, match=r"points\.jsonl line 2 is damaged"):
-        run("out")
+        run("out", **FEW)
 
 
 def test_a_folder_in_use_is_refused(here: Path) -> None:
     def once_more(done: int, total: int) -> None:
         with pytest.raises(InputError, match="in use by a sweep that is still running"):
-            run("out")
+            run("out", **FEW)
 
-    run("out", progress=once_more)
+    run("out", **FEW, progress=once_more)
 
 
 def test_a_journal_without_its_sweep_is_left_alone(here: Path) -> None:
-    run("out")
+    run("out", **FEW)
     Path("out/sweep.toml").unlink()
     with pytest.raises(InputError, match=r"has a points\.jsonl without sweep\.toml"):
-        run("out")
-    assert lines("out") == 24
+        run("out", **FEW)
+    assert lines("out") == 4
 
 
 KILLER = "import os\n\ndef killer(step):\n    os.kill(os.getpid(), 9)\n"

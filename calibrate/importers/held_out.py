@@ -71,10 +71,9 @@ _Group = tuple[dict[Point, Price], Guide]
 
 def _groups(table: Table, gpu: GpuSpec) -> list[_Group]:
     """(price by point, guide) of each kernel with enough points."""
-    name, rows = table.spec.name, list(table.rows())
-    found = []
+    name, found = table.spec.name, []
     for key, picked in table.grouped().items():
-        points = points_of(name, [rows[at] for at in picked])
+        points = points_of(table, picked)
         if len(points) >= _LEAST_POINTS:
             group: Row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
             found.append((points, guide_of(name, group, gpu, Efficiency.of(gpu))))

@@ -71,8 +71,10 @@ class Beside:
 
 
 def _kept(memo: dict[Size, Price], size: Size, kernel: Kernel | None, point: tuple[float, ...]) -> Price | None:
+    if kernel is None:
+        return None
     found = memo.get(size)
-    if found is None and kernel is not None:
+    if found is None:
         found = kernel.at(*point)
         if len(memo) < _MEMO_SIZE:
             memo[size] = found

@@ -6,12 +6,15 @@ A guide maps a point of the table's axes to seconds. Only ratios of guides are u
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolate import Guide
 from sim.cost.kernels import Kernels
 from sim.cost.tables import Row
 from sim.gpu import GpuSpec
+
+_KEPT = 1024
 
 
 def guide_of(table: str, group: Row, gpu: GpuSpec, efficiency: Efficiency) -> Guide:
@@ -74,7 +77,8 @@ def _decode(kernels: Kernels, group: Row) -> Guide:
 
 
 def _mixed(kernels: Kernels, group: Row) -> Guide:
-    prefill, decode = _prefill(kernels, group), _decode(kernels, group)
+    # Around one point all lines of a grid share either part.
+    prefill, decode = map(lru_cache(_KEPT), (_prefill(kernels, group), _decode(kernels, group)))
     return lambda point: prefill((1.0, point[2], point[3])) + decode((point[0], point[1]))
 
 

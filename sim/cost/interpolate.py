@@ -119,38 +119,40 @@ class _Axis:
 
 
 class _LastAxis:
-    """The innermost axis, whose points have prices."""
+    """The innermost axis, whose points have prices; of tens of thousands only numbers are kept."""
 
-    __slots__ = ("form", "prices", "roots", "values")
+    __slots__ = ("form", "ranks", "roots", "seconds", "values")
 
     def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
         self.form, self.values = forms[0], sorted(value for (value,) in points)
-        self.prices = [(points[value,].seconds, points[value,].rank) for value in self.values]
-        self.roots = [sqrt(seconds) for seconds, _ in self.prices]
+        self.seconds = [points[value,].seconds for value in self.values]
+        self.ranks = [points[value,].rank for value in self.values]
+        self.roots = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
 
     def at(self, axis: int, point: Point, line: list[float], guide: Guide) -> tuple[float, int]:
         """As `_Axis.at`."""
-        x, values, prices = point[axis], self.values, self.prices
+        x, values = point[axis], self.values
         above, last = bisect_left(values, x), len(values)
         if above < last and values[above] == x:
-            return prices[above]
+            return self.seconds[above], self.ranks[above]
         if 0 < above < last:
-            low, low_rank = prices[above - 1]
-            high, high_rank = prices[above]
             left, right = values[above - 1], values[above]
-            if self.form == "linear":
-                seconds = low + (high - low) * ((x - left) / (right - left))
-            elif self.form == "sqrt":
+            if self.form == "sqrt":
                 root = self.roots[above - 1]
                 seconds = (root + (self.roots[above] - root) * ((x - left) / (right - left))) ** 2
+            elif self.form == "linear":
+                low = self.seconds[above - 1]
+                seconds = low + (self.seconds[above] - low) * ((x - left) / (right - left))
             else:
-                seconds = _by_guide(self.form, (left, right), (low, high), x, _along(axis, point, line, guide))
+                ends = self.seconds[above - 1], self.seconds[above]
+                seconds = _by_guide(self.form, (left, right), ends, x, _along(axis, point, line, guide))
+            low_rank, high_rank = self.ranks[above - 1], self.ranks[above]
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
-        seconds, rank = prices[edge]
-        curve = _along(axis, point, line, guide)
-        return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
+        before = line[:axis]
+        ratio = guide((*before, x)) / guide((*before, values[edge]))
+        return self.seconds[edge] * ratio, max(self.ranks[edge], EXTRAPOLATED)
 
     def last_values(self, _outer: Point) -> list[float]:
         """As `Grid.last_values`."""

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import NamedTuple
+
+import numpy as np
 
 from sim.cost.efficiency import Efficiency
 from sim.cost.guides import guide_of
@@ -17,8 +21,8 @@ from sim.cost.interpolate import DERIVED, EXTRAPOLATED, FORMS, INTERPOLATED, MEA
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
-from sim.cost.tables import Row, Table, Value
-from sim.cost.uneven import Uneven, is_uneven, measured, mixed
+from sim.cost.tables import Picked, Row, Table, Value
+from sim.cost.uneven import Uneven, even_rows, measured, mixed
 from sim.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -88,6 +92,10 @@ class _Group(NamedTuple):
     uneven: Uneven
 
 
+def _even_s(grid: Grid, guide: Guide, point: Point) -> float:
+    return grid.at(point, guide).seconds
+
+
 def _alike(groups: Sequence[_Group], group: Row, free: Sequence[str]) -> list[_Group]:
     return [one for one in groups if all(one.row[key] == value for key, value in group.items() if key not in free)]
 
@@ -148,38 +156,46 @@ class Tables:
     def _of(self, table: Table) -> dict[tuple[Value, ...], _Group]:
         name = table.spec.name
         if name not in self._groups:
-            forms, rows, found = forms_of(self._profile, name), list(table.rows()), {}
-            axes = [column.name for column in table.spec.axes]
+            forms, found = forms_of(self._profile, name), {}
             for key, picked in table.grouped().items():
-                own = [rows[at] for at in picked]
-                points = points_of(name, own)
+                points = points_of(table, picked)
                 if points:
                     row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
                     grid, guide = Grid(points, forms), self._guide(name, row)
-                    uneven = measured(own, axes, lambda point, grid=grid, guide=guide: grid.at(point, guide).seconds)  # type: ignore[misc]
+                    uneven = measured(table, picked, partial(_even_s, grid, guide))
                     found[key] = _Group(row, grid, uneven)
             self._groups[name] = found
         return self._groups[name]
 
 
-def points_of(name: str, rows: Sequence[Row]) -> dict[Point, Price]:
-    """Price by the coordinates of the axes, of rows of one kernel.
+def points_of(table: Table, picked: Picked) -> dict[Point, Price]:
+    """Price by the coordinates of the axes, of those rows of a table that `picked` counts, which are of one kernel.
 
     Only of even batches, whose contexts are all alike. Behind a window all contexts of decode rows are one.
     """
-    axes = [column.name for column in TABLES[name].axes]
+    rows = picked[even_rows(table, picked)]
+    if not len(rows):
+        return {}
+    axes = [table.numbers(column.name)[rows] for column in table.spec.axes]
+    if table.spec.name == "decode_attention" and (window := table.numbers("window")[rows[0]]):
+        axes[1] = np.minimum(axes[1], window)
+    points = list(zip(*(axis.tolist() for axis in axes), strict=True))
+    derived = "origin" in table.columns and DERIVED_ROW in table.texts("origin")
+    ranks = [DERIVED if table.texts("origin")[at] == DERIVED_ROW else MEASURED for at in rows] if derived else []
+    seconds = (table.numbers("us")[rows] * 1e-6).tolist()
+    prices = list(map(Price, seconds, ranks or repeat(MEASURED)))
+    found = dict(zip(points, prices, strict=True))
+    return found if len(found) == len(points) else _means(points, prices)
+
+
+def _means(points: Sequence[Point], prices: Sequence[Price]) -> dict[Point, Price]:
+    """Of points that are there several times the mean."""
     found: dict[Point, list[Price]] = {}
-    for row in rows:
-        if is_uneven(row):
-            continue
-        point = [float(row[axis]) for axis in axes]
-        if name == "decode_attention" and row["window"]:
-            point[1] = min(point[1], float(row["window"]))
-        rank = DERIVED if row.get("origin") == DERIVED_ROW else MEASURED
-        found.setdefault(tuple(point), []).append(Price(float(row["us"]) * 1e-6, rank))
+    for point, price in zip(points, prices, strict=True):
+        found.setdefault(point, []).append(price)
     return {
-        point: Price(sum(price.seconds for price in prices) / len(prices), max(price.rank for price in prices))
-        for point, prices in found.items()
+        point: Price(sum(price.seconds for price in same) / len(same), max(price.rank for price in same))
+        for point, same in found.items()
     }
 
 

@@ -34,6 +34,10 @@ def total(prices: Sequence[Price]) -> Price:
 
 def launched(parts: Sequence[Launches], size: int) -> Price:
     """Seconds of a term with `size` tokens or rows."""
+    if len(parts) == 1:
+        times, kernel, scale = parts[0]
+        seconds, rank = kernel.at(scale * size)
+        return Price(times * seconds, rank)
     return total([
         Price(one.times * price.seconds, price.rank) for one in parts for price in [one.kernel.at(one.scale * size)]
     ])  # fmt: skip
@@ -206,8 +210,10 @@ class MeasuredAttention:
         """
         if self._mixed is None:
             return None
-        new = sum(tokens for tokens, _ in slices)
-        pairs = sum(tokens * (past + 0.5 * tokens) for tokens, past in slices)
+        new, pairs = 0, 0.0
+        for tokens, before in slices:
+            new += tokens
+            pairs += tokens * (before + 0.5 * tokens)
         past = max(0.0, pairs / new - 0.5 * new)
         mean = context / decodes
         prices = []
@@ -220,7 +226,7 @@ class MeasuredAttention:
                 more_s = share * max(0.0, most.seconds - price.seconds)
                 price = Price(price.seconds + more_s, max(price.rank, most.rank, INTERPOLATED))
             prices.append(Price(layers * price.seconds, price.rank))
-        return total(prices)
+        return prices[0] if len(prices) == 1 else total(prices)
 
     def context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None] | None:
         """Decode attention by the sum of contexts, of full layers and of those with a window."""

@@ -101,8 +101,8 @@ class Profiled(Roofline):
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
         plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
         if not plain and self._in_one_launch(shape):
-            steps_s = [self._single_s(advanced(shape, i)) for i in range(repeats)]
-            return steps_s, self._host_price(shape, self._size(shape, shape_tokens(shape))).seconds
+            first_s, host_s = self._single_s(shape)
+            return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain:
             fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
@@ -138,12 +138,14 @@ class Profiled(Roofline):
         times_s: list[float] = np.maximum(np.maximum(seconds, launch_s), busy_s).tolist()
         return times_s
 
-    def _single_s(self, shape: Shape) -> float:
-        """Device seconds of a step whose prefill and decode attention are one launch."""
-        seconds, launch_s, _ = self._mixed(shape)
+    def _single_s(self, shape: Shape) -> tuple[float, float]:
+        """(device, host) seconds of a step whose prefill and decode attention are one launch."""
+        seconds, launch_s, host_s = self._mixed(shape)
+        if self._stream is None:
+            return seconds if seconds > launch_s else launch_s, host_s
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
-        return max(seconds, launch_s, busy_s)
+        return max(seconds, launch_s, busy_s), host_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`; a term that is zero for this shape is left out."""
@@ -314,7 +316,9 @@ class Profiled(Roofline):
 
     def _size(self, shape: Shape, tokens: int) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
-        prefill_tokens = tokens - shape.decodes - sum(new for new, _ in shape.verifies)
+        prefill_tokens = tokens - shape.decodes
+        if shape.verifies:
+            prefill_tokens -= sum(new for new, _ in shape.verifies)
         graph = self._in_graph(tokens) and (not shape.prefills or self._beside.captures(parts))
         return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
 

@@ -19,6 +19,10 @@ from traces.schema import InputError
 Value: TypeAlias = str | int | float
 Row: TypeAlias = Mapping[str, Value]
 Floats: TypeAlias = npt.NDArray[np.float64]
+Picked: TypeAlias = npt.NDArray[np.intp]
+"""Numbers of some of a table's rows."""
+
+_MOST_COUNT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +63,30 @@ class Table:
 
     def rows(self) -> Iterator[dict[str, Value]]:
         """The rows one by one; counts as int."""
-        whole = {column.name for column in self.spec.known if column.kind == "count"}
-        columns: list[Sequence[Value]] = []
-        for name, values in self.columns.items():
-            if isinstance(values, tuple):
-                columns.append(values)
-            else:
-                columns.append((values.astype(np.int64) if name in whole else values).tolist())
         names = list(self.columns)
-        for row in zip(*columns, strict=True):
+        for row in zip(*map(self._values, names), strict=True):
             yield dict(zip(names, row, strict=True))
 
-    def grouped(self) -> dict[tuple[Value, ...], npt.NDArray[np.intp]]:
+    def grouped(self) -> dict[tuple[Value, ...], Picked]:
         """Row numbers of each kernel: values of the group columns (counts as int) -> rows, in the table's order."""
-        names = [column.name for column in self.spec.groups]
+        columns = [self._values(column.name) for column in self.spec.groups]
+        alike = [values.count(values[0]) == len(values) for values in columns]
+        if all(alike):
+            return {tuple(values[0] for values in columns): np.arange(len(self))}
+        varying = [values for values, same in zip(columns, alike, strict=True) if not same]
         found: dict[tuple[Value, ...], list[int]] = {}
-        for at, row in enumerate(self.rows()):
-            found.setdefault(tuple(row[name] for name in names), []).append(at)
-        return {key: np.array(rows) for key, rows in found.items()}
+        for at, key in enumerate(zip(*varying, strict=True)):
+            found.setdefault(key, []).append(at)
+        return {tuple(values[rows[0]] for values in columns): np.array(rows) for rows in found.values()}
+
+    def _values(self, name: str) -> Sequence[Value]:
+        """A column as Python values; counts as int."""
+        values = self.columns[name]
+        if isinstance(values, tuple):
+            return values
+        whole = {column.name for column in self.spec.known if column.kind == "count"}
+        found: list[Value] = (values.astype(np.int64) if name in whole else values).tolist()
+        return found
 
     def csv(self) -> str:
         """The table as it is written: one header, numbers as short as they can be told apart at six digits."""
@@ -108,16 +118,86 @@ def read_table(path: Path) -> Table:
         raise InputError(f"{path}: cannot be read: {error}") from None
     lines = csv.reader(io.StringIO(text))
     header = next(lines, [])
-    return _checked(spec, header, lines, str(path), "line", first=2)
+    return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+
+
+def _split(text: str, width: int) -> list[list[str]] | None:
+    """The columns of a file without the header, where it is plain enough that commas and line ends tell all."""
+    lines = text.removesuffix("\n").split("\n")[1:]
+    if not lines or '"' in text or "\r" in text or {line.count(",") for line in lines} != {width - 1}:
+        return None
+    cells = ",".join(lines).split(",")
+    return [cells[at::width] for at in range(width)]
 
 
 def _checked(
-    spec: TableSpec, header: list[str], lines: Iterable[Sequence[Any]], path: str, noun: str, first: int = 1
+    spec: TableSpec,
+    header: list[str],
+    lines: Iterable[Sequence[Any]],
+    path: str,
+    noun: str,
+    first: int = 1,
+    values: Sequence[Sequence[Any]] | None = None,
 ) -> Table:
+    """The table of lines; `values` are the same by column, where that is known."""
     columns = _columns(spec, header, path)
-    values: list[list[Any]] = [[] for _ in columns]
-    seen: dict[tuple[Any, ...], int] = {}
     picked = [at for at, column in enumerate(columns) if column.name in spec.identity or column in spec.optional_keys]
+    made = _made(columns, picked, values) if values is not None else None
+    if made is None:
+        lines = list(lines)
+        if {len(line) for line in lines} == {len(columns)}:
+            made = _made(columns, picked, list(zip(*lines, strict=True)))
+    if made is None:
+        _refuse(columns, picked, lines, path, noun, first)
+        raise AssertionError(f"{path}: checked column by column it is wrong, and line by line it is not")
+    return Table(spec, made)
+
+
+def _made(
+    columns: Sequence[Column], picked: Sequence[int], values: Sequence[Sequence[Any]]
+) -> dict[str, tuple[str, ...] | Floats] | None:
+    """The columns, checked one by one since there may be tens of thousands of lines; None if any line is wrong."""
+    made: dict[str, tuple[str, ...] | Floats] = {}
+    for column, cells in zip(columns, values, strict=True):
+        kept = _texts(column, cells) if column.kind == "text" else _numbers(column, cells)
+        if kept is None:
+            return None
+        made[column.name] = kept
+    told = [made[columns[at].name] for at in picked]
+    keys = [one if isinstance(one, tuple) else one.tolist() for one in told]
+    keys = [one for one in keys if one.count(one[0]) < len(one)]
+    apart = set(zip(*keys, strict=True)) if keys else {()}
+    return made if len(apart) == len(values[0]) else None
+
+
+def _texts(column: Column, cells: Sequence[Any]) -> tuple[str, ...] | None:
+    if set(map(type, cells)) != {str} or "" in cells:
+        return None
+    return tuple(cells) if not column.choices or set(cells) <= set(column.choices) else None
+
+
+def _numbers(column: Column, cells: Sequence[Any]) -> Floats | None:
+    try:
+        numbers = {cell: float(cell) for cell in set(cells)}
+    except (TypeError, ValueError):
+        return None
+    least = column.least if column.kind == "count" else 0.0
+    for number in numbers.values():
+        if not least <= number < math.inf:
+            return None
+        if column.kind == "count":
+            if number > _MOST_COUNT or not number.is_integer():
+                return None
+        elif number == 0.0 and not column.zero:
+            return None
+    return np.fromiter(map(numbers.__getitem__, cells), np.float64, len(cells))
+
+
+def _refuse(
+    columns: Sequence[Column], picked: Sequence[int], lines: Iterable[Sequence[Any]], path: str, noun: str, first: int
+) -> None:
+    """Raise InputError for the first line that is wrong, or for there being none."""
+    seen: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(lines, first):
         where = f"{path}:{number}" if noun == "line" else f"{path}, row {number}"
         if len(line) != len(columns):
@@ -126,15 +206,8 @@ def _checked(
         before = seen.setdefault(tuple(row[at] for at in picked), number)
         if before != number:
             raise InputError(f"{where}: measures the same as {noun} {before}")
-        for kept, value in zip(values, row, strict=True):
-            kept.append(value)
     if not seen:
         raise InputError(f"{path}: has no rows")
-    made: dict[str, tuple[str, ...] | Floats] = {
-        column.name: tuple(kept) if column.kind == "text" else np.array(kept, np.float64)
-        for column, kept in zip(columns, values, strict=True)
-    }
-    return Table(spec, made)
 
 
 def _columns(spec: TableSpec, header: list[str], path: str) -> list[Column]:
@@ -163,7 +236,7 @@ def _value(column: Column, text: Any, where: str) -> Value:
     except (TypeError, ValueError):
         raise InputError(f"{where}: {name} {text!r} is not a number") from None
     if column.kind == "count":
-        if not (number.is_integer() and column.least <= number <= 2**53):
+        if not (number.is_integer() and column.least <= number <= _MOST_COUNT):
             raise InputError(f"{where}: {name} {text!r} must be a whole number, at least {column.least}")
         return int(number)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not column.zero):

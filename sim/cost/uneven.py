@@ -8,13 +8,14 @@ number above all (LLMServingSim's skew profile is binned by it as well, `profile
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.cost.interpolate import Point
-from sim.cost.tables import Row
+from sim.cost.tables import Picked, Table
 
 MEAN, LONGEST = "mean_context_tokens", "max_context_tokens"
 
@@ -37,27 +38,33 @@ class Uneven(NamedTuple):
         return low + (high - low) * ((rows - left) / (right - left))
 
 
-def is_uneven(row: Row) -> bool:
-    """Whether a table's row is of decode rows whose contexts differ."""
-    return LONGEST in row and row[LONGEST] != row[MEAN]
+def even_rows(table: Table, picked: Picked) -> npt.NDArray[np.bool_]:
+    """Of some rows of a table, which are not of decode rows whose contexts differ."""
+    if LONGEST not in table.columns:
+        return np.ones(len(picked), np.bool_)
+    found: npt.NDArray[np.bool_] = table.numbers(LONGEST)[picked] == table.numbers(MEAN)[picked]
+    return found
 
 
-def measured(rows: Iterable[Row], axes: Sequence[str], even_s: Callable[[Point], float]) -> Uneven:
-    """The shares that the uneven ones of a kernel's rows tell; `even_s` prices even ones at a point of `axes`, the
-    first of which is the number of rows.
+def measured(table: Table, picked: Picked, even_s: Callable[[Point], float]) -> Uneven:
+    """The shares that the uneven ones of a kernel's rows tell; `even_s` prices even ones at a point of the table's
+    axes, the first of which is the number of rows.
 
     Of batches with equally many rows it is the share with the least mean relative error: the median of their shares,
     each weighted by how much it matters.
     """
+    rows = picked[~even_rows(table, picked)]
+    if not len(rows):
+        return Uneven()
+    axes = [column.name for column in table.spec.axes]
+    means = list(zip(*(table.numbers(axis)[rows].tolist() for axis in axes), strict=True))
+    mosts = zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True)
+    low_s = {point: even_s(point) for point in set(means)}
     told: dict[float, list[tuple[float, float]]] = {}
-    for row in rows:
-        if not is_uneven(row):
-            continue
-        us, point = float(row["us"]), {axis: float(row[axis]) for axis in axes}
-        low = 1e6 * even_s(tuple(point.values()))
-        high = 1e6 * even_s(tuple({**point, MEAN: float(row[LONGEST])}.values()))
+    for us, mean, most in zip(table.numbers("us")[rows].tolist(), means, mosts, strict=True):
+        low, high = 1e6 * low_s[mean], 1e6 * even_s(most)
         if high > low:
-            told.setdefault(point[axes[0]], []).append(((us - low) / (high - low), (high - low) / us))
+            told.setdefault(mean[0], []).append(((us - low) / (high - low), (high - low) / us))
     found = {count: round(min(max(_weighted_median(pairs), 0.0), 1.0), 4) for count, pairs in told.items()}
     return Uneven(tuple(sorted(found)), tuple(found[count] for count in sorted(found)))
 

@@ -52,6 +52,20 @@ def parquet(frame: pd.DataFrame) -> Writer:
     return write
 
 
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """A JSON object that has at least these keys; raises InputError where it cannot be read or lacks one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise InputError(f"{path} has no key {missing[0]!r}")
+    return dict(found)
+
+
 def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """A table that has at least these columns; raises InputError where it cannot be read or lacks one."""
     try:

@@ -18,8 +18,8 @@ from sim.report.variant import Row, flat
 from traces.schema import InputError
 
 PAGE, ANSWERS = "report.html", "answers.parquet"
-KINDS = {SUMMARY: "run", "sweep.toml": "sweep", "plan.json": "plan"}
-"""By the file that it is known by, what a folder with a `report.html` holds."""
+KINDS = {SUMMARY: "run", "sweep.toml": "sweep", "plan.json": "plan", "about.json": "validation"}
+"""By the file that it is known by, what a folder holds."""
 
 
 def held(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ from sim.record import STEP_COLUMNS
 from sim.report import files
 from sim.report.charts import Run
 from sim.report.term_charts import term_table
+from sim.report.words import LATENCIES
 from traces.schema import InputError
 
-SUMMARY = "summary.json"
+SCENARIO, SUMMARY = "scenario.toml", "summary.json"
 REQUESTS, STEPS, GAPS, PREEMPTED, TERMS = (
     f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms")
 )
+SUMMARY_KEYS = ("requests", "duration_s", "throughput", *LATENCIES, "kv", "cost_sources", "simulator", "inputs")
 REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
@@ -65,7 +66,7 @@ class Kept:
             TERMS: self.term_table,
         }
         return {
-            "scenario.toml": files.text(self.scenario),
+            SCENARIO: files.text(self.scenario),
             SUMMARY: files.as_json(dict(self.summary)),
             **{name: files.parquet(table) for name, table in tables.items() if table is not None},
         }
@@ -78,14 +79,13 @@ class Kept:
             InputError: a file is missing, damaged, or lacks a column.
         """
         try:
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            scenario = (folder / "scenario.toml").read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {folder}: {error}") from None
+            scenario = (folder / SCENARIO).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {folder / SCENARIO}: {error}") from None
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
         preempted, terms = folder / PREEMPTED, folder / TERMS
         return cls(
-            summary,
+            files.read_json(folder / SUMMARY, SUMMARY_KEYS),
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
             files.read_parquet(folder / STEPS, STEP_COLUMNS),
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),

@@ -160,7 +160,7 @@ def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
         if row is None:
             return f"No stable point has a value of {measure.label.lower()}."
         whose = f" with {sweep.name(row, sweep.others)}" if sweep.others else ""
-        reached = f"{told(measure, sweep.value(measure, row))} at {load.label} {sweep.setting(load, row)}"
+        reached = f"{told(measure, sweep.value(measure, row))} at {load.named(sweep.points.settings[load.key][row])}"
         return f"The most {measure.label.lower()} from a stable point: {reached}{whose}."
     loads, values = sweep.loads, sweep.points.mean[measure.column]
     fine = sweep.good & ~np.isnan(values) & ~np.isnan(loads)

@@ -157,9 +157,11 @@ def summary_view(
 
 
 def _change(value: float | None, base: float | None) -> str:
-    """How far a value lies from the first run's, in percent; nothing where that has no meaning."""
+    """How far a value lies from the first run's, in percent or as a factor; nothing where that has no meaning."""
     if value is None or not base or value == base:
         return " " * 7
+    if value / base >= 10:
+        return f" x{value / base:,.0f}".rjust(7)
     change = 100 * (value / base - 1)
     return f"{change:+.{0 if abs(change) >= 10 else 1}f}%".rjust(7)
 

@@ -43,7 +43,7 @@ class Asked:
 
         Args:
             base: as for `sim.api.run`.
-            settings: on top of it; those whose value is a list are axes.
+            settings: on top of it; those whose value is a list are axes, like lists in the file.
             points: a file for `grid.read_points`, or what it would return.
             seeds: how many from the scenario's own on, or which; text is read as `grid.parse_seeds` does.
             most_points: refuse more than these; None for any number.
@@ -52,7 +52,8 @@ class Asked:
             InputError: an unknown key, too many points, what no sweep varies; one sentence.
         """
         given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base else {}
-        fixed, grid = grids.of_settings(settings, listed=_listed(points))
+        given, lists = _lists_of(given, settings)
+        fixed, grid = grids.of_settings({**lists, **settings}, listed=_listed(points))
         tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
         grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
         if tables["executor"] != "predicted":
@@ -98,6 +99,15 @@ def _check_drafting(tables: Mapping[str, Any], grid: Grid) -> None:
     policies = [*grid.values("policy.name"), tables["policy"]["name"]] if "policy.name" in grid.keys else []
     if policies and "speculative" not in policies and tables["speculation"] != asdict(SpeculationSettings()):
         raise InputError("speculation is set, and no policy of the sweep drafts; add speculative to them")
+
+
+def _lists_of(given: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the scenario without its lists, the lists by dotted key but for those that `settings` overrule)."""
+    values = flat(given)
+    overruled = {scenario.full_key(key) for key in settings}
+    lists = {key: value for key, value in values.items() if isinstance(value, list)}
+    fixed = scenario.merge({key: value for key, value in values.items() if key not in lists})
+    return fixed, {key: value for key, value in lists.items() if scenario.full_key(key) not in overruled}
 
 
 def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:

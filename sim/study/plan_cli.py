@@ -50,10 +50,13 @@ def plan(
     """
     from sim import api  # noqa: PLC0415
     from sim.report import files  # noqa: PLC0415
+    from sim.report.folder import check_free  # noqa: PLC0415
     from sim.report.plan_page import render_plan  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
     from sim.study.plan_view import plan_view  # noqa: PLC0415
 
+    if out is not None:
+        check_free(out, "plan")  # before anything takes its time
     if gpus is not None:
         if "gpu" in settings:
             raise InputError("--gpus and --gpu are the same; give one")

@@ -51,8 +51,7 @@ def run(
     Raises:
         InputError: see `Store` and `sim.study.workers.each`.
     """
-    grid = asked.grid
-    identity = asked.identity()
+    grid, identity = asked.grid, asked.identity()
     with nullcontext() if out is None else Store(out, identity) as store:
         done = dict(store.done) if store else {}
         missing = [index for index in range(len(grid)) if index not in done]

@@ -73,15 +73,20 @@ def sweep(
         raise
     if out is not None:
         click.echo(f"wrote sweep.parquet, report.html to {out}", err=True)
+    _check_any(table)
+    if as_json:
+        click.echo(json.dumps(as_document(table, axes_of(asked.grid)), indent=2, allow_nan=False))
+    else:
+        show(sweep_view(table, axes_of(asked.grid)), Console(highlight=False))
+
+
+def _check_any(table: pd.DataFrame) -> None:
+    """Refuse a sweep of which nothing could be run, with the reason; raises InputError."""
     failed = table.loc[table["status"] == "failed", "reason"]
     if len(failed) == len(table):
         reasons = list(failed.value_counts().index)
         others = {1: "", 2: " (and one other reason)"}.get(len(reasons), f" (and {len(reasons) - 1} other reasons)")
         raise InputError(f"nothing could be run: {reasons[0]}{others}")
-    if as_json:
-        click.echo(json.dumps(as_document(table, axes_of(asked.grid)), indent=2, allow_nan=False))
-    else:
-        show(sweep_view(table, axes_of(asked.grid)), Console(highlight=False))
 
 
 def _telling(bar: Progress | None) -> Progress:

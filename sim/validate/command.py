@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from sim import scenario
 from sim.api import Progress
 from sim.report import files
+from sim.report.folder import check_free
 from sim.report.validate_page import lanes_json, render_validation
 from sim.report.validate_view import collection_view, schedules_view, validation_view
 from sim.schedules import replay_folder
@@ -63,6 +64,8 @@ def answer(asked: Asked, progress: Progress | None = None) -> Answer:
         raise InputError(f"--repeats and --clock are of a live run, and with --{sources[0]} nothing runs live")
     if asked.within is not None and not 0 < asked.within < 1000:
         raise InputError(f"--within is {asked.within:g}; it must lie between 0 and 1000 percent")
+    if asked.out is not None:
+        check_free(asked.out, "validation")
     if asked.schedules is not None:
         return _schedules(asked, asked.schedules)
     if asked.against is not None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim import metrics
-from sim.record import RequestLog, gaps_between, longest_gaps_s, request_table
+from sim.record import gaps_between, longest_gaps_s
 from sim.request import index_of
+from sim.request_log import RequestLog, request_table
 from sim.validate.record import Record
 
 Floats = npt.NDArray[np.float64]

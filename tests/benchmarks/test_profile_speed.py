@@ -16,7 +16,11 @@ from traces.schema import Trace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from profile_kit import llama_profile
+from test_importers_public import RTX_PRO_6000
 
+from calibrate.importers.build import import_profile
+
+OP_PROFILE = "measured/vllm_rtxpro6000_llama31_8b/op_profile"
 AZURE = "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"
 MOST = 1.5
 """Issue 5: with a measured profile a replay takes at most so many times what it takes with the roofline."""
@@ -38,14 +42,26 @@ def cpu_s(azure: Trace, settings: dict[str, Any]) -> float:
     return time.process_time() - began
 
 
+def ratio(azure: Trace, gpu: str, folder: Path) -> float:
+    """CPU time with the profile over that with the roofline: turn by turn, the least of each, since others use the
+    machine too."""
+    profiled = {"gpu": gpu, "cost.profile": str(folder)}
+    pairs = [(cpu_s(azure, {"gpu": gpu}), cpu_s(azure, profiled)) for _ in range(4)]
+    return min(pair[1] for pair in pairs) / min(pair[0] for pair in pairs)
+
+
 def test_a_profile_prices_nearly_as_fast_as_the_roofline(benchmark: Any, azure: Trace, tmp_path: Path) -> None:
-    """Turn by turn, the least of each, since others use the machine too."""
     write(llama_profile(1.3), tmp_path / "p")
-    profiled = {"gpu": "h100", "cost.profile": str(tmp_path / "p")}
+    benchmark.extra_info["ratio"] = found = benchmark.pedantic(ratio, args=(azure, "h100", tmp_path / "p"), rounds=1)
+    assert found < MOST
 
-    def ratio() -> float:
-        pairs = [(cpu_s(azure, {"gpu": "h100"}), cpu_s(azure, profiled)) for _ in range(4)]
-        return min(pair[1] for pair in pairs) / min(pair[0] for pair in pairs)
 
-    benchmark.extra_info["ratio"] = found = benchmark.pedantic(ratio, rounds=1)
+@pytest.mark.shared
+@pytest.mark.xfail(reason="2.0 to 2.6 times on the development machine: four axes, 33,669 rows to read", strict=False)
+def test_a_profile_of_one_launch_and_tens_of_thousands_of_rows(benchmark: Any, azure: Trace, tmp_path: Path) -> None:
+    (tmp_path / "rtx-pro-6000.toml").write_text(RTX_PRO_6000)
+    gpu = str(tmp_path / "rtx-pro-6000.toml")
+    source = Path(__file__).parents[3] / "shared" / OP_PROFILE
+    write(import_profile([source], gpu).profile, tmp_path / "p")
+    benchmark.extra_info["ratio"] = found = benchmark.pedantic(ratio, args=(azure, gpu, tmp_path / "p"), rounds=1)
     assert found < MOST

@@ -1,0 +1,110 @@
+"""What became of the KV pools' slots: use, waste and sharing over time, from the tables. Formulas: docs/metrics.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from sim.percentiles import Floats
+
+# The classes that every slot of the KV pool is in exactly one of; the first five are held by requests, the first
+# two hold data.
+KV_KINDS = ("used", "shared", "reserved", "internal", "external", "free")
+KV_HELD = KV_KINDS[:5]
+KV_DATA = KV_KINDS[:2]
+PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix_hit_blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class KvFacts:
+    """What the tables do not say about the KV pools: the size of one replica's pool, and who feeds growth.
+
+    `growth_from` is "reserved" for an allocator that holds room for the whole output from the start, so that
+    the tokens generated within a span come out of what it had reserved, and "free" for one that takes room as
+    it goes.
+    """
+
+    capacity_tokens: int
+    block_tokens: int
+    replicas: int = 1
+    growth_from: Literal["free", "reserved"] = "free"
+
+
+def busy_s(steps: pd.DataFrame) -> Floats:
+    """Seconds that each span adds to its replica's busy time: overlap with the span before counts once.
+
+    (n,), in the order of the table, whose spans of one replica are in time order.
+    """
+    order = np.argsort(steps["replica"].to_numpy(), kind="stable")
+    replica = steps["replica"].to_numpy()[order]
+    start_s, end_s = (steps[name].to_numpy(dtype=np.float64)[order] for name in ("start_s", "end_s"))
+    same = replica[1:] == replica[:-1]
+    start_s = np.concatenate([start_s[:1], np.where(same, np.maximum(start_s[1:], end_s[:-1]), start_s[1:])])
+    widths = np.empty(len(steps))
+    widths[order] = np.maximum(end_s - start_s, 0.0)
+    return widths
+
+
+def kv_tokens(steps: pd.DataFrame, kind: str) -> Floats:
+    """The KV slots of a class, or those `saved` by sharing, at the end of each span: (n,)."""
+    return steps[f"kv_{kind}_tokens"].to_numpy(np.float64)
+
+
+def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
+    """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas.
+
+    A row holds the slots at the end of its last step. Within a span every decoding request adds one token a
+    step, so the mean of `used` over its n steps lies decode_requests * (n - 1) / 2 tokens below the end.
+    """
+    width_s = busy_s(steps)
+    growth = steps["decode_requests"].to_numpy(np.float64) * (steps["repeats"].to_numpy() - 1) / 2.0
+    grown = float(np.dot(np.minimum(growth, kv_tokens(steps, "used")), width_s))
+    token_s = {kind: float(np.dot(kv_tokens(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
+    token_s["used"] -= grown
+    token_s[kv.growth_from] += grown
+    return token_s
+
+
+def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
+    """Use and waste of the KV pools as time-weighted means (idle: nothing held), peaks, sharing, hits, what moved."""
+    token_s = kv_integrals(steps, kv)
+    whole = float(kv.capacity_tokens) * kv.replicas * duration
+    data_s = sum(token_s[kind] for kind in KV_DATA)
+    held_s = sum(token_s[kind] for kind in KV_HELD)
+    token_s["free"] = whole - held_s
+    classes = {kind: {"mean": _share(token_s[kind], whole), "peak": _peak(steps, kv, kind)} for kind in KV_KINDS}
+    scheduled = requests[requests["first_scheduled_s"].notna()]
+    hits = {name: int(scheduled[name].sum()) for name in PREFIX_COLUMNS}
+    return {
+        "capacity_tokens": kv.capacity_tokens,
+        "block_tokens": kv.block_tokens,
+        "growth_from": kv.growth_from,
+        "peak_used": _peak(steps, kv, *KV_DATA),
+        "mean_used": _share(data_s, whole),
+        "peak_held": _peak(steps, kv, *KV_HELD),
+        "classes": classes,
+        "waste": {
+            **{kind: classes[kind]["mean"] for kind in ("reserved", "internal", "external")},
+            "of_held": {kind: _share(token_s[kind], held_s) for kind in KV_HELD},
+        },
+        "useful": _share(data_s, held_s),
+        "shared": {**classes["shared"], "saving_mean": _share(token_s["saved"], data_s + token_s["saved"])},
+        "prefix_hit_rate": _share(hits["prefix_hit_tokens"], hits["prompt_tokens"]),
+        "prefix_hit_rate_blocks": _share(hits["prefix_hit_blocks"], hits["prefix_blocks"]),
+        "preemptions": int(requests["preemptions"].sum()),
+        "swapped_bytes": int(steps["swapped_bytes"].sum()),
+        "copied_bytes": int(steps["copied_bytes"].sum()),
+    }
+
+
+def _peak(steps: pd.DataFrame, kv: KvFacts, *kinds: str) -> float:
+    """The most slots of these classes together that any replica had at the end of a span, of its capacity."""
+    slots = sum(kv_tokens(steps, kind) for kind in kinds)
+    return float(np.max(slots, initial=0.0)) / kv.capacity_tokens
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None

@@ -1,0 +1,126 @@
+"""Writes down what becomes of each request, as compact columns: one row per request. It knows no step."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from sim.request import Request
+
+
+class RequestLog:
+    """Time stamps and counts of each finished request, by request index; NaN where it never finished."""
+
+    def __init__(self, requests: int) -> None:
+        nan = np.full(requests, np.nan).tobytes()
+        self.arrival_s = array("d", nan)
+        self.first_scheduled_s = array("d", nan)
+        self.first_token_s = array("d", nan)
+        self.finish_s = array("d", nan)
+        self.replica = array("i", bytes(4 * requests))
+        self.preemptions = array("i", bytes(4 * requests))
+        self.prefix_hit_tokens = array("i", bytes(4 * requests))
+        self.output_tokens = array("i", bytes(4 * requests))
+        self.samples = array("i", np.ones(requests, "i4").tobytes())
+
+    def finished(self, req: Request, replica: int) -> None:
+        at = req.id
+        self.arrival_s[at] = req.arrival_s
+        self.first_scheduled_s[at] = req.first_scheduled_s
+        self.first_token_s[at] = req.first_token_s
+        self.finish_s[at] = req.finish_s
+        self.replica[at] = replica
+        self.preemptions[at] = req.preemptions
+        self.prefix_hit_tokens[at] = req.prefix_hit_tokens
+        self.output_tokens[at] = req.output_tokens
+        if req.group is not None:
+            self.samples[at] = req.group.size
+
+
+def request_table(
+    trace: pd.DataFrame,
+    kept: np.ndarray,
+    rejected: Mapping[int, str],
+    log: RequestLog,
+    longest_gap_s: np.ndarray,
+    block_tokens: int,
+) -> pd.DataFrame:
+    """One row per request of the trace, in its order; `kept` marks those that were sent and stand in the log."""
+
+    def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
+        return _spread(np.asarray(values), kept, empty)
+
+    arrival_s = spread(log.arrival_s, np.nan)
+    arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
+    first_scheduled_s, first_token_s, finish_s = (
+        spread(one, np.nan) for one in (log.first_scheduled_s, log.first_token_s, log.finish_s)
+    )
+    # An answer may have ended before the length that the trace gives it (end of sequence).
+    made = spread(log.output_tokens, 0).astype("i8")
+    output = np.where(made > 0, made, trace["output_tokens"].to_numpy())
+    status, reason = _ends(finish_s, rejected)
+    prompt = trace["prompt_tokens"].to_numpy()
+    hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
+    table = pd.DataFrame(
+        {
+            "request": np.arange(len(trace)),
+            "arrival_s": arrival_s,
+            "prompt_tokens": prompt,
+            "output_tokens": output,
+            "status": status,
+            "reason": reason,
+            "replica": spread(log.replica, -1).astype("i8"),
+            **_latencies(arrival_s, first_scheduled_s, first_token_s, finish_s, output),
+            "max_itl_s": spread(longest_gap_s, np.nan),
+            "preemptions": spread(log.preemptions, 0).astype("i8"),
+            "prefix_hit_tokens": hit_tokens,
+            "prefix_hit_blocks": hit_tokens // block_tokens,
+            "prefix_blocks": (prompt - 1) // block_tokens,
+            "samples": spread(log.samples, 1).astype("i8"),
+        }
+    )
+    for name in ("session", "turn", "priority", "source_row"):
+        if name in trace:
+            table[name] = trace[name].to_numpy()
+    return table
+
+
+def _spread(values: np.ndarray, kept: np.ndarray, empty: float) -> np.ndarray:
+    """The values of the requests that were sent as values of all requests, `empty` for the others."""
+    if len(values) == len(kept):
+        return values
+    full = np.full(len(kept), empty, values.dtype)
+    full[kept] = values
+    return full
+
+
+def _latencies(
+    arrival_s: np.ndarray,
+    first_scheduled_s: np.ndarray,
+    first_token_s: np.ndarray,
+    finish_s: np.ndarray,
+    output: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The time stamps of the requests and what lies between them, by column."""
+    return {
+        "first_scheduled_s": first_scheduled_s,
+        "first_token_s": first_token_s,
+        "finish_s": finish_s,
+        "queue_s": first_scheduled_s - arrival_s,
+        "ttft_s": first_token_s - arrival_s,
+        "tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
+        "e2e_s": finish_s - arrival_s,
+    }
+
+
+def _ends(finish_s: np.ndarray, rejected: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray]:
+    """How each request ended, and why it was rejected."""
+    status = np.where(np.isnan(finish_s), "unfinished", "completed").astype(object)
+    status[list(rejected)] = "rejected"
+    reason = np.full(len(finish_s), "", object)
+    for index, text in rejected.items():
+        reason[index] = text
+    return status, reason
