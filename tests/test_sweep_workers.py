@@ -60,9 +60,10 @@ def test_unknown_executors_are_refused() -> None:
             each(square, [1], executor=executor)
 
 
+# Whoever runs these tests in the background may have them ignore Ctrl-C, and what they start too.
 SCRIPT = """
-import os, sys, time
-from pathlib import Path
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from sim.study.workers import each
 import sweep_kit
