@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_kit import chromium, needs_chromium
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -233,11 +234,16 @@ def test_workers_change_nothing(trace: str) -> None:
         assert one.replication == other.replication
 
 
-def test_the_cheapest_is_found_and_confirmed(trace: str) -> None:
+@pytest.fixture(scope="module")
+def choice(trace: str) -> tuple[dict[str, Any], list[str]]:
+    """The cheapest of three GPUs for a rate, and what was told on the way."""
     told: list[str] = []
-    found = api.plan(
-        trace=trace, slo=SLO, rate=60.0, gpu=["h100", "h200", "t4"], requests=200, workers=1, told=told.append
-    )
+    gpus = ["h100", "h200", "t4"]
+    return api.plan(trace=trace, slo=SLO, rate=60.0, gpu=gpus, requests=200, workers=1, told=told.append), told
+
+
+def test_the_cheapest_is_found_and_confirmed(choice: tuple[dict[str, Any], list[str]]) -> None:
+    found, told = choice
     best, rows = found["best"], {row["name"]: row for row in found["candidates"]}
     assert list(rows) == ["h100", "h200", "t4"]
     assert rows["t4"]["status"] == "cannot run"
@@ -254,6 +260,23 @@ def test_the_cheapest_is_found_and_confirmed(trace: str) -> None:
     page = render_plan(found)
     assert "t4" in page
     assert "the smallest tp that fits is 2" in page
+
+
+@needs_chromium
+def test_both_pages_draw_without_a_word_and_without_the_network(
+    answer: dict[str, Any], choice: tuple[dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    with chromium() as browser:
+        for name, document, chart in (("rates", answer, "rate-goodput"), ("cheapest", choice[0], "cost-e2e")):
+            page = tmp_path / f"{name}.html"
+            page.write_text(render_plan(document), encoding="utf-8")
+            for width in (1200, 390):
+                browser.resize(width, 900, mobile=width < 600)
+                browser.open(page)
+                assert browser.value(f"document.querySelectorAll('[data-chart={chart}] svg circle').length") > 1
+                assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.complaints() == []
+        assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
 
 
 def test_rows_that_cannot_be_used_may_be_left_out(tmp_path: Path) -> None:
