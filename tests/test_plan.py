@@ -18,6 +18,7 @@ from sim.cli import cli, main
 from sim.report.plan_page import render_plan
 from sim.study.plan import Ask
 from sim.study.plan_bench import Simulated
+from sim.study.plan_choose import name_of
 from sim.study.plan_cli import parse_share
 from sim.study.plan_replicate import Point, measure
 from sim.study.plan_search import Trial
@@ -260,6 +261,11 @@ def test_the_cheapest_is_found_and_confirmed(choice: tuple[dict[str, Any], list[
     page = render_plan(found)
     assert "t4" in page
     assert "the smallest tp that fits is 2" in page
+
+
+def test_candidates_are_called_by_what_varies() -> None:
+    assert name_of({"tp": 2, "gpu": "h100", "kv.dtype": "auto", "policy.name": "sjf"}) == "h100, sjf, tp 2, dtype auto"
+    assert name_of({}) == "run"
 
 
 @needs_chromium

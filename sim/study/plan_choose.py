@@ -13,7 +13,7 @@ from typing import Any
 
 from sim import scenario
 from sim.scenario import Scenario
-from sim.study.grid import of_settings
+from sim.study.grid import of_settings, word
 from sim.study.plan import Ask, Told, capacity_of, checked, jsonable, quiet
 from sim.study.plan_bench import Simulated
 from sim.study.plan_document import (
@@ -71,7 +71,7 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
     rate = scenario.build(base, fixed).workload.rate
     fixed["workload.rate"] = 0.0
     points = [grid.point(index) for index in range(len(grid))]
-    candidates = {grid.name(point): scenario.build(base, {**fixed, **point.settings}) for point in points}
+    candidates = {name_of(point.settings): scenario.build(base, {**fixed, **point.settings}) for point in points}
     if rate:
         return cheapest(candidates, rate, ask, told)
     if len(candidates) > 1:
@@ -79,6 +79,13 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
         )
     return capacity_of(next(iter(candidates.values())), ask, told)
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """What a candidate is called by what varies: names speak for themselves, other values need their key."""
+    speaking = [key for key in settings if key in ("gpu", "model") or key.endswith(".name")]
+    others = [f"{key.rpartition('.')[2]} {word(value)}" for key, value in settings.items() if key not in speaking]
+    return ", ".join([*(str(settings[key]) for key in speaking), *others]) or "run"
 
 
 def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: Told = quiet) -> Document:
