@@ -195,16 +195,17 @@ def _near(kept: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
 def _sized(task: Task) -> Document:
     """The row of a candidate with the fewest replicas that meet the SLO at the rate, in the mean of a few
     replications."""
-    replicas = _least_replicas(task)
-    while replicas * task.plan.tp <= task.ask.most_gpus:
+    least = _least_replicas(task)
+    most = min(task.ask.most_gpus // task.plan.tp, 2 * least + 2)
+    for replicas in range(least, most + 1):
         search, requests = _search(task, replicas)
         [first] = search.bench([Trial(task.rate, 0, requests, Window(requests // 4))])
         if not first.stopped:
             at = search.look(task.rate, ROUGH_REPLICATIONS, requests)
             if all(one.mean <= 0 for one in at.excess):
                 return _row(task, status="meets", replicas=replicas, at=at, search=search)
-        replicas += 1
-    return _row(task, status="dominated", reason=f"misses the SLO with {task.ask.most_gpus:,} GPUs")
+    # Far above what one replica's capacity asks for, it is no longer the load that misses the SLO.
+    return _row(task, status="dominated", reason=f"misses the SLO with {most:,} replicas; try more --requests")
 
 
 def _search(task: Task, replicas: int) -> tuple[Search, int]:
