@@ -153,12 +153,7 @@ def simulate(
         requests,
         steps,
         itl,
-        metrics.KvFacts(
-            parts.pool.tokens,
-            parts.pool.block_tokens,
-            plan.replicas,
-            growth_from="reserved" if parts.reserves_ahead else "free",
-        ),
+        metrics.KvFacts(parts.pool.tokens, parts.pool.block_tokens, plan.replicas),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,

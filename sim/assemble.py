@@ -44,7 +44,6 @@ class Parts:
     limits: Limits
     cost: StepCost
     asynchronous: bool
-    reserves_ahead: bool
     host_blocks: int
     window: AttentionWindow | None
     drafter: Drafter | None
@@ -181,7 +180,6 @@ def assemble(plan: Scenario) -> Parts:
         asynchronous = False
     if drafter is not None and asynchronous and drafter.kind == "ngram":
         raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
-    reserves_ahead = bool(getattr(allocator, "reserves_ahead", False))
     return Parts(
         plan,
         model,
@@ -191,7 +189,6 @@ def assemble(plan: Scenario) -> Parts:
         limits,
         cost,
         asynchronous,
-        reserves_ahead,
         host_blocks,
         window,
         drafter,

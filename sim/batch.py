@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sim.memory import Drift
 from sim.request import Request
 
 
@@ -81,6 +82,7 @@ class Batch:
     one's drafts were right, `proposed` how many each then has where these are not `next_drafts`, and `drafting_s` what
     a real drafter took.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
+    `drift` is how the KV pool changed over the repeats; None where there was one.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
     """
 
@@ -88,6 +90,7 @@ class Batch:
         "accepted",
         "copies",
         "drafting_s",
+        "drift",
         "empty",
         "entries",
         "evicted",
@@ -124,6 +127,7 @@ class Batch:
         self.accepted: list[int] = []
         self.proposed: list[int] | None = None
         self.drafting_s = 0.0
+        self.drift: Drift | None = None
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
         self.running = 0

@@ -192,7 +192,7 @@ class Engine:
         more = repeats - 1
         if more > 0:
             if self._grouped is not None:
-                self._grouped.advance(self.lockstep.tick, more)
+                batch.drift = self._grouped.advance(self.lockstep.tick, more)
             self.lockstep.tick += more
             self.next_step += more
         last_step = self.next_step - 1

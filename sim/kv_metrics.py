@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,22 +15,18 @@ from sim.percentiles import Floats
 KV_KINDS = ("used", "shared", "reserved", "internal", "external", "free")
 KV_HELD = KV_KINDS[:5]
 KV_DATA = KV_KINDS[:2]
+# Those that change within a span, for which the tables have the mean over its steps too.
+KV_CHANGING = ("used", "reserved", "internal", "free")
 PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix_hit_blocks")
 
 
 @dataclass(frozen=True, slots=True)
 class KvFacts:
-    """What the tables do not say about the KV pools: the size of one replica's pool, and who feeds growth.
-
-    `growth_from` is "reserved" for an allocator that holds room for the whole output from the start, so that
-    the tokens generated within a span come out of what it had reserved, and "free" for one that takes room as
-    it goes.
-    """
+    """What the tables do not say about the KV pools: the size of one replica's."""
 
     capacity_tokens: int
     block_tokens: int
     replicas: int = 1
-    growth_from: Literal["free", "reserved"] = "free"
 
 
 def busy_s(steps: pd.DataFrame) -> Floats:
@@ -53,24 +49,21 @@ def kv_tokens(steps: pd.DataFrame, kind: str) -> Floats:
     return steps[f"kv_{kind}_tokens"].to_numpy(np.float64)
 
 
-def kv_integrals(steps: pd.DataFrame, kv: KvFacts) -> dict[str, float]:
-    """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas.
+def kv_means(steps: pd.DataFrame, kind: str) -> Floats:
+    """The KV slots of a class, or those `saved` by sharing, as the mean over the steps of each span: (n,)."""
+    column = f"kv_{kind}_mean_tokens" if kind in KV_CHANGING else f"kv_{kind}_tokens"
+    return steps[column].to_numpy(np.float64)
 
-    A row holds the slots at the end of its last step. Within a span every decoding request adds one token a
-    step, so the mean of `used` over its n steps lies decode_requests * (n - 1) / 2 tokens below the end.
-    """
+
+def kv_integrals(steps: pd.DataFrame) -> dict[str, float]:
+    """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas."""
     width_s = busy_s(steps)
-    growth = steps["decode_requests"].to_numpy(np.float64) * (steps["repeats"].to_numpy() - 1) / 2.0
-    grown = float(np.dot(np.minimum(growth, kv_tokens(steps, "used")), width_s))
-    token_s = {kind: float(np.dot(kv_tokens(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
-    token_s["used"] -= grown
-    token_s[kv.growth_from] += grown
-    return token_s
+    return {kind: float(np.dot(kv_means(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
 
 
 def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
     """Use and waste of the KV pools as time-weighted means (idle: nothing held), peaks, sharing, hits, what moved."""
-    token_s = kv_integrals(steps, kv)
+    token_s = kv_integrals(steps)
     whole = float(kv.capacity_tokens) * kv.replicas * duration
     data_s = sum(token_s[kind] for kind in KV_DATA)
     held_s = sum(token_s[kind] for kind in KV_HELD)
@@ -81,7 +74,6 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
     return {
         "capacity_tokens": kv.capacity_tokens,
         "block_tokens": kv.block_tokens,
-        "growth_from": kv.growth_from,
         "peak_used": _peak(steps, kv, *KV_DATA),
         "mean_used": _share(data_s, whole),
         "peak_held": _peak(steps, kv, *KV_HELD),

@@ -72,6 +72,19 @@ class Usage(NamedTuple):
     """Slots that would be needed as well if nothing were shared: for each shared one, its holders but the first."""
 
 
+class Drift(NamedTuple):
+    """How many slots more a class had before and between several steps than it has after them, summed over the steps.
+
+    The classes that are not told stay as they are while requests take a token a step, so these add up to 0.
+    """
+
+    used: int = 0
+    """Those of shared slots that stopped being shared or held included."""
+    reserved: int = 0
+    internal: int = 0
+    free: int = 0
+
+
 class Allocator(Protocol):
     """Decides which blocks a request holds. Every method counts first and acts after: `False` changed nothing."""
 
@@ -158,6 +171,9 @@ class LockstepAllocator(Allocator, Protocol):
         """How many ticks, at most `limit`, all joined requests can take from `tick` on."""
         ...
 
-    def advance(self, tick: int, steps: int) -> None:
-        """Take the blocks of `steps` ticks from `tick` on; never more than the headroom."""
+    def advance(self, tick: int, steps: int) -> Drift:
+        """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
+
+        Returns how the pool was before and between them, against what it is after them.
+        """
         ...

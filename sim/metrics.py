@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.bill import Rates, bill
-from sim.kv_metrics import KV_DATA, KV_HELD, KV_KINDS, KvFacts, busy_s, kv_integrals, kv_summary, kv_tokens
+from sim.kv_metrics import KV_DATA, KV_HELD, KV_KINDS, KvFacts, busy_s, kv_integrals, kv_means, kv_summary, kv_tokens
 from sim.percentiles import (
     PERCENTS,
     STATISTICS,
@@ -53,6 +53,7 @@ __all__ = [
     "goodput",
     "itl_from_segments",
     "kv_integrals",
+    "kv_means",
     "kv_summary",
     "kv_tokens",
     "merge_itl",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sim.batch import Batch, Shape
 from sim.engine import TokenRuns
+from sim.memory import Drift, Usage
 from sim.replica import Flight, Observer, Replica
 from sim.request import NEVER_S, SAMPLE_BITS, index_of
 
@@ -42,6 +43,10 @@ STEP_COLUMNS: dict[str, str] = {
     "kv_external_tokens": "i4",
     "kv_free_tokens": "i4",
     "kv_saved_tokens": "i8",
+    "kv_used_mean_tokens": "f8",
+    "kv_reserved_mean_tokens": "f8",
+    "kv_internal_mean_tokens": "f8",
+    "kv_free_mean_tokens": "f8",
 }
 _ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
 _CHUNK_BYTES = 1 << 23
@@ -122,6 +127,7 @@ class StepLog(Observer):
             swapped_bytes,
             copied_bytes,
             *flight.usage,
+            *_means(flight.usage, batch.drift, repeats),
         )
         if len(self._rows) >= _CHUNK_BYTES:
             self._full.append(self._rows)
@@ -165,6 +171,18 @@ class StepLog(Observer):
                 column[at : at + len(part)] = part[name]
             at += len(part)
         return pd.DataFrame(columns, copy=False)
+
+
+def _means(usage: Usage, drift: Drift | None, steps: int) -> tuple[float, float, float, float]:
+    """Slots of the classes that change within a span, as means over its steps, which are taken as equally long."""
+    if drift is None:
+        return usage.used, usage.reserved, usage.internal, usage.free
+    return (
+        usage.used + drift.used / steps,
+        usage.reserved + drift.reserved / steps,
+        usage.internal + drift.internal / steps,
+        usage.free + drift.free / steps,
+    )
 
 
 def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,14 @@ arithmetic with the engine. Only who was forked from whom is taken from the call
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pytest
 from engine_kit import Run, run, slivers
 from law_cases import Case, Draws
 
@@ -18,6 +21,7 @@ from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.batch import Batch
 from sim.engine import Engine
+from sim.kv_metrics import KV_CHANGING, KV_KINDS
 from sim.memory import NULL_BLOCK
 from sim.replica import Flight, Observer, Replica
 from sim.request import SAMPLE_BITS, Request, index_of
@@ -51,6 +55,12 @@ class Counters(Observer):
         self.limits = case.setup.limits
         self.finished: set[int] = set()
         self._repeating: list[int] = []
+        self._work, self._users = case.workload(), case.setup.concurrency
+        after = self._work.after or ()
+        self._roots = [id for id, before in enumerate(after) if before < 0]
+        first = self._roots[: self._users] if self._users else self._roots
+        self.arrival_s = {id: 0.0 if self._users else self._work.arrival_s[id] for id in first}
+        del self._roots[: len(first)]
 
     def planned(self, replica: Replica, batch: Batch) -> None:
         for req in batch.evicted:
@@ -111,7 +121,7 @@ class Counters(Observer):
         waiting, running = [req.id for req in engine.waiting], [req.id for req in engine.running]
         everybody = waiting + running
         assert len(set(everybody)) == len(everybody)
-        arrived = {req.id for req in self.requests if req.arrival_s <= replica.clock.now}
+        arrived = {id for id, at_s in self.arrival_s.items() if at_s <= replica.clock.now}
         assert set(everybody) == (arrived | self.forked) - self.finished
         promised = sum(self.requests[id].seats - 1 for id in self.unforked.intersection(running))
         assert len(running) + len(engine.held) + promised <= self.limits.max_num_seqs
@@ -133,6 +143,19 @@ class Counters(Observer):
         }
         assert {req.id for req in flight.batch.finishing} == ended
         self.finished |= ended
+        for id in dict.fromkeys(index_of(id) for id in ended):
+            if self.finished.issuperset(sequences(self.requests[id])):
+                self._follow(id, flight.times_s[-1])
+
+    def _follow(self, id: int, end_s: float) -> None:
+        """What comes because this request has ended: nobody answers in no time."""
+        soonest_s = math.nextafter(end_s, math.inf)
+        after, think_s = self._work.after or (), self._work.think_s or ()
+        followers = [other for other, before in enumerate(after) if before == id]
+        for other in followers:
+            self.arrival_s[other] = max(end_s + think_s[other], soonest_s)
+        if self._users and not followers and self._roots:
+            self.arrival_s[self._roots.pop(0)] = soonest_s
 
     def check_end(self, done: Run) -> None:
         ends_s = done.ends_s
@@ -144,6 +167,7 @@ class Counters(Observer):
             assert [len(one) for one in steps] == [req.output_tokens] * len(steps)
             assert req.first_token_s == ends_s[steps[0][0]]
             assert req.finish_s == max(ends_s[one[-1]] for one in steps)
+            assert req.arrival_s == self.arrival_s[req.id]
             assert req.arrival_s <= req.first_scheduled_s == self.scheduled_s[req.id] < req.first_token_s
             assert req.preemptions == self.preemptions[req.id]
             assert req.prefix_hit_tokens == self.hits[req.id]
@@ -401,3 +425,20 @@ def same_decisions(one: Run, other: Run) -> None:
         np.testing.assert_allclose(one.column(name), other.column(name), rtol=0, atol=1e-9)
     for name in ("id", "preemptions", "prefix_hit_tokens"):
         assert one.column(name).tolist() == other.column(name).tolist()
+    if other.table["repeats"].eq(1).all():
+        _same_memory(one.table, other.table)
+
+
+def _same_memory(spans: pd.DataFrame, single: pd.DataFrame) -> None:
+    """The KV slots of each span are those at its last step, and on average those of all its steps."""
+    rows = [single[single["replica"] == at].reset_index() for at in range(1 + int(spans["replica"].max()))]
+    for span in spans.itertuples():
+        steps = rows[span.replica].iloc[span.step : span.step + span.repeats]
+        for kind in (*KV_KINDS, "saved"):
+            assert getattr(span, f"kv_{kind}_tokens") == steps[f"kv_{kind}_tokens"].iloc[-1], (kind, span)
+        for kind in KV_CHANGING:
+            each = steps[f"kv_{kind}_tokens"]
+            if kind == "used":  # what stops being shared within the span counts there as if it had been used
+                each = each + steps["kv_shared_tokens"] - span.kv_shared_tokens
+            assert getattr(span, f"kv_{kind}_mean_tokens") == pytest.approx(each.mean()), (kind, span)
+        assert steps["kv_external_tokens"].eq(span.kv_external_tokens).all()

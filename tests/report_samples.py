@@ -22,6 +22,7 @@ STEP_COLUMNS = [
     "device_s", "host_s", "running", "waiting", "preempted", "swapped_bytes", "copied_bytes", "kv_used_tokens",
     "kv_shared_tokens",
     "kv_reserved_tokens", "kv_internal_tokens", "kv_external_tokens", "kv_free_tokens", "kv_saved_tokens",
+    "kv_used_mean_tokens", "kv_reserved_mean_tokens", "kv_internal_mean_tokens", "kv_free_mean_tokens",
 ]  # fmt: skip
 INPUTS = {
     "trace": "toy", "trace_kind": "own", "profile": None, "model": "tiny-llama", "gpu": "toy-gpu", "seed": 0,
@@ -73,6 +74,7 @@ def _serve(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray, replic
             repeats = min(repeats, max(1, int(np.ceil((arrival_s[head] - now) / seconds))))
         clock.extend(now + seconds * np.arange(1, repeats + 1))
         used = tokens_at_zero + len(running) * (len(clock) - 1)
+        grown = len(running) * (repeats - 1) / 2
         internal = sum(-(prompt[r] + len(clock) - 1 - first[r]) % BLOCK_TOKENS for _, r in running)
         waiting = int(np.searchsorted(arrival_s, now, side="right")) - head
         spans.append(
@@ -103,6 +105,10 @@ def _serve(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray, replic
                 0,
                 CAPACITY_TOKENS - used - internal,
                 0,
+                used - grown,
+                0,
+                internal,
+                CAPACITY_TOKENS - used - internal + grown,
             )
         )
         now = clock[-1]

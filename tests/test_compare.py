@@ -34,6 +34,7 @@ def shared_run(count: int, rate: float) -> Run:
     steps = run.steps
     steps["kv_shared_tokens"] = steps["kv_used_tokens"] // 3
     steps["kv_used_tokens"] -= steps["kv_shared_tokens"]
+    steps["kv_used_mean_tokens"] -= steps["kv_shared_tokens"]
     steps["kv_saved_tokens"] = 2 * steps["kv_shared_tokens"]
     steps["copied_bytes"] = 4096
     facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
@@ -81,7 +82,7 @@ def test_a_coarse_axis_shows_what_a_coarse_look_at_the_run_shows() -> None:
     assert kept is not None
     width_s = 4 * kept.width_s
     edges_s = float(run.requests["arrival_s"].min()) + width_s * np.arange(math.ceil(kept.buckets / 4) + 1)
-    direct = timeline.kv_stack(run.summary["kv"], run.steps, edges_s)
+    direct = timeline.kv_stack(run.steps, edges_s)
     waiting, serving = timeline.queue_levels(run.requests, run.steps["end_s"].max())
     direct |= {"waiting": series.sum_of_means([waiting], edges_s), "serving": series.sum_of_means([serving], edges_s)}
     joined = kept.coarser(width_s).means
@@ -97,15 +98,16 @@ def test_a_long_run_is_kept_in_few_buckets() -> None:
         assert math.log2(kept.width_s).is_integer()
 
 
-@pytest.mark.parametrize("growth_from", ["free", "reserved"])
-def test_the_stack_over_time_has_the_means_of_the_summary(growth_from: str) -> None:
+def test_the_stack_over_time_has_the_means_of_the_summary() -> None:
     run = shared_run(200, rate=14.0)
-    run.steps["kv_reserved_tokens"] = run.steps["kv_free_tokens"] // 2
-    run.steps["kv_free_tokens"] -= run.steps["kv_reserved_tokens"]
-    facts = metrics.KvFacts(CAPACITY_TOKENS, 16, growth_from=growth_from)  # type: ignore[arg-type]
+    for column in ("kv_reserved", "kv_reserved_mean"):
+        free = column.replace("reserved", "free") + "_tokens"
+        run.steps[f"{column}_tokens"] = run.steps[free] // 2
+        run.steps[free] -= run.steps[f"{column}_tokens"]
+    facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
     kv = metrics.kv_summary(run.requests, run.steps, facts, run.summary["duration_s"])
     edges_s = timeline.Clock.of(run).grid(len(run.steps))
-    for kind, values in timeline.kv_stack(kv, run.steps, edges_s).items():
+    for kind, values in timeline.kv_stack(run.steps, edges_s).items():
         assert values.mean() / CAPACITY_TOKENS == pytest.approx(kv["classes"][kind]["mean"]), kind
     assert sum(one["mean"] for one in kv["classes"].values()) == pytest.approx(1)
     assert kv["shared"]["saving_mean"] > 0

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
-from sim import metrics, percentiles
-from traces.schema import InputError
+from sim import api, metrics, percentiles, scenario
+from traces.schema import InputError, from_frame
 
 FACTS = metrics.KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
 pairs = st.lists(st.tuples(st.floats(0, 1e3, allow_nan=False), st.integers(0, 6)), min_size=1, max_size=40).filter(
@@ -172,6 +172,11 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "kv_external_tokens": [5, 9],
             "kv_free_tokens": [60, 40],
             "kv_saved_tokens": [0, 12],
+            # Two requests gain four tokens in three steps, out of free blocks and what was reserved.
+            "kv_used_mean_tokens": [20, 32],
+            "kv_reserved_mean_tokens": [10, 7],
+            "kv_internal_mean_tokens": [5, 4],
+            "kv_free_mean_tokens": [60, 42],
         }
     )
     return requests, steps
@@ -207,29 +212,28 @@ def test_hand_worked_summary() -> None:
         ("tpot", 1.5, True),
     ]
     kv = summary["kv"]
-    # Span 1: 20 used for 1 s. Span 2: 34 used and 6 shared at the end and 2 requests growing over 3 steps, so a
-    # mean of 32 used and 6 shared for 3 s.
+    # Span 1: 20 used for 1 s. Span 2: a mean of 32 used and 6 shared for 3 s.
     assert kv["mean_used"] == pytest.approx((20 * 1 + 38 * 3) / 500)
     assert (kv["peak_used"], kv["peak_held"]) == (0.4, 0.6)
     expected = {
         "used": ((20 + 32 * 3) / 500, 0.34),
         "shared": (6 * 3 / 500, 0.06),
-        "reserved": ((10 + 6 * 3) / 500, 0.1),
-        "internal": (20 / 500, 0.05),
+        "reserved": ((10 + 7 * 3) / 500, 0.1),
+        "internal": ((5 + 4 * 3) / 500, 0.05),
         "external": ((5 + 27) / 500, 0.09),
-        "free": (1 - (134 + 28 + 20 + 32) / 500, 0.6),
+        "free": (1 - (134 + 31 + 17 + 32) / 500, 0.6),
     }
     assert list(kv["classes"]) == list(expected)
     for kind, (mean, peak) in expected.items():
         assert kv["classes"][kind] == {"mean": pytest.approx(mean), "peak": peak}, kind
     # Three hold each shared slot, so that two more would be needed: 12 for 3 s.
     assert kv["shared"] == {**kv["classes"]["shared"], "saving_mean": pytest.approx(36 / (134 + 36))}
-    assert kv["waste"]["reserved"] == pytest.approx((10 * 1 + 6 * 3) / 500)
-    assert kv["waste"]["internal"] == pytest.approx(20 / 500)
+    assert kv["waste"]["reserved"] == pytest.approx((10 * 1 + 7 * 3) / 500)
+    assert kv["waste"]["internal"] == pytest.approx((5 + 4 * 3) / 500)
     assert kv["waste"]["external"] == pytest.approx((5 + 27) / 500)
-    held = 134 + 28 + 20 + 32
+    held = 134 + 31 + 17 + 32
     assert kv["useful"] == pytest.approx(134 / held)
-    of_held = {"used": 116, "shared": 18, "reserved": 28, "internal": 20, "external": 32}
+    of_held = {"used": 116, "shared": 18, "reserved": 31, "internal": 17, "external": 32}
     assert kv["waste"]["of_held"] == pytest.approx({kind: part / held for kind, part in of_held.items()})
     # The rejected request looked nothing up.
     assert (kv["prefix_hit_rate"], kv["prefix_hit_rate_blocks"]) == (15 / 30, 3 / 5)
@@ -261,15 +265,32 @@ def test_hand_worked_summary() -> None:
     ]
 
 
-def test_growth_within_a_span_comes_from_where_the_allocator_takes_it() -> None:
+def test_the_classes_of_every_span_add_up_to_the_pool() -> None:
     _, steps = hand_tables()
-    free = metrics.kv_integrals(steps, metrics.KvFacts(100, 16))
-    ahead = metrics.kv_integrals(steps, metrics.KvFacts(100, 1, growth_from="reserved"))
-    assert ahead["reserved"] - free["reserved"] == pytest.approx(2 * 3)
-    assert free["used"] == ahead["used"]
-    assert free["saved"] == 12 * 3
-    total = sum(free[kind] for kind in metrics.KV_KINDS)
-    assert total == pytest.approx(100 * 4) == pytest.approx(sum(ahead[kind] for kind in metrics.KV_KINDS))
+    token_s = metrics.kv_integrals(steps)
+    assert token_s["saved"] == 12 * 3
+    assert sum(token_s[kind] for kind in metrics.KV_KINDS) == pytest.approx(100 * 4)
+
+
+@pytest.mark.parametrize("spans", [True, False])
+def test_the_rows_of_ended_members_of_a_static_batch_hold_what_they_held(spans: bool) -> None:
+    """Four prompts of 16 in blocks of 16; one answer has 101 tokens, the others 1, whose rows are padded to the end.
+
+    Step n of 0 to 100 leaves 3 x 16 + 16 + n tokens in 3 + 1 + ceil(n / 16) blocks.
+    """
+    trace = from_frame(
+        pd.DataFrame({"arrival_s": 0.0, "prompt_tokens": 16, "output_tokens": [1, 1, 1, 101]}, index=range(4))
+    )
+    plan = scenario.build({}, {"policy": "static", "policy.batch_size": 4, "kv.blocks": 100})
+    # The steps of so small a batch take nearly the same time.
+    kv = api.simulate(plan, trace=trace, hooks=api.Hooks(spans=spans)).summary["kv"]
+    used = np.array([64 + step for step in range(101)])
+    blocks = np.array([4 + -(-step // 16) for step in range(101)])
+    assert kv["mean_used"] == pytest.approx(used.mean() / 1600, rel=1e-3)
+    assert kv["useful"] == pytest.approx(used.sum() / (16 * blocks.sum()), rel=1e-4)
+    assert kv["waste"]["internal"] == pytest.approx(
+        12 * 4 / 101 / 1600, rel=0.02
+    )  # the last block's, in steps 97 to 100
 
 
 def test_overlapping_steps_count_their_time_once() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from sim.memory import KvPool, Usage
+from sim.memory import Drift, KvPool, Usage
 from sim.request import Request
 from traces.schema import InputError
 
@@ -22,8 +22,6 @@ class Contiguous:
             beforehand, which no real system does.
         fit: "first" takes the lowest hole that is large enough, "best" the smallest.
     """
-
-    reserves_ahead = True
 
     def __init__(self, pool: KvPool, *, reserve: str = "max", fit: str = "first") -> None:
         if reserve not in ("max", "pow2", "oracle"):
@@ -42,6 +40,7 @@ class Contiguous:
         self.free_blocks = pool.blocks
         self._final_tokens = 0
         self._refused_blocks = 0
+        self._joined = 0
 
     def refusal(self, req: Request) -> str | None:
         need = self._need(req)
@@ -128,16 +127,17 @@ class Contiguous:
         )
 
     def join(self, req: Request, tick: int) -> None:
-        pass
+        self._joined += 1
 
     def leave(self, req: Request) -> None:
-        pass
+        self._joined -= 1
 
     def headroom(self, tick: int, limit: int) -> int:
         return limit
 
-    def advance(self, tick: int, steps: int) -> None:
-        pass
+    def advance(self, tick: int, steps: int) -> Drift:
+        gained = self._joined * (steps * (steps + 1) // 2)
+        return Drift(used=-gained, reserved=gained)
 
     def _need(self, req: Request) -> int:
         if self._reserve == "max":

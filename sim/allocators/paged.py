@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
-from sim.memory import KvPool, Usage
+from sim.memory import Drift, KvPool, Usage
 from sim.request import Request
 from traces.schema import InputError
 
@@ -237,19 +237,28 @@ class Paged:
             steps += 1
         return min(steps, limit)
 
-    def advance(self, tick: int, steps: int) -> None:
+    def advance(self, tick: int, steps: int) -> Drift:
         phases, size = self._phases, self.pool.block_tokens
         if steps == 1:
-            crossing = phases[tick % size]
+            crossings = [(1, phases[tick % size])]
         else:
-            crossing = [req for at in range(tick, tick + steps) for req in phases[at % size]]
-        if crossing:
+            crossings = [(at + 1, phases[(tick + at) % size]) for at in range(steps)]
+        free = internal = 0
+        for passed, crossing in crossings:
+            if not crossing:
+                continue
+            # A block taken by this tick was free in each of the `passed` states before.
+            free += passed * len(crossing)
             for req, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = req.blocks
                 blocks.append(block)
                 over = len(blocks) * size - req.final_kv_tokens
                 if over > 0:
                     self._overhang_tokens += over
+                    internal -= passed * over
+        free *= size
+        used = -self._joined * (steps * (steps + 1) // 2)
+        return Drift(used, -used - internal - free, internal, free)
 
 
 def _admission(req: Request) -> int:

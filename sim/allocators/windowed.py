@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import gcd
 
 from sim.allocators.paged import Paged
-from sim.memory import NULL_BLOCK, KvPool, Usage
+from sim.memory import NULL_BLOCK, Drift, KvPool, Usage
 from sim.request import Request
 from traces.schema import InputError
 
@@ -148,14 +148,24 @@ class Windowed(Paged):
                 return 0
         return 1
 
-    def advance(self, tick: int, steps: int) -> None:
-        size = self.pool.block_tokens
-        for at in range(tick, tick + steps):
+    def advance(self, tick: int, steps: int) -> Drift:
+        size, groups = self.pool.block_tokens, self._groups
+        free = dropped = internal = saved = 0
+        for passed, at in enumerate(range(tick, tick + steps), 1):
+            before = (self.free_blocks, self._dropped_blocks, self._overhang_tokens, self._sharing.saved_tokens)
             for req in self._phases[at % size]:
                 computed = self._bases[req] + at
                 self._gains.pop(req, None)
                 self._drop(req, computed, self._stale(req, computed))
                 self._add_row(req)
+            free += passed * (before[0] - self.free_blocks)
+            dropped += passed * (self._dropped_blocks - before[1])
+            internal += passed * (before[2] - self._overhang_tokens)
+            saved += passed * (before[3] - self._sharing.saved_tokens)
+        free *= size
+        internal *= groups
+        used = dropped * size - saved - groups * self._joined * (steps * (steps + 1) // 2)
+        return Drift(used, -used - internal - free, internal, free)
 
     def _most_blocks(self, rows: int) -> int:
         kept = rows

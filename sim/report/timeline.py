@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.metrics import KV_HELD, KV_KINDS, Floats
+from sim.metrics import KV_HELD, KV_KINDS, Floats, kv_means
 from sim.report import series
 from sim.report.charts import Chart, Run
 from sim.report.series import Pieces
@@ -192,24 +192,23 @@ def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
     return Chart("step", "Step time", sentence, note, spec)
 
 
-def kv_stack(kv: Mapping[str, Any], steps: pd.DataFrame, edges_s: Floats) -> dict[str, Floats]:
+def kv_stack(steps: pd.DataFrame, edges_s: Floats) -> dict[str, Floats]:
     """Mean KV tokens of each class in each bucket, all replicas together; they add up to the capacity.
 
-    Within a span the decoding requests grow by a token a step, out of what the allocator takes it from.
+    Within a span a class goes straight to its end from where its mean then has it begin; one that so would begin
+    below nothing keeps its mean throughout.
     """
     room = {kind: f"kv_{kind}_tokens" for kind in KV_KINDS}
     found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
     capacity = 0.0
-    for spans in series.by_replica(steps, "decode_requests", "repeats", *room.values()):
+    levels = steps.assign(**{f"mean_{kind}": kv_means(steps, kind) for kind in KV_HELD})
+    for spans in series.by_replica(levels, *room.values(), *(f"mean_{kind}" for kind in KV_HELD)):
         capacity += sum(float(spans.columns[column][0]) for column in room.values())
-        growth = np.minimum(
-            spans.columns["decode_requests"] * (spans.columns["repeats"] - 1), spans.columns[room["used"]]
-        )
-        grown = {"used": growth, kv["growth_from"]: -growth}
         for kind in KV_HELD:
-            end = spans.columns[room[kind]]
-            pieces = Pieces(spans.start_s, spans.end_s, end - grown.get(kind, 0.0), end)
-            found[kind] += series.sum_of_means([pieces], edges_s)
+            end, mean = spans.columns[room[kind]], spans.columns[f"mean_{kind}"]
+            straight = 2 * mean >= end
+            first, last = np.where(straight, 2 * mean - end, mean), np.where(straight, end, mean)
+            found[kind] += series.sum_of_means([Pieces(spans.start_s, spans.end_s, first, last)], edges_s)
     found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_HELD), 0.0)
     return found
 
@@ -217,7 +216,7 @@ def kv_stack(kv: Mapping[str, Any], steps: pd.DataFrame, edges_s: Floats) -> dic
 def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
     """The KV room of all replicas by what it holds: a stack that adds up to the capacity."""
     edges_s = clock.grid(len(steps))
-    found = kv_stack(kv, steps, edges_s)
+    found = kv_stack(steps, edges_s)
     sentence = f"On average {percent(kv['mean_used'])} of the pool held data, {percent(kv['peak_used'])} at the peak"
     if kv["useful"] is not None:
         useful, waste = percent(kv["useful"]), percent(1 - kv["useful"])

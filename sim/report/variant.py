@@ -132,4 +132,4 @@ def _timeline(run: Run) -> Timeline | None:
     edges_s: Floats = clock.start_s + width_s * np.arange(math.ceil(length_s / width_s) + 1, dtype=np.float64)
     levels = zip(QUEUE, queue_levels(run.requests, clock.end_s), strict=True)
     counts = {name: series.sum_of_means([pieces], edges_s) for name, pieces in levels}
-    return Timeline(width_s, {**kv_stack(run.summary["kv"], run.steps, edges_s), **counts})
+    return Timeline(width_s, {**kv_stack(run.steps, edges_s), **counts})
