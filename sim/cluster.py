@@ -5,6 +5,7 @@ It knows when requests come and where they go, not how they are served.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,14 +101,19 @@ class Source:
             self._clock.call_at(self._workload.arrival_s[self._roots[0]], self._arrive, first=True)
 
     def finished(self, req: Request) -> None:
-        """Take note that a request has ended; its successors follow."""
+        """Take note that a request has ended; its successors follow.
+
+        Nobody answers in no time: what follows at once comes just after the end, so that the step which begins at that
+        very moment never holds it, as an engine's next `schedule()` comes before a client has seen the last output.
+        """
+        soonest_s = math.nextafter(self._clock.now, math.inf)
         followers = self._followers.get(req.id)
         if followers:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
-                self._clock.call_at(self._clock.now + think_s, partial(self._follow, index), first=True)
+                self._clock.call_at(max(soonest_s, self._clock.now + think_s), partial(self._follow, index), first=True)
         elif self._concurrency:
-            self._clock.call_at(self._clock.now, lambda event: self._send_next_root(), first=True)
+            self._clock.call_at(soonest_s, lambda event: self._send_next_root(), first=True)
 
     def _follow(self, index: int, event: simpy.Event) -> None:
         self._send(index)

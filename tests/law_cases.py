@@ -57,6 +57,9 @@ class Row(NamedTuple):
     prefix: tuple[int, ...] = ()
     samples: int = 1
     beams: bool = False
+    session: int = -1
+    """A row follows the one before it of the same session, `think_s` after that has ended; -1 is no session."""
+    think_s: float = 0.0
 
 
 class Draws:
@@ -88,11 +91,25 @@ class Case:
         return [work.request(at, work.arrival_s[at]) for at in range(len(work))]
 
     def workload(self) -> Workload:
-        arrival_s, prompt, output, priority, prefix, samples, _ = (
+        arrival_s, prompt, output, priority, prefix, samples, _, sessions, think_s = (
             list(column) for column in zip(*self.rows, strict=True)
         )
+        newest: dict[int, int] = {}
+        after = []
+        for at, session in enumerate(sessions):
+            after.append(newest.get(session, -1) if session >= 0 else -1)
+            newest[session] = at
         return Workload(
-            arrival_s, prompt, output, priority, prefix, self.unit_tokens, samples=samples, draw_beams=self._draws
+            arrival_s,
+            prompt,
+            output,
+            priority,
+            prefix,
+            self.unit_tokens,
+            after=after,
+            think_s=think_s,
+            samples=samples,
+            draw_beams=self._draws,
         )
 
     def _draws(self, index: int) -> BeamDraw:
@@ -122,6 +139,7 @@ def cases(draw: st.DrawFn, policy: Any, allocator: str, most_samples: int = 1) -
     """Few seats, a small budget and a pool that holds little more than the largest request."""
     cost = draw(st.sampled_from(COSTS))
     horizon = draw(st.sampled_from([0, 6, 60]))
+    sessions, users = draw(st.sampled_from([(False, 0), (False, 2), (True, 0), (True, 3)]))
     row = st.builds(
         Row,
         st.integers(0, horizon).map(lambda steps: steps * cost.base_s / 2),
@@ -131,6 +149,8 @@ def cases(draw: st.DrawFn, policy: Any, allocator: str, most_samples: int = 1) -
         st.lists(st.integers(0, 1), max_size=6).map(lambda units: chained(tuple(units))),
         st.integers(1, most_samples),
         st.booleans() if most_samples > 1 else st.just(False),
+        st.sampled_from([-1, 0, 1]) if sessions else st.just(-1),
+        st.sampled_from([0.0, 0.0, cost.base_s, 0.0123]),
     )
     count = draw(st.sampled_from([1, 2, 3, 5, 7, 9] if most_samples == 1 else [1, 2, 4, 6]))
     rows = sorted(draw(st.lists(row, min_size=count, max_size=count)), key=lambda one: one[0])
@@ -155,6 +175,7 @@ def cases(draw: st.DrawFn, policy: Any, allocator: str, most_samples: int = 1) -
         ),
         cost,
         depth=draw(st.integers(1, 2)),
+        concurrency=users,
         host_blocks=0 if allocator == "prefix" else draw(st.sampled_from([0, 0, 3, 100])),
     )
     return Case(setup, rows, draw(st.sampled_from([1, 3, 4, 8])), draw(st.sampled_from([0.1, 0.5, 1.0])))
@@ -187,6 +208,7 @@ def pressed(seed: int, policy: str, allocator: str, most_samples: int = 1) -> Ca
         ),
         COSTS[seed % 3],
         depth=1 + seed % 2,
+        concurrency=5 if seed % 4 == 3 else 0,
         host_blocks=0 if allocator == "prefix" else rng.choice((0, 2, 6)),
     )
     return Case(setup, sorted(rows, key=lambda row: row[0]), 4)

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from engine_kit import Setup, run
+from engine_kit import Setup, run, workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_cases import Case, Chaos, Row, cases, chained, laws, pressed
@@ -135,8 +135,8 @@ def test_a_closed_loop_keeps_all_its_users_busy(users: int, depth: int) -> None:
     done = run(Setup(concurrency=users, depth=depth), work, [population])
     assert population.most == min(users, 40)
     arrivals, ends = np.sort(done.column("arrival_s")), np.sort(done.column("finish_s"))
-    # Request n comes when the (n - users)th of all has finished.
-    assert arrivals[users:].tolist() == ends[: max(0, 40 - users)].tolist()
+    # Request n comes just after the (n - users)th of all has finished.
+    assert arrivals[users:].tolist() == np.nextafter(ends[: max(0, 40 - users)], np.inf).tolist()
 
 
 @pytest.mark.parametrize("concurrency", [0, 1, 2])
@@ -153,9 +153,32 @@ def test_a_turn_starts_when_its_user_has_read_the_answer(concurrency: int) -> No
     arrived, ended = done.column("arrival_s"), done.column("finish_s")
     assert arrived[2] == ended[0] + 0.5
     assert arrived[3] == ended[1] + 0.25
-    assert arrived[4] == ended[2]
+    assert arrived[4] == np.nextafter(ended[2], 1)
     # With one user the second session starts when the first has ended for good.
-    assert arrived[1] == {0: 0.001, 1: ended[4], 2: 0.0}[concurrency]
+    assert arrived[1] == {0: 0.001, 1: np.nextafter(ended[4], 1), 2: 0.0}[concurrency]
+
+
+@pytest.mark.parametrize("spans", [True, False])
+@pytest.mark.parametrize("sessions", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_nobody_answers_within_the_step_boundary_that_ends_the_last_answer(
+    spans: bool, sessions: bool, depth: int
+) -> None:
+    """vLLM schedules as soon as it has taken in a step's output, before any client can have seen it.
+
+    Steps last 1 s. The short request's last token comes at 4 s, where the next step starts; the one that follows
+    is seen by the planning after that, which is at 5 s, and under asynchronous scheduling plans what starts at 6 s.
+    """
+    short, long = (16, 4), (16, 30)
+    rows = [(0.0, *short), (0.0, *long), (0.0, *short), (0.0, *short)]
+    if sessions:
+        work = workload(rows, after=[-1, -1, 0, 2], think_s=[0.0] * 4)
+        setup = Setup(cost=FixedCost(1.0), depth=depth, spans=spans)
+    else:
+        work, setup = workload(rows), Setup(cost=FixedCost(1.0), depth=depth, spans=spans, concurrency=2)
+    done = run(setup, work)
+    ttft_s = done.column("first_token_s") - done.column("arrival_s")
+    assert ttft_s == pytest.approx([1.0, 1.0, 1.0 + depth, 1.0 + depth])
 
 
 # ---- what the laws once caught, in small ----------------------------------------------------------------------------

@@ -288,9 +288,8 @@ def test_the_rows_of_ended_members_of_a_static_batch_hold_what_they_held(spans: 
     blocks = np.array([4 + -(-step // 16) for step in range(101)])
     assert kv["mean_used"] == pytest.approx(used.mean() / 1600, rel=1e-3)
     assert kv["useful"] == pytest.approx(used.sum() / (16 * blocks.sum()), rel=1e-4)
-    assert kv["waste"]["internal"] == pytest.approx(
-        12 * 4 / 101 / 1600, rel=0.02
-    )  # the last block's, in steps 97 to 100
+    in_the_last_block = 12 * 4
+    assert kv["waste"]["internal"] == pytest.approx(in_the_last_block / 101 / 1600, rel=0.02)
 
 
 def test_overlapping_steps_count_their_time_once() -> None:
