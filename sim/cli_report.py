@@ -63,7 +63,8 @@ def _sweep(folder: Path) -> Shown:
     from sim.study.sweep import axes_of, write_page  # noqa: PLC0415
     from sim.study.sweep_cli import as_document, sweep_view  # noqa: PLC0415
 
-    asked, table = write_page(folder)
+    asked, table, mark = write_page(folder)
+    _warn(folder, mark)
     if len(table) < len(asked.grid):
         click.echo(f"{len(table):,} of {len(asked.grid):,} points are there; the sweep has not ended", err=True)
     axes = axes_of(asked.grid)

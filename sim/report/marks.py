@@ -121,7 +121,16 @@ def check_one(folder: Path, names: Iterable[str]) -> str:
     Raises:
         InputError: they are of two runs, or one has an id and another none.
     """
-    marks = {name: mark_of(folder / name) for name in names if (folder / name).exists()}
+    return agree(folder, marks_of(folder, names))
+
+
+def marks_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The id of each of these files that is there. Raises InputError."""
+    return {name: mark_of(folder / name) for name in names if (folder / name).exists()}
+
+
+def agree(folder: Path, marks: Mapping[str, str]) -> str:
+    """The id that these files in a folder have; raises InputError where they are not alike."""
     first = next(iter(marks), "")
     for name, mark in marks.items():
         if mark != marks[first]:
