@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from browser_kit import chromium, needs_chromium
 from test_cli import sim
 from validate_kit import AT_ONCE, trace_file
 
+from sim.report.claim import Claim
 from sim.report.files import write_file
-from sim.report.marks import mark_of, table
+from sim.report.marks import check_one, mark_of, table
+from sim.validate import store
+from traces.schema import InputError
 
 pytest.importorskip("torch")
 LIVE = ("--device", "cpu", "--model", "tiny-llama", "--kv-blocks", 24, "--within", 900)
@@ -203,3 +207,27 @@ def test_schedules_in_the_same_frame(capsys: pytest.CaptureFixture[str], shared:
     assert code == 1
     assert found["twin"]["first_difference"]["schedule"] == "t01_chunking"
     assert found["twin"]["first_difference"]["key"] == "tokens"
+
+
+def test_records_are_replaced_with_their_pages(copy: Path, tmp_path: Path) -> None:
+    """Records of one run over those of two leave no page and no repeat of them; records of two runs are refused."""
+    kept = store.read(copy)
+    one = replace(kept, records=kept.records[:1])
+    with Claim(copy) as claim:
+        mark = store.mark_of(one)
+        claim.write(store.writers(one, mark), stale=[*store.names(copy), *store.PAGES])
+    names = sorted(path.name for path in copy.iterdir())
+    assert names == sorted(store.names(copy))
+    assert not [name for name in names if name.startswith("live-1")]
+    assert check_one(copy, names) == mark
+    assert len(store.read(copy).records) == 1
+    arrivals = pd.read_parquet(copy / "live-0.arrivals.parquet")
+    write_file(copy / "live-0.arrivals.parquet", table(arrivals, "0" * 16))
+    with pytest.raises(InputError, match="copy mixes two results"):
+        store.read(copy)
+
+
+def test_results_of_a_server_do_not_take_the_place_of_records(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    code, _, err = sim(capsys, "validate", "--against", "x.jsonl", "--kv-blocks", 9, "--out", copy)
+    assert code == 2
+    assert "holds records of live runs" in err

@@ -12,7 +12,7 @@ from sim.report import files, marks
 from sim.report.charts import Run
 from sim.report.claim import Claim, settle
 from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.kept import PREEMPTED, RUN_FILES, SUMMARY, TERMS, Kept
+from sim.report.kept import PREEMPTED, RUN_FILES, SUMMARY, SUMMARY_KEYS, TERMS, Kept
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
 from sim.report.plan_page import render_plan
@@ -56,8 +56,13 @@ def check_free(folder: Path, kind: str) -> None:
     for other in held(folder):
         if other != kind:
             raise InputError(f"{folder} holds a {other}; give another --out, or delete that folder")
-    if kind not in held(folder):
+    if kind not in held(folder) or (kind == "run" and not _is_summary(folder / SUMMARY)):
         check_own(folder, FILES[kind])
+
+
+def _is_summary(path: Path) -> bool:
+    """Whether a summary.json is that of a run, of whatever version; anyone may call a file so."""
+    return bool(marks.mark_of(path)) or not set(SUMMARY_KEYS).isdisjoint(files.read_json(path))
 
 
 def check_own(folder: Path, names: Iterable[str]) -> None:

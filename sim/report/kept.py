@@ -14,6 +14,7 @@ from sim.metrics import Itl
 from sim.record import STEP_COLUMNS
 from sim.report import files, marks
 from sim.report.charts import Run
+from sim.report.claim import settle
 from sim.report.term_charts import term_table
 from sim.report.words import LATENCIES
 from traces.schema import InputError
@@ -84,6 +85,7 @@ class Kept:
         Raises:
             InputError: a file is missing, damaged, or lacks a column, or two are of different runs.
         """
+        settle(folder)
         try:
             scenario = (folder / SCENARIO).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
