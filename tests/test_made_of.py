@@ -247,3 +247,19 @@ def test_a_plan_reads_an_edited_trace(here: Path, monkeypatch: pytest.MonkeyPatc
 def test_packed_traces_are_files_too(here: Path) -> None:
     Path("t.csv.gz").write_bytes(gzip.compress(Path("small.csv").read_bytes()))
     assert list(made_of.digests("workload.trace=t.csv.gz")) == ["t.csv.gz"]
+
+
+def test_a_change_while_a_point_runs_is_met(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was read before or after is not known, so that the point is no result, and runs again."""
+    simulate = api.simulate
+
+    def edited(*words: Any, **named: Any) -> Any:
+        write_trace(21)
+        return simulate(*words, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "simulate", edited)
+        table = api.sweep(trace="small.csv", rate=[5], workers=1, out="out")
+    assert table["reason"][0].startswith("small.csv is not the same for the worker on")
+    assert Path("out/points.jsonl").read_text() == ""
+    assert api.sweep(trace="small.csv", rate=[5], workers=1, out="out")["requests.total"].tolist() == [21]
