@@ -31,6 +31,8 @@ def write_trace(rows: int = 20) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [one for one in sys.modules if one.partition(".")[0] in ("mypol", "helpers", "late", "a", "b", "c")]:
+        monkeypatch.delitem(sys.modules, name)
     write_trace()
     Path("helpers/deep").mkdir(parents=True)
     Path("helpers/__init__.py").write_text("")

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
+from importlib import invalidate_caches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def files_of(module: str) -> list[Path]:
     """The files of a module and of what it imports, directly or not, sorted; none where it is not there."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as where it is loaded
+    invalidate_caches()  # of which files there are
     own = module.partition(".")[0]
     found: set[Path] = set()
     seen: set[str] = set()
