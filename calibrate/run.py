@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from calibrate import device as devices
@@ -31,6 +32,7 @@ from sim.cost.roofline import Roofline
 from sim.cost.speed import too_fast
 from sim.gpu import GpuSpec
 from sim.specs import ModelSpec
+from sim.study.made_of import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"
@@ -79,6 +81,8 @@ class Job:
         """What a journal must be of to be gone on with."""
         told = {**asdict(self.settings), "device": self.target.name, **devices.software(self.target)}
         told.pop("budget_s")
+        told["models_sha256"] = sha256(repr([one.spec for one in self.subjects.values()]).encode()).hexdigest()
+        told["product_sha256"] = product_digest(("traces", "sim", "backend", "calibrate"))
         return {**told, "limits": asdict(self.limits), "density": asdict(self.density)}
 
 

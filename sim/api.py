@@ -191,6 +191,7 @@ def sweep(
     executor: str = "processes",
     most_points: int | None = 10_000,
     progress: Progress | None = None,
+    told: Callable[[str], None] = lambda what: None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Simulate every combination of the settings that are lists, such as `rate=[5, 10], policy=["sjf", "chunked"]`.
@@ -207,6 +208,7 @@ def sweep(
         executor: where they run: "processes", "ray" or "ray://host:port".
         most_points: refuse more; None for any number.
         progress: called with (points finished, points in all).
+        told: called with a sentence where points in `out` run again, since what they are made of has changed.
 
     Raises:
         InputError: anything that the user can mend, in one sentence.
@@ -215,7 +217,8 @@ def sweep(
     from sim.study.sweep import run as run_all  # noqa: PLC0415
 
     asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points)
-    return run_all(asked, out=None if out is None else Path(out), workers=workers, executor=executor, progress=progress)
+    where = None if out is None else Path(out)
+    return run_all(asked, out=where, workers=workers, executor=executor, progress=progress, told=told)
 
 
 def plan(

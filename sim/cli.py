@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
-    from sim.report.folder import check_free, write_run  # noqa: PLC0415
+    from sim.report.folder import taken, write_run  # noqa: PLC0415
     from sim.report.perfetto import parse_window  # noqa: PLC0415
     from sim.report.stability import queue_warning  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
@@ -48,12 +49,13 @@ def run(
     window = parse_window(trace_window) if trace_window else None
     if window and out is None:
         raise InputError("--trace-window cuts the trace that --out writes; give --out too")
+    with nullcontext() if out is None else taken(out, "run") as claim:
+        with progress_bar("simulating", quiet) as progress:
+            result = api.run(file, progress=progress, **settings)
+        if out is not None:
+            told = scenario.dump(result.scenario)
+            paths = write_run(result, out, scenario=told, window=window, answers=result.tokens, claim=claim)
     if out is not None:
-        check_free(out, "run")  # before anything takes its time
-    with progress_bar("simulating", quiet) as progress:
-        result = api.run(file, progress=progress, **settings)
-    if out is not None:
-        paths = write_run(result, out, scenario=scenario.dump(result.scenario), window=window, answers=result.tokens)
         click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
         click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
@@ -79,20 +81,23 @@ def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, 
     """
     from sim import api  # noqa: PLC0415
     from sim.report.compare_page import summaries_of  # noqa: PLC0415
-    from sim.report.folder import write_comparison  # noqa: PLC0415
+    from sim.report.folder import taken, write_comparison  # noqa: PLC0415
     from sim.report.terminal import compare_view, show  # noqa: PLC0415
     from sim.report.variant import Failure, Variant, attempt, differences  # noqa: PLC0415
 
     rows = []
-    for name, (file, one) in _variants(files, settings).items():
-        with progress_bar(name, quiet) as progress:
-            rows.append(attempt(name, lambda: api.run(file, progress=progress, **one)))  # noqa: B023
-    failures = {row.name: row.reason for row in rows if isinstance(row, Failure)}
-    if len(failures) == len(rows):
-        told = [f"{name}: {reason}" for name, reason in failures.items()] if len(set(failures.values())) > 1 else []
-        raise InputError("nothing could be run: " + ("; ".join(told) or next(iter(failures.values()))))
+    variants = _variants(files, settings)
+    with nullcontext() if out is None else taken(out, "comparison") as claim:
+        for name, (file, one) in variants.items():
+            with progress_bar(name, quiet) as progress:
+                rows.append(attempt(name, lambda: api.run(file, progress=progress, **one)))  # noqa: B023
+        failures = {row.name: row.reason for row in rows if isinstance(row, Failure)}
+        if len(failures) == len(rows):
+            told = [f"{name}: {reason}" for name, reason in failures.items()] if len(set(failures.values())) > 1 else []
+            raise InputError("nothing could be run: " + ("; ".join(told) or next(iter(failures.values()))))
+        if out is not None:
+            paths = write_comparison(rows, out, claim=claim)
     if out is not None:
-        paths = write_comparison(rows, out)
         click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
         click.echo(json.dumps(summaries_of(rows), indent=2, allow_nan=False))

@@ -14,7 +14,6 @@ from traces.schema import InputError
 
 Shown = tuple[Any, RenderableType]
 """(what --json prints, the same for people)."""
-PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
 
 
 @click.command()
@@ -42,12 +41,20 @@ def report(folder: Path, as_json: bool) -> None:
         show(view, Console(highlight=False))
 
 
+def _warn(folder: Path, mark: str) -> None:
+    from sim.report.marks import unmarked  # noqa: PLC0415
+
+    if not mark:
+        click.echo(unmarked(folder), err=True)
+
+
 def _run(folder: Path) -> Shown:
     from sim.report.folder import write_page  # noqa: PLC0415
     from sim.report.stability import queue_warning  # noqa: PLC0415
     from sim.report.terminal import summary_view  # noqa: PLC0415
 
     kept = write_page(folder)
+    _warn(folder, kept.mark)
     warning = queue_warning(kept.requests)
     return kept.summary, summary_view(kept.summary, warnings=[warning] if warning else [])
 
@@ -56,7 +63,8 @@ def _sweep(folder: Path) -> Shown:
     from sim.study.sweep import axes_of, write_page  # noqa: PLC0415
     from sim.study.sweep_cli import as_document, sweep_view  # noqa: PLC0415
 
-    asked, table = write_page(folder)
+    asked, table, mark = write_page(folder)
+    _warn(folder, mark)
     if len(table) < len(asked.grid):
         click.echo(f"{len(table):,} of {len(asked.grid):,} points are there; the sweep has not ended", err=True)
     axes = axes_of(asked.grid)
@@ -64,13 +72,11 @@ def _sweep(folder: Path) -> Shown:
 
 
 def _plan(folder: Path) -> Shown:
-    from sim.report import files  # noqa: PLC0415
-    from sim.report.folder import PAGE  # noqa: PLC0415
-    from sim.report.plan_page import render_plan  # noqa: PLC0415
+    from sim.report.folder import rewrite_plan  # noqa: PLC0415
     from sim.study.plan_view import plan_view  # noqa: PLC0415
 
-    document = files.read_json(folder / "plan.json", PLAN_KEYS)
-    files.write_file(folder / PAGE, files.text(render_plan(document)))
+    document, mark = rewrite_plan(folder)
+    _warn(folder, mark)
     return document, plan_view(document)
 
 

@@ -80,6 +80,7 @@ def convert(name: str, out: Path, how: dict[str, Any], merge: tuple[str, ...], s
     import traces  # noqa: PLC0415
     from traces import edit, write  # noqa: PLC0415
 
+    write.check(out)
     found = traces.read(name, **how)
     if merge:
         found = edit.merge([found, *(traces.read(other, **how) for other in merge)])
@@ -150,6 +151,7 @@ def requests_(out: Path, seed: int, **given: Any) -> None:
     from traces import write  # noqa: PLC0415
     from traces.synth import Recipe  # noqa: PLC0415
 
+    write.check(out)
     found = Recipe(**given).make(np.random.default_rng(seed), name=out.name)
     write.write(found, out)
     click.echo(f"wrote {len(found):,} requests to {out}", err=True)
@@ -168,6 +170,7 @@ def servegen_(clients: Path, out: Path, start: float, duration: float, rate_scal
 
     from traces import servegen, write  # noqa: PLC0415
 
+    write.check(out)
     found = servegen.synthesise(
         servegen.read_clients(clients),
         np.random.default_rng(seed),
@@ -191,6 +194,7 @@ def arena_(out: Path, votes: int, days: float, seed: int) -> None:
 
     from traces import arena, write  # noqa: PLC0415
 
+    write.check(out, shaped=False)
     plan = arena.Plan(votes, days)
     write.write_lines(arena.lines(plan, np.random.default_rng(seed)), out)
     click.echo(f"wrote {votes:,} battles to {out}", err=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from traces.schema import InputError
@@ -43,6 +44,21 @@ def load(package: str, name: str) -> Callable[..., Any]:
     if ":" in name:
         return _by_path(name, kind)
     raise InputError(f"unknown name {name!r} in {kind}; known: {', '.join(names(package))}, or package.module:object")
+
+
+def plug_in(package: str, name: str) -> tuple[str, dict[str, str]] | None:
+    """(its module, name and version of the distribution that brings it) of what a name stands for; None: the product's.
+
+    A `package.module:object` names no distribution. Nothing is imported.
+    """
+    folder = importlib.import_module(package)
+    if any(module.name == name.replace("-", "_") for module in pkgutil.iter_modules(folder.__path__)):
+        return None
+    for point in _entry_points(package):
+        if point.name == name:
+            told = {} if point.dist is None else {point.dist.name: point.dist.version}
+            return point.module, told
+    return (name.partition(":")[0], {}) if ":" in name else None
 
 
 def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> Any:
@@ -91,6 +107,31 @@ def _by_path(name: str, kind: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
     try:
-        return getattr(importlib.import_module(module_name), attribute)  # type: ignore[no-any-return]
+        module = importlib.import_module(module_name)
+        _check_current(module)
+        return getattr(module, attribute)  # type: ignore[no-any-return]
+    except InputError:
+        raise
     except Exception as error:  # the module is the user's, and importing it may do anything
         raise InputError(f"cannot load {name!r} from {kind}: {type(error).__name__}: {error}") from None
+
+
+_IMPORTED: dict[str, tuple[object, tuple[int, int]]] = {}
+"""By module its import (another one after a reload), and size and time of its file when it was first asked for."""
+
+
+def _check_current(module: ModuleType) -> None:
+    """Refuse a module whose file is another than this process runs: the numbers would be those of the old code."""
+    path = getattr(module, "__file__", None)
+    try:
+        seen = os.stat(path) if path else None
+    except OSError:
+        return
+    if seen is None:
+        return
+    stamp = seen.st_size, seen.st_mtime_ns
+    known = _IMPORTED.get(module.__name__)
+    if known is None or known[0] is not module.__spec__:
+        _IMPORTED[module.__name__] = module.__spec__, stamp
+    elif known[1] != stamp:
+        raise InputError(f"{path} has changed since it was imported; start Python again, or reload the module")

@@ -182,7 +182,8 @@ def test_compare_writes_page_and_tables(capsys: pytest.CaptureFixture[str], trac
     assert code == 0
     assert "wrote compare.html" in err
     assert {path.name for path in folder.iterdir()} == {"compare.html", "compare.json", "compare.parquet"}
-    assert json.loads((folder / "compare.json").read_text()) == json.loads(out)
+    kept = json.loads((folder / "compare.json").read_text())
+    assert {name: {"run_id": one["run_id"], **json.loads(out)[name]} for name, one in kept.items()} == kept
     assert list(json.loads(out)) == list(pd.read_parquet(folder / "compare.parquet")["variant"])
     page = (folder / "compare.html").read_text()
     assert all(f">{name}</th>" in page for name in ("paged", "magic", "contiguous-max"))

@@ -312,6 +312,7 @@ def test_the_files_agree(rows: list[Row], tmp_path: Path) -> None:
     paths = write_comparison(rows, tmp_path / "out")
     assert [path.name for path in paths] == ["compare.html", "compare.json", "compare.parquet"]
     summaries = json.loads(paths[1].read_text())
+    assert len({one.pop("run_id") for one in summaries.values()}) == 1
     assert list(summaries) == ["slow", "fast", "too-large", "sharing"]
     assert summaries["too-large"] == {"error": "the model does not fit"}
     assert summaries == json.loads(json.dumps(summaries_of(rows)))

@@ -20,7 +20,7 @@ from sim.report.stability import queue_warning
 from sim.study import grid, sweep
 from sim.study.asked import Asked
 from sim.study.grid import Grid
-from sim.study.store import fingerprint
+from sim.study.made_of import made_of
 from traces.schema import InputError
 
 ROWS = 40
@@ -336,14 +336,16 @@ def test_the_scenario_of_the_sweep_is_kept(trace: str) -> None:
 
 def test_points_share_a_trace_and_leave_it_alone(trace: str) -> None:
     """The one trace of a process is what it was after every policy, allocator and arrival process has had it."""
-    simulate = sweep.Simulate({"workload": {"trace": trace}}, str(Path.cwd()), ())
-    shared = sweep._trace(scenario.WorkloadSettings(trace=trace), "")
+    made = made_of(["foretoken", f"workload.trace={trace}"])
+    content = tuple(made[f"workload.trace={trace}"].items())
+    simulate = sweep.Simulate({"workload": {"trace": trace}}, str(Path.cwd()), made)
+    shared = sweep._trace(scenario.WorkloadSettings(trace=trace), content)
     before = shared.requests.copy(deep=True)
     for at, policy in enumerate(["chunked", "static", "sjf", "continuous"]):
         for rate in (0.0, 9.0):
             outcome = simulate(grid.Point(at, 0, {"policy": policy, "rate": rate, "allocator": "prefix"}))
             assert outcome.reason is None
-    assert sweep._trace(scenario.WorkloadSettings(trace=trace), "") is shared
+    assert sweep._trace(scenario.WorkloadSettings(trace=trace), content) is shared
     pd.testing.assert_frame_equal(shared.requests, before)
 
 
@@ -355,13 +357,15 @@ def test_a_trace_that_changes_is_read_again(trace: str) -> None:
 
 def test_a_worker_with_other_files_says_so_and_may_be_mended(trace: str, tmp_path: Path) -> None:
     base, point = {"workload": {"trace": trace}}, grid.Point(0, 0, {})
-    for folder, files, told in (
-        (str(tmp_path / "elsewhere"), (), "has no folder"),
-        (str(tmp_path), ((trace, "0" * 64),), "small.csv is not the same"),
-        (str(tmp_path), (("absent.csv", "0" * 64),), "absent.csv"),
+    name = f"workload.trace={trace}"
+    good = made_of(["foretoken", name])
+    for folder, made, told in (
+        (str(tmp_path / "elsewhere"), good, "has no folder"),
+        (str(tmp_path), {**good, name: {"small.csv": "0" * 64}}, "small.csv is not the same"),
+        (str(tmp_path), {**good, name: {"absent.csv": "0" * 64}}, "absent.csv"),
+        (str(tmp_path), {**good, "foretoken": {"foretoken": "0" * 64}}, "foretoken is not the same"),
     ):
-        outcome = sweep.Simulate(base, folder, files)(point)
+        outcome = sweep.Simulate(base, folder, made)(point)
         assert told in str(outcome.reason)
         assert not outcome.final
-    good = (trace, fingerprint(Path(trace)))
-    assert sweep.Simulate(base, str(tmp_path), (good,))(point).reason is None
+    assert sweep.Simulate(base, str(tmp_path), good)(point).reason is None

@@ -140,13 +140,6 @@ def test_the_folder_of_another_sweep_is_refused(here: Path, other: dict[str, Any
     assert run("out", **FEW) == before
 
 
-def test_another_trace_under_the_same_name_is_another_sweep(here: Path) -> None:
-    run("out", **FEW)
-    write_trace(21)
-    with pytest.raises(InputError, match=r"files\.small\.csv is"):
-        run("out", **FEW)
-
-
 def test_how_it_runs_is_no_part_of_what_it_is(here: Path) -> None:
     """More workers may go on with what one began."""
     first = run("out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ import pytest
 from browser_kit import chromium, needs_chromium
 from test_cli import sim
 from validate_kit import AT_ONCE, trace_file
+
+from sim.report.claim import Claim
+from sim.report.files import write_file
+from sim.report.marks import check_one, mark_of, table
+from sim.validate import store
+from traces.schema import InputError
 
 pytest.importorskip("torch")
 LIVE = ("--device", "cpu", "--model", "tiny-llama", "--kv-blocks", 24, "--within", 900)
@@ -49,7 +56,8 @@ def test_a_live_run_and_its_report(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_records_give_the_same_again(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, _ = sim(capsys, "validate", "--recorded", folder, "--json", "--within", 900)
     assert code == 0
-    assert json.loads(out) == json.loads((folder / "validate.json").read_text())
+    kept = json.loads((folder / "validate.json").read_text())
+    assert {"run_id": kept["run_id"], **json.loads(out)} == kept
     code, out, _ = sim(capsys, "validate", "--recorded", folder, "--within", 900)
     assert code == 0
     for word in ("WITHIN", "Twin check  Identical", "fitted-here", "TTFT p50", "spread", "batching"):
@@ -151,11 +159,12 @@ def test_records_that_are_none(capsys: pytest.CaptureFixture[str], copy: Path) -
 
 def test_records_of_another_trace(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
     trace = pd.read_parquet(copy / "trace.parquet")
-    trace[:-1].to_parquet(copy / "trace.parquet")
+    mark = mark_of(copy / "trace.parquet")
+    write_file(copy / "trace.parquet", table(trace[:-1], mark))
     code, _, err = sim(capsys, "validate", "--recorded", copy)
     assert code == 2
     assert "had 6 requests, and the trace 5" in err
-    trace.assign(prompt_tokens=trace["prompt_tokens"] + 16).to_parquet(copy / "trace.parquet")
+    write_file(copy / "trace.parquet", table(trace.assign(prompt_tokens=trace["prompt_tokens"] + 16), mark))
     code, out, _ = sim(capsys, "validate", "--recorded", copy)
     assert code == 1
     assert "no twin" in out.replace("\n", " ")
@@ -175,7 +184,7 @@ def test_records_of_a_run_that_died(capsys: pytest.CaptureFixture[str], copy: Pa
     about["died"][1] = "RuntimeError: out of memory"
     (copy / "about.json").write_text(json.dumps(about))
     steps = pd.read_parquet(copy / "live-1.steps.parquet")
-    steps[: len(steps) // 2].to_parquet(copy / "live-1.steps.parquet")
+    write_file(copy / "live-1.steps.parquet", table(steps[: len(steps) // 2], about["run_id"]))
     code, out, _ = sim(capsys, "validate", "--recorded", copy, "--within", 900)
     assert code == 0
     assert "A live run died half-way (RuntimeError: out of memory)" in " ".join(out.split())
@@ -198,3 +207,27 @@ def test_schedules_in_the_same_frame(capsys: pytest.CaptureFixture[str], shared:
     assert code == 1
     assert found["twin"]["first_difference"]["schedule"] == "t01_chunking"
     assert found["twin"]["first_difference"]["key"] == "tokens"
+
+
+def test_records_are_replaced_with_their_pages(copy: Path, tmp_path: Path) -> None:
+    """Records of one run over those of two leave no page and no repeat of them; records of two runs are refused."""
+    kept = store.read(copy)
+    one = replace(kept, records=kept.records[:1])
+    with Claim(copy) as claim:
+        mark = store.mark_of(one)
+        claim.write(store.writers(one, mark), stale=[*store.names(copy), *store.PAGES])
+    names = sorted(path.name for path in copy.iterdir())
+    assert names == sorted(store.names(copy))
+    assert not [name for name in names if name.startswith("live-1")]
+    assert check_one(copy, names) == mark
+    assert len(store.read(copy).records) == 1
+    arrivals = pd.read_parquet(copy / "live-0.arrivals.parquet")
+    write_file(copy / "live-0.arrivals.parquet", table(arrivals, "0" * 16))
+    with pytest.raises(InputError, match="copy mixes two results"):
+        store.read(copy)
+
+
+def test_results_of_a_server_do_not_take_the_place_of_records(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    code, _, err = sim(capsys, "validate", "--against", "x.jsonl", "--kv-blocks", 9, "--out", copy)
+    assert code == 2
+    assert "holds records of live runs" in err

@@ -55,6 +55,22 @@ def write_lines(lines: Iterable[str], path: str | Path) -> Path:
     return path
 
 
+def check(path: Path, *, shaped: bool = True) -> None:
+    """Refuse a path that cannot be written, before anything takes its time; with `shaped`, also one of unknown ending.
+
+    Raises InputError.
+    """
+    if shaped:
+        _shape(path)
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A stream to a file beside `path` that takes its place at the end; after an error nothing is left."""

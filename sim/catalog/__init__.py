@@ -34,7 +34,7 @@ def names(kind: Kind) -> list[str]:
 
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by catalog name or alias, or from a TOML file of the user's; InputError names the known ones."""
-    path = _user_path(name)
+    path = user_path(name)
     if path is not None and (path.suffix == ".toml" or path.is_file()):
         return _read_gpu(path)
     return _read_gpu(_find("gpus", name))
@@ -42,7 +42,7 @@ def load_gpu(name: str) -> GpuSpec:
 
 def load_model(name: str) -> ModelSpec:
     """A model by catalog name or alias, a TOML file of the user's, or a Hugging Face config.json (or its folder)."""
-    path = _user_path(name)
+    path = user_path(name)
     if path is not None and path.is_dir() and (path / "config.json").is_file():
         return from_hf_config(path / "config.json")
     if path is not None and path.suffix == ".json":
@@ -96,7 +96,7 @@ def _gpu_row(gpu: GpuSpec) -> Row:
     }
 
 
-def _user_path(name: str) -> Path | None:
+def user_path(name: str) -> Path | None:
     """The path that `name` means: it has a known ending, or a separator, or a config.json; None for a catalog name."""
     path = Path(name)
     if path.suffix in {".toml", ".json"} or (re.search(r"[/\\]", name) and path.exists()):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet as pq
 
+from sim.report.claim import WAIT_S, Claim, Writer
 from traces.schema import InputError
 
-Writer = Callable[[Path], None]
+__all__ = ["Writer", "as_json", "parquet", "raw", "read_json", "read_parquet", "text", "write_file", "write_files"]
 
 
 def text(content: str | Iterable[str]) -> Writer:
@@ -42,12 +45,18 @@ def as_json(value: Any) -> Writer:
     return text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def parquet(frame: pd.DataFrame) -> Writer:
-    """A writer of a Parquet file (zstd); the same frame gives the same bytes."""
+def parquet(frame: pd.DataFrame, facts: Mapping[str, str] = MappingProxyType({}), **layout: Any) -> Writer:
+    """A writer of a Parquet file (zstd); the same frame gives the same bytes.
+
+    `facts` go into its metadata by name; `layout` is pyarrow's.
+    """
 
     def write(path: Path) -> None:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        told = {name.encode(): value.encode() for name, value in facts.items()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
         with path.open("wb") as file:  # Python's file, so that a full disk is Python's error
-            frame.to_parquet(file, engine="pyarrow", compression="zstd", index=False)
+            pq.write_table(table, file, compression="zstd", **layout)
 
     return write
 
@@ -80,56 +89,21 @@ def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return table
 
 
-def write_files(folder: Path, writers: Mapping[str, Writer], *, stale: Iterable[str] = ()) -> list[Path]:
-    """Write every file of `writers` (name -> writer) into `folder`, which is made if it is not there.
+def write_files(
+    folder: Path, writers: Mapping[str, Writer], *, stale: Iterable[str] = (), claim: Claim | None = None
+) -> list[Path]:
+    """Write every file of `writers` (name -> writer) into `folder`, all or none (`sim.report.claim`).
 
-    `stale` are names that an earlier result may have left in it: those that are not written are removed.
-
-    All are written beside their places first and moved there together at the end, so that a failure (a full
-    disk, no permission, an exception or Ctrl-C within a writer) changes nothing: earlier files of the same
-    names stay as they were and a folder that was made is removed again. Raises InputError, one sentence, for
-    what the operating system refuses.
+    `stale` are names that an earlier result may have left in it: those that are not written are removed. `claim` is
+    of the folder, where the caller has taken it. Raises InputError, one sentence, for what the operating system
+    refuses, and then leaves the folder as it was.
     """
-    made = _missing_parents(folder)
-    waiting: dict[Path, Path] = {}
-    target = folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            target = folder / name
-            waiting[target] = folder / f".{name}.{os.getpid()}.part"
-            write(waiting[target])
-        for target, part in waiting.items():
-            os.replace(part, target)
-        for target in [folder / name for name in stale if name not in writers]:
-            target.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        for part in waiting.values():
-            part.unlink(missing_ok=True)
-        _remove_if_empty(made)
-    return list(waiting)
+    if claim is not None:
+        return claim.write(writers, stale=stale)
+    with Claim(folder, wait_s=WAIT_S) as taken:
+        return taken.write(writers, stale=stale)
 
 
 def write_file(path: Path, writer: Writer) -> None:
     """Write one file whole or not at all; its folder is made if it is not there. Raises InputError."""
     write_files(path.parent, {path.name: writer})
-
-
-def _missing_parents(folder: Path) -> list[Path]:
-    """The folders that will have to be made for `folder` to exist, innermost first."""
-    missing = []
-    for path in (folder, *folder.parents):
-        if path.exists():
-            break
-        missing.append(path)
-    return missing
-
-
-def _remove_if_empty(folders: Iterable[Path]) -> None:
-    for path in folders:
-        try:
-            path.rmdir()
-        except OSError:  # it holds the files that were written, or was never made
-            return

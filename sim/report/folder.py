@@ -2,73 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sim.report import files
+from sim.report import files, marks
 from sim.report.charts import Run
+from sim.report.claim import Claim, settle
 from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.kept import PREEMPTED, SUMMARY, TERMS, Kept
+from sim.report.kept import PREEMPTED, RUN_FILES, SUMMARY, SUMMARY_KEYS, TERMS, Kept
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
+from sim.report.plan_page import render_plan
 from sim.report.variant import Row, flat
 from traces.schema import InputError
 
-PAGE, ANSWERS = "report.html", "answers.parquet"
-KINDS = {SUMMARY: "run", "sweep.toml": "sweep", "plan.json": "plan", "about.json": "validation"}
+PAGE, PLAN, ANSWERS = "report.html", "plan.json", "answers.parquet"
+PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
+KINDS = {
+    SUMMARY: "run",
+    "sweep.toml": "sweep",
+    PLAN: "plan",
+    "about.json": "validation",
+    "validate.json": "validation",
+}
 """By the file that it is known by, what a folder holds."""
 
 
+FILES = {
+    "run": RUN_FILES,
+    "sweep": ("sweep.toml", "sweep.parquet", PAGE),
+    "plan": (PLAN, PAGE),
+    "validation": ("about.json", "scenario.toml", "trace.parquet", "validate.json", "validate.html",
+                   "trace.perfetto.json"),
+}  # fmt: skip
+"""By kind, the names that it writes."""
+COMPARISON = ("compare.json", "compare.html", "compare.parquet")
+
+
 def held(folder: Path) -> list[str]:
-    """What a folder holds, of `KINDS`."""
-    return [kind for name, kind in KINDS.items() if (folder / name).exists()]
+    """What a folder holds, of `KINDS`; what a killed command left in it is put right first. Raises InputError."""
+    settle(folder)
+    return list(dict.fromkeys(kind for name, kind in KINDS.items() if (folder / name).exists()))
 
 
 def check_free(folder: Path, kind: str) -> None:
-    """Refuse a folder that holds a result of another kind, whose page would be lost; raises InputError."""
+    """Refuse a folder that holds a result of another kind, whose page would be lost, or files of the user's own.
+
+    Raises InputError.
+    """
     for other in held(folder):
         if other != kind:
             raise InputError(f"{folder} holds a {other}; give another --out, or delete that folder")
+    if kind not in held(folder) or (kind == "run" and not _is_summary(folder / SUMMARY)):
+        check_own(folder, FILES[kind])
+
+
+def _is_summary(path: Path) -> bool:
+    """Whether a summary.json is that of a run, of whatever version; anyone may call a file so."""
+    return bool(marks.mark_of(path)) or not set(SUMMARY_KEYS).isdisjoint(files.read_json(path))
+
+
+def check_own(folder: Path, names: Iterable[str]) -> None:
+    """Refuse where one of these files is there and no command wrote it (it has no run id); raises InputError."""
+    for name in names:
+        if (folder / name).is_file() and not marks.mark_of(folder / name):
+            raise InputError(f"{folder / name} is there and is no file of a result; move it, or give another --out")
+
+
+def taken(folder: Path, kind: str) -> Claim:
+    """The folder for a result of this kind, from before anything takes its time until it is written.
+
+    Raises InputError: it holds something else, another command writes to it, or the operating system refuses.
+    """
+    claim = Claim(folder)
+    try:
+        if kind in FILES:
+            check_free(folder, kind)
+        elif not (folder / COMPARISON[0]).exists():
+            check_own(folder, COMPARISON)
+    except BaseException:
+        claim.release()
+        raise
+    return claim
 
 
 def write_run(
-    run: Run, folder: Path, *, scenario: str, window: Window | None = None, answers: pd.DataFrame | None = None
+    run: Run,
+    folder: Path,
+    *,
+    scenario: str,
+    window: Window | None = None,
+    answers: pd.DataFrame | None = None,
+    claim: Claim | None = None,
 ) -> list[Path]:
     """Write the tables of a run, its page and its trace (docs/metrics.md); nothing of an earlier run stays.
 
     scenario: the resolved scenario as TOML. window: (start_s, end_s) that the trace is cut to; the other files hold
-    the whole run. answers: of a live run, for answers.parquet. Returns the paths; raises InputError where the folder
-    holds something else or the operating system refuses, and then leaves it as it was.
+    the whole run. answers: of a live run, for answers.parquet. claim: of the folder, where it has been taken. Returns
+    the paths; raises InputError where the folder holds something else or the operating system refuses, and then leaves
+    it as it was.
     """
     check_free(folder, "run")
-    kept = Kept.of(run, scenario)
+    kept = Kept.of(run, scenario, answers)
     return files.write_files(
         folder,
         {
             **kept.writers(),
             PAGE: _page(kept),
-            "trace.perfetto.json": files.text(trace_json(run, window=window)),
-            **({} if answers is None else {ANSWERS: files.parquet(answers)}),
+            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=kept.mark)),
+            **({} if answers is None else {ANSWERS: marks.table(answers, kept.mark)}),
         },
-        stale=(PREEMPTED, TERMS, ANSWERS),
+        stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
+        claim=claim,
     )
+
+
+def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of these files that are the run's in the folder, and not the user's own under such a name."""
+    summary = folder / SUMMARY
+    if not summary.exists() or not marks.mark_of(summary):
+        return list(names)
+    return [name for name in names if (folder / name).exists() and marks.mark_of(folder / name)]
 
 
 def write_page(folder: Path) -> Kept:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
-    kept = Kept.read(folder)
-    files.write_file(folder / PAGE, _page(kept))
+    with Claim(folder) as claim:
+        kept = Kept.read(folder)
+        claim.write({PAGE: _page(kept)})
     return kept
 
 
 def _page(kept: Kept) -> files.Writer:
-    return files.text(render_page(kept, scenario=kept.scenario))
+    return marks.page(render_page(kept, scenario=kept.scenario), kept.mark)
 
 
-def write_comparison(rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None = None) -> list[Path]:
     """Write compare.html, compare.json and compare.parquet, of which the last has a row for each variant.
 
     Its columns are `variant`, `error` (empty where it ran) and every number and text of the summary by dotted key.
@@ -76,14 +148,36 @@ def write_comparison(rows: Sequence[Row], folder: Path) -> list[Path]:
     then leaves the folder as it was.
     """
     summaries = summaries_of(rows)
+    timeless = {
+        name: {key: value for key, value in one.items() if key != "simulator"} for name, one in summaries.items()
+    }
+    mark = marks.digest(timeless)
     return files.write_files(
         folder,
         {
-            "compare.html": files.text(render_comparison(rows)),
-            "compare.json": files.as_json(summaries),
-            "compare.parquet": files.parquet(_flat_table(summaries)),
+            "compare.html": marks.page(render_comparison(rows), mark),
+            "compare.json": files.as_json({name: {marks.KEY: mark, **one} for name, one in summaries.items()}),
+            "compare.parquet": marks.table(_flat_table(summaries), mark),
         },
+        claim=claim,
     )
+
+
+def write_plan(document: Mapping[str, Any], claim: Claim) -> list[Path]:
+    """Write plan.json and its page (docs/plan.md) into the folder that was taken; returns the paths."""
+    mark = marks.digest(document)
+    page = marks.page(render_plan(document), mark)
+    return claim.write({PLAN: marks.document(document, mark), PAGE: page})
+
+
+def rewrite_plan(folder: Path) -> tuple[dict[str, Any], str]:
+    """Write the page of the plan in a folder again; returns its document and its id. Raises InputError."""
+    with Claim(folder) as claim:
+        document = files.read_json(folder / PLAN, PLAN_KEYS)
+        document.pop(marks.KEY, None)
+        mark = marks.check_one(folder, (PLAN, PAGE))
+        claim.write({PAGE: marks.page(render_plan(document), mark)})
+    return document, mark
 
 
 def _flat_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

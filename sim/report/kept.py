@@ -12,8 +12,9 @@ import pandas as pd
 
 from sim.metrics import Itl
 from sim.record import STEP_COLUMNS
-from sim.report import files
+from sim.report import files, marks
 from sim.report.charts import Run
+from sim.report.claim import settle
 from sim.report.term_charts import term_table
 from sim.report.words import LATENCIES
 from traces.schema import InputError
@@ -27,6 +28,9 @@ REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
 )  # fmt: skip
+RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, "answers.parquet", "report.html",
+             "trace.perfetto.json")  # fmt: skip
+"""All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
 
@@ -34,7 +38,8 @@ PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 class Kept:
     """What the page of a run is made of (a `sim.report.charts.Run`), and the scenario as TOML.
 
-    `preempted` and `term_table` are None where a run did not record them, as a live one does not its terms.
+    `preempted` and `term_table` are None where a run did not record them, as a live one does not its terms. `mark` is
+    the run's id, "" of a folder that an earlier version wrote.
     """
 
     summary: Mapping[str, Any]
@@ -44,31 +49,33 @@ class Kept:
     preempted: pd.DataFrame | None
     term_table: pd.DataFrame | None
     scenario: str = ""
+    mark: str = ""
 
     @classmethod
-    def of(cls, run: Run, scenario: str) -> Kept:
-        """What is kept of a run."""
+    def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> Kept:
+        """What is kept of a run; `answers` are of a live one, and only its id has them."""
         gaps_s, counts = run.itl
         seen = counts > 0
         itl = gaps_s[seen], counts[seen].astype(np.int64)
-        return cls(
-            run.summary, run.requests, run.steps, itl, getattr(run, "preempted", None), term_table(run), scenario
-        )
+        preempted, terms = getattr(run, "preempted", None), term_table(run)
+        timeless = {key: value for key, value in run.summary.items() if key != "simulator"}
+        tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
+        mark = marks.digest(scenario, timeless, *("" if one is None else one for one in tables))
+        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)
 
     def writers(self) -> dict[str, files.Writer]:
         """By name the files; those of tables that were not recorded are not among them."""
-        gaps = pd.DataFrame({"gap_s": self.itl[0], "count": self.itl[1]}, copy=False)
         tables = {
             REQUESTS: self.requests,
             STEPS: self.steps,
-            GAPS: gaps,
+            GAPS: _gaps(self.itl),
             PREEMPTED: self.preempted,
             TERMS: self.term_table,
         }
         return {
-            SCENARIO: files.text(self.scenario),
-            SUMMARY: files.as_json(dict(self.summary)),
-            **{name: files.parquet(table) for name, table in tables.items() if table is not None},
+            SCENARIO: marks.toml(self.scenario, self.mark),
+            SUMMARY: marks.document(self.summary, self.mark),
+            **{name: marks.table(table, self.mark) for name, table in tables.items() if table is not None},
         }
 
     @classmethod
@@ -76,20 +83,28 @@ class Kept:
         """The run in a folder that `writers` filled.
 
         Raises:
-            InputError: a file is missing, damaged, or lacks a column.
+            InputError: a file is missing, damaged, or lacks a column, or two are of different runs.
         """
+        settle(folder)
         try:
             scenario = (folder / SCENARIO).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {folder / SCENARIO}: {error}") from None
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
         preempted, terms = folder / PREEMPTED, folder / TERMS
+        summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
+        summary.pop(marks.KEY, None)
         return cls(
-            files.read_json(folder / SUMMARY, SUMMARY_KEYS),
+            summary,
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
             files.read_parquet(folder / STEPS, STEP_COLUMNS),
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),
             files.read_parquet(preempted, PREEMPTED_COLUMNS) if preempted.exists() else None,
             files.read_parquet(terms, ("row",)) if terms.exists() else None,
-            scenario,
+            marks.without_comment(scenario),
+            marks.check_one(folder, RUN_FILES),
         )
+
+
+def _gaps(itl: Itl) -> pd.DataFrame:
+    return pd.DataFrame({"gap_s": itl[0], "count": itl[1]}, copy=False)

@@ -54,15 +54,16 @@ def parse_window(text: str) -> Window:
     return start_s, end_s
 
 
-def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] = ()) -> Iterator[str]:
+def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] = (), mark: str = "") -> Iterator[str]:
     """The whole file as pieces of text.
 
     window: (start_s, end_s) on the run's clock keeps the steps and requests that touch it, each whole.
-    names: what the replicas are called, in their order, instead of "replica 0" and so on.
+    names: what the replicas are called, in their order, instead of "replica 0" and so on. mark: the id of the run.
     """
     requests, steps = _cut(run.requests, run.steps, window)
     explained = Explained.of(terms_of(run), steps)
-    other = {"steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.told}
+    named = {"run_id": mark} if mark else {}
+    other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.told}
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n'
     first = True
     for lines in _events(run, requests, steps, explained, names):

@@ -143,7 +143,7 @@ class _Lanes:
     summary: dict[str, Any]
 
 
-def lanes_json(found: Validation) -> Iterator[str]:
+def lanes_json(found: Validation, mark: str = "") -> Iterator[str]:
     """Trace Event JSON with a lane of the first live run's steps and one of the simulated ones, as pieces of text.
 
     Of a real server no steps are known: only the simulated lane and the requests of both are there.
@@ -155,7 +155,7 @@ def lanes_json(found: Validation) -> Iterator[str]:
     if "replica" in live.steps:
         steps.insert(0, live.steps.assign(replica=0))
     lanes = _Lanes(requests, pd.concat(steps, ignore_index=True), live.itl, {})
-    return trace_json(lanes, names=names)
+    return trace_json(lanes, names=names, mark=mark)
 
 
 def _lane(seen: Seen, replica: int, first: int) -> pd.DataFrame:

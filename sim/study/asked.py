@@ -14,7 +14,8 @@ from sim.scenario import Scenario
 from sim.speculation import SpeculationSettings
 from sim.study import grid as grids
 from sim.study.grid import Grid
-from sim.study.store import ASKED, asked_of, fingerprints
+from sim.study.made_of import CODE, FILES, ingredients, made_of
+from sim.study.store import ASKED, asked_of
 from traces.schema import InputError
 
 MOST_POINTS = 10_000
@@ -78,20 +79,31 @@ class Asked:
             raise InputError(f"{folder / ASKED} is not what a sweep writes: {error!r}") from None
 
     def identity(self) -> dict[str, Any]:
-        """All that the rows depend on, in TOML's types: what a folder is recognised by."""
+        """All that the rows depend on, in TOML's types: what a folder is recognised by, and what it is made of."""
         grid = self.grid
-        values = {key: grid.values(key) for key in grid.keys}
-        for key, value in flat(self.base).items():
-            values.setdefault(key, []).append(value)
         return {
             "version": self.version,
             "points": len(grid),
             "seeds": list(grid.seeds),
             "axes": {key: list(some) for key, some in grid.axes.items()},
             "listed": [dict(point) for point in grid.listed] if grid.listed != ({},) else [],
-            "files": fingerprints(values),
             "base": dict(self.base),
+            "made_of": made_of(self.ingredients()),
         }
+
+    def ingredients(self) -> set[str]:
+        """What all points together are made of."""
+        grid, fixed = self.grid, flat(self.base)
+        return {
+            name
+            for key in (*FILES, *CODE)
+            for value in (*(grid.values(key) if key in grid.keys else ()), fixed.get(key))
+            for name in ingredients({key: value})
+        }
+
+    def made_of_point(self, point: int) -> set[str]:
+        """What a point is made of (`sim.study.made_of`), by its number."""
+        return set(ingredients({**flat(self.base), **self.grid.point(point).settings}))
 
 
 def _check_drafting(tables: Mapping[str, Any], grid: Grid) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import scenario
+from sim.report.variant import flat
 from sim.scenario import Scenario
 from sim.study.grid import of_settings, word
+from sim.study.made_of import differing, ingredients, made_of
 from sim.study.plan import Ask, Told, capacity_of, checked, jsonable, quiet
 from sim.study.plan_bench import Simulated
 from sim.study.plan_document import (
@@ -72,13 +74,17 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
     fixed["workload.rate"] = 0.0
     points = [grid.point(index) for index in range(len(grid))]
     candidates = {name_of(point.settings): scenario.build(base, {**fixed, **point.settings}) for point in points}
-    if rate:
-        return cheapest(candidates, rate, ask, told)
-    if len(candidates) > 1:
+    if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
         )
-    return capacity_of(next(iter(candidates.values())), ask, told)
+    names = {name for plan in candidates.values() for name in ingredients(flat(scenario.as_tables(plan)))}
+    made = made_of(names)
+    one = next(iter(candidates.values()))
+    document = cheapest(candidates, rate, ask, told) if rate else capacity_of(one, ask, told)
+    if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
+        raise InputError(f"{changed[0]} changed while the plan was made; make it again")
+    return {**document, "made_of": made}
 
 
 def name_of(settings: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +50,31 @@ def plan(
     SLO. Exit code 1 where nothing does.
     """
     from sim import api  # noqa: PLC0415
-    from sim.report import files  # noqa: PLC0415
-    from sim.report.folder import check_free  # noqa: PLC0415
-    from sim.report.plan_page import render_plan  # noqa: PLC0415
+    from sim.report.folder import taken, write_plan  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
     from sim.study.plan_view import plan_view  # noqa: PLC0415
 
-    if out is not None:
-        check_free(out, "plan")  # before anything takes its time
     if gpus is not None:
         if "gpu" in settings:
             raise InputError("--gpus and --gpu are the same; give one")
         settings["gpu"] = gpus.split(",") if "," in gpus else gpus
-    document = api.plan(
-        file,
-        precision=parse_share("--precision", precision),
-        attainment=attainment,
-        most_gpus=max_gpus,
-        requests=requests,
-        workers=workers,
-        run_on=executor,
-        curve=out is not None,
-        told=(lambda what: None) if quiet else (lambda what: click.echo(what, err=True)),
-        **settings,
-    )
-    if out is not None:
-        pages = {"plan.json": files.as_json(document), "report.html": files.text(render_plan(document))}
-        click.echo(f"wrote {', '.join(path.name for path in files.write_files(out, pages))} to {out}", err=True)
+    exact = parse_share("--precision", precision)
+    with nullcontext() if out is None else taken(out, "plan") as claim:
+        document = api.plan(
+            file,
+            precision=exact,
+            attainment=attainment,
+            most_gpus=max_gpus,
+            requests=requests,
+            workers=workers,
+            run_on=executor,
+            curve=out is not None,
+            told=(lambda what: None) if quiet else (lambda what: click.echo(what, err=True)),
+            **settings,
+        )
+        paths = write_plan(document, claim) if claim is not None else []
+    if paths:
+        click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:

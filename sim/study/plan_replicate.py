@@ -17,6 +17,7 @@ from sim.metrics import Limit
 from sim.record import gaps_between
 from sim.request import index_of
 from sim.scenario import Scenario, WorkloadSettings
+from sim.study.made_of import Stamps, looks
 from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
 from sim.study.plan_stop import HopelessError, Stop, Watch
 from sim.workload import samples, timed
@@ -92,17 +93,21 @@ def measure(point: Point) -> Seen:
 
 
 def source(settings: WorkloadSettings) -> Trace:
-    """The trace that the settings name, read once in each process.
+    """The trace that the settings name, read once in each process as long as its file stays the same.
 
     Raises InputError as `sim.workload.load_trace`.
     """
     if not settings.trace:
         raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
-    return _read(settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad)
+    seen = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
+    return _read(
+        settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad, seen
+    )
 
 
 @lru_cache(maxsize=4)
-def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool) -> Trace:
+def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool, seen: Stamps) -> Trace:
+    """Once for all replications, as long as the files look as they did."""
     return traces.read(
         trace, format=kind or None, limit=limit or None, side=side, tokenizer=tokenizer or None, skip_bad=skip_bad
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +13,16 @@ from typing import Any
 
 import tomli_w
 
-from sim.report import files
+from sim.report import files, marks
+from sim.report.claim import Lock
 from sim.report.folder import PAGE, check_free
+from sim.study.made_of import differing
 from traces.schema import InputError
 
 ASKED, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
-_READ = (".json", ".toml", ".csv")
-"""Of a folder that a setting names, what a simulation reads: a model's or a profile's description, and no weights."""
-_FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model")
-"""Settings that may name a file or a folder."""
+LOCK = ".foretoken.sweep.lock"
+MOST_NAMES = 3
+"""Of files that have changed, so many are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,47 +39,75 @@ class Outcome:
 
 
 class Store:
-    """The folder, locked for one sweep at a time. `done` holds the finished points that were in it, by number."""
+    """The folder, locked for one sweep at a time.
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
-        """Open the folder of this sweep or make it.
+    `done` holds the finished points that were in it and still stand, by number, `again` those that run again, and
+    `told` why they do. `mark` is the id that the table and the page have.
+    """
+
+    def __init__(
+        self, folder: Path, asked: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]] = lambda point: ()
+    ) -> None:
+        """Open the folder of this sweep or make it; what was made of something that has changed since is dropped.
+
+        Args:
+            folder: where it is.
+            asked: all that was asked, and as `made_of` the digests of what the points are made of.
+            made_of_point: the ingredients of a point, by its number.
 
         Raises:
             InputError: it is that of another sweep, another process is at work in it, or it cannot be written.
         """
         self.folder = folder
         self.done: dict[int, Outcome] = {}
+        self.again: list[int] = []
+        self.told = ""
+        self.mark = ""
         text = tomli_w.dumps(dict(asked))
         check_free(folder, "sweep")
         _check_same(folder, text)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._lock = Lock(folder / LOCK, f"{folder} is in use by a sweep that is still running")
         except OSError as error:
             raise InputError(f"cannot write {folder / JOURNAL}: {error.strerror}") from None
         try:
-            self._take(text)
+            _check_same(folder, text)  # once more: another may have begun since
+            self._take(text, asked, made_of_point)
+            self._journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            self._lock.release()
+            raise InputError(f"cannot write {folder / JOURNAL}: {error.strerror}") from None
         except BaseException:
-            os.close(self._journal)
+            self._lock.release()
             raise
 
-    def _take(self, text: str) -> None:
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.folder} is in use by a sweep that is still running") from None
-        _check_same(self.folder, text)  # once more: another may have begun since
-        for left in [one for name in (ASKED, TABLE, PAGE) for one in self.folder.glob(f".{name}.*.part")]:
-            left.unlink(missing_ok=True)
-        if (self.folder / ASKED).exists():
-            os.ftruncate(self._journal, len(_whole(self.folder)))  # the line that a kill cut short is dropped
-            self.done = finished(self.folder)
-        elif os.fstat(self._journal).st_size:  # it is filled only after the other is there
-            raise InputError(
-                f"{self.folder} has a {JOURNAL} without {ASKED}; give another --out, or delete that folder"
+    def _take(self, text: str, asked: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
+        folder, journal = self.folder, self.folder / JOURNAL
+        self.mark = marks.digest(text)
+        if not (folder / ASKED).exists():
+            if journal.exists() and journal.stat().st_size:  # it is filled only after the other is there
+                raise InputError(f"{folder} has a {JOURNAL} without {ASKED}; give another --out, or delete that folder")
+            files.write_file(folder / ASKED, files.text(text))
+            return
+        changed = differing(asked_of(folder).get("made_of", {}), asked.get("made_of", {}))
+        kept = bytearray()
+        for point, outcome, line in _entries(folder):
+            if changed and not changed.keys().isdisjoint(made_of_point(point)):
+                self.again.append(point)
+            else:
+                self.done[point] = outcome
+                kept += line
+        if (folder / ASKED).read_text(encoding="utf-8") != text:  # of another version, or made of something else
+            files.write_files(folder, {ASKED: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE))
+        elif journal.exists():
+            os.truncate(journal, len(kept))  # the line that a kill cut short is dropped
+        if self.again:
+            names = sorted({name for some in changed.values() for name in some})
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            self.told = (
+                f"{len(self.done):,} of {asked['points']:,} points reused, {len(set(self.again)):,} run again since "
+                f"{', '.join(names[:MOST_NAMES])}{more} changed"
             )
-        else:
-            files.write_file(self.folder / ASKED, files.text(text))
 
     def add(self, index: int, outcome: Outcome) -> None:
         """Keep a finished point, in one write."""
@@ -99,6 +126,7 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._journal)
+        self._lock.release()
 
 
 def _whole(folder: Path) -> bytes:
@@ -114,17 +142,21 @@ def _whole(folder: Path) -> bytes:
 
 def finished(folder: Path) -> dict[int, Outcome]:
     """The finished points by number, also of a sweep that is still running; raises InputError for a damaged line."""
-    done: dict[int, Outcome] = {}
-    for number, line in enumerate(_whole(folder).splitlines(), 1):
+    return {point: outcome for point, outcome, _ in _entries(folder)}
+
+
+def _entries(folder: Path) -> Iterator[tuple[int, Outcome, bytes]]:
+    """Each whole line of the journal: its point, what came of it, and itself."""
+    for number, line in enumerate(_whole(folder).splitlines(keepends=True), 1):
         try:
             found = json.loads(line)
-            point = found.pop("point")
-            done[point] = Outcome(**found)
+            point = int(found.pop("point"))
+            outcome = Outcome(**found)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f"{folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
             ) from None
-    return done
+        yield point, outcome, line
 
 
 def asked_of(folder: Path) -> dict[str, Any]:
@@ -133,6 +165,11 @@ def asked_of(folder: Path) -> dict[str, Any]:
         return tomllib.loads((folder / ASKED).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / ASKED}: {error}") from None
+
+
+def mark_of(folder: Path) -> str:
+    """The id that the table and the page of the sweep in a folder have; "" for one of an earlier version."""
+    return marks.digest((folder / ASKED).read_text(encoding="utf-8")) if "made_of" in asked_of(folder) else ""
 
 
 def _check_same(folder: Path, text: str) -> None:
@@ -149,11 +186,18 @@ def _check_same(folder: Path, text: str) -> None:
         there, here = (dict(_leaves(tomllib.loads(one))) for one in (found, text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{folder / ASKED} is not TOML: {error}") from None
-    keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and key != "points"]
-    first = keys[0] if keys else "how it is written"
+    keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and not _of_making(key)]
+    if not keys:
+        return
+    first = keys[0]
     told = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
     more = f" (and {len(keys) - 1} more differences)" if len(keys) > 1 else ""
     raise InputError(f"{folder} holds another sweep: {told}{more}; give another --out, or delete that folder")
+
+
+def _of_making(key: str) -> bool:
+    """Whether a key tells what the points are made of, and not what was asked; `files` is of earlier versions."""
+    return key in ("version", "points") or key.startswith(("made_of.", "files."))
 
 
 def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -168,26 +212,3 @@ def _short(text: str | None) -> str:
     if text is None:
         return "not set"
     return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def fingerprints(settings: Mapping[str, list[Any]]) -> dict[str, str]:
-    """What the files that settings name hold, by path: a sweep goes on only from the same.
-
-    settings: the values of each dotted key.
-    """
-    paths = [Path(value) for key in _FILES for value in settings.get(key, []) if isinstance(value, str) and value]
-    return {str(path): fingerprint(path) for path in paths if path.exists()}
-
-
-def fingerprint(path: Path) -> str:
-    """The digest of a file, or of what a simulation reads in a folder; raises InputError where it cannot be read."""
-    inner = sorted(one for one in path.rglob("*") if one.suffix in _READ) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for one in inner:
-        try:
-            with one.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise InputError(f"cannot read {one}: {error.strerror}") from None
-        digest.update(os.fsencode(one.relative_to(path)) + content)
-    return digest.hexdigest()

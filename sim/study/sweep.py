@@ -16,7 +16,7 @@ import pandas as pd
 import tomli_w
 
 from sim import api, scenario
-from sim.report import files
+from sim.report import files, marks
 from sim.report.folder import PAGE
 from sim.report.stability import queue_warning
 from sim.report.sweep_page import render_sweep
@@ -25,7 +25,8 @@ from sim.scenario import WorkloadSettings
 from sim.study import grid as grids
 from sim.study.asked import Asked
 from sim.study.grid import Grid, Point
-from sim.study.store import TABLE, Outcome, Store, fingerprint
+from sim.study.made_of import CODE, Made, check_seen, differing, digests, ingredients
+from sim.study.store import ASKED, TABLE, Outcome, Store, mark_of
 from sim.study.store import finished as finished_points
 from sim.study.workers import each
 from sim.workload import read_trace, timed
@@ -42,8 +43,11 @@ def run(
     workers: int | None = None,
     executor: str = "processes",
     progress: Callable[[int, int], None] | None = None,
+    told: Callable[[str], None] = lambda what: None,
 ) -> pd.DataFrame:
     """Simulate every point that `out` does not hold yet, and write the table and the page there.
+
+    `told` hears in a sentence what runs again, where something that points are made of has changed since.
 
     Returns the table, one row a point (columns: docs/sweep.md). How often the sweep was interrupted, and what ran
     it, changes no byte of it.
@@ -51,17 +55,23 @@ def run(
     Raises:
         InputError: see `Store` and `sim.study.workers.each`.
     """
+    if out is not None:
+        check_seen(asked.ingredients())
     grid, identity = asked.grid, asked.identity()
-    with nullcontext() if out is None else Store(out, identity) as store:
+    own_code = any(name.partition("=")[0] in CODE for name in identity["made_of"])
+    with nullcontext() if out is None else Store(out, identity, asked.made_of_point) as store:
         done = dict(store.done) if store else {}
+        if store and store.told:
+            told(store.told)
         missing = [index for index in range(len(grid)) if index not in done]
         if progress is not None:
             progress(len(done), len(grid))
         outcomes = each(
-            Simulate(asked.base, os.getcwd(), tuple(identity["files"].items())),
+            Simulate(asked.base, os.getcwd(), identity["made_of"]),
             map(grid.point, missing),
             workers=workers,
             executor=executor,
+            fresh=own_code,  # what this process has imported may be older than the file
             lost=lambda reason: Outcome(reason, None, {}, final=False),
         )
         with closing(outcomes):
@@ -73,57 +83,80 @@ def run(
                     progress(len(done), len(grid))
         table = as_table(grid, done)
         if store is not None:
-            files.write_files(store.folder, {TABLE: files.parquet(table), PAGE: _page(asked, table)})
+            files.write_files(
+                store.folder, {TABLE: marks.table(table, store.mark), PAGE: _page(asked, table, store.mark)}
+            )
     return table
 
 
-def write_page(folder: Path) -> tuple[Asked, pd.DataFrame]:
+def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
     """Write the page of the sweep in a folder again; of one that has not ended, with the points that it has by now.
 
-    Returns what was asked and the rows. Raises InputError: it cannot be read or written, or has no point yet.
+    Returns what was asked, the rows, and the id of the sweep, "" for one of an earlier version. Raises InputError: it
+    cannot be read or written, its table is of another sweep, or it has no point yet.
     """
-    asked = Asked.read(folder)
+    asked, mark = Asked.read(folder), mark_of(folder)
+    marks.agree(folder, {ASKED: mark, **marks.marks_of(folder, (TABLE, PAGE))})
     if (folder / TABLE).exists():
         table = files.read_parquet(folder / TABLE)
     else:
         table = as_table(asked.grid, finished_points(folder))
     if not len(table):
         raise InputError(f"no point of the sweep in {folder} has been simulated yet")
-    files.write_file(folder / PAGE, _page(asked, table))
-    return asked, table
+    files.write_file(folder / PAGE, _page(asked, table, mark))
+    return asked, table, mark
 
 
-def _page(asked: Asked, table: pd.DataFrame) -> files.Writer:
+def _page(asked: Asked, table: pd.DataFrame, mark: str) -> files.Writer:
     missing = len(asked.grid) - len(table)
     notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []
-    return files.text(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}))
+    return marks.page(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}), mark)
 
 
 @dataclass(frozen=True, slots=True)
 class Simulate:
     """A point to its outcome, in whatever process; only the row comes back.
 
-    `folder` is where relative paths begin, and `files` what the files that are named must hold, so that another
-    machine simulates the same or says that it cannot.
+    `folder` is where relative paths begin, and `made_of` what points are made of, so that another machine, or this one
+    a while later, simulates the same or says that it cannot.
     """
 
     base: Mapping[str, Any]
     folder: str
-    files: tuple[tuple[str, str], ...]
+    made_of: Made
 
     def __call__(self, point: Point) -> Outcome:
         try:
-            _stand_in(self.folder, self.files)
+            _stand_in(self.folder)
+            names = list(ingredients({**flat(self.base), **point.settings}))
+            self._check(names)
+            outcome = self._outcome(point)
+            self._check(names)  # it may have changed before it was read
+            return outcome
+        except ElsewhereError as error:
+            return Outcome(str(error), None, {}, final=False)
+
+    def _outcome(self, point: Point) -> Outcome:
+        try:
             plan = scenario.build(_base_of(self.base, point), {**point.settings, "seed": point.seed})
-            content = dict(self.files).get(plan.workload.trace, "")
+            content = tuple(self.made_of.get(f"workload.trace={plan.workload.trace}", {}).items())
             trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
             result = api.simulate(plan, trace=trace)
             return Outcome(None, queue_warning(result.requests) is None, _row(result.summary))
         except InputError as error:
-            return Outcome(str(error), None, {}, final=not isinstance(error, ElsewhereError))
+            return Outcome(str(error), None, {})
         except Exception as error:
             told = " ".join(f"{type(error).__name__}: {error}".split())
             return Outcome(f"unexpected: {told}", None, {}, final=False)
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Refuse where one of these ingredients is not as it was when the sweep was started."""
+        try:
+            here = {name: digests(name) for name in names}
+        except InputError as error:
+            raise ElsewhereError(f"{_here()} {error}") from None
+        for some in differing({name: self.made_of.get(name, {}) for name in names}, here).values():
+            raise ElsewhereError(f"{some[0]} is not the same for {_here()} as where the sweep was started")
 
 
 def _base_of(base: Mapping[str, Any], point: Point) -> Mapping[str, Any]:
@@ -140,25 +173,22 @@ class ElsewhereError(InputError):
     """A worker has not the files that the sweep was started with."""
 
 
-@lru_cache(maxsize=1)
-def _stand_in(folder: str, files: tuple[tuple[str, str], ...]) -> None:
-    """Make `folder` the working directory, and check that its files are the same as where the sweep was started."""
-    here = f"the worker on {platform.node()}"
+def _here() -> str:
+    return f"the worker on {platform.node()}"
+
+
+def _stand_in(folder: str) -> None:
+    """Make `folder` the working directory."""
     try:
         os.chdir(folder)
     except OSError:
-        raise ElsewhereError(f"{here} has no folder {folder}; on a cluster all machines need the same files") from None
-    for path, digest in files:
-        try:
-            same = fingerprint(Path(path)) == digest
-        except InputError as error:
-            raise ElsewhereError(f"{here} {error}") from None
-        if not same:
-            raise ElsewhereError(f"{path} is not the same for {here} as where the sweep was started")
+        raise ElsewhereError(
+            f"{_here()} has no folder {folder}; on a cluster all machines need the same files"
+        ) from None
 
 
 @lru_cache(maxsize=2)
-def _trace(reading: WorkloadSettings, content: str) -> Trace:
+def _trace(reading: WorkloadSettings, content: tuple[tuple[str, str], ...]) -> Trace:
     """Read once in each process for all points of one trace, as long as its file has this content.
 
     All points share it, so nobody may change it.

@@ -65,8 +65,14 @@ def sweep(
     asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=None if yes else MOST_POINTS)
     try:
         with progress_bar("sweeping", quiet) as bar:
-            progress = bar if quiet else _telling(bar)
-            table = run(asked, out=out, workers=workers, executor=executor, progress=progress)
+            again: list[str] = []
+            progress = bar if quiet else _telling(bar, again)
+
+            def told(what: str) -> None:
+                again.append(what)
+                click.echo(what, err=True)
+
+            table = run(asked, out=out, workers=workers, executor=executor, progress=progress, told=told)
     except KeyboardInterrupt:
         if out is not None:
             click.echo("the same command goes on from here", err=True)
@@ -89,13 +95,13 @@ def _check_any(table: pd.DataFrame) -> None:
         raise InputError(f"nothing could be run: {reasons[0]}{others}")
 
 
-def _telling(bar: Progress | None) -> Progress:
-    """The bar, which first says what an interrupted sweep had done already."""
+def _telling(bar: Progress | None, again: list[str]) -> Progress:
+    """The bar, which first says what an interrupted sweep had done already, unless `again` has told that."""
     told = False
 
     def progress(done: int, total: int) -> None:
         nonlocal told
-        if done and not told:
+        if done and not told and not again:
             click.echo(f"{done:,} of {total:,} points are there already", err=True)
         told = True
         if bar is not None:

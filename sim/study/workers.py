@@ -37,6 +37,7 @@ def each(
     *,
     workers: int | None = None,
     executor: str = "processes",
+    fresh: bool = False,
     lost: Callable[[str], Result] | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
     """Yield (index of the item, what `function` makes of it) as they finish, in whatever order that is.
@@ -49,6 +50,7 @@ def each(
             raised here and ends everything; a failure that should not is a result.
         workers: so many at once; None for one on each core. With one, "processes" runs in this process.
         executor: "processes", "ray" (on this machine) or "ray://host:port" (a cluster's client port).
+        fresh: never in this process, so that modules are imported as their files are now.
         lost: gives the result of an item whose worker was lost, from the reason in words.
 
     Raises:
@@ -60,7 +62,7 @@ def each(
     given = _or_raise if lost is None else lost
     if executor == "processes":
         count = workers or cores()
-        return _alone(function, items) if count == 1 else _in_processes(function, items, count, given)
+        return _alone(function, items) if count == 1 and not fresh else _in_processes(function, items, count, given)
     if executor == "ray" or executor.startswith("ray://"):
         from sim.study.on_ray import on_ray  # noqa: PLC0415
 

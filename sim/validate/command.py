@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from rich.console import RenderableType
 
 from sim import scenario
 from sim.api import Progress
-from sim.report import files
-from sim.report.folder import check_free
+from sim.report import files, marks
+from sim.report.claim import Claim
+from sim.report.folder import taken
 from sim.report.validate_page import lanes_json, render_validation
 from sim.report.validate_view import collection_view, schedules_view, validation_view
 from sim.schedules import replay_folder
@@ -64,16 +66,19 @@ def answer(asked: Asked, progress: Progress | None = None) -> Answer:
         raise InputError(f"--repeats and --clock are of a live run, and with --{sources[0]} nothing runs live")
     if asked.within is not None and not 0 < asked.within < 1000:
         raise InputError(f"--within is {asked.within:g}; it must lie between 0 and 1000 percent")
-    if asked.out is not None:
-        check_free(asked.out, "validation")
     if asked.schedules is not None:
         return _schedules(asked, asked.schedules)
-    if asked.against is not None:
-        plan = _plan(asked, {"executor": "predicted"})
-        return _told(against(plan, read_results(asked.against), _bounds(asked, AGAINST)), asked.out, ())
     if asked.recorded is not None and (folders := store.folders(asked.recorded)):
         return _collection(asked, folders)
-    return _records(asked, progress)
+    with nullcontext() if asked.out is None else taken(asked.out, "validation") as claim:
+        return _against(asked, asked.against, claim) if asked.against is not None else _records(asked, progress, claim)
+
+
+def _against(asked: Asked, results: Path, claim: Claim | None) -> Answer:
+    if claim is not None and store.names(claim.folder):
+        raise InputError(f"{claim.folder} holds records of live runs; give another --out, or delete that folder")
+    found = against(_plan(asked, {"executor": "predicted"}), read_results(results), _bounds(asked, AGAINST))
+    return _told(found, claim, marks.digest(found.document), ())
 
 
 def _collection(asked: Asked, folders: Sequence[Path]) -> Answer:
@@ -82,7 +87,7 @@ def _collection(asked: Asked, folders: Sequence[Path]) -> Answer:
         raise InputError(
             f"{asked.recorded} holds {len(folders)} folders of records; give one of them to write its page"
         )
-    found = {one.name: _records(replace(asked, recorded=one), None).document for one in folders}
+    found = {one.name: _records(replace(asked, recorded=one), None, None).document for one in folders}
     different = [name for name, one in found.items() if not one["twin"]["identical"]]
     out = [name for name, one in found.items() if not one["verdict"]["good"]]
     steps = sum(one["twin"]["steps"] for one in found.values())
@@ -96,8 +101,9 @@ def _collection(asked: Asked, folders: Sequence[Path]) -> Answer:
     return Answer(document, collection_view(document))
 
 
-def _records(asked: Asked, progress: Progress | None) -> Answer:
+def _records(asked: Asked, progress: Progress | None, claim: Claim | None) -> Answer:
     written: Sequence[Path] = ()
+    mark = ""
     if asked.recorded is not None:
         kept = store.read(asked.recorded)
         if set(asked.settings) - {"cost.profile"} or asked.file:
@@ -107,8 +113,9 @@ def _records(asked: Asked, progress: Progress | None) -> Answer:
             kept = replace(kept, scenario=replace(kept.scenario, cost=replace(kept.scenario.cost, profile=profile)))
     else:
         kept = _live(asked, progress)
-    if asked.out is not None:
-        written = files.write_files(asked.out, store.writers(kept))  # first of all: a live run costs the most
+    if claim is not None:  # first of all: a live run costs the most
+        mark = store.mark_of(kept)
+        written = claim.write(store.writers(kept, mark), stale=[*store.names(claim.folder), *store.PAGES])
     plan = kept.scenario
     on_cpu = plan.device == "cpu"
     fit = plan.cost.profile == "roofline" and asked.settings.get("cost.profile") != "roofline"
@@ -117,7 +124,7 @@ def _records(asked: Asked, progress: Progress | None) -> Answer:
     bounds = _bounds(asked, ON_CPU if on_cpu else ON_GPU)
     pricing = Pricing.fitted_to(kept) if fit else Pricing.of_profile(kept)
     found = validate(kept, bounds, pricing, own_capacity=kept.about.get("kv_blocks") == "derived")
-    return _told(found, asked.out, written)
+    return _told(found, claim, mark, written)
 
 
 def _live(asked: Asked, progress: Progress | None) -> Kept:
@@ -137,14 +144,14 @@ def _bounds(asked: Asked, usual: Bounds) -> Bounds:
     return usual if asked.within is None else Bounds.all_within(asked.within / 100)
 
 
-def _told(found: Validation, out: Path | None, written: Sequence[Path]) -> Answer:
-    if out is not None:
+def _told(found: Validation, claim: Claim | None, mark: str, written: Sequence[Path]) -> Answer:
+    if claim is not None:
         pages = {
-            "validate.json": files.as_json(found.document),
-            "validate.html": files.text(render_validation(found)),
-            "trace.perfetto.json": files.text(lanes_json(found)),
+            "validate.json": marks.document(found.document, mark),
+            "validate.html": marks.page(render_validation(found), mark),
+            "trace.perfetto.json": files.text(lanes_json(found, mark)),
         }
-        written = [*written, *files.write_files(out, pages)]
+        written = [*written, *claim.write(pages)]
     return Answer(found.document, validation_view(found.document), written)
 
 

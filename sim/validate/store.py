@@ -7,6 +7,7 @@ columns of docs/metrics.md, the batch, its seconds) and `live-N.runs.parquet`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ from sim import scenario
 from sim.batch import Shape
 from sim.executor import StepResult
 from sim.record import STEP_COLUMNS
-from sim.report import files
+from sim.report import files, marks
+from sim.report.claim import settle
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
 from traces.schema import InputError, Trace
 
 SCHEMA = 2
+ABOUT = "about.json"
+PAGES = ("validate.json", "validate.html", "trace.perfetto.json")
+"""What is made of the records, and stands beside them."""
+LIVE = re.compile(r"live-\d+\.(steps|runs|arrivals)\.parquet")
 RUNS = ("sequence", "first_step", "last_step")
 LISTS = ("entries", "joined", "left", "tables", "evicted", "copies", "swaps", "sampled", "accepted", "first",
          "finished")  # fmt: skip
@@ -35,8 +41,17 @@ TIMED = {f"{term}_seconds": term for term in TERMS}
 """Columns that are there where operations were timed."""
 
 
-def writers(kept: Kept) -> dict[str, files.Writer]:
-    """The files of a folder of records, by name (`sim.report.files.write_files`)."""
+def mark_of(kept: Kept) -> str:
+    """The id of records: every file of their folder has it, the pages made of them too."""
+    record_tables = [
+        table for one in kept.records for table in (_step_table(one), _runs(one), pd.DataFrame({"s": one.arrival_s}))
+    ]
+    told = {"about": kept.about, "died": [one.died for one in kept.records]}
+    return marks.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
+
+
+def writers(kept: Kept, mark: str) -> dict[str, files.Writer]:
+    """The files of a folder of records, by name (`sim.report.files.write_files`), with this id."""
     about = {
         "schema": SCHEMA,
         "lives": len(kept.records),
@@ -46,39 +61,39 @@ def writers(kept: Kept) -> dict[str, files.Writer]:
         "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
     }
     found = {
-        "scenario.toml": files.text(scenario.dump(kept.scenario)),
-        "about.json": files.as_json(about),
-        "trace.parquet": files.parquet(kept.trace.requests),
+        "scenario.toml": marks.toml(scenario.dump(kept.scenario), mark),
+        ABOUT: marks.document(about, mark),
+        "trace.parquet": marks.table(kept.trace.requests, mark),
     }
     for number, record in enumerate(kept.records):
-        found[f"live-{number}.steps.parquet"] = _compact(_step_table(record))
-        found[f"live-{number}.runs.parquet"] = _compact(pd.DataFrame(record.runs, columns=list(RUNS)))
+        found[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
+        found[f"live-{number}.runs.parquet"] = _compact(_runs(record), mark)
         came = pd.DataFrame({"arrival_s": record.arrival_s})
-        found[f"live-{number}.arrivals.parquet"] = _compact(came)
+        found[f"live-{number}.arrivals.parquet"] = _compact(came, mark)
     return found
 
 
-def _compact(frame: pd.DataFrame) -> files.Writer:
-    """As `files.parquet`, half as large for a few hundred rows: no statistics, no dictionaries, no second schema."""
+def _runs(record: Record) -> pd.DataFrame:
+    return pd.DataFrame(record.runs, columns=list(RUNS))
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            frame.to_parquet(
-                file,
-                engine="pyarrow",
-                compression="zstd",
-                index=False,
-                use_dictionary=False,
-                write_statistics=False,
-                store_schema=False,
-            )
 
-    return write
+def _compact(frame: pd.DataFrame, mark: str) -> files.Writer:
+    """As `files.parquet`, smaller for a few hundred rows: no statistics and no dictionaries."""
+    return marks.table(frame, mark, use_dictionary=False, write_statistics=False)
+
+
+def names(folder: Path) -> list[str]:
+    """The files of the records in a folder; none where it holds none."""
+    if not (folder / ABOUT).exists():
+        return []
+    live = sorted(path.name for path in folder.glob("live-*.parquet") if LIVE.fullmatch(path.name))
+    return [name for name in (ABOUT, "scenario.toml", "trace.parquet", *live) if (folder / name).exists()]
 
 
 def folders(folder: Path) -> list[Path]:
     """The folders of records within one that holds none itself, by name."""
-    if (folder / "about.json").exists() or not folder.is_dir():
+    settle(folder)
+    if (folder / ABOUT).exists() or not folder.is_dir():
         return []
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
@@ -87,8 +102,10 @@ def read(folder: Path) -> Kept:
     """What `writers` wrote.
 
     Raises:
-        InputError: a file is missing or is not what it should be, or clocks run backwards in it.
+        InputError: a file is missing or is not what it should be, clocks run backwards in it, or two files are of
+            different records.
     """
+    settle(folder)
     about = _about(folder)
     plan = scenario.build(scenario.read(folder / "scenario.toml"), {})
     requests = _table(folder / "trace.parquet")
@@ -99,11 +116,12 @@ def read(folder: Path) -> Kept:
     trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
     ends = enumerate(zip(about["died"], about["same_step"], strict=True))
     records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
+    marks.check_one(folder, [*names(folder), *PAGES])
     return Kept(plan, trace, records, about["inputs"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    path = folder / "about.json"
+    path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         schema, _ = about["schema"], (about["died"], about["same_step"], about["inputs"], about["trace"]["name"])

@@ -1,0 +1,169 @@
+"""What a point's numbers depend on beside its settings: the product, the files that settings name, the user's own code.
+
+An ingredient is called `setting=value`, such as "policy.name=mypol:Mine", or PRODUCT; it is made of files by name, each
+with the digest of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import traces as traces_package
+from sim import catalog
+from sim.cost import profile
+from sim.load import plug_in
+from sim.study import code
+from traces.schema import InputError
+
+PRODUCT = "foretoken"
+CODE = {
+    "policy.name": "sim.policies",
+    "allocator.name": "sim.allocators",
+    "router.name": "sim.routers",
+    "workload.format": "traces.formats",
+}
+"""Settings that may name code, with the package that has the built-in ones."""
+FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model",
+         "speculation.acceptance")  # fmt: skip
+"""Settings that may name a file or a folder."""
+SOURCES = (".py", ".toml", ".csv", ".jsonl", ".gz", ".xz")
+"""Of the product's own packages, what numbers come from: code, the catalog, the bundled traces."""
+
+Digests = dict[str, str]
+Made = dict[str, Digests]
+Stamps = tuple[tuple[str, int, int, int, int], ...]
+_known: dict[tuple[str, str], tuple[Stamps, Digests]] = {}
+"""(working directory, ingredient) -> what its files looked like when their digests were made, and these."""
+
+
+def ingredients(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What a point with these settings, by dotted key, is made of."""
+    yield PRODUCT
+    for key in (*FILES, *CODE):
+        value = settings.get(key)
+        if isinstance(value, str) and value:
+            yield f"{key}={value}"
+
+
+def made_of(names: Iterable[str]) -> Made:
+    """Each of these ingredients with its files; those that have none of their own (a built-in policy) are left out.
+
+    Raises InputError: a file cannot be read.
+    """
+    found = {name: digests(name) for name in sorted(set(names))}
+    return {name: files for name, files in found.items() if files}
+
+
+def digests(ingredient: str) -> Digests:
+    """The files of an ingredient by name, with the digest of each. Raises InputError where one cannot be read."""
+    if ingredient == PRODUCT:
+        return {PRODUCT: product_digest()}
+    facts, paths = _parts(ingredient)
+    stamp = tuple(map(_stamp, paths))
+    place = os.getcwd(), ingredient
+    if place not in _known or _known[place][0] != stamp:
+        _known[place] = stamp, {_name(path): digest(path) for path in paths}
+    return {**facts, **_known[place][1]}
+
+
+def looks(ingredient: str) -> Stamps:
+    """What the files of an ingredient look like from outside: another one whenever their content may be another."""
+    return tuple(map(_stamp, _parts(ingredient)[1]))
+
+
+def _parts(ingredient: str) -> tuple[Digests, list[Path]]:
+    key, _, value = ingredient.partition("=")
+    return _code(key, value) if key in CODE else ({}, _files(key, value))
+
+
+def check_seen(names: Iterable[str]) -> None:
+    """Refuse code that is in no file, such as in a notebook's own cells; raises InputError."""
+    for name in names:
+        key, _, value = name.partition("=")
+        found = plug_in(CODE[key], value) if key in CODE else None
+        if found is not None and found[0] in sys.modules and not code.files_of(found[0]):
+            raise InputError(
+                f"{key} {value!r} is in no file, so that --out could not know when it changes; put it in one"
+            )
+
+
+def differing(there: Mapping[str, Digests], here: Mapping[str, Digests]) -> dict[str, list[str]]:
+    """The ingredients that are not the same, each with the names of the files that differ."""
+    found = {}
+    for name in sorted({*there, *here}):
+        one, other = there.get(name, {}), here.get(name, {})
+        if one != other:
+            found[name] = [file for file in sorted({*one, *other}) if one.get(file) != other.get(file)]
+    return found
+
+
+@cache
+def product_digest(packages: tuple[str, ...] = ("traces", "sim")) -> str:
+    """One digest of the product's version and of the source files of these packages, the catalog among them."""
+    found, where = hashlib.sha256(version("foretoken").encode()), Path(traces_package.__file__).parents[1]
+    for package in packages:
+        for path in sorted(one for one in (where / package).rglob("*") if one.suffix in SOURCES):
+            found.update(os.fsencode(path.relative_to(where)) + bytes.fromhex(digest(path)))
+    return found.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int, int]:
+    """Another one whenever the content may be another: a file that is written gets a new time of change."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0, 0
+    return str(path), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+
+
+def _name(path: Path) -> str:
+    """As seen from the working directory, where it lies below that."""
+    whole = Path(os.path.abspath(path))
+    return str(whole.relative_to(os.getcwd())) if whole.is_relative_to(os.getcwd()) else str(whole)
+
+
+def _files(key: str, value: str) -> list[Path]:
+    """The files that are read for a setting; none where it names nothing that is there, or a part of the product."""
+    path = Path(value)
+    if key == "workload.trace":
+        return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else _there(path)
+    if key == "workload.tokenizer":
+        return _there(path)
+    if key == "speculation.acceptance":
+        return _there(path) if value.endswith(".json") else []
+    if key == "cost.profile":
+        folder = path.parent if path.name == profile.DESCRIPTION else path
+        return [*_there(folder / profile.DESCRIPTION), *sorted(folder.glob("*.csv")), *_there(folder / profile.DEVICE)]
+    found = catalog.user_path(value)  # model, gpu, draft_model
+    if found is None:
+        return []
+    return _there(found / "config.json") if found.is_dir() else _there(found)
+
+
+def _there(path: Path) -> list[Path]:
+    return [path] if path.is_file() else []
+
+
+def _code(key: str, value: str) -> tuple[Digests, list[Path]]:
+    """(name and version of the distribution that brings it, the files) of code that is not the product's."""
+    found = plug_in(CODE[key], value)
+    if found is None:
+        return {}, []
+    module, facts = found
+    return facts, code.files_of(module)
