@@ -32,7 +32,8 @@ class Prefix(Paged):
     cache one step later (vLLM V1, `AsyncScheduler`)."""
 
     drafting = False
-    """Set where a step's tokens are certain only after it: a block then enters the cache with the next allocation."""
+    """Set where a step's tokens are certain only after it: a block then enters the cache with the next allocation or,
+    where outputs are late, when they come (vLLM V1, `AsyncScheduler._update_request_with_output`)."""
     drops_last_hit = False
     """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
 
@@ -111,7 +112,7 @@ class Prefix(Paged):
         """At a preemption, name the full blocks that only this request will ever look for, its outputs' included.
 
         Blocks of a prompt count from the moment of their allocation; one filled by decoding from the step that
-        fills it or, where outputs are late, from the one after it.
+        fills it or, where outputs are late, from the one after it. Of drafts only those count that were right.
         """
         size = self.pool.block_tokens
         computed = req.computed // size
@@ -120,12 +121,17 @@ class Prefix(Paged):
                 if block in self._key_of:
                     self._drop_key(block)
             req.cached_blocks = computed
-        decoded = (req.computed - 1) // size if self.late_outputs else computed
-        known = req.cached_blocks if self.drafting else max(req.cached_blocks, decoded)
+        known = max(req.cached_blocks, self._decoded(req) // size)
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
         self._name(req, min(len(self._shareable(req)), req.cached_blocks), known)
+
+    def _decoded(self, req: Request) -> int:
+        """Computed tokens of a request that runs, up to where their blocks count as findable without an allocation."""
+        if not self.drafting:
+            return req.computed - self.late_outputs
+        return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self.late_outputs else 0
 
     def _name(self, req: Request, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
