@@ -127,7 +127,7 @@ class DraftingEngine(Engine):
         # tokens come on top.
         ahead: int = getattr(allocator, "lookahead_tokens", 0)
         self._room = (2 if early else 1) * proposer.most + ahead
-        # The last position is nobody's to compute, since its token would follow it, but a drafter may have a slot there.
+        # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
         self._most_slots = limits.max_model_len - (0 if ahead else 1)
 
     def refusal(self, req: Request) -> str | None:
