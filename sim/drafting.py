@@ -217,6 +217,9 @@ class DraftingEngine(Engine):
                 self._drain_early(req)
         return super().commit(batch, end_s)
 
+    def _under_way(self, req: Request) -> int:
+        return req.in_flight
+
     def _levels(self, drafts: int) -> int:
         return drafts if self._tree is None else self._tree.levels(drafts)
 

@@ -158,6 +158,7 @@ class Step:
         if req in engine.lockstep:
             engine.leave_lockstep(req)
             if self.advanced:
+                req.withdrawn_tokens = 1
                 req.computed -= 1
                 req.known -= 1
                 self.tokens_left += 1
@@ -168,6 +169,7 @@ class Step:
                 if entry.request is req:
                     dependents = self._dependents(entry)
                     req.computed = entry.past
+                    req.withdrawn_tokens = entry.tokens
                     req.granted_step = -1
                     self.tokens_left += entry.tokens
                     del self.entries[at]
