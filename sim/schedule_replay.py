@@ -7,6 +7,7 @@ in the step's output (`_Recorder`). Times are whole nanoseconds; floats hold the
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain, islice
 from typing import Any
 
 from sim.allocators.paged import Paged
@@ -252,17 +253,19 @@ def _requests(scenario: dict[str, Any]) -> list[Request]:
             row["prompt"],
             row["output"],
             row.get("priority", 0),
-            _chained(row.get("prefix", []), scenario["prefix_unit_tokens"], names),
+            _chained(row.get("prefix", []), scenario["prefix_unit_tokens"], row["prompt"], names),
         )
         for row in rows
     ]
     return sorted(requests, key=lambda req: (req.arrival_s, req.id))
 
 
-def _chained(runs: list[list[int]], unit_tokens: int, names: dict[tuple[int, int], int]) -> SharedPrefix:
+def _chained(
+    runs: list[list[int]], unit_tokens: int, prompt_tokens: int, names: dict[tuple[int, int], int]
+) -> SharedPrefix:
     """Units told by their own content, named anew so that a name tells all units before it too."""
     ids: list[int] = []
-    for first, count in runs:
-        for unit in range(first, first + count):
-            ids.append(names.setdefault((ids[-1] if ids else -1, unit), len(names)))
+    units = chain.from_iterable(range(first, first + count) for first, count in runs)
+    for unit in islice(units, -(-prompt_tokens // unit_tokens)):
+        ids.append(names.setdefault((ids[-1] if ids else -1, unit), len(names)))
     return SharedPrefix(ids, unit_tokens)

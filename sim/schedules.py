@@ -9,24 +9,30 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sim.replica import NoProgressError
+from sim.schedule_grades import Grade, compare
 from sim.schedule_replay import POLICIES, Recorder
 from traces.schema import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one recorded schedule compares: `status` is identical, different or unsupported."""
+    """How one recorded schedule compares: `status` is identical, different or unsupported.
+
+    Identical means that no step differs in any grade. `grades` says for each of `schedule_grades.GRADES` how many
+    steps differ so, and where first; it is empty where nothing was compared. `detail` tells the very first.
+    """
 
     name: str
     status: str
     steps: int
     detail: str = ""
     first_difference: dict[str, Any] | None = None
+    grades: dict[str, Grade] = field(default_factory=dict)
 
 
 def replay_folder(folder: Path) -> list[Verdict]:
@@ -42,47 +48,34 @@ def replay_folder(folder: Path) -> list[Verdict]:
 
 
 def replay(path: Path, *, spans: bool = False) -> Verdict:
-    """Replay one `*.scenario.json` against the record beside it, to the first key that differs."""
+    """Replay one `*.scenario.json` against the record beside it."""
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
     _check(scenario, path)
-    missing = _unsupported(scenario["settings"])
-    if missing:
-        return Verdict(name, "unsupported", 0, missing)
+    drafting = scenario["settings"]["speculative"]
+    if drafting and drafting["method"] not in ("ngram", "eagle"):
+        return Verdict(name, "unsupported", 0, f"speculative decoding ({drafting['method']})")
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
     ours = Recorder(scenario)
     try:
         ours.run(spans=spans)
     except (InputError, NoProgressError) as error:
         raise InputError(f"{path}: {error}") from None
-    for index, (theirs, mine) in enumerate(zip(recorded, ours.steps, strict=False)):
-        for key in {**theirs, **mine}:
-            if theirs.get(key) != mine.get(key):
-                if key not in theirs and key in ("running", "waiting", "blocks"):
-                    continue
-                return _different(name, len(recorded), index, key, theirs.get(key), mine.get(key))
-    if len(recorded) != len(ours.steps):
-        return _different(
-            name, len(recorded), min(len(recorded), len(ours.steps)), "steps", len(recorded), len(ours.steps)
-        )
-    return Verdict(name, "identical", len(recorded))
+    found = compare(recorded, ours.steps)
+    first = found.first_difference
+    status = "identical" if first is None else "different"
+    return Verdict(name, status, len(recorded), described(first) if first else "", first, found.grades)
 
 
-def _different(name: str, steps: int, index: int, key: str, recorded: Any, ours: Any) -> Verdict:
-    detail = f"step {index}, key {key}: recorded {_short(recorded)}, ours {_short(ours)}"
-    return Verdict(name, "different", steps, detail, {"step": index, "key": key, "recorded": recorded, "ours": ours})
+def described(difference: dict[str, Any]) -> str:
+    """One line about a difference."""
+    recorded, ours = _short(difference["recorded"]), _short(difference["ours"])
+    return f"step {difference['step']}, key {difference['key']}: recorded {recorded}, ours {ours}"
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _unsupported(settings: dict[str, Any]) -> str:
-    drafting = settings["speculative"]
-    if drafting and drafting["method"] not in ("ngram", "eagle"):
-        return f"speculative decoding ({drafting['method']})"
-    return ""
 
 
 _SETTINGS: dict[str, type] = {
@@ -109,9 +102,14 @@ def _check(scenario: Any, path: Path) -> None:
     _check_keys(settings, _SETTINGS, path, "settings")
     if "speculative" not in settings:
         raise InputError(f"{path}: settings has no 'speculative'")
+    drafting = settings["speculative"]
+    if drafting is not None:
+        _check_keys(drafting, {"method": str, "num_speculative_tokens": int}, path, "settings.speculative")
     if settings["policy"] not in POLICIES:
         raise InputError(f"{path}: unknown policy {settings['policy']!r}; known: {', '.join(POLICIES)}")
     _check_keys(scenario["step_time"], _STEP_TIME, path, "step_time")
+    if scenario["prefix_unit_tokens"] < 1 or (drafting and drafting["num_speculative_tokens"] < 1):
+        raise InputError(f"{path}: prefix_unit_tokens and num_speculative_tokens must be at least 1")
     if not scenario["requests"]:
         raise InputError(f"{path}: there are no requests")
     first = scenario["requests"][0]
@@ -121,6 +119,21 @@ def _check(scenario: Any, path: Path) -> None:
         _check_keys(row, {"id": int, arrival: int, "prompt": int, "output": int}, path, where)
         if row["id"] != number or row["prompt"] < 1 or row["output"] < 1 or row[arrival] < 0:
             raise InputError(f"{path}: {where} needs its number as id, and a prompt and an output of at least 1 token")
+        if type(row.get("priority", 0)) is not int:
+            raise InputError(f"{path}: {where}: priority is {_short(row['priority'])}; expected int")
+        if not _pairs(row.get("prefix", [])):
+            raise InputError(f"{path}: {where}: prefix is {_short(row['prefix'])}; expected [first unit, count] pairs")
+        for key in ("accept", "draft") if drafting else ():
+            if not _counts(row.get(key)) or not row[key]:
+                raise InputError(f"{path}: {where}: {key} is {_short(row.get(key))}; expected numbers of tokens")
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(_counts(one) and len(one) == 2 for one in value)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
 
 
 def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> None:
@@ -135,9 +148,13 @@ def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> No
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable scenario: {error}") from None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
@@ -147,8 +164,8 @@ def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
         with lzma.open(packed, "rt") if packed.exists() else path.open() as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    step = json.loads(line)
-                except ValueError as error:
+                    step = json.loads(line, parse_constant=_no_number)
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{source} line {number}: {error}") from None
                 if not isinstance(step, dict):
                     raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
