@@ -111,7 +111,7 @@ class Engine:
         self.seats_promised = 0
         self._repeatable = spans and not getattr(policy, "every_step", False)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
-        self._step = Step(self, getattr(policy, "victim", None))
+        self._step = Step(self, policy)
         self.admissions = 0
 
     @property

@@ -51,14 +51,16 @@ class _Script:
         return min(int(right[(self._verifications[req.id] - 1) % len(right)]), drafts)
 
 
-class _ByName(Priority):
-    """Requests of equal priority and arrival go by their id as text, as vLLM's ids are: "10" before "9"."""
+class _Named(Priority):
+    """As vLLM 0.19 has it: ids are text, so that "10" goes before "9"; and the running list is scanned by place."""
+
+    scans_by_place = True
 
     def queue_key(self, req: Request) -> Any:
         return req.priority, req.arrival_s, str(req.id)
 
 
-POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _ByName}
+POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _Named}
 """Of each scheduling policy of vLLM: what takes its decisions here."""
 
 
