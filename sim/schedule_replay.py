@@ -89,14 +89,14 @@ class Recorder(Observer):
         rows, drafting = scenario["requests"], scenario["settings"]["speculative"]
         self._script = _Script(rows, drafting["num_speculative_tokens"], fixed=self._depth == 2) if drafting else None
 
-    def run(self, *, spans: bool) -> None:
+    def run(self) -> None:
         """Serve all requests.
 
         Raises:
             InputError: a setting that has no meaning, or a request that can never be served.
             NoProgressError: the engine would compute nothing for ever.
         """
-        self.engine = self._engine(spans=spans)
+        self.engine = self._engine()
         replica = Replica(
             self.clock, self.engine, self._executor(), depth=self._depth, on_finish=lambda req: None, observer=self
         )
@@ -110,7 +110,7 @@ class Recorder(Observer):
                 self.clock.call_at(req.arrival_s, lambda event, req=req: self._arrive(replica, req), first=True)  # type: ignore[misc]
         self.clock.run()
 
-    def _engine(self, *, spans: bool) -> Engine:
+    def _engine(self) -> Engine:
         settings = self._scenario["settings"]
         policy = POLICIES[settings["policy"]](long_prefill_token_threshold=settings["long_prefill_token_threshold"])
         allocator = _allocator(settings)
@@ -121,7 +121,7 @@ class Recorder(Observer):
             settings["enable_chunked_prefill"],
         )
         if self._script is None:
-            return Engine(policy, allocator, limits, spans=spans)
+            return Engine(policy, allocator, limits, spans=False)
         return DraftingEngine(policy, allocator, limits, self._script, early=self._depth == 2)
 
     def _executor(self) -> Executor:

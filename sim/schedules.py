@@ -18,6 +18,9 @@ from sim.schedule_grades import Grade, compare
 from sim.schedule_replay import POLICIES, Recorder
 from traces.schema import InputError
 
+DRAFTING = ("ngram", "eagle")
+"""Ways of drafting that can be replayed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -47,18 +50,18 @@ def replay_folder(folder: Path) -> list[Verdict]:
     return [replay(path) for path in scenarios]
 
 
-def replay(path: Path, *, spans: bool = False) -> Verdict:
+def replay(path: Path) -> Verdict:
     """Replay one `*.scenario.json` against the record beside it."""
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
     _check(scenario, path)
     drafting = scenario["settings"]["speculative"]
-    if drafting and drafting["method"] not in ("ngram", "eagle"):
+    if drafting and drafting["method"] not in DRAFTING:
         return Verdict(name, "unsupported", 0, f"speculative decoding ({drafting['method']})")
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
     ours = Recorder(scenario)
     try:
-        ours.run(spans=spans)
+        ours.run()
     except (InputError, NoProgressError) as error:
         raise InputError(f"{path}: {error}") from None
     found = compare(recorded, ours.steps)
@@ -123,7 +126,7 @@ def _check(scenario: Any, path: Path) -> None:
             raise InputError(f"{path}: {where}: priority is {_short(row['priority'])}; expected int")
         if not _pairs(row.get("prefix", [])):
             raise InputError(f"{path}: {where}: prefix is {_short(row['prefix'])}; expected [first unit, count] pairs")
-        for key in ("accept", "draft") if drafting else ():
+        for key in ("accept", "draft") if drafting and drafting["method"] in DRAFTING else ():
             if not _counts(row.get(key)) or not row[key]:
                 raise InputError(f"{path}: {where}: {key} is {_short(row.get(key))}; expected numbers of tokens")
 
