@@ -75,7 +75,7 @@ class Recorder(Observer):
 
     def __init__(self, scenario: dict[str, Any]) -> None:
         self._scenario = scenario
-        self._requests = _requests(scenario)
+        self.requests = _requests(scenario)
         self.steps: list[dict[str, Any]] = []
         self._depth = 2 if scenario["settings"]["async_scheduling"] else 1
         self._by_step = "arrival_step" in scenario["requests"][0]
@@ -100,13 +100,13 @@ class Recorder(Observer):
         replica = Replica(
             self.clock, self.engine, self._executor(), depth=self._depth, on_finish=lambda req: None, observer=self
         )
-        for req in self._requests:
+        for req in self.requests:
             if reason := self.engine.refusal(req):
                 raise InputError(f"request {req.id} can never be served: {reason}")
         if self._by_step:
             self.idle(replica)
         else:
-            for req in self._requests:
+            for req in self.requests:
                 self.clock.call_at(req.arrival_s, lambda event, req=req: self._arrive(replica, req), first=True)  # type: ignore[misc]
         self.clock.run()
 
@@ -142,21 +142,21 @@ class Recorder(Observer):
 
     def idle(self, replica: Replica) -> None:
         """An idle engine jumps to the step at which the next request arrives."""
-        if self._by_step and self._next_arrival < len(self._requests):
-            self._index = max(self._index, int(self._requests[self._next_arrival].arrival_s))
+        if self._by_step and self._next_arrival < len(self.requests):
+            self._index = max(self._index, int(self.requests[self._next_arrival].arrival_s))
             self.before_plan(replica)
 
     def before_plan(self, replica: Replica) -> None:
         self._admissions = self.engine.admissions
         while self._due:
             self._next_arrival += 1
-            self._arrive(replica, self._requests[self._next_arrival - 1])
+            self._arrive(replica, self.requests[self._next_arrival - 1])
 
     @property
     def _due(self) -> bool:
         """Does a request arrive at the step to be planned next? (Where arrivals are told in steps.)"""
         at = self._next_arrival
-        return self._by_step and at < len(self._requests) and self._requests[at].arrival_s <= self._index
+        return self._by_step and at < len(self.requests) and self.requests[at].arrival_s <= self._index
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 

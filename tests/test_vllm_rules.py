@@ -36,16 +36,18 @@ def request(prompt: int, output: int, **more: Any) -> dict[str, Any]:
     return {"arrival_step": 0, "prompt": prompt, "output": output, **more}
 
 
+def scenario(requests: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    return {
+        "settings": SETTINGS | settings,
+        "step_time": {"base_ns": 1000, "per_token_ns": 0, "per_context_token_ns": 0},
+        "prefix_unit_tokens": 4,
+        "requests": [{"id": at, **one} for at, one in enumerate(requests)],
+    }
+
+
 def steps(requests: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
     """The steps of our engine, in the record's form."""
-    recorder = Recorder(
-        {
-            "settings": SETTINGS | settings,
-            "step_time": {"base_ns": 1000, "per_token_ns": 0, "per_context_token_ns": 0},
-            "prefix_unit_tokens": 4,
-            "requests": [{"id": at, **one} for at, one in enumerate(requests)],
-        }
-    )
+    recorder = Recorder(scenario(requests, **settings))
     recorder.run()
     return recorder.steps
 
@@ -143,6 +145,33 @@ def test_a_victim_that_was_served_in_the_step_has_named_the_block_it_filled() ->
     ]
 
 
+def test_the_same_for_one_that_decodes_in_lockstep() -> None:
+    # Request 0 takes its third block with the step that then takes all of them for request 1's prompt.
+    found = steps(
+        [request(7, 8), request(21, 2)],
+        max_num_batched_tokens=10,
+        enable_prefix_caching=True,
+        policy="priority",
+        async_scheduling=True,
+    )
+    assert told(found, "preempted", "hit", "sched")[2:6] == [
+        ([0], None, [[1, 9, 12]]),
+        (None, None, [[1, 1, 21]]),
+        (None, None, []),
+        (None, [[0, 8]], [[0, 1, 8]]),
+    ]
+
+
+@pytest.mark.parametrize(("early", "resumed", "hit"), [(False, 4, [[1, 8]]), (True, 5, [[1, 4]])])
+def test_a_block_filled_in_the_last_step_is_named_once_its_last_token_is_known(
+    early: bool, resumed: int, hit: list[list[int]]
+) -> None:
+    # Request 1 gives way to itself with two full blocks; where its last step is still under way, only one has a name.
+    found = steps([request(4, 4), request(7, 8)], num_gpu_blocks=5, enable_prefix_caching=True, async_scheduling=early)
+    assert told(found, "preempted", "sched")[2] == ([1], [[0, 1, 5]])
+    assert told(found, "resumed", "hit")[resumed] == ([1], hit)
+
+
 @pytest.mark.parametrize(
     ("decoding", "in_flight", "withdrawn", "keep", "hit"),
     [
@@ -219,3 +248,26 @@ def test_a_victim_ahead_without_a_share_costs_the_next_its_turn() -> None:
         ([0], [[1, 1, 8]]),
         (None, [[1, 1, 9], [2, 1, 6]]),
     ]
+
+
+def test_it_costs_one_request_its_turn_and_no_more() -> None:
+    found = steps(
+        [request(3, 2), request(7, 4), request(5, 4), request(5, 4)],
+        max_num_batched_tokens=32,
+        policy="priority",
+        num_gpu_blocks=8,
+        async_scheduling=True,
+    )
+    assert told(found, "preempted", "sched")[2] == ([0], [[1, 1, 8], [3, 1, 6]])
+
+
+def test_a_victim_that_had_its_share_costs_nobody_a_turn() -> None:
+    found = steps([request(7, 8), request(12, 2), request(5, 8)], policy="priority", async_scheduling=True)
+    assert told(found, "preempted", "sched")[2] == ([0], [[1, 1, 12], [2, 1, 5]])
+
+
+def test_what_was_withdrawn_is_forgotten_after_the_preemption() -> None:
+    recorder = Recorder(scenario([request(7, 8), request(12, 2)], policy="priority", num_gpu_blocks=7))
+    recorder.run()
+    assert any(req.preemptions for req in recorder.requests)
+    assert {req.withdrawn_tokens for req in recorder.requests} == {0}
