@@ -55,9 +55,8 @@ def replay(path: Path) -> Verdict:
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
     _check(scenario, path)
-    drafting = scenario["settings"]["speculative"]
-    if drafting and drafting["method"] not in DRAFTING:
-        return Verdict(name, "unsupported", 0, f"speculative decoding ({drafting['method']})")
+    if missing := _unsupported(scenario["settings"]):
+        return Verdict(name, "unsupported", 0, missing)
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
     ours = Recorder(scenario)
     try:
@@ -68,6 +67,16 @@ def replay(path: Path) -> Verdict:
     first = found.first_difference
     status = "identical" if first is None else "different"
     return Verdict(name, status, len(recorded), described(first) if first else "", first, found.grades)
+
+
+def _unsupported(settings: dict[str, Any]) -> str:
+    drafting = settings["speculative"]
+    if drafting and drafting["method"] not in DRAFTING:
+        return f"speculative decoding ({drafting['method']})"
+    for key in sorted(settings.keys() - _SETTINGS.keys() - {"speculative"}):
+        if settings[key] and settings[key] != _IDLE.get(key):
+            return f"setting {key} = {_short(settings[key])}"
+    return ""
 
 
 def described(difference: dict[str, Any]) -> str:
@@ -94,6 +103,9 @@ _SETTINGS: dict[str, type] = {
     "policy": str,
     "async_scheduling": bool,
 }
+_IDLE = {"prefill_schedule_interval": 1}
+"""Of settings that came after vLLM 0.19: the value that changes nothing, where that is not 0, false or null."""
+
 _STEP_TIME: dict[str, type] = {"base_ns": int, "per_token_ns": int, "per_context_token_ns": int}
 
 

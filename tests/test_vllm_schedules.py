@@ -345,6 +345,24 @@ def test_an_unknown_way_of_drafting_is_unsupported_not_wrong(tmp_path: Path) -> 
     assert (verdict.status, verdict.detail) == ("unsupported", "speculative decoding (medusa)")
 
 
+@pytest.mark.parametrize(
+    ("setting", "status"),
+    [
+        ({"watermark": 0.0, "max_num_active_seqs": None, "prefill_schedule_interval": 1}, "identical"),
+        ({"watermark": 0.1}, "unsupported"),
+        ({"prefill_schedule_interval": 4}, "unsupported"),
+    ],
+)
+def test_a_setting_that_is_not_known_is_not_passed_over(tmp_path: Path, setting: dict[str, Any], status: str) -> None:
+    scenario = copy.deepcopy(SCENARIO)
+    scenario["settings"] |= setting
+    verdict = replay(write(tmp_path, scenario))
+    assert verdict.status == status
+    assert verdict.detail == (
+        "" if status == "identical" else f"setting {(one := next(iter(setting)))} = {setting[one]}"
+    )
+
+
 # ---- bad folders and files ------------------------------------------------------------------------------------------
 
 
