@@ -125,7 +125,10 @@ class DraftingEngine(Engine):
         self._early = early
         # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
         # tokens come on top.
-        self._room = (2 if early else 1) * proposer.most + getattr(allocator, "lookahead_tokens", 0)
+        ahead: int = getattr(allocator, "lookahead_tokens", 0)
+        self._room = (2 if early else 1) * proposer.most + ahead
+        # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
+        self._most_slots = limits.max_model_len - (0 if ahead else 1)
 
     def refusal(self, req: Request) -> str | None:
         if req.seats > 1:
@@ -141,8 +144,9 @@ class DraftingEngine(Engine):
 
     def _make_room(self, req: Request) -> None:
         most = _answer_kv_tokens(req) + self._room
-        length = self.limits.max_model_len
-        req.final_kv_tokens = min(most, max(length - 1, _answer_kv_tokens(req))) if length else most
+        if self.limits.max_model_len:
+            most = min(most, max(self._most_slots, _answer_kv_tokens(req)))
+        req.final_kv_tokens = most
 
     def plan(self, now_s: float) -> Batch:
         cut = self._cut_to_length()
@@ -212,6 +216,9 @@ class DraftingEngine(Engine):
             elif req.in_flight and req.confirmed + req.in_flight >= req.output_tokens:
                 self._drain_early(req)
         return super().commit(batch, end_s)
+
+    def _under_way(self, req: Request) -> int:
+        return req.in_flight
 
     def _levels(self, drafts: int) -> int:
         return drafts if self._tree is None else self._tree.levels(drafts)

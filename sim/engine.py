@@ -103,6 +103,7 @@ class Engine:
         self.runs = TokenRuns()
         self.host_blocks_free = host_blocks
         self.next_step = 0
+        self._last_committed = -1
         self.preemptions = 0
         self.wake_s: float | None = None
         self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
@@ -110,7 +111,7 @@ class Engine:
         self.seats_promised = 0
         self._repeatable = spans and not getattr(policy, "every_step", False)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
-        self._step = Step(self, getattr(policy, "victim", None))
+        self._step = Step(self, policy)
         self.admissions = 0
 
     @property
@@ -225,6 +226,7 @@ class Engine:
 
         A request for several sequences is finished with the last of them.
         """
+        self._last_committed = batch.first_step + batch.repeats - 1
         for req in batch.first_tokens:
             req.first_token_s = end_s
         grouped = False
@@ -281,6 +283,7 @@ class Engine:
 
     def preempt(self, req: Request, *, swap: bool = True) -> None:
         """Take the KV of a request that is in no list but `running`, and queue it again."""
+        req.in_flight = self._under_way(req)
         blocks = self.allocator.pool.blocks_for(req.computed)
         if swap and 0 < blocks <= self.host_blocks_free:
             self.host_blocks_free -= blocks
@@ -288,6 +291,7 @@ class Engine:
             self._step.swap(req, self.allocator.table(req)[:blocks], out=True)
         self._remove(req)
         req.computed = 0
+        req.withdrawn_tokens = 0
         req.seq = -1
         req.preemptions += 1
         self.preemptions += 1
@@ -298,6 +302,7 @@ class Engine:
         """Drop one beam of a search that is preempted as a whole, to be forked anew from its first beam."""
         self._remove(req)
         req.computed = 0
+        req.withdrawn_tokens = 0
         req.seq = -1
 
     def _remove(self, req: Request) -> None:
@@ -339,6 +344,10 @@ class Engine:
             req.last_token_step = self.next_step - 1
         else:
             req.run_first_step = -1
+
+    def _under_way(self, req: Request) -> int:
+        """Batches in flight that sample for a request that is in no list but `running`."""
+        return int(req.last_token_step > self._last_committed)
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 

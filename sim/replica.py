@@ -246,6 +246,9 @@ class Replica:
                 self._seal(last)
             start_s = last.times_s[-1]
         observer.before_plan(self)
+        if flights and not self.engine.busy:
+            self._stalled = True  # drafts were right: what is under way is of requests that have ended (vLLM V1)
+            return
         batch = self.engine.plan(now_s)
         observer.planned(self, batch)
         if batch.empty:

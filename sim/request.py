@@ -120,6 +120,7 @@ class Request:
         "seats",
         "seq",
         "swapped_tokens",
+        "withdrawn_tokens",
     )
 
     def __init__(
@@ -142,7 +143,7 @@ class Request:
         self.computed = 0
         self.known = prompt_tokens
         # Of a drafting engine: tokens proposed and not verified yet, output tokens that are certain, and batches
-        # under way that sample for this request.
+        # under way that sample for this request (of any other engine: those at its last preemption).
         self.drafts = 0
         self.confirmed = 0
         self.in_flight = 0
@@ -159,6 +160,8 @@ class Request:
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self.swapped_tokens = 0
+        # While it is preempted: its share of the very step, which is not computed though memory was taken for it.
+        self.withdrawn_tokens = 0
         self.granted_step = -1
         self.drained = False
         self.finished = False

@@ -19,6 +19,8 @@ class Policy(Protocol):
     An object may also have these attributes, each optional:
     `queue_key(request)`: the order of the waiting queue (default: arrival, preempted requests first);
     `victim(running)`: whom to preempt when the KV cache is full (default: the newest of the running list);
+    `scans_by_place`: True lets a victim that stood before the asker, and had got nothing in this step, cost the next in
+    the running list its turn (vLLM 0.19 keeps its place in that list as a number; mended by 0.33);
     `holds_finished`: True keeps the seat and the memory of a finished request until no request runs;
     `every_step`: True where the decision depends on the time or on counters, so that no step may be repeated unasked;
     `async_by_default`: True where the next step is planned while the current one runs, unless the user says otherwise.
@@ -32,6 +34,7 @@ class Step:
 
     __slots__ = (
         "_engine",
+        "_scans_by_place",
         "_victim",
         "advanced",
         "budget_tokens",
@@ -39,15 +42,17 @@ class Step:
         "evicted",
         "now_s",
         "padded",
+        "passed",
         "swaps",
         "tokens_left",
         "waiting",
         "wake_s",
     )
 
-    def __init__(self, engine: Engine, victim: Callable[[Collection[Request]], Request] | None) -> None:
+    def __init__(self, engine: Engine, policy: Policy) -> None:
         self._engine = engine
-        self._victim = victim or _newest
+        self._victim: Callable[[Collection[Request]], Request] = getattr(policy, "victim", None) or _newest
+        self._scans_by_place: bool = getattr(policy, "scans_by_place", False)
         self.budget_tokens = engine.limits.max_num_batched_tokens
         self.waiting: WaitingQueue = engine.waiting
         """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
@@ -61,6 +66,7 @@ class Step:
         self.tokens_left = self.budget_tokens
         self.entries: list[Entry] = []
         self.evicted: list[Request] = []
+        self.passed: Collection[Request] = ()
         self.advanced = False
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
@@ -158,6 +164,7 @@ class Step:
         if req in engine.lockstep:
             engine.leave_lockstep(req)
             if self.advanced:
+                req.withdrawn_tokens = 1
                 req.computed -= 1
                 req.known -= 1
                 self.tokens_left += 1
@@ -168,6 +175,7 @@ class Step:
                 if entry.request is req:
                     dependents = self._dependents(entry)
                     req.computed = entry.past
+                    req.withdrawn_tokens = entry.tokens
                     req.granted_step = -1
                     self.tokens_left += entry.tokens
                     del self.entries[at]
@@ -192,7 +200,9 @@ class Step:
         for req in tuple(engine.loose):
             if self.tokens_left <= 0:
                 break
-            if req.granted_step != engine.next_step and req.seq >= 0 and not self._serve(req, most):
+            if req.granted_step == engine.next_step or req.seq < 0 or req in self.passed:
+                continue
+            if not self._serve(req, most):
                 return
 
     def _serve(self, req: Request, most: int) -> bool:
@@ -205,14 +215,26 @@ class Step:
             asking, tokens = [req], self._cut(req.pending, most, whole=False, drafts=req.drafts)
             if not tokens:
                 return True
+        passed = 0
         for one in asking:
             while not self._engine.allocator.grow(one, tokens):
-                self.evict(self._victim(self._engine.running))
+                victim = self._victim(self._engine.running)
+                passed += self._scans_by_place and victim.seq < one.seq and not self._has_share(victim)
+                self.evict(victim)
                 if one.seq < 0:
                     return False
+        if passed:
+            behind = [other for other in self.running if other.seq > req.seq]
+            self.passed = {*self.passed, *behind[:passed]}
         for one in asking:
             self._enter(one, tokens)
         return True
+
+    def _has_share(self, req: Request) -> bool:
+        """Does a running request compute anything in this step, so far?"""
+        if req in self._engine.lockstep:
+            return self.advanced
+        return req.granted_step == self._engine.next_step
 
     def pad(self, rows: int, context_tokens: int) -> None:
         """Say that the step computes `rows` equal rows, whoever of them is still alive (static batching).

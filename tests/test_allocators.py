@@ -81,9 +81,8 @@ class PagedModel:
 class PrefixModel(PagedModel):
     """The paged model, and one list of (content, block) in order of entry; a content is all tokens up to its end."""
 
-    def __init__(self, pool: KvPool, late: bool = False, keep_uncomputed: bool = False, **how: Any) -> None:
+    def __init__(self, pool: KvPool, keep_uncomputed: bool = False, **how: Any) -> None:
         super().__init__(pool, **how)
-        self.late = late
         self.keep_uncomputed = keep_uncomputed
         self.cached: list[tuple[Content, int]] = []
         self.filled_by_decoding: set[tuple[Request, int]] = set()
@@ -142,12 +141,16 @@ class PrefixModel(PagedModel):
 
     def release(self, req: Request) -> None:
         size = self.pool.block_tokens
-        # Kept are chunks of prompts and recomputations; a block that a taken-back decode step would have filled is not.
-        kept = self.keep_uncomputed and (req, req.computed) not in self.filled_by_decoding
-        lost = set() if kept else set(self.tables[req][req.computed // size :])
-        if self.late and req.computed % size == 0 and (req, req.computed - 1) in self.filled_by_decoding:
-            # Its last token is not known yet, so it could not be named.
-            lost.add(self.tables[req][req.computed // size - 1])
+        # What was taken back was never computed; the last token sampled, if that was by a batch still in flight, is
+        # not known yet, so no block can be named by it.
+        kept = req.computed + (req.withdrawn_tokens if self.keep_uncomputed else 0)
+        unknown = req.computed + req.withdrawn_tokens - req.in_flight
+        ends = [(at + 1) * size - 1 for at in range(len(self.tables[req]))]
+        lost = {
+            block
+            for end, block in zip(ends, self.tables[req], strict=True)
+            if end >= kept or (end >= unknown and (req, end) in self.filled_by_decoding)
+        }
         self.filled_by_decoding = {one for one in self.filled_by_decoding if one[0] is not req}
         self.cached = [entry for entry in self.cached if entry[1] not in lost]
         table = self.tables.pop(req)
@@ -302,7 +305,7 @@ class History:
         if not grown:
             self.refusals += 1
         elif undo:
-            self.leave(req)
+            self.leave(req, withdrawn_tokens=tokens)
         else:
             self.compute(req, tokens)
 
@@ -320,8 +323,10 @@ class History:
         if done:
             self.leave(self.rng.choice(done))
 
-    def leave(self, req: Request) -> None:
+    def leave(self, req: Request, withdrawn_tokens: int = 0) -> None:
         req.finished = req.generated == req.output_tokens
+        decoding = req.pending == 1 and req.generated > 0
+        req.withdrawn_tokens, req.in_flight = withdrawn_tokens, decoding and self.rng.random() < 0.5
         self.ours.release(req)
         self.model.release(req)
         self.held.remove(req)
@@ -380,11 +385,10 @@ def paged(rng: random.Random) -> tuple[Any, Any]:
 
 
 def prefix(rng: random.Random) -> tuple[Any, Any]:
-    pool, late, keep = pools(rng), rng.random() < 0.5, rng.random() < 0.3
+    pool, keep = pools(rng), rng.random() < 0.5
     how = {"watermark": rng.choice((0.0, 0.2)), "reserve_full_prompt": rng.random() < 0.5}
     ours = Prefix(pool, keep_uncomputed=keep, **how)  # type: ignore[arg-type]
-    ours.late_outputs = late
-    return ours, PrefixModel(pool, late, keep, **how)
+    return ours, PrefixModel(pool, keep, **how)
 
 
 def contiguous(rng: random.Random) -> tuple[Any, Any]:

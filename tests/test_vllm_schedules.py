@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from sim.schedules import replay, replay_folder
+from sim.cli import cli as command
+from sim.schedule_grades import compare
+from sim.schedules import Verdict, replay, replay_folder
 from traces.schema import InputError
 
 # Worked out by hand: a budget of 8, blocks of 4 tokens, a step takes 1,000 ns. Request 0 gets its prompt of 5 and
@@ -85,11 +87,20 @@ def write(folder: Path, scenario: Any = SCENARIO, steps: list[Any] = STEPS) -> P
 
 
 @pytest.mark.shared
-def test_every_schedule_is_vllms(shared: Path) -> None:
-    verdicts = replay_folder(shared / "measured/vllm_v1_schedules")
-    assert len(verdicts) == 57
+@pytest.mark.parametrize(
+    ("folder", "schedules", "steps"),
+    [
+        ("vllm_v1_schedules", 57, 100_000),
+        ("vllm_v1_schedules_more", 71, 18_000),
+        ("vllm_0.33_schedules/of_0.19", 12, 2_000),
+    ],
+)
+def test_every_schedule_is_vllms(shared: Path, folder: str, schedules: int, steps: int) -> None:
+    verdicts = replay_folder(shared / "measured" / folder)
+    assert len(verdicts) == schedules
     assert {one.name: one.detail for one in verdicts if one.status != "identical"} == {}
-    assert sum(one.steps for one in verdicts) > 100_000
+    assert {grade.steps for one in verdicts for grade in one.grades.values()} == {0}
+    assert sum(one.steps for one in verdicts) > steps
 
 
 @pytest.mark.shared
@@ -184,6 +195,141 @@ def test_another_number_of_steps_is_a_difference(tmp_path: Path, steps: list[Any
     assert verdict.first_difference == {"step": min(theirs, 2), "key": "steps", "recorded": theirs, "ours": 2}
 
 
+# ---- grades ---------------------------------------------------------------------------------------------------------
+
+
+def counts(verdict: Verdict) -> dict[str, int]:
+    return {name: grade.steps for name, grade in verdict.grades.items() if grade.steps}
+
+
+@pytest.mark.parametrize(
+    ("key", "grade"),
+    [
+        ("sched", "decisions"),
+        ("tokens", "decisions"),
+        ("finished", "decisions"),
+        ("first", "decisions"),
+        ("t_sched", "times"),
+        ("t0", "times"),
+        ("t1", "times"),
+        ("free", "memory"),
+        ("blocks", "memory"),
+        ("queues", "bookkeeping"),
+        ("running", "bookkeeping"),
+        ("i", "bookkeeping"),
+    ],
+)
+def test_a_difference_has_its_grade_and_no_other(tmp_path: Path, key: str, grade: str) -> None:
+    steps = copy.deepcopy(STEPS)
+    steps[1][key] = changed(steps[1][key])
+    verdict = replay(write(tmp_path, steps=steps))
+    assert counts(verdict) == {grade: 1}
+    assert verdict.grades[grade].first_difference == verdict.first_difference
+    assert list(verdict.grades) == ["decisions", "times", "memory", "bookkeeping"]
+
+
+@pytest.mark.parametrize("key", ["new", "resumed", "preempted", "hit", "spec"])
+def test_what_we_do_not_decide_is_a_decision(tmp_path: Path, key: str) -> None:
+    steps = copy.deepcopy(STEPS)
+    steps[1][key] = [1]
+    assert counts(replay(write(tmp_path, steps=steps))) == {"decisions": 1}
+
+
+def test_comparison_goes_on_behind_the_first_difference(tmp_path: Path) -> None:
+    steps = copy.deepcopy(STEPS)
+    steps[0]["queues"] = [[2, 1], [2, 0]]
+    steps[0]["t1"], steps[1]["t0"], steps[1]["t1"] = 1001, 1001, 2001
+    steps[1]["sched"] = [[0, 1, 5]]
+    verdict = replay(write(tmp_path, steps=steps))
+    assert counts(verdict) == {"decisions": 1, "times": 2, "bookkeeping": 1}
+    first = verdict.grades["decisions"].first_difference
+    assert first == {"step": 1, "key": "sched", "recorded": [[0, 1, 5]], "ours": [[0, 1, 5], [1, 1, 3]]}
+    assert verdict.first_difference == {"step": 0, "key": "t1", "recorded": 1001, "ours": 1000}
+
+
+EMPTY: dict[str, Any] = {"i": 1, "t_sched": 1000, "t0": 1000, "t1": 1000, "tokens": 0, "sched": []}
+
+
+def test_an_empty_step_too_many_is_bookkeeping_and_shifts_nothing(tmp_path: Path) -> None:
+    verdict = replay(write(tmp_path, steps=[STEPS[0], EMPTY, {**STEPS[1], "i": 2}]))
+    assert counts(verdict) == {"bookkeeping": 1}
+    assert verdict.first_difference == {"step": 1, "key": "steps", "recorded": 3, "ours": 2}
+
+
+def test_an_empty_step_that_preempts_is_a_decision(tmp_path: Path) -> None:
+    verdict = replay(write(tmp_path, steps=[STEPS[0], {**EMPTY, "preempted": [0]}, {**STEPS[1], "i": 2}]))
+    assert counts(verdict) == {"decisions": 1}
+
+
+@pytest.mark.parametrize(("steps", "graded"), [(STEPS[:1], 1), ([*STEPS, {**STEPS[1], "i": 2}], 1), ([], 2)])
+def test_a_step_that_one_side_alone_has_is_one_decision(tmp_path: Path, steps: list[Any], graded: int) -> None:
+    assert counts(replay(write(tmp_path, steps=steps))) == {"decisions": graded}
+
+
+def working(*numbers: int) -> list[dict[str, Any]]:
+    """Steps that each compute something of their own, told by a number."""
+    return [{"i": at, "sched": [[number, 1, 0]] if number else []} for at, number in enumerate(numbers)]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "ours", "decisions", "bookkeeping"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4), 0, 0),
+        ((1, 2, 3, 4), (1, 9, 3, 4), 1, 0),
+        ((1, 2, 3, 4), (1, 8, 9, 3, 4), 2, 0),
+        ((1, 2, 3, 4), (1, 3, 4), 1, 0),
+        ((1, 0, 2, 3), (1, 2, 3), 0, 1),
+        ((1, 2, 3), (1, 2, 0, 0, 3), 0, 2),
+        ((1, 0, 2, 3), (1, 2, 0, 3), 0, 2),
+        ((1, 2, 3), (7, 8, 9), 3, 0),
+        ((1, 2, 3), (), 3, 0),
+        ((), (0, 1), 1, 1),
+        ((*range(1, 40), 50, 51), (*range(60, 99), 50, 51), 39, 0),
+    ],
+)
+def test_schedules_are_paired_again_where_they_agree(
+    recorded: tuple[int, ...], ours: tuple[int, ...], decisions: int, bookkeeping: int
+) -> None:
+    found = compare(working(*recorded), working(*ours)).grades
+    assert (found["decisions"].steps, found["bookkeeping"].steps) == (decisions, bookkeeping)
+
+
+def test_grades_in_the_answer_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def sim(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            command(["validate", "--schedules", str(tmp_path), *words], standalone_mode=True)
+        return int(stop.value.code or 0), capsys.readouterr().out
+
+    write(tmp_path)
+    code, out = sim("--json")
+    document = json.loads(out)
+    assert (code, document["grades"]) == (0, {"decisions": 0, "times": 0, "memory": 0, "bookkeeping": 0})
+    steps = copy.deepcopy(STEPS)
+    steps[1]["queues"] = [[2, 0], [1, 0]]
+    write(tmp_path, steps=steps)
+    code, out = sim("--json")
+    document = json.loads(out)
+    assert (code, document["verdict"]["good"], document["twin"]["identical"]) == (1, False, False)
+    assert document["grades"] == {"decisions": 0, "times": 0, "memory": 0, "bookkeeping": 1}
+    grades = document["schedules"][0]["grades"]
+    assert grades["bookkeeping"] == {"steps": 1, "first_difference": document["schedules"][0]["first_difference"]}
+    assert grades["memory"] == {"steps": 0, "first_difference": None}
+    code, out = sim()
+    assert "hand, bookkeeping: step 1, key queues" in out
+    assert "0 identical, 1 different, 0 unsupported" in out
+
+
+def test_schedules_that_nobody_can_replay_are_not_called_good(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write(tmp_path, having({"method": "medusa", "num_speculative_tokens": 3}, "settings", "speculative"))
+    with pytest.raises(SystemExit) as stop:
+        command(["validate", "--schedules", str(tmp_path), "--json"], standalone_mode=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, document["verdict"]["good"]) == (1, False)
+    assert "none was compared" in document["verdict"]["reason"]
+
+
 def test_a_packed_record_is_read(tmp_path: Path) -> None:
     path = write(tmp_path)
     plain = tmp_path / "hand.steps.jsonl"
@@ -197,6 +343,24 @@ def test_an_unknown_way_of_drafting_is_unsupported_not_wrong(tmp_path: Path) -> 
     scenario["settings"]["speculative"] = {"method": "medusa", "num_speculative_tokens": 3}
     verdict = replay(write(tmp_path, scenario))
     assert (verdict.status, verdict.detail) == ("unsupported", "speculative decoding (medusa)")
+
+
+@pytest.mark.parametrize(
+    ("setting", "status"),
+    [
+        ({"watermark": 0.0, "max_num_active_seqs": None, "prefill_schedule_interval": 1}, "identical"),
+        ({"watermark": 0.1}, "unsupported"),
+        ({"prefill_schedule_interval": 4}, "unsupported"),
+    ],
+)
+def test_a_setting_that_is_not_known_is_not_passed_over(tmp_path: Path, setting: dict[str, Any], status: str) -> None:
+    scenario = copy.deepcopy(SCENARIO)
+    scenario["settings"] |= setting
+    verdict = replay(write(tmp_path, scenario))
+    assert verdict.status == status
+    assert verdict.detail == (
+        "" if status == "identical" else f"setting {(one := next(iter(setting)))} = {setting[one]}"
+    )
 
 
 # ---- bad folders and files ------------------------------------------------------------------------------------------
@@ -243,6 +407,14 @@ def test_a_folder_without_schedules_is_refused(tmp_path: Path, missing: bool) ->
         having({"id": 0, "arrival_ns": 0, "prompt": "five", "output": 1}, "requests", 0),
         having({"id": 0, "arrival_ns": 0, "prompt": 5, "output": 0}, "requests", 0),
         having({"id": 0, "arrival_ns": 0, "prompt": 500, "output": 2}, "requests", 0),
+        having({"id": 0, "arrival_ns": 0, "prompt": 5, "output": 2, "priority": "high"}, "requests", 0),
+        having({"id": 0, "arrival_ns": 0, "prompt": 5, "output": 2, "prefix": [[1]]}, "requests", 0),
+        having({"id": 0, "arrival_ns": 0, "prompt": 5, "output": 2, "prefix": 3}, "requests", 0),
+        having(0, "prefix_unit_tokens"),
+        having("eagle", "settings", "speculative"),
+        having({"method": "eagle"}, "settings", "speculative"),
+        having({"method": "eagle", "num_speculative_tokens": 0}, "settings", "speculative"),
+        having({"method": "eagle", "num_speculative_tokens": 2}, "settings", "speculative"),
         [],
         3,
         None,
@@ -262,6 +434,14 @@ def test_a_folder_without_schedules_is_refused(tmp_path: Path, missing: bool) ->
         "text for a length",
         "nothing to generate",
         "a request that never fits",
+        "text for a priority",
+        "half a prefix",
+        "a number for a prefix",
+        "units of nothing",
+        "text for drafting",
+        "no number of drafts",
+        "no drafts",
+        "nothing said about drafts",
         "a list",
         "a number",
         "null",
@@ -287,7 +467,7 @@ def test_a_missing_record_is_named(tmp_path: Path) -> None:
         replay(path)
 
 
-@pytest.mark.parametrize("line", ["{", "nonsense", "3", "[]", "null"])
+@pytest.mark.parametrize("line", ["{", "nonsense", "3", "[]", "null", '{"i": NaN}', "[" * 100_000])
 def test_a_bad_line_of_a_record_is_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path)
     record = tmp_path / "hand.steps.jsonl"

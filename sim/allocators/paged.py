@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
-from sim.memory import Drift, KvPool, Usage
+from sim.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
 from sim.request import Request
 from traces.schema import InputError
 
@@ -91,7 +91,8 @@ class Paged:
     """
 
     lookahead_tokens = 0
-    """Slots that an admitted request gets beyond what it computes: a drafter's own KV (vLLM V1, EAGLE)."""
+    """Slots that an admitted request gets beyond what it computes, as far as it may become so long at all: a drafter's
+    own KV (vLLM V1, EAGLE)."""
 
     def __init__(self, pool: KvPool, *, watermark: float = 0.0, reserve_full_prompt: bool = True) -> None:
         if not 0 <= watermark < 1:
@@ -127,8 +128,10 @@ class Paged:
         return self.grow(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
-        ahead = self.lookahead_tokens if req.seq >= 0 else 0
-        count = self.pool.blocks_for(req.computed + tokens + ahead) - len(req.blocks)
+        slots = req.computed + tokens
+        if self.lookahead_tokens and req.seq >= 0:
+            slots = max(slots, min(slots + self.lookahead_tokens, self.pool.max_request_tokens or MAX_POOL_TOKENS))
+        count = self.pool.blocks_for(slots) - len(req.blocks)
         if self._sharing.holders and not self.owns_tail(req):
             if max(count, 0) + 1 > self.free_blocks:
                 return False

@@ -28,11 +28,12 @@ class Prefix(Paged):
     """
 
     late_outputs = False
-    """Set where the next step is planned before the last one's tokens are known: an output block then enters the
-    cache one step later (vLLM V1, `AsyncScheduler`)."""
+    """Set where the next step is planned before the last one's tokens are known (vLLM V1, `AsyncScheduler`): a block
+    that right drafts filled then enters the cache when that is known."""
 
     drafting = False
-    """Set where a step's tokens are certain only after it: a block then enters the cache with the next allocation."""
+    """Set where a step's tokens are certain only after it: but for `late_outputs` a block then enters the cache with
+    the next allocation."""
     drops_last_hit = False
     """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
 
@@ -110,8 +111,8 @@ class Prefix(Paged):
     def _enter_own(self, req: Request) -> None:
         """At a preemption, name the full blocks that only this request will ever look for, its outputs' included.
 
-        Blocks of a prompt count from the moment of their allocation; one filled by decoding from the step that
-        fills it or, where outputs are late, from the one after it.
+        Blocks of a prompt count from the moment of their allocation; one filled by decoding from then on or, where its
+        last token was still to be sampled then, from the moment at which that is known.
         """
         size = self.pool.block_tokens
         computed = req.computed // size
@@ -120,12 +121,17 @@ class Prefix(Paged):
                 if block in self._key_of:
                     self._drop_key(block)
             req.cached_blocks = computed
-        decoded = (req.computed - 1) // size if self.late_outputs else computed
-        known = req.cached_blocks if self.drafting else max(req.cached_blocks, decoded)
+        known = max(req.cached_blocks, min(self._settled(req) // size, computed if self._forget else len(req.blocks)))
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
         self._name(req, min(len(self._shareable(req)), req.cached_blocks), known)
+
+    def _settled(self, req: Request) -> int:
+        """Of the tokens for which a preempted request was given memory, those that are known by now."""
+        if not self.drafting:
+            return min(req.computed + req.withdrawn_tokens, req.known) - req.in_flight
+        return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self.late_outputs else 0
 
     def _name(self, req: Request, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""

@@ -20,7 +20,8 @@ from sim.report.validate_words import (
     title,
     twin_line,
 )
-from sim.schedules import Verdict
+from sim.schedule_grades import GRADES
+from sim.schedules import Verdict, described
 
 
 def validation_view(document: Document) -> RenderableType:
@@ -69,13 +70,17 @@ def collection_view(document: Document) -> RenderableType:
 
 
 def schedules_view(verdicts: Sequence[Verdict]) -> RenderableType:
-    """How each recorded schedule compares, and how many are identical."""
-    rows = [(one.name, one.status, f"{one.steps:,}", one.detail) for one in verdicts]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, justify in (("schedule", "left"), ("verdict", "left"), ("steps", "right"), ("", "left")):
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+    """How each recorded schedule compares: its steps that differ, by grade, and the first of each."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("schedule", "verdict", "steps", *GRADES):
+        table.add_column(name, justify="left" if name in ("schedule", "verdict") else "right", overflow="fold")
+    notes: list[RenderableType] = []
+    for one in verdicts:
+        counts = [count(grade.steps) for grade in one.grades.values()]
+        table.add_row(one.name, one.status, count(one.steps), *counts)
+        firsts = [(name, grade.first_difference) for name, grade in one.grades.items()]
+        told = [f"{name}: {described(first)}" for name, first in firsts if first] or [one.detail]
+        notes += [Text(f"{one.name}, {text}", overflow="fold") for text in told if text]
     known = ("identical", "different", "unsupported")
     tally = {status: sum(one.status == status for one in verdicts) for status in known}
-    return Group(table, Text(", ".join(f"{number} {status}" for status, number in tally.items())))
+    return Group(table, *notes, Text(", ".join(f"{number} {status}" for status, number in tally.items())))

@@ -17,6 +17,7 @@ from sim.report.claim import Claim
 from sim.report.folder import taken
 from sim.report.validate_page import lanes_json, render_validation
 from sim.report.validate_view import collection_view, schedules_view, validation_view
+from sim.schedule_grades import GRADES
 from sim.schedules import replay_folder
 from sim.validate import store
 from sim.validate.against import read as read_results
@@ -160,12 +161,20 @@ def _schedules(asked: Asked, folder: Path) -> Answer:
     if asked.settings or asked.file or asked.within is not None or asked.out:
         raise InputError("--schedules replays what was recorded, with the recorded settings: give no other option")
     verdicts = replay_folder(folder)
-    different = [one for one in verdicts if one.status == "different"]
+    compared = [one for one in verdicts if one.status != "unsupported"]
+    different = [one for one in compared if one.status == "different"]
     first = {"schedule": different[0].name, **(different[0].first_difference or {})} if different else None
-    reason = f"{different[0].name} differs at {different[0].detail}" if different else "no decision differs"
+    if different:
+        reason = f"{different[0].name} differs at {different[0].detail}"
+    elif compared:
+        reason = "no step differs" + (f" ({len(verdicts) - len(compared)} unsupported)" if verdicts != compared else "")
+    else:
+        reason = "every schedule is unsupported, and none was compared"
+    good = bool(compared) and not different
     document = {
-        "twin": {"identical": not different, "steps": sum(one.steps for one in verdicts), "first_difference": first},
+        "twin": {"identical": good, "steps": sum(one.steps for one in verdicts), "first_difference": first},
+        "grades": {grade: sum(one.grades[grade].steps for one in compared) for grade in GRADES},
         "schedules": [asdict(one) for one in verdicts],
-        "verdict": {"good": not different, "reason": reason, "out": [one.name for one in different]},
+        "verdict": {"good": good, "reason": reason, "out": [one.name for one in different]},
     }
     return Answer(document, schedules_view(verdicts))

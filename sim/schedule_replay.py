@@ -1,0 +1,273 @@
+"""A recorded schedule's scenario, run through our engine: our own steps, in the record's form.
+
+The record tells when its engine loop looked: what is free and who queues "after the step" is read when that loop takes
+in the step's output (`_Recorder`). Times are whole nanoseconds; floats hold them exactly here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain, islice
+from typing import Any
+
+from sim.allocators.paged import Paged
+from sim.allocators.prefix import Prefix
+from sim.batch import Batch
+from sim.cost.step import FixedCost
+from sim.drafting import DraftingEngine
+from sim.engine import Engine, Limits
+from sim.executor import Accepting, Executor, Predicted
+from sim.memory import Allocator, KvPool
+from sim.policies.chunked import Chunked
+from sim.policies.priority import Priority
+from sim.replica import Clock, Flight, Observer, Replica
+from sim.request import Request, SharedPrefix
+from traces.schema import InputError
+
+
+class _Script:
+    """Drafts and acceptances as a scenario dictates them: the j-th time, the j-th of a cyclic list."""
+
+    def __init__(self, rows: list[dict[str, Any]], most: int, *, fixed: bool) -> None:
+        self.most = most
+        self._rows = rows
+        self._fixed = fixed
+        self._proposals = [0] * len(rows)
+        self._verifications = [0] * len(rows)
+
+    def propose(self, req: Request, running: int) -> int:
+        drafts = self._rows[req.id]["draft"]
+        self._proposals[req.id] += 1
+        return self.most if self._fixed else int(drafts[(self._proposals[req.id] - 1) % len(drafts)])
+
+    def verified(self, req: Request, drafts: int, accepted: int) -> None:
+        """Nothing is learned from it."""
+
+    def accept(self, req: Request, drafts: int) -> int:
+        if not drafts:
+            return 0
+        right = self._rows[req.id]["accept"]
+        self._verifications[req.id] += 1
+        return min(int(right[(self._verifications[req.id] - 1) % len(right)]), drafts)
+
+
+class _Named(Priority):
+    """As vLLM 0.19 has it: ids are text, so that "10" goes before "9"; and the running list is scanned by place."""
+
+    scans_by_place = True
+
+    def queue_key(self, req: Request) -> Any:
+        return req.priority, req.arrival_s, str(req.id)
+
+
+POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _Named}
+"""Of each scheduling policy of vLLM: what takes its decisions here."""
+
+
+class Recorder(Observer):
+    """Runs a scenario and writes down our steps in the record's own form.
+
+    The record's loop keeps a queue of the batches under way, those of empty steps too. A synchronous loop takes in a
+    step's output before it schedules the next. An asynchronous one schedules a second batch behind the first, unless
+    the second is empty, and then takes in the oldest: an empty one, that is, right after another was scheduled
+    (`step_with_batch_queue`). What was free, and who queued, is read at those moments.
+    """
+
+    def __init__(self, scenario: dict[str, Any]) -> None:
+        self._scenario = scenario
+        self.requests = _requests(scenario)
+        self.steps: list[dict[str, Any]] = []
+        self._depth = 2 if scenario["settings"]["async_scheduling"] else 1
+        self._by_step = "arrival_step" in scenario["requests"][0]
+        self._next_arrival = 0
+        self._index = 0
+        self._arrived: list[int] = []
+        self._under_way: deque[dict[str, Any]] = deque()
+        self._admissions = 0
+        self._ended_s = 0.0
+        self.clock = Clock()
+        rows, drafting = scenario["requests"], scenario["settings"]["speculative"]
+        self._script = _Script(rows, drafting["num_speculative_tokens"], fixed=self._depth == 2) if drafting else None
+
+    def run(self) -> None:
+        """Serve all requests.
+
+        Raises:
+            InputError: a setting that has no meaning, or a request that can never be served.
+            NoProgressError: the engine would compute nothing for ever.
+        """
+        self.engine = self._engine()
+        replica = Replica(
+            self.clock, self.engine, self._executor(), depth=self._depth, on_finish=lambda req: None, observer=self
+        )
+        for req in self.requests:
+            if reason := self.engine.refusal(req):
+                raise InputError(f"request {req.id} can never be served: {reason}")
+        if self._by_step:
+            self.idle(replica)
+        else:
+            for req in self.requests:
+                self.clock.call_at(req.arrival_s, lambda event, req=req: self._arrive(replica, req), first=True)  # type: ignore[misc]
+        self.clock.run()
+
+    def _engine(self) -> Engine:
+        settings = self._scenario["settings"]
+        policy = POLICIES[settings["policy"]](long_prefill_token_threshold=settings["long_prefill_token_threshold"])
+        allocator = _allocator(settings)
+        limits = Limits(
+            settings["max_num_seqs"],
+            settings["max_num_batched_tokens"],
+            settings["max_model_len"],
+            settings["enable_chunked_prefill"],
+        )
+        if self._script is None:
+            return Engine(policy, allocator, limits, spans=False)
+        return DraftingEngine(policy, allocator, limits, self._script, early=self._depth == 2)
+
+    def _executor(self) -> Executor:
+        cost = self._scenario["step_time"]
+        fixed = FixedCost(
+            base_s=float(cost["base_ns"]),
+            per_token_s=float(cost["per_token_ns"]),
+            per_context_token_s=float(cost["per_context_token_ns"]),
+        )
+        predicted = Predicted(fixed, overlap_host=self._depth == 2)
+        return predicted if self._script is None else Accepting(predicted, self._script.accept)
+
+    # ---- arrivals -------------------------------------------------------------------------------------------------
+
+    def _arrive(self, replica: Replica, req: Request) -> None:
+        self._arrived.append(req.id)
+        replica.submit(req)
+
+    def idle(self, replica: Replica) -> None:
+        """An idle engine jumps to the step at which the next request arrives."""
+        if self._by_step and self._next_arrival < len(self.requests):
+            self._index = max(self._index, int(self.requests[self._next_arrival].arrival_s))
+            self.before_plan(replica)
+
+    def before_plan(self, replica: Replica) -> None:
+        self._admissions = self.engine.admissions
+        while self._due:
+            self._next_arrival += 1
+            self._arrive(replica, self.requests[self._next_arrival - 1])
+
+    @property
+    def _due(self) -> bool:
+        """Does a request arrive at the step to be planned next? (Where arrivals are told in steps.)"""
+        at = self._next_arrival
+        return self._by_step and at < len(self.requests) and self.requests[at].arrival_s <= self._index
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        self._under_way.append(self._scheduled(batch))
+        self.steps.append(self._under_way[-1])
+        self._index += 1
+        if len(self._under_way) == self._depth or batch.empty:
+            self._take_in_empty()
+
+    def committed(self, replica: Replica, flight: Flight) -> None:
+        batch, step = flight.batch, self._under_way.popleft()
+        drafted = [accepted for one, accepted in zip(batch.sampled, batch.accepted, strict=False) if one.drafts]
+        for row, accepted in zip(step["spec"], drafted, strict=True):
+            row.append(accepted)
+        first = [req.id for req in batch.first_tokens]
+        finished = [req.id for req in batch.finishing]
+        self._ended_s = flight.times_s[-1]
+        self._close(step, flight.times_s[0], flight.times_s[-1], first, finished)
+        if not self.engine.busy and not self._due:
+            self._take_in_empty()
+
+    def _scheduled(self, batch: Batch) -> dict[str, Any]:
+        """A step as it is known when it has been scheduled."""
+        engine = self.engine
+        entries: list[tuple[Request, int, int]] = list(batch.entries)
+        if batch.lockstep:
+            own = {req for req, _, _ in entries}
+            entries += [(req, 1, engine.lockstep.computed(req) - 1) for req in engine.lockstep if req not in own]
+        entries.sort(key=lambda entry: entry[0].seq)
+        admitted = [entry for entry in entries if entry[0].seq >= self._admissions]
+        new = [entry for entry in admitted if not entry[0].preemptions]
+        resumed = [entry for entry in admitted if entry[0].preemptions]
+        arrived, self._arrived = self._arrived, []
+        return {
+            "i": self._index,
+            "t_sched": int(batch.planned_s),
+            "tokens": sum(tokens for _, tokens, _ in entries),
+            "arrived": arrived,
+            "sched": [[req.id, tokens, past] for req, tokens, past in entries],
+            "new": [req.id for req, _, _ in new],
+            "resumed": [req.id for req, _, _ in resumed],
+            "preempted": [req.id for req in batch.evicted],
+            "spec": [[one.request.id, one.drafts] for one in batch.sampled if one.drafts],
+            "hit": [[req.id, past] for req, _, past in [*new, *resumed] if past],
+            "free": [engine.allocator.free_blocks],
+            "queues": [[len(engine.running), len(engine.waiting)]],
+            "running": [req.id for req in engine.running],
+            "waiting": [req.id for req in engine.waiting],
+            "blocks": {str(req.id): list(engine.allocator.table(req)) for req in engine.running},
+        }
+
+    def _take_in_empty(self) -> None:
+        """Where the oldest step under way is an empty one, it has ended: its device time is none."""
+        if self._under_way and not self._under_way[0]["sched"]:
+            step = self._under_way.popleft()
+            at = max(float(step["t_sched"]), self._ended_s)
+            self._close(step, at, at, [], [])
+
+    def _close(self, step: dict[str, Any], start: float, end: float, first: list[int], finished: list[int]) -> None:
+        engine = self.engine
+        step["t0"], step["t1"] = int(start), int(end)
+        step["free"].append(engine.allocator.free_blocks)
+        # The record lets arrivals enter just before the next planning; here they queue up when they come.
+        step["queues"].append([len(engine.running), len(engine.waiting) - len(self._arrived)])
+        step["first"], step["finished"] = first, finished
+        for key in ("arrived", "new", "resumed", "preempted", "hit", "spec", "first", "finished"):
+            if not step[key]:
+                del step[key]
+
+
+def _allocator(settings: dict[str, Any]) -> Allocator:
+    caching, drafting = settings["enable_prefix_caching"], settings["speculative"]
+    pool = KvPool(settings["num_gpu_blocks"] - 1, settings["block_size"], settings["max_model_len"])
+    reserve = settings["scheduler_reserve_full_isl"]
+    if not caching:
+        paged = Paged(pool, reserve_full_prompt=reserve)
+    else:
+        paged = Prefix(pool, reserve_full_prompt=reserve, keep_uncomputed=True)
+        paged.late_outputs = settings["async_scheduling"]
+        paged.drops_last_hit = bool(drafting) and drafting["method"] == "eagle"
+    if drafting and drafting["method"] == "eagle":
+        paged.lookahead_tokens = drafting["num_speculative_tokens"]
+    return paged
+
+
+def _requests(scenario: dict[str, Any]) -> list[Request]:
+    rows = scenario["requests"]
+    names: dict[tuple[int, int], int] = {}
+    # Arrivals told in steps keep their order as such: two steps may be planned at one moment.
+    key = "arrival_step" if "arrival_step" in rows[0] else "arrival_ns"
+    requests = [
+        Request(
+            row["id"],
+            float(row[key]),
+            row["prompt"],
+            row["output"],
+            row.get("priority", 0),
+            _chained(row.get("prefix", []), scenario["prefix_unit_tokens"], row["prompt"], names),
+        )
+        for row in rows
+    ]
+    return sorted(requests, key=lambda req: (req.arrival_s, req.id))
+
+
+def _chained(
+    runs: list[list[int]], unit_tokens: int, prompt_tokens: int, names: dict[tuple[int, int], int]
+) -> SharedPrefix:
+    """Units told by their own content, named anew so that a name tells all units before it too."""
+    ids: list[int] = []
+    units = chain.from_iterable(range(first, first + count) for first, count in runs)
+    for unit in islice(units, -(-prompt_tokens // unit_tokens)):
+        ids.append(names.setdefault((ids[-1] if ids else -1, unit), len(names)))
+    return SharedPrefix(ids, unit_tokens)
