@@ -90,11 +90,13 @@ def record(afresh: bool) -> int:
             print(f"not made, {'kept as it was' if old else 'left out'}: {name}: {reason}")
             after |= {name: old} if old else {}
             continue
-        if old is None or afresh or not _as_listed(old, kind, told):
-            settings = written_out(kind, told)
-        else:
-            settings = old.settings
-        new = make(kind, settings)
+        keep = old is not None and not afresh and _as_listed(old, kind, told)
+        try:
+            settings = dict(old.settings) if old and keep else written_out(kind, told)
+            new = make(kind, settings)
+        except Exception as error:
+            print(f"nothing is recorded: {name} does not run: {type(error).__name__}: {error}")
+            return 1
         settings |= {key: new.scenario[key] for key in not_written(settings, new.scenario)}
         after[name] = Kept(kind, settings, new.prints)
         found += _against(name, after[name], old, new)

@@ -69,11 +69,21 @@ POLICIES: dict[str, Settings] = {
 }
 ALLOCATORS: dict[str, Settings] = {
     "paged": {"allocator.name": "paged"},
-    "prefix": {"allocator.name": "prefix", "workload.trace": "sessions.csv", "workload.sessions": False, "kv.blocks": 60},
+    "prefix": {
+        "allocator.name": "prefix",
+        "workload.trace": "sessions.csv",
+        "workload.sessions": False,
+        "kv.blocks": 60,
+    },
     "max": {"allocator.name": "contiguous-max", "kv.blocks": 520},
     "pow2": {"allocator.name": "contiguous-pow2", "allocator.fit": "best", "kv.blocks": 300},
     "oracle": {"allocator.name": "contiguous-oracle", "allocator.fit": "first"},
-    "windowed": {"allocator.name": "windowed", "allocator.window_tokens": 160, "allocator.sink_tokens": 4, "kv.blocks": 78},
+    "windowed": {
+        "allocator.name": "windowed",
+        "allocator.window_tokens": 160,
+        "allocator.sink_tokens": 4,
+        "kv.blocks": 78,
+    },
     "no-cache": {"allocator.name": "no-cache", "engine.max_num_batched_tokens": 2048},
 }
 ARRIVALS: dict[str, Settings] = {
@@ -123,7 +133,7 @@ def _arrivals() -> Iterator[tuple[str, Settings]]:
 
 def _drafting() -> Iterator[tuple[str, Settings]]:
     """Every drafter over `chunked`, planned ahead where it can be; then over other policies and allocators."""
-    for drafts, more in DRAFTS.items():
+    for drafts in DRAFTS:
         for on in (False, True):
             if on and (drafts.startswith("ngram") or "adaptive" in drafts):
                 continue
@@ -158,7 +168,7 @@ def _speculative(base: str, drafts: str, allocator: str, on: bool) -> Settings:
 
 def cases() -> dict[str, Case]:
     """Every run by name; a name is policy/allocator/planned ahead or not/arrivals, or a subject and what is special."""
-    from .special import others, runs  # noqa: PLC0415
+    from .special import others, runs
 
     named = [*_cross(), *_arrivals(), *_drafting(), *runs()]
     found = {name: Case("run", {**BASE, **settings}) for name, settings in named}

@@ -20,13 +20,13 @@ Print = dict[str, Any]
 TOLERANCE = 1e-12
 """Of a float, relative; below 1 absolute, since a difference of two times has the error of the times."""
 
-_GROUPS = 32
+_GROUPS = 28
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?(?![\w.])|(?<![\w.])-?\d+e[+-]?\d+(?![\w.])")
 _EMPTY = -7.0
 
 
-def digest(data: bytes, letters: int = 6) -> str:
+def digest(data: bytes, letters: int = 5) -> str:
     """The start of a SHA-256 in base64, six bits a letter."""
     return b64encode(hashlib.sha256(data).digest(), b"-_").decode()[:letters]
 

@@ -70,10 +70,10 @@ def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables under dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tables.items():
-        if isinstance(value, Mapping) and set(value) == {"name", "parameters"}:
-            value = {"name": value["name"], **value["parameters"]}
         if isinstance(value, Mapping):
-            found |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
+            part = set(value) == {"name", "parameters"}
+            section = {"name": value["name"], **value["parameters"]} if part else value
+            found |= {f"{key}.{name}": inner for name, inner in flat(section).items()}
         else:
             found[key] = value
     return found
@@ -93,16 +93,17 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def command(*words: object) -> str:
     """What `sim WORDS` prints; AssertionError where it fails."""
-    printed, before = io.StringIO(), sys.argv
+    printed, before, code = io.StringIO(), sys.argv, None
     sys.argv = ["sim", *map(str, words)]
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 main()
             except SystemExit as end:
-                assert not end.code, f"sim {' '.join(map(str, words))}: exit code {end.code}: {said.getvalue()}"
+                code = end.code
     finally:
         sys.argv = before
+    assert not code, f"sim {' '.join(map(str, words))}: exit code {code}: {said.getvalue()}"
     return printed.getvalue()
 
 

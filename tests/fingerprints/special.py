@@ -94,12 +94,10 @@ FEATURES: dict[str, Settings] = {
     "model/opt-13b/a100-40": {"model": "opt-13b", "gpu": "a100-40"},
     "model/llama-3.1-70b/tp-4": {"model": "llama-3.1-70b", "tp": 4, "engine.max_num_batched_tokens": 2048},
     "dtype/kv-fp8": {"kv.dtype": "fp8"},
-    "dtype/kv-int8": {"kv.dtype": "int8"},
     "dtype/kv-int4": {"kv.dtype": "int4"},
     "dtype/weights-fp8": {"weights": "fp8", "kv.dtype": "fp8"},
     "dtype/weights-int8": {"weights": "int8"},
     "dtype/weights-int4": {"weights": "int4", "dtype": "fp16"},
-    "dtype/fp16/l40s": {"dtype": "fp16", "gpu": "l40s"},
     "gpu/mi300x": {"gpu": "mi300x"},
     "profile/measured": {"cost.profile": "profile"},
     "profile/measured/eager": {"cost.profile": "profile", "engine.cuda_graphs": False},
@@ -130,7 +128,6 @@ FEATURES: dict[str, Settings] = {
     "rejected/samples-without-room": {**MERCIFUL, **SEVERAL, "kv.blocks": 40, "allocator.name": "contiguous-oracle"},
     "rejected/whole-prompts": {**MERCIFUL, "engine.chunked_prefill": False, "engine.max_num_batched_tokens": 400},
     "slo/every-kind": {"slo": "ttft_p50=0.3,ttft_p99=2,tpot_mean=0.01,itl_p99=0.03,e2e=5,queue_p90=0.5"},
-    "slo/none": {"slo": "", "workload.rate": 9.0},
     "step/whole-prompts": {"engine.chunked_prefill": False, "engine.max_num_batched_tokens": 2048},
     "step/eager": {"engine.cuda_graphs": False},
     "step/one-seat": {"engine.max_num_seqs": 1},
@@ -238,22 +235,26 @@ def others() -> Iterator[tuple[str, str, Settings]]:
     lookup = {"speculation.drafter": "ngram", "speculation.prompt_lookup_max": 1, "speculation.k": 2}
     yield "live/ngram", "live", {**LIVE, **drafting, **lookup}
     yield "written/chunked", "written", {**BASE, **CHUNKED}
-    yield "written/drafts-replicas-swap", "written", {
-        **BASE,
-        **drafting,
-        **DRAFTS["draft-model"],
-        "engine.async_scheduling": False,
-        "replicas": 2,
-        "kv.blocks": 110,
-        "kv.swap_gib": 0.1,
-    }
+    yield (
+        "written/drafts-replicas-swap",
+        "written",
+        {
+            **BASE,
+            **drafting,
+            **DRAFTS["draft-model"],
+            "engine.async_scheduling": False,
+            "replicas": 2,
+            "kv.blocks": 110,
+            "kv.swap_gib": 0.1,
+        },
+    )
     variants = [{"policy.name": "chunked"}, {**POLICIES["static"], "engine.async_scheduling": False}]
     yield "compared/chunked-and-static", "compared", {**STEADY, "compare": variants}
     axes = {"policy.name": ["chunked", "sjf"], "workload.rate": [4.0, 40.0], "kv.dtype": ["auto", "fp8"]}
     yield "swept/policy-rate-dtype", "swept", {**STEADY, **axes, "seeds": [1, 2]}
     asked = {"slo": "ttft_p90=0.4,tpot_p90=0.03", "precision": 0.5, "requests": 200}
     yield "planned/capacity", "planned", {**STEADY, **asked}
-    fleet = {"workload.rate": 8.0, "gpu": ["h100", "l40s"], "price.usd_per_gpu_hour": 0.0}
+    fleet = {"workload.rate": 8.0, "gpu": ["h100", "t4"], "price.usd_per_gpu_hour": 0.0}
     yield "planned/fleet", "chosen", {**STEADY, **asked, **fleet}
     yield "recorded/validate_cpu", "recorded", {"recorded": "../validate_cpu"}
     yield "recorded/one-with-its-page", "page", {"recorded": "../validate_cpu/chat-8-speculative-paged"}

@@ -38,12 +38,17 @@ def write(runs: Mapping[str, Kept], path: Path = RECORD) -> None:
         few = len(without) > len(own)
         head: dict[str, Any] = {"kind": one.kind, "settings": one.settings if few else own}
         head |= {"alone": True} if few else {"without": without} if without else {}
-        parts = [f'  {_text(name)}: {{{_text(head)[1:-1]},']
+        parts = [f"  {_text(name)}: {{{_text(head)[1:-1]},"]
         packed = {part: _packed(kept, keys, whole=one.kind in LOOSE) for part, kept in one.prints.items()}
         parts += [*_joined(f"   {_text(part)}: {_text(kept)}" for part, kept in packed.items()), "  }"]
         blocks.append("\n".join(parts))
     lines += [",\n".join(blocks), "},", '"keys": {']
-    lines += [*_joined(f"  {_text(short)}: {_text(long)}" for short, long in sorted(keys.long_of.items())), "}", "}", ""]
+    lines += [
+        *_joined(f"  {_text(short)}: {_text(long)}" for short, long in sorted(keys.long_of.items())),
+        "}",
+        "}",
+        "",
+    ]
     path.write_text("\n".join(lines))
 
 
@@ -104,9 +109,10 @@ def _packed(one: Print, keys: _Keys, *, whole: bool) -> dict[str, Any]:
     for section, leaves in sections.items():
         names, values, codes = [], [], ""
         for name, value in sorted(leaves, key=lambda leaf: leaf[0]):
-            if isinstance(value, float) and not whole and any(isinstance(other, float) for other in values):
+            coded = isinstance(value, float) and not whole and any(type(other) is float for other in values)
+            if coded or isinstance(value, Code):
                 names.append(f"~{name}")
-                codes += Code.of(value)
+                codes += value if isinstance(value, Code) else Code.of(value)
             else:
                 names.append(name)
                 values.append(value)
