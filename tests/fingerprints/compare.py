@@ -17,8 +17,9 @@ _MOST = 8
 
 
 def differences(kind: str, new: Outcome, old: Mapping[str, Print]) -> Iterator[str]:
-    """A sentence for everything that is not as it was."""
-    for part in (*old, *(part for part in new.prints if part not in old)):
+    """A sentence for everything that is not as it was; tables first, since these say where it began."""
+    parts = [*old, *(part for part in new.prints if part not in old)]
+    for part in sorted(parts, key=lambda part: "trail" not in old.get(part, {})):
         if part not in new.prints:
             yield f"{part}: is gone"
         elif part not in old:
@@ -85,8 +86,8 @@ def _shown(table: pd.DataFrame, names: list[str], new: Print, old: Print) -> str
     found = _first(new, old, table) if {*new["exact"], *new["sums"]} == {*old["exact"], *old["sums"]} else None
     if found is None or found[0] >= len(table):
         return ""
-    row = table.iloc[found[0]]
-    return f"; row {found[0]} is now " + ", ".join(f"{name}={row[name]}" for name in names[:_MOST])
+    values = ", ".join(f"{name}={table[name].iloc[found[0]]}" for name in names[:_MOST])
+    return f"; row {found[0]} is now {values}"
 
 
 def _of_tree(part: str, new: Print, old: Print, loose: float) -> Iterator[str]:

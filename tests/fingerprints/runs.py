@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html
 import importlib.util
 import io
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +21,13 @@ from sim import api
 from sim.cli import main
 
 from . import prints
+from .pages import of_page
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "fingerprints"
 SCHEDULES = Path(__file__).resolve().parents[3] / "shared" / "measured" / "vllm_v1_schedules"
 MEASURED = ("first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s", "tpot_s", "e2e_s", "max_itl_s")
 """Columns of a live run that a clock made; of its steps these are all that end in `_s`."""
 
-VERSION = version("foretoken")
 _SPEED = ("Wall time", "Simulated in", "  simulated")
 
 
@@ -49,6 +46,9 @@ class Outcome:
 
     def tree(self, name: str, tree: Any) -> None:
         self.prints[name] = prints.of_tree(tree)
+
+    def page(self, path: Path) -> None:
+        self.tree(path.name, of_page(path))
 
 
 def make(kind: str, settings: Mapping[str, Any]) -> Outcome:
@@ -92,7 +92,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command(*words: object) -> str:
-    """What `sim WORDS` prints; AssertionError where it fails."""
+    """What `sim WORDS` prints; AssertionError where it could not (1 is an answer too: something is out of bounds)."""
     printed, before, code = io.StringIO(), sys.argv, None
     sys.argv = ["sim", *map(str, words)]
     try:
@@ -103,7 +103,7 @@ def command(*words: object) -> str:
                 code = end.code
     finally:
         sys.argv = before
-    assert not code, f"sim {' '.join(map(str, words))}: exit code {code}: {said.getvalue()}"
+    assert code in (None, 0, 1), f"sim {' '.join(map(str, words))}: exit code {code}: {said.getvalue()}"
     return printed.getvalue()
 
 
@@ -115,25 +115,6 @@ def _files(*scenarios: Mapping[str, Any]) -> Iterator[list[Path]]:
         for path, one in zip(found, scenarios, strict=True):
             path.write_text(tomli_w.dumps(nested(one)))
         yield found
-
-
-def _page(found: Outcome, path: Path) -> None:
-    """The words of a page by heading, and what it draws; not the scenario that it repeats."""
-    text = path.read_text().replace(str(path.parent.parent), "")
-    data = "".join(re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.S))
-    body = re.sub(r"<(script|style|pre)\b.*?</\1>", " ", text, flags=re.S)
-    words: dict[str, Any] = {}
-    for part in re.split(r"(?=<h[123])", body)[1:]:
-        first, _, rest = part.partition("</h")
-        heading, inner = (" ".join(html.unescape(re.sub(r"<[^>]*>", " ", one)).split()) for one in (first, rest))
-        words[heading if heading not in words else f"{heading} {len(words)}"] = prints.of_text(_without_times(inner))
-    found.tree(path.name, {"words": words, "data": prints.of_text(data)})
-
-
-def _without_times(text: str) -> str:
-    """Without how fast the simulation ran, and which version it was."""
-    text = re.sub(r"Wall time [\d.,]+ \w+", "", text)
-    return text.replace(f"foretoken {VERSION}", "foretoken").replace(f"Version {VERSION}", "Version")
 
 
 def _without_speed(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +171,7 @@ def _written(settings: dict[str, Any]) -> Outcome:
         events = json.loads((out / "trace.perfetto.json").read_text())["traceEvents"]
         found.tree("perfetto", {"events": len(events), "text": prints.of_text(json.dumps(events))})
         found.tree("files", sorted(one.name for one in out.iterdir()))
-        _page(found, out / "report.html")
+        found.page(out / "report.html")
         again = command("report", out, "--json")
         found.tree("report", {"as printed": json.loads(again) == json.loads((out / "summary.json").read_text())})
         found.tree("printed", prints.lines_of(text + command("run", path, "--quiet"), _SPEED))
@@ -204,7 +185,7 @@ def _compared(settings: dict[str, Any]) -> Outcome:
         words = ("compare", *paths, "--quiet")
         found.tree("printed", prints.lines_of(command(*words), _SPEED))
         document = json.loads(command(*words, "--json", "--out", paths[0].parent / "out"))
-        _page(found, paths[0].parent / "out" / "compare.html")
+        found.page(paths[0].parent / "out" / "compare.html")
     for at, (name, summary) in enumerate(document.items()):
         found.tree(f"summary {at}", {"name": Path(name).name, **_without_speed(summary)})
     return found
@@ -217,7 +198,7 @@ def _swept(settings: dict[str, Any]) -> Outcome:
         table = api.sweep(workers=1, out=folder, **settings)
         found.table("sweep", table.drop(columns="inputs.version"))
         found.tree("printed", prints.lines_of(command("report", folder), _SPEED))
-        _page(found, Path(folder) / "report.html")
+        found.page(Path(folder) / "report.html")
     return found
 
 
@@ -239,7 +220,7 @@ def _chosen(settings: dict[str, Any]) -> Outcome:
         text = command("plan", path, *options, *varied, "--out", out, "--quiet")
         found.tree("printed", prints.lines_of(text, _SPEED))
         found.tree("plan.json", _without_version(json.loads((out / "plan.json").read_text())))
-        _page(found, out / "report.html")
+        found.page(out / "report.html")
     return found
 
 
@@ -253,7 +234,7 @@ def _recorded_page(settings: dict[str, Any]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         text = command("validate", "--recorded", settings["recorded"], "--quiet", "--out", Path(folder) / "out")
         found.tree("printed", prints.lines_of(text, _SPEED))
-        _page(found, next((Path(folder) / "out").glob("*.html")))
+        found.page(next((Path(folder) / "out").glob("*.html")))
     return found
 
 
