@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sim.percentiles import Floats
+from traces.schema import InputError
 
 # The classes that every slot of the KV pool is in exactly one of; the first five are held by requests, the first
 # two hold data.
@@ -17,6 +19,7 @@ KV_HELD = KV_KINDS[:5]
 KV_DATA = KV_KINDS[:2]
 # Those that change within a span, for which the tables have the mean over its steps too.
 KV_CHANGING = ("used", "reserved", "internal", "free")
+KV_MEAN_COLUMNS = {f"kv_{kind}_mean_tokens": kind for kind in KV_CHANGING}
 PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix_hit_blocks")
 
 
@@ -53,6 +56,17 @@ def kv_means(steps: pd.DataFrame, kind: str) -> Floats:
     """The KV slots of a class, or those `saved` by sharing, as the mean over the steps of each span: (n,)."""
     column = f"kv_{kind}_mean_tokens" if kind in KV_CHANGING else f"kv_{kind}_tokens"
     return steps[column].to_numpy(np.float64)
+
+
+def with_kv_means(steps: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The steps with their means over spans, which earlier versions did not write; `path` is where they were read.
+
+    Raises InputError where such a table has spans of several steps, whose means nothing in it tells.
+    """
+    missing = {column: kind for column, kind in KV_MEAN_COLUMNS.items() if column not in steps}
+    if missing and (steps["repeats"] > 1).any():
+        raise InputError(f"{path} has no column {next(iter(missing))!r}: an earlier version wrote it; run it again")
+    return steps.assign(**{column: kv_tokens(steps, kind) for column, kind in missing.items()})
 
 
 def kv_integrals(steps: pd.DataFrame) -> dict[str, float]:

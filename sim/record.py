@@ -10,6 +10,7 @@ import pandas as pd
 
 from sim.batch import Batch, Shape
 from sim.engine import TokenRuns
+from sim.kv_metrics import KV_MEAN_COLUMNS
 from sim.memory import Drift, Usage
 from sim.replica import Flight, Observer, Replica
 from sim.request import NEVER_S, SAMPLE_BITS, index_of
@@ -48,6 +49,8 @@ STEP_COLUMNS: dict[str, str] = {
     "kv_internal_mean_tokens": "f8",
     "kv_free_mean_tokens": "f8",
 }
+EARLIER_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in KV_MEAN_COLUMNS)
+"""Those that tables of earlier versions have (`sim.kv_metrics.with_kv_means` adds the others)."""
 _ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
 _CHUNK_BYTES = 1 << 23
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in STEP_COLUMNS.values())).pack

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.kv_metrics import with_kv_means
 from sim.metrics import Itl
-from sim.record import STEP_COLUMNS
+from sim.record import EARLIER_STEP_COLUMNS
 from sim.report import files, marks
 from sim.report.charts import Run
 from sim.report.claim import settle
@@ -97,7 +98,7 @@ class Kept:
         return cls(
             summary,
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
-            files.read_parquet(folder / STEPS, STEP_COLUMNS),
+            with_kv_means(files.read_parquet(folder / STEPS, EARLIER_STEP_COLUMNS), folder / STEPS),
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),
             files.read_parquet(preempted, PREEMPTED_COLUMNS) if preempted.exists() else None,
             files.read_parquet(terms, ("row",)) if terms.exists() else None,

@@ -18,7 +18,8 @@ import pandas as pd
 from sim import scenario
 from sim.batch import Shape
 from sim.executor import StepResult
-from sim.record import STEP_COLUMNS
+from sim.kv_metrics import with_kv_means
+from sim.record import EARLIER_STEP_COLUMNS
 from sim.report import files, marks
 from sim.report.claim import settle
 from sim.validate.live import Kept
@@ -164,7 +165,7 @@ def _step_table(record: Record) -> pd.DataFrame:
 
 def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_step: int) -> Record:
     path = folder / f"live-{number}.steps.parquet"
-    table = _table(path, (*EXTRA, *STEP_COLUMNS))
+    table = with_kv_means(_table(path, (*EXTRA, *EARLIER_STEP_COLUMNS)), path)
     _check(table, path)
     arrival_s = _table(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(np.float64)
     if len(arrival_s) != len(requests):
