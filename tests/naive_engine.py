@@ -36,8 +36,7 @@ class Job:
         return self.certain + self.hoped
 
     @property
-    def ending(self) -> bool:
-        """Is it over with what is under way? Each batch that samples for it gives one token at least."""
+    def ending(self) -> bool:  # is it over with what is under way? Each batch gives one token at least
         return self.given + self.under_way >= self.ask.output
 
 
@@ -99,8 +98,8 @@ class Memory:
         self.refused = 0 if fitting else need
         if not fitting:
             return False
-        best = self.told.allocator_parameters["fit"] == "best"
-        return self.hold(job, (min(fitting, key=len) if best else fitting[0])[:need])
+        first = self.told.allocator_parameters["fit"] == "first"
+        return self.hold(job, (fitting[0] if first else min(fitting, key=len))[:need])
 
     def hold(self, job: Job, blocks: list[int]) -> bool:
         job.table = blocks
@@ -331,10 +330,9 @@ class Engine:
 class Run:
     """Time: arrivals, then ends of steps, then planning; what a planning sees came at its instant or before."""
 
-    def __init__(self, told: Scenario) -> None:
+    def __init__(self, told: Scenario, most_steps: int) -> None:
         self.told, self.asks, self.engine = told, told.asks, Engine(told)
-        # (when it comes, since when that is known, which): of those that come together, the first known is first.
-        self.pending: list[tuple[float, float, int]] = []
+        self.pending: list[tuple[float, float, int]] = []  # (when it comes, since when that is known, which)
         self.roots = [at for at, ask in enumerate(self.asks) if ask.after < 0]
         if not told.users:  # each arrival announces the next one
             times = [-1.0, *sorted({self.asks[at].arrival_s for at in self.roots})]
@@ -347,7 +345,10 @@ class Run:
         self.evictions: list[tuple[int, list[int]]] = []
         flights: deque[Flight] = deque()
         wake_s = math.inf
-        while (now_s := min([wake_s, *(one[0] for one in self.pending), *(one.end_s for one in flights)])) < math.inf:
+        while len(self.steps) <= most_steps:
+            now_s = min([wake_s, *(one[0] for one in self.pending), *(one.end_s for one in flights)])
+            if now_s == math.inf:
+                break
             for _, _, at in sorted((one for one in self.pending if one[0] == now_s), key=lambda one: one[:2]):
                 self.jobs[at] = Job(at, self.asks[at], now_s)
                 self.engine.queue(self.jobs[at], len(self.engine.waiting))
@@ -395,5 +396,4 @@ class Run:
             self.send_root(just_after_s, now_s)
 
     def send_root(self, time_s: float, known_s: float) -> None:
-        if self.roots:
-            self.pending.append((time_s, known_s, self.roots.pop(0)))
+        self.pending += [(time_s, known_s, self.roots.pop(0)) for _ in self.roots[:1]]

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import pytest
 from drafting_kit import Drafts, run_drafts
 from engine_kit import Run, run
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from law_cases import EXAMPLES, laws
 from naive_engine import Flight as NaiveFlight
 from naive_engine import Run as Naive
@@ -31,6 +32,15 @@ POLICIES = ["chunked", "continuous", "static", "priority", "sjf"]
 BASES = ["chunked", "continuous", "priority", "sjf"]
 
 
+MOST_STEPS = 2000
+"""More than any of these scenarios needs. Under `priority` requests of one priority and arrival may preempt one another
+for ever (vLLM's rule: the first of them in the running list gives way): then both engines must be seen to do so."""
+
+
+class EndlessError(Exception):
+    """More spans than MOST_STEPS."""
+
+
 class Tables(Observer):
     """Who holds which blocks at the end of each span."""
 
@@ -39,6 +49,8 @@ class Tables(Observer):
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
         engine = replica.engine
+        if len(self.at) > MOST_STEPS:
+            raise EndlessError
         self.at.append({req.id: list(engine.allocator.table(req)) for req in (*engine.running, *engine.held)})
 
 
@@ -52,12 +64,17 @@ def near(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return all(map(partial(math.isclose, rel_tol=1e-9, abs_tol=1e-15), ours, theirs))
 
 
-def compare(scenario: Scenario) -> Run:
-    """Run both; the first step that differs is told, with both sides (the product's on the left)."""
+def compare(scenario: Scenario) -> Run | None:
+    """Run both; the first step that differs is told, with both sides (the product's on the left). None: endless."""
     tables, setup = Tables(), scenario.setup()
     runs = run_drafts if isinstance(setup, Drafts) else run
-    done = runs(setup, scenario.workload(), [tables])  # type: ignore[operator]
-    naive = Naive(scenario)
+    naive = Naive(scenario, MOST_STEPS)
+    try:
+        done = runs(setup, scenario.workload(), [tables])  # type: ignore[operator]
+    except EndlessError:
+        assert len(naive.steps) > MOST_STEPS, "only the product goes on for ever"
+        assert scenario.policy == "priority"
+        return None
     evicted = dict(naive.evictions)
     for at, (ours, flight) in enumerate(zip(done.steps, naive.steps, strict=False)):
         theirs = [(row.job.id, row.tokens, row.past) for row in flight.rows]
@@ -92,29 +109,27 @@ def compare_span(row: Any, table: dict[int, list[int]], steps: list[NaiveFlight]
     assert near((row.start_s, row.end_s), (first.start_s, last.end_s)), f"{told}: start and end"
 
 
-few = settings(laws, max_examples=EXAMPLES or 8, report_multiple_bugs=False)
+def agree(policy: str, allocator: str, *, drafting: bool) -> None:
+    """Compare on random scenarios: other ones for each pair, and the same in each run unless LAW_EXAMPLES is set."""
+
+    @settings(laws, max_examples=EXAMPLES or 16, report_multiple_bugs=False)
+    @given(scenarios(policy, allocator, drafting=drafting))
+    def agrees(scenario: Scenario) -> None:
+        compare(scenario)
+
+    (agrees if EXAMPLES else seed(crc32(f"{policy} {allocator} {drafting}".encode()))(agrees))()
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_every_allocator(policy: str, allocator: str) -> None:
-    @few
-    @given(scenarios(policy, allocator))
-    def agree(scenario: Scenario) -> None:
-        compare(scenario)
-
-    agree()
+    agree(policy, allocator, drafting=False)
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 @pytest.mark.parametrize("base", BASES)
-def test_drafting_on_every_policy_with_every_allocator(base: str, allocator: str) -> None:
-    @few
-    @given(scenarios(base, allocator, drafting=True))
-    def agree(scenario: Scenario) -> None:
-        compare(scenario)
-
-    agree()
+def test_drafts_on_every_policy_with_every_allocator(base: str, allocator: str) -> None:
+    agree(base, allocator, drafting=True)
 
 
 # ---- what the comparison caught, in small ---------------------------------------------------------------------------
@@ -127,7 +142,9 @@ def test_right_drafts_of_the_last_step_are_not_found_by_the_next_turn() -> None:
     drafted = replace(plain, drafts=2, right=(2,))
     # The first turn has 6 tokens; drafting, one step gives the last three, of which two have their KV.
     for scenario, hit_tokens in ((plain, 5), (drafted, 3), (replace(drafted, depth=2), 5)):
-        assert compare(scenario).column("prefix_hit_tokens").tolist() == [0, hit_tokens]
+        done = compare(scenario)
+        assert done is not None
+        assert done.column("prefix_hit_tokens").tolist() == [0, hit_tokens]
 
 
 def test_the_last_token_of_a_recomputation_completes_a_block_at_once() -> None:
