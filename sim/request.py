@@ -92,6 +92,7 @@ class Request:
         "block_keys",
         "blocks",
         "cached_blocks",
+        "certain_tokens",
         "computed",
         "confirmed",
         "drafts",
@@ -152,6 +153,8 @@ class Request:
         self.blocks: list[int] = []
         self.block_keys: list[int] | None = None
         self.cached_blocks = 0
+        # All that was known at the last admission: nobody is readmitted while a token of his is in flight.
+        self.certain_tokens = prompt_tokens
         self.phase: list[Request] = []
         self.seq = -1
         self.base = 0

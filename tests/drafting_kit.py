@@ -46,7 +46,7 @@ class Drafts(Setup):
     draw: Callable[[Request, int], int] | None = None
 
     def engine(self) -> DraftingEngine:
-        policy = build("sim.policies", "speculative", {"base": self.base})
+        policy = build("sim.policies", "speculative", {"base": self.base, **self.policy_parameters})
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
         if isinstance(allocator, Prefix):
             allocator.late_outputs = self.depth == 2

@@ -79,12 +79,13 @@ class Prefix(Paged):
         self.free_blocks -= len(unheld)
         req.blocks = shared
         req.cached_blocks = hits
+        req.certain_tokens = req.known
         return self.grow(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
             return False
-        if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
+        if tokens > 1 or req.computed < req.certain_tokens or self.drafting:
             # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
@@ -97,7 +98,8 @@ class Prefix(Paged):
     def release(self, req: Request) -> None:
         if not req.finished:
             self._enter_own(req)
-        elif len(self._shareable(req)) > req.cached_blocks:
+        elif (self.late_outputs or not self.drafting) and len(self._shareable(req)) > req.cached_blocks:
+            # Drafts that the last step found right are named by the next allocation, which never comes.
             self._enter(req, req.computed // self.pool.block_tokens)
         super().release(req)
         req.cached_blocks = 0
