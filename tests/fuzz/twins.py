@@ -23,6 +23,7 @@ from .laws import Law
 OFTEN = ("prefill_requests", "prefill_tokens", "prefill_past_tokens", "decode_requests", "draft_tokens", "padding_tokens")
 """Columns of the steps that are told of one step of a span, and are the same for all."""
 MEANS = ("kv.mean_used",)
+PEAKS = ("kv.peak_used", "kv.peak_held")
 WITHIN_SPANS = ("kv.classes", "kv.waste", "kv.useful", "kv.shared", "speculation.drafting_share")
 """Told at the ends of spans, or shared out within them by a rule of thumb."""
 SUMS = ("device_s", "host_s", "swapped_bytes", "copied_bytes", "preempted")
@@ -225,12 +226,14 @@ def _one_clock(run: Run, single: pd.DataFrame) -> pd.DataFrame:
 def _summaries(run: Run, other: Run, *, loose: bool = False) -> Iterator[str]:
     """Where two summaries differ. `loose`: but for what spans make approximate, as docs/metrics.md says."""
     skip = {"simulator", *(("cost_terms", "cost_sources") if loose else ())}
-    even = run.case.cost is not None and not run.case.cost.per_context_token_s and run.plan.allocator.name != "windowed"
+    windowed = run.plan.allocator.name == "windowed"
+    even = run.case.cost is not None and not run.case.cost.per_context_token_s and not windowed
     for key, told in run.summary.items():
         if key in skip:
             continue
         for name, one, two in _leaves(key, told, other.summary.get(key)):
-            if loose and (name.startswith(WITHIN_SPANS) or (name in MEANS and not even)):
+            sinks = windowed and name in PEAKS  # a window gives blocks back while a span runs
+            if loose and (name.startswith(WITHIN_SPANS) or (name in MEANS and not even) or sinks):
                 continue
             same = one == two
             if loose and isinstance(one, float) and isinstance(two, float):
