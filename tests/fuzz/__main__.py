@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed; scenario n is that of seed + n")
     parser.add_argument("--count", type=int, default=0, help="stop after so many scenarios")
     parser.add_argument("--laws", default="", help=f"by name, with commas; all of {', '.join(LAWS)}")
-    parser.add_argument("--most", type=int, default=3, help="write so many failures of one law down, and count the others")
+    parser.add_argument(
+        "--most", type=int, default=3, help="write so many failures of one law down, and count the others"
+    )
     parser.add_argument("--shrink", type=float, default=60.0, help="seconds to make a failure small")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where failures are written")
     asked = parser.parse_args(arguments)

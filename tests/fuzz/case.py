@@ -70,7 +70,9 @@ class Scaled:
         return [one * self.factor for one in device], host_s * self.factor
 
     def explain(self, shape: Shape) -> dict[str, Term]:
-        return {name: one._replace(seconds=one.seconds * self.factor) for name, one in self.inner.explain(shape).items()}
+        return {
+            name: one._replace(seconds=one.seconds * self.factor) for name, one in self.inner.explain(shape).items()
+        }
 
     def describe(self) -> list[Constant]:
         return self.inner.describe()

@@ -195,7 +195,9 @@ def _memory(rng: Random, settings: dict[str, Any], rows: list[Row]) -> None:
     need = max(-(-(row.prompt_tokens + row.output_tokens + room) // block) * row.samples for row in rows)
     if allocator in ("contiguous-max", "contiguous-pow2"):
         need = max(2 * need, -(-settings.get("engine.max_model_len", 0) // block))
-    if settings["model"] == "tiny-llama" or rng.random() < 0.8:  # what is left beside a tiny model is millions of blocks
+    if (
+        settings["model"] == "tiny-llama" or rng.random() < 0.8
+    ):  # what is left beside a tiny model is millions of blocks
         settings["kv.blocks"] = max(1, need + rng.choice((-1, 0, 0, 1, need // 2, need, 3 * need, 1000)))
     else:
         settings["kv.block_tokens"] = 16

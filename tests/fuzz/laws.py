@@ -30,7 +30,11 @@ def conservation(run: Run) -> Iterator[str]:
     if not ended.isin(("completed", "rejected")).all():
         yield f"requests ended as {sorted(set(ended))}"
     rejected, done = table[ended == "rejected"], run.done
-    if rejected[list(TIMES)].notna().any(axis=None) or (rejected["replica"] != -1).any() or (rejected["reason"] == "").any():
+    if (
+        rejected[list(TIMES)].notna().any(axis=None)
+        or (rejected["replica"] != -1).any()
+        or (rejected["reason"] == "").any()
+    ):
         yield "a rejected request has times, a replica or no reason"
     if done[list(TIMES)].isna().any(axis=None) or (done["reason"] != "").any():
         yield "a completed request lacks a time or has a reason"
@@ -71,7 +75,10 @@ def causality(run: Run) -> Iterator[str]:
     if not np.allclose(many["tpot_s"], mean, rtol=1e-12, atol=0) or done["tpot_s"].notna().sum() != len(many):
         yield "tpot_s is not the mean gap"
     longest = many["max_itl_s"]
-    if run.one_each and ((longest < mean * (1 - 1e-9)) | (longest > (many["finish_s"] - many["first_token_s"]) * (1 + 1e-9))).any():
+    if (
+        run.one_each
+        and ((longest < mean * (1 - 1e-9)) | (longest > (many["finish_s"] - many["first_token_s"]) * (1 + 1e-9))).any()
+    ):
         yield "the longest gap lies below the mean gap or above all of them"
 
 
@@ -135,7 +142,10 @@ def budgets(run: Run) -> Iterator[str]:
     rows = steps["prefill_requests"] + steps["decode_requests"]
     if run.plan.policy.name != "static" and (rows > steps["running"]).any():
         yield "more rows than running sequences"
-    if (steps[["prefill_tokens", "prefill_past_tokens", "decode_requests", "draft_tokens", "padding_tokens", "waiting"]] < 0).any(axis=None):
+    if (
+        steps[["prefill_tokens", "prefill_past_tokens", "decode_requests", "draft_tokens", "padding_tokens", "waiting"]]
+        < 0
+    ).any(axis=None):
         yield "a count below zero"
 
 
@@ -168,7 +178,9 @@ def memory(run: Run) -> Iterator[str]:
     if ((steps["kv_saved_tokens"] > 0) != (steps["kv_shared_tokens"] > 0)).any():
         yield "sharing saves without shared slots, or the other way round"
     for kind in CLASSES:
-        if not np.isclose(kv["classes"][kind]["peak"], slots[f"kv_{kind}_tokens"].max() / kv["capacity_tokens"], rtol=1e-12):
+        if not np.isclose(
+            kv["classes"][kind]["peak"], slots[f"kv_{kind}_tokens"].max() / kv["capacity_tokens"], rtol=1e-12
+        ):
             yield f"the peak of {kind} is {kv['classes'][kind]['peak']}, the table has {slots[f'kv_{kind}_tokens'].max()}"
     means = [kv["classes"][kind]["mean"] for kind in CLASSES]
     if None not in means and (abs(sum(means) - 1) > 1e-9 or min(means) < -1e-9):
@@ -176,7 +188,10 @@ def memory(run: Run) -> Iterator[str]:
     held = list(kv["waste"]["of_held"].values())
     if None not in held and (abs(sum(held) - 1) > 1e-9 or min(held) < -1e-9):
         yield f"the shares of what was held are {held}"
-    if kv["mean_used"] is not None and not kv["mean_used"] <= kv["peak_used"] + 1e-9 <= kv["peak_held"] + 2e-9 <= 1 + 3e-9:
+    if (
+        kv["mean_used"] is not None
+        and not kv["mean_used"] <= kv["peak_used"] + 1e-9 <= kv["peak_held"] + 2e-9 <= 1 + 3e-9
+    ):
         yield f"mean_used {kv['mean_used']}, peak_used {kv['peak_used']}, peak_held {kv['peak_held']}"
     if kv["preemptions"] != run.requests["preemptions"].sum():
         yield f"the summary counts {kv['preemptions']} preemptions, the requests {run.requests['preemptions'].sum()}"

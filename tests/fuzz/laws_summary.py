@@ -71,7 +71,9 @@ def population(run: Run) -> Iterator[str]:
         told = (steps["running"] + steps["waiting"]).to_numpy()
         idle = run.asynchronous & (told != inside)  # may have been planned when the device had ended, not before
         if idle.any():
-            late = _at(steps["start_s"].to_numpy(), mine["arrival_s"]) - _at(steps["start_s"].to_numpy(), mine["finish_s"])
+            late = _at(steps["start_s"].to_numpy(), mine["arrival_s"]) - _at(
+                steps["start_s"].to_numpy(), mine["finish_s"]
+            )
             inside = np.where(idle, late, inside)
         if (told != inside).any():
             at = int(np.argmax(told != inside))
@@ -133,7 +135,9 @@ def goodput(run: Run) -> Iterator[str]:
     for row in run.requests.to_dict("records"):
         values = [(row[OF_A_REQUEST[name.split("_")[0]]], float(limit)) for name, limit in clauses]
         met += row["status"] == "completed" and not any(value > limit for value, limit in values)
-    if told["fraction"] != met / len(run.requests) or not _same(told["requests_per_s"], met / run.summary["duration_s"]):
+    if told["fraction"] != met / len(run.requests) or not _same(
+        told["requests_per_s"], met / run.summary["duration_s"]
+    ):
         yield f"{met} of {len(run.requests)} requests met {run.plan.slo}, and the summary says {told}"
 
 
@@ -179,11 +183,17 @@ def drafts(run: Run) -> Iterator[str]:
     if told is None:
         return
     table = run.requests
-    if told["drafted_tokens"] != table["draft_tokens"].sum() or told["accepted_tokens"] != table["accepted_tokens"].sum():
+    if (
+        told["drafted_tokens"] != table["draft_tokens"].sum()
+        or told["accepted_tokens"] != table["accepted_tokens"].sum()
+    ):
         yield f"the summary has {told['drafted_tokens']} drafts, {told['accepted_tokens']} right; the table differs"
     if (table["accepted_tokens"] > table["draft_tokens"]).any() or (table["draft_tokens"] < 0).any():
         yield "more drafts right than there were"
-    if not run.plan.speculation.tree and told["drafted_tokens"] > (run.steps["draft_tokens"] * run.steps["repeats"]).sum():
+    if (
+        not run.plan.speculation.tree
+        and told["drafted_tokens"] > (run.steps["draft_tokens"] * run.steps["repeats"]).sum()
+    ):
         yield "more drafts verified than the steps had"
     shares = [*told["acceptance_by_position"], *told["found_by_position"], told["acceptance"] or 0.0]
     if not all(0 <= one <= 1 for one in shares):
@@ -213,6 +223,5 @@ def _same(told: float | None, wanted: float | None) -> bool:
 
 
 LAWS: dict[str, Law] = {
-    law.__name__: law
-    for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, drafts)
+    law.__name__: law for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, drafts)
 }

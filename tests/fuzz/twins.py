@@ -20,7 +20,14 @@ from traces.write import write
 from .case import Run, Scaled
 from .laws import Law
 
-OFTEN = ("prefill_requests", "prefill_tokens", "prefill_past_tokens", "decode_requests", "draft_tokens", "padding_tokens")
+OFTEN = (
+    "prefill_requests",
+    "prefill_tokens",
+    "prefill_past_tokens",
+    "decode_requests",
+    "draft_tokens",
+    "padding_tokens",
+)
 """Columns of the steps that are told of one step of a span, and are the same for all."""
 MEANS = ("kv.mean_used",)
 PEAKS = ("kv.peak_used", "kv.peak_held")
@@ -132,7 +139,9 @@ def lone(run: Run) -> Iterator[str]:
     """A request alone is never later with more KV blocks, or on a GPU that is in nothing slower."""
     settings, row = run.case.settings, run.case.rows[0]
     asked = {"workload.resample": 0, "concurrency": 1, "replicas": 1}
-    alone = {key: value for key, value in settings.items() if key not in ("rate", "rate_scale", "router", "router.seed")}
+    alone = {
+        key: value for key, value in settings.items() if key not in ("rate", "rate_scale", "router", "router.seed")
+    }
     alone = {key: value for key, value in alone.items() if not key.startswith("workload.arrivals")} | asked
     case = replace(run.case, rows=(row._replace(after=-1),), settings=alone)
     base = _ends(replace(case, settings={**alone, "workload.skip_bad": False}).run)
@@ -176,7 +185,9 @@ def _differences(
         mine = steps if name == "steps" and steps is not None else table
         yours = wanted_steps if name == "steps" and wanted_steps is not None else wanted[name]
         yield from _table(name, mine, yours, exact=exact)
-    for index, (mine_s, other_s) in enumerate(zip(run.result.step_end_s, clock or other.result.step_end_s, strict=True)):
+    for index, (mine_s, other_s) in enumerate(
+        zip(run.result.step_end_s, clock or other.result.step_end_s, strict=True)
+    ):
         if len(mine_s) != len(other_s) or not np.allclose(mine_s, other_s, rtol=0, atol=0 if exact else 1e-9):
             yield f"the clock of replica {index} differs"
 
@@ -291,7 +302,11 @@ def _later(how: str, base: Run, other: Run | None) -> Iterator[str]:
 def _faster(name: str) -> list[str]:
     """GPUs that are in nothing slower, with the same constants of efficiency."""
     base = catalog.load_gpu(name)
-    rates = [key for key in GpuSpec.__dataclass_fields__ if key.endswith("_per_s")] + ["sms", "l2_bytes", "memory_bytes"]
+    rates = [key for key in GpuSpec.__dataclass_fields__ if key.endswith("_per_s")] + [
+        "sms",
+        "l2_bytes",
+        "memory_bytes",
+    ]
     found = []
     for other in map(catalog.load_gpu, catalog.names("gpus")):
         no_less = all(getattr(other, key) >= getattr(base, key) for key in rates)
