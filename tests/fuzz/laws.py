@@ -175,6 +175,9 @@ def memory(run: Run) -> Iterator[str]:
     slots = steps[[f"kv_{kind}_tokens" for kind in CLASSES]]
     if (slots < 0).any(axis=None) or (slots.sum(axis=1) != kv["capacity_tokens"]).any():
         yield f"classes do not add up to {kv['capacity_tokens']}: {slots[slots.sum(axis=1) != kv['capacity_tokens']].head(1).to_dict('records')}"
+    changing = sum(steps[f"kv_{kind}_mean_tokens"] for kind in ("used", "reserved", "internal", "free"))
+    if not np.allclose(changing + steps["kv_shared_tokens"] + steps["kv_external_tokens"], kv["capacity_tokens"], rtol=1e-12):
+        yield f"the means of a span do not add up to {kv['capacity_tokens']}"
     if ((steps["kv_saved_tokens"] > 0) != (steps["kv_shared_tokens"] > 0)).any():
         yield "sharing saves without shared slots, or the other way round"
     for kind in CLASSES:

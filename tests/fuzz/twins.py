@@ -29,10 +29,8 @@ OFTEN = (
     "padding_tokens",
 )
 """Columns of the steps that are told of one step of a span, and are the same for all."""
-MEANS = ("kv.mean_used",)
-PEAKS = ("kv.peak_used", "kv.peak_held")
-WITHIN_SPANS = ("kv.classes", "kv.waste", "kv.useful", "kv.shared", "speculation.drafting_share")
-"""Told at the ends of spans, or shared out within them by a rule of thumb."""
+PEAKS = tuple(f"kv.classes.{kind}.peak" for kind in ("reserved", "internal", "external", "free"))
+"""Told of the ends of spans, within which these may have been higher."""
 SUMS = ("device_s", "host_s", "swapped_bytes", "copied_bytes", "preempted")
 
 
@@ -199,7 +197,7 @@ def _table(name: str, mine: pd.DataFrame, other: pd.DataFrame, *, exact: bool) -
         return
     for column in mine:
         one, two = mine[column].to_numpy(), other[column].to_numpy()
-        if str(column).endswith("_s") and not exact:
+        if str(column).endswith(("_s", "_mean_tokens")) and not exact:
             alike = np.isclose(one, two, rtol=1e-9, atol=1e-9, equal_nan=True)
         else:
             alike = (one == two) | (pd.isna(one) & pd.isna(two))
@@ -225,6 +223,8 @@ def _one_clock(run: Run, single: pd.DataFrame) -> pd.DataFrame:
     for name in single.columns:
         if name in SUMS:
             table[name] = sums[name]
+        elif name.endswith("_mean_tokens"):
+            table[name] = groups[name].mean()
         elif name == "end_s" or name.startswith("kv_"):
             table[name] = last[name]
         elif name in (*OFTEN, "waiting") and not (groups[name].nunique() == 1).all():
@@ -237,14 +237,14 @@ def _one_clock(run: Run, single: pd.DataFrame) -> pd.DataFrame:
 def _summaries(run: Run, other: Run, *, loose: bool = False) -> Iterator[str]:
     """Where two summaries differ. `loose`: but for what spans make approximate, as docs/metrics.md says."""
     skip = {"simulator", *(("cost_terms", "cost_sources") if loose else ())}
-    windowed = run.plan.allocator.name == "windowed"
-    even = run.case.cost is not None and not run.case.cost.per_context_token_s and not windowed
+    # Steps of a span are taken as equally long, and a window gives blocks back between them.
+    even = run.case.cost is not None and not run.case.cost.per_context_token_s
+    even = even and run.plan.allocator.name != "windowed"
     for key, told in run.summary.items():
         if key in skip:
             continue
         for name, one, two in _leaves(key, told, other.summary.get(key)):
-            sinks = windowed and name in PEAKS  # a window gives blocks back while a span runs
-            if loose and (name.startswith(WITHIN_SPANS) or (name in MEANS and not even) or sinks):
+            if loose and (name in PEAKS or (name.startswith(("kv", "speculation.drafting")) and not even)):
                 continue
             same = one == two
             if loose and isinstance(one, float) and isinstance(two, float):
