@@ -74,11 +74,11 @@ def _agree(settings: dict[str, Any]) -> None:
 
 
 def _rows(rng: Random, unit: int, big: bool) -> list[Row]:
-    count = rng.choice((1, 2, 3, 5, 8, 12, 20, 20))
+    count = rng.choice((1, 2, 3, 5, 8, 12, 20, 20, 20, rng.choice((20, 150))))
     horizon = rng.choice((0, 4, 40, 400))
     longest, answers = (900, 80) if big else (rng.choice((6, 30, 60)), rng.choice((1, 6, 24, 40)))
     priorities, samples = rng.choice((1, 1, 3)), rng.choice((1, 1, 1, 1, 3))
-    branches = rng.random() < 0.1  # parts: 0 open, else the share of requests that follow another
+    branches = rng.random() < 0.1
     follows = rng.choice((0.0, 0.0, 0.0, 0.3, 0.7))
     thinks = rng.choice(((0,), (0, 3), (1, 7, 50)))
     prefixes = rng.random() < 0.4

@@ -173,18 +173,20 @@ def memory(run: Run) -> Iterator[str]:
     """The KV classes add up to the capacity, at the end of each span and on average; peaks are those of the table."""
     steps, kv = run.steps, run.summary["kv"]
     slots = steps[[f"kv_{kind}_tokens" for kind in CLASSES]]
-    if (slots < 0).any(axis=None) or (slots.sum(axis=1) != kv["capacity_tokens"]).any():
-        yield f"classes do not add up to {kv['capacity_tokens']}: {slots[slots.sum(axis=1) != kv['capacity_tokens']].head(1).to_dict('records')}"
+    wrong = (slots < 0).any(axis=1) | (slots.sum(axis=1) != kv["capacity_tokens"])
+    if wrong.any():
+        yield f"classes do not add up to {kv['capacity_tokens']}: {slots[wrong].head(1).to_dict('records')}"
     changing = sum(steps[f"kv_{kind}_mean_tokens"] for kind in ("used", "reserved", "internal", "free"))
-    if not np.allclose(changing + steps["kv_shared_tokens"] + steps["kv_external_tokens"], kv["capacity_tokens"], rtol=1e-12):
+    if not np.allclose(
+        changing + steps["kv_shared_tokens"] + steps["kv_external_tokens"], kv["capacity_tokens"], rtol=1e-12
+    ):
         yield f"the means of a span do not add up to {kv['capacity_tokens']}"
     if ((steps["kv_saved_tokens"] > 0) != (steps["kv_shared_tokens"] > 0)).any():
         yield "sharing saves without shared slots, or the other way round"
     for kind in CLASSES:
-        if not np.isclose(
-            kv["classes"][kind]["peak"], slots[f"kv_{kind}_tokens"].max() / kv["capacity_tokens"], rtol=1e-12
-        ):
-            yield f"the peak of {kind} is {kv['classes'][kind]['peak']}, the table has {slots[f'kv_{kind}_tokens'].max()}"
+        told, most = kv["classes"][kind]["peak"], slots[f"kv_{kind}_tokens"].max()
+        if not np.isclose(told, most / kv["capacity_tokens"], rtol=1e-12):
+            yield f"the peak of {kind} is {told}, the table has {most} slots"
     means = [kv["classes"][kind]["mean"] for kind in CLASSES]
     if None not in means and (abs(sum(means) - 1) > 1e-9 or min(means) < -1e-9):
         yield f"the means {means} do not add up to 1"

@@ -13,7 +13,6 @@ import pandas as pd
 
 from sim import api, catalog, scenario
 from sim.gpu import GpuSpec
-from sim.workload import timed
 from traces.schema import Trace
 from traces.write import write
 
@@ -49,8 +48,8 @@ def again(run: Run) -> Iterator[str]:
     yield from _differences(run, other, exact=True)
     yield from _summaries(run, other)
     for name, table in _tables(run).items():
-        if table.to_csv() != _tables(other)[name].to_csv():
-            yield f"{name}: other bytes"
+        if not table.dtypes.equals(_tables(other)[name].dtypes):
+            yield f"{name}: other types"
 
 
 def resolved(run: Run) -> Iterator[str]:
