@@ -19,6 +19,7 @@ import sim.acceptance
 import sim.api
 import sim.cluster
 import sim.kv_metrics
+import sim.report.files
 from sim.cost.roofline import Roofline
 from sim.executor import Predicted
 from sim.policies.chunked import Chunked
@@ -301,6 +302,20 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
     assert "KV blocks instead of 99" in broken(RUNS["sessions"], "lone")
 
 
+def test_files_that_are_not_the_tables_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = sim.report.files.parquet
+    monkeypatch.setattr(sim.report.files, "parquet", lambda table: honest(table.iloc[::-1].reset_index(drop=True)))
+    assert "requests.parquet is not the table" in broken(RUNS["open"], "folder")
+
+
+def test_a_number_that_is_none_is_seen_in_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = sim.api.metrics.summarise
+    monkeypatch.setattr(
+        sim.api.metrics, "summarise", lambda *given, **named: {**honest(*given, **named), "duration_s": np.nan}
+    )
+    assert "ValueError" in broken(RUNS["open"], "folder")
+
+
 @pytest.mark.parametrize(
     ("error", "law"),
     [
@@ -320,5 +335,5 @@ def test_what_is_no_sentence_is_seen(monkeypatch: pytest.MonkeyPatch, error: Exc
 
 
 def test_every_law_is_tested_here() -> None:
-    twins = {"spans", "again", "resolved", "from_file", "scaled", "shifted", "replicas", "lone"}
+    twins = {"spans", "again", "resolved", "from_file", "scaled", "shifted", "replicas", "lone", "folder"}
     assert {law for law, _, _ in PLANTED} | twins == set(LAWS)

@@ -18,6 +18,8 @@ from sim.scenario import Scenario
 from sim.workload import timed
 from traces.schema import Trace, from_frame, keep_rows
 
+from . import assets
+
 
 class Row(NamedTuple):
     """One request. `prefix` names the full units of its prompt; `after` is the row that must finish first."""
@@ -97,8 +99,12 @@ class Case:
     token_ids: bool = False
     timeless: bool = False
 
+    def told(self) -> dict[str, Any]:
+        """The settings with the paths of files that they name (`assets`)."""
+        return {key: assets.told(value) for key, value in self.settings.items()}
+
     def plan(self) -> Scenario:
-        return scenario.build({}, self.settings)
+        return scenario.build({}, self.told())
 
     def trace(self) -> Trace:
         """The requests with the columns that any of them needs, before rates and other arrivals are asked for."""

@@ -38,7 +38,7 @@ def draw(seed: int) -> Case:
     _memory(rng, settings, rows)
     _source(rng, settings, rows)
     _rest(rng, settings)
-    cost = rng.choice((*COSTS, None, None, None))
+    cost = rng.choice((*COSTS, None, None, None)) if "cost.profile" not in settings else None
     if settings["policy"] == "speculative" and rng.random() < 0.3:
         rows = [row._replace(acceptance=rng.choice((None, 0.0, 0.5, 1.0))) for row in rows]
     if rng.random() < 0.95:
@@ -128,6 +128,9 @@ def _device(rng: Random, settings: dict[str, Any]) -> None:
         settings["router"] = rng.choice(ROUTERS)
         if settings["router"] == "random":
             _sometimes(rng, settings, 0.5, "router.seed", (1, 2))
+    if rng.random() < 0.08:
+        settings.update({"model": "llama-3.1-8b", "gpu": "h100", "tp": 1})
+        settings["cost.profile"] = rng.choice(("@mixed", "@uneven"))
     for key in ("weight_layers", "kv_layers"):
         _sometimes(rng, settings, 0.07, f"offload.{key}", (1, 2, 5))
     if "offload.weight_layers" in settings:
@@ -158,6 +161,8 @@ def _speculation(rng: Random, settings: dict[str, Any]) -> None:
     if drafter == "draft-model":
         settings["speculation.draft_model"] = settings["model"] if rng.random() < 0.6 else "llama-3.2-1b"
     settings["speculation.acceptance"] = rng.choice((0.0, 0.5, 0.7, 1.0, "0.9,0.5,0.1"))
+    if drafter == "ngram" and rng.random() < 0.4:
+        settings["speculation.acceptance"] = "@looked-up.json"
     k = settings["speculation.k"] = rng.choice((1, 2, 3, 4, 7))
     if drafter in ("eagle", "medusa") and rng.random() < 0.3:
         widths = [rng.randint(1, 3) for _ in range(k)]
