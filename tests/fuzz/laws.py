@@ -63,6 +63,8 @@ def causality(run: Run) -> Iterator[str]:
         for name in ("first_token_s", "finish_s"):
             if not np.isin(of[name], ends_s).all():
                 yield f"{name} is no end of a step of replica {index}"
+        if not run.asynchronous and not np.isin(of["first_scheduled_s"], run.replica(index)["start_s"]).all():
+            yield f"first_scheduled_s is no start of a span of replica {index}"
     for key, parts in (
         ("queue_s", ("first_scheduled_s", "arrival_s")),
         ("ttft_s", ("first_token_s", "arrival_s")),
@@ -207,6 +209,31 @@ def memory(run: Run) -> Iterator[str]:
         yield "bytes were swapped, and there is no host memory to swap to"
 
 
+def content(run: Run) -> Iterator[str]:
+    """What the pool holds is what was computed or found, less that of requests that have ended."""
+    done, simple = run.done, run.plan.allocator.name not in ("windowed", "no-cache")
+    if not simple or run.plan.policy.name in ("static", "speculative") or not run.one_each or done["preemptions"].any():
+        return
+    for index in range(run.plan.replicas):
+        steps, mine = run.replica(index), done[done["replica"] == index]
+        if not len(steps):
+            continue
+        rows = (steps["prefill_tokens"] + steps["decode_requests"]) * steps["repeats"]
+        ends_s = steps["end_s"].to_numpy()
+        final = mine.assign(tokens=mine["prompt_tokens"] + mine["output_tokens"] - 1).sort_values("finish_s")
+        gone = np.concatenate([[0], final["tokens"].cumsum()])[np.searchsorted(final["finish_s"], ends_s)]
+        seen = mine.sort_values("first_scheduled_s")
+        planned_s = steps["start_s"].to_numpy() if not run.asynchronous else ends_s
+        found = np.concatenate([[0], seen["prefix_hit_tokens"].cumsum()])
+        found = found[np.searchsorted(seen["first_scheduled_s"], planned_s, side="right")]
+        held = steps["kv_used_tokens"] + steps["kv_shared_tokens"] + steps["kv_saved_tokens"]
+        wanted = rows.cumsum().to_numpy() + found - gone
+        wrong = (held != wanted).to_numpy() & ~(run.asynchronous & bool(found.any()))
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            yield f"replica {index}, span {at}: {held.iloc[at]} tokens' KV is held, and {wanted[at]} should be"
+
+
 def hits(run: Run) -> Iterator[str]:
     """Prefix hits are whole blocks of prompts that were asked to share, and the summary's rates are theirs."""
     done, kv = run.done, run.summary["kv"]
@@ -226,5 +253,5 @@ def hits(run: Run) -> Iterator[str]:
 
 
 LAWS: dict[str, Law] = {
-    law.__name__: law for law in (conservation, causality, arrivals, clock, budgets, work, memory, hits)
+    law.__name__: law for law in (conservation, causality, arrivals, clock, budgets, work, memory, content, hits)
 }

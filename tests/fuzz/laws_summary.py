@@ -52,9 +52,7 @@ def gaps(run: Run) -> Iterator[str]:
 
 def population(run: Run) -> Iterator[str]:
     """Whenever a step is planned, those running and waiting are those that have come and not ended; so Little's law."""
-    if not run.one_each:
-        return
-    gone = run.result.preempted
+    gone, seats = run.result.preempted, int(run.requests["samples"].max())
     for index in range(run.plan.replicas):
         steps, mine = run.replica(index), run.done[run.done["replica"] == index]
         if not len(steps):
@@ -69,17 +67,20 @@ def population(run: Run) -> Iterator[str]:
             planned_s = np.where(ahead, np.concatenate([[0.0], began_s[:-1]]), planned_s)
         inside = _at(planned_s, mine["arrival_s"]) - _at(planned_s, mine["finish_s"])
         told = (steps["running"] + steps["waiting"]).to_numpy()
-        idle = run.asynchronous & (told != inside)  # may have been planned when the device had ended, not before
+        idle = run.asynchronous & (
+            (told < inside) | (told > inside * seats)
+        )  # may have been planned when the device had ended, not before
         if idle.any():
             late = _at(steps["start_s"].to_numpy(), mine["arrival_s"]) - _at(
                 steps["start_s"].to_numpy(), mine["finish_s"]
             )
             inside = np.where(idle, late, inside)
-        if (told != inside).any():
-            at = int(np.argmax(told != inside))
+        wrong = (told < inside) | (told > inside * seats)
+        if wrong.any():
+            at = int(np.argmax(wrong))
             yield f"replica {index}, span {at}: {told[at]} run or wait, and {inside[at]} have come and not ended"
             continue
-        if run.asynchronous or gone is None:
+        if run.asynchronous or gone is None or not run.one_each:
             continue
         away = gone[gone["request"].isin(mine.index)]
         back_s = away["end_s"].fillna(away["request"].map(mine["finish_s"]))

@@ -17,20 +17,8 @@ from traces.schema import Trace
 from traces.write import write
 
 from .case import Run, Scaled
+from .compare import differences, put_together, single_columns, summary_differences, table_differences, tables
 from .laws import Law
-
-OFTEN = (
-    "prefill_requests",
-    "prefill_tokens",
-    "prefill_past_tokens",
-    "decode_requests",
-    "draft_tokens",
-    "padding_tokens",
-)
-"""Columns of the steps that are told of one step of a span, and are the same for all."""
-PEAKS = tuple(f"kv.classes.{kind}.peak" for kind in ("reserved", "internal", "external", "free"))
-"""Told of the ends of spans, within which these may have been higher."""
-SUMS = ("device_s", "host_s", "swapped_bytes", "copied_bytes", "preempted")
 
 
 def spans(run: Run) -> Iterator[str]:
@@ -38,17 +26,17 @@ def spans(run: Run) -> Iterator[str]:
     single = run.case.run(spans=False)
     if (single.steps["repeats"] != 1).any():
         yield "a step was repeated, and spans are off"
-    yield from _differences(run, single, steps=_single(run.steps), wanted_steps=_one_clock(run, single.steps))
-    yield from _summaries(run, single, loose=True)
+    yield from differences(run, single, steps=single_columns(run.steps), wanted_steps=put_together(run, single.steps))
+    yield from summary_differences(run, single, loose=True)
 
 
 def again(run: Run) -> Iterator[str]:
     """The same scenario gives the same bytes."""
     other = run.case.run()
-    yield from _differences(run, other, exact=True)
-    yield from _summaries(run, other)
-    for name, table in _tables(run).items():
-        if not table.dtypes.equals(_tables(other)[name].dtypes):
+    yield from differences(run, other, exact=True)
+    yield from summary_differences(run, other)
+    for name, table in tables(run).items():
+        if not table.dtypes.equals(tables(other)[name].dtypes):
             yield f"{name}: other types"
 
 
@@ -63,7 +51,7 @@ def resolved(run: Run) -> Iterator[str]:
     other = run.case.run(plan=plan)
     if other.result.scenario != run.result.scenario:
         yield f"resolved again it is {other.result.scenario}"
-    yield from _differences(run, other, exact=True)
+    yield from differences(run, other, exact=True)
 
 
 def from_file(run: Run) -> Iterator[str]:
@@ -78,7 +66,7 @@ def from_file(run: Run) -> Iterator[str]:
         yield "a column of sessions came out of nowhere"
     other = replace(run, result=result)
     drop = ("source_row",)
-    yield from _differences(
+    yield from differences(
         run.having(requests=run.requests.drop(columns=list(drop))),
         other.having(requests=result.requests.drop(columns=list(drop))),
         exact=True,
@@ -93,8 +81,8 @@ def scaled(run: Run) -> Iterator[str]:
         case = replace(case, settings={**case.settings, "policy.timeout_s": wait_s})
     cost = case.cost or run.parts.cost
     other = case.run(trace=_stretched(run.trace, 2.0), cost=Scaled(cost, 2.0))
-    halved = {name: _halved(table) for name, table in _tables(other).items()}
-    yield from _differences(run, other.having(**halved), exact=True, clock=[one / 2 for one in other.result.step_end_s])
+    halved = {name: _halved(table) for name, table in tables(other).items()}
+    yield from differences(run, other.having(**halved), exact=True, clock=[one / 2 for one in other.result.step_end_s])
 
 
 def shifted(run: Run) -> Iterator[str]:
@@ -110,9 +98,9 @@ def shifted(run: Run) -> Iterator[str]:
     later_s = 0.0 if run.plan.workload.concurrency else 16.0
     trace = replace(run.trace, requests=requests.assign(arrival_s=requests["arrival_s"] + 16.0))
     other = run.case.run(trace=trace)
-    back = {name: _moved(table, -later_s) for name, table in _tables(other).items()}
+    back = {name: _moved(table, -later_s) for name, table in tables(other).items()}
     back["requests"]["arrival_s"] = np.where(run.kept, back["requests"]["arrival_s"], run.requests["arrival_s"])
-    yield from _differences(run, other.having(**back), clock=[one - later_s for one in other.result.step_end_s])
+    yield from differences(run, other.having(**back), clock=[one - later_s for one in other.result.step_end_s])
 
 
 def replicas(run: Run) -> Iterator[str]:
@@ -130,8 +118,10 @@ def replicas(run: Run) -> Iterator[str]:
     rejected = both.requests["replica"] < 0
     for index in range(2):
         mine = both.requests[(both.requests["replica"] == index) | (rejected & (both.requests["request"] % 2 == index))]
-        yield from _table(f"requests of replica {index}", _apart(alone.requests), _apart(mine), exact=True)
-        yield from _table(f"steps of replica {index}", _apart(alone.steps), _apart(both.replica(index)), exact=True)
+        yield from table_differences(f"requests of replica {index}", _apart(alone.requests), _apart(mine), exact=True)
+        yield from table_differences(
+            f"steps of replica {index}", _apart(alone.steps), _apart(both.replica(index)), exact=True
+        )
 
 
 def lone(run: Run) -> Iterator[str]:
@@ -159,107 +149,6 @@ def lone(run: Run) -> Iterator[str]:
 LAWS: dict[str, Law] = {
     law.__name__: law for law in (spans, again, resolved, from_file, scaled, shifted, replicas, lone)
 }
-
-
-# ---- comparing ------------------------------------------------------------------------------------------------------
-
-
-def _tables(run: Run) -> dict[str, pd.DataFrame]:
-    assert run.result.preempted is not None
-    return {"requests": run.requests, "steps": run.steps, "preempted": run.result.preempted}
-
-
-def _differences(
-    run: Run,
-    other: Run,
-    *,
-    exact: bool = False,
-    steps: pd.DataFrame | None = None,
-    wanted_steps: pd.DataFrame | None = None,
-    clock: list[np.ndarray] | None = None,
-) -> Iterator[str]:
-    """Where two runs' tables differ, by column; seconds by more than 1e-9 unless `exact`."""
-    wanted = _tables(other)
-    for name, table in _tables(run).items():
-        mine = steps if name == "steps" and steps is not None else table
-        yours = wanted_steps if name == "steps" and wanted_steps is not None else wanted[name]
-        yield from _table(name, mine, yours, exact=exact)
-    for index, (mine_s, other_s) in enumerate(
-        zip(run.result.step_end_s, clock or other.result.step_end_s, strict=True)
-    ):
-        if len(mine_s) != len(other_s) or not np.allclose(mine_s, other_s, rtol=0, atol=0 if exact else 1e-9):
-            yield f"the clock of replica {index} differs"
-
-
-def _table(name: str, mine: pd.DataFrame, other: pd.DataFrame, *, exact: bool) -> Iterator[str]:
-    mine, other = mine.reset_index(drop=True), other.reset_index(drop=True)
-    if list(mine) != list(other) or len(mine) != len(other):
-        yield f"{name}: {len(mine)} rows of {list(mine)} against {len(other)} of {list(other)}"
-        return
-    for column in mine:
-        one, two = mine[column].to_numpy(), other[column].to_numpy()
-        if str(column).endswith(("_s", "_mean_tokens")) and not exact:
-            alike = np.isclose(one, two, rtol=1e-9, atol=1e-9, equal_nan=True)
-        else:
-            alike = (one == two) | (pd.isna(one) & pd.isna(two))
-        if not alike.all():
-            at = int(np.argmin(alike))
-            yield f"{name}.{column}, row {at}: {one[at]!r} against {two[at]!r} ({(~alike).sum()} of {len(one)} differ)"
-
-
-def _single(steps: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a table of spans that single steps, added up, must have."""
-    return steps.drop(columns=["repeats"])
-
-
-def _one_clock(run: Run, single: pd.DataFrame) -> pd.DataFrame:
-    """Single steps put together to the spans of `run`."""
-    order = run.steps[["replica", "step", "repeats"]].reset_index(names="span")
-    order = order.loc[np.repeat(np.arange(len(order)), order["repeats"])]
-    order["step"] += order.groupby("span").cumcount()
-    merged = order[["span", "replica", "step"]].merge(single, on=["replica", "step"], how="left")
-    groups = merged.groupby("span", sort=True)
-    first, last, sums = groups.first(), groups.last(), groups.sum()
-    table = first.copy()
-    for name in single.columns:
-        if name in SUMS:
-            table[name] = sums[name]
-        elif name.endswith("_mean_tokens"):
-            table[name] = groups[name].mean()
-        elif name == "end_s" or name.startswith("kv_"):
-            table[name] = last[name]
-        elif name in (*OFTEN, "waiting") and not (groups[name].nunique() == 1).all():
-            table[name] = np.nan  # which no span has
-    if len(merged) != len(single):
-        table = table.iloc[:0]
-    return table[[name for name in run.steps.columns if name != "repeats"]]
-
-
-def _summaries(run: Run, other: Run, *, loose: bool = False) -> Iterator[str]:
-    """Where two summaries differ. `loose`: but for what spans make approximate, as docs/metrics.md says."""
-    skip = {"simulator", *(("cost_terms", "cost_sources") if loose else ())}
-    # Steps of a span are taken as equally long, and a window gives blocks back between them.
-    even = run.case.cost is not None and not run.case.cost.per_context_token_s
-    even = even and run.plan.allocator.name != "windowed"
-    for key, told in run.summary.items():
-        if key in skip:
-            continue
-        for name, one, two in _leaves(key, told, other.summary.get(key)):
-            if loose and (name in PEAKS or (name.startswith(("kv", "speculation.drafting")) and not even)):
-                continue
-            same = one == two
-            if loose and isinstance(one, float) and isinstance(two, float):
-                same = bool(np.isclose(one, two, rtol=1e-9, atol=1e-9))
-            if not same:
-                yield f"summary {name}: {one!r} against {two!r}"
-
-
-def _leaves(key: str, one: Any, two: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(one, dict) and isinstance(two, dict):
-        for name in {**one, **two}:
-            yield from _leaves(f"{key}.{name}", one.get(name), two.get(name))
-    else:
-        yield key, one, two
 
 
 # ---- changing -------------------------------------------------------------------------------------------------------
