@@ -12,8 +12,9 @@ import pandas as pd
 
 from sim import api, scenario
 from sim.assemble import Parts, assemble
-from sim.batch import Shape
+from sim.batch import Batch, Shape
 from sim.cost.step import Constant, FixedCost, StepCost, Term
+from sim.replica import Observer, Replica
 from sim.scenario import Scenario
 from sim.workload import timed
 from traces.schema import Trace, from_frame, keep_rows
@@ -78,6 +79,22 @@ class Scaled:
 
     def describe(self) -> list[Constant]:
         return self.inner.describe()
+
+
+class EndlessError(RuntimeError):
+    """A run plans far more steps than its tokens need."""
+
+
+class Patience(Observer):
+    """Ends a run that would go on for ever: after `most` plans."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise EndlessError("the run goes on and on")
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,9 @@ class Case:
         if trace is None:
             trace = timed(self.trace(), plan.workload, plan.seed)
         cost = changes.pop("cost", self.cost)
-        result = api.simulate(plan, trace=trace, hooks=api.Hooks(cost=cost, **changes))
+        tokens = (trace.requests["prompt_tokens"] + trace.requests["output_tokens"]).sum()
+        hooks = api.Hooks(cost=cost, observer=Patience(10_000 + 100 * int(tokens)), **changes)
+        result = api.simulate(plan, trace=trace, hooks=hooks)
         return Run(self, plan, trace, result)
 
 

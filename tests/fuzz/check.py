@@ -10,7 +10,7 @@ from random import Random
 from traces.schema import InputError
 
 from . import laws, laws_folder, laws_summary, twins
-from .case import Case
+from .case import Case, EndlessError
 from .laws import Law
 
 LAWS: dict[str, Law] = {**laws.LAWS, **laws_summary.LAWS, **twins.LAWS, **laws_folder.LAWS}
@@ -43,6 +43,8 @@ def check(case: Case, names: Iterable[str] | None = None) -> Verdict:
             return Verdict(text, ((STUCK, text),))
         wrong = not text or "\n" in text or len(text) > MOST_LETTERS
         return Verdict(text or "-", ((SENTENCE, text),) if wrong else ())
+    except EndlessError as error:
+        return Verdict("", ((STUCK, str(error)),))
     except Exception:
         return Verdict("", ((CRASH, _last(traceback.format_exc())),))
     found = []

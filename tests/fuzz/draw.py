@@ -41,8 +41,10 @@ def draw(seed: int) -> Case:
     cost = rng.choice((*COSTS, None, None, None)) if "cost.profile" not in settings else None
     if settings["policy"] == "speculative" and rng.random() < 0.3:
         rows = [row._replace(acceptance=rng.choice((None, 0.0, 0.5, 1.0))) for row in rows]
-    if rng.random() < 0.95:
+    if rng.random() < 0.9:
         _agree(settings)
+        if settings["policy"] == "speculative":
+            rows = [row._replace(samples=1) for row in rows]
     timeless = rng.random() < (0.2 if {"rate", "concurrency"} & set(settings) else 0.01)
     return Case(settings, tuple(rows), cost, unit, rng.random() < 0.2, timeless)
 
@@ -58,7 +60,11 @@ def _agree(settings: dict[str, Any]) -> None:
         settings["engine.async_scheduling"] = False
     if settings["policy"] == "speculative":
         settings.pop("workload.samples", None)
-    if settings["gpu"] in WITHOUT_BF16 or settings.get("weights", "").startswith("int"):
+    if "speculation.draft_model" in settings:
+        settings["speculation.draft_model"] = settings["model"]
+    if settings.get("engine.chunked_prefill") is False or settings["allocator"] == "no-cache":
+        settings["engine.max_num_batched_tokens"] = max(512, settings["engine.max_num_batched_tokens"])
+    if settings["gpu"] in WITHOUT_BF16 or "weights" in settings:
         settings["dtype"] = "fp16"
     if tiny and settings["allocator"] == "windowed":
         block = settings["kv.block_tokens"]
@@ -77,14 +83,15 @@ def _rows(rng: Random, unit: int, big: bool) -> list[Row]:
     count = rng.choice((1, 2, 3, 5, 8, 12, 20, 20, 20, rng.choice((20, 150))))
     horizon = rng.choice((0, 4, 40, 400))
     longest, answers = (900, 80) if big else (rng.choice((6, 30, 60)), rng.choice((1, 6, 24, 40)))
-    priorities, samples = rng.choice((1, 1, 3)), rng.choice((1, 1, 1, 1, 3))
+    priorities, samples = rng.choice((1, 1, 3)), rng.choice((1, 1, 1, 1, 3, rng.choice((2, 9))))
     branches = rng.random() < 0.1
     follows = rng.choice((0.0, 0.0, 0.0, 0.3, 0.7))
     thinks = rng.choice(((0,), (0, 3), (1, 7, 50)))
     prefixes = rng.random() < 0.4
     rows: list[Row] = []
     leaves: list[int] = []
-    for arrival_s in sorted(rng.randint(0, horizon) * TICK_S for _ in range(count)):
+    start_s = 2.0**24 if rng.random() < 0.03 else 0.0  # half a year
+    for arrival_s in sorted(start_s + rng.randint(0, horizon) * TICK_S for _ in range(count)):
         prompt, output = rng.randint(1, longest), rng.randint(1, answers)
         row = Row(arrival_s, prompt, output, rng.randrange(priorities), rng.randint(1, samples))
         prefix: tuple[int, ...] = ()
@@ -163,9 +170,9 @@ def _speculation(rng: Random, settings: dict[str, Any]) -> None:
     settings["speculation.acceptance"] = rng.choice((0.0, 0.5, 0.7, 1.0, "0.9,0.5,0.1"))
     if drafter == "ngram" and rng.random() < 0.4:
         settings["speculation.acceptance"] = "@looked-up.json"
-    k = settings["speculation.k"] = rng.choice((1, 2, 3, 4, 7))
+    k = settings["speculation.k"] = rng.choice((1, 2, 3, 4, 7, rng.choice((7, 64))))
     if drafter in ("eagle", "medusa") and rng.random() < 0.3:
-        widths = [rng.randint(1, 3) for _ in range(k)]
+        widths = [rng.randint(1, 3 if at < 3 else 1) for at in range(k)]
         settings["speculation.tree"] = ",".join(map(str, widths))
     else:
         _sometimes(rng, settings, 0.4, "speculation.adaptive", (True,))
@@ -195,11 +202,16 @@ def _memory(rng: Random, settings: dict[str, Any], rows: list[Row]) -> None:
         _sometimes(rng, settings, 0.4, "allocator.sink_tokens", (1, 4, 9))
     if allocator.startswith("contiguous"):
         _sometimes(rng, settings, 0.5, "allocator.fit", ("first", "best"))
-    block = settings["kv.block_tokens"] = rng.choice((1, 3, 4, 8, 16))
+    block = settings["kv.block_tokens"] = rng.choice((1, 3, 4, 8, 16, rng.choice((16, 500))))
     room = settings.get("speculation.k", 0) * 2
+    if allocator in ("contiguous", "contiguous-max"):
+        settings.setdefault("engine.max_model_len", max(row.prompt_tokens + row.output_tokens for row in rows))
     need = max(-(-(row.prompt_tokens + row.output_tokens + room) // block) * row.samples for row in rows)
-    if allocator in ("contiguous-max", "contiguous-pow2"):
-        need = max(2 * need, -(-settings.get("engine.max_model_len", 0) // block))
+    if allocator.startswith("contiguous"):
+        reserved = max(
+            2 * need if allocator == "contiguous-pow2" else need, -(-settings.get("engine.max_model_len", 0) // block)
+        )
+        need = max(need, reserved * max(row.samples for row in rows))
     if (
         settings["model"] == "tiny-llama" or rng.random() < 0.8
     ):  # what is left beside a tiny model is millions of blocks
@@ -216,7 +228,7 @@ def _source(rng: Random, settings: dict[str, Any], rows: list[Row]) -> None:
     if kind == "concurrency":
         settings[kind] = rng.choice((1, 2, 3, 8, 100))
     elif kind != "trace":
-        settings[kind] = rng.choice((0.5, 2.0, 300.0))
+        settings[kind] = rng.choice((0.5, 2.0, 300.0, rng.choice((1e-6, 1e6))))
     if kind == "rate" or (kind != "concurrency" and rng.random() < 0.03):
         settings["workload.arrivals"] = rng.choice(("trace", "poisson", "gamma"))
         if settings["workload.arrivals"] == "gamma":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,27 @@ def resolved(run: Run) -> Iterator[str]:
 
 
 def from_file(run: Run) -> Iterator[str]:
-    """The same requests from a file of our own format."""
-    if run.case.timeless or run.case.cost is not None:
+    """The same requests, and the first of them alone, from a file of our own format."""
+    case = replace(run.case, cost=None)
+    if case.timeless:
         return
+    half = len(case.rows) // 2 + 1
     with tempfile.TemporaryDirectory() as folder:
-        suffix = ("csv", "jsonl", "parquet", "csv.gz")[len(run.case.rows) % 4]
-        path = write(run.case.trace(), Path(folder, f"trace.{suffix}"))
-        result = api.run(trace=str(path), **run.case.told())
-    if "session" in result.requests and "session" not in run.requests:
-        yield "a column of sessions came out of nowhere"
-    other = replace(run, result=result)
-    drop = ("source_row",)
-    yield from differences(
-        run.having(requests=run.requests.drop(columns=list(drop))),
-        other.having(requests=result.requests.drop(columns=list(drop))),
-        exact=True,
-    )
+        suffix = ("csv", "jsonl", "parquet", "csv.gz")[len(case.rows) % 4]
+        path = write(case.trace(), Path(folder, f"trace.{suffix}"))
+        for limit, part in ((0, case), (half, replace(case, rows=case.rows[:half]))):
+            wanted = _ends(part.run)
+            found = _ends(partial(api.run, trace=str(path), **{"workload.limit": limit}, **case.told()))
+            if (wanted is None) != (found is None):
+                yield f"with a limit of {limit} only one of memory and file is refused"
+            elif found is not None:
+                # Columns that the first requests alone do not need, and lines of a file, tell nothing.
+                columns = [name for name in wanted.requests if name in found.requests and name != "source_row"]
+                yield from differences(
+                    wanted.having(requests=wanted.requests[columns]),
+                    replace(wanted, result=found).having(requests=found.requests[columns]),
+                    exact=True,
+                )
 
 
 def scaled(run: Run) -> Iterator[str]:
@@ -173,7 +179,7 @@ def _apart(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[name for name in ("request", "replica") if name in table])
 
 
-def _ends(run: Any) -> Run | None:
+def _ends(run: Callable[[], Any]) -> Any:
     try:
         return run()
     except api.InputError:
