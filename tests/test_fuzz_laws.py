@@ -307,7 +307,9 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
 
 def test_files_that_are_not_the_tables_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = sim.report.files.parquet
-    monkeypatch.setattr(sim.report.files, "parquet", lambda table: honest(table.iloc[::-1].reset_index(drop=True)))
+    monkeypatch.setattr(
+        sim.report.files, "parquet", lambda table, *more: honest(table.iloc[::-1].reset_index(drop=True), *more)
+    )
     assert "requests.parquet is not the table" in broken(RUNS["open"], "folder")
 
 
@@ -335,6 +337,23 @@ def test_what_is_no_sentence_is_seen(monkeypatch: pytest.MonkeyPatch, error: Exc
 
     monkeypatch.setattr(sim.api, "assemble", raises)
     assert [name for name, _ in check(RUNS["open"], ()).broken] == [law]
+
+
+def test_a_run_that_goes_on_for_ever_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Chunked.__call__
+
+    def anew(self: Chunked, step: Any) -> None:
+        for req in list(step.running):
+            if step.computed(req) > 4 and not req.drained:
+                step.evict(req)
+        honest(self, step)
+        if not step.entries and not step.advanced:
+            step.grant(next(iter(step.waiting)), 4)
+
+    monkeypatch.setattr(Chunked, "__call__", anew)
+    monkeypatch.setattr(Chunked, "every_step", True, raising=False)
+    case = Case({"model": "tiny-llama", "kv.blocks": 9}, (Row(0.0, 9, 9),), MS)
+    assert "goes on and on" in broken(case, STUCK)
 
 
 def test_every_law_is_tested_here() -> None:
