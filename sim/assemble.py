@@ -245,5 +245,5 @@ def resolved(plan: Scenario, parts: Parts) -> Scenario:
     return replace(
         plan,
         engine=replace(plan.engine, max_model_len=parts.limits.max_model_len, async_scheduling=parts.asynchronous),
-        kv=replace(plan.kv, blocks=parts.pool.blocks),
+        kv=replace(plan.kv, blocks=parts.memory.blocks),
     )

@@ -6,6 +6,7 @@ It knows when requests come and where they go, not how they are served.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,6 +92,8 @@ class Source:
             for index, before in enumerate(after):
                 if before >= 0:
                     self._followers.setdefault(before, []).append(index)
+        self._session = _sessions(after) if after is not None and concurrency else None
+        self._unfinished = Counter(self._session)
         self._next_root = 0
 
     def start(self) -> None:
@@ -112,8 +115,16 @@ class Source:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
                 self._clock.call_at(max(soonest_s, self._clock.now + think_s), partial(self._follow, index), first=True)
-        elif self._concurrency:
+        if self._concurrency and self._ends_session(req.id):
             self._clock.call_at(soonest_s, lambda event: self._send_next_root(), first=True)
+
+    def _ends_session(self, index: int) -> bool:
+        """Is this the end of the request's session? Where turns branch, several have none after them."""
+        if self._session is None:
+            return True
+        session = self._session[index]
+        self._unfinished[session] -= 1
+        return not self._unfinished[session]
 
     def _follow(self, index: int, event: simpy.Event) -> None:
         self._send(index)
@@ -140,6 +151,14 @@ class Source:
 
     def _send(self, index: int) -> None:
         self._submit(self._workload.request(index, self._clock.now))
+
+
+def _sessions(after: Sequence[int]) -> list[int]:
+    """For each request the first one of its session."""
+    first: list[int] = []
+    for index, before in enumerate(after):
+        first.append(index if before < 0 else first[before])
+    return first
 
 
 class Cluster:
