@@ -112,7 +112,7 @@ class Browser:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(PATIENCE_S)
         os.close(self.read_end)
         os.close(self.write_end)
 

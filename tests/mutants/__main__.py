@@ -11,16 +11,15 @@ from .planting import BROKEN, LIST, SURVIVED, copied, listed, planted
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this text in name or file")
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose file and name hold this text")
     parser.add_argument("--list", action="store_true", help="tell the names and plant nothing")
     parser.add_argument("--sound", action="store_true", help="first see that the tests pass where nothing is planted")
-    parser.add_argument("--limit-s", type=float, default=1800.0, help="a mutant whose tests take longer hangs")
+    parser.add_argument("--limit-s", type=int, default=600, help="seconds of computing from which on a mutant hangs")
     asked = parser.parse_args()
-    chosen = [
-        one for one in listed(LIST.read_text(encoding="utf-8")) if asked.only in one.name or asked.only in one.file
-    ]
+    mutants = listed(LIST.read_text(encoding="utf-8"))
+    chosen = [one for one in mutants if asked.only in f"{one.file}: {one.name}"]
     if not chosen:
-        parser.error(f"no mutant has {asked.only!r} in its name or file; --list tells them")
+        parser.error(f"no mutant has {asked.only!r} in file and name; --list tells them")
     stale = 0
     for mutant in chosen:
         try:
