@@ -28,7 +28,7 @@ class Regretful:
             if not step.grant(req):
                 break
         for req, *_ in list(step.entries):
-            if req in step.running and req.preemptions < 3 and self._rng.random() < 0.25:
+            if req in step.running and req.preemptions < 3 and self._rng.random() < 0.4:
                 step.evict(req)
 
 
