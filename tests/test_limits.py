@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from engine_kit import Setup
+from engine_kit import Setup, run
 from law_cases import Case, Row
-from law_watchers import Contents, watched
+from law_watchers import watched
 
 from sim.engine import Limits
 from sim.memory import KvPool
@@ -35,4 +35,4 @@ def test_what_just_fits_is_served_and_one_more_is_refused(edge: str) -> None:
     case = Case(setup, [fits], 4)
     assert len(replace(case, rows=[exceeds, fits]).admissible().rows) == 1
     assert case.admissible().rows == [fits]
-    watched(case, None if edge == "no cache" else Contents)
+    assert (run(setup, case.workload()) if edge == "no cache" else watched(case)).column("finished").all()
