@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S, wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
@@ -72,7 +73,7 @@ class Browser:
         if self.session:
             message["sessionId"] = self.session
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
-        while answer := self.receive(60.0):
+        while answer := self.receive(PATIENCE_S):
             if answer.get("id") == self.sent:
                 assert "error" not in answer, answer
                 return answer["result"]
@@ -82,9 +83,7 @@ class Browser:
     def open(self, path: Path) -> None:
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
-        deadline = time.monotonic() + 30
-        while self.value("document.readyState") != "complete" and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: self.value("document.readyState") == "complete")
 
     def value(self, expression: str) -> Any:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -113,7 +112,7 @@ class Browser:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(PATIENCE_S)
         os.close(self.read_end)
         os.close(self.write_end)
 

@@ -1,21 +1,57 @@
-"""What all tests share: where the real traces and measurements are, if they are here at all; on how many cores."""
+"""What all tests share: hypothesis' profile, on how many cores they run, where the real traces and measurements are."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sim.study.workers import cores
 
 MOST_PROCESSES = 8
+LAW_EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))
+
+# The same examples in each run, and no clock: how long one takes says more of the machine than of the code. With
+# LAW_EXAMPLES the search is random, and a law that fails prints how to repeat it.
+settings.register_profile(
+    "laws",
+    max_examples=LAW_EXAMPLES or 100,
+    derandomize=not LAW_EXAMPLES,
+    print_blob=bool(LAW_EXAMPLES),
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("laws")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process on each core for the whole suite; a few files, and everything that is timed, run in this one."""
-    if config.option.file_or_dir or config.option.benchmark_only:
-        return 0
-    return min(cores(), MOST_PROCESSES)
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Say here what pyproject.toml could say only with options of plugins: the suite runs where these are absent too.
+
+    The whole suite runs in a process on each core, a file in one piece; a few files, what needs the GPU, and
+    everything that is timed run in this process. Benchmarks run where they are asked for.
+    """
+    option = config.option
+    timed = getattr(option, "benchmark_only", False)
+    if hasattr(option, "benchmark_skip"):
+        option.benchmark_skip = not timed
+    if hasattr(option, "numprocesses"):
+        if option.numprocesses is None and not option.tx:
+            alone = timed or option.file_or_dir or option.usepdb or option.markexpr == "gpu"
+            option.numprocesses = 0 if alone else min(cores(), MOST_PROCESSES)
+        if option.dist == "no":
+            option.dist = "loadfile"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip benchmarks where pytest-benchmark is absent."""
+    if not hasattr(config.option, "benchmark_skip"):
+        for item in items:
+            if "benchmark" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.skip(reason="needs pytest-benchmark"))
 
 
 @pytest.fixture(scope="session")

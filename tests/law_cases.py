@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from engine_kit import Setup
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from sim.cluster import Workload
@@ -23,13 +23,7 @@ from sim.request import BeamDraw, Request
 from sim.step import Step
 
 EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))
-laws = settings(
-    max_examples=EXAMPLES or 20,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+laws = settings(max_examples=EXAMPLES or 20)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "static": [{}, {"batch_size": 3, "timeout_s": 0.002}],
     "continuous": [{"order": "prefill-first"}, {"order": "decode-first"}],

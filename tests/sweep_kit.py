@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+from patience import PATIENCE_S
+
 
 def square(item: int) -> int:
     return item * item
@@ -32,4 +34,4 @@ def who(item: int) -> int:
 
 def leave_pid_and_sleep(folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(PATIENCE_S)

@@ -10,7 +10,7 @@ from collections import Counter
 from copy import copy
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from law_cases import EXAMPLES, chained
@@ -546,14 +546,7 @@ class WindowedMachine(Machine):
         self.start(Windowed(pool, window_tokens=recent, sink_tokens=sinks), model, rows)
 
 
-often = settings(
-    max_examples=EXAMPLES or 60,
-    stateful_step_count=50,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+often = settings(max_examples=EXAMPLES or 60, stateful_step_count=50)
 TestPaged = PagedMachine.TestCase
 TestPrefix = PrefixMachine.TestCase
 TestWindowed = WindowedMachine.TestCase

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.allocators.contiguous import Contiguous
@@ -397,7 +397,6 @@ def contiguous(rng: random.Random) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("make", [paged, prefix, contiguous])
-@settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), moves=st.integers(1, 120))
 def test_agrees_with_the_obvious_model(make: Callable[[random.Random], tuple[Any, Any]], seed: int, moves: int) -> None:
     rng = random.Random(seed)

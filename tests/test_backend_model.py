@@ -103,7 +103,7 @@ def tiny() -> Model:
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_logits_depend_neither_on_chunks_nor_on_blocks_nor_on_batch_mates(tiny: Model, data: st.DataObject) -> None:
     """One request alone, whole, in blocks 1, 2, ...; and again cut at random, among others, in blocks at random.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S, wait_for
 from rich.console import Console
 
 from backend import bench, bench_attention, bench_cliff, bench_model, bench_peers
@@ -38,7 +40,7 @@ QUICK = ",".join(group for group in bench.GROUPS if group != "generate")
 """transformers takes seconds to import."""
 
 
-def small_bench(left_s: float = 60.0, **more: Any) -> Bench:
+def small_bench(left_s: float = PATIENCE_S, **more: Any) -> Bench:
     """A small one on the CPU."""
     made = Bench(CPU, for_device("cpu"), True, time.monotonic() + left_s, Report({"device_type": "cpu"}), **more)
     made.target_s = 0.0
@@ -182,9 +184,9 @@ def test_whoever_cannot_take_part_is_a_row_with_its_reason() -> None:
         raise ValueError("bad shape\nlong trace")
 
     def late() -> Any:
-        time.sleep(5)
+        signal.raise_signal(signal.SIGALRM)
 
-    made = small_bench(ready_s=0.05)
+    made = small_bench(ready_s=PATIENCE_S)
     offers = [
         Offer("right", lambda: right, ours=True),
         Offer("off", lambda: lambda turn: expected * 1.1),
@@ -213,10 +215,12 @@ def test_whoever_cannot_take_part_is_a_row_with_its_reason() -> None:
 
 def test_the_limit_on_getting_ready_is_lifted_afterwards() -> None:
     with pytest.raises(LateError, match="not ready within"), within(0.01):
-        time.sleep(1)
-    with within(0.01):
-        pass
-    time.sleep(0.03)
+        time.sleep(PATIENCE_S)
+    before = signal.getsignal(signal.SIGALRM)
+    with within(PATIENCE_S):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0.0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 class OrderClock:
@@ -521,7 +525,7 @@ def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An nvidia-smi that tells two readings and one of a GPU that does not tell, and waits to be ended."""
     path = tmp_path / "nvidia-smi"
     path.write_text(
-        "#!/bin/sh\necho '1980, 2619, 650.5, 60'\necho '[N/A], 1, 2, 3'\necho '1700, 2619, 700.5, 62'\nexec sleep 60\n"
+        "#!/bin/sh\necho '1980, 2619, 650.5, 60'\necho '[N/A], 1, 2, 3'\necho '1700, 2619, 700.5, 62'\nexec sleep 600\n"
     )
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -531,9 +535,7 @@ def fake_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_clocks_are_logged_where_nvidia_smi_is(fake_smi: Path) -> None:
     log, begun = ClockLog(), time.monotonic()
     log.start()
-    until = time.monotonic() + 5
-    while log.since(begun).get("celsius", [0, 0, 0])[2] < 62 and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: log.since(begun).get("celsius", [0, 0, 0])[2] == 62)
     told = log.since(begun)
     log.stop()
     assert told["sm_mhz"] == [1700, 1840, 1980]

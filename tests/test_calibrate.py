@@ -173,7 +173,7 @@ def test_the_deadline_ends_further_passes(tmp_path: Path) -> None:
 # ---- what is measured ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(16, 2048), st.integers(1, 64), st.integers(64, 4096), st.sampled_from(DENSITIES), st.integers(0, 99))
 def test_cases_stay_in_range_and_are_told_apart(
     tokens: int, rows: int, context: int, density: object, seed: int

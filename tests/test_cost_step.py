@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.batch import Shape
-from sim.cost.step import FixedCost, StepCost, Term, advanced, device_seconds, shape_context, shape_tokens
+from sim.cost.step import FixedCost, StepCost, Term, advanced, device_seconds, shape_context, shape_rows, shape_tokens
 from traces.schema import InputError
 
 SLICES = st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 100_000)), max_size=4).map(tuple)
@@ -26,6 +26,13 @@ def test_context_of_a_slice_is_its_past_and_its_new_tokens() -> None:
     assert shape_tokens(shape) == 107
     assert shape_context(shape) == 130 + 5 + 50
     assert FixedCost(1000.0, 10.0, 1.0).span_s(shape, 2) == ([1000.0 + 1070 + 185, 1000.0 + 1070 + 187], 0.0)
+
+
+def test_every_draft_that_is_verified_has_a_row_of_logits() -> None:
+    shape = Shape(((100, 30),), 2, 50, verifies=((4, 90), (1, 7)))
+    assert shape_rows(shape) == 1 + 2 + 4 + 1
+    assert shape_tokens(shape) == 100 + 2 + 4 + 1
+    assert shape_context(shape) == 130 + 50 + 94 + 8
 
 
 def test_a_later_step_of_a_span() -> None:

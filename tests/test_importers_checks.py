@@ -71,7 +71,7 @@ def test_repeats_that_agree_give_their_median(repeats: tuple[float, ...], kept_u
     assert lost == (len(repeats) if kept_us is None else len(repeats) - 2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.integers(1, 64), st.lists(st.floats(1.0, 100.0), min_size=1, max_size=4), min_size=1, max_size=6

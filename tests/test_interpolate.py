@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.cost.interpolate import EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Line, Point, Price, blend, left_out
@@ -34,7 +34,6 @@ def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], lis
     return points, [draw(FORM), draw(FORM)]
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(grids())
 def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
     points, forms = made
@@ -64,7 +63,6 @@ def nested(points: dict[Point, Price], forms: list[str], at: Point) -> float:
     return along(sorted({x for x, _ in points}), at[0], forms[0], line, lambda x: guide((x, at[1])))
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(grids(whole=True), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: float, other: float) -> None:
     points, forms = made
@@ -73,7 +71,6 @@ def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: f
     assert Grid(points, forms).at(at, guide).seconds == nested(points, forms, at)
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
 def test_between_its_neighbours(share: float, low: float, high: float) -> None:
     for form in ("linear", "sqrt"):
@@ -81,7 +78,6 @@ def test_between_its_neighbours(share: float, low: float, high: float) -> None:
         assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
 def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
     rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
@@ -92,7 +88,6 @@ def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, for
         assert there >= here * (1 - 1e-9)
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(grids(), st.integers(1, 9000), st.integers(1, 9000))
 def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
     points, forms = made
@@ -117,7 +112,6 @@ def _beside(values: list[float], x: float) -> list[float]:
     return values[above - 1 : above + 1]
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, SECONDS, st.floats(1.0, 50.0))
 def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
     grid = Grid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
@@ -126,7 +120,6 @@ def test_efficiency_is_held_outside(values: list[int], seconds: float, further: 
         assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(AXIS, st.data(), st.floats(0.0, 1.0))
 def test_a_number_and_an_array_give_the_same_bits(values: list[int], data: st.DataObject, slope: float) -> None:
     seconds = data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values)))

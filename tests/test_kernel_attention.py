@@ -126,21 +126,21 @@ def cases(draw: st.DrawFn, equal: bool) -> Case:
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(case=cases(equal=False))
 def test_torch_prefill_is_float64s_on_any_batch(case: Case) -> None:
     inputs = build(case)
     check(runner("cpu").prefill(case, inputs), wanted_prefill(case, inputs), case.q_type)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(case=cases(equal=True))
 def test_torch_decode_is_float64s_on_any_batch(case: Case) -> None:
     inputs = build(case)
     check(runner("cpu").decode(case, inputs), wanted_decode(case, inputs), case.q_type)
 
 
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(prefill=cases(equal=False), decode=cases(equal=True))
 def test_kernels_are_torchs_on_any_batch(prefill: Case, decode: Case) -> None:
     """The twins: the kernels of this process, interpreted or compiled, against the torch path."""

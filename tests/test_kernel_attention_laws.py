@@ -143,7 +143,7 @@ def tiles_read(length: int, queries: int, window: int, sinks: int, keys: int) ->
     return len(seen)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.one_of(st.integers(0, 40), st.integers(0, 3000)), min_size=1, max_size=9),
     queries=st.integers(1, 8),

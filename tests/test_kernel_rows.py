@@ -113,7 +113,7 @@ def test_products_with_quantised_weights(
     torch.testing.assert_close(ops.linear(x.to(device), plain.to(device)).cpu(), x @ plain.T, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(0, 99))
 def test_rows_are_quantised_by_their_largest(rows: int, width: int, seed: int) -> None:
     x = random(seed, rows, width)

@@ -184,7 +184,7 @@ def test_a_row_does_not_see_its_neighbours(ops: Ops, device: torch.device) -> No
     assert not torch.equal(drawn(ops, device, logits, parameters), together)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 40), st.floats(0.1, 3.0), st.integers(0, 45), st.floats(0.01, 1.0), st.integers(0, 10**6))
 def test_only_kept_tokens_are_drawn(vocab: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
     row = torch.randn(vocab, generator=torch.Generator().manual_seed(seed))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("traces", "sim", "backend", "calibrate")
@@ -145,7 +146,7 @@ def test_the_simulator_runs_with_torch_blocked(tmp_path: Path) -> None:
         text=True,
         cwd=ROOT,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["20", "[]"]
@@ -154,6 +155,6 @@ def test_the_simulator_runs_with_torch_blocked(tmp_path: Path) -> None:
 def test_importing_traces_imports_no_simulator() -> None:
     code = "import sys, traces; print([name for name in sys.modules if name.split('.')[0] in ('sim', 'simpy')])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -16,7 +16,7 @@ pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
 
 import torch
 from engine_kit import PlainPaged, Setup, workload
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_kit import (
     ALLOCATORS,
@@ -170,7 +170,7 @@ def test_a_step_computes_as_much_as_its_shape_says(
     assert bool(served.executor.padded) == (policy == "static")
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=12)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=8),
     policy=st.sampled_from(POLICIES),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from drafting_kit import Drafts
 from engine_kit import workload
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_drafting_kit import Drafting, drafts, truncated
 from live_kit import MEMORY, POOL, ROWS, Deployment, check_all, check_greedy, reference_logits, setup, tiny, work
@@ -248,7 +248,7 @@ def test_both_caches_hold_what_the_tables_say(allocator: str, drafter: str) -> N
     assert checked > 15
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=8)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=8),
     base=st.sampled_from(BASES),
@@ -327,7 +327,7 @@ def found_by_hand(tokens: list[int], drafts: int, shortest: int, longest: int) -
     return []
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150)
 @given(
     tokens=st.lists(st.integers(0, 2), min_size=1, max_size=25),
     drafts=st.integers(1, 6),

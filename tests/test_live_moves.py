@@ -23,7 +23,6 @@ BLOCKS, HOST_BLOCKS = 12, 7
 MODEL = load_model("tiny-llama")
 ids = st.integers(1, BLOCKS)
 pairs = st.lists(st.tuples(ids, ids), max_size=12)
-quick = settings(deadline=None, derandomize=True, database=None)
 
 
 def numbered(dtype: str = "fp32") -> KvCache:
@@ -56,7 +55,6 @@ def batch(copies: list[tuple[int, int]], swaps: list[Swap]) -> Batch:
     return made
 
 
-@quick
 @given(pairs)
 def test_groups_of_copies_may_be_made_at_once(copies: list[tuple[int, int]]) -> None:
     groups = [move.pairs for move in independent(copies)]
@@ -72,7 +70,7 @@ def test_groups_of_copies_may_be_made_at_once(copies: list[tuple[int, int]]) -> 
         assert first_source in {target for _, target in before} or first_target in touched
 
 
-@settings(quick, max_examples=40)
+@settings(max_examples=40)
 @given(pairs, st.sampled_from(["fp32", "bf16", "fp8", "int8"]))
 def test_copies_are_made_as_if_one_by_one(copies: list[tuple[int, int]], dtype: str) -> None:
     """Chains, a target that was a source before, a source that was a target, two copies to one block."""
@@ -139,7 +137,7 @@ class Story:
         swaps.append(Swap(req, blocks, False, after))
 
 
-@settings(quick, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_swaps_and_copies_are_made_in_their_order_and_host_blocks_come_back(data: st.DataObject) -> None:
     """Also those of requests that end while their KV is away; nothing is kept for longer than it is needed."""

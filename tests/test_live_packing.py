@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="the live backend needs torch")
 import numpy as np
 import torch
 from engine_kit import PlainPaged
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.block_tables import BlockTables, scratch_tables
@@ -26,7 +26,6 @@ from sim.allocators.windowed import Windowed
 from sim.memory import KvPool
 from sim.request import SAMPLE_BITS, Request, SharedPrefix
 
-quick = settings(deadline=None, derandomize=True, database=None)
 slices = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), max_size=5)
 
 
@@ -42,7 +41,6 @@ def part(jobs: list[tuple[int, int]], kept: int, block_tokens: int, rng: random.
     return Part(counts, pasts, tokens, tables, kept)
 
 
-@quick
 @given(slices, st.lists(st.integers(1, 20), max_size=5), st.integers(0, 2), st.sampled_from([1, 3, 16]), st.data())
 def test_a_step_is_laid_out_token_by_token(
     jobs: list[tuple[int, int]], contexts: list[int], idle: int, block_tokens: int, data: st.DataObject
@@ -119,7 +117,6 @@ def test_padding_of_a_decode_step_has_no_context_and_no_slot() -> None:
     assert Packed.idle(3, 2).slots.tolist() == [-1, -1, -1]
 
 
-@quick
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 8))
 def test_scratch_blocks_are_consecutive_and_nobodys_twice(lengths: list[int], block_tokens: int) -> None:
     tables = scratch_tables(np.array(lengths), block_tokens).tolist()

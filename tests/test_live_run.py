@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 pytest.importorskip("torch", reason="the live backend needs torch")
 pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
@@ -230,7 +231,7 @@ def blocked(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = folder / "small.csv"
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0000000,9,3\n")
     code = [sys.executable, "-W", "error", "-c", BLOCKED.format(name=name, trace=path)]
-    return subprocess.run(code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    return subprocess.run(code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S)
 
 
 def test_without_torch_a_live_run_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE_S
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -93,7 +94,12 @@ except InputError as refusal:
 
 def test_the_cpu_needs_no_triton_and_the_others_say_so() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
+        [sys.executable, "-c", WITHOUT_TRITON],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert (
         done.stdout == "8.0 device 'interpret' needs the package triton, which is not installed; cpu does without\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser_kit import chromium, needs_chromium
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import api, metrics, scenario
@@ -92,7 +92,7 @@ def test_a_confirmed_rate_holds_in_a_plain_run(trace: str, answer: dict[str, Any
     assert all(one.met for one in metrics.verdicts(found.summary))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(
     rate=st.floats(2.0, 80.0),
     seed=st.integers(0, 5),

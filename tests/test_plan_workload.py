@@ -69,7 +69,7 @@ def test_two_rates_see_one_stream() -> None:
     assert not np.allclose(gaps_s(slow), gaps_s(redraw(PLAIN, 3.0, rng(6))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sessions=st.integers(1, 12),
     turns=st.integers(1, 4),

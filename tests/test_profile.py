@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, HEADS, llama_profile, meta
 
@@ -48,7 +48,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert find(str(tmp_path / "h100")).meta.name == "made-up"
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(st.lists(st.tuples(st.integers(1, 10**9), st.floats(1e-3, 1e9)), min_size=1, unique_by=lambda row: row[0]))
 def test_a_table_survives_its_csv(rows: list[tuple[int, float]]) -> None:
     made = Table.of("sampling", [{"vocab": vocab, "rows": 1, "us": us} for vocab, us in rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import EFFICIENCY, GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline, table
 
@@ -93,7 +93,6 @@ def shapes(draw: st.DrawFn) -> Shape:
     return shape._replace(decode_longest=longest)
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(ANY_COST, shapes())
 def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> None:
     cost = COSTS[name]
@@ -107,7 +106,6 @@ def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> No
     assert 0.0 <= seconds < 1e6
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(ANY_COST, shapes(), st.integers(1, 200))
 def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -> None:
     cost = COSTS[name]
@@ -209,7 +207,6 @@ def test_relatives_price_what_was_not_measured() -> None:
     assert terms["decode attention"].source == "measured"
 
 
-@settings(deadline=None)  # a loaded machine takes its time
 @given(st.sampled_from(["plain", "uneven"]), shapes(), st.data())
 def test_more_work_never_costs_less_inside_the_grid(name: str, shape: Shape, data: st.DataObject) -> None:
     cost = COSTS[name]

@@ -176,11 +176,11 @@ def test_only_the_terms_of_doubtful_seconds_are_named(real: api.Result) -> None:
     assert any("data-sheet rooflines are mostly those of swap (10.0 %)" in line for line in lines)
 
 
-def test_20_000_requests_in_3_s_and_3_mb() -> None:
+def test_20_000_requests_in_3_s_of_the_cpu_and_3_mb() -> None:
     run = make_run(20_000, rate=14.0, replicas=2)
-    started = time.perf_counter()
+    started_s = time.process_time()
     text = render_page(run)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started_s < 3
     assert len(text) < 3_000_000
 
 

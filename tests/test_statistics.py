@@ -32,7 +32,7 @@ def slow_mser5(series: np.ndarray) -> int | None:
     return None if best == half else 5 * best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(npst.arrays(np.float64, st.integers(20, 120), elements=st.floats(-100, 100, width=16)))
 def test_mser5_is_whites_rule(series: np.ndarray) -> None:
     fast, slow = mser5(series), slow_mser5(series)
@@ -85,7 +85,7 @@ def test_skewed_intervals_cover_where_students_do_not() -> None:
     assert by_skewed_replications([1.0, 1.0, 1.0]) == by_replications([1.0, 1.0, 1.0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(npst.arrays(np.float64, st.integers(3, 20), elements=st.floats(0, 1, width=32)))
 def test_skewed_intervals_hold_the_mean(values: np.ndarray) -> None:
     found = by_skewed_replications(values)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 from sim import api
 from sim.study.store import JOURNAL
@@ -87,7 +88,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(here: Path) -> Non
         assert lines("killed") >= past  # nothing finished is lost
         past = lines("killed")
     last = started("killed", workers=2)
-    _, told = last.communicate(timeout=60)
+    _, told = last.communicate(timeout=PATIENCE_S)
     assert last.returncode == 0, told
     assert kills
     assert f"{past} of 24 points are there already".encode() in told or not past
@@ -102,7 +103,7 @@ def test_any_part_of_the_journal_will_do(here: Path) -> None:
     part = Path("part")
     part.mkdir()
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(share=st.floats(0, 1), order=st.permutations(whole))
     def check(share: float, order: list[bytes]) -> None:
         (part / "sweep.toml").write_bytes(Path("whole/sweep.toml").read_bytes())

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from patience import PATIENCE_S, wait_for
 from sweep_kit import raise_at_two, square, square_or_die, who
 
 from sim import api
@@ -85,15 +85,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> N
     )
     wait_for(lambda: len(list(pids.iterdir())) == 2)
     os.kill(parent.pid, how)
-    assert parent.wait(10) != 0
+    assert parent.wait(PATIENCE_S) != 0
     wait_for(lambda: not any(alive(int(path.name)) for path in pids.iterdir()))
-
-
-def wait_for(happened: object, limit_s: float = 30.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -117,7 +110,7 @@ def test_ray_gives_the_same_rows_and_tells_lost_workers(tmp_path: Path, monkeypa
     code = f"from sim import api\napi.sweep(out='ray', workers=2, executor='ray', **{asked!r})\n"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     api.sweep(out="here", workers=1, **{**others, "policy": policies})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import traces
@@ -17,7 +17,7 @@ from traces import blocks, edit, fields, tables, write
 from traces.fields import BadRow
 from traces.schema import DTYPES, InputError, Trace, from_frame, in_order, keep_rows, validate
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40)
 TIMES = st.one_of(st.floats(0, 1e7, allow_subnormal=False), st.integers(0, 5).map(float))
 TOKENS = st.integers(1, 500)
 

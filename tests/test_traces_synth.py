@@ -140,7 +140,7 @@ def test_parse_reads_every_distribution() -> None:
     assert parse("quantiles:0=1,0.5=130,1=600") == Quantiles({0.0: 1.0, 0.5: 130.0, 1.0: 600.0})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 300),
     st.sampled_from(["poisson", "gamma", "weibull", "constant", "diurnal"]),

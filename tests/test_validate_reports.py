@@ -139,7 +139,7 @@ def test_a_split_by_hand() -> None:
     assert "ttft_s.mean" not in split
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(seconds, min_size=10, max_size=10), st.integers(0, 1000))
 def test_a_fit_finds_what_made_the_steps(each: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -1,0 +1,116 @@
+"""The suite itself: no test fails by a clock, and the documented commands run where plugins of pytest are absent."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MOST_PROCESSES
+from hypothesis import HealthCheck, settings
+from patience import PATIENCE_S
+
+from sim.study.workers import cores
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+FILES = [path for path in sorted(TESTS.rglob("*.py")) if "benchmarks" not in path.parts]
+PROFILE = {"deadline", "suppress_health_check", "database", "derandomize", "print_blob"}
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """(name, without what it is an attribute of, call) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "attr", getattr(node.func, "id", "")), node
+
+
+def test_one_profile_says_how_hypothesis_searches() -> None:
+    default = settings.default
+    assert default.deadline is None
+    assert set(default.suppress_health_check) == set(HealthCheck)
+    assert default.derandomize == ("LAW_EXAMPLES" not in os.environ)
+    for path in FILES:
+        for name, call in calls(path):
+            if name == "settings" and path.name != "conftest.py":
+                told = PROFILE.intersection(keyword.arg or "" for keyword in call.keywords)
+                assert not told, f"{path.name}:{call.lineno} says {told}, which the profile in conftest.py does"
+
+
+def test_no_test_gives_up_on_a_busy_machine() -> None:
+    """Whoever waits for a process waits with patience; seconds of the wall prove nothing."""
+    for path in FILES:
+        for name, call in calls(path):
+            where = f"{path.name}:{call.lineno}"
+            assert name != "perf_counter", f"{where} measures the wall's seconds"
+            waits = [word.value for word in call.keywords if word.arg == "timeout"]
+            waits += call.args[:1] if name == "wait" else []
+            for limit in waits:
+                assert not isinstance(limit, ast.Constant), f"{where} does not wait for PATIENCE_S"
+
+
+def documented(start: str, file: str) -> list[str]:
+    """The words behind `python` of a documented command."""
+    (line,) = [line for line in (ROOT / "docs" / file).read_text().splitlines() if start in line]
+    return line.partition("|")[0].partition("python ")[2].split()[:-1]
+
+
+def test_the_command_for_a_gpu_needs_no_plugin_of_pytest() -> None:
+    """As documented, on one file of those that it names; without xdist, benchmark, randomly and whatever else."""
+    words = documented("pytest -m gpu", "bench.md")
+    assert words[:2] == ["-m", "pytest"]
+    words = [word for word in words if word != "tests"]
+    done = subprocess.run(
+        [sys.executable, *words, "tests/test_kernel_rows.py", "tests/benchmarks/test_sweep_speed.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "deselected" in done.stdout
+
+
+LOOK = """
+import sys
+import pytest
+
+class Look:
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config):
+        print("seen", config.option.dist, len(config.option.tx or []), config.option.benchmark_skip)
+        pytest.exit("seen", 0)
+
+sys.exit(pytest.main(sys.argv[1:], plugins=[Look()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", f"loadfile {min(cores(), MOST_PROCESSES)} True"),
+        ("-n 2 tests/test_load.py", "loadfile 2 True"),
+        ("tests/test_load.py", "no 0 True"),
+        ("-m gpu", "no 0 True"),
+        ("-n 0", "no 0 True"),
+        ("tests/benchmarks --benchmark-only", "no 0 False"),
+    ],
+)
+def test_the_whole_suite_runs_on_every_core_and_less_in_one_process(words: str, told: str) -> None:
+    for plugin in ("xdist", "pytest_benchmark"):
+        pytest.importorskip(plugin)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, *words.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert f"seen {told}" in done.stdout, done.stdout + done.stderr
