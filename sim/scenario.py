@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 
 from sim.speculation import SpeculationSettings
+from traces import documents
 from traces.redraw import LARGEST_CV
 from traces.schema import InputError
 
@@ -288,13 +288,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or it is not TOML; the sentence names file and line.
     """
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"cannot read scenario {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"scenario {path} is not TOML: {error}") from None
+    return documents.toml(Path(path))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -313,8 +307,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def literal(text: str) -> Any:
     """The TOML value that a text is, or None: also for dates and times, which no setting is (`10:50:20` is a range)."""
     try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        found = documents.toml_of(f"value = {text}", "")
+    except InputError:
         return None
     value = found["value"] if list(found) == ["value"] else None
     return None if isinstance(value, date | clock_time) else value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from traces import formats
+from traces import files, formats
 from traces.head import Head, head_of
 from traces.schema import InputError, Trace, in_order, keep_rows, validate
 from traces.source import SIDES, Options, Source
@@ -53,12 +53,13 @@ def read(
 def locate(path_or_name: str | Path) -> Path:
     """The path if it exists, else the bundled trace of that name, with or without its endings."""
     path = Path(path_or_name)
-    if path.exists():
+    if files.exists(path):
         return path
     for name, bundled_path in bundled().items():
         if str(path_or_name) in (name, bundled_path.name, name.split(".", 1)[0]):
             return bundled_path
-    raise InputError(f"{path} does not exist, and no bundled trace has that name; bundled are {', '.join(bundled())}")
+    known = ", ".join(bundled())
+    raise InputError(f"{files.named(path)} does not exist, and no bundled trace has that name; bundled are {known}")
 
 
 def bundled() -> dict[str, Path]:

@@ -10,12 +10,8 @@ from __future__ import annotations
 import bisect
 import csv
 import io
-import json
-import lzma
 import math
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from traces import documents, files
 from traces.lengths import Empirical
 from traces.reader import SYNTHETIC_NOTE
 from traces.schema import MAX_TOKENS, InputError, Trace
@@ -172,24 +169,11 @@ def _unit_gaps(window: Window, count: int, rng: np.random.Generator) -> npt.NDAr
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for item in sorted(path.rglob("chunk-*")):
-            yield item.name, item.read_bytes()
+    if not files.is_dir(path):
+        yield from files.members(path, MAX_MEMBER_BYTES)
         return
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream is not None:
-                    if member.size > MAX_MEMBER_BYTES:
-                        raise InputError(f"{path}: {member.name} is larger than {MAX_MEMBER_BYTES >> 20} MiB")
-                    yield Path(member.name).name, stream.read()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} is cut off, damaged or not a tar file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    for item in sorted(path.rglob("chunk-*")):
+        yield item.name, files.content(item, MAX_MEMBER_BYTES)
 
 
 def _windows(data: bytes, where: str) -> tuple[Window, ...]:
@@ -215,9 +199,9 @@ def _windows(data: bytes, where: str) -> tuple[Window, ...]:
 
 def _datasets(data: bytes, where: str) -> dict[int, tuple[Empirical, Empirical]]:
     try:
-        raw = json.loads(data)
+        raw = documents.loads(data)
         texts = {int(begin): (item["input_tokens"], item["output_tokens"]) for begin, item in raw.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is not the lengths of a ServeGen client ({error!r})") from None
     found = {}
     for begin, (given, made) in texts.items():

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.schema import TABLES, Column, TableSpec
+from traces import files
 from traces.schema import InputError
 
 Value: TypeAlias = str | int | float
@@ -23,6 +24,7 @@ Picked: TypeAlias = npt.NDArray[np.intp]
 """Numbers of some of a table's rows."""
 
 _MOST_COUNT = 2**53
+MAX_TABLE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,7 @@ def read_table(path: Path) -> Table:
         InputError: it cannot be read or is not such a table; names file and line.
     """
     spec = spec_of(path.stem)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    text = files.text(path, MAX_TABLE_BYTES)
     lines = csv.reader(io.StringIO(text))
     header = next(lines, [])
     return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))

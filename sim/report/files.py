@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError
 
 Writer = Callable[[Path], None]
@@ -54,12 +56,7 @@ def parquet(frame: pd.DataFrame) -> Writer:
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """A JSON object that has at least these keys; raises InputError where it cannot be read or lacks one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+    found = documents.json_file(path, inputs.MAX_RESULT_BYTES)
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
         raise InputError(f"{path} has no key {missing[0]!r}")
@@ -68,12 +65,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """A table that has at least these columns; raises InputError where it cannot be read or lacks one."""
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there") from None
-    except (OSError, ValueError) as error:  # what is no Parquet is a ValueError of pyarrow
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    table = documents.frame(path)
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}")

@@ -15,6 +15,7 @@ from sim.report.kept import PREEMPTED, SUMMARY, TERMS, Kept
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
 from sim.report.variant import Row, flat
+from traces import files as inputs
 from traces.schema import InputError
 
 PAGE, ANSWERS = "report.html", "answers.parquet"
@@ -24,7 +25,7 @@ KINDS = {SUMMARY: "run", "sweep.toml": "sweep", "plan.json": "plan", "about.json
 
 def held(folder: Path) -> list[str]:
     """What a folder holds, of `KINDS`."""
-    return [kind for name, kind in KINDS.items() if (folder / name).exists()]
+    return [kind for name, kind in KINDS.items() if inputs.exists(folder / name)]
 
 
 def check_free(folder: Path, kind: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sim import scenario
+from traces import documents, files
 from traces.schema import InputError
 
 MOST_VALUES = 10_000_000
@@ -178,9 +179,7 @@ def read_points(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"points {path}: the name must end in {' or '.join(readers)}")
     try:
         found = list(readers[name.suffix.lower()](name))
-    except OSError as error:
-        raise InputError(f"cannot read points {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"points {path} cannot be read: {error}") from None
     if not found:
         raise InputError(f"points {path}: there is no point in it")
@@ -193,23 +192,21 @@ def read_points(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _csv_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        keys = [scenario.full_key(key.strip()) for key in next(rows, [])]
-        if len(set(keys)) < len(keys) or not all(keys):
-            raise InputError(f"points {path} line 1: a key is empty or stands there twice")
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(keys):
-                raise InputError(f"points {path} line {rows.line_num}: {len(row)} values under {len(keys)} keys")
-            given = {key: cell.strip() for key, cell in zip(keys, row, strict=True) if cell.strip()}
-            yield f"line {rows.line_num}", {key: _scalar(cell) for key, cell in given.items()}
+    rows = csv.reader(io.StringIO(files.text(path)), strict=True)
+    keys = [scenario.full_key(key.strip()) for key in next(rows, [])]
+    if len(set(keys)) < len(keys) or not all(keys):
+        raise InputError(f"points {path} line 1: a key is empty or stands there twice")
+    for row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(keys):
+            raise InputError(f"points {path} line {rows.line_num}: {len(row)} values under {len(keys)} keys")
+        given = {key: cell.strip() for key, cell in zip(keys, row, strict=True) if cell.strip()}
+        yield f"line {rows.line_num}", {key: _scalar(cell) for key, cell in given.items()}
 
 
 def _toml_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        tables = tomllib.load(file)
+    tables = documents.toml(path)
     points = tables.pop("point", [])
     if tables or not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
         raise InputError(f"points {path}: expected [[point]] tables alone")

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import tomli_w
 
 from sim.report import files
 from sim.report.folder import PAGE, check_free
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError
 
 ASKED, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
@@ -103,12 +104,8 @@ class Store:
 
 def _whole(folder: Path) -> bytes:
     """The whole lines of the journal; empty where there is none."""
-    try:
-        content = (folder / JOURNAL).read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise InputError(f"cannot read {folder / JOURNAL}: {error.strerror}") from None
+    path = folder / JOURNAL
+    content = inputs.content(path, inputs.MAX_RESULT_BYTES) if inputs.exists(path) else b""
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -117,7 +114,7 @@ def finished(folder: Path) -> dict[int, Outcome]:
     done: dict[int, Outcome] = {}
     for number, line in enumerate(_whole(folder).splitlines(), 1):
         try:
-            found = json.loads(line)
+            found = documents.loads(line)
             point = found.pop("point")
             done[point] = Outcome(**found)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -129,26 +126,18 @@ def finished(folder: Path) -> dict[int, Outcome]:
 
 def asked_of(folder: Path) -> dict[str, Any]:
     """What the sweep in a folder was asked; raises InputError."""
-    try:
-        return tomllib.loads((folder / ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / ASKED}: {error}") from None
+    return documents.toml(folder / ASKED)
 
 
 def _check_same(folder: Path, text: str) -> None:
     """Refuse the folder of another sweep, and say what differs."""
-    try:
-        found = (folder / ASKED).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / ASKED
+    if not inputs.exists(path):
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {folder / ASKED}: {error}") from None
+    found = inputs.text(path)
     if found == text:
         return
-    try:
-        there, here = (dict(_leaves(tomllib.loads(one))) for one in (found, text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{folder / ASKED} is not TOML: {error}") from None
+    there, here = (dict(_leaves(documents.toml_of(one, str(path)))) for one in (found, text))
     keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and key != "points"]
     first = keys[0] if keys else "how it is written"
     told = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
@@ -176,18 +165,13 @@ def fingerprints(settings: Mapping[str, list[Any]]) -> dict[str, str]:
     settings: the values of each dotted key.
     """
     paths = [Path(value) for key in _FILES for value in settings.get(key, []) if isinstance(value, str) and value]
-    return {str(path): fingerprint(path) for path in paths if path.exists()}
+    return {str(path): fingerprint(path) for path in paths if inputs.exists(path)}
 
 
 def fingerprint(path: Path) -> str:
     """The digest of a file, or of what a simulation reads in a folder; raises InputError where it cannot be read."""
-    inner = sorted(one for one in path.rglob("*") if one.suffix in _READ) if path.is_dir() else [path]
+    inner = sorted(one for one in path.rglob("*") if one.suffix in _READ) if inputs.is_dir(path) else [path]
     digest = hashlib.sha256()
     for one in inner:
-        try:
-            with one.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise InputError(f"cannot read {one}: {error.strerror}") from None
-        digest.update(os.fsencode(one.relative_to(path)) + content)
+        digest.update(os.fsencode(one.relative_to(path)) + inputs.digest(one))
     return digest.hexdigest()

@@ -22,6 +22,8 @@ from sim.report import files
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError, Trace
 
 SCHEMA = 2
@@ -78,7 +80,7 @@ def _compact(frame: pd.DataFrame) -> files.Writer:
 
 def folders(folder: Path) -> list[Path]:
     """The folders of records within one that holds none itself, by name."""
-    if (folder / "about.json").exists() or not folder.is_dir():
+    if inputs.exists(folder / "about.json") or not inputs.is_dir(folder):
         return []
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
@@ -105,9 +107,9 @@ def read(folder: Path) -> Kept:
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / "about.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = documents.json_file(path, inputs.MAX_RESULT_BYTES)
         schema, _ = about["schema"], (about["died"], about["same_step"], about["inputs"], about["trace"]["name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no records of live runs here (about.json: {error})") from None
     if schema != SCHEMA:
         raise InputError(f"{path}: records of schema {schema}, and this version reads schema {SCHEMA}")
@@ -115,10 +117,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from None
+    table = documents.frame(path)
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path}: there is no column {missing[0]!r}")
@@ -159,7 +158,7 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
             )
         runs = runs[runs[:, 2] < len(table)]
     try:
-        shapes = [Shape(*map(_frozen, json.loads(text))) for text in table["shape"]]
+        shapes = [Shape(*map(_frozen, documents.loads(text))) for text in table["shape"]]
         decisions = list(_decisions(table))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a record of decisions: {error}") from None
@@ -172,7 +171,7 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
 
 def _results(table: pd.DataFrame) -> Iterator[StepResult]:
     told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
-    drafts = (map(json.loads, table[name]) for name in ("right_drafts", "found_drafts"))
+    drafts = (map(documents.loads, table[name]) for name in ("right_drafts", "found_drafts"))
     for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
         yield StepResult([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
@@ -188,7 +187,7 @@ def _check(table: pd.DataFrame, path: Path) -> None:
 
 
 def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
-    lists = (map(json.loads, table[name]) for name in LISTS)
+    lists = (map(documents.loads, table[name]) for name in LISTS)
     for step, repeats, planned_s, *parts in zip(
         *(table[name].tolist() for name in ("step", "repeats", "planned_s")), *lists, strict=True
     ):

@@ -5,7 +5,6 @@ A reader turns the parsed document into rows (`Row`); which one may is told by t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import pandas as pd
 
 from sim import metrics
 from sim.validate.retime import Seen
+from traces import documents, files
 from traces.schema import InputError, Trace, from_frame
 
 FORMATS = ("llmservingsim", "vllm_bench", "guidellm", "aiperf")
@@ -102,22 +102,15 @@ def _by_token(row: Row) -> bool:
 
 def _document(path: Path) -> Any:
     """One JSON value, or a list of those that stand on a line each."""
+    text = files.text(path, files.MAX_RESULT_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable file of results: {error}") from None
-    try:
-        return json.loads(text)
+        return documents.loads(text)
+    except documents.TooDeepError as error:
+        raise InputError(f"{path} is no file of results: {error}") from None
     except ValueError:
         pass
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{path} line {number}: not JSON: {error}") from None
-    return lines
+    lines = text.splitlines()
+    return [documents.json_of(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _check(row: Row, path: Path) -> None:
