@@ -592,7 +592,7 @@ EAGLE = {"speculation.drafter": "eagle"}
         ({"speculation.acceptance": "0.8,-0.1"}, "speculation.acceptance is '0.8,-0.1'; expected probabilities"),
         ({"speculation.acceptance": "often"}, "speculation.acceptance is 'often'; expected probabilities"),
         ({"speculation.acceptance": math.nan}, "speculation.acceptance is nan; expected probabilities"),
-        ({"speculation.acceptance": "none.json"}, "speculation.acceptance: cannot read none.json"),
+        ({"speculation.acceptance": "none.json"}, "speculation.acceptance: none.json does not exist"),
         ({"speculation.drafter": "draft-model"}, "speculation.draft_model names the model"),
         ({"speculation.draft_model": "llama-3.2-1b"}, "speculation.drafter is 'ngram'"),
         (
