@@ -124,7 +124,7 @@ def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tup
 @cli.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @scenario_options
-@click.option("--repeats", type=click.IntRange(1), default=1, help="Live runs, whose spread is told.")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=1, help="Live runs, whose spread is told.")
 @click.option("--clock", type=click.Choice(["virtual", "wall"]), help="Clock of the live run.")
 @click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")

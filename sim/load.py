@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
+from sim.bounds import PARAMETER
 from traces.schema import InputError
 
 
@@ -66,7 +67,7 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
         if key not in known:
             have = ", ".join(known) or "none"
             raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")
-        _check_type(f"{name}.{key}", value, known[key].default)
+        _check_type(f"{kind}.{key}", value, known[key].default)
     if inspect.isclass(target):
         return target(*first, **given)
     return partial(target, **given) if given else target
@@ -78,6 +79,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
     accepted: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
     if not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise InputError(f"{key} is {value!r}; it must be of type {type(default).__name__}, such as {default!r}")
+    if isinstance(value, int | float):
+        PARAMETER.check(key, value)
 
 
 def _entry_points(package: str) -> list[Any]:

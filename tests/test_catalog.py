@@ -220,7 +220,7 @@ class TestUserFiles:
     def test_binary_rubbish(self, tmp_path: Path) -> None:
         for name in ("a.toml", "a.json"):
             (tmp_path / name).write_bytes(b"\xff\x00\xfe")
-            with pytest.raises(InputError, match="is not (TOML|UTF-8)"):
+            with pytest.raises(InputError, match=r"is not (TOML|UTF-8)"):
                 load_model(str(tmp_path / name))
 
     def test_efficiency_of_a_gpu(self, tmp_path: Path) -> None:

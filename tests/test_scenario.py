@@ -309,7 +309,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path, content: bytes, line: str) -> None:
     path = tmp_path / "s.toml"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is not (TOML|UTF-8)") as caught:
+    with pytest.raises(InputError, match=r"is not (TOML|UTF-8)") as caught:
         read(path)
     assert str(path) in str(caught.value)
     assert line in str(caught.value)

@@ -23,7 +23,7 @@ import pandas as pd
 from traces import documents, files
 from traces.lengths import Empirical
 from traces.reader import SYNTHETIC_NOTE
-from traces.schema import MAX_TOKENS, InputError, Trace
+from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError, Trace
 
 MAX_MEMBER_BYTES = 256 * 2**20
 _NAME = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)")
@@ -89,6 +89,14 @@ def synthesise(
     """
     if not (duration_s > 0 and rate_scale > 0 and start_s >= 0):
         raise InputError("ServeGen needs a start of at least 0, and a duration and a rate scale above 0")
+    expected = sum(
+        window.rate_per_s * rate_scale * max(0.0, min(end_s, start_s + duration_s) - max(window.start_s, start_s))
+        for client in clients
+        for window, end_s in zip(client.windows, _edges(client)[1:], strict=True)
+        if window.family
+    )
+    if not expected <= MAX_REQUESTS:
+        raise InputError(f"that would draw {expected:,.0f} requests; at most {MAX_REQUESTS:,} are drawn")
     times, owners, prompts, outputs = [], [], [], []
     for client in clients:
         for begin, found in _arrivals(client, rng, start_s, start_s + duration_s, rate_scale):
@@ -132,10 +140,7 @@ def _arrivals(
 ) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
     """(window start, times in it). Gaps run on across windows, so that every window keeps its rate on average."""
     ahead: float | None = None  # mean gaps until the next arrival
-    edges = [window.start_s for window in client.windows] + [
-        2 * client.windows[-1].start_s - client.windows[-2].start_s
-    ]
-    for window, window_end in zip(client.windows, edges[1:], strict=True):
+    for window, window_end in zip(client.windows, _edges(client)[1:], strict=True):
         begin, end = max(window.start_s, start_s), min(window_end, end_s)
         if end <= begin or window.rate_per_s <= 0 or not window.family:
             continue
@@ -152,6 +157,12 @@ def _arrivals(
             ahead = float(points[min(inside, len(points) - 1)])
         ahead -= room
         yield begin, begin + np.concatenate([*found, np.empty(0)]) / rate
+
+
+def _edges(client: Client) -> list[float]:
+    """Where its windows begin, and where the last one ends."""
+    begins = [window.start_s for window in client.windows]
+    return [*begins, 2 * begins[-1] - begins[-2]]
 
 
 def _phase(window: Window, rng: np.random.Generator) -> float:

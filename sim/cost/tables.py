@@ -24,6 +24,8 @@ Picked: TypeAlias = npt.NDArray[np.intp]
 """Numbers of some of a table's rows."""
 
 _MOST_COUNT = 2**53
+MOST = 1e12
+"""Of a time in microseconds, eleven days, and of everything else that is no count."""
 MAX_TABLE_BYTES = 256 * 2**20
 
 
@@ -182,7 +184,7 @@ def _numbers(column: Column, cells: Sequence[Any]) -> Floats | None:
         return None
     least = column.least if column.kind == "count" else 0.0
     for number in numbers.values():
-        if not least <= number < math.inf:
+        if not least <= number <= (math.inf if column.kind == "count" else MOST):
             return None
         if column.kind == "count":
             if number > _MOST_COUNT or not number.is_integer():
@@ -240,4 +242,6 @@ def _value(column: Column, text: Any, where: str) -> Value:
         return int(number)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not column.zero):
         raise InputError(f"{where}: {name} {text!r} must be positive and finite")
+    if number > MOST:
+        raise InputError(f"{where}: {name} {text!r} must be at most {MOST:g}")
     return number

@@ -62,6 +62,8 @@ class Asked:
         if isinstance(tables["slo"], str) and tables["slo"] and "slo" not in grid.keys:
             metrics.parse_slo(tables["slo"])  # a mistake in what all points share is no reason to make a folder
         _check_drafting(tables, grid)
+        if len(grid) > grids.MOST_VALUES:
+            raise InputError(f"these are {len(grid):,} points; a sweep has at most {grids.MOST_VALUES:,}")
         if most_points is not None and len(grid) > most_points:
             raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
         return cls(tables, grid)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sim import scenario
+from sim.bounds import MAX_SEED
 from traces import documents, files
 from traces.schema import InputError
 
@@ -280,7 +281,7 @@ def _checked(key: str, given: Iterable[Any]) -> tuple[Any, ...]:
 def check_seeds(given: Iterable[Any]) -> tuple[int, ...]:
     """The seeds, once they are known to be such and each there once; raises InputError."""
     seeds = _checked("seeds", given)
-    wrong = next((one for one in seeds if type(one) is not int or one < 0), None)
+    wrong = next((one for one in seeds if type(one) is not int or not 0 <= one <= MAX_SEED), None)
     if wrong is not None:
-        raise InputError(f"seeds has {wrong!r} among its values; each must be a whole number of at least 0")
+        raise InputError(f"seeds has {wrong!r} among its values; each must be a whole number from 0 to {MAX_SEED}")
     return seeds

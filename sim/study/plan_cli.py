@@ -19,10 +19,12 @@ from traces.schema import InputError
 @click.option("--gpus", help="GPU kinds to choose among, such as h100,a100-80; the same as --gpu.")
 @click.option("--precision", default="3%", show_default=True, help="Half width of the 95 % interval of the capacity.")
 @click.option("--attainment", type=float, help="Share of requests that must meet every limit by their own values.")
-@click.option("--max-gpus", type=click.IntRange(1), default=256, show_default=True, help="No deployment is larger.")
+@click.option(
+    "--max-gpus", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="No deployment is larger."
+)
 @click.option("--requests", type=int, default=5000, show_default=True, help="Requests of one replication, at least.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write plan.json and page here.")
-@click.option("--workers", type=click.IntRange(1), help="Simulations at once; one on each core if not given.")
+@click.option("--workers", type=click.IntRange(1, 10_000), help="Simulations at once; one on each core if not given.")
 @click.option(
     "--executor", default="processes", show_default=True, help="Where they run: processes, ray, ray://host:port."
 )

@@ -34,7 +34,7 @@ MOST_REASONS = 5
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Write table and page here; goes on from there."
 )
-@click.option("--workers", type=click.IntRange(1), help="Points at once; one on each core if not given.")
+@click.option("--workers", type=click.IntRange(1, 10_000), help="Points at once; one on each core if not given.")
 @click.option(
     "--executor", default="processes", show_default=True, help="Where points run: processes, ray, ray://host:port."
 )
