@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sim.guard import Commands, guarded
 from traces.schema import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Finds `import` among the importers only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -272,17 +273,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        cli(standalone_mode=False)
-    except InputError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("stopped; go on with --resume", err=True)
-        sys.exit(130)
+    guarded(lambda: cli(standalone_mode=False), stopped="stopped; go on with --resume")
 
 
 if __name__ == "__main__":

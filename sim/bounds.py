@@ -72,7 +72,7 @@ BOUNDS: Mapping[str, Bound] = {
     "tp": Bound(1, MAX_TP),
     "replicas": Bound(1, 10_000),
     "seed": Bound(0, MAX_SEED),
-    "workload.limit": Bound(0, MAX_REQUESTS, "all"),
+    "workload.limit": Bound(0, 1_000_000_000, "all"),
     "workload.rate": Bound(1e-6, 1e9, "not set"),
     "workload.rate_scale": Bound(1e-6, 1e6),
     "workload.concurrency": Bound(0, MAX_REQUESTS, "not set"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from datetime import time as clock_time
@@ -33,6 +33,10 @@ _SHORT = {
     "profile": "cost.profile",
 }
 """Keys that may be written without their section."""
+
+
+_PARTS = ("policy", "allocator", "router")
+"""Sections whose texts may name code, such as policy.name and policy.base."""
 
 
 class UnknownSettingError(InputError):
@@ -253,13 +257,47 @@ class Scenario:
             raise InputError(f"speculation is set, and policy {self.policy.name} drafts nothing; use speculative")
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
     """The settings in a TOML file, as nested tables.
 
+    Args:
+        settings: what will win over the file, by key.
+        allow_code: let the file name code to import (`module:object`), which `settings` always may.
+
     Raises:
-        InputError: no such file, or it is not TOML; the sentence names file and line.
+        InputError: no such file, or it is not TOML, or it names code; the sentence names file and line.
     """
-    return documents.toml(Path(path))
+    tables = documents.toml(Path(path))
+    if not allow_code:
+        refuse_code(tables, str(path), settings or {})
+    return tables
+
+
+def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise InputError where a file's settings name code to import that `settings` do not overrule.
+
+    A file may come from anyone, and a module runs as soon as it is imported. Names of what is installed are no code:
+    whoever installed it has said so.
+    """
+    overruled = {key for key, _ in _leaves(settings or {})}
+    for key, value in _leaves(tables):
+        if key in overruled or not (key.partition(".")[0] in _PARTS or key == "workload.format"):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and ":" in one:
+                raise InputError(
+                    f"{where}: {key} is {one!r}, code that would be run; if you trust this file, add --allow-code "
+                    f"(allow_code=True from Python), or name the code yourself: --set {key}={one}"
+                )
+
+
+def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key in full, value) of every setting."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield full_key(prefix + key), value
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

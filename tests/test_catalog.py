@@ -195,7 +195,7 @@ class TestUserFiles:
             ("sms = 58", "sms = 58.5", "sms = 58.5 must be of type int"),
             ("sms = 58", "sms = true", "sms = True must be of type int"),
             ("sms = 58", 'sms = "58"', "must be of type int"),
-            ("watts = 72", "watts = nan", "watts = nan must be finite and not negative"),
+            ("watts = 72", "watts = nan", "watts = nan must be 0 or lie between 0.001 and"),
             ("watts = 72", f"watts = {'9' * 400}", "watts is too large"),
             ("watts = 72", "watts = ", "is not TOML"),
             ("watts = 72", "watts = 72\nsources = 3", "sources must be a table|is not TOML"),

@@ -245,7 +245,7 @@ scenarios = st.builds(
         WorkloadSettings,
         trace=texts,
         limit=st.integers(0, 10**9),
-        rate=st.floats(0, 1e9),
+        rate=st.one_of(st.just(0.0), st.floats(1e-6, 1e9)),
         sessions=st.booleans(),
         side=texts,
         skip_bad=st.booleans(),

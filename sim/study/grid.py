@@ -167,12 +167,13 @@ def count_seeds(count: int, first: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def read_points(path: str | Path) -> list[dict[str, Any]]:
+def read_points(path: str | Path, *, allow_code: bool = False) -> list[dict[str, Any]]:
     """The points of a CSV file (a column for each key; an empty cell leaves the base's value) or of the `[[point]]`
     tables of a TOML file, by dotted key in full.
 
     Raises:
-        InputError: it cannot be read, is empty, or has a point twice; the sentence names the line or the table.
+        InputError: it cannot be read, is empty, has a point twice, or names code that is not allowed; the sentence
+            names the line or the table.
     """
     name = Path(path)
     readers = {".csv": _csv_points, ".toml": _toml_points}
@@ -189,6 +190,8 @@ def read_points(path: str | Path) -> list[dict[str, Any]]:
         first = seen.setdefault(tuple(sorted((key, word(value)) for key, value in point.items())), where)
         if first != where:
             raise InputError(f"points {path} {where}: the same point as {first}")
+        if not allow_code:
+            scenario.refuse_code(point, f"points {path} {where}")
     return [point for _, point in found]
 
 

@@ -33,6 +33,7 @@ from traces.schema import InputError
 def plan(
     file: str | None,
     settings: dict[str, Any],
+    allow_code: bool,
     gpus: str | None,
     precision: str,
     attainment: float | None,
@@ -72,6 +73,7 @@ def plan(
         workers=workers,
         run_on=executor,
         curve=out is not None,
+        allow_code=allow_code,
         told=(lambda what: None) if quiet else (lambda what: click.echo(what, err=True)),
         **settings,
     )

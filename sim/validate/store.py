@@ -85,14 +85,14 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
 
-def read(folder: Path) -> Kept:
-    """What `writers` wrote.
+def read(folder: Path, *, allow_code: bool = False) -> Kept:
+    """What `writers` wrote; `allow_code` as for `sim.scenario.read`.
 
     Raises:
         InputError: a file is missing or is not what it should be, or clocks run backwards in it.
     """
     about = _about(folder)
-    plan = scenario.build(scenario.read(folder / "scenario.toml"), {})
+    plan = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
     requests = _table(folder / "trace.parquet")
     for name in ("prefix_blocks", "token_ids", "output_token_ids"):
         if name in requests:
