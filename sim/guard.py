@@ -22,6 +22,8 @@ from traces.code import USERS
 from traces.schema import InputError
 
 BUG, STOPPED, UNREAD = 70, 130, 141
+LONGEST = 4000
+"""Letters of a sentence; what is longer quotes a file that is no good."""
 SHOW = "FORETOKEN_TRACEBACK"
 """Set in the environment (to anything but 0), it lets the traceback through."""
 
@@ -112,6 +114,7 @@ def _kept(error: BaseException) -> str:
 
 
 def _end(text: str, code: int) -> None:
+    text = text.encode("utf-8", "backslashreplace").decode()
     with suppress(OSError):  # nobody reads errors either
-        click.echo(text, err=True)
+        click.echo(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}", err=True)
     sys.exit(code)

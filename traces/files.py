@@ -237,7 +237,7 @@ def text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
     """A file of UTF-8 text, which may be empty; lines end in a line feed. Raises InputError."""
     data = content(path, most)
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{named(path)} is not UTF-8 text (byte {error.start + 1})") from None
 

@@ -118,8 +118,11 @@ def read_table(path: Path) -> Table:
     spec = spec_of(path.stem)
     text = files.text(path, MAX_TABLE_BYTES)
     lines = csv.reader(io.StringIO(text))
-    header = next(lines, [])
-    return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+    try:
+        header = next(lines, [])
+        return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+    except csv.Error as error:
+        raise InputError(f"{path}:{lines.line_num}: not valid CSV ({error})") from None
 
 
 def _split(text: str, width: int) -> list[list[str]] | None:

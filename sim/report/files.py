@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}")
     return table
+
+
+@contextmanager
+def as_written(folder: Path, by: str) -> Iterator[None]:
+    """What cannot be made of the files of `folder` is a fault of theirs: raises InputError, naming the command `by`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{folder} does not hold what {by} of this version writes ({told})") from error
 
 
 def write_files(folder: Path, writers: Mapping[str, Writer], *, stale: Iterable[str] = ()) -> list[Path]:

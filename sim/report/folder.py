@@ -61,7 +61,8 @@ def write_run(
 def write_page(folder: Path) -> Kept:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
     kept = Kept.read(folder)
-    files.write_file(folder / PAGE, _page(kept))
+    with files.as_written(folder, "sim run"):
+        files.write_file(folder / PAGE, _page(kept))
     return kept
 
 
