@@ -285,10 +285,10 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
             continue
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str) and ":" in one:
-                one = one if len(one) <= 100 else f"{one[:100]}..."
+                shown = one if len(one) <= 100 else f"{one[:100]}..."
                 raise InputError(
-                    f"{where}: {key} is {one!r}, code that would be run; if you trust this file, add --allow-code "
-                    f"(allow_code=True from Python), or name the code yourself: --set {key}={one}"
+                    f"{where}: {key} is {shown!r}, code that would be run; if you trust this file, add --allow-code "
+                    f"(allow_code=True from Python), or name the code yourself: --set {key}={shown}"
                 )
 
 

@@ -29,7 +29,7 @@ MAX_RESULT_BYTES = 2 * 2**30
 """Of JSON that programs write: a server's results, a journal."""
 MAX_TEXT_BYTES = 64 * 2**20
 """Of what people or their tools describe: a model, a run, a tokenizer."""
-MAX_GROWTH = 200
+MAX_GROWTH = 100
 """An unpacked byte for a packed one, beyond the first `FREE_BYTES`. Real traces reach 10 to 40."""
 FREE_BYTES = 64 * 2**20
 BOM = b"\xef\xbb\xbf"

@@ -38,7 +38,10 @@ def read(
     path = locate(path_or_name)
     reader = formats.load(format) if format else recognise(path, skip_bad)
     source = Source(path, Options(tokenizer, skip_bad, side))
-    table = reader.read(source)
+    try:
+        table = reader.read(source)
+    except MemoryError:
+        raise InputError(f"{files.named(path)} takes more memory than there is; read less of it") from None
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
     if "source_row" not in table:

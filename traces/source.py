@@ -186,10 +186,13 @@ def _json(data: bytes) -> Any:
     if len(data) > files.MAX_LINE_BYTES and b"\n" not in data:
         raise BadRow(f"is longer than {files.MAX_LINE_BYTES >> 20} MiB", "overlong")
     try:
-        return documents.loads(data.decode("utf-8"), _DECODER.decode)
+        found = _DECODER.decode(data.decode("utf-8"))
+        if data.count(b"[") + data.count(b"{") > documents.MAX_DEPTH:
+            documents.check_depth(found)
+        return found
     except UnicodeDecodeError as error:
         raise BadRow(f"is not valid UTF-8 (byte {error.start + 1})", "is not valid UTF-8") from None
-    except documents.TooDeepError:
+    except (RecursionError, documents.TooDeepError):
         raise BadRow("is nested too deeply") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
