@@ -14,6 +14,7 @@ from sim.bounds import BOUNDS, Bound
 from sim.catalog import load_gpu, load_model
 from sim.gpu import PHYSICAL
 from sim.scenario import Scenario, build
+from sim.specs import LARGEST
 from traces import edit, from_frame
 from traces.schema import InputError
 
@@ -63,9 +64,7 @@ def test_a_gpu_of_no_known_physics_is_refused(key: str, value: float) -> None:
         dataclasses.replace(load_gpu("h100"), **{key: value})
 
 
-@pytest.mark.parametrize(
-    "key", ["layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "max_context_tokens", "experts"]
-)
+@pytest.mark.parametrize("key", [*LARGEST, "vocab", "max_context_tokens"])
 def test_a_model_a_thousand_times_the_largest_is_refused(key: str) -> None:
     with pytest.raises(InputError, match=key):
         dataclasses.replace(load_model("llama-3.1-8b"), **{key: 10**12})
