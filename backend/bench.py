@@ -25,6 +25,7 @@ from backend.bench_timing import Bench
 from backend.bench_verdict import bars, show
 from backend.memory import check_device
 from backend.ops import for_device
+from sim.guard import guarded
 from traces.schema import InputError
 
 GROUPS = (
@@ -209,4 +210,4 @@ def main(device: str, only: str, small: bool, out: Path | None, budget_s: float,
 
 
 if __name__ == "__main__":
-    main()
+    guarded(lambda: main(standalone_mode=False))

@@ -5,7 +5,6 @@ It reads JSON files and no weights. It also says which models `backend.model` ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from backend.rope import ROPE_KINDS, RopeSpec, yarn_attention_factor
 from sim.specs import ModelSpec
+from traces import documents
 from traces.schema import InputError
 
 FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
@@ -123,12 +123,7 @@ def read_config(folder: Path, spec: ModelSpec) -> CheckpointConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file: {error}") from None
+    table = documents.json_file(path)
     if not isinstance(table, dict):
         raise InputError(f"{path}: must hold a JSON object")
     return table

@@ -6,7 +6,6 @@ quantised matrices pass through one unquantised matrix at a time. Pickles are ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from backend.weights import QUANT_DTYPES, Weight, quantised
 from sim import catalog
 from sim.catalog import from_hf_config
 from sim.specs import ModelSpec
+from traces import documents, files
 from traces.schema import InputError
 
 __all__ = ["CheckpointConfig", "load_checkpoint", "load_model", "random_model"]
@@ -64,7 +64,7 @@ def load_model(name: str, spec: ModelSpec, device: torch.device | str = "cpu", *
     that holds a config.json alone, they are random ones of `seed`. Raises InputError as the two functions below do.
     """
     folder = Path(name)
-    if folder.is_dir() and any(folder.glob("*.safetensors")):
+    if files.is_dir(folder) and any(folder.glob("*.safetensors")):
         return load_checkpoint(folder, device, dtype=spec.dtype, weights=spec.weights)
     if spec.name in SHIPPED and _as_listed(spec):
         return load_checkpoint(SHIPPED[spec.name], device, dtype=spec.dtype, weights=spec.weights)
@@ -185,18 +185,18 @@ def _checked(shard: Path, name: str, value: Tensor, piece: Piece) -> Tensor:
 def _shards(folder: Path) -> Iterator[tuple[Path, set[str]]]:
     """(file, tensors that the index says are in it) of each safetensors file of a checkpoint, in the order of names."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if files.is_file(index):
         named: dict[str, set[str]] = {}
         for tensor, shard in _weight_map(index).items():
             named.setdefault(shard, set()).add(tensor)
         for shard in sorted(named):
-            if not (folder / shard).is_file():
+            if not files.is_file(folder / shard):
                 count = len(named[shard])
                 raise InputError(f"{folder / shard}: missing, and {index.name} says that it has {count} tensors")
         yield from ((folder / shard, named[shard]) for shard in sorted(named))
         return
     single = folder / "model.safetensors"
-    if not single.is_file():
+    if not files.is_file(single):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
             raise InputError(
@@ -209,10 +209,10 @@ def _shards(folder: Path) -> Iterator[tuple[Path, set[str]]]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        table: Any = json.loads(index.read_text(encoding="utf-8"))
+        table: Any = documents.json_file(index, files.MAX_RESULT_BYTES)
         found = table["weight_map"]
         names = {str(tensor): str(shard) for tensor, shard in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of safetensors files (an object with a weight_map)") from None
     for shard in names.values():
         if Path(shard).name != shard or not shard.endswith(".safetensors"):

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from backend.corpus import BOS, EOS, VOCAB, document, sources
 from backend.rope import RopeSpec, angles
+from sim.guard import guarded
 
 CONTEXT_TOKENS = 2048
 SHORT_TOKENS, STEP_TOKENS = 256, 2048
@@ -272,4 +273,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

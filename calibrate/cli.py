@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sim.guard import Commands, guarded
 from traces.schema import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Finds `import` among the importers only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,12 +48,12 @@ class _Commands(click.Group):
 @click.option("--models", help="Models whose shapes are measured, separated by commas.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of activations and weights.")
 @click.option("--kv-dtype", "kv_dtypes", multiple=True, help="Type of the KV cache; may be given several times.")
-@click.option("--budget-s", type=click.FloatRange(min=1.0), default=300.0, show_default=True, help="Seconds to spend.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most new tokens of a step.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Most sequences of a decode batch.")
-@click.option("--max-context", type=click.IntRange(min=64), help="Longest context.")
-@click.option("--layers", type=click.IntRange(min=1), help="Measure only so many layers of each model.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of weights, content and held-out points.")
+@click.option("--budget-s", type=click.FloatRange(1.0, 1e6), default=300.0, show_default=True, help="Seconds to spend.")
+@click.option("--max-tokens", type=click.IntRange(1, 10_000_000), help="Most new tokens of a step.")
+@click.option("--max-rows", type=click.IntRange(1, 1_000_000), help="Most sequences of a decode batch.")
+@click.option("--max-context", type=click.IntRange(64, 100_000_000), help="Longest context.")
+@click.option("--layers", type=click.IntRange(1, 10_000), help="Measure only so many layers of each model.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, help="Seed of weights, content and held-out points.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted calibration of the same settings.")
 @click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
@@ -272,17 +273,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        cli(standalone_mode=False)
-    except InputError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("stopped; go on with --resume", err=True)
-        sys.exit(130)
+    guarded(lambda: cli(standalone_mode=False), stopped="stopped; go on with --resume")
 
 
 if __name__ == "__main__":

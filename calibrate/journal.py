@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.cost.tables import Value
+from traces import documents, files
 from traces.schema import InputError
 
 
@@ -71,7 +72,7 @@ class Journal:
         self.path = path
         self.entries: list[Entry] = []
         header = json.loads(json.dumps({"calibration": dict(settings)}))
-        if path.exists():
+        if files.exists(path):
             if not resume:
                 raise InputError(f"{path} is there from an interrupted run; go on with --resume, or remove it")
             self._read(header)
@@ -95,7 +96,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def _read(self, header: Mapping[str, Any]) -> None:
-        lines = self.path.read_bytes().split(b"\n")
+        lines = files.content(self.path, files.MAX_RESULT_BYTES).split(b"\n")
         whole, rest = lines[:-1], lines[-1]
         found = [self._line(line, number) for number, line in enumerate(whole, 1)]
         if not found or "calibration" not in found[0]:
@@ -114,7 +115,7 @@ class Journal:
 
     def _line(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            found = json.loads(line)
+            found = documents.loads(line)
             if isinstance(found, dict):
                 return found
         except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from sim.adaptive import PerRequest
 from sim.request import Request
 from sim.tree import DraftTree
+from traces import documents
 from traces.schema import InputError
 
 MOST_DRAFTS = 64
@@ -37,11 +37,11 @@ def acceptance_rates(given: float | str) -> tuple[float, ...]:
 def _recorded_rates(path: str) -> Sequence[object]:
     """A list of rates, or those that a run's summary has; of a position that nobody reached, 0."""
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        told = documents.json_file(Path(path))
         if isinstance(told, dict):
             told = [0.0 if rate is None else rate for rate in told["speculation"]["rate_by_position"]]
-    except (OSError, ValueError) as error:
-        raise InputError(f"speculation.acceptance: cannot read {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"speculation.acceptance: {error}") from None
     except (KeyError, TypeError):
         raise InputError(
             f"speculation.acceptance: {path} is no list of rates and no summary of a run that drafted"
@@ -54,11 +54,11 @@ def found_shares(given: float | str) -> tuple[float, ...]:
     if not (isinstance(given, str) and given.endswith(".json")):
         return ()
     try:
-        told = json.loads(Path(given).read_text(encoding="utf-8"))
+        told = documents.json_file(Path(given))
         shares = tuple(map(float, told["speculation"]["found_by_position"])) if isinstance(told, dict) else ()
-    except (OSError, ValueError) as error:
-        raise InputError(f"speculation.acceptance: cannot read {given}: {error}") from None
-    except (KeyError, TypeError):
+    except InputError as error:
+        raise InputError(f"speculation.acceptance: {error}") from None
+    except (KeyError, TypeError, ValueError):
         return ()
     if not all(0.0 <= share <= 1.0 for share in shares):
         raise InputError(f"speculation.acceptance: {given} has a found_by_position that is no share from 0 to 1")

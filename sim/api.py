@@ -92,12 +92,20 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
-def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | None = None, **settings: Any) -> Result:
+def run(
+    base: Scenario | str | Path | None = None,
+    /,
+    *,
+    progress: Progress | None = None,
+    allow_code: bool = False,
+    **settings: Any,
+) -> Result:
     """Simulate a scenario.
 
     Args:
         base: a `Scenario` or the path of a TOML file; nothing for the defaults.
         progress: called now and then with (requests finished, requests in all).
+        allow_code: let the file name code to import (`module:object`); a `Scenario` and settings always may.
         settings: scenario keys on top of it, such as `trace="azure.csv"`, `policy="sjf"` or, for a key in a section,
             `**{"engine.max_num_seqs": 64}`.
 
@@ -107,7 +115,7 @@ def run(base: Scenario | str | Path | None = None, /, *, progress: Progress | No
     if isinstance(base, Scenario):
         given: dict[str, Any] = scenario.as_tables(base)
     else:
-        given = scenario.read(base) if base is not None else {}
+        given = scenario.read(base, settings, allow_code=allow_code) if base is not None else {}
     return simulate(scenario.build(given, settings), progress=progress)
 
 
@@ -192,6 +200,7 @@ def sweep(
     most_points: int | None = 10_000,
     progress: Progress | None = None,
     told: Callable[[str], None] = lambda what: None,
+    allow_code: bool = False,
     **settings: Any,
 ) -> pd.DataFrame:
     """Simulate every combination of the settings that are lists, such as `rate=[5, 10], policy=["sjf", "chunked"]`.
@@ -209,6 +218,7 @@ def sweep(
         most_points: refuse more; None for any number.
         progress: called with (points finished, points in all).
         told: called with a sentence where points in `out` run again, since what they are made of has changed.
+        allow_code: as for `run`; also of a file of points.
 
     Raises:
         InputError: anything that the user can mend, in one sentence.
@@ -216,7 +226,7 @@ def sweep(
     from sim.study.asked import Asked  # noqa: PLC0415
     from sim.study.sweep import run as run_all  # noqa: PLC0415
 
-    asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points)
+    asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
     where = None if out is None else Path(out)
     return run_all(asked, out=where, workers=workers, executor=executor, progress=progress, told=told)
 
@@ -233,6 +243,7 @@ def plan(
     run_on: str = "processes",
     curve: bool = False,
     told: Callable[[str], None] = lambda what: None,
+    allow_code: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """The capacity of a configuration under its `slo`; with a `rate`, the cheapest configuration that takes it.
@@ -250,6 +261,7 @@ def plan(
         run_on: where they run: "processes", "ray" or "ray://host:port".
         curve: also simulate rates far from the capacity, for plots.
         told: called with a sentence now and then.
+        allow_code: as for `run`.
 
     Raises:
         InputError: anything that the user can mend, in one sentence.
@@ -258,7 +270,10 @@ def plan(
     from sim.study.plan_choose import answered  # noqa: PLC0415
 
     ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests)
-    given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base is not None else {}
+    if isinstance(base, Scenario):
+        given = scenario.as_tables(base)
+    else:
+        given = scenario.read(base, settings, allow_code=allow_code) if base is not None else {}
     return answered(given, settings, ask, told)
 
 

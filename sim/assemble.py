@@ -12,6 +12,7 @@ from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
+from sim.bounds import MAX_BLOCKS
 from sim.cost import profile as profiles
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -141,6 +142,7 @@ def assemble(plan: Scenario) -> Parts:
     own_bytes = drafter.kv_bytes_per_token(plan.tp) if drafter else 0
     block_bytes = plan.kv.block_tokens * (model.gpu_kv_bytes_per_token(plan.tp) + own_bytes)
     native = model.attention_window
+    _check_blocks(plan, blocks)
     memory = KvPool(
         blocks,
         plan.kv.block_tokens,
@@ -194,6 +196,16 @@ def assemble(plan: Scenario) -> Parts:
         drafter,
         offloaded_bytes,
     )
+
+
+def _check_blocks(plan: Scenario, blocks: int) -> None:
+    """Refuse more KV blocks than this machine can keep account of."""
+    if blocks * plan.replicas > MAX_BLOCKS:
+        whose = f"{plan.replicas:,} replicas of {blocks:,}" if plan.replicas > 1 else "a replica of so many"
+        raise InputError(
+            f"kv.blocks comes to {blocks * plan.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; set "
+            "a larger kv.block_tokens or fewer replicas"
+        )
 
 
 def _offload(plan: Scenario, model: ModelSpec) -> Offload:

@@ -14,6 +14,13 @@ def check_count(where: str, key: str, value: int, least: int, most: int = MAX_CO
         raise InputError(f"{where}: {key} = {value} must lie between {least} and {most}")
 
 
+def check_amount(where: str, key: str, value: float, least: float, most: float, *, zero: bool = False) -> None:
+    """Raise InputError unless `least <= value <= most`, or 0 where that is allowed; NaN and infinity never pass."""
+    if not (least <= value <= most or (zero and value == 0)):
+        also = "be 0 or " if zero else ""
+        raise InputError(f"{where}: {key} = {value} must {also}lie between {least:g} and {most:g}")
+
+
 def check_choice(where: str, key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise InputError unless `value` is one of `choices`."""
     if value not in choices:

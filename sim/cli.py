@@ -16,6 +16,7 @@ from sim import scenario
 from sim.cli_options import progress_bar, scenario_options
 from sim.cli_report import report
 from sim.cli_trace import trace
+from sim.guard import Commands, guarded
 from sim.study.plan_cli import plan
 from sim.study.sweep_cli import sweep
 from traces.schema import InputError
@@ -23,7 +24,7 @@ from traces.schema import InputError
 # Commands import what they need when they run, so that `sim --help` and a mistyped option answer at once.
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="foretoken")
 def cli() -> None:
     """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
@@ -37,7 +38,13 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def run(
-    file: str | None, settings: dict[str, Any], out: Path | None, trace_window: str | None, as_json: bool, quiet: bool
+    file: str | None,
+    settings: dict[str, Any],
+    allow_code: bool,
+    out: Path | None,
+    trace_window: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
@@ -51,7 +58,7 @@ def run(
         raise InputError("--trace-window cuts the trace that --out writes; give --out too")
     with nullcontext() if out is None else taken(out, "run") as claim:
         with progress_bar("simulating", quiet) as progress:
-            result = api.run(file, progress=progress, **settings)
+            result = api.run(file, progress=progress, allow_code=allow_code, **settings)
         if out is not None:
             told = scenario.dump(result.scenario)
             paths = write_run(result, out, scenario=told, window=window, answers=result.tokens, claim=claim)
@@ -72,7 +79,9 @@ def run(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write page and tables here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries, by name, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
+def compare(
+    files: tuple[str, ...], settings: dict[str, Any], allow_code: bool, out: Path | None, as_json: bool, quiet: bool
+) -> None:
     """Run several scenarios and show them side by side.
 
     FILES are scenarios (TOML). A setting with several values, such as --set allocator=contiguous-max,paged, makes a
@@ -90,7 +99,7 @@ def compare(files: tuple[str, ...], settings: dict[str, Any], out: Path | None, 
     with nullcontext() if out is None else taken(out, "comparison") as claim:
         for name, (file, one) in variants.items():
             with progress_bar(name, quiet) as progress:
-                rows.append(attempt(name, lambda: api.run(file, progress=progress, **one)))  # noqa: B023
+                rows.append(attempt(name, lambda: api.run(file, progress=progress, allow_code=allow_code, **one)))  # noqa: B023
         failures = {row.name: row.reason for row in rows if isinstance(row, Failure)}
         if len(failures) == len(rows):
             told = [f"{name}: {reason}" for name, reason in failures.items()] if len(set(failures.values())) > 1 else []
@@ -129,7 +138,7 @@ def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tup
 @cli.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @scenario_options
-@click.option("--repeats", type=click.IntRange(1), default=1, help="Live runs, whose spread is told.")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=1, help="Live runs, whose spread is told.")
 @click.option("--clock", type=click.Choice(["virtual", "wall"]), help="Clock of the live run.")
 @click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")
@@ -205,14 +214,8 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
-    try:
-        cli(standalone_mode=False)
-    except InputError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except click.exceptions.Abort:
-        click.echo("stopped", err=True)
-        sys.exit(130)
+    guarded(lambda: cli(standalone_mode=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -116,6 +116,9 @@ def _with_options(
     wrapped = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them.")(
         wrapped
     )
+    wrapped = click.option(
+        "--allow-code", is_flag=True, help="Let files name code to import (module:object); only if you trust them."
+    )(wrapped)
     return click.option("--set", "setting", multiple=True, metavar="KEY=VALUE", help=help_of_set)(wrapped)
 
 

@@ -25,6 +25,7 @@ def report(folder: Path, as_json: bool) -> None:
     FOLDER is what `sim run`, `sim sweep` or `sim plan` wrote with --out. Nothing is simulated. Of a sweep that has
     not ended, the page shows the points that it has by now.
     """
+    from sim.report.files import as_written  # noqa: PLC0415
     from sim.report.folder import PAGE, held  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
 
@@ -33,7 +34,8 @@ def report(folder: Path, as_json: bool) -> None:
         what = f"holds a {' and a '.join(kinds)}" if kinds else "holds no result"
         hint = "; sim validate --recorded computes a validation again" if "validation" in kinds else ""
         raise InputError(f"{folder} {what}; a page is made again of a {', '.join(READERS)}{hint}")
-    document, view = READERS[kinds[0]](folder)
+    with as_written(folder, f"sim {kinds[0]}"):
+        document, view = READERS[kinds[0]](folder)
     click.echo(f"wrote {PAGE} to {folder}", err=True)
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))

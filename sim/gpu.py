@@ -5,10 +5,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sim.checks import check_count
+from sim.checks import check_amount, check_count
 from traces.schema import InputError
 
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+
+_BYTES_PER_S, _FLOPS_PER_S = (1e6, 1e18), (1e6, 1e21)
+PHYSICAL = {
+    "memory_bytes_per_s": _BYTES_PER_S,
+    "pcie_bytes_per_s": _BYTES_PER_S,
+    "link_bytes_per_s": _BYTES_PER_S,
+    "fp16_flops_per_s": _FLOPS_PER_S,
+    "bf16_flops_per_s": _FLOPS_PER_S,
+    "fp8_flops_per_s": _FLOPS_PER_S,
+    "fp32_flops_per_s": _FLOPS_PER_S,
+    "watts": (1e-3, 1e6),
+    "usd_per_gpu_hour": (1e-6, 1e6),
+}
+"""What a device of any kind can have at least and at most: what is beyond is another unit, or a slip."""
+MAY_BE_0 = ("link_bytes_per_s", "bf16_flops_per_s", "fp8_flops_per_s", "watts", "usd_per_gpu_hour")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +61,10 @@ class GpuSpec:
     def __post_init__(self) -> None:
         where = f"GPU {self.name!r}"
         check_count(where, "memory_bytes", self.memory_bytes, least=2**20, most=2**50)
-        check_count(where, "sms", self.sms, least=1)
+        check_count(where, "sms", self.sms, least=1, most=10**6)
         check_count(where, "l2_bytes", self.l2_bytes, least=0, most=2**40)
-        for key in (
-            "memory_bytes_per_s",
-            "fp16_flops_per_s",
-            "fp32_flops_per_s",
-            "pcie_bytes_per_s",
-        ):
-            if not 0 < getattr(self, key) < 1e21:
-                raise InputError(f"{where}: {key} = {getattr(self, key)} must be positive and finite")
-        for key in ("bf16_flops_per_s", "fp8_flops_per_s", "link_bytes_per_s", "watts", "usd_per_gpu_hour"):
-            if not 0 <= getattr(self, key) < 1e21:
-                raise InputError(f"{where}: {key} = {getattr(self, key)} must be finite and not negative")
+        for key, (least, most) in PHYSICAL.items():
+            check_amount(where, key, getattr(self, key), least, most, zero=key in MAY_BE_0)
         if bool(self.price_month) != bool(self.usd_per_gpu_hour):
             raise InputError(f"{where}: usd_per_gpu_hour and price_month belong together: a price is true for a month")
         if self.price_month and not MONTH.fullmatch(self.price_month):

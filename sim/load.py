@@ -6,14 +6,25 @@ import importlib
 import inspect
 import os
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+from sim.bounds import PARAMETER
+from traces.code import imported
 from traces.schema import InputError
+
+_KINDS = {"policies": "policy", "allocators": "allocator", "routers": "router"}
+_TAKES = {"policy": ("step",), "router": ("request", "replicas")}
+_ALLOCATOR = ("refusal", "match", "admit", "grow", "release", "table", "usage")
+_PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_SHAPES = {
+    "policy": "a policy is a function of a step, or a class whose objects are such (docs/policies.md)",
+    "allocator": "an allocator is a class with the methods of sim.memory.Allocator (docs/allocators.md)",
+    "router": "a router is a function of a request and the replicas, or a class whose objects are such",
+}
 
 
 def names(package: str) -> list[str]:
@@ -40,9 +51,9 @@ def load(package: str, name: str) -> Callable[..., Any]:
         return getattr(module, camel, None) or getattr(module, stem)  # type: ignore[no-any-return]
     for point in _entry_points(package):
         if point.name == name:
-            return point.load()  # type: ignore[no-any-return]
+            return _of_kind(point.load(), name, kind)
     if ":" in name:
-        return _by_path(name, kind)
+        return _of_kind(_by_path(name, kind), name, kind)
     raise InputError(f"unknown name {name!r} in {kind}; known: {', '.join(names(package))}, or package.module:object")
 
 
@@ -69,10 +80,8 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
     Raises:
         InputError: an unknown parameter, or a value of another type than the parameter's default.
     """
-    kind = {"policies": "policy", "allocators": "allocator", "routers": "router"}[package.rpartition(".")[2]]
+    kind = _KINDS[package.rpartition(".")[2]]
     target = load(package, name)
-    if not callable(target):
-        raise InputError(f"{kind} {name!r} is a {type(target).__name__} and cannot be called")
     parameters = inspect.signature(target).parameters
     known = {key: one for key, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
     hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
@@ -82,7 +91,7 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
         if key not in known:
             have = ", ".join(known) or "none"
             raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")
-        _check_type(f"{name}.{key}", value, known[key].default)
+        _check_type(f"{kind}.{key}", value, known[key].default)
     if inspect.isclass(target):
         return target(*first, **given)
     return partial(target, **given) if given else target
@@ -94,6 +103,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
     accepted: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
     if not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise InputError(f"{key} is {value!r}; it must be of type {type(default).__name__}, such as {default!r}")
+    if isinstance(value, int | float):
+        PARAMETER.check(key, value)
 
 
 def _entry_points(package: str) -> list[Any]:
@@ -101,19 +112,48 @@ def _entry_points(package: str) -> list[Any]:
 
 
 def _by_path(name: str, kind: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise InputError(f"cannot load {name!r} from {kind}: expected package.module:object")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
+    module, target = imported(name, f"cannot load {name!r} from {kind}")
+    _check_current(module)
+    return cast("Callable[..., Any]", target)
+
+
+def _of_kind(target: Any, name: str, kind: str) -> Callable[..., Any]:
+    """What was found by name, once it is known to be of the kind; nothing of it is called before.
+
+    Raises:
+        InputError: it is no class and no function, or one that could not be used so.
+    """
+    noun = _KINDS[kind]
+    if not callable(target):
+        raise InputError(f"{noun} {name!r} is a {type(target).__name__} and cannot be called")
     try:
-        module = importlib.import_module(module_name)
-        _check_current(module)
-        return getattr(module, attribute)  # type: ignore[no-any-return]
-    except InputError:
-        raise
-    except Exception as error:  # the module is the user's, and importing it may do anything
-        raise InputError(f"cannot load {name!r} from {kind}: {type(error).__name__}: {error}") from None
+        lacks = _lacks(target, noun)
+    except (TypeError, ValueError):  # what is written in C tells no signature
+        lacks = "takes what no one can tell beforehand"
+    if lacks:
+        raise InputError(f"{noun} {name!r} {lacks}; {_SHAPES[noun]}")
+    return cast("Callable[..., Any]", target)
+
+
+def _lacks(target: Callable[..., Any], noun: str) -> str:
+    """Why a class or function cannot be such a part, or ""."""
+    if not inspect.isclass(target) and not inspect.isfunction(target):
+        return f"is a {type(target).__name__}, no class and no Python function"
+    if noun == "allocator":
+        missing = [name for name in _ALLOCATOR if not callable(getattr(target, name, None))]
+        return f"has no method {missing[0]}" if missing else ""
+    names = _TAKES[noun]
+    called: Any = target
+    if inspect.isclass(target):
+        if not inspect.isfunction(called := getattr(target, "__call__", None)):  # noqa: B004 - of its objects, not its own
+            return "is a class whose objects cannot be called"
+        names = ("self", *names)
+    try:
+        inspect.signature(called).bind(*names)
+    except TypeError as error:
+        return f"cannot be called with {', '.join(_TAKES[noun])} ({error})"
+    given = [one for one in inspect.signature(called).parameters.values() if one.kind in _PLACED][: len(names)]
+    return "" if len(given) == len(names) else f"does not take {', '.join(_TAKES[noun])} one by one"
 
 
 _IMPORTED: dict[str, tuple[object, tuple[int, int]]] = {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from datetime import time as clock_time
@@ -15,8 +14,9 @@ from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
+from sim import bounds
 from sim.speculation import SpeculationSettings
-from traces.redraw import LARGEST_CV
+from traces import documents
 from traces.schema import InputError
 
 _SHORT = {
@@ -33,6 +33,10 @@ _SHORT = {
     "profile": "cost.profile",
 }
 """Keys that may be written without their section."""
+
+
+_PARTS = ("policy", "allocator", "router")
+"""Sections whose texts may name code, such as policy.name and policy.base."""
 
 
 class UnknownSettingError(InputError):
@@ -77,13 +81,7 @@ class WorkloadSettings:
     beam_churn: float = 0.07
 
     def __post_init__(self) -> None:
-        for name in ("limit", "rate", "concurrency", "resample", "samples"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"workload.{name} is {getattr(self, name)}; it must be at least 0 (0: not set)")
-        if not 0 <= self.beam_churn <= 1:
-            raise InputError(f"workload.beam_churn is {self.beam_churn}; it must lie between 0 and 1")
-        if not self.rate_scale > 0:
-            raise InputError(f"workload.rate_scale is {self.rate_scale}; it must be above 0")
+        bounds.check("workload", self)
         if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
             raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
         self._check_arrivals()
@@ -91,10 +89,6 @@ class WorkloadSettings:
     def _check_arrivals(self) -> None:
         if self.arrivals not in ("trace", "poisson", "gamma"):
             raise InputError(f"workload.arrivals is {self.arrivals!r}; known: trace, poisson, gamma")
-        if not 0 < self.arrivals_cv <= LARGEST_CV:
-            raise InputError(
-                f"workload.arrivals_cv is {self.arrivals_cv}; it must be above 0 and at most {LARGEST_CV:g}"
-            )
         if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
             raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
         if self.arrivals != "trace" and self.concurrency:
@@ -117,6 +111,7 @@ class EngineSettings:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
+        bounds.check("engine", self)
         if not isinstance(self.async_scheduling, bool) and self.async_scheduling != "auto":
             raise InputError(f'engine.async_scheduling is {self.async_scheduling!r}; it must be true, false or "auto"')
 
@@ -136,16 +131,7 @@ class KvSettings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.blocks < 0:
-            raise InputError(f"kv.blocks is {self.blocks}; it must be at least 0 (0: derived from the memory)")
-        if self.block_tokens < 1:
-            raise InputError(f"kv.block_tokens is {self.block_tokens}; it must be at least 1")
-        if not 0 <= self.swap_gib < 1e6:
-            raise InputError(f"kv.swap_gib is {self.swap_gib}; it must be at least 0 and below a million")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise InputError(
-                f"kv.gpu_memory_utilization is {self.gpu_memory_utilization}; it must be above 0 and at most 1"
-            )
+        bounds.check("kv", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +147,7 @@ class OffloadSettings:
     host_gib: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("weight_layers", "kv_layers"):
-            if getattr(self, name) < 0:
-                raise InputError(f"offload.{name} is {getattr(self, name)}; it must be at least 0 (0: none)")
-        if not 0 <= self.host_gib < 1e6:
-            raise InputError(f"offload.host_gib is {self.host_gib}; it must be at least 0 and below a million")
+        bounds.check("offload", self)
         if self.host_gib and not (self.weight_layers or self.kv_layers):
             raise InputError(f"offload.host_gib is {self.host_gib}, and nothing is offloaded")
 
@@ -185,6 +167,10 @@ class CostSettings:
     profile: str = "roofline"
     efficiency: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in self.efficiency.items():
+            bounds.EFFICIENCY.check(f"cost.efficiency.{name}", value)
+
 
 @dataclass(frozen=True, slots=True)
 class PriceSettings:
@@ -199,9 +185,7 @@ class PriceSettings:
     idle_watts_per_gpu: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("usd_per_gpu_hour", "watts_per_gpu", "idle_watts_per_gpu"):
-            if not 0 <= getattr(self, name) < 1e9:
-                raise InputError(f"price.{name} is {getattr(self, name)}; it must be at least 0 (0: the catalog's)")
+        bounds.check("price", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +207,7 @@ class LiveSettings:
     prompts: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < 1e6:
-            raise InputError(f"live.temperature is {self.temperature}; it must be at least 0 and finite")
-        if self.top_k < 0:
-            raise InputError(f"live.top_k is {self.top_k}; it must be at least 0 (0: all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"live.top_p is {self.top_p}; it must be above 0 and at most 1")
+        bounds.check("live", self)
         if self.clock not in ("virtual", "wall"):
             raise InputError(f"live.clock is {self.clock!r}; known: virtual, wall")
         if self.prompts not in ("auto", "random", "text"):
@@ -269,32 +248,57 @@ class Scenario:
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
 
     def __post_init__(self) -> None:
-        for name in ("tp", "replicas"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        bounds.check("", self)
         if self.executor not in ("predicted", "live"):
             raise InputError(f"executor is {self.executor!r}; known: predicted, live")
         if self.executor == "predicted" and self.device != "auto":
             raise InputError(f"device is {self.device!r}, and only a live run has a device; add --executor live")
         if self.policy.name != "speculative" and self.speculation != SpeculationSettings():
             raise InputError(f"speculation is set, and policy {self.policy.name} drafts nothing; use speculative")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it must be at least 0")
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
     """The settings in a TOML file, as nested tables.
 
+    Args:
+        settings: what will win over the file, by key.
+        allow_code: let the file name code to import (`module:object`), which `settings` always may.
+
     Raises:
-        InputError: no such file, or it is not TOML; the sentence names file and line.
+        InputError: no such file, or it is not TOML, or it names code; the sentence names file and line.
     """
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"cannot read scenario {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"scenario {path} is not TOML: {error}") from None
+    tables = documents.toml(Path(path))
+    if not allow_code:
+        refuse_code(tables, str(path), settings or {})
+    return tables
+
+
+def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise InputError where a file's settings name code to import that `settings` do not overrule.
+
+    A file may come from anyone, and a module runs as soon as it is imported. Names of what is installed are no code:
+    whoever installed it has said so.
+    """
+    overruled = {key for key, _ in _leaves(settings or {})}
+    for key, value in _leaves(tables):
+        if key in overruled or not (key.partition(".")[0] in _PARTS or key == "workload.format"):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and ":" in one:
+                shown = one if len(one) <= 100 else f"{one[:100]}..."
+                raise InputError(
+                    f"{where}: {key} is {shown!r}, code that would be run; if you trust this file, add --allow-code "
+                    f"(allow_code=True from Python), or name the code yourself: --set {key}={shown}"
+                )
+
+
+def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key in full, value) of every setting."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield full_key(prefix + key), value
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -313,8 +317,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def literal(text: str) -> Any:
     """The TOML value that a text is, or None: also for dates and times, which no setting is (`10:50:20` is a range)."""
     try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        found = documents.toml_of(f"value = {text}", "")
+    except InputError:
         return None
     value = found["value"] if list(found) == ["value"] else None
     return None if isinstance(value, date | clock_time) else value

@@ -7,7 +7,6 @@ requests and a stated duration of each step. Times are whole nanoseconds; floats
 from __future__ import annotations
 
 import json
-import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from sim.replica import NoProgressError
 from sim.schedule_grades import Grade, compare
 from sim.schedule_replay import POLICIES, Recorder
+from traces import documents, files
 from traces.schema import InputError
 
 DRAFTING = ("ngram", "eagle")
@@ -44,7 +44,7 @@ def replay_folder(folder: Path) -> list[Verdict]:
     Raises:
         InputError: the folder holds none, or a file is malformed.
     """
-    scenarios = sorted(folder.glob("*.scenario.json")) if folder.is_dir() else []
+    scenarios = sorted(folder.glob("*.scenario.json")) if files.is_dir(folder) else []
     if not scenarios:
         raise InputError(f"{folder}: no recorded schedules (*.scenario.json) here")
     return [replay(path) for path in scenarios]
@@ -162,10 +162,11 @@ def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> No
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable scenario: {error}") from None
+    return documents.json_of(files.text(path), str(path), _decoded)
+
+
+def _decoded(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_number)
 
 
 def _no_number(text: str) -> None:
@@ -174,16 +175,9 @@ def _no_number(text: str) -> None:
 
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
     packed = path.with_name(path.name + ".xz")
-    source = packed if packed.exists() else path
-    try:
-        with lzma.open(packed, "rt") if packed.exists() else path.open() as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    step = json.loads(line, parse_constant=_no_number)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{source} line {number}: {error}") from None
-                if not isinstance(step, dict):
-                    raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
-                yield step
-    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: not a readable record: {error}") from None
+    source = packed if files.exists(packed) else path
+    for number, line in files.lines(source):
+        step = documents.json_of(line, f"{source} line {number}", _decoded)
+        if not isinstance(step, dict):
+            raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
+        yield step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sim.checks import check_choice, check_count
+from sim.checks import MAX_COUNT, check_choice, check_count
 from sim.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
 from sim.gpu import GpuSpec
 from traces.schema import InputError
@@ -14,6 +14,8 @@ __all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "Model
 
 NORMS = ("rms", "layer")
 MAX_TP = 64
+LARGEST = {"layers": 10_000, "heads": 2**20, "kv_heads": 2**20, "head_dim": 2**20, "hidden": 2**24, "experts": 2**20}
+"""A thousand times what the largest model has, of counts that something is made for each of."""
 
 
 class Gemm(NamedTuple):
@@ -122,9 +124,9 @@ class ModelSpec:
     def _check_counts(self) -> None:
         where = f"model {self.name!r}"
         for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "max_context_tokens"):
-            check_count(where, key, getattr(self, key), least=1)
+            check_count(where, key, getattr(self, key), 1, LARGEST.get(key, MAX_COUNT))
         for key in ("learned_positions", "experts", "expert_ffn", "shared_expert_ffn", "sliding_window_tokens"):
-            check_count(where, key, getattr(self, key), least=0)
+            check_count(where, key, getattr(self, key), 0, LARGEST.get(key, MAX_COUNT))
         check_count(where, "sliding_layers", self.sliding_layers, least=0, most=self.layers)
         check_count(where, "leading_dense_layers", self.leading_dense_layers, 0, self.layers if self.experts else 0)
         check_count(where, "ffn", self.ffn, least=1 if self.dense_layers else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sim import bounds
 from sim.acceptance import MOST_DRAFTS, acceptance_rates
 from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline
@@ -48,11 +49,7 @@ class SpeculationSettings:
     def __post_init__(self) -> None:
         if self.drafter not in DRAFTERS:
             raise InputError(f"speculation.drafter is {self.drafter!r}; known: {', '.join(DRAFTERS)}")
-        if not 1 <= self.k <= MOST_DRAFTS:
-            raise InputError(
-                f"speculation.k is {self.k}; it must lie between 1 and {MOST_DRAFTS} "
-                "(who drafts nothing takes the policy chunked)"
-            )
+        bounds.check("speculation", self)
         if (self.drafter == "draft-model") != bool(self.draft_model):
             raise InputError(
                 "speculation.draft_model names the model of the drafter draft-model"

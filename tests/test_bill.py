@@ -170,7 +170,7 @@ def test_the_listing_has_price_month_and_watts() -> None:
         ("usd_per_gpu_hour = 0.8048", "", "belong together"),
         ('"2025-06"', '"June 2025"', "price_month = 'June 2025' must be a month such as 2025-06"),
         ('"2025-06"', '"2025-13"', "must be a month"),
-        ("usd_per_gpu_hour = 0.8048", "usd_per_gpu_hour = -1", "usd_per_gpu_hour = -1.0 must be finite"),
+        ("usd_per_gpu_hour = 0.8048", "usd_per_gpu_hour = -1", "usd_per_gpu_hour = -1.0 must be 0 or lie"),
         ("usd_per_gpu_hour = 0.8048", "eur_per_gpu_hour = 0.8", "unknown key 'eur_per_gpu_hour'; known are"),
         ("usd_per_gpu_hour = 0.8048", 'usd_per_gpu_hour = "0.8"', "must be of type float"),
     ],

@@ -195,10 +195,10 @@ class TestUserFiles:
             ("sms = 58", "sms = 58.5", "sms = 58.5 must be of type int"),
             ("sms = 58", "sms = true", "sms = True must be of type int"),
             ("sms = 58", 'sms = "58"', "must be of type int"),
-            ("watts = 72", "watts = nan", "watts = nan must be finite and not negative"),
+            ("watts = 72", "watts = nan", "watts = nan must be 0 or lie between 0.001 and"),
             ("watts = 72", f"watts = {'9' * 400}", "watts is too large"),
-            ("watts = 72", "watts = ", "not a TOML file"),
-            ("watts = 72", "watts = 72\nsources = 3", "sources must be a table|not a TOML file"),
+            ("watts = 72", "watts = ", "is not TOML"),
+            ("watts = 72", "watts = 72\nsources = 3", "sources must be a table|is not TOML"),
             ("[sources]", "[sources]\nspeed = 'fast'", "'speed' must be a text about one of"),
             ("[sources]", "[efficiency]\ngemm_compute = 0.5\n[sources]", "must hold a number `value`"),
             ('aliases = ["l4-24gb", "NVIDIA L4"]', "aliases = 4", "aliases must be a list of texts"),
@@ -214,13 +214,13 @@ class TestUserFiles:
 
     @pytest.mark.parametrize("name", ["absent.toml", "absent.json", "absent/absent.toml"])
     def test_missing_files(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(InputError, match="No such file"):
+        with pytest.raises(InputError, match="does not exist"):
             load_model(str(tmp_path / name))
 
     def test_binary_rubbish(self, tmp_path: Path) -> None:
         for name in ("a.toml", "a.json"):
             (tmp_path / name).write_bytes(b"\xff\x00\xfe")
-            with pytest.raises(InputError, match="not a"):
+            with pytest.raises(InputError, match=r"is not (TOML|UTF-8)"):
                 load_model(str(tmp_path / name))
 
     def test_efficiency_of_a_gpu(self, tmp_path: Path) -> None:
@@ -532,5 +532,5 @@ class TestHuggingFace:
     def test_not_an_object(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "config.json"
         path.write_text(text)
-        with pytest.raises(InputError, match=r"config\.json: (not a JSON file|must hold)"):
+        with pytest.raises(InputError, match=r"config\.json: must hold|config\.json is not JSON"):
             from_hf_config(path)

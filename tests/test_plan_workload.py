@@ -150,7 +150,7 @@ def test_copies_of_a_session_share_what_all_share() -> None:
     [
         ({"workload.arrivals": "weibull"}, "known: trace, poisson, gamma"),
         ({"workload.arrivals_cv": 2.0}, "workload.arrivals_cv is of gamma arrivals"),
-        ({"workload.arrivals": "gamma", "workload.arrivals_cv": 0.0}, "must be above 0"),
+        ({"workload.arrivals": "gamma", "workload.arrivals_cv": 0.0}, "must be at least 0.001"),
         ({"workload.arrivals": "gamma", "workload.arrivals_cv": 50.0}, "at most 20"),
         ({"workload.arrivals": "poisson", "concurrency": 3}, "exclude one another"),
         ({"workload.resample": -1}, "workload.resample is -1"),

@@ -82,7 +82,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda at: (at / "gemm.csv").write_text("dtype,weight_dtype,k,n,tokens,us\n"),
         r"gemm\.csv: has no rows",
     ),
-    "not text": (lambda at: (at / "gemm.csv").write_bytes(b"\xff\xfe"), r"gemm\.csv: cannot be read"),
+    "not text": (lambda at: (at / "gemm.csv").write_bytes(b"\xff\xfe"), r"gemm\.csv is not UTF-8 text"),
     "an unknown table": (
         lambda at: (at / "gems.csv").write_text("us\n1\n"),
         r"no table of a profile; known are gemm\.csv",
@@ -99,8 +99,8 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an empty key": (edit("profile.toml", '"a law"', '""'), r"profile\.toml: device is empty"),
     "a wrong type": (edit("profile.toml", '"a law"', "3"), r"profile\.toml: device is 3; it must be of type str"),
     "a wrong kind": (edit("profile.toml", '"measured"', '"guessed"'), r"kind 'guessed' is none of measured, imported"),
-    "not TOML": (edit("profile.toml", "=", ":"), r"profile\.toml: not a TOML file"),
-    "no description": (lambda at: (at / "profile.toml").unlink(), r"profile\.toml: cannot be read"),
+    "not TOML": (edit("profile.toml", "=", ":"), r"profile\.toml is not TOML"),
+    "no description": (lambda at: (at / "profile.toml").unlink(), r"profile\.toml does not exist"),
     "no tables": (lambda at: (at / "gemm.csv").unlink(), r"has no tables"),
     "an unknown GPU": (edit("profile.toml", '"h100"', '"h101"'), r"unknown GPU 'h101'"),
     "accuracy of nothing": (

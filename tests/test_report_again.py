@@ -168,13 +168,13 @@ def test_a_folder_holds_one_result(here: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("steps.parquet", b"no parquet", "cannot read out/steps.parquet"),
-        ("steps.parquet", None, "out/steps.parquet is not there"),
-        ("gaps.parquet", None, "out/gaps.parquet is not there"),
+        ("steps.parquet", b"no parquet", "out/steps.parquet is cut off or not a valid Parquet"),
+        ("steps.parquet", None, "out/steps.parquet does not exist"),
+        ("gaps.parquet", None, "out/gaps.parquet does not exist"),
         ("requests.parquet", "columns", "out/requests.parquet has no column 'request'"),
-        ("summary.json", b"{", "cannot read out/summary.json"),
+        ("summary.json", b"{", "out/summary.json is not JSON"),
         ("summary.json", b"[]", "out/summary.json has no key 'requests'"),
-        ("scenario.toml", None, "cannot read out/scenario.toml"),
+        ("scenario.toml", None, "out/scenario.toml does not exist"),
     ],
 )
 def test_a_damaged_run_is_told(

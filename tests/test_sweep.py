@@ -180,9 +180,9 @@ def test_points_may_come_from_a_file(trace: str) -> None:
         ("points.csv", "kv.nope\n5\n", "unknown setting 'kv.nope'"),
         ("points.toml", "[[point]]\nrate = [1, 2]\n", "one value"),
         ("points.toml", "rate = 5\n", "expected [[point]] tables"),
-        ("points.toml", "rate = \n", "cannot be read"),
+        ("points.toml", "rate = \n", "is not TOML"),
         ("points.txt", "", "must end in .csv or .toml"),
-        ("absent.csv", None, "No such file"),
+        ("absent.csv", None, "does not exist"),
     ],
 )
 def test_bad_lists_are_refused(trace: str, name: str, text: str | None, told: str) -> None:

@@ -323,7 +323,7 @@ def test_servegen_archives(tmp_path: Path) -> None:
     path.write_bytes(packed.getvalue())
     assert servegen.read_clients(path) == servegen.read_clients(folder)
     path.write_bytes(packed.getvalue()[:-60])
-    with pytest.raises(InputError, match="cut off, damaged or not a tar"):
+    with pytest.raises(InputError, match="cut off"):
         servegen.read_clients(path)
     path.write_bytes(lzma.compress(b"nothing"))
     with pytest.raises(InputError, match="not a tar"):

@@ -169,7 +169,7 @@ def test_bad_results_in_one_sentence(text: str, told: str, tmp_path: Path) -> No
 
 
 def test_no_such_results(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a readable file"):
+    with pytest.raises(InputError, match="does not exist"):
         read(tmp_path / "none.json")
 
 

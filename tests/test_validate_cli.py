@@ -145,8 +145,8 @@ def test_records_that_are_none(capsys: pytest.CaptureFixture[str], copy: Path) -
         (lambda: _changed(steps, entries="no"), "not a record of decisions"),
         (lambda: pd.read_parquet(steps)[:20].to_parquet(steps), "it ends with step 19, and a token came in step"),
         (lambda: pd.read_parquet(steps).drop(columns="shape").to_parquet(steps), "no column 'shape'"),
-        (lambda: steps.write_text("no"), "not a readable table"),
-        (steps.unlink, "not a readable table"),
+        (lambda: steps.write_text("no"), "not a valid Parquet"),
+        (steps.unlink, "does not exist"),
     ]
     good = steps.read_bytes()
     for spoil, told in cases:

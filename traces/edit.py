@@ -15,7 +15,7 @@ import pandas as pd
 
 from traces import blocks
 from traces.redraw import copies_apart
-from traces.schema import InputError, Mask, Trace, in_order, keep_rows
+from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
 
 Floats = npt.NDArray[np.float64]
 AT_ONCE_S = 1e-9  # a span below this is one moment: there is no rate to stretch
@@ -98,8 +98,8 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     Lengths and gaps keep their distributions; correlations between neighbours are lost. A session drawn twice shares
     with its copy no prefix blocks but those that other sessions share too; token ids stay what they are.
     """
-    if count < 1:
-        raise InputError(f"count is {count}; it must be at least 1")
+    if not 1 <= count <= MAX_REQUESTS:
+        raise InputError(f"count is {count}; it must be at least 1 and at most {MAX_REQUESTS:,}")
     requests = trace.requests
     after = _after(requests)
     root = _roots(after)
@@ -202,8 +202,8 @@ def _cut(trace: Trace, kept: Mask, note: str) -> Trace:
 
 
 def _positive(what: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{what} is {value}; it must be above 0")
+    if not 1e-9 <= value <= 1e9:
+        raise InputError(f"{what} is {value}; it must be above 0, from 1e-09 to 1e+09")
 
 
 def _after(requests: pd.DataFrame) -> Indices:

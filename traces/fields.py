@@ -246,6 +246,8 @@ class Text:
         text = str(value)
         if not text and not self.optional:
             raise BadRow("it must not be empty")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadRow("it holds half of a character (a lone surrogate)")
         if len(text) > MAX_TEXT:
             raise BadRow(f"it is {len(text):,} characters long, more than {MAX_TEXT:,}")
         return text

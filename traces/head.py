@@ -12,10 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import parquet
-
-from traces import files
+from traces import documents, files
 from traces.schema import InputError
 from traces.tables import header_of
 
@@ -42,13 +39,13 @@ class Head:
 
 def head_of(path: Path, skip_bad: bool = False) -> Head:
     """Raises InputError where there is neither header nor keys. With `skip_bad`, later records may serve."""
-    if path.is_dir():
+    if files.is_dir(path):
         inside = json_files(path)
         first = head_of(inside[0])
         return Head(first.shape, first.keys, first.record, folder=True)
     data = files.start(path)
     if data[:4] == b"PAR1":
-        return Head("parquet", _parquet_keys(path))
+        return Head("parquet", documents.parquet_names(path))
     if data[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; `sim trace synth servegen` reads ServeGen's parameters from one")
     if b"\0" in data:
@@ -73,14 +70,6 @@ def json_files(folder: Path) -> list[Path]:
     return found
 
 
-def _parquet_keys(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(parquet.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(f"{path} is cut off or not a valid Parquet file ({reason})") from None
-
-
 def _first_record(path: Path, skip_bad: bool) -> dict[str, Any]:
     decoder = json.JSONDecoder()
     problem = ""
@@ -90,9 +79,9 @@ def _first_record(path: Path, skip_bad: bool) -> dict[str, Any]:
         first_line = text.split("\n", 1)[0]
         for candidate in (first_line, text.removeprefix("[").lstrip()):
             try:
-                found, _ = decoder.raw_decode(candidate)
-            except (ValueError, RecursionError) as error:
-                problem = str(error)
+                found = documents.loads(candidate, lambda text: decoder.raw_decode(text)[0])
+            except ValueError as error:
+                problem = documents.reason(error)
                 continue
             if isinstance(found, dict):
                 return found
@@ -102,8 +91,8 @@ def _first_record(path: Path, skip_bad: bool) -> dict[str, Any]:
     if skip_bad:
         for _, line in islice(files.lines(path), 1000):
             try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
+                found = documents.loads(line)
+            except ValueError:
                 continue
             if isinstance(found, dict):
                 return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from traces import formats
+from traces import files, formats
 from traces.head import Head, head_of
 from traces.schema import InputError, Trace, in_order, keep_rows, validate
 from traces.source import SIDES, Options, Source
@@ -38,7 +38,10 @@ def read(
     path = locate(path_or_name)
     reader = formats.load(format) if format else recognise(path, skip_bad)
     source = Source(path, Options(tokenizer, skip_bad, side))
-    table = reader.read(source)
+    try:
+        table = reader.read(source)
+    except MemoryError:
+        raise InputError(f"{files.named(path)} takes more memory than there is; read less of it") from None
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
     if "source_row" not in table:
@@ -53,12 +56,13 @@ def read(
 def locate(path_or_name: str | Path) -> Path:
     """The path if it exists, else the bundled trace of that name, with or without its endings."""
     path = Path(path_or_name)
-    if path.exists():
+    if files.exists(path):
         return path
     for name, bundled_path in bundled().items():
         if str(path_or_name) in (name, bundled_path.name, name.split(".", 1)[0]):
             return bundled_path
-    raise InputError(f"{path} does not exist, and no bundled trace has that name; bundled are {', '.join(bundled())}")
+    known = ", ".join(bundled())
+    raise InputError(f"{files.named(path)} does not exist, and no bundled trace has that name; bundled are {known}")
 
 
 def bundled() -> dict[str, Path]:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 MAX_TOKENS = 10_000_000
+MAX_REQUESTS = 10_000_000
+"""Of a trace that is drawn; each takes about a kilobyte."""
 MAX_TIME_S = 100 * 365.25 * 86_400
 
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -82,6 +84,10 @@ class Trace:
     def edited(self, requests: pd.DataFrame, note: str, *, has_arrivals: bool | None = None) -> Trace:
         """A copy with other requests and one more note."""
         known = self.has_arrivals if has_arrivals is None else has_arrivals
+        if len(requests) and not (last_s := float(requests["arrival_s"].max())) <= MAX_TIME_S:
+            raise InputError(
+                f"{self.path or self.name}: the last request would arrive at {last_s:.3g} s, in over 100 years"
+            )
         return replace(self, requests=requests, notes=(*self.notes, note), has_arrivals=known)
 
 

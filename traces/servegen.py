@@ -10,12 +10,8 @@ from __future__ import annotations
 import bisect
 import csv
 import io
-import json
-import lzma
 import math
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from traces import documents, files
 from traces.lengths import Empirical
 from traces.reader import SYNTHETIC_NOTE
-from traces.schema import MAX_TOKENS, InputError, Trace
+from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError, Trace
 
 MAX_MEMBER_BYTES = 256 * 2**20
 _NAME = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)")
@@ -92,6 +89,14 @@ def synthesise(
     """
     if not (duration_s > 0 and rate_scale > 0 and start_s >= 0):
         raise InputError("ServeGen needs a start of at least 0, and a duration and a rate scale above 0")
+    expected = sum(
+        window.rate_per_s * rate_scale * max(0.0, min(end_s, start_s + duration_s) - max(window.start_s, start_s))
+        for client in clients
+        for window, end_s in zip(client.windows, _edges(client)[1:], strict=True)
+        if window.family
+    )
+    if not expected <= MAX_REQUESTS:
+        raise InputError(f"that would draw {expected:,.0f} requests; at most {MAX_REQUESTS:,} are drawn")
     times, owners, prompts, outputs = [], [], [], []
     for client in clients:
         for begin, found in _arrivals(client, rng, start_s, start_s + duration_s, rate_scale):
@@ -135,10 +140,7 @@ def _arrivals(
 ) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
     """(window start, times in it). Gaps run on across windows, so that every window keeps its rate on average."""
     ahead: float | None = None  # mean gaps until the next arrival
-    edges = [window.start_s for window in client.windows] + [
-        2 * client.windows[-1].start_s - client.windows[-2].start_s
-    ]
-    for window, window_end in zip(client.windows, edges[1:], strict=True):
+    for window, window_end in zip(client.windows, _edges(client)[1:], strict=True):
         begin, end = max(window.start_s, start_s), min(window_end, end_s)
         if end <= begin or window.rate_per_s <= 0 or not window.family:
             continue
@@ -157,6 +159,12 @@ def _arrivals(
         yield begin, begin + np.concatenate([*found, np.empty(0)]) / rate
 
 
+def _edges(client: Client) -> list[float]:
+    """Where its windows begin, and where the last one ends."""
+    begins = [window.start_s for window in client.windows]
+    return [*begins, 2 * begins[-1] - begins[-2]]
+
+
 def _phase(window: Window, rng: np.random.Generator) -> float:
     """Mean gaps from a random moment to the next arrival of a process that has run for long."""
     passed = np.cumsum(_unit_gaps(window, 1000, rng))
@@ -172,24 +180,11 @@ def _unit_gaps(window: Window, count: int, rng: np.random.Generator) -> npt.NDAr
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for item in sorted(path.rglob("chunk-*")):
-            yield item.name, item.read_bytes()
+    if not files.is_dir(path):
+        yield from files.members(path, MAX_MEMBER_BYTES)
         return
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream is not None:
-                    if member.size > MAX_MEMBER_BYTES:
-                        raise InputError(f"{path}: {member.name} is larger than {MAX_MEMBER_BYTES >> 20} MiB")
-                    yield Path(member.name).name, stream.read()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} is cut off, damaged or not a tar file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    for item in sorted(path.rglob("chunk-*")):
+        yield item.name, files.content(item, MAX_MEMBER_BYTES)
 
 
 def _windows(data: bytes, where: str) -> tuple[Window, ...]:
@@ -215,9 +210,9 @@ def _windows(data: bytes, where: str) -> tuple[Window, ...]:
 
 def _datasets(data: bytes, where: str) -> dict[int, tuple[Empirical, Empirical]]:
     try:
-        raw = json.loads(data)
+        raw = documents.loads(data)
         texts = {int(begin): (item["input_tokens"], item["output_tokens"]) for begin, item in raw.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is not the lengths of a ServeGen client ({error!r})") from None
     found = {}
     for begin, (given, made) in texts.items():

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import pandas as pd
 
-from traces import files, tables
+from traces import documents, files, tables
 from traces.fields import UNITS, BadRow, Kind, looks_like
 from traces.head import Head, head_of
 from traces.schema import InputError, keep_rows
@@ -186,16 +186,19 @@ def _json(data: bytes) -> Any:
     if len(data) > files.MAX_LINE_BYTES and b"\n" not in data:
         raise BadRow(f"is longer than {files.MAX_LINE_BYTES >> 20} MiB", "overlong")
     try:
-        return _DECODER.decode(data.decode("utf-8"))
+        found = _DECODER.decode(data.decode("utf-8"))
+        if data.count(b"[") + data.count(b"{") > documents.MAX_DEPTH:
+            documents.check_depth(found)
+        return found
     except UnicodeDecodeError as error:
         raise BadRow(f"is not valid UTF-8 (byte {error.start + 1})", "is not valid UTF-8") from None
-    except RecursionError:
+    except (RecursionError, documents.TooDeepError):
         raise BadRow("is nested too deeply") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRow(f"is cut off or not valid JSON ({error.msg} at {at})", "is not valid JSON") from None
     except ValueError as error:
-        raise BadRow(f"is not valid JSON ({error})", "is not valid JSON") from None
+        raise BadRow(f"is not valid JSON ({documents.reason(error)})", "is not valid JSON") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

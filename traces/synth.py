@@ -14,11 +14,12 @@ import pandas as pd
 from traces import arrivals, blocks
 from traces.lengths import Counts, FromTrace, Independent, Pairs, parse
 from traces.reader import SYNTHETIC_NOTE, read
-from traces.schema import InputError, Trace, in_order, validate
+from traces.schema import MAX_REQUESTS, InputError, Trace, in_order, validate
 
 Floats = npt.NDArray[np.float64]
 Arrivals = Callable[[int, np.random.Generator], Floats]
 Number = TypeVar("Number", np.int64, np.float64)
+MOST_PREFIX_TOKENS = 10**9
 PROCESSES = ("poisson", "gamma", "weibull", "constant", "diurnal")
 
 
@@ -62,6 +63,10 @@ class Prefixes:
     def __post_init__(self) -> None:
         if self.count < 1 or self.tokens < 0 or self.block_tokens < 1:
             raise InputError("prefixes need a count and a block size of at least 1, and 0 tokens or more")
+        if self.count * self.tokens > MOST_PREFIX_TOKENS:
+            raise InputError(
+                f"{self.count:,} prefixes of {self.tokens:,} tokens are more than {MOST_PREFIX_TOKENS:,} tokens in all"
+            )
 
 
 def process(name: str, rate_per_s: float, cv: float | None = None, start_hour: float | None = None) -> Arrivals:
@@ -172,8 +177,8 @@ def synthesise(
 
 def _turns(count: int, sessions: Sessions | None, rng: np.random.Generator) -> Counts:
     """Turns of each session, `count` in all: the last session is cut."""
-    if count < 1:
-        raise InputError(f"count is {count}; it must be at least 1")
+    if not 1 <= count <= MAX_REQUESTS:
+        raise InputError(f"count is {count}; it must be at least 1 and at most {MAX_REQUESTS:,}")
     if sessions is None:
         return np.ones(count, dtype=np.int64)
     turns = sessions.turns(count, rng)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from traces import files
 from traces.schema import InputError
 
 BYTES_PER_TOKEN = 4
+MAX_TOKENIZER_BYTES = 256 * 2**20
 BYTES_RULE = "Tokens are counted as UTF-8 bytes / 4, rounded up (no tokenizer was given)."
 
 
@@ -24,17 +26,20 @@ def counter(tokenizer: str | Path | None) -> tuple[Callable[[str], int], str]:
     if tokenizer is None:
         return count_bytes, BYTES_RULE
     path = Path(tokenizer)
-    if path.is_dir():
+    if files.is_dir(path):
         path = path / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; --tokenizer takes a local tokenizer.json")
+    if not files.exists(path):
+        raise InputError(f"{files.named(path)} does not exist; --tokenizer takes a local tokenizer.json")
+    told = files.text(path, MAX_TOKENIZER_BYTES)
     try:
         from tokenizers import Tokenizer  # noqa: PLC0415 - an optional dependency
     except ImportError:
         raise InputError("--tokenizer needs the package tokenizers: pip install 'foretoken[tokenizer]'") from None
     try:
-        encoder = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
+        encoder = Tokenizer.from_str(told)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and where it panics not even that
         raise InputError(f"{path} is not a usable tokenizer.json ({error})") from None
 
     def count(text: str) -> int:

@@ -14,6 +14,7 @@ from sim import catalog
 from sim.cost.description import Meta
 from sim.cost.profile import Profile
 from sim.cost.tables import Table
+from traces import files
 from traces.schema import InputError
 
 
@@ -57,7 +58,7 @@ def import_profile(
     told.check_used(name)
     tables = clean(draft, told.gpu)
     meta = _meta(draft, tables, told, name, known)
-    text = Path(gpu).read_text(encoding="utf-8") if _is_own(gpu, told.gpu.name) else ""
+    text = files.text(Path(gpu)) if _is_own(gpu, told.gpu.name) else ""
     profile = Profile(meta, tables, told.gpu if text else None, text)
     skipped = tuple(str(sheet.path) for sheet in sheets if sheet not in known)
     return Imported(profile, tuple(draft.left_out()), skipped)

@@ -6,7 +6,6 @@ Recognised by content: Parquet by its magic bytes, gzip and xz by theirs, everyt
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 import re
@@ -15,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-from pyarrow import parquet
-
-from traces import files, tables
+from traces import documents, files, tables
 from traces.schema import InputError
 
 TABLE_NAMES = (".csv", ".csv.gz", ".csv.xz", ".parquet", "_perf.txt")
@@ -58,7 +54,7 @@ class Sheet:
 
     def digest(self) -> str:
         """The first 16 digits of the SHA-256 of the file's bytes."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        return files.digest(self.path).hex()[:16]
 
     def rows(self) -> Iterator[tuple[Place, Cells]]:
         """(place, cells by column) of each row that is not empty.
@@ -71,11 +67,7 @@ class Sheet:
             yield Place(self.path, number), cells
 
     def _parquet(self) -> Iterator[tuple[int, Cells]]:
-        try:
-            table = parquet.read_table(self.path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path}: not a valid Parquet file ({str(error).splitlines()[0]})") from None
-        yield from enumerate(table.to_pylist(), 1)
+        yield from enumerate(documents.table(self.path).to_pylist(), 1)
 
     def _csv(self) -> Iterator[tuple[int, Cells]]:
         lines = csv.reader(io.StringIO(_text(self.path)), strict=True)
@@ -101,7 +93,7 @@ def open_sheets(sources: list[Path]) -> list[Sheet]:
     """
     sheets = []
     for source in sources:
-        if not source.is_dir():
+        if not files.is_dir(source):
             sheets.append(open_sheet(source))
             continue
         inside = sorted(path for path in source.iterdir() if path.is_file() and path.name.endswith(TABLE_NAMES))
@@ -115,10 +107,7 @@ def open_sheet(path: Path) -> Sheet:
     """A file with its header read; InputError where it has none."""
     start = files.start(path)
     if start[:4] == b"PAR1":
-        try:
-            return Sheet(path, tuple(parquet.read_schema(path).names), packed=True)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a valid Parquet file ({str(error).splitlines()[0]})") from None
+        return Sheet(path, documents.parquet_names(path), packed=True)
     if b"\0" in start:
         raise InputError(f"{path}: neither text (CSV) nor Parquet")
     return Sheet(path, tuple(tables.header_of(start.split(b"\n", 1)[0], path)), packed=False)

@@ -6,7 +6,6 @@ A name is a file: adding `gpus/NAME.toml` adds a GPU. Names are matched without 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from sim.catalog.hf import from_hf_config
 from sim.specs import GpuSpec, ModelSpec
+from traces import documents, files
 from traces.schema import InputError
 
 __all__ = ["from_hf_config", "gpu_rows", "load_gpu", "load_model", "model_rows", "names"]
@@ -35,7 +35,7 @@ def names(kind: Kind) -> list[str]:
 def load_gpu(name: str) -> GpuSpec:
     """A GPU by catalog name or alias, or from a TOML file of the user's; InputError names the known ones."""
     path = user_path(name)
-    if path is not None and (path.suffix == ".toml" or path.is_file()):
+    if path is not None and (path.suffix == ".toml" or files.is_file(path)):
         return _read_gpu(path)
     return _read_gpu(_find("gpus", name))
 
@@ -43,11 +43,11 @@ def load_gpu(name: str) -> GpuSpec:
 def load_model(name: str) -> ModelSpec:
     """A model by catalog name or alias, a TOML file of the user's, or a Hugging Face config.json (or its folder)."""
     path = user_path(name)
-    if path is not None and path.is_dir() and (path / "config.json").is_file():
+    if path is not None and files.is_dir(path) and files.is_file(path / "config.json"):
         return from_hf_config(path / "config.json")
     if path is not None and path.suffix == ".json":
         return from_hf_config(path)
-    if path is not None and (path.suffix == ".toml" or path.is_file()):
+    if path is not None and (path.suffix == ".toml" or files.is_file(path)):
         return _read_model(path)
     return _read_model(_find("models", name))
 
@@ -99,9 +99,9 @@ def _gpu_row(gpu: GpuSpec) -> Row:
 def user_path(name: str) -> Path | None:
     """The path that `name` means: it has a known ending, or a separator, or a config.json; None for a catalog name."""
     path = Path(name)
-    if path.suffix in {".toml", ".json"} or (re.search(r"[/\\]", name) and path.exists()):
+    if path.suffix in {".toml", ".json"} or (re.search(r"[/\\]", name) and files.exists(path)):
         return path
-    return path if path.is_dir() and (path / "config.json").is_file() and not _known("models", name) else None
+    return path if files.is_dir(path) and files.is_file(path / "config.json") and not _known("models", name) else None
 
 
 def _known(kind: Kind, name: str) -> str | None:
@@ -124,7 +124,7 @@ def _index(kind: Kind) -> Mapping[str, str]:
     index: dict[str, str] = {}
     for stem in names(kind):
         path = _FOLDER / kind / f"{stem}.toml"
-        for alias in (stem, *_read_toml(path).get("aliases", [])):
+        for alias in (stem, *documents.toml(path).get("aliases", [])):
             for spelling in (alias, alias.rsplit("/", 1)[-1]):
                 if index.setdefault(_key(spelling), stem) != stem:
                     raise InputError(f"{path}: alias {alias!r} also names {index[_key(spelling)]!r}")
@@ -136,11 +136,11 @@ def _key(name: str) -> str:
 
 
 def _read_model(path: Path) -> ModelSpec:
-    return _build(ModelSpec, path, _read_toml(path))
+    return _build(ModelSpec, path, documents.toml(path))
 
 
 def _read_gpu(path: Path) -> GpuSpec:
-    table = _read_toml(path)
+    table = documents.toml(path)
     sources = _table(path, table, "sources")
     known = [item.name for item in fields(GpuSpec) if item.name not in {"name", "description", "source"}]
     for key, text in sources.items():
@@ -197,13 +197,3 @@ def _build(spec: type[Spec], path: Path, table: dict[str, Any]) -> Spec:
         return spec(**table)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from None

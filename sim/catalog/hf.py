@@ -117,9 +117,9 @@ def _context_tokens(config: Config) -> int:
     if not isinstance(rope, dict):
         raise InputError(f"{config.path}: {key} must be an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in {"default", "llama3", "longrope", "su"}:
+    if kind in ("default", "llama3", "longrope", "su"):
         return positions
-    if kind not in {"linear", "dynamic", "yarn"}:
+    if kind not in ("linear", "dynamic", "yarn"):
         raise InputError(f"{config.path}: {key}.rope_type = {kind!r} is not supported")
     factor = rope.get("factor", 1.0)
     original = rope.get("original_max_position_embeddings") or positions

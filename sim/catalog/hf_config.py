@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from traces import documents
 from traces.schema import InputError
 
 REQUIRED = object()
@@ -21,12 +21,7 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> Config:
         """The JSON object in a file."""
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a JSON file: {error}") from None
+        table = documents.json_file(path)
         if not isinstance(table, dict):
             raise InputError(f"{path}: must hold a JSON object")
         return cls(path, table)

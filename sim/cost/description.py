@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sim.cost.schema import TABLES
+from traces import documents
 from traces.schema import InputError
 
 SCHEMA = 1
@@ -106,13 +106,7 @@ def plain(meta: Meta) -> dict[str, Any]:
 
 
 def read_meta(path: Path) -> Meta:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from None
-    table = migrated(table, str(path))
+    table = migrated(documents.toml(path), str(path))
     try:
         for key in ("accuracy", "step_accuracy"):
             entries = _of_type(key, table.get(key, {}), dict)

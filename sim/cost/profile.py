@@ -22,6 +22,7 @@ from sim.cost.speed import too_fast
 from sim.cost.step import Constant
 from sim.cost.tables import Table, read_table
 from sim.gpu import GpuSpec
+from traces import files
 from traces.schema import InputError
 
 __all__ = ["SCHEMA", "Accuracy", "Meta", "Profile", "Table", "find", "names", "read", "write"]
@@ -87,7 +88,7 @@ def names() -> list[str]:
 def find(name: str) -> Profile:
     """The profile of a folder, or of the catalog by name; InputError lists the known ones."""
     path = Path(name)
-    if (path / DESCRIPTION).is_file() or path.name == DESCRIPTION:
+    if files.is_file(path / DESCRIPTION) or path.name == DESCRIPTION:
         return read(path.parent if path.name == DESCRIPTION else path)
     if name in names():
         return read(_FOLDER / name)
@@ -111,10 +112,10 @@ def read(folder: Path) -> Profile:
             raise InputError(f"{file}: no table of a profile; known are {', '.join(f'{name}.csv' for name in TABLES)}")
         tables[file.stem] = read_table(file)
     device_file = folder / DEVICE
-    device = catalog.load_gpu(str(device_file)) if device_file.is_file() else None
+    device = catalog.load_gpu(str(device_file)) if files.is_file(device_file) else None
     if device is not None and device.name != meta.gpu:
         raise InputError(f"{device_file}: is about {device.name!r}, and {path.name} says gpu = {meta.gpu!r}")
-    text = device_file.read_text(encoding="utf-8") if device is not None else ""
+    text = files.text(device_file) if device is not None else ""
     try:
         profile = Profile(meta, {name: tables[name] for name in TABLES if name in tables}, device, text)
         profile.check_speed()
@@ -129,7 +130,7 @@ def write(profile: Profile, folder: Path, *, replace: bool = False, extra: Mappi
     Raises:
         InputError: it is there already and not to be replaced, or holds something else than a profile.
     """
-    if folder.exists() and not (replace and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir()))):
+    if files.exists(folder) and not (replace and (files.is_file(folder / DESCRIPTION) or not any(folder.iterdir()))):
         raise InputError(f"{folder} is there already; remove it, or give another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.schema import TABLES, Column, TableSpec
+from traces import files
 from traces.schema import InputError
 
 Value: TypeAlias = str | int | float
@@ -23,6 +24,9 @@ Picked: TypeAlias = npt.NDArray[np.intp]
 """Numbers of some of a table's rows."""
 
 _MOST_COUNT = 2**53
+MOST = 1e12
+"""Of a time in microseconds, eleven days, and of everything else that is no count."""
+MAX_TABLE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,13 @@ def read_table(path: Path) -> Table:
         InputError: it cannot be read or is not such a table; names file and line.
     """
     spec = spec_of(path.stem)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    text = files.text(path, MAX_TABLE_BYTES)
     lines = csv.reader(io.StringIO(text))
-    header = next(lines, [])
-    return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+    try:
+        header = next(lines, [])
+        return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+    except csv.Error as error:
+        raise InputError(f"{path}:{lines.line_num}: not valid CSV ({error})") from None
 
 
 def _split(text: str, width: int) -> list[list[str]] | None:
@@ -183,7 +187,7 @@ def _numbers(column: Column, cells: Sequence[Any]) -> Floats | None:
         return None
     least = column.least if column.kind == "count" else 0.0
     for number in numbers.values():
-        if not least <= number < math.inf:
+        if not least <= number <= (math.inf if column.kind == "count" else MOST):
             return None
         if column.kind == "count":
             if number > _MOST_COUNT or not number.is_integer():
@@ -241,4 +245,6 @@ def _value(column: Column, text: Any, where: str) -> Value:
         return int(number)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not column.zero):
         raise InputError(f"{where}: {name} {text!r} must be positive and finite")
+    if number > MOST:
+        raise InputError(f"{where}: {name} {text!r} must be at most {MOST:g}")
     return number

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from traces import documents
 from traces.schema import InputError
 
 LOCK, NEW, DONE, ORDER = ".foretoken.lock", ".foretoken.new", ".foretoken.done", ".order.json"
@@ -169,7 +170,7 @@ def _settle(folder: Path) -> None:
         return
     try:
         if (done / ORDER).exists():  # it goes last
-            order = json.loads((done / ORDER).read_text(encoding="utf-8"))
+            order = documents.json_file(done / ORDER)
             waiting = [name for name in order["files"] if (done / name).exists()]
             for name in [*order["gone"], *waiting]:
                 target = folder / name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,8 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from sim.report.claim import WAIT_S, Claim, Writer
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError
 
 __all__ = ["Writer", "as_json", "parquet", "raw", "read_json", "read_parquet", "text", "write_file", "write_files"]
@@ -63,12 +66,7 @@ def parquet(frame: pd.DataFrame, facts: Mapping[str, str] = MappingProxyType({})
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """A JSON object that has at least these keys; raises InputError where it cannot be read or lacks one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+    found = documents.json_file(path, inputs.MAX_RESULT_BYTES)
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
         raise InputError(f"{path} has no key {missing[0]!r}")
@@ -77,16 +75,21 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """A table that has at least these columns; raises InputError where it cannot be read or lacks one."""
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there") from None
-    except (OSError, ValueError) as error:  # what is no Parquet is a ValueError of pyarrow
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    table = documents.frame(path)
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}")
     return table
+
+
+@contextmanager
+def as_written(folder: Path, by: str) -> Iterator[None]:
+    """What cannot be made of the files of `folder` is a fault of theirs: raises InputError, naming the command `by`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{folder} does not hold what {by} of this version writes ({told})") from error
 
 
 def write_files(

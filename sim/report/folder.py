@@ -17,6 +17,7 @@ from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
 from sim.report.plan_page import render_plan
 from sim.report.variant import Row, flat
+from traces import files as inputs
 from traces.schema import InputError
 
 PAGE, PLAN, ANSWERS = "report.html", "plan.json", "answers.parquet"
@@ -45,7 +46,7 @@ COMPARISON = ("compare.json", "compare.html", "compare.parquet")
 def held(folder: Path) -> list[str]:
     """What a folder holds, of `KINDS`; what a killed command left in it is put right first. Raises InputError."""
     settle(folder)
-    return list(dict.fromkeys(kind for name, kind in KINDS.items() if (folder / name).exists()))
+    return list(dict.fromkeys(kind for name, kind in KINDS.items() if inputs.exists(folder / name)))
 
 
 def check_free(folder: Path, kind: str) -> None:
@@ -132,7 +133,8 @@ def write_page(folder: Path) -> Kept:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
     with Claim(folder) as claim:
         kept = Kept.read(folder)
-        claim.write({PAGE: _page(kept)})
+        with files.as_written(folder, "sim run"):
+            claim.write({PAGE: _page(kept)})
     return kept
 
 

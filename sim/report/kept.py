@@ -18,7 +18,7 @@ from sim.report.charts import Run
 from sim.report.claim import settle
 from sim.report.term_charts import term_table
 from sim.report.words import LATENCIES
-from traces.schema import InputError
+from traces import files as inputs
 
 SCENARIO, SUMMARY = "scenario.toml", "summary.json"
 REQUESTS, STEPS, GAPS, PREEMPTED, TERMS = (
@@ -87,10 +87,7 @@ class Kept:
             InputError: a file is missing, damaged, or lacks a column, or two are of different runs.
         """
         settle(folder)
-        try:
-            scenario = (folder / SCENARIO).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {folder / SCENARIO}: {error}") from None
+        scenario = inputs.text(folder / SCENARIO)
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
         preempted, terms = folder / PREEMPTED, folder / TERMS
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
@@ -100,8 +97,8 @@ class Kept:
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
             with_kv_means(files.read_parquet(folder / STEPS, EARLIER_STEP_COLUMNS), folder / STEPS),
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),
-            files.read_parquet(preempted, PREEMPTED_COLUMNS) if preempted.exists() else None,
-            files.read_parquet(terms, ("row",)) if terms.exists() else None,
+            files.read_parquet(preempted, PREEMPTED_COLUMNS) if inputs.exists(preempted) else None,
+            files.read_parquet(terms, ("row",)) if inputs.exists(terms) else None,
             marks.without_comment(scenario),
             marks.check_one(folder, RUN_FILES),
         )

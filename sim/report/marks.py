@@ -20,6 +20,8 @@ from pyarrow import parquet as pq
 
 from sim.report import files
 from sim.report.claim import Writer
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError
 
 KEY = "run_id"
@@ -95,15 +97,15 @@ def without_comment(text: str) -> str:
 def mark_of(path: Path) -> str:
     """The id of a file; "" for one without, as earlier versions wrote them. Raises InputError: it cannot be read."""
     try:
-        if path.suffix == ".parquet":
-            return str((pq.read_metadata(path).metadata or {}).get(KEY.encode(), b""), "utf-8")
-        if path.suffix == ".json" and path.stat().st_size <= JSON_BYTES:
-            return _of_json(json.loads(path.read_text(encoding="utf-8")))
-        with path.open("rb") as file:
-            head = _TEXT.search(file.read(HEAD_BYTES).decode("utf-8", "replace"))
+        with inputs.plain(path) as (raw, size):
+            if path.suffix == ".parquet":
+                return str((pq.read_metadata(raw).metadata or {}).get(KEY.encode(), b""), "utf-8")
+            if path.suffix == ".json" and size <= JSON_BYTES:
+                return _of_json(documents.loads(raw.read(JSON_BYTES)))
+            head = _TEXT.search(raw.read(HEAD_BYTES).decode("utf-8", "replace"))
         return head[1] if head else ""
     except (OSError, ValueError, ArrowException) as error:
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"cannot read {path}: {documents.reason(error)}") from None
 
 
 def _of_json(found: Any) -> str:

@@ -39,6 +39,7 @@ class Asked:
         points: str | Path | Sequence[Mapping[str, Any]] | None = None,
         seeds: int | str | Sequence[int] = 1,
         most_points: int | None = MOST_POINTS,
+        allow_code: bool = False,
     ) -> Asked:
         """Check what a user asks for.
 
@@ -48,13 +49,17 @@ class Asked:
             points: a file for `grid.read_points`, or what it would return.
             seeds: how many from the scenario's own on, or which; text is read as `grid.parse_seeds` does.
             most_points: refuse more than these; None for any number.
+            allow_code: let files name code to import, as `sim.scenario.read`.
 
         Raises:
             InputError: an unknown key, too many points, what no sweep varies; one sentence.
         """
-        given = scenario.as_tables(base) if isinstance(base, Scenario) else scenario.read(base) if base else {}
+        if isinstance(base, Scenario):
+            given = scenario.as_tables(base)
+        else:
+            given = scenario.read(base, settings, allow_code=allow_code) if base else {}
         given, lists = _lists_of(given, settings)
-        fixed, grid = grids.of_settings({**lists, **settings}, listed=_listed(points))
+        fixed, grid = grids.of_settings({**lists, **settings}, listed=_listed(points, allow_code))
         tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
         grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
         if tables["executor"] != "predicted":
@@ -63,6 +68,8 @@ class Asked:
         if isinstance(tables["slo"], str) and tables["slo"] and "slo" not in grid.keys:
             metrics.parse_slo(tables["slo"])  # a mistake in what all points share is no reason to make a folder
         _check_drafting(tables, grid)
+        if len(grid) > grids.MOST_VALUES:
+            raise InputError(f"these are {len(grid):,} points; a sweep has at most {grids.MOST_VALUES:,}")
         if most_points is not None and len(grid) > most_points:
             raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
         return cls(tables, grid)
@@ -122,11 +129,11 @@ def _lists_of(given: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[di
     return fixed, {key: value for key, value in lists.items() if scenario.full_key(key) not in overruled}
 
 
-def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+def _listed(points: str | Path | Sequence[Mapping[str, Any]] | None, allow_code: bool) -> Sequence[Mapping[str, Any]]:
     if points is None:
         return ()
     if isinstance(points, str | Path):
-        return grids.read_points(points)
+        return grids.read_points(points, allow_code=allow_code)
     return [{scenario.full_key(key): value for key, value in point.items()} for point in points]
 
 

@@ -18,6 +18,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import traces
+from traces import files
+from traces.schema import InputError
 
 INSTALLED = ("site-packages", "dist-packages")
 
@@ -90,8 +92,8 @@ def _not_users() -> tuple[Path, ...]:
 def _imports(path: Path, package: str) -> Iterator[str]:
     """The modules that a file names in any import, also within a function; `package` is where it stands."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
+        tree = ast.parse(files.content(path))
+    except (InputError, SyntaxError, ValueError, RecursionError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

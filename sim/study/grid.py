@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from sim import scenario
+from sim.bounds import MAX_SEED
+from traces import documents, files
 from traces.schema import InputError
 
 MOST_VALUES = 10_000_000
@@ -165,12 +167,13 @@ def count_seeds(count: int, first: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def read_points(path: str | Path) -> list[dict[str, Any]]:
+def read_points(path: str | Path, *, allow_code: bool = False) -> list[dict[str, Any]]:
     """The points of a CSV file (a column for each key; an empty cell leaves the base's value) or of the `[[point]]`
     tables of a TOML file, by dotted key in full.
 
     Raises:
-        InputError: it cannot be read, is empty, or has a point twice; the sentence names the line or the table.
+        InputError: it cannot be read, is empty, has a point twice, or names code that is not allowed; the sentence
+            names the line or the table.
     """
     name = Path(path)
     readers = {".csv": _csv_points, ".toml": _toml_points}
@@ -178,9 +181,7 @@ def read_points(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"points {path}: the name must end in {' or '.join(readers)}")
     try:
         found = list(readers[name.suffix.lower()](name))
-    except OSError as error:
-        raise InputError(f"cannot read points {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"points {path} cannot be read: {error}") from None
     if not found:
         raise InputError(f"points {path}: there is no point in it")
@@ -189,27 +190,27 @@ def read_points(path: str | Path) -> list[dict[str, Any]]:
         first = seen.setdefault(tuple(sorted((key, word(value)) for key, value in point.items())), where)
         if first != where:
             raise InputError(f"points {path} {where}: the same point as {first}")
+        if not allow_code:
+            scenario.refuse_code(point, f"points {path} {where}")
     return [point for _, point in found]
 
 
 def _csv_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        keys = [scenario.full_key(key.strip()) for key in next(rows, [])]
-        if len(set(keys)) < len(keys) or not all(keys):
-            raise InputError(f"points {path} line 1: a key is empty or stands there twice")
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(keys):
-                raise InputError(f"points {path} line {rows.line_num}: {len(row)} values under {len(keys)} keys")
-            given = {key: cell.strip() for key, cell in zip(keys, row, strict=True) if cell.strip()}
-            yield f"line {rows.line_num}", {key: _scalar(cell) for key, cell in given.items()}
+    rows = csv.reader(io.StringIO(files.text(path)), strict=True)
+    keys = [scenario.full_key(key.strip()) for key in next(rows, [])]
+    if len(set(keys)) < len(keys) or not all(keys):
+        raise InputError(f"points {path} line 1: a key is empty or stands there twice")
+    for row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(keys):
+            raise InputError(f"points {path} line {rows.line_num}: {len(row)} values under {len(keys)} keys")
+        given = {key: cell.strip() for key, cell in zip(keys, row, strict=True) if cell.strip()}
+        yield f"line {rows.line_num}", {key: _scalar(cell) for key, cell in given.items()}
 
 
 def _toml_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        tables = tomllib.load(file)
+    tables = documents.toml(path)
     points = tables.pop("point", [])
     if tables or not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
         raise InputError(f"points {path}: expected [[point]] tables alone")
@@ -283,7 +284,7 @@ def _checked(key: str, given: Iterable[Any]) -> tuple[Any, ...]:
 def check_seeds(given: Iterable[Any]) -> tuple[int, ...]:
     """The seeds, once they are known to be such and each there once; raises InputError."""
     seeds = _checked("seeds", given)
-    wrong = next((one for one in seeds if type(one) is not int or one < 0), None)
+    wrong = next((one for one in seeds if type(one) is not int or not 0 <= one <= MAX_SEED), None)
     if wrong is not None:
-        raise InputError(f"seeds has {wrong!r} among its values; each must be a whole number of at least 0")
+        raise InputError(f"seeds has {wrong!r} among its values; each must be a whole number from 0 to {MAX_SEED}")
     return seeds

@@ -20,6 +20,7 @@ from sim import catalog
 from sim.cost import profile
 from sim.load import plug_in
 from sim.study import code
+from traces import files as inputs
 from traces.schema import InputError
 
 PRODUCT = "foretoken"
@@ -116,11 +117,7 @@ def product_digest(packages: tuple[str, ...] = ("traces", "sim")) -> str:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file; raises InputError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return inputs.digest(path).hex()
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int, int]:

@@ -20,10 +20,12 @@ from traces.schema import InputError
 @click.option("--gpus", help="GPU kinds to choose among, such as h100,a100-80; the same as --gpu.")
 @click.option("--precision", default="3%", show_default=True, help="Half width of the 95 % interval of the capacity.")
 @click.option("--attainment", type=float, help="Share of requests that must meet every limit by their own values.")
-@click.option("--max-gpus", type=click.IntRange(1), default=256, show_default=True, help="No deployment is larger.")
+@click.option(
+    "--max-gpus", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="No deployment is larger."
+)
 @click.option("--requests", type=int, default=5000, show_default=True, help="Requests of one replication, at least.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write plan.json and page here.")
-@click.option("--workers", type=click.IntRange(1), help="Simulations at once; one on each core if not given.")
+@click.option("--workers", type=click.IntRange(1, 10_000), help="Simulations at once; one on each core if not given.")
 @click.option(
     "--executor", default="processes", show_default=True, help="Where they run: processes, ray, ray://host:port."
 )
@@ -32,6 +34,7 @@ from traces.schema import InputError
 def plan(
     file: str | None,
     settings: dict[str, Any],
+    allow_code: bool,
     gpus: str | None,
     precision: str,
     attainment: float | None,
@@ -69,6 +72,7 @@ def plan(
             workers=workers,
             run_on=executor,
             curve=out is not None,
+            allow_code=allow_code,
             told=(lambda what: None) if quiet else (lambda what: click.echo(what, err=True)),
             **settings,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from sim.report import files, marks
 from sim.report.claim import Lock
 from sim.report.folder import PAGE, check_free
 from sim.study.made_of import differing
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError
 
 ASKED, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
@@ -97,7 +98,7 @@ class Store:
             else:
                 self.done[point] = outcome
                 kept += line
-        if (folder / ASKED).read_text(encoding="utf-8") != text:  # of another version, or made of something else
+        if inputs.text(folder / ASKED) != text:  # of another version, or made of something else
             files.write_files(folder, {ASKED: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE))
         elif journal.exists():
             os.truncate(journal, len(kept))  # the line that a kill cut short is dropped
@@ -131,12 +132,8 @@ class Store:
 
 def _whole(folder: Path) -> bytes:
     """The whole lines of the journal; empty where there is none."""
-    try:
-        content = (folder / JOURNAL).read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise InputError(f"cannot read {folder / JOURNAL}: {error.strerror}") from None
+    path = folder / JOURNAL
+    content = inputs.content(path, inputs.MAX_RESULT_BYTES) if inputs.exists(path) else b""
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -149,7 +146,7 @@ def _entries(folder: Path) -> Iterator[tuple[int, Outcome, bytes]]:
     """Each whole line of the journal: its point, what came of it, and itself."""
     for number, line in enumerate(_whole(folder).splitlines(keepends=True), 1):
         try:
-            found = json.loads(line)
+            found = documents.loads(line)
             point = int(found.pop("point"))
             outcome = Outcome(**found)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -161,31 +158,23 @@ def _entries(folder: Path) -> Iterator[tuple[int, Outcome, bytes]]:
 
 def asked_of(folder: Path) -> dict[str, Any]:
     """What the sweep in a folder was asked; raises InputError."""
-    try:
-        return tomllib.loads((folder / ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / ASKED}: {error}") from None
+    return documents.toml(folder / ASKED)
 
 
 def mark_of(folder: Path) -> str:
     """The id that the table and the page of the sweep in a folder have; "" for one of an earlier version."""
-    return marks.digest((folder / ASKED).read_text(encoding="utf-8")) if "made_of" in asked_of(folder) else ""
+    return marks.digest(inputs.text(folder / ASKED)) if "made_of" in asked_of(folder) else ""
 
 
 def _check_same(folder: Path, text: str) -> None:
     """Refuse the folder of another sweep, and say what differs."""
-    try:
-        found = (folder / ASKED).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / ASKED
+    if not inputs.exists(path):
         return
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {folder / ASKED}: {error}") from None
+    found = inputs.text(path)
     if found == text:
         return
-    try:
-        there, here = (dict(_leaves(tomllib.loads(one))) for one in (found, text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{folder / ASKED} is not TOML: {error}") from None
+    there, here = (dict(_leaves(documents.toml_of(one, str(path)))) for one in (found, text))
     keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and not _of_making(key)]
     if not keys:
         return

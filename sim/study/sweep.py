@@ -100,10 +100,12 @@ def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
     if (folder / TABLE).exists():
         table = files.read_parquet(folder / TABLE)
     else:
-        table = as_table(asked.grid, finished_points(folder))
+        with files.as_written(folder, "sim sweep"):
+            table = as_table(asked.grid, finished_points(folder))
     if not len(table):
         raise InputError(f"no point of the sweep in {folder} has been simulated yet")
-    files.write_file(folder / PAGE, _page(asked, table, mark))
+    with files.as_written(folder, "sim sweep"):
+        files.write_file(folder / PAGE, _page(asked, table, mark))
     return asked, table, mark
 
 

@@ -34,7 +34,7 @@ MOST_REASONS = 5
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Write table and page here; goes on from there."
 )
-@click.option("--workers", type=click.IntRange(1), help="Points at once; one on each core if not given.")
+@click.option("--workers", type=click.IntRange(1, 10_000), help="Points at once; one on each core if not given.")
 @click.option(
     "--executor", default="processes", show_default=True, help="Where points run: processes, ray, ray://host:port."
 )
@@ -44,6 +44,7 @@ MOST_REASONS = 5
 def sweep(
     file: str | None,
     settings: dict[str, Any],
+    allow_code: bool,
     points: str | None,
     seeds: str,
     out: Path | None,
@@ -62,7 +63,8 @@ def sweep(
     from sim.study.asked import MOST_POINTS, Asked  # noqa: PLC0415
     from sim.study.sweep import axes_of, run  # noqa: PLC0415
 
-    asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=None if yes else MOST_POINTS)
+    most = None if yes else MOST_POINTS
+    asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=most, allow_code=allow_code)
     try:
         with progress_bar("sweeping", quiet) as bar:
             again: list[str] = []

@@ -134,11 +134,14 @@ def _hand(busy: dict[Connection, _Worker], worker: _Worker, index: int, item: An
 
 
 def _start(function: Callable[[Any], Any]) -> _Worker:
-    """A fresh interpreter, not `multiprocessing`'s, which would run the user's script once more in each worker."""
+    """A fresh interpreter, not `multiprocessing`'s, which would run the user's script once more in each worker.
+
+    It looks for modules where this process does and nowhere else: not where the user happens to stand (-P).
+    """
     ours, theirs = connection.Pipe()
     paths = [path or os.getcwd() for path in sys.path]
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from sim.study.workers import serve; serve({theirs.fileno()})"],
+        [sys.executable, "-P", "-c", f"from sim.study.workers import serve; serve({theirs.fileno()})"],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

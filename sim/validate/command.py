@@ -43,6 +43,7 @@ class Asked:
     recorded: Path | None = None
     schedules: Path | None = None
     out: Path | None = None
+    allow_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def _records(asked: Asked, progress: Progress | None, claim: Claim | None) -> An
     written: Sequence[Path] = ()
     mark = ""
     if asked.recorded is not None:
-        kept = store.read(asked.recorded)
+        kept = store.read(asked.recorded, allow_code=asked.allow_code)
         if set(asked.settings) - {"cost.profile"} or asked.file:
             raise InputError("with --recorded the scenario is the recorded one; only --profile may be given beside it")
         if asked.settings:
@@ -137,8 +138,9 @@ def _live(asked: Asked, progress: Progress | None) -> Kept:
 
 
 def _plan(asked: Asked, fixed: dict[str, Any]) -> scenario.Scenario:
-    given = scenario.read(asked.file) if asked.file else {}
-    return scenario.build(given, asked.settings | fixed)
+    settings = asked.settings | fixed
+    given = scenario.read(asked.file, settings, allow_code=asked.allow_code) if asked.file else {}
+    return scenario.build(given, settings)
 
 
 def _bounds(asked: Asked, usual: Bounds) -> Bounds:

@@ -25,6 +25,8 @@ from sim.report.claim import settle
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
+from traces import documents
+from traces import files as inputs
 from traces.schema import InputError, Trace
 
 SCHEMA = 2
@@ -94,13 +96,13 @@ def names(folder: Path) -> list[str]:
 def folders(folder: Path) -> list[Path]:
     """The folders of records within one that holds none itself, by name."""
     settle(folder)
-    if (folder / ABOUT).exists() or not folder.is_dir():
+    if inputs.exists(folder / ABOUT) or not inputs.is_dir(folder):
         return []
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
 
-def read(folder: Path) -> Kept:
-    """What `writers` wrote.
+def read(folder: Path, *, allow_code: bool = False) -> Kept:
+    """What `writers` wrote; `allow_code` as for `sim.scenario.read`.
 
     Raises:
         InputError: a file is missing or is not what it should be, clocks run backwards in it, or two files are of
@@ -108,7 +110,7 @@ def read(folder: Path) -> Kept:
     """
     settle(folder)
     about = _about(folder)
-    plan = scenario.build(scenario.read(folder / "scenario.toml"), {})
+    plan = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
     requests = _table(folder / "trace.parquet")
     for name in ("prefix_blocks", "token_ids", "output_token_ids"):
         if name in requests:
@@ -124,9 +126,9 @@ def read(folder: Path) -> Kept:
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = documents.json_file(path, inputs.MAX_RESULT_BYTES)
         schema, _ = about["schema"], (about["died"], about["same_step"], about["inputs"], about["trace"]["name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no records of live runs here (about.json: {error})") from None
     if schema != SCHEMA:
         raise InputError(f"{path}: records of schema {schema}, and this version reads schema {SCHEMA}")
@@ -134,10 +136,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from None
+    table = documents.frame(path)
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path}: there is no column {missing[0]!r}")
@@ -178,7 +177,7 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
             )
         runs = runs[runs[:, 2] < len(table)]
     try:
-        shapes = [Shape(*map(_frozen, json.loads(text))) for text in table["shape"]]
+        shapes = [Shape(*map(_frozen, documents.loads(text))) for text in table["shape"]]
         decisions = list(_decisions(table))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a record of decisions: {error}") from None
@@ -191,7 +190,7 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
 
 def _results(table: pd.DataFrame) -> Iterator[StepResult]:
     told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
-    drafts = (map(json.loads, table[name]) for name in ("right_drafts", "found_drafts"))
+    drafts = (map(documents.loads, table[name]) for name in ("right_drafts", "found_drafts"))
     for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
         yield StepResult([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
@@ -207,7 +206,7 @@ def _check(table: pd.DataFrame, path: Path) -> None:
 
 
 def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
-    lists = (map(json.loads, table[name]) for name in LISTS)
+    lists = (map(documents.loads, table[name]) for name in LISTS)
     for step, repeats, planned_s, *parts in zip(
         *(table[name].tolist() for name in ("step", "repeats", "planned_s")), *lists, strict=True
     ):

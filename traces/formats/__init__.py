@@ -8,9 +8,8 @@ entry point group `foretoken.formats`; any `package.module:function` works too.
 
 from __future__ import annotations
 
-import os
+import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +18,7 @@ from types import ModuleType
 
 import pandas as pd
 
+from traces.code import imported
 from traces.head import Head
 from traces.schema import InputError
 from traces.source import Source
@@ -68,18 +68,17 @@ def _built_in() -> list[str]:
 
 
 def _imported(where: str, name: str) -> Format:
-    module_name, _, function = where.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look where the user stands
-    try:
-        return _of(import_module(module_name), function, name)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"trace format {name!r} cannot be imported ({error})") from None
+    module, _ = imported(where, f"trace format {name!r} cannot be imported")
+    return _of(module, where.partition(":")[2], name)
 
 
 def _of(module: ModuleType, function: str, name: str) -> Format:
     read = getattr(module, function, None)
-    if not callable(read):
+    if not inspect.isfunction(read):
         raise InputError(f"trace format {name!r}: {module.__name__} has no function {function!r}")
+    try:
+        inspect.signature(read).bind("source")
+    except TypeError:
+        raise InputError(f"trace format {name!r} is not a function of a source (docs/traces.md)") from None
     summary = (module.__doc__ or "").strip().split("\n", 1)[0]
     return Format(name, read, getattr(module, "detect", None), summary)

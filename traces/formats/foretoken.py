@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import parquet
 
+from traces import documents
 from traces.fields import BadRow, Count, Ids, Kind, Probability, Text, Time, get
 from traces.head import Head
 from traces.schema import DTYPES, MAX_TOKENS
@@ -96,10 +96,7 @@ def _json(source: Source) -> pd.DataFrame:
 
 def _parquet(source: Source) -> pd.DataFrame:
     source.where = "row"
-    try:
-        table = parquet.read_table(source.path)
-    except (pa.ArrowInvalid, OSError) as error:
-        source.fail(f"is cut off or not valid Parquet ({str(error).splitlines()[0]})")
+    table = documents.table(source.path)
     _known(source, table.column_names)
     if "synthetic" in table.column_names:
         flags = table["synthetic"].to_pylist()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from traces import files
 from traces.blocks import full
 from traces.fields import BadRow, Count, Ids, Record, Text, Time, get
 from traces.head import Head, json_files
@@ -27,7 +28,7 @@ def detect(head: Head) -> bool:
 
 def weka(source: Source) -> pd.DataFrame:
     folder = Path(source)
-    paths = json_files(folder) if folder.is_dir() else [folder]
+    paths = json_files(folder) if files.is_dir(folder) else [folder]
     rows = Rows()
     block_tokens: dict[int, Path] = {}
     names: set[str] = set()

@@ -5,7 +5,6 @@ A reader turns the parsed document into rows (`Row`); which one may is told by t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,8 @@ import pandas as pd
 
 from sim import metrics
 from sim.validate.retime import Seen
-from traces.schema import InputError, Trace, from_frame
+from traces import documents, files
+from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace, from_frame
 
 FORMATS = ("llmservingsim", "vllm_bench", "guidellm", "aiperf")
 
@@ -75,7 +75,7 @@ def read(path: Path) -> Served:
     reader: Reader = known[0]
     try:
         rows = list(reader.rows(document))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path}: not as {reader.ABOUT} writes it: {type(error).__name__}: {error}") from None
     failed = [row for row in rows if row.failed]
     answered = sorted((row for row in rows if not row.failed), key=lambda row: row.start_s)
@@ -102,22 +102,15 @@ def _by_token(row: Row) -> bool:
 
 def _document(path: Path) -> Any:
     """One JSON value, or a list of those that stand on a line each."""
+    text = files.text(path, files.MAX_RESULT_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable file of results: {error}") from None
-    try:
-        return json.loads(text)
+        return documents.loads(text)
+    except documents.TooDeepError as error:
+        raise InputError(f"{path} is no file of results: {error}") from None
     except ValueError:
         pass
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{path} line {number}: not JSON: {error}") from None
-    return lines
+    lines = text.splitlines()
+    return [documents.json_of(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _check(row: Row, path: Path) -> None:
@@ -127,7 +120,9 @@ def _check(row: Row, path: Path) -> None:
     if row.ttft_s < 0 or row.e2e_s < row.ttft_s or row.queue_s < 0:
         told = f"first token after {row.ttft_s:.6f} s, last after {row.e2e_s:.6f} s"
         raise InputError(f"{path}: the clock runs backwards in {row.where}: {told}")
-    if row.prompt_tokens < 1 or row.output_tokens < 1:
+    if max(abs(row.start_s), row.e2e_s) > MAX_TIME_S:
+        raise InputError(f"{path}: {row.where} is at {row.start_s:.3g} s and took {row.e2e_s:.3g} s; expected seconds")
+    if not all(1 <= count <= MAX_TOKENS for count in (row.prompt_tokens, row.output_tokens)):
         raise InputError(f"{path}: {row.where} has {row.prompt_tokens} prompt and {row.output_tokens} output tokens")
 
 

@@ -1,0 +1,98 @@
+"""Every number of a scenario has a bound, and so has every number of a GPU and a model; beyond it is a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sim import api, scenario
+from sim.bounds import BOUNDS, Bound
+from sim.catalog import load_gpu, load_model
+from sim.gpu import PHYSICAL
+from sim.scenario import Scenario, build
+from sim.specs import LARGEST
+from traces import edit, from_frame
+from traces.schema import InputError
+
+
+def numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted key, default) of every number among the settings of a scenario."""
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, scenario.Part):
+            yield from numbers(value, f"{prefix}{entry.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{entry.name}", value
+
+
+def test_all_numbers_have_a_bound_and_no_bound_is_of_nothing() -> None:
+    found = dict(numbers(Scenario()))
+    assert set(found) == set(BOUNDS)
+    for key, default in found.items():
+        BOUNDS[key].check(key, default)
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+def test_beyond_its_bound_a_number_is_refused_with_it(key: str) -> None:
+    bound, kind = BOUNDS[key], type(dict(numbers(Scenario()))[key])
+    beyond: list[float] = (
+        [10 * bound.most + 1, -1, 10**400] if kind is int else [10 * bound.most, -1.0, math.inf, math.nan]
+    )
+    for value in beyond:
+        with pytest.raises(InputError) as caught:
+            build({}, {key: value})
+        assert str(caught.value).startswith(f"{key} is ")
+        assert str(bound) in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_the_ends_of_a_bound_belong_to_it() -> None:
+    bound = Bound(2, 5, "none")
+    assert [value for value in range(-1, 8) if bound.holds(value)] == [0, 2, 3, 4, 5]
+    assert not Bound(0.0, 1.0, above=True).holds(0.0)
+    assert not bound.holds(math.nan)
+
+
+@pytest.mark.parametrize("key", PHYSICAL)
+@pytest.mark.parametrize("value", [1e-300, 5e-324, 1e300, math.inf, math.nan, -1.0])
+def test_a_gpu_of_no_known_physics_is_refused(key: str, value: float) -> None:
+    with pytest.raises(InputError, match=key):
+        dataclasses.replace(load_gpu("h100"), **{key: value})
+
+
+@pytest.mark.parametrize("key", [*LARGEST, "vocab", "max_context_tokens"])
+def test_a_model_a_thousand_times_the_largest_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match=key):
+        dataclasses.replace(load_model("llama-3.1-8b"), **{key: 10**12})
+
+
+def test_blocks_of_all_replicas_together_are_bounded() -> None:
+    with pytest.raises(InputError, match="at most 100,000,000 are simulated"):
+        api.run(trace="chatbot_arena.jsonl", limit=1, replicas=10_000, **{"kv.blocks": 10_001})
+
+
+def test_parameters_of_a_part_are_bounded() -> None:
+    for value in (math.inf, math.nan, 1e16):
+        with pytest.raises(InputError, match=r"policy\.timeout_s is"):
+            api.run(trace="chatbot_arena.jsonl", limit=1, policy="static", **{"policy.timeout_s": value})
+    with pytest.raises(InputError, match=r"policy\.batch_size is"):
+        api.run(trace="chatbot_arena.jsonl", limit=1, policy="static", **{"policy.batch_size": 10**400})
+
+
+def test_a_trace_is_neither_drawn_nor_stretched_beyond_measure() -> None:
+    import numpy as np
+    import pandas as pd
+
+    trace = from_frame(pd.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": [1, 1], "output_tokens": [1, 1]}))
+    with pytest.raises(InputError, match="at most 10,000,000"):
+        edit.resample(trace, 10**9, np.random.default_rng(0))
+    for rate in (1e-300, 1e300, math.nan):
+        with pytest.raises(InputError, match="rate"):
+            edit.set_rate(trace, rate, np.random.default_rng(0))
+    slow = from_frame(pd.DataFrame({"arrival_s": [0.0, 3e9], "prompt_tokens": [1, 1], "output_tokens": [1, 1]}))
+    with pytest.raises(InputError, match="over 100 years"):
+        edit.scale_rate(slow, 1e-6)
