@@ -390,7 +390,6 @@ AROUND = {
     "sim/schedules.py": "what `documents.json_of` was given, without NaN",
     "sim/report/parts.py": "the package's own templates",
     "sim/study/store.py": "appends to the journal, which is read by `files.content`",
-    "sim/validate/store.py": "writes",
     "sim/report/kept.py": "`files.read_parquet`, ours, which takes `documents.frame`",
     "sim/study/sweep.py": "`files.read_parquet`, ours",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",

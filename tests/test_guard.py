@@ -158,7 +158,7 @@ def test_no_file_imports_anything_unasked(folder: Path, text: str) -> None:
             call()
         assert "--allow-code" in str(caught.value)
         assert "s.toml: " in str(caught.value)
-    commands = {"run": [], "sweep": ["--rate", "1,2"], "plan": [], "validate": [], "compare": ["--seed", "1", "s.toml"]}
+    commands = {"run": [], "sweep": ["--rate", "1,2"], "plan": [], "validate": [], "compare": ["--set", "seed=1,2"]}
     for command, more in commands.items():
         with pytest.raises(InputError, match="--allow-code"):
             cli.main([command, "s.toml", "--trace", "a.csv", *more], standalone_mode=False)
