@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from conftest import MOST_PROCESSES
+from conftest import MOST_PROCESSES, pytest_cmdline_main
 from hypothesis import HealthCheck, settings
 from patience import PATIENCE_S
 
@@ -77,40 +79,39 @@ def test_the_command_for_a_gpu_needs_no_plugin_of_pytest() -> None:
     assert "deselected" in done.stdout
 
 
-LOOK = """
-import sys
-import pytest
-
-class Look:
-    @pytest.hookimpl(trylast=True)
-    def pytest_configure(self, config):
-        print("seen", config.option.dist, len(config.option.tx or []), config.option.benchmark_skip)
-        pytest.exit("seen", 0)
-
-sys.exit(pytest.main(sys.argv[1:], plugins=[Look()]))
-"""
-
-
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("given", "processes", "dist", "benchmarks"),
     [
-        ("", f"loadfile {min(cores(), MOST_PROCESSES)} True"),
-        ("-n 2 tests/test_load.py", "loadfile 2 True"),
-        ("tests/test_load.py", "no 0 True"),
-        ("-m gpu", "no 0 True"),
-        ("-n 0", "no 0 True"),
-        ("tests/benchmarks --benchmark-only", "no 0 False"),
+        ({}, min(cores(), MOST_PROCESSES), "loadfile", False),
+        ({"numprocesses": 2, "file_or_dir": ["tests/test_load.py"]}, 2, "loadfile", False),
+        ({"numprocesses": 2, "dist": "worksteal"}, 2, "worksteal", False),
+        ({"numprocesses": 0}, 0, "loadfile", False),
+        ({"file_or_dir": ["tests/test_load.py"]}, 0, "loadfile", False),
+        ({"markexpr": "gpu"}, 0, "loadfile", False),
+        ({"usepdb": True}, 0, "loadfile", False),
+        ({"benchmark_only": True}, 0, "loadfile", True),
     ],
 )
-def test_the_whole_suite_runs_on_every_core_and_less_in_one_process(words: str, told: str) -> None:
-    for plugin in ("xdist", "pytest_benchmark"):
-        pytest.importorskip(plugin)
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK, *words.split()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert f"seen {told}" in done.stdout, done.stdout + done.stderr
+def test_the_whole_suite_runs_on_every_core_and_less_in_one_process(
+    given: dict[str, Any], processes: int, dist: str, benchmarks: bool
+) -> None:
+    """With no process of its own xdist takes `dist` for "no"."""
+    told = {"numprocesses": None, "dist": "no", "tx": [], "file_or_dir": [], "markexpr": "", "usepdb": False}
+    option = SimpleNamespace(**{**told, "benchmark_only": False, "benchmark_skip": False, **given})
+    pytest_cmdline_main(SimpleNamespace(option=option))  # type: ignore[arg-type]
+    assert (option.numprocesses, option.dist, option.benchmark_skip) == (processes, dist, not benchmarks)
+
+
+def test_options_of_plugins_that_are_absent_are_not_made_up() -> None:
+    option = SimpleNamespace(file_or_dir=[], markexpr="", usepdb=False)
+    pytest_cmdline_main(SimpleNamespace(option=option))  # type: ignore[arg-type]
+    assert vars(option).keys() == {"file_or_dir", "markexpr", "usepdb"}
+
+
+def test_this_run_was_told_so(request: pytest.FixtureRequest) -> None:
+    """The options above are those that xdist and pytest-benchmark read, and they read them."""
+    option = request.config.option
+    if hasattr(option, "benchmark_skip") and not option.benchmark_only:
+        assert option.benchmark_skip
+    if hasattr(option, "dist") and not hasattr(request.config, "workerinput"):
+        assert option.dist == ("loadfile" if option.numprocesses else "no")
