@@ -21,6 +21,7 @@ COSTS = (
 TICK_S = 2.0**-11
 POLICIES, ALLOCATORS, ROUTERS = (tuple(names(f"sim.{kind}")) for kind in ("policies", "allocators", "routers"))
 MODELS, GPUS = tuple(catalog.names("models")), tuple(catalog.names("gpus"))
+TINY = ("tiny-llama", "byte-target", "byte-draft")
 WITHOUT_BF16 = ("t4", "v100")
 BASES = ("chunked", "continuous", "priority", "sjf")
 
@@ -212,9 +213,7 @@ def _memory(rng: Random, settings: dict[str, Any], rows: list[Row]) -> None:
             2 * need if allocator == "contiguous-pow2" else need, -(-settings.get("engine.max_model_len", 0) // block)
         )
         need = max(need, reserved * max(row.samples for row in rows))
-    if (
-        settings["model"] == "tiny-llama" or rng.random() < 0.8
-    ):  # what is left beside a tiny model is millions of blocks
+    if settings["model"] in TINY or rng.random() < 0.8:  # what is left beside a tiny model is millions of blocks
         settings["kv.blocks"] = max(1, need + rng.choice((-1, 0, 0, 1, need // 2, need, 3 * need, 1000)))
     else:
         settings["kv.block_tokens"] = 16
