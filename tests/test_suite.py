@@ -115,3 +115,10 @@ def test_this_run_was_told_so(request: pytest.FixtureRequest) -> None:
         assert option.benchmark_skip
     if hasattr(option, "dist") and not hasattr(request.config, "workerinput"):
         assert option.dist == ("loadfile" if option.numprocesses else "no")
+
+
+def test_a_process_of_xdist_starts_none_of_its_own() -> None:
+    """Else each of them would start as many again, and so on."""
+    option = SimpleNamespace(numprocesses=None, dist="no", tx=[], file_or_dir=[], markexpr="", usepdb=False)
+    pytest_cmdline_main(SimpleNamespace(option=option, workerinput={}))  # type: ignore[arg-type]
+    assert option.numprocesses is None
