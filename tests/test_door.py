@@ -18,8 +18,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_cases import EXAMPLES
 
 import traces
 from sim import acceptance, catalog, scenario, schedules
@@ -352,11 +353,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
     return kind, data
 
 
-@settings(
-    max_examples=int(os.environ.get("LAW_EXAMPLES", "250")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=EXAMPLES or 250)
 @given(damaged())
 def test_damage_is_read_or_refused_and_nothing_else(tmp_path: Path, case: tuple[str, bytes]) -> None:
     kind, data = case

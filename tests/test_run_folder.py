@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from folder_killer import new_run
+from patience import PATIENCE_S
 from report_samples import make_run
 from test_report_again import refused, sim
 
@@ -62,7 +63,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[P
     folder.write_run(new_run(), where / "new", scenario="new = 1\n")
     (where / "at").mkdir()
     words = [sys.executable, str(TESTS / "folder_killer.py"), str(where / "old"), str(where / "at")]
-    subprocess.run(words, env=ENVIRONMENT, check=True, timeout=120)
+    subprocess.run(words, env=ENVIRONMENT, check=True, timeout=PATIENCE_S)
     return where / "old", where / "new", sorted((where / "at").iterdir(), key=lambda path: int(path.name))
 
 
