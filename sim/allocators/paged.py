@@ -14,15 +14,25 @@ from traces.schema import InputError
 
 
 class FreeQueue:
-    """First in, first out: blocks leave at the front and return at the end, as in vLLM V1's free block queue."""
+    """First in, first out: blocks leave at the front and return at the end, as in vLLM V1's free block queue.
 
-    __slots__ = ("_head", "_ids")
+    All of a pool are in it at first; those that were never taken are no list but a range.
+    """
 
-    def __init__(self, ids: Iterable[int]) -> None:
-        self._ids = list(ids)
+    __slots__ = ("_end", "_fresh", "_head", "_ids")
+
+    def __init__(self, blocks: int) -> None:
+        self._fresh = 1
+        self._end = blocks + 1
+        self._ids: list[int] = []
         self._head = 0
 
     def take(self, count: int) -> list[int]:
+        fresh = self._fresh
+        if fresh < self._end:
+            self._fresh = min(fresh + count, self._end)
+            first = list(range(fresh, self._fresh))
+            return first if len(first) == count else first + self.take(count - len(first))
         head = self._head
         taken = self._ids[head : head + count]
         self._head = head + count
@@ -100,7 +110,7 @@ class Paged:
         self.pool = pool
         self._reserve_full_prompt = reserve_full_prompt
         self._watermark_blocks = int(watermark * pool.blocks)
-        self._free = FreeQueue(range(1, pool.blocks + 1))
+        self._free = FreeQueue(pool.blocks)
         self.free_blocks = pool.blocks
         self.copies: list[tuple[int, int]] = []
         self._sharing = Sharing(pool.block_tokens)

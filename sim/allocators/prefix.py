@@ -47,7 +47,9 @@ class Prefix(Paged):
     ) -> None:
         super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
         self._forget = not keep_uncomputed
-        self._idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pool.blocks + 1))
+        # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
+        self._fresh = 1
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._key_of: dict[int, int] = {}
         self._found: dict[int, int] = {}
         # Content computed twice stands in two blocks; look-ups find the one entered first, then the next.
@@ -148,13 +150,17 @@ class Prefix(Paged):
                 found[key] = block
 
     def _take(self, count: int) -> list[int]:
-        pop = self._idle.popitem
         self.free_blocks -= count
+        fresh = self._fresh
+        if fresh <= self.pool.blocks:
+            self._fresh = min(fresh + count, self.pool.blocks + 1)
+            count -= self._fresh - fresh
+        pop = self._idle.popitem
         taken = [pop(last=False)[0] for _ in range(count)]
         for block in taken:
             if block in self._key_of:
                 self._drop_key(block)
-        return taken
+        return [*range(fresh, self._fresh), *taken] if fresh < self._fresh else taken
 
     def _return(self, blocks: list[int]) -> None:
         if self._sharing.holders:
