@@ -176,6 +176,8 @@ def _no_number(text: str) -> None:
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
     packed = path.with_name(path.name + ".xz")
     source = packed if files.exists(packed) else path
+    if not files.check(source):
+        return  # nothing was ever scheduled
     for number, line in files.lines(source):
         step = documents.json_of(line, f"{source} line {number}", _decoded)
         if not isinstance(step, dict):
