@@ -248,7 +248,7 @@ def conversations(draw: st.DrawFn, half_s: float, *, branching: bool) -> list[Tu
     alike = draw(st.booleans())
     prompt = draw(st.integers(1, 27)).__add__
     lengths = st.integers(0, 3).map(prompt) if alike else st.integers(1, 30)
-    horizon, thinking = draw(st.sampled_from([0, 0, 6, 60])), draw(st.sampled_from([0, 0, 3, 30]))
+    horizon, thinking = draw(st.sampled_from([0, 6, 20, 60])), draw(st.sampled_from([0, 0, 3, 30]))
     following = draw(st.sampled_from([False, False, True]))
     turns: list[Turn] = []
     for at in range(count):

@@ -159,3 +159,26 @@ def test_the_last_token_of_a_recomputation_completes_a_block_at_once() -> None:
     req.computed, req.known, req.in_flight = 4, 5, 1  # preempted again while its second token is in flight
     allocator.release(req)
     assert allocator.match(req) == 4
+
+
+def test_what_a_victim_was_given_in_a_step_goes_to_who_comes_after_it() -> None:
+    """0 is served, gives way to 1 in the same step, and its token of the budget serves the prompt of 2."""
+    turns = (Turn(0.0, 2, 20, 2), Turn(0.5, 2, 20, 0), Turn(0.75, 12, 2, 1))
+    memory, limits = {"reserve_full_prompt": False}, Limits(4, 3)
+    done = compare(Scenario("priority", "paged", turns, {}, memory, 21, 1, limits, HostedCost(1.0), depth=1))
+    assert done is not None
+    assert done.watch.evicted[0][0] == (7, [0])
+    assert [tokens for _, tokens, _ in done.steps[7]] == [1, 2]
+
+
+def test_nobody_finds_a_block_whose_computation_was_taken_back() -> None:
+    """1 is given two blocks of its prompt and gives way in the same step; 2 takes one of them, and nobody the other.
+
+    0 ends with that step, so that 1 can come back at once.
+    """
+    turns = (Turn(0.0, 6, 2, 0), Turn(0.0, 13, 1, 2), Turn(0.5, 2, 12, 0))
+    told, memory = {"long_prefill_token_threshold": 4}, {"reserve_full_prompt": False}
+    done = compare(Scenario("priority", "prefix", turns, told, memory, 11, 2, Limits(), HostedCost(1.0), depth=1))
+    assert done is not None
+    assert done.watch.evicted[0][0] == (2, [1])
+    assert (1, 4, 8) in done.steps[3]
