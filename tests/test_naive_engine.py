@@ -182,3 +182,15 @@ def test_nobody_finds_a_block_whose_computation_was_taken_back() -> None:
     assert done is not None
     assert done.watch.evicted[0][0] == (2, [1])
     assert (1, 4, 8) in done.steps[3]
+
+
+def test_the_last_token_of_a_recomputation_may_come_beside_who_decodes() -> None:
+    """7 computes its last known token alone in step 48, as if it decoded, and is preempted in the next planning."""
+    sizes = [(14, 8), (14, 12), (14, 20), (16, 12), (14, 8), (14, 8), (14, 8), (16, 12)]
+    turns = tuple(Turn(0.0, *size, 0, (1, 1) if size == (16, 12) else ()) for size in sizes)
+    told, limits = {"by": "total", "long_prefill_token_threshold": 7}, Limits(2, 16)
+    scenario = Scenario("sjf", "prefix", turns, told, {}, 5, 8, limits, HostedCost(1.0), depth=2, unit_tokens=8)
+    done = compare(scenario)
+    assert done is not None
+    assert done.watch.evicted[0][-1] == (49, [7])
+    assert done.steps[49] == [(7, 1, 24)]

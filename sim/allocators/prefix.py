@@ -85,7 +85,7 @@ class Prefix(Paged):
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
             return False
-        if tokens > 1 or req.computed < req.certain_tokens or self.drafting:
+        if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
             # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
@@ -132,7 +132,9 @@ class Prefix(Paged):
     def _settled(self, req: Request) -> int:
         """Of the tokens for which a preempted request was given memory, those that are known by now."""
         if not self.drafting:
-            return min(req.computed + req.withdrawn_tokens, req.known) - req.in_flight
+            given = min(req.computed + req.withdrawn_tokens, req.known)
+            # What was known at the last admission was never waited for, though its last token may have come alone.
+            return max(given - req.in_flight, min(given, req.certain_tokens))
         return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self.late_outputs else 0
 
     def _name(self, req: Request, first: int, last: int) -> None:
