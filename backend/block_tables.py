@@ -11,8 +11,8 @@ import numpy.typing as npt
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.windowed import Windowed
-from sim.memory import Allocator
-from sim.request import Request
+from sim.engine.memory import Allocator
+from sim.engine.request import Request
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]

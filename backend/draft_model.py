@@ -25,9 +25,9 @@ from backend.rejection import distribution, drawn
 from backend.sampling import Sampler, Sampling
 from backend.sequences import DRAFT, uniforms
 from sim.adaptive import PerRequest
-from sim.batch import Batch, Entry
-from sim.memory import NULL_BLOCK, Allocator
-from sim.request import Request
+from sim.engine.batch import Batch, Entry
+from sim.engine.memory import NULL_BLOCK, Allocator
+from sim.engine.request import Request
 from traces.schema import InputError
 
 

@@ -25,10 +25,10 @@ from backend.prompts import Prompts
 from backend.rejection import distribution, drawn, kept, rest
 from backend.sampling import Sampling
 from backend.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
-from sim.batch import Batch, Entry
-from sim.drafting import DraftingEngine
+from sim.engine.batch import Batch, Entry
+from sim.engine.drafting import DraftingEngine
+from sim.engine.request import Request
 from sim.executor import StepResult
-from sim.request import Request
 
 MOST_TOKENS = 8
 """Of one row of decode attention (`backend.kernels.decode_attention`)."""

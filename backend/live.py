@@ -25,12 +25,12 @@ from backend.packing import DrawRows, Ints, Ints32, Packed, Part, Stage, pack
 from backend.prompts import Prompts
 from backend.sampling import Sampler, Sampling
 from backend.sequences import Sequences
-from sim.batch import Batch, Entry
 from sim.cost.roofline import graph_tokens
-from sim.drafting import DraftingEngine
-from sim.engine import Engine
+from sim.engine.batch import Batch, Entry
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine
+from sim.engine.request import Request, index_of
 from sim.executor import StepResult
-from sim.request import Request, index_of
 from traces.schema import InputError
 
 Pair = tuple[int, int]

@@ -11,8 +11,8 @@ from torch import Tensor
 from backend.kvcache import KvCache
 from backend.ops import Ops
 from backend.packing import Stage
-from sim.batch import Batch, Swap
-from sim.request import Request
+from sim.engine.batch import Batch, Swap
+from sim.engine.request import Request
 
 Pairs = Sequence[tuple[int, int]]
 

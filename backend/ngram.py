@@ -13,8 +13,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from backend.drafting import Ground, Row
-from sim.batch import Batch
-from sim.request import Request
+from sim.engine.batch import Batch
+from sim.engine.request import Request
 
 Ids = npt.NDArray[np.int32]
 

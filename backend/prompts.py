@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backend.corpus import document, sources
-from sim.request import Request, SharedPrefix, index_of
+from sim.engine.request import Request, SharedPrefix, index_of
 
 Tokens = npt.NDArray[np.int64]
 _UNIT, _REQUEST = 1, 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backend.prompts import Prompts, Tokens
 from backend.torch_ops.sampling import philox_uniform
-from sim.request import Request
+from sim.engine.request import Request
 
 Ints = npt.NDArray[np.int64]
 

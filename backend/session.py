@@ -31,8 +31,8 @@ from sim.allocators.windowed import Windowed
 from sim.assemble import Parts
 from sim.cost.capacity import activation_bytes
 from sim.cost.roofline import graph_tokens
-from sim.drafting import DraftingEngine
-from sim.engine import Engine
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine
 from sim.scenario import Scenario
 from sim.specs import ModelSpec
 from traces.schema import InputError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sim.batch import Shape
+from sim.engine.batch import Shape
 
 GRID, BETWEEN, STEPS = "grid", "between", "steps"
 PAIRS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

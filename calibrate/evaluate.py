@@ -10,7 +10,6 @@ import numpy as np
 
 from calibrate.fit import kernels_of
 from calibrate.readings import Readings
-from sim.batch import Shape
 from sim.catalog import load_model
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolate import left_out
@@ -19,6 +18,7 @@ from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row
+from sim.engine.batch import Shape
 from sim.specs import ModelSpec
 from traces.schema import InputError
 

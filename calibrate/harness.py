@@ -27,11 +27,11 @@ from backend.sampling import Sampling
 from calibrate.cases import Case, Range
 from calibrate.timed import Clock, CpuClock, CudaClock, Reading, TimedOps
 from sim.allocators.paged import Paged
-from sim.batch import Batch, Entry
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch, Entry
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.load import build
-from sim.memory import KvPool
-from sim.request import Request
 from sim.specs import ModelSpec
 
 BLOCK_TOKENS = 16

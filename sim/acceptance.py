@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from sim.adaptive import PerRequest
-from sim.request import Request
+from sim.engine.request import Request
 from sim.tree import DraftTree
 from traces import documents
 from traces.schema import InputError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from sim.batch import Shape
 from sim.cost.step import StepCost
-from sim.request import Request
+from sim.engine.batch import Shape
+from sim.engine.request import Request
 
 T = TypeVar("T")
 

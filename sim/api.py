@@ -18,14 +18,14 @@ from sim.assemble import Parts, assemble, resolved
 from sim.bill import Rates
 from sim.cluster import Cluster, Source
 from sim.cost.step import StepCost
-from sim.drafting import DraftingEngine, Tally
-from sim.engine import Engine
+from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.engine import Engine
+from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.executor import Executor, OnTheWall
 from sim.gpu import GpuSpec
 from sim.load import build
 from sim.record import StepLog, gaps_between, longest_gaps_s
 from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
-from sim.request import SAMPLE_BITS, Request, index_of
 from sim.request_log import RequestLog, request_table
 from sim.scenario import Scenario
 from sim.terms import StepTerms, term_shares

@@ -20,11 +20,11 @@ from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
-from sim.drafting import DraftingEngine
-from sim.engine import Engine, Limits
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import Allocator, KvPool
 from sim.executor import Accepting, Executor, Predicted
 from sim.load import build
-from sim.memory import Allocator, KvPool
 from sim.scenario import Scenario
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from sim.speculation import Drafted, Drafter, Fixed

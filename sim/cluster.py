@@ -14,8 +14,8 @@ from typing import Protocol
 
 import simpy
 
+from sim.engine.request import BeamDraw, Request, SharedPrefix
 from sim.replica import Clock, Replica
-from sim.request import BeamDraw, Request, SharedPrefix
 
 
 class Router(Protocol):
@@ -44,7 +44,7 @@ class Workload:
     think_s: Sequence[float] | None = None
     samples: Sequence[int] | None = None
     draw_beams: Callable[[int], BeamDraw] | None = None
-    """For beam searches: from a request's index to its draws (see `sim.request.Group`)."""
+    """For beam searches: from a request's index to its draws (see `sim.engine.request.Group`)."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.drafting import Tally
-from sim.request import index_of
+from sim.engine.drafting import Tally
+from sim.engine.request import index_of
 from sim.speculation import Drafter
 
 

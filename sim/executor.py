@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from sim.batch import Batch, Shape
 from sim.cost.step import StepCost
-from sim.request import Request
+from sim.engine.batch import Batch, Shape
+from sim.engine.request import Request
 
 
 class StepResult(NamedTuple):

@@ -22,7 +22,7 @@ _ALLOCATOR = ("refusal", "match", "admit", "grow", "release", "table", "usage")
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHAPES = {
     "policy": "a policy is a function of a step, or a class whose objects are such (docs/policies.md)",
-    "allocator": "an allocator is a class with the methods of sim.memory.Allocator (docs/allocators.md)",
+    "allocator": "an allocator is a class with the methods of sim.engine.memory.Allocator (docs/allocators.md)",
     "router": "a router is a function of a request and the replicas, or a class whose objects are such",
 }
 

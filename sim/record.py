@@ -8,12 +8,12 @@ from struct import Struct
 import numpy as np
 import pandas as pd
 
-from sim.batch import Batch, Shape
-from sim.engine import TokenRuns
+from sim.engine.batch import Batch, Shape
+from sim.engine.engine import TokenRuns
+from sim.engine.memory import Drift, Usage
+from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
 from sim.kv_metrics import KV_MEAN_COLUMNS
-from sim.memory import Drift, Usage
 from sim.replica import Flight, Observer, Replica
-from sim.request import NEVER_S, SAMPLE_BITS, index_of
 
 _SAMPLES = 1 << 16
 

@@ -16,11 +16,11 @@ from itertools import accumulate
 import simpy
 from simpy.events import NORMAL, URGENT
 
-from sim.batch import Batch
-from sim.engine import Engine
+from sim.engine.batch import Batch
+from sim.engine.engine import Engine
+from sim.engine.memory import Usage
+from sim.engine.request import Request
 from sim.executor import Executor, StepResult
-from sim.memory import Usage
-from sim.request import Request
 
 MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from sim.request import Request
+from sim.engine.request import Request
 
 
 class RequestLog:

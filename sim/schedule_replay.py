@@ -12,16 +12,16 @@ from typing import Any
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
-from sim.batch import Batch
 from sim.cost.step import FixedCost
-from sim.drafting import DraftingEngine
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import Allocator, KvPool
+from sim.engine.request import Request, SharedPrefix
 from sim.executor import Accepting, Executor, Predicted
-from sim.memory import Allocator, KvPool
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
 from sim.replica import Clock, Flight, Observer, Replica
-from sim.request import Request, SharedPrefix
 from traces.schema import InputError
 
 

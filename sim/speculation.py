@@ -1,4 +1,4 @@
-"""Who drafts, how many, and at what price. It schedules nothing (`sim.drafting` does)."""
+"""Who drafts, how many, and at what price. It schedules nothing (`sim.engine.drafting` does)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from sim import bounds
 from sim.acceptance import MOST_DRAFTS, acceptance_rates
-from sim.batch import Shape
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
-from sim.request import Request
+from sim.engine.batch import Shape
+from sim.engine.request import Request
 from sim.specs import ModelSpec
 from sim.tree import DraftTree
 from traces.schema import InputError

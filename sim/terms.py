@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.batch import Shape
 from sim.cost.step import StepCost, Term, advanced, device_seconds
+from sim.engine.batch import Shape
 
 # The share of each term and source rests on at most so many spans.
 MOST_FOR_SHARES = 1024

@@ -11,7 +11,7 @@ import pandas as pd
 
 import traces
 from sim.cluster import Workload
-from sim.request import BeamDraw
+from sim.engine.request import BeamDraw
 from sim.scenario import Scenario, WorkloadSettings
 from traces import edit
 from traces.blocks import chained

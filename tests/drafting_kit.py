@@ -19,14 +19,14 @@ from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.batch import Batch, Swap
 from sim.cluster import Cluster, Source, Workload
-from sim.drafting import DraftingEngine, Proposer
+from sim.engine.batch import Batch, Swap
+from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.memory import NULL_BLOCK
+from sim.engine.request import Request
 from sim.executor import Accepting, Predicted
 from sim.load import build
-from sim.memory import NULL_BLOCK
 from sim.replica import Clock, Flight, Observer, Replica
-from sim.request import Request
 from sim.routers.round_robin import RoundRobin
 from sim.speculation import Fixed
 from sim.tree import DraftTree

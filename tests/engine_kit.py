@@ -16,18 +16,18 @@ import pandas as pd
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
-from sim.batch import Batch
 from sim.cluster import Cluster, Source, Workload
 from sim.cost.step import FixedCost, StepCost
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
+from sim.engine.step import Policy
 from sim.executor import Predicted
 from sim.load import build
-from sim.memory import KvPool
 from sim.record import StepLog
 from sim.replica import Clock, Flight, Observer, Replica
-from sim.request import Request
 from sim.routers.round_robin import RoundRobin
-from sim.step import Policy
 
 ROOMY = KvPool(4096, 16, 4096)
 MS = FixedCost(base_s=0.001)

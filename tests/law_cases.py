@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from sim.cluster import Workload
 from sim.cost.step import FixedCost
-from sim.engine import Limits
-from sim.memory import KvPool
-from sim.request import BeamDraw, Request
-from sim.step import Step
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import BeamDraw, Request
+from sim.engine.step import Step
 
 EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))
 laws = settings(max_examples=EXAMPLES or 20)

@@ -19,12 +19,12 @@ from law_cases import Case, Draws
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
-from sim.batch import Batch
-from sim.engine import Engine
+from sim.engine.batch import Batch
+from sim.engine.engine import Engine
+from sim.engine.memory import NULL_BLOCK
+from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.kv_metrics import KV_CHANGING, KV_KINDS
-from sim.memory import NULL_BLOCK
 from sim.replica import Flight, Observer, Replica
-from sim.request import SAMPLE_BITS, Request, index_of
 
 
 def sequences(req: Request) -> list[int]:

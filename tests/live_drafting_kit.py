@@ -17,8 +17,8 @@ from backend.model import Model
 from backend.ngram import Ngram
 from backend.prompts import Prompts
 from sim.allocators.windowed import Windowed
-from sim.drafting import DraftingEngine
-from sim.engine import Engine
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine
 
 
 @cache

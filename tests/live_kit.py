@@ -24,15 +24,15 @@ from backend.loader import load_checkpoint
 from backend.model import Model
 from backend.prompts import Prompts
 from backend.sampling import Sampling
-from sim.batch import Batch
 from sim.cluster import Cluster, Source, Workload
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import SAMPLE_BITS, Request
 from sim.executor import Executor, StepResult
 from sim.load import names
-from sim.memory import KvPool
 from sim.record import StepLog
 from sim.replica import Clock, Replica
-from sim.request import SAMPLE_BITS, Request
 from sim.routers.round_robin import RoundRobin
 
 VOCAB = 128

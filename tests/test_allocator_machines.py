@@ -18,8 +18,8 @@ from law_cases import EXAMPLES, chained
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.memory import NULL_BLOCK, KvPool, Usage
-from sim.request import Request, SharedPrefix, index_of
+from sim.engine.memory import NULL_BLOCK, KvPool, Usage
+from sim.engine.request import Request, SharedPrefix, index_of
 
 Token = tuple[int, ...]
 PICK = st.integers(0, 10_000)

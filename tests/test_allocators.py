@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
+from sim.engine.memory import Allocator, KvPool, LockstepAllocator, Usage
+from sim.engine.request import Request, SharedPrefix
 from sim.load import load, names
-from sim.memory import Allocator, KvPool, LockstepAllocator, Usage
-from sim.request import Request, SharedPrefix
 from traces.schema import InputError
 
 Token = tuple[int, int]

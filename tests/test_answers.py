@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from law_cases import EXAMPLES, laws
 
 from sim.cluster import Workload
-from sim.memory import KvPool
+from sim.engine.memory import KvPool
 from sim.scenario import WorkloadSettings
 from sim.workload import beam_draws, name_answers, samples
 

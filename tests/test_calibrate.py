@@ -22,11 +22,11 @@ from calibrate.derive import derive
 from calibrate.evaluate import kind_of, shape_of
 from calibrate.fit import best_forms
 from calibrate.run import Job, Outcome, Settings, calibrate, journal_path, prepare
-from sim.batch import Shape
 from sim.catalog import load_gpu
 from sim.cost.profile import Profile, read, write
 from sim.cost.profiled import Profiled
 from sim.cost.tables import Table
+from sim.engine.batch import Shape
 from traces.schema import InputError
 
 CPU = devices.Target(torch.device("cpu"), "cpu", "a law")

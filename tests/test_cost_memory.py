@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from sim import api
 from sim.assemble import assemble
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -20,6 +19,7 @@ from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
 from sim.cost.step import Term
 from sim.dtypes import KV_TYPES, WEIGHT_TYPES
+from sim.engine.batch import Shape
 from sim.scenario import build
 from sim.specs import ModelSpec
 from traces.schema import InputError

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
 
 pytestmark = pytest.mark.shared
 

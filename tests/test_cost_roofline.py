@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Affine, Kernels
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline, graph_tokens
 from sim.cost.step import StepCost, advanced, device_seconds
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow
 from traces.schema import InputError
 

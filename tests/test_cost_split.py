@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
 
 GPU, MODEL = load_gpu("h100"), load_model("llama-3.1-70b")
 KERNELS = Kernels(GPU, Efficiency.of(GPU), MODEL.dtype, MODEL.kv_dtype)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.batch import Shape
 from sim.cost.step import FixedCost, StepCost, Term, advanced, device_seconds, shape_context, shape_rows, shape_tokens
+from sim.engine.batch import Shape
 from traces.schema import InputError
 
 SLICES = st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 100_000)), max_size=4).map(tuple)

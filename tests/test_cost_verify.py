@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow
 
 COSTS = {

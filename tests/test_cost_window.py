@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sim import api, catalog
 from sim.assemble import Parts
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.kernels import Affine, attended
 from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow
 from traces.schema import InputError
 

@@ -16,9 +16,9 @@ from law_cases import Case, Row, cases, laws, pressed
 from sim.acceptance import Acceptance
 from sim.cluster import Workload
 from sim.cost.step import FixedCost
-from sim.engine import Limits
-from sim.memory import KvPool
-from sim.request import Request, SharedPrefix
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request, SharedPrefix
 from sim.tree import DraftTree
 
 BASES = ["chunked", "continuous", "priority", "sjf"]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from engine_kit import MS, Setup, Watch
 
-from sim.batch import Batch
 from sim.cost.step import advanced
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.executor import OnTheWall, Predicted, StepResult
-from sim.memory import KvPool
 from sim.replica import Clock, Flight, Observer, Replica, WallClock
-from sim.request import Request
 
 
 def sampling(engine: Engine, batch: Batch) -> list[Request]:

@@ -9,9 +9,9 @@ from engine_kit import Setup
 from law_cases import Case, Row, chained
 from law_watchers import watched
 
-from sim.engine import Limits
-from sim.memory import KvPool
-from sim.step import Step
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.step import Step
 
 
 class Regretful:

@@ -20,7 +20,6 @@ import pytest
 from calibrate.importers.build import Imported, import_profile
 from sim import api
 from sim.assemble import Parts, assemble
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -30,6 +29,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.cost.tables import Table
+from sim.engine.batch import Shape
 from sim.gpu import GpuSpec
 from sim.scenario import Scenario
 

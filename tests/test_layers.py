@@ -67,7 +67,7 @@ def test_the_parser_sees_every_kind_of_import(tmp_path: Path) -> None:
     assert list(imports(path, "sim.policies")) == [
         ("simpy.core", True),
         ("os", True),
-        ("sim.step", True),
+        ("sim.engine.step", True),
         ("sim.policies", True),
         ("torch", False),
     ]

@@ -9,11 +9,11 @@ from engine_kit import Setup, run
 from law_cases import Case, Row, chained
 from law_watchers import watched
 
-from sim.engine import Limits
-from sim.memory import KvPool
-from sim.queues import KeyedQueue
-from sim.request import Request
-from sim.step import Step
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.queues import KeyedQueue
+from sim.engine.request import Request
+from sim.engine.step import Step
 
 EDGES = {
     "max_model_len": (Setup(limits=Limits(4, 64, 12)), Row(0.0, 9, 3), Row(0.0, 9, 4)),

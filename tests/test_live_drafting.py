@@ -30,12 +30,12 @@ from backend.kvcache import KvCache
 from backend.model import ForwardBatch, Model
 from backend.ngram import looked_up
 from backend.sampling import Sampling
-from sim.batch import Batch
-from sim.drafting import DraftingEngine, Tally
-from sim.engine import Limits
+from sim.engine.batch import Batch
+from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.executor import Executor, StepResult
-from sim.memory import KvPool
-from sim.request import Request
 from sim.speculation import Fixed
 from traces.schema import InputError
 

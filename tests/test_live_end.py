@@ -21,10 +21,10 @@ from model_kit import config_of, write_checkpoint
 from backend.live import Live
 from backend.sampling import Sampling
 from sim import api
-from sim.batch import Batch
 from sim.cli import cli
+from sim.engine.batch import Batch
+from sim.engine.memory import KvPool
 from sim.executor import Recorded, Replayed, StepResult
-from sim.memory import KvPool
 from traces.schema import InputError
 
 WARM = Sampling(temperature=1.0, top_k=12, seed=4)

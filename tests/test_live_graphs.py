@@ -28,8 +28,8 @@ from backend.packing import DrawRows, Packed, Part, Stage, pack
 from backend.sampling import Sampler, Sampling
 from sim.catalog import load_model
 from sim.cost.roofline import graph_tokens
-from sim.engine import Limits
-from sim.memory import KvPool
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
 
 DRAWN = Sampling(temperature=0.9, top_k=30, top_p=0.95, seed=2)
 POOL = KvPool(60, 4, 48)

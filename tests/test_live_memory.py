@@ -36,11 +36,11 @@ from backend.model import ForwardBatch, Model, PrefillPart
 from backend.sampling import Sampling
 from backend.sequences import sequence_seed
 from backend.torch_ops.sampling import sample
-from sim.batch import Batch
-from sim.engine import Limits
+from sim.engine.batch import Batch
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import SAMPLE_BITS
 from sim.executor import Executor, StepResult
-from sim.memory import KvPool
-from sim.request import SAMPLE_BITS
 
 SAMPLES = [1, 3, 2, 1, 4, 1, 3, 2, 1, 2]
 DRAWN = Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=5)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from backend.kvcache import KvCache
 from backend.moves import Mover, independent
 from backend.ops import for_device
-from sim.batch import Batch, Swap
 from sim.catalog import load_model
-from sim.request import Request
+from sim.engine.batch import Batch, Swap
+from sim.engine.request import Request
 
 BLOCKS, HOST_BLOCKS = 12, 7
 MODEL = load_model("tiny-llama")

@@ -23,8 +23,8 @@ from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.memory import KvPool
-from sim.request import SAMPLE_BITS, Request, SharedPrefix
+from sim.engine.memory import KvPool
+from sim.engine.request import SAMPLE_BITS, Request, SharedPrefix
 
 slices = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), max_size=5)
 

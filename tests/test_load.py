@@ -10,12 +10,12 @@ from engine_kit import Setup, run, workload
 
 from sim import load
 from sim.allocators.contiguous_max import ContiguousMax
-from sim.engine import Limits
-from sim.memory import KvPool
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.step import Step
 from sim.policies.chunked import Chunked
 from sim.policies.sjf import Sjf
 from sim.routers.round_robin import RoundRobin
-from sim.step import Step
 from traces.schema import InputError
 
 PACKAGES = {

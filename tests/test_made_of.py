@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("helpers/order.py").write_text("from .deep import limits\n\ndef wide():\n    import late\n")
     Path("helpers/deep/limits.py").write_text("SEATS = 1\n")
     Path("helpers/unused.py").write_text("")
-    Path("late.py").write_text("import numpy, json, sim.engine\n")
+    Path("late.py").write_text("import numpy, json, sim.engine.engine\n")
     Path("mypol.py").write_text(
         "import helpers.order\nfrom sim.policies.chunked import Chunked\n\nclass Mine(Chunked):\n    pass\n"
     )
@@ -132,7 +132,7 @@ def test_the_product_is_its_sources_and_its_catalog(here: Path, monkeypatch: pyt
         shutil.copytree(source, here / "copy" / name, ignore=shutil.ignore_patterns("__pycache__", "*.gz"))
     monkeypatch.setattr(made_of.traces_package, "__file__", str(here / "copy/traces/__init__.py"))
     found = set()
-    for name in ("sim/engine.py", "sim/catalog/gpus/h100.toml", "traces/edit.py"):
+    for name in ("sim/engine/engine.py", "sim/catalog/gpus/h100.toml", "traces/edit.py"):
         path = Path("copy", name)
         path.write_text(path.read_text() + "\n# changed\n")
         found.add(made_of.product_digest.__wrapped__())

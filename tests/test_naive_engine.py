@@ -22,10 +22,10 @@ from naive_engine import Run as Naive
 from naive_scenarios import HostedCost, Scenario, Turn, scenarios
 
 from sim.allocators.prefix import Prefix
-from sim.engine import Limits
-from sim.memory import KvPool
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request
 
 ALLOCATORS = ["paged", "prefix", "contiguous-max", "contiguous-pow2", "contiguous-oracle"]
 POLICIES = ["chunked", "continuous", "static", "priority", "sjf"]

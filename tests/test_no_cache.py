@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from law_cases import EXAMPLES, Case, Row, cases, laws
 from law_watchers import same_decisions, sequences
 
-from sim.batch import Batch
 from sim.cost.step import FixedCost
-from sim.engine import Limits
+from sim.engine.batch import Batch
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool, Usage
+from sim.engine.request import Request
 from sim.load import names
-from sim.memory import KvPool, Usage
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request
 
 few = settings(laws, max_examples=EXAMPLES or 15)
 POLICIES = [name for name in names("sim.policies") if name != "speculative"]

@@ -19,9 +19,9 @@ from test_oracles import VAST, agree, md1_wait_at_most, poisson, single_steps, w
 from sim import metrics
 from sim.cluster import Router
 from sim.cost.step import FixedCost
-from sim.engine import Limits
+from sim.engine.engine import Limits
+from sim.engine.request import Request
 from sim.replica import Replica
-from sim.request import Request
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.routers.random import Random
 from sim.study.plan_search import Aim, Bench, Search, Trial

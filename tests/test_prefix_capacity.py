@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from sim.allocators.prefix import Prefix
-from sim.memory import KvPool
-from sim.request import Request, SharedPrefix
+from sim.engine.memory import KvPool
+from sim.engine.request import Request, SharedPrefix
 
 Row = tuple[int, list[int]]
 """Prompt tokens; an id for each 512 of them, the last perhaps of fewer."""

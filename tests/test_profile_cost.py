@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import EFFICIENCY, GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline, table
 
-from sim.batch import Shape
 from sim.catalog import load_gpu, load_model
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
@@ -18,6 +17,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.cost.tables import Table
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow
 from traces.schema import InputError
 

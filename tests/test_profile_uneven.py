@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, HEADS, MODEL, llama_profile
 
-from sim.batch import Shape
 from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
 from sim.cost.tables import Table, Value
 from sim.cost.uneven import Uneven, measured, mixed
+from sim.engine.batch import Shape
 
 PLAIN = llama_profile(1.3, mixed=True)
 SHARES = {4: 0.9, 16: 0.4, 64: 0.05}

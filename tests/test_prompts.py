@@ -24,7 +24,7 @@ from backend.prompts import Prompts, held_out_text
 from sim import api, scenario
 from sim.api import Result
 from sim.cli import cli
-from sim.request import Request, SharedPrefix
+from sim.engine.request import Request, SharedPrefix
 from traces.schema import InputError, Trace, from_frame
 
 SERVED: dict[str, Any] = {

@@ -24,8 +24,8 @@ from backend.rejection import distribution, drawn, kept, rest
 from backend.sampling import Sampling
 from backend.sequences import ACCEPT, DRAFT, RESIDUAL, uniforms
 from backend.torch_ops.sampling import sample
-from sim.engine import Limits
-from sim.memory import KvPool
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
 
 VOCAB, TRIES = 12, 40_000
 FILTERS = [(0, 1.0), (5, 1.0), (0, 0.8), (7, 0.9)]

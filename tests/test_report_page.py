@@ -15,7 +15,7 @@ from report_samples import Run, make_run
 
 from sim import api, metrics, scenario
 from sim.assemble import assemble
-from sim.batch import Shape
+from sim.engine.batch import Shape
 from sim.report import parts
 from sim.report import term_charts as charts_by_term
 from sim.report.page import render_page

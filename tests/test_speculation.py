@@ -19,18 +19,18 @@ from scipy import stats
 from sim import api, catalog, scenario
 from sim.acceptance import Acceptance, acceptance_rates
 from sim.adaptive import Adaptive
-from sim.batch import Shape
 from sim.cost.capacity import kv_capacity
 from sim.cost.roofline import Roofline
 from sim.cost.step import Constant, FixedCost, Term, device_seconds
 from sim.draft_tables import summary as draft_summary
-from sim.drafting import DraftingEngine, Tally
-from sim.engine import Limits
-from sim.memory import KvPool
+from sim.engine.batch import Shape
+from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.engine import Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
-from sim.request import Request
 from sim.speculation import Drafted, Drafter, SpeculationSettings
 from sim.tree import DraftTree
 from sim.workload import load_trace

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from sim.cost.step import FixedCost
-from sim.engine import Engine, Limits
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
 from sim.executor import Predicted
 from sim.load import build
-from sim.memory import KvPool
 from sim.record import StepLog
 from sim.replica import Clock, Replica
-from sim.request import Request
 
 BLOCK_BYTES = 1000
 

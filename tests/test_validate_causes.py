@@ -15,9 +15,9 @@ import pytest
 
 from sim import api, scenario
 from sim.assemble import assemble
-from sim.batch import Batch, Shape
 from sim.cost.step import Constant, StepCost, Term, advanced, device_seconds, shape_tokens
-from sim.engine import Engine
+from sim.engine.batch import Batch, Shape
+from sim.engine.engine import Engine
 from sim.executor import Executor, StepResult
 from sim.validate.attribution import STAGES, largest
 from sim.validate.live import Kept

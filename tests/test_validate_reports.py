@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate_kit import hand_record
 
-from sim.batch import Shape
 from sim.cost.step import FixedCost, device_seconds
+from sim.engine.batch import Shape
 from sim.validate import attribution, fitted
 from sim.validate.requests import compare, paired
 from sim.validate.retime import as_seen, retimed

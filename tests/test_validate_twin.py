@@ -13,11 +13,11 @@ from validate_kit import AT_ONCE, live, plan, trace_file
 
 import sim.policies.chunked
 from sim import api
-from sim.batch import Batch
+from sim.engine.batch import Batch
+from sim.engine.step import Step
 from sim.executor import Recorded, RecordEndedError, Replayed, StepResult
 from sim.policies.chunked import Chunked
 from sim.replica import Audience, Flight, Observer, Replica
-from sim.step import Step
 from sim.validate.fitted import Fitted
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Recorder

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from sim.allocators.prefix import Prefix
-from sim.memory import KvPool
+from sim.engine.memory import KvPool
+from sim.engine.queues import KeyedQueue
+from sim.engine.request import Request
 from sim.policies.priority import Priority
-from sim.queues import KeyedQueue
-from sim.request import Request
 from sim.schedule_replay import Recorder
 
 SETTINGS: dict[str, Any] = {

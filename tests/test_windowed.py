@@ -18,13 +18,13 @@ from law_cases import EXAMPLES, Case, Chaos, Row, cases, laws
 from law_watchers import Contents, Counters, check_nothing_leaked, same_decisions, watched
 
 from sim.allocators.windowed import Windowed
-from sim.batch import Batch, Shape
 from sim.cost.step import Constant, Term
-from sim.engine import Engine, Limits
+from sim.engine.batch import Batch, Shape
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import NULL_BLOCK, Drift, KvPool
+from sim.engine.request import Request
 from sim.load import build, names
-from sim.memory import NULL_BLOCK, Drift, KvPool
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request
 from traces.schema import InputError
 
 few = settings(laws, max_examples=EXAMPLES or 12)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sim import scenario
-from sim.batch import Shape
+from sim.engine.batch import Shape
 from sim.executor import StepResult
 from sim.record import STEP_COLUMNS
 from sim.validate.live import Kept, run_live

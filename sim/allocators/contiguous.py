@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from sim.memory import Drift, KvPool, Usage
-from sim.request import Request
+from sim.engine.memory import Drift, KvPool, Usage
+from sim.engine.request import Request
 from traces.schema import InputError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.allocators.contiguous import Contiguous
-from sim.memory import KvPool
+from sim.engine.memory import KvPool
 
 
 class ContiguousOracle(Contiguous):

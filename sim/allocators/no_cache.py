@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.memory import KvPool, Usage
-from sim.request import Request
+from sim.engine.memory import KvPool, Usage
+from sim.engine.request import Request
 
 
 class NoCache:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Sequence
 
-from sim.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
-from sim.request import Request
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
+from sim.engine.request import Request
 from traces.schema import InputError
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from sim.allocators.paged import Paged
-from sim.memory import KvPool
-from sim.request import Request, index_of
+from sim.engine.memory import KvPool
+from sim.engine.request import Request, index_of
 
 _INDEX_BITS = 24
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from math import gcd
 
 from sim.allocators.paged import Paged
-from sim.memory import NULL_BLOCK, Drift, KvPool, Usage
-from sim.request import Request
+from sim.engine.memory import NULL_BLOCK, Drift, KvPool, Usage
+from sim.engine.request import Request
 from traces.schema import InputError
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.batch import Shape
 from sim.cost.interpolate import INTERPOLATED, Line, Price
 from sim.cost.tables import Floats
+from sim.engine.batch import Shape
 
 # From these lengths on numpy beats a list comprehension, where contexts are even and where they are not; both give the
 # same bits.

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from sim.batch import Shape
 from sim.cost.beside import Beside, Size
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
@@ -24,6 +23,7 @@ from sim.cost.offload import Offload
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
 from sim.cost.step import Constant, Term, advanced, shape_rows, shape_tokens
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sim.batch import Shape
 from sim.cost.attention import Attention
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.step import Constant, Term, shape_rows, shape_tokens
+from sim.engine.batch import Shape
 from sim.specs import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 

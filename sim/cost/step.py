@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from sim.batch import Shape
+from sim.engine.batch import Shape
 from traces.schema import InputError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.step import Step
+from sim.engine.step import Step
 from traces.schema import InputError
 
 

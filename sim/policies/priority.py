@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sim.engine.request import Request
 from sim.policies.chunked import Chunked
-from sim.request import Request
 
 
 class Priority(Chunked):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sim.engine.request import Request
 from sim.policies.chunked import Chunked
-from sim.request import Request
 from traces.schema import InputError
 
 

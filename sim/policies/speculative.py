@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.engine.step import Step
 from sim.load import build
-from sim.step import Step
 from traces.schema import InputError
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.request import index_of
-from sim.step import Step
+from sim.engine.request import index_of
+from sim.engine.step import Step
 from traces.schema import InputError
 
 

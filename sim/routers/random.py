@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sim.engine.request import Request
 from sim.replica import Replica
-from sim.request import Request
 
 
 class Random:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sim.engine.request import Request
 from sim.replica import Replica
-from sim.request import Request
 
 
 class RoundRobin:

@@ -13,9 +13,9 @@ import numpy as np
 import traces
 from sim import api
 from sim.assemble import assemble
+from sim.engine.request import index_of
 from sim.metrics import Limit
 from sim.record import gaps_between
-from sim.request import index_of
 from sim.scenario import Scenario, WorkloadSettings
 from sim.study.made_of import Stamps, looks
 from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Gaps, Seen, Window

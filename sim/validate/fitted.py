@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from sim.batch import Shape
 from sim.cost.step import Constant, Term, advanced, shape_tokens
+from sim.engine.batch import Shape
 
 Floats = npt.NDArray[np.float64]
 NAME = "fitted-here"

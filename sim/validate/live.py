@@ -7,8 +7,8 @@ from typing import Any
 
 from sim import api
 from sim.assemble import Parts, assemble, resolved
-from sim.batch import Shape
 from sim.cost.step import Constant, StepCost, Term
+from sim.engine.batch import Shape
 from sim.executor import Executor
 from sim.scenario import Scenario
 from sim.validate.record import Record, Recorder

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sim.batch import Shape
 from sim.cost.step import Constant, StepCost, Term, advanced, shape_context, shape_tokens
+from sim.engine.batch import Shape
 from sim.validate.steps import kind_of
 
 Key = tuple[str | int, ...]

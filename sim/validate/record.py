@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.batch import Batch, Shape
-from sim.engine import TokenRuns
+from sim.engine.batch import Batch, Shape
+from sim.engine.engine import TokenRuns
+from sim.engine.memory import Allocator
+from sim.engine.request import Request
 from sim.executor import StepResult
-from sim.memory import Allocator
 from sim.record import StepLog
 from sim.replica import Flight, Observer, Replica
-from sim.request import Request
 
 Ids = tuple[int, ...]
 
 
 class Decision(NamedTuple):
-    """One batch as it was planned and sealed; sequences go by their ids (`sim.request.SAMPLE_BITS`)."""
+    """One batch as it was planned and sealed; sequences go by their ids (`sim.engine.request.SAMPLE_BITS`)."""
 
     step: int
     repeats: int

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim import metrics
+from sim.engine.request import index_of
 from sim.record import gaps_between, longest_gaps_s
-from sim.request import index_of
 from sim.request_log import RequestLog, request_table
 from sim.validate.record import Record
 

@@ -13,9 +13,9 @@ import pandas as pd
 
 from sim import api
 from sim.assemble import assemble
-from sim.batch import Shape
 from sim.cost.step import Constant, StepCost, Term
-from sim.engine import Engine
+from sim.engine.batch import Shape
+from sim.engine.engine import Engine
 from sim.executor import Executor, Predicted
 from sim.metrics import plain, source_shares
 from sim.scenario import Scenario

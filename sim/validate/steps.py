@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.batch import Shape
 from sim.cost.step import StepCost, shape_tokens
+from sim.engine.batch import Shape
 from sim.validate.record import Record
 from sim.validate.terms import TERMS, by_term
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sim import scenario
-from sim.batch import Shape
+from sim.engine.batch import Shape
 from sim.executor import StepResult
 from sim.kv_metrics import with_kv_means
 from sim.record import EARLIER_STEP_COLUMNS

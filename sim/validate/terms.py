@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.batch import Batch, Shape
 from sim.cost.step import StepCost
+from sim.engine.batch import Batch, Shape
 from sim.executor import Executor, StepResult
 
 TERMS = ("matrices", "attention", "elementwise", "rest")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sim.api import Hooks, Result, simulate
-from sim.engine import Engine
+from sim.engine.engine import Engine
 from sim.executor import Executor, RecordEndedError, Replayed, StepResult
 from sim.scenario import Scenario
 from sim.validate.record import Decision, Record, Recorder

@@ -12,8 +12,8 @@ import pandas as pd
 
 from sim import api, scenario
 from sim.assemble import Parts, assemble
-from sim.batch import Batch, Shape
 from sim.cost.step import Constant, FixedCost, StepCost, Term
+from sim.engine.batch import Batch, Shape
 from sim.replica import Observer, Replica
 from sim.scenario import Scenario
 from sim.workload import timed

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from sim.request import Request
+from sim.engine.request import Request
 
 
 class WaitingQueue(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.memory import Drift
-from sim.request import Request
+from sim.engine.memory import Drift
+from sim.engine.request import Request
 
 
 class Shape(NamedTuple):

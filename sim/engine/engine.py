@@ -10,13 +10,13 @@ from array import array
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from sim.batch import NO_WINDOW, Batch, Shape
-from sim.lockstep import Lockstep
-from sim.memory import Allocator, CannotFork, ForkingAllocator, LockstepAllocator, Usage
-from sim.queues import ArrivalQueue, KeyedQueue, WaitingQueue
-from sim.request import Group, Request, completed
-from sim.shapes import computed_tokens, padded_shape, step_shape
-from sim.step import Policy, Step
+from sim.engine.batch import NO_WINDOW, Batch, Shape
+from sim.engine.lockstep import Lockstep
+from sim.engine.memory import Allocator, CannotFork, ForkingAllocator, LockstepAllocator, Usage
+from sim.engine.queues import ArrivalQueue, KeyedQueue, WaitingQueue
+from sim.engine.request import Group, Request, completed
+from sim.engine.shapes import computed_tokens, padded_shape, step_shape
+from sim.engine.step import Policy, Step
 from traces.schema import InputError
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from sim.batch import Entry, Swap
-from sim.request import Group, Request
+from sim.engine.batch import Entry, Swap
+from sim.engine.request import Group, Request
 
 if TYPE_CHECKING:
-    from sim.engine import Engine
-    from sim.queues import WaitingQueue
+    from sim.engine.engine import Engine
+    from sim.engine.queues import WaitingQueue
 
 
 class Policy(Protocol):

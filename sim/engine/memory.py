@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from sim.request import Request
+from sim.engine.request import Request
 from traces.schema import InputError
 
 MAX_POOL_TOKENS = (1 << 31) - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from sim.request import Request
+from sim.engine.request import Request
 
 
 class Lockstep:

@@ -83,7 +83,7 @@ class Request:
     Prefill, a chunk, recomputation after a preemption and decoding are all "compute these n more tokens"
     (vLLM V1, `Scheduler.schedule`). `known` is the prompt plus the output tokens sampled so far, a token that a
     batch in flight is about to sample included. While a request decodes in lockstep with others, its two counters
-    are kept by `sim.lockstep.Lockstep` and stand still here.
+    are kept by `sim.engine.lockstep.Lockstep` and stand still here.
     """
 
     __slots__ = (

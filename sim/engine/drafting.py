@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sim.batch import Batch, Sampled
-from sim.engine import Engine, Limits
-from sim.memory import Allocator
-from sim.request import Request
-from sim.step import Policy
+from sim.engine.batch import Batch, Sampled
+from sim.engine.engine import Engine, Limits
+from sim.engine.memory import Allocator
+from sim.engine.request import Request
+from sim.engine.step import Policy
 from sim.tree import DraftTree
 
 

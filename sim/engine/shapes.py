@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.batch import NO_WINDOW, Batch, Shape
-from sim.lockstep import Lockstep
+from sim.engine.batch import NO_WINDOW, Batch, Shape
+from sim.engine.lockstep import Lockstep
 
 Moved = tuple[int, int]
 """Bytes (copied, swapped) in a step."""
