@@ -19,7 +19,7 @@ from backend.kvcache import KvCache
 from backend.loader import random_model
 from backend.model import DecodePart, ForwardBatch, Model
 from sim import api, catalog, scenario
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError, from_frame
 
 BLOCK_TOKENS = 16

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says beyond sim.specs.ModelSpec: rotary rule, norms, windows, routing, end tokens.
+"""What a checkpoint's config.json says beyond sim.specs.model.ModelSpec: rotary rule, norms, windows, routing, end tokens.
 
 It reads JSON files and no weights. It also says which models `backend.model` can run.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.rope import ROPE_KINDS, RopeSpec, yarn_attention_factor
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces import documents
 from traces.schema import InputError
 

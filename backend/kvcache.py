@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backend.memory import check_device, check_memory
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 KV_DTYPES: Mapping[str, torch.dtype] = {
@@ -23,7 +23,7 @@ KV_DTYPES: Mapping[str, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
 }
-"""Storage types by the names of `sim.specs`."""
+"""Storage types by the names of `sim.specs.model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class KvCache:
 
 
 def storage_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """The torch type of a cache, by the name that `sim.specs` uses or itself; InputError for any other."""
+    """The torch type of a cache, by the name that `sim.specs.model` uses or itself; InputError for any other."""
     found = KV_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found not in KV_DTYPES.values() or found is None:
         raise InputError(f"KV cache type {str(dtype)!r} is unknown; known are {', '.join(KV_DTYPES)}")

@@ -21,7 +21,7 @@ from backend.parameters import Parameter, Piece, assemble, parameters
 from backend.weights import QUANT_DTYPES, Weight, quantised
 from sim import catalog
 from sim.catalog import from_hf_config
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces import documents, files
 from traces.schema import InputError
 

@@ -19,7 +19,7 @@ from backend.kvcache import KvCache, LayerCache
 from backend.layers import ExpertMlp, Layer, Weights, experts_are_graphable, mlp
 from backend.ops import Ops, for_device
 from backend.rope import angles
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

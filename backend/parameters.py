@@ -13,7 +13,7 @@ from torch import Tensor
 from backend.checkpoint import CheckpointConfig
 from backend.layers import DenseMlp, ExpertMlp, Layer, Weights
 from backend.weights import QuantWeight, Weight
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 
 LOGIT_SPREAD = 3.0
 """Standard deviation of random models' logits: peaked enough that a rounding error seldom changes the best token."""

@@ -34,7 +34,7 @@ from sim.cost.roofline import graph_tokens
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
 from sim.scenario import Scenario
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 CPU_CACHE_BYTES = 1 << 30

@@ -14,7 +14,7 @@ FP8_MAX = 448.0
 """The largest finite value of float8_e4m3fn."""
 
 QUANT_DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-"""Element types of quantised weights, by the names of `sim.dtypes`."""
+"""Element types of quantised weights, by the names of `sim.specs.dtypes`."""
 
 
 @dataclass(frozen=True, slots=True)

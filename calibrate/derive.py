@@ -15,7 +15,7 @@ from sim.cost.lookup import Tables
 from sim.cost.profile import Accuracy, Meta, Profile
 from sim.cost.schema import DERIVED, TABLES
 from sim.cost.tables import Row, Table, Value
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 HOST_TABLES = ("launch", "host")

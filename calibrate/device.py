@@ -15,7 +15,7 @@ import torch
 
 import backend
 from sim import catalog
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 CPU = "cpu"

@@ -19,7 +19,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row
 from sim.engine.batch import Shape
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 

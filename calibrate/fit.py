@@ -14,7 +14,7 @@ from sim.cost.interpolate import FORMS, Guide, Point, left_out
 from sim.cost.lookup import points_of
 from sim.cost.schema import TABLES
 from sim.cost.tables import Row, Table, Value
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 
 ALWAYS_LINEAR: Mapping[str, tuple[str, ...]] = {
     "launch": ("layers", "rows", "prefill_tokens"),

@@ -32,7 +32,7 @@ from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.load import build
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 
 BLOCK_TOKENS = 16
 MOVED_BLOCKS = (1, 4, 16, 64)

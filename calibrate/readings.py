@@ -11,7 +11,7 @@ from calibrate.cases import GRID, STEPS, Case
 from calibrate.journal import Entry
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row, Value
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 
 LAUNCH_BOUND = 1.2
 """A GPU's step that takes so many times what its kernels take waits for their launches."""

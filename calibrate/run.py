@@ -30,8 +30,8 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.profile import Accuracy, Meta, Profile
 from sim.cost.roofline import Roofline
 from sim.cost.speed import too_fast
-from sim.gpu import GpuSpec
-from sim.specs import ModelSpec
+from sim.specs.gpu import GpuSpec
+from sim.specs.model import ModelSpec
 from sim.study.made_of import product_digest
 from traces.schema import InputError
 

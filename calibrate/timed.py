@@ -21,7 +21,7 @@ from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value
 
 NAMES = {dtype: name for name, dtype in KV_DTYPES.items()}
-"""Names of `sim.specs` by torch type."""
+"""Names of `sim.specs.model` by torch type."""
 HOLD_S = 60e-6
 """How long CUDA is kept busy before each operation: longer than launching the few kernels of one takes."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.adaptive import PerRequest
 from sim.engine.request import Request
-from sim.tree import DraftTree
+from sim.specs.tree import DraftTree
 from traces import documents
 from traces.schema import InputError
 

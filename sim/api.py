@@ -22,12 +22,12 @@ from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Engine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.executor import Executor, OnTheWall
-from sim.gpu import GpuSpec
 from sim.load import build
 from sim.record import StepLog, gaps_between, longest_gaps_s
 from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
 from sim.request_log import RequestLog, request_table
 from sim.scenario import Scenario
+from sim.specs.gpu import GpuSpec
 from sim.terms import StepTerms, term_shares
 from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows

@@ -12,7 +12,6 @@ from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.bounds import MAX_BLOCKS
 from sim.cost import profile as profiles
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -26,7 +25,8 @@ from sim.engine.memory import Allocator, KvPool
 from sim.executor import Accepting, Executor, Predicted
 from sim.load import build
 from sim.scenario import Scenario
-from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.bounds import MAX_BLOCKS
+from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.speculation import Drafted, Drafter, Fixed
 from traces.schema import InputError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sim.gpu import GpuSpec
 from sim.scenario import PriceSettings
+from sim.specs.gpu import GpuSpec
 
 NO_PRICE = "no price known; set price.usd_per_gpu_hour"
 NO_POWER = "no power known; set price.watts_per_gpu"

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, cast
 
-from sim.bounds import PARAMETER
+from sim.specs.bounds import PARAMETER
 from traces.code import imported
 from traces.schema import InputError
 

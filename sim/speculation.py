@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sim import bounds
 from sim.acceptance import MOST_DRAFTS, acceptance_rates
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
 from sim.engine.batch import Shape
 from sim.engine.request import Request
-from sim.specs import ModelSpec
-from sim.tree import DraftTree
+from sim.specs import bounds
+from sim.specs.model import ModelSpec
+from sim.specs.tree import DraftTree
 from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")

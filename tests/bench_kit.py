@@ -10,7 +10,7 @@ import numpy as np
 
 from calibrate.cases import Case
 from sim.cost.tables import Value
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 
 ROWS_PER_S, PAIRS_PER_S, LAUNCH_S, HOST_S, TIMING_S = 2e11, 4e9, 2e-4, 3e-4, 5e-6
 

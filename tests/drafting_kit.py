@@ -28,8 +28,8 @@ from sim.executor import Accepting, Predicted
 from sim.load import build
 from sim.replica import Clock, Flight, Observer, Replica
 from sim.routers.round_robin import RoundRobin
+from sim.specs.tree import DraftTree
 from sim.speculation import Fixed
-from sim.tree import DraftTree
 
 
 @dataclass

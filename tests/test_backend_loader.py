@@ -28,7 +28,7 @@ from backend.parameters import LOGIT_SPREAD, parameters
 from backend.rope import RopeSpec
 from backend.weights import QuantWeight, Weight, quantised
 from sim.catalog import from_hf_config, load_model, names
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 TINY = load_model("tiny-llama")

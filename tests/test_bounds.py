@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from sim import api, scenario
-from sim.bounds import BOUNDS, Bound
 from sim.catalog import load_gpu, load_model
-from sim.gpu import PHYSICAL
 from sim.scenario import Scenario, build
-from sim.specs import LARGEST
+from sim.specs.bounds import BOUNDS, Bound
+from sim.specs.gpu import PHYSICAL
+from sim.specs.model import LARGEST
 from traces import edit, from_frame
 from traces.schema import InputError
 

@@ -27,7 +27,7 @@ from calibrate.timed import CudaClock
 from sim.catalog import load_model
 from sim.cost.profile import find
 from sim.cost.profiled import Profiled
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

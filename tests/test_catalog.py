@@ -16,7 +16,7 @@ from sim import catalog
 from sim.catalog import from_hf_config, load_gpu, load_model, names
 from sim.catalog.architectures import ARCHITECTURES
 from sim.cost.efficiency import Efficiency
-from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 FOLDER = Path(catalog.__file__).parent

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, activation_bytes, kv_capacity
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 GIB = 2**30

@@ -18,10 +18,10 @@ from sim.cost.kernels import Kernels
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
 from sim.cost.step import Term
-from sim.dtypes import KV_TYPES, WEIGHT_TYPES
 from sim.engine.batch import Shape
 from sim.scenario import build
-from sim.specs import ModelSpec
+from sim.specs.dtypes import KV_TYPES, WEIGHT_TYPES
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 H100, A100 = load_gpu("h100"), load_gpu("a100-80")

@@ -15,7 +15,7 @@ from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline, graph_tokens
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow
+from sim.specs.model import AttentionWindow
 from traces.schema import InputError
 
 # One of each kind: GQA, MHA with biases, experts, split over GPUs, eager, so small that launches bind, windows in some

@@ -7,7 +7,7 @@ import pytest
 from sim.catalog import load_gpu, load_model
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow
+from sim.specs.model import AttentionWindow
 
 COSTS = {
     "whole": Roofline(load_model("llama-3.1-8b"), load_gpu("h100")),

@@ -17,7 +17,7 @@ from sim.catalog import load_gpu, load_model
 from sim.cost.kernels import Affine, attended
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow
+from sim.specs.model import AttentionWindow
 from traces.schema import InputError
 
 H100 = load_gpu("h100")

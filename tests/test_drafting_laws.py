@@ -19,7 +19,7 @@ from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
-from sim.tree import DraftTree
+from sim.specs.tree import DraftTree
 
 BASES = ["chunked", "continuous", "priority", "sjf"]
 ALLOCATORS = ["paged", "prefix", "contiguous-oracle", "contiguous-max", "contiguous-pow2", "windowed"]

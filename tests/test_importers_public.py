@@ -30,8 +30,8 @@ from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.cost.tables import Table
 from sim.engine.batch import Shape
-from sim.gpu import GpuSpec
 from sim.scenario import Scenario
+from sim.specs.gpu import GpuSpec
 
 pytestmark = pytest.mark.shared
 

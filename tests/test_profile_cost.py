@@ -18,7 +18,7 @@ from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.cost.tables import Table
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow
+from sim.specs.model import AttentionWindow
 from traces.schema import InputError
 
 FACTOR = 1.3

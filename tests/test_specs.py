@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.specs import AttentionWindow, ModelSpec
+from sim.specs.model import AttentionWindow, ModelSpec
 from traces.schema import InputError
 
 GIB = 2**30

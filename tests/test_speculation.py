@@ -31,8 +31,8 @@ from sim.engine.request import Request
 from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
+from sim.specs.tree import DraftTree
 from sim.speculation import Drafted, Drafter, SpeculationSettings
-from sim.tree import DraftTree
 from sim.workload import load_trace
 from traces.schema import InputError, Trace
 

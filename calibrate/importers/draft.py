@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calibrate.importers.sheet import Place, Unusable
 from sim.cost.tables import Value
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 

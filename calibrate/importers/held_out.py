@@ -17,7 +17,7 @@ from sim.cost.guides import guide_of
 from sim.cost.interpolate import EXTRAPOLATED, FORMS, Grid, Guide, Point, Price, left_out
 from sim.cost.lookup import points_of
 from sim.cost.tables import Row, Table
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 
 FOLDS = 10
 _ENOUGH = 5000

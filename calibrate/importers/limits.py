@@ -13,7 +13,7 @@ from calibrate.importers.draft import Draft, Entry
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table, Value
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 AGREE = 1.25

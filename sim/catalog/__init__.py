@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sim.catalog.hf import from_hf_config
-from sim.specs import GpuSpec, ModelSpec
+from sim.specs.model import GpuSpec, ModelSpec
 from traces import documents, files
 from traces.schema import InputError
 

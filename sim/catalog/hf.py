@@ -7,7 +7,7 @@ from typing import Any
 
 from sim.catalog.architectures import ARCHITECTURES
 from sim.catalog.hf_config import Config
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "half": "fp16", "float": "fp32"}

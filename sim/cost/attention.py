@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.cost.kernels import Affine, Kernels
-from sim.specs import AttentionWindow, ModelSpec
+from sim.specs.model import AttentionWindow, ModelSpec
 from traces.schema import InputError
 
 Slices = tuple[tuple[int, int], ...]

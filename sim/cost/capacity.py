@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.cost.offload import Offload
-from sim.specs import MAX_TP, GpuSpec, ModelSpec
+from sim.specs.model import MAX_TP, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 GIB = 2**30

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from sim.cost.step import Constant
-from sim.specs import GpuSpec
+from sim.specs.model import GpuSpec
 from traces.schema import InputError
 
 

@@ -12,7 +12,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.interpolate import Guide
 from sim.cost.kernels import Kernels
 from sim.cost.tables import Row
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 
 _KEPT = 1024
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sim.cost.efficiency import Efficiency
-from sim.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
-from sim.gpu import GpuSpec
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.specs.gpu import GpuSpec
 
 
 @dataclass(frozen=True, slots=True)

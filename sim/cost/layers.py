@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.cost.kernels import Kernels
-from sim.specs import Gemm, ModelSpec
+from sim.specs.model import Gemm, ModelSpec
 
 Terms = dict[str, float]
 

@@ -23,7 +23,7 @@ from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
 from sim.cost.tables import Picked, Row, Table, Value
 from sim.cost.uneven import Uneven, even_rows, measured, mixed
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 NEIGHBOURS = 4

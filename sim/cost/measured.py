@@ -14,7 +14,7 @@ from sim.cost.interpolate import INTERPOLATED, MEASURED, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value
-from sim.specs import AttentionWindow, Gemm, ModelSpec
+from sim.specs.model import AttentionWindow, Gemm, ModelSpec
 
 _MEMO_SIZE = 65_536
 

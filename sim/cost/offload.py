@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sim.cost.attention import Attention, Slices
 from sim.cost.kernels import Kernels
 from sim.cost.step import Constant
-from sim.specs import ModelSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 GIB = 2**30

@@ -21,7 +21,7 @@ from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.step import Constant
 from sim.cost.tables import Table, read_table
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces import files
 from traces.schema import InputError
 

@@ -24,7 +24,7 @@ from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
 from sim.cost.step import Constant, Term, advanced, shape_rows, shape_tokens
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 Terms = dict[str, Price]

@@ -18,7 +18,7 @@ from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.step import Constant, Term, shape_rows, shape_tokens
 from sim.engine.batch import Shape
-from sim.specs import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
 
 SOURCE = "roofline"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sim.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
 
 Kind = Literal["text", "count", "number"]
 

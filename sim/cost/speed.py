@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from sim.cost.tables import Table, Value
-from sim.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
-from sim.gpu import GpuSpec
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.specs.gpu import GpuSpec
 
 LEAST_US = 0.5
 """No launch on a GPU is shorter: an empty kernel takes about 2 us between events, 1.3 us within a graph (estimate)."""

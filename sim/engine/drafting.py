@@ -15,7 +15,7 @@ from sim.engine.engine import Engine, Limits
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.engine.step import Policy
-from sim.tree import DraftTree
+from sim.specs.tree import DraftTree
 
 
 class Proposer(Protocol):

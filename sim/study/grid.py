@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sim import scenario
-from sim.bounds import MAX_SEED
+from sim.specs.bounds import MAX_SEED
 from traces import documents, files
 from traces.schema import InputError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sim import api, catalog, scenario
-from sim.gpu import GpuSpec
+from sim.specs.gpu import GpuSpec
 from traces.schema import Trace
 from traces.write import write
 

@@ -13,8 +13,8 @@ from calibrate.importers.draft import Draft, Told
 from calibrate.importers.sheet import Place, Sheet, Unusable, count, number, scalars
 from sim.catalog import load_model
 from sim.cost.tables import Value
-from sim.dtypes import DTYPE_BYTES
-from sim.specs import ModelSpec
+from sim.specs.dtypes import DTYPE_BYTES
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 UNIT = "us"

@@ -13,7 +13,7 @@ from calibrate.importers.draft import Draft, Told
 from calibrate.importers.sheet import Cells, Sheet, Unusable, count, number
 from sim.cost.schema import TABLES, Column, TableSpec
 from sim.cost.tables import Value
-from sim.dtypes import DTYPE_BYTES
+from sim.specs.dtypes import DTYPE_BYTES
 from traces.schema import InputError
 
 UNIT = "their columns' units"

@@ -11,8 +11,8 @@ from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, numb
 from sim.catalog import load_gpu, load_model
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Value
-from sim.gpu import GpuSpec
-from sim.specs import ModelSpec
+from sim.specs.gpu import GpuSpec
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 UNIT = "ms"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from calibrate.importers.draft import Draft, Told
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
 from sim.cost.tables import Value
-from sim.dtypes import DTYPE_BYTES
+from sim.specs.dtypes import DTYPE_BYTES
 from traces.schema import InputError
 
 UNIT = "ms"

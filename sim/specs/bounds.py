@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sim.specs import MAX_TP
+from sim.specs.model import MAX_TP
 from traces.redraw import LARGEST_CV
 from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError
 

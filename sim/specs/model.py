@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sim.checks import MAX_COUNT, check_choice, check_count
-from sim.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
-from sim.gpu import GpuSpec
+from sim.specs.checks import MAX_COUNT, check_choice, check_count
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
+from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
 __all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "ModelSpec"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sim.checks import check_amount, check_count
+from sim.specs.checks import check_amount, check_count
 from traces.schema import InputError
 
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
