@@ -24,10 +24,10 @@ from backend.packing import DrawRows, Ints, Ints32, Packed, Stage, pack
 from backend.rejection import distribution, drawn
 from backend.sampling import Sampler, Sampling
 from backend.sequences import DRAFT, uniforms
-from sim.adaptive import PerRequest
 from sim.engine.batch import Batch, Entry
 from sim.engine.memory import NULL_BLOCK, Allocator
 from sim.engine.request import Request
+from sim.speculation.adaptive import PerRequest
 from traces.schema import InputError
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim import catalog, draft_tables, metrics, scenario
+from sim import catalog, metrics, scenario
 from sim.assemble import Parts, assemble, resolved
 from sim.bill import Rates
 from sim.cluster import Cluster, Source
@@ -28,6 +28,7 @@ from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, Wal
 from sim.request_log import RequestLog, request_table
 from sim.scenario import Scenario
 from sim.specs.gpu import GpuSpec
+from sim.speculation import tables as draft_tables
 from sim.terms import StepTerms, term_shares
 from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows

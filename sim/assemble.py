@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import catalog
-from sim.acceptance import Acceptance, acceptance_rates, found_shares
-from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
@@ -27,7 +25,9 @@ from sim.load import build
 from sim.scenario import Scenario
 from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
-from sim.speculation import Drafted, Drafter, Fixed
+from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
+from sim.speculation.adaptive import Adaptive
+from sim.speculation.drafters import Drafted, Drafter, Fixed
 from traces.schema import InputError
 
 

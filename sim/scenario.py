@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 
 from sim.specs import bounds
-from sim.speculation import SpeculationSettings
+from sim.speculation.drafters import SpeculationSettings
 from traces import documents
 from traces.schema import InputError
 

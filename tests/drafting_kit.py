@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 from engine_kit import Run, Setup, Watch, check_littles_law
 from law_cases import Case
 
-from sim.acceptance import Acceptance
-from sim.adaptive import Adaptive
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
@@ -29,7 +27,9 @@ from sim.load import build
 from sim.replica import Clock, Flight, Observer, Replica
 from sim.routers.round_robin import RoundRobin
 from sim.specs.tree import DraftTree
-from sim.speculation import Fixed
+from sim.speculation.acceptance import Acceptance
+from sim.speculation.adaptive import Adaptive
+from sim.speculation.drafters import Fixed
 
 
 @dataclass

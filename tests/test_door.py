@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from law_cases import EXAMPLES
 
 import traces
-from sim import acceptance, catalog, scenario, schedules
+from sim import catalog, scenario, schedules
 from sim.cost.description import read_meta
 from sim.cost.tables import read_table
 from sim.report import files as results
+from sim.speculation import acceptance
 from sim.study import grid, made_of, store
 from sim.validate import against
 from traces import documents, files, servegen

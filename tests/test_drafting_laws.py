@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, Row, cases, laws, pressed
 
-from sim.acceptance import Acceptance
 from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
 from sim.specs.tree import DraftTree
+from sim.speculation.acceptance import Acceptance
 
 BASES = ["chunked", "continuous", "priority", "sjf"]
 ALLOCATORS = ["paged", "prefix", "contiguous-oracle", "contiguous-max", "contiguous-pow2", "windowed"]

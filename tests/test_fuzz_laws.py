@@ -15,11 +15,11 @@ import pytest
 from fuzz.case import Case, Row, Run, Steps
 from fuzz.check import CRASH, LAWS, SENTENCE, STUCK, broken, check
 
-import sim.acceptance
 import sim.api
 import sim.cluster
 import sim.kv_metrics
 import sim.report.files
+import sim.speculation.acceptance
 from sim.cost.roofline import Roofline
 from sim.executor import Predicted
 from sim.policies.chunked import Chunked

@@ -36,7 +36,7 @@ from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.executor import Executor, StepResult
-from sim.speculation import Fixed
+from sim.speculation.drafters import Fixed
 from traces.schema import InputError
 
 BASES = ["chunked", "continuous", "priority", "sjf"]

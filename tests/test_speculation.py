@@ -17,12 +17,9 @@ from engine_kit import Run, Setup, run, workload
 from scipy import stats
 
 from sim import api, catalog, scenario
-from sim.acceptance import Acceptance, acceptance_rates
-from sim.adaptive import Adaptive
 from sim.cost.capacity import kv_capacity
 from sim.cost.roofline import Roofline
 from sim.cost.step import Constant, FixedCost, Term, device_seconds
-from sim.draft_tables import summary as draft_summary
 from sim.engine.batch import Shape
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits
@@ -32,7 +29,10 @@ from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
 from sim.specs.tree import DraftTree
-from sim.speculation import Drafted, Drafter, SpeculationSettings
+from sim.speculation.acceptance import Acceptance, acceptance_rates
+from sim.speculation.adaptive import Adaptive
+from sim.speculation.drafters import Drafted, Drafter, SpeculationSettings
+from sim.speculation.tables import summary as draft_summary
 from sim.workload import load_trace
 from traces.schema import InputError, Trace
 

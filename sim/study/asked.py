@@ -11,7 +11,7 @@ from typing import Any
 from sim import metrics, scenario
 from sim.report.variant import flat
 from sim.scenario import Scenario
-from sim.speculation import SpeculationSettings
+from sim.speculation.drafters import SpeculationSettings
 from sim.study import grid as grids
 from sim.study.grid import Grid
 from sim.study.made_of import CODE, FILES, ingredients, made_of

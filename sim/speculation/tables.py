@@ -12,7 +12,7 @@ import pandas as pd
 
 from sim.engine.drafting import Tally
 from sim.engine.request import index_of
-from sim.speculation import Drafter
+from sim.speculation.drafters import Drafter
 
 
 def summary(

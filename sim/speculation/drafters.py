@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sim.acceptance import MOST_DRAFTS, acceptance_rates
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
 from sim.engine.batch import Shape
@@ -12,6 +11,7 @@ from sim.engine.request import Request
 from sim.specs import bounds
 from sim.specs.model import ModelSpec
 from sim.specs.tree import DraftTree
+from sim.speculation.acceptance import MOST_DRAFTS, acceptance_rates
 from traces.schema import InputError
 
 DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")

@@ -9,9 +9,9 @@ from zlib import crc32
 
 import numpy as np
 
-from sim.adaptive import PerRequest
 from sim.engine.request import Request
 from sim.specs.tree import DraftTree
+from sim.speculation.adaptive import PerRequest
 from traces import documents
 from traces.schema import InputError
 
