@@ -28,7 +28,7 @@ from backend.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
 from sim.engine.batch import Batch, Entry
 from sim.engine.drafting import DraftingEngine
 from sim.engine.request import Request
-from sim.executor import StepResult
+from sim.serving.executor import StepResult
 
 MOST_TOKENS = 8
 """Of one row of decode attention (`backend.kernels.decode_attention`)."""

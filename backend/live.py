@@ -30,7 +30,7 @@ from sim.engine.batch import Batch, Entry
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
 from sim.engine.request import Request, index_of
-from sim.executor import StepResult
+from sim.serving.executor import StepResult
 from traces.schema import InputError
 
 Pair = tuple[int, int]

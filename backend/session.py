@@ -28,12 +28,12 @@ from backend.prompts import Prompts, Tokens, held_out_text
 from backend.sampling import Sampling
 from sim import catalog
 from sim.allocators.windowed import Windowed
-from sim.assemble import Parts
 from sim.cost.capacity import activation_bytes
 from sim.cost.roofline import graph_tokens
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
 from sim.scenario import Scenario
+from sim.serving.assemble import Parts
 from sim.specs.model import ModelSpec
 from traces.schema import InputError
 

@@ -14,23 +14,23 @@ import numpy as np
 import pandas as pd
 
 from sim import catalog, metrics, scenario
-from sim.assemble import Parts, assemble, resolved
 from sim.bill import Rates
-from sim.cluster import Cluster, Source
 from sim.cost.step import StepCost
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Engine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
-from sim.executor import Executor, OnTheWall
 from sim.load import build
 from sim.record import StepLog, gaps_between, longest_gaps_s
-from sim.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
 from sim.request_log import RequestLog, request_table
 from sim.scenario import Scenario
+from sim.serving.assemble import Parts, assemble, resolved
+from sim.serving.cluster import Cluster, Source
+from sim.serving.executor import Executor, OnTheWall
+from sim.serving.replica import Audience, Clock, NoProgressError, Observer, Replica, WallClock
+from sim.serving.workload import columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
 from sim.speculation import tables as draft_tables
 from sim.terms import StepTerms, term_shares
-from sim.workload import columns, load_trace, samples
 from traces.schema import InputError, Trace, keep_rows
 
 Progress = Callable[[int, int], None]

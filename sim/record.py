@@ -13,7 +13,7 @@ from sim.engine.engine import TokenRuns
 from sim.engine.memory import Drift, Usage
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
 from sim.kv_metrics import KV_MEAN_COLUMNS
-from sim.replica import Flight, Observer, Replica
+from sim.serving.replica import Flight, Observer, Replica
 
 _SAMPLES = 1 << 16
 

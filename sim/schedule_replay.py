@@ -18,10 +18,10 @@ from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.request import Request, SharedPrefix
-from sim.executor import Accepting, Executor, Predicted
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
-from sim.replica import Clock, Flight, Observer, Replica
+from sim.serving.executor import Accepting, Executor, Predicted
+from sim.serving.replica import Clock, Flight, Observer, Replica
 from traces.schema import InputError
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.replica import NoProgressError
 from sim.schedule_grades import Grade, compare
 from sim.schedule_replay import POLICIES, Recorder
+from sim.serving.replica import NoProgressError
 from traces import documents, files
 from traces.schema import InputError
 

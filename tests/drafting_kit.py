@@ -17,15 +17,15 @@ from law_cases import Case
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.cluster import Cluster, Source, Workload
 from sim.engine.batch import Batch, Swap
 from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import Request
-from sim.executor import Accepting, Predicted
 from sim.load import build
-from sim.replica import Clock, Flight, Observer, Replica
 from sim.routers.round_robin import RoundRobin
+from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.executor import Accepting, Predicted
+from sim.serving.replica import Clock, Flight, Observer, Replica
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive

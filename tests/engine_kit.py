@@ -16,18 +16,18 @@ import pandas as pd
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
-from sim.cluster import Cluster, Source, Workload
 from sim.cost.step import FixedCost, StepCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Policy
-from sim.executor import Predicted
 from sim.load import build
 from sim.record import StepLog
-from sim.replica import Clock, Flight, Observer, Replica
 from sim.routers.round_robin import RoundRobin
+from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.executor import Predicted
+from sim.serving.replica import Clock, Flight, Observer, Replica
 
 ROOMY = KvPool(4096, 16, 4096)
 MS = FixedCost(base_s=0.001)

@@ -15,12 +15,12 @@ from engine_kit import Setup
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import BeamDraw, Request
 from sim.engine.step import Step
+from sim.serving.cluster import Workload
 
 EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))
 laws = settings(max_examples=EXAMPLES or 20)

@@ -24,7 +24,7 @@ from sim.engine.engine import Engine
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.kv_metrics import KV_CHANGING, KV_KINDS
-from sim.replica import Flight, Observer, Replica
+from sim.serving.replica import Flight, Observer, Replica
 
 
 def sequences(req: Request) -> list[int]:

@@ -24,16 +24,16 @@ from backend.loader import load_checkpoint
 from backend.model import Model
 from backend.prompts import Prompts
 from backend.sampling import Sampling
-from sim.cluster import Cluster, Source, Workload
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request
-from sim.executor import Executor, StepResult
 from sim.load import names
 from sim.record import StepLog
-from sim.replica import Clock, Replica
 from sim.routers.round_robin import RoundRobin
+from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.executor import Executor, StepResult
+from sim.serving.replica import Clock, Replica
 
 VOCAB = 128
 STEP_S = 0.001

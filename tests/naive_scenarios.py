@@ -14,12 +14,12 @@ from engine_kit import Setup
 from hypothesis import strategies as st
 from law_cases import COSTS, VARIANTS
 
-from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.batch import Shape
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.serving.cluster import Workload
 
 PARAMETERS = {**VARIANTS, "static": [{}, *({"batch_size": rows, "timeout_s": 0.002} for rows in (2, 3, 6))]}
 Slices = Sequence[tuple[int, int]]

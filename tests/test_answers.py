@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_cases import EXAMPLES, laws
 
-from sim.cluster import Workload
 from sim.engine.memory import KvPool
 from sim.scenario import WorkloadSettings
-from sim.workload import beam_draws, name_answers, samples
+from sim.serving.cluster import Workload
+from sim.serving.workload import beam_draws, name_answers, samples
 
 SYSTEM = list(range(1000, 1040))
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import api
-from sim.assemble import assemble
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -20,6 +19,7 @@ from sim.cost.roofline import Roofline
 from sim.cost.step import Term
 from sim.engine.batch import Shape
 from sim.scenario import build
+from sim.serving.assemble import assemble
 from sim.specs.dtypes import KV_TYPES, WEIGHT_TYPES
 from sim.specs.model import ModelSpec
 from traces.schema import InputError

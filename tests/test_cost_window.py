@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import api, catalog
-from sim.assemble import Parts
 from sim.catalog import load_gpu, load_model
 from sim.cost.kernels import Affine, attended
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
+from sim.serving.assemble import Parts
 from sim.specs.model import AttentionWindow
 from traces.schema import InputError
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, Row, cases, laws, pressed
 
-from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
+from sim.serving.cluster import Workload
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 

@@ -13,8 +13,8 @@ from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.executor import OnTheWall, Predicted, StepResult
-from sim.replica import Clock, Flight, Observer, Replica, WallClock
+from sim.serving.executor import OnTheWall, Predicted, StepResult
+from sim.serving.replica import Clock, Flight, Observer, Replica, WallClock
 
 
 def sampling(engine: Engine, batch: Batch) -> list[Request]:

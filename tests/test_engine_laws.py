@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from law_cases import Case, Chaos, Row, cases, chained, laws, pressed
 from law_watchers import same_decisions, watched
 
-from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
@@ -24,7 +23,8 @@ from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.load import names
-from sim.replica import NoProgressError, Observer, Replica
+from sim.serving.cluster import Workload
+from sim.serving.replica import NoProgressError, Observer, Replica
 
 POLICIES = names("sim.policies")
 # Those that keep less than what was computed have laws of their own: test_windowed.py, test_no_cache.py.

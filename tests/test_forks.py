@@ -20,14 +20,14 @@ from law_cases import EXAMPLES, Case, Chaos, Row, cases, laws, pressed
 from law_watchers import same_decisions, watched
 
 from sim import api, scenario
-from sim.cluster import Workload
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.engine.step import Step
 from sim.load import names
-from sim.replica import Observer, Replica
+from sim.serving.cluster import Workload
+from sim.serving.replica import Observer, Replica
 from traces.schema import InputError, from_frame
 
 few = settings(laws, max_examples=EXAMPLES or 10)

@@ -16,15 +16,15 @@ from fuzz.case import Case, Row, Run, Steps
 from fuzz.check import CRASH, LAWS, SENTENCE, STUCK, broken, check
 
 import sim.api
-import sim.cluster
 import sim.kv_metrics
 import sim.report.files
+import sim.serving.cluster
 import sim.speculation.acceptance
 from sim.cost.roofline import Roofline
-from sim.executor import Predicted
 from sim.policies.chunked import Chunked
-from sim.replica import NoProgressError
 from sim.routers.round_robin import RoundRobin
+from sim.serving.executor import Predicted
+from sim.serving.replica import NoProgressError
 from traces.schema import InputError
 
 TICK_S = 2.0**-11
@@ -219,7 +219,7 @@ def test_a_law_reports_a_corrupted_table(law: str, name: str, corrupt: Corrupt) 
 
 
 def test_spans_are_seen_to_matter_where_answers_come_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim.cluster.math, "nextafter", lambda value, towards: value)
+    monkeypatch.setattr(sim.serving.cluster.math, "nextafter", lambda value, towards: value)
     assert broken(RUNS["closed"], "spans")
 
 

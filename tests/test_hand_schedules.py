@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from engine_kit import Run, Setup, Sliver, run, workload
 
-from sim.cluster import Workload
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
-from sim.replica import Observer, Replica
+from sim.serving.cluster import Workload
+from sim.serving.replica import Observer, Replica
 
 SECOND = FixedCost(base_s=1.0)
 Timed = list[tuple[float, list[Sliver]]]

@@ -19,7 +19,6 @@ import pytest
 
 from calibrate.importers.build import Imported, import_profile
 from sim import api
-from sim.assemble import Parts, assemble
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -31,6 +30,7 @@ from sim.cost.step import StepCost
 from sim.cost.tables import Table
 from sim.engine.batch import Shape
 from sim.scenario import Scenario
+from sim.serving.assemble import Parts, assemble
 from sim.specs.gpu import GpuSpec
 
 pytestmark = pytest.mark.shared

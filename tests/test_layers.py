@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("traces", "sim", "backend", "calibrate")
 """Each may import those before it, and itself."""
 
-SIMPY_FILES = {"sim/replica.py", "sim/cluster.py"}
+SIMPY_FILES = {"sim/serving/replica.py", "sim/serving/cluster.py"}
 TOP = {
     "pyproject.toml",
     "README.md",

@@ -36,11 +36,11 @@ from live_kit import (
 
 from backend.kvcache import KvCache
 from backend.model import ForwardBatch, Model
-from sim.cluster import Workload
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
-from sim.executor import Executor, StepResult
+from sim.serving.cluster import Workload
+from sim.serving.executor import Executor, StepResult
 from traces.schema import InputError
 
 

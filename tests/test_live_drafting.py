@@ -35,7 +35,7 @@ from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.executor import Executor, StepResult
+from sim.serving.executor import Executor, StepResult
 from sim.speculation.drafters import Fixed
 from traces.schema import InputError
 

@@ -24,7 +24,7 @@ from sim import api
 from sim.cli import cli
 from sim.engine.batch import Batch
 from sim.engine.memory import KvPool
-from sim.executor import Recorded, Replayed, StepResult
+from sim.serving.executor import Recorded, Replayed, StepResult
 from traces.schema import InputError
 
 WARM = Sampling(temperature=1.0, top_k=12, seed=4)

@@ -25,7 +25,7 @@ from sim.allocators.prefix import Prefix
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.replica import Flight, Observer, Replica
+from sim.serving.replica import Flight, Observer, Replica
 
 ALLOCATORS = ["paged", "prefix", "contiguous-max", "contiguous-pow2", "contiguous-oracle"]
 POLICIES = ["chunked", "continuous", "static", "priority", "sjf"]

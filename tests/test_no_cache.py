@@ -17,7 +17,7 @@ from sim.engine.engine import Limits
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
 from sim.load import names
-from sim.replica import Flight, Observer, Replica
+from sim.serving.replica import Flight, Observer, Replica
 
 few = settings(laws, max_examples=EXAMPLES or 15)
 POLICIES = [name for name in names("sim.policies") if name != "speculative"]
@@ -79,7 +79,7 @@ def test_every_step_computes_all_that_is_known(policy: str, most_samples: int) -
     @few
     @given(cases(policy, "no-cache", most_samples))
     def keeps(case: Case) -> None:
-        # A threshold would cut prompts, of which nothing stays; `sim.assemble` refuses it.
+        # A threshold would cut prompts, of which nothing stays; `sim.serving.assemble` refuses it.
         case = replace(case, setup=replace(case.setup, policy_parameters={}, host_blocks=0)).admissible()
         if case.rows:
             recomputes(case)

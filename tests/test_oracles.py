@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from engine_kit import Run, Setup, run, workload
 
-from sim.cluster import Workload
 from sim.cost.step import Constant, FixedCost, Term
 from sim.engine.batch import Shape
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
+from sim.serving.cluster import Workload
 
 ARRIVALS = 40_000
 MARGIN = 4.0

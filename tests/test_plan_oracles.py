@@ -17,13 +17,13 @@ from engine_kit import Run, Setup, run
 from test_oracles import VAST, agree, md1_wait_at_most, poisson, single_steps, waits_s
 
 from sim import metrics
-from sim.cluster import Router
 from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.request import Request
-from sim.replica import Replica
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.routers.random import Random
+from sim.serving.cluster import Router
+from sim.serving.replica import Replica
 from sim.study.plan_search import Aim, Bench, Search, Trial
 from sim.study.plan_seen import STABILITY, Seen, Window, clauses_of
 

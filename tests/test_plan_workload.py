@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sim import scenario
 from sim.scenario import WorkloadSettings
-from sim.workload import timed
+from sim.serving.workload import timed
 from traces import edit
 from traces.redraw import redraw
 from traces.schema import InputError, Trace, from_frame, validate

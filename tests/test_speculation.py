@@ -28,12 +28,12 @@ from sim.engine.request import Request
 from sim.report.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.report.words import drafts_by_position
+from sim.serving.workload import load_trace
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance, acceptance_rates
 from sim.speculation.adaptive import Adaptive
 from sim.speculation.drafters import Drafted, Drafter, SpeculationSettings
 from sim.speculation.tables import summary as draft_summary
-from sim.workload import load_trace
 from traces.schema import InputError, Trace
 
 ALONE = Limits(max_num_seqs=1)

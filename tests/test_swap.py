@@ -9,10 +9,10 @@ from sim.cost.step import FixedCost
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.executor import Predicted
 from sim.load import build
 from sim.record import StepLog
-from sim.replica import Clock, Replica
+from sim.serving.executor import Predicted
+from sim.serving.replica import Clock, Replica
 
 BLOCK_BYTES = 1000
 

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 
 from sim import api, scenario
-from sim.assemble import assemble
 from sim.cost.step import Constant, StepCost, Term, advanced, device_seconds, shape_tokens
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import Engine
-from sim.executor import Executor, StepResult
+from sim.serving.assemble import assemble
+from sim.serving.executor import Executor, StepResult
 from sim.validate.attribution import STAGES, largest
 from sim.validate.live import Kept
 from sim.validate.record import Recorder
@@ -186,7 +186,7 @@ def test_both_clocks_take_the_same_decisions(policy: str, monkeypatch: pytest.Mo
     for clock in ("virtual", "wall"):
         plan = scenario.build({}, fixed | {"policy": policy, "live.clock": clock, "engine.max_model_len": 128})
         time, recorder = FakeTime(), Recorder(trace.requests)
-        monkeypatch.setattr("sim.replica.time", time)
+        monkeypatch.setattr("sim.serving.replica.time", time)
         api.simulate(plan, trace=trace, hooks=api.Hooks(session=Working(time), observer=recorder))
         told.append(recorder.record())
         slept_s.append(time.slept_s)

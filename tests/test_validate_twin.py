@@ -15,9 +15,9 @@ import sim.policies.chunked
 from sim import api
 from sim.engine.batch import Batch
 from sim.engine.step import Step
-from sim.executor import Recorded, RecordEndedError, Replayed, StepResult
 from sim.policies.chunked import Chunked
-from sim.replica import Audience, Flight, Observer, Replica
+from sim.serving.executor import Recorded, RecordEndedError, Replayed, StepResult
+from sim.serving.replica import Audience, Flight, Observer, Replica
 from sim.validate.fitted import Fitted
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Recorder

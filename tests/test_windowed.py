@@ -24,7 +24,7 @@ from sim.engine.engine import Engine, Limits
 from sim.engine.memory import NULL_BLOCK, Drift, KvPool
 from sim.engine.request import Request
 from sim.load import build, names
-from sim.replica import Flight, Observer, Replica
+from sim.serving.replica import Flight, Observer, Replica
 from traces.schema import InputError
 
 few = settings(laws, max_examples=EXAMPLES or 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.engine.request import Request
-from sim.replica import Replica
+from sim.serving.replica import Replica
 
 
 class LeastOutstanding:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sim.engine.request import Request
-from sim.replica import Replica
+from sim.serving.replica import Replica
 
 
 class Random:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim import api, metrics
-from sim.assemble import assemble
 from sim.scenario import Scenario
+from sim.serving.assemble import assemble
 from sim.study.plan_bench import Simulated
 from sim.study.plan_document import (
     Document,

@@ -12,15 +12,15 @@ import numpy as np
 
 import traces
 from sim import api
-from sim.assemble import assemble
 from sim.engine.request import index_of
 from sim.metrics import Limit
 from sim.record import gaps_between
 from sim.scenario import Scenario, WorkloadSettings
+from sim.serving.assemble import assemble
+from sim.serving.workload import samples, timed
 from sim.study.made_of import Stamps, looks
 from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
 from sim.study.plan_stop import HopelessError, Stop, Watch
-from sim.workload import samples, timed
 from traces.schema import InputError, Trace, keep_rows
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
@@ -95,7 +95,7 @@ def measure(point: Point) -> Seen:
 def source(settings: WorkloadSettings) -> Trace:
     """The trace that the settings name, read once in each process as long as its file stays the same.
 
-    Raises InputError as `sim.workload.load_trace`.
+    Raises InputError as `sim.serving.workload.load_trace`.
     """
     if not settings.trace:
         raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")

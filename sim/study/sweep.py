@@ -22,6 +22,7 @@ from sim.report.stability import queue_warning
 from sim.report.sweep_page import render_sweep
 from sim.report.variant import flat
 from sim.scenario import WorkloadSettings
+from sim.serving.workload import read_trace, timed
 from sim.study import grid as grids
 from sim.study.asked import Asked
 from sim.study.grid import Grid, Point
@@ -29,7 +30,6 @@ from sim.study.made_of import CODE, Made, check_seen, differing, digests, ingred
 from sim.study.store import ASKED, TABLE, Outcome, Store, mark_of
 from sim.study.store import finished as finished_points
 from sim.study.workers import each
-from sim.workload import read_trace, timed
 from traces.schema import InputError, Trace
 
 TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sim.executor import Accepting, Executor
+from sim.serving.executor import Accepting, Executor
 from sim.speculation.acceptance import Acceptance
 from sim.validate.record import Record
 

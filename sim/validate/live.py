@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import api
-from sim.assemble import Parts, assemble, resolved
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
-from sim.executor import Executor
 from sim.scenario import Scenario
+from sim.serving.assemble import Parts, assemble, resolved
+from sim.serving.executor import Executor
+from sim.serving.workload import load_trace
 from sim.validate.record import Record, Recorder
 from sim.validate.terms import Watched
-from sim.workload import load_trace
 from traces.schema import InputError, Trace, keep_rows
 
 

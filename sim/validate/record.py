@@ -18,9 +18,9 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
-from sim.executor import StepResult
 from sim.record import StepLog
-from sim.replica import Flight, Observer, Replica
+from sim.serving.executor import StepResult
+from sim.serving.replica import Flight, Observer, Replica
 
 Ids = tuple[int, ...]
 

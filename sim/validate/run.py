@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from sim import api
-from sim.assemble import assemble
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.engine import Engine
-from sim.executor import Executor, Predicted
 from sim.metrics import plain, source_shares
 from sim.scenario import Scenario
+from sim.serving.assemble import assemble
+from sim.serving.executor import Executor, Predicted
 from sim.terms import term_seconds
 from sim.validate import attribution, fitted
 from sim.validate.drafts import Drafts, measured

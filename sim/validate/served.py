@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from sim import api
-from sim.assemble import assemble
 from sim.cost.step import StepCost
 from sim.metrics import plain
 from sim.scenario import Scenario
+from sim.serving.assemble import assemble
+from sim.serving.workload import load_trace
 from sim.validate.against import Served
 from sim.validate.requests import Measures, compare, paired
 from sim.validate.retime import Seen
 from sim.validate.run import Validation, WithoutHost
 from sim.validate.verdict import Bounds, judge
-from sim.workload import load_trace
 from traces.schema import InputError, Trace
 
 NUDGE = 0.1

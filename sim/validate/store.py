@@ -17,11 +17,11 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Shape
-from sim.executor import StepResult
 from sim.kv_metrics import with_kv_means
 from sim.record import EARLIER_STEP_COLUMNS
 from sim.report import files, marks
 from sim.report.claim import settle
+from sim.serving.executor import StepResult
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS

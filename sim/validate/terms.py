@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Shape
-from sim.executor import Executor, StepResult
+from sim.serving.executor import Executor, StepResult
 
 TERMS = ("matrices", "attention", "elementwise", "rest")
 """The `rest` of a step's device seconds is what no other term has: drawing, moving blocks, and what lies between."""

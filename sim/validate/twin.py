@@ -13,8 +13,8 @@ import numpy as np
 
 from sim.api import Hooks, Result, simulate
 from sim.engine.engine import Engine
-from sim.executor import Executor, RecordEndedError, Replayed, StepResult
 from sim.scenario import Scenario
+from sim.serving.executor import Executor, RecordEndedError, Replayed, StepResult
 from sim.validate.record import Decision, Record, Recorder
 from traces.schema import InputError, Trace
 

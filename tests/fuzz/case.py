@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from sim import api, scenario
-from sim.assemble import Parts, assemble
 from sim.cost.step import Constant, FixedCost, StepCost, Term
 from sim.engine.batch import Batch, Shape
-from sim.replica import Observer, Replica
 from sim.scenario import Scenario
-from sim.workload import timed
+from sim.serving.assemble import Parts, assemble
+from sim.serving.replica import Observer, Replica
+from sim.serving.workload import timed
 from traces.schema import Trace, from_frame, keep_rows
 
 from . import assets

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 import traces
-from sim.cluster import Workload
 from sim.engine.request import BeamDraw
 from sim.scenario import Scenario, WorkloadSettings
+from sim.serving.cluster import Workload
 from traces import edit
 from traces.blocks import chained
 from traces.redraw import redraw

@@ -20,7 +20,7 @@ from sim.engine.batch import Batch
 from sim.engine.engine import Engine
 from sim.engine.memory import Usage
 from sim.engine.request import Request
-from sim.executor import Executor, StepResult
+from sim.serving.executor import Executor, StepResult
 
 MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""

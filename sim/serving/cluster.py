@@ -15,7 +15,7 @@ from typing import Protocol
 import simpy
 
 from sim.engine.request import BeamDraw, Request, SharedPrefix
-from sim.replica import Clock, Replica
+from sim.serving.replica import Clock, Replica
 
 
 class Router(Protocol):

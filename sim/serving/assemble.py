@@ -20,9 +20,9 @@ from sim.cost.step import StepCost
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import Allocator, KvPool
-from sim.executor import Accepting, Executor, Predicted
 from sim.load import build
 from sim.scenario import Scenario
+from sim.serving.executor import Accepting, Executor, Predicted
 from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
