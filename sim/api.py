@@ -13,15 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim import catalog, metrics, scenario
-from sim.bill import Rates
+from sim import catalog, scenario
 from sim.cost.step import StepCost
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Engine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import build
-from sim.record import StepLog, gaps_between, longest_gaps_s
-from sim.request_log import RequestLog, request_table
+from sim.results import metrics
+from sim.results.bill import Rates
+from sim.results.requests import RequestLog, request_table
+from sim.results.steps import StepLog, gaps_between, longest_gaps_s
+from sim.results.terms import StepTerms, term_shares
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.cluster import Cluster, Source
@@ -30,7 +32,6 @@ from sim.serving.replica import Audience, Clock, NoProgressError, Observer, Repl
 from sim.serving.workload import columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
 from sim.speculation import tables as draft_tables
-from sim.terms import StepTerms, term_shares
 from traces.schema import InputError, Trace, keep_rows
 
 Progress = Callable[[int, int], None]

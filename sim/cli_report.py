@@ -25,9 +25,9 @@ def report(folder: Path, as_json: bool) -> None:
     FOLDER is what `sim run`, `sim sweep` or `sim plan` wrote with --out. Nothing is simulated. Of a sweep that has
     not ended, the page shows the points that it has by now.
     """
-    from sim.report.files import as_written  # noqa: PLC0415
-    from sim.report.folder import PAGE, held  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
+    from sim.results.files import as_written  # noqa: PLC0415
+    from sim.results.folder import PAGE, held  # noqa: PLC0415
 
     kinds = held(folder)
     if len(kinds) != 1 or kinds[0] not in READERS:
@@ -44,16 +44,16 @@ def report(folder: Path, as_json: bool) -> None:
 
 
 def _warn(folder: Path, mark: str) -> None:
-    from sim.report.marks import unmarked  # noqa: PLC0415
+    from sim.results.run_id import unmarked  # noqa: PLC0415
 
     if not mark:
         click.echo(unmarked(folder), err=True)
 
 
 def _run(folder: Path) -> Shown:
-    from sim.report.folder import write_page  # noqa: PLC0415
-    from sim.report.stability import queue_warning  # noqa: PLC0415
     from sim.report.terminal import summary_view  # noqa: PLC0415
+    from sim.results.folder import write_page  # noqa: PLC0415
+    from sim.results.stability import queue_warning  # noqa: PLC0415
 
     kept = write_page(folder)
     _warn(folder, kept.mark)
@@ -74,7 +74,7 @@ def _sweep(folder: Path) -> Shown:
 
 
 def _plan(folder: Path) -> Shown:
-    from sim.report.folder import rewrite_plan  # noqa: PLC0415
+    from sim.results.folder import rewrite_plan  # noqa: PLC0415
     from sim.study.plan_view import plan_view  # noqa: PLC0415
 
     document, mark = rewrite_plan(folder)

@@ -23,7 +23,7 @@ from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Policy
 from sim.load import build
-from sim.record import StepLog
+from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
 from sim.serving.executor import Predicted

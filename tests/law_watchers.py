@@ -23,7 +23,7 @@ from sim.engine.batch import Batch
 from sim.engine.engine import Engine
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import SAMPLE_BITS, Request, index_of
-from sim.kv_metrics import KV_CHANGING, KV_KINDS
+from sim.results.kv import KV_CHANGING, KV_KINDS
 from sim.serving.replica import Flight, Observer, Replica
 
 

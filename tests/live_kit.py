@@ -29,7 +29,7 @@ from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request
 from sim.load import names
-from sim.record import StepLog
+from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
 from sim.serving.executor import Executor, StepResult

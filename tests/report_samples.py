@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim import metrics
+from sim.results import metrics
 
 CAPACITY_TOKENS, BLOCK_TOKENS, SLOTS = 40_000, 16, 48
 STEP_COLUMNS = [

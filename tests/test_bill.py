@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from model_kit import config_of, tensors_of, write_checkpoint
 from report_samples import make_run
 
-from sim import api, catalog, metrics, scenario
-from sim.bill import NO_POWER, NO_PRICE, Rates, bill
+from sim import api, catalog, scenario
 from sim.catalog import load_gpu, names
 from sim.report import terminal, units, words
 from sim.report.compare_page import render_comparison
 from sim.report.measures import MEASURES, shown_measures
 from sim.report.variant import Variant
+from sim.results import metrics
+from sim.results.bill import NO_POWER, NO_PRICE, Rates, bill
 from sim.scenario import PriceSettings
 from traces.schema import InputError
 

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, Run, make_run
 
-from sim import api, metrics
-from sim.report import compare_charts, measures, series, timeline, variant
+from sim import api
+from sim.report import compare_charts, measures, timeline, variant
 from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.folder import write_comparison
 from sim.report.measures import MEASURES, Measure, best
 from sim.report.variant import Failure, Row, Timeline, Variant, attempt
+from sim.results import metrics, series
+from sim.results.folder import write_comparison
 from traces.schema import InputError
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}}"

@@ -26,7 +26,7 @@ import traces
 from sim import catalog, scenario, schedules
 from sim.cost.description import read_meta
 from sim.cost.tables import read_table
-from sim.report import files as results
+from sim.results import files as results
 from sim.speculation import acceptance
 from sim.study import grid, made_of, store
 from sim.validate import against
@@ -382,13 +382,13 @@ AROUND = {
     "traces/tables.py": "Arrow parses bytes that `files.whole` gave",
     "traces/write.py": "writes",
     "sim/guard.py": "opens /dev/null",
-    "sim/report/claim.py": "the lock's file",
-    "sim/report/files.py": "writes",
-    "sim/report/marks.py": "the footer of a file that `files.plain` opened",
+    "sim/results/transaction.py": "the lock's file",
+    "sim/results/files.py": "writes",
+    "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
     "sim/schedules.py": "what `documents.json_of` was given, without NaN",
     "sim/report/parts.py": "the package's own templates",
     "sim/study/store.py": "appends to the journal, which is read by `files.content`",
-    "sim/report/kept.py": "`files.read_parquet`, ours, which takes `documents.frame`",
+    "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
     "sim/study/sweep.py": "`files.read_parquet`, ours",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",
     "backend/bench_record.py": "a digest of the package's own source",

@@ -16,8 +16,8 @@ from fuzz.case import Case, Row, Run, Steps
 from fuzz.check import CRASH, LAWS, SENTENCE, STUCK, broken, check
 
 import sim.api
-import sim.kv_metrics
-import sim.report.files
+import sim.results.files
+import sim.results.kv
 import sim.serving.cluster
 import sim.speculation.acceptance
 from sim.cost.roofline import Roofline
@@ -224,7 +224,7 @@ def test_spans_are_seen_to_matter_where_answers_come_in_no_time(monkeypatch: pyt
 
 
 def test_spans_are_seen_to_matter_for_means_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim.kv_metrics, "kv_means", sim.kv_metrics.kv_tokens)
+    monkeypatch.setattr(sim.kv_metrics, "kv_means", sim.results.kv.kv_tokens)
     assert "kv.mean_used" in broken(RUNS["static"], "spans")
 
 
@@ -306,7 +306,7 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_files_that_are_not_the_tables_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = sim.report.files.parquet
+    honest = sim.results.files.parquet
     monkeypatch.setattr(
         sim.report.files, "parquet", lambda table, *more: honest(table.iloc[::-1].reset_index(drop=True), *more)
     )

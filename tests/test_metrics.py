@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
-from sim import api, metrics, percentiles, scenario
+from sim import api, scenario
+from sim.results import metrics, percentiles
 from traces.schema import InputError, from_frame
 
 FACTS = metrics.KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)

@@ -18,8 +18,8 @@ from scipy.signal import lfilter
 from sim import api
 from sim.report import paired_view, terminal
 from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.paired import FEWEST_PAIRS, PAIRED, Paired, PerRequest, difference, paired
 from sim.report.variant import Failure, Variant, differences
+from sim.results.paired import FEWEST_PAIRS, PAIRED, Paired, PerRequest, difference, paired
 
 
 def correlated(rng: np.random.Generator, count: int, phi: float) -> np.ndarray:

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import api, metrics, scenario
+from sim import api, scenario
 from sim.cli import cli, main
 from sim.report.plan_page import render_plan
+from sim.results import metrics
 from sim.study.plan import Ask
 from sim.study.plan_bench import Simulated
 from sim.study.plan_choose import name_of

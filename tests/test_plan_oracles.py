@@ -16,10 +16,10 @@ import pytest
 from engine_kit import Run, Setup, run
 from test_oracles import VAST, agree, md1_wait_at_most, poisson, single_steps, waits_s
 
-from sim import metrics
 from sim.cost.step import FixedCost
 from sim.engine.engine import Limits
 from sim.engine.request import Request
+from sim.results import metrics
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.routers.random import Random
 from sim.serving.cluster import Router

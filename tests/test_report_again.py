@@ -14,10 +14,10 @@ from report_samples import make_run
 
 from sim import api, scenario
 from sim.cli import main
-from sim.metrics import distribution
-from sim.report import folder
-from sim.report.kept import Kept
 from sim.report.page import render_page
+from sim.results import folder
+from sim.results.metrics import distribution
+from sim.results.tables import Kept
 from traces.schema import InputError
 
 SWEEP = ["sweep", "--trace", "small.csv", "--policy", "chunked,nope", "--rate", "2,9", "--seeds", "2", "--workers", "1"]

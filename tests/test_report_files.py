@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from report_samples import make_run
 
-from sim.report import files, folder
+from sim.results import files, folder
 from traces.schema import InputError
 
 

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from report_samples import Run, make_run
 
-from sim import api, metrics, scenario
+from sim import api, scenario
 from sim.engine.batch import Shape
 from sim.report import parts
 from sim.report import term_charts as charts_by_term
 from sim.report.page import render_page
 from sim.report.pressure import pressure_lines
 from sim.report.term_charts import GROUPS, group_of, term_charts
+from sim.results import metrics
 from sim.serving.assemble import assemble
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"

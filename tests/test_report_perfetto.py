@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from report_samples import Run, make_run
 
-from sim import api, metrics
+from sim import api
 from sim.report import perfetto
+from sim.results import metrics
 from traces.schema import InputError
 
 Event = dict[str, Any]

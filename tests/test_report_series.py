@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
-from sim import metrics
-from sim.report import charts, series, stability, timeline
-from sim.report.series import Pieces
+from sim.report import charts, timeline
+from sim.results import metrics, series, stability
+from sim.results.series import Pieces
 
 lengths = st.lists(
     st.tuples(st.floats(0.01, 3), st.floats(0, 2), st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=20

@@ -20,8 +20,10 @@ from test_report_again import refused, sim
 
 import traces
 from sim import api, scenario
-from sim.report import claim, files, folder, marks
-from sim.report.kept import RUN_FILES, Kept
+from sim.results import files, folder
+from sim.results import run_id as marks
+from sim.results import transaction as claim
+from sim.results.tables import RUN_FILES, Kept
 from sim.validate import command  # before anything is patched that it imports
 from traces.schema import InputError
 
@@ -143,7 +145,7 @@ def test_one_writer_at_a_time(here: Path, capsys: pytest.CaptureFixture[str], mo
     write_old(here / "out")
     before = whole(here / "out")
     holding = (
-        "import sys, time; from pathlib import Path; from sim.report.claim import Claim\n"
+        "import sys, time; from pathlib import Path; from sim.results.transaction import Claim\n"
         "taken = Claim(Path('out')); print('taken', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", holding], env=ENVIRONMENT, stdout=subprocess.PIPE)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim import api, record
+from sim import api
 from sim.cost.step import FixedCost
 from sim.report.charts import PHASES, phases_s
-from sim.terms import StepTerms, term_shares
+from sim.results import steps as record
+from sim.results.terms import StepTerms, term_shares
 
 SMALL = {"kv.blocks": 400, "limit": 300, "rate": 40.0, "trace": "chatbot_arena.jsonl"}
 

@@ -10,7 +10,7 @@ from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.load import build
-from sim.record import StepLog
+from sim.results.steps import StepLog
 from sim.serving.executor import Predicted
 from sim.serving.replica import Clock, Replica
 

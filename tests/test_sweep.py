@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sim import api, scenario
 from sim.cli import main
-from sim.report.stability import queue_warning
+from sim.results.stability import queue_warning
 from sim.study import grid, sweep
 from sim.study.asked import Asked
 from sim.study.grid import Grid

@@ -14,9 +14,9 @@ from browser_kit import chromium, needs_chromium
 from test_cli import sim
 from validate_kit import AT_ONCE, trace_file
 
-from sim.report.claim import Claim
-from sim.report.files import write_file
-from sim.report.marks import check_one, mark_of, table
+from sim.results.files import write_file
+from sim.results.run_id import check_one, mark_of, table
+from sim.results.transaction import Claim
 from sim.validate import store
 from traces.schema import InputError
 

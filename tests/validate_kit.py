@@ -10,7 +10,7 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Shape
-from sim.record import STEP_COLUMNS
+from sim.results.steps import STEP_COLUMNS
 from sim.serving.executor import StepResult
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Decision, Record

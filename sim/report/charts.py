@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from sim.metrics import SLO_NAMES, Floats, Ints, Itl
-from sim.report import series
 from sim.report.units import count, limit, percent, row_unit, seconds
 from sim.report.words import LATENCIES
+from sim.results import series
+from sim.results.metrics import SLO_NAMES, Floats, Ints, Itl
 
 LATENCY_TEXTS = {
     "ttft_s": (

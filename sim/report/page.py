@@ -6,11 +6,9 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.metrics import STATISTICS, verdicts
 from sim.report.charts import Run, latency_charts, phases_chart
 from sim.report.parts import assemble, card, details, figures, panel, shares_bar
 from sim.report.pressure import pressure_lines, stability_lines
-from sim.report.stability import queue_warning
 from sim.report.term_charts import term_charts
 from sim.report.timeline import time_charts
 from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
@@ -24,6 +22,8 @@ from sim.report.words import (
     title,
     warnings_of,
 )
+from sim.results.metrics import STATISTICS, verdicts
+from sim.results.stability import queue_warning
 
 INPUT_NAMES = {
     "trace": "Trace",

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-from sim.metrics import SOURCES
 from sim.report.charts import Chart
 from sim.report.units import percent
+from sim.results.metrics import SOURCES
 
 MARKER = re.compile(r"\{\{(\w+)\}\}")
 SCRIPTS = ("draw.js", "kinds.js", "xy.js", "plot.js", "scatter.js", "table.js", "page.js")

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.metrics import Floats, Ints
 from sim.report.charts import Run
 from sim.report.term_charts import Terms, terms_of
+from sim.results.metrics import Floats, Ints
 from traces.schema import InputError
 
 Window = tuple[float, float]

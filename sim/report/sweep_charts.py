@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sim.metrics import Floats
-from sim.report import series
 from sim.report.charts import Chart
 from sim.report.sweep_table import (
     LATENCIES,
@@ -22,6 +20,8 @@ from sim.report.sweep_table import (
     latency,
 )
 from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
+from sim.results import series
+from sim.results.metrics import Floats
 
 Lines = dict[str, list[int]]
 """By name of a combination the rows of its points, in the order of the load."""

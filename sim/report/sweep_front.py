@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.metrics import Floats
-from sim.report import series
 from sim.report.charts import Chart
 from sim.report.sweep_charts import UNSTABLE, Scale, limits_at, steep, told
 from sim.report.sweep_table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
 from sim.report.units import count
+from sim.results import series
+from sim.results.metrics import Floats
 
 # More points or cells than this make a blot, or a page of megabytes.
 MOST_POINTS, MOST_CELLS, MOST_MAPS = 2500, 30, 3

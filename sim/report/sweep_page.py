@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.metrics import SOURCES
 from sim.report.charts import Chart
 from sim.report.parts import assemble, card, details, figures, panel, shares_bar
 from sim.report.sweep_charts import Scale, drafting_chart, load_charts, told
@@ -31,6 +30,7 @@ from sim.report.sweep_table import (
 )
 from sim.report.units import count, number
 from sim.report.words import ROOFLINE_WARNING
+from sim.results.metrics import SOURCES
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500

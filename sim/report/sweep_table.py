@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.metrics import Floats, Ints
 from sim.report.units import NONE
+from sim.results.metrics import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
 Unit = Literal["", "s", "%", "usd", "J"]

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim.metrics import Floats, Ints
-from sim.report import series
 from sim.report.charts import Chart, Run
 from sim.report.timeline import Clock
 from sim.report.units import count, percent, seconds
+from sim.results import series
+from sim.results.metrics import Floats, Ints
 
 # More spans than this are not explained for a page: an even choice says the same.
 MOST_SPANS = 5000
@@ -33,7 +33,7 @@ NOTE = (
 
 
 class Terms(Protocol):
-    """What the steps of a run cost by term (`sim.terms.StepTerms`)."""
+    """What the steps of a run cost by term (`sim.results.terms.StepTerms`)."""
 
     @property
     def rows(self) -> Ints:

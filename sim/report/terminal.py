@@ -10,9 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.metrics import verdicts
 from sim.report.measures import best, shown_measures, texts
-from sim.report.paired import Paired
 from sim.report.paired_view import paired_tables
 from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
 from sim.report.words import (
@@ -27,6 +25,8 @@ from sim.report.words import (
     title,
     warnings_of,
 )
+from sim.results.metrics import verdicts
+from sim.results.paired import Paired
 
 SHOWN = ("mean", "p50", "p90", "p99", "max")
 # Measures of the table that has a row for each run, the most wanted first, with their headings.

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.metrics import KV_HELD, KV_KINDS, Floats, kv_means
-from sim.report import series
 from sim.report.charts import Chart, Run
-from sim.report.series import Pieces
 from sim.report.units import count, percent, seconds
+from sim.results import series
+from sim.results.metrics import KV_HELD, KV_KINDS, Floats, kv_means
+from sim.results.series import Pieces
 
 REQUESTS_PER_BUCKET = 10
 KV_TEXTS = {

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.metrics import distribution
-from sim.report import series
 from sim.report.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
 from sim.report.timeline import Clock
 from sim.report.units import count, row_unit, seconds
 from sim.report.validate_words import share
 from sim.report.words import LATENCIES
+from sim.results import series
+from sim.results.metrics import distribution
 from sim.validate.steps import KINDS, totals
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from sim.report.validate_words import (
 )
 
 if TYPE_CHECKING:
-    from sim.metrics import Itl
+    from sim.results.metrics import Itl
     from sim.validate.retime import Seen
     from sim.validate.run import Validation
 

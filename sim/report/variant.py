@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sim.metrics import KV_KINDS, Floats
-from sim.report import series
 from sim.report.charts import LATENCY_TEXTS, Run, latency_cdf
-from sim.report.paired import Paired, PerRequest, paired
-from sim.report.stability import queue_warning
 from sim.report.timeline import Clock, kv_stack, queue_levels
 from sim.report.words import warnings_of
+from sim.results import series
+from sim.results.metrics import KV_KINDS, Floats
+from sim.results.paired import Paired, PerRequest, paired
+from sim.results.stability import queue_warning
 from sim.scenario import Scenario, as_tables, dump
 from traces.schema import InputError
 

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sim import metrics, scenario
+from sim import scenario
 from sim.report.variant import flat
+from sim.results import metrics
 from sim.scenario import Scenario
 from sim.speculation.drafters import SpeculationSettings
 from sim.study import grid as grids

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sim import api, metrics
+from sim import api
+from sim.results import metrics
 from sim.scenario import Scenario
 from sim.serving.assemble import assemble
 from sim.study.plan_bench import Simulated

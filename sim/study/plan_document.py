@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim import metrics
+from sim.results import metrics
 from sim.scenario import Scenario
 from sim.study.plan_rates import AtRate
 from sim.study.plan_replicate import source

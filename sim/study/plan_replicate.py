@@ -13,8 +13,8 @@ import numpy as np
 import traces
 from sim import api
 from sim.engine.request import index_of
-from sim.metrics import Limit
-from sim.record import gaps_between
+from sim.results.metrics import Limit
+from sim.results.steps import gaps_between
 from sim.scenario import Scenario, WorkloadSettings
 from sim.serving.assemble import assemble
 from sim.serving.workload import samples, timed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.metrics import Limit
+from sim.results.metrics import Limit
 from sim.study.statistics import GROWTH_ALLOWED, Growth, growth
 from traces.schema import InputError
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import tomli_w
 
-from sim.report import files, marks
-from sim.report.claim import Lock
-from sim.report.folder import PAGE, check_free
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.folder import PAGE, check_free
+from sim.results.transaction import Lock
 from sim.study.made_of import differing
 from traces import documents
 from traces import files as inputs

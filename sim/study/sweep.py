@@ -16,11 +16,12 @@ import pandas as pd
 import tomli_w
 
 from sim import api, scenario
-from sim.report import files, marks
-from sim.report.folder import PAGE
-from sim.report.stability import queue_warning
 from sim.report.sweep_page import render_sweep
 from sim.report.variant import flat
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.folder import PAGE
+from sim.results.stability import queue_warning
 from sim.scenario import WorkloadSettings
 from sim.serving.workload import read_trace, timed
 from sim.study import grid as grids

@@ -12,11 +12,12 @@ from rich.console import RenderableType
 
 from sim import scenario
 from sim.api import Progress
-from sim.report import files, marks
-from sim.report.claim import Claim
-from sim.report.folder import taken
 from sim.report.validate_page import lanes_json, render_validation
 from sim.report.validate_view import collection_view, schedules_view, validation_view
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.folder import taken
+from sim.results.transaction import Claim
 from sim.schedule_grades import GRADES
 from sim.schedules import replay_folder
 from sim.validate import store

@@ -18,7 +18,7 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
-from sim.record import StepLog
+from sim.results.steps import StepLog
 from sim.serving.executor import StepResult
 from sim.serving.replica import Flight, Observer, Replica
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim import metrics
 from sim.engine.request import index_of
-from sim.record import gaps_between, longest_gaps_s
-from sim.request_log import RequestLog, request_table
+from sim.results import metrics
+from sim.results.requests import RequestLog, request_table
+from sim.results.steps import gaps_between, longest_gaps_s
 from sim.validate.record import Record
 
 Floats = npt.NDArray[np.float64]

@@ -15,11 +15,11 @@ from sim import api
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.engine import Engine
-from sim.metrics import plain, source_shares
+from sim.results.metrics import plain, source_shares
+from sim.results.terms import term_seconds
 from sim.scenario import Scenario
 from sim.serving.assemble import assemble
 from sim.serving.executor import Executor, Predicted
-from sim.terms import term_seconds
 from sim.validate import attribution, fitted
 from sim.validate.drafts import Drafts, measured
 from sim.validate.live import Kept, Ranked

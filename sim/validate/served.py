@@ -11,7 +11,7 @@ from typing import Any
 
 from sim import api
 from sim.cost.step import StepCost
-from sim.metrics import plain
+from sim.results.metrics import plain
 from sim.scenario import Scenario
 from sim.serving.assemble import assemble
 from sim.serving.workload import load_trace

@@ -17,10 +17,11 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Shape
-from sim.kv_metrics import with_kv_means
-from sim.record import EARLIER_STEP_COLUMNS
-from sim.report import files, marks
-from sim.report.claim import settle
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.kv import with_kv_means
+from sim.results.steps import EARLIER_STEP_COLUMNS
+from sim.results.transaction import settle
 from sim.serving.executor import StepResult
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
@@ -54,7 +55,7 @@ def mark_of(kept: Kept) -> str:
 
 
 def writers(kept: Kept, mark: str) -> dict[str, files.Writer]:
-    """The files of a folder of records, by name (`sim.report.files.write_files`), with this id."""
+    """The files of a folder of records, by name (`sim.results.files.write_files`), with this id."""
     about = {
         "schema": SCHEMA,
         "lives": len(kept.records),

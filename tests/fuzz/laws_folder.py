@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from sim import scenario
-from sim.report.folder import PAGE, write_page, write_run
 from sim.report.terminal import render, summary_view
+from sim.results.folder import PAGE, write_page, write_run
 
 from .case import Run
 from .laws import Law

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim import metrics
+from sim.results import metrics
 from sim.validate.retime import Seen
 from traces import documents, files
 from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace, from_frame

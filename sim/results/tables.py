@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.kv_metrics import with_kv_means
-from sim.metrics import Itl
-from sim.record import EARLIER_STEP_COLUMNS
-from sim.report import files, marks
 from sim.report.charts import Run
-from sim.report.claim import settle
 from sim.report.term_charts import term_table
 from sim.report.words import LATENCIES
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.kv import with_kv_means
+from sim.results.metrics import Itl
+from sim.results.steps import EARLIER_STEP_COLUMNS
+from sim.results.transaction import settle
 from traces import files as inputs
 
 SCENARIO, SUMMARY = "scenario.toml", "summary.json"

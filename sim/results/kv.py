@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.percentiles import Floats
+from sim.results.percentiles import Floats
 from traces.schema import InputError
 
 # The classes that every slot of the KV pool is in exactly one of; the first five are held by requests, the first

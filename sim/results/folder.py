@@ -8,15 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from sim.report import files, marks
 from sim.report.charts import Run
-from sim.report.claim import Claim, settle
 from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.kept import PREEMPTED, RUN_FILES, SUMMARY, SUMMARY_KEYS, TERMS, Kept
 from sim.report.page import render_page
 from sim.report.perfetto import Window, trace_json
 from sim.report.plan_page import render_plan
 from sim.report.variant import Row, flat
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.tables import PREEMPTED, RUN_FILES, SUMMARY, SUMMARY_KEYS, TERMS, Kept
+from sim.results.transaction import Claim, settle
 from traces import files as inputs
 from traces.schema import InputError
 

@@ -1,7 +1,7 @@
 """Every metric of a run, defined once: from the tables of requests and steps to the summary.
 
 It does not know how the tables came about, simulated or live. Formulas: docs/metrics.md. Distributions lie in
-`sim/percentiles.py`, KV memory in `sim/kv_metrics.py`.
+`sim/results/percentiles.py`, KV memory in `sim/results/kv.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.bill import Rates, bill
-from sim.kv_metrics import KV_DATA, KV_HELD, KV_KINDS, KvFacts, busy_s, kv_integrals, kv_means, kv_summary, kv_tokens
-from sim.percentiles import (
+from sim.results.bill import Rates, bill
+from sim.results.kv import KV_DATA, KV_HELD, KV_KINDS, KvFacts, busy_s, kv_integrals, kv_means, kv_summary, kv_tokens
+from sim.results.percentiles import (
     PERCENTS,
     STATISTICS,
     Floats,

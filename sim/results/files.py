@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from sim.report.claim import WAIT_S, Claim, Writer
+from sim.results.transaction import WAIT_S, Claim, Writer
 from traces import documents
 from traces import files as inputs
 from traces.schema import InputError
@@ -95,7 +95,7 @@ def as_written(folder: Path, by: str) -> Iterator[None]:
 def write_files(
     folder: Path, writers: Mapping[str, Writer], *, stale: Iterable[str] = (), claim: Claim | None = None
 ) -> list[Path]:
-    """Write every file of `writers` (name -> writer) into `folder`, all or none (`sim.report.claim`).
+    """Write every file of `writers` (name -> writer) into `folder`, all or none (`sim.results.transaction`).
 
     `stale` are names that an earlier result may have left in it: those that are not written are removed. `claim` is
     of the folder, where the caller has taken it. Raises InputError, one sentence, for what the operating system

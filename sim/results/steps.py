@@ -12,7 +12,7 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
 from sim.engine.memory import Drift, Usage
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
-from sim.kv_metrics import KV_MEAN_COLUMNS
+from sim.results.kv import KV_MEAN_COLUMNS
 from sim.serving.replica import Flight, Observer, Replica
 
 _SAMPLES = 1 << 16
@@ -50,7 +50,7 @@ STEP_COLUMNS: dict[str, str] = {
     "kv_free_mean_tokens": "f8",
 }
 EARLIER_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in KV_MEAN_COLUMNS)
-"""Those that tables of earlier versions have (`sim.kv_metrics.with_kv_means` adds the others)."""
+"""Those that tables of earlier versions have (`sim.results.kv.with_kv_means` adds the others)."""
 _ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
 _CHUNK_BYTES = 1 << 23
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in STEP_COLUMNS.values())).pack

@@ -18,8 +18,8 @@ import pandas as pd
 from pyarrow import ArrowException
 from pyarrow import parquet as pq
 
-from sim.report import files
-from sim.report.claim import Writer
+from sim.results import files
+from sim.results.transaction import Writer
 from traces import documents
 from traces import files as inputs
 from traces.schema import InputError
