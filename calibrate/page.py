@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from calibrate.evaluate import Checked, by_group
 from calibrate.report import ERROR_HEADINGS, error_rows, notes, reach, worst
 from sim.cost.profile import Profile
-from sim.report.parts import asset, panel
+from sim.report.elements import asset, panel
 
 SIZE, EDGE = 260, 34
 """Pixels of a plot's side and of the margin for its axes."""

@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
-    from sim.report.perfetto import parse_window  # noqa: PLC0415
+    from sim.report.run.perfetto import parse_window  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
     from sim.results.folder import taken, write_run  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
@@ -89,9 +89,9 @@ def compare(
     among the others; the exit code is 2 where nothing ran.
     """
     from sim import api  # noqa: PLC0415
-    from sim.report.compare_page import summaries_of  # noqa: PLC0415
+    from sim.report.compare.page import summaries_of  # noqa: PLC0415
+    from sim.report.compare.variant import Failure, Variant, attempt, differences  # noqa: PLC0415
     from sim.report.terminal import compare_view, show  # noqa: PLC0415
-    from sim.report.variant import Failure, Variant, attempt, differences  # noqa: PLC0415
     from sim.results.folder import taken, write_comparison  # noqa: PLC0415
 
     rows = []

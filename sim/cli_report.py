@@ -74,8 +74,8 @@ def _sweep(folder: Path) -> Shown:
 
 
 def _plan(folder: Path) -> Shown:
+    from sim.report.plan.terminal import plan_view  # noqa: PLC0415
     from sim.results.folder import rewrite_plan  # noqa: PLC0415
-    from sim.study.plan_view import plan_view  # noqa: PLC0415
 
     document, mark = rewrite_plan(folder)
     _warn(folder, mark)

@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, Run, make_run
 
 from sim import api
-from sim.report import compare_charts, measures, timeline, variant
-from sim.report.compare_page import render_comparison, summaries_of
+from sim.report import measures
+from sim.report.compare import charts as compare_charts
+from sim.report.compare import variant
+from sim.report.compare.page import render_comparison, summaries_of
+from sim.report.compare.variant import Failure, Row, Timeline, Variant, attempt
 from sim.report.measures import MEASURES, Measure, best
-from sim.report.variant import Failure, Row, Timeline, Variant, attempt
+from sim.report.run import timeline
 from sim.results import metrics, series
 from sim.results.folder import write_comparison
 from traces.schema import InputError

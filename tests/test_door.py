@@ -386,7 +386,7 @@ AROUND = {
     "sim/results/files.py": "writes",
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
     "sim/schedules.py": "what `documents.json_of` was given, without NaN",
-    "sim/report/parts.py": "the package's own templates",
+    "sim/report/elements.py": "the package's own templates",
     "sim/study/store.py": "appends to the journal, which is read by `files.content`",
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
     "sim/study/sweep.py": "`files.read_parquet`, ours",

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from sim import api
-from sim.report.sweep_charts import drafting_chart
-from sim.report.sweep_table import Sweep
+from sim.report.sweep.charts import drafting_chart
+from sim.report.sweep.table import Sweep
 from sim.study.asked import Asked
 from sim.study.sweep import axes_of, run
 from traces.schema import InputError

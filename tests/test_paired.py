@@ -16,9 +16,10 @@ from report_samples import make_run
 from scipy.signal import lfilter
 
 from sim import api
-from sim.report import paired_view, terminal
-from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.variant import Failure, Variant, differences
+from sim.report import terminal
+from sim.report.compare import paired as paired_view
+from sim.report.compare.page import render_comparison, summaries_of
+from sim.report.compare.variant import Failure, Variant, differences
 from sim.results.paired import FEWEST_PAIRS, PAIRED, Paired, PerRequest, difference, paired
 
 

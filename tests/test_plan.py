@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sim import api, scenario
 from sim.cli import cli, main
-from sim.report.plan_page import render_plan
+from sim.report.plan.page import render_plan
 from sim.results import metrics
 from sim.study.plan import Ask
 from sim.study.plan_bench import Simulated

@@ -14,7 +14,7 @@ from report_samples import make_run
 
 from sim import api, scenario
 from sim.cli import main
-from sim.report.page import render_page
+from sim.report.run.page import render_page
 from sim.results import folder
 from sim.results.metrics import distribution
 from sim.results.tables import Kept

@@ -11,7 +11,7 @@ from browser_kit import Browser, chromium, needs_chromium
 from report_samples import make_run
 
 from sim import api
-from sim.report.page import render_page
+from sim.report.run.page import render_page
 from sim.scenario import dump
 
 ROOT = Path(__file__).parents[1]

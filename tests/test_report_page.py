@@ -15,11 +15,11 @@ from report_samples import Run, make_run
 
 from sim import api, scenario
 from sim.engine.batch import Shape
-from sim.report import parts
-from sim.report import term_charts as charts_by_term
-from sim.report.page import render_page
-from sim.report.pressure import pressure_lines
-from sim.report.term_charts import GROUPS, group_of, term_charts
+from sim.report import elements as parts
+from sim.report.run import terms as charts_by_term
+from sim.report.run.page import render_page
+from sim.report.run.pressure import pressure_lines
+from sim.report.run.terms import GROUPS, group_of, term_charts
 from sim.results import metrics
 from sim.serving.assemble import assemble
 

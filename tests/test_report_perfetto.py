@@ -14,7 +14,7 @@ import pytest
 from report_samples import Run, make_run
 
 from sim import api
-from sim.report import perfetto
+from sim.report.run import perfetto
 from sim.results import metrics
 from traces.schema import InputError
 

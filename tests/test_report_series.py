@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
-from sim.report import charts, timeline
+from sim.report.run import charts, timeline
 from sim.results import metrics, series, stability
 from sim.results.series import Pieces
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from report_sweeps import sweep_table
 from test_report_page import EVIL, Outline
 
-from sim.report.sweep_charts import drafting_chart, load_charts
-from sim.report.sweep_front import front, map_charts, pareto_chart
-from sim.report.sweep_page import render_sweep
-from sim.report.sweep_table import GOODPUT, Sweep, latency
+from sim.report.sweep.charts import drafting_chart, load_charts
+from sim.report.sweep.frontier import front, map_charts, pareto_chart
+from sim.report.sweep.page import render_sweep
+from sim.report.sweep.table import GOODPUT, Sweep, latency
 from sim.study import sweep
 from sim.study.asked import Asked
 
@@ -256,7 +256,7 @@ def test_whatever_comes_from_outside_is_escaped() -> None:
 
 def test_the_page_of_a_real_small_sweep() -> None:
     from sim import api
-    from sim.report.variant import flat
+    from sim.report.compare.variant import flat
     from sim.results.stability import queue_warning
 
     axes: dict[str, list[Any]] = {"workload.rate": [4.0, 40.0], "policy.name": ["chunked", "static"]}

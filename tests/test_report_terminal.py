@@ -9,7 +9,7 @@ from report_samples import make_run
 from rich.console import Console
 
 from sim.report import terminal, units
-from sim.report.words import ROOFLINE_WARNING, notes_of, sources_line
+from sim.report.run.sentences import ROOFLINE_WARNING, notes_of, sources_line
 
 
 @pytest.mark.parametrize(

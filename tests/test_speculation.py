@@ -25,9 +25,9 @@ from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.report.page import render_page
+from sim.report.run.page import render_page
+from sim.report.run.sentences import drafts_by_position
 from sim.report.terminal import render, summary_view
-from sim.report.words import drafts_by_position
 from sim.serving.workload import load_trace
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance, acceptance_rates

@@ -7,7 +7,7 @@ import pytest
 
 from sim import api
 from sim.cost.step import FixedCost
-from sim.report.charts import PHASES, phases_s
+from sim.report.run.charts import PHASES, phases_s
 from sim.results import steps as record
 from sim.results.terms import StepTerms, term_shares
 

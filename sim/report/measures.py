@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sim.report.run.sentences import LATENCIES
 from sim.report.units import NONE, number, row_unit, size_of
-from sim.report.words import LATENCIES
 
 Summary = Mapping[str, Any]
 Unit = Literal["", "s", "%", "bytes"]

@@ -10,10 +10,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.compare.paired import paired_tables
 from sim.report.measures import best, shown_measures, texts
-from sim.report.paired_view import paired_tables
-from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
-from sim.report.words import (
+from sim.report.run.sentences import (
     LATENCIES,
     clause_name,
     drafts_by_position,
@@ -25,6 +24,7 @@ from sim.report.words import (
     title,
     warnings_of,
 )
+from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
 

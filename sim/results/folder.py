@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from sim.report.charts import Run
-from sim.report.compare_page import render_comparison, summaries_of
-from sim.report.page import render_page
-from sim.report.perfetto import Window, trace_json
-from sim.report.plan_page import render_plan
-from sim.report.variant import Row, flat
+from sim.report.compare.page import render_comparison, summaries_of
+from sim.report.compare.variant import Row, flat
+from sim.report.plan.page import render_plan
+from sim.report.run.charts import Run
+from sim.report.run.page import render_page
+from sim.report.run.perfetto import Window, trace_json
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.tables import PREEMPTED, RUN_FILES, SUMMARY, SUMMARY_KEYS, TERMS, Kept

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.charts import Run
-from sim.report.term_charts import term_table
-from sim.report.words import LATENCIES
+from sim.report.run.charts import Run
+from sim.report.run.sentences import LATENCIES
+from sim.report.run.terms import term_table
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.kv import with_kv_means
@@ -38,7 +38,7 @@ PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the page of a run is made of (a `sim.report.charts.Run`), and the scenario as TOML.
+    """What the page of a run is made of (a `sim.report.run.charts.Run`), and the scenario as TOML.
 
     `preempted` and `term_table` are None where a run did not record them, as a live one does not its terms. `mark` is
     the run's id, "" of a folder that an earlier version wrote.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim import scenario
-from sim.report.variant import flat
+from sim.report.compare.variant import flat
 from sim.results import metrics
 from sim.scenario import Scenario
 from sim.speculation.drafters import SpeculationSettings

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import scenario
-from sim.report.variant import flat
+from sim.report.compare.variant import flat
 from sim.scenario import Scenario
 from sim.study.grid import of_settings, word
 from sim.study.made_of import differing, ingredients, made_of

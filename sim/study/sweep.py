@@ -16,8 +16,8 @@ import pandas as pd
 import tomli_w
 
 from sim import api, scenario
-from sim.report.sweep_page import render_sweep
-from sim.report.variant import flat
+from sim.report.compare.variant import flat
+from sim.report.sweep.page import render_sweep
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import PAGE

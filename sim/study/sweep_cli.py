@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sim.api import Progress
-    from sim.report.sweep_table import Sweep
+    from sim.report.sweep.table import Sweep
 
 MOST_REASONS = 5
 
@@ -123,7 +123,7 @@ def as_document(table: pd.DataFrame, axes: dict[str, list[Any]]) -> dict[str, An
 
 def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
     """How many points ended how, the best of each measure, and the failures by reason."""
-    from sim.report.sweep_table import Sweep  # noqa: PLC0415
+    from sim.report.sweep.table import Sweep  # noqa: PLC0415
 
     found = Sweep.of(table, axes)
     parts: list[RenderableType] = [Text(_counts(table, found), style="bold")]
@@ -150,7 +150,7 @@ def _counts(table: pd.DataFrame, found: Sweep) -> str:
 
 def _best_table(found: Sweep) -> Table:
     """Of every measure the best point; those that all points have alike are left out."""
-    from sim.report.sweep_table import RATES, SHOWN  # noqa: PLC0415
+    from sim.report.sweep.table import RATES, SHOWN  # noqa: PLC0415
     from sim.report.units import dollars, energy, number, percent, seconds  # noqa: PLC0415
 
     shown = {"s": seconds, "%": percent, "usd": dollars, "J": energy}

@@ -12,8 +12,8 @@ from rich.console import RenderableType
 
 from sim import scenario
 from sim.api import Progress
-from sim.report.validate_page import lanes_json, render_validation
-from sim.report.validate_view import collection_view, schedules_view, validation_view
+from sim.report.validation.page import lanes_json, render_validation
+from sim.report.validation.terminal import collection_view, schedules_view, validation_view
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import taken

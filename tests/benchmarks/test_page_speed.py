@@ -12,9 +12,9 @@ import pytest
 
 import traces
 from sim import api, scenario
-from sim.report.page import render_page
-from sim.report.perfetto import trace_json
-from sim.report.sweep_page import render_sweep
+from sim.report.run.page import render_page
+from sim.report.run.perfetto import trace_json
+from sim.report.sweep.page import render_sweep
 
 AZURE = "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"
 TIMES = {"arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s", "end_s"}

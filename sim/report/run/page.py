@@ -6,13 +6,10 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.report.charts import Run, latency_charts, phases_chart
-from sim.report.parts import assemble, card, details, figures, panel, shares_bar
-from sim.report.pressure import pressure_lines, stability_lines
-from sim.report.term_charts import term_charts
-from sim.report.timeline import time_charts
-from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
-from sim.report.words import (
+from sim.report.elements import assemble, card, details, figures, panel, shares_bar
+from sim.report.run.charts import Run, latency_charts, phases_chart
+from sim.report.run.pressure import pressure_lines, stability_lines
+from sim.report.run.sentences import (
     LATENCIES,
     bill_rows,
     clause_name,
@@ -22,6 +19,9 @@ from sim.report.words import (
     title,
     warnings_of,
 )
+from sim.report.run.terms import term_charts
+from sim.report.run.timeline import time_charts
+from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
 from sim.results.metrics import STATISTICS, verdicts
 from sim.results.stability import queue_warning
 

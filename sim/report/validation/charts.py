@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.report.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
-from sim.report.timeline import Clock
+from sim.report.run.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
+from sim.report.run.sentences import LATENCIES
+from sim.report.run.timeline import Clock
 from sim.report.units import count, row_unit, seconds
-from sim.report.validate_words import share
-from sim.report.words import LATENCIES
+from sim.report.validation.sentences import share
 from sim.results import series
 from sim.results.metrics import distribution
 from sim.validate.steps import KINDS, totals

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.charts import Chart
-from sim.report.sweep_charts import UNSTABLE, Scale, limits_at, steep, told
-from sim.report.sweep_table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
+from sim.report.run.charts import Chart
+from sim.report.sweep.charts import UNSTABLE, Scale, limits_at, steep, told
+from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
 from sim.report.units import count
 from sim.results import series
 from sim.results.metrics import Floats

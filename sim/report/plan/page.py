@@ -6,11 +6,11 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sim.report.charts import Chart
-from sim.report.parts import assemble, card, figures, panel, shares_bar
+from sim.report.elements import assemble, card, figures, panel, shares_bar
+from sim.report.plan.terminal import MET, ROOFLINE, answer, remarks, slo_words
+from sim.report.run.charts import Chart
+from sim.report.run.sentences import ROOFLINE_WARNING
 from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
-from sim.report.words import ROOFLINE_WARNING
-from sim.study.plan_view import MET, ROOFLINE, answer, remarks, slo_words
 
 Document = Mapping[str, Any]
 SECTION = '<section>\n<h2>{heading}</h2>\n<p class="hint">{hint}</p>\n<div class="grid">\n{charts}\n</div>\n</section>'

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim.report.charts import Chart, Run
-from sim.report.timeline import Clock
+from sim.report.run.charts import Chart, Run
+from sim.report.run.timeline import Clock
 from sim.report.units import count, percent, seconds
 from sim.results import series
 from sim.results.metrics import Floats, Ints

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.charts import LATENCY_TEXTS, LOG_FROM, Chart, limits_of
-from sim.report.timeline import KV_TEXTS, Clock
+from sim.report.compare.variant import Timeline, Variant
+from sim.report.run.charts import LATENCY_TEXTS, LOG_FROM, Chart, limits_of
+from sim.report.run.sentences import LATENCIES
+from sim.report.run.timeline import KV_TEXTS, Clock
 from sim.report.units import count, number, percent, row_unit, seconds
-from sim.report.variant import Timeline, Variant
-from sim.report.words import LATENCIES
 from sim.results import series
 from sim.results.metrics import KV_HELD, Floats
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sim.report.run.sentences import LATENCIES
 from sim.report.units import NONE, count, number, row_unit, seconds
-from sim.report.words import LATENCIES
 
 Document = Mapping[str, Any]
 STATISTICS = ("p50", "p90", "p99")

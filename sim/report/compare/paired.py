@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.run.sentences import LATENCIES
 from sim.report.units import NONE, count, number, row_unit
-from sim.report.words import LATENCIES
 from sim.results.paired import PAIRED, Difference, Interval, Paired
 
 # With more variants than this the terminal shows this latency of each alone.

@@ -9,16 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.charts import Chart
-from sim.report.sweep_table import (
-    LATENCIES,
-    RATES,
-    STATISTICS,
-    Axis,
-    Measure,
-    Sweep,
-    latency,
-)
+from sim.report.run.charts import Chart
+from sim.report.sweep.table import LATENCIES, RATES, STATISTICS, Axis, Measure, Sweep, latency
 from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
 from sim.results import series
 from sim.results.metrics import Floats

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sim.report.parts import assemble, card, figures, panel
-from sim.report.perfetto import trace_json
-from sim.report.validate_charts import latency_charts, step_charts
-from sim.report.validate_words import (
+from sim.report.elements import assemble, card, figures, panel
+from sim.report.run.perfetto import trace_json
+from sim.report.validation.charts import latency_charts, step_charts
+from sim.report.validation.sentences import (
     STAGE_WORDS,
     Document,
     attribution_table,

@@ -6,13 +6,13 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sim.report.compare_charts import finished_note, kv_charts, latency_charts, queue_charts, told, waste_chart
+from sim.report.compare.charts import finished_note, kv_charts, latency_charts, queue_charts, told, waste_chart
+from sim.report.compare.paired import paired_section
+from sim.report.compare.variant import Failure, Row, Variant, differences
+from sim.report.elements import assemble, card, details, figures
 from sim.report.measures import MEASURES, Measure, best, scaled, shown_measures, texts
-from sim.report.paired_view import paired_section
-from sim.report.parts import assemble, card, details, figures
+from sim.report.run.sentences import notes_of, sources_line, title
 from sim.report.units import NONE, count, row_unit
-from sim.report.variant import Failure, Row, Variant, differences
-from sim.report.words import notes_of, sources_line, title
 from sim.results.metrics import plain
 
 TONES = 8

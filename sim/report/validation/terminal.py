@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.units import count
-from sim.report.validate_words import (
+from sim.report.validation.sentences import (
     STAGE_WORDS,
     Document,
     attribution_table,

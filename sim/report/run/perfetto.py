@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.charts import Run
-from sim.report.term_charts import Terms, terms_of
+from sim.report.run.charts import Run
+from sim.report.run.terms import Terms, terms_of
 from sim.results.metrics import Floats, Ints
 from traces.schema import InputError
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.charts import Chart
-from sim.report.parts import assemble, card, details, figures, panel, shares_bar
-from sim.report.sweep_charts import Scale, drafting_chart, load_charts, told
-from sim.report.sweep_front import map_charts, pareto_chart
-from sim.report.sweep_table import (
+from sim.report.elements import assemble, card, details, figures, panel, shares_bar
+from sim.report.run.charts import Chart
+from sim.report.run.sentences import ROOFLINE_WARNING
+from sim.report.sweep.charts import Scale, drafting_chart, load_charts, told
+from sim.report.sweep.frontier import map_charts, pareto_chart
+from sim.report.sweep.table import (
     ENERGY,
     GOODPUT,
     GPU_HOURS,
@@ -29,7 +30,6 @@ from sim.report.sweep_table import (
     value_text,
 )
 from sim.report.units import count, number
-from sim.report.words import ROOFLINE_WARNING
 from sim.results.metrics import SOURCES
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.

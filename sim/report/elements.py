@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-from sim.report.charts import Chart
+from sim.report.run.charts import Chart
 from sim.report.units import percent
 from sim.results.metrics import SOURCES
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.charts import LATENCY_TEXTS, Run, latency_cdf
-from sim.report.timeline import Clock, kv_stack, queue_levels
-from sim.report.words import warnings_of
+from sim.report.run.charts import LATENCY_TEXTS, Run, latency_cdf
+from sim.report.run.sentences import warnings_of
+from sim.report.run.timeline import Clock, kv_stack, queue_levels
 from sim.results import series
 from sim.results.metrics import KV_KINDS, Floats
 from sim.results.paired import Paired, PerRequest, paired

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
+from sim.report.run.sentences import LATENCIES
 from sim.report.units import count, limit, percent, row_unit, seconds
-from sim.report.words import LATENCIES
 from sim.results import series
 from sim.results.metrics import SLO_NAMES, Floats, Ints, Itl
 
