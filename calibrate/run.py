@@ -32,7 +32,7 @@ from sim.cost.roofline import Roofline
 from sim.cost.speed import too_fast
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
-from sim.study.made_of import product_digest
+from sim.study.identity import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"

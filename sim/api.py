@@ -225,8 +225,8 @@ def sweep(
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    from sim.study.asked import Asked  # noqa: PLC0415
-    from sim.study.sweep import run as run_all  # noqa: PLC0415
+    from sim.study.sweep.question import Asked  # noqa: PLC0415
+    from sim.study.sweep.sweep import run as run_all  # noqa: PLC0415
 
     asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
     where = None if out is None else Path(out)
@@ -268,8 +268,8 @@ def plan(
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    from sim.study.plan import Ask  # noqa: PLC0415
-    from sim.study.plan_choose import answered  # noqa: PLC0415
+    from sim.study.plan.choose import answered  # noqa: PLC0415
+    from sim.study.plan.plan import Ask  # noqa: PLC0415
 
     ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests)
     if isinstance(base, Scenario):

@@ -72,7 +72,7 @@ def axis_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
     def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-        from sim.study.grid import parse_values  # noqa: PLC0415
+        from sim.study.sweep.grid import parse_values  # noqa: PLC0415
 
         settings: dict[str, Any] = {}
         taken = _taken(given, options)

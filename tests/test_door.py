@@ -23,13 +23,15 @@ from hypothesis import strategies as st
 from law_cases import EXAMPLES
 
 import traces
-from sim import catalog, scenario, schedules
+from sim import catalog, scenario
 from sim.cost.description import read_meta
 from sim.cost.tables import read_table
 from sim.results import files as results
 from sim.speculation import acceptance
-from sim.study import grid, made_of, store
+from sim.study import identity as made_of
+from sim.study.sweep import grid, store
 from sim.validate import against
+from sim.validate.schedules import verdicts as schedules
 from traces import documents, files, servegen
 from traces.schema import InputError
 from traces.tokens import counter
@@ -385,11 +387,11 @@ AROUND = {
     "sim/results/transaction.py": "the lock's file",
     "sim/results/files.py": "writes",
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
-    "sim/schedules.py": "what `documents.json_of` was given, without NaN",
+    "sim/validate/schedules/verdicts.py": "what `documents.json_of` was given, without NaN",
     "sim/report/elements.py": "the package's own templates",
-    "sim/study/store.py": "appends to the journal, which is read by `files.content`",
+    "sim/study/sweep/store.py": "appends to the journal, which is read by `files.content`",
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
-    "sim/study/sweep.py": "`files.read_parquet`, ours",
+    "sim/study/sweep/sweep.py": "`files.read_parquet`, ours",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",
     "backend/bench_record.py": "a digest of the package's own source",
     "backend/corpus.py": "texts of this Python's own library",

@@ -11,8 +11,8 @@ import pytest
 from sim import api
 from sim.report.sweep.charts import drafting_chart
 from sim.report.sweep.table import Sweep
-from sim.study.asked import Asked
-from sim.study.sweep import axes_of, run
+from sim.study.sweep.question import Asked
+from sim.study.sweep.sweep import axes_of, run
 from traces.schema import InputError
 
 RATES = [5, 400]

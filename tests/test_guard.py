@@ -13,8 +13,8 @@ import pytest
 
 from sim import api, guard, load, scenario
 from sim.cli import cli
-from sim.study.asked import Asked
-from sim.study.grid import read_points
+from sim.study.sweep.grid import read_points
+from sim.study.sweep.question import Asked
 from sim.validate import store
 from traces import formats
 from traces.schema import InputError

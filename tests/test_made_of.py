@@ -16,9 +16,11 @@ from profile_kit import llama_profile
 from sim import api, catalog
 from sim.cost import profile
 from sim.load import load
-from sim.study import code, made_of, plan_replicate
-from sim.study.plan import Ask
-from sim.study.plan_choose import answered
+from sim.study import identity as made_of
+from sim.study import user_code as code
+from sim.study.plan import replication as plan_replicate
+from sim.study.plan.choose import answered
+from sim.study.plan.plan import Ask
 from traces.schema import InputError
 
 
@@ -235,7 +237,7 @@ def test_a_plan_reads_an_edited_trace(here: Path, monkeypatch: pytest.MonkeyPatc
     assert plan_replicate.source(reading) is first
     write_trace(21)
     assert len(plan_replicate.source(reading)) == 21
-    from sim.study import plan_choose
+    from sim.study.plan import choose as plan_choose
 
     settings = {"workload.trace": "small.csv", "slo": "ttft=1"}
     monkeypatch.setattr(plan_choose, "capacity_of", lambda *_: {"best": None})

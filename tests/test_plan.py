@@ -17,14 +17,14 @@ from sim import api, scenario
 from sim.cli import cli, main
 from sim.report.plan.page import render_plan
 from sim.results import metrics
-from sim.study.plan import Ask
-from sim.study.plan_bench import Simulated
-from sim.study.plan_choose import name_of
+from sim.study.plan.choose import name_of
+from sim.study.plan.observation import Clause, Gaps, Seen, Window, clauses_of, excesses, requests_needed, verdict
+from sim.study.plan.plan import Ask
+from sim.study.plan.replication import Point, measure
+from sim.study.plan.search import Trial
+from sim.study.plan.stop import Stop
+from sim.study.plan.trials import Simulated
 from sim.study.plan_cli import parse_share
-from sim.study.plan_replicate import Point, measure
-from sim.study.plan_search import Trial
-from sim.study.plan_seen import Clause, Gaps, Seen, Window, clauses_of, excesses, requests_needed, verdict
-from sim.study.plan_stop import Stop
 from traces.schema import InputError
 
 SLO = "ttft_p90=0.3,tpot_p90=0.03"

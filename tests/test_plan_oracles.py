@@ -24,8 +24,8 @@ from sim.routers.least_outstanding import LeastOutstanding
 from sim.routers.random import Random
 from sim.serving.cluster import Router
 from sim.serving.replica import Replica
-from sim.study.plan_search import Aim, Bench, Search, Trial
-from sim.study.plan_seen import STABILITY, Seen, Window, clauses_of
+from sim.study.plan.observation import STABILITY, Seen, Window, clauses_of
+from sim.study.plan.search import Aim, Bench, Search, Trial
 
 
 def md1(trial: Trial, seed: int, service_s: float = 1.0) -> Seen:

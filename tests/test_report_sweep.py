@@ -23,8 +23,8 @@ from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import front, map_charts, pareto_chart
 from sim.report.sweep.page import render_sweep
 from sim.report.sweep.table import GOODPUT, Sweep, latency
-from sim.study import sweep
-from sim.study.asked import Asked
+from sim.study.sweep import sweep
+from sim.study.sweep.question import Asked
 
 RATES = [2.0, 4.0, 8.0, 10.0, 14.0]
 AXES: dict[str, list[Any]] = {"workload.rate": RATES, "policy.name": ["chunked", "static"], "replicas": [1, 2]}

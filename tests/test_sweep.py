@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sim import api, scenario
 from sim.cli import main
 from sim.results.stability import queue_warning
-from sim.study import grid, sweep
-from sim.study.asked import Asked
-from sim.study.grid import Grid
-from sim.study.made_of import made_of
+from sim.study.identity import made_of
+from sim.study.sweep import grid, sweep
+from sim.study.sweep.grid import Grid
+from sim.study.sweep.question import Asked
 from traces.schema import InputError
 
 ROWS = 40

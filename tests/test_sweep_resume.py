@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 
 from sim import api
-from sim.study.store import JOURNAL
+from sim.study.sweep.store import JOURNAL
 from traces.schema import InputError
 
 ASKED: dict[str, Any] = {"policy": ["chunked", "nope", "static"], "rate": [2, 5, 10, 40], "seeds": 2}

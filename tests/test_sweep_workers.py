@@ -15,7 +15,7 @@ from patience import PATIENCE_S, wait_for
 from sweep_kit import raise_at_two, square, square_or_die, who
 
 from sim import api
-from sim.study.workers import WorkerLostError, each
+from sim.study.workers.pool import WorkerLostError, each
 from traces.schema import InputError
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheel for this Python")

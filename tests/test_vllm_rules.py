@@ -14,7 +14,7 @@ from sim.engine.memory import KvPool
 from sim.engine.queues import KeyedQueue
 from sim.engine.request import Request
 from sim.policies.priority import Priority
-from sim.schedule_replay import Recorder
+from sim.validate.schedules.replay import Recorder
 
 SETTINGS: dict[str, Any] = {
     "block_size": 4,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sim.cli import cli as command
-from sim.schedule_grades import compare
-from sim.schedules import Verdict, replay, replay_folder
+from sim.validate.schedules.grades import compare
+from sim.validate.schedules.verdicts import Verdict, replay, replay_folder
 from traces.schema import InputError
 
 # Worked out by hand: a budget of 8, blocks of 4 tokens, a step takes 1,000 ns. Request 0 gets its prompt of 5 and

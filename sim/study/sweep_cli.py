@@ -1,4 +1,4 @@
-"""The command `sim sweep`: reads options, calls `sim.study.sweep`, prints the best points and the failures."""
+"""The command `sim sweep`: reads options, calls `sim.study.sweep.sweep`, prints the best points and the failures."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def sweep(
     rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
     """
     from sim.report.terminal import show  # noqa: PLC0415
-    from sim.study.asked import MOST_POINTS, Asked  # noqa: PLC0415
-    from sim.study.sweep import axes_of, run  # noqa: PLC0415
+    from sim.study.sweep.question import MOST_POINTS, Asked  # noqa: PLC0415
+    from sim.study.sweep.sweep import axes_of, run  # noqa: PLC0415
 
     most = None if yes else MOST_POINTS
     asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=most, allow_code=allow_code)

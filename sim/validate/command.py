@@ -18,12 +18,12 @@ from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import taken
 from sim.results.transaction import Claim
-from sim.schedule_grades import GRADES
-from sim.schedules import replay_folder
 from sim.validate import store
 from sim.validate.against import read as read_results
 from sim.validate.live import Kept, run_live
 from sim.validate.run import Pricing, Validation, validate
+from sim.validate.schedules.grades import GRADES
+from sim.validate.schedules.verdicts import replay_folder
 from sim.validate.served import against
 from sim.validate.verdict import ON_CPU, ON_GPU, Bounds
 from traces.schema import InputError

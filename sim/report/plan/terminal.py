@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.units import count, dollars, energy, limit, number, percent, seconds
-from sim.study.plan_seen import STABILITY
+from sim.study.plan.observation import STABILITY
 
 ROOFLINE = "Every second comes from data-sheet rooflines, none from a measurement: compare with it, promise nothing."
 MET = {True: "met", False: "missed", None: "open"}

@@ -20,8 +20,8 @@ from sim.report.validation.sentences import (
     title,
     twin_line,
 )
-from sim.schedule_grades import GRADES
-from sim.schedules import Verdict, described
+from sim.validate.schedules.grades import GRADES
+from sim.validate.schedules.verdicts import Verdict, described
 
 
 def validation_view(document: Document) -> RenderableType:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.study.plan_rates import AtRate, around, crossings, lifetime_s, rounded, warm_up
-from sim.study.plan_seen import STABILITY, Clause, Floats, Seen, Window, excesses, requests_needed, verdict
+from sim.study.plan.observation import STABILITY, Clause, Floats, Seen, Window, excesses, requests_needed, verdict
+from sim.study.plan.rates import AtRate, around, crossings, lifetime_s, rounded, warm_up
 from sim.study.statistics import CONFIDENCE, Interval, by_skewed_replications
 
 STEP = 1.6

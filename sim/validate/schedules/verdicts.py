@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.schedule_grades import Grade, compare
-from sim.schedule_replay import POLICIES, Recorder
 from sim.serving.replica import NoProgressError
+from sim.validate.schedules.grades import Grade, compare
+from sim.validate.schedules.replay import POLICIES, Recorder
 from traces import documents, files
 from traces.schema import InputError
 

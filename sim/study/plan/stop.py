@@ -10,7 +10,7 @@ import numpy as np
 from sim.engine.batch import Batch
 from sim.engine.request import Request
 from sim.serving.replica import Flight, Observer, Replica
-from sim.study.plan_seen import STABILITY, Clause, Floats, Window, grown
+from sim.study.plan.observation import STABILITY, Clause, Floats, Window, grown
 from sim.study.statistics import GROWTH_ALLOWED
 
 EVERY = 32

@@ -13,8 +13,7 @@ from sim import api
 from sim.results import metrics
 from sim.scenario import Scenario
 from sim.serving.assemble import assemble
-from sim.study.plan_bench import Simulated
-from sim.study.plan_document import (
+from sim.study.plan.document import (
     Document,
     capacity_words,
     inputs_of,
@@ -24,10 +23,11 @@ from sim.study.plan_document import (
     unmet_words,
     warm_up_words,
 )
-from sim.study.plan_rates import AtRate
-from sim.study.plan_replicate import source
-from sim.study.plan_search import FEWEST, LONGEST, Aim, Capacity, Search, Trial, UnmetError
-from sim.study.plan_seen import Clause, clauses_of, requests_needed
+from sim.study.plan.observation import Clause, clauses_of, requests_needed
+from sim.study.plan.rates import AtRate
+from sim.study.plan.replication import source
+from sim.study.plan.search import FEWEST, LONGEST, Aim, Capacity, Search, Trial, UnmetError
+from sim.study.plan.trials import Simulated
 from sim.study.statistics import CONFIDENCE
 from traces.schema import InputError
 
@@ -51,7 +51,7 @@ class Ask:
         precision: half width of the 95 % interval as a share of the capacity.
         attainment: the share of requests that must meet every limit by its own values, instead of the statistics that
             the SLO names.
-        workers, executor: as in `sim.study.workers.each`.
+        workers, executor: as in `sim.study.workers.pool.each`.
         curve: also simulate rates far from the capacity, for the plots.
         most_gpus: no deployment larger than this is considered.
         requests: of one replication, at least.

@@ -14,11 +14,8 @@ from typing import Any
 from sim import scenario
 from sim.report.compare.variant import flat
 from sim.scenario import Scenario
-from sim.study.grid import of_settings, word
-from sim.study.made_of import differing, ingredients, made_of
-from sim.study.plan import Ask, Told, capacity_of, checked, jsonable, quiet
-from sim.study.plan_bench import Simulated
-from sim.study.plan_document import (
+from sim.study.identity import differing, ingredients, made_of
+from sim.study.plan.document import (
     Document,
     capacity_words,
     configuration,
@@ -30,11 +27,14 @@ from sim.study.plan_document import (
     slo_of,
     warm_up_words,
 )
-from sim.study.plan_rates import AtRate, lifetime_s
-from sim.study.plan_search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
-from sim.study.plan_seen import Window, requests_needed
+from sim.study.plan.observation import Window, requests_needed
+from sim.study.plan.plan import Ask, Told, capacity_of, checked, jsonable, quiet
+from sim.study.plan.rates import AtRate, lifetime_s
+from sim.study.plan.search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
+from sim.study.plan.trials import Simulated
 from sim.study.statistics import CONFIDENCE
-from sim.study.workers import each
+from sim.study.sweep.grid import of_settings, word
+from sim.study.workers.pool import each
 from traces.schema import InputError
 
 MOST_CANDIDATES = 200

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sim.study.workers import cores
+from sim.study.workers.pool import cores
 from traces.schema import InputError
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ def on_ray(
     address: str,
     lost: Callable[[str], Result],
 ) -> Generator[tuple[int, Result], None, None]:
-    """`sim.study.workers.each` on Ray; `address` is "ray" or "ray://host:port"."""
+    """`sim.study.workers.pool.each` on Ray; `address` is "ray" or "ray://host:port"."""
     ray = _connected(address, workers)
     try:
         _check_version(ray, address)

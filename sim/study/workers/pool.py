@@ -64,7 +64,7 @@ def each(
         count = workers or cores()
         return _alone(function, items) if count == 1 and not fresh else _in_processes(function, items, count, given)
     if executor == "ray" or executor.startswith("ray://"):
-        from sim.study.on_ray import on_ray  # noqa: PLC0415
+        from sim.study.workers.ray_cluster import on_ray  # noqa: PLC0415
 
         return on_ray(function, items, workers, executor, given)
     raise InputError(f"executor {executor!r}; known: processes, ray, ray://host:port")
@@ -141,7 +141,7 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
     ours, theirs = connection.Pipe()
     paths = [path or os.getcwd() for path in sys.path]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", f"from sim.study.workers import serve; serve({theirs.fileno()})"],
+        [sys.executable, "-P", "-c", f"from sim.study.workers.pool import serve; serve({theirs.fileno()})"],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

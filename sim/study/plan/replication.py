@@ -18,9 +18,9 @@ from sim.results.steps import gaps_between
 from sim.scenario import Scenario, WorkloadSettings
 from sim.serving.assemble import assemble
 from sim.serving.workload import samples, timed
-from sim.study.made_of import Stamps, looks
-from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
-from sim.study.plan_stop import HopelessError, Stop, Watch
+from sim.study.identity import Stamps, looks
+from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
+from sim.study.plan.stop import HopelessError, Stop, Watch
 from traces.schema import InputError, Trace, keep_rows
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")

@@ -11,10 +11,10 @@ import numpy as np
 
 from sim.results import metrics
 from sim.scenario import Scenario
-from sim.study.plan_rates import AtRate
-from sim.study.plan_replicate import source
-from sim.study.plan_search import Capacity, UnmetError
-from sim.study.plan_seen import OWN_VALUE, STABILITY, Clause, Seen, Window
+from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Seen, Window
+from sim.study.plan.rates import AtRate
+from sim.study.plan.replication import source
+from sim.study.plan.search import Capacity, UnmetError
 
 Document = dict[str, Any]
 SHOWN = ("ttft_s", "tpot_s", "e2e_s")

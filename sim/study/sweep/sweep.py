@@ -24,13 +24,13 @@ from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
 from sim.scenario import WorkloadSettings
 from sim.serving.workload import read_trace, timed
-from sim.study import grid as grids
-from sim.study.asked import Asked
-from sim.study.grid import Grid, Point
-from sim.study.made_of import CODE, Made, check_seen, differing, digests, ingredients
-from sim.study.store import ASKED, TABLE, Outcome, Store, mark_of
-from sim.study.store import finished as finished_points
-from sim.study.workers import each
+from sim.study.identity import CODE, Made, check_seen, differing, digests, ingredients
+from sim.study.sweep import grid as grids
+from sim.study.sweep.grid import Grid, Point
+from sim.study.sweep.question import Asked
+from sim.study.sweep.store import ASKED, TABLE, Outcome, Store, mark_of
+from sim.study.sweep.store import finished as finished_points
+from sim.study.workers.pool import each
 from traces.schema import InputError, Trace
 
 TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")
@@ -54,7 +54,7 @@ def run(
     it, changes no byte of it.
 
     Raises:
-        InputError: see `Store` and `sim.study.workers.each`.
+        InputError: see `Store` and `sim.study.workers.pool.each`.
     """
     if out is not None:
         check_seen(asked.ingredients())

@@ -16,7 +16,7 @@ from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import PAGE, check_free
 from sim.results.transaction import Lock
-from sim.study.made_of import differing
+from sim.study.identity import differing
 from traces import documents
 from traces import files as inputs
 from traces.schema import InputError

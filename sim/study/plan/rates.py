@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.study.plan_seen import OWN_VALUE, Clause, Floats, Seen, Window
+from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Seen, Window
 from sim.study.statistics import Interval, mser5
 
 

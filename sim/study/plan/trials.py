@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sim.scenario import Scenario
-from sim.study.plan_replicate import Point, measure, source
-from sim.study.plan_search import Trial
-from sim.study.plan_seen import Clause, Seen
-from sim.study.workers import cores, each
+from sim.study.plan.observation import Clause, Seen
+from sim.study.plan.replication import Point, measure, source
+from sim.study.plan.search import Trial
+from sim.study.workers.pool import cores, each
 
 BURST = 256
 """Requests that come at once to see how fast they are served: where the search begins."""
@@ -24,7 +24,7 @@ class Simulated:
 
     Args:
         workers: processes at most; None for one on each core.
-        executor: as in `sim.study.workers.each`.
+        executor: as in `sim.study.workers.pool.each`.
         ran: told of each finished simulation.
     """
 

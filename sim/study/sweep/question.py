@@ -13,10 +13,10 @@ from sim.report.compare.variant import flat
 from sim.results import metrics
 from sim.scenario import Scenario
 from sim.speculation.drafters import SpeculationSettings
-from sim.study import grid as grids
-from sim.study.grid import Grid
-from sim.study.made_of import CODE, FILES, ingredients, made_of
-from sim.study.store import ASKED, asked_of
+from sim.study.identity import CODE, FILES, ingredients, made_of
+from sim.study.sweep import grid as grids
+from sim.study.sweep.grid import Grid
+from sim.study.sweep.store import ASKED, asked_of
 from traces.schema import InputError
 
 MOST_POINTS = 10_000
@@ -110,7 +110,7 @@ class Asked:
         }
 
     def made_of_point(self, point: int) -> set[str]:
-        """What a point is made of (`sim.study.made_of`), by its number."""
+        """What a point is made of (`sim.study.identity`), by its number."""
         return set(ingredients({**flat(self.base), **self.grid.point(point).settings}))
 
 

@@ -19,7 +19,7 @@ import traces as traces_package
 from sim import catalog
 from sim.cost import profile
 from sim.load import plug_in
-from sim.study import code
+from sim.study import user_code as code
 from traces import files as inputs
 from traces.schema import InputError
 
