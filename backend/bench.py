@@ -25,7 +25,7 @@ from backend.bench_timing import Bench
 from backend.bench_verdict import bars, show
 from backend.memory import check_device
 from backend.ops import for_device
-from sim.guard import guarded
+from sim.cli.guard import guarded
 from traces.schema import InputError
 
 GROUPS = (

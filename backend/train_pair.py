@@ -30,7 +30,7 @@ from torch import Tensor
 
 from backend.corpus import BOS, EOS, VOCAB, document, sources
 from backend.rope import RopeSpec, angles
-from sim.guard import guarded
+from sim.cli.guard import guarded
 
 CONTEXT_TOKENS = 2048
 SHORT_TOKENS, STEP_TOKENS = 256, 2048

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sim.guard import Commands, guarded
+from sim.cli.guard import Commands, guarded
 from traces.schema import InputError
 
 if TYPE_CHECKING:

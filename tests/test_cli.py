@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from sim import scenario
-from sim.cli import main
+from sim.cli.main import main
 
 CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n1.0,50,1\n"
 SUMMARY_KEYS = {
@@ -279,7 +279,7 @@ def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
 
 
 def test_the_installed_command_needs_no_torch(trace: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; from sim.cli import main; main()"
+    blocked = "import sys; sys.modules['torch'] = None; from sim.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", blocked, "run", "--trace", str(trace), "--json"],
         capture_output=True,

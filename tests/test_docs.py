@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sim import scenario
-from sim.cli import cli
+from sim.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -383,7 +383,7 @@ AROUND = {
     "traces/source.py": "`tables.read_csv`, ours, which takes `files.whole`",
     "traces/tables.py": "Arrow parses bytes that `files.whole` gave",
     "traces/write.py": "writes",
-    "sim/guard.py": "opens /dev/null",
+    "sim/cli/guard.py": "opens /dev/null",
     "sim/results/transaction.py": "the lock's file",
     "sim/results/files.py": "writes",
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",

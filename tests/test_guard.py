@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from sim import api, guard, load, scenario
-from sim.cli import cli
+from sim import api, load, scenario
+from sim.cli import guard
+from sim.cli.main import cli
 from sim.study.sweep.grid import read_points
 from sim.study.sweep.question import Asked
 from sim.validate import store
@@ -98,7 +99,7 @@ def run(folder: Path, *arguments: str, **more: Any) -> subprocess.CompletedProce
 
 
 def test_modules_are_commands_and_a_closed_pipe_is_silent(tmp_path: Path) -> None:
-    done = run(tmp_path, "sim.cli", "list", "policies")
+    done = run(tmp_path, "sim.cli.main", "list", "policies")
     assert done.returncode == 0
     assert "chunked" in done.stdout
     command = f"{sys.executable} -W ignore -m sim.cli list models --json | true; echo ${{PIPESTATUS[0]}}"
@@ -202,7 +203,7 @@ def test_the_command_line_is_a_word(folder: Path) -> None:
 
 
 def test_what_fails_in_the_users_code_is_said_to_be_theirs(folder: Path) -> None:
-    done = run(folder, "sim.cli", "run", "--trace", "a.csv", "--policy", "stranger:failing")
+    done = run(folder, "sim.cli.main", "run", "--trace", "a.csv", "--policy", "stranger:failing")
     assert done.returncode == 2
     assert "stranger.py line 5: AttributeError" in done.stderr
     assert "bug in Foretoken" not in done.stderr
@@ -244,6 +245,8 @@ def test_a_worker_imports_nothing_from_where_the_user_stands(folder: Path) -> No
     """`python -c` looks there first, and a stranger's numpy.py would run in every worker."""
     (folder / "numpy.py").write_text("from pathlib import Path\nPath('imported').write_text('')\n")
     (folder / "s.toml").write_text('[workload]\ntrace = "a.csv"\n')
-    done = run(folder, "sim.cli", "sweep", "s.toml", "--policy", "sjf,chunked", "--workers", "2", "--json", "--quiet")
+    done = run(
+        folder, "sim.cli.main", "sweep", "s.toml", "--policy", "sjf,chunked", "--workers", "2", "--json", "--quiet"
+    )
     assert done.returncode == 0, done.stderr
     assert not (folder / "imported").exists()

@@ -22,7 +22,7 @@ from validate_kit import AT_ONCE, live, trace_file
 from backend import memory
 from sim import api, scenario
 from sim.api import Result
-from sim.cli import cli
+from sim.cli.main import cli
 from sim.report.terminal import render, summary_view
 from sim.validate.twin import check_twin
 from traces.schema import InputError, Trace, from_frame

@@ -21,7 +21,7 @@ from model_kit import config_of, write_checkpoint
 from backend.live import Live
 from backend.sampling import Sampling
 from sim import api
-from sim.cli import cli
+from sim.cli.main import cli
 from sim.engine.batch import Batch
 from sim.engine.memory import KvPool
 from sim.serving.executor import Recorded, Replayed, StepResult

@@ -26,7 +26,7 @@ from backend import memory
 from backend.model import Model
 from sim import api, scenario
 from sim.api import Result
-from sim.cli import cli
+from sim.cli.main import cli
 from traces.schema import InputError, Trace, from_frame
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import api, scenario
-from sim.cli import cli, main
+from sim.cli.main import cli, main
+from sim.cli.plan import parse_share
 from sim.report.plan.page import render_plan
 from sim.results import metrics
 from sim.study.plan.choose import name_of
@@ -24,7 +25,6 @@ from sim.study.plan.replication import Point, measure
 from sim.study.plan.search import Trial
 from sim.study.plan.stop import Stop
 from sim.study.plan.trials import Simulated
-from sim.study.plan_cli import parse_share
 from traces.schema import InputError
 
 SLO = "ttft_p90=0.3,tpot_p90=0.03"

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, HEADS, llama_profile, meta
 
+from sim.cli.list import rows_of
 from sim.cost import description, profile
 from sim.cost.profile import Accuracy, Profile, find, read, write
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table
-from sim.listing import rows_of
 from traces.schema import InputError
 
 GEMM = {"dtype": "bf16", "weight_dtype": "bf16", "k": 4096, "n": 4096}

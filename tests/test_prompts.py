@@ -23,7 +23,7 @@ from backend.corpus import BOS, EOS, VOCAB, as_text, document, held_out, sources
 from backend.prompts import Prompts, held_out_text
 from sim import api, scenario
 from sim.api import Result
-from sim.cli import cli
+from sim.cli.main import cli
 from sim.engine.request import Request, SharedPrefix
 from traces.schema import InputError, Trace, from_frame
 

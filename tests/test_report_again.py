@@ -13,7 +13,7 @@ import pytest
 from report_samples import make_run
 
 from sim import api, scenario
-from sim.cli import main
+from sim.cli.main import main
 from sim.report.run.page import render_page
 from sim.results import folder
 from sim.results.metrics import distribution

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import api, scenario
-from sim.cli import main
+from sim.cli.main import main
 from sim.results.stability import queue_warning
 from sim.study.identity import made_of
 from sim.study.sweep import grid, sweep

@@ -49,7 +49,7 @@ def started(out: str, workers: int) -> subprocess.Popen[bytes]:
         [
             sys.executable,
             "-c",
-            "from sim.cli import main; main()",
+            "from sim.cli.main import main; main()",
             "sweep",
             *WORDS,
             "--out",

@@ -10,7 +10,7 @@ import pytest
 from trace_samples import SAMPLES
 
 import traces
-from sim.cli import main
+from sim.cli.main import main
 
 CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n1.0,50,1\n"
 

@@ -16,7 +16,7 @@ from sim.validate import store
 from sim.validate.twin import check_twin
 
 DATA = Path(__file__).parent / "data" / "validate_cpu"
-BLOCKED = "import sys; sys.modules['torch'] = None; from sim.cli import main; sys.exit(main())"
+BLOCKED = "import sys; sys.modules['torch'] = None; from sim.cli.main import main; sys.exit(main())"
 MOST_BYTES = 2_000_000
 
 

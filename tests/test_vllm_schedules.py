@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sim.cli import cli as command
+from sim.cli.main import cli as command
 from sim.validate.schedules.grades import compare
 from sim.validate.schedules.verdicts import Verdict, replay, replay_folder
 from traces.schema import InputError

@@ -1,4 +1,4 @@
-"""Makes a run through the public door, and prints what came out. It knows `sim.api`, `sim.cli:main` and files alone."""
+"""Makes a run through the public door, and prints what came out. It knows `sim.api`, `sim.cli.main:main` and files alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pandas as pd
 import tomli_w
 
 from sim import api
-from sim.cli import main
+from sim.cli.main import main
 
 from . import prints
 from .pages import of_page

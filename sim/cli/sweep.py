@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli_options import axis_options, progress_bar
+from sim.cli.options import axis_options, progress_bar
 from traces.schema import InputError
 
 if TYPE_CHECKING:

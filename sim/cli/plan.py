@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sim.cli_options import axis_options
+from sim.cli.options import axis_options
 from traces.schema import InputError
 
 

@@ -62,8 +62,8 @@ def _run(folder: Path) -> Shown:
 
 
 def _sweep(folder: Path) -> Shown:
+    from sim.cli.sweep import as_document, sweep_view  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of, write_page  # noqa: PLC0415
-    from sim.study.sweep_cli import as_document, sweep_view  # noqa: PLC0415
 
     asked, table, mark = write_page(folder)
     _warn(folder, mark)

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sim import scenario
-from sim.cli_options import progress_bar, scenario_options
-from sim.cli_report import report
-from sim.cli_trace import trace
-from sim.guard import Commands, guarded
-from sim.study.plan_cli import plan
-from sim.study.sweep_cli import sweep
+from sim.cli.guard import Commands, guarded
+from sim.cli.options import progress_bar, scenario_options
+from sim.cli.plan import plan
+from sim.cli.report import report
+from sim.cli.sweep import sweep
+from sim.cli.trace import trace
 from traces.schema import InputError
 
 # Commands import what they need when they run, so that `sim --help` and a mistyped option answer at once.
@@ -176,7 +176,7 @@ def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: b
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def list_(kind: str, as_json: bool) -> None:
     """What a name may be."""
-    from sim.listing import rows_of  # noqa: PLC0415
+    from sim.cli.list import rows_of  # noqa: PLC0415
 
     rows = rows_of(kind)
     if as_json:
