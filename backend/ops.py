@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from backend.kvcache import LayerCache
-from backend.weights import Weight
+from backend.cache.kvcache import LayerCache
+from backend.model.weights import Weight
 from traces.schema import InputError
 
 DEVICES = ("cpu", "cuda", "interpret")

@@ -14,18 +14,18 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from backend.corpus import as_text
-from backend.draft_model import DraftModel
-from backend.drafting import DraftingLive, Ground, Proposing
-from backend.graphs import CudaRecorder
-from backend.kvcache import KvCache, block_bytes
-from backend.live import Live
-from backend.loader import load_model
-from backend.memory import check_device, check_memory, device_bytes, no_memory
-from backend.model import Model
-from backend.ngram import Ngram
-from backend.prompts import Prompts, Tokens, held_out_text
-from backend.sampling import Sampling
+from backend.cache.kvcache import KvCache, block_bytes
+from backend.cache.memory import check_device, check_memory, device_bytes, no_memory
+from backend.drafting.draft_model import DraftModel
+from backend.drafting.drafting import DraftingLive, Ground, Proposing
+from backend.drafting.ngram import Ngram
+from backend.live.graphs import CudaRecorder
+from backend.live.live import Live
+from backend.live.prompts import Prompts, Tokens, held_out_text
+from backend.live.sampling import Sampling
+from backend.model.loader import load_model
+from backend.model.model import Model
+from backend.pair.corpus import as_text
 from sim import catalog
 from sim.allocators.windowed import Windowed
 from sim.cost.capacity import activation_bytes

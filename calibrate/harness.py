@@ -1,6 +1,6 @@
 """Runs cases on the live backend: a model, a cache full of random keys and values, and the live executor itself.
 
-A whole step is what `backend.live.Live` executes and measures, so that calibration and live runs tell the same seconds.
+A whole step is what `backend.live.live.Live` executes and measures, so that calibration and live runs tell the same seconds.
 It decides nothing about what is measured.
 """
 
@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from backend.graphs import CudaRecorder
-from backend.kvcache import KvCache, block_bytes
-from backend.live import Live
-from backend.loader import random_model
+from backend.cache.kvcache import KvCache, block_bytes
+from backend.live.graphs import CudaRecorder
+from backend.live.live import Live
+from backend.live.packing import Ints, Packed
+from backend.live.prompts import Prompts
+from backend.live.sampling import Sampling
+from backend.model.loader import random_model
 from backend.ops import Ops
-from backend.packing import Ints, Packed
-from backend.prompts import Prompts
-from backend.sampling import Sampling
 from calibrate.cases import Case, Range
 from calibrate.timed import Clock, CpuClock, CudaClock, Reading, TimedOps
 from sim.allocators.paged import Paged

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from backend.kvcache import KV_DTYPES, LayerCache
+from backend.cache.kvcache import KV_DTYPES, LayerCache
+from backend.model.weights import QuantWeight, Weight
 from backend.ops import Ops
-from backend.weights import QuantWeight, Weight
 from calibrate.cases import Case
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value

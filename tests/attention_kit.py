@@ -9,7 +9,7 @@ import torch
 from ops_kit import implementation, place
 from torch import Tensor
 
-from backend.kvcache import LayerCache
+from backend.cache.kvcache import LayerCache
 from backend.ops import Ops
 
 FP16, BF16, FP8, INT8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8

@@ -10,8 +10,8 @@ import pytest
 from bench_kit import HOST_S, LAUNCH_S, PAIRS_PER_S, ROWS_PER_S
 from torch import Tensor
 
-from backend.live import Live
-from backend.model import Model
+from backend.live.live import Live
+from backend.model.model import Model
 from calibrate import harness, measure
 
 

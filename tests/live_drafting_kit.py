@@ -9,13 +9,13 @@ from typing import Any
 from drafting_kit import Drafts
 from live_kit import LIMITS, POOL, Deployment, poison, tiny
 
-from backend.draft_model import DraftModel
-from backend.drafting import DraftingLive, Ground, Proposing
-from backend.kvcache import KvCache
-from backend.live import Live
-from backend.model import Model
-from backend.ngram import Ngram
-from backend.prompts import Prompts
+from backend.cache.kvcache import KvCache
+from backend.drafting.draft_model import DraftModel
+from backend.drafting.drafting import DraftingLive, Ground, Proposing
+from backend.drafting.ngram import Ngram
+from backend.live.live import Live
+from backend.live.prompts import Prompts
+from backend.model.model import Model
 from sim.allocators.windowed import Windowed
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine

@@ -17,13 +17,13 @@ from engine_kit import Setup, workload
 from model_kit import config_of, tensors_of, write_checkpoint
 from torch import Tensor
 
-from backend.graphs import Recorder
-from backend.kvcache import KvCache
-from backend.live import Live
-from backend.loader import load_checkpoint
-from backend.model import Model
-from backend.prompts import Prompts
-from backend.sampling import Sampling
+from backend.cache.kvcache import KvCache
+from backend.live.graphs import Recorder
+from backend.live.live import Live
+from backend.live.prompts import Prompts
+from backend.live.sampling import Sampling
+from backend.model.loader import load_checkpoint
+from backend.model.model import Model
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool

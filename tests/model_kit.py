@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backend.kvcache import KvCache
-from backend.model import DecodePart, ForwardBatch, Model, PrefillPart
+from backend.cache.kvcache import KvCache
+from backend.model.model import DecodePart, ForwardBatch, Model, PrefillPart
 
 BLOCK_TOKENS = 4
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from backend import ops
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED
-from backend.kvcache import LayerCache
 from backend.ops import Ops
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8)

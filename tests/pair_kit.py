@@ -8,9 +8,9 @@ import torch
 from model_kit import step, story
 from torch import Tensor
 
-from backend.kvcache import KvCache
-from backend.loader import load_model
-from backend.model import Model
+from backend.cache.kvcache import KvCache
+from backend.model.loader import load_model
+from backend.model.model import Model
 from sim import catalog
 
 

@@ -8,8 +8,8 @@ pytest.importorskip("torch", reason="the live backend needs torch")
 
 import torch
 
-from backend import kvcache, memory
-from backend.kvcache import KV_DTYPES, KvCache, LayerCache, block_bytes
+from backend.cache import kvcache, memory
+from backend.cache.kvcache import KV_DTYPES, KvCache, LayerCache, block_bytes
 from sim.catalog import load_model
 from traces.schema import InputError
 

@@ -19,14 +19,14 @@ from model_reference import reference_logits
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backend import memory
-from backend.checkpoint import check_supported, read_config, without_checkpoint
-from backend.kvcache import KvCache
-from backend.layers import DenseMlp, ExpertMlp, Weights
-from backend.loader import load_checkpoint, random_model
-from backend.parameters import LOGIT_SPREAD, parameters
-from backend.rope import RopeSpec
-from backend.weights import QuantWeight, Weight, quantised
+from backend.cache import memory
+from backend.cache.kvcache import KvCache
+from backend.model.checkpoint import check_supported, read_config, without_checkpoint
+from backend.model.layers import DenseMlp, ExpertMlp, Weights
+from backend.model.loader import load_checkpoint, random_model
+from backend.model.parameters import LOGIT_SPREAD, parameters
+from backend.model.rope import RopeSpec
+from backend.model.weights import QuantWeight, Weight, quantised
 from sim.catalog import from_hf_config, load_model, names
 from sim.specs.model import ModelSpec
 from traces.schema import InputError

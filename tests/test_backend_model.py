@@ -31,10 +31,10 @@ from model_kit import (
 from model_reference import reference_logits
 from torch import Tensor
 
-from backend.kvcache import KvCache
-from backend.layers import ExpertMlp, _grouped, _one_by_one
-from backend.loader import load_checkpoint, random_model
-from backend.model import DecodePart, ForwardBatch, Model, PrefillPart
+from backend.cache.kvcache import KvCache
+from backend.model.layers import ExpertMlp, _grouped, _one_by_one
+from backend.model.loader import load_checkpoint, random_model
+from backend.model.model import DecodePart, ForwardBatch, Model, PrefillPart
 from backend.ops import for_device
 from sim.catalog import load_model
 

@@ -20,19 +20,23 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S, wait_for
 from rich.console import Console
 
-from backend import bench, bench_attention, bench_cliff, bench_model, bench_peers
-from backend.bench_attention import causal_flops
-from backend.bench_cliff import Line, Point, _beside_switches, cuts, judge
-from backend.bench_clock import LateError, within
-from backend.bench_inputs import CHUNK_TOKENS, Heads, Pool, Sequences
-from backend.bench_record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Row, Stats
-from backend.bench_timing import AbsentError, Bench, Check, Offer, Task
-from backend.bench_verdict import MET, MISSED, NOT_MEASURED, bars, show
+from backend.bench import attention as bench_attention
+from backend.bench import cliff as bench_cliff
+from backend.bench import model as bench_model
+from backend.bench import peers as bench_peers
+from backend.bench import run as bench
+from backend.bench.attention import causal_flops
+from backend.bench.cliff import Line, Point, _beside_switches, cuts, judge
+from backend.bench.clock import LateError, within
+from backend.bench.inputs import CHUNK_TOKENS, Heads, Pool, Sequences
+from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Row, Stats
+from backend.bench.timing import AbsentError, Bench, Check, Offer, Task
+from backend.bench.verdict import MET, MISSED, NOT_MEASURED, bars, show
+from backend.cache.kvcache import KvCache
 from backend.kernels.prefill_attention import attention_reference
-from backend.kvcache import KvCache
-from backend.loader import random_model
+from backend.model.loader import random_model
+from backend.model.weights import Weight
 from backend.ops import for_device
-from backend.weights import Weight
 from traces.schema import InputError
 
 CPU = torch.device("cpu")

@@ -294,7 +294,7 @@ def test_a_parquet_that_says_one_value_a_billion_times_is_refused(tmp_path: Path
 
 def test_a_safetensors_header_of_any_declared_size_is_told(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from backend.loader import load_checkpoint
+    from backend.model.loader import load_checkpoint
 
     here = ROOT / "backend" / "pair" / "byte-draft"
     (tmp_path / "config.json").write_bytes((here / "config.json").read_bytes())
@@ -393,10 +393,10 @@ AROUND = {
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
     "sim/study/sweep/sweep.py": "`files.read_parquet`, ours",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",
-    "backend/bench_record.py": "a digest of the package's own source",
-    "backend/corpus.py": "texts of this Python's own library",
+    "backend/bench/record.py": "a digest of the package's own source",
+    "backend/pair/corpus.py": "texts of this Python's own library",
     "backend/kernels/aot.py": "what its own subprocess prints",
-    "backend/loader.py": "safetensors maps a file that `files.is_file` found to be one; its header is checked in Rust",
+    "backend/model/loader.py": "safetensors maps a file that `files.is_file` found to be one; its header is checked in Rust",
     "calibrate/device.py": "/proc/cpuinfo, and a digest of the package's own source",
     "calibrate/journal.py": "writes; copies its own settings",
 }

@@ -16,13 +16,13 @@ pytest.importorskip("triton")
 from attention_kit import BF16, FP8, INT8, Case, Inputs, Runner, build, check, off_by, queries_of, runner
 from ops_kit import IMPLEMENTATIONS
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels import _form
 from backend.kernels._common import DEVICE
 from backend.kernels._decode_plan import item_capacity, make_plan
 from backend.kernels.decode_attention import decode_attention, plan_decode
 from backend.kernels.prefill_attention import Tile, attention_reference, prefill_attention
 from backend.kernels.standard_attention import standard_attention_reference
-from backend.kvcache import LayerCache
 from backend.torch_ops import attention
 from traces.schema import InputError
 

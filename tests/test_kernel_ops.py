@@ -23,11 +23,11 @@ from ops_kit import (
     same_bits,
 )
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels.cache_write import cache_write_reference, nearest_e4m3, stored_values
 from backend.kernels.copy_blocks import copy_blocks_reference
 from backend.kernels.rope import rope_cache_write_reference, rotate_reference
 from backend.kernels.swap_blocks import swap_reference
-from backend.kvcache import LayerCache
 from backend.ops import Ops
 from backend.torch_ops.cache import int8_steps, to_e4m3
 

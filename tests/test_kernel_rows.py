@@ -23,8 +23,8 @@ from ops_kit import (
 from backend.kernels.linear import linear_reference, quantise_rows
 from backend.kernels.rms_norm import rms_norm_reference
 from backend.kernels.silu_and_mul import silu_and_mul_reference
+from backend.model.weights import QuantWeight, quantised
 from backend.ops import Ops
-from backend.weights import QuantWeight, quantised
 from traces.schema import InputError
 
 

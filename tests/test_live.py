@@ -34,8 +34,8 @@ from live_kit import (
     work,
 )
 
-from backend.kvcache import KvCache
-from backend.model import ForwardBatch, Model
+from backend.cache.kvcache import KvCache
+from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool

@@ -25,11 +25,11 @@ from live_kit import MEMORY, POOL, ROWS, Deployment, check_all, check_greedy, re
 from test_live import shared_prompts
 from test_live_memory import recomputed
 
-from backend.draft_model import DraftModel
-from backend.kvcache import KvCache
-from backend.model import ForwardBatch, Model
-from backend.ngram import looked_up
-from backend.sampling import Sampling
+from backend.cache.kvcache import KvCache
+from backend.drafting.draft_model import DraftModel
+from backend.drafting.ngram import looked_up
+from backend.live.sampling import Sampling
+from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits

@@ -19,7 +19,7 @@ from live_kit import weights
 from model_kit import config_of, tensors_of, write_checkpoint
 from validate_kit import AT_ONCE, live, trace_file
 
-from backend import memory
+from backend.cache import memory
 from sim import api, scenario
 from sim.api import Result
 from sim.cli.main import cli

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from live_kit import ALLOCATORS, MEMORY, POLICIES, ROWS, TIGHT, Deployment, setup, weights, work
 from model_kit import config_of, write_checkpoint
 
-from backend.live import Live
-from backend.sampling import Sampling
+from backend.live.live import Live
+from backend.live.sampling import Sampling
 from sim import api
 from sim.cli.main import cli
 from sim.engine.batch import Batch

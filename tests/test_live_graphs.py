@@ -20,12 +20,12 @@ from engine_kit import Setup, workload
 from live_kit import Deployment, poison, tiny
 from torch import Tensor
 
-from backend.graphs import CudaRecorder, DecodeGraphs, Recording, size_classes
-from backend.kvcache import KvCache
-from backend.loader import random_model
-from backend.model import Model
-from backend.packing import DrawRows, Packed, Part, Stage, pack
-from backend.sampling import Sampler, Sampling
+from backend.cache.kvcache import KvCache
+from backend.live.graphs import CudaRecorder, DecodeGraphs, Recording, size_classes
+from backend.live.packing import DrawRows, Packed, Part, Stage, pack
+from backend.live.sampling import Sampler, Sampling
+from backend.model.loader import random_model
+from backend.model.model import Model
 from sim.catalog import load_model
 from sim.cost.roofline import graph_tokens
 from sim.engine.engine import Limits

@@ -31,10 +31,10 @@ from live_kit import (
     work,
 )
 
-from backend.kvcache import KvCache
-from backend.model import ForwardBatch, Model, PrefillPart
-from backend.sampling import Sampling
-from backend.sequences import sequence_seed
+from backend.cache.kvcache import KvCache
+from backend.live.sampling import Sampling
+from backend.live.sequences import sequence_seed
+from backend.model.model import ForwardBatch, Model, PrefillPart
 from backend.torch_ops.sampling import sample
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits

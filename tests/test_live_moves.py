@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.kvcache import KvCache
-from backend.moves import Mover, independent
+from backend.cache.kvcache import KvCache
+from backend.cache.moves import Mover, independent
 from backend.ops import for_device
 from sim.catalog import load_model
 from sim.engine.batch import Batch, Swap

@@ -15,10 +15,10 @@ from engine_kit import PlainPaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.block_tables import BlockTables, scratch_tables
-from backend.packing import ALIGNMENT_BYTES, DrawRows, Packed, Part, Stage, pack, staged_bytes
-from backend.prompts import Prompts
-from backend.sequences import Sequences, sequence_seed
+from backend.cache.block_tables import BlockTables, scratch_tables
+from backend.live.packing import ALIGNMENT_BYTES, DrawRows, Packed, Part, Stage, pack, staged_bytes
+from backend.live.prompts import Prompts
+from backend.live.sequences import Sequences, sequence_seed
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix

@@ -22,8 +22,8 @@ from click.testing import CliRunner
 from live_kit import check_greedy, reference_logits, weights
 from model_kit import config_of, tensors_of, write_checkpoint
 
-from backend import memory
-from backend.model import Model
+from backend.cache import memory
+from backend.model.model import Model
 from sim import api, scenario
 from sim.api import Result
 from sim.cli.main import cli

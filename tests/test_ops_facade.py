@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 from ops_kit import IMPLEMENTATIONS, STORAGE, implementation, ints, moved, place, poisoned, same_bits
 
 from backend import ops
+from backend.cache.kvcache import LayerCache
 from backend.kernels import _common
 from backend.kernels.cache_write import stored_values
 from backend.kernels.linear import linear_reference
@@ -24,9 +25,8 @@ from backend.kernels.rms_norm import head_norm_reference, rms_norm_reference
 from backend.kernels.rope import rope_cache_write_reference
 from backend.kernels.sample import sample_reference
 from backend.kernels.silu_and_mul import silu_and_mul_reference
-from backend.kvcache import LayerCache
+from backend.model.weights import QuantWeight, quantised
 from backend.ops import KERNEL_FILES, TORCH_FILES, Ops
-from backend.weights import QuantWeight, quantised
 from traces.schema import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

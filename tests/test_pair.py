@@ -26,10 +26,10 @@ from model_kit import step, story
 from pair_kit import logits_of, model
 from torch import Tensor
 
-from backend import train_pair
-from backend.corpus import BOS, EOS, VOCAB, as_text, document, sources
-from backend.kvcache import KvCache
-from backend.loader import SHIPPED, load_checkpoint, load_model, random_model
+from backend.cache.kvcache import KvCache
+from backend.model.loader import SHIPPED, load_checkpoint, load_model, random_model
+from backend.pair import train as train_pair
+from backend.pair.corpus import BOS, EOS, VOCAB, as_text, document, sources
 from sim import catalog
 from sim.catalog import from_hf_config
 

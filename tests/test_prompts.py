@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_kit import logits_of, model
 
-from backend.corpus import BOS, EOS, VOCAB, as_text, document, held_out, sources
-from backend.prompts import Prompts, held_out_text
+from backend.live.prompts import Prompts, held_out_text
+from backend.pair.corpus import BOS, EOS, VOCAB, as_text, document, held_out, sources
 from sim import api, scenario
 from sim.api import Result
 from sim.cli.main import cli

@@ -18,11 +18,11 @@ from live_kit import Served, reference_logits, tiny
 from scipy import stats
 from torch import Tensor
 
-from backend import drafting, rejection
-from backend.model import Model
-from backend.rejection import distribution, drawn, kept, rest
-from backend.sampling import Sampling
-from backend.sequences import ACCEPT, DRAFT, RESIDUAL, uniforms
+from backend.drafting import drafting, rejection
+from backend.drafting.rejection import distribution, drawn, kept, rest
+from backend.live.sampling import Sampling
+from backend.live.sequences import ACCEPT, DRAFT, RESIDUAL, uniforms
+from backend.model.model import Model
 from backend.torch_ops.sampling import sample
 from sim.engine.engine import Limits
 from sim.engine.memory import KvPool

@@ -181,7 +181,7 @@ def test_a_shorter_record_ends_the_replay(kept: Kept) -> None:
 
 
 def _dies_at(monkeypatch: pytest.MonkeyPatch, calls: int, error: Exception | None = None) -> None:
-    from backend.live import Live
+    from backend.live.live import Live
 
     real, seen = Live.execute, []
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, Constant, Variant, capability, check_device
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 HEAD_DIMS = (16, 32, 64, 128, 256)

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, Variant, capability, check_device, next_power_of_two
 from backend.kernels._form import lacks_fp8
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 NO_SCALE, SCALAR_SCALE, HEAD_SCALE = 0, 1, 2

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import Variant, check_device, next_power_of_two
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 WORDS = 4096

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, Variant, capability, check_device, next_power_of_two
 from backend.kernels.cache_write import narrow
+from backend.model.weights import QuantWeight, Weight
 from backend.torch_ops.linear import linear as dequantised_linear
-from backend.weights import QuantWeight, Weight
 from traces.schema import InputError
 
 QUANTISE_BLOCK = 4096

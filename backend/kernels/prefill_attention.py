@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, Variant, capability, next_power_of_two
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 

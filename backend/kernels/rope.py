@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, Variant, check_device, next_power_of_two
 from backend.kernels.cache_write import (
     STORAGE,
@@ -22,7 +23,6 @@ from backend.kernels.cache_write import (
     scaling_of,
     store_heads,
 )
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 HEAD_TILE_ELEMENTS = 2048

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, Variant, check_device
 from backend.kernels.copy_blocks import copy_blocks_reference, launch_copy
 from backend.kernels.copy_blocks import variants as copy_variants
-from backend.kvcache import LayerCache
 from traces.schema import InputError
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from backend.kvcache import LayerCache
+from backend.cache.kvcache import LayerCache
 from traces.schema import InputError
 
 CHUNK_TOKENS = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend.kvcache import LayerCache
+from backend.cache.kvcache import LayerCache
 
 INT8_SCALE_MIN, FP16_MAX, E4M3_MAX = 2.0**-14, 65504.0, 448.0
 

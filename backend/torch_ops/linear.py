@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from backend.weights import QuantWeight, Weight
+from backend.model.weights import QuantWeight, Weight
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:

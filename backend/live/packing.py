@@ -1,0 +1,231 @@
+"""From token counts and block tables to the arrays of one forward pass, and on to the device. It launches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from backend.model.model import DecodePart, ForwardBatch, PrefillPart
+
+Ints = npt.NDArray[np.int64]
+Ints32 = npt.NDArray[np.int32]
+Array = npt.NDArray[Any]
+
+ALIGNMENT_BYTES = 64
+"""Arrays on the device start at multiples of it, so that kernels compiled for aligned pointers serve all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Work on S sequences: `counts` [S] new tokens each, on top of `pasts` [S] computed ones.
+
+    `tokens` are the ids of all, sequence by sequence; `tables` [S, M] their blocks in token order, 0 behind. Only the
+    first `kept` sequences are somebody's: what the others compute is kept nowhere and attends the null block.
+    """
+
+    counts: Ints
+    pasts: Ints
+    tokens: Ints32
+    tables: Ints32
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Sequences of `width` new tokens each: their lengths with these [S], and blocks [S, M]."""
+
+    width: int
+    lens: Ints32
+    tables: Ints32
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A `ForwardBatch` on its way to the device, and what its rows of logits draw with; each field as there.
+
+    `rows` None wants all tokens' logits. `seeds` and `draw_positions` are [R], as are the rows.
+    """
+
+    tokens: Ints32
+    positions: Ints32
+    slots: Ints32
+    rows: Ints32 | None
+    seeds: Ints
+    draw_positions: Ints32
+    q_starts: Ints32 | None
+    prefill_lens: Ints32 | None
+    prefill_tables: Ints32 | None
+    max_q: int
+    decode_lens: Ints32 | None
+    decode_tables: Ints32 | None
+    verifies: tuple[Verify, ...] = ()
+
+    def arrays(self) -> list[Array]:
+        """All arrays that are there, the decode part's tables last."""
+        several = [one for part in self.verifies for one in (part.lens, part.tables)]
+        return several + [one for one in self._fields() if one is not None]
+
+    def on_device(self, tensors: Iterable[Tensor]) -> tuple[ForwardBatch, Tensor, Tensor]:
+        """(batch, seeds, draw positions) from tensors of `arrays`, in their order."""
+        given = iter(tensors)
+        verifies = tuple(DecodePart(part.width, next(given), next(given)) for part in self.verifies)
+        placed = [None if one is None else next(given) for one in self._fields()]
+        seeds, tokens, positions, slots, rows, drawn, q_starts, prefill_lens, prefill_tables, lens, tables = placed
+        prefill = decode = None
+        if q_starts is not None and prefill_lens is not None and prefill_tables is not None:
+            prefill = PrefillPart(q_starts, prefill_lens, prefill_tables, self.max_q)
+        if lens is not None and tables is not None:
+            decode = DecodePart(1, lens, tables)
+        assert seeds is not None and tokens is not None and positions is not None  # noqa: PT018
+        assert slots is not None and drawn is not None  # noqa: PT018
+        return ForwardBatch(tokens, positions, slots, rows, prefill, decode, verifies), seeds, drawn
+
+    def padded(self, rows: int) -> Packed:
+        """A decode step with padding behind it, up to so many rows: no context (kv_len 0), no slot (-1)."""
+        assert self.decode_lens is not None and self.decode_tables is not None  # noqa: PT018
+        more = rows - len(self.tokens)
+        if not more:
+            return self
+
+        def pad(values: Array, value: int = 0) -> Array:
+            return np.concatenate([values, np.full((more, *values.shape[1:]), value, values.dtype)])
+
+        return replace(
+            self,
+            tokens=pad(self.tokens),
+            positions=pad(self.positions),
+            slots=pad(self.slots, -1),
+            seeds=pad(self.seeds),
+            draw_positions=pad(self.draw_positions),
+            decode_lens=pad(self.decode_lens),
+            decode_tables=pad(self.decode_tables),
+        )
+
+    @classmethod
+    def idle(cls, rows: int, columns: int) -> Packed:
+        """A decode step of padding rows alone, their tables so wide."""
+        zeros = np.zeros(rows, np.int32)
+        tables = np.zeros((rows, columns), np.int32)
+        seeds = np.zeros(rows, np.int64)
+        return cls(zeros, zeros, zeros - 1, None, seeds, zeros, None, None, None, 0, zeros, tables)
+
+    def _fields(self) -> tuple[Array | None, ...]:
+        return (
+            self.seeds,
+            self.tokens,
+            self.positions,
+            self.slots,
+            self.rows,
+            self.draw_positions,
+            self.q_starts,
+            self.prefill_lens,
+            self.prefill_tables,
+            self.decode_lens,
+            self.decode_tables,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRows:
+    """What the step's rows of logits draw with, [R] each: the row's token, a seed, the position that it draws for."""
+
+    rows: Ints
+    seeds: Ints
+    positions: Ints
+
+
+def pack(
+    prefill: Part | None, decode: Part | None, draws: DrawRows, block_tokens: int, verifies: Sequence[Part] = ()
+) -> Packed:
+    """All parts side by side, prefill first, then decode. `draws.rows` count the tokens of all.
+
+    Where these are all tokens, in their order, no rows are picked. All sequences of one part of `verifies` have equally
+    many new tokens.
+    """
+    parts = [part for part in (prefill, decode, *verifies) if part is not None]
+    tokens = np.concatenate([part.tokens for part in parts])
+    placed = [_places(part, block_tokens) for part in parts]
+    positions, slots = (np.concatenate(one) for one in zip(*placed, strict=True))
+    lens, tables = (None, None) if decode is None else ((decode.pasts + 1).astype(np.int32), decode.tables)
+    every = len(draws.rows) == len(tokens) and bool((draws.rows == np.arange(len(tokens))).all())
+    seeds, drawn = draws.seeds, draws.positions.astype(np.int32)
+    starts = None if prefill is None else np.concatenate([[0], np.cumsum(prefill.counts)]).astype(np.int32)
+    return Packed(
+        tokens,
+        positions.astype(np.int32),
+        slots.astype(np.int32),
+        None if every else draws.rows.astype(np.int32),
+        seeds,
+        drawn,
+        starts,
+        None if prefill is None else (prefill.pasts + prefill.counts).astype(np.int32),
+        None if prefill is None else prefill.tables,
+        0 if prefill is None else int(prefill.counts.max()),
+        lens,
+        tables,
+        tuple(Verify(int(one.counts[0]), (one.pasts + one.counts).astype(np.int32), one.tables) for one in verifies),
+    )
+
+
+def _places(part: Part, block_tokens: int) -> tuple[Ints, Ints]:
+    """(position, slot) of each token."""
+    owner = np.repeat(np.arange(len(part.counts)), part.counts)
+    firsts = part.pasts + part.counts - np.cumsum(part.counts)
+    positions = np.arange(len(owner)) + firsts[owner]
+    slots = part.tables[owner, positions // block_tokens].astype(np.int64) * block_tokens + positions % block_tokens
+    return positions, np.where(owner < part.kept, slots, -1)
+
+
+class Stage:
+    """Brings arrays to the device in one copy, from host memory that a GPU reads by itself (pinned).
+
+    What one `send` gave is good until the next: the caller lets no two steps overlap.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._host = self._room(4096)
+
+    def send(self, arrays: Sequence[Array], into: Tensor | None = None) -> list[Tensor]:
+        """Tensors of the same shapes and types on the device, in memory of their own or, from its start, in `into`.
+
+        Does not wait for the copy. `into` is uint8 [at least `staged_bytes(arrays)`] on the device.
+        """
+        starts = _starts(arrays)
+        if starts[-1] > len(self._host):
+            self._host = self._room(2 * starts[-1])
+        host = self._host.numpy()
+        for at, one in zip(starts, arrays, strict=False):
+            host[at : at + one.nbytes].view(one.dtype)[:] = one.ravel()
+        source = self._host[: starts[-1]]
+        if into is None:
+            there = source.to(self._device, non_blocking=True)
+        else:
+            there = into[: starts[-1]].copy_(source, non_blocking=True)
+        return [
+            there[at : at + one.nbytes].view(_TORCH_TYPES[one.dtype]).view(one.shape)
+            for at, one in zip(starts, arrays, strict=False)
+        ]
+
+    def _room(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+
+
+_TORCH_TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64}
+
+
+def staged_bytes(arrays: Sequence[Array]) -> int:
+    """Device memory that `Stage.send` fills with these arrays."""
+    return _starts(arrays)[-1]
+
+
+def _starts(arrays: Sequence[Array]) -> list[int]:
+    sizes = (-(-one.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for one in arrays)
+    return list(accumulate(sizes, initial=0))

@@ -1,0 +1,180 @@
+"""A decoder-only transformer over a paged KV cache: one forward for prefill, chunks, decode and drafts together.
+
+It knows tokens, positions, cache slots and block tables; requests, schedules and sampling are the live executor's.
+Nothing in `forward` waits for the device or reads from it, so that it can be captured in a CUDA graph whose inputs are
+static buffers (`Model.graphable` says where that holds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
+from torch import Tensor
+
+from backend.cache.kvcache import KvCache, LayerCache
+from backend.model.checkpoint import CheckpointConfig
+from backend.model.layers import ExpertMlp, Layer, Weights, experts_are_graphable, mlp
+from backend.model.rope import angles
+from backend.ops import Ops, for_device
+from sim.specs.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPart:
+    """Sequences of any number of new tokens: whole prompts, or chunks on top of what the cache has.
+
+    `q_starts` [S + 1] are the offsets of their tokens among the batch's (0 first), `kv_lens` [S] past and new tokens,
+    `block_tables` [S, M] their blocks in token order padded with 0, all int32; `max_q` is the most new tokens of one.
+    """
+
+    q_starts: Tensor
+    kv_lens: Tensor
+    block_tables: Tensor
+    max_q: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePart:
+    """Sequences of `width` new tokens each (1; more where drafts are verified), behind the prefill part's tokens.
+
+    `kv_lens` [S] (past and new; 0 marks a padding row) and `block_tables` [S, M] are int32.
+    """
+
+    width: int
+    kv_lens: Tensor
+    block_tables: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """What one step computes; all tensors on the model's device, int32 or (tokens, positions, rows) int64.
+
+    `tokens`, `positions` and `slots` are [T], the prefill part's tokens first, then the decode part's, sequence by
+    sequence, then those of `verifies`: more such parts, each with a width of its own.
+    A slot is block * block_tokens + offset, -1 for a token whose KV is not kept (padding).
+    `logits_rows` [R] says of which tokens logits are wanted; None means of all.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    logits_rows: Tensor | None
+    prefill: PrefillPart | None
+    decode: DecodePart | None
+    verifies: tuple[DecodePart, ...] = ()
+
+
+class Model:
+    """The weights of one model on one device, and its forward pass with the device's operations, or with `ops`.
+
+    Args:
+        windows: of each layer, how many tokens one attends, 0 for all; the checkpoint's own where None.
+        sinks: first tokens that layers with a window attend besides (StreamingLLM, Xiao et al. 2023, section 3.2;
+            there positions are counted within the cache, here they stay those of the text).
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: CheckpointConfig,
+        weights: Weights,
+        ops: Ops | None = None,
+        *,
+        windows: Sequence[int] | None = None,
+        sinks: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.config = config
+        self.weights = weights
+        self.windows = tuple(config.windows if windows is None else windows)
+        self.sinks = sinks
+        self.device = weights.embedding.device
+        self.ops = ops or for_device(self.device)
+        self._frequencies = config.rope.frequencies(spec.head_dim, self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the activations."""
+        return self.weights.embedding.dtype
+
+    @property
+    def graphable(self) -> bool:
+        """Whether `forward` never waits for the device; experts do where no grouped matrix product is at hand."""
+        return all(
+            experts_are_graphable(layer.mlp) for layer in self.weights.layers if isinstance(layer.mlp, ExpertMlp)
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, cache: KvCache) -> Tensor:
+        """Logits [R, vocab] of `batch.logits_rows`, in the activations' type; writes the new tokens' KV to `cache`."""
+        weights, ops, eps = self.weights, self.ops, self.config.norm_eps
+        cos, sin = angles(batch.positions, self._frequencies, self.config.rope.attention_factor)
+        hidden = F.embedding(batch.tokens, weights.embedding)
+        residual: Tensor | None = None
+        for at, layer in enumerate(weights.layers):
+            normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
+            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at])
+            normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
+            hidden = mlp(ops, normed, layer.mlp)
+        if batch.logits_rows is not None:
+            hidden = hidden.index_select(0, batch.logits_rows)
+            residual = None if residual is None else residual.index_select(0, batch.logits_rows)
+        normed, _ = ops.rms_norm(hidden, weights.final_norm, eps, residual)
+        return ops.linear(normed, weights.lm_head)
+
+    def _attention(
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: ForwardBatch,
+        layer: Layer,
+        cache: LayerCache,
+        window: int,
+    ) -> Tensor:
+        """Self-attention of one layer over the paged cache, projected back to the hidden width."""
+        spec, ops = self.spec, self.ops
+        qkv = ops.linear(hidden, layer.qkv)
+        if layer.qkv_bias is not None:
+            qkv = qkv + layer.qkv_bias
+        heads = qkv.view(-1, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+        keys = spec.heads + spec.kv_heads
+        q, k, v = heads[:, : spec.heads], heads[:, spec.heads : keys], heads[:, keys:]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = ops.head_norm(q, layer.q_norm, self.config.norm_eps)
+            k = ops.head_norm(k, layer.k_norm, self.config.norm_eps)
+        q = ops.rope_cache_write(q, k, v, cos, sin, cache, batch.slots)
+        out = ops.linear(self._attend(q, batch, cache, window).reshape(len(q), -1), layer.output)
+        return out if layer.output_bias is None else out + layer.output_bias
+
+    def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int) -> Tensor:
+        """Attention [T, H, D]: one launch for each part, so that their costs add."""
+        scale, parts = self.spec.head_dim**-0.5, []
+        decodes = batch.verifies if batch.decode is None else (batch.decode, *batch.verifies)
+        prefill = batch.prefill
+        first = len(q) - sum(len(decode.kv_lens) * decode.width for decode in decodes)
+        if prefill is not None:
+            out, _ = self.ops.prefill_attention(
+                q[:first],
+                cache,
+                prefill.block_tables,
+                prefill.q_starts,
+                prefill.kv_lens,
+                max_q=prefill.max_q,
+                scale=scale,
+                window=window,
+                sinks=self.sinks,
+            )
+            parts.append(out)
+        for decode in decodes:
+            last = first + len(decode.kv_lens) * decode.width
+            rows = q[first:last].view(len(decode.kv_lens), decode.width, *q.shape[1:])
+            out, _ = self.ops.decode_attention(
+                rows, cache, decode.block_tables, decode.kv_lens, scale=scale, window=window, sinks=self.sinks
+            )
+            parts.append(out.view(-1, *q.shape[1:]))
+            first = last
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
