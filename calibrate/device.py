@@ -146,7 +146,9 @@ def software(goal: Target) -> dict[str, str]:
 def source_hash(package: Path, folder: str) -> str:
     """SHA-256 over the kernels' files and the model that launches them: another hash, other prices."""
     digest = hashlib.sha256()
-    for path in sorted([*(package / folder).glob("*.py"), package / "model.py", package / "layers.py"]):
+    for path in sorted(
+        [*(package / folder).glob("*.py"), package / "model" / "model.py", package / "model" / "layers.py"]
+    ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -1,6 +1,6 @@
 """Runs cases on the live backend: a model, a cache full of random keys and values, and the live executor itself.
 
-A whole step is what `backend.live.live.Live` executes and measures, so that calibration and live runs tell the same seconds.
+A whole step is what `Live` executes and measures, so that calibration and live runs tell the same seconds.
 It decides nothing about what is measured.
 """
 

@@ -174,7 +174,7 @@ def l2_bytes(device: torch.device) -> int:
 def _source_hash() -> str:
     """Over all of this package: times of other kernels, of another model or timed otherwise are others."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

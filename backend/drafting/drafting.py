@@ -1,7 +1,6 @@
 """The live executor where requests draft: what was proposed is verified, and something new is proposed.
 
-It knows neither where drafts come from (`backend.drafting.ngram`, `backend.drafting.draft_model`) nor how many are wanted: the engine
-says that. Rows of equally many tokens share one launch of decode attention, up to the eight that it takes; longer
+It knows neither where drafts come from (`ngram` and `draft_model` beside it) nor how many are wanted: the engine says that. Rows of equally many tokens share one launch of decode attention, up to the eight that it takes; longer
 drafts run as prompts do.
 """
 
@@ -99,8 +98,8 @@ class DraftingLive(Live):
     """Runs the batches of a `DraftingEngine`.
 
     A draft that is one guess stays where the target draws the same token: then all tokens are those of a run without
-    drafts, at any temperature. Drafts that a model drew at a temperature above 0 stay by `backend.drafting.rejection`'s rule,
-    which keeps more of them and the distribution; tokens then depend on how many drafts there were.
+    drafts, at any temperature. Drafts that a model drew at a temperature above 0 stay by the rule of `rejection`, which
+    keeps more of them and the distribution; tokens then depend on how many drafts there were.
 
     Args:
         drafter: makes the drafter on what the executor lends it.

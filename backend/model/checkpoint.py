@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says beyond sim.specs.model.ModelSpec: rotary rule, norms, windows, routing, end tokens.
+"""What a checkpoint's config.json says beyond `ModelSpec`: rotary rule, norms, windows, routing, end tokens.
 
 It reads JSON files and no weights. It also says which models `backend.model.model` can run.
 """

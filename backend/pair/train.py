@@ -3,8 +3,8 @@
     python -m backend.train_pair --out DIR [--steps N]
 
 The target learns the next byte; the draft learns the target's distribution of it (distillation), which is what makes
-drafts accepted. It knows nothing of serving: it has a differentiable forward of its own, and `backend.model.loader` reads
-what it wrote.
+drafts accepted. It knows nothing of serving: it has a differentiable forward of its own, and the model's loader
+reads what it wrote.
 """
 
 from __future__ import annotations
