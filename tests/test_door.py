@@ -396,7 +396,7 @@ AROUND = {
     "backend/bench/record.py": "a digest of the package's own source",
     "backend/pair/corpus.py": "texts of this Python's own library",
     "backend/kernels/aot.py": "what its own subprocess prints",
-    "backend/model/loader.py": "safetensors maps what `files.is_file` found to be a file; its header is checked in Rust",
+    "backend/model/loader.py": "safetensors maps what `files.is_file` found to be one; its header is checked in Rust",
     "calibrate/device.py": "/proc/cpuinfo, and a digest of the package's own source",
     "calibrate/journal.py": "writes; copies its own settings",
 }
