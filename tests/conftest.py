@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sim.study.workers.pool import cores
+from sim.study.workers.cores import cores
 
 MOST_PROCESSES = 8
 LAW_EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))

@@ -19,13 +19,14 @@ from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
 from sim.engine.batch import Batch, Swap
 from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import Request
 from sim.load import build
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
 from sim.serving.executor import Accepting, Predicted
-from sim.serving.replica import Clock, Flight, Observer, Replica
+from sim.serving.replica import Clock, Replica
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive

@@ -19,6 +19,7 @@ from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost, StepCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Policy
@@ -27,7 +28,7 @@ from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
 from sim.serving.executor import Predicted
-from sim.serving.replica import Clock, Flight, Observer, Replica
+from sim.serving.replica import Clock, Replica
 
 ROOMY = KvPool(4096, 16, 4096)
 MS = FixedCost(base_s=0.001)

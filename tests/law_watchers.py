@@ -21,10 +21,11 @@ from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.results.kv import KV_CHANGING, KV_KINDS
-from sim.serving.replica import Flight, Observer, Replica
+from sim.serving.replica import Replica
 
 
 def sequences(req: Request) -> list[int]:

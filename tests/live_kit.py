@@ -26,13 +26,14 @@ from backend.model.loader import load_checkpoint
 from backend.model.model import Model
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request
 from sim.load import names
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 from sim.serving.replica import Clock, Replica
 
 VOCAB = 128

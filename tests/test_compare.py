@@ -23,10 +23,10 @@ from sim.report.compare import charts as compare_charts
 from sim.report.compare import variant
 from sim.report.compare.page import render_comparison, summaries_of
 from sim.report.compare.variant import Failure, Row, Timeline, Variant, attempt
+from sim.report.folder import write_comparison
 from sim.report.measures import MEASURES, Measure, best
 from sim.report.run import timeline
 from sim.results import metrics, series
-from sim.results.folder import write_comparison
 from traces.schema import InputError
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}}"

@@ -11,10 +11,11 @@ from engine_kit import MS, Setup, Watch
 from sim.cost.step import advanced
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import Flight, Observer, StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.serving.executor import OnTheWall, Predicted, StepResult
-from sim.serving.replica import Clock, Flight, Observer, Replica, WallClock
+from sim.serving.executor import OnTheWall, Predicted
+from sim.serving.replica import Clock, Replica, WallClock
 
 
 def sampling(engine: Engine, batch: Batch) -> list[Request]:

@@ -19,12 +19,13 @@ from law_watchers import same_decisions, watched
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.load import names
 from sim.serving.cluster import Workload
-from sim.serving.replica import NoProgressError, Observer, Replica
+from sim.serving.replica import NoProgressError, Replica
 
 POLICIES = names("sim.policies")
 # Those that keep less than what was computed have laws of their own: test_windowed.py, test_no_cache.py.

@@ -22,12 +22,13 @@ from law_watchers import same_decisions, watched
 from sim import api, scenario
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
+from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.engine.step import Step
 from sim.load import names
 from sim.serving.cluster import Workload
-from sim.serving.replica import Observer, Replica
+from sim.serving.replica import Replica
 from traces.schema import InputError, from_frame
 
 few = settings(laws, max_examples=EXAMPLES or 10)

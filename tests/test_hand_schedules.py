@@ -14,11 +14,12 @@ from engine_kit import Run, Setup, Sliver, run, workload
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
+from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.serving.cluster import Workload
-from sim.serving.replica import Observer, Replica
+from sim.serving.replica import Replica
 
 SECOND = FixedCost(base_s=1.0)
 Timed = list[tuple[float, list[Sliver]]]

@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("traces", "sim", "backend", "calibrate")
 """Each may import those before it, and itself."""
 
+SIM_ORDER = (
+    "specs", "load", "catalog", "engine", "cost", "policies", "allocators", "speculation", "scenario", "results",
+    "serving", "routers", "study", "validate", "report", "api", "cli",
+)  # fmt: skip
+"""The folders and files of `sim/`, as docs/architecture.md lists them: each may import those before it, and itself."""
+CIRCLES = {("sim.engine.engine", "sim.engine.step")}
+"""Modules that know one another, for type hints alone: a step is the engine's own view of itself for a policy."""
+
 SIMPY_FILES = {"sim/serving/replica.py", "sim/serving/cluster.py"}
 TOP = {
     "pyproject.toml",
@@ -67,7 +75,7 @@ def test_the_parser_sees_every_kind_of_import(tmp_path: Path) -> None:
     assert list(imports(path, "sim.policies")) == [
         ("simpy.core", True),
         ("os", True),
-        ("sim.engine.step", True),
+        ("sim.step", True),
         ("sim.policies", True),
         ("torch", False),
     ]
@@ -81,6 +89,72 @@ def test_imports_point_one_way(layer: str) -> None:
             top = name.split(".")[0]
             assert top not in LAYERS or top in allowed, f"{path} imports {name}"
             assert top != "tests", f"{path} imports {name}"
+
+
+def test_the_folders_of_the_simulator_point_one_way() -> None:
+    assert {path.stem for path in (ROOT / "sim").iterdir() if path.name[:2] != "__"} == set(SIM_ORDER)
+    for path, found in sources("sim"):
+        own = Path(path).parts[1].removesuffix(".py")
+        for name, _ in found:
+            parts = name.split(".")
+            if parts[0] == "sim" and len(parts) > 1 and parts[1] in SIM_ORDER and own in SIM_ORDER:
+                assert SIM_ORDER.index(parts[1]) <= SIM_ORDER.index(own), f"{path} imports {name}"
+
+
+def test_nothing_below_the_door_imports_it() -> None:
+    users = {path for path, found in sources("sim") for name, _ in found if (name + ".").startswith("sim.api.")}
+    assert {path for path in users if not path.startswith("sim/cli/")} == set()
+
+
+def modules_of(layer: str) -> dict[str, set[str]]:
+    """By module of a layer, the modules of it that it imports, for type hints too."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / layer).rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for module, path in names.items():
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[module] |= {one if one in names else node.module for one in whole} & names.keys() - {module}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """The sets of nodes that reach one another."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for other in graph[waiting.pop()] - seen:
+                seen.add(other)
+                waiting.append(other)
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    return sorted({tuple(sorted(one for one in reach[node] if node in reach[one])) for node in graph} - {()})
+
+
+def test_the_search_for_circles_sees_them() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_modules_import_one_another(layer: str) -> None:
+    assert set(circles(modules_of(layer))) <= CIRCLES
+
+
+def test_the_map_lists_the_folders() -> None:
+    """What docs/architecture.md draws is what is there; of `sim/` in the order in which they may import."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for layer in ("sim", "backend"):
+        start = text.index(f"\n{layer}/ ")
+        listed = re.findall(r"^  (\w+)/? +\S", text[start : text.index("\n\n", start)], re.MULTILINE)
+        there = {path.stem for path in (ROOT / layer).iterdir() if path.name[:2] != "__"}
+        assert set(listed) == there, layer
+        if layer == "sim":
+            assert tuple(listed) == SIM_ORDER
 
 
 def test_only_two_files_know_simpy() -> None:

@@ -38,9 +38,10 @@ from backend.cache.kvcache import KvCache
 from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
+from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.serving.cluster import Workload
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 from traces.schema import InputError
 
 

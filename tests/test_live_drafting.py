@@ -33,9 +33,10 @@ from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits
+from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 from sim.speculation.drafters import Fixed
 from traces.schema import InputError
 

@@ -23,8 +23,9 @@ from backend.live.sampling import Sampling
 from sim import api
 from sim.cli.main import cli
 from sim.engine.batch import Batch
+from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
-from sim.serving.executor import Recorded, Replayed, StepResult
+from sim.serving.executor import Recorded, Replayed
 from traces.schema import InputError
 
 WARM = Sampling(temperature=1.0, top_k=12, seed=4)

@@ -38,9 +38,10 @@ from backend.model.model import ForwardBatch, Model, PrefillPart
 from backend.torch_ops.sampling import sample
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
+from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 
 SAMPLES = [1, 3, 2, 1, 4, 1, 3, 2, 1, 2]
 DRAWN = Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=5)

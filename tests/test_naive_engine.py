@@ -23,9 +23,10 @@ from naive_scenarios import HostedCost, Scenario, Turn, scenarios
 
 from sim.allocators.prefix import Prefix
 from sim.engine.engine import Limits
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.serving.replica import Flight, Observer, Replica
+from sim.serving.replica import Replica
 
 ALLOCATORS = ["paged", "prefix", "contiguous-max", "contiguous-pow2", "contiguous-oracle"]
 POLICIES = ["chunked", "continuous", "static", "priority", "sjf"]

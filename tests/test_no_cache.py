@@ -14,10 +14,11 @@ from law_watchers import same_decisions, sequences
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Limits
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
 from sim.load import names
-from sim.serving.replica import Flight, Observer, Replica
+from sim.serving.replica import Replica
 
 few = settings(laws, max_examples=EXAMPLES or 15)
 POLICIES = [name for name in names("sim.policies") if name != "speculative"]

@@ -256,8 +256,8 @@ def test_whatever_comes_from_outside_is_escaped() -> None:
 
 def test_the_page_of_a_real_small_sweep() -> None:
     from sim import api
-    from sim.report.compare.variant import flat
     from sim.results.stability import queue_warning
+    from sim.results.tables import flat
 
     axes: dict[str, list[Any]] = {"workload.rate": [4.0, 40.0], "policy.name": ["chunked", "static"]}
     rows = []

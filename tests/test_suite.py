@@ -16,7 +16,7 @@ from conftest import MOST_PROCESSES, pytest_cmdline_main
 from hypothesis import HealthCheck, settings
 from patience import PATIENCE_S
 
-from sim.study.workers.pool import cores
+from sim.study.workers.cores import cores
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

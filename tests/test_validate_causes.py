@@ -17,8 +17,9 @@ from sim import api, scenario
 from sim.cost.step import Constant, StepCost, Term, advanced, device_seconds, shape_tokens
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import Engine
+from sim.engine.flight import StepResult
 from sim.serving.assemble import assemble
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 from sim.validate.attribution import STAGES, largest
 from sim.validate.live import Kept
 from sim.validate.record import Recorder

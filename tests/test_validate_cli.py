@@ -27,7 +27,7 @@ LIVE = ("--device", "cpu", "--model", "tiny-llama", "--kv-blocks", 24, "--within
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `--out` writes of two live runs."""
-    from sim.validate.command import Asked, answer
+    from sim.cli.validate import Asked, answer
 
     where = tmp_path_factory.mktemp("kept")
     settings: dict[str, Any] = {

@@ -14,10 +14,11 @@ from validate_kit import AT_ONCE, live, plan, trace_file
 import sim.policies.chunked
 from sim import api
 from sim.engine.batch import Batch
+from sim.engine.flight import Audience, Flight, Observer, StepResult
 from sim.engine.step import Step
 from sim.policies.chunked import Chunked
-from sim.serving.executor import Recorded, RecordEndedError, Replayed, StepResult
-from sim.serving.replica import Audience, Flight, Observer, Replica
+from sim.serving.executor import Recorded, RecordEndedError, Replayed
+from sim.serving.replica import Replica
 from sim.validate.fitted import Fitted
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Recorder

@@ -21,10 +21,11 @@ from sim.allocators.windowed import Windowed
 from sim.cost.step import Constant, Term
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import NULL_BLOCK, Drift, KvPool
 from sim.engine.request import Request
 from sim.load import build, names
-from sim.serving.replica import Flight, Observer, Replica
+from sim.serving.replica import Replica
 from traces.schema import InputError
 
 few = settings(laws, max_examples=EXAMPLES or 12)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Shape
+from sim.engine.flight import StepResult
 from sim.results.steps import STEP_COLUMNS
-from sim.serving.executor import StepResult
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Decision, Record
 

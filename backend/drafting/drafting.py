@@ -1,7 +1,8 @@
 """The live executor where requests draft: what was proposed is verified, and something new is proposed.
 
-It knows neither where drafts come from (`ngram` and `draft_model` beside it) nor how many are wanted: the engine says that. Rows of equally many tokens share one launch of decode attention, up to the eight that it takes; longer
-drafts run as prompts do.
+It knows neither where drafts come from (`ngram` and `draft_model` beside it) nor how many are wanted: the engine says
+that. Rows of equally many tokens share one launch of decode attention, up to the eight that it takes; longer drafts run
+as prompts do.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from backend.live.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
 from backend.model.model import Model
 from sim.engine.batch import Batch, Entry
 from sim.engine.drafting import DraftingEngine
+from sim.engine.flight import StepResult
 from sim.engine.request import Request
-from sim.serving.executor import StepResult
 
 MOST_TOKENS = 8
 """Of one row of decode attention (`backend.kernels.decode_attention`)."""

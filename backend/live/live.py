@@ -29,8 +29,8 @@ from sim.cost.roofline import graph_tokens
 from sim.engine.batch import Batch, Entry
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
+from sim.engine.flight import StepResult
 from sim.engine.request import Request, index_of
-from sim.serving.executor import StepResult
 from traces.schema import InputError
 
 Pair = tuple[int, int]

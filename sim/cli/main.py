@@ -48,9 +48,10 @@ def run(
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
+    from sim.report.folder import write_run  # noqa: PLC0415
     from sim.report.run.perfetto import parse_window  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
-    from sim.results.folder import taken, write_run  # noqa: PLC0415
+    from sim.results.folder import taken  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
 
     window = parse_window(trace_window) if trace_window else None
@@ -91,8 +92,9 @@ def compare(
     from sim import api  # noqa: PLC0415
     from sim.report.compare.page import summaries_of  # noqa: PLC0415
     from sim.report.compare.variant import Failure, Variant, attempt, differences  # noqa: PLC0415
+    from sim.report.folder import write_comparison  # noqa: PLC0415
     from sim.report.terminal import compare_view, show  # noqa: PLC0415
-    from sim.results.folder import taken, write_comparison  # noqa: PLC0415
+    from sim.results.folder import taken  # noqa: PLC0415
 
     rows = []
     variants = _variants(files, settings)
@@ -153,8 +155,8 @@ def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: b
     With --against, --recorded or --schedules nothing runs live. FILE is a scenario (TOML). Exit code 1 where
     something is out of bounds, or a decision differs.
     """
+    from sim.cli.validate import Asked, answer  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
-    from sim.validate.command import Asked, answer  # noqa: PLC0415
 
     with progress_bar("running live", quiet) as progress:
         found = answer(Asked(settings=settings, out=out, **asked), progress)

@@ -53,9 +53,10 @@ def plan(
     SLO. Exit code 1 where nothing does.
     """
     from sim import api  # noqa: PLC0415
+    from sim.report.folder import write_plan  # noqa: PLC0415
     from sim.report.plan.terminal import plan_view  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
-    from sim.results.folder import taken, write_plan  # noqa: PLC0415
+    from sim.results.folder import taken  # noqa: PLC0415
 
     if gpus is not None:
         if "gpu" in settings:

@@ -51,8 +51,8 @@ def _warn(folder: Path, mark: str) -> None:
 
 
 def _run(folder: Path) -> Shown:
+    from sim.report.folder import write_page  # noqa: PLC0415
     from sim.report.terminal import summary_view  # noqa: PLC0415
-    from sim.results.folder import write_page  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
 
     kept = write_page(folder)
@@ -63,7 +63,8 @@ def _run(folder: Path) -> Shown:
 
 def _sweep(folder: Path) -> Shown:
     from sim.cli.sweep import as_document, sweep_view  # noqa: PLC0415
-    from sim.study.sweep.sweep import axes_of, write_page  # noqa: PLC0415
+    from sim.report.sweep.folder import write_page  # noqa: PLC0415
+    from sim.study.sweep.sweep import axes_of  # noqa: PLC0415
 
     asked, table, mark = write_page(folder)
     _warn(folder, mark)
@@ -74,8 +75,8 @@ def _sweep(folder: Path) -> Shown:
 
 
 def _plan(folder: Path) -> Shown:
+    from sim.report.folder import rewrite_plan  # noqa: PLC0415
     from sim.report.plan.terminal import plan_view  # noqa: PLC0415
-    from sim.results.folder import rewrite_plan  # noqa: PLC0415
 
     document, mark = rewrite_plan(folder)
     _warn(folder, mark)

@@ -59,6 +59,7 @@ def sweep(
     FILE is a scenario (TOML). An option with several values is an axis: --policy chunked,static --set
     rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
     """
+    from sim.report.sweep.folder import page_of  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
     from sim.study.sweep.question import MOST_POINTS, Asked  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of, run  # noqa: PLC0415
@@ -74,7 +75,7 @@ def sweep(
                 again.append(what)
                 click.echo(what, err=True)
 
-            table = run(asked, out=out, workers=workers, executor=executor, progress=progress, told=told)
+            table = run(asked, out=out, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
     except KeyboardInterrupt:
         if out is not None:
             click.echo("the same command goes on from here", err=True)

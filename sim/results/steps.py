@@ -10,10 +10,10 @@ import pandas as pd
 
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
+from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift, Usage
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
 from sim.results.kv import KV_MEAN_COLUMNS
-from sim.serving.replica import Flight, Observer, Replica
 
 _SAMPLES = 1 << 16
 
@@ -70,7 +70,7 @@ class StepLog(Observer):
         self._evicted: dict[int, int] = {}
         self._preempted_id, self._preempted_s, self._resumed_s = array("q"), array("d"), array("d")
 
-    def planned(self, replica: Replica, batch: Batch) -> None:
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         if self._evicted:
             for entry in batch.entries:
                 place = self._evicted.pop(entry.request.id, None)
@@ -82,10 +82,10 @@ class StepLog(Observer):
             self._preempted_s.append(batch.planned_s)
             self._resumed_s.append(NEVER_S)
 
-    def sealed(self, replica: Replica, flight: Flight) -> None:
+    def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
         flight.usage = replica.engine.usage()
 
-    def committed(self, replica: Replica, flight: Flight) -> None:
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, times_s, result = flight.batch, flight.times_s, flight.result
         repeats = batch.repeats
         prefills, decodes, context, copied_bytes, swapped_bytes = batch.shape[:5]

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Run
-from sim.report.run.sentences import LATENCIES
-from sim.report.run.terms import term_table
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.kv import with_kv_means
 from sim.results.metrics import Itl
+from sim.results.result import Run
 from sim.results.steps import EARLIER_STEP_COLUMNS
+from sim.results.terms import term_table
 from sim.results.transaction import settle
 from traces import files as inputs
 
@@ -25,7 +24,20 @@ SCENARIO, SUMMARY = "scenario.toml", "summary.json"
 REQUESTS, STEPS, GAPS, PREEMPTED, TERMS = (
     f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms")
 )
-SUMMARY_KEYS = ("requests", "duration_s", "throughput", *LATENCIES, "kv", "cost_sources", "simulator", "inputs")
+SUMMARY_KEYS = (
+    "requests",
+    "duration_s",
+    "throughput",
+    "ttft_s",
+    "tpot_s",
+    "itl_s",
+    "e2e_s",
+    "queue_s",
+    "kv",
+    "cost_sources",
+    "simulator",
+    "inputs",
+)
 REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
@@ -107,3 +119,14 @@ class Kept:
 
 def _gaps(itl: Itl) -> pd.DataFrame:
     return pd.DataFrame({"gap_s": itl[0], "count": itl[1]}, copy=False)
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

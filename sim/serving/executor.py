@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Shape
+from sim.engine.flight import StepResult
 from sim.engine.request import Request
-
-
-class StepResult(NamedTuple):
-    """What running a batch took: `seconds` holds one duration for each of its repeats."""
-
-    seconds: list[float]
-    device_s: list[float]
-    """Of these, the device's share of each repeat."""
-    host_s: float
-    """Host seconds of each repeat, hidden behind the device or not."""
-    accepted: list[int] | None = None
-    """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
-    ended: tuple[int, ...] = ()
-    """Ids of the sequences whose answer ends with the token that this step sampled."""
-    proposed: list[int] | None = None
-    """How many drafts each entry of `Batch.sampled` has for the next step; None where all have what they were to."""
-    drafting_s: float = 0.0
-    """Of `device_s`, the drafter's share."""
 
 
 class Executor(Protocol):

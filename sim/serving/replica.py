@@ -9,18 +9,16 @@ import math
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heappush
-from itertools import accumulate
 
 import simpy
 from simpy.events import NORMAL, URGENT
 
-from sim.engine.batch import Batch
 from sim.engine.engine import Engine
-from sim.engine.memory import Usage
+from sim.engine.flight import Flight, Observer
 from sim.engine.request import Request
-from sim.serving.executor import Executor, StepResult
+from sim.serving.executor import Executor
 
 MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""
@@ -82,68 +80,6 @@ class WallClock(Clock):
         if 0.0 < early_s < math.inf:
             time.sleep(early_s)
         super().step()
-
-
-class Flight:
-    """A batch under way: `times_s` holds the start of each repeat and the end of the last."""
-
-    __slots__ = ("batch", "result", "sealed", "times_s", "usage")
-    usage: Usage
-
-    def __init__(self, batch: Batch, result: StepResult, start_s: float) -> None:
-        self.batch = batch
-        self.result = result
-        if batch.repeats == 1:
-            self.times_s = [start_s, start_s + result.seconds[0]]
-        else:
-            self.times_s = list(accumulate(result.seconds, initial=start_s))
-        self.sealed = False
-
-
-class Observer:
-    """Told of every decision; does nothing itself."""
-
-    def before_plan(self, replica: Replica) -> None:
-        """The engine is about to plan."""
-
-    def planned(self, replica: Replica, batch: Batch) -> None:
-        """The engine has planned `batch`, perhaps an empty one."""
-
-    def sealed(self, replica: Replica, flight: Flight) -> None:
-        """The flight's number of repeats is final; the memory it needs is taken."""
-
-    def committed(self, replica: Replica, flight: Flight) -> None:
-        """The flight's output is in; finished requests have given back their memory."""
-
-    def idle(self, replica: Replica) -> None:
-        """Nothing is left to do until a request comes."""
-
-
-class Audience(Observer):
-    """Several observers, told in their order."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def before_plan(self, replica: Replica) -> None:
-        for one in self._observers:
-            one.before_plan(replica)
-
-    def planned(self, replica: Replica, batch: Batch) -> None:
-        for one in self._observers:
-            one.planned(replica, batch)
-
-    def sealed(self, replica: Replica, flight: Flight) -> None:
-        for one in self._observers:
-            one.sealed(replica, flight)
-
-    def committed(self, replica: Replica, flight: Flight) -> None:
-        for one in self._observers:
-            one.committed(replica, flight)
-
-    def idle(self, replica: Replica) -> None:
-        for one in self._observers:
-            one.idle(replica)
 
 
 class Replica:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim import api
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.scenario import Scenario
+from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
 from sim.serving.workload import load_trace
@@ -34,7 +34,7 @@ class Kept:
         return [shape for record in self.records for shape in record.shapes]
 
 
-def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None) -> Kept:
+def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = None) -> Kept:
     """Run the scenario live `repeats` times, each with a fresh engine and model.
 
     Requests that can never be served are left out where the scenario says so.
@@ -44,10 +44,10 @@ def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None)
     """
     if plan.live.stop_at_eos:
         raise InputError("live.stop_at_eos is true, and a validation serves answers of the trace's lengths")
-    plan = api.on_device(replace(plan, executor="live"))
+    plan = serving.on_device(replace(plan, executor="live"))
     parts = assemble(plan)
     trace = load_trace(plan)
-    kept, _ = api.admissible(parts, trace)
+    kept, _ = serving.admissible(parts, trace)
     trace = replace(trace, requests=keep_rows(trace.requests, kept))
     about: dict[str, Any] = {}
     records = []
@@ -58,7 +58,9 @@ def run_live(plan: Scenario, repeats: int, progress: api.Progress | None = None)
     return Kept(resolved(plan, parts), trace, tuple(records), about)
 
 
-def _once(plan: Scenario, parts: Parts, trace: Trace, progress: api.Progress | None) -> tuple[Record, dict[str, Any]]:
+def _once(
+    plan: Scenario, parts: Parts, trace: Trace, progress: serving.Progress | None
+) -> tuple[Record, dict[str, Any]]:
     recorder = Recorder(trace.requests)
     watched: list[Watched] = []
 
@@ -67,10 +69,10 @@ def _once(plan: Scenario, parts: Parts, trace: Trace, progress: api.Progress | N
         watched.append(Watched(executor, model))
         return watched[-1]
 
-    hooks = api.Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
+    hooks = serving.Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
     about, died = _about(parts, trace), ""
     try:
-        about |= api.simulate(plan, trace=trace, progress=progress, hooks=hooks).summary["inputs"]
+        about |= serving.simulate(plan, trace=trace, progress=progress, hooks=hooks).summary["inputs"]
     except Exception as error:  # whatever a device may do: what ran until then is worth comparing
         if not watched or watched[0].failure is None:
             raise

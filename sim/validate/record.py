@@ -16,11 +16,10 @@ import pandas as pd
 
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
+from sim.engine.flight import Flight, ObservedReplica, Observer, StepResult
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.results.steps import StepLog
-from sim.serving.executor import StepResult
-from sim.serving.replica import Flight, Observer, Replica
 
 Ids = tuple[int, ...]
 
@@ -120,7 +119,7 @@ class Recorder(Observer):
         self._open: dict[int, _Planned] = {}
         self._runs = TokenRuns()
 
-    def planned(self, replica: Replica, batch: Batch) -> None:
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         self._runs = replica.engine.runs
         self._evicted += tuple(req.id for req in batch.evicted)
         if batch.empty:
@@ -145,7 +144,7 @@ class Recorder(Observer):
         self._evicted = ()
         self._open[batch.first_step] = made
 
-    def sealed(self, replica: Replica, flight: Flight) -> None:
+    def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
         self._log.sealed(replica, flight)
         made = self._open[flight.batch.first_step]
         made.tables = tuple(sorted(self._changed(replica.engine.allocator, made.computed)))
@@ -160,7 +159,7 @@ class Recorder(Observer):
             self._tables[req.id] = now
             yield req.id, kept, tuple(now[kept:])
 
-    def committed(self, replica: Replica, flight: Flight) -> None:
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         self._log.committed(replica, flight)
         batch = flight.batch
         made = self._open.pop(batch.first_step)

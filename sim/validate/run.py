@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from sim import api
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.engine import Engine
 from sim.results.metrics import plain, source_shares
 from sim.results.terms import term_seconds
 from sim.scenario import Scenario
+from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.executor import Executor, Predicted
 from sim.validate import attribution, fitted
@@ -170,8 +170,8 @@ def _predicted(kept: Kept, cost: StepCost, blocks: int | None = None) -> Seen:
     if blocks is not None:
         plan = replace(plan, kv=replace(plan.kv, blocks=blocks))
     session = ModelSession(cost, measured(kept.records), plan.seed)
-    hooks = api.Hooks(session=session, spans=True, cost=Ranked(assemble(plan).cost))
-    result = api.simulate(plan, trace=kept.trace, hooks=hooks)
+    hooks = serving.Hooks(session=session, spans=True, cost=Ranked(assemble(plan).cost))
+    result = serving.simulate(plan, trace=kept.trace, hooks=hooks)
     return Seen(result.requests, result.steps, result.itl)
 
 

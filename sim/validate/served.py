@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sim import api
 from sim.cost.step import StepCost
 from sim.results.metrics import plain
 from sim.scenario import Scenario
+from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.workload import load_trace
 from sim.validate.against import Served
@@ -42,7 +42,7 @@ def against(plan: Scenario, served: Served, bounds: Bounds) -> Validation:
         raise InputError("--against takes the arrivals as they were recorded: leave out rates and concurrency")
     trace = _timed(load_trace(plan), served) if plan.workload.trace else served.trace
     plan = replace(plan, workload=replace(plan.workload, sessions=False))
-    result = api.simulate(plan, trace=trace)
+    result = serving.simulate(plan, trace=trace)
     seen = Seen(result.requests, result.steps, result.itl)
     live = served.seen.measures()
     requests_part = compare([live], seen.measures())
@@ -95,7 +95,7 @@ def _timed(trace: Trace, served: Served) -> Trace:
 
 
 def _again(plan: Scenario, trace: Trace, cost: StepCost | None = None) -> Measures:
-    result = api.simulate(plan, trace=trace, hooks=api.Hooks(cost=cost))
+    result = serving.simulate(plan, trace=trace, hooks=serving.Hooks(cost=cost))
     return Seen(result.requests, result.steps, result.itl).measures()
 
 

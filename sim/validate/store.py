@@ -17,12 +17,12 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Shape
+from sim.engine.flight import StepResult
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.kv import with_kv_means
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.transaction import settle
-from sim.serving.executor import StepResult
 from sim.validate.live import Kept
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS

@@ -14,7 +14,8 @@ import numpy as np
 
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Shape
-from sim.serving.executor import Executor, StepResult
+from sim.engine.flight import StepResult
+from sim.serving.executor import Executor
 
 TERMS = ("matrices", "attention", "elementwise", "rest")
 """The `rest` of a step's device seconds is what no other term has: drawing, moving blocks, and what lies between."""

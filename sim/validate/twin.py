@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.api import Hooks, Result, simulate
 from sim.engine.engine import Engine
+from sim.engine.flight import StepResult
 from sim.scenario import Scenario
-from sim.serving.executor import Executor, RecordEndedError, Replayed, StepResult
+from sim.serving.executor import Executor, RecordEndedError, Replayed
+from sim.serving.run import Hooks, Result, simulate
 from sim.validate.record import Decision, Record, Recorder
 from traces.schema import InputError, Trace
 

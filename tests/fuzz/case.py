@@ -13,9 +13,10 @@ import pandas as pd
 from sim import api, scenario
 from sim.cost.step import Constant, FixedCost, StepCost, Term
 from sim.engine.batch import Batch, Shape
+from sim.engine.flight import Observer
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble
-from sim.serving.replica import Observer, Replica
+from sim.serving.replica import Replica
 from sim.serving.workload import timed
 from traces.schema import Trace, from_frame, keep_rows
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from sim import scenario
+from sim.report.folder import write_page, write_run
 from sim.report.terminal import render, summary_view
-from sim.results.folder import PAGE, write_page, write_run
+from sim.results.folder import PAGE
 
 from .case import Run
 from .laws import Law

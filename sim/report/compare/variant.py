@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.run.charts import LATENCY_TEXTS, Run, latency_cdf
+from sim.report.run.charts import LATENCY_TEXTS, latency_cdf
 from sim.report.run.sentences import warnings_of
 from sim.report.run.timeline import Clock, kv_stack, queue_levels
 from sim.results import series
 from sim.results.metrics import KV_KINDS, Floats
 from sim.results.paired import Paired, PerRequest, paired
+from sim.results.result import Run
 from sim.results.stability import queue_warning
+from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables, dump
 from traces.schema import InputError
 
@@ -109,17 +111,6 @@ def differences(rows: Sequence[Row]) -> dict[str, Paired]:
     kept = {row.name: row.per_request for row in rows if isinstance(row, Variant) and row.per_request is not None}
     first, *others = kept or [""]
     return {name: paired(first, kept[first], kept[name]) for name in others}
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _timeline(run: Run) -> Timeline | None:

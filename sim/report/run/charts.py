@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ import pandas as pd
 from sim.report.run.sentences import LATENCIES
 from sim.report.units import count, limit, percent, row_unit, seconds
 from sim.results import series
-from sim.results.metrics import SLO_NAMES, Floats, Ints, Itl
+from sim.results.metrics import SLO_NAMES, Floats, Ints
+from sim.results.result import Run
 
 LATENCY_TEXTS = {
     "ttft_s": (
@@ -41,19 +42,6 @@ PHASE_WORDS = ("in the queue", "in prefill", "in decode", "preempted")
 LOG_FROM = 8
 E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 50, 90), ("next 9 %", 90, 99),
               ("slowest 1 %", 99, 100))  # fmt: skip
-
-
-class Run(Protocol):
-    """What a report needs of a result; the columns are those of docs/metrics.md."""
-
-    @property
-    def requests(self) -> pd.DataFrame: ...
-    @property
-    def steps(self) -> pd.DataFrame: ...
-    @property
-    def itl(self) -> Itl: ...
-    @property
-    def summary(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.elements import assemble, card, details, figures, panel, shares_bar
-from sim.report.run.charts import Run, latency_charts, phases_chart
+from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     LATENCIES,
@@ -23,6 +23,7 @@ from sim.report.run.terms import term_charts
 from sim.report.run.timeline import time_charts
 from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
 from sim.results.metrics import STATISTICS, verdicts
+from sim.results.result import Run
 from sim.results.stability import queue_warning
 
 INPUT_NAMES = {

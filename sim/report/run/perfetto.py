@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Run
-from sim.report.run.terms import Terms, terms_of
 from sim.results.metrics import Floats, Ints
+from sim.results.result import Run
+from sim.results.terms import Terms, terms_of
 from traces.schema import InputError
 
 Window = tuple[float, float]

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sim.report.run.charts import Run
 from sim.report.units import count, number, percent
 from sim.results.metrics import KV_HELD, busy_s, kv_tokens
+from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
 
 # A pool that is fuller than this is under pressure: the next admission may have to wait or to preempt.

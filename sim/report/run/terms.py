@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Chart, Run
+from sim.report.run.charts import Chart
 from sim.report.run.timeline import Clock
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import Floats, Ints
+from sim.results.metrics import Floats
+from sim.results.result import Run
+from sim.results.terms import term_table
 
 # More spans than this are not explained for a page: an even choice says the same.
-MOST_SPANS = 5000
 SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150
 GROUPS = ("products", "attention", "elementwise", "communication", "memory moves", "drafting", "launching", "host")
 NAMED = {
@@ -32,19 +33,6 @@ NOTE = (
 )
 
 
-class Terms(Protocol):
-    """What the steps of a run cost by term (`sim.results.terms.StepTerms`)."""
-
-    @property
-    def rows(self) -> Ints:
-        """Rows of the steps table that can be explained, in order."""
-        ...
-
-    def of(self, place: int) -> dict[str, float]:
-        """Seconds by term of one step of explainable row number `place`."""
-        ...
-
-
 def group_of(term: str) -> str:
     """The group that a term of a step's cost belongs to; a term that none knows is a group of its own."""
     for group, names in NAMED.items():
@@ -55,28 +43,6 @@ def group_of(term: str) -> str:
     if term.endswith(" attention"):
         return "attention"
     return "products" if term.endswith((" up", " down")) else term
-
-
-def terms_of(run: Run) -> Terms | None:
-    """The terms of a run's steps; None where they were measured as a whole, or the run has no step."""
-    found: Terms | None = getattr(run, "terms", None)
-    return found if found is not None and len(found.rows) else None
-
-
-def term_table(run: Run) -> pd.DataFrame | None:
-    """Seconds by term of the middle step of up to `MOST_SPANS` spans, evenly chosen; None where they were measured.
-
-    The first column, `row`, is the span's in the steps table; 0 where a step has no such term.
-    """
-    terms = terms_of(run)
-    if terms is None:
-        kept: pd.DataFrame | None = getattr(run, "term_table", None)
-        return kept
-    rows = terms.rows
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_SPANS)).astype(np.int64))
-    spent = pd.DataFrame([terms.of(place) for place in chosen.tolist()]).fillna(0.0)
-    spent.insert(0, "row", rows[chosen])
-    return spent
 
 
 def term_charts(run: Run) -> list[Chart]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import scenario
-from sim.report.compare.variant import flat
+from sim.results.tables import flat
 from sim.scenario import Scenario
 from sim.study.identity import differing, ingredients, made_of
 from sim.study.plan.document import (

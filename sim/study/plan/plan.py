@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sim import api
 from sim.results import metrics
 from sim.scenario import Scenario
+from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.study.plan.document import (
     Document,
@@ -140,7 +140,7 @@ def checked(plan: Scenario, ask: Ask) -> tuple[Clause, ...]:
             f"{needed:,} of them, so that ten lie beyond it"
         )
     parts = assemble(plan)
-    api.admissible(parts, trace)
+    serving.admissible(parts, trace)
     return clauses
 
 

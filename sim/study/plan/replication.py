@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 import traces
-from sim import api
 from sim.engine.request import index_of
 from sim.results.metrics import Limit
 from sim.results.steps import gaps_between
 from sim.scenario import Scenario, WorkloadSettings
+from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.workload import samples, timed
 from sim.study.identity import Stamps, looks
@@ -60,7 +60,7 @@ def measure(point: Point) -> Seen:
     started = time.perf_counter()
     plan = point.scenario
     trace = timed(source(plan.workload), plan.workload, plan.seed)
-    kept, _ = api.admissible(assemble(plan), trace)
+    kept, _ = serving.admissible(assemble(plan), trace)
     table = keep_rows(trace.requests, kept)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, plan.workload)
@@ -69,7 +69,7 @@ def measure(point: Point) -> Seen:
         output = table["output_tokens"].to_numpy()
         watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, plan.workload) is None)
     try:
-        result = api.simulate(plan, trace=trace, hooks=api.Hooks(observer=watch))
+        result = serving.simulate(plan, trace=trace, hooks=serving.Hooks(observer=watch))
     except HopelessError as certain:
         nothing = np.empty(0)
         return Seen(

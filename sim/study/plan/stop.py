@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sim.engine.batch import Batch
+from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.request import Request
-from sim.serving.replica import Flight, Observer, Replica
 from sim.study.plan.observation import STABILITY, Clause, Floats, Window, grown
 from sim.study.statistics import GROWTH_ALLOWED
 
@@ -31,9 +31,9 @@ class Watch(Observer):
     """Remembers the replicas of a run, whose engines know when each token came."""
 
     def __init__(self) -> None:
-        self.replicas: dict[int, Replica] = {}
+        self.replicas: dict[int, ObservedReplica] = {}
 
-    def planned(self, replica: Replica, batch: Batch) -> None:
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         self.replicas[replica.index] = replica
 
 
@@ -74,7 +74,7 @@ class Stop(Watch):
         self._batches = 0
         self._grown = False
 
-    def committed(self, replica: Replica, flight: Flight) -> None:
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         if not self._single:
             return
         for req in flight.batch.finishing:

@@ -11,7 +11,8 @@ from sim.scenario import Scenario
 from sim.study.plan.observation import Clause, Seen
 from sim.study.plan.replication import Point, measure, source
 from sim.study.plan.search import Trial
-from sim.study.workers.pool import cores, each
+from sim.study.workers.cores import cores
+from sim.study.workers.pool import each
 
 BURST = 256
 """Requests that come at once to see how fast they are served: where the search begins."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sim import scenario
-from sim.report.compare.variant import flat
 from sim.results import metrics
+from sim.results.tables import flat
 from sim.scenario import Scenario
 from sim.speculation.drafters import SpeculationSettings
 from sim.study.identity import CODE, FILES, ingredients, made_of

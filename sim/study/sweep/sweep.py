@@ -15,21 +15,20 @@ from typing import Any
 import pandas as pd
 import tomli_w
 
-from sim import api, scenario
-from sim.report.compare.variant import flat
-from sim.report.sweep.page import render_sweep
+from sim import scenario
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
+from sim.results.tables import flat
 from sim.scenario import WorkloadSettings
+from sim.serving import run as serving
 from sim.serving.workload import read_trace, timed
 from sim.study.identity import CODE, Made, check_seen, differing, digests, ingredients
 from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid, Point
 from sim.study.sweep.question import Asked
-from sim.study.sweep.store import ASKED, TABLE, Outcome, Store, mark_of
-from sim.study.sweep.store import finished as finished_points
+from sim.study.sweep.store import TABLE, Outcome, Store
 from sim.study.workers.pool import each
 from traces.schema import InputError, Trace
 
@@ -45,8 +44,9 @@ def run(
     executor: str = "processes",
     progress: Callable[[int, int], None] | None = None,
     told: Callable[[str], None] = lambda what: None,
+    page: Callable[[Asked, pd.DataFrame, str], files.Writer] | None = None,
 ) -> pd.DataFrame:
-    """Simulate every point that `out` does not hold yet, and write the table and the page there.
+    """Simulate every point that `out` does not hold yet, and write the table there, and the page that `page` makes.
 
     `told` hears in a sentence what runs again, where something that points are made of has changed since.
 
@@ -84,36 +84,9 @@ def run(
                     progress(len(done), len(grid))
         table = as_table(grid, done)
         if store is not None:
-            files.write_files(
-                store.folder, {TABLE: marks.table(table, store.mark), PAGE: _page(asked, table, store.mark)}
-            )
+            pages = {} if page is None else {PAGE: page(asked, table, store.mark)}
+            files.write_files(store.folder, {TABLE: marks.table(table, store.mark), **pages})
     return table
-
-
-def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
-    """Write the page of the sweep in a folder again; of one that has not ended, with the points that it has by now.
-
-    Returns what was asked, the rows, and the id of the sweep, "" for one of an earlier version. Raises InputError: it
-    cannot be read or written, its table is of another sweep, or it has no point yet.
-    """
-    asked, mark = Asked.read(folder), mark_of(folder)
-    marks.agree(folder, {ASKED: mark, **marks.marks_of(folder, (TABLE, PAGE))})
-    if (folder / TABLE).exists():
-        table = files.read_parquet(folder / TABLE)
-    else:
-        with files.as_written(folder, "sim sweep"):
-            table = as_table(asked.grid, finished_points(folder))
-    if not len(table):
-        raise InputError(f"no point of the sweep in {folder} has been simulated yet")
-    with files.as_written(folder, "sim sweep"):
-        files.write_file(folder / PAGE, _page(asked, table, mark))
-    return asked, table, mark
-
-
-def _page(asked: Asked, table: pd.DataFrame, mark: str) -> files.Writer:
-    missing = len(asked.grid) - len(table)
-    notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []
-    return marks.page(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}), mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +117,7 @@ class Simulate:
             plan = scenario.build(_base_of(self.base, point), {**point.settings, "seed": point.seed})
             content = tuple(self.made_of.get(f"workload.trace={plan.workload.trace}", {}).items())
             trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
-            result = api.simulate(plan, trace=trace)
+            result = serving.simulate(plan, trace=trace)
             return Outcome(None, queue_warning(result.requests) is None, _row(result.summary))
         except InputError as error:
             return Outcome(str(error), None, {})

@@ -16,6 +16,7 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from sim.study.workers.cores import cores
 from traces.schema import InputError
 
 Item = TypeVar("Item")
@@ -24,11 +25,6 @@ Result = TypeVar("Result")
 
 class WorkerLostError(RuntimeError):
     """A worker ended before it had answered: killed, out of memory, or its machine went away."""
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sim.study.workers.pool import cores
+from sim.study.workers.cores import cores
 from traces.schema import InputError
 
 Item = TypeVar("Item")

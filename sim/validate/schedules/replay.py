@@ -16,12 +16,13 @@ from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine, Limits
+from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.request import Request, SharedPrefix
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
 from sim.serving.executor import Accepting, Executor, Predicted
-from sim.serving.replica import Clock, Flight, Observer, Replica
+from sim.serving.replica import Clock, Replica
 from traces.schema import InputError
 
 
@@ -136,17 +137,17 @@ class Recorder(Observer):
 
     # ---- arrivals -------------------------------------------------------------------------------------------------
 
-    def _arrive(self, replica: Replica, req: Request) -> None:
+    def _arrive(self, replica: ObservedReplica, req: Request) -> None:
         self._arrived.append(req.id)
         replica.submit(req)
 
-    def idle(self, replica: Replica) -> None:
+    def idle(self, replica: ObservedReplica) -> None:
         """An idle engine jumps to the step at which the next request arrives."""
         if self._by_step and self._next_arrival < len(self.requests):
             self._index = max(self._index, int(self.requests[self._next_arrival].arrival_s))
             self.before_plan(replica)
 
-    def before_plan(self, replica: Replica) -> None:
+    def before_plan(self, replica: ObservedReplica) -> None:
         self._admissions = self.engine.admissions
         while self._due:
             self._next_arrival += 1
@@ -160,14 +161,14 @@ class Recorder(Observer):
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
-    def planned(self, replica: Replica, batch: Batch) -> None:
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         self._under_way.append(self._scheduled(batch))
         self.steps.append(self._under_way[-1])
         self._index += 1
         if len(self._under_way) == self._depth or batch.empty:
             self._take_in_empty()
 
-    def committed(self, replica: Replica, flight: Flight) -> None:
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, step = flight.batch, self._under_way.popleft()
         drafted = [accepted for one, accepted in zip(batch.sampled, batch.accepted, strict=False) if one.drafts]
         for row, accepted in zip(step["spec"], drafted, strict=True):

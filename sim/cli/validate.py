@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import RenderableType
 
 from sim import scenario
-from sim.api import Progress
 from sim.report.validation.page import lanes_json, render_validation
 from sim.report.validation.terminal import collection_view, schedules_view, validation_view
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import taken
 from sim.results.transaction import Claim
+from sim.serving.run import Progress
 from sim.validate import store
 from sim.validate.against import read as read_results
 from sim.validate.live import Kept, run_live

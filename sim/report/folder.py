@@ -1,0 +1,123 @@
+"""The folder of a run, a comparison or a plan: its files are written together or not at all, the page among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sim.report.compare.page import render_comparison, summaries_of
+from sim.report.compare.variant import Row
+from sim.report.plan.page import render_plan
+from sim.report.run.page import render_page
+from sim.report.run.perfetto import Window, trace_json
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
+from sim.results.result import Run
+from sim.results.tables import PREEMPTED, SUMMARY, TERMS, Kept, flat
+from sim.results.transaction import Claim
+
+PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
+
+
+def write_run(
+    run: Run,
+    folder: Path,
+    *,
+    scenario: str,
+    window: Window | None = None,
+    answers: pd.DataFrame | None = None,
+    claim: Claim | None = None,
+) -> list[Path]:
+    """Write the tables of a run, its page and its trace (docs/metrics.md); nothing of an earlier run stays.
+
+    scenario: the resolved scenario as TOML. window: (start_s, end_s) that the trace is cut to; the other files hold
+    the whole run. answers: of a live run, for answers.parquet. claim: of the folder, where it has been taken. Returns
+    the paths; raises InputError where the folder holds something else or the operating system refuses, and then leaves
+    it as it was.
+    """
+    check_free(folder, "run")
+    kept = Kept.of(run, scenario, answers)
+    return files.write_files(
+        folder,
+        {
+            **kept.writers(),
+            PAGE: _page(kept),
+            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=kept.mark)),
+            **({} if answers is None else {ANSWERS: marks.table(answers, kept.mark)}),
+        },
+        stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
+        claim=claim,
+    )
+
+
+def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of these files that are the run's in the folder, and not the user's own under such a name."""
+    summary = folder / SUMMARY
+    if not summary.exists() or not marks.mark_of(summary):
+        return list(names)
+    return [name for name in names if (folder / name).exists() and marks.mark_of(folder / name)]
+
+
+def write_page(folder: Path) -> Kept:
+    """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
+    with Claim(folder) as claim:
+        kept = Kept.read(folder)
+        with files.as_written(folder, "sim run"):
+            claim.write({PAGE: _page(kept)})
+    return kept
+
+
+def _page(kept: Kept) -> files.Writer:
+    return marks.page(render_page(kept, scenario=kept.scenario), kept.mark)
+
+
+def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None = None) -> list[Path]:
+    """Write compare.html, compare.json and compare.parquet, of which the last has a row for each variant.
+
+    Its columns are `variant`, `error` (empty where it ran) and every number and text of the summary by dotted key.
+    rows: as for `render_comparison`. Returns the paths; raises InputError where the operating system refuses, and
+    then leaves the folder as it was.
+    """
+    summaries = summaries_of(rows)
+    timeless = {
+        name: {key: value for key, value in one.items() if key != "simulator"} for name, one in summaries.items()
+    }
+    mark = marks.digest(timeless)
+    return files.write_files(
+        folder,
+        {
+            "compare.html": marks.page(render_comparison(rows), mark),
+            "compare.json": files.as_json({name: {marks.KEY: mark, **one} for name, one in summaries.items()}),
+            "compare.parquet": marks.table(_flat_table(summaries), mark),
+        },
+        claim=claim,
+    )
+
+
+def write_plan(document: Mapping[str, Any], claim: Claim) -> list[Path]:
+    """Write plan.json and its page (docs/plan.md) into the folder that was taken; returns the paths."""
+    mark = marks.digest(document)
+    page = marks.page(render_plan(document), mark)
+    return claim.write({PLAN: marks.document(document, mark), PAGE: page})
+
+
+def rewrite_plan(folder: Path) -> tuple[dict[str, Any], str]:
+    """Write the page of the plan in a folder again; returns its document and its id. Raises InputError."""
+    with Claim(folder) as claim:
+        document = files.read_json(folder / PLAN, PLAN_KEYS)
+        document.pop(marks.KEY, None)
+        mark = marks.check_one(folder, (PLAN, PAGE))
+        claim.write({PAGE: marks.page(render_plan(document), mark)})
+    return document, mark
+
+
+def _flat_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for name, summary in summaries.items():
+        plain = {key: value for key, value in flat(summary).items() if not isinstance(value, list)}
+        rows.append({"variant": name, "error": plain.pop("error", ""), **plain})
+    return pd.DataFrame(rows)

@@ -1,0 +1,44 @@
+"""The page in the folder of a sweep, also of one that is still running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from sim.report.sweep.page import render_sweep
+from sim.results import files
+from sim.results import run_id as marks
+from sim.results.folder import PAGE
+from sim.study.sweep.question import Asked
+from sim.study.sweep.store import ASKED, TABLE, mark_of
+from sim.study.sweep.store import finished as finished_points
+from sim.study.sweep.sweep import about, as_table, axes_of
+from traces.schema import InputError
+
+
+def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
+    """Write the page of the sweep in a folder again; of one that has not ended, with the points that it has by now.
+
+    Returns what was asked, the rows, and the id of the sweep, "" for one of an earlier version. Raises InputError: it
+    cannot be read or written, its table is of another sweep, or it has no point yet.
+    """
+    asked, mark = Asked.read(folder), mark_of(folder)
+    marks.agree(folder, {ASKED: mark, **marks.marks_of(folder, (TABLE, PAGE))})
+    if (folder / TABLE).exists():
+        table = files.read_parquet(folder / TABLE)
+    else:
+        with files.as_written(folder, "sim sweep"):
+            table = as_table(asked.grid, finished_points(folder))
+    if not len(table):
+        raise InputError(f"no point of the sweep in {folder} has been simulated yet")
+    with files.as_written(folder, "sim sweep"):
+        files.write_file(folder / PAGE, page_of(asked, table, mark))
+    return asked, table, mark
+
+
+def page_of(asked: Asked, table: pd.DataFrame, mark: str) -> files.Writer:
+    """A writer of the page of a sweep with these rows; `mark` is its id."""
+    missing = len(asked.grid) - len(table)
+    notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []
+    return marks.page(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}), mark)

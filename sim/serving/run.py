@@ -1,0 +1,381 @@
+"""One run of a scenario, from its parts to its tables: clock, replicas, source, and the logs beside them."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from sim import catalog
+from sim.cost.step import StepCost
+from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.engine import Engine
+from sim.engine.flight import Audience, Observer
+from sim.engine.request import SAMPLE_BITS, Request, index_of
+from sim.load import build
+from sim.results import metrics
+from sim.results.bill import Rates
+from sim.results.requests import RequestLog, request_table
+from sim.results.steps import StepLog, gaps_between, longest_gaps_s
+from sim.results.terms import StepTerms, term_shares
+from sim.scenario import Scenario
+from sim.serving.assemble import Parts, assemble, resolved
+from sim.serving.cluster import Cluster, Source
+from sim.serving.executor import Executor, OnTheWall
+from sim.serving.replica import Clock, NoProgressError, Replica, WallClock
+from sim.serving.workload import columns, load_trace, samples
+from sim.specs.gpu import GpuSpec
+from sim.speculation import tables as draft_tables
+from traces.schema import InputError, Trace, keep_rows
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. The columns of its tables and the keys of its summary: docs/metrics.md."""
+
+    scenario: Scenario
+    summary: dict[str, Any]
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    step_end_s: list[np.ndarray]
+    """The step clock of each replica: the end of every single step."""
+    itl: metrics.Itl
+    """(seconds between two tokens of a request, how often)."""
+    tokens: pd.DataFrame | None = None
+    """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence; also its `text`
+    where the model's tokens are bytes."""
+    died: str = ""
+    """Why a live run ended before its time: its tables hold what was measured until then."""
+    preempted: pd.DataFrame | None = None
+    """Every preemption: `request`, `sequence`, `start_s`, `end_s`."""
+    terms: StepTerms | None = None
+    """What its steps cost by term; None where they were measured."""
+
+
+class LiveSession(Protocol):
+    """What a live run needs of the backend (`backend.session.Session`)."""
+
+    device_name: str
+
+    def executor(self, engine: Engine) -> Executor: ...
+
+    def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a validation puts into a run: nothing by default.
+
+    Args:
+        session: runs the batches of a live scenario, whose settings are taken as they are, instead of the backend.
+        wrap: is given the executor of each replica and returns the one to use.
+        observer: told of every decision, beside the run's own log.
+        cost: prices instead of the profile that the scenario names.
+        spans: whether the engine may repeat steps unasked; None leaves it to the executor.
+    """
+
+    session: LiveSession | None = None
+    wrap: Callable[[Executor], Executor] | None = None
+    observer: Observer | None = None
+    cost: StepCost | None = None
+    spans: bool | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def simulate(
+    plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
+) -> Result:
+    """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
+    slo = metrics.parse_slo(plan.slo) if plan.slo else ()
+    backend = _backend() if plan.executor == "live" and hooks.session is None else None
+    if backend is not None:
+        plan = backend.fitted(plan)
+    parts = assemble(plan)
+    if hooks.cost is not None:
+        parts = replace(parts, cost=hooks.cost)
+    trace = load_trace(plan) if trace is None else trace
+    kept, rejected = admissible(parts, trace)
+    sent = keep_rows(trace.requests, kept)
+    session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
+    simulation = _Simulation(parts, sent, progress, session, hooks)
+    started = time.perf_counter()
+    died = simulation.run(keep=backend is not None and hooks.wrap is None)
+    loop_s = time.perf_counter() - started
+    requests = request_table(
+        trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s(), parts.pool.block_tokens
+    )
+    itl = simulation.itl()
+    steps = simulation.steps.table()
+    speculation = None
+    terms: Mapping[tuple[str, str], float] = {}
+    step_terms = None
+    if session is None:
+        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
+        terms = step_terms.seconds()
+        sources = _by_source(terms)
+    else:
+        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    if parts.drafter is not None:
+        tallies = simulation.tallies()
+        requests = draft_tables.with_drafts(requests, kept, tallies)
+        measured_s = sources.get("measured", 0.0)
+        speculation = draft_tables.summary(parts.drafter, plan.tp, tallies, terms, measured_s)
+    summary = metrics.summarise(
+        requests,
+        steps,
+        itl,
+        metrics.KvFacts(parts.pool.tokens, parts.pool.block_tokens, plan.replicas),
+        slo=slo,
+        dropped=trace.dropped,
+        source_seconds=sources,
+        simulator=simulation.speed(steps, loop_s),
+        inputs=_inputs(parts, trace, session, died),
+        speculation=speculation,
+        rates=Rates.of(plan.tp * plan.replicas, _billed(parts, session), plan.price),
+    )
+    summary["cost_terms"] = term_shares(terms)
+    tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
+    if backend is not None:
+        tokens = backend.with_text(session, tokens)
+    return Result(
+        resolved(plan, parts),
+        summary,
+        requests,
+        steps,
+        simulation.step_end_s(),
+        itl,
+        tokens,
+        died,
+        simulation.steps.preemptions(kept),
+        step_terms,
+    )
+
+
+class _Simulation:
+    """One simulated time with its replicas, and the logs of what happened in it."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        admissible: pd.DataFrame,
+        progress: Progress | None,
+        session: LiveSession | None,
+        hooks: Hooks,
+    ) -> None:
+        plan = parts.plan
+        count = len(admissible)
+        self.clock = WallClock() if session is not None and plan.live.clock == "wall" else Clock()
+        self._session = session
+        self._hooks = hooks
+        self.requests = RequestLog(count)
+        self.steps = StepLog(plan.replicas)
+        self._progress = progress
+        self._every = max(1, count // 200)
+        self._finished = 0
+        self._count = count
+        self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
+        self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
+        router = build("sim.routers", plan.router.name, plan.router.parameters)
+        cluster = Cluster(self.clock, self.replicas, router)
+        work = columns(admissible, plan, parts.pool.block_tokens)
+        self._source = Source(self.clock, work, cluster.submit, concurrency=plan.workload.concurrency)
+
+    def _replica(self, parts: Parts, index: int) -> Replica:
+        def finished(req: Request) -> None:
+            self.requests.finished(req, index)
+            self._source.finished(req)
+            self._finished += 1
+            if self._progress is not None and self._finished % self._every == 0:
+                self._progress(self._finished, self._count)
+
+        hooks = self._hooks
+        spans = self._session is None if hooks.spans is None else hooks.spans
+        engine = parts.engine() if spans else parts.engine(spans=False)
+        executor: Executor = (
+            parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
+        )
+        if isinstance(self.clock, WallClock):
+            executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
+        if hooks.wrap is not None:
+            executor = hooks.wrap(executor)
+        return Replica(
+            self.clock,
+            engine,
+            executor,
+            depth=parts.depth,
+            on_finish=finished,
+            observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
+            index=index,
+        )
+
+    def run(self, *, keep: bool) -> str:
+        """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
+        self._source.start()
+        try:
+            self.clock.run()
+        except NoProgressError as error:
+            raise InputError(f"the run cannot go on: {error}") from None
+        except (InputError, MemoryError, RuntimeError) as error:
+            if not keep or not self._finished:
+                raise
+            return f"the live run died when {self._finished:,} of {self._count:,} requests had finished: {error}"
+        del self._source  # a million requests as columns are worth their memory
+        return ""
+
+    def step_end_s(self) -> list[np.ndarray]:
+        return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]
+
+    def itl(self) -> metrics.Itl:
+        parts = []
+        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
+            runs = replica.engine.runs
+            first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
+            if len(first):
+                parts.append(metrics.itl_from_segments(ends_s, first, last, gaps_between(runs, ends_s)[1]))
+            if runs.same_step:
+                parts.append((np.zeros(1), np.array([runs.same_step])))
+        return metrics.merge_itl(parts)
+
+    def tallies(self) -> list[Tally]:
+        """What drafting gave, of each replica that drafts."""
+        return [one.engine.tally for one in self.replicas if isinstance(one.engine, DraftingEngine)]
+
+    def longest_gaps_s(self) -> np.ndarray:
+        """Of each request, the longest time between two tokens; a request is served by one replica."""
+        longest = np.full(self._count, np.nan)
+        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
+            longest = np.fmax(longest, longest_gaps_s(replica.engine.runs, ends_s, self._count))
+        return longest
+
+    def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
+        return {
+            "wall_s": loop_s,
+            "steps": int(steps["repeats"].sum()),
+            "events": self.clock.events,
+            "requests_per_wall_s": self._count / loop_s,
+        }
+
+
+def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
+    """Which requests can be served at all, and why the others cannot.
+
+    Raises:
+        InputError: one cannot, and the scenario does not say to skip such.
+    """
+    table = trace.requests
+    prompt, output = table["prompt_tokens"].to_numpy(), table["output_tokens"].to_numpy()
+    total = prompt + output
+    longest = int(np.argmax(total))
+    engine = parts.engine()
+    sequences = samples(table, parts.plan.workload)
+    most = max(sequences) if sequences else 1
+
+    beams = (lambda count: [1] * count) if parts.plan.workload.beam_search else None
+
+    def refusal(index: int, size: int) -> str | None:
+        req = Request(index, 0.0, int(prompt[index]), int(output[index]))
+        return engine.refusal(req.split(size, beams) if size > 1 else req)
+
+    # No allocator holds more than twice what a request uses, but one that reserves alike for all.
+    roomy = 2 * most * int(total[longest]) <= parts.memory.tokens and engine.limits.chunked_prefill
+    rejected: dict[int, str] = {}
+    if refusal(longest, most) or not roomy:
+        sizes = sequences or [1] * len(table)
+        rejected = {index: reason for index, size in enumerate(sizes) if (reason := refusal(index, size))}
+    if rejected and not parts.plan.workload.skip_bad:
+        index, reason = next(iter(rejected.items()))
+        others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
+        raise InputError(
+            f"{trace.path or trace.name} line {table['source_row'].iloc[index]}: the request can never be served"
+            f"{others}: {reason}; --skip-bad leaves such requests out"
+        )
+    kept = np.ones(len(table), bool)
+    kept[list(rejected)] = False
+    if not kept.any():
+        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
+    return kept, rejected
+
+
+def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for (_, source), seconds in terms.items():
+        found[source] = found.get(source, 0.0) + seconds
+    return found
+
+
+def on_device(plan: Scenario) -> Scenario:
+    """A live scenario with its device named and its KV blocks counted."""
+    return _backend().fitted(plan)  # type: ignore[no-any-return]
+
+
+def _backend() -> Any:
+    """The module that runs models, found by name: `sim` itself never imports torch."""
+    try:
+        return importlib.import_module("backend.session")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "triton", "safetensors", "backend"):
+            raise
+        raise InputError(
+            f"executor live needs {error.name}, which is not installed; pip install 'foretoken[live]' brings it"
+        ) from None
+
+
+def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
+    return list(requests["token_ids"]) if "token_ids" in requests else None
+
+
+def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
+    """The answers by request of the trace; `rows` are those of the requests that were sent."""
+    found = list(session.outputs())
+    index = rows[[index_of(id) for id, _, _ in found]] if found else np.empty(0, np.int64)
+    return pd.DataFrame(
+        {
+            "request": index,
+            "sample": [id >> SAMPLE_BITS for id, _, _ in found],
+            "token_ids": [tokens[prompt:] for _, prompt, tokens in found],
+        }
+    )
+
+
+def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
+    """The GPU that is paid for: of a live run the one that it ran on, None where the catalog does not know it."""
+    if session is None:
+        return parts.gpu
+    try:
+        return catalog.load_gpu(session.device_name)
+    except InputError:
+        return None
+
+
+def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
+    plan = parts.plan
+    measured = {} if session is None else {"device": session.device_name}
+    return {
+        "executor": plan.executor,
+        **measured,
+        "trace": trace.name,
+        "trace_kind": trace.kind,
+        "synthetic": trace.synthetic,
+        "profile": plan.cost.profile,
+        "model": parts.model.name,
+        "gpu": parts.gpu.name if session is None else None,
+        "tp": plan.tp,
+        "replicas": plan.replicas,
+        "policy": plan.policy.name,
+        "allocator": plan.allocator.name,
+        "seed": plan.seed,
+        "version": version("foretoken"),
+        "notes": [*trace.notes, *([f"Cut short: {died}."] if died else [])],
+    }
