@@ -34,12 +34,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     The whole suite runs in a process on each core, a file in one piece; a few files, what needs the GPU, and
     everything that is timed run in this process. Benchmarks run where they are asked for.
     """
-    if hasattr(config, "workerinput"):  # this is one of those processes, and starts none of its own
-        return
     option = config.option
     timed = getattr(option, "benchmark_only", False)
     if hasattr(option, "benchmark_skip"):
         option.benchmark_skip = not timed
+    if hasattr(config, "workerinput"):  # this is one of those processes, and starts none of its own
+        return
     if hasattr(option, "numprocesses"):
         if option.numprocesses is None and not option.tx:
             alone = timed or option.file_or_dir or option.usepdb or option.markexpr == "gpu"

@@ -119,6 +119,8 @@ def test_this_run_was_told_so(request: pytest.FixtureRequest) -> None:
 
 def test_a_process_of_xdist_starts_none_of_its_own() -> None:
     """Else each of them would start as many again, and so on."""
-    option = SimpleNamespace(numprocesses=None, dist="no", tx=[], file_or_dir=[], markexpr="", usepdb=False)
+    told = {"numprocesses": None, "dist": "no", "tx": [], "file_or_dir": [], "markexpr": "", "usepdb": False}
+    option = SimpleNamespace(**told, benchmark_only=False, benchmark_skip=False)
     pytest_cmdline_main(SimpleNamespace(option=option, workerinput={}))  # type: ignore[arg-type]
     assert option.numprocesses is None
+    assert option.benchmark_skip, "it would time things"
