@@ -16,6 +16,19 @@ from sim.specs.bounds import PARAMETER
 from traces.code import imported
 from traces.schema import InputError
 
+MOVED = {
+    "sim.step": "sim.engine.step",
+    "sim.request": "sim.engine.request",
+    "sim.memory": "sim.engine.memory",
+    "sim.batch": "sim.engine.batch",
+    "sim.queues": "sim.engine.queues",
+    "sim.engine": "sim.engine.engine",
+    "sim.specs": "sim.specs.model",
+    "sim.replica": "sim.serving.replica",
+    "sim.cluster": "sim.serving.cluster",
+    "sim.executor": "sim.serving.executor",
+}
+"""Modules that users' own policies, allocators and routers may import, by where they were in version 0.1."""
 _KINDS = {"policies": "policy", "allocators": "allocator", "routers": "router"}
 _TAKES = {"policy": ("step",), "router": ("request", "replicas")}
 _ALLOCATOR = ("refusal", "match", "admit", "grow", "release", "table", "usage")
@@ -112,7 +125,11 @@ def _entry_points(package: str) -> list[Any]:
 
 
 def _by_path(name: str, kind: str) -> Callable[..., Any]:
-    module, target = imported(name, f"cannot load {name!r} from {kind}")
+    try:
+        module, target = imported(name, f"cannot load {name!r} from {kind}")
+    except InputError as error:
+        moved = [f"{old} is {new} now" for old, new in MOVED.items() if f"'{old}'" in str(error)]
+        raise InputError("; ".join([str(error), *moved])) from None
     _check_current(module)
     return cast("Callable[..., Any]", target)
 

@@ -37,6 +37,7 @@ TOP = {
     "docs",
     "LICENSE",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "constraints.txt",
 }
 LEFT_BY_TOOLS = {"build", "dist", "out", "__pycache__", "foretoken.egg-info"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,17 @@ def test_an_installed_entry_point_is_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     assert load.load("sim.policies", "from-elsewhere") is first_come
     assert "from-elsewhere" in load.names("sim.policies")
     assert set(asked) == {"foretoken.policies"}
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [("from sim.step import Step", "sim.engine.step"), ("from sim.engine import Limits", "sim.engine.engine")],
+)
+def test_a_policy_of_before_the_folders_is_told_where_things_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, new: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"old_{new.replace('.', '_')}"
+    (tmp_path / f"{name}.py").write_text(f"{line}\n\n\ndef mine(step):\n    step.advance_running()\n")
+    with pytest.raises(InputError, match=rf"is {re.escape(new)} now$"):
+        load.build("sim.policies", f"{name}:mine", {})
