@@ -1,6 +1,6 @@
 """Trains the small byte-level target and draft of `backend/pair` on the standard library's sources, on one CPU core.
 
-    python -m backend.train_pair --out DIR [--steps N]
+    python -m backend.pair.train --out DIR [--steps N]
 
 The target learns the next byte; the draft learns the target's distribution of it (distillation), which is what makes
 drafts accepted. It knows nothing of serving: it has a differentiable forward of its own, and the model's loader
