@@ -1,6 +1,6 @@
 """Holds a run against the bars that were set for it, and prints it. A bar is met, missed or not measured.
 
-Bars: issue 4 of the project, from the published H200 figures of vLLM, SGLang, TensorRT-LLM and FlashAttention-3.
+Bars: from the published H200 figures of vLLM, SGLang, TensorRT-LLM and FlashAttention-3.
 """
 
 from __future__ import annotations
