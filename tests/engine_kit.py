@@ -20,7 +20,7 @@ from sim.cost.step import FixedCost, StepCost
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine, Limits
 from sim.engine.flight import Flight, Observer
-from sim.engine.memory import KvPool
+from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
 from sim.engine.step import Policy
 from sim.load import build
@@ -172,12 +172,31 @@ class PlainPaged:
     def __init__(self, pool: KvPool) -> None:
         self.pool = pool
         self._paged = Paged(pool)
-        for name in ("refusal", "match", "admit", "grow", "release", "table", "usage"):
-            setattr(self, name, getattr(self._paged, name))
 
     @property
     def free_blocks(self) -> int:
         return self._paged.free_blocks
+
+    def refusal(self, req: Request) -> str | None:
+        return self._paged.refusal(req)
+
+    def match(self, req: Request) -> int:
+        return self._paged.match(req)
+
+    def admit(self, req: Request, tokens: int) -> bool:
+        return self._paged.admit(req, tokens)
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        return self._paged.grow(req, tokens)
+
+    def release(self, req: Request) -> None:
+        self._paged.release(req)
+
+    def table(self, req: Request) -> Sequence[int]:
+        return self._paged.table(req)
+
+    def usage(self, computed_tokens: int) -> Usage:
+        return self._paged.usage(computed_tokens)
 
 
 def slivers(engine: Engine, batch: Batch) -> list[Sliver]:

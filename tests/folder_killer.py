@@ -14,7 +14,7 @@ from pathlib import Path
 
 from report_samples import make_run
 
-from sim.results import folder
+from sim.report import folder
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.listdir"}
 NEW = 12

@@ -25,6 +25,7 @@ from sim.report.run import sentences as words
 from sim.results import metrics
 from sim.results.bill import NO_POWER, NO_PRICE, Rates, bill
 from sim.scenario import PriceSettings
+from sim.serving import run as serving
 from traces.schema import InputError
 
 FOLDER = Path(catalog.__file__).parent / "gpus"
@@ -116,12 +117,12 @@ def test_a_live_run_is_billed_for_what_it_ran_on() -> None:
 
     def billed(name: str) -> str | None:
         session: Any = SimpleNamespace(device_name=name)
-        gpu = api._billed(parts, session)
+        gpu = serving._billed(parts, session)
         return gpu.name if gpu else None
 
     assert billed("NVIDIA H100 80GB HBM3") == "h100"
     assert [billed(name) for name in ("x86_64", "", "cpu", "NVIDIA Something New")] == [None] * 4
-    simulated = api._billed(parts, None)
+    simulated = serving._billed(parts, None)
     assert simulated is not None
     assert simulated.name == "t4"
 

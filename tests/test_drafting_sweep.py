@@ -10,6 +10,7 @@ import pytest
 
 from sim import api
 from sim.report.sweep.charts import drafting_chart
+from sim.report.sweep.folder import page_of
 from sim.report.sweep.table import Sweep
 from sim.study.sweep.question import Asked
 from sim.study.sweep.sweep import axes_of, run
@@ -38,7 +39,7 @@ def test_settings_of_drafts_are_for_the_points_that_draft(trace: str, tmp_path: 
     """The drafter is named beside the axis; the point without it is the run that nobody told of drafts."""
     axes = {"policy": ["chunked", "speculative"], "rate": RATES}
     asked = Asked.of(None, {**EAGLE, **EQUAL, "trace": trace, **axes})
-    table = run(asked, out=tmp_path / "out", workers=1)
+    table = run(asked, out=tmp_path / "out", workers=1, page=page_of)
     assert table["status"].tolist() == ["ok"] * 4
     assert table["speculation.drafted_tokens"].notna().tolist() == [False, False, True, True]
     alone = api.run(trace=trace, rate=RATES[0], **EQUAL).summary
@@ -59,7 +60,7 @@ def test_points_may_leave_settings_of_drafts_open(trace: str, tmp_path: Path) ->
     """Two drafters against none: the page has a line for each, and maps only of what points say."""
     draft_model = {**EAGLE, "speculation.drafter": "draft-model", "speculation.draft_model": "llama-3.2-1b"}
     asked = Asked.of(None, {"trace": trace, "rate": RATES, **EQUAL}, points=[{"policy": "chunked"}, EAGLE, draft_model])
-    table = run(asked, out=tmp_path / "out", workers=1)
+    table = run(asked, out=tmp_path / "out", workers=1, page=page_of)
     assert table["status"].tolist() == ["ok"] * 6
     chart = drafting_chart(Sweep.of(table, axes_of(asked.grid)))
     assert chart is not None

@@ -18,7 +18,9 @@ from fuzz.check import CRASH, LAWS, SENTENCE, STUCK, broken, check
 import sim.api
 import sim.results.files
 import sim.results.kv
+import sim.results.metrics
 import sim.serving.cluster
+import sim.serving.run
 import sim.speculation.acceptance
 from sim.cost.roofline import Roofline
 from sim.policies.chunked import Chunked
@@ -224,32 +226,32 @@ def test_spans_are_seen_to_matter_where_answers_come_in_no_time(monkeypatch: pyt
 
 
 def test_spans_are_seen_to_matter_for_means_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim.kv_metrics, "kv_means", sim.results.kv.kv_tokens)
+    monkeypatch.setattr(sim.results.kv, "kv_means", sim.results.kv.kv_tokens)
     assert "kv.mean_used" in broken(RUNS["static"], "spans")
 
 
 def test_chance_without_a_seed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     count = itertools.count()
-    monkeypatch.setattr(sim.acceptance, "crc32", lambda text: next(count))
+    monkeypatch.setattr(sim.speculation.acceptance, "crc32", lambda text: next(count))
     assert broken(RUNS["drafts"], "again")
 
 
 def test_a_scenario_that_says_other_blocks_than_it_had_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = sim.api.resolved
+    honest = sim.serving.run.resolved
     monkeypatch.setattr(
-        sim.api, "resolved", lambda plan, parts: replace(honest(plan, parts), kv=replace(plan.kv, blocks=98))
+        sim.serving.run, "resolved", lambda plan, parts: replace(honest(plan, parts), kv=replace(plan.kv, blocks=98))
     )
     assert broken(RUNS["roomy"], "resolved")
 
 
 def test_a_file_that_is_read_as_another_trace_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = sim.api.load_trace
+    honest = sim.serving.run.load_trace
 
     def late(plan: Any) -> Any:
         trace = honest(plan)
         return replace(trace, requests=trace.requests.assign(arrival_s=trace.requests["arrival_s"] + TICK_S))
 
-    monkeypatch.setattr(sim.api, "load_trace", late)
+    monkeypatch.setattr(sim.serving.run, "load_trace", late)
     assert broken(RUNS["roomy"], "from_file")
 
 
@@ -308,15 +310,15 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_files_that_are_not_the_tables_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = sim.results.files.parquet
     monkeypatch.setattr(
-        sim.report.files, "parquet", lambda table, *more: honest(table.iloc[::-1].reset_index(drop=True), *more)
+        sim.results.files, "parquet", lambda table, *more: honest(table.iloc[::-1].reset_index(drop=True), *more)
     )
     assert "requests.parquet is not the table" in broken(RUNS["open"], "folder")
 
 
 def test_a_number_that_is_none_is_seen_in_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = sim.api.metrics.summarise
+    honest = sim.results.metrics.summarise
     monkeypatch.setattr(
-        sim.api.metrics, "summarise", lambda *given, **named: {**honest(*given, **named), "duration_s": np.nan}
+        sim.results.metrics, "summarise", lambda *given, **named: {**honest(*given, **named), "duration_s": np.nan}
     )
     assert "ValueError" in broken(RUNS["open"], "folder")
 
@@ -335,7 +337,7 @@ def test_what_is_no_sentence_is_seen(monkeypatch: pytest.MonkeyPatch, error: Exc
     def raises(*given: Any, **named: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sim.api, "assemble", raises)
+    monkeypatch.setattr(sim.serving.run, "assemble", raises)
     assert [name for name, _ in check(RUNS["open"], ()).broken] == [law]
 
 

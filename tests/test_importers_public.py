@@ -30,6 +30,7 @@ from sim.cost.step import StepCost
 from sim.cost.tables import Table
 from sim.engine.batch import Shape
 from sim.scenario import Scenario
+from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble
 from sim.specs.gpu import GpuSpec
 
@@ -165,7 +166,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch, cost: Any, **settings: Any) -> pd.
         parts = assemble(plan)
         return replace(parts, cost=cost(parts))
 
-    monkeypatch.setattr(api, "assemble", with_cost)
+    monkeypatch.setattr(serving, "assemble", with_cost)
     return api.run(**settings).requests
 
 

@@ -186,8 +186,8 @@ def test_every_drafter_has_a_twin(settings: dict[str, Any], tmp_path: Path, fold
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"speculation.k": 0}, "speculation.k is 0; it must lie between 1 and 64"),
-    ({"speculation.acceptance": 1.2}, "speculation.acceptance is 1.2; expected probabilities from 0 to 1"),
+    ({"speculation.k": 0}, "speculation.k is 0; it must be at least 1 and at most 64"),
+    ({"speculation.acceptance": 1.2}, "speculation.acceptance is 1.2; it must be at least 0 and at most 1"),
     ({"speculation.drafter": "eagle"}, "speculation.drafter 'eagle' is simulated only"),
     ({"speculation.drafter": "medusa", "speculation.tree": "2,2", "speculation.k": 2}, "speculation.tree '2,2' is"),
     ({"speculation.prompt_lookup_min": 4, "speculation.prompt_lookup_max": 2}, "prompt_lookup_min is 4 and"),

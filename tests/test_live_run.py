@@ -219,7 +219,7 @@ def test_from_the_command_line(folder: str, tmp_path: Path) -> None:
 BLOCKED = """
 import sys
 sys.modules["{name}"] = None
-from sim.cli import main
+from sim.cli.main import main
 sys.argv = ["sim", "run", "--trace", "{trace}", "--model", "tiny-llama", "--quiet"]
 sys.argv += ["--set", "executor=live", "--set", "device=cpu", "--set", "kv.blocks=64"]
 main()

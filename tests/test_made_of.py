@@ -16,6 +16,7 @@ from profile_kit import llama_profile
 from sim import api, catalog
 from sim.cost import profile
 from sim.load import load
+from sim.serving import run as serving
 from sim.study import identity as made_of
 from sim.study import user_code as code
 from sim.study.plan import replication as plan_replicate
@@ -200,7 +201,7 @@ def test_a_sweep_that_is_cut_after_a_change_has_nothing_of_before(here: Path, mo
     def cut(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "simulate", cut)
+    monkeypatch.setattr(serving, "simulate", cut)
     with pytest.raises(KeyboardInterrupt):
         swept(**asked)
     assert sorted(path.name for path in Path("out").iterdir()) == ["points.jsonl", "sweep.toml"]
@@ -262,7 +263,7 @@ def test_a_change_while_a_point_runs_is_met(here: Path, monkeypatch: pytest.Monk
         return simulate(*words, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "simulate", edited)
+        patch.setattr(serving, "simulate", edited)
         table = api.sweep(trace="small.csv", rate=[5], workers=1, out="out")
     assert table["reason"][0].startswith("small.csv is not the same for the worker on")
     assert Path("out/points.jsonl").read_text() == ""

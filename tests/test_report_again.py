@@ -14,8 +14,8 @@ from report_samples import make_run
 
 from sim import api, scenario
 from sim.cli.main import main
+from sim.report import folder
 from sim.report.run.page import render_page
-from sim.results import folder
 from sim.results.metrics import distribution
 from sim.results.tables import Kept
 from traces.schema import InputError

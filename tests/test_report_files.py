@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from report_samples import make_run
 
-from sim.results import files, folder
+from sim.report import folder
+from sim.results import files
 from traces.schema import InputError
 
 

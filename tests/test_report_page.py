@@ -16,11 +16,11 @@ from report_samples import Run, make_run
 from sim import api, scenario
 from sim.engine.batch import Shape
 from sim.report import elements as parts
-from sim.report.run import terms as charts_by_term
 from sim.report.run.page import render_page
 from sim.report.run.pressure import pressure_lines
 from sim.report.run.terms import GROUPS, group_of, term_charts
 from sim.results import metrics
+from sim.results import terms as results_terms
 from sim.serving.assemble import assemble
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
@@ -143,7 +143,7 @@ def test_the_bars_by_term_are_the_mean_step(real: api.Result) -> None:
 def test_of_many_spans_an_even_choice_is_explained_and_the_note_says_so(
     real: api.Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts_by_term, "MOST_SPANS", 40)
+    monkeypatch.setattr(results_terms, "MOST_SPANS", 40)
     for chart in term_charts(real):
         assert f"Thinned: 40 of {len(real.steps)} spans" in chart.note
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE_S
 
 from sim import api
+from sim.serving import run as serving
 from sim.study.sweep.store import JOURNAL
 from traces.schema import InputError
 
@@ -116,7 +117,7 @@ def test_any_part_of_the_journal_will_do(here: Path) -> None:
 
 def test_a_finished_sweep_simulates_nothing_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run("out")
-    monkeypatch.setattr(api, "simulate", lambda *_, **__: pytest.fail("a finished point ran again"))
+    monkeypatch.setattr(serving, "simulate", lambda *_, **__: pytest.fail("a finished point ran again"))
     assert run("out") == first
 
 

@@ -65,7 +65,7 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
-from sim.study.workers import each
+from sim.study.workers.pool import each
 import sweep_kit
 for index, result in each(sweep_kit.leave_pid_and_sleep, [{folder!r}] * 2, workers=2):
     print(result)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from sim import api, catalog, scenario
 from sim.specs.gpu import GpuSpec
-from traces.schema import Trace
+from traces.schema import InputError, Trace
 from traces.write import write
 
 from .case import Run, Scaled
@@ -187,7 +187,7 @@ def _apart(table: pd.DataFrame) -> pd.DataFrame:
 def _ends(run: Callable[[], Any]) -> Any:
     try:
         return run()
-    except api.InputError:
+    except InputError:
         return None
 
 
