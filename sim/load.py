@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from sim.specs.bounds import PARAMETER
+from sim.specs.traits import check_traits
 from traces.code import imported
 from traces.schema import InputError
 
@@ -91,7 +92,8 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
     What takes `**parameters` hands them on to a part of its own, which checks them.
 
     Raises:
-        InputError: an unknown parameter, or a value of another type than the parameter's default.
+        InputError: an unknown parameter, a value of another type than the parameter's default, or a trait of the part
+            that is misspelt or of another kind (`sim.specs.traits`).
     """
     kind = _KINDS[package.rpartition(".")[2]]
     target = load(package, name)
@@ -105,9 +107,9 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
             have = ", ".join(known) or "none"
             raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")
         _check_type(f"{kind}.{key}", value, known[key].default)
-    if inspect.isclass(target):
-        return target(*first, **given)
-    return partial(target, **given) if given else target
+    part = target(*first, **given) if inspect.isclass(target) else target
+    check_traits(part, kind, name)
+    return partial(target, **given) if part is target and given else part
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:

@@ -17,6 +17,7 @@ from sim.engine.step import Step
 from sim.policies.chunked import Chunked
 from sim.policies.sjf import Sjf
 from sim.routers.round_robin import RoundRobin
+from sim.specs.traits import TRAITS
 from traces.schema import InputError
 
 PACKAGES = {
@@ -188,3 +189,73 @@ def test_a_policy_of_before_the_folders_is_told_where_things_are_now(
     (tmp_path / f"{name}.py").write_text(f"{line}\n\n\ndef mine(step):\n    step.advance_running()\n")
     with pytest.raises(InputError, match=rf"is {re.escape(new)} now$"):
         load.build("sim.policies", f"{name}:mine", {})
+
+
+class Misspelt:
+    """Would run first come first served without a word."""
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+
+    def queue_keys(self, request: object) -> int:
+        return 0
+
+
+class NoSwitch:
+    every_step = "yes"
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+
+
+class SetLater:
+    def __init__(self) -> None:
+        self.hold_finished = True
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+
+
+class NoKey:
+    queue_key = 3
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+
+
+class Own:
+    """What begins with an underscore, or is far from every trait, is the part's own."""
+
+    _queue_keys = 1
+    calls = 0
+
+    def __call__(self, step: Step) -> None:
+        step.advance_running()
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("Misspelt", "has 'queue_keys', which is no trait of such a part; the nearest is 'queue_key'"),
+        ("NoSwitch", "every_step is 'yes'; it must be True or False"),
+        ("SetLater", "has 'hold_finished', which is no trait of such a part; the nearest is 'holds_finished'"),
+        ("NoKey", "queue_key is 3; it must be a method"),
+    ],
+)
+def test_a_trait_that_is_misspelt_or_of_another_kind_is_refused(part: str, text: str) -> None:
+    with pytest.raises(InputError, match=re.escape(text)):
+        load.build("sim.policies", f"test_load:{part}", {})
+
+
+def test_names_of_a_part_s_own_are_no_traits() -> None:
+    assert isinstance(load.build("sim.policies", "test_load:Own", {}), Own)
+
+
+def test_every_trait_that_is_read_is_declared() -> None:
+    """`getattr(policy, "x", ...)` and `allocator.x = ...` where the product asks a part what it is."""
+    reads = re.compile(r"""(?:getattr|hasattr)\((?:self\.)?_?(policy|allocator|base), "(\w+)\"""")
+    found = set()
+    for path in (Path(load.__file__).parent).rglob("*.py"):
+        found |= {(noun.replace("base", "policy"), name) for noun, name in reads.findall(path.read_text())}
+    assert len(found) >= 8
+    assert {one for one in found if one[1] not in TRAITS[one[0]]} == set()

@@ -1,0 +1,73 @@
+"""What a policy or an allocator may declare of itself beside its methods: names, kinds and meanings. It reads no part.
+
+A part that lacks a trait has its default. Whoever reads a trait reads one of these names (a test holds that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from traces.schema import InputError
+
+
+class Trait(NamedTuple):
+    """One fact of a part: `kind` is "switch" (True or False), "tokens" (a whole number) or "method"."""
+
+    kind: str
+    meaning: str
+
+
+TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
+    {
+        "policy": {
+            "queue_key": Trait("method", "queue_key(request): the order of the waiting queue"),
+            "victim": Trait("method", "victim(running): whom to preempt when the KV cache is full"),
+            "holds_finished": Trait("switch", "keeps seat and memory of a finished request until no request runs"),
+            "every_step": Trait("switch", "decides by the time or by counters: no step repeats unasked"),
+            "async_by_default": Trait("switch", "the next step is planned while the current one runs"),
+            "scans_by_place": Trait("switch", "scans the running list by place, as vLLM 0.19 does"),
+            "drafts": Trait("switch", "schedules drafts beside the last tokens"),
+        },
+        "allocator": {
+            "keeps_nothing": Trait("switch", "every step computes all tokens again"),
+            "late_outputs": Trait("switch", "set where the next step is planned before outputs are known"),
+            "drafting": Trait("switch", "set where a step's tokens are certain only after it"),
+            "drops_last_hit": Trait("switch", "set where a drafter needs the last block computed"),
+            "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
+            "recent_tokens": Trait("tokens", "the window that is kept"),
+            "sink_tokens": Trait("tokens", "the first tokens, which stay"),
+        },
+        "router": {},
+    }
+)
+_TYPES = {"switch": bool, "tokens": int}
+
+
+def check_traits(part: Any, noun: str, name: str) -> None:
+    """Refuse what `part` (a policy, allocator or router, by `noun`) declares under a name or of a kind that is none.
+
+    Raises:
+        InputError: a public attribute that is nearly the name of a trait, or a trait of another kind. What begins with
+            an underscore is the part's own.
+    """
+    known = TRAITS[noun]
+    for attribute in dir(part):
+        if attribute.startswith("_"):
+            continue
+        if attribute not in known:
+            if near := get_close_matches(attribute, known, 1, 0.85):
+                raise InputError(
+                    f"{noun} {name!r} has {attribute!r}, which is no trait of such a part; the nearest is {near[0]!r} "
+                    f"(known: {', '.join(known)}; begin a name of your own with _)"
+                )
+            continue
+        value, kind = getattr(part, attribute), known[attribute].kind
+        if kind == "method" and value is not None and not callable(value):
+            meaning = known[attribute].meaning
+            raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be a method, {meaning}")
+        if kind in _TYPES and type(value) is not _TYPES[kind]:
+            what = "True or False" if kind == "switch" else "a whole number"
+            raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be {what}")
