@@ -20,11 +20,13 @@ from test_report_again import refused, sim
 
 import traces
 from sim import api, scenario
-from sim.results import files, folder
+from sim.cli import validate as command  # before anything is patched that it imports
+from sim.report import folder
+from sim.results import files
+from sim.results import folder as results_folder
 from sim.results import run_id as marks
 from sim.results import transaction as claim
 from sim.results.tables import RUN_FILES, Kept
-from sim.validate import command  # before anything is patched that it imports
 from traces.schema import InputError
 
 assert command
@@ -181,7 +183,7 @@ def test_a_mixture_is_refused(here: Path, capsys: pytest.CaptureFixture[str], na
 def test_a_mixture_of_a_sweep_and_of_a_plan(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for out, rate in (("a", 5.0), ("b", 6.0)):
         api.sweep(trace="small.csv", rate=[rate], workers=1, out=out)
-        with folder.taken(here / f"plan-{out}", "plan") as taken:
+        with results_folder.taken(here / f"plan-{out}", "plan") as taken:
             document = {key: [] for key in folder.PLAN_KEYS} | {"rate": rate}
             taken.write({"plan.json": marks.document(document, marks.digest(document)), "report.html": files.text("")})
     shutil.copy("b/sweep.parquet", "a/sweep.parquet")
