@@ -253,25 +253,41 @@ class Paged:
     def advance(self, tick: int, steps: int) -> Drift:
         phases, size = self._phases, self.pool.block_tokens
         if steps == 1:
-            crossings = [(1, phases[tick % size])]
+            crossing = phases[tick % size]
+            late = len(crossing)
         else:
-            crossings = [(at + 1, phases[(tick + at) % size]) for at in range(steps)]
-        free = internal = 0
-        for passed, crossing in crossings:
-            if not crossing:
-                continue
-            # A block taken by this tick was free in each of the `passed` states before.
-            free += passed * len(crossing)
-            for req, block in zip(crossing, self._take(len(crossing)), strict=True):
+            crossing = [req for at in range(tick, tick + steps) for req in phases[at % size]]
+            late = self._late(tick, steps) if crossing else 0
+        internal = 0
+        if crossing:
+            for place, (req, block) in enumerate(zip(crossing, self._take(len(crossing)), strict=True)):
                 blocks = req.blocks
                 blocks.append(block)
                 over = len(blocks) * size - req.final_kv_tokens
                 if over > 0:
                     self._overhang_tokens += over
-                    internal -= passed * over
-        free *= size
+                    internal -= over * self._passed(tick, steps, place)
         used = -self._joined * (steps * (steps + 1) // 2)
+        free = late * size
         return Drift(used, -used - internal - free, internal, free)
+
+    def _late(self, tick: int, steps: int) -> int:
+        """Over the blocks that these ticks take, in how many states, the one before and those between, each was free."""
+        phases, size, late = self._phases, self.pool.block_tokens, 0
+        for first in range(min(steps, size)):
+            if count := len(phases[(tick + first) % size]):
+                times = (steps - 1 - first) // size + 1
+                late += count * (times * (first + 1) + size * (times * (times - 1) // 2))
+        return late
+
+    def _passed(self, tick: int, steps: int, place: int) -> int:
+        """How many ticks have passed when the block at this place, of those that they take, is taken."""
+        phases, size = self._phases, self.pool.block_tokens
+        for at in range(steps):
+            place -= len(phases[(tick + at) % size])
+            if place < 0:
+                return at + 1
+        raise AssertionError("these ticks take fewer blocks")
 
 
 def _admission(req: Request) -> int:
