@@ -256,38 +256,23 @@ class Paged:
             crossing = phases[tick % size]
             late = len(crossing)
         else:
-            crossing = [req for at in range(tick, tick + steps) for req in phases[at % size]]
-            late = self._late(tick, steps) if crossing else 0
+            crossing, late = [], 0
+            for passed in range(1, steps + 1):
+                if phase := phases[(tick + passed - 1) % size]:
+                    crossing += phase
+                    late += passed * len(phase)  # these blocks were free in so many states before
         internal = 0
         if crossing:
-            for place, (req, block) in enumerate(zip(crossing, self._take(len(crossing)), strict=True)):
+            for req, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = req.blocks
                 blocks.append(block)
                 over = len(blocks) * size - req.final_kv_tokens
                 if over > 0:
                     self._overhang_tokens += over
-                    internal -= over * self._passed(tick, steps, place)
+                    internal -= over * ((len(blocks) - 1) * size - req.base - tick + 1)
         used = -self._joined * (steps * (steps + 1) // 2)
         free = late * size
         return Drift(used, -used - internal - free, internal, free)
-
-    def _late(self, tick: int, steps: int) -> int:
-        """Over the blocks that these ticks take, in how many states, the one before and those between, each was free."""
-        phases, size, late = self._phases, self.pool.block_tokens, 0
-        for first in range(min(steps, size)):
-            if count := len(phases[(tick + first) % size]):
-                times = (steps - 1 - first) // size + 1
-                late += count * (times * (first + 1) + size * (times * (times - 1) // 2))
-        return late
-
-    def _passed(self, tick: int, steps: int, place: int) -> int:
-        """How many ticks have passed when the block at this place, of those that they take, is taken."""
-        phases, size = self._phases, self.pool.block_tokens
-        for at in range(steps):
-            place -= len(phases[(tick + at) % size])
-            if place < 0:
-                return at + 1
-        raise AssertionError("these ticks take fewer blocks")
 
 
 def _admission(req: Request) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 from sim.engine.batch import Batch, Shape
 from sim.engine.engine import TokenRuns
 from sim.engine.flight import Flight, ObservedReplica, Observer
-from sim.engine.memory import Drift, Usage
+from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
 from sim.results.kv import KV_MEAN_COLUMNS
 
@@ -51,9 +51,12 @@ STEP_COLUMNS: dict[str, str] = {
 }
 EARLIER_STEP_COLUMNS = tuple(name for name in STEP_COLUMNS if name not in KV_MEAN_COLUMNS)
 """Those that tables of earlier versions have (`sim.results.kv.with_kv_means` adds the others)."""
-_ROW = np.dtype([(name, f"<{kind}") for name, kind in STEP_COLUMNS.items()])
+# While it runs, in the place of each mean, the drift of its class (`sim.engine.memory.Drift`).
+_PACKED = {name: "i8" if name in KV_MEAN_COLUMNS else kind for name, kind in STEP_COLUMNS.items()}
+_ROW = np.dtype([(name, f"<{kind}") for name, kind in _PACKED.items()])
 _CHUNK_BYTES = 1 << 23
-_pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in STEP_COLUMNS.values())).pack
+STILL = Drift()
+_pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in _PACKED.values())).pack
 
 
 class StepLog(Observer):
@@ -130,7 +133,7 @@ class StepLog(Observer):
             swapped_bytes,
             copied_bytes,
             *flight.usage,
-            *_means(flight.usage, batch.drift, repeats),
+            *(batch.drift or STILL),
         )
         if len(self._rows) >= _CHUNK_BYTES:
             self._full.append(self._rows)
@@ -172,20 +175,10 @@ class StepLog(Observer):
             part = np.frombuffer(chunk, _ROW)
             for name, column in columns.items():
                 column[at : at + len(part)] = part[name]
+            for name, kind in KV_MEAN_COLUMNS.items():
+                columns[name][at : at + len(part)] = part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
             at += len(part)
         return pd.DataFrame(columns, copy=False)
-
-
-def _means(usage: Usage, drift: Drift | None, steps: int) -> tuple[float, float, float, float]:
-    """Slots of the classes that change within a span, as means over its steps, which are taken as equally long."""
-    if drift is None:
-        return usage.used, usage.reserved, usage.internal, usage.free
-    return (
-        usage.used + drift.used / steps,
-        usage.reserved + drift.reserved / steps,
-        usage.internal + drift.internal / steps,
-        usage.free + drift.free / steps,
-    )
 
 
 def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
