@@ -174,9 +174,9 @@ class StepLog(Observer):
         for chunk in (chunks.pop(0) for _ in range(len(chunks))):
             part = np.frombuffer(chunk, _ROW)
             for name, column in columns.items():
-                column[at : at + len(part)] = part[name]
-            for name, kind in KV_MEAN_COLUMNS.items():
-                columns[name][at : at + len(part)] = part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
+                kind = KV_MEAN_COLUMNS.get(name)
+                values = part[name] if kind is None else part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
+                column[at : at + len(part)] = values
             at += len(part)
         return pd.DataFrame(columns, copy=False)
 
