@@ -162,7 +162,10 @@ class Slots(Observer):
         planned, batch = self._flights.popleft(), flight.batch
         for swap in planned.swaps:
             self._swap(swap)
-        accepted = {one.request: (one.drafts, right) for one, right in zip(batch.sampled, batch.accepted, strict=True)}
+        accepted = {
+            one.request: (one.drafts, right)
+            for one, right in zip(batch.sampled, flight.outcome.accepted or [], strict=True)
+        }
         ends = {}
         for row in planned.rows:
             drafts, right = accepted.get(row.request, (0, 0))

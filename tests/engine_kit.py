@@ -84,6 +84,7 @@ class Watch(StepLog):
         self.evicted: list[list[tuple[int, list[int]]]] = [[] for _ in range(replicas)]
         self.moves: list[list[Moves]] = [[] for _ in range(replicas)]
         self._planned: dict[int, list[Sliver]] = {}
+        self._frozen: dict[int, dict[str, Any]] = {}
         self.in_system_s = 0.0
         self._count = 0
         self._since_s = 0.0
@@ -114,6 +115,7 @@ class Watch(StepLog):
         super().sealed(replica, flight)
         batch = flight.batch
         first = self._planned.pop(id(batch))
+        self._frozen[id(batch)] = contents(batch)
         for repeat in range(batch.repeats):
             self.steps[replica.index].append([(req, tokens, past + repeat) for req, tokens, past in first])
         for watcher in self._watchers:
@@ -121,6 +123,7 @@ class Watch(StepLog):
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         super().committed(replica, flight)
+        assert contents(flight.batch) == self._frozen.pop(id(flight.batch)), "a sealed batch was changed"
         for watcher in self._watchers:
             watcher.committed(replica, flight)
 
@@ -197,6 +200,12 @@ class PlainPaged:
 
     def usage(self, computed_tokens: int) -> Usage:
         return self._paged.usage(computed_tokens)
+
+
+def contents(batch: Batch) -> dict[str, Any]:
+    """All that a batch tells, its lists as they are now."""
+    told = {name: getattr(batch, name) for name in Batch.__slots__}
+    return {name: list(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
 def slivers(engine: Engine, batch: Batch) -> list[Sliver]:

@@ -142,7 +142,7 @@ class Counters(Observer):
             for id, steps in self.token_steps.items()
             if len(steps) == self.requests[index_of(id)].output_tokens and steps[-1] == last
         }
-        assert {req.id for req in flight.batch.finishing} == ended
+        assert {req.id for req in flight.committed.ended} == ended
         self.finished |= ended
         for id in dict.fromkeys(index_of(id) for id in ended):
             if self.finished.issuperset(sequences(self.requests[id])):

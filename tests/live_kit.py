@@ -24,9 +24,8 @@ from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.model.loader import load_checkpoint
 from backend.model.model import Model
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.engine import Engine, Limits
-from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request
 from sim.load import names
@@ -109,10 +108,10 @@ class Watched:
         self._live, self._cache, self._engine, self._step_s = live, cache, engine, step_s
         self.further: list[KvCache] = []
         """Caches of the same blocks, such as a drafter's."""
-        self.results: list[StepResult] = []
+        self.results: list[Outcome] = []
         self.copied = self.swapped = self.evicted = self.padded = 0
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         self._poison(batch)
         result = self._live.execute(batch)
         self.results.append(result)

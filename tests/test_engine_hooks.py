@@ -9,9 +9,9 @@ import pytest
 from engine_kit import MS, Setup, Watch
 
 from sim.cost.step import advanced
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.engine import Engine, Limits
-from sim.engine.flight import Flight, Observer, StepResult
+from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.executor import OnTheWall, Predicted
@@ -33,7 +33,7 @@ class Ending:
         self._lengths = lengths
         self._tokens = [0] * len(lengths)
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         result = Predicted(MS, overlap_host=False).execute(batch)
         drawn = sampling(self._engine, batch)
         for req in drawn:
@@ -66,6 +66,25 @@ def test_an_answer_that_ends_early_is_a_short_answer(policy: str, allocator: str
     assert [(req.first_token_s, req.finish_s) for req in early] == [(req.first_token_s, req.finish_s) for req in short]
     assert engine.allocator.free_blocks == 256
     assert engine.usage().free == 1024
+
+
+class Piped:
+    """Steps that leave their first stage after `MS`, and are through the last one half of it later."""
+
+    def execute(self, batch: Batch) -> Outcome:
+        return Predicted(MS, overlap_host=False).execute(batch)._replace(late_s=0.0005)
+
+
+@pytest.mark.parametrize(("depth", "finish_s"), [(1, 6 * 0.0015), (2, 6 * 0.001 + 0.0005)])
+def test_a_step_may_start_before_the_output_of_the_last_is_there(depth: int, finish_s: float) -> None:
+    """One batch at a time waits for each output; of two in flight the second starts when the first stage is free."""
+    clock, done, log = Clock(), [], Watch(1, [])
+    replica = Replica(clock, Setup(spans=False).engine(), Piped(), depth=depth, on_finish=done.append, observer=log)
+    replica.submit(Request(0, 0.0, 4, 6))
+    clock.run()
+    assert done[0].finish_s == pytest.approx(finish_s)
+    assert done[0].first_token_s == pytest.approx(0.0015) == log.step_end_s[0][0]
+    assert log.step_end_s[0][-1] == done[0].finish_s
 
 
 def test_who_ends_anyhow_may_be_named_too() -> None:

@@ -17,7 +17,7 @@ from law_cases import Case, Chaos, Row, cases, chained, laws, pressed
 from law_watchers import same_decisions, watched
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.engine import Engine, Limits
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
@@ -112,7 +112,7 @@ def _drive(engine: Engine) -> None:
         if batch.empty:
             raise NoProgressError
         engine.seal(batch, batch.repeats)
-        engine.commit(batch, 0.0)
+        engine.commit(batch, Outcome([0.0] * batch.repeats, [0.0] * batch.repeats, 0.0), 0.0)
 
 
 # ---- who sends the requests -----------------------------------------------------------------------------------------

@@ -36,9 +36,8 @@ from live_kit import (
 
 from backend.cache.kvcache import KvCache
 from backend.model.model import ForwardBatch, Model
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.engine import Limits
-from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.serving.cluster import Workload
 from sim.serving.executor import Executor
@@ -147,7 +146,7 @@ def test_a_step_computes_as_much_as_its_shape_says(
         def __init__(self, inner: Executor) -> None:
             self.inner = inner
 
-        def execute(self, batch: Batch) -> StepResult:
+        def execute(self, batch: Batch) -> Outcome:
             result, shape = self.inner.execute(batch), batch.shape
             made = seen.pop()
             assert len(made.tokens) == batch.tokens + batch.padding_tokens
@@ -204,7 +203,7 @@ def test_a_step_is_never_repeated_unasked(answers: dict[int, list[int]]) -> None
         def __init__(self, inner: Executor) -> None:
             self.inner = inner
 
-        def execute(self, batch: Batch) -> StepResult:
+        def execute(self, batch: Batch) -> Outcome:
             batch.repeats = 2
             return self.inner.execute(batch)
 

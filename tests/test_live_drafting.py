@@ -30,10 +30,9 @@ from backend.drafting.draft_model import DraftModel
 from backend.drafting.ngram import looked_up
 from backend.live.sampling import Sampling
 from backend.model.model import ForwardBatch, Model
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.engine import Limits
-from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.executor import Executor
@@ -222,7 +221,7 @@ def test_both_caches_hold_what_the_tables_say(allocator: str, drafter: str) -> N
         def __init__(self, inner: Executor) -> None:
             self.inner: Any = inner
 
-        def execute(self, batch: Batch) -> StepResult:
+        def execute(self, batch: Batch) -> Outcome:
             nonlocal checked
             result = self.inner.execute(batch)
             if batch.first_step % 4 == 0:

@@ -22,8 +22,7 @@ from backend.live.live import Live
 from backend.live.sampling import Sampling
 from sim import api
 from sim.cli.main import cli
-from sim.engine.batch import Batch
-from sim.engine.flight import StepResult
+from sim.engine.batch import Batch, Outcome
 from sim.engine.memory import KvPool
 from sim.serving.executor import Recorded, Replayed
 from traces.schema import InputError
@@ -140,7 +139,7 @@ def doom(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the device fail in the `step`-th step."""
     real, steps = Live.execute, iter(range(1, step + 1))
 
-    def execute(live: Live, batch: Batch) -> StepResult:
+    def execute(live: Live, batch: Batch) -> Outcome:
         if next(steps) == step:
             raise torch.OutOfMemoryError("no room")
         return real(live, batch)

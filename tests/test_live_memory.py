@@ -36,9 +36,8 @@ from backend.live.sampling import Sampling
 from backend.live.sequences import sequence_seed
 from backend.model.model import ForwardBatch, Model, PrefillPart
 from backend.torch_ops.sampling import sample
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Outcome
 from sim.engine.engine import Limits
-from sim.engine.flight import StepResult
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS
 from sim.serving.executor import Executor
@@ -184,7 +183,7 @@ def test_the_cache_holds_what_the_tables_say(allocator: str, samples: list[int] 
         def __init__(self, inner: Executor) -> None:
             self.inner: Any = inner
 
-        def execute(self, batch: Batch) -> StepResult:
+        def execute(self, batch: Batch) -> Outcome:
             nonlocal checked
             result = self.inner.execute(batch)
             if batch.first_step % 4 == 0:

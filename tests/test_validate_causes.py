@@ -15,9 +15,8 @@ import pytest
 
 from sim import api, scenario
 from sim.cost.step import Constant, StepCost, Term, advanced, device_seconds, shape_tokens
-from sim.engine.batch import Batch, Shape
+from sim.engine.batch import Batch, Outcome, Shape
 from sim.engine.engine import Engine
-from sim.engine.flight import StepResult
 from sim.serving.assemble import assemble
 from sim.serving.executor import Executor
 from sim.validate.attribution import STAGES, largest
@@ -167,10 +166,10 @@ class Working:
     def executor(self, engine: Engine) -> Executor:
         return self
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         seconds = (1 + shape_tokens(batch.shape) // 32) / 64
         self._clock.now_s += seconds
-        return StepResult([seconds], [seconds], 0.0)
+        return Outcome([seconds], [seconds], 0.0)
 
     def outputs(self) -> Iterator[tuple[int, int, Any]]:
         return iter(())

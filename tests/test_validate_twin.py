@@ -13,8 +13,8 @@ from validate_kit import AT_ONCE, live, plan, trace_file
 
 import sim.policies.chunked
 from sim import api
-from sim.engine.batch import Batch
-from sim.engine.flight import Audience, Flight, Observer, StepResult
+from sim.engine.batch import Batch, Outcome
+from sim.engine.flight import Audience, Flight, Observer
 from sim.engine.step import Step
 from sim.policies.chunked import Chunked
 from sim.serving.executor import Recorded, RecordEndedError, Replayed
@@ -186,7 +186,7 @@ def _dies_at(monkeypatch: pytest.MonkeyPatch, calls: int, error: Exception | Non
 
     real, seen = Live.execute, []
 
-    def execute(self: Live, batch: Batch) -> StepResult:
+    def execute(self: Live, batch: Batch) -> Outcome:
         seen.append(batch)
         if len(seen) > calls:
             raise error or RuntimeError("the device is gone\nand more")
@@ -230,8 +230,8 @@ def test_requests_that_can_never_run_are_left_out(tmp_path: Path) -> None:
 
 def test_a_replay_gives_what_was_recorded() -> None:
     class Fixed:
-        def execute(self, batch: Batch) -> StepResult:
-            return StepResult([0.5 + batch.first_step], [0.25], 0.125)
+        def execute(self, batch: Batch) -> Outcome:
+            return Outcome([0.5 + batch.first_step], [0.25], 0.125)
 
     recorded = Recorded(Fixed())
     for step in range(4):
@@ -239,7 +239,7 @@ def test_a_replay_gives_what_was_recorded() -> None:
     replay = Replayed(recorded.results)
     span = Batch(2, 0.0, [], 1, [])
     span.repeats = 5
-    assert replay.execute(span) == StepResult([2.5, 3.5], [0.25, 0.25], 0.125)
+    assert replay.execute(span) == Outcome([2.5, 3.5], [0.25, 0.25], 0.125)
     assert span.repeats == 2
     with pytest.raises(RecordEndedError, match="step 4"):
         replay.execute(Batch(4, 0.0, [], 1, []))

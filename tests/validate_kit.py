@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sim import scenario
-from sim.engine.batch import Shape
-from sim.engine.flight import StepResult
+from sim.engine.batch import Outcome, Shape
 from sim.results.steps import STEP_COLUMNS
 from sim.validate.live import Kept, run_live
 from sim.validate.record import Decision, Record
@@ -68,6 +67,6 @@ def hand_record() -> Record:
         for at in range(4)
     ]
     shapes = [Shape(((4, 0),)), Shape((), 1, 5), Shape(((6, 0),)), Shape((), 1, 7)]
-    results = [StepResult([one], [0.75 * one], 0.25 * one) for one in seconds]
+    results = [Outcome([one], [0.75 * one], 0.25 * one) for one in seconds]
     runs = np.array([[0, 0, 1], [1, 2, 3]], np.int64)
     return Record(requests, np.array([0.0, 3.0]), steps, decisions, shapes, results, runs)

@@ -25,9 +25,8 @@ from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
 from backend.model.model import Model
-from sim.engine.batch import Batch, Entry
+from sim.engine.batch import Batch, Entry, Outcome
 from sim.engine.drafting import DraftingEngine
-from sim.engine.flight import StepResult
 from sim.engine.request import Request
 
 MOST_TOKENS = 8
@@ -124,7 +123,7 @@ class DraftingLive(Live):
         self._rejects = self.drafter.samples and sampling.temperature > 0
         self._doubt: Doubt | None = None
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         """As `Live.execute`; the drafter's own steps are the device's time too."""
         if batch.repeats != 1:
             raise ValueError("a live step cannot be repeated unasked; plan without spans")
@@ -144,7 +143,7 @@ class DraftingLive(Live):
         device_s += drafting_s
         host_s = max(total_s - device_s, 0.0)
         accepted = [right[one.request] for one in batch.sampled]
-        return StepResult([total_s], [device_s], host_s, accepted, (), proposed, drafting_s)
+        return Outcome([total_s], [device_s], host_s, accepted, (), proposed, drafting_s)
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """As `Live.warm_up`, with rows that verify drafts, and the drafter."""

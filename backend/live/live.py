@@ -26,10 +26,9 @@ from backend.live.sampling import Sampler, Sampling
 from backend.live.sequences import Sequences
 from backend.model.model import Model
 from sim.cost.roofline import graph_tokens
-from sim.engine.batch import Batch, Entry
+from sim.engine.batch import Batch, Entry, Outcome
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
-from sim.engine.flight import StepResult
 from sim.engine.request import Request, index_of
 from traces.schema import InputError
 
@@ -103,7 +102,7 @@ class Live:
         self._cuda = model.device.type == "cuda"
         self._stop = np.array(sorted(stop), np.int64)
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         """Run one step. Packing is the host's time; moving blocks, the forward pass and the draw are the device's.
 
         Raises:
@@ -125,7 +124,7 @@ class Live:
         self.sequences.put(plan.places, tokens)
         ended = self._ended(plan, tokens) if len(self._stop) else ()
         total_s = time.perf_counter() - started
-        return StepResult([total_s], [device_s], max(total_s - device_s, 0.0), ended=ended)
+        return Outcome([total_s], [device_s], max(total_s - device_s, 0.0), ended=ended)
 
     def _ended(self, plan: Plan, tokens: Ints) -> tuple[int, ...]:
         """Ids of the sequences that drew a token to stop at, which ends them."""

@@ -78,18 +78,17 @@ class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
-    Of a drafting engine, `sampled` are the entries that sample; `accepted` (the executor's answer) is how many of each
-    one's drafts were right, `proposed` how many each then has where these are not `next_drafts`, and `drafting_s` what
-    a real drafter took.
+    Of a drafting engine, `sampled` are the entries that sample.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
     `drift` is how the KV pool changed over the repeats; None where there was one.
-    `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran.
+    `first_tokens` are the sequences whose first token this step samples, `finishing` those whose last; a drafting
+    engine knows neither before the output is there.
+    `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran; from then on nothing
+    here changes.
     """
 
     __slots__ = (
-        "accepted",
         "copies",
-        "drafting_s",
         "drift",
         "empty",
         "entries",
@@ -100,7 +99,6 @@ class Batch:
         "lockstep",
         "padding_tokens",
         "planned_s",
-        "proposed",
         "repeats",
         "running",
         "sampled",
@@ -124,9 +122,6 @@ class Batch:
         self.shape = NOTHING
         self.padding_tokens = 0
         self.sampled: list[Sampled] = []
-        self.accepted: list[int] = []
-        self.proposed: list[int] | None = None
-        self.drafting_s = 0.0
         self.drift: Drift | None = None
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
@@ -137,3 +132,39 @@ class Batch:
     def tokens(self) -> int:
         """Tokens computed in each repeat, padding not counted."""
         return self.lockstep + sum(entry.tokens for entry in self.entries)
+
+
+class Outcome(NamedTuple):
+    """What running a batch gave: how long it took, when its output is there, and what an executor alone can know.
+
+    The next step may start when the last repeat's seconds are over; the output is there `late_s` later, which is above
+    0 where a step leaves the first stage of a pipeline before it is through the last.
+    """
+
+    seconds: list[float]
+    """Of each repeat, from its start to when the next step may start."""
+    device_s: list[float]
+    """Of these, the device's share of each repeat."""
+    host_s: float
+    """Host seconds of each repeat, hidden behind the device or not."""
+    accepted: list[int] | None = None
+    """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
+    ended: tuple[int, ...] = ()
+    """Ids of the sequences whose answer ends with the token that this step sampled."""
+    proposed: list[int] | None = None
+    """How many drafts each entry of `Batch.sampled` has for the next step; None where all have what they were to."""
+    drafting_s: float = 0.0
+    """Of `device_s`, the drafter's share."""
+    late_s: float = 0.0
+    """From when the next step may start to when the output of the last repeat is there."""
+
+
+class Committed(NamedTuple):
+    """Who got what from a batch whose output is in."""
+
+    first_tokens: Sequence[Request]
+    """Sequences that got their first token."""
+    ended: Sequence[Request]
+    """Sequences that got their last."""
+    finished: Sequence[Request]
+    """Requests whose last sequence is among these."""

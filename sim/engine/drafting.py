@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sim.engine.batch import Batch, Sampled
+from sim.engine.batch import Batch, Committed, Outcome, Sampled
 from sim.engine.engine import Engine, Limits
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
@@ -194,28 +194,34 @@ class DraftingEngine(Engine):
             batch.shape = batch.shape._replace(proposals=(rows, tokens, most), proposal_context=context)
         self.loose = [req for req in self.loose if not req.drained]
 
-    def commit(self, batch: Batch, end_s: float) -> list[Request]:
-        self.tally.drafting_s += batch.drafting_s
-        found = [one.next_drafts for one in batch.sampled] if batch.proposed is None else batch.proposed
-        for (req, drafts, asked), accepted, proposed in zip(batch.sampled, self._answers(batch), found, strict=True):
+    def commit(self, batch: Batch, outcome: Outcome, end_s: float) -> Committed:
+        self.tally.drafting_s += outcome.drafting_s
+        first_tokens: list[Request] = []
+        ended: list[Request] = []
+        right = self._right(batch, outcome)
+        ready = outcome.proposed or [one.next_drafts for one in batch.sampled]
+        for (req, drafts, asked), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
             req.in_flight -= 1
             if req.finished:
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
             if req.confirmed:
                 self.tally.verified(req, self._levels(drafts), accepted)
-            self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch)
+            if not req.confirmed:
+                first_tokens.append(req)
+            self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch.first_step)
             if drafts:
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed < req.output_tokens and req.seq >= 0:
                 self.tally.proposed(*map(self._levels, (asked, proposed)))
             if req.confirmed == req.output_tokens:
-                self._finish(req, batch)
+                self._end(req)
+                ended.append(req)
             elif not self._early and req.seq >= 0:
                 req.drafts = proposed
             elif req.in_flight and req.confirmed + req.in_flight >= req.output_tokens:
                 self._drain_early(req)
-        return super().commit(batch, end_s)
+        return self._finish(batch, first_tokens, ended, end_s)
 
     def _under_way(self, req: Request) -> int:
         return req.in_flight
@@ -223,10 +229,11 @@ class DraftingEngine(Engine):
     def _levels(self, drafts: int) -> int:
         return drafts if self._tree is None else self._tree.levels(drafts)
 
-    def _answers(self, batch: Batch) -> Sequence[int]:
-        if any(one.drafts for one in batch.sampled) and len(batch.accepted) != len(batch.sampled):
+    def _right(self, batch: Batch, outcome: Outcome) -> Sequence[int]:
+        right = outcome.accepted or []
+        if any(one.drafts for one in batch.sampled) and len(right) != len(batch.sampled):
             raise ValueError("the executor did not say how many drafts were right")
-        return batch.accepted or [0] * len(batch.sampled)
+        return right or [0] * len(batch.sampled)
 
     def _take_back(self, req: Request, wrong: int) -> None:
         req.known -= wrong
@@ -238,11 +245,8 @@ class DraftingEngine(Engine):
             self.host_blocks_free += blocks_for(req.swapped_tokens) - blocks_for(req.swapped_tokens - wrong)
             req.swapped_tokens -= wrong
 
-    def _give(self, req: Request, tokens: int, batch: Batch) -> None:
+    def _give(self, req: Request, tokens: int, step: int) -> None:
         """Count output tokens that are now certain."""
-        step = batch.first_step
-        if not req.confirmed:
-            batch.first_tokens.append(req)
         req.confirmed += tokens
         if req.last_token_step != step - 1 or req.run_first_step < 0:
             self.runs.close(req)
@@ -250,13 +254,12 @@ class DraftingEngine(Engine):
         req.last_token_step = step
         self.runs.same_step += tokens - 1
 
-    def _finish(self, req: Request, batch: Batch) -> None:
+    def _end(self, req: Request) -> None:
         req.drafts = 0
         if req.seq >= 0:
             # Drafts beyond the answer's end are no part of it.
             req.computed = min(req.computed, _answer_kv_tokens(req))
         self._drain_early(req)
-        batch.finishing.append(req)
 
     def _drain_early(self, req: Request) -> None:
         """Compute nothing more for a request that ends with what is under way."""

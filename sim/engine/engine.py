@@ -7,10 +7,10 @@ simulation and a live run.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from sim.engine.batch import NO_WINDOW, Batch, Shape
+from sim.engine.batch import NO_WINDOW, Batch, Committed, Outcome, Shape
 from sim.engine.lockstep import Lockstep
 from sim.engine.memory import Allocator, CannotFork, ForkingAllocator, LockstepAllocator, Usage
 from sim.engine.queues import ArrivalQueue, KeyedQueue, WaitingQueue
@@ -202,35 +202,44 @@ class Engine:
             if self._grouped is not None:
                 self._grouped.leave(req)
             req.last_token_step = last_step
-            self._drain(req, batch)
+            self._drain(req, batch.finishing)
         if len(batch.finishing) > len(drained):
             batch.finishing.sort(key=lambda req: req.seq)
 
-    def end(self, sequences: Collection[int], batch: Batch) -> None:
-        """End the answers of these sequences, by id, with the token that a planned batch samples (end of sequence).
+    def commit(self, batch: Batch, outcome: Outcome, end_s: float) -> Committed:
+        """Take in the output of a sealed batch, which is there at `end_s`.
 
-        To be called before the batch, the only one in flight, is sealed; answers that end with it anyhow may be named
-        too. The memory set aside for the rest stays with a request to its end.
+        Where the outcome names sequences that end before their length, this batch is the only one in flight.
         """
-        ending = [req for req in (*self.lockstep, *self.loose) if req.id in sequences]
-        for req in ending:
+        ended = self._stopped(outcome.ended, batch) if outcome.ended else batch.finishing
+        return self._finish(batch, batch.first_tokens, ended, end_s)
+
+    def _stopped(self, sequences: Collection[int], batch: Batch) -> list[Request]:
+        """Who ends with this batch, these sequences (by id) included: each has drawn a token that ends its answer.
+
+        Answers that end with it anyhow may be named too. The memory set aside for the rest stays with a request to its
+        end.
+        """
+        ended = list(batch.finishing)
+        for req in [req for req in (*self.lockstep, *self.loose) if req.id in sequences]:
             if req in self.lockstep:
                 self.leave_lockstep(req)
             else:
                 self.loose.remove(req)
             req.output_tokens = req.generated
-            self._drain(req, batch)
+            self._drain(req, ended)
+        if batch.lockstep:
+            ended.sort(key=lambda req: req.seq)
+        return ended
 
-    def commit(self, batch: Batch, end_s: float) -> list[Request]:
-        """Take in the output of a sealed batch whose last repeat ended at `end_s`; returns the requests it finished.
-
-        A request for several sequences is finished with the last of them.
-        """
+    def _finish(
+        self, batch: Batch, first_tokens: Sequence[Request], ended: Sequence[Request], end_s: float
+    ) -> Committed:
         self._last_committed = batch.first_step + batch.repeats - 1
-        for req in batch.first_tokens:
+        for req in first_tokens:
             req.first_token_s = end_s
         grouped = False
-        for req in batch.finishing:
+        for req in ended:
             grouped = grouped or req.group is not None
             req.finished = True
             del self.draining[req]
@@ -248,7 +257,7 @@ class Engine:
             else:
                 self.allocator.release(req)
         self._release_held()
-        return completed(batch.finishing, end_s) if grouped else batch.finishing
+        return Committed(first_tokens, ended, completed(ended, end_s) if grouped else ended)
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
@@ -427,7 +436,7 @@ class Engine:
         if req.generated == 1:
             batch.first_tokens.append(req)
         if req.generated == req.output_tokens:
-            self._drain(req, batch)
+            self._drain(req, batch.finishing)
 
     def _fork(self, req: Request, group: Group, batch: Batch) -> None:
         """Start the other sequences of a request whose prompt is computed: each samples from the same logits."""
@@ -470,7 +479,7 @@ class Engine:
         if self._grouped is not None:
             self._grouped.join(req, self.lockstep.tick)
 
-    def _drain(self, req: Request, batch: Batch) -> None:
+    def _drain(self, req: Request, ending: list[Request]) -> None:
         req.drained = True
         self.draining[req] = None
-        batch.finishing.append(req)
+        ending.append(req)

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Committed, Outcome
 from sim.engine.engine import Engine
 from sim.engine.memory import Usage
 from sim.engine.request import Request
-
-
-class StepResult(NamedTuple):
-    """What running a batch took: `seconds` holds one duration for each of its repeats."""
-
-    seconds: list[float]
-    device_s: list[float]
-    """Of these, the device's share of each repeat."""
-    host_s: float
-    """Host seconds of each repeat, hidden behind the device or not."""
-    accepted: list[int] | None = None
-    """How many drafts of each entry of `Batch.sampled` were right; None where nothing is drafted."""
-    ended: tuple[int, ...] = ()
-    """Ids of the sequences whose answer ends with the token that this step sampled."""
-    proposed: list[int] | None = None
-    """How many drafts each entry of `Batch.sampled` has for the next step; None where all have what they were to."""
-    drafting_s: float = 0.0
-    """Of `device_s`, the drafter's share."""
 
 
 class Now(Protocol):
@@ -53,19 +35,33 @@ class ObservedReplica(Protocol):
 
 
 class Flight:
-    """A batch under way: `times_s` holds the start of each repeat and the end of the last."""
+    """A batch under way: `times_s` holds the start of each repeat, and when the step after the last may start."""
 
-    __slots__ = ("batch", "result", "sealed", "times_s", "usage")
+    __slots__ = ("batch", "committed", "outcome", "sealed", "times_s", "usage")
     usage: Usage
+    committed: Committed
+    """What the batch gave, once it is committed."""
 
-    def __init__(self, batch: Batch, result: StepResult, start_s: float) -> None:
+    def __init__(self, batch: Batch, outcome: Outcome, start_s: float) -> None:
         self.batch = batch
-        self.result = result
-        if batch.repeats == 1:
-            self.times_s = [start_s, start_s + result.seconds[0]]
+        self.outcome = outcome
+        seconds = outcome.seconds
+        if len(seconds) == 1:
+            self.times_s = [start_s, start_s + seconds[0]]
         else:
-            self.times_s = list(accumulate(result.seconds, initial=start_s))
+            self.times_s = list(accumulate(seconds, initial=start_s))
         self.sealed = False
+
+    @property
+    def output_s(self) -> float:
+        """When the last repeat's output is there."""
+        return self.times_s[-1] + self.outcome.late_s
+
+    @property
+    def ends_s(self) -> list[float]:
+        """When the output of each repeat is there."""
+        late_s = self.outcome.late_s
+        return [time_s + late_s for time_s in self.times_s[1:]] if late_s else self.times_s[1:]
 
 
 class Observer:

@@ -194,7 +194,7 @@ class Request:
         return f"Request({self.id}: {self.computed}/{self.known} computed, {self.generated}/{self.output_tokens} out)"
 
 
-def completed(sequences: list[Request], end_s: float) -> list[Request]:
+def completed(sequences: Sequence[Request], end_s: float) -> list[Request]:
     """The requests whose last sequence is among these, which end at `end_s`."""
     done = []
     for req in sequences:

@@ -89,7 +89,7 @@ class StepLog(Observer):
         flight.usage = replica.engine.usage()
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        batch, times_s, result = flight.batch, flight.times_s, flight.result
+        batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
         repeats = batch.repeats
         prefills, decodes, context, copied_bytes, swapped_bytes = batch.shape[:5]
         new = past = 0
@@ -104,11 +104,11 @@ class StepLog(Observer):
                 drafts += tokens - 1
                 context += tokens + before
         if repeats == 1:
-            device_s = result.device_s[0]
-            self.step_end_s[replica.index].append(times_s[1])
+            device_s = outcome.device_s[0]
+            self.step_end_s[replica.index].append(flight.output_s)
         else:
-            device_s = sum(result.device_s[:repeats])
-            self.step_end_s[replica.index].extend(times_s[1:])
+            device_s = sum(outcome.device_s[:repeats])
+            self.step_end_s[replica.index].extend(flight.ends_s)
         if self._seen % self._stride == 0:
             self._keep(batch)
         self._seen += 1
@@ -117,7 +117,7 @@ class StepLog(Observer):
             batch.first_step,
             repeats,
             times_s[0],
-            times_s[-1],
+            flight.output_s,
             len(prefills),
             new,
             past,
@@ -126,7 +126,7 @@ class StepLog(Observer):
             drafts,
             batch.padding_tokens,
             device_s,
-            result.host_s * repeats,
+            outcome.host_s * repeats,
             batch.running,
             batch.waiting,
             len(batch.evicted),

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sim.cost.step import StepCost
-from sim.engine.batch import Batch, Shape
-from sim.engine.flight import StepResult
+from sim.engine.batch import Batch, Outcome, Shape
 from sim.engine.request import Request
 
 
 class Executor(Protocol):
     """Runs a batch, really or not."""
 
-    def execute(self, batch: Batch) -> StepResult: ...
+    def execute(self, batch: Batch) -> Outcome: ...
 
 
 class Accepting:
@@ -33,7 +32,7 @@ class Accepting:
         self._draw = draw
         self._found = found
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         result = self._inner.execute(batch)
         accepted = [self._draw(one.request, one.drafts) for one in batch.sampled]
         if self._found is None:
@@ -53,7 +52,7 @@ class OnTheWall:
         self._inner = inner
         self._elapsed_s = elapsed_s
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         result = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
         return result._replace(seconds=[seconds], host_s=seconds - result.device_s[0])
@@ -68,9 +67,9 @@ class Recorded:
     def __init__(self, inner: Executor) -> None:
         self._inner = inner
         self.shapes: list[Shape] = []
-        self.results: list[StepResult] = []
+        self.results: list[Outcome] = []
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         result = self._inner.execute(batch)
         self.shapes.append(batch.shape)
         self.results.append(result)
@@ -88,16 +87,15 @@ class Replayed:
         results: one for each step, as `Recorded` kept them.
     """
 
-    def __init__(self, results: Sequence[StepResult]) -> None:
+    def __init__(self, results: Sequence[Outcome]) -> None:
         self._results = results
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         """As `Executor.execute`; a span is cut where the record ends. Raises RecordEndedError behind its end."""
         known = self._results[batch.first_step : batch.first_step + batch.repeats]
         if not known:
             raise RecordEndedError(f"the record ends before step {batch.first_step}")
-        batch.repeats = len(known)
-        return StepResult(
+        return Outcome(
             [one.seconds[0] for one in known],
             [one.device_s[0] for one in known],
             sum(one.host_s for one in known) / len(known),
@@ -121,7 +119,7 @@ class Predicted:
         self.cost = cost
         self.overlap_host = overlap_host
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         repeats = batch.repeats
         device, host_s = self.cost.span_s(batch.shape, repeats)
         if self.overlap_host:
@@ -129,4 +127,4 @@ class Predicted:
             seconds = device if device[0] >= host_s else [max(one, host_s) for one in device]
         else:
             seconds = [one + host_s for one in device] if host_s else device
-        return StepResult(seconds, device, host_s)
+        return Outcome(seconds, device, host_s)

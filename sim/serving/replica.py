@@ -149,7 +149,7 @@ class Replica:
         flights = self._flights
         while True:
             if flights:
-                due_s = flights[0].times_s[-1]
+                due_s = flights[0].output_s
                 if due_s <= now_s:
                     self._commit(flights.popleft())
                     continue
@@ -204,15 +204,9 @@ class Replica:
             ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
-        result = self.executor.execute(batch)
-        if result.accepted is not None:
-            batch.accepted = result.accepted
-            batch.proposed = result.proposed
-            batch.drafting_s = result.drafting_s
-        if result.ended:
-            self.engine.end(result.ended, batch)
-        self._last_step_s = result.seconds[0]
-        flights.append(Flight(batch, result, start_s))
+        outcome = self.executor.execute(batch)
+        self._last_step_s = outcome.seconds[0]
+        flights.append(Flight(batch, outcome, start_s))
 
     def _seal(self, flight: Flight) -> None:
         self.engine.seal(flight.batch, len(flight.times_s) - 1)
@@ -223,9 +217,9 @@ class Replica:
         if not flight.sealed:
             self._seal(flight)
         self._stalled = False
-        finished = self.engine.commit(flight.batch, flight.times_s[-1])
+        flight.committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
         self._observer.committed(self, flight)
-        for req in finished:
+        for req in flight.committed.finished:
             self._on_finish(req)
 
     def _wake_at(self, time_s: float) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.engine.batch import Batch, Shape
+from sim.engine.batch import Batch, Outcome, Shape
 from sim.engine.engine import TokenRuns
-from sim.engine.flight import Flight, ObservedReplica, Observer, StepResult
+from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.results.steps import StepLog
@@ -73,7 +73,7 @@ class Record:
     steps: pd.DataFrame
     decisions: Sequence[Decision]
     shapes: Sequence[Shape]
-    results: Sequence[StepResult]
+    results: Sequence[Outcome]
     runs: npt.NDArray[np.int64]
     same_step: int = 0
     died: str = ""
@@ -176,16 +176,16 @@ class Recorder(Observer):
                 tuple(batch.copies),
                 tuple((one.request.id, one.out, one.after, tuple(one.blocks)) for one in batch.swaps),
                 tuple((one.request.id, one.drafts, one.next_drafts) for one in batch.sampled),
-                tuple(batch.accepted),
-                tuple(req.id for req in batch.first_tokens),
-                tuple(req.id for req in batch.finishing),
+                tuple(flight.outcome.accepted or ()),
+                tuple(req.id for req in flight.committed.first_tokens),
+                tuple(req.id for req in flight.committed.ended),
             )
         )
 
     def record(
         self,
         shapes: Sequence[Shape] = (),
-        results: Sequence[StepResult] = (),
+        results: Sequence[Outcome] = (),
         *,
         terms: Sequence[Mapping[str, float]] = (),
         died: str = "",

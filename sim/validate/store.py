@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sim import scenario
-from sim.engine.batch import Shape
-from sim.engine.flight import StepResult
+from sim.engine.batch import Outcome, Shape
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.kv import with_kv_means
@@ -189,11 +188,11 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
     return Record(requests, arrival_s, steps, decisions, shapes, results, runs, same_step, died, terms)
 
 
-def _results(table: pd.DataFrame) -> Iterator[StepResult]:
+def _results(table: pd.DataFrame) -> Iterator[Outcome]:
     told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
     drafts = (map(documents.loads, table[name]) for name in ("right_drafts", "found_drafts"))
     for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
-        yield StepResult([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
+        yield Outcome([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
 
 def _check(table: pd.DataFrame, path: Path) -> None:

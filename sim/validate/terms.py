@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.cost.step import StepCost
-from sim.engine.batch import Batch, Shape
-from sim.engine.flight import StepResult
+from sim.engine.batch import Batch, Outcome, Shape
 from sim.serving.executor import Executor
 
 TERMS = ("matrices", "attention", "elementwise", "rest")
@@ -96,12 +95,12 @@ class Watched:
         if model is not None:
             self._watch = model.ops = Stopwatch(model.ops)
         self.shapes: list[Shape] = []
-        self.results: list[StepResult] = []
+        self.results: list[Outcome] = []
         self.terms: list[Mapping[str, float]] = []
         """Device seconds of each step by `TERMS`; empty where no operation is timed."""
         self.failure: Exception | None = None
 
-    def execute(self, batch: Batch) -> StepResult:
+    def execute(self, batch: Batch) -> Outcome:
         """As `Executor.execute`."""
         if self._watch is not None:
             self._watch.lap()

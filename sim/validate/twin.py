@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sim.engine.batch import Outcome
 from sim.engine.engine import Engine
-from sim.engine.flight import StepResult
 from sim.scenario import Scenario
 from sim.serving.executor import Executor, RecordEndedError, Replayed
 from sim.serving.run import Hooks, Result, simulate
@@ -62,7 +62,7 @@ class ReplaySession:
 
     device_name = "a record"
 
-    def __init__(self, results: Sequence[StepResult]) -> None:
+    def __init__(self, results: Sequence[Outcome]) -> None:
         self._results = results
 
     def executor(self, engine: Engine) -> Executor:

@@ -77,7 +77,7 @@ class Stop(Watch):
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         if not self._single:
             return
-        for req in flight.batch.finishing:
+        for req in flight.committed.ended:
             self._arrival_s[req.id] = req.arrival_s
             self._finish_s[req.id] = req.finish_s
             if self._first <= req.id < self._end:

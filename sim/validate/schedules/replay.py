@@ -170,11 +170,12 @@ class Recorder(Observer):
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, step = flight.batch, self._under_way.popleft()
-        drafted = [accepted for one, accepted in zip(batch.sampled, batch.accepted, strict=False) if one.drafts]
+        right = flight.outcome.accepted or []
+        drafted = [accepted for one, accepted in zip(batch.sampled, right, strict=False) if one.drafts]
         for row, accepted in zip(step["spec"], drafted, strict=True):
             row.append(accepted)
-        first = [req.id for req in batch.first_tokens]
-        finished = [req.id for req in batch.finishing]
+        first = [req.id for req in flight.committed.first_tokens]
+        finished = [req.id for req in flight.committed.ended]
         self._ended_s = flight.times_s[-1]
         self._close(step, flight.times_s[0], flight.times_s[-1], first, finished)
         if not self.engine.busy and not self._due:
