@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy.typing as npt
 import pandas as pd
@@ -168,18 +169,23 @@ class Session:
         if how.stop_at_eos and not stop:
             raise InputError(f"live.stop_at_eos is true, and {parts.model.name} names no end-of-sequence token")
         live: Live
+        common: dict[str, Any] = {
+            "most_sequences": engine.limits.max_num_seqs,
+            "appends": getattr(engine.allocator, "appends", False),
+            "host_blocks": parts.host_blocks,
+        }
         if isinstance(engine, DraftingEngine):
             live = DraftingLive(
                 self._model,
                 cache,
-                engine,
                 self._prompts,
                 sampling,
                 drafter=self._drafter(engine, sampling),
-                host_blocks=parts.host_blocks,
+                drafts=engine.proposer.most,
+                **common,
             )
         else:
-            live = Live(self._model, cache, engine, self._prompts, sampling, host_blocks=parts.host_blocks, stop=stop)
+            live = Live(self._model, cache, self._prompts, sampling, stop=stop, **common)
         most_tokens, most_sequences = engine.limits.max_num_batched_tokens, engine.limits.max_num_seqs
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, CPU_WARM_TOKENS)

@@ -28,10 +28,8 @@ from calibrate.cases import Case, Range
 from calibrate.timed import Clock, CpuClock, CudaClock, Reading, TimedOps
 from sim.allocators.paged import Paged
 from sim.engine.batch import Batch, Entry
-from sim.engine.engine import Engine, Limits
 from sim.engine.memory import KvPool
-from sim.engine.request import Request
-from sim.load import build
+from sim.engine.request import Request, Seat
 from sim.specs.model import ModelSpec
 
 BLOCK_TOKENS = 16
@@ -90,12 +88,11 @@ class Harness:
         self._cuda = device.type == "cuda"
         self._timed = TimedOps(self._plain, self._clock)
         self._allocator = Paged(KvPool(blocks, BLOCK_TOKENS))
-        engine = Engine(build("sim.policies", "chunked", {}), self._allocator, Limits(sequences, limits.tokens))
         prompts = Prompts(spec.vocab, seed)
 
         def live(ops: Ops) -> _ThreadTimed:
             self._model.ops = ops
-            return _ThreadTimed(self._model, self._cache, engine, prompts, Sampling())
+            return _ThreadTimed(self._model, self._cache, prompts, Sampling(), most_sequences=sequences, appends=True)
 
         self._live_timed = live(cast(Ops, self._timed))
         self._live_graph: _ThreadTimed | None = None
@@ -113,14 +110,16 @@ class Harness:
         slices = [*case.prefills, *((1, context - 1) for context in case.decodes)]
         requests = [Request(number * _IDS_PER_CASE + at, 0.0, past + new, 1) for at, (new, past) in enumerate(slices)]
         for at, req in enumerate(requests):
-            req.seq, req.last_token_step = at, 0  # every slice ends its sequence, so that every one draws a token
+            req.seat = Seat()
+            # Every slice ends its sequence, so that every one draws a token.
+            req.seat.seq, req.seat.last_token_step = at, 0
             if not self._allocator.grow(req, req.prompt_tokens):
                 raise RuntimeError(f"the cache was made for every case, and {case.name} does not fit")
         entries = [Entry(req, new, past) for req, (new, past) in zip(requests, slices, strict=True)]
 
         def execute(live: _ThreadTimed, ops: Ops) -> tuple[float, float]:
             batch = Batch(0, 0.0, entries, 0, [])
-            batch.shape = case.shape
+            batch.shape, batch.table = case.shape, self._allocator.table
             self._model.ops = ops
             begun_s = time.thread_time()
             result = live.execute(batch)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from engine_kit import Run, Setup, Watch, check_littles_law
 from law_cases import Case
+from law_watchers import on_host
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
@@ -228,8 +229,8 @@ class Slots(Observer):
             assert req.confirmed == self.given[req.id]
             known = self.computed.get((req.id, self.life[req.id]), 0)
             assert req.computed == known + under_way[req.id]
-        on_host = sum(self.setup.pool.blocks_for(req.swapped_tokens) for req in replica.engine.waiting)
-        assert replica.engine.host_blocks_free == self.setup.host_blocks - on_host
+        moved = sum(self.setup.pool.blocks_for(on_host(req)) for req in replica.engine.waiting)
+        assert replica.engine.host.free_blocks == self.setup.host_blocks - moved
 
     def _check_usage(self, replica: Replica) -> None:
         engine, usage = replica.engine, replica.engine.usage()
@@ -256,15 +257,15 @@ def watched(case: Case) -> tuple[Run, Slots]:
     assert isinstance(case.setup, Drafts)
     done = run_drafts(case.setup, case.workload(), [slots])
     engine = done.engine
-    runs = engine.runs
+    runs = engine.tokens
     for req in done.requests:
         assert slots.given[req.id] == req.confirmed == req.output_tokens
         assert req.arrival_s <= req.first_scheduled_s < req.first_token_s <= req.finish_s
     steps = sum(last - first + 1 for first, last in zip(runs.first_step, runs.last_step, strict=True))
     assert steps + runs.same_step == sum(req.output_tokens for req in done.requests)
     assert engine.allocator.free_blocks == engine.allocator.pool.blocks
-    assert engine.host_blocks_free == case.setup.host_blocks
+    assert engine.host.free_blocks == case.setup.host_blocks
     assert not engine.busy
-    assert not engine.draining
-    assert not engine.loose
+    assert not engine.roster.draining
+    assert not engine.roster.loose
     return done, slots

@@ -17,8 +17,8 @@ import pandas as pd
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost, StepCost
-from sim.engine.batch import Batch
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Limits
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
@@ -101,6 +101,7 @@ class Watch(StepLog):
             watcher.before_plan(replica)
 
     def planned(self, replica: Replica, batch: Batch) -> None:
+        replica.engine.roster.check()
         if not batch.empty:
             self._planned[id(batch)] = slivers(replica.engine, batch)
         if batch.copies or batch.swaps:
@@ -113,6 +114,7 @@ class Watch(StepLog):
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
         super().sealed(replica, flight)
+        replica.engine.roster.check()
         batch = flight.batch
         first = self._planned.pop(id(batch))
         self._frozen[id(batch)] = contents(batch)
@@ -123,6 +125,7 @@ class Watch(StepLog):
 
     def committed(self, replica: Replica, flight: Flight) -> None:
         super().committed(replica, flight)
+        replica.engine.roster.check()
         assert contents(flight.batch) == self._frozen.pop(id(flight.batch)), "a sealed batch was changed"
         for watcher in self._watchers:
             watcher.committed(replica, flight)
@@ -162,7 +165,7 @@ class Run:
 
     def token_steps(self, replica: int = 0) -> dict[int, list[int]]:
         """The step of each token of each request, from the engine's runs."""
-        runs = self.engines[replica].runs
+        runs = self.engines[replica].tokens
         steps: dict[int, list[int]] = {}
         for req, first, last in zip(runs.request, runs.first_step, runs.last_step, strict=True):
             steps.setdefault(req, []).extend(range(first, last + 1))
@@ -210,14 +213,9 @@ def contents(batch: Batch) -> dict[str, Any]:
 
 def slivers(engine: Engine, batch: Batch) -> list[Sliver]:
     """Who computes what in the first repeat of a batch just planned, in admission order."""
-    entries = [(req.seq, req.id, tokens, past) for req, tokens, past in batch.entries]
-    if batch.lockstep:
-        # Who joined after the step was planned computes nothing of it: new sequences, and those whose run starts later.
-        own = {entry.request.id for entry in batch.entries} | {req.id for req in batch.first_tokens}
-        members = [req for req in engine.lockstep if req.id not in own and req.run_first_step <= batch.first_step]
-        assert len(members) == batch.lockstep
-        entries += [(req.seq, req.id, 1, engine.lockstep.computed(req) - 1) for req in members]
-    return [entry[1:] for entry in sorted(entries)]
+    assert len(batch.rows) == len(batch.entries) + batch.lockstep
+    entries = sorted((req.seat.seq, req.id, tokens, past) for req, tokens, past in batch.rows)
+    return [entry[1:] for entry in entries]
 
 
 def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, until_s: float | None = None) -> Run:

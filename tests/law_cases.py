@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from sim.cost.step import FixedCost
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import BeamDraw, Request
 from sim.engine.step import Step

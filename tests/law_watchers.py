@@ -33,6 +33,11 @@ def sequences(req: Request) -> list[int]:
     return [req.id + (number << SAMPLE_BITS) for number in range(req.group.size if req.group else 1)]
 
 
+def on_host(req: Request) -> int:
+    """Tokens of a request whose KV is on the host."""
+    return req.handover.tokens if req.handover is not None else 0
+
+
 class Counters(Observer):
     """Sequences as two numbers: known and computed. It finds the token of each step from the decisions alone.
 
@@ -125,7 +130,7 @@ class Counters(Observer):
         arrived = {id for id, at_s in self.arrival_s.items() if at_s <= replica.clock.now}
         assert set(everybody) == (arrived | self.forked) - self.finished
         promised = sum(self.requests[id].seats - 1 for id in self.unforked.intersection(running))
-        assert len(running) + len(engine.held) + promised <= self.limits.max_num_seqs
+        assert len(running) + len(engine.roster.held) + promised <= self.limits.max_num_seqs
         assert (batch.running, batch.waiting) == (len(running), len(waiting))
         assert set(self._repeating) <= set(running)
 
@@ -161,7 +166,7 @@ class Counters(Observer):
     def check_end(self, done: Run) -> None:
         ends_s = done.ends_s
         assert done.token_steps() == self.token_steps
-        runs = done.engine.runs
+        runs = done.engine.tokens
         assert all(first <= last for first, last in zip(runs.first_step, runs.last_step, strict=True))
         for req in done.requests:
             steps = [self.token_steps[id] for id in sequences(req)]
@@ -177,7 +182,7 @@ class Counters(Observer):
                 chosen = req.output_tokens - len(self.parted[req.id] | {req.output_tokens})
                 assert [sum(one) for one in req.group.draw_beams.counts] == [req.group.size] * chosen
         assert done.engine.preemptions == self.preemptions.total()
-        assert done.engine.seats_promised == 0
+        assert done.engine.roster.seats_promised == 0
 
 
 Token = tuple[int, ...]
@@ -237,7 +242,9 @@ class Contents(Observer):
         engine = replica.engine
         by_id = {req.id: req for req in engine.running}
         self._share = [(by_id[id], tokens, past) for id, tokens, past in slivers(engine, batch)]
-        tables = {req: self._before.get(req) or self.tables(engine, req) for req in (*engine.running, *engine.held)}
+        tables = {
+            req: self._before.get(req) or self.tables(engine, req) for req in (*engine.running, *engine.roster.held)
+        }
         for _, child, fresh in self.forks:
             if fresh:
                 del tables[child]
@@ -250,7 +257,7 @@ class Contents(Observer):
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
         engine = replica.engine
-        tables = {req: self.tables(engine, req) for req in (*engine.running, *engine.held)}
+        tables = {req: self.tables(engine, req) for req in (*engine.running, *engine.roster.held)}
         for _ in range(1, flight.batch.repeats):
             self._share = [(req, 1, past + tokens) for req, tokens, past in self._share]
             self._run(tables)
@@ -283,9 +290,9 @@ class Contents(Observer):
                 self.slots[blocks[position // size] * size + position % size] = token
         self._copy(batch.copies[copied:])
         for req in batch.evicted:
-            assert req.swapped_tokens in (0, self.computed.get(req.id, 0)), "more came to the host than was computed"
-        on_host = sum(self.pool.blocks_for(req.swapped_tokens) for req in engine.waiting)
-        assert 0 <= engine.host_blocks_free == self.case.setup.host_blocks - on_host
+            assert on_host(req) in (0, self.computed.get(req.id, 0)), "more came to the host than was computed"
+        moved_blocks = sum(self.pool.blocks_for(on_host(req)) for req in engine.waiting)
+        assert 0 <= engine.host.free_blocks == self.case.setup.host_blocks - moved_blocks
 
     def _read(self, blocks: Sequence[int], tokens: int) -> list[Token | None]:
         size = self.pool.block_tokens
@@ -354,12 +361,12 @@ class Contents(Observer):
     # ---- what must hold after each event --------------------------------------------------------------------------
 
     def _check(self, engine: Engine) -> None:
-        size, lockstep = self.pool.block_tokens, engine.lockstep
+        size, lockstep = self.pool.block_tokens, engine.roster.lockstep
         last: dict[int, Token] = {}
         filled: Counter[tuple[int, int]] = Counter()
         unfillable: set[tuple[int, int]] = set()
         spare_blocks = spare_internal = 0
-        for req in (*engine.running, *engine.held):
+        for req in (*engine.running, *engine.roster.held):
             computed = lockstep.computed(req) if req in lockstep else req.computed
             text = self.text.setdefault(req.id, self._prompt(req))
             for table in self.tables(engine, req):
@@ -403,12 +410,12 @@ def watched(case: Case, contents: type[Contents] | None = Contents) -> Run:
 def check_nothing_leaked(engine: Engine, host_blocks: int) -> None:
     allocator, usage = engine.allocator, engine.usage()
     assert allocator.free_blocks == allocator.pool.blocks
-    assert engine.host_blocks_free == host_blocks
+    assert engine.host.free_blocks == host_blocks
     assert usage.free + usage.external == sum(usage) == allocator.pool.tokens
     assert not engine.busy
-    assert not engine.held
-    assert not engine.draining
-    assert not engine.loose
+    assert not engine.roster.held
+    assert not engine.roster.draining
+    assert not engine.roster.loose
     if isinstance(allocator, Paged):
         assert not allocator._sharing.holders
         assert not allocator._sharing._filled

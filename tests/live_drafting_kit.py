@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from drafting_kit import Drafts
-from live_kit import LIMITS, POOL, Deployment, poison, tiny
+from live_kit import LIMITS, POOL, Deployment, facts, poison, tiny
 
 from backend.cache.kvcache import KvCache
 from backend.drafting.draft_model import DraftModel
@@ -60,8 +60,9 @@ class Drafting(Deployment):
             )
             return self.drafter
 
+        told = facts(engine, self.setup)
         return DraftingLive(
-            self.model, cache, engine, prompts, self.sampling, drafter=make, host_blocks=self.setup.host_blocks
+            self.model, cache, prompts, self.sampling, drafter=make, drafts=engine.proposer.most, **told
         )
 
 

@@ -24,8 +24,8 @@ from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.model.loader import load_checkpoint
 from backend.model.model import Model
-from sim.engine.batch import Batch, Outcome
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Limits, Outcome
+from sim.engine.engine import Engine
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request
 from sim.load import names
@@ -101,6 +101,15 @@ def check_greedy(prompt: Sequence[int], answer: Sequence[int], logits: Callable[
     assert scores.argmax(-1).tolist() == list(answer)
 
 
+def facts(engine: Engine, setup: Setup) -> dict[str, Any]:
+    """What an executor is told of the engine whose batches it runs."""
+    return {
+        "most_sequences": engine.limits.max_num_seqs,
+        "appends": getattr(engine.allocator, "appends", False),
+        "host_blocks": setup.host_blocks,
+    }
+
+
 class Watched:
     """Runs a live executor's steps in a fixed time each, on memory that holds NaN wherever nobody holds it."""
 
@@ -125,7 +134,7 @@ class Watched:
         engine = self._engine
         if engine.forgets:
             return
-        kept = {block for req in (*engine.running, *engine.held) for block in engine.allocator.table(req)}
+        kept = {block for req in (*engine.running, *engine.roster.held) for block in engine.allocator.table(req)}
         kept |= {source for source, _ in batch.copies}
         kept |= {block for swap in batch.swaps for block in swap.blocks}
         kept |= set(getattr(engine.allocator, "_key_of", ()))  # a prefix that stays findable
@@ -175,9 +184,7 @@ class Deployment:
     """Caches that are watched beside the target's; filled by `executor`."""
 
     def executor(self, cache: KvCache, engine: Engine, prompts: Prompts) -> Live:
-        return Live(
-            self.model, cache, engine, prompts, self.sampling, host_blocks=self.setup.host_blocks, stop=self.stop
-        )
+        return Live(self.model, cache, prompts, self.sampling, stop=self.stop, **facts(engine, self.setup))
 
     def serve(self, workload: Workload, wrap: Callable[[Executor], Executor] = lambda inner: inner) -> Served:
         """Serve all requests live, on the virtual clock; `wrap` may look over the executor's shoulder."""

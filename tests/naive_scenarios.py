@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from law_cases import COSTS, VARIANTS
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Shape
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits, Shape
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.cluster import Workload

@@ -19,7 +19,7 @@ from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
 from sim.engine.memory import NULL_BLOCK, KvPool, Usage
-from sim.engine.request import Request, SharedPrefix, index_of
+from sim.engine.request import Request, Seat, SharedPrefix, index_of
 
 Token = tuple[int, ...]
 PICK = st.integers(0, 10_000)
@@ -261,7 +261,8 @@ class Machine(RuleBasedStateMachine):
             self.run_step()
             req.seats = 1
             for child in req.group.fork():
-                child.computed, child.known, child.seq = req.computed, req.known, self.admissions
+                child.computed, child.known, child.seat = req.computed, req.known, Seat()
+                child.seat.seq = self.admissions
                 self.admissions += 1
                 self.ours.fork(req, child)
                 self.model.fork(req, child)
@@ -315,7 +316,8 @@ class Machine(RuleBasedStateMachine):
         if not admitted:
             req.computed = 0
             return
-        req.seq = self.admissions
+        req.seat = Seat()
+        req.seat.seq = self.admissions
         self.admissions += 1
         self.out.remove(req)
         self.held.append(req)
@@ -367,7 +369,7 @@ class Machine(RuleBasedStateMachine):
             req.seats = group.size
         for one in reversed(going):
             self.let_go(one)
-            one.computed, one.seq = 0, -1
+            one.computed, one.seat.seq = 0, -1
         self.out.append(req)
 
     @rule(pick=PICK)
@@ -422,7 +424,7 @@ class Machine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 20), part=st.integers(1, 20))
     def advance(self, limit: int, part: int) -> None:
         self.run_step()
-        members = sorted(self.joined, key=lambda req: req.seq)
+        members = sorted(self.joined, key=lambda req: req.seat.seq)
         # A member stops with its last token, as an engine's span does.
         limit = min(limit, *(req.final_kv_tokens - self.computed(req) for req in members))
         steps, possible = self.ours.headroom(self.tick, limit), self.most_steps(members, limit)

@@ -18,7 +18,7 @@ from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.engine.memory import Allocator, KvPool, LockstepAllocator, Usage
-from sim.engine.request import Request, SharedPrefix
+from sim.engine.request import Request, Seat, SharedPrefix
 from sim.load import load, names
 from traces.schema import InputError
 
@@ -143,8 +143,8 @@ class PrefixModel(PagedModel):
         size = self.pool.block_tokens
         # What was taken back was never computed; the last token sampled, if that was by a batch still in flight, is
         # not known yet, so no block can be named by it.
-        kept = req.computed + (req.withdrawn_tokens if self.keep_uncomputed else 0)
-        unknown = req.computed + req.withdrawn_tokens - req.in_flight
+        kept = req.computed + (req.seat.withdrawn_tokens if self.keep_uncomputed else 0)
+        unknown = req.computed + req.seat.withdrawn_tokens - req.seat.in_flight
         ends = [(at + 1) * size - 1 for at in range(len(self.tables[req]))]
         lost = {
             block
@@ -264,6 +264,7 @@ class History:
         ids = [self.names.setdefault(units[: at + 1], len(self.names)) for at in range(len(units))]
         prefix = SharedPrefix(ids, self.unit_tokens) if self.rng.random() < 0.8 else None
         req = Request(self.made, 0.0, self.rng.randint(1, 24), self.rng.randint(1, 12), prefix=prefix)
+        req.seat = Seat()
         self.made += 1
         if self.ours.refusal(req) is None:
             self.out.append(req)
@@ -283,7 +284,7 @@ class History:
             self.refusals += 1
             return
         self.hits += hit
-        req.seq = self.admissions
+        req.seat.seq = self.admissions
         self.admissions += 1
         self.out.remove(req)
         self.held.append(req)
@@ -326,19 +327,19 @@ class History:
     def leave(self, req: Request, withdrawn_tokens: int = 0) -> None:
         req.finished = req.generated == req.output_tokens
         decoding = req.pending == 1 and req.generated > 0
-        req.withdrawn_tokens, req.in_flight = withdrawn_tokens, decoding and self.rng.random() < 0.5
+        req.seat.withdrawn_tokens, req.seat.in_flight = withdrawn_tokens, decoding and self.rng.random() < 0.5
         self.ours.release(req)
         self.model.release(req)
         self.held.remove(req)
         if not req.finished:
-            req.computed, req.seq = 0, -1
+            req.computed, req.seat.seq = 0, -1
             self.out.append(req)
 
     def span(self) -> None:
         """Many steps of many requests at once; the model takes them one by one, in admission order."""
         members = sorted(
             (req for req in self.held if req.pending == 1 and 0 < req.generated < req.output_tokens),
-            key=lambda req: req.seq,
+            key=lambda req: req.seat.seq,
         )
         members = [req for req in members if self.rng.random() < 0.8]
         if not members:

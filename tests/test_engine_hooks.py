@@ -9,8 +9,8 @@ import pytest
 from engine_kit import MS, Setup, Watch
 
 from sim.cost.step import advanced
-from sim.engine.batch import Batch, Outcome
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Limits, Outcome
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
@@ -21,8 +21,8 @@ from sim.serving.replica import Clock, Replica, WallClock
 def sampling(engine: Engine, batch: Batch) -> list[Request]:
     """Who gets a token from a batch just planned."""
     listed = {entry.request for entry in batch.entries}
-    drawn = [entry.request for entry in batch.entries if entry.request.last_token_step == batch.first_step]
-    return drawn + [req for req in engine.lockstep if req not in listed and batch.lockstep]
+    drawn = [entry.request for entry in batch.entries if entry.request.seat.last_token_step == batch.first_step]
+    return drawn + [req for req in engine.roster.lockstep if req not in listed and batch.lockstep]
 
 
 class Ending:
@@ -99,7 +99,7 @@ class Longest(Observer):
         self.compared = 0
 
     def planned(self, replica: Replica, batch: Batch) -> None:
-        lockstep = replica.engine.lockstep
+        lockstep = replica.engine.roster.lockstep
         listed = {entry.request for entry in batch.entries}
         rows = [past + 1 for _, tokens, past in batch.entries if tokens == 1 and past]
         if batch.lockstep:

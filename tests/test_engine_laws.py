@@ -17,8 +17,8 @@ from law_cases import Case, Chaos, Row, cases, chained, laws, pressed
 from law_watchers import same_decisions, watched
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch, Outcome
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Limits, Outcome
+from sim.engine.engine import Engine
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request

@@ -9,7 +9,7 @@ from engine_kit import Setup
 from law_cases import Case, Row, chained
 from law_watchers import watched
 
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.step import Step
 

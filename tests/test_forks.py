@@ -20,8 +20,7 @@ from law_cases import EXAMPLES, Case, Chaos, Row, cases, laws, pressed
 from law_watchers import same_decisions, watched
 
 from sim import api, scenario
-from sim.engine.batch import Batch
-from sim.engine.engine import Limits
+from sim.engine.batch import Batch, Limits
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request, index_of

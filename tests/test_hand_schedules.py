@@ -12,8 +12,7 @@ import pytest
 from engine_kit import Run, Setup, Sliver, run, workload
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch
-from sim.engine.engine import Limits
+from sim.engine.batch import Batch, Limits
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request

@@ -9,7 +9,7 @@ from engine_kit import Setup, run
 from law_cases import Case, Row, chained
 from law_watchers import watched
 
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.queues import KeyedQueue
 from sim.engine.request import Request
@@ -59,7 +59,7 @@ class OneByOne:
         before = (step.computed(req), step.tokens_left, step.seats_left)
         if not step.grant(req):
             assert (step.computed(req), step.tokens_left, step.seats_left) == before
-            self.refused += req.seq < 0
+            self.refused += req.seat.seq < 0
 
 
 @pytest.mark.parametrize("beams", [False, True])

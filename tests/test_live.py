@@ -36,8 +36,7 @@ from live_kit import (
 
 from backend.cache.kvcache import KvCache
 from backend.model.model import ForwardBatch, Model
-from sim.engine.batch import Batch, Outcome
-from sim.engine.engine import Limits
+from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.memory import KvPool
 from sim.serving.cluster import Workload
 from sim.serving.executor import Executor
@@ -72,7 +71,7 @@ def test_preempted_requests_go_on_as_if_nothing_had_been(
     assert served.answers == answers
     assert served.engine.preemptions > 2
     assert bool(served.executor.swapped) == bool(host_blocks)
-    assert served.engine.host_blocks_free == host_blocks
+    assert served.engine.host.free_blocks == host_blocks
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 7])

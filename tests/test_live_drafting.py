@@ -30,9 +30,8 @@ from backend.drafting.draft_model import DraftModel
 from backend.drafting.ngram import looked_up
 from backend.live.sampling import Sampling
 from backend.model.model import ForwardBatch, Model
-from sim.engine.batch import Batch, Outcome
+from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.drafting import DraftingEngine, Tally
-from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.executor import Executor
@@ -103,7 +102,7 @@ def test_preempted_requests_go_on_as_if_nothing_had_been(
     assert served.answers == answers
     assert served.engine.preemptions > 2
     assert bool(served.executor.swapped) == bool(host_blocks)
-    assert served.engine.host_blocks_free == host_blocks
+    assert served.engine.host.free_blocks == host_blocks
     if drafter is ITSELF:
         assert tally(served).accepted == tally(served).drafted
 
@@ -232,12 +231,12 @@ def test_both_caches_hold_what_the_tables_say(allocator: str, drafter: str) -> N
             drafter, live = run.drafter, self.inner._live
             assert isinstance(drafter, DraftModel)
             held = drafter._held[req]
-            if held.seq != req.seq or not held.valid:
+            if held.seq != req.seat.seq or not held.valid:
                 return False
             sequence = live.sequences.of(req)
             tokens = live.sequences.tokens(slice(sequence.start, sequence.start + held.valid)).tolist()
             alone = recomputed(own, tokens, 4)
-            blocks = list(live._engine.allocator.table(req))[: alone.blocks]
+            blocks = list(self.inner._engine.allocator.table(req))[: alone.blocks]
             for mine, fresh in zip(drafter._cache.layers, alone.layers, strict=True):
                 for kept, expected in zip(mine.tensors(), fresh.tensors(), strict=True):
                     difference = kept[blocks].flatten(0, 1)[: held.valid] - expected[1:].flatten(0, 1)[: held.valid]
@@ -286,7 +285,7 @@ def test_any_workload_is_answered_as_the_reference_has_it(
     served = run.serve(workload(timed))
     check_all(served, timed)
     assert served.engine.allocator.free_blocks == pool.blocks
-    assert served.engine.host_blocks_free == host_blocks
+    assert served.engine.host.free_blocks == host_blocks
     if drafter is ITSELF:
         assert tally(served).accepted == tally(served).drafted
 

@@ -28,7 +28,7 @@ from backend.model.loader import random_model
 from backend.model.model import Model
 from sim.catalog import load_model
 from sim.cost.roofline import graph_tokens
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 
 DRAWN = Sampling(temperature=0.9, top_k=30, top_p=0.95, seed=2)

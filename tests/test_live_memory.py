@@ -36,8 +36,7 @@ from backend.live.sampling import Sampling
 from backend.live.sequences import sequence_seed
 from backend.model.model import ForwardBatch, Model, PrefillPart
 from backend.torch_ops.sampling import sample
-from sim.engine.batch import Batch, Outcome
-from sim.engine.engine import Limits
+from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS
 from sim.serving.executor import Executor
@@ -192,9 +191,9 @@ def test_the_cache_holds_what_the_tables_say(allocator: str, samples: list[int] 
 
         def check(self, req: Any) -> bool:
             engine, live, cache = self.inner._engine, self.inner._live, self.inner._cache
-            computed = engine.lockstep.computed(req) if req in engine.lockstep else req.computed
+            computed = engine.roster.lockstep.computed(req) if req in engine.roster.lockstep else req.computed
             table = engine.allocator.table(req)
-            if not computed or any(target in table for _, target in engine.copies_asked):
+            if not computed or any(target in table for _, target in engine.allocator.copies):
                 return False
             sequence = live.sequences.of(req)
             tokens = live.sequences.tokens(sequence.start + torch.arange(computed).numpy()).tolist()

@@ -23,8 +23,9 @@ from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
+from sim.engine.batch import Batch
 from sim.engine.memory import KvPool
-from sim.engine.request import SAMPLE_BITS, Request, SharedPrefix
+from sim.engine.request import SAMPLE_BITS, Request, Seat, SharedPrefix
 
 slices = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), max_size=5)
 
@@ -135,7 +136,8 @@ def change(allocator: Any, running: list[Request], rng: random.Random, count: in
         req = Request(count, 0.0, rng.randrange(1, 20), 30)
         tokens = rng.randrange(1, req.known + 1)
         if allocator.admit(req, tokens):
-            req.seq, req.computed = count, tokens
+            req.seat, req.computed = Seat(), tokens
+            req.seat.seq = count
             running.append(req)
         return count + 1
     req = rng.choice(running)
@@ -145,7 +147,8 @@ def change(allocator: Any, running: list[Request], rng: random.Random, count: in
             req.known = max(req.known, req.computed)
     elif kind == "fork" and hasattr(allocator, "fork") and not isinstance(allocator, Contiguous):
         child = Request(count, 0.0, req.prompt_tokens, req.output_tokens)
-        child.computed, child.known, child.seq = req.computed, req.known, count
+        child.computed, child.known, child.seat = req.computed, req.known, Seat()
+        child.seat.seq = count
         allocator.fork(req, child)
         running.append(child)
     elif kind in ("preempt", "end"):
@@ -156,7 +159,7 @@ def change(allocator: Any, running: list[Request], rng: random.Random, count: in
         else:
             req.computed = 0
             if allocator.admit(req, 1):
-                req.seq, req.computed = count, 1
+                req.seat.seq, req.computed = count, 1
                 running.append(req)
     return count + 1
 
@@ -176,13 +179,15 @@ def test_rows_follow_the_allocators_tables(make: Any) -> None:
     for seed in range(12):
         rng = random.Random(seed)
         allocator = make(KvPool(300, 3, 60))
-        tables, running, count, peak = BlockTables(allocator), [], 0, 0
-        for _ in range(120):
+        tables, running, count, peak = BlockTables(appends=getattr(allocator, "appends", False)), [], 0, 0
+        for step in range(120):
             for _ in range(rng.randrange(4)):
                 count = change(allocator, running, rng, count)
+            batch = Batch(step, 0.0, [], 0, [])
+            batch.table = allocator.table
             if getattr(allocator, "copies", None):
-                tables.forget()
-                allocator.copies.clear()
+                batch.copies, allocator.copies = allocator.copies, []
+            tables.begin(batch)
             asked = [req for req in running if rng.random() < 0.6]
             if not asked:
                 continue
@@ -206,13 +211,17 @@ def test_of_a_growing_table_only_its_end_is_read() -> None:
 
     class Watching(Paged):
         def table(self, req: Request) -> Spied:
-            return Spied(req.blocks)
+            return Spied(super().table(req))
 
     allocator = Watching(KvPool(300, 3, 60))
-    tables, req = BlockTables(allocator), Request(0, 0.0, 10, 30)
+    tables, req = BlockTables(appends=True), Request(0, 0.0, 10, 30)
     assert allocator.admit(req, 10)
-    req.seq, req.computed = 0, 10
-    for _ in range(9):
+    req.seat, req.computed = Seat(), 10
+    req.seat.seq = 0
+    for step in range(9):
+        batch = Batch(step, 0.0, [], 0, [])
+        batch.table = allocator.table
+        tables.begin(batch)
         tables.row(req)
         assert allocator.grow(req, 1)
         req.computed += 1

@@ -11,7 +11,7 @@ from engine_kit import Setup, run, workload
 
 from sim import load
 from sim.allocators.contiguous_max import ContiguousMax
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.step import Step
 from sim.policies.chunked import Chunked

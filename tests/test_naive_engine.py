@@ -22,10 +22,10 @@ from naive_engine import Run as Naive
 from naive_scenarios import HostedCost, Scenario, Turn, scenarios
 
 from sim.allocators.prefix import Prefix
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
-from sim.engine.request import Request
+from sim.engine.request import Request, Seat
 from sim.serving.replica import Replica
 
 ALLOCATORS = ["paged", "prefix", "contiguous-max", "contiguous-pow2", "contiguous-oracle"]
@@ -52,7 +52,7 @@ class Tables(Observer):
         engine = replica.engine
         if len(self.at) > MOST_STEPS:
             raise EndlessError
-        self.at.append({req.id: list(engine.allocator.table(req)) for req in (*engine.running, *engine.held)})
+        self.at.append({req.id: list(engine.allocator.table(req)) for req in (*engine.running, *engine.roster.held)})
 
 
 KV = [f"kv_{kind}_tokens" for kind in ("used", "shared", "reserved", "internal", "external", "free", "saved")]
@@ -153,11 +153,11 @@ def test_the_last_token_of_a_recomputation_completes_a_block_at_once() -> None:
     allocator = Prefix(KvPool(8, 2))
     allocator.late_outputs = True
     req = Request(0, 0.0, 3, 5)
-    req.known, req.seq = 4, 0  # preempted before, after its first token; a budget then leaves a single token over
+    req.known, req.seat = 4, Seat()  # preempted before, after its first token; a budget then leaves a single token over
     assert allocator.admit(req, 3)
     req.computed = 3
     assert allocator.grow(req, 1)
-    req.computed, req.known, req.in_flight = 4, 5, 1  # preempted again while its second token is in flight
+    req.computed, req.known, req.seat.in_flight = 4, 5, 1  # preempted again while its second token is in flight
     allocator.release(req)
     assert allocator.match(req) == 4
 

@@ -12,8 +12,7 @@ from law_cases import EXAMPLES, Case, Row, cases, laws
 from law_watchers import same_decisions, sequences
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch
-from sim.engine.engine import Limits
+from sim.engine.batch import Batch, Limits
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request

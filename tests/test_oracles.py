@@ -16,8 +16,7 @@ import pytest
 from engine_kit import Run, Setup, run, workload
 
 from sim.cost.step import Constant, FixedCost, Term
-from sim.engine.batch import Shape
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits, Shape
 from sim.engine.memory import KvPool
 from sim.serving.cluster import Workload
 

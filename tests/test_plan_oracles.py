@@ -17,7 +17,7 @@ from engine_kit import Run, Setup, run
 from test_oracles import VAST, agree, md1_wait_at_most, poisson, single_steps, waits_s
 
 from sim.cost.step import FixedCost
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.request import Request
 from sim.results import metrics
 from sim.routers.least_outstanding import LeastOutstanding

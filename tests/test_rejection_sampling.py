@@ -24,7 +24,7 @@ from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, DRAFT, RESIDUAL, uniforms
 from backend.model.model import Model
 from backend.torch_ops.sampling import sample
-from sim.engine.engine import Limits
+from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 
 VOCAB, TRIES = 12, 40_000

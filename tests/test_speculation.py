@@ -20,9 +20,8 @@ from sim import api, catalog, scenario
 from sim.cost.capacity import kv_capacity
 from sim.cost.roofline import Roofline
 from sim.cost.step import Constant, FixedCost, Term, device_seconds
-from sim.engine.batch import Shape
+from sim.engine.batch import Limits, Shape
 from sim.engine.drafting import DraftingEngine, Tally
-from sim.engine.engine import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.report.run.page import render_page
@@ -196,7 +195,7 @@ def test_what_a_run_counts() -> None:
     assert (found.drafted, found.accepted) == ([2, 2, 2], [2, 2, 1])
     assert done.table["draft_tokens"].tolist() == [0, 3, 3]
     assert done.table["decode_requests"].tolist() == [0, 1, 1]
-    assert done.engine.runs.same_step == 2 + 1
+    assert done.engine.tokens.same_step == 2 + 1
 
 
 # ---- trees ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sim.cost.step import FixedCost
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Limits
+from sim.engine.engine import Engine
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.load import build
@@ -43,7 +44,7 @@ def test_everyone_finishes_and_the_host_memory_comes_back(host_blocks: int, dept
     finished, engine, log = simulate(host_blocks=host_blocks, depth=depth)
     assert len(finished) == 6
     assert engine.preemptions > 0
-    assert engine.host_blocks_free == host_blocks
+    assert engine.host.free_blocks == host_blocks
     assert engine.allocator.free_blocks == 12
     steps = log.table()
     assert steps["swapped_bytes"].sum() % (2 * BLOCK_BYTES) == 0, "what moved out moved in again"

@@ -12,7 +12,7 @@ import pytest
 from sim.allocators.prefix import Prefix
 from sim.engine.memory import KvPool
 from sim.engine.queues import KeyedQueue
-from sim.engine.request import Request
+from sim.engine.request import Request, Seat
 from sim.policies.priority import Priority
 from sim.validate.schedules.replay import Recorder
 
@@ -189,13 +189,13 @@ def test_what_a_preempted_request_finds_again(
     prefix = Prefix(KvPool(8, 4), keep_uncomputed=keep)
     req = Request(0, 0.0, 5, 10)
     assert prefix.admit(req, 5)
-    req.seq, req.computed, req.known = 0, 5, 6
+    req.seat, req.computed, req.known = Seat(), 5, 6
     while req.computed < decoding:
         assert prefix.grow(req, 1)
         req.computed, req.known = req.computed + 1, req.known + 1
     if withdrawn:
         assert prefix.grow(req, 1)
-    req.in_flight, req.withdrawn_tokens = in_flight, withdrawn
+    req.seat.in_flight, req.seat.withdrawn_tokens = in_flight, withdrawn
     prefix.release(req)
     req.computed, req.known = 0, 12
     assert prefix.match(req) == hit
@@ -270,4 +270,4 @@ def test_what_was_withdrawn_is_forgotten_after_the_preemption() -> None:
     recorder = Recorder(scenario([request(7, 8), request(12, 2)], policy="priority", num_gpu_blocks=7))
     recorder.run()
     assert any(req.preemptions for req in recorder.requests)
-    assert {req.withdrawn_tokens for req in recorder.requests} == {0}
+    assert {req.seat.withdrawn_tokens for req in recorder.requests} == {0}

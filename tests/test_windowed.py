@@ -19,8 +19,8 @@ from law_watchers import Contents, Counters, check_nothing_leaked, same_decision
 
 from sim.allocators.windowed import Windowed
 from sim.cost.step import Constant, Term
-from sim.engine.batch import Batch, Shape
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Limits, Shape
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import NULL_BLOCK, Drift, KvPool
 from sim.engine.request import Request

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.allocators.contiguous import Contiguous
-from sim.allocators.paged import Paged
-from sim.allocators.windowed import Windowed
-from sim.engine.memory import Allocator
+from sim.engine.batch import Batch
 from sim.engine.request import Request
 
 Ints = npt.NDArray[np.int64]
@@ -21,6 +18,7 @@ Ints32 = npt.NDArray[np.int32]
 @dataclass(slots=True)
 class _Row:
     index: int
+    step: int
     seq: int = -1
     blocks: int = 0
 
@@ -28,35 +26,44 @@ class _Row:
 class BlockTables:
     """The block tables of running sequences as rows of one array, of which a step reads only what was added.
 
-    Paged and contiguous allocators change a table at its end alone, but for copies on write, which a batch lists
-    (`forget`). Others are read whole in every step.
+    Args:
+        appends: tables change at their ends alone, but for copies that a batch lists; others are read whole every step.
     """
 
-    def __init__(self, allocator: Allocator) -> None:
-        self._allocator = allocator
-        self._append_only = isinstance(allocator, Paged | Contiguous) and not isinstance(allocator, Windowed)
+    def __init__(self, *, appends: bool) -> None:
+        self._appends = appends
+        self._step = -1
+        self._table: Callable[[Request], Sequence[int]] | None = None
         self._blocks = np.zeros((16, 64), np.int32)
         self._rows: dict[Request, _Row] = {}
         self._free = list(range(16))
 
-    def forget(self) -> None:
-        """Blocks within tables may have been exchanged: read all of them anew."""
-        for row in self._rows.values():
-            row.seq = -1
+    @property
+    def kept(self) -> bool:
+        """Has the batch block tables at all?"""
+        return self._table is not None
+
+    def begin(self, batch: Batch) -> None:
+        """Read the tables of this batch from now on."""
+        self._step, self._table = batch.first_step, batch.table
+        if batch.copies:  # blocks within tables may have been exchanged
+            for row in self._rows.values():
+                row.seq = -1
 
     def row(self, req: Request) -> int:
-        """The number of a running request's row, brought up to date."""
+        """The number of the row of a request of the batch, brought up to date."""
+        assert self._table is not None
         row = self._rows.get(req) or self._open(req)
-        table = self._allocator.table(req)
+        table = self._table(req)
         count = len(table)
-        known = row.blocks if self._append_only and row.seq == req.seq else 0
+        known = row.blocks if self._appends and row.seq == req.seat.seq >= 0 else 0
         if known < count:
             if count > self._blocks.shape[1]:
                 self._widen(count)
             self._blocks[row.index, known:count] = table[known:]
         if not known:
             self._blocks[row.index, count:] = 0
-        row.seq, row.blocks = req.seq, count
+        row.seq, row.blocks, row.step = req.seat.seq, count, self._step
         return row.index
 
     def take(self, rows: Sequence[int], columns: int) -> Ints32:
@@ -67,13 +74,13 @@ class BlockTables:
 
     def _open(self, req: Request) -> _Row:
         if not self._free:
-            gone = [one for one in self._rows if one.finished or one.seq < 0]
-            self._free += [self._rows.pop(one).index for one in gone]
+            others = [req for req, row in self._rows.items() if row.step != self._step]
+            self._free += [self._rows.pop(req).index for req in others]
         if not self._free:
             rows = len(self._blocks)
             self._blocks = np.concatenate([self._blocks, np.zeros_like(self._blocks)])
             self._free += range(rows, 2 * rows)
-        row = self._rows[req] = _Row(self._free.pop())
+        row = self._rows[req] = _Row(self._free.pop(), self._step)
         return row
 
     def _widen(self, columns: int) -> None:

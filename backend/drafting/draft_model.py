@@ -191,8 +191,8 @@ class DraftModel:
         """(what the drafter has to compute of a request before it drafts, how many drafts it makes)."""
         req, size = row.request, self._cache.block_tokens
         held, table = self._held[req], self._allocator.table(req)
-        if held.seq != req.seq:
-            held.seq, held.valid, held.blocks = req.seq, self._found(table, row.past), -(-row.past // size)
+        if held.seq != req.seat.seq:
+            held.seq, held.valid, held.blocks = req.seat.seq, self._found(table, row.past), -(-row.past // size)
         else:
             held.valid += min(row.right, max(held.made - 1, 0))
         slots = min(len(table) * size, self._model.spec.max_context_tokens or len(table) * size)

@@ -26,7 +26,6 @@ from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
 from backend.model.model import Model
 from sim.engine.batch import Batch, Entry, Outcome
-from sim.engine.drafting import DraftingEngine
 from sim.engine.request import Request
 
 MOST_TOKENS = 8
@@ -109,17 +108,28 @@ class DraftingLive(Live):
         self,
         model: Model,
         cache: KvCache,
-        engine: DraftingEngine,
         prompts: Prompts,
         sampling: Sampling,
         *,
         drafter: Callable[[Ground], Proposing],
+        drafts: int,
+        most_sequences: int,
+        appends: bool = False,
         host_blocks: int = 0,
     ) -> None:
-        super().__init__(model, cache, engine, prompts, sampling, host_blocks=host_blocks)
+        super().__init__(
+            model,
+            cache,
+            prompts,
+            sampling,
+            most_sequences=most_sequences,
+            appends=appends,
+            drafts=drafts,
+            host_blocks=host_blocks,
+        )
         self.drafter = drafter(Ground(self.sequences, self._part, self._blocks, self._timed))
         self._sampling = sampling
-        self._most = engine.proposer.most
+        self._most = drafts
         self._rejects = self.drafter.samples and sampling.temperature > 0
         self._doubt: Doubt | None = None
 
@@ -155,8 +165,7 @@ class DraftingLive(Live):
     # ---- from a batch to arrays -----------------------------------------------------------------------------------
 
     def _plan(self, batch: Batch) -> Plan:
-        if batch.copies:
-            self._tables.forget()
+        self._tables.begin(batch)
         drafts = {one.request: one.drafts for one in batch.sampled}
         prefills, decodes, verifies = by_width(batch.entries, lambda entry: drafts.get(entry.request, 0) > 0)
         draws: list[Draw] = []

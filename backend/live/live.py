@@ -27,8 +27,6 @@ from backend.live.sequences import Sequences
 from backend.model.model import Model
 from sim.cost.roofline import graph_tokens
 from sim.engine.batch import Batch, Entry, Outcome
-from sim.engine.drafting import DraftingEngine
-from sim.engine.engine import Engine
 from sim.engine.request import Request, index_of
 from traces.schema import InputError
 
@@ -71,8 +69,10 @@ class Live:
     blocks that the next step overwrites.
 
     Args:
-        engine: whose lockstep members and block tables a batch refers to.
         cache: at least as many blocks as the allocator hands out, or scratch blocks where it keeps nothing.
+        most_sequences: of one step.
+        appends: block tables change at their ends alone, but for copies that a batch lists.
+        drafts: most of one sequence in one step.
         host_blocks: blocks of host memory that preempted requests are swapped to.
         stop: tokens that end an answer, which keeps them.
     """
@@ -81,22 +81,22 @@ class Live:
         self,
         model: Model,
         cache: KvCache,
-        engine: Engine,
         prompts: Prompts,
         sampling: Sampling,
         *,
+        most_sequences: int,
+        appends: bool = False,
+        drafts: int = 0,
         host_blocks: int = 0,
         stop: Collection[int] = (),
     ) -> None:
         self.model = model
-        drafts = engine.proposer.most if isinstance(engine, DraftingEngine) else 0
         self.sequences = Sequences(prompts, sampling.seed, room=2 * drafts + 1 if drafts else 0)
         self._cache = cache
-        self._engine = engine
-        self._tables = BlockTables(engine.allocator)
+        self._tables = BlockTables(appends=appends)
         self._mover = Mover(model.ops, cache, host_blocks)
         self._stage = Stage(model.device)
-        most_rows = graph_tokens(engine.limits.max_num_seqs) * (drafts + 1)
+        most_rows = graph_tokens(most_sequences) * (drafts + 1)
         self._sample = Sampler(model.ops, sampling, most_rows, model.device)
         self._graphs: DecodeGraphs | None = None
         self._cuda = model.device.type == "cuda"
@@ -191,13 +191,12 @@ class Live:
     # ---- from a batch to arrays -----------------------------------------------------------------------------------
 
     def _plan(self, batch: Batch) -> Plan:
-        if batch.copies:
-            self._tables.forget()
+        self._tables.begin(batch)
         listed = {entry.request for entry in batch.entries}
         forked = [req for req in batch.first_tokens if req not in listed]
         prefills: list[Entry] = []
         decodes: list[Entry] = []
-        for entry in (*batch.entries, *self._lockstep(batch, listed.union(forked))):
+        for entry in batch.rows:
             (decodes if entry.tokens == 1 and entry.past > 0 else prefills).append(entry)
         padding = self._padding(batch, prefills, decodes) if batch.padding_tokens else NO_PADDING
         prefill, decode = self._part(prefills, padding.prefills), self._part(decodes, padding.decodes)
@@ -224,16 +223,6 @@ class Live:
         packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verifies)
         return Plan(packed, [one.request for one in draws], places, picked)
 
-    def _lockstep(self, batch: Batch, others: set[Request]) -> list[Entry]:
-        """The batch's members that the engine counts as sums, each as an entry of its own.
-
-        Whoever joined them in this very step is among the `others`.
-        """
-        if not batch.lockstep:
-            return []
-        lockstep = self._engine.lockstep
-        return [Entry(req, 1, lockstep.computed(req) - 1) for req in lockstep if req not in others]
-
     def _part(self, entries: list[Entry], padding: list[Pair]) -> Part | None:
         """The work on these requests and then on rows of (tokens, past) that are nobody's; None without any."""
         pairs = [(entry.tokens, entry.past) for entry in entries] + padding
@@ -252,7 +241,9 @@ class Live:
         """[S, M] blocks of sequences of these lengths, the entries' first; those of padding are null."""
         kept, block_tokens = len(entries), self._cache.block_tokens
         tables = np.zeros((len(lengths), -(-int(lengths.max()) // block_tokens)), np.int32)
-        if self._engine.forgets:
+        if not kept:
+            return tables
+        if not self._tables.kept:
             own = scratch_tables(lengths[:kept], block_tokens)
             tables[:kept, : own.shape[1]] = own
         else:
@@ -282,7 +273,7 @@ def _draws(batch: Batch, listed: set[Request], forked: list[Request], entries: l
     end = first
     for req, tokens, past in entries:
         end += tokens
-        if req in listed and req.last_token_step != batch.first_step:
+        if req in listed and not batch.samples(req):
             continue  # a chunk that does not reach the last known token
         position = past + tokens
         found.append(Draw(end - 1, req, position))

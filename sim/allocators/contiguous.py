@@ -23,6 +23,8 @@ class Contiguous:
         fit: "first" takes the lowest hole that is large enough, "best" the smallest.
     """
 
+    appends = True
+
     def __init__(self, pool: KvPool, *, reserve: str = "max", fit: str = "first") -> None:
         if reserve not in ("max", "pow2", "oracle"):
             raise InputError(f"allocator.reserve is {reserve!r}; contiguous knows max, pow2 and oracle")
@@ -134,6 +136,9 @@ class Contiguous:
 
     def headroom(self, tick: int, limit: int) -> int:
         return limit
+
+    def step(self, tick: int) -> None:
+        """Nothing more is needed than was reserved."""
 
     def advance(self, tick: int, steps: int) -> Drift:
         gained = self._joined * (steps * (steps + 1) // 2)

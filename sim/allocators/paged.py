@@ -91,6 +91,36 @@ class Sharing:
         return free
 
 
+class Holding:
+    """What a sequence holds of a paged cache."""
+
+    __slots__ = (
+        "ahead_tokens",
+        "base",
+        "blocks",
+        "cached_blocks",
+        "certain_tokens",
+        "final_kv_tokens",
+        "order",
+        "phase",
+    )
+
+    def __init__(self, req: Request, order: int) -> None:
+        self.blocks: list[int] = []
+        self.final_kv_tokens = req.final_kv_tokens
+        self.order = order
+        """Its place in the order of admission."""
+        self.ahead_tokens = 0
+        """Slots that it gets beyond what it computes."""
+        # In lockstep: its computed tokens less the tick, and who takes a block in the same ticks.
+        self.base = 0
+        self.phase: list[Holding] = []
+        # Of a prefix cache: blocks entered, and all that was known at the last admission (nobody is readmitted while a
+        # token of his is in flight).
+        self.cached_blocks = 0
+        self.certain_tokens = req.prompt_tokens
+
+
 class Paged:
     """Blocks of `pool.block_tokens` tokens, each request holding just those that its computed tokens need.
 
@@ -100,6 +130,7 @@ class Paged:
             are taken (vLLM V1, `scheduler_reserve_full_isl`, `kv_cache_manager.allocate_slots`).
     """
 
+    appends = True
     lookahead_tokens = 0
     """Slots that an admitted request gets beyond what it computes, as far as it may become so long at all: a drafter's
     own KV (vLLM V1, EAGLE)."""
@@ -116,7 +147,9 @@ class Paged:
         self._sharing = Sharing(pool.block_tokens)
         self._overhang_tokens = 0
         self._joined = 0
-        self._phases: list[list[Request]] = [[] for _ in range(pool.block_tokens)]
+        self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
+        self._holdings: dict[Request, Holding] = {}
+        self._opened = 0
 
     def refusal(self, req: Request) -> str | None:
         # Sequences of one request share at least the full blocks of its prompt.
@@ -135,43 +168,67 @@ class Paged:
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
         if self._most_blocks(self.pool.blocks_for(asked)) > self.free_blocks - self._watermark_blocks:
             return False
-        return self.grow(req, tokens)
+        return self._admitted(req, tokens)
+
+    def _admitted(self, req: Request, tokens: int) -> bool:
+        """Room for the first tokens of a request; who gets none holds nothing."""
+        if not self.grow(req, tokens):
+            return False
+        self._holdings[req].ahead_tokens = self.lookahead_tokens
+        return True
+
+    def _open(self, req: Request) -> Holding:
+        self._opened += 1
+        holding = self._holdings[req] = Holding(req, self._opened)
+        return holding
 
     def grow(self, req: Request, tokens: int) -> bool:
+        holding = self._holdings.get(req)
         slots = req.computed + tokens
-        if self.lookahead_tokens and req.seq >= 0:
-            slots = max(slots, min(slots + self.lookahead_tokens, self.pool.max_request_tokens or MAX_POOL_TOKENS))
-        count = self.pool.blocks_for(slots) - len(req.blocks)
-        if self._sharing.holders and not self.owns_tail(req):
-            if max(count, 0) + 1 > self.free_blocks:
-                return False
-            self._copy_tail(req)
-        if count > 0:
+        count = self.pool.blocks_for(slots)
+        if holding is None:
             if count > self.free_blocks:
                 return False
-            req.blocks += self._take(count)
-            over = len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens
+            holding = self._open(req)
+        else:
+            if holding.ahead_tokens:
+                most = self.pool.max_request_tokens or MAX_POOL_TOKENS
+                count = self.pool.blocks_for(max(slots, min(slots + holding.ahead_tokens, most)))
+            count -= len(holding.blocks)
+            if self._sharing.holders and not self.owns_tail(req):
+                if max(count, 0) + 1 > self.free_blocks:
+                    return False
+                self._copy_tail(req, holding)
+            if count > self.free_blocks:
+                return False
+        if count > 0:
+            holding.blocks += self._take(count)
+            over = len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens
             if over > 0:
                 self._overhang_tokens += min(over, count * self.pool.block_tokens)
         return True
 
     def fork(self, parent: Request, child: Request) -> None:
-        if child.blocks:
+        if child in self._holdings:
             self.release(child)
-        self._sharing.share(parent.blocks, parent.computed)
-        child.blocks = parent.blocks.copy()
+        blocks = self._holdings[parent].blocks
+        self._sharing.share(blocks, parent.computed)
+        self._open(child).blocks = blocks.copy()
 
     def owns_tail(self, req: Request) -> bool:
+        holding = self._holdings.get(req)
         at = req.computed // self.pool.block_tokens
-        return at >= len(req.blocks) or req.blocks[at] not in self._sharing.holders
+        return holding is None or at >= len(holding.blocks) or holding.blocks[at] not in self._sharing.holders
 
     def release(self, req: Request) -> None:
-        self._forget_overhang(req)
-        self._return(req.blocks[::-1])
-        req.blocks = []
+        holding = self._holdings.pop(req, None)
+        if holding is not None:
+            self._forget_overhang(holding)
+            self._return(holding.blocks[::-1])
 
     def table(self, req: Request) -> Sequence[int]:
-        return req.blocks
+        holding = self._holdings.get(req)
+        return holding.blocks if holding is not None else ()
 
     def usage(self, computed_tokens: int) -> Usage:
         block_tokens = self.pool.block_tokens
@@ -197,38 +254,40 @@ class Paged:
         self._free.put(blocks)
         self.free_blocks += len(blocks)
 
-    def _copy_tail(self, req: Request) -> None:
+    def _copy_tail(self, req: Request, holding: Holding) -> None:
         """Give the request a copy of its own of the block that it writes next (copy on write)."""
         at = req.computed // self.pool.block_tokens
         (copy,) = self._take(1)
-        self.copies.append((req.blocks[at], copy))
-        self._sharing.drop([req.blocks[at]])
-        req.blocks[at] = copy
-        self._overhang_tokens += self._overhang(req)
+        self.copies.append((holding.blocks[at], copy))
+        self._sharing.drop([holding.blocks[at]])
+        holding.blocks[at] = copy
+        self._overhang_tokens += self._overhang(holding)
 
-    def _overhang(self, req: Request) -> int:
-        return max(0, len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens)
+    def _overhang(self, holding: Holding) -> int:
+        return max(0, len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens)
 
-    def _forget_overhang(self, req: Request) -> None:
+    def _forget_overhang(self, holding: Holding) -> None:
         """Slots never to be filled lie in the last block; while that is shared they go with its last holder."""
-        if req.blocks and req.blocks[-1] not in self._sharing.holders:
-            self._overhang_tokens -= self._overhang(req)
+        if holding.blocks and holding.blocks[-1] not in self._sharing.holders:
+            self._overhang_tokens -= self._overhang(holding)
 
     # Members that cross into a new block at the same tick (modulo the block size) share a list, so that a tick
     # touches only the requests that take a block in it, in admission order.
 
     def join(self, req: Request, tick: int) -> None:
-        room = len(req.blocks) * self.pool.block_tokens - req.computed
-        phase = self._phases[(tick + room) % self.pool.block_tokens]
-        if not phase or phase[-1].seq < req.seq:
-            phase.append(req)
+        holding = self._holdings[req]
+        holding.base = req.computed - tick
+        phase = self._phases[(len(holding.blocks) * self.pool.block_tokens - holding.base) % self.pool.block_tokens]
+        if not phase or phase[-1].order < holding.order:
+            phase.append(holding)
         else:
-            insort(phase, req, key=_admission)
-        req.phase = phase
+            insort(phase, holding, key=_admission)
+        holding.phase = phase
         self._joined += 1
 
     def leave(self, req: Request) -> None:
-        req.phase.remove(req)
+        holding = self._holdings[req]
+        holding.phase.remove(holding)
         self._joined -= 1
 
     def _free_rows(self) -> int:
@@ -250,30 +309,37 @@ class Paged:
             steps += 1
         return min(steps, limit)
 
-    def advance(self, tick: int, steps: int) -> Drift:
-        phases, size = self._phases, self.pool.block_tokens
-        if steps == 1:
-            crossing = phases[tick % size]
-            late = len(crossing)
-        else:
-            crossing, late = [], 0
-            for passed in range(1, steps + 1):
-                if phase := phases[(tick + passed - 1) % size]:
-                    crossing += phase
-                    late += passed * len(phase)  # these blocks were free in so many states before
-        internal = 0
+    def step(self, tick: int) -> None:
+        size = self.pool.block_tokens
+        crossing = self._phases[tick % size]
         if crossing:
-            for req, block in zip(crossing, self._take(len(crossing)), strict=True):
-                blocks = req.blocks
+            for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
+                blocks = holding.blocks
                 blocks.append(block)
-                over = len(blocks) * size - req.final_kv_tokens
+                over = len(blocks) * size - holding.final_kv_tokens
                 if over > 0:
                     self._overhang_tokens += over
-                    internal -= over * ((len(blocks) - 1) * size - req.base - tick + 1)
+
+    def advance(self, tick: int, steps: int) -> Drift:
+        phases, size = self._phases, self.pool.block_tokens
+        crossing: list[Holding] = []
+        late = internal = 0
+        for passed in range(1, steps + 1):
+            if phase := phases[(tick + passed - 1) % size]:
+                crossing += phase
+                late += passed * len(phase)  # these blocks were free in so many states before
+        if crossing:
+            for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
+                blocks = holding.blocks
+                blocks.append(block)
+                over = len(blocks) * size - holding.final_kv_tokens
+                if over > 0:
+                    self._overhang_tokens += over
+                    internal -= over * ((len(blocks) - 1) * size - holding.base - tick + 1)
         used = -self._joined * (steps * (steps + 1) // 2)
         free = late * size
         return Drift(used, -used - internal - free, internal, free)
 
 
-def _admission(req: Request) -> int:
-    return req.seq
+def _admission(holding: Holding) -> int:
+    return holding.order

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from sim.allocators.paged import Paged
+from sim.allocators.paged import Holding, Paged
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, index_of
 
@@ -79,10 +79,11 @@ class Prefix(Paged):
         for block in unheld:
             del self._idle[block]
         self.free_blocks -= len(unheld)
-        req.blocks = shared
-        req.cached_blocks = hits
-        req.certain_tokens = req.known
-        return self.grow(req, tokens)
+        holding = self._open(req)
+        holding.blocks = shared
+        holding.cached_blocks = hits
+        holding.certain_tokens = req.known
+        return self._admitted(req, tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
@@ -95,24 +96,27 @@ class Prefix(Paged):
 
     def fork(self, parent: Request, child: Request) -> None:
         super().fork(parent, child)
-        child.cached_blocks = parent.cached_blocks
+        self._holdings[child].cached_blocks = self._holdings[parent].cached_blocks
 
     def release(self, req: Request) -> None:
+        holding = self._holdings.get(req)
+        if holding is None:
+            return
         if not req.finished:
-            self._enter_own(req)
-        elif (self.late_outputs or not self.drafting) and len(self._shareable(req)) > req.cached_blocks:
+            self._enter_own(req, holding)
+        elif (self.late_outputs or not self.drafting) and len(self._shareable(req)) > holding.cached_blocks:
             # Drafts that the last step found right are named by the next allocation, which never comes.
             self._enter(req, req.computed // self.pool.block_tokens)
         super().release(req)
-        req.cached_blocks = 0
 
     def _enter(self, req: Request, blocks: int) -> None:
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
-        if blocks > req.cached_blocks:
-            self._name(req, req.cached_blocks, min(blocks, len(self._shareable(req))))
-            req.cached_blocks = blocks
+        holding = self._holdings[req]
+        if blocks > holding.cached_blocks:
+            self._name(req, holding, holding.cached_blocks, min(blocks, len(self._shareable(req))))
+            holding.cached_blocks = blocks
 
-    def _enter_own(self, req: Request) -> None:
+    def _enter_own(self, req: Request, holding: Holding) -> None:
         """At a preemption, name the full blocks that only this request will ever look for, its outputs' included.
 
         Blocks of a prompt count from the moment of their allocation; one filled by decoding from then on or, where its
@@ -120,29 +124,30 @@ class Prefix(Paged):
         """
         size = self.pool.block_tokens
         computed = req.computed // size
-        if self._forget and computed < req.cached_blocks:
-            for block in req.blocks[computed : req.cached_blocks]:
+        if self._forget and computed < holding.cached_blocks:
+            for block in holding.blocks[computed : holding.cached_blocks]:
                 if block in self._key_of:
                     self._drop_key(block)
-            req.cached_blocks = computed
-        known = max(req.cached_blocks, min(self._settled(req) // size, computed if self._forget else len(req.blocks)))
+            holding.cached_blocks = computed
+        settled = self._settled(req, holding) // size
+        known = max(holding.cached_blocks, min(settled, computed if self._forget else len(holding.blocks)))
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
-        self._name(req, min(len(self._shareable(req)), req.cached_blocks), known)
+        self._name(req, holding, min(len(self._shareable(req)), holding.cached_blocks), known)
 
-    def _settled(self, req: Request) -> int:
+    def _settled(self, req: Request, holding: Holding) -> int:
         """Of the tokens for which a preempted request was given memory, those that are known by now."""
         if not self.drafting:
-            given = min(req.computed + req.withdrawn_tokens, req.known)
+            given = min(req.computed + req.seat.withdrawn_tokens, req.known)
             # What was known at the last admission was never waited for, though its last token may have come alone.
-            return max(given - req.in_flight, min(given, req.certain_tokens))
+            return max(given - req.seat.in_flight, min(given, holding.certain_tokens))
         return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self.late_outputs else 0
 
-    def _name(self, req: Request, first: int, last: int) -> None:
+    def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
         found, key_of = self._found, self._key_of
-        for key, block in zip(self._keys(req, first, last), req.blocks[first:last], strict=True):
+        for key, block in zip(self._keys(req, first, last), holding.blocks[first:last], strict=True):
             if key_of.get(block) == key:
                 continue
             key_of[block] = key
@@ -185,9 +190,10 @@ class Prefix(Paged):
 
     def _shareable(self, req: Request) -> list[int]:
         """Names of the leading blocks that another request may have too."""
-        if req.block_keys is None:
-            req.block_keys = _prefix_keys(req, self.pool.block_tokens)
-        return req.block_keys
+        size = self.pool.block_tokens
+        if req.block_names is None or req.block_names[0] != size:
+            req.block_names = size, _prefix_keys(req, size)
+        return req.block_names[1]
 
     def _keys(self, req: Request, first: int, last: int) -> list[int]:
         """The names of the request's blocks from `first` to before `last`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 
-from sim.allocators.paged import Paged
+from sim.allocators.paged import Holding, Paged
 from sim.engine.memory import NULL_BLOCK, Drift, KvPool, Usage
 from sim.engine.request import Request
 from traces.schema import InputError
@@ -27,6 +27,7 @@ class Windowed(Paged):
         sink_tokens: first tokens that stay.
     """
 
+    appends = False
     drafting = False
     """Set where a step's tokens are certain only after it."""
 
@@ -59,54 +60,58 @@ class Windowed(Paged):
         self.sink_tokens = sink_tokens
         self._groups = groups
         self._sink_blocks = pool.blocks_for(sink_tokens)
-        self._tables: dict[Request, list[list[int]]] = {}
-        self._dropped: dict[Request, int] = {}
-        self._bases: dict[Request, int] = {}
-        self._gains: dict[Request, int] = {}
+        self._tables: dict[Holding, list[list[int]]] = {}
+        self._dropped: dict[Holding, int] = {}
+        self._gains: dict[Holding, int] = {}
         self._dropped_blocks = 0
 
     def grow(self, req: Request, tokens: int) -> bool:
-        rows = max(0, self.pool.blocks_for(req.computed + tokens) - len(req.blocks))
+        holding = self._holdings.get(req)
+        rows = self.pool.blocks_for(req.computed + tokens) - (len(holding.blocks) if holding else 0)
+        rows = max(0, rows)
         copies = bool(self._sharing.holders) and not self.owns_tail(req)
         if not rows and not copies:
             return True
         certain = self._certain(req)
-        stale = self._stale(req, certain)
+        stale = self._stale(holding, certain) if holding else []
         freed = len(stale) - sum(block in self._sharing.holders for block in stale)
         if (rows + copies) * self._groups > self.free_blocks + freed:
             return False
-        self._drop(req, certain, stale)
+        holding = holding or self._open(req)
+        self._drop(holding, certain, stale)
         if copies:
-            self._copy_tail(req)
+            self._copy_tail(req, holding)
         for _ in range(rows):
-            self._add_row(req)
+            self._add_row(holding)
         return True
 
     def fork(self, parent: Request, child: Request) -> None:
-        if child.blocks:
+        if child in self._holdings:
             self.release(child)
-        dropped = self._dropped[parent]
-        for table in self._tables[parent]:
+        tables = self._tables[self._holdings[parent]]
+        for table in tables:
             kept = [block for block in table if block != NULL_BLOCK]
             self._sharing.share(kept, parent.computed - (len(table) - len(kept)) * self.pool.block_tokens)
-        self._open(child, [table.copy() for table in self._tables[parent]])
-        self._dropped[child] = dropped
+        dropped = self._dropped[self._holdings[parent]]
+        own = self._open(child, [table.copy() for table in tables])
+        self._dropped[own] = dropped
         self._dropped_blocks += (dropped - self._sink_blocks) * self.window_groups
 
     def release(self, req: Request) -> None:
-        tables = self._tables.pop(req, [])
-        self._forget_overhang(req)
-        for table in tables:
+        holding = self._holdings.pop(req, None)
+        if holding is None:
+            return
+        self._forget_overhang(holding)
+        for table in self._tables.pop(holding):
             self._return([block for block in reversed(table) if block != NULL_BLOCK])
-        self._dropped_blocks -= (self._dropped.pop(req, self._sink_blocks) - self._sink_blocks) * self.window_groups
-        req.blocks = []
+        self._dropped_blocks -= (self._dropped.pop(holding) - self._sink_blocks) * self.window_groups
 
     def tables(self, req: Request) -> Sequence[Sequence[int]]:
         """A table for each group of layers: those with full attention, then those with a window."""
-        return self._tables[req]
+        return self._tables[self._holdings[req]]
 
     def table(self, req: Request) -> Sequence[int]:
-        return self._tables[req][0] if req in self._tables else ()
+        return self.tables(req)[0] if req in self._holdings else ()
 
     def usage(self, computed_tokens: int) -> Usage:
         size, groups = self.pool.block_tokens, self._groups
@@ -119,16 +124,15 @@ class Windowed(Paged):
 
     def join(self, req: Request, tick: int) -> None:
         super().join(req, tick)
-        self._bases[req] = req.computed - tick
-        crossing = tick + len(req.blocks) * self.pool.block_tokens - req.computed
-        stale_rows = self._first_needed(self._bases[req] + crossing) - self._dropped[req]
+        holding = self._holdings[req]
+        crossing = len(holding.blocks) * self.pool.block_tokens - holding.base
+        stale_rows = self._first_needed(holding.base + crossing) - self._dropped[holding]
         if stale_rows * self.window_groups > self._groups:
-            self._gains[req] = crossing
+            self._gains[holding] = crossing
 
     def leave(self, req: Request) -> None:
         super().leave(req)
-        del self._bases[req]
-        self._gains.pop(req, None)
+        self._gains.pop(self._holdings[req], None)
 
     def headroom(self, tick: int, limit: int) -> int:
         steps = super().headroom(tick, limit)
@@ -141,23 +145,26 @@ class Windowed(Paged):
             return steps
         # What falls out of the window may pay for one step where the free blocks alone do not.
         left = self.free_blocks
-        for req in self._phases[tick % self.pool.block_tokens]:
-            stale = self._stale(req, self._bases[req] + tick)
+        for holding in self._phases[tick % self.pool.block_tokens]:
+            stale = self._stale(holding, holding.base + tick)
             left += len(stale) - sum(block in self._sharing.holders for block in stale) - self._groups
             if left < 0:
                 return 0
         return 1
+
+    def step(self, tick: int) -> None:
+        for holding in self._phases[tick % self.pool.block_tokens]:
+            computed = holding.base + tick
+            self._gains.pop(holding, None)
+            self._drop(holding, computed, self._stale(holding, computed))
+            self._add_row(holding)
 
     def advance(self, tick: int, steps: int) -> Drift:
         size, groups = self.pool.block_tokens, self._groups
         free = dropped = internal = saved = 0
         for passed, at in enumerate(range(tick, tick + steps), 1):
             before = (self.free_blocks, self._dropped_blocks, self._overhang_tokens, self._sharing.saved_tokens)
-            for req in self._phases[at % size]:
-                computed = self._bases[req] + at
-                self._gains.pop(req, None)
-                self._drop(req, computed, self._stale(req, computed))
-                self._add_row(req)
+            self.step(at)
             free += passed * (before[0] - self.free_blocks)
             dropped += passed * (self._dropped_blocks - before[1])
             internal += passed * (before[2] - self._overhang_tokens)
@@ -186,46 +193,43 @@ class Windowed(Paged):
         """Row of the first token, sinks aside, that the next token attends."""
         return max(self._sink_blocks, max(0, computed - self.recent_tokens + 1) // self.pool.block_tokens)
 
-    def _stale(self, req: Request, computed: int) -> list[int]:
+    def _stale(self, holding: Holding, computed: int) -> list[int]:
         """Blocks that no token from the `computed`-th on attends."""
-        if req not in self._tables:
-            return []
-        start, end = self._dropped[req], self._first_needed(computed)
-        return [block for table in self._tables[req][self.full_groups :] for block in table[start:end]]
+        start, end = self._dropped[holding], self._first_needed(computed)
+        return [block for table in self._tables[holding][self.full_groups :] for block in table[start:end]]
 
-    def _drop(self, req: Request, computed: int, stale: list[int]) -> None:
+    def _drop(self, holding: Holding, computed: int, stale: list[int]) -> None:
         if not stale:
             return
-        start, end = self._dropped[req], self._first_needed(computed)
-        for table in self._tables[req][self.full_groups :]:
+        start, end = self._dropped[holding], self._first_needed(computed)
+        for table in self._tables[holding][self.full_groups :]:
             table[start:end] = [NULL_BLOCK] * (end - start)
-        self._dropped[req] = end
+        self._dropped[holding] = end
         self._dropped_blocks += (end - start) * self.window_groups
         self._return(stale)
 
-    def _add_row(self, req: Request) -> None:
-        if req not in self._tables:
-            self._open(req, [[] for _ in range(self._groups)])
-        tables = self._tables[req]
-        for table, block in zip(tables, self._take(self._groups), strict=True):
+    def _add_row(self, holding: Holding) -> None:
+        for table, block in zip(self._tables[holding], self._take(self._groups), strict=True):
             table.append(block)
-        over = len(req.blocks) * self.pool.block_tokens - req.final_kv_tokens
+        over = len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens
         if over > 0:
             self._overhang_tokens += over
 
-    def _open(self, req: Request, tables: list[list[int]]) -> None:
-        self._tables[req] = tables
-        req.blocks = tables[-1]
-        self._dropped[req] = self._sink_blocks
+    def _open(self, req: Request, tables: list[list[int]] | None = None) -> Holding:
+        holding = super()._open(req)
+        self._tables[holding] = tables or [[] for _ in range(self._groups)]
+        holding.blocks = self._tables[holding][-1]
+        self._dropped[holding] = self._sink_blocks
+        return holding
 
-    def _copy_tail(self, req: Request) -> None:
+    def _copy_tail(self, req: Request, holding: Holding) -> None:
         at = req.computed // self.pool.block_tokens
-        for table in self._tables[req]:
+        for table in self._tables[holding]:
             (copy,) = self._take(1)
             self.copies.append((table[at], copy))
             self._sharing.drop([table[at]])
             table[at] = copy
-        self._overhang_tokens += self._overhang(req)
+        self._overhang_tokens += self._overhang(holding)
 
     @property
     def window_span_tokens(self) -> int:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from sim.engine.lockstep import Lockstep
 from sim.engine.memory import Drift
 from sim.engine.request import Request
+from traces.schema import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one step may hold; the names are vLLM's.
+
+    `max_model_len` 0 means no limit but memory. With `chunked_prefill` off no prompt is ever cut.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 0
+    chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_model_len < 0:
+            raise InputError(f"engine.max_model_len is {self.max_model_len}; it must be at least 0 (no limit)")
 
 
 class Shape(NamedTuple):
@@ -104,8 +127,13 @@ class Batch:
         "sampled",
         "shape",
         "swaps",
+        "table",
+        "together",
         "waiting",
     )
+
+    table: Callable[[Request], Sequence[int]] | None
+    """Physical block ids of a request, in token order; None where nothing is kept."""
 
     def __init__(
         self, first_step: int, planned_s: float, entries: list[Entry], lockstep: int, evicted: list[Request]
@@ -127,6 +155,27 @@ class Batch:
         self.finishing: list[Request] = []
         self.running = 0
         self.waiting = 0
+        self.table = None
+        self.together: Lockstep | None = None
+
+    @property
+    def rows(self) -> list[Entry]:
+        """Each sequence's share of the first repeat, entries first. To be asked before the batch is sealed."""
+        together = self.together
+        if not self.lockstep or together is None:
+            return self.entries
+        # Who joined after the step was planned computes nothing of it: new sequences, and those that had no share.
+        own = {entry.request for entry in self.entries}
+        own.update(self.first_tokens)
+        return self.entries + [
+            Entry(req, 1, together.computed(req) - 1)
+            for req in together
+            if req not in own and req.seat.run_first_step <= self.first_step
+        ]
+
+    def samples(self, req: Request) -> bool:
+        """Does one of the entries' requests get a token of the step?"""
+        return req.seat.last_token_step == self.first_step
 
     @property
     def tokens(self) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sim.engine.batch import Batch, Committed, Outcome, Sampled
-from sim.engine.engine import Engine, Limits
+from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
+from sim.engine.engine import Engine
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.engine.step import Policy
@@ -152,8 +152,8 @@ class DraftingEngine(Engine):
         cut = self._cut_to_length()
         batch = super().plan(now_s)
         for req, drafts in cut.items():
-            if req.granted_step != batch.first_step and req.seq >= 0:
-                req.drafts = drafts
+            if req.seat.granted_step != batch.first_step and req.seat.seq >= 0:
+                req.seat.drafts = drafts
         return batch
 
     def _cut_to_length(self) -> dict[Request, int]:
@@ -163,10 +163,10 @@ class DraftingEngine(Engine):
         """
         length = self.limits.max_model_len
         cut: dict[Request, int] = {}
-        for req in self.loose if length else ():
-            if req.known + req.drafts >= length:
-                cut[req] = req.drafts
-                req.drafts = length - 1 - req.known
+        for req in self.roster.loose if length else ():
+            if req.known + req.seat.drafts >= length:
+                cut[req] = req.seat.drafts
+                req.seat.drafts = length - 1 - req.known
         return cut
 
     def _settle(self, batch: Batch) -> None:
@@ -174,25 +174,24 @@ class DraftingEngine(Engine):
         for entry in batch.entries:
             req = entry.request
             drafts = req.computed - req.known
-            req.drafts = 0
+            req.seat.drafts = 0
             if drafts < 0:
                 continue
             proposed = self.proposer.propose(req, len(self.running))
             batch.sampled.append(Sampled(req, drafts, proposed))
             req.known = req.computed + 1
-            req.in_flight += 1
+            req.seat.in_flight += 1
             if self._early:
-                req.drafts = proposed
+                req.seat.drafts = proposed
             rows += proposed > 0
             tokens += proposed
             most = max(most, proposed)
             context += req.computed if proposed else 0
-            if req.confirmed + req.in_flight >= req.output_tokens:
-                req.drained = True
-                self.draining[req] = None
+            if req.confirmed + req.seat.in_flight >= req.output_tokens:
+                self.roster.drain(req)
         if tokens:
             batch.shape = batch.shape._replace(proposals=(rows, tokens, most), proposal_context=context)
-        self.loose = [req for req in self.loose if not req.drained]
+        self.roster.sort(lambda req: False)
 
     def commit(self, batch: Batch, outcome: Outcome, end_s: float) -> Committed:
         self.tally.drafting_s += outcome.drafting_s
@@ -201,7 +200,7 @@ class DraftingEngine(Engine):
         right = self._right(batch, outcome)
         ready = outcome.proposed or [one.next_drafts for one in batch.sampled]
         for (req, drafts, asked), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
-            req.in_flight -= 1
+            req.seat.in_flight -= 1
             if req.finished:
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
@@ -212,19 +211,19 @@ class DraftingEngine(Engine):
             self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch.first_step)
             if drafts:
                 self.proposer.verified(req, drafts, accepted)
-            if req.confirmed < req.output_tokens and req.seq >= 0:
+            if req.confirmed < req.output_tokens and req.seat.seq >= 0:
                 self.tally.proposed(*map(self._levels, (asked, proposed)))
             if req.confirmed == req.output_tokens:
                 self._end(req)
                 ended.append(req)
-            elif not self._early and req.seq >= 0:
-                req.drafts = proposed
-            elif req.in_flight and req.confirmed + req.in_flight >= req.output_tokens:
+            elif not self._early and req.seat.seq >= 0:
+                req.seat.drafts = proposed
+            elif req.seat.in_flight and req.confirmed + req.seat.in_flight >= req.output_tokens:
                 self._drain_early(req)
         return self._finish(batch, first_tokens, ended, end_s)
 
     def _under_way(self, req: Request) -> int:
-        return req.in_flight
+        return req.seat.in_flight
 
     def _levels(self, drafts: int) -> int:
         return drafts if self._tree is None else self._tree.levels(drafts)
@@ -237,37 +236,30 @@ class DraftingEngine(Engine):
 
     def _take_back(self, req: Request, wrong: int) -> None:
         req.known -= wrong
-        if req.seq >= 0:
+        if req.seat.seq >= 0:
             req.computed -= wrong
-        elif req.swapped_tokens:
+        elif req.handover is not None:
             # It was moved to the host while its drafts were under way: the KV of the wrong ones is not kept there.
-            blocks_for = self.allocator.pool.blocks_for
-            self.host_blocks_free += blocks_for(req.swapped_tokens) - blocks_for(req.swapped_tokens - wrong)
-            req.swapped_tokens -= wrong
+            self.host.keep(req, req.handover.tokens - wrong)
 
     def _give(self, req: Request, tokens: int, step: int) -> None:
         """Count output tokens that are now certain."""
         req.confirmed += tokens
-        if req.last_token_step != step - 1 or req.run_first_step < 0:
-            self.runs.close(req)
-            req.run_first_step = step
-        req.last_token_step = step
-        self.runs.same_step += tokens - 1
+        self.tokens.give(req, step)
+        self.tokens.same_step += tokens - 1
 
     def _end(self, req: Request) -> None:
-        req.drafts = 0
-        if req.seq >= 0:
+        req.seat.drafts = 0
+        if req.seat.seq >= 0:
             # Drafts beyond the answer's end are no part of it.
             req.computed = min(req.computed, _answer_kv_tokens(req))
         self._drain_early(req)
 
     def _drain_early(self, req: Request) -> None:
         """Compute nothing more for a request that ends with what is under way."""
-        if not req.drained:
-            req.drained = True
-            self.draining[req] = None
-            if req in self.loose:
-                self.loose.remove(req)
+        if not req.seat.drained:
+            self.roster.take_out(req)
+            self.roster.drain(req)
 
 
 def _answer_kv_tokens(req: Request) -> int:

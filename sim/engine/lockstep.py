@@ -15,9 +15,11 @@ class Lockstep:
     """Requests past their prompt that each compute one token per step until they drain or are scattered."""
 
     __slots__ = (
+        "_base",
         "_bases",
+        "_drain_tick",
         "_drains",
-        "_members",
+        "_saturation_tick",
         "_saturations",
         "_short",
         "_short_base_sum",
@@ -37,19 +39,21 @@ class Lockstep:
         """Tokens that a member attends at most; 0 where nothing limits them."""
         self._short = 0
         self._short_base_sum = 0
+        self._saturation_tick: dict[Request, int] = {}
         self._saturations: list[tuple[int, int, Request]] = []
         self.tick = 0
         self.count = 0
         self.base_sum = 0
         self.last_seq = -1
-        self._members: dict[Request, None] = {}
+        self._base: dict[Request, int] = {}
+        self._drain_tick: dict[Request, int] = {}
         self._drains: list[tuple[int, int, Request]] = []
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._members)
+        return iter(self._base)
 
     def __contains__(self, req: Request) -> bool:
-        return req in self._members
+        return req in self._base
 
     @property
     def context_tokens(self) -> int:
@@ -58,35 +62,40 @@ class Lockstep:
 
     def computed(self, req: Request) -> int:
         """KV tokens of one member."""
-        return req.base + self.tick
+        return self._base[req] + self.tick
+
+    def base(self, req: Request) -> int:
+        """What, with the tick, makes a member's KV tokens: the same as long as it stays."""
+        return self._base[req]
 
     def join(self, req: Request) -> None:
         """Take a request whose next token is the only one pending, and which still owes at least one."""
-        req.base = req.computed - self.tick
-        req.drain_tick = self.tick + req.output_tokens - req.generated
-        self.base_sum += req.base
-        self._members[req] = None
+        base, seq = req.computed - self.tick, req.seat.seq
+        drain_tick = self.tick + req.output_tokens - req.generated
+        self._base[req] = base
+        self._drain_tick[req] = drain_tick
+        self.base_sum += base
         self.count += 1
-        self.last_seq = max(self.last_seq, req.seq)
+        self.last_seq = max(self.last_seq, seq)
         if self.window_tokens and req.computed < self.window_tokens:
-            req.saturation_tick = self.window_tokens - req.base
+            self._saturation_tick[req] = self.window_tokens - base
             self._short += 1
-            self._short_base_sum += req.base
-            heappush(self._saturations, (req.saturation_tick, req.seq, req))
-        heappush(self._drains, (req.drain_tick, req.seq, req))
+            self._short_base_sum += base
+            heappush(self._saturations, (self.window_tokens - base, seq, req))
+        heappush(self._drains, (drain_tick, seq, req))
         if self.ranks:
-            heappush(self._bases, (-req.base, req.seq, req))
+            heappush(self._bases, (-base, seq, req))
 
     def leave(self, req: Request) -> None:
         """Give a member its own counters back."""
-        del self._members[req]
-        self.count -= 1
-        self.base_sum -= req.base
-        if req.saturation_tick >= 0:
+        if req in self._saturation_tick:
             self._outgrow(req)
-        req.computed = req.base + self.tick
+        base = self._base.pop(req)
+        del self._drain_tick[req]
+        self.count -= 1
+        self.base_sum -= base
+        req.computed = base + self.tick
         req.known = req.computed + 1
-        req.drain_tick = -1
         if not self.count:
             self.last_seq = -1
             self._drains.clear()
@@ -96,7 +105,7 @@ class Lockstep:
     def longest(self) -> int:
         """Computed tokens of the longest member; 0 without members, or where nobody asked to know."""
         bases = self._bases
-        while bases and (bases[0][2] not in self._members or bases[0][2].base != -bases[0][0]):
+        while bases and self._base.get(bases[0][2]) != -bases[0][0]:
             heappop(bases)
         return self.tick - bases[0][0] if bases else 0
 
@@ -116,34 +125,32 @@ class Lockstep:
         saturations = self._saturations
         while saturations:
             tick, _, req = saturations[0]
-            if req.saturation_tick == tick and req in self._members:
+            if self._saturation_tick.get(req) == tick:
                 if tick > self.tick:
                     return
                 self._outgrow(req)
             heappop(saturations)
 
     def _outgrow(self, req: Request) -> None:
-        req.saturation_tick = -1
+        del self._saturation_tick[req]
         self._short -= 1
-        self._short_base_sum -= req.base
+        self._short_base_sum -= self._base[req]
 
     def steps_to_drain(self) -> int:
         """Steps until the first member has sampled its last token; 0 where this tick gave it."""
         drains = self._drains
-        while drains[0][2].drain_tick != drains[0][0] or drains[0][2] not in self._members:
+        while self._drain_tick.get(drains[0][2]) != drains[0][0]:
             heappop(drains)
         return drains[0][0] - self.tick
 
-    def drained(self) -> list[Request]:
-        """Remove and return, in admission order, the members that sampled their last token at this tick."""
+    def due(self) -> list[Request]:
+        """The members, in admission order, that sampled their last token at this tick; they are to leave."""
         drains = self._drains
         if not drains or drains[0][0] > self.tick:
             return []
         done = []
         while drains and drains[0][0] <= self.tick:
             tick, _, req = heappop(drains)
-            if req.drain_tick == tick and req in self._members:
+            if self._drain_tick.get(req) == tick:
                 done.append(req)
-        for req in done:
-            self.leave(req)
         return done

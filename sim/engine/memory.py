@@ -171,6 +171,10 @@ class LockstepAllocator(Allocator, Protocol):
         """How many ticks, at most `limit`, all joined requests can take from `tick` on."""
         ...
 
+    def step(self, tick: int) -> None:
+        """Take the blocks of one tick; never without headroom."""
+        ...
+
     def advance(self, tick: int, steps: int) -> Drift:
         """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
 

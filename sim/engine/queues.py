@@ -74,3 +74,8 @@ class KeyedQueue:
 
     def _item(self, req: Request) -> tuple[Any, float, int, Request]:
         return (self._key(req), req.arrival_s, req.id, req)
+
+
+def waiting_queue(key: Callable[[Request], Any] | None) -> WaitingQueue:
+    """The queue of a policy: by its key, or else first come, first served."""
+    return KeyedQueue(key) if key else ArrivalQueue()

@@ -34,6 +34,18 @@ def index_of(id: Ids) -> Ids:
     return id & ((1 << SAMPLE_BITS) - 1)
 
 
+class Handover(NamedTuple):
+    """The KV of a request's first `tokens` tokens, `bytes` in all, that left `source` for `target`.
+
+    While a request waits with one, that KV is what its admission finds, and need not be computed anew.
+    """
+
+    tokens: int
+    bytes: int
+    source: str
+    target: str
+
+
 BeamDraw = Callable[[int], Sequence[int]]
 """Of each of so many beams: how many of the next ones continue it. The counts add up to the number of beams."""
 
@@ -77,6 +89,50 @@ class Group:
         return self.draw_beams is not None and self.size > 1 and self.members[0].seats == 1
 
 
+class Seat:
+    """What the engine that serves a sequence keeps of it, from when it queues there to its end."""
+
+    __slots__ = (
+        "drafts",
+        "drained",
+        "granted_step",
+        "in_flight",
+        "last_token_step",
+        "run_first_step",
+        "seq",
+        "withdrawn_tokens",
+    )
+
+    def __init__(self) -> None:
+        self.seq = -1
+        """Its place in the order of admission; -1 while it waits."""
+        self.drained = False
+        """Its last token is computed by a batch that is planned."""
+        self.granted_step = -1
+        """The last step that it got a share of."""
+        self.drafts = 0
+        """Tokens proposed and not verified yet."""
+        self.in_flight = 0
+        """Batches under way that sample for it, where it drafts; else those at its last preemption."""
+        self.withdrawn_tokens = 0
+        """While it is preempted: its share of the very step, which is not computed though memory was taken for it."""
+        # Its open run of tokens, of `sim.engine.tokens`.
+        self.run_first_step = -1
+        self.last_token_step = -1
+
+
+class _NoSeat(Seat):
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"no engine has this request, so that its {name} cannot be set")
+
+
+NO_SEAT = Seat()
+"""Of a sequence that no engine has."""
+NO_SEAT.__class__ = _NoSeat
+
+
 class Request:
     """Counters instead of phases: `computed` of `known` tokens have their KV; the rest is to be computed.
 
@@ -84,44 +140,33 @@ class Request:
     (vLLM V1, `Scheduler.schedule`). `known` is the prompt plus the output tokens sampled so far, a token that a
     batch in flight is about to sample included. While a request decodes in lockstep with others, its two counters
     are kept by `sim.engine.lockstep.Lockstep` and stand still here.
+
+    Here stands what was asked and what is known. What the engine that serves it keeps stands in `seat`, what an
+    allocator keeps in the allocator.
     """
 
     __slots__ = (
         "arrival_s",
-        "base",
-        "block_keys",
-        "blocks",
-        "cached_blocks",
-        "certain_tokens",
+        "block_names",
         "computed",
         "confirmed",
-        "drafts",
-        "drain_tick",
-        "drained",
         "final_kv_tokens",
         "finish_s",
         "finished",
         "first_scheduled_s",
         "first_token_s",
-        "granted_step",
         "group",
+        "handover",
         "id",
-        "in_flight",
         "known",
-        "last_token_step",
         "output_tokens",
-        "phase",
         "preemptions",
         "prefix",
         "prefix_hit_tokens",
         "priority",
         "prompt_tokens",
-        "run_first_step",
-        "saturation_tick",
+        "seat",
         "seats",
-        "seq",
-        "swapped_tokens",
-        "withdrawn_tokens",
     )
 
     def __init__(
@@ -141,38 +186,23 @@ class Request:
         self.prefix = prefix
         self.group: Group | None = None
         self.seats = 1
+        """Sequences that are to be served in its place: those of its group until they are forked, else 1."""
         self.computed = 0
         self.known = prompt_tokens
-        # Of a drafting engine: tokens proposed and not verified yet, output tokens that are certain, and batches
-        # under way that sample for this request (of any other engine: those at its last preemption).
-        self.drafts = 0
         self.confirmed = 0
-        self.in_flight = 0
+        """Output tokens that are certain, where drafts may be wrong."""
         # The last sampled token is never fed back, so its KV is never written.
         self.final_kv_tokens = prompt_tokens + output_tokens - 1
-        self.blocks: list[int] = []
-        self.block_keys: list[int] | None = None
-        self.cached_blocks = 0
-        # All that was known at the last admission: nobody is readmitted while a token of his is in flight.
-        self.certain_tokens = prompt_tokens
-        self.phase: list[Request] = []
-        self.seq = -1
-        self.base = 0
-        self.drain_tick = -1
-        self.saturation_tick = -1
+        self.block_names: tuple[int, list[int]] | None = None
+        """(tokens of a block, names of the leading blocks that others may share), once an allocator has asked."""
+        self.handover: Handover | None = None
         self.preemptions = 0
         self.prefix_hit_tokens = 0
-        self.swapped_tokens = 0
-        # While it is preempted: its share of the very step, which is not computed though memory was taken for it.
-        self.withdrawn_tokens = 0
-        self.granted_step = -1
-        self.drained = False
         self.finished = False
         self.first_scheduled_s = NEVER_S
         self.first_token_s = NEVER_S
         self.finish_s = NEVER_S
-        self.run_first_step = -1
-        self.last_token_step = -1
+        self.seat = NO_SEAT
 
     def split(self, size: int, draw_beams: BeamDraw | None = None) -> Request:
         """Ask for `size` sequences instead of one; returns the request."""
@@ -183,7 +213,7 @@ class Request:
     @property
     def pending(self) -> int:
         """Tokens that are known or proposed and not yet computed."""
-        return self.known + self.drafts - self.computed
+        return self.known + self.seat.drafts - self.computed
 
     @property
     def generated(self) -> int:
@@ -192,19 +222,3 @@ class Request:
 
     def __repr__(self) -> str:
         return f"Request({self.id}: {self.computed}/{self.known} computed, {self.generated}/{self.output_tokens} out)"
-
-
-def completed(sequences: Sequence[Request], end_s: float) -> list[Request]:
-    """The requests whose last sequence is among these, which end at `end_s`."""
-    done = []
-    for req in sequences:
-        if req.group is None:
-            done.append(req)
-            continue
-        req.group.unfinished -= 1
-        if not req.group.unfinished:
-            first = req.group.members[0]
-            first.finish_s = end_s
-            first.preemptions = sum(member.preemptions for member in req.group.members)
-            done.append(first)
-    return done

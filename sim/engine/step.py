@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from sim.engine.batch import Entry, Swap
-from sim.engine.request import Group, Request
-
-if TYPE_CHECKING:
-    from sim.engine.engine import Engine
-    from sim.engine.queues import WaitingQueue
+from sim.engine.batch import Entry, Limits, Swap
+from sim.engine.groups import Groups, together
+from sim.engine.host import HostMemory
+from sim.engine.memory import Allocator, LockstepAllocator
+from sim.engine.queues import WaitingQueue
+from sim.engine.request import Request
+from sim.engine.roster import Roster
+from sim.engine.tokens import TokenClock
 
 
 class Policy(Protocol):
@@ -33,8 +36,16 @@ class Step:
     """One scheduling decision in the making. Each verb takes effect at once; a refused verb changes nothing."""
 
     __slots__ = (
-        "_engine",
+        "_allocator",
+        "_forgets",
+        "_grouped",
+        "_groups",
+        "_host",
+        "_limits",
+        "_roster",
         "_scans_by_place",
+        "_tokens",
+        "_under_way",
         "_victim",
         "advanced",
         "budget_tokens",
@@ -49,12 +60,30 @@ class Step:
         "wake_s",
     )
 
-    def __init__(self, engine: Engine, policy: Policy) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        roster: Roster,
+        allocator: Allocator,
+        host: HostMemory,
+        groups: Groups,
+        tokens: TokenClock,
+        under_way: Callable[[Request], int],
+    ) -> None:
+        self._limits = limits
+        self._roster = roster
+        self._allocator = allocator
+        self._forgets: bool = getattr(allocator, "keeps_nothing", False)
+        self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._host = host
+        self._groups = groups
+        self._tokens = tokens
+        self._under_way = under_way
         self._victim: Callable[[Collection[Request]], Request] = getattr(policy, "victim", None) or _newest
         self._scans_by_place: bool = getattr(policy, "scans_by_place", False)
-        self.budget_tokens = engine.limits.max_num_batched_tokens
-        self.waiting: WaitingQueue = engine.waiting
+        self.budget_tokens = limits.max_num_batched_tokens
+        self.waiting: WaitingQueue = roster.waiting
         """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
         self.swaps: list[Swap] = []
         """What moves to the host or back before the next batch computes; whoever makes the batch takes them out."""
@@ -78,30 +107,35 @@ class Step:
         Ask `computed` and `generated` of this step for their progress: a request's own counters stand still while
         it decodes in lockstep with others. Granting one by one what `advance_running` would grant costs time.
         """
-        return self._engine.running.keys()
+        return self._roster.running.keys()
 
     @property
     def seats_left(self) -> int:
         """Sequences that may still be admitted; those that admitted requests will fork have their seats already."""
-        engine = self._engine
-        return engine.limits.max_num_seqs - len(engine.running) - len(engine.held) - engine.seats_promised
+        roster = self._roster
+        return self._limits.max_num_seqs - len(roster.running) - len(roster.held) - roster.seats_promised
 
     @property
     def prefilling(self) -> bool:
         """Does a running request still have more than one token to compute, its repetitions without a cache aside?"""
-        forgets = self._engine.forgets
-        return any(req.known - req.computed > 1 and not (forgets and req.generated) for req in self._engine.loose)
+        return any(req.known - req.computed > 1 and not (self._forgets and req.generated) for req in self._roster.loose)
 
     def computed(self, req: Request) -> int:
         """KV tokens that the request has by now, this step's included."""
-        lockstep = self._engine.lockstep
+        lockstep = self._roster.lockstep
         return lockstep.computed(req) if req in lockstep else req.computed
 
     def generated(self, req: Request) -> int:
         """Output tokens of the request so far, those of batches in flight included, this step's not."""
-        if req not in self._engine.lockstep:
+        if req not in self._roster.lockstep:
             return req.generated
         return self.computed(req) + (0 if self.advanced else 1) - req.prompt_tokens
+
+    def ending(self, req: Request) -> bool:
+        """Is the request's last token computed by a batch under way, so that it computes nothing more?"""
+        return req.seat.drained
+
+    # ---- verbs ----------------------------------------------------------------------------------------------------
 
     def grant(self, req: Request, most: int = 0, *, whole: bool = False) -> int:
         """Compute up to `most` more tokens of a request in this step (0: as many as the budget allows).
@@ -113,19 +147,22 @@ class Step:
             The tokens granted; 0 where budget, seats or memory refused, or where the request has had its share of
             this step or was evicted in it, and then nothing changed.
         """
-        engine = self._engine
-        if req.granted_step == engine.next_step or req.drained or req in self.evicted:
+        seat = req.seat
+        if seat.granted_step == self._tokens.next_step or seat.drained or req in self.evicted:
             return 0
-        if req.seq < 0:
+        if seat.seq < 0:
             return self._admit(req, most, whole)
-        if req in engine.lockstep:
+        if req in self._roster.lockstep:
             if self.advanced:
                 return 0
-            engine.scatter()
-        if req.group is not None and req.group.searching:
-            return self._grant_beams(req.group)
-        tokens = self._cut(req.pending, most, whole, drafts=req.drafts)
-        return tokens if tokens and self._grow(req, tokens) else 0
+            self._roster.scatter()
+        asking, tokens = self._share(req, most, whole)
+        # Blocks that some beams of a search got in vain wait for the next attempt.
+        if not tokens or not all(self._allocator.grow(sequence, tokens) for sequence in asking):
+            return 0
+        for sequence in asking:
+            self._enter(sequence, tokens)
+        return len(asking) * tokens
 
     def evict(self, req: Request) -> None:
         """Preempt a running request: its KV is dropped and it waits to be computed anew, tokens sampled included.
@@ -136,51 +173,24 @@ class Step:
         Raises:
             ValueError: the request is not running.
         """
-        engine = self._engine
-        if req not in engine.running:
+        running = self._roster.running
+        if req not in running:
             raise ValueError(f"{req} is not running")
-        group = req.group
-        if group is not None and group.searching:
-            for other in group.members[1:]:
-                if other in engine.running:
-                    self._withdraw(other)
-                    engine.disband(other)
-            req = group.members[0]
-            dependents = self._withdraw(req)
-            engine.preempt(req, swap=False)
-            req.seats = group.size
-        else:
-            dependents = self._withdraw(req)
-            engine.preempt(req)
+        beams = together(req)
+        for beam in beams[1:]:
+            if beam in running:
+                self._withdraw(beam)
+                self._allocator.release(beam)
+                self._roster.drop(beam)
+        req = beams[0]
+        dependents = self._withdraw(req)
+        self._preempt(req, swap=len(beams) == 1)
+        if len(beams) > 1:
+            req.seats = len(beams)
         self.evicted.append(req)
         for other in dependents:
-            if other in engine.running:
+            if other in running:
                 self.evict(other)
-
-    def _withdraw(self, req: Request) -> list[Request]:
-        """Take a running request out of the step and all lists but `running`; returns who builds on its share."""
-        engine = self._engine
-        dependents: list[Request] = []
-        if req in engine.lockstep:
-            engine.leave_lockstep(req)
-            if self.advanced:
-                req.withdrawn_tokens = 1
-                req.computed -= 1
-                req.known -= 1
-                self.tokens_left += 1
-        else:
-            if req in engine.loose:
-                engine.loose.remove(req)
-            for at, entry in enumerate(self.entries):
-                if entry.request is req:
-                    dependents = self._dependents(entry)
-                    req.computed = entry.past
-                    req.withdrawn_tokens = entry.tokens
-                    req.granted_step = -1
-                    self.tokens_left += entry.tokens
-                    del self.entries[at]
-                    break
-        return dependents
 
     def advance_running(self, most: int = 0) -> None:
         """Serve the running list in admission order, at most `most` tokens each (0: no such limit).
@@ -189,52 +199,25 @@ class Step:
         the victim, which ends the serving (vLLM V1, `Scheduler.schedule`). A request may get nothing when the
         budget is gone.
         """
-        engine = self._engine
+        roster = self._roster
         if not self.advanced:
-            tokens = engine.advance_lockstep(self.tokens_left)
+            tokens = self._advance_lockstep()
             if tokens:
                 self.tokens_left -= tokens
                 self.advanced = True
             else:
-                engine.scatter()
-        for req in tuple(engine.loose):
+                roster.scatter()
+        if not roster.loose:
+            return
+        step = self._tokens.next_step
+        for req in tuple(roster.loose):
             if self.tokens_left <= 0:
                 break
-            if req.granted_step == engine.next_step or req.seq < 0 or req in self.passed:
+            seat = req.seat
+            if seat.granted_step == step or seat.seq < 0 or req in self.passed:
                 continue
             if not self._serve(req, most):
                 return
-
-    def _serve(self, req: Request, most: int) -> bool:
-        """Give a running request its share, preempting for it; False where it had to give way itself."""
-        if req.group is not None and req.group.searching:
-            asking, tokens = req.group.members, req.pending
-            if len(asking) * tokens > self.tokens_left:
-                return True
-        else:
-            asking, tokens = [req], self._cut(req.pending, most, whole=False, drafts=req.drafts)
-            if not tokens:
-                return True
-        passed = 0
-        for one in asking:
-            while not self._engine.allocator.grow(one, tokens):
-                victim = self._victim(self._engine.running)
-                passed += self._scans_by_place and victim.seq < one.seq and not self._has_share(victim)
-                self.evict(victim)
-                if one.seq < 0:
-                    return False
-        if passed:
-            behind = [other for other in self.running if other.seq > req.seq]
-            self.passed = {*self.passed, *behind[:passed]}
-        for one in asking:
-            self._enter(one, tokens)
-        return True
-
-    def _has_share(self, req: Request) -> bool:
-        """Does a running request compute anything in this step, so far?"""
-        if req in self._engine.lockstep:
-            return self.advanced
-        return req.granted_step == self._engine.next_step
 
     def pad(self, rows: int, context_tokens: int) -> None:
         """Say that the step computes `rows` equal rows, whoever of them is still alive (static batching).
@@ -247,37 +230,59 @@ class Step:
         """Ask to be called again at that time where nothing else happens before."""
         self.wake_s = time_s if self.wake_s is None else min(self.wake_s, time_s)
 
-    def swap(self, req: Request, blocks: Sequence[int], *, out: bool) -> None:
-        """Note that these blocks of a request move to the host or back, in order with the copies asked for so far."""
-        self.swaps.append(Swap(req, list(blocks), out, len(self._engine.copies_asked)))
+    # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _dependents(self, entry: Entry) -> list[Request]:
-        """Requests whose share of this step builds on blocks that `entry` was to fill."""
-        table, block_tokens = self._engine.allocator.table, self._engine.allocator.pool.block_tokens
-        uncomputed = set(table(entry.request)[entry.past // block_tokens :])
-        return [
-            other.request
-            for other in self.entries
-            if other.request is not entry.request
-            and not uncomputed.isdisjoint(table(other.request)[: other.past // block_tokens])
-        ]
+    def _advance_lockstep(self) -> int:
+        """Give every member of the lockstep its token, if serving the running list in order would have it so.
 
-    def _grant_beams(self, group: Group) -> int:
-        """A token for each beam or for none; blocks that some of them got in vain wait for the next attempt."""
-        beams, tokens = group.members, group.members[0].pending
-        if len(beams) * tokens > self.tokens_left:
+        Returns how many tokens that were; 0 where budget, memory or the order stands against it.
+        """
+        lockstep, loose, allocator = self._roster.lockstep, self._roster.loose, self._grouped
+        count, tick = lockstep.count, lockstep.tick
+        if not count or count > self.tokens_left or allocator is None:
             return 0
-        if not all(self._engine.allocator.grow(one, tokens) for one in beams):
+        if loose and loose[0].seat.seq < lockstep.last_seq:
             return 0
-        for one in beams:
-            self._enter(one, tokens)
-        return len(beams) * tokens
+        if not allocator.headroom(tick, 1):
+            return 0
+        allocator.step(tick)
+        lockstep.tick = tick + 1
+        return count
 
-    def _grow(self, req: Request, tokens: int) -> bool:
-        if not self._engine.allocator.grow(req, tokens):
-            return False
-        self._enter(req, tokens)
+    def _share(self, req: Request, most: int, whole: bool) -> tuple[Sequence[Request], int]:
+        """Who computes together with a running request, and how many tokens each; 0 where the budget refuses."""
+        pending = req.known + req.seat.drafts - req.computed
+        if req.group is None or not req.group.searching:
+            return (req,), self._cut(pending, most, whole, drafts=req.seat.drafts)
+        beams = together(req)
+        return beams, pending if len(beams) * pending <= self.tokens_left else 0
+
+    def _serve(self, req: Request, most: int) -> bool:
+        """Give a running request its share, preempting for it; False where it had to give way itself."""
+        asking, tokens = self._share(req, most, whole=False)
+        if not tokens:
+            return True
+        passed = 0
+        for sequence in asking:
+            while not self._allocator.grow(sequence, tokens):
+                victim = self._victim(self._roster.running)
+                before = victim.seat.seq < sequence.seat.seq
+                passed += self._scans_by_place and before and not self._has_share(victim)
+                self.evict(victim)
+                if sequence.seat.seq < 0:
+                    return False
+        if passed:
+            behind = [other for other in self.running if other.seat.seq > req.seat.seq]
+            self.passed = {*self.passed, *behind[:passed]}
+        for sequence in asking:
+            self._enter(sequence, tokens)
         return True
+
+    def _has_share(self, req: Request) -> bool:
+        """Does a running request compute anything in this step, so far?"""
+        if req in self._roster.lockstep:
+            return self.advanced
+        return req.seat.granted_step == self._tokens.next_step
 
     def _cut(self, pending: int, most: int, whole: bool, *, drafts: int = 0) -> int:
         tokens = min(pending, most) if most else pending
@@ -286,29 +291,87 @@ class Step:
         if whole and (self.entries or self.advanced):
             return 0
         # Drafts are cut even where prompts are not (vLLM V1, `Scheduler.schedule`, the running list).
-        return self.tokens_left if drafts or self._engine.limits.chunked_prefill else 0
+        return self.tokens_left if drafts or self._limits.chunked_prefill else 0
 
     def _admit(self, req: Request, most: int, whole: bool) -> int:
-        engine = self._engine
         if self.tokens_left <= 0 or self.seats_left < req.seats:
             return 0
-        hit = req.swapped_tokens or engine.allocator.match(req)
+        arriving = req.handover
+        hit = arriving.tokens if arriving is not None else self._allocator.match(req)
         tokens = self._cut(req.known - hit, most, whole)
         if tokens <= 0:
             return 0
         req.computed = hit
-        if not engine.allocator.admit(req, tokens):
+        if not self._allocator.admit(req, tokens):
             req.computed = 0
             return 0
-        engine.enter(req, hit, self.now_s)
+        self._roster.admit(req)
+        if math.isnan(req.first_scheduled_s):
+            req.first_scheduled_s = self.now_s
+            req.prefix_hit_tokens = hit
+        if arriving is not None:
+            if blocks := self._host.give_back(req):
+                self._swap(req, blocks, out=False)
+            req.handover = None
         self._enter(req, tokens)
         return tokens
 
     def _enter(self, req: Request, tokens: int) -> None:
         self.entries.append(Entry(req, tokens, req.computed))
         req.computed += tokens
-        req.granted_step = self._engine.next_step
+        req.seat.granted_step = self._tokens.next_step
         self.tokens_left -= tokens
+
+    def _swap(self, req: Request, blocks: int, *, out: bool) -> None:
+        """Note that the first blocks of a request move to the host or back, in order with the copies asked for."""
+        moved = list(self._allocator.table(req)[:blocks])
+        self.swaps.append(Swap(req, moved, out, len(self._groups.copies)))
+
+    def _withdraw(self, req: Request) -> list[Request]:
+        """Take a running request out of the step and all lists but `running`; returns who builds on its share."""
+        dependents: list[Request] = []
+        together_before = req in self._roster.lockstep
+        self._roster.take_out(req)
+        if together_before:
+            if self.advanced:
+                req.seat.withdrawn_tokens = 1
+                req.computed -= 1
+                req.known -= 1
+                self.tokens_left += 1
+            return dependents
+        for at, entry in enumerate(self.entries):
+            if entry.request is req:
+                dependents = self._dependents(entry)
+                req.computed = entry.past
+                req.seat.withdrawn_tokens = entry.tokens
+                req.seat.granted_step = -1
+                self.tokens_left += entry.tokens
+                del self.entries[at]
+                break
+        return dependents
+
+    def _dependents(self, entry: Entry) -> list[Request]:
+        """Requests whose share of this step builds on blocks that `entry` was to fill."""
+        table, block_tokens = self._allocator.table, self._allocator.pool.block_tokens
+        uncomputed = set(table(entry.request)[entry.past // block_tokens :])
+        return [
+            other.request
+            for other in self.entries
+            if other.request is not entry.request
+            and not uncomputed.isdisjoint(table(other.request)[: other.past // block_tokens])
+        ]
+
+    def _preempt(self, req: Request, *, swap: bool) -> None:
+        """Take the KV of a request that is in no list but `running`, and queue it again."""
+        req.seat.in_flight = self._under_way(req)
+        blocks = self._host.take(req) if swap else 0
+        if blocks:
+            self._swap(req, blocks, out=True)
+        self._allocator.release(req)
+        self._roster.drop(req)
+        self._roster.put_back(req)
+        for finished in self._roster.let_go():
+            self._allocator.release(finished)
 
 
 def _newest(running: Collection[Request]) -> Request:

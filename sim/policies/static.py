@@ -34,7 +34,7 @@ class Static:
         else:
             self._form(step)
             rows = len(self._padding)
-        lengths = [step.computed(req) + self._padding_of(req.id) for req in step.running if not req.drained]
+        lengths = [step.computed(req) + self._padding_of(req.id) for req in step.running if not step.ending(req)]
         if lengths:
             step.pad(rows, max(lengths))
 

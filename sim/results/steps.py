@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sim.engine.batch import Batch, Shape
-from sim.engine.engine import TokenRuns
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
+from sim.engine.tokens import TokenClock
 from sim.results.kv import KV_MEAN_COLUMNS
 
 _SAMPLES = 1 << 16
@@ -181,7 +181,7 @@ class StepLog(Observer):
         return pd.DataFrame(columns, copy=False)
 
 
-def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gaps_between(runs: TokenClock, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gaps between a sequence's runs of tokens: (its id, seconds) of each.
 
     Within a run the gaps are differences of the step clock; between two runs of one request there is one gap more.
@@ -195,7 +195,7 @@ def gaps_between(runs: TokenRuns, step_end_s: np.ndarray) -> tuple[np.ndarray, n
     return request[1:][same], (step_end_s[first[1:]] - step_end_s[last[:-1]])[same]
 
 
-def longest_gaps_s(runs: TokenRuns, step_end_s: np.ndarray, requests: int) -> np.ndarray:
+def longest_gaps_s(runs: TokenClock, step_end_s: np.ndarray, requests: int) -> np.ndarray:
     """The longest time between two tokens of each request; NaN where it has fewer than two."""
     longest = np.full(requests, -np.inf)
     request = index_of(np.frombuffer(runs.request, np.int64))

@@ -17,8 +17,9 @@ from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
+from sim.engine.batch import Limits
 from sim.engine.drafting import DraftingEngine
-from sim.engine.engine import Engine, Limits
+from sim.engine.engine import Engine
 from sim.engine.memory import Allocator, KvPool
 from sim.load import build
 from sim.scenario import Scenario

@@ -240,7 +240,7 @@ class _Simulation:
     def itl(self) -> metrics.Itl:
         parts = []
         for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
-            runs = replica.engine.runs
+            runs = replica.engine.tokens
             first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
             if len(first):
                 parts.append(metrics.itl_from_segments(ends_s, first, last, gaps_between(runs, ends_s)[1]))
@@ -256,7 +256,7 @@ class _Simulation:
         """Of each request, the longest time between two tokens; a request is served by one replica."""
         longest = np.full(self._count, np.nan)
         for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
-            longest = np.fmax(longest, longest_gaps_s(replica.engine.runs, ends_s, self._count))
+            longest = np.fmax(longest, longest_gaps_s(replica.engine.tokens, ends_s, self._count))
         return longest
 
     def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:

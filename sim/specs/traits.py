@@ -32,6 +32,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "drafts": Trait("switch", "schedules drafts beside the last tokens"),
         },
         "allocator": {
+            "appends": Trait("switch", "a table changes at its end alone, but for the copies that it asks for"),
             "keeps_nothing": Trait("switch", "every step computes all tokens again"),
             "late_outputs": Trait("switch", "set where the next step is planned before outputs are known"),
             "drafting": Trait("switch", "set where a step's tokens are certain only after it"),

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.engine.batch import Batch, Outcome, Shape
-from sim.engine.engine import TokenRuns
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
+from sim.engine.tokens import TokenClock
 from sim.results.steps import StepLog
 
 Ids = tuple[int, ...]
@@ -79,9 +79,9 @@ class Record:
     died: str = ""
     terms: Sequence[Mapping[str, float]] = ()
 
-    def token_runs(self) -> TokenRuns:
+    def token_runs(self) -> TokenClock:
         """The runs as the engine keeps them."""
-        made = TokenRuns()
+        made = TokenClock()
         made.request, made.first_step, made.last_step = (array("q", column.tobytes()) for column in self.runs.T)
         return made
 
@@ -117,10 +117,10 @@ class Recorder(Observer):
         self._tables: dict[int, list[int]] = {}
         self._evicted: Ids = ()
         self._open: dict[int, _Planned] = {}
-        self._runs = TokenRuns()
+        self._runs = TokenClock()
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
-        self._runs = replica.engine.runs
+        self._runs = replica.engine.tokens
         self._evicted += tuple(req.id for req in batch.evicted)
         if batch.empty:
             return
@@ -128,14 +128,16 @@ class Recorder(Observer):
             if req.id < len(self._arrival_s):
                 self._arrival_s[req.id] = req.arrival_s
         own = {req for req, _, _ in batch.entries}
-        lockstep = replica.engine.lockstep
+        lockstep = replica.engine.roster.lockstep
         together = [req for req in lockstep if req not in own] if batch.lockstep else []
-        members = {req.id: req.base for req in together}
+        members = {req.id: lockstep.base(req) for req in together}
         known = self._members
         joined: tuple[Ids, ...] = ()
         left: Ids = ()
         if members != known:
-            joined = tuple((req.id, lockstep.computed(req) - 1) for req in together if known.get(req.id) != req.base)
+            joined = tuple(
+                (req.id, lockstep.computed(req) - 1) for req in together if known.get(req.id) != lockstep.base(req)
+            )
             left = tuple(id for id in known if id not in members)
             self._members = members
         entries = tuple((req.id, tokens, past) for req, tokens, past in batch.entries)

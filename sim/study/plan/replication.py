@@ -125,7 +125,7 @@ def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], reque
     count, sum_s = np.zeros(requests), np.zeros(requests)
     over = {limit.limit_s: np.zeros(requests) for limit in limits}
     for index, replica in watch.replicas.items():
-        runs, ends_s = replica.engine.runs, step_end_s[index]
+        runs, ends_s = replica.engine.tokens, step_end_s[index]
         if not len(runs.request):
             continue
         owner = index_of(np.frombuffer(runs.request, np.int64))

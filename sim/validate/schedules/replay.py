@@ -13,9 +13,9 @@ from typing import Any
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch
+from sim.engine.batch import Batch, Limits
 from sim.engine.drafting import DraftingEngine
-from sim.engine.engine import Engine, Limits
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.request import Request, SharedPrefix
@@ -148,7 +148,7 @@ class Recorder(Observer):
             self.before_plan(replica)
 
     def before_plan(self, replica: ObservedReplica) -> None:
-        self._admissions = self.engine.admissions
+        self._admissions = self.engine.roster.admissions
         while self._due:
             self._next_arrival += 1
             self._arrive(replica, self.requests[self._next_arrival - 1])
@@ -184,12 +184,8 @@ class Recorder(Observer):
     def _scheduled(self, batch: Batch) -> dict[str, Any]:
         """A step as it is known when it has been scheduled."""
         engine = self.engine
-        entries: list[tuple[Request, int, int]] = list(batch.entries)
-        if batch.lockstep:
-            own = {req for req, _, _ in entries}
-            entries += [(req, 1, engine.lockstep.computed(req) - 1) for req in engine.lockstep if req not in own]
-        entries.sort(key=lambda entry: entry[0].seq)
-        admitted = [entry for entry in entries if entry[0].seq >= self._admissions]
+        entries = sorted(batch.rows, key=lambda entry: entry.request.seat.seq)
+        admitted = [entry for entry in entries if entry.request.seat.seq >= self._admissions]
         new = [entry for entry in admitted if not entry[0].preemptions]
         resumed = [entry for entry in admitted if entry[0].preemptions]
         arrived, self._arrived = self._arrived, []

@@ -1,0 +1,62 @@
+"""When each sequence got its tokens: runs of consecutive steps that each gave it one. Nothing is stored per token."""
+
+from __future__ import annotations
+
+from array import array
+
+from sim.engine.request import Request
+
+
+class TokenClock:
+    """An engine's steps as they are counted, and the runs of tokens that they gave.
+
+    A sequence's token times are slices of the step clock of the replica that served it; where several did, each
+    engine's clock has runs of it, and `sim.results.gaps` puts them together.
+    """
+
+    def __init__(self) -> None:
+        self.request = array("q")
+        self.first_step = array("q")
+        self.last_step = array("q")
+        self.same_step = 0
+        """Tokens that came in the same step as the one before (drafts that were right): gaps of no time."""
+        self.next_step = 0
+        """The step that is planned next."""
+        self.committed_step = -1
+        """The last step whose output is in."""
+
+    def give(self, req: Request, step: int) -> None:
+        """Count a token of a sequence that `step` gives, or is to give."""
+        seat = req.seat
+        if seat.last_token_step != step - 1 or seat.run_first_step < 0:
+            self.close(req)
+            seat.run_first_step = step
+        seat.last_token_step = step
+
+    def join(self, req: Request) -> None:
+        """From the next step on the sequence gets a token in every step, uncounted until it leaves."""
+        seat = req.seat
+        if seat.last_token_step != self.next_step - 1:
+            self.close(req)
+            seat.run_first_step = self.next_step
+
+    def leave(self, req: Request) -> None:
+        """The last step was the last of those."""
+        seat = req.seat
+        if seat.run_first_step < self.next_step:
+            seat.last_token_step = self.next_step - 1
+        else:
+            seat.run_first_step = -1
+
+    def close(self, req: Request) -> None:
+        """Record the sequence's open run, if it has one."""
+        seat = req.seat
+        if seat.run_first_step >= 0:
+            self.request.append(req.id)
+            self.first_step.append(seat.run_first_step)
+            self.last_step.append(seat.last_token_step)
+            seat.run_first_step = -1
+
+    def under_way(self, req: Request) -> int:
+        """Batches in flight that sample for a sequence that is not in lockstep, where each samples one token."""
+        return int(req.seat.last_token_step > self.committed_step)
