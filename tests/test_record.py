@@ -11,8 +11,8 @@ from sim import api, scenario
 from sim.cost.step import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
+from sim.results.gaps import TokenGaps
 from sim.results.metrics import met_slo, parse_slo, verdicts
-from sim.results.steps import longest_gaps_s
 from sim.serving.cluster import Workload
 from traces.schema import from_frame
 
@@ -57,7 +57,7 @@ def test_the_longest_gap_of_a_request_is_that_of_its_tokens(blocks: int) -> None
     done = run(Setup("priority", cost=COST, pool=KvPool(blocks, 8), limits=Limits(8, 16)), WORK)
     assert (done.engine.preemptions > 0) == (blocks == 7)
     end_s = np.asarray(done.watch.step_end_s[0])
-    found = longest_gaps_s(done.engine.tokens, end_s, len(WORK))
+    found = TokenGaps([done.engine.tokens], [end_s]).longest_s(len(WORK))
     steps = done.token_steps()
     assert found.tolist() == [np.diff(end_s[steps[number]]).max() for number in range(len(WORK))]
 

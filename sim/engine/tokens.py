@@ -11,7 +11,8 @@ class TokenClock:
     """An engine's steps as they are counted, and the runs of tokens that they gave.
 
     A sequence's token times are slices of the step clock of the replica that served it; where several did, each
-    engine's clock has runs of it, and `sim.results.gaps` puts them together.
+    engine's clock has runs of it, and `sim.results.gaps` puts them
+    together.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,6 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
-from sim.engine.tokens import TokenClock
 from sim.results.kv import KV_MEAN_COLUMNS
 
 _SAMPLES = 1 << 16
@@ -179,33 +178,3 @@ class StepLog(Observer):
                 column[at : at + len(part)] = values
             at += len(part)
         return pd.DataFrame(columns, copy=False)
-
-
-def gaps_between(runs: TokenClock, step_end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gaps between a sequence's runs of tokens: (its id, seconds) of each.
-
-    Within a run the gaps are differences of the step clock; between two runs of one request there is one gap more.
-    """
-    request = np.frombuffer(runs.request, np.int64)
-    order = np.argsort(request, kind="stable")
-    request = request[order]
-    first = np.frombuffer(runs.first_step, np.int64)[order]
-    last = np.frombuffer(runs.last_step, np.int64)[order]
-    same = request[1:] == request[:-1]
-    return request[1:][same], (step_end_s[first[1:]] - step_end_s[last[:-1]])[same]
-
-
-def longest_gaps_s(runs: TokenClock, step_end_s: np.ndarray, requests: int) -> np.ndarray:
-    """The longest time between two tokens of each request; NaN where it has fewer than two."""
-    longest = np.full(requests, -np.inf)
-    request = index_of(np.frombuffer(runs.request, np.int64))
-    first = np.frombuffer(runs.first_step, np.int64)
-    last = np.frombuffer(runs.last_step, np.int64)
-    many = last > first
-    if many.any():
-        gaps_s = np.diff(step_end_s, append=step_end_s[-1:])
-        bounds = np.column_stack([first[many], last[many]]).ravel()
-        np.maximum.at(longest, request[many], np.maximum.reduceat(gaps_s, bounds)[::2])
-    between, between_s = gaps_between(runs, step_end_s)
-    np.maximum.at(longest, index_of(between), between_s)
-    return np.where(np.isinf(longest), np.nan, longest)

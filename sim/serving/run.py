@@ -21,8 +21,9 @@ from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
+from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog, request_table
-from sim.results.steps import StepLog, gaps_between, longest_gaps_s
+from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble, resolved
@@ -113,10 +114,11 @@ def simulate(
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
+    gaps = simulation.gaps()
     requests = request_table(
-        trace.requests, kept, rejected, simulation.requests, simulation.longest_gaps_s(), parts.pool.block_tokens
+        trace.requests, kept, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
     )
-    itl = simulation.itl()
+    itl = gaps.itl()
     steps = simulation.steps.table()
     speculation = None
     terms: Mapping[tuple[str, str], float] = {}
@@ -154,7 +156,7 @@ def simulate(
         summary,
         requests,
         steps,
-        simulation.step_end_s(),
+        list(gaps.step_end_s),
         itl,
         tokens,
         died,
@@ -237,27 +239,13 @@ class _Simulation:
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]
 
-    def itl(self) -> metrics.Itl:
-        parts = []
-        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
-            runs = replica.engine.tokens
-            first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
-            if len(first):
-                parts.append(metrics.itl_from_segments(ends_s, first, last, gaps_between(runs, ends_s)[1]))
-            if runs.same_step:
-                parts.append((np.zeros(1), np.array([runs.same_step])))
-        return metrics.merge_itl(parts)
+    def gaps(self) -> TokenGaps:
+        """The gaps between all tokens."""
+        return TokenGaps([replica.engine.tokens for replica in self.replicas], self.step_end_s())
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""
         return [one.engine.tally for one in self.replicas if isinstance(one.engine, DraftingEngine)]
-
-    def longest_gaps_s(self) -> np.ndarray:
-        """Of each request, the longest time between two tokens; a request is served by one replica."""
-        longest = np.full(self._count, np.nan)
-        for replica, ends_s in zip(self.replicas, self.step_end_s(), strict=True):
-            longest = np.fmax(longest, longest_gaps_s(replica.engine.tokens, ends_s, self._count))
-        return longest
 
     def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
         return {

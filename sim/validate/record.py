@@ -79,11 +79,12 @@ class Record:
     died: str = ""
     terms: Sequence[Mapping[str, float]] = ()
 
-    def token_runs(self) -> TokenClock:
+    def token_clock(self) -> TokenClock:
         """The runs as the engine keeps them."""
-        made = TokenClock()
-        made.request, made.first_step, made.last_step = (array("q", column.tobytes()) for column in self.runs.T)
-        return made
+        clock = TokenClock()
+        clock.request, clock.first_step, clock.last_step = (array("q", column.tobytes()) for column in self.runs.T)
+        clock.same_step = self.same_step
+        return clock
 
     def step_end_s(self) -> npt.NDArray[np.float64]:
         """[steps] when each single step of a live run ended."""

@@ -15,8 +15,8 @@ import pandas as pd
 
 from sim.engine.request import index_of
 from sim.results import metrics
+from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog, request_table
-from sim.results.steps import gaps_between, longest_gaps_s
 from sim.validate.record import Record
 
 Floats = npt.NDArray[np.float64]
@@ -108,17 +108,10 @@ def _note(log: RequestLog, one: Any, end_s: float) -> None:
 
 
 def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, block_tokens: int) -> Seen:
-    count, runs = len(record.requests), record.token_runs()
+    count, gaps = len(record.requests), TokenGaps([record.token_clock()], [end_s])
     sequences = index_of(np.unique(record.runs[:, 0]))
     for sequence, samples in zip(*(one.tolist() for one in np.unique(sequences, return_counts=True)), strict=True):
         log.samples[sequence] = samples
-    longest_s = longest_gaps_s(runs, end_s, count) if len(record.runs) else np.full(count, np.nan)
     kept = np.ones(count, bool)
-    requests = request_table(record.requests, kept, {}, log, longest_s, block_tokens)
-    itl = metrics.merge_itl([])
-    if len(record.runs):
-        joins = gaps_between(runs, end_s)[1]
-        gaps = metrics.itl_from_segments(end_s, record.runs[:, 1], record.runs[:, 2], joins)
-        same = [(np.zeros(1), np.array([record.same_step]))] if record.same_step else []
-        itl = metrics.merge_itl([gaps, *same])
-    return Seen(requests, record.steps.assign(start_s=start_s, end_s=end_s), itl)
+    requests = request_table(record.requests, kept, {}, log, gaps.longest_s(count), block_tokens)
+    return Seen(requests, record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())

@@ -12,8 +12,8 @@ import numpy as np
 
 import traces
 from sim.engine.request import index_of
+from sim.results.gaps import TokenGaps
 from sim.results.metrics import Limit
-from sim.results.steps import gaps_between
 from sim.scenario import Scenario, WorkloadSettings
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
@@ -124,20 +124,20 @@ def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], reque
     """The gaps between each request's tokens, from the runs of steps that gave it one each."""
     count, sum_s = np.zeros(requests), np.zeros(requests)
     over = {limit.limit_s: np.zeros(requests) for limit in limits}
-    for index, replica in watch.replicas.items():
-        runs, ends_s = replica.engine.tokens, step_end_s[index]
-        if not len(runs.request):
+    clocks = [watch.replicas[index].engine.tokens for index in sorted(watch.replicas)]
+    gaps = TokenGaps(clocks, [step_end_s[index] for index in sorted(watch.replicas)])
+    for (sequence, first, last), ends_s in zip(gaps.runs, gaps.step_end_s, strict=True):
+        if not len(sequence):
             continue
-        owner = index_of(np.frombuffer(runs.request, np.int64))
-        first, last = (np.frombuffer(one, np.int64) for one in (runs.first_step, runs.last_step))
-        between, between_s = gaps_between(runs, ends_s)
-        between = index_of(between)
+        owner = index_of(sequence)
         np.add.at(count, owner, last - first)
-        np.add.at(count, between, 1.0)
         np.add.at(sum_s, owner, ends_s[last] - ends_s[first])
-        np.add.at(sum_s, between, between_s)
         for limit_s, found in over.items():
             so_far = np.concatenate([[0], np.cumsum(np.diff(ends_s) > limit_s)])
             np.add.at(found, owner, so_far[last] - so_far[first])
-            np.add.at(found, between, between_s > limit_s)
+    between = index_of(gaps.joins.sequence)
+    np.add.at(count, between, 1.0)
+    np.add.at(sum_s, between, gaps.joins.seconds)
+    for limit_s, found in over.items():
+        np.add.at(found, between, gaps.joins.seconds > limit_s)
     return Gaps(count, sum_s, over)
