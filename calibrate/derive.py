@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from calibrate.evaluate import Checked, accuracy, by_group
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
+from sim.cost.kernels import guide_of
 from sim.cost.lookup import Tables
 from sim.cost.profile import Accuracy, Meta, Profile
 from sim.cost.schema import DERIVED, TABLES

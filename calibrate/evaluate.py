@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrate.fit import kernels_of
 from calibrate.readings import Readings
 from sim.catalog import load_model
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolate import left_out
-from sim.cost.lookup import Tables, forms_of
+from sim.cost.interpolation import Point, left_out
+from sim.cost.lookup import Tables, forms_of, measured_kernels
 from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
 from sim.cost.schema import NO_PREFILLS
-from sim.cost.tables import Row
+from sim.cost.tables import Row, Table
 from sim.engine.batch import Shape
 from sim.specs.model import ModelSpec
 from traces.schema import InputError
@@ -60,15 +59,19 @@ def between(profile: Profile, readings: Readings) -> list[Checked]:
 
 def leave_one_out(profile: Profile, name: str) -> list[Checked]:
     """Predictions of a table's points, each from its neighbours on both sides along one axis."""
-    table, gpu, found = profile.tables[name], profile.gpu(), []
+    table, gpu, checked = profile.tables[name], profile.gpu(), []
     forms = forms_of(profile, name)
-    for guide, points in kernels_of(table, gpu, Efficiency.of(gpu)):
+    for kernel in measured_kernels(table, gpu, Efficiency.of(gpu)):
         for axis, form in enumerate(forms):
-            for point, error in left_out(points, guide, axis, form):
-                what = ", ".join(f"{one.name} {value:g}" for one, value in zip(table.spec.axes, point, strict=True))
-                us = 1e6 * points[point]
-                found.append(Checked(name, what, us, us * (1.0 + error), "interpolated"))
-    return found
+            for point, error in left_out(kernel.points, kernel.guide, axis, form):
+                us = 1e6 * kernel.points[point].seconds
+                checked.append(Checked(name, placed(table, point), us, us * (1.0 + error), "interpolated"))
+    return checked
+
+
+def placed(table: Table, point: Point) -> str:
+    """A point of a table in words."""
+    return ", ".join(f"{column.name} {value:g}" for column, value in zip(table.spec.axes, point, strict=True))
 
 
 def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> list[Checked]:

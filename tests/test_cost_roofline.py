@@ -153,7 +153,7 @@ def test_what_was_asked_before_changes_nothing(shape: Shape) -> None:
 
 
 def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.cost.roofline._MEMO_SIZE", 10)
+    monkeypatch.setattr("sim.cost.roofline.MEMO_SIZE", 10)
     cost = Roofline(load_model("tiny-llama"), load_gpu("h100"))
     for n in range(1, 100):
         cost.span_s(Shape(decodes=n, decode_context=n), 1)

@@ -22,7 +22,7 @@ from sim import api
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
+from sim.cost.kernels import guide_of
 from sim.cost.lookup import points_of
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline

@@ -17,16 +17,9 @@ class Attention:
     """
 
     __slots__ = (
-        "_decode_floor_s",
-        "_prefill_floor_s",
-        "_row_s",
-        "_slice",
-        "_span_tokens",
-        "_window_layers",
-        "context_s",
-        "full_layers",
-        "window_s",
-    )
+        "_decode_floor_s", "_prefill_floor_s", "_row_s", "_slice", "_span_tokens", "_window_layers", "context_s",
+        "full_layers", "window_s",
+    )  # fmt: skip
 
     def __init__(self, model: ModelSpec, kernels: Kernels, tp: int, window: AttentionWindow | None) -> None:
         if window is not None and window.layers > model.layers:

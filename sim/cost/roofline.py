@@ -6,8 +6,7 @@ communication with compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
-from sim.cost.step import Constant, Term, shape_rows, shape_tokens
+from sim.cost.step import MEMO_SIZE, Constant, Term, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
@@ -25,8 +24,6 @@ SOURCE = "roofline"
 MAX_GRAPH_TOKENS = 512
 # From this length on, numpy beats a list comprehension; both give the same bits.
 _VECTOR_SPAN = 64
-# Prices are kept for so many different sizes; beyond, they are computed anew.
-_MEMO_SIZE = 65_536
 _HEAD_LAUNCHES = 5
 _PIECEWISE_LAUNCHES_PER_LAYER = 3
 
@@ -57,24 +54,9 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention",
-        "_context_s",
-        "_decode_memo",
-        "_eager_s",
-        "_kernel_s",
-        "_piecewise_s",
-        "_plain",
-        "_row_memo",
-        "_stream",
-        "_token_memo",
-        "cuda_graphs",
-        "efficiency",
-        "kernels",
-        "max_graph_tokens",
-        "model",
-        "tp",
-        "window",
-    )
+        "_attention", "_context_s", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_row_memo",
+        "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model", "tp", "window",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -208,7 +190,7 @@ class Roofline:
         shape = Shape(decodes=decodes)
         fixed_s = self._work_s(decodes, decodes) + self._attention.decode_rows_s(decodes)
         entry = (fixed_s, self._launch_s(decodes, shape), self._host_s(decodes, shape))
-        if len(self._decode_memo) < _MEMO_SIZE:
+        if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
 
@@ -233,10 +215,10 @@ class Roofline:
         """All that depends on counts of tokens and of logits rows only."""
         token_s = self._token_memo.get(tokens)
         if token_s is None:
-            token_s = _kept(self._token_memo, tokens, lambda: self._token_terms(tokens))
+            token_s = _total_s(self._token_memo, tokens, self._token_terms(tokens))
         row_s = self._row_memo.get(rows)
         if row_s is None:
-            row_s = _kept(self._row_memo, rows, lambda: row_terms(self.model, self.kernels, self.tp, rows))
+            row_s = _total_s(self._row_memo, rows, row_terms(self.model, self.kernels, self.tp, rows))
         return token_s + row_s
 
     def _token_terms(self, tokens: int) -> Terms:
@@ -263,8 +245,8 @@ class Roofline:
         return self._eager_s + self._kernel_s * kinds
 
 
-def _kept(memo: dict[int, float], size: int, price: Callable[[], Any]) -> float:
-    seconds: float = sum(price().values())
-    if len(memo) < _MEMO_SIZE:
+def _total_s(memo: dict[int, float], size: int, terms: Terms) -> float:
+    seconds = sum(terms.values())
+    if len(memo) < MEMO_SIZE:
         memo[size] = seconds
     return seconds

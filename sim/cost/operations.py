@@ -1,4 +1,5 @@
-"""A model's operations on one GPU, priced from a profile's tables: which kernel each term launches, and how often.
+"""What a step does, priced from a profile's tables: which kernels a model's operations launch and how often, attention,
+launching, the host's work, moved blocks.
 
 What the tables lack is None here, and for the roofline to price. It knows no batch.
 """
@@ -9,14 +10,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sim.cost.attention import Slices
-from sim.cost.contexts import ContextCost
-from sim.cost.interpolate import INTERPOLATED, MEASURED, Price
+from sim.cost.interpolation import INTERPOLATED, MEASURED, ContextCost, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
+from sim.cost.step import MEMO_SIZE
 from sim.cost.tables import Value
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
 
-_MEMO_SIZE = 65_536
+_PARTS = ("prefill", "decode", "mixed")
 
 
 class Launches(NamedTuple):
@@ -38,9 +39,8 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
         times, kernel, scale = parts[0]
         seconds, rank = kernel.at(scale * size)
         return Price(times * seconds, rank)
-    return total([
-        Price(one.times * price.seconds, price.rank) for one in parts for price in [one.kernel.at(one.scale * size)]
-    ])  # fmt: skip
+    prices = ((times, kernel.at(scale * size)) for times, kernel, scale in parts)
+    return total([Price(times * price.seconds, price.rank) for times, price in prices])
 
 
 class Operations:
@@ -62,9 +62,9 @@ class Operations:
 
     def _add(self, name: str, parts: Sequence[tuple[int, Kernel | None, int]], *, rows: bool = False) -> None:
         """Keep the term if all of its kernels are known."""
-        found = [Launches(times, kernel, scale) for times, kernel, scale in parts if kernel is not None and times]
-        if found and len(found) == len(parts):
-            (self.by_rows if rows else self.by_tokens)[name] = found
+        launches = [Launches(times, kernel, scale) for times, kernel, scale in parts if kernel is not None and times]
+        if launches and len(launches) == len(parts):
+            (self.by_rows if rows else self.by_tokens)[name] = launches
 
     def _gemm(self, gemm: Gemm, layers: int, weights: str) -> tuple[int, Kernel | None, int]:
         kernel = self._tables.kernel("gemm", dtype=self._model.dtype, weight_dtype=weights, k=gemm.k, n=gemm.n)
@@ -139,7 +139,7 @@ class Operations:
 
 
 class MeasuredAttention:
-    """Attention of all layers from the tables."""
+    """Attention of all layers; what is None is in no table."""
 
     def __init__(self, model: ModelSpec, tp: int, tables: Tables, window: AttentionWindow | None) -> None:
         self._tables = tables
@@ -168,13 +168,13 @@ class MeasuredAttention:
 
     def _kernels(self, table: str, **more: Value) -> list[tuple[int, Kernel]] | None:
         """(layers, kernel) of the full layers and of those with a window; None where a kernel is missing."""
-        found = []
+        kernels = []
         for span, layers in self._windows.items():
             kernel = self._tables.kernel(table, **self._heads, window=span, **more)
             if kernel is None:
                 return None
-            found.append((layers, kernel))
-        return found
+            kernels.append((layers, kernel))
+        return kernels
 
     def prefill(self, slices: Slices) -> Price | None:
         """Seconds of all slices: one launch a layer, priced as the mean of launches of so many slices alike."""
@@ -249,7 +249,7 @@ class MeasuredAttention:
             price = memo.get(point)
             if price is None:
                 price = _launch(kernels, point)
-                if len(memo) < _MEMO_SIZE:
+                if len(memo) < MEMO_SIZE:
                     memo[point] = price
             seconds += price.seconds
             rank = max(rank, price.rank)
@@ -257,6 +257,71 @@ class MeasuredAttention:
 
 
 def _launch(kernels: Sequence[tuple[int, Kernel]], point: tuple[float, ...]) -> Price:
-    return total([
-        Price(layers * price.seconds, price.rank) for layers, kernel in kernels for price in [kernel.at(*point)]
-    ])  # fmt: skip
+    prices = ((layers, kernel.at(*point)) for layers, kernel in kernels)
+    return total([Price(layers * price.seconds, price.rank) for layers, price in prices])
+
+
+class Size(NamedTuple):
+    """What launching and the host's work depend on: `parts` as in the tables, by CUDA graph (1) or not, rows of logits,
+    new tokens of prompts."""
+
+    parts: str
+    graph: int
+    rows: int
+    prefill_tokens: int
+
+
+class Overheads:
+    """Prices of everything that is no operation of the model: launching, the host's work, moved blocks."""
+
+    def __init__(self, layers: int, tables: Tables) -> None:
+        self._layers = layers
+        kinds = [(parts, graph) for parts in _PARTS for graph in (0, 1)]
+        self._launches = {(parts, graph): tables.kernel("launch", parts=parts, graph=graph) for parts, graph in kinds}
+        self._hosts = {(parts, graph): tables.kernel("host", parts=parts, graph=graph) for parts, graph in kinds}
+        self._copy = tables.kernel("copy")
+        self._swaps = [tables.kernel("swap", direction=way) for way in ("out", "in")]
+        self._launch_memo: dict[Size, Price] = {}
+        self._host_memo: dict[Size, Price] = {}
+
+    def launch(self, size: Size) -> Price | None:
+        """The host's time to launch the step; on a synchronous device all that it does beside its operations."""
+        return _priced(self._launch_memo, size, self._launches[size[:2]], (self._layers, *size[2:]))
+
+    def captures(self, parts: str) -> bool:
+        """Whether steps with such parts may be CUDA graphs: not where only launching each kernel was measured.
+
+        An engine that captures decode steps alone (as this project's does) launches all others eagerly; of an engine
+        whose launches nobody measured it is not known.
+        """
+        return self._launches[parts, 1] is not None or self._launches[parts, 0] is None
+
+    def host(self, size: Size) -> Price | None:
+        """Packing the step and handling what it sampled."""
+        return _priced(self._host_memo, size, self._hosts[size[:2]], size[2:])
+
+    def copies(self, copied_bytes: int) -> Price | None:
+        """Copies from block to block: one launch a layer."""
+        return self._moved([self._copy], copied_bytes)
+
+    def swaps(self, swapped_bytes: int) -> Price | None:
+        """Swaps, one launch a layer; which way is not known, so that both count half."""
+        return self._moved(self._swaps, swapped_bytes)
+
+    def _moved(self, kernels: list[Kernel | None], moved_bytes: int) -> Price | None:
+        known = [kernel.at(moved_bytes / self._layers) for kernel in kernels if kernel is not None]
+        if len(known) < len(kernels):
+            return None
+        added = total(known)
+        return Price(self._layers * added.seconds / len(known), added.rank)
+
+
+def _priced(memo: dict[Size, Price], size: Size, kernel: Kernel | None, point: tuple[float, ...]) -> Price | None:
+    if kernel is None:
+        return None
+    price = memo.get(size)
+    if price is None:
+        price = kernel.at(*point)
+        if len(memo) < MEMO_SIZE:
+            memo[size] = price
+    return price
