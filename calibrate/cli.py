@@ -115,7 +115,7 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     seed, on = job.settings.seed, job.target.device
     with _progress(quiet) as progress:
-        outcome = calibrate(
+        calibration = calibrate(
             job,
             lambda spec, limits: Harness(spec, on, limits, seed),
             folder,
@@ -124,14 +124,14 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
             resume=resume,
             progress=progress,
         )
-    text = page(outcome.profile, outcome.operations, outcome.steps)
-    profile.write(outcome.profile, folder, replace=replace, extra={"report.html": text})
+    text = page(calibration.profile, calibration.operations, calibration.steps)
+    profile.write(calibration.profile, folder, replace=replace, extra={"report.html": text})
     journal_path(folder).unlink()
     if as_json:
-        click.echo(json.dumps(_errors(outcome.profile), indent=2))
+        click.echo(json.dumps(_errors(calibration.profile), indent=2))
     else:
-        show(outcome.profile, _console(), outcome.steps)
-        for suspect in suspects(outcome.profile):
+        show(calibration.profile, _console(), calibration.steps)
+        for suspect in suspects(calibration.profile):
             click.echo(f"suspect {suspect}")
     click.echo(f"wrote {folder}; use it with sim run --gpu {job.target.gpu} --profile {folder}", err=True)
 

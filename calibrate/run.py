@@ -24,7 +24,7 @@ from calibrate.evaluate import (
 )
 from calibrate.fit import best_forms, ceilings, tables_of
 from calibrate.journal import Journal
-from calibrate.measure import SUSTAINED_S, Bench, Plan, Progress, is_heavy, measure
+from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, Progress, is_heavy, measure
 from calibrate.readings import Readings, Sorted, Subject, sort
 from sim.cost.efficiency import Efficiency
 from sim.cost.profile import Accuracy, Meta, Profile
@@ -36,7 +36,7 @@ from sim.study.identity import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"
-MakeBench = Callable[[ModelSpec, Range], Bench]
+MakeRunner = Callable[[ModelSpec, Range], CaseRunner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Calibration:
     """A profile and every prediction that its errors were told from."""
 
     profile: Profile
@@ -157,8 +157,8 @@ def _estimate(spec: ModelSpec, sheet: GpuSpec, *, sustained: bool) -> Callable[[
 
 
 def calibrate(
-    job: Job, make_bench: MakeBench, out: Path, *, name: str, date: str, resume: bool, progress: Progress
-) -> Outcome:
+    job: Job, make_runner: MakeRunner, out: Path, *, name: str, date: str, resume: bool, progress: Progress
+) -> Calibration:
     """Measure, fit and evaluate. The journal stays in `out`'s sibling until the caller has written the profile.
 
     Raises:
@@ -174,8 +174,8 @@ def calibrate(
         return told
 
     for model, subject in job.subjects.items():
-        bench = make_bench(subject.spec, job.limits)
-        plan = Plan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
+        bench = make_runner(subject.spec, job.limits)
+        plan = CasePlan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         measure(bench, plan, journal, telemetry, progress)
         del bench  # its memory is the next one's
         gc.collect()
@@ -204,7 +204,7 @@ def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Outcome:
+def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Calibration:
     """The profile of what was read, with its errors."""
     tables = tables_of(found)
     target = job.target
@@ -246,7 +246,7 @@ def _unknown(forms: Sequence[str]) -> Accuracy:
     return Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0, form=", ".join(forms))
 
 
-def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -> Outcome:
+def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -> Calibration:
     """The profile with its errors, told from what was not fitted."""
     groups = by_group(between(profile, found.between))
     told: dict[str, Accuracy] = {}
@@ -270,11 +270,11 @@ def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -
         for kind, checked in {**by_group(whole), **({"all": whole} if whole else {})}.items()
     }
     meta = replace(profile.meta, accuracy=told, step_accuracy=kinds)
-    return Outcome(replace(profile, meta=meta), operations, whole)
+    return Calibration(replace(profile, meta=meta), operations, whole)
 
 
 def _of(readings: Readings, table: str) -> list[list[float]]:
     return [us for key, us in readings.items() if key.table == table]
 
 
-__all__ = ["Job", "Outcome", "Settings", "calibrate", "prepare"]
+__all__ = ["Calibration", "Job", "Settings", "calibrate", "prepare"]

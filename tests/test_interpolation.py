@@ -16,10 +16,10 @@ from sim.cost.interpolation import (
     FORMS,
     INTERPOLATED,
     MEASURED,
-    Grid,
     Line,
     Point,
     Price,
+    PriceGrid,
     left_out,
 )
 
@@ -47,7 +47,7 @@ def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], lis
 @given(grids())
 def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
     points, forms = made
-    grid = Grid(points, forms)
+    grid = PriceGrid(points, forms)
     for point, price in points.items():
         assert grid.at(point, guide) == price
         assert grid.at(point, guide).source == "measured"
@@ -89,14 +89,14 @@ def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: f
     points, forms = made
     (left, low), (right, high) = min(points), max(points)
     at = (min(left + one * (right - left), right), min(low + other * (high - low), high))
-    assert Grid(points, forms).at(at, guide).seconds == nested(points, forms, at)
+    assert PriceGrid(points, forms).at(at, guide).seconds == nested(points, forms, at)
 
 
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
 def test_between_its_neighbours(share: float, low: float, high: float) -> None:
     for form in ("linear", "sqrt"):
         seconds = (
-            Grid({(0.0,): Price(low, MEASURED), (1.0,): Price(high, MEASURED)}, [form]).at((share,), guide).seconds
+            PriceGrid({(0.0,): Price(low, MEASURED), (1.0,): Price(high, MEASURED)}, [form]).at((share,), guide).seconds
         )
         assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
 
@@ -104,7 +104,7 @@ def test_between_its_neighbours(share: float, low: float, high: float) -> None:
 @given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
 def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
     rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
-    grid = Grid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
+    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
     probes = sorted({data.draw(st.integers(1, 9000)) for _ in range(6)} | set(values))
     prices = [grid.at((float(x),), guide).seconds for x in probes]
     for here, there in pairwise(prices):
@@ -114,7 +114,7 @@ def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, for
 @given(grids(), st.integers(1, 9000), st.integers(1, 9000))
 def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
     points, forms = made
-    price = Grid(points, forms).at((float(x), float(y)), guide)
+    price = PriceGrid(points, forms).at((float(x), float(y)), guide)
     assert 0.0 < price.seconds < math.inf
     outer = sorted({point[0] for point in points})
     if (x, y) in points:
@@ -137,7 +137,7 @@ def _beside(values: list[float], x: float) -> list[float]:
 
 @given(AXIS, SECONDS, st.floats(1.0, 50.0))
 def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
-    grid = Grid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
+    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
     for edge, x in ((values[-1], values[-1] * further), (values[0], values[0] / further)):
         expected = seconds * guide((x,)) / guide((float(edge),))
         assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
@@ -178,4 +178,4 @@ def test_leaving_points_out_tells_the_law(name: str) -> None:
 def test_an_unknown_form_and_no_points_are_refused() -> None:
     for points, form in (({(1.0,): Price(1.0, MEASURED)}, "cubic"), ({}, "linear")):
         with pytest.raises(ValueError, match="needs a point, and of each axis one of linear, sqrt, efficiency"):
-            Grid(points, [form])
+            PriceGrid(points, [form])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, HEADS, MODEL, llama_profile
 
-from sim.cost.interpolation import MEASURED, Grid, Price
+from sim.cost.interpolation import MEASURED, Price, PriceGrid
 from sim.cost.lookup import Uneven, mean_shares, uneven_shares
 from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
@@ -99,7 +99,7 @@ def test_single_wild_batches_do_not_tell_the_share() -> None:
 
     def told(rows: list[dict[str, Value]]) -> Uneven:
         table = Table.of("decode_attention", rows)
-        grid = Grid({(8.0, at): Price(1e-6 * (10 + at), MEASURED) for at in (0.0, 2000.0)}, ["linear", "linear"])
+        grid = PriceGrid({(8.0, at): Price(1e-6 * (10 + at), MEASURED) for at in (0.0, 2000.0)}, ["linear", "linear"])
         return uneven_shares(table, np.arange(len(table)), grid, lambda point: 1.0)
 
     good = [row(mean, 2 * mean, 10 + 1.25 * mean) for mean in (100, 200, 400, 800)]

@@ -57,7 +57,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class BenchRow:
     """One contender in one case.
 
     `sizes` are the case's numbers. `bytes`, `flops` and `tokens` are what one execution must move, compute and give (0:
@@ -96,7 +96,7 @@ class Report:
     """A run so far. `cliffs` are the verdicts on lines of decode times; `unfinished`: case to why not."""
 
     environment: Mapping[str, Any]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BenchRow] = field(default_factory=list)
     cliffs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
     clocks: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from backend.bench.attention import PLANNED, prefill_name
 from backend.bench.cliff import NOISE, STEP
-from backend.bench.record import MEASURED, Report, Row
+from backend.bench.record import MEASURED, BenchRow, Report
 
 MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 GB, MB = 10**9, 10**6
@@ -69,16 +69,16 @@ def bars(report: Report) -> list[Bar]:
     return [asked.judge(report) for asked in ASKED]
 
 
-def _cases(report: Report, group: str, **sizes: int | str) -> Iterator[list[Row]]:
+def _cases(report: Report, group: str, **sizes: int | str) -> Iterator[list[BenchRow]]:
     """The measured rows of each case of a group with these sizes."""
-    cases: dict[str, list[Row]] = {}
+    cases: dict[str, list[BenchRow]] = {}
     for row in report.rows:
         if row.group == group and row.state == MEASURED and all(row.sizes.get(k) == v for k, v in sizes.items()):
             cases.setdefault(row.case, []).append(row)
     yield from cases.values()
 
 
-def _fastest(rows: Iterable[Row], *, ours: bool) -> Row | None:
+def _fastest(rows: Iterable[BenchRow], *, ours: bool) -> BenchRow | None:
     """The fastest of ours (each with a plan of its own) or of the peers."""
     found = [row for row in rows if row.ours == ours and row.contender != PLANNED and row.time is not None]
     return min(found, key=lambda row: row.time.median_s if row.time else 0.0, default=None)
@@ -188,7 +188,7 @@ def show(report: Report, console: Console) -> None:
     console.print(_bar_table(report.bars))
 
 
-def _reasons(rows: list[Row]) -> dict[str, list[str]]:
+def _reasons(rows: list[BenchRow]) -> dict[str, list[str]]:
     """Why contenders were not timed, each with the cases where."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -201,7 +201,7 @@ def _reasons(rows: list[Row]) -> dict[str, list[str]]:
 COLUMNS = ("median us", "+-%", "GB/s", "% copy", "TFLOP/s", "tokens/s", "error", "peak MB")
 
 
-def _group_table(group: str, rows: list[Row], ceiling: float) -> Table:
+def _group_table(group: str, rows: list[BenchRow], ceiling: float) -> Table:
     """The measured rows, with the columns that say something."""
     timed = [(row, _cells(row, ceiling)) for row in rows if row.time is not None]
     used = [name for name in COLUMNS if any(cells[name] for _, cells in timed)]
@@ -218,7 +218,7 @@ def _group_table(group: str, rows: list[Row], ceiling: float) -> Table:
     return table
 
 
-def _cells(row: Row, ceiling: float) -> dict[str, str]:
+def _cells(row: BenchRow, ceiling: float) -> dict[str, str]:
     """A measured row's numbers by column; empty where they say nothing."""
     assert row.time is not None
     bytes_per_s = row.rate(row.bytes)

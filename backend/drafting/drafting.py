@@ -34,7 +34,7 @@ MOST_TOKENS = 8
 """Of one row of decode attention (`backend.kernels.decode_attention`)."""
 
 
-class Row(NamedTuple):
+class DraftingRow(NamedTuple):
     """A request's share of a step, once the step's output is known."""
 
     request: Request
@@ -76,7 +76,7 @@ class Proposing(Protocol):
         """Follow the batch's copies and swaps, before anything is computed."""
         ...
 
-    def propose(self, rows: Sequence[Row]) -> tuple[list[int], float]:
+    def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         """(how many drafts each row gets, device seconds); they go behind the row's known tokens in `Sequences`."""
         ...
 
@@ -242,15 +242,15 @@ class DraftingLive(Live):
         return right
 
 
-def _rows(batch: Batch, right: dict[Request, int]) -> list[Row]:
+def _rows(batch: Batch, right: dict[Request, int]) -> list[DraftingRow]:
     sampled = {one.request: one for one in batch.sampled}
     rows = []
     for req, tokens, past in batch.entries:
         one = sampled.get(req)
         if one is None:
-            rows.append(Row(req, tokens, past, 0, 0, 0))
+            rows.append(DraftingRow(req, tokens, past, 0, 0, 0))
             continue
-        row = Row(req, tokens, past, one.drafts, right[req], one.next_drafts)
+        row = DraftingRow(req, tokens, past, one.drafts, right[req], one.next_drafts)
         ended = row.certain + 1 >= req.prompt_tokens + req.output_tokens
         rows.append(row._replace(asked=0) if ended else row)
     return rows

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from backend.drafting.drafting import Ground, Row
+from backend.drafting.drafting import DraftingRow, Ground
 from sim.engine.batch import Batch
 from sim.engine.request import Request
 
@@ -52,7 +52,7 @@ class Ngram:
     def move(self, batch: Batch) -> None:
         """There is no cache."""
 
-    def propose(self, rows: Sequence[Row]) -> tuple[list[int], float]:
+    def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         """As `backend.drafting.drafting.Proposing.propose`."""
         return [self._look_up(row) if row.asked else 0 for row in rows], 0.0
 
@@ -63,7 +63,7 @@ class Ngram:
         """Each draft is one guess."""
         return iter(())
 
-    def _look_up(self, row: Row) -> int:
+    def _look_up(self, row: DraftingRow) -> int:
         sequences, known = self._sequences, row.certain + 1
         start = sequences.of(row.request).start
         drafts = looked_up(sequences.tokens(slice(start, start + known)), row.asked, self._shortest, self._longest)

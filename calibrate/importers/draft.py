@@ -14,7 +14,7 @@ from traces.schema import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ImportedRow:
     """One measured row, where it stands and, of a whole step, the least that the chip needs for it."""
 
     row: dict[str, Value]
@@ -43,7 +43,7 @@ class Draft:
     unit: str = "us"
     device: str = ""
     date: str = "not stated by the source"
-    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    entries: dict[str, list[ImportedRow]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     included: dict[str, str] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class Draft:
 
     def add(self, table: str, place: Place, **row: Value) -> None:
         """One row of a profile's table, complete, times in microseconds."""
-        self.entries.setdefault(table, []).append(Entry(row, place))
+        self.entries.setdefault(table, []).append(ImportedRow(row, place))
 
     def add_step(self, place: Place, row: dict[str, Value], least_us: float) -> None:
         """A whole step, and the least time that the chip needs for it."""
-        self.entries.setdefault("steps", []).append(Entry(row, place, least_us))
+        self.entries.setdefault("steps", []).append(ImportedRow(row, place, least_us))
 
     def leave_out(self, table: str, place: Place, reason: str) -> None:
         """One row that the profile cannot or must not have."""

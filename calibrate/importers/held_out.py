@@ -14,7 +14,7 @@ import numpy as np
 from calibrate.fit import form_errors
 from sim.cost.description import Accuracy
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolation import EXTRAPOLATED, FORMS, Grid, Guide, Point, Price
+from sim.cost.interpolation import EXTRAPOLATED, FORMS, Guide, Point, Price, PriceGrid
 from sim.cost.lookup import measured_kernels
 from sim.cost.tables import Table
 from sim.specs.gpu import GpuSpec
@@ -76,7 +76,7 @@ def _leave_out(points: Mapping[Point, Price], guide: Guide, forms: list[str], er
     fold = np.random.default_rng(0).permutation(len(order)) % min(FOLDS, len(order))
     for number in range(min(int(fold.max()) + 1, max(1, round(FOLDS * _ENOUGH / len(order))))):
         kept = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
-        grid = Grid(kept, forms)
+        grid = PriceGrid(kept, forms)
         for at, of in zip(order, fold, strict=True):
             if of == number:
                 price = grid.at(at, guide)

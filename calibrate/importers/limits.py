@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import median, median_low
 from typing import NamedTuple
 
-from calibrate.importers.draft import Draft, Entry
+from calibrate.importers.draft import Draft, ImportedRow
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table, Value
@@ -29,7 +29,7 @@ _SIZED_BYTES = 2**20
 class _Judged(NamedTuple):
     """(entry, why) of those that are bad for a reason, and how many were judged."""
 
-    bad: list[tuple[Entry, str]]
+    bad: list[tuple[ImportedRow, str]]
     judged: int
     reason: str
 
@@ -54,7 +54,7 @@ def clean(draft: Draft, gpu: GpuSpec) -> dict[str, Table]:
     return made
 
 
-def _without(draft: Draft, name: str, entries: list[Entry], found: _Judged, gpu: GpuSpec) -> list[Entry]:
+def _without(draft: Draft, name: str, entries: list[ImportedRow], found: _Judged, gpu: GpuSpec) -> list[ImportedRow]:
     """The entries that are not bad; InputError where most of those that were judged are."""
     if len(found.bad) * 2 > found.judged:
         entry, why = found.bad[0]
@@ -69,7 +69,7 @@ def _without(draft: Draft, name: str, entries: list[Entry], found: _Judged, gpu:
     return [entry for entry in entries if id(entry) not in gone]
 
 
-def _fast(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
+def _fast(name: str, entries: list[ImportedRow], gpu: GpuSpec) -> _Judged:
     if name == "steps":
         bad = [(entry, _least(entry)) for entry in entries if float(entry.row["device_us"]) < entry.least_us]
     else:
@@ -81,7 +81,7 @@ def _fast(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
     return _Judged(bad, len(entries), "faster than the chip can be")
 
 
-def _slow(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
+def _slow(name: str, entries: list[ImportedRow], gpu: GpuSpec) -> _Judged:
     """Rows that the chip could do `SLOW` times faster."""
     if name == "steps":
         bad = [(one, _least(one)) for one in entries if float(one.row["device_us"]) > SLOW * one.least_us]
@@ -97,13 +97,13 @@ def _slow(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
     return _Judged(bad, len(judged), "absurdly slow")
 
 
-def _least(entry: Entry) -> str:
+def _least(entry: ImportedRow) -> str:
     return f"device_us {entry.row['device_us']:.6g}, and weights, cache and FLOPs alone take {entry.least_us:.4g} us"
 
 
-def _layers(name: str, entries: list[Entry]) -> Iterator[list[Entry]]:
+def _layers(name: str, entries: list[ImportedRow]) -> Iterator[list[ImportedRow]]:
     """The entries in as few lists as hold no measurement twice."""
-    layers: list[list[Entry]] = []
+    layers: list[list[ImportedRow]] = []
     seen: dict[tuple[Value, ...], int] = {}
     for entry in entries:
         key = _identity(name, entry)
@@ -114,9 +114,9 @@ def _layers(name: str, entries: list[Entry]) -> Iterator[list[Entry]]:
     yield from layers
 
 
-def _once(draft: Draft, name: str, entries: list[Entry]) -> list[dict[str, Value]]:
+def _once(draft: Draft, name: str, entries: list[ImportedRow]) -> list[dict[str, Value]]:
     """One row for each measurement: the median of repeats that agree; none where most of them do not."""
-    same: dict[tuple[Value, ...], list[Entry]] = {}
+    same: dict[tuple[Value, ...], list[ImportedRow]] = {}
     for entry in entries:
         same.setdefault(_identity(name, entry), []).append(entry)
     values = [column.name for column in TABLES[name].values]
@@ -140,7 +140,7 @@ def _once(draft: Draft, name: str, entries: list[Entry]) -> list[dict[str, Value
     return kept
 
 
-def _agreeing(repeats: list[Entry], values: list[str]) -> list[Entry]:
+def _agreeing(repeats: list[ImportedRow], values: list[str]) -> list[ImportedRow]:
     if len(repeats) == 1:
         return repeats
     found = repeats
@@ -150,6 +150,6 @@ def _agreeing(repeats: list[Entry], values: list[str]) -> list[Entry]:
     return found
 
 
-def _identity(name: str, entry: Entry) -> tuple[Value, ...]:
+def _identity(name: str, entry: ImportedRow) -> tuple[Value, ...]:
     spec = TABLES[name]
     return tuple(entry.row.get(key, "") for key in (*spec.identity, *(column.name for column in spec.optional_keys)))

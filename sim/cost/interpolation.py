@@ -47,7 +47,7 @@ class Price(NamedTuple):
         return SOURCES[self.rank]
 
 
-class Grid:
+class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
     __slots__ = ("_root",)
@@ -114,7 +114,7 @@ class _Axis:
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
 
     def last_values(self, outer: Point) -> list[float]:
-        """As `Grid.last_values`."""
+        """As `PriceGrid.last_values`."""
         above = bisect_left(self.values, outer[0])
         beside = {min(above, len(self.values) - 1)}
         if above == len(self.values) or self.values[above] != outer[0]:
@@ -159,7 +159,7 @@ class _LastAxis:
         return self.seconds[edge] * ratio, max(self.ranks[edge], EXTRAPOLATED)
 
     def last_values(self, _outer: Point) -> list[float]:
-        """As `Grid.last_values`."""
+        """As `PriceGrid.last_values`."""
         return self.values
 
 

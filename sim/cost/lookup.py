@@ -17,7 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolation import DERIVED, EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Guide, Line, Point, Price
+from sim.cost.interpolation import (
+    DERIVED,
+    EXTRAPOLATED,
+    FORMS,
+    INTERPOLATED,
+    MEASURED,
+    Guide,
+    Line,
+    Point,
+    Price,
+    PriceGrid,
+)
 from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
@@ -74,7 +85,7 @@ class Kernel:
     __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
 
     def __init__(
-        self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int, uneven: Uneven
+        self, guide: Guide, parts: Sequence[tuple[PriceGrid, Guide, float]], least_rank: int, uneven: Uneven
     ) -> None:
         self.uneven = uneven
         self._guide = guide
@@ -131,7 +142,7 @@ class _Priced(NamedTuple):
     """A measured kernel ready to be asked."""
 
     group: Row
-    grid: Grid
+    grid: PriceGrid
     guide: Guide
     uneven: Uneven
 
@@ -195,7 +206,7 @@ class Tables:
             self._known[name] = {
                 tuple(group.values()): _Priced(group, grid, guide, uneven_shares(table, rows, grid, guide))
                 for group, rows, points, guide in measured_kernels(table, self._gpu, self._efficiency)
-                for grid in [Grid(points, forms)]
+                for grid in [PriceGrid(points, forms)]
             }
         return self._known[name]
 
@@ -256,7 +267,7 @@ def even_rows(table: Table, picked: Picked) -> npt.NDArray[np.bool_]:
     return even
 
 
-def uneven_shares(table: Table, picked: Picked, grid: Grid, guide: Guide) -> Uneven:
+def uneven_shares(table: Table, picked: Picked, grid: PriceGrid, guide: Guide) -> Uneven:
     """The shares that the uneven ones of a kernel's rows tell; `grid` and `guide` price even ones at a point of the
     table's axes, the first of which is the number of rows.
 

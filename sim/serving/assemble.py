@@ -27,7 +27,7 @@ from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
 from sim.speculation.adaptive import Adaptive
-from sim.speculation.drafters import Drafted, Drafter, Fixed
+from sim.speculation.drafters import Drafted, Drafter, FixedDrafts
 from traces.schema import InputError
 
 
@@ -77,7 +77,7 @@ class Parts:
             policy,
             allocator,
             self.limits,
-            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else Fixed(told.shape.drafts),
+            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else FixedDrafts(told.shape.drafts),
             tree=told.shape if told.tree else None,
             early=self.asynchronous,
             host_blocks=self.host_blocks,

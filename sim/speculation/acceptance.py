@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.engine.request import Request
 from sim.specs.tree import DraftTree
-from sim.speculation.adaptive import PerRequest
+from sim.speculation.adaptive import RequestMap
 from traces import documents
 from traces.schema import InputError
 
@@ -110,7 +110,7 @@ class Acceptance:
         self._tree = tree
         self._seed = seed
         self._shares = found
-        self._luck = PerRequest(self._draw)
+        self._luck = RequestMap(self._draw)
 
     def __call__(self, req: Request, drafts: int) -> int:
         """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""

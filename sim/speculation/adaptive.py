@@ -12,7 +12,7 @@ from sim.engine.request import Request
 T = TypeVar("T")
 
 
-class PerRequest(Generic[T]):
+class RequestMap(Generic[T]):
     """Something for each request, made when it is first asked for, and dropped some time after the request's end."""
 
     def __init__(self, make: Callable[[Request], T]) -> None:
@@ -30,7 +30,7 @@ class PerRequest(Generic[T]):
         return found
 
 
-class Record:
+class DraftTally:
     """Of one request's drafts: how many were right, of those that were looked at; and when it last proposed."""
 
     __slots__ = ("right", "round", "tried")
@@ -67,7 +67,7 @@ class Adaptive:
         self.most = most
         self._cost = cost
         self._window_tokens = window_tokens
-        self._records = PerRequest(lambda req: Record())
+        self._records = RequestMap(lambda req: DraftTally())
         self._right, self._tried = 1, 2
         self._round = self._rows = self._context = 0
         self._at_level = [0] * (self.LEVELS + 1)

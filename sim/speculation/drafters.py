@@ -95,7 +95,7 @@ class SpeculationSettings:
         return DraftTree.parse(self.tree) if self.tree else DraftTree((1,) * self.k)
 
 
-class Fixed:
+class FixedDrafts:
     """Always `k` drafts."""
 
     def __init__(self, k: int) -> None:

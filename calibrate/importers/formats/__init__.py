@@ -15,7 +15,7 @@ from calibrate.importers.sheet import Sheet
 from traces.schema import InputError
 
 
-class Format(Protocol):
+class ImportFormat(Protocol):
     """A module of this package."""
 
     UNIT: str
@@ -34,11 +34,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Format:
+def load(name: str) -> ImportFormat:
     """A format by name; InputError lists the known ones."""
     if name not in names():
         raise InputError(f"unknown format {name!r}; known are {', '.join(names())}")
-    return cast("Format", import_module(f"{__name__}.{name}"))
+    return cast("ImportFormat", import_module(f"{__name__}.{name}"))
 
 
 def recognise(sheets: list[Sheet]) -> str:
