@@ -19,6 +19,7 @@ from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row, Table
 from sim.engine.batch import Shape
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 
@@ -87,13 +88,17 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
     found = []
     for row in table.rows():
         key = tuple(str(row[name]) for name in ("model", "dtype", "weight_dtype", "kv_dtype", "graph"))
-        tp = int(row.get("tp", 1))
-        key = (*key, str(tp))
+        parallel = Parallel(int(row.get("tp", 1)))
+        key = (*key, str(parallel.tp))
         if key not in costs:
             known = (specs or {}).get(key[0]) or model_named(key[0])
             weights = None if key[2] == key[1] else key[2]
             costs[key] = Profiled(
-                known.with_dtypes(key[1], key[3], weights), profile.gpu(), profile, tp=tp, cuda_graphs=row["graph"] == 1
+                known.with_dtypes(key[1], key[3], weights),
+                profile.gpu(),
+                profile,
+                parallel=parallel,
+                cuda_graphs=row["graph"] == 1,
             )
         shape = shape_of(row)
         (device_s,), host_s = costs[key].span_s(shape, 1)

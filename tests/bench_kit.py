@@ -13,6 +13,7 @@ from calibrate.journal import Operation
 from calibrate.measure import Reading, Sample
 from sim.cost.tables import Value
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE
 
 ROWS_PER_S, PAIRS_PER_S, LAUNCH_S, HOST_S, TIMING_S = 2e11, 4e9, 2e-4, 3e-4, 5e-6
 
@@ -73,7 +74,7 @@ class LawBench:
         heads: dict[str, Value] = {"dtype": "fp32", "kv_dtype": spec.kv_dtype, "heads": spec.heads}
         heads |= {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "window": 0}
         for _ in range(spec.layers):
-            yield from (gemm(one.k, one.n, tokens) for one in (*spec.attention_gemms(1), *spec.mlp_gemms(1)))
+            yield from (gemm(one.k, one.n, tokens) for one in (*spec.attention_gemms(SINGLE), *spec.mlp_gemms(SINGLE)))
             yield from (small("norm", spec.hidden, tokens), small("norm", spec.hidden, tokens))
             yield small("rope_kv_write", (spec.heads + 2 * spec.kv_heads) * spec.head_dim, tokens, spec.kv_dtype)
             yield small("activation", spec.ffn, tokens)

@@ -16,6 +16,7 @@ from sim.cost.schema import NO_CACHE
 from sim.cost.step import MEMO_SIZE
 from sim.cost.tables import Value
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
+from sim.specs.parallel import Parallel
 
 _PARTS = ("prefill", "decode", "mixed")
 
@@ -46,8 +47,8 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
 class Operations:
     """By the names of the roofline's terms, what a step launches for its tokens and for its rows of logits."""
 
-    def __init__(self, model: ModelSpec, tp: int, tables: Tables) -> None:
-        self._model, self._tp, self._tables = model, tp, tables
+    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables) -> None:
+        self._model, self._parallel, self._tables = model, parallel, tables
         self.by_tokens: dict[str, list[Launches]] = {}
         self.by_rows: dict[str, list[Launches]] = {}
         self._matrices()
@@ -55,9 +56,9 @@ class Operations:
         if model.experts:
             self._experts()
         self._rows()
-        if tp > 1:
+        if parallel.tp > 1:
             message = model.hidden * model.element_bytes
-            kernel = tables.kernel("all_reduce", op="all_reduce", gpus=tp)
+            kernel = tables.kernel("all_reduce", op="all_reduce", gpus=parallel.tp)
             self._add("all-reduce", [(2 * model.layers, kernel, message)])
 
     def _add(self, name: str, parts: Sequence[tuple[int, Kernel | None, int]], *, rows: bool = False) -> None:
@@ -74,11 +75,11 @@ class Operations:
         return self._tables.kernel("elementwise", op=op, dtype=self._model.dtype, kv_dtype=kv_dtype, width=width)
 
     def _matrices(self) -> None:
-        model, tp = self._model, self._tp
+        model, parallel = self._model, self._parallel
         groups = (
-            (model.attention_gemms(tp), model.layers, ""),
-            (model.mlp_gemms(tp), model.dense_layers, "activation"),
-            (model.shared_gemms(tp), model.expert_layers, "shared expert activation"),
+            (model.attention_gemms(parallel), model.layers, ""),
+            (model.mlp_gemms(parallel), model.dense_layers, "activation"),
+            (model.shared_gemms(parallel), model.expert_layers, "shared expert activation"),
         )
         for gemms, layers, activation in groups:
             for gemm in gemms:
@@ -87,8 +88,8 @@ class Operations:
                 self._add(activation, [(layers, self._elementwise("activation", gemms[-1].k), 1)])
 
     def _small(self) -> None:
-        model, layers, heads = self._model, self._model.layers, self._model.heads // self._tp
-        kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._tp), model.head_dim, model.kv_dtype
+        model, layers, heads = self._model, self._model.layers, self._model.heads // self._parallel.tp
+        kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._parallel), model.head_dim, model.kv_dtype
         norms = (4 if model.post_norms else 2) * layers
         self._add("embedding", [(1, self._elementwise("embedding", model.hidden), 1)])
         self._add("norms", [(norms, self._elementwise("norm", model.hidden), 1)])
@@ -113,7 +114,7 @@ class Operations:
         router = Gemm("router", model.hidden, model.experts)
         route = self._elementwise("route", model.experts)
         self._add("router", [self._gemm(router, layers, model.dtype), (layers, route, 1)])
-        up, down = model.expert_gemms(self._tp)
+        up, down = model.expert_gemms(self._parallel)
         for gemm in (up, down):
             kernel = self._tables.kernel(
                 "expert_gemm",
@@ -129,25 +130,25 @@ class Operations:
         self._add("expert combine", [(layers, self._elementwise("combine", model.hidden * visited), 1)])
 
     def _rows(self) -> None:
-        model, tp = self._model, self._tp
-        head = Gemm("LM head", model.hidden, -(-model.vocab // tp))
+        model, parallel = self._model, self._parallel
+        head = Gemm("LM head", model.hidden, -(-model.vocab // parallel.tp))
         self._add(head.name, [self._gemm(head, 1, model.dtype)], rows=True)
         self._add("sampling", [(1, self._tables.kernel("sampling", vocab=model.vocab), 1)], rows=True)
-        if tp > 1:
-            gather = self._tables.kernel("all_reduce", op="all_gather", gpus=tp)
+        if parallel.tp > 1:
+            gather = self._tables.kernel("all_reduce", op="all_gather", gpus=parallel.tp)
             self._add("logits gather", [(1, gather, model.vocab * model.element_bytes)], rows=True)
 
 
 class MeasuredAttention:
     """Attention of all layers; what is None is in no table."""
 
-    def __init__(self, model: ModelSpec, tp: int, tables: Tables, window: AttentionWindow | None) -> None:
+    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables, window: AttentionWindow | None) -> None:
         self._tables = tables
         self._heads: dict[str, Value] = {
             "dtype": model.dtype,
             "kv_dtype": model.kv_dtype,
-            "heads": model.heads // tp,
-            "kv_heads": model.gpu_kv_heads(tp),
+            "heads": model.heads // parallel.tp,
+            "kv_heads": model.gpu_kv_heads(parallel),
             "head_dim": model.head_dim,
         }
         windowed = window.layers if window else 0

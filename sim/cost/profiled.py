@@ -23,6 +23,7 @@ from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 Terms = dict[str, Price]
@@ -45,7 +46,7 @@ class Profiled(Roofline):
         gpu: GpuSpec,
         profile: Profile,
         *,
-        tp: int = 1,
+        parallel: Parallel = SINGLE,
         efficiency: Efficiency | None = None,
         cuda_graphs: bool = True,
         max_graph_tokens: int = MAX_GRAPH_TOKENS,
@@ -67,7 +68,7 @@ class Profiled(Roofline):
         super().__init__(
             model,
             gpu,
-            tp=tp,
+            parallel=parallel,
             efficiency=efficiency,
             cuda_graphs=cuda_graphs and not meta.synchronous,
             max_graph_tokens=max_graph_tokens,
@@ -76,8 +77,8 @@ class Profiled(Roofline):
         )
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
-        self._operations = Operations(model, tp, tables)
-        self._priced = MeasuredAttention(model, tp, tables, self.window)
+        self._operations = Operations(model, parallel, tables)
+        self._priced = MeasuredAttention(model, parallel, tables, self.window)
         self._overheads = Overheads(model.layers, tables)
         self._costs: dict[int, tuple[ContextCost | None, ContextCost | None]] = {}
 
@@ -268,11 +269,11 @@ class Profiled(Roofline):
         return min(captured, self.max_graph_tokens)
 
     def _tokens(self, computed: int) -> Terms:
-        roofs = token_terms(self.model, self.kernels, self.tp, computed)
+        roofs = token_terms(self.model, self.kernels, self.parallel, computed)
         return self._best(roofs, self._operations.by_tokens, computed)
 
     def _rows(self, rows: int) -> Terms:
-        roofs = row_terms(self.model, self.kernels, self.tp, rows)
+        roofs = row_terms(self.model, self.kernels, self.parallel, rows)
         return self._best(roofs, self._operations.by_rows, rows)
 
     def _best(self, roofs: dict[str, float], measured: dict[str, list[Launches]], size: int) -> Terms:

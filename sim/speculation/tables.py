@@ -12,11 +12,16 @@ import pandas as pd
 
 from sim.engine.drafting import Tally
 from sim.engine.request import index_of
+from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
 
 
 def summary(
-    drafter: Drafter, tp: int, tallies: Sequence[Tally], terms: Mapping[tuple[str, str], float], measured_s: float
+    drafter: Drafter,
+    parallel: Parallel,
+    tallies: Sequence[Tally],
+    terms: Mapping[tuple[str, str], float],
+    measured_s: float,
 ) -> dict[str, Any]:
     """The keys of docs/metrics.md, section Drafts.
 
@@ -46,8 +51,8 @@ def summary(
         "drafted_tokens": sum(drafted),
         "accepted_tokens": sum(accepted),
         "drafting_share": drafting_s / spent_s if spent_s else None,
-        "draft_weight_bytes": drafter.weight_bytes(tp),
-        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(tp),
+        "draft_weight_bytes": drafter.weight_bytes(parallel),
+        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(parallel),
     }
 
 

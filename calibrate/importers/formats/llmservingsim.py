@@ -15,6 +15,7 @@ from sim.catalog import load_model
 from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 UNIT = "us"
@@ -46,16 +47,16 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             raise InputError(f"{sheet.path}: a second {name} table; {files[name].path} is one: import one GPU count")
         files[name] = sheet
     draft = Draft("LLMServingSim op profile (casys-kaist/LLMServingSim), measured inside vLLM")
-    model, dtype, tp, shots = _described(sheets[0], draft, told)
+    model, dtype, parallel, shots = _described(sheets[0], draft, told)
     if "dense" in files:
-        _layers(files["dense"], draft, "tokens", _dense(model, dtype, tp))
+        _layers(files["dense"], draft, "tokens", _dense(model, dtype, parallel))
     if "per_sequence" in files:
-        _layers(files["per_sequence"], draft, "sequences", _per_sequence(model, dtype, tp))
+        _layers(files["per_sequence"], draft, "sequences", _per_sequence(model, dtype, parallel))
     heads: dict[str, Value] = {
         "dtype": dtype,
         "kv_dtype": dtype,
-        "heads": model.heads // tp,
-        "kv_heads": model.gpu_kv_heads(tp),
+        "heads": model.heads // parallel.tp,
+        "kv_heads": model.gpu_kv_heads(parallel),
         "head_dim": model.head_dim,
         "window": 0,
     }
@@ -65,7 +66,7 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _described(sheet: Sheet, draft: Draft, told: Told) -> tuple[ModelSpec, str, int, int]:
+def _described(sheet: Sheet, draft: Draft, told: Told) -> tuple[ModelSpec, str, Parallel, int]:
     """(model, type, GPUs, shots of each measurement) by meta.yaml, the folder's name and what the user said."""
     folder = sheet.path.parent
     meta = next((path for path in (folder / "meta.yaml", folder.parent / "meta.yaml") if path.is_file()), None)
@@ -77,24 +78,25 @@ def _described(sheet: Sheet, draft: Draft, told: Told) -> tuple[ModelSpec, str, 
     dtype = told.dtype() or said.get("variant") or model.dtype
     if dtype not in DTYPE_BYTES:
         raise InputError(f"{meta or folder}: variant {dtype!r} is none of {', '.join(DTYPE_BYTES)}; say --dtype")
-    tp = told.tp() or (int(folder.name[2:]) if folder.name[:2] == "tp" and folder.name[2:].isdecimal() else 1)
-    model.check_tp(tp)
+    in_name = int(folder.name[2:]) if folder.name[:2] == "tp" and folder.name[2:].isdecimal() else 1
+    parallel = Parallel(told.tp() or in_name)
+    model.check_parallel(parallel)
     draft.device = said.get("gpu", "")
     draft.date = said.get("profiled_at", draft.date)
     draft.facts |= {key: said[key] for key in ("vllm_version", "cuda_version", "profiler_version") if key in said}
     draft.included |= {"KV write": "mixed_attention"}
-    draft.note(f"Matrices are those of {model.name} on one of {tp} GPUs, weights and cache in {dtype}.")
+    draft.note(f"Matrices are those of {model.name} on one of {parallel.tp} GPUs, weights and cache in {dtype}.")
     draft.note("Attention was timed as vLLM's layer, which also writes the new tokens' keys and values to the cache.")
     draft.note("A decode row's context is kv_decode; whether the new token is one of it the source does not say.")
     shots = said.get("measurement_iterations", "1")
-    return model, dtype, tp, int(shots) if shots.isdecimal() else 1
+    return model, dtype, parallel, int(shots) if shots.isdecimal() else 1
 
 
-def _dense(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
-    qkv, output = model.attention_gemms(tp)
-    up, down = model.mlp_gemms(tp)
+def _dense(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:
+    qkv, output = model.attention_gemms(parallel)
+    up, down = model.mlp_gemms(parallel)
     small: dict[str, Value] = {"dtype": dtype, "kv_dtype": "none"}
-    rotated = (model.heads // tp + model.gpu_kv_heads(tp)) * model.head_dim
+    rotated = (model.heads // parallel.tp + model.gpu_kv_heads(parallel)) * model.head_dim
     return {
         "qkv_proj": _gemm(dtype, qkv.k, qkv.n),
         "o_proj": _gemm(dtype, output.k, output.n),
@@ -107,9 +109,9 @@ def _dense(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
     }
 
 
-def _per_sequence(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
+def _per_sequence(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:
     return {
-        "lm_head": _gemm(dtype, model.hidden, -(-model.vocab // tp)),
+        "lm_head": _gemm(dtype, model.hidden, -(-model.vocab // parallel.tp)),
         "sampler": ("sampling", {"vocab": model.vocab}),
     }
 

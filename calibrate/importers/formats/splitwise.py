@@ -13,6 +13,7 @@ from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Value
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 UNIT = "ms"
@@ -55,7 +56,7 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             with draft.reading("steps", place):
                 if count(cells, "tensor_parallel") != chosen:
                     raise Unusable(f"measured on another number of GPUs than {chosen}")
-                _steps(draft, place, cells, (models[name], told.gpu, chosen))
+                _steps(draft, place, cells, (models[name], told.gpu, Parallel(chosen)))
     draft.facts["tp"] = str(chosen)
     draft.note(
         f"Every step ran on {chosen} GPUs; a token step is the mean over its outputs, so its context is the middle."
@@ -92,7 +93,7 @@ def _check_gpu(place: Place, hardware: str, gpu: GpuSpec) -> None:
         raise InputError(f"{place.path}:{place.number}: measured on {hardware} ({other}), and --gpu is {gpu.name}")
 
 
-def _steps(draft: Draft, place: Place, cells: Cells, where: tuple[ModelSpec, GpuSpec, int]) -> None:
+def _steps(draft: Draft, place: Place, cells: Cells, where: tuple[ModelSpec, GpuSpec, Parallel]) -> None:
     """The prompt step and the token step of one row; a batch whose prompts are impossible was not run as one."""
     model, gpu, _ = where
     batch, prompt = count(cells, "batch_size"), count(cells, "prompt_size")
@@ -122,11 +123,11 @@ def _row(model: ModelSpec, prefills: str, decodes: int, context: int, us: float)
     }
 
 
-def _least_us(where: tuple[ModelSpec, GpuSpec, int], tokens: int, pairs: int, cached_tokens: int) -> float:
+def _least_us(where: tuple[ModelSpec, GpuSpec, Parallel], tokens: int, pairs: int, cached_tokens: int) -> float:
     """What `tp` chips need at their data sheets' rates for the layers of one step: FLOPs, or weights and cache read."""
-    model, gpu, tp = where
+    model, gpu, parallel = where
     attention_flops = 2.0 * model.layers * model.heads * (model.head_dim + model.value_dim) * pairs
-    flops = (tokens * model.flops_per_token + attention_flops) / tp
-    matrices_bytes = model.last_layers_weight_bytes(model.layers, tp)
-    moved = matrices_bytes + cached_tokens * model.gpu_kv_bytes_per_token(tp)
+    flops = (tokens * model.flops_per_token + attention_flops) / parallel.tp
+    matrices_bytes = model.last_layers_weight_bytes(model.layers, parallel)
+    moved = matrices_bytes + cached_tokens * model.gpu_kv_bytes_per_token(parallel)
     return max(flops / gpu.flops_per_s(model.dtype), (moved - gpu.l2_bytes) / gpu.memory_bytes_per_s) * 1e6
