@@ -34,7 +34,7 @@ class Suspect:
 def suspects(profile: Profile) -> list[Suspect]:
     """Rows that stick out along every axis along which they have neighbours on both sides, worst first."""
     gpu = profile.gpu()
-    found = []
+    suspect_rows = []
     for name, table in profile.tables.items():
         if name == "steps":
             continue
@@ -47,8 +47,8 @@ def suspects(profile: Profile) -> list[Suspect]:
         usual = statistics.median([abs(error) for one in errors for axis in one for error in axis.values()] or [0.0])
         for kernel, axes in zip(kernels, errors, strict=True):
             for point, error in _sticking_out(axes, max(LEAST_ERROR, TIMES_USUAL * usual)):
-                found.append(Suspect(name, placed(table, point), 1e6 * kernel.points[point].seconds, error))
-    return sorted(found, key=lambda one: -abs(one.error))
+                suspect_rows.append(Suspect(name, placed(table, point), 1e6 * kernel.points[point].seconds, error))
+    return sorted(suspect_rows, key=lambda one: -abs(one.error))
 
 
 def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tuple[Point, float]]:

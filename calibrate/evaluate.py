@@ -43,7 +43,7 @@ def between(profile: Profile, readings: Readings) -> list[Checked]:
     """Predictions of operations that were measured between the points of the grid."""
     gpu = profile.gpu()
     tables = Tables(profile, gpu, Efficiency.of(gpu))
-    found = []
+    checked = []
     for key, us in readings.items():
         if key.table not in profile.tables:
             continue
@@ -54,8 +54,8 @@ def between(profile: Profile, readings: Readings) -> list[Checked]:
         price = kernel.at(*(float(row[column.name]) for column in spec.axes))
         if price.source != "measured":
             what = ", ".join(f"{name} {value}" for name, value in key.row)
-            found.append(Checked(key.table, what, statistics.median(us), 1e6 * price.seconds, price.source))
-    return found
+            checked.append(Checked(key.table, what, statistics.median(us), 1e6 * price.seconds, price.source))
+    return checked
 
 
 def leave_one_out(profile: Profile, name: str) -> list[Checked]:
@@ -85,7 +85,7 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
     if table is None:
         return []
     costs: dict[tuple[str, ...], Profiled] = {}
-    found = []
+    checked = []
     for row in table.rows():
         key = tuple(str(row[name]) for name in ("model", "dtype", "weight_dtype", "kv_dtype", "graph"))
         parallel = Parallel(int(row.get("tp", 1)))
@@ -108,8 +108,8 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
             f"{row['model']}: prefill {row['prefills']}, decode {row['decodes']} rows, {row['decode_context_tokens']}"
         )
         source = next((one for one in ("roofline", "extrapolated", "derived") if one in sources), "interpolated")
-        found.append(Checked(kind_of(row), what, measured_us, 1e6 * (device_s + host_s), source))
-    return found
+        checked.append(Checked(kind_of(row), what, measured_us, 1e6 * (device_s + host_s), source))
+    return checked
 
 
 def model_named(name: str) -> ModelSpec:

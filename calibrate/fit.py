@@ -23,22 +23,22 @@ ALWAYS_LINEAR: Mapping[str, tuple[str, ...]] = {
 """Axes whose form is given: a span of decode steps is straight along its contexts, and the host counts rows."""
 
 
-def tables_of(found: Sorted) -> dict[str, Table]:
+def tables_of(readings: Sorted) -> dict[str, Table]:
     """The tables, each row the median of its passes, in the order of what they measure."""
     by_table: dict[str, list[dict[str, Value]]] = {}
-    for key, us in found.rows.items():
+    for key, us in readings.rows.items():
         row: dict[str, Value] = {**dict(key.row), "us": statistics.median(us), "spread": spread(us)}
-        if found.bursts:
-            row["burst_us"] = statistics.median(found.bursts.get(key, us))
+        if readings.bursts:
+            row["burst_us"] = statistics.median(readings.bursts.get(key, us))
         by_table.setdefault(key.table, []).append(row)
     made = {}
     for name in TABLES:
         if name in by_table:
-            columns = [*TABLES[name].identity, "us", "spread", *(["burst_us"] if found.bursts else [])]
+            columns = [*TABLES[name].identity, "us", "spread", *(["burst_us"] if readings.bursts else [])]
             rows = sorted(by_table[name], key=lambda row: [row[column] for column in TABLES[name].identity])
             made[name] = Table.of(name, [{column: row[column] for column in columns} for row in rows])
-    if found.steps:
-        rows = [step.row() for step in found.steps]
+    if readings.steps:
+        rows = [step.row() for step in readings.steps]
         repeated = all("repeat_device_us" in row for row in rows)
         for row in rows:
             if not repeated:

@@ -52,9 +52,9 @@ class _ThreadTimed(Live):
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         begun_s = time.thread_time()
-        found = super()._compute(packed, batch)
+        output = super()._compute(packed, batch)
         self.computing_s = time.thread_time() - begun_s
-        return found
+        return output
 
 
 class Harness:

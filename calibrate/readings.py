@@ -72,7 +72,7 @@ def sort(entries: Iterable[JournalEntry], subjects: Mapping[str, Subject], *, sy
     """Entries by their purpose; `synchronous` where the host itself computes."""
     entries = list(entries)
     timing_s = timing_seconds(entries)
-    found = Sorted()
+    readings = Sorted()
     steps: dict[tuple[str, Case, bool], MeasuredStep] = {}
     for entry in entries:
         subject = subjects[entry.model]
@@ -82,19 +82,19 @@ def sort(entries: Iterable[JournalEntry], subjects: Mapping[str, Subject], *, sy
                 step = steps.setdefault((entry.model, case, graph), MeasuredStep(subject.spec, case, graph))
                 step.seconds.append((device_s, host_s))
             continue
-        goal = found.rows if case.role == GRID else found.between
+        goal = readings.rows if case.role == GRID else readings.between
         for point in entry.points:
             key = Operation(
                 point.table, tuple((name, value) for name, value in point.row.items() if name != "burst_us")
             )
             goal.setdefault(key, []).append(point.us)
             if "burst_us" in point.row:
-                found.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
+                readings.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
         if entry.number >= 0:
             for key, us in _beside(entry, case, subject.spec.layers, timing_s if synchronous else None):
                 goal.setdefault(key, []).append(us)
-    found.steps.extend(steps.values())
-    return found
+    readings.steps.extend(steps.values())
+    return readings
 
 
 def _times(entry: JournalEntry) -> Iterable[tuple[bool, float, float]]:

@@ -79,11 +79,11 @@ class Job:
 
     def header(self) -> dict[str, object]:
         """What a journal must be of to be gone on with."""
-        told = {**asdict(self.settings), "device": self.target.name, **devices.software(self.target)}
-        told.pop("budget_s")
-        told["models_sha256"] = sha256(repr([one.spec for one in self.subjects.values()]).encode()).hexdigest()
-        told["product_sha256"] = product_digest(("traces", "sim", "backend", "calibrate"))
-        return {**told, "limits": asdict(self.limits), "density": asdict(self.density)}
+        header = {**asdict(self.settings), "device": self.target.name, **devices.software(self.target)}
+        header.pop("budget_s")
+        header["models_sha256"] = sha256(repr([one.spec for one in self.subjects.values()]).encode()).hexdigest()
+        header["product_sha256"] = product_digest(("traces", "sim", "backend", "calibrate"))
+        return {**header, "limits": asdict(self.limits), "density": asdict(self.density)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,9 @@ def calibrate(
     clocks: list[Mapping[str, float]] = []
 
     def telemetry() -> Mapping[str, float]:
-        told = devices.telemetry(job.target)
-        clocks.append(told)
-        return told
+        logged = devices.telemetry(job.target)
+        clocks.append(logged)
+        return logged
 
     for model, subject in job.subjects.items():
         bench = make_runner(subject.spec, job.limits)
@@ -195,22 +195,22 @@ def journal_path(out: Path) -> Path:
 
 def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Least and greatest of what was logged."""
-    keys = sorted({key for told in clocks for key in told})
+    keys = sorted({key for logged in clocks for key in logged})
     ends: dict[str, Callable[[Sequence[float]], float]] = {"least": min, "most": max}
     return {
-        f"{key}_{end}": pick([told[key] for told in clocks if key in told])
+        f"{key}_{end}": pick([logged[key] for logged in clocks if key in logged])
         for key in keys
         for end, pick in ends.items()
     }
 
 
-def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Calibration:
+def fitted(job: Job, readings: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Calibration:
     """The profile of what was read, with its errors."""
-    tables = tables_of(found)
+    tables = tables_of(readings)
     target = job.target
     text, sheet = "", job.sheet
     if target.is_cpu:
-        flops, moved = ceilings(found.rows)
+        flops, moved = ceilings(readings.rows)
         text = devices.cpu_sheet(target, flops, moved, "the fastest product and the fastest read of this calibration")
         sheet = replace(sheet, memory_bytes_per_s=moved, **dict.fromkeys(_RATES, flops))  # type: ignore[arg-type]
     else:
@@ -233,10 +233,10 @@ def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str
         included={"embedding": "launch"} if target.is_cpu else {},
         synchronous=target.is_cpu,
         grid=job.grid(),
-        accuracy={one: _unknown(told) for one, told in forms.items()},
+        accuracy={one: _unknown(chosen) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, sheet if target.is_cpu else None, text)
-    return evaluated(profile, found, {subject.spec.name: subject.spec for subject in job.subjects.values()})
+    return evaluated(profile, readings, {subject.spec.name: subject.spec for subject in job.subjects.values()})
 
 
 _RATES = ("fp16_flops_per_s", "bf16_flops_per_s", "fp32_flops_per_s")
@@ -246,30 +246,30 @@ def _unknown(forms: Sequence[str]) -> Accuracy:
     return Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0, form=", ".join(forms))
 
 
-def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -> Calibration:
+def evaluated(profile: Profile, readings: Sorted, specs: Mapping[str, ModelSpec]) -> Calibration:
     """The profile with its errors, told from what was not fitted."""
-    groups = by_group(between(profile, found.between))
-    told: dict[str, Accuracy] = {}
+    groups = by_group(between(profile, readings.between))
+    errors: dict[str, Accuracy] = {}
     operations: list[Checked] = []
     for name, known in profile.meta.accuracy.items():
         how = "points measured between those of the grid"
         checked = groups.get(name, [])
         if not checked:
             how, checked = "points of the grid left out one at a time", leave_one_out(profile, name)
-        repeats = repeat_error(_of(found.rows, name))
+        repeats = repeat_error(_of(readings.rows, name))
         operations += checked
         if checked:
-            told[name] = accuracy(checked, form=known.form, how=how, repeat_mean=repeats)
+            errors[name] = accuracy(checked, form=known.form, how=how, repeat_mean=repeats)
     whole = steps(profile, specs)
     again: dict[str, list[list[float]]] = {}
-    for step in found.steps:
+    for step in readings.steps:
         for kind in (kind_of(step.row()), "all"):
             again.setdefault(kind, []).append([device_s + host_s for device_s, host_s in step.seconds])
     kinds = {
         kind: accuracy(checked, how="random steps", repeat_mean=repeat_error(again.get(kind, ())))
         for kind, checked in {**by_group(whole), **({"all": whole} if whole else {})}.items()
     }
-    meta = replace(profile.meta, accuracy=told, step_accuracy=kinds)
+    meta = replace(profile.meta, accuracy=errors, step_accuracy=kinds)
     return Calibration(replace(profile, meta=meta), operations, whole)
 
 

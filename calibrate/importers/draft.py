@@ -80,7 +80,7 @@ class Draft:
         return [LeftOut(table, reason, len(places), str(places[0])) for (table, reason), places in self._left.items()]
 
 
-class Told:
+class ImportOptions:
     """What the user said beside the files. An option that a format has no use for is refused (`check_used`)."""
 
     def __init__(
@@ -101,8 +101,8 @@ class Told:
     def tp(self) -> int | None:
         """GPUs that shared the layers."""
         self._used.add("tp")
-        found = self._given["tp"]
-        return None if found is None else int(found)
+        tp = self._given["tp"]
+        return None if tp is None else int(tp)
 
     def check_used(self, format_name: str) -> None:
         """Raise InputError for an option given and never asked for."""
@@ -112,8 +112,8 @@ class Told:
 
     def _text(self, name: str) -> str | None:
         self._used.add(name)
-        found = self._given[name]
-        return None if found is None else str(found)
+        text = self._given[name]
+        return None if text is None else str(text)
 
 
 def named_in(path: Path, choices: tuple[str, ...]) -> str | None:

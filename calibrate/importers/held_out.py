@@ -36,8 +36,8 @@ class _Errors:
 
 def accuracies(tables: Mapping[str, Table], gpu: GpuSpec) -> dict[str, Accuracy]:
     """By table, the error of interpolation where at least one kernel has enough points to leave some out."""
-    found = {name: accuracy(table, gpu) for name, table in tables.items() if name not in _UNPRICED}
-    return {name: one for name, one in found.items() if one is not None}
+    errors = {name: accuracy(table, gpu) for name, table in tables.items() if name not in _UNPRICED}
+    return {name: one for name, one in errors.items() if one is not None}
 
 
 def accuracy(table: Table, gpu: GpuSpec) -> Accuracy | None:
@@ -75,8 +75,8 @@ def _leave_out(points: Mapping[Point, Price], guide: Guide, forms: list[str], er
     order = sorted(points)
     fold = np.random.default_rng(0).permutation(len(order)) % min(FOLDS, len(order))
     for number in range(min(int(fold.max()) + 1, max(1, round(FOLDS * _ENOUGH / len(order))))):
-        kept = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
-        grid = PriceGrid(kept, forms)
+        others = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
+        grid = PriceGrid(others, forms)
         for at, of in zip(order, fold, strict=True):
             if of == number:
                 price = grid.at(at, guide)

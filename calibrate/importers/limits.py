@@ -47,25 +47,25 @@ def clean(draft: Draft, gpu: GpuSpec) -> dict[str, Table]:
             continue
         entries = _without(draft, name, entries, _fast(name, entries, gpu), gpu)
         entries = _without(draft, name, entries, _slow(name, entries, gpu), gpu)
-        if kept := _once(draft, name, entries):
-            made[name] = Table.of(name, kept)
+        if rows := _once(draft, name, entries):
+            made[name] = Table.of(name, rows)
     if not made:
         raise InputError(f"nothing to import: {'; '.join(map(str, draft.left_out())) or 'no rows'}")
     return made
 
 
-def _without(draft: Draft, name: str, entries: list[ImportedRow], found: _Judged, gpu: GpuSpec) -> list[ImportedRow]:
+def _without(draft: Draft, name: str, entries: list[ImportedRow], judged: _Judged, gpu: GpuSpec) -> list[ImportedRow]:
     """The entries that are not bad; InputError where most of those that were judged are."""
-    if len(found.bad) * 2 > found.judged:
-        entry, why = found.bad[0]
+    if len(judged.bad) * 2 > judged.judged:
+        entry, why = judged.bad[0]
         raise InputError(
-            f"{entry.place.path}: {len(found.bad)} of {len(entries)} rows of {name} are {found.reason} (line "
+            f"{entry.place.path}: {len(judged.bad)} of {len(entries)} rows of {name} are {judged.reason} (line "
             f"{entry.place.number}: {why}); times were read as {draft.unit}: is that their unit, and are they of "
             f"{gpu.name}?"
         )
-    for entry, _ in found.bad:
-        draft.leave_out(name, entry.place, f"{found.reason} ({gpu.name})")
-    gone = {id(entry) for entry, _ in found.bad}
+    for entry, _ in judged.bad:
+        draft.leave_out(name, entry.place, f"{judged.reason} ({gpu.name})")
+    gone = {id(entry) for entry, _ in judged.bad}
     return [entry for entry in entries if id(entry) not in gone]
 
 
@@ -104,10 +104,10 @@ def _least(entry: ImportedRow) -> str:
 def _layers(name: str, entries: list[ImportedRow]) -> Iterator[list[ImportedRow]]:
     """The entries in as few lists as hold no measurement twice."""
     layers: list[list[ImportedRow]] = []
-    seen: dict[tuple[Value, ...], int] = {}
+    depths: dict[tuple[Value, ...], int] = {}
     for entry in entries:
         key = _identity(name, entry)
-        depth = seen[key] = seen.get(key, -1) + 1
+        depth = depths[key] = depths.get(key, -1) + 1
         if depth == len(layers):
             layers.append([])
         layers[depth].append(entry)
@@ -120,7 +120,7 @@ def _once(draft: Draft, name: str, entries: list[ImportedRow]) -> list[dict[str,
     for entry in entries:
         same.setdefault(_identity(name, entry), []).append(entry)
     values = [column.name for column in TABLES[name].values]
-    kept, merged = [], 0
+    rows, merged = [], 0
     for repeats in same.values():
         agreeing = _agreeing(repeats, values)
         if len(agreeing) * 2 <= len(repeats):
@@ -133,21 +133,21 @@ def _once(draft: Draft, name: str, entries: list[ImportedRow]) -> list[dict[str,
             medians = {value: median(float(entry.row[value]) for entry in agreeing) for value in values}
             row = {**agreeing[0].row, **medians}
             columns = (*TABLES[name].required, *TABLES[name].optional_keys)
-            kept.append({column.name: row[column.name] for column in columns if column.name in row})
+            rows.append({column.name: row[column.name] for column in columns if column.name in row})
             merged += len(agreeing) - 1
     if merged:
         draft.note(f"{name}: {merged} rows repeat another's measurement within {AGREE:g} times; the median is kept.")
-    return kept
+    return rows
 
 
 def _agreeing(repeats: list[ImportedRow], values: list[str]) -> list[ImportedRow]:
     if len(repeats) == 1:
         return repeats
-    found = repeats
+    agreeing = repeats
     for value in values:
         middle = median_low(float(entry.row[value]) for entry in repeats)
-        found = [entry for entry in found if middle / AGREE <= float(entry.row[value]) <= middle * AGREE]
-    return found
+        agreeing = [entry for entry in agreeing if middle / AGREE <= float(entry.row[value]) <= middle * AGREE]
+    return agreeing
 
 
 def _identity(name: str, entry: ImportedRow) -> tuple[Value, ...]:

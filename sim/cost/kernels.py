@@ -38,9 +38,9 @@ class Affine:
         """The same where no token attends more than `span` keys, itself included."""
         if past + new <= span:
             return self.slice_s(new, past)
-        seen = min(past, span)
+        context = min(past, span)
         pairs = attended(past + new, span) - attended(past, span)
-        return self.pair_s * pairs + self.token_s * new + self.context_s * (seen + new) + self.past_s * seen
+        return self.pair_s * pairs + self.token_s * new + self.context_s * (context + new) + self.past_s * context
 
 
 def attended(tokens: int, span: int) -> int:

@@ -180,16 +180,16 @@ def _refuse(
     columns: Sequence[Column], picked: Sequence[int], lines: Iterable[Sequence[Any]], path: str, noun: str, first: int
 ) -> None:
     """Raise InputError for the first line that is wrong, or for there being none."""
-    seen: dict[tuple[Any, ...], int] = {}
+    first_lines: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(lines, first):
         where = f"{path}:{number}" if noun == "line" else f"{path}, row {number}"
         if len(line) != len(columns):
             raise InputError(f"{where}: {len(line)} values where the header has {len(columns)}")
         row = [_value(column, text, where) for column, text in zip(columns, line, strict=True)]
-        before = seen.setdefault(tuple(row[at] for at in picked), number)
+        before = first_lines.setdefault(tuple(row[at] for at in picked), number)
         if before != number:
             raise InputError(f"{where}: measures the same as {noun} {before}")
-    if not seen:
+    if not first_lines:
         raise InputError(f"{path}: has no rows")
 
 

@@ -21,13 +21,13 @@ class RequestMap(Generic[T]):
         self._most = 1024
 
     def __getitem__(self, req: Request) -> T:
-        found = self._of.get(req)
-        if found is None:
+        value = self._of.get(req)
+        if value is None:
             if len(self._of) >= self._most:
-                self._of = {other: kept for other, kept in self._of.items() if not other.finished}
+                self._of = {other: known for other, known in self._of.items() if not other.finished}
                 self._most = 1024 + 2 * len(self._of)
-            found = self._of[req] = self._make(req)
-        return found
+            value = self._of[req] = self._make(req)
+        return value
 
 
 class DraftTally:
@@ -135,8 +135,8 @@ class Adaptive:
         """Seconds of a step where `drafting` of the rows verify `drafts` drafts each, and the drafter takes `most`
         steps."""
         key = (rows, drafting) = (_rounded(rows), min(_rounded(drafting), _rounded(rows)))
-        found = self._seconds.get((*key, context, drafts, most))
-        if found is None:
+        seconds = self._seconds.get((*key, context, drafts, most))
+        if seconds is None:
             plain = rows - drafting
             # A row attends `context` tokens with its first token, and one more with each draft.
             shape = Shape(
@@ -150,8 +150,8 @@ class Adaptive:
                 decode_longest=context if plain else 0,
             )
             device, host_s = self._cost.span_s(shape, 1)
-            found = self._seconds[(*key, context, drafts, most)] = device[0] + host_s
-        return found
+            seconds = self._seconds[(*key, context, drafts, most)] = device[0] + host_s
+        return seconds
 
 
 def _rounded(count: int) -> int:

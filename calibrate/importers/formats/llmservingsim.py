@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Place, Sheet, Unusable, count, number, scalars
 from sim.catalog import load_model
 from sim.cost.tables import Value
@@ -34,7 +34,7 @@ def table_of(sheet: Sheet) -> str | None:
     return next((name for name, columns in _HEADERS.items() if sheet.has(*columns)), None)
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All tables of one op profile.
 
     Raises:
@@ -47,7 +47,7 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             raise InputError(f"{sheet.path}: a second {name} table; {files[name].path} is one: import one GPU count")
         files[name] = sheet
     draft = Draft("LLMServingSim op profile (casys-kaist/LLMServingSim), measured inside vLLM")
-    model, dtype, parallel, shots = _described(sheets[0], draft, told)
+    model, dtype, parallel, shots = _described(sheets[0], draft, options)
     if "dense" in files:
         _layers(files["dense"], draft, "tokens", _dense(model, dtype, parallel))
     if "per_sequence" in files:
@@ -66,20 +66,20 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _described(sheet: Sheet, draft: Draft, told: Told) -> tuple[ModelSpec, str, Parallel, int]:
+def _described(sheet: Sheet, draft: Draft, options: ImportOptions) -> tuple[ModelSpec, str, Parallel, int]:
     """(model, type, GPUs, shots of each measurement) by meta.yaml, the folder's name and what the user said."""
     folder = sheet.path.parent
     meta = next((path for path in (folder / "meta.yaml", folder.parent / "meta.yaml") if path.is_file()), None)
     said = scalars(meta) if meta else {}
-    name = told.model() or said.get("model")
+    name = options.model() or said.get("model")
     if name is None:
         raise InputError(f"{folder}: no meta.yaml that names the model; say it with --model")
     model = load_model(name)
-    dtype = told.dtype() or said.get("variant") or model.dtype
+    dtype = options.dtype() or said.get("variant") or model.dtype
     if dtype not in DTYPE_BYTES:
         raise InputError(f"{meta or folder}: variant {dtype!r} is none of {', '.join(DTYPE_BYTES)}; say --dtype")
     in_name = int(folder.name[2:]) if folder.name[:2] == "tp" and folder.name[2:].isdecimal() else 1
-    parallel = Parallel(told.tp() or in_name)
+    parallel = Parallel(options.tp() or in_name)
     model.check_parallel(parallel)
     draft.device = said.get("gpu", "")
     draft.date = said.get("profiled_at", draft.date)
@@ -143,11 +143,11 @@ def _layers(sheet: Sheet, draft: Draft, axis: str, kernels: dict[str, _Kernel]) 
 
 def _attention(sheet: Sheet, draft: Draft, heads: dict[str, Value]) -> dict[tuple[int, ...], float]:
     """One launch of a prompt's chunk and decode rows of equal contexts; returns microseconds by its four sizes."""
-    found: dict[tuple[int, ...], float] = {}
+    even: dict[tuple[int, ...], float] = {}
     for place, cells in sheet.rows():
         with draft.reading("mixed_attention", place):
             new, past, decodes, context = (count(cells, key, least=0) for key in _HEADERS["attention"][:4])
-            found[new, past, decodes, context] = us = number(cells, "time_us")
+            even[new, past, decodes, context] = us = number(cells, "time_us")
             if new and decodes:
                 _mixed(draft, place, heads, (new, past, decodes, context, context), us)
             elif new:
@@ -157,7 +157,7 @@ def _attention(sheet: Sheet, draft: Draft, heads: dict[str, Value]) -> dict[tupl
                 _decode(draft, place, heads, (decodes, context, context), us)
             else:
                 draft.leave_out("mixed_attention", place, "computes nothing")
-    return found
+    return even
 
 
 def _decode(draft: Draft, place: Place, heads: dict[str, Value], sizes: tuple[int, int, int], us: float) -> None:
@@ -206,5 +206,5 @@ def _scale(sheet: Sheet, even: dict[tuple[int, ...], float], shots: int) -> int 
             ratios.append(number(cells, "t_max_us") / even[sizes])
         except (KeyError, Unusable):
             continue
-    found = median(ratios) if ratios else 0.0
-    return next((choice for choice in {1, shots} if abs(found / choice - 1) < _SAME_SCALE), None)
+    middle = median(ratios) if ratios else 0.0
+    return next((choice for choice in {1, shots} if abs(middle / choice - 1) < _SAME_SCALE), None)

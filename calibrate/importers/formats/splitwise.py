@@ -6,7 +6,7 @@ and batch size the time of the prompt step and the mean time of a token step, se
 
 from __future__ import annotations
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
 from sim.catalog import load_gpu, load_model
 from sim.cost.schema import NO_PREFILLS
@@ -36,15 +36,15 @@ def table_of(sheet: Sheet) -> str | None:
     return "perf_model" if sheet.has(*_COLUMNS) else None
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """The steps of one model on one number of GPUs.
 
     Raises:
         InputError: several numbers of GPUs and none told, or rows of another GPU than --gpu.
     """
     draft = Draft("Splitwise performance model (Mutinifni/splitwise-sim), batch-level times", UNIT)
-    chosen = _gpus_of(sheets, told)
-    kind = told.dtype()
+    chosen = _gpus_of(sheets, options)
+    kind = options.dtype()
     models: dict[str, ModelSpec] = {}
     for sheet in sheets:
         for place, cells in sheet.rows():
@@ -52,11 +52,11 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             if name not in models:
                 spec = load_model(name)
                 models[name] = spec.with_dtypes(kind or spec.dtype)
-            _check_gpu(place, str(cells["hardware"]), told.gpu)
+            _check_gpu(place, str(cells["hardware"]), options.gpu)
             with draft.reading("steps", place):
                 if count(cells, "tensor_parallel") != chosen:
                     raise Unusable(f"measured on another number of GPUs than {chosen}")
-                _steps(draft, place, cells, (models[name], told.gpu, Parallel(chosen)))
+                _steps(draft, place, cells, (models[name], options.gpu, Parallel(chosen)))
     draft.facts["tp"] = str(chosen)
     draft.note(
         f"Every step ran on {chosen} GPUs; a token step is the mean over its outputs, so its context is the middle."
@@ -67,21 +67,21 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _gpus_of(sheets: list[Sheet], told: Told) -> int:
-    found: set[int] = set()
+def _gpus_of(sheets: list[Sheet], options: ImportOptions) -> int:
+    counts: set[int] = set()
     for sheet in sheets:
         for _, cells in sheet.rows():
             try:
-                found.add(count(cells, "tensor_parallel"))
+                counts.add(count(cells, "tensor_parallel"))
             except Unusable:
                 continue
-    choices = ", ".join(map(str, sorted(found)))
-    tp = told.tp()
-    if tp is None and len(found) != 1:
+    choices = ", ".join(map(str, sorted(counts)))
+    tp = options.tp()
+    if tp is None and len(counts) != 1:
         raise InputError(f"{sheets[0].path}: measured on {choices} GPUs; say which with --tp")
-    if tp is not None and tp not in found:
+    if tp is not None and tp not in counts:
         raise InputError(f"--tp {tp}: {sheets[0].path} has {choices}")
-    return tp if tp is not None else found.pop()
+    return tp if tp is not None else counts.pop()
 
 
 def _check_gpu(place: Place, hardware: str, gpu: GpuSpec) -> None:
