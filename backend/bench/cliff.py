@@ -45,7 +45,7 @@ class CliffPoint:
     parts: int
 
     @property
-    def told(self) -> str:
+    def place(self) -> str:
         """Its place."""
         return f"{self.sequences} sequences of {self.context}"
 
@@ -112,7 +112,7 @@ def judge(points: Sequence[CliffPoint]) -> CliffVerdict:
         ratio = after.seconds / before.seconds
         excess = ratio / (after.bytes / before.bytes) - 1
         switched = before.parts != after.parts
-        where = f"from {before.told} to {after.told}"
+        where = f"from {before.place} to {after.place}"
         cut = f", where the cut changes from {before.parts} to {after.parts} parts" if switched else ""
         fall, jump = max(fall, 1 - ratio), max(jump, excess)
         if switched:
@@ -163,15 +163,15 @@ def _beside_switches(bench: Bench, pool: Pool, line: CliffLine) -> list[tuple[in
         return []
     count, last = counts.pop(), line.points[-1][1]
     q = torch.empty((1, 1, pool.heads.query, pool.heads.dim), dtype=pool.dtype, device=bench.device)
-    found: list[tuple[int, int]] = []
+    switches: list[tuple[int, int]] = []
     before = 0
     for context in range(SCAN_TOKENS, last + 1, SCAN_TOKENS):
         lens = torch.full((count,), context, dtype=torch.int32, device=bench.device)
         parts = cuts(pool, q, lens)
         if before and parts != before:
-            found += [(count, context - SCAN_TOKENS), (count, context)]
+            switches += [(count, context - SCAN_TOKENS), (count, context)]
         before = parts
     # Evenly from all of them: early ones change a few tiles' work, late ones much.
-    pairs = [found[at : at + 2] for at in range(0, len(found), 2)]
+    pairs = [switches[at : at + 2] for at in range(0, len(switches), 2)]
     step = max(1, -(-len(pairs) // MOST_SWITCHES))
     return [place for pair in pairs[::step] for place in pair]

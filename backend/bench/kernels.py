@@ -67,16 +67,16 @@ def cache_write(bench: Bench, heads: Heads, dtype: str, cache: str, tokens: int)
 
         return call
 
-    told: dict[str, Any] = {"sizes": {"tokens": tokens, "cache": cache}, "sets": sets, "set_bytes": written}
+    shared: dict[str, Any] = {"sizes": {"tokens": tokens, "cache": cache}, "sets": sets, "set_bytes": written}
     write, rotate = bench.ops.cache_write, bench.ops.rope_cache_write
     offers = [Offer("ours", _ready(lambda turn: write(*news[turn], paged, slots[turn])), ours=True)]
     if cache != "int8":  # a cast is no quantisation with scales
         offers.append(Offer("torch index assignment", scattered))
-    bench.compare(BenchTask(group="cache", case=f"cache write {cache} {tokens}", bytes=written, **told), offers)
+    bench.compare(BenchTask(group="cache", case=f"cache write {cache} {tokens}", bytes=written, **shared), offers)
     fused = Offer("ours", _ready(lambda turn: rotate(q, *news[turn], cos, sin, paged, slots[turn])), ours=True)
     rotated = written + 2 * q.nbytes + cos.nbytes + sin.nbytes
     bench.compare(
-        BenchTask(group="cache", case=f"rope and cache write {cache} {tokens}", bytes=rotated, **told), [fused]
+        BenchTask(group="cache", case=f"rope and cache write {cache} {tokens}", bytes=rotated, **shared), [fused]
     )
 
 
@@ -154,10 +154,10 @@ def norms(bench: Bench, dtype: str, tokens: int, width: int) -> None:
         total = x[turn] + residual[turn]
         return F.rms_norm(total, (width,), weight, 1e-5), total
 
-    told: dict[str, Any] = {"group": "norms", "sizes": {"tokens": tokens, "width": width}, "sets": sets}
+    shared: dict[str, Any] = {"group": "norms", "sizes": {"tokens": tokens, "width": width}, "sets": sets}
     task = BenchTask(
         case=f"add and rms_norm {tokens}x{width}", set_bytes=set_bytes, bytes=set_bytes,
-        check=Check(lambda out: out, expected, NORM_TOLERANCE), **told,
+        check=Check(lambda out: out, expected, NORM_TOLERANCE), **shared,
     )  # fmt: skip
     ours = Offer("ours", _ready(lambda turn: bench.ops.rms_norm(x[turn], weight, 1e-5, residual[turn])), ours=True)
     bench.compare(task, [ours, Offer("torch rms_norm(x + residual)", _ready(plain))])
@@ -166,7 +166,7 @@ def norms(bench: Bench, dtype: str, tokens: int, width: int) -> None:
     gate, up = wide[0].double().chunk(2, -1)
     task = BenchTask(
         case=f"silu_and_mul {tokens}x{width}", set_bytes=3 * set_bytes // 4, bytes=3 * set_bytes // 4,
-        check=Check(lambda out: out, gate * gate.sigmoid() * up, NORM_TOLERANCE), **told,
+        check=Check(lambda out: out, gate * gate.sigmoid() * up, NORM_TOLERANCE), **shared,
     )  # fmt: skip
 
     def gated(turn: int) -> Tensor:
@@ -226,9 +226,9 @@ def gemm(bench: Bench, dtype: str, rows: int, outputs: int, inputs: int) -> None
 
         return build
 
-    told = {"rows": rows, "outputs": outputs, "inputs": inputs}
+    sizes = {"rows": rows, "outputs": outputs, "inputs": inputs}
     task = BenchTask(
-        group="gemm", case=f"gemm {rows}x{outputs}x{inputs}", sizes=told, sets=sets, set_bytes=size,
+        group="gemm", case=f"gemm {rows}x{outputs}x{inputs}", sizes=sizes, sets=sets, set_bytes=size,
         bytes=size + x.nbytes + rows * outputs * kind.itemsize, flops=2 * rows * outputs * inputs,
         check=Check(lambda out: out[:1], expected, QUANTISED_TOLERANCE),
     )  # fmt: skip

@@ -81,11 +81,11 @@ class BenchTask:
     rounds: int = 30
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def row(self, offer: Offer, state: str, **found: Any) -> BenchRow:
+    def row(self, offer: Offer, state: str, **values: Any) -> BenchRow:
         """This case's row for a contender."""
         return BenchRow(
             group=self.group, case=self.case, contender=offer.name, ours=offer.ours, state=state, sizes=self.sizes,
-            bytes=self.bytes, flops=self.flops, tokens=self.tokens, notes=self.notes, **found,
+            bytes=self.bytes, flops=self.flops, tokens=self.tokens, notes=self.notes, **values,
         )  # fmt: skip
 
 
@@ -132,12 +132,12 @@ class Bench:
 
     def compare(self, task: BenchTask, offers: Sequence[Offer]) -> list[BenchRow]:
         """One row per contender, added to the report: measured in turns with the others, or why not."""
-        found = {offer.name: self._admit(task, offer) for offer in offers}
-        ready = {name: one for name, one in found.items() if isinstance(one, _Ready)}
+        admitted = {offer.name: self._admit(task, offer) for offer in offers}
+        ready = {name: one for name, one in admitted.items() if isinstance(one, _Ready)}
         seconds = self._taking_turns(task, ready)
         made = []
         for offer in offers:
-            one = found[offer.name]
+            one = admitted[offer.name]
             if isinstance(one, BenchRow):
                 made.append(one)
                 continue

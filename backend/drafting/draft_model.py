@@ -143,12 +143,12 @@ class DraftModel:
 
     def _found(self, table: Sequence[int], tokens: int) -> int:
         """Of the first `tokens` tokens of a table, how many have their KV before the first that has not."""
-        size, found = self._cache.block_tokens, 0
+        size, held = self._cache.block_tokens, 0
         for at in range(-(-tokens // size)):
-            found += min(int(self._filled[table[at]]), tokens - at * size)
-            if found < min((at + 1) * size, tokens):
+            held += min(int(self._filled[table[at]]), tokens - at * size)
+            if held < min((at + 1) * size, tokens):
                 break
-        return found
+        return held
 
     def _mark(self, table: Sequence[int], first: int, last: int, valid: int) -> None:
         """Note that of the blocks from `first` to before `last` those tokens are filled that are before `valid`."""

@@ -134,12 +134,12 @@ class DraftingLive(Live):
             answer, device_s = self._compute(plan.packed, batch)
             right = self._verify(batch, plan, answer)
             rows = _rows(batch, right)
-            found, drafting_s = self.drafter.propose(rows)
+            drafts, drafting_s = self.drafter.propose(rows)
         except torch.OutOfMemoryError:
             raise no_memory(
                 self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache.blocks
             ) from None
-        proposed = [one for row, one in zip(rows, found, strict=True) if row.request in right]
+        proposed = [one for row, one in zip(rows, drafts, strict=True) if row.request in right]
         total_s = time.perf_counter() - started
         device_s += drafting_s
         host_s = max(total_s - device_s, 0.0)

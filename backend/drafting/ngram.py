@@ -25,15 +25,15 @@ def looked_up(tokens: Ids, drafts: int, shortest: int, longest: int) -> Ids:
     Of the ends of `shortest` to `longest` tokens the longest that is found counts; it may overlap with the end itself.
     """
     ends = np.flatnonzero(tokens[:-1] == tokens[-1])
-    found = ends if shortest == 1 else ends[:0]
+    matches = ends if shortest == 1 else ends[:0]
     for length in range(2, longest + 1):
         ends = ends[ends >= length - 1]
         ends = ends[tokens[ends - (length - 1)] == tokens[-length]] if length <= len(tokens) else ends[:0]
         if not len(ends):
             break
         if length >= shortest:
-            found = ends
-    return tokens[found[0] + 1 : found[0] + 1 + drafts] if len(found) else tokens[:0]
+            matches = ends
+    return tokens[matches[0] + 1 : matches[0] + 1 + drafts] if len(matches) else tokens[:0]
 
 
 class Ngram:

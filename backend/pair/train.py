@@ -137,7 +137,7 @@ def train(
     vectors = [value for value in weights.values() if value.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=shape.peak_rate, betas=(0.9, 0.95), fused=True)
-    started, seen = time.perf_counter(), 0.0
+    started, smoothed = time.perf_counter(), 0.0
     for step, window in enumerate(windows(stream, shape.steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = shape.peak_rate * _share(step, shape.steps)
@@ -147,10 +147,12 @@ def train(
         torch.nn.utils.clip_grad_norm_([*matrices, *vectors], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seen = loss.item() if step == 0 else 0.98 * seen + 0.02 * loss.item()
+        smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
         if step % 100 == 99:
             spent = time.perf_counter() - started
-            _say(f"step {step + 1} of {shape.steps}, {spent:.0f} s, {seen / math.log(2):.3f} bits (mean of the last)")
+            _say(
+                f"step {step + 1} of {shape.steps}, {spent:.0f} s, {smoothed / math.log(2):.3f} bits (mean of the last)"
+            )
     return {name: value.detach() for name, value in weights.items()}
 
 
