@@ -36,6 +36,7 @@ from sim.engine.engine import Engine
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE
 from traces.schema import InputError
 
 CPU_CACHE_BYTES = 1 << 30
@@ -65,7 +66,7 @@ def fitted(plan: Scenario) -> Scenario:
         room = min(CPU_CACHE_BYTES, device_bytes(device) // 4)
     else:
         limits = plan.engine
-        activations = activation_bytes(model, 1, limits.max_num_batched_tokens, limits.max_num_seqs)
+        activations = activation_bytes(model, SINGLE, limits.max_num_batched_tokens, limits.max_num_seqs)
         room = int(device_bytes(device) * plan.kv.gpu_memory_utilization) - weights - activations
     if room < 2 * block:
         beside = f" and the draft model {plan.speculation.draft_model}" if plan.speculation.draft_model else ""

@@ -119,17 +119,17 @@ def describe(measured: list[Case]) -> dict[str, str]:
         "decode_context_tokens": {rows[0] for rows in even},
     }
     counts = {role: sum(case.role == role for case in measured) for role in (GRID, BETWEEN, STEPS)}
-    told = {name: ", ".join(map(str, sorted(values))) for name, values in sizes.items() if values}
-    return {**told, "cases": f"{counts[GRID]} fitted, {counts[BETWEEN]} between, {counts[STEPS]} whole steps"}
+    texts = {name: ", ".join(map(str, sorted(values))) for name, values in sizes.items() if values}
+    return {**texts, "cases": f"{counts[GRID]} fitted, {counts[BETWEEN]} between, {counts[STEPS]} whole steps"}
 
 
 def _sizes(least: int, most: int, ratio: int) -> list[int]:
-    found = []
+    sizes = []
     size = least
     while size < most:
-        found.append(size)
+        sizes.append(size)
         size *= ratio
-    return [*found, most]
+    return [*sizes, most]
 
 
 def _grid(limits: Range, ratio: int) -> Iterator[Case]:

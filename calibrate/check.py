@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from calibrate.evaluate import Checked, leave_one_out, steps
-from calibrate.fit import kernels_of
+from calibrate.evaluate import Checked, leave_one_out, placed, steps
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolate import Point, left_out
-from sim.cost.lookup import forms_of
+from sim.cost.interpolation import Point, left_out
+from sim.cost.lookup import forms_of, measured_kernels
 from sim.cost.profile import Profile
 
 LEAST_ERROR, TIMES_USUAL = 0.5, 6.0
@@ -35,21 +34,21 @@ class Suspect:
 def suspects(profile: Profile) -> list[Suspect]:
     """Rows that stick out along every axis along which they have neighbours on both sides, worst first."""
     gpu = profile.gpu()
-    found = []
+    suspect_rows = []
     for name, table in profile.tables.items():
         if name == "steps":
             continue
         forms = forms_of(profile, name)
-        kernels = kernels_of(table, gpu, Efficiency.of(gpu))
+        kernels = list(measured_kernels(table, gpu, Efficiency.of(gpu)))
         errors = [
-            [dict(left_out(points, guide, axis, form)) for axis, form in enumerate(forms)] for guide, points in kernels
+            [dict(left_out(kernel.points, kernel.guide, axis, form)) for axis, form in enumerate(forms)]
+            for kernel in kernels
         ]
         usual = statistics.median([abs(error) for one in errors for axis in one for error in axis.values()] or [0.0])
-        for (_, points), one in zip(kernels, errors, strict=True):
-            for point, error in _sticking_out(one, max(LEAST_ERROR, TIMES_USUAL * usual)):
-                where = ", ".join(f"{column.name} {x:g}" for column, x in zip(table.spec.axes, point, strict=True))
-                found.append(Suspect(name, where, 1e6 * points[point], error))
-    return sorted(found, key=lambda one: -abs(one.error))
+        for kernel, axes in zip(kernels, errors, strict=True):
+            for point, error in _sticking_out(axes, max(LEAST_ERROR, TIMES_USUAL * usual)):
+                suspect_rows.append(Suspect(name, placed(table, point), 1e6 * kernel.points[point].seconds, error))
+    return sorted(suspect_rows, key=lambda one: -abs(one.error))
 
 
 def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tuple[Point, float]]:
@@ -65,13 +64,13 @@ def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tupl
             least[point] = min(least.get(point, size), size)
     for errors in axes:
         for point, error in errors.items():
-            others = [least[near] for near in errors if near != point and _beside(near, point)]
+            others = [least[near] for near in errors if near != point and _neighbours(near, point)]
             if least[point] == max([least[point], *others]) and least[point] > limit:
                 yield point, error
                 least[point] = 0.0
 
 
-def _beside(one: Point, other: Point) -> bool:
+def _neighbours(one: Point, other: Point) -> bool:
     """Whether two points differ in one coordinate only."""
     return sum(left != right for left, right in zip(one, other, strict=True)) == 1
 

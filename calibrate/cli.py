@@ -115,7 +115,7 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     seed, on = job.settings.seed, job.target.device
     with _progress(quiet) as progress:
-        outcome = calibrate(
+        calibration = calibrate(
             job,
             lambda spec, limits: Harness(spec, on, limits, seed),
             folder,
@@ -124,14 +124,14 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
             resume=resume,
             progress=progress,
         )
-    text = page(outcome.profile, outcome.operations, outcome.steps)
-    profile.write(outcome.profile, folder, replace=replace, extra={"report.html": text})
+    text = page(calibration.profile, calibration.operations, calibration.steps)
+    profile.write(calibration.profile, folder, replace=replace, extra={"report.html": text})
     journal_path(folder).unlink()
     if as_json:
-        click.echo(json.dumps(_errors(outcome.profile), indent=2))
+        click.echo(json.dumps(_errors(calibration.profile), indent=2))
     else:
-        show(outcome.profile, _console(), outcome.steps)
-        for suspect in suspects(outcome.profile):
+        show(calibration.profile, _console(), calibration.steps)
+        for suspect in suspects(calibration.profile):
             click.echo(f"suspect {suspect}")
     click.echo(f"wrote {folder}; use it with sim run --gpu {job.target.gpu} --profile {folder}", err=True)
 
@@ -155,16 +155,16 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _show_plan(job: Job, as_json: bool) -> None:
-    told = {
+    facts = {
         "device": job.target.name,
         "expected_s": round(job.expected_s, 1),
         "limits": asdict(job.limits),
         **job.grid(),
     }
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(facts, indent=2))
         return
-    for name, value in told.items():
+    for name, value in facts.items():
         click.echo(f"{name}: {value}")
 
 
@@ -179,11 +179,11 @@ def show(profile: str, as_json: bool) -> None:
     from calibrate.report import show as show_profile  # noqa: PLC0415
     from sim.cost.profile import find  # noqa: PLC0415
 
-    found = find(profile)
+    source = find(profile)
     if as_json:
-        click.echo(json.dumps(_errors(found), indent=2))
+        click.echo(json.dumps(_errors(source), indent=2))
     else:
-        show_profile(found, _console())
+        show_profile(source, _console())
 
 
 @cli.command()
@@ -199,17 +199,17 @@ def check(profile: str, limit: float | None, as_json: bool) -> None:
     from calibrate.evaluate import accuracy, by_group  # noqa: PLC0415
     from sim.cost.profile import find  # noqa: PLC0415
 
-    found = find(profile)
-    operations, steps = predictions(found)
+    source = find(profile)
+    operations, steps = predictions(source)
     groups = {**by_group(operations), **{f"steps: {kind}": one for kind, one in by_group(steps).items()}}
     errors = {name: accuracy(checked) for name, checked in groups.items()}
-    odd = suspects(found)
+    odd = suspects(source)
     if as_json:
-        told = {name: {"points": one.points, "mean": one.mean, "bias": one.bias} for name, one in errors.items()}
-        click.echo(json.dumps({"errors": told, "suspects": [asdict(one) for one in odd]}, indent=2))
+        numbers = {name: {"points": one.points, "mean": one.mean, "bias": one.bias} for name, one in errors.items()}
+        click.echo(json.dumps({"errors": numbers, "suspects": [asdict(one) for one in odd]}, indent=2))
     else:
         click.echo(
-            f"{found.meta.name}: {sum(map(len, found.tables.values())):,} rows are possible on {found.meta.device}"
+            f"{source.meta.name}: {sum(map(len, source.tables.values())):,} rows are possible on {source.meta.device}"
         )
         for name, one in errors.items():
             click.echo(f"{name:24} {one.points:5} points left out, mean error {one.mean:6.1%}, bias {one.bias:+6.1%}")
@@ -242,15 +242,17 @@ def derive(source: str, goal: str, checked: str | None, out: Path | None, replac
 
 def _errors(profile: Any) -> dict[str, Any]:
     meta = profile.meta
-    told = {name: asdict(one) for name, one in meta.accuracy.items()}
+    operations = {name: asdict(one) for name, one in meta.accuracy.items()}
     steps = {name: asdict(one) for name, one in meta.step_accuracy.items()}
-    return {"name": meta.name, "gpu": meta.gpu, "device": meta.device, "operations": told, "steps": steps}
+    return {"name": meta.name, "gpu": meta.gpu, "device": meta.device, "operations": operations, "steps": steps}
 
 
 def _name(folder: Path) -> str:
     """What a profile is called: as its folder, in the letters that names have."""
-    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.resolve().name.lower())
-    return kept.lstrip("._-") or "profile"
+    letters = "".join(
+        letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.resolve().name.lower()
+    )
+    return letters.lstrip("._-") or "profile"
 
 
 def _console() -> Console:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from calibrate.evaluate import Checked, accuracy, by_group
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
+from sim.cost.kernels import guide_of
 from sim.cost.lookup import Tables
 from sim.cost.profile import Accuracy, Meta, Profile
 from sim.cost.schema import DERIVED, TABLES
@@ -61,29 +61,29 @@ def derive(source: Profile, goal: GpuSpec, *, name: str, date: str, check: Profi
         notes=tuple(notes),
     )
     errors = _errors(Profile(meta, tables), check) if check else {}
-    told = f"Checked against {check.meta.name}." if errors and check else "Not checked against any measurement."
-    return Profile(replace(meta, accuracy=errors, notes=(*meta.notes, told)), tables)
+    note = f"Checked against {check.meta.name}." if errors and check else "Not checked against any measurement."
+    return Profile(replace(meta, accuracy=errors, notes=(*meta.notes, note)), tables)
 
 
 def _scaled(name: str, row: Row, origin: GpuSpec, goal: GpuSpec) -> dict[str, Value] | None:
     """The row on the other GPU; None where that has no units for its type."""
-    kept = {key: value for key, value in row.items() if key not in ("origin", "spread", "burst_us")}
+    unscaled = {key: value for key, value in row.items() if key not in ("origin", "spread", "burst_us")}
     if name in HOST_TABLES:
-        return {**kept, "origin": DERIVED}
+        return {**unscaled, "origin": DERIVED}
     point = tuple(float(row[column.name]) for column in TABLES[name].axes)
     try:
         there = guide_of(name, row, goal, Efficiency.of(goal))(point)
     except InputError:
         return None
     ratio = there / guide_of(name, row, origin, Efficiency.of(origin))(point)
-    return {**kept, "us": float(row["us"]) * ratio, "origin": DERIVED}
+    return {**unscaled, "us": float(row["us"]) * ratio, "origin": DERIVED}
 
 
 def _errors(profile: Profile, check: Profile) -> dict[str, Accuracy]:
     """By table, how far the scaled rows are from what was measured on the GPU itself."""
     gpu = profile.gpu()
     tables = Tables(profile, gpu, Efficiency.of(gpu))
-    found = []
+    rows = []
     for name, table in check.tables.items():
         if name == "steps" or name in HOST_TABLES or name not in profile.tables:
             continue
@@ -91,6 +91,6 @@ def _errors(profile: Profile, check: Profile) -> dict[str, Accuracy]:
             kernel = tables.kernel(name, **{column.name: row[column.name] for column in table.spec.groups})
             if kernel is not None and row.get("max_context_tokens") == row.get("mean_context_tokens"):
                 price = kernel.at(*(float(row[column.name]) for column in table.spec.axes))
-                found.append(Checked(name, "", float(row["us"]), 1e6 * price.seconds, price.source))
+                rows.append(Checked(name, "", float(row["us"]), 1e6 * price.seconds, price.source))
     how = f"rows of {check.meta.name}, measured on this GPU"
-    return {name: accuracy(checked, how=how) for name, checked in by_group(found).items()}
+    return {name: accuracy(checked, how=how) for name, checked in by_group(rows).items()}

@@ -117,26 +117,28 @@ def telemetry(goal: Target) -> dict[str, float]:
     """
     if goal.is_cpu:
         return {"load": os.getloadavg()[0]}
-    found = _smi(f"--query-gpu={','.join(_QUERY)}")
-    if not found:
+    lines = _smi(f"--query-gpu={','.join(_QUERY)}")
+    if not lines:
         return {}
-    told = dict(zip(_QUERY.values(), (part.strip() for part in found[0].split(",")), strict=False))
+    values = dict(zip(_QUERY.values(), (part.strip() for part in lines[0].split(",")), strict=False))
     for key in ("hw_slowdown", "thermal_slowdown"):
-        if told.pop(key, "") == "Active":
-            raise InputError(f"{goal.name} throttles itself ({key} at {told.get('celsius')} C); cool it, then --resume")
-    return {key: float(value) for key, value in told.items() if value.replace(".", "", 1).isdigit()}
+        if values.pop(key, "") == "Active":
+            raise InputError(
+                f"{goal.name} throttles itself ({key} at {values.get('celsius')} C); cool it, then --resume"
+            )
+    return {key: float(value) for key, value in values.items() if value.replace(".", "", 1).isdigit()}
 
 
 def software(goal: Target) -> dict[str, str]:
     """Versions of what was measured, and the hash of the kernels' source."""
     packages = {"foretoken": _version("foretoken"), "torch": torch.__version__, "python": platform.python_version()}
     folder = "torch_ops" if goal.is_cpu else "kernels"
-    told = {**packages, "kernels_sha256": source_hash(Path(backend.__file__).parent, folder)}
+    versions = {**packages, "kernels_sha256": source_hash(Path(backend.__file__).parent, folder)}
     if goal.is_cpu:
-        return {**told, "threads": str(torch.get_num_threads())}
+        return {**versions, "threads": str(torch.get_num_threads())}
     drivers = _smi("--query-gpu=driver_version")
     return {
-        **told,
+        **versions,
         "triton": _version("triton"),
         "cuda": str(torch.version.cuda),
         "driver": (drivers or ["unknown"])[0],

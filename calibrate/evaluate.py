@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrate.fit import kernels_of
 from calibrate.readings import Readings
 from sim.catalog import load_model
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolate import left_out
-from sim.cost.lookup import Tables, forms_of
+from sim.cost.interpolation import Point, left_out
+from sim.cost.lookup import Tables, forms_of, measured_kernels
 from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
 from sim.cost.schema import NO_PREFILLS
-from sim.cost.tables import Row
+from sim.cost.tables import Row, Table
 from sim.engine.batch import Shape
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 
@@ -43,7 +43,7 @@ def between(profile: Profile, readings: Readings) -> list[Checked]:
     """Predictions of operations that were measured between the points of the grid."""
     gpu = profile.gpu()
     tables = Tables(profile, gpu, Efficiency.of(gpu))
-    found = []
+    checked = []
     for key, us in readings.items():
         if key.table not in profile.tables:
             continue
@@ -54,21 +54,25 @@ def between(profile: Profile, readings: Readings) -> list[Checked]:
         price = kernel.at(*(float(row[column.name]) for column in spec.axes))
         if price.source != "measured":
             what = ", ".join(f"{name} {value}" for name, value in key.row)
-            found.append(Checked(key.table, what, statistics.median(us), 1e6 * price.seconds, price.source))
-    return found
+            checked.append(Checked(key.table, what, statistics.median(us), 1e6 * price.seconds, price.source))
+    return checked
 
 
 def leave_one_out(profile: Profile, name: str) -> list[Checked]:
     """Predictions of a table's points, each from its neighbours on both sides along one axis."""
-    table, gpu, found = profile.tables[name], profile.gpu(), []
+    table, gpu, checked = profile.tables[name], profile.gpu(), []
     forms = forms_of(profile, name)
-    for guide, points in kernels_of(table, gpu, Efficiency.of(gpu)):
+    for kernel in measured_kernels(table, gpu, Efficiency.of(gpu)):
         for axis, form in enumerate(forms):
-            for point, error in left_out(points, guide, axis, form):
-                what = ", ".join(f"{one.name} {value:g}" for one, value in zip(table.spec.axes, point, strict=True))
-                us = 1e6 * points[point]
-                found.append(Checked(name, what, us, us * (1.0 + error), "interpolated"))
-    return found
+            for point, error in left_out(kernel.points, kernel.guide, axis, form):
+                us = 1e6 * kernel.points[point].seconds
+                checked.append(Checked(name, placed(table, point), us, us * (1.0 + error), "interpolated"))
+    return checked
+
+
+def placed(table: Table, point: Point) -> str:
+    """A point of a table in words."""
+    return ", ".join(f"{column.name} {value:g}" for column, value in zip(table.spec.axes, point, strict=True))
 
 
 def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> list[Checked]:
@@ -81,16 +85,20 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
     if table is None:
         return []
     costs: dict[tuple[str, ...], Profiled] = {}
-    found = []
+    checked = []
     for row in table.rows():
         key = tuple(str(row[name]) for name in ("model", "dtype", "weight_dtype", "kv_dtype", "graph"))
-        tp = int(row.get("tp", 1))
-        key = (*key, str(tp))
+        parallel = Parallel(int(row.get("tp", 1)))
+        key = (*key, str(parallel.tp))
         if key not in costs:
             known = (specs or {}).get(key[0]) or model_named(key[0])
             weights = None if key[2] == key[1] else key[2]
             costs[key] = Profiled(
-                known.with_dtypes(key[1], key[3], weights), profile.gpu(), profile, tp=tp, cuda_graphs=row["graph"] == 1
+                known.with_dtypes(key[1], key[3], weights),
+                profile.gpu(),
+                profile,
+                parallel=parallel,
+                cuda_graphs=row["graph"] == 1,
             )
         shape = shape_of(row)
         (device_s,), host_s = costs[key].span_s(shape, 1)
@@ -100,8 +108,8 @@ def steps(profile: Profile, specs: Mapping[str, ModelSpec] | None = None) -> lis
             f"{row['model']}: prefill {row['prefills']}, decode {row['decodes']} rows, {row['decode_context_tokens']}"
         )
         source = next((one for one in ("roofline", "extrapolated", "derived") if one in sources), "interpolated")
-        found.append(Checked(kind_of(row), what, measured_us, 1e6 * (device_s + host_s), source))
-    return found
+        checked.append(Checked(kind_of(row), what, measured_us, 1e6 * (device_s + host_s), source))
+    return checked
 
 
 def model_named(name: str) -> ModelSpec:

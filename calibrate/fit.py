@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from calibrate.readings import Key, Readings, Sorted
+from calibrate.readings import Readings, Sorted
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
-from sim.cost.interpolate import FORMS, Guide, Point, left_out
-from sim.cost.lookup import points_of
+from sim.cost.interpolation import FORMS, left_out
+from sim.cost.lookup import MeasuredKernel, measured_kernels
 from sim.cost.schema import TABLES
-from sim.cost.tables import Row, Table, Value
+from sim.cost.tables import Table, Value
 from sim.specs.gpu import GpuSpec
 
 ALWAYS_LINEAR: Mapping[str, tuple[str, ...]] = {
@@ -24,22 +23,22 @@ ALWAYS_LINEAR: Mapping[str, tuple[str, ...]] = {
 """Axes whose form is given: a span of decode steps is straight along its contexts, and the host counts rows."""
 
 
-def tables_of(found: Sorted) -> dict[str, Table]:
+def tables_of(readings: Sorted) -> dict[str, Table]:
     """The tables, each row the median of its passes, in the order of what they measure."""
     by_table: dict[str, list[dict[str, Value]]] = {}
-    for key, us in found.rows.items():
+    for key, us in readings.rows.items():
         row: dict[str, Value] = {**dict(key.row), "us": statistics.median(us), "spread": spread(us)}
-        if found.bursts:
-            row["burst_us"] = statistics.median(found.bursts.get(key, us))
+        if readings.bursts:
+            row["burst_us"] = statistics.median(readings.bursts.get(key, us))
         by_table.setdefault(key.table, []).append(row)
     made = {}
     for name in TABLES:
         if name in by_table:
-            columns = [*TABLES[name].identity, "us", "spread", *(["burst_us"] if found.bursts else [])]
+            columns = [*TABLES[name].identity, "us", "spread", *(["burst_us"] if readings.bursts else [])]
             rows = sorted(by_table[name], key=lambda row: [row[column] for column in TABLES[name].identity])
             made[name] = Table.of(name, [{column: row[column] for column in columns} for row in rows])
-    if found.steps:
-        rows = [step.row() for step in found.steps]
+    if readings.steps:
+        rows = [step.row() for step in readings.steps]
         repeated = all("repeat_device_us" in row for row in rows)
         for row in rows:
             if not repeated:
@@ -54,36 +53,28 @@ def spread(us: Sequence[float]) -> float:
     return float((high - low) / middle)
 
 
-def kernels_of(table: Table, gpu: GpuSpec, efficiency: Efficiency) -> list[tuple[Guide, dict[Point, float]]]:
-    """Of each kernel of a table its guide and its seconds by the axes."""
-    found = []
-    for group, picked in table.grouped().items():
-        points = points_of(table, picked)
-        if points:
-            named: Row = {column.name: value for column, value in zip(table.spec.groups, group, strict=True)}
-            guide = guide_of(table.spec.name, named, gpu, efficiency)
-            found.append((guide, {point: price.seconds for point, price in points.items()}))
-    return found
-
-
 def best_forms(table: Table, gpu: GpuSpec, efficiency: Efficiency) -> list[str]:
     """Of each axis the form with the least mean leave-one-out error over all kernels; linear where none is better."""
-    kernels = kernels_of(table, gpu, efficiency)
+    kernels = list(measured_kernels(table, gpu, efficiency))
     chosen = []
     for axis, column in enumerate(table.spec.axes):
         if column.name in ALWAYS_LINEAR.get(table.spec.name, ()):
             chosen.append("linear")
             continue
-        errors = {form: _leave_one_out(kernels, axis, form) for form in FORMS}
+        errors = form_errors(kernels, axis)
         # Another form must be clearly better: noise should not choose.
-        best = min(FORMS, key=lambda form: errors[form])
+        best = min(FORMS, key=errors.__getitem__)
         chosen.append(best if errors[best] < 0.97 * errors["linear"] else "linear")
     return chosen
 
 
-def _leave_one_out(kernels: Sequence[tuple[Guide, Mapping[Point, float]]], axis: int, form: str) -> float:
-    errors = [abs(error) for guide, points in kernels for _, error in left_out(points, guide, axis, form)]
-    return statistics.fmean(errors) if errors else 0.0
+def form_errors(kernels: Sequence[MeasuredKernel], axis: int) -> dict[str, float]:
+    """The mean leave-one-out error along an axis, by form."""
+    errors = {
+        form: [abs(error) for one in kernels for _, error in left_out(one.points, one.guide, axis, form)]
+        for form in FORMS
+    }
+    return {form: statistics.fmean(shares) if shares else 0.0 for form, shares in errors.items()}
 
 
 def ceilings(rows: Readings) -> tuple[float, float]:
@@ -106,6 +97,3 @@ def ceilings(rows: Readings) -> tuple[float, float]:
 
 def _n(row: Mapping[str, Value], name: str) -> float:
     return float(row[name])
-
-
-__all__ = ["Key", "best_forms", "ceilings", "kernels_of", "spread", "tables_of"]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from backend.bench.clock import CudaClock, DeviceClock
 from backend.cache.kvcache import KvCache, block_bytes
 from backend.live.graphs import CudaRecorder
 from backend.live.live import Live
@@ -25,7 +26,9 @@ from backend.live.sampling import Sampling
 from backend.model.loader import random_model
 from backend.ops import Ops
 from calibrate.cases import Case, Range
-from calibrate.timed import Clock, CpuClock, CudaClock, Reading, TimedOps
+from calibrate.journal import Operation
+from calibrate.measure import Reading, Sample
+from calibrate.timed import HOLD_S, ThreadClock, TimedOps
 from sim.allocators.paged import Paged
 from sim.engine.batch import Batch, Entry
 from sim.engine.memory import KvPool
@@ -35,21 +38,6 @@ from sim.specs.model import ModelSpec
 BLOCK_TOKENS = 16
 MOVED_BLOCKS = (1, 4, 16, 64)
 _IDS_PER_CASE = 1 << 16
-
-
-class Sample(NamedTuple):
-    """One measurement of a case: operations and the device's seconds of a timed execution, if any; device and host
-    seconds of another, untimed.
-
-    `graph_device_s` and `graph_host_s` are those of a third one, by CUDA graph; None where there is none.
-    """
-
-    readings: list[Reading]
-    timed_s: float
-    device_s: float
-    host_s: float
-    graph_device_s: float | None = None
-    graph_host_s: float | None = None
 
 
 class _ThreadTimed(Live):
@@ -62,9 +50,9 @@ class _ThreadTimed(Live):
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         begun_s = time.thread_time()
-        found = super()._compute(packed, batch)
+        output = super()._compute(packed, batch)
         self.computing_s = time.thread_time() - begun_s
-        return found
+        return output
 
 
 class Harness:
@@ -83,7 +71,7 @@ class Harness:
         blocks = max(-(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences, 2 * max(MOVED_BLOCKS))
         self._cache = KvCache.allocate(spec, blocks, BLOCK_TOKENS, device)
         _fill(self._cache, seed)
-        self._clock: Clock = CudaClock(device) if device.type == "cuda" else CpuClock()
+        self._clock: DeviceClock = CudaClock(device) if device.type == "cuda" else ThreadClock()
         self._plain = self._model.ops
         self._cuda = device.type == "cuda"
         self._timed = TimedOps(self._plain, self._clock)
@@ -161,12 +149,13 @@ class Harness:
                 ("swap", "in", ops.swap_in, (layer, twin, there, there)),
             ):
                 call(*pair)
-                self._clock.hold()
+                self._clock.hold(HOLD_S)
                 begin = self._clock.mark()
                 call(*pair)
                 end = self._clock.mark()
                 row = (("direction", direction), ("bytes", blocks * layer_bytes))
-                yield Reading(table, row if direction else row[1:], self._clock.seconds(begin, end))
+                operation = Operation(table, row if direction else row[1:])
+                yield Reading(operation, self._clock.seconds(begin, end))
 
     def _ids(self, blocks: npt.NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(blocks).to(self._cache.device)

@@ -10,29 +10,31 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.cost.tables import Value
 from traces import documents, files
 from traces.schema import InputError
 
 
+class Operation(NamedTuple):
+    """What was measured: a table, and the row's columns but its times."""
+
+    table: str
+    row: tuple[tuple[str, Value], ...]
+
+
 @dataclass(frozen=True, slots=True)
-class Point:
+class OperationTime:
     """Microseconds of one launch of an operation: the middle of an entry's repeats. `row` are a table's columns."""
 
     table: str
     row: Mapping[str, Value]
     us: float
 
-    @property
-    def key(self) -> tuple[str, tuple[tuple[str, Value], ...]]:
-        """What tells the row from others."""
-        return self.table, tuple(sorted(self.row.items()))
-
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """A case of a model as measured in one pass: operations, seconds of the whole step, telemetry of the device.
 
     Of executions whose `operations` were timed, `work_s` is the sum of these, `beside_s` what else the step took, and
@@ -43,7 +45,7 @@ class Entry:
     case: str
     number: int
     measured_in: int
-    points: tuple[Point, ...]
+    points: tuple[OperationTime, ...]
     operations: int
     work_s: float
     beside_s: float
@@ -70,7 +72,7 @@ class Journal:
             InputError: there is one and it is not to be resumed, or it is of another calibration, or not a journal.
         """
         self.path = path
-        self.entries: list[Entry] = []
+        self.entries: list[JournalEntry] = []
         header = json.loads(json.dumps({"calibration": dict(settings)}))
         if files.exists(path):
             if not resume:
@@ -80,7 +82,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append(header)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: JournalEntry) -> None:
         """Keep an entry, on disk before this returns."""
         self.entries.append(entry)
         self._append(asdict(entry))
@@ -98,31 +100,31 @@ class Journal:
     def _read(self, header: Mapping[str, Any]) -> None:
         lines = files.content(self.path, files.MAX_RESULT_BYTES).split(b"\n")
         whole, rest = lines[:-1], lines[-1]
-        found = [self._line(line, number) for number, line in enumerate(whole, 1)]
-        if not found or "calibration" not in found[0]:
+        entries = [self._line(line, number) for number, line in enumerate(whole, 1)]
+        if not entries or "calibration" not in entries[0]:
             raise InputError(f"{self.path}: not a journal of a calibration")
-        told, wanted = found[0]["calibration"], header["calibration"]
+        begun, wanted = entries[0]["calibration"], header["calibration"]
         for key in wanted:
-            if told.get(key) != wanted[key]:
+            if begun.get(key) != wanted[key]:
                 raise InputError(
-                    f"{self.path}: was begun with {key} = {told.get(key)!r}, and now it is {wanted[key]!r}; remove it, "
-                    "or give another --out"
+                    f"{self.path}: was begun with {key} = {begun.get(key)!r}, and now it is {wanted[key]!r}; remove "
+                    "it, or give another --out"
                 )
-        self.entries = [_entry(line) for line in found[1:]]
+        self.entries = [_entry(line) for line in entries[1:]]
         if rest:  # killed in the middle of a line
             with self.path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in whole))
 
     def _line(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            found = documents.loads(line)
-            if isinstance(found, dict):
-                return found
+            entry = documents.loads(line)
+            if isinstance(entry, dict):
+                return entry
         except ValueError:
             pass
         raise InputError(f"{self.path}:{number}: not a line of a calibration's journal")
 
 
-def _entry(line: Mapping[str, Any]) -> Entry:
-    points = tuple(Point(one["table"], one["row"], one["us"]) for one in line["points"])
-    return Entry(**{**line, "points": points})
+def _entry(line: Mapping[str, Any]) -> JournalEntry:
+    points = tuple(OperationTime(one["table"], one["row"], one["us"]) for one in line["points"])
+    return JournalEntry(**{**line, "points": points})

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from calibrate.cases import GRID, STEPS, Case, Density
-from calibrate.journal import Entry, Journal, Point
-from sim.cost.tables import Value
+from calibrate.journal import Journal, JournalEntry, Operation, OperationTime
 
 MOVES = "moves"
 SHORT_REPEATS, SHORT_S = 7, 0.1
@@ -28,44 +27,38 @@ HEAVY_TOKENS = 1024
 """From so many new tokens on, matrix products draw all the power that a GPU may have; decode steps do not."""
 
 
-class Readable(Protocol):
-    """One operation that ran (`calibrate.timed.Reading`)."""
+class Reading(NamedTuple):
+    """One operation that ran, and its seconds."""
 
-    @property
-    def table(self) -> str: ...
-    @property
-    def row(self) -> tuple[tuple[str, Value], ...]: ...
-    @property
-    def seconds(self) -> float: ...
+    operation: Operation
+    seconds: float
 
 
-class Measured(Protocol):
-    """One measurement of a case (`calibrate.harness.Sample`)."""
+class Sample(NamedTuple):
+    """One measurement of a case: operations and the device's seconds of a timed execution, if any; device and host
+    seconds of another, untimed.
 
-    @property
-    def readings(self) -> Sequence[Readable]: ...
-    @property
-    def timed_s(self) -> float: ...
-    @property
-    def device_s(self) -> float: ...
-    @property
-    def host_s(self) -> float: ...
-    @property
-    def graph_device_s(self) -> float | None: ...
-    @property
-    def graph_host_s(self) -> float | None: ...
+    `graph_device_s` and `graph_host_s` are those of a third one, by CUDA graph; None where there is none.
+    """
+
+    readings: list[Reading]
+    timed_s: float
+    device_s: float
+    host_s: float
+    graph_device_s: float | None = None
+    graph_host_s: float | None = None
 
 
-class Bench(Protocol):
+class CaseRunner(Protocol):
     """What can run cases: `calibrate.harness.Harness`, or a device of known laws in tests."""
 
-    def prepared(self, case: Case, number: int, *, timed: bool) -> AbstractContextManager[Callable[[], Measured]]: ...
+    def prepared(self, case: Case, number: int, *, timed: bool) -> AbstractContextManager[Callable[[], Sample]]: ...
 
-    def moves(self) -> Iterable[Readable]: ...
+    def moves(self) -> Iterable[Reading]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CasePlan:
     """What to measure of a model, and for how long at most."""
 
     model: str
@@ -81,7 +74,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def measure(
-    bench: Bench, plan: Plan, journal: Journal, telemetry: Callable[[], Mapping[str, float]], progress: Progress
+    runner: CaseRunner,
+    plan: CasePlan,
+    journal: Journal,
+    telemetry: Callable[[], Mapping[str, float]],
+    progress: Progress,
 ) -> None:
     """Measure what the journal lacks."""
     done = journal.done()
@@ -90,14 +87,14 @@ def measure(
         order = np.random.default_rng([number, 7]).permutation(len(plan.cases))
         clocks = telemetry()
         if (plan.model, MOVES, number) not in done:
-            journal.add(_moves(bench, plan, number))
+            journal.add(_moves(runner, plan, number))
         for at, index in enumerate(order):
             if number and time.monotonic() > plan.deadline_s:
                 return
             case = plan.cases[index]
             progress(case.name, number * len(plan.cases) + at, total)
             if (plan.model, case.name, number) not in done:
-                journal.add(_case(bench, plan, case, int(index), number, clocks))
+                journal.add(_case(runner, plan, case, int(index), number, clocks))
         telemetry()  # which refuses a device that throttled meanwhile
 
 
@@ -106,9 +103,10 @@ def is_heavy(case: Case) -> bool:
     return case.role == GRID and sum(new for new, _ in case.prefills) >= HEAVY_TOKENS
 
 
-def _case(bench: Bench, plan: Plan, case: Case, index: int, number: int, clocks: Mapping[str, float]) -> Entry:
-    samples = []
-    with bench.prepared(case, index, timed=case.role != STEPS) as run:
+def _case(
+    runner: CaseRunner, plan: CasePlan, case: Case, index: int, number: int, clocks: Mapping[str, float]
+) -> JournalEntry:
+    with runner.prepared(case, index, timed=case.role != STEPS) as run:
         began = time.monotonic()
         samples = [run()]
         while len(samples) < plan.density.repeats or (
@@ -123,15 +121,14 @@ def _case(bench: Bench, plan: Plan, case: Case, index: int, number: int, clocks:
             while time.monotonic() < until or len(samples) < 2:
                 samples.append(run())
             samples = samples[len(samples) // 2 :]
-    points = _middles(samples)
     rows = [
-        Point(table, {**dict(row), **({"burst_us": burst[table, row]} if sustained else {})}, us)
-        for (table, row), us in points.items()
+        OperationTime(one.table, {**dict(one.row), **({"burst_us": burst[one]} if sustained else {})}, us)
+        for one, us in _middles(samples).items()
     ]
     graphs = [(one.graph_device_s, one.graph_host_s) for one in samples]
     graph_device = [device_s for device_s, _ in graphs if device_s is not None]
     graph_host = [host_s for _, host_s in graphs if host_s is not None]
-    return Entry(
+    return JournalEntry(
         plan.model,
         case.name,
         index,
@@ -149,22 +146,22 @@ def _case(bench: Bench, plan: Plan, case: Case, index: int, number: int, clocks:
     )
 
 
-def _moves(bench: Bench, plan: Plan, number: int) -> Entry:
-    found: dict[tuple[str, tuple[tuple[str, Value], ...]], list[float]] = {}
+def _moves(runner: CaseRunner, plan: CasePlan, number: int) -> JournalEntry:
+    repeats: dict[Operation, list[float]] = {}
     for _ in range(max(3, plan.density.repeats)):
-        for reading in bench.moves():
-            found.setdefault((reading.table, reading.row), []).append(reading.seconds * 1e6)
-    points = tuple(Point(table, dict(row), statistics.median(us)) for (table, row), us in found.items())
-    return Entry(plan.model, MOVES, -1, number, points, len(points), 0.0, 0.0, 0.0, 0.0, 0.0)
+        for operation, seconds in runner.moves():
+            repeats.setdefault(operation, []).append(seconds * 1e6)
+    points = tuple(OperationTime(one.table, dict(one.row), statistics.median(us)) for one, us in repeats.items())
+    return JournalEntry(plan.model, MOVES, -1, number, points, len(points), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def _middles(samples: Sequence[Measured]) -> dict[tuple[str, tuple[tuple[str, Value], ...]], float]:
+def _middles(samples: Sequence[Sample]) -> dict[Operation, float]:
     """Of each operation the median over the samples of its mean over the layers, in microseconds."""
-    means: dict[tuple[str, tuple[tuple[str, Value], ...]], list[float]] = {}
+    means: dict[Operation, list[float]] = {}
     for sample in samples:
-        layers: dict[tuple[str, tuple[tuple[str, Value], ...]], list[float]] = {}
-        for reading in sample.readings:
-            layers.setdefault((reading.table, reading.row), []).append(reading.seconds)
-        for key, seconds in layers.items():
-            means.setdefault(key, []).append(statistics.fmean(seconds) * 1e6)
-    return {key: statistics.median(us) for key, us in means.items()}
+        layers: dict[Operation, list[float]] = {}
+        for operation, seconds in sample.readings:
+            layers.setdefault(operation, []).append(seconds)
+        for operation, each_s in layers.items():
+            means.setdefault(operation, []).append(statistics.fmean(each_s) * 1e6)
+    return {operation: statistics.median(us) for operation, us in means.items()}

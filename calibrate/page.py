@@ -60,7 +60,7 @@ def page(profile: Profile, operations: Sequence[Checked] = (), steps: Sequence[C
     """The page of a profile, with the predictions that its errors were told from, if they are at hand."""
     meta = profile.meta
     checked = [*operations, *steps]
-    groups = by_group(operations) | {f"steps: {kind}": found for kind, found in by_group(steps).items()}
+    groups = by_group(operations) | {f"steps: {kind}": rows for kind, rows in by_group(steps).items()}
     facts = {"Device": meta.device, "GPU": meta.gpu, "Kind": meta.kind, "Date": meta.date, **meta.software}
     return _PAGE.format(
         title=html.escape(f"Profile {meta.name}"),
@@ -68,7 +68,7 @@ def page(profile: Profile, operations: Sequence[Checked] = (), steps: Sequence[C
         lead=html.escape(f"{meta.device}. {meta.source}"),
         errors=_table(ERROR_HEADINGS, error_rows(profile)),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes(profile)) or "<li>Nothing in particular.</li>",
-        plots="".join(_plot(name, found) for name, found in groups.items()) or "<p>No predictions at hand.</p>",
+        plots="".join(_plot(name, rows) for name, rows in groups.items()) or "<p>No predictions at hand.</p>",
         worst=_table(
             ("error", "predicted us", "measured us", "what", "size", "source"),
             [_far(one) for one in worst(checked, 20)],
@@ -88,13 +88,13 @@ def _far(one: Checked) -> Sequence[str]:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    found = list(rows)
+    lines = list(rows)
     # A heading stands where its column's numbers or words do.
-    kinds = ["" if any(not _kind(row[at]) for row in found) else "text" for at in range(len(headings))]
+    kinds = ["" if any(not _kind(row[at]) for row in lines) else "text" for at in range(len(headings))]
     head = "".join(f'<th class="{kind}">{html.escape(one)}</th>' for one, kind in zip(headings, kinds, strict=True))
     body = "".join(
         "<tr>" + "".join(f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row) + "</tr>"
-        for row in found
+        for row in lines
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

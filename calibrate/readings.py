@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from calibrate.cases import GRID, STEPS, Case
-from calibrate.journal import Entry
+from calibrate.journal import JournalEntry, Operation
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row, Value
 from sim.specs.model import ModelSpec
@@ -17,14 +16,7 @@ LAUNCH_BOUND = 1.2
 """A GPU's step that takes so many times what its kernels take waits for their launches."""
 
 
-class Key(NamedTuple):
-    """What was measured: a table, and the row's columns but its times."""
-
-    table: str
-    row: tuple[tuple[str, Value], ...]
-
-
-Readings = dict[Key, list[float]]
+Readings = dict[Operation, list[float]]
 """Microseconds in each pass, by what was measured."""
 
 
@@ -37,7 +29,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MeasuredStep:
     """A whole step: device and host seconds in each pass."""
 
     spec: ModelSpec
@@ -73,58 +65,60 @@ class Sorted:
     rows: Readings = field(default_factory=dict)
     between: Readings = field(default_factory=dict)
     bursts: Readings = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[MeasuredStep] = field(default_factory=list)
 
 
-def sort(entries: Iterable[Entry], subjects: Mapping[str, Subject], *, synchronous: bool) -> Sorted:
+def sort(entries: Iterable[JournalEntry], subjects: Mapping[str, Subject], *, synchronous: bool) -> Sorted:
     """Entries by their purpose; `synchronous` where the host itself computes."""
     entries = list(entries)
     timing_s = timing_seconds(entries)
-    found = Sorted()
-    steps: dict[tuple[str, Case, bool], Step] = {}
+    readings = Sorted()
+    steps: dict[tuple[str, Case, bool], MeasuredStep] = {}
     for entry in entries:
         subject = subjects[entry.model]
         case = subject.cases[entry.number] if entry.number >= 0 else Case()
         if case.role == STEPS:
             for graph, device_s, host_s in _times(entry):
-                step = steps.setdefault((entry.model, case, graph), Step(subject.spec, case, graph))
+                step = steps.setdefault((entry.model, case, graph), MeasuredStep(subject.spec, case, graph))
                 step.seconds.append((device_s, host_s))
             continue
-        goal = found.rows if case.role == GRID else found.between
+        goal = readings.rows if case.role == GRID else readings.between
         for point in entry.points:
-            key = Key(point.table, tuple((name, value) for name, value in point.row.items() if name != "burst_us"))
+            key = Operation(
+                point.table, tuple((name, value) for name, value in point.row.items() if name != "burst_us")
+            )
             goal.setdefault(key, []).append(point.us)
             if "burst_us" in point.row:
-                found.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
+                readings.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
         if entry.number >= 0:
             for key, us in _beside(entry, case, subject.spec.layers, timing_s if synchronous else None):
                 goal.setdefault(key, []).append(us)
-    found.steps.extend(steps.values())
-    return found
+    readings.steps.extend(steps.values())
+    return readings
 
 
-def _times(entry: Entry) -> Iterable[tuple[bool, float, float]]:
+def _times(entry: JournalEntry) -> Iterable[tuple[bool, float, float]]:
     """(by CUDA graph?, device seconds, host seconds) of an entry's step."""
     yield False, entry.device_s, entry.host_s
     if entry.graph_device_s is not None and entry.graph_host_s is not None:
         yield True, entry.graph_device_s, entry.graph_host_s
 
 
-def timing_seconds(entries: Iterable[Entry]) -> float:
+def timing_seconds(entries: Iterable[JournalEntry]) -> float:
     """What timing an operation adds to the step beside it: how much longer timed steps are than untimed ones."""
     added = [(one.timed_s - one.device_s) / one.operations for one in entries if one.timed_s and one.operations]
     return max(0.0, statistics.median(added)) if added else 0.0
 
 
-def _beside(entry: Entry, case: Case, layers: int, timing_s: float | None) -> Iterable[tuple[Key, float]]:
+def _beside(entry: JournalEntry, case: Case, layers: int, timing_s: float | None) -> Iterable[tuple[Operation, float]]:
     """What the step took beside its operations: launching them, and the host. `timing_s` is None of a GPU."""
     rows = len(case.prefills) + len(case.decodes)
     size: Row = {"rows": rows, "prefill_tokens": sum(new for new, _ in case.prefills)}
     parts = ("mixed" if case.decodes else "prefill") if case.prefills else "decode"
     for graph, device_s, host_s in _times(entry):
         where = (("parts", parts), ("graph", int(graph)))
-        yield Key("host", (*where, *size.items())), max(host_s, 1e-7) * 1e6
-        launch = Key("launch", (*where, ("layers", layers), *size.items()))
+        yield Operation("host", (*where, *size.items())), max(host_s, 1e-7) * 1e6
+        launch = Operation("launch", (*where, ("layers", layers), *size.items()))
         if timing_s is not None:
             yield launch, max(entry.beside_s - entry.operations * timing_s, 1e-6) * 1e6
         elif device_s > LAUNCH_BOUND * entry.work_s:

@@ -40,16 +40,16 @@ def error_rows(profile: Profile) -> list[ErrorRow]:
     """Of each table and each kind of step."""
     meta = profile.meta
     rows = [_row(name, meta.accuracy.get(name)) for name in profile.tables if name != "steps"]
-    return [*rows, *(_row(f"steps: {kind}", told) for kind, told in meta.step_accuracy.items())]
+    return [*rows, *(_row(f"steps: {kind}", error) for kind, error in meta.step_accuracy.items())]
 
 
-def _row(name: str, told: Accuracy | None) -> ErrorRow:
-    if told is None:
+def _row(name: str, error: Accuracy | None) -> ErrorRow:
+    if error is None:
         return ErrorRow(name, "0", "not measured", "", "", "", "", "")
-    mean, p90, most = (f"{share:.1%}" for share in (told.mean, told.p90, told.max))
-    again = "not measured" if told.repeat_mean is None else f"{told.repeat_mean:.1%}"
-    how = f"{told.how}; {told.form}" if told.form else told.how
-    return ErrorRow(name, f"{told.points}", mean, p90, most, f"{told.bias:+.1%}", again, how)
+    mean, p90, most = (f"{share:.1%}" for share in (error.mean, error.p90, error.max))
+    again = "not measured" if error.repeat_mean is None else f"{error.repeat_mean:.1%}"
+    how = f"{error.how}; {error.form}" if error.form else error.how
+    return ErrorRow(name, f"{error.points}", mean, p90, most, f"{error.bias:+.1%}", again, how)
 
 
 def worst(checked: Iterable[Checked], count: int = WORST) -> list[Checked]:
@@ -66,23 +66,23 @@ def reach(table: Table) -> str:
 def notes(profile: Profile) -> list[str]:
     """What a reader has to know before believing the numbers."""
     meta = profile.meta
-    found = list(meta.notes)
+    texts = list(meta.notes)
     if meta.synchronous:
-        found.append(
+        texts.append(
             "Measured on a CPU, in seconds in which its one thread ran. A live run counts all seconds: where other "
             "processes compute too it takes longer, and the profile cannot know by how much."
         )
-    uneven = [told for kind, told in meta.step_accuracy.items() if kind.startswith("uneven")]
+    uneven = [error for kind, error in meta.step_accuracy.items() if kind.startswith("uneven")]
     if uneven:
-        found.append(
+        texts.append(
             f"Decode batches of uneven contexts are priced by their mean and longest; they came out "
             f"{uneven[0].bias:+.0%} on average."
         )
     lacking = [what for table, what in _LACKING.items() if table not in profile.tables]
-    found.append(f"Not measured, and priced by the roofline: {', '.join([*lacking, 'latent attention'])}.")
+    texts.append(f"Not measured, and priced by the roofline: {', '.join([*lacking, 'latent attention'])}.")
     if meta.kind == "derived":
-        found.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")
-    return found
+        texts.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")
+    return texts
 
 
 def show(profile: Profile, console: Console, checked: Sequence[Checked] = ()) -> None:
@@ -101,7 +101,7 @@ def show(profile: Profile, console: Console, checked: Sequence[Checked] = ()) ->
     if checked:
         console.print("furthest off:", highlight=False)
         for one in worst(checked):
-            told = f"{one.error:+.0%}  {one.predicted_us:,.0f} us, measured {one.measured_us:,.0f}"
-            console.print(escape(f"  {told}: {one.group}, {one.what} ({one.source})"), highlight=False)
+            error = f"{one.error:+.0%}  {one.predicted_us:,.0f} us, measured {one.measured_us:,.0f}"
+            console.print(escape(f"  {error}: {one.group}, {one.what} ({one.source})"), highlight=False)
     for note in notes(profile):
         console.print(escape(note), highlight=False, style="dim")

@@ -24,7 +24,7 @@ from calibrate.evaluate import (
 )
 from calibrate.fit import best_forms, ceilings, tables_of
 from calibrate.journal import Journal
-from calibrate.measure import SUSTAINED_S, Bench, Plan, Progress, is_heavy, measure
+from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, Progress, is_heavy, measure
 from calibrate.readings import Readings, Sorted, Subject, sort
 from sim.cost.efficiency import Efficiency
 from sim.cost.profile import Accuracy, Meta, Profile
@@ -36,7 +36,7 @@ from sim.study.identity import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"
-MakeBench = Callable[[ModelSpec, Range], Bench]
+MakeRunner = Callable[[ModelSpec, Range], CaseRunner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,15 @@ class Job:
 
     def header(self) -> dict[str, object]:
         """What a journal must be of to be gone on with."""
-        told = {**asdict(self.settings), "device": self.target.name, **devices.software(self.target)}
-        told.pop("budget_s")
-        told["models_sha256"] = sha256(repr([one.spec for one in self.subjects.values()]).encode()).hexdigest()
-        told["product_sha256"] = product_digest(("traces", "sim", "backend", "calibrate"))
-        return {**told, "limits": asdict(self.limits), "density": asdict(self.density)}
+        header = {**asdict(self.settings), "device": self.target.name, **devices.software(self.target)}
+        header.pop("budget_s")
+        header["models_sha256"] = sha256(repr([one.spec for one in self.subjects.values()]).encode()).hexdigest()
+        header["product_sha256"] = product_digest(("traces", "sim", "backend", "calibrate"))
+        return {**header, "limits": asdict(self.limits), "density": asdict(self.density)}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Calibration:
     """A profile and every prediction that its errors were told from."""
 
     profile: Profile
@@ -157,8 +157,8 @@ def _estimate(spec: ModelSpec, sheet: GpuSpec, *, sustained: bool) -> Callable[[
 
 
 def calibrate(
-    job: Job, make_bench: MakeBench, out: Path, *, name: str, date: str, resume: bool, progress: Progress
-) -> Outcome:
+    job: Job, make_runner: MakeRunner, out: Path, *, name: str, date: str, resume: bool, progress: Progress
+) -> Calibration:
     """Measure, fit and evaluate. The journal stays in `out`'s sibling until the caller has written the profile.
 
     Raises:
@@ -169,13 +169,13 @@ def calibrate(
     clocks: list[Mapping[str, float]] = []
 
     def telemetry() -> Mapping[str, float]:
-        told = devices.telemetry(job.target)
-        clocks.append(told)
-        return told
+        logged = devices.telemetry(job.target)
+        clocks.append(logged)
+        return logged
 
     for model, subject in job.subjects.items():
-        bench = make_bench(subject.spec, job.limits)
-        plan = Plan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
+        bench = make_runner(subject.spec, job.limits)
+        plan = CasePlan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         measure(bench, plan, journal, telemetry, progress)
         del bench  # its memory is the next one's
         gc.collect()
@@ -195,22 +195,22 @@ def journal_path(out: Path) -> Path:
 
 def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Least and greatest of what was logged."""
-    keys = sorted({key for told in clocks for key in told})
+    keys = sorted({key for logged in clocks for key in logged})
     ends: dict[str, Callable[[Sequence[float]], float]] = {"least": min, "most": max}
     return {
-        f"{key}_{end}": pick([told[key] for told in clocks if key in told])
+        f"{key}_{end}": pick([logged[key] for logged in clocks if key in logged])
         for key in keys
         for end, pick in ends.items()
     }
 
 
-def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Outcome:
+def fitted(job: Job, readings: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Calibration:
     """The profile of what was read, with its errors."""
-    tables = tables_of(found)
+    tables = tables_of(readings)
     target = job.target
     text, sheet = "", job.sheet
     if target.is_cpu:
-        flops, moved = ceilings(found.rows)
+        flops, moved = ceilings(readings.rows)
         text = devices.cpu_sheet(target, flops, moved, "the fastest product and the fastest read of this calibration")
         sheet = replace(sheet, memory_bytes_per_s=moved, **dict.fromkeys(_RATES, flops))  # type: ignore[arg-type]
     else:
@@ -233,10 +233,10 @@ def fitted(job: Job, found: Sorted, *, name: str, date: str, clocks: Mapping[str
         included={"embedding": "launch"} if target.is_cpu else {},
         synchronous=target.is_cpu,
         grid=job.grid(),
-        accuracy={one: _unknown(told) for one, told in forms.items()},
+        accuracy={one: _unknown(chosen) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, sheet if target.is_cpu else None, text)
-    return evaluated(profile, found, {subject.spec.name: subject.spec for subject in job.subjects.values()})
+    return evaluated(profile, readings, {subject.spec.name: subject.spec for subject in job.subjects.values()})
 
 
 _RATES = ("fp16_flops_per_s", "bf16_flops_per_s", "fp32_flops_per_s")
@@ -246,35 +246,35 @@ def _unknown(forms: Sequence[str]) -> Accuracy:
     return Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0, form=", ".join(forms))
 
 
-def evaluated(profile: Profile, found: Sorted, specs: Mapping[str, ModelSpec]) -> Outcome:
+def evaluated(profile: Profile, readings: Sorted, specs: Mapping[str, ModelSpec]) -> Calibration:
     """The profile with its errors, told from what was not fitted."""
-    groups = by_group(between(profile, found.between))
-    told: dict[str, Accuracy] = {}
+    groups = by_group(between(profile, readings.between))
+    errors: dict[str, Accuracy] = {}
     operations: list[Checked] = []
     for name, known in profile.meta.accuracy.items():
         how = "points measured between those of the grid"
         checked = groups.get(name, [])
         if not checked:
             how, checked = "points of the grid left out one at a time", leave_one_out(profile, name)
-        repeats = repeat_error(_of(found.rows, name))
+        repeats = repeat_error(_of(readings.rows, name))
         operations += checked
         if checked:
-            told[name] = accuracy(checked, form=known.form, how=how, repeat_mean=repeats)
+            errors[name] = accuracy(checked, form=known.form, how=how, repeat_mean=repeats)
     whole = steps(profile, specs)
     again: dict[str, list[list[float]]] = {}
-    for step in found.steps:
+    for step in readings.steps:
         for kind in (kind_of(step.row()), "all"):
             again.setdefault(kind, []).append([device_s + host_s for device_s, host_s in step.seconds])
     kinds = {
         kind: accuracy(checked, how="random steps", repeat_mean=repeat_error(again.get(kind, ())))
         for kind, checked in {**by_group(whole), **({"all": whole} if whole else {})}.items()
     }
-    meta = replace(profile.meta, accuracy=told, step_accuracy=kinds)
-    return Outcome(replace(profile, meta=meta), operations, whole)
+    meta = replace(profile.meta, accuracy=errors, step_accuracy=kinds)
+    return Calibration(replace(profile, meta=meta), operations, whole)
 
 
 def _of(readings: Readings, table: str) -> list[list[float]]:
     return [us for key, us in readings.items() if key.table == table]
 
 
-__all__ = ["Job", "Outcome", "Settings", "calibrate", "prepare"]
+__all__ = ["Calibration", "Job", "Settings", "calibrate", "prepare"]

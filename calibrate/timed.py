@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from backend.bench.clock import CpuClock, DeviceClock
 from backend.cache.kvcache import KV_DTYPES, LayerCache
 from backend.model.weights import QuantWeight, Weight
 from backend.ops import Ops
 from calibrate.cases import Case
+from calibrate.journal import Operation
+from calibrate.measure import Reading
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value
 
@@ -26,72 +29,18 @@ HOLD_S = 60e-6
 """How long CUDA is kept busy before each operation: longer than launching the few kernels of one takes."""
 
 
-class Clock(Protocol):
-    """Marks moments of the device's time."""
-
-    def hold(self) -> None:
-        """Let what is launched next queue up before it runs."""
-        ...
-
-    def mark(self) -> Any:
-        """This moment."""
-        ...
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        """Between two marks; waits for the device."""
-        ...
-
-
-class CpuClock:
+class ThreadClock(CpuClock):
     """The host computes, in this thread: the time in which the thread ran, without that given to other processes."""
-
-    def hold(self) -> None:
-        """Nothing queues."""
 
     def mark(self) -> float:
         """Seconds in which this thread ran."""
         return time.thread_time()
 
-    def seconds(self, begin: float, end: float) -> float:
-        """Their difference."""
-        return end - begin
-
-
-class CudaClock:
-    """Events in the current stream. Never run on a GPU by this project so far."""
-
-    def __init__(self, device: torch.device) -> None:
-        properties = torch.cuda.get_device_properties(device)
-        self._hold_cycles = int(HOLD_S * getattr(properties, "clock_rate", 2_000_000) * 1e3)
-
-    def hold(self) -> None:
-        """A kernel that counts cycles and touches no memory."""
-        torch.cuda._sleep(self._hold_cycles)  # type: ignore[no-untyped-call]
-
-    def mark(self) -> torch.cuda.Event:
-        """An event behind all that was launched."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Device seconds from one event to the other."""
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-
-
-class Reading(NamedTuple):
-    """One operation that ran: the table it belongs to, the row's columns but its time, and seconds."""
-
-    table: str
-    row: tuple[tuple[str, Value], ...]
-    seconds: float
-
 
 class TimedOps:
     """`Ops` that keep how long each operation took; what is not timed (copies) is handed through."""
 
-    def __init__(self, inner: Ops, clock: Clock) -> None:
+    def __init__(self, inner: Ops, clock: DeviceClock) -> None:
         self._inner, self._clock = inner, clock
         self._marks: list[tuple[str, dict[str, Value], Any, Any]] = []
         self.case = Case()
@@ -102,15 +51,15 @@ class TimedOps:
 
     def readings(self) -> list[Reading]:
         """What ran since the last call, in order."""
-        found = [
-            Reading(table, tuple(row.items()), self._clock.seconds(begin, end))
+        readings = [
+            Reading(Operation(table, tuple(row.items())), self._clock.seconds(begin, end))
             for table, row, begin, end in self._marks
         ]
         self._marks.clear()
-        return found
+        return readings
 
     def _timed(self, table: str, row: dict[str, Value], call: Callable[[], Any]) -> Any:
-        self._clock.hold()
+        self._clock.hold(HOLD_S)
         begin = self._clock.mark()
         result = call()
         self._marks.append((table, row, begin, self._clock.mark()))

@@ -9,27 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calibrate.cases import Case
+from calibrate.journal import Operation
+from calibrate.measure import Reading, Sample
 from sim.cost.tables import Value
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE
 
 ROWS_PER_S, PAIRS_PER_S, LAUNCH_S, HOST_S, TIMING_S = 2e11, 4e9, 2e-4, 3e-4, 5e-6
-
-
-@dataclass(frozen=True, slots=True)
-class FakeReading:
-    table: str
-    row: tuple[tuple[str, Value], ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class FakeSample:
-    readings: list[FakeReading]
-    timed_s: float
-    device_s: float
-    host_s: float
-    graph_device_s: float | None = None
-    graph_host_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -46,8 +32,8 @@ class LawBench:
     runs: int = 0
 
     @contextmanager
-    def prepared(self, case: Case, number: int, *, timed: bool) -> Iterator[Callable[[], FakeSample]]:
-        def run() -> FakeSample:
+    def prepared(self, case: Case, number: int, *, timed: bool) -> Iterator[Callable[[], Sample]]:
+        def run() -> Sample:
             self.runs += 1
             if self.stop_after is not None and self.runs > self.stop_after:
                 raise KeyboardInterrupt
@@ -58,37 +44,37 @@ class LawBench:
             beside_s = LAUNCH_S + 1e-6 * len(case.decodes) + 1e-8 * sum(new for new, _ in case.prefills)
             timed_s += beside_s + len(readings) * TIMING_S
             host_s = HOST_S + 2e-6 * (len(case.decodes) + len(case.prefills))
-            return FakeSample(readings, timed_s, work_s + beside_s, host_s)
+            return Sample(readings, timed_s, work_s + beside_s, host_s)
 
         yield run
 
-    def moves(self) -> Iterator[FakeReading]:
+    def moves(self) -> Iterator[Reading]:
         for moved in (2**14, 2**16, 2**18):
-            yield FakeReading("copy", (("bytes", moved),), 1e-5 + moved / 1e10)
+            yield Reading(Operation("copy", (("bytes", moved),)), 1e-5 + moved / 1e10)
             for way in ("out", "in"):
-                yield FakeReading("swap", (("direction", way), ("bytes", moved)), 1e-5 + moved / 5e9)
+                yield Reading(Operation("swap", (("direction", way), ("bytes", moved))), 1e-5 + moved / 5e9)
 
-    def _readings(self, case: Case, rng: np.random.Generator) -> Iterator[FakeReading]:
+    def _readings(self, case: Case, rng: np.random.Generator) -> Iterator[Reading]:
         spec = self.spec
         tokens = len(case.decodes) + sum(new for new, _ in case.prefills)
         rows = len(case.decodes) + len(case.prefills)
 
-        def reading(table: str, row: dict[str, Value], seconds: float) -> FakeReading:
+        def reading(table: str, row: dict[str, Value], seconds: float) -> Reading:
             noisy = seconds * float(np.exp(self.noise * rng.standard_normal())) * self.spoil(table, row)
-            return FakeReading(table, tuple(row.items()), noisy)
+            return Reading(Operation(table, tuple(row.items())), noisy)
 
-        def gemm(k: int, n: int, size: int) -> FakeReading:
+        def gemm(k: int, n: int, size: int) -> Reading:
             row: dict[str, Value] = {"dtype": "fp32", "weight_dtype": "fp32", "k": k, "n": n, "tokens": size}
             return reading("gemm", row, 2e-5 + size * k * n / ROWS_PER_S)
 
-        def small(op: str, width: int, size: int, kv_dtype: str = "none") -> FakeReading:
+        def small(op: str, width: int, size: int, kv_dtype: str = "none") -> Reading:
             row: dict[str, Value] = {"op": op, "dtype": "fp32", "kv_dtype": kv_dtype, "width": width, "tokens": size}
             return reading("elementwise", row, 1e-5 + size * width / 1e9)
 
         heads: dict[str, Value] = {"dtype": "fp32", "kv_dtype": spec.kv_dtype, "heads": spec.heads}
         heads |= {"kv_heads": spec.kv_heads, "head_dim": spec.head_dim, "window": 0}
         for _ in range(spec.layers):
-            yield from (gemm(one.k, one.n, tokens) for one in (*spec.attention_gemms(1), *spec.mlp_gemms(1)))
+            yield from (gemm(one.k, one.n, tokens) for one in (*spec.attention_gemms(SINGLE), *spec.mlp_gemms(SINGLE)))
             yield from (small("norm", spec.hidden, tokens), small("norm", spec.hidden, tokens))
             yield small("rope_kv_write", (spec.heads + 2 * spec.kv_heads) * spec.head_dim, tokens, spec.kv_dtype)
             yield small("activation", spec.ffn, tokens)
@@ -99,7 +85,7 @@ class LawBench:
                 if len(set(case.prefills)) == 1:
                     yield reading("prefill_attention", {**heads, **point}, 3e-5 + pairs / PAIRS_PER_S)
                 else:
-                    yield FakeReading("other", (), 3e-5 + pairs / PAIRS_PER_S)
+                    yield Reading(Operation("other", ()), 3e-5 + pairs / PAIRS_PER_S)
             if case.decodes:
                 mean, most = sum(case.decodes) / len(case.decodes), max(case.decodes)
                 seen = len(case.decodes) * (mean + self.uneven * (most - mean))

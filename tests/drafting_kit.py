@@ -31,7 +31,7 @@ from sim.serving.replica import Clock, Replica
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
-from sim.speculation.drafters import Fixed
+from sim.speculation.drafters import FixedDrafts
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Drafts(Setup):
         most = self.tree.drafts if self.tree else self.k
         if self.lookahead and isinstance(allocator, Paged):
             allocator.lookahead_tokens = most
-        proposer: Proposer = Adaptive(self.k, self.cost) if self.adaptive else Fixed(most)
+        proposer: Proposer = Adaptive(self.k, self.cost) if self.adaptive else FixedDrafts(most)
         return DraftingEngine(
             policy,
             allocator,

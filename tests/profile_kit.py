@@ -8,7 +8,7 @@ from typing import Any
 
 from sim.catalog import load_gpu, load_model
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
+from sim.cost.kernels import guide_of
 from sim.cost.profile import Meta, Profile
 from sim.cost.tables import Table, Value
 

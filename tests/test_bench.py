@@ -26,11 +26,11 @@ from backend.bench import model as bench_model
 from backend.bench import peers as bench_peers
 from backend.bench import run as bench
 from backend.bench.attention import causal_flops
-from backend.bench.cliff import Line, Point, _beside_switches, cuts, judge
+from backend.bench.cliff import CliffLine, CliffPoint, _beside_switches, cuts, judge
 from backend.bench.clock import LateError, within
-from backend.bench.inputs import CHUNK_TOKENS, Heads, Pool, Sequences
-from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Row, Stats
-from backend.bench.timing import AbsentError, Bench, Check, Offer, Task
+from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Heads, Pool
+from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, BenchRow, ClockLog, Report, Stats
+from backend.bench.timing import AbsentError, Bench, BenchTask, Check, Offer
 from backend.bench.verdict import MET, MISSED, NOT_MEASURED, bars, show
 from backend.cache.kvcache import KvCache
 from backend.kernels.prefill_attention import attention_reference
@@ -148,7 +148,7 @@ def test_a_killed_run_leaves_what_was_measured(tmp_path: Path) -> None:
     def killed(bench: Bench) -> None:
         raise KeyboardInterrupt
 
-    listed = [*bench.chosen("copy", True), bench.Case("decode", "killed", killed)]
+    listed = [*bench.chosen("copy", True), bench.BenchCase("decode", "killed", killed)]
     with pytest.raises(KeyboardInterrupt):
         bench.run(made, listed, out, lambda line: None)
     told = json.loads(out.read_text())
@@ -161,7 +161,7 @@ def test_a_case_that_fails_is_told_and_the_next_one_runs(tmp_path: Path) -> None
         raise RuntimeError("no such kernel\nand more")
 
     made = small_bench()
-    bench.run(made, [bench.Case("decode", "broken", broken), *bench.chosen("copy", True)], None, lambda line: None)
+    bench.run(made, [bench.BenchCase("decode", "broken", broken), *bench.chosen("copy", True)], None, lambda line: None)
     assert made.report.unfinished["broken"].startswith("RuntimeError: no such kernel")
     assert [row.case for row in made.report.rows] == ["copy"]
     assert not made.report.finished
@@ -200,7 +200,7 @@ def test_whoever_cannot_take_part_is_a_row_with_its_reason() -> None:
         Offer("raising", lambda: raising),
         Offer("late", late),
     ]
-    task = Task(group="x", case="x", check=Check(lambda out: out, expected, 0.01), rounds=5)
+    task = BenchTask(group="x", case="x", check=Check(lambda out: out, expected, 0.01), rounds=5)
     rows = {row.contender: row for row in made.compare(task, offers)}
     assert list(rows) == [offer.name for offer in offers]
     assert {name: row.state for name, row in rows.items()} == {
@@ -260,7 +260,7 @@ def test_contenders_take_turns_on_rotating_sets() -> None:
     def offer(name: str) -> Offer:
         return Offer(name, lambda: lambda turn: seen.append((name, turn)))
 
-    rows = made.compare(Task(group="x", case="x", sets=3, rounds=6), [offer("a"), offer("b")])
+    rows = made.compare(BenchTask(group="x", case="x", sets=3, rounds=6), [offer("a"), offer("b")])
     timed = seen[2:]  # after each has run once to get ready
     assert [turn for _, turn in timed] == [at % 3 for at in range(12)]
     firsts = [timed[at][0] for at in range(0, 12, 2)]
@@ -291,8 +291,8 @@ def test_stats_are_median_and_percentiles() -> None:
 def test_tables_permute_the_room_of_each_sequence(
     count: int, context: int, sets: int, block_tokens: int, grain: int | None
 ) -> None:
-    pool = Pool(Heads(2, 1, 2), Sequences.room(count, context, sets), torch.float32, CPU)
-    inputs = Sequences(pool, count, context, 1, sets, grain)
+    pool = Pool(Heads(2, 1, 2), BenchSequences.room(count, context, sets), torch.float32, CPU)
+    inputs = BenchSequences(pool, count, context, 1, sets, grain)
     everything: list[int] = []
     for turn, (table, memory) in enumerate(
         zip(inputs.tables(block_tokens), map(inputs.memory, range(sets)), strict=True)
@@ -312,14 +312,14 @@ def test_tables_permute_the_room_of_each_sequence(
 
 def test_blocks_are_scattered() -> None:
     pool = Pool(Heads(2, 1, 2), 4096, torch.float32, CPU)
-    table = Sequences(pool, 1, 4096, 1, 1).tables(16)[0][0].tolist()
+    table = BenchSequences(pool, 1, 4096, 1, 1).tables(16)[0][0].tolist()
     assert table != sorted(table)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float8_e4m3fn, torch.int8])
 def test_the_reference_is_attention(kind: torch.dtype) -> None:
-    pool = Pool(Heads(4, 2, 16), Sequences.room(1, 40, 1), kind, CPU)
-    inputs = Sequences(pool, 1, 40, 5, 1, CHUNK_TOKENS)
+    pool = Pool(Heads(4, 2, 16), BenchSequences.room(1, 40, 1), kind, CPU)
+    inputs = BenchSequences(pool, 1, 40, 5, 1, CHUNK_TOKENS)
     k, v = pool.exact(inputs.slots(0, 0, 16))
     whole, _ = attention_reference(inputs.q[0], [k], [v], [0, 5], scale=inputs.scale)
     torch.testing.assert_close(inputs.expected(3, 16), whole[-3:])
@@ -396,14 +396,14 @@ def test_flashinfer_is_told_the_same_pages(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
 def test_the_kernels_own_cut_is_used_and_told() -> None:
-    pool = Pool(Heads(4, 2, 16), Sequences.room(1, 256, 1), torch.float32, CPU)
-    inputs = Sequences(pool, 1, 256, 1, 1)
+    pool = Pool(Heads(4, 2, 16), BenchSequences.room(1, 256, 1), torch.float32, CPU)
+    inputs = BenchSequences(pool, 1, 256, 1, 1)
     out, _ = bench_attention._planned(inputs, 16)(0)
     check = Check(lambda out: out[0], inputs.expected(1, 16), 1e-5)
     assert check.error(out) < 1e-5
     assert cuts(pool, inputs.q, inputs.kv_lens) > 1
     assert cuts(pool, inputs.q, torch.ones(1, dtype=torch.int32)) == 1
-    places = _beside_switches(small_bench(), pool, Line("context of 1", ((1, 64), (1, 512))))
+    places = _beside_switches(small_bench(), pool, CliffLine("context of 1", ((1, 64), (1, 512))))
     assert places
     assert all(rows == 1 and context % 64 == 0 for rows, context in places)
     for (_, before), (_, after) in zip(places[::2], places[1::2], strict=True):
@@ -415,8 +415,8 @@ def test_the_kernels_own_cut_is_used_and_told() -> None:
 # ---- cliffs and bars ------------------------------------------------------------------------------------------------
 
 
-def points(times: list[tuple[int, float, int]]) -> list[Point]:
-    return [Point(work, 4096, work * 1000, seconds, parts) for work, seconds, parts in times]
+def points(times: list[tuple[int, float, int]]) -> list[CliffPoint]:
+    return [CliffPoint(work, 4096, work * 1000, seconds, parts) for work, seconds, parts in times]
 
 
 @given(st.lists(st.integers(1, 500), min_size=2, max_size=9, unique=True), st.floats(0, 10), st.floats(0.01, 10))
@@ -439,10 +439,10 @@ def test_cliffs_are_found() -> None:
     assert unswitched.switch_jump == 0.0 < unswitched.jump
 
 
-def row(group: str, case: str, contender: str, median_s: float, **more: Any) -> Row:
+def row(group: str, case: str, contender: str, median_s: float, **more: Any) -> BenchRow:
     ours = contender.startswith("ours")
     time = Stats(median_s, median_s, median_s, 5)
-    return Row(group=group, case=case, contender=contender, state=MEASURED, ours=ours, time=time, **more)
+    return BenchRow(group=group, case=case, contender=contender, state=MEASURED, ours=ours, time=time, **more)
 
 
 def gpu_report(name: str, slower: float = 1.0) -> Report:
@@ -508,7 +508,7 @@ def test_bars_without_their_cases_are_not_measured() -> None:
 
 def test_what_is_printed_says_what_is_missing() -> None:
     report = gpu_report("NVIDIA H200")
-    report.rows.append(Row(group="decode", case="decode bf16", contender="peer", state=ABSENT, reason="not here"))
+    report.rows.append(BenchRow(group="decode", case="decode bf16", contender="peer", state=ABSENT, reason="not here"))
     report.unfinished["swap 64"] = "3 s left, it wants 5 s"
     report.bars = [bar.as_dict() for bar in bars(report)]
     console = Console(width=150, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -584,7 +584,7 @@ def test_the_full_shapes_fit_an_80_gb_gpu() -> None:
     shapes = bench_attention.shapes(False)
     token_bytes = {cache: 2 * 8 * 128 * (2 if cache == "bf16" else 1) for cache in ("bf16", "fp8", "int8")}
     for cache, sequences, context in shapes.decode:
-        one = Sequences.room(sequences, context, 1) * token_bytes[cache]
+        one = BenchSequences.room(sequences, context, 1) * token_bytes[cache]
         assert max(2 * one, one + 200 * 2**20) < 10 * 2**30
     for line in bench_cliff.lines(False):
-        assert max(Sequences.room(rows, context, 2) for rows, context in line.points) * 4096 < 10 * 2**30
+        assert max(BenchSequences.room(rows, context, 2) for rows, context in line.points) * 4096 < 10 * 2**30

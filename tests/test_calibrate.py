@@ -21,7 +21,7 @@ from calibrate.check import suspects
 from calibrate.derive import derive
 from calibrate.evaluate import kind_of, shape_of
 from calibrate.fit import best_forms
-from calibrate.run import Job, Outcome, Settings, calibrate, journal_path, prepare
+from calibrate.run import Calibration, Job, Settings, calibrate, journal_path, prepare
 from sim.catalog import load_gpu
 from sim.cost.profile import Profile, read, write
 from sim.cost.profiled import Profiled
@@ -48,7 +48,7 @@ def job(*, passes: int = 2, ratio: int = 4) -> Job:
     return replace(made, density=density, subjects={name: replace(subject, cases=cases(made.limits, density, 0))})
 
 
-def calibrated(made: Job, bench: LawBench, out: Path, *, resume: bool = False) -> Outcome:
+def calibrated(made: Job, bench: LawBench, out: Path, *, resume: bool = False) -> Calibration:
     return calibrate(
         made,
         lambda _spec, _limits: bench,
@@ -66,11 +66,11 @@ def bench(**how: object) -> LawBench:
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     return calibrated(job(), bench(), tmp_path_factory.mktemp("exact") / "p")
 
 
-def test_a_law_without_noise_is_recovered(exact: Outcome) -> None:
+def test_a_law_without_noise_is_recovered(exact: Calibration) -> None:
     """Everything but attention over prompts (a square of their length) is straight, and is found to the digit."""
     accuracy = exact.profile.meta.accuracy
     for name in ("gemm", "decode_attention", "elementwise", "sampling", "copy", "swap", "launch", "host"):
@@ -82,7 +82,7 @@ def test_a_law_without_noise_is_recovered(exact: Outcome) -> None:
     assert suspects(exact.profile) == []
 
 
-def test_the_profile_says_what_it_is(exact: Outcome, tmp_path: Path) -> None:
+def test_the_profile_says_what_it_is(exact: Calibration, tmp_path: Path) -> None:
     told = exact.profile.meta
     assert (told.gpu, told.device, told.kind, told.synchronous) == ("cpu", "a law", "measured", True)
     assert told.software["torch"] == torch.__version__
@@ -264,7 +264,7 @@ def _times(table: Table, factor: float) -> Table:
     return Table.of(table.spec.name, [{**row, "us": factor * float(row["us"])} for row in rows])
 
 
-def test_deriving_what_cannot_be_is_refused(exact: Outcome) -> None:
+def test_deriving_what_cannot_be_is_refused(exact: Calibration) -> None:
     with pytest.raises(InputError, match="whose data sheet scales to no GPU"):
         derive(exact.profile, load_gpu("h200"), name="a", date="2026-01-01")
     with pytest.raises(InputError, match="is of h100 already"):

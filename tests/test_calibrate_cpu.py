@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +18,12 @@ from click.testing import CliRunner, Result
 from law_ops import told_time
 from patience import wait_for
 
+from backend.bench.clock import CudaClock
 from calibrate import device as devices
 from calibrate.cases import Case, Range
 from calibrate.cli import cli, main
 from calibrate.harness import Harness
-from calibrate.timed import CudaClock
+from calibrate.timed import HOLD_S
 from sim.catalog import load_model
 from sim.cost.profile import find
 from sim.cost.profiled import Profiled
@@ -117,7 +117,7 @@ def test_the_harness_reads_what_operations_and_steps_take() -> None:
             assert (found.device_s, found.host_s) == pytest.approx((truth.device_s, truth.host_s), rel=1e-9)
             assert found.timed_s == pytest.approx(found.device_s, rel=1e-9)
             taken = [
-                sorted((one.table, one.seconds) for one in sample.readings if one.table != "other")
+                sorted((one.operation.table, one.seconds) for one in sample.readings if one.operation.table != "other")
                 for sample in (found, truth)
             ]
             assert [table for table, _ in taken[0]] == [table for table, _ in taken[1]]
@@ -202,7 +202,7 @@ def test_every_operation_of_a_step_is_read(kv_dtype: str) -> None:
     case = Case(((16, 5),), (40, 20))
     with harness.prepared(case, 0, timed=True) as measure:
         sample = measure()
-    tables = [reading.table for reading in sample.readings]
+    tables = [reading.operation.table for reading in sample.readings]
     assert {name: tables.count(name) for name in set(tables)} == {
         "gemm": 4 * 2 + 1,
         "elementwise": 2 * 2 + 1 + 2 + 2 + 2 * 2,
@@ -210,7 +210,7 @@ def test_every_operation_of_a_step_is_read(kv_dtype: str) -> None:
         "decode_attention": 2,
         "sampling": 1,
     }
-    decode = dict(next(one.row for one in sample.readings if one.table == "decode_attention"))
+    decode = dict(next(one.operation.row for one in sample.readings if one.operation.table == "decode_attention"))
     assert (decode["sequences"], decode["mean_context_tokens"], decode["max_context_tokens"]) == (2, 30, 40)
     assert (decode["kv_dtype"], decode["window"]) == (kv_dtype, 32)
     work_s = sum(reading.seconds for reading in sample.readings)
@@ -218,13 +218,13 @@ def test_every_operation_of_a_step_is_read(kv_dtype: str) -> None:
     assert sample.device_s > 0.0
     assert sample.host_s > 0.0
     assert sample.graph_device_s is None
-    assert {reading.table for reading in harness.moves()} == {"copy", "swap"}
+    assert {reading.operation.table for reading in harness.moves()} == {"copy", "swap"}
 
 
 def test_slices_that_differ_are_no_point_of_the_grid() -> None:
     harness = Harness(tiny(), torch.device("cpu"), Range(64, 4, 64, 256), 0)
     with harness.prepared(Case(((16, 5), (8, 0))), 0, timed=True) as measure:
-        assert "prefill_attention" not in {reading.table for reading in measure().readings}
+        assert "prefill_attention" not in {reading.operation.table for reading in measure().readings}
     with harness.prepared(Case(((8, 0),)), 1, timed=False) as measure:
         assert measure().readings == []
 
@@ -293,10 +293,8 @@ def test_the_cuda_clock_holds_the_device_before_each_operation(monkeypatch: pyte
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: happened.append(f"sleep {cycles}"))
-    properties = SimpleNamespace(clock_rate=1_000_000)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
     clock = CudaClock(torch.device("cuda"))
-    clock.hold()
+    clock.hold(HOLD_S)
     begin, end = clock.mark(), clock.mark()
     assert clock.seconds(begin, end) == pytest.approx(2.5e-3)
-    assert happened == ["sleep 60000", "record", "record", "wait"]
+    assert happened == ["sleep 120000", "record", "record", "wait"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, activation_bytes, kv_capacity
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -29,7 +32,7 @@ def test_llama_on_h100_by_hand() -> None:
 
 def test_widest_layer_by_hand() -> None:
     """Llama-2-7B, 8,192 tokens: residual and input (2 x 4096), then gate, up and activation (3 x 11008), 2 B each."""
-    assert activation_bytes(load_model("llama-2-7b"), 1, 8192, 1) == 8192 * (2 * 4096 + 3 * 11008) * 2
+    assert activation_bytes(load_model("llama-2-7b"), SINGLE, 8192, 1) == 8192 * (2 * 4096 + 3 * 11008) * 2
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,7 @@ def test_vllm_paper_table_1(model: str, gpu: str, tp: int, slots: int) -> None:
 
     66B on four 40 GB cards is where they weigh most: 1.5 GiB of a GPU's 5.5 left beside the weights.
     """
-    found = kv_capacity(load_model(model), load_gpu(gpu), tp=tp, max_num_batched_tokens=2560)
+    found = kv_capacity(load_model(model), load_gpu(gpu), parallel=Parallel(tp), max_num_batched_tokens=2560)
     assert 0.7 * slots < found.tokens < slots
     without = found.blocks + (found.activation_bytes + found.overhead_bytes + DRIVER_BYTES) // found.block_bytes
     assert without * 16 == pytest.approx(slots, rel=0.1)
@@ -54,7 +57,7 @@ def test_every_model_fits_or_says_how(name: str) -> None:
         assert kv_capacity(model, gpu).blocks >= 1
     except InputError as error:
         fits = int(str(error).rsplit(" ", 1)[1])
-        assert kv_capacity(model, gpu, tp=fits).blocks >= 1
+        assert kv_capacity(model, gpu, parallel=Parallel(fits)).blocks >= 1
 
 
 def test_a_model_that_does_not_fit_says_how_much_and_what_would() -> None:
@@ -95,9 +98,9 @@ def test_more_memory_and_less_work_leave_more_blocks(name: str, share: float, to
         {"block_tokens": 0},
         {"max_num_batched_tokens": 0},
         {"max_num_seqs": 0},
-        {"tp": 3},
+        {"parallel": Parallel(3)},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(settings))):
-        kv_capacity(load_model("llama-3.1-8b"), load_gpu("h100"), **settings)  # type: ignore[arg-type]
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="tp = 3" if "parallel" in settings else next(iter(settings))):
+        kv_capacity(load_model("llama-3.1-8b"), load_gpu("h100"), **settings)

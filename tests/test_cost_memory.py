@@ -22,6 +22,7 @@ from sim.scenario import build
 from sim.serving.assemble import assemble
 from sim.specs.dtypes import KV_TYPES, WEIGHT_TYPES
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 H100, A100 = load_gpu("h100"), load_gpu("a100-80")
@@ -49,7 +50,7 @@ class TestCacheTypes:
         """8 KV heads of 128, keys and values, 32 layers; int8 adds an fp16 scale, int4 a zero point as well."""
         model = LLAMA.with_dtypes(kv_dtype=dtype)
         assert model.kv_bytes_per_token == 2 * 8 * 32 * vector_bytes
-        assert model.gpu_kv_bytes_per_token(8) * 8 == model.kv_bytes_per_token
+        assert model.gpu_kv_bytes_per_token(Parallel(8)) * 8 == model.kv_bytes_per_token
 
     @pytest.mark.parametrize("name", [name for name in names("models") if not load_model(name).is_latent])
     def test_a_smaller_type_makes_a_smaller_cache(self, name: str) -> None:
@@ -195,7 +196,7 @@ class TestLatentAttention:
         """61 layers of 512 + 64 elements: 70,272 B (DeepSeek-V3 in bf16); the same on every GPU."""
         assert self.V3.kv_bytes_per_token == 61 * 576 * 2 == 70_272
         assert self.LITE.kv_bytes_per_token == 27 * 576 * 2
-        assert self.V3.gpu_kv_bytes_per_token(16) == 70_272
+        assert self.V3.gpu_kv_bytes_per_token(Parallel(16)) == 70_272
         assert self.V3.with_dtypes(kv_dtype="fp8").kv_bytes_per_token == 70_272 // 2
 
     @pytest.mark.parametrize("dtype", ["int8", "int4"])
@@ -301,9 +302,9 @@ class TestOffload:
         found = kv_capacity(LLAMA, H100, offload=Offload(22, 32))
         assert found.weight_bytes == LLAMA.weight_bytes - 20 * self.LAYER_BYTES
         assert found.block_bytes == 16 * 2 * 4096
-        assert Offload(22, 32).host_bytes(LLAMA, 1, 1000) == 22 * self.LAYER_BYTES + 1000 * 32 * 4096
-        assert Offload(22, 32).host_bytes(LLAMA, 4, 1000) * 4 == pytest.approx(
-            Offload(22, 32).host_bytes(LLAMA, 1, 1000), rel=1e-3
+        assert Offload(22, 32).host_bytes(LLAMA, SINGLE, 1000) == 22 * self.LAYER_BYTES + 1000 * 32 * 4096
+        assert Offload(22, 32).host_bytes(LLAMA, Parallel(4), 1000) * 4 == pytest.approx(
+            Offload(22, 32).host_bytes(LLAMA, SINGLE, 1000), rel=1e-3
         )
 
     def test_the_first_two_layers_save_nothing(self) -> None:
@@ -319,7 +320,7 @@ class TestOffload:
     def test_the_last_layers_go_first(self) -> None:
         """Of DeepSeek-V3 the first three, dense and small, stay longest."""
         model = load_model("deepseek-v3")
-        one, all_but_dense, all_layers = (Offload(n).host_weight_bytes(model, 1) for n in (1, 58, 61))
+        one, all_but_dense, all_layers = (Offload(n).host_weight_bytes(model, SINGLE) for n in (1, 58, 61))
         assert all_but_dense == 58 * one
         assert all_layers - all_but_dense < one
         assert all_layers < model.weight_bytes

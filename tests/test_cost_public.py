@@ -22,6 +22,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
+from sim.specs.parallel import Parallel
 
 pytestmark = pytest.mark.shared
 
@@ -111,10 +112,10 @@ def test_qwen3_32b_served_by_vllm_on_h100(shared: Path) -> None:
     predicted, measured, left_out = [], [], 0
     for row in rows_of(table):
         users, prompt, output, tp = int(row.batch_size), int(row.isl), int(row.osl), int(row.tp_size)
-        if users * (prompt + output) > kv_capacity(model, H100, tp=tp).tokens:
+        if users * (prompt + output) > kv_capacity(model, H100, parallel=Parallel(tp)).tokens:
             left_out += 1
             continue
-        cost = Roofline(model, H100, tp=tp)
+        cost = Roofline(model, H100, parallel=Parallel(tp))
         step, host_s = cost.span_s(Shape(decodes=users, decode_context=users * (prompt + output // 2)), 1)
         prefill, _ = cost.span_s(Shape(((prompt, 0),)), 1)
         predicted.append(step[0] + host_s + (users - 1) / output * prefill[0])
@@ -134,7 +135,7 @@ def test_llama2_70b_on_a100(shared: Path) -> None:
     tokens: dict[int, tuple[list[float], list[float]]] = {}
     for row in rows_of(table):
         tp, prompt = int(row.tensor_parallel), int(row.prompt_size)
-        cost = Roofline(load_model("llama-2-70b"), load_gpu("a100-80"), tp=tp, cuda_graphs=False)
+        cost = Roofline(load_model("llama-2-70b"), load_gpu("a100-80"), parallel=Parallel(tp), cuda_graphs=False)
         seconds, _ = cost.span_s(Shape(((prompt, 0),)), 1)
         context = prompt + int(row.token_size) // 2
         step, host_s = cost.span_s(Shape(decodes=1, decode_context=context), 1)

@@ -16,6 +16,7 @@ from sim.cost.roofline import Roofline, graph_tokens
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 # One of each kind: GQA, MHA with biases, experts, split over GPUs, eager, so small that launches bind, windows in some
@@ -24,12 +25,12 @@ COSTS: dict[str, StepCost] = {
     "llama": Roofline(load_model("llama-3.1-8b"), load_gpu("h100")),
     "opt": Roofline(load_model("opt-13b"), load_gpu("a100-40")),
     "experts": Roofline(load_model("qwen3-30b-a3b"), load_gpu("h200")),
-    "split": Roofline(load_model("llama-3.1-70b"), load_gpu("l40s"), tp=4),
+    "split": Roofline(load_model("llama-3.1-70b"), load_gpu("l40s"), parallel=Parallel(4)),
     "eager": Roofline(load_model("llama-3.1-8b"), load_gpu("b200"), cuda_graphs=False),
     "tiny": Roofline(load_model("tiny-llama"), load_gpu("h100"), max_graph_tokens=100),
     "window": Roofline(load_model("gemma-2-9b"), load_gpu("h100")),
     "sinks": Roofline(load_model("llama-3.1-8b"), load_gpu("h100"), window=AttentionWindow(1020, 4, 32)),
-    "latent": Roofline(load_model("deepseek-v3"), load_gpu("h200"), tp=8),
+    "latent": Roofline(load_model("deepseek-v3"), load_gpu("h200"), parallel=Parallel(8)),
     "quantised": Roofline(load_model("llama-2-70b").with_dtypes(kv_dtype="int4", weights="int4"), load_gpu("a100-80")),
     "weights away": Roofline(load_model("llama-3.1-8b"), load_gpu("a10g"), offload=Offload(weight_layers=4)),
     "all away": Roofline(load_model("gemma-2-9b"), load_gpu("l4"), offload=Offload(9, 30)),
@@ -131,7 +132,7 @@ def test_a_merged_batch_costs_at_least_each_part_and_at_most_both(name: str, one
 def test_tensor_parallelism_shrinks_every_term_but_its_own(name: str, shape: Shape) -> None:
     assume(shape.prefills or shape.decodes)
     model, gpu = load_model(name), load_gpu("h100")
-    whole, split = (Roofline(model, gpu, tp=tp).explain(shape) for tp in (1, 2))
+    whole, split = (Roofline(model, gpu, parallel=Parallel(tp)).explain(shape) for tp in (1, 2))
     assert {"all-reduce", "logits gather"} <= set(split) - set(whole)
     for term in set(whole) - {"launch gaps"}:
         assert split[term].seconds <= whole[term].seconds * (1 + ROUNDING)
@@ -142,7 +143,7 @@ def test_a_large_gemm_halves_with_tp() -> None:
     model, gpu = load_model("llama-3.1-70b"), load_gpu("h100")
     prompt = Shape(prefills=((8192, 0),))
     for term in ("mlp up", "prefill attention"):
-        whole, split = (Roofline(model, gpu, tp=tp).explain(prompt)[term].seconds for tp in (1, 4))
+        whole, split = (Roofline(model, gpu, parallel=Parallel(tp)).explain(prompt)[term].seconds for tp in (1, 4))
         assert split == pytest.approx(whole / 4, rel=0.05)
 
 
@@ -153,7 +154,7 @@ def test_what_was_asked_before_changes_nothing(shape: Shape) -> None:
 
 
 def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.cost.roofline._MEMO_SIZE", 10)
+    monkeypatch.setattr("sim.cost.roofline.MEMO_SIZE", 10)
     cost = Roofline(load_model("tiny-llama"), load_gpu("h100"))
     for n in range(1, 100):
         cost.span_s(Shape(decodes=n, decode_context=n), 1)
@@ -263,7 +264,7 @@ class TestEfficiency:
         ]
         for graphs in (True, False):
             usual, other = (
-                Roofline(model, gpu, tp=2, cuda_graphs=graphs, efficiency=Efficiency.of(gpu, values))
+                Roofline(model, gpu, parallel=Parallel(2), cuda_graphs=graphs, efficiency=Efficiency.of(gpu, values))
                 for values in ({}, {key: worse})
             )
             for shape in shapes:
@@ -311,7 +312,7 @@ def test_provenance_names_the_data_sheet_and_what_is_left_out() -> None:
 def test_impossible_settings_are_refused() -> None:
     model, gpu = load_model("llama-3.1-8b"), load_gpu("h100")
     with pytest.raises(InputError, match="tp = 3"):
-        Roofline(model, gpu, tp=3)
+        Roofline(model, gpu, parallel=Parallel(3))
     with pytest.raises(InputError, match="max_graph_tokens"):
         Roofline(model, gpu, max_graph_tokens=0)
     with pytest.raises(InputError, match="no bf16"):

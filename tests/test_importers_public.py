@@ -22,7 +22,7 @@ from sim import api
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
+from sim.cost.kernels import guide_of
 from sim.cost.lookup import points_of
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
@@ -33,6 +33,7 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble
 from sim.specs.gpu import GpuSpec
+from sim.specs.parallel import Parallel
 
 pytestmark = pytest.mark.shared
 
@@ -140,14 +141,14 @@ def test_qwen3_32b_on_h100_from_kernel_tables(shared: Path, h100: Imported) -> N
     model, gpu = load_model("qwen3-32b"), load_gpu("h100")
     costs: dict[tuple[str, int], StepCost] = {}
     for tp in (2, 4, 8):
-        costs["roofline", tp] = Roofline(model, gpu, tp=tp)
-        costs["profile", tp] = Profiled(model, gpu, h100.profile, tp=tp)
+        costs["roofline", tp] = Roofline(model, gpu, parallel=Parallel(tp))
+        costs["profile", tp] = Profiled(model, gpu, h100.profile, parallel=Parallel(tp))
     errors = {}
     for name in ("roofline", "profile"):
         predicted, measured = [], []
         for row in rows_of(table):
             users, prompt, output, tp = int(row.batch_size), int(row.isl), int(row.osl), int(row.tp_size)
-            if users * (prompt + output) > kv_capacity(model, gpu, tp=tp).tokens:
+            if users * (prompt + output) > kv_capacity(model, gpu, parallel=Parallel(tp)).tokens:
                 continue
             cost = costs[name, tp]
             step, host_s = cost.span_s(Shape(decodes=users, decode_context=users * (prompt + output // 2)), 1)
@@ -221,7 +222,7 @@ def test_splitwise_steps_beside_the_roofline(shared: Path, tp: int, prompt_error
     impossible = sum(one.rows for one in found.left_out if "faster than the chip" in one.reason)
     assert impossible == (10 if tp == 2 else 0)
     model = load_model("llama-2-70b").with_dtypes("fp16")
-    cost = Roofline(model, load_gpu("a100-80"), tp=tp, cuda_graphs=False)
+    cost = Roofline(model, load_gpu("a100-80"), parallel=Parallel(tp), cuda_graphs=False)
     times: dict[str, tuple[list[float], list[float]]] = {"prompt": ([], []), "token": ([], [])}
     for row in found.profile.tables["steps"].rows():
         slices = [part.split("+") for part in str(row["prefills"]).split(";") if part != "-"]

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("triton")
 
 from backend.kernels import decode_attention, prefill_attention, standard_attention
-from backend.kernels._common import Variant
+from backend.kernels._common import KernelVariant
 from backend.kernels._form import Form, forms
 from backend.kernels.aot import SHARED_LIMIT_BYTES, Built, build, table
 
@@ -34,7 +34,7 @@ BROKEN = replace(PLAN, name="broken", constexprs={**PLAN.constexprs, "BLOCK_S": 
 DEADLY = replace(PLAN, name="deadly", kernel="deadly_kernel:any")
 
 
-def few(capability: int) -> list[Variant]:
+def few(capability: int) -> list[KernelVariant]:
     """What the default suite compiles for a compute capability."""
     prefills = [LARGE_BLOCKS]
     decodes = [(LLAMA, 1)]
@@ -48,7 +48,7 @@ def few(capability: int) -> list[Variant]:
     ]
 
 
-def every(capability: int) -> list[Variant]:
+def every(capability: int) -> list[KernelVariant]:
     """All that ships."""
     return [*prefill_attention.variants(capability), *decode_attention.variants(), *standard_attention.variants()]
 

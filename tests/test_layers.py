@@ -25,6 +25,12 @@ SIM_ORDER = (
 CIRCLES: set[tuple[str, str]] = set()
 """Modules that know one another, for type hints alone: a step is the engine's own view of itself for a policy."""
 
+SAME_NAME = {
+    "Asked", "Axis", "Clock", "Difference", "Interval", "Kept", "Measure", "Part", "Plan", "Point", "Recorder", "Seen",
+    "Source", "Verdict", "Window",
+}  # fmt: skip
+"""Class names that still stand twice: none may come in, and one that stands once goes."""
+
 SIMPY_FILES = {"sim/serving/replica.py", "sim/serving/cluster.py"}
 TOP = {
     "pyproject.toml",
@@ -156,6 +162,31 @@ def test_the_map_lists_the_folders() -> None:
         assert set(listed) == there, layer
         if layer == "sim":
             assert tuple(listed) == SIM_ORDER
+
+
+def twice(classes: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """By name the files of the classes that have it, of names that stand more than once."""
+    files: dict[str, list[str]] = {}
+    for name, path in classes:
+        files.setdefault(name, []).append(path)
+    return {name: paths for name, paths in files.items() if len(paths) > 1}
+
+
+def test_the_search_for_names_sees_them() -> None:
+    assert twice([("Row", "a.py"), ("Line", "a.py"), ("Row", "b.py")]) == {"Row": ["a.py", "b.py"]}
+
+
+def test_a_class_name_stands_once_in_the_product() -> None:
+    classes = [
+        (node.name, path.relative_to(ROOT).as_posix())
+        for layer in LAYERS
+        for path in sorted((ROOT / layer).rglob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    found = twice(classes)
+    assert found.keys() <= SAME_NAME, {name: found[name] for name in found.keys() - SAME_NAME}
+    assert found.keys() >= SAME_NAME, f"stand once by now: {SAME_NAME - found.keys()}"
 
 
 def test_only_two_files_know_simpy() -> None:

@@ -35,7 +35,7 @@ from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.executor import Executor
-from sim.speculation.drafters import Fixed
+from sim.speculation.drafters import FixedDrafts
 from traces.schema import InputError
 
 BASES = ["chunked", "continuous", "priority", "sjf"]
@@ -116,7 +116,7 @@ class Seldom(Drafts):
         return engine
 
 
-class Now(Fixed):
+class Now(FixedDrafts):
     def propose(self, req: Request, running: int) -> int:
         return self.most if req.known // 7 % 2 else 0
 

@@ -165,7 +165,7 @@ def test_what_follows_a_definition_is_text() -> None:
 # Training
 
 
-TINY = train_pair.Shape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=64, steps=120, peak_rate=1e-2)
+TINY = train_pair.NetworkShape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=64, steps=120, peak_rate=1e-2)
 
 
 def few(*, held: bool) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ from sim.cost.step import StepCost, advanced, device_seconds
 from sim.cost.tables import Table
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 FACTOR = 1.3
@@ -66,9 +67,9 @@ COSTS: dict[str, StepCost] = {
     "synchronous": Profiled(MODEL, GPU, launching(True)),
     "window": Profiled(MODEL, GPU, with_uneven(0.4), window=AttentionWindow(1020, 4, 20)),
     "offload": Profiled(MODEL, GPU, PLAIN, offload=Offload(weight_layers=4, kv_layers=3)),
-    "split": Profiled(MODEL, GPU, PLAIN, tp=2),
+    "split": Profiled(MODEL, GPU, PLAIN, parallel=Parallel(2)),
     "another model": Profiled(load_model("qwen3-8b"), GPU, PLAIN),
-    "experts": Profiled(load_model("mixtral-8x7b"), GPU, PLAIN, tp=2),
+    "experts": Profiled(load_model("mixtral-8x7b"), GPU, PLAIN, parallel=Parallel(2)),
     "latent": Profiled(load_model("deepseek-v2-lite"), GPU, PLAIN),
     "nothing of it": Profiled(load_model("tiny-llama"), GPU, PLAIN),
 }

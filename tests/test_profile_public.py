@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from profile_kit import EFFICIENCY, GPU, meta
 
-from calibrate.fit import best_forms, kernels_of
+from calibrate.fit import best_forms, form_errors
 from calibrate.importers.build import import_profile
-from sim.cost.interpolate import FORMS, left_out
-from sim.cost.lookup import Tables
+from sim.cost.interpolation import left_out
+from sim.cost.lookup import Tables, measured_kernels
 from sim.cost.profile import Profile
 from sim.cost.tables import Row, Table, Value
 
@@ -96,14 +96,11 @@ def test_forms_are_chosen_by_what_left_out_points_say(shared: Path) -> None:
     """The table of docs/calibrate.md; in every row the form that is chosen has the least error."""
     found = import_profile([shared / "measured" / "h100_kernels"], "h100").profile
     for name, table in found.tables.items():
-        kernels, chosen = kernels_of(table, GPU, EFFICIENCY), best_forms(table, GPU, EFFICIENCY)
+        kernels, chosen = list(measured_kernels(table, GPU, EFFICIENCY)), best_forms(table, GPU, EFFICIENCY)
         assert chosen == BEST.get(name, ["linear"])
         for axis, column in enumerate(table.spec.axes):
-            errors = {
-                form: [error for guide, points in kernels for _, error in left_out(points, guide, axis, form)]
-                for form in FORMS
-            }
-            means = {form: float(np.abs(told).mean()) for form, told in errors.items() if told}
-            told = ", ".join(f"{form} {mean:.1%}" for form, mean in means.items())
-            sys.stdout.write(f"\n{name} {column.name}: {len(errors['linear'])} points, {told}")
-            assert not means or means[chosen[axis]] == min(means.values())
+            points = sum(1 for one in kernels for _ in left_out(one.points, one.guide, axis, "linear"))
+            means = form_errors(kernels, axis)
+            shown = ", ".join(f"{form} {mean:.1%}" for form, mean in means.items())
+            sys.stdout.write(f"\n{name} {column.name}: {points} points, {shown}")
+            assert means[chosen[axis]] == min(means.values())

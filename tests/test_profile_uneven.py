@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, HEADS, MODEL, llama_profile
 
+from sim.cost.interpolation import MEASURED, Price, PriceGrid
+from sim.cost.lookup import Uneven, mean_shares, uneven_shares
 from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
 from sim.cost.tables import Table, Value
-from sim.cost.uneven import Uneven, measured, mixed
 from sim.engine.batch import Shape
 
 PLAIN = llama_profile(1.3, mixed=True)
@@ -98,7 +99,8 @@ def test_single_wild_batches_do_not_tell_the_share() -> None:
 
     def told(rows: list[dict[str, Value]]) -> Uneven:
         table = Table.of("decode_attention", rows)
-        return measured(table, np.arange(len(table)), lambda at: 1e-6 * (10 + at[1]))
+        grid = PriceGrid({(8.0, at): Price(1e-6 * (10 + at), MEASURED) for at in (0.0, 2000.0)}, ["linear", "linear"])
+        return uneven_shares(table, np.arange(len(table)), grid, lambda point: 1.0)
 
     good = [row(mean, 2 * mean, 10 + 1.25 * mean) for mean in (100, 200, 400, 800)]
     assert told([*good, row(300, 600, 9000.0)]) == Uneven((8.0,), (0.25,))
@@ -114,6 +116,6 @@ def test_shares_stay_between_those_measured(shares: dict[int, float], rows: int,
     counts = sorted(shares)
     one = Uneven(tuple(map(float, counts)), tuple(shares[count] for count in counts))
     assert min(shares.values()) - 1e-12 <= one.at(rows) <= max(shares.values()) + 1e-12
-    both = mixed([(one, weight), (Uneven((1.0,), (0.5,)), 1.0 - weight)])
+    both = mean_shares([(one, weight), (Uneven((1.0,), (0.5,)), 1.0 - weight)])
     assert both.at(counts[0]) == pytest.approx(weight * shares[counts[0]] + (1.0 - weight) * 0.5)
     assert Uneven().at(rows) == 0.0

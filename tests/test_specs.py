@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
 from sim.specs.model import AttentionWindow, ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -115,35 +116,42 @@ def test_flops_are_two_for_each_weight_in_a_matrix() -> None:
 def test_gpus_hold_the_model_together(name: str, tp: int) -> None:
     """What is split adds up to the model, and what is repeated never makes a share larger than the whole."""
     model = load_model(name)
-    if not model.divides(tp):
+    if not model.divides(Parallel(tp)):
         return
-    share = model.gpu_parameters(tp)
+    share = model.gpu_parameters(Parallel(tp))
     assert model.parameters <= share * tp
     assert share <= model.parameters
-    assert model.kv_bytes_per_token <= model.gpu_kv_bytes_per_token(tp) * tp
-    first, *_, output = model.attention_gemms(tp)
+    assert model.kv_bytes_per_token <= model.gpu_kv_bytes_per_token(Parallel(tp)) * tp
+    first, *_, output = model.attention_gemms(Parallel(tp))
     assert (first.k, output.n) == (model.hidden, model.hidden)
     assert output.k * tp == model.heads * model.value_dim
-    assert model.weight_bytes <= model.gpu_weight_bytes(tp) * tp
-    assert model.gpu_weight_bytes(tp) <= model.weight_bytes
+    assert model.weight_bytes <= model.gpu_weight_bytes(Parallel(tp)) * tp
+    assert model.gpu_weight_bytes(Parallel(tp)) <= model.weight_bytes
 
 
 def test_kv_heads_are_repeated_beyond_their_number() -> None:
     model = load_model("llama-3.1-70b")
-    assert model.gpu_kv_heads(8) == 1
-    assert model.gpu_kv_heads(16) == 1
-    assert model.gpu_kv_bytes_per_token(16) == model.gpu_kv_bytes_per_token(8)
+    assert model.gpu_kv_heads(Parallel(8)) == 1
+    assert model.gpu_kv_heads(Parallel(16)) == 1
+    assert model.gpu_kv_bytes_per_token(Parallel(16)) == model.gpu_kv_bytes_per_token(Parallel(8))
 
 
 @pytest.mark.parametrize(("name", "tp"), [("llama-2-13b", 3), ("llama-3.1-8b", 3), ("opt-66b", 7), ("llama-2-7b", 0)])
 def test_a_tp_that_does_not_divide_is_refused(name: str, tp: int) -> None:
     with pytest.raises(InputError, match="tp"):
-        load_model(name).check_tp(tp)
+        load_model(name).check_parallel(Parallel(tp))
+
+
+@pytest.mark.parametrize("key", ["pp", "dp", "ep"])
+def test_only_tensor_parallelism_may_differ_from_one(key: str) -> None:
+    with pytest.raises(InputError, match=f"^parallel.{key} is 2; only parallel.tp may differ from 1$"):
+        Parallel(**{key: 2})
+    assert Parallel(8, **{key: 1}) == Parallel(8)
 
 
 def test_the_refusal_lists_what_is_possible() -> None:
     with pytest.raises(InputError, match=r"tp = 3 GPUs; possible are 1, 2, 4, 8, 16, 32$"):
-        load_model("llama-3.1-8b").check_tp(3)
+        load_model("llama-3.1-8b").check_parallel(Parallel(3))
 
 
 @pytest.mark.parametrize(

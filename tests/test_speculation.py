@@ -28,6 +28,7 @@ from sim.report.run.page import render_page
 from sim.report.run.sentences import drafts_by_position
 from sim.report.terminal import render, summary_view
 from sim.serving.workload import load_trace
+from sim.specs.parallel import SINGLE, Parallel
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance, acceptance_rates
 from sim.speculation.adaptive import Adaptive
@@ -250,7 +251,7 @@ def test_a_tree_costs_all_its_drafts() -> None:
         assert price[settings.tree] == pytest.approx(math.fsum(device[0] for device, _ in steps), rel=1e-12)
     assert price["4,3,2"] > price[""]
     heads = Drafter.of(SpeculationSettings(drafter="medusa", k=3, tree="4,3,2"), model, None)
-    assert heads.weight_bytes(1) == drafter("medusa", 3).weight_bytes(1)
+    assert heads.weight_bytes(SINGLE) == drafter("medusa", 3).weight_bytes(SINGLE)
 
 
 def test_a_run_with_a_tree() -> None:
@@ -450,20 +451,21 @@ def test_verifying_costs_more_than_decoding_and_less_than_as_many_steps() -> Non
 def test_the_memory_of_the_drafter(kind: str, tp: int) -> None:
     """Its weights and its KV leave fewer blocks to the target."""
     model, gpu, made = catalog.load_model("llama-3.1-8b"), catalog.load_gpu("h100"), drafter(kind)
-    plain, ours = kv_capacity(model, gpu, tp=tp), kv_capacity(model, gpu, tp=tp, drafter=made)
-    assert ours.weight_bytes - plain.weight_bytes == made.weight_bytes(tp)
-    assert ours.block_bytes - plain.block_bytes == 16 * made.kv_bytes_per_token(tp)
+    parallel = Parallel(tp)
+    plain, ours = (kv_capacity(model, gpu, parallel=parallel, drafter=drafts) for drafts in (None, made))
+    assert ours.weight_bytes - plain.weight_bytes == made.weight_bytes(parallel)
+    assert ours.block_bytes - plain.block_bytes == 16 * made.kv_bytes_per_token(parallel)
     assert (ours.blocks < plain.blocks) == (kind != "ngram")
     hidden, vocab = model.hidden, model.vocab
     one = catalog.load_model("llama-3.2-1b")
-    assert made.kv_bytes_per_token(tp) == {
+    assert made.kv_bytes_per_token(parallel) == {
         "draft-model": one.kv_bytes_per_token // tp,
         "eagle": model.kv_bytes_per_token // model.layers // tp,
     }.get(kind, 0)
     if kind == "medusa":
-        assert made.weight_bytes(tp) == 4 * (hidden * hidden + hidden * vocab) * 2 // tp
+        assert made.weight_bytes(Parallel(tp)) == 4 * (hidden * hidden + hidden * vocab) * 2 // tp
     if kind == "draft-model" and tp == 1:
-        assert made.weight_bytes(1) == one.weight_bytes
+        assert made.weight_bytes(SINGLE) == one.weight_bytes
 
 
 # ---- the whole run ---------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.bench.inputs import CHUNK_TOKENS, Heads, Pool, Sequences
+from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Heads, Pool
 from backend.bench.peers import decode_peers, prefill_peers
-from backend.bench.timing import Bench, Call, Check, Offer, Task
+from backend.bench.timing import Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KV_DTYPES
 
 BLOCKS = (16, 128)
@@ -75,12 +75,12 @@ def decode_name(cache: str, sequences: int, context: int) -> str:
 def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int, *, compiled: bool) -> None:
     """One decode step: every sequence reads its whole context."""
     dtype = KV_DTYPES[cache]
-    one = Sequences.room(sequences, context, 1)
+    one = BenchSequences.room(sequences, context, 1)
     token_bytes = 2 * heads.kv * heads.dim * dtype.itemsize
     sets = bench.sets(one * token_bytes)
     pool = Pool(heads, one * sets, dtype, bench.device)
-    inputs = Sequences(pool, sequences, context, 1, sets)
-    task = Task(
+    inputs = BenchSequences(pool, sequences, context, 1, sets)
+    task = BenchTask(
         group="decode",
         case=decode_name(cache, sequences, context),
         sizes={"cache": cache, "sequences": sequences, "context": context, **_told(heads)},
@@ -95,7 +95,7 @@ def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int,
     bench.compare(task, offers + decode_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
-def _ours_decode(bench: Bench, inputs: Sequences, block_tokens: int) -> Callable[[], Call]:
+def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
     def build() -> Call:
         cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
         attend = bench.ops.decode_attention
@@ -104,7 +104,7 @@ def _ours_decode(bench: Bench, inputs: Sequences, block_tokens: int) -> Callable
     return build
 
 
-def _planned(inputs: Sequences, block_tokens: int) -> Call:
+def _planned(inputs: BenchSequences, block_tokens: int) -> Call:
     """Ours with the step's plan made beforehand, as its layers may share it."""
     kernel = importlib.import_module("backend.kernels.decode_attention")
     cache, tables, q = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q
@@ -127,13 +127,13 @@ def prefill_name(new: int, past: int) -> str:
 def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, compiled: bool) -> None:
     """One sequence's new tokens, causal, on top of `past` ones."""
     context = new + past
-    one = Sequences.room(1, context, 1)
+    one = BenchSequences.room(1, context, 1)
     kind = KV_DTYPES[dtype]
     sets = bench.sets(one * 2 * heads.kv * heads.dim * kind.itemsize, most=8)
     pool = Pool(heads, one * sets, kind, bench.device)
-    inputs = Sequences(pool, 1, context, new, sets, grain=CHUNK_TOKENS)
+    inputs = BenchSequences(pool, 1, context, new, sets, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, new)
-    task = Task(
+    task = BenchTask(
         group="chunk" if past else "prefill",
         case=prefill_name(new, past),
         sizes={"new_tokens": new, "past_tokens": past, "cache": dtype, **_told(heads)},
@@ -160,7 +160,7 @@ def causal_flops(heads: Heads, new: int, past: int) -> int:
     return 4 * heads.query * heads.dim * pairs
 
 
-def _ours_prefill(bench: Bench, inputs: Sequences, block_tokens: int) -> Callable[[], Call]:
+def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
     def build() -> Call:
         cache, tables, queries = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q.flatten(0, 1)
         attend = bench.ops.prefill_attention
@@ -174,10 +174,10 @@ def _ours_prefill(bench: Bench, inputs: Sequences, block_tokens: int) -> Callabl
 def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
     """The unfused baseline beside ours: time, and peak memory on top of the inputs."""
     kind = KV_DTYPES[dtype]
-    pool = Pool(heads, Sequences.room(1, tokens, 2), kind, bench.device)
-    inputs = Sequences(pool, 1, tokens, tokens, 2, grain=CHUNK_TOKENS)
+    pool = Pool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
+    inputs = BenchSequences(pool, 1, tokens, tokens, 2, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, tokens)
-    task = Task(
+    task = BenchTask(
         group="standard",
         case=f"unfused {tokens}",
         sizes={"tokens": tokens, **_told(heads)},
@@ -205,7 +205,7 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
     bench.compare(task, offers)
 
 
-def _math(inputs: Sequences) -> Call:
+def _math(inputs: BenchSequences) -> Call:
     """torch's own unfused attention."""
     attention = importlib.import_module("torch.nn.attention")
     q = inputs.q.transpose(1, 2)

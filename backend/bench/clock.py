@@ -24,7 +24,7 @@ class LateError(Exception):
     """A contender took too long to get ready."""
 
 
-class Clock(Protocol):
+class DeviceClock(Protocol):
     """The device's time."""
 
     def hold(self, seconds: float) -> None:
@@ -94,7 +94,8 @@ class CudaClock:
         return event
 
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Device seconds from one event to the other."""
+        """Device seconds from one event to the other; waits for that."""
+        end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
 
     def wait(self) -> None:

@@ -84,7 +84,7 @@ class Pool:
         return picked(self.k, self.k_scale), picked(self.v, self.v_scale)
 
 
-class Sequences:
+class BenchSequences:
     """`sets` sets of sequences of `context` tokens each in a pool, and the queries of their last `new` tokens.
 
     A sequence owns `span` tokens' room of its own (a multiple of CHUNK_TOKENS), within which its pieces of `grain`

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import Tensor
 
 from backend.bench.inputs import CHUNK_TOKENS, Heads, Pool
-from backend.bench.timing import Bench, Call, Check, Offer, Task
+from backend.bench.timing import Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KV_DTYPES, LayerCache
 from backend.model.weights import QuantWeight, quantised
 
@@ -34,7 +34,7 @@ def copy(bench: Bench) -> None:
         target, source = pairs[turn]
         return target.copy_(source)
 
-    task = Task(group="copy", case="copy", sizes={"bytes": 4 * size}, sets=2, set_bytes=8 * size, bytes=8 * size)
+    task = BenchTask(group="copy", case="copy", sizes={"bytes": 4 * size}, sets=2, set_bytes=8 * size, bytes=8 * size)
     bench.compare(task, [Offer("torch copy_", _ready(copied))])
 
 
@@ -67,15 +67,17 @@ def cache_write(bench: Bench, heads: Heads, dtype: str, cache: str, tokens: int)
 
         return call
 
-    told: dict[str, Any] = {"sizes": {"tokens": tokens, "cache": cache}, "sets": sets, "set_bytes": written}
+    shared: dict[str, Any] = {"sizes": {"tokens": tokens, "cache": cache}, "sets": sets, "set_bytes": written}
     write, rotate = bench.ops.cache_write, bench.ops.rope_cache_write
     offers = [Offer("ours", _ready(lambda turn: write(*news[turn], paged, slots[turn])), ours=True)]
     if cache != "int8":  # a cast is no quantisation with scales
         offers.append(Offer("torch index assignment", scattered))
-    bench.compare(Task(group="cache", case=f"cache write {cache} {tokens}", bytes=written, **told), offers)
+    bench.compare(BenchTask(group="cache", case=f"cache write {cache} {tokens}", bytes=written, **shared), offers)
     fused = Offer("ours", _ready(lambda turn: rotate(q, *news[turn], cos, sin, paged, slots[turn])), ours=True)
     rotated = written + 2 * q.nbytes + cos.nbytes + sin.nbytes
-    bench.compare(Task(group="cache", case=f"rope and cache write {cache} {tokens}", bytes=rotated, **told), [fused])
+    bench.compare(
+        BenchTask(group="cache", case=f"rope and cache write {cache} {tokens}", bytes=rotated, **shared), [fused]
+    )
 
 
 def block_copy(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
@@ -98,7 +100,7 @@ def block_copy(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
         return call
 
     moved = 2 * blocks * BLOCK_TOKENS * pool.token_bytes
-    task = Task(
+    task = BenchTask(
         group="cache", case=f"block copy {cache} {blocks}", sizes={"blocks": blocks, "cache": cache}, sets=sets,
         set_bytes=moved, bytes=moved,
     )  # fmt: skip
@@ -127,7 +129,7 @@ def swap(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
         return call
 
     for name, operation in (("out", bench.ops.swap_out), ("in", bench.ops.swap_in)):
-        task = Task(
+        task = BenchTask(
             group="swap", case=f"swap {name} {blocks}", sizes={"blocks": blocks, "cache": cache}, sets=1,
             set_bytes=moved, bytes=moved, rounds=10,
         )  # fmt: skip
@@ -152,19 +154,19 @@ def norms(bench: Bench, dtype: str, tokens: int, width: int) -> None:
         total = x[turn] + residual[turn]
         return F.rms_norm(total, (width,), weight, 1e-5), total
 
-    told: dict[str, Any] = {"group": "norms", "sizes": {"tokens": tokens, "width": width}, "sets": sets}
-    task = Task(
+    shared: dict[str, Any] = {"group": "norms", "sizes": {"tokens": tokens, "width": width}, "sets": sets}
+    task = BenchTask(
         case=f"add and rms_norm {tokens}x{width}", set_bytes=set_bytes, bytes=set_bytes,
-        check=Check(lambda out: out, expected, NORM_TOLERANCE), **told,
+        check=Check(lambda out: out, expected, NORM_TOLERANCE), **shared,
     )  # fmt: skip
     ours = Offer("ours", _ready(lambda turn: bench.ops.rms_norm(x[turn], weight, 1e-5, residual[turn])), ours=True)
     bench.compare(task, [ours, Offer("torch rms_norm(x + residual)", _ready(plain))])
 
     wide = random(tokens, 2 * width)
     gate, up = wide[0].double().chunk(2, -1)
-    task = Task(
+    task = BenchTask(
         case=f"silu_and_mul {tokens}x{width}", set_bytes=3 * set_bytes // 4, bytes=3 * set_bytes // 4,
-        check=Check(lambda out: out, gate * gate.sigmoid() * up, NORM_TOLERANCE), **told,
+        check=Check(lambda out: out, gate * gate.sigmoid() * up, NORM_TOLERANCE), **shared,
     )  # fmt: skip
 
     def gated(turn: int) -> Tensor:
@@ -200,7 +202,7 @@ def sampling(bench: Bench, rows: int, vocab: int) -> None:
         "top-k and top-p": (settings(0.8, 50, 0.95), sorted_draw),
     }
     for name, (how, theirs) in kinds.items():
-        task = Task(
+        task = BenchTask(
             group="sampling", case=f"sample {name} {rows}x{vocab}", sizes={"rows": rows, "vocab": vocab}, sets=sets,
             set_bytes=logits[0].nbytes, bytes=logits[0].nbytes, tokens=rows,
         )  # fmt: skip
@@ -224,9 +226,9 @@ def gemm(bench: Bench, dtype: str, rows: int, outputs: int, inputs: int) -> None
 
         return build
 
-    told = {"rows": rows, "outputs": outputs, "inputs": inputs}
-    task = Task(
-        group="gemm", case=f"gemm {rows}x{outputs}x{inputs}", sizes=told, sets=sets, set_bytes=size,
+    sizes = {"rows": rows, "outputs": outputs, "inputs": inputs}
+    task = BenchTask(
+        group="gemm", case=f"gemm {rows}x{outputs}x{inputs}", sizes=sizes, sets=sets, set_bytes=size,
         bytes=size + x.nbytes + rows * outputs * kind.itemsize, flops=2 * rows * outputs * inputs,
         check=Check(lambda out: out[:1], expected, QUANTISED_TOLERANCE),
     )  # fmt: skip

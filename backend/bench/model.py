@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from backend.bench.record import ABSENT, FAILED, MEASURED, Row, Stats
-from backend.bench.timing import AbsentError, Bench, Call, Check, Offer, Task
+from backend.bench.record import ABSENT, FAILED, MEASURED, BenchRow, Stats
+from backend.bench.timing import AbsentError, Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KvCache
 from backend.live.graphs import CudaRecorder
 from backend.model.loader import random_model
@@ -44,7 +44,7 @@ def step(bench: Bench, batches: tuple[int, ...], context: int) -> None:
         for stored in (layer.k, layer.v):
             stored.normal_()
     for batch in batches:
-        task = Task(
+        task = BenchTask(
             group="step",
             case=f"step {spec.name} {batch}x{context}",
             sizes={"model": spec.name, "sequences": batch, "context": context},
@@ -117,7 +117,7 @@ def generate(bench: Bench, sequences: int, prompt_tokens: int, output_tokens: in
     size and a cache need not fit beside each other.
     """
     spec = spec_of(bench.small)
-    task = Task(
+    task = BenchTask(
         group="generate",
         case=f"generate {spec.name} {sequences}x{prompt_tokens}+{output_tokens}",
         sizes={"sequences": sequences, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
@@ -136,7 +136,7 @@ def _never(turn: int) -> None:
     raise AssertionError("these are timed by the run itself")
 
 
-def _told(bench: Bench, task: Task, offer: Offer, waves: Iterator[float]) -> Row:
+def _told(bench: Bench, task: BenchTask, offer: Offer, waves: Iterator[float]) -> BenchRow:
     try:
         return task.row(offer, MEASURED, time=Stats.of(list(waves)))
     except (AbsentError, ModuleNotFoundError) as missing:

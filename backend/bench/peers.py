@@ -14,14 +14,14 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from backend.bench.inputs import Sequences
+from backend.bench.inputs import BenchSequences
 from backend.bench.timing import AbsentError, Bench, Call, Offer
 
 WORKSPACE_BYTES = 256 << 20
 """FlashInfer's room for parts of a context; it recommends 128 MB."""
 
 
-def decode_peers(bench: Bench, inputs: Sequences, block_tokens: int, *, compiled: bool) -> list[Offer]:
+def decode_peers(bench: Bench, inputs: BenchSequences, block_tokens: int, *, compiled: bool) -> list[Offer]:
     """Peers for decoding; `compiled`: flex_attention too, which takes tens of seconds to compile."""
 
     def contiguous(attend: Callable[..., Tensor]) -> Call:
@@ -40,7 +40,7 @@ def decode_peers(bench: Bench, inputs: Sequences, block_tokens: int, *, compiled
     return offers
 
 
-def prefill_peers(bench: Bench, inputs: Sequences, block_tokens: int, *, compiled: bool) -> list[Offer]:
+def prefill_peers(bench: Bench, inputs: BenchSequences, block_tokens: int, *, compiled: bool) -> list[Offer]:
     """Peers for one sequence's new tokens on top of what is before them, causal."""
 
     def copies() -> list[tuple[Tensor, Tensor]]:
@@ -81,7 +81,7 @@ def _module(bench: Bench, name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _sdpa(inputs: Sequences, backend: SDPBackend, *, causal: bool) -> Callable[..., Tensor]:
+def _sdpa(inputs: BenchSequences, backend: SDPBackend, *, causal: bool) -> Callable[..., Tensor]:
     """torch's attention, one backend alone: it raises where that one does not take the tensors."""
     if inputs.pool.dtype.itemsize == 1:
         raise AbsentError("takes no 8-bit cache with 16-bit queries")
@@ -106,7 +106,7 @@ def _sdpa(inputs: Sequences, backend: SDPBackend, *, causal: bool) -> Callable[.
     return attend
 
 
-def _causal_blocks(inputs: Sequences) -> Callable[[], Any]:
+def _causal_blocks(inputs: BenchSequences) -> Callable[[], Any]:
     def made() -> Any:
         flex = importlib.import_module("torch.nn.attention.flex_attention")
         past = inputs.context - inputs.new
@@ -119,7 +119,7 @@ def _causal_blocks(inputs: Sequences) -> Callable[[], Any]:
     return made
 
 
-def _flex(bench: Bench, inputs: Sequences, blocks: Callable[[], Any] | None) -> Callable[..., Tensor]:
+def _flex(bench: Bench, inputs: BenchSequences, blocks: Callable[[], Any] | None) -> Callable[..., Tensor]:
     if not bench.cuda:
         raise AbsentError("compiling it for a CPU takes half a minute")
     if inputs.pool.dtype.itemsize == 1:
@@ -136,7 +136,7 @@ def _flex(bench: Bench, inputs: Sequences, blocks: Callable[[], Any] | None) -> 
     return attend
 
 
-def _fa3_decode(bench: Bench, inputs: Sequences) -> Call:
+def _fa3_decode(bench: Bench, inputs: BenchSequences) -> Call:
     """FlashAttention-3 with splits of its own choosing, on contiguous keys and values (this build has no pages)."""
     if inputs.pool.dtype.itemsize == 1:
         raise AbsentError("takes no 8-bit cache with 16-bit queries")
@@ -151,7 +151,7 @@ def _fa3_decode(bench: Bench, inputs: Sequences) -> Call:
     return call
 
 
-def _pages(inputs: Sequences, block_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _pages(inputs: BenchSequences, block_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """FlashInfer's description of each set's tables: starts, blocks, tokens in each last block."""
     last = (inputs.context - 1) % block_tokens + 1
     for table in inputs.tables(block_tokens):
@@ -159,13 +159,13 @@ def _pages(inputs: Sequences, block_tokens: int) -> Iterator[tuple[Tensor, Tenso
         yield starts, table.reshape(-1), torch.full((inputs.count,), last, dtype=torch.int32, device=table.device)
 
 
-def _flashinfer_types(inputs: Sequences) -> dict[str, Any]:
+def _flashinfer_types(inputs: BenchSequences) -> dict[str, Any]:
     if inputs.pool.dtype == torch.int8:
         raise AbsentError("takes no int8 cache")
     return {"q_data_type": inputs.q.dtype, "kv_data_type": inputs.pool.dtype, "sm_scale": inputs.scale}
 
 
-def _flashinfer_decode(bench: Bench, inputs: Sequences, block_tokens: int) -> Call:
+def _flashinfer_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
     """Planned beforehand, as an engine does once for all layers of a step; group 4 and more goes to tensor cores."""
     module, types, heads = _module(bench, "flashinfer"), _flashinfer_types(inputs), inputs.pool.heads
     room = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=bench.device)
@@ -177,7 +177,7 @@ def _flashinfer_decode(bench: Bench, inputs: Sequences, block_tokens: int) -> Ca
     return lambda turn: wrappers[turn].run(queries, (cache.k, cache.v)).view(inputs.q.shape)
 
 
-def _flashinfer_prefill(bench: Bench, inputs: Sequences, block_tokens: int) -> Call:
+def _flashinfer_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
     module, types, heads = _module(bench, "flashinfer"), _flashinfer_types(inputs), inputs.pool.heads
     room = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=bench.device)
     cache, queries, wrappers = inputs.pool.cache(block_tokens), inputs.q.flatten(0, 1), []

@@ -57,7 +57,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class BenchRow:
     """One contender in one case.
 
     `sizes` are the case's numbers. `bytes`, `flops` and `tokens` are what one execution must move, compute and give (0:
@@ -87,8 +87,8 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the rates that follow."""
         rates = {"gb_per_s": self.bytes / 1e9, "tflop_per_s": self.flops / 1e12, "tokens_per_s": self.tokens}
-        told = {name: self.rate(1) * amount for name, amount in rates.items() if amount and self.time is not None}
-        return {**asdict(self), **told}
+        reached = {name: self.rate(1) * amount for name, amount in rates.items() if amount and self.time is not None}
+        return {**asdict(self), **reached}
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ class Report:
     """A run so far. `cliffs` are the verdicts on lines of decode times; `unfinished`: case to why not."""
 
     environment: Mapping[str, Any]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BenchRow] = field(default_factory=list)
     cliffs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
     clocks: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
@@ -112,9 +112,9 @@ class Report:
             "finished": self.finished,
             "seconds": round(self.seconds, 2),
             "bars": [dict(bar) for bar in self.bars],
-            "cliffs": {line: dict(told) for line, told in self.cliffs.items()},
+            "cliffs": {line: dict(values) for line, values in self.cliffs.items()},
             "unfinished": self.unfinished,
-            "clocks": {case: dict(told) for case, told in self.clocks.items()},
+            "clocks": {case: dict(values) for case, values in self.clocks.items()},
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -132,7 +132,7 @@ class Report:
 
 def environment(device: torch.device, small: bool, command: Sequence[str]) -> dict[str, Any]:
     """Device, driver, versions, date, commit: what a time is worth nothing without."""
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "small": small,
@@ -145,13 +145,13 @@ def environment(device: torch.device, small: bool, command: Sequence[str]) -> di
         "packages": {name: _version(name) for name in PACKAGES},
     }
     if device.type != "cuda":
-        return {**told, "threads": torch.get_num_threads()}
-    found = torch.cuda.get_device_properties(device)
+        return {**facts, "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
     return {
-        **told,
-        "compute_capability": f"{found.major}.{found.minor}",
-        "processors": found.multi_processor_count,
-        "memory_bytes": found.total_memory,
+        **facts,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
         "l2_bytes": l2_bytes(device),
         "cuda": torch.version.cuda,
         "driver": _nvidia_smi("driver_version"),
@@ -186,8 +186,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _nvidia_smi(query: str) -> str | None:
-    told = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
-    return told.splitlines()[0] if told else None
+    answer = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    return answer.splitlines()[0] if answer else None
 
 
 def _output(*command: str) -> str | None:
@@ -241,11 +241,11 @@ class ClockLog:
 
     def since(self, start_s: float) -> dict[str, list[float]]:
         """(least, median, most) of each quantity since a moment of the monotonic clock; empty where none was told."""
-        told = [values for at, values in list(self._told) if at >= start_s and len(values) == len(self.QUERY)]
-        if not told:
+        readings = [values for at, values in list(self._told) if at >= start_s and len(values) == len(self.QUERY)]
+        if not readings:
             return {}
-        columns = zip(self.QUERY.values(), zip(*told, strict=True), strict=True)
-        return {name: [min(seen), statistics.median(seen), max(seen)] for name, seen in columns}
+        columns = zip(self.QUERY.values(), zip(*readings, strict=True), strict=True)
+        return {name: [min(column), statistics.median(column), max(column)] for name, column in columns}
 
     def stop(self) -> None:
         """Ends the nvidia-smi that was started."""

@@ -39,7 +39,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class BenchCase:
     """One entry of the list. It starts only where `least_s` are left: an estimate, not measured."""
 
     group: str
@@ -48,14 +48,14 @@ class Case:
     least_s: float = 5.0
 
 
-def cases(small: bool) -> list[Case]:
+def cases(small: bool) -> list[BenchCase]:
     """All cases, the most valuable first: what the bars are about, then the grids around it, then the rest."""
-    made: dict[str, list[Case]] = {group: [] for group in GROUPS}
+    made: dict[str, list[BenchCase]] = {group: [] for group in GROUPS}
 
     def add(
         group: str, name: str, run: Callable[..., None], *arguments: Any, least_s: float = 5.0, **more: Any
     ) -> None:
-        made[group].append(Case(group, name, lambda bench: run(bench, *arguments, **more), least_s))
+        made[group].append(BenchCase(group, name, lambda bench: run(bench, *arguments, **more), least_s))
 
     _add_attention(add, small)
     _add_others(add, small)
@@ -119,7 +119,7 @@ GEMMS = (
 """(rows, outputs, inputs): the device's ceiling, then Llama-3.1-8B's matrices."""
 
 
-def run(bench: Bench, listed: Sequence[Case], out: Path | None, say: Callable[[str], None]) -> None:
+def run(bench: Bench, listed: Sequence[BenchCase], out: Path | None, say: Callable[[str], None]) -> None:
     """Runs the cases one after another while time is left; writes the report after each.
 
     A case that fails is told and the next one starts; one that leaves the device unusable ends the run. Raises
@@ -149,7 +149,7 @@ def run(bench: Bench, listed: Sequence[Case], out: Path | None, say: Callable[[s
     _save(bench.report, started, out)
 
 
-def _run(bench: Bench, case: Case) -> str:
+def _run(bench: Bench, case: BenchCase) -> str:
     """Why the device is of no use any more, or nothing."""
     try:
         case.run(bench)
@@ -173,7 +173,7 @@ def _save(report: Report, started: float, out: Path | None) -> None:
         report.write(out)
 
 
-def chosen(only: str, small: bool) -> list[Case]:
+def chosen(only: str, small: bool) -> list[BenchCase]:
     """The cases of the groups named in `only`, separated by commas; all where it is empty. Raises InputError."""
     wanted = [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.bench.clock import Clock, CpuClock, LateError, within
-from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, Report, Row, Stats, l2_bytes
+from backend.bench.clock import CpuClock, DeviceClock, LateError, within
+from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, BenchRow, Report, Stats, l2_bytes
 from backend.ops import Ops
 
 Call = Callable[[int], Any]
@@ -65,7 +65,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class BenchTask:
     """One case as rows tell it, with the sets its inputs rotate through, and what one execution takes."""
 
     group: str
@@ -81,11 +81,11 @@ class Task:
     rounds: int = 30
     notes: Mapping[str, Any] = field(default_factory=dict)
 
-    def row(self, offer: Offer, state: str, **found: Any) -> Row:
+    def row(self, offer: Offer, state: str, **values: Any) -> BenchRow:
         """This case's row for a contender."""
-        return Row(
+        return BenchRow(
             group=self.group, case=self.case, contender=offer.name, ours=offer.ours, state=state, sizes=self.sizes,
-            bytes=self.bytes, flops=self.flops, tokens=self.tokens, notes=self.notes, **found,
+            bytes=self.bytes, flops=self.flops, tokens=self.tokens, notes=self.notes, **values,
         )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ class Bench:
     report: Report
     ready_s: float = 90.0
     target_s: float = 1.0
-    clock: Clock = field(default_factory=CpuClock)
+    clock: DeviceClock = field(default_factory=CpuClock)
     _dead: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -130,15 +130,15 @@ class Bench:
         """How many sets of inputs to rotate through, so that twice the L2 passes before one comes round again."""
         return max(2, min(most, 1 + -(-2 * l2_bytes(self.device) // max(set_bytes, 1))))
 
-    def compare(self, task: Task, offers: Sequence[Offer]) -> list[Row]:
+    def compare(self, task: BenchTask, offers: Sequence[Offer]) -> list[BenchRow]:
         """One row per contender, added to the report: measured in turns with the others, or why not."""
-        found = {offer.name: self._admit(task, offer) for offer in offers}
-        ready = {name: one for name, one in found.items() if isinstance(one, _Ready)}
+        admitted = {offer.name: self._admit(task, offer) for offer in offers}
+        ready = {name: one for name, one in admitted.items() if isinstance(one, _Ready)}
         seconds = self._taking_turns(task, ready)
         made = []
         for offer in offers:
-            one = found[offer.name]
-            if isinstance(one, Row):
+            one = admitted[offer.name]
+            if isinstance(one, BenchRow):
                 made.append(one)
                 continue
             taken = seconds[offer.name]
@@ -150,7 +150,7 @@ class Bench:
         self.report.rows += made
         return made
 
-    def _admit(self, task: Task, offer: Offer) -> _Ready | Row:
+    def _admit(self, task: BenchTask, offer: Offer) -> _Ready | BenchRow:
         """A contender that is ready to be timed, or the row that says why it is not."""
         if self.left_s <= 0:
             return task.row(offer, SKIPPED, reason=NO_TIME)
@@ -162,7 +162,7 @@ class Bench:
             self._forget(offer, error)
             return task.row(offer, FAILED, reason=_told(error))
 
-    def _prepare(self, task: Task, offer: Offer) -> _Ready:
+    def _prepare(self, task: BenchTask, offer: Offer) -> _Ready:
         """Build, run and compare a contender; its peak of memory where the case asks for it."""
         if offer.name in self._dead:
             raise AbsentError(self._dead[offer.name])
@@ -197,7 +197,7 @@ class Bench:
             torch.cuda.empty_cache()
         self.clock.wait()  # raises where the device itself is lost
 
-    def _taking_turns(self, task: Task, ready: Mapping[str, _Ready]) -> dict[str, list[float]]:
+    def _taking_turns(self, task: BenchTask, ready: Mapping[str, _Ready]) -> dict[str, list[float]]:
         """Seconds of each contender's executions, in rounds whose order changes."""
         names = list(ready)
         taken: dict[str, list[float]] = {name: [] for name in names}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from backend.bench.attention import PLANNED, prefill_name
 from backend.bench.cliff import NOISE, STEP
-from backend.bench.record import MEASURED, Report, Row
+from backend.bench.record import MEASURED, BenchRow, Report
 
 MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 GB, MB = 10**9, 10**6
@@ -54,10 +54,10 @@ class _Asked:
             return Bar(self.name, self.text, NOT_MEASURED, why="no GPU")
         if report.environment.get("small"):
             return Bar(self.name, self.text, NOT_MEASURED, why="small shapes")
-        found = self.measure(report)
-        if found is None:
+        measured = self.measure(report)
+        if measured is None:
             return Bar(self.name, self.text, NOT_MEASURED, why=self.missing)
-        value, where = found
+        value, where = measured
         if self.gpus and not any(gpu in name for gpu in self.gpus):
             return Bar(self.name, self.text, NOT_MEASURED, value, f"set for {' and '.join(self.gpus)}, this is {name}")
         met = value >= self.limit if self.more else value <= self.limit
@@ -69,19 +69,19 @@ def bars(report: Report) -> list[Bar]:
     return [asked.judge(report) for asked in ASKED]
 
 
-def _cases(report: Report, group: str, **sizes: int | str) -> Iterator[list[Row]]:
+def _cases(report: Report, group: str, **sizes: int | str) -> Iterator[list[BenchRow]]:
     """The measured rows of each case of a group with these sizes."""
-    cases: dict[str, list[Row]] = {}
+    cases: dict[str, list[BenchRow]] = {}
     for row in report.rows:
         if row.group == group and row.state == MEASURED and all(row.sizes.get(k) == v for k, v in sizes.items()):
             cases.setdefault(row.case, []).append(row)
     yield from cases.values()
 
 
-def _fastest(rows: Iterable[Row], *, ours: bool) -> Row | None:
+def _fastest(rows: Iterable[BenchRow], *, ours: bool) -> BenchRow | None:
     """The fastest of ours (each with a plan of its own) or of the peers."""
-    found = [row for row in rows if row.ours == ours and row.contender != PLANNED and row.time is not None]
-    return min(found, key=lambda row: row.time.median_s if row.time else 0.0, default=None)
+    candidates = [row for row in rows if row.ours == ours and row.contender != PLANNED and row.time is not None]
+    return min(candidates, key=lambda row: row.time.median_s if row.time else 0.0, default=None)
 
 
 def _decode_tb_per_s(cache: str) -> Callable[[Report], tuple[float, str] | None]:
@@ -89,10 +89,10 @@ def _decode_tb_per_s(cache: str) -> Callable[[Report], tuple[float, str] | None]
 
     def measure(report: Report) -> tuple[float, str] | None:
         best = [_fastest(rows, ours=True) for rows in _cases(report, "decode", cache=cache)]
-        found = [
+        rates = [
             (row.rate(row.bytes) / 1e12, f"{row.case}, {row.contender}") for row in best if row and row.bytes >= GB
         ]
-        return min(found, default=None)
+        return min(rates, default=None)
 
     return measure
 
@@ -101,13 +101,13 @@ def _against_peers(group: str, least_bytes: int, *, speed: bool, **sizes: int | 
     """Ours over the best peer, the worst case: in time, or in speed."""
 
     def measure(report: Report) -> tuple[float, str] | None:
-        found = []
+        ratios = []
         for rows in _cases(report, group, **sizes):
             ours, peer = _fastest(rows, ours=True), _fastest(rows, ours=False)
             if ours and peer and ours.time and peer.time and ours.bytes >= least_bytes:
                 ratio = ours.time.median_s / peer.time.median_s
-                found.append((1 / ratio if speed else ratio, f"{ours.case}, beside {peer.contender}"))
-        return (min(found) if speed else max(found)) if found else None
+                ratios.append((1 / ratio if speed else ratio, f"{ours.case}, beside {peer.contender}"))
+        return (min(ratios) if speed else max(ratios)) if ratios else None
 
     return measure
 
@@ -124,8 +124,10 @@ def _cliff(kind: str) -> Callable[[Report], tuple[float, str] | None]:
     """The worst of all lines."""
 
     def measure(report: Report) -> tuple[float, str] | None:
-        found = [(float(told[kind]), f"worst on {line}") for line, told in report.cliffs.items() if told["points"] > 1]
-        return max(found, default=None)
+        worst = [
+            (float(values[kind]), f"worst on {line}") for line, values in report.cliffs.items() if values["points"] > 1
+        ]
+        return max(worst, default=None)
 
     return measure
 
@@ -178,30 +180,32 @@ def show(report: Report, console: Console) -> None:
             console.print(_group_table(group, rows, ceiling))
         for reason, names in _reasons(rows).items():
             console.print(f"  {reason} ({', '.join(names)})", style="dim", highlight=False)
-    for line, told in report.cliffs.items():
-        worst = f"falls {told['fall']:.1%}, beyond its bytes {told['jump']:.1%}, at cuts {told['switch_jump']:.1%}"
-        console.print(f"cliff, {line}, {told['points']} points: worst: {worst}", highlight=False)
-        for finding in told["findings"]:
+    for line, values in report.cliffs.items():
+        worst = (
+            f"falls {values['fall']:.1%}, beyond its bytes {values['jump']:.1%}, at cuts {values['switch_jump']:.1%}"
+        )
+        console.print(f"cliff, {line}, {values['points']} points: worst: {worst}", highlight=False)
+        for finding in values["findings"]:
             console.print(f"  {finding}", style="yellow", highlight=False)
     for case, reason in report.unfinished.items():
         console.print(f"not run: {case}: {reason}", style="yellow", highlight=False)
     console.print(_bar_table(report.bars))
 
 
-def _reasons(rows: list[Row]) -> dict[str, list[str]]:
+def _reasons(rows: list[BenchRow]) -> dict[str, list[str]]:
     """Why contenders were not timed, each with the cases where."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.time is None:
-            cases = found.setdefault(f"{row.contender}: {row.state}: {row.reason}", [])
+            cases = reasons.setdefault(f"{row.contender}: {row.state}: {row.reason}", [])
             cases += [row.case] * (row.case not in cases)
-    return found
+    return reasons
 
 
 COLUMNS = ("median us", "+-%", "GB/s", "% copy", "TFLOP/s", "tokens/s", "error", "peak MB")
 
 
-def _group_table(group: str, rows: list[Row], ceiling: float) -> Table:
+def _group_table(group: str, rows: list[BenchRow], ceiling: float) -> Table:
     """The measured rows, with the columns that say something."""
     timed = [(row, _cells(row, ceiling)) for row in rows if row.time is not None]
     used = [name for name in COLUMNS if any(cells[name] for _, cells in timed)]
@@ -218,7 +222,7 @@ def _group_table(group: str, rows: list[Row], ceiling: float) -> Table:
     return table
 
 
-def _cells(row: Row, ceiling: float) -> dict[str, str]:
+def _cells(row: BenchRow, ceiling: float) -> dict[str, str]:
     """A measured row's numbers by column; empty where they say nothing."""
     assert row.time is not None
     bytes_per_s = row.rate(row.bytes)
@@ -239,12 +243,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value else ""
 
 
-def _bar_table(told: Iterable[Mapping[str, Any]]) -> Table:
+def _bar_table(bars: Iterable[Mapping[str, Any]]) -> Table:
     colours = {MET: "green", MISSED: "red", NOT_MEASURED: "dim"}
     table = Table(title="bars", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("bar", "asked", "found", "", "where, or why not"):
         table.add_column(name)
-    for bar in told:
-        found = "" if bar["found"] is None else f"{bar['found']:.3g}"
-        table.add_row(bar["name"], bar["asked"], found, bar["state"], bar["why"], style=colours[bar["state"]])
+    for bar in bars:
+        value = "" if bar["found"] is None else f"{bar['found']:.3g}"
+        table.add_row(bar["name"], bar["asked"], value, bar["state"], bar["why"], style=colours[bar["state"]])
     return table

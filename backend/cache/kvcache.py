@@ -150,10 +150,10 @@ class KvCache:
 
 def storage_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """The torch type of a cache, by the name that `sim.specs.model` uses or itself; InputError for any other."""
-    found = KV_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in KV_DTYPES.values() or found is None:
+    storage = KV_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if storage not in KV_DTYPES.values() or storage is None:
         raise InputError(f"KV cache type {str(dtype)!r} is unknown; known are {', '.join(KV_DTYPES)}")
-    return found
+    return storage
 
 
 def block_bytes(model: ModelSpec, block_tokens: int, dtype: torch.dtype | str | None = None) -> int:

@@ -24,14 +24,14 @@ def device_bytes(device: torch.device) -> int:
 def check_device(device: torch.device | str) -> torch.device:
     """The device, if this machine has it; raises InputError otherwise."""
     try:
-        found = torch.device(device)
+        place = torch.device(device)
     except RuntimeError:
         raise InputError(f"device {device!r} is unknown; known are cpu and cuda (or cuda:0, cuda:1, ...)") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {str(found)!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
-    if found.type not in ("cpu", "cuda", "meta"):
-        raise InputError(f"device {str(found)!r} is not supported; known are cpu and cuda")
-    return found
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {str(place)!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    if place.type not in ("cpu", "cuda", "meta"):
+        raise InputError(f"device {str(place)!r} is not supported; known are cpu and cuda")
+    return place
 
 
 def check_memory(what: str, needed_bytes: int, device: torch.device, hint: Callable[[int], str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache
 from backend.cache.moves import Mover
-from backend.drafting.drafting import Ground, Row, by_width
+from backend.drafting.drafting import DraftingRow, Ground, by_width
 from backend.drafting.rejection import distribution, drawn
 from backend.live.live import Pair
 from backend.live.packing import DrawRows, Ints, Ints32, Packed, Stage, pack
@@ -27,7 +27,7 @@ from backend.model.model import DecodePart, ForwardBatch, Model
 from sim.engine.batch import Batch, Entry
 from sim.engine.memory import NULL_BLOCK, Allocator
 from sim.engine.request import Request
-from sim.speculation.adaptive import PerRequest
+from sim.speculation.adaptive import RequestMap
 from traces.schema import InputError
 
 
@@ -103,7 +103,7 @@ class DraftModel:
         self._eager = eager
         self._mover = Mover(model.ops, cache, host_blocks)
         self._stage, self._steps_stage = Stage(model.device), Stage(model.device)
-        self._held = PerRequest(lambda req: Held())
+        self._held = RequestMap(lambda req: Held())
         self._filled = np.zeros(cache.blocks + 1, np.int64)
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
@@ -143,12 +143,12 @@ class DraftModel:
 
     def _found(self, table: Sequence[int], tokens: int) -> int:
         """Of the first `tokens` tokens of a table, how many have their KV before the first that has not."""
-        size, found = self._cache.block_tokens, 0
+        size, held = self._cache.block_tokens, 0
         for at in range(-(-tokens // size)):
-            found += min(int(self._filled[table[at]]), tokens - at * size)
-            if found < min((at + 1) * size, tokens):
+            held += min(int(self._filled[table[at]]), tokens - at * size)
+            if held < min((at + 1) * size, tokens):
                 break
-        return found
+        return held
 
     def _mark(self, table: Sequence[int], first: int, last: int, valid: int) -> None:
         """Note that of the blocks from `first` to before `last` those tokens are filled that are before `valid`."""
@@ -159,7 +159,7 @@ class DraftModel:
 
     # ---- a round ----------------------------------------------------------------------------------------------------
 
-    def propose(self, rows: Sequence[Row]) -> tuple[list[int], float]:
+    def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         """As `Proposing.propose`."""
         counts, entries = [], []
         for row in rows:
@@ -187,7 +187,7 @@ class DraftModel:
         """As `Proposing.distributions`."""
         yield from self._held[req].q[:drafts]
 
-    def _follow(self, row: Row) -> tuple[Entry | None, int]:
+    def _follow(self, row: DraftingRow) -> tuple[Entry | None, int]:
         """(what the drafter has to compute of a request before it drafts, how many drafts it makes)."""
         req, size = row.request, self._cache.block_tokens
         held, table = self._held[req], self._allocator.table(req)

@@ -32,7 +32,7 @@ MOST_TOKENS = 8
 """Of one row of decode attention (`backend.kernels.decode_attention`)."""
 
 
-class Row(NamedTuple):
+class DraftingRow(NamedTuple):
     """A request's share of a step, once the step's output is known."""
 
     request: Request
@@ -74,7 +74,7 @@ class Proposing(Protocol):
         """Follow the batch's copies and swaps, before anything is computed."""
         ...
 
-    def propose(self, rows: Sequence[Row]) -> tuple[list[int], float]:
+    def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         """(how many drafts each row gets, device seconds); they go behind the row's known tokens in `Sequences`."""
         ...
 
@@ -143,12 +143,12 @@ class DraftingLive(Live):
             answer, device_s = self._compute(plan.packed, batch)
             right = self._verify(batch, plan, answer)
             rows = _rows(batch, right)
-            found, drafting_s = self.drafter.propose(rows)
+            drafts, drafting_s = self.drafter.propose(rows)
         except torch.OutOfMemoryError:
             raise no_memory(
                 self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache.blocks
             ) from None
-        proposed = [one for row, one in zip(rows, found, strict=True) if row.request in right]
+        proposed = [one for row, one in zip(rows, drafts, strict=True) if row.request in right]
         total_s = time.perf_counter() - started
         device_s += drafting_s
         host_s = max(total_s - device_s, 0.0)
@@ -250,15 +250,15 @@ class DraftingLive(Live):
         return right
 
 
-def _rows(batch: Batch, right: dict[Request, int]) -> list[Row]:
+def _rows(batch: Batch, right: dict[Request, int]) -> list[DraftingRow]:
     sampled = {one.request: one for one in batch.sampled}
     rows = []
     for req, tokens, past in batch.entries:
         one = sampled.get(req)
         if one is None:
-            rows.append(Row(req, tokens, past, 0, 0, 0))
+            rows.append(DraftingRow(req, tokens, past, 0, 0, 0))
             continue
-        row = Row(req, tokens, past, one.drafts, right[req], one.next_drafts)
+        row = DraftingRow(req, tokens, past, one.drafts, right[req], one.next_drafts)
         ended = row.certain + 1 >= req.prompt_tokens + req.output_tokens
         rows.append(row._replace(asked=0) if ended else row)
     return rows

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from backend.drafting.drafting import Ground, Row
+from backend.drafting.drafting import DraftingRow, Ground
 from sim.engine.batch import Batch
 from sim.engine.request import Request
 
@@ -25,15 +25,15 @@ def looked_up(tokens: Ids, drafts: int, shortest: int, longest: int) -> Ids:
     Of the ends of `shortest` to `longest` tokens the longest that is found counts; it may overlap with the end itself.
     """
     ends = np.flatnonzero(tokens[:-1] == tokens[-1])
-    found = ends if shortest == 1 else ends[:0]
+    matches = ends if shortest == 1 else ends[:0]
     for length in range(2, longest + 1):
         ends = ends[ends >= length - 1]
         ends = ends[tokens[ends - (length - 1)] == tokens[-length]] if length <= len(tokens) else ends[:0]
         if not len(ends):
             break
         if length >= shortest:
-            found = ends
-    return tokens[found[0] + 1 : found[0] + 1 + drafts] if len(found) else tokens[:0]
+            matches = ends
+    return tokens[matches[0] + 1 : matches[0] + 1 + drafts] if len(matches) else tokens[:0]
 
 
 class Ngram:
@@ -52,7 +52,7 @@ class Ngram:
     def move(self, batch: Batch) -> None:
         """There is no cache."""
 
-    def propose(self, rows: Sequence[Row]) -> tuple[list[int], float]:
+    def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         """As `backend.drafting.drafting.Proposing.propose`."""
         return [self._look_up(row) if row.asked else 0 for row in rows], 0.0
 
@@ -63,7 +63,7 @@ class Ngram:
         """Each draft is one guess."""
         return iter(())
 
-    def _look_up(self, row: Row) -> int:
+    def _look_up(self, row: DraftingRow) -> int:
         sequences, known = self._sequences, row.certain + 1
         start = sequences.of(row.request).start
         drafts = looked_up(sequences.tokens(slice(start, start + known)), row.asked, self._shortest, self._longest)

@@ -1,4 +1,4 @@
-"""What the kernel files share: compile or interpret, the names of types, `Variant`. It knows no operation.
+"""What the kernel files share: compile or interpret, the names of types, `KernelVariant`. It knows no operation.
 
 **Compile or interpret.** Triton decides at decoration time whether `@triton.jit` gives a compiled kernel or one that
 numpy interprets on CPU tensors; a process has one or the other. This module decides, once, when `backend.kernels` is
@@ -77,7 +77,7 @@ Constant = int | float | bool | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
+class KernelVariant:
     """One compiled form of a kernel, for warming and for ahead-of-time compilation.
 
     `kernel` is "package.module:function". `signature` gives each run-time argument its Triton type ("*bf16", "i32",

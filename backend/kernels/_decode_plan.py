@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._attention import attended_tiles
-from backend.kernels._common import Variant
+from backend.kernels._common import KernelVariant
 
 WAVES = tl.constexpr(4)
 """Cuts tried: work for 1..WAVES waves of programs, and none at all."""
@@ -134,11 +134,11 @@ def make_plan(
     return DecodePlan(items, spans)
 
 
-def plan_variants() -> list[Variant]:
+def plan_variants() -> list[KernelVariant]:
     """Plans of 64 and of 1,024 sequences, with and without a window."""
     numbers = dict.fromkeys(("sequences", "window", "sinks", "slots"), "i32")
     return [
-        Variant(
+        KernelVariant(
             name=f"plan {block}{' windowed' if windowed else ''}",
             kernel=f"{__name__}:plan_kernel",
             signature=dict.fromkeys(("kv_lens", "items", "spans"), "*i32") | numbers,

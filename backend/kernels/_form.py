@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._common import INTERPRETED, TRITON_NAMES, Constant, Variant, capability, check_device
+from backend.kernels._common import INTERPRETED, TRITON_NAMES, Constant, KernelVariant, capability, check_device
 from traces.schema import InputError
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -110,11 +110,11 @@ def compiled(
     constexprs: dict[str, Constant],
     warps: int,
     stages: int,
-) -> Variant:
+) -> KernelVariant:
     """The variant of an attention kernel for `form`, with what is its own besides; compiled, so nothing is upcast."""
     types = form.signature() | signature
     absent: dict[str, Constant] = {name: None for name in ("k_scale", "v_scale") if types[name] == "constexpr"}
-    return Variant(
+    return KernelVariant(
         name=name,
         kernel=kernel,
         signature={name: kind for name, kind in types.items() if kind != "constexpr"},

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backend.kernels._common import Variant
+from backend.kernels._common import KernelVariant
 from backend.kernels._form import lacks_fp8
 
 SHARED_LIMIT_BYTES: Mapping[int, int] = {
@@ -69,7 +69,7 @@ class Built:
     async_copies: int = 0
 
 
-def build(jobs: Sequence[tuple[Variant, int]]) -> list[Built]:
+def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
     """Compiles each variant for its compute capability (80, 90, 100); a refusal is a result, not an exception."""
     done: list[Built] = []
     while len(done) < len(jobs):
@@ -89,7 +89,7 @@ def table(built: Iterable[Built]) -> str:
     return "\n".join(lines)
 
 
-def _worked(jobs: Sequence[tuple[Variant, int]]) -> list[Built]:
+def _worked(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
     """What one subprocess made of `jobs`, in order; where it died, the job it died of, and no further."""
     text = "".join(
         json.dumps({"variant": asdict(variant), "capability": capability}) + "\n" for variant, capability in jobs
@@ -111,7 +111,7 @@ def _worked(jobs: Sequence[tuple[Variant, int]]) -> list[Built]:
     return results
 
 
-def _compile(variant: Variant, capability: int) -> Built:
+def _compile(variant: KernelVariant, capability: int) -> Built:
     """Compiles in this process, specialised as JIT would be."""
     if capability < 89 and any("fp8e4nv" in kind for kind in variant.signature.values()):
         return Built(name=variant.name, capability=capability, error=lacks_fp8(capability))
@@ -150,7 +150,7 @@ def _work() -> None:
     """The subprocess: jobs in, results out, each flushed so that a crash loses only its own."""
     for line in sys.stdin:
         job: dict[str, Any] = json.loads(line)
-        variant = Variant(**job["variant"])
+        variant = KernelVariant(**job["variant"])
         try:
             built = _compile(variant, job["capability"])
         except Exception as failure:  # whatever the compiler raises is this variant's result

@@ -17,7 +17,14 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._common import INTERPRETED, TRITON_NAMES, Variant, capability, check_device, next_power_of_two
+from backend.kernels._common import (
+    INTERPRETED,
+    TRITON_NAMES,
+    KernelVariant,
+    capability,
+    check_device,
+    next_power_of_two,
+)
 from backend.kernels._form import lacks_fp8
 from traces.schema import InputError
 
@@ -250,7 +257,7 @@ STORAGE: Mapping[torch.dtype, tuple[int, str]] = {
 """Storage type to its scaling and the type of its scale pointer (the data's own where there is none)."""
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms: bf16 keys and values into each storage type, and of other shapes into bf16."""
     made = []
     for storage, (scaling, scale_type) in STORAGE.items():
@@ -261,7 +268,7 @@ def variants() -> list[Variant]:
         for heads, dim in SHAPES if storage == torch.bfloat16 else SHAPES[:1]:
             sizes = {"HEADS": heads, "HEAD_DIM": dim, "HEADS_PADDED": heads, "DIM_PADDED": dim}
             made.append(
-                Variant(
+                KernelVariant(
                     name=f"cache_write {name} {heads}x{dim}",
                     kernel=f"{__name__}:_cache_write_kernel",
                     signature=pointers | dict.fromkeys((*strides, "block_tokens"), "i32"),

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._common import Variant, check_device, next_power_of_two
+from backend.kernels._common import KernelVariant, check_device, next_power_of_two
 from traces.schema import InputError
 
 WORDS = 4096
@@ -123,12 +123,12 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms: without scales, and with those of int8 (16 tokens of 8 heads)."""
     pointers = dict.fromkeys(("k_from", "v_from", "k_to", "v_to", "sources", "targets"), "*i32")
     scales = ("k_scale_from", "v_scale_from", "k_scale_to", "v_scale_to")
     return [
-        Variant(
+        KernelVariant(
             name=f"copy_blocks {count} scales",
             kernel=f"{__name__}:copy_kernel",
             signature=pointers

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
-from backend.kernels._common import INTERPRETED, Constant, Variant, next_power_of_two, processors
+from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_power_of_two, processors
 from backend.kernels._decode_plan import DecodePlan, make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from backend.kernels.prefill_attention import attention_reference
@@ -274,7 +274,7 @@ def decode_reference(
     return out.view(q.shape), lse.view(q.shape[:3])
 
 
-def variant(form: Form, queries: int = 1) -> Variant:
+def variant(form: Form, queries: int = 1) -> KernelVariant:
     """The compiled form of the decode kernel for `form` and so many queries."""
     tile = decode_tile(form, queries)
     own = {"items": "*i32", "spans": "*i32", "part_out": "*fp32", "part_lse": "*fp32"}
@@ -283,14 +283,14 @@ def variant(form: Form, queries: int = 1) -> Variant:
     return compiled(f"{__name__}:decode_kernel", name, form, own, shape, tile.warps, tile.stages)
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """Every form with one query, with four and with eight; the merge of 32 heads; plans of 64 sequences."""
     made = [variant(form, queries) for form in forms() for queries in (1, 4, 8)]
     results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"spans": "*i32"}
     for head_dim in (64, 128, 256):
         shape = {"QUERIES": 1, "HEADS": 32, "HEAD_DIM": head_dim, "BLOCK": MERGE_BLOCK}
         made.append(
-            Variant(
+            KernelVariant(
                 name=f"merge d{head_dim}",
                 kernel=f"{__name__}:merge_kernel",
                 signature=results | {"out": "*bf16"},

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels._common import INTERPRETED, Variant, capability, check_device, next_power_of_two
+from backend.kernels._common import INTERPRETED, KernelVariant, capability, check_device, next_power_of_two
 from backend.kernels.cache_write import narrow
 from backend.model.weights import QuantWeight, Weight
 from backend.torch_ops.linear import linear as dequantised_linear
@@ -177,10 +177,10 @@ def _rows(weight: QuantWeight) -> zip[tuple[Tensor, Tensor]]:
     return zip(weight.data, weight.scale, strict=True)
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms for bf16 activations: quantising rows, and int8 products for few, some and many rows."""
     made = [
-        Variant(
+        KernelVariant(
             name="quantise_rows",
             kernel=f"{__name__}:_quantise_rows_kernel",
             signature={"x": "*bf16", "data": "*fp8e4nv", "scales": "*fp32", "width": "i32", "x_stride": "i32"},
@@ -192,7 +192,7 @@ def variants() -> list[Variant]:
     for rows in (16, 64, 256):
         block_m, block_n, block_k, warps, stages = int8_tile(rows, torch.bfloat16)
         made.append(
-            Variant(
+            KernelVariant(
                 name=f"int8_matmul {rows} rows",
                 kernel=f"{__name__}:_int8_matmul_kernel",
                 signature={"x": "*bf16", "data": "*i8", "scales": "*fp32", "out": "*bf16"}

@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
-from backend.kernels._common import INTERPRETED, Constant, Variant, capability, next_power_of_two
+from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from traces.schema import InputError
 
@@ -258,14 +258,14 @@ def attention_reference(
     return out, lse
 
 
-def variants(capability: int) -> list[Variant]:
+def variants(capability: int) -> list[KernelVariant]:
     """The kernel for all `forms` on a GPU of this compute capability, and the forms of short chunks."""
     long = [variant(form, capability) for form in forms()]
     short = [variant(form, capability, 8) for form in forms()]
     return long + [one for one in short if one not in long]
 
 
-def variant(form: Form, capability: int, max_q: int = 4096) -> Variant:
+def variant(form: Form, capability: int, max_q: int = 4096) -> KernelVariant:
     """The compiled form of the kernel for chunks of up to `max_q` tokens."""
     tile = tile_for(form, capability, max_q)
     own = {"q_starts": "*i32", "q_stride": "i32"}

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels._common import INTERPRETED, Variant, check_device, next_power_of_two
+from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -178,11 +178,11 @@ WIDTHS = (4096, 5120, 16384)
 """Row widths to compile ahead of time."""
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms in bf16: rows with and without a residual, and heads of 128 and 64."""
     rows = dict.fromkeys(("x", "residual", "weight", "normed", "total"), "*bf16")
     made = [
-        Variant(
+        KernelVariant(
             name=f"rms_norm {width}" + (" residual" if fused else ""),
             kernel=f"{__name__}:_rms_norm_kernel",
             signature=rows | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"},
@@ -201,7 +201,7 @@ def variants() -> list[Variant]:
     for dim in (64, 128):
         heads = dict.fromkeys(("x", "weight", "normed"), "*bf16")
         made.append(
-            Variant(
+            KernelVariant(
                 name=f"head_norm {dim}",
                 kernel=f"{__name__}:_head_norm_kernel",
                 signature=heads | dict.fromkeys(("heads", "token_stride", "head_stride"), "i32") | {"eps": "fp32"},

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._common import INTERPRETED, TRITON_NAMES, Variant, check_device, next_power_of_two
+from backend.kernels._common import INTERPRETED, TRITON_NAMES, KernelVariant, check_device, next_power_of_two
 from backend.kernels.cache_write import (
     STORAGE,
     cache_write_reference,
@@ -179,7 +179,7 @@ SHAPES = ((32, 8, 128), (28, 4, 128), (8, 1, 256), (16, 16, 64))
 """(query heads, kv heads, head dim) to compile ahead of time."""
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms: bf16 into each storage type for the first shape, into bf16 for the others."""
     made = []
     for shape in SHAPES:
@@ -188,14 +188,14 @@ def variants() -> list[Variant]:
     return made
 
 
-def _variant(q_heads: int, heads: int, dim: int, storage: torch.dtype) -> Variant:
+def _variant(q_heads: int, heads: int, dim: int, storage: torch.dtype) -> KernelVariant:
     scaling, scale_type = STORAGE[storage]
     name = TRITON_NAMES[storage]
     strides = [f"{tensor}_{axis}_stride" for tensor in ("q", "k", "v") for axis in ("token", "head")]
     signature = dict.fromkeys(("q", "k", "v", "q_out"), "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
     signature |= {"k_data": f"*{name}", "v_data": f"*{name}", "k_scale": scale_type, "v_scale": scale_type}
     signature |= {"slots": "*i32"} | dict.fromkeys((*strides, "block_tokens"), "i32")
-    return Variant(
+    return KernelVariant(
         name=f"rope_cache_write {name} {q_heads}/{heads}x{dim}",
         kernel=f"{__name__}:_rope_cache_write_kernel",
         signature=signature,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels._common import Variant, check_device, next_power_of_two
+from backend.kernels._common import KernelVariant, check_device, next_power_of_two
 from backend.kernels._filter import FILTER_BITS, filter_kernel, load_row
 from backend.torch_ops.sampling import check_rows, philox_uniform
 
@@ -220,7 +220,7 @@ VOCABULARIES = (32000, 128256, 151936)
 """Vocabulary sizes to compile ahead of time (Llama 2, Llama 3, Qwen)."""
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled forms, for fp32 logits."""
     rows = {"logits": "*fp32", "temperature": "*fp32", "threshold": "*fp32", "last": "*i32"}
     filters = rows | {"top_k": "*i32", "top_p": "*fp32", "stride": "i32", "vocab": "i32"}
@@ -238,8 +238,10 @@ def variants() -> list[Variant]:
     return made
 
 
-def _variant(name: str, kernel: str, signature: dict[str, str], constexprs: dict[str, int], num_warps: int) -> Variant:
-    return Variant(
+def _variant(
+    name: str, kernel: str, signature: dict[str, str], constexprs: dict[str, int], num_warps: int
+) -> KernelVariant:
+    return KernelVariant(
         name=name,
         kernel=kernel,
         signature=signature,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels._common import INTERPRETED, Variant, check_device, next_power_of_two
+from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -53,10 +53,10 @@ def silu_and_mul_reference(x: Tensor) -> Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The compiled form in bf16."""
     return [
-        Variant(
+        KernelVariant(
             name="silu_and_mul",
             kernel=f"{__name__}:_silu_and_mul_kernel",
             signature={"x": "*bf16", "out": "*bf16", "width": "i32", "x_stride": "i32"},

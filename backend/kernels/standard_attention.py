@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._attention import PRECISION, to_operand
-from backend.kernels._common import INTERPRETED, TRITON_NAMES, Constant, Variant, check_device
+from backend.kernels._common import INTERPRETED, TRITON_NAMES, Constant, KernelVariant, check_device
 from backend.kernels._form import HEAD_DIMS
 from traces.schema import InputError
 
@@ -139,13 +139,13 @@ def standard_attention_reference(q: Tensor, k: Tensor, v: Tensor, causal: bool =
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """Forms for bf16 at head dims 64 and 128, group 4."""
     kinds = dict.fromkeys(("q", "k", "v", "scores", "weights", "out"), "*bf16")
     kinds |= {"tokens": "i32", "scale": "fp32"}
 
-    def made(part: str, arguments: str, constexprs: dict[str, Constant]) -> Variant:
-        return Variant(
+    def made(part: str, arguments: str, constexprs: dict[str, Constant]) -> KernelVariant:
+        return KernelVariant(
             name=f"standard {part} d{constexprs.get('HEAD_DIM', '')}",
             kernel=f"{__name__}:{part}_kernel",
             signature={name: kinds[name] for name in arguments.split()},

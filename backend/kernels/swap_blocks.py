@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._common import INTERPRETED, Variant, check_device
+from backend.kernels._common import INTERPRETED, KernelVariant, check_device
 from backend.kernels.copy_blocks import copy_blocks_reference, launch_copy
 from backend.kernels.copy_blocks import variants as copy_variants
 from traces.schema import InputError
@@ -55,6 +55,6 @@ def swap_reference(origin: LayerCache, goal: LayerCache, sources: Tensor, target
     return after
 
 
-def variants() -> list[Variant]:
+def variants() -> list[KernelVariant]:
     """The copy kernel's: swapping adds none."""
     return copy_variants()

@@ -210,8 +210,8 @@ def _shards(folder: Path) -> Iterator[tuple[Path, set[str]]]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         table: Any = documents.json_file(index, files.MAX_RESULT_BYTES)
-        found = table["weight_map"]
-        names = {str(tensor): str(shard) for tensor, shard in found.items()}
+        shards = table["weight_map"]
+        names = {str(tensor): str(shard) for tensor, shard in shards.items()}
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of safetensors files (an object with a weight_map)") from None
     for shard in names.values():

@@ -72,8 +72,8 @@ class RopeSpec:
         low, high = max(low, 0), min(high, head_dim - 1)
         width = high - low if high != low else 0.001
         ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
-        kept = 1 - ramp
-        return 1.0 / (self.factor * spacing) * (1 - kept) + 1.0 / spacing * kept
+        unstretched = 1 - ramp
+        return 1.0 / (self.factor * spacing) * (1 - unstretched) + 1.0 / spacing * unstretched
 
 
 def angles(positions: Tensor, frequencies: Tensor, attention_factor: float) -> tuple[Tensor, Tensor]:

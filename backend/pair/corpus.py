@@ -37,8 +37,8 @@ def sources(*, held: bool) -> dict[str, bytes]:
     Raises InputError where this Python has no readable sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found = {path.relative_to(root).as_posix(): path for path in _python_files(root)}
-    texts = {name: found[name].read_bytes() for name in sorted(found) if held_out(name) == held}
+    paths = {path.relative_to(root).as_posix(): path for path in _python_files(root)}
+    texts = {name: paths[name].read_bytes() for name in sorted(paths) if held_out(name) == held}
     if not any(texts.values()):
         raise InputError(f"{root}: this Python has no sources of its standard library to read")
     return texts

@@ -42,7 +42,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class NetworkShape:
     """A Llama's sizes, and how it is trained."""
 
     layers: int
@@ -55,11 +55,11 @@ class Shape:
     peak_rate: float
 
 
-TARGET = Shape(layers=4, hidden=192, heads=6, kv_heads=2, head_dim=32, ffn=512, steps=1600, peak_rate=2.5e-3)
-DRAFT = Shape(layers=1, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=352, steps=1600, peak_rate=4e-3)
+TARGET = NetworkShape(layers=4, hidden=192, heads=6, kv_heads=2, head_dim=32, ffn=512, steps=1600, peak_rate=2.5e-3)
+DRAFT = NetworkShape(layers=1, hidden=128, heads=4, kv_heads=2, head_dim=32, ffn=352, steps=1600, peak_rate=4e-3)
 
 
-def initial(shape: Shape, seed: int) -> Weights:
+def initial(shape: NetworkShape, seed: int) -> Weights:
     """Seeded weights by their checkpoint's names; what a layer adds starts small, the deeper the model the smaller."""
     generator = torch.Generator().manual_seed(seed)
     quiet = (2 * shape.layers) ** -0.5
@@ -86,7 +86,7 @@ def initial(shape: Shape, seed: int) -> Weights:
     return {name: value.requires_grad_() for name, value in weights.items()}
 
 
-def forward(shape: Shape, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+def forward(shape: NetworkShape, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits [B, T, vocab] of `tokens` [B, T], each after all before it: Llama's arithmetic, differentiable."""
     rows, length = tokens.shape
     rope = RopeSpec().frequencies(shape.head_dim, tokens.device)
@@ -128,14 +128,16 @@ def windows(stream: npt.NDArray[np.int64], steps: int, seed: int) -> Iterator[Te
         yield torch.from_numpy(np.stack([stream[start : start + length + 1] for start in starts]))
 
 
-def train(shape: Shape, stream: npt.NDArray[np.int64], seed: int, teacher: tuple[Shape, Weights] | None) -> Weights:
+def train(
+    shape: NetworkShape, stream: npt.NDArray[np.int64], seed: int, teacher: tuple[NetworkShape, Weights] | None
+) -> Weights:
     """Weights after `shape.steps` steps of AdamW with a cosine rate, towards a `teacher`'s distribution if given."""
     weights = initial(shape, seed)
     matrices = [value for value in weights.values() if value.dim() > 1]
     vectors = [value for value in weights.values() if value.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=shape.peak_rate, betas=(0.9, 0.95), fused=True)
-    started, seen = time.perf_counter(), 0.0
+    started, smoothed = time.perf_counter(), 0.0
     for step, window in enumerate(windows(stream, shape.steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = shape.peak_rate * _share(step, shape.steps)
@@ -145,10 +147,12 @@ def train(shape: Shape, stream: npt.NDArray[np.int64], seed: int, teacher: tuple
         torch.nn.utils.clip_grad_norm_([*matrices, *vectors], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seen = loss.item() if step == 0 else 0.98 * seen + 0.02 * loss.item()
+        smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
         if step % 100 == 99:
             spent = time.perf_counter() - started
-            _say(f"step {step + 1} of {shape.steps}, {spent:.0f} s, {seen / math.log(2):.3f} bits (mean of the last)")
+            _say(
+                f"step {step + 1} of {shape.steps}, {spent:.0f} s, {smoothed / math.log(2):.3f} bits (mean of the last)"
+            )
     return {name: value.detach() for name, value in weights.items()}
 
 
@@ -160,7 +164,7 @@ def _share(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def _goal(window: Tensor, teacher: tuple[Shape, Weights] | None) -> Tensor:
+def _goal(window: Tensor, teacher: tuple[NetworkShape, Weights] | None) -> Tensor:
     """What cross entropy compares with: the next tokens, or the teacher's distribution of them."""
     if teacher is None:
         return window[:, 1:].flatten()
@@ -168,7 +172,7 @@ def _goal(window: Tensor, teacher: tuple[Shape, Weights] | None) -> Tensor:
         return forward(*teacher, window[:, :-1]).flatten(0, 1).softmax(dim=-1)
 
 
-def bits_per_byte(shape: Shape, weights: Weights, texts: Mapping[str, bytes], length: int) -> float:
+def bits_per_byte(shape: NetworkShape, weights: Weights, texts: Mapping[str, bytes], length: int) -> float:
     """Mean over all next tokens, in windows of `length` tokens that start with no past."""
     nats, count = 0.0, 0
     with torch.no_grad():
@@ -179,7 +183,9 @@ def bits_per_byte(shape: Shape, weights: Weights, texts: Mapping[str, bytes], le
     return nats / count / math.log(2)
 
 
-def agreement(target: tuple[Shape, Weights], draft: tuple[Shape, Weights], texts: Mapping[str, bytes]) -> float:
+def agreement(
+    target: tuple[NetworkShape, Weights], draft: tuple[NetworkShape, Weights], texts: Mapping[str, bytes]
+) -> float:
     """Share of positions of held-out text where both find the same token likeliest."""
     same, count = 0, 0
     with torch.no_grad():
@@ -197,7 +203,7 @@ def _windows_in_order(texts: Mapping[str, bytes], length: int) -> Iterator[Tenso
             yield tokens[None, start : start + length + 1]
 
 
-def save(folder: Path, shape: Shape, weights: Weights) -> Weights:
+def save(folder: Path, shape: NetworkShape, weights: Weights) -> Weights:
     """Writes model.safetensors in 16 bits and config.json; the weights as they will be read back.
 
     They are computed with in fp32: 16-bit floats are slow on CPUs, and these weights are small.
@@ -249,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         "trained_on": {"files": len(texts), "bytes": sum(map(len, texts.values()))},
         "held_out": {"files": len(held), "bytes": sum(map(len, held.values()))},
     }
-    teacher: tuple[Shape, Weights] | None = None
+    teacher: tuple[NetworkShape, Weights] | None = None
     for name, usual in (("byte-target", TARGET), ("byte-draft", DRAFT)):
         shape = replace(usual, steps=options.steps or usual.steps)
         started = time.perf_counter()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibrate.importers import formats
-from calibrate.importers.draft import Draft, LeftOut, Told
+from calibrate.importers.draft import Draft, ImportOptions, LeftOut
 from calibrate.importers.held_out import accuracies
 from calibrate.importers.limits import clean
 from calibrate.importers.sheet import Sheet, open_sheets
@@ -44,22 +44,22 @@ def import_profile(
     Raises:
         InputError: an unknown format or column, a fact that nobody said, a table that is mostly impossible.
     """
-    told = Told(catalog.load_gpu(gpu), dtype=dtype, model=model, tp=tp)
+    options = ImportOptions(catalog.load_gpu(gpu), dtype=dtype, model=model, tp=tp)
     sheets = open_sheets(sources)
     name = format_name or formats.recognise(sheets)
-    one = formats.load(name)
-    known = [sheet for sheet in sheets if one.table_of(sheet) is not None]
+    reader = formats.load(name)
+    known = [sheet for sheet in sheets if reader.table_of(sheet) is not None]
     for sheet in sheets:
         if sheet not in known and sheet.path in sources:
             raise InputError(f"{sheet.path}: no table of {name} has its columns ({', '.join(sheet.header[:12])})")
     if not known:
         raise InputError(f"{sources[0]}: none of its {len(sheets)} tables is one of {name} by its columns")
-    draft = one.read(known, told)
-    told.check_used(name)
-    tables = clean(draft, told.gpu)
-    meta = _meta(draft, tables, told, name, known)
-    text = files.text(Path(gpu)) if _is_own(gpu, told.gpu.name) else ""
-    profile = Profile(meta, tables, told.gpu if text else None, text)
+    draft = reader.read(known, options)
+    options.check_used(name)
+    tables = clean(draft, options.gpu)
+    meta = _meta(draft, tables, options, name, known)
+    text = files.text(Path(gpu)) if _is_own(gpu, options.gpu.name) else ""
+    profile = Profile(meta, tables, options.gpu if text else None, text)
     skipped = tuple(str(sheet.path) for sheet in sheets if sheet not in known)
     return Imported(profile, tuple(draft.left_out()), skipped)
 
@@ -69,13 +69,13 @@ def _is_own(gpu: str, name: str) -> bool:
     return Path(gpu).is_file() and name not in catalog.names("gpus")
 
 
-def _meta(draft: Draft, tables: dict[str, Table], told: Told, name: str, sheets: list[Sheet]) -> Meta:
+def _meta(draft: Draft, tables: dict[str, Table], options: ImportOptions, name: str, sheets: list[Sheet]) -> Meta:
     files = [f"{sheet.path.name} (sha256 {sheet.digest()})" for sheet in sheets]
     left = [f"Left out: {one}." for one in draft.left_out()]
     return Meta(
-        name=f"{told.gpu.name}-{name}".lower(),
-        gpu=told.gpu.name,
-        device=draft.device or told.gpu.description,
+        name=f"{options.gpu.name}-{name}".lower(),
+        gpu=options.gpu.name,
+        device=draft.device or options.gpu.description,
         kind="imported",
         source=f"{draft.source}; imported, not measured by this project; its licence is the source's",
         date=draft.date,
@@ -83,5 +83,5 @@ def _meta(draft: Draft, tables: dict[str, Table], told: Told, name: str, sheets:
         software=draft.facts,
         included={term: table for term, table in draft.included.items() if table in tables},
         grid={table: f"{len(rows)} points" for table, rows in tables.items()},
-        accuracy=accuracies(tables, told.gpu),
+        accuracy=accuracies(tables, options.gpu),
     )

@@ -41,20 +41,20 @@ def import_command(
 
     console = Console(stderr=True, soft_wrap=True)
     try:
-        found = import_profile(list(sources), gpu, format_name=format_name, dtype=dtype, model=model, tp=tp)
-        profile.write(found.profile, out, replace=replace)
+        imported = import_profile(list(sources), gpu, format_name=format_name, dtype=dtype, model=model, tp=tp)
+        profile.write(imported.profile, out, replace=replace)
     except InputError as error:
         console.print(f"calibrate import: {escape(str(error))}", style="red", highlight=False)
         raise SystemExit(2) from None
-    told = found.profile.meta
-    shown = Table("table", "rows", "held out: mean", "90 %", title=f"{told.name} in {escape(str(out))}")
-    for name, table in found.profile.tables.items():
-        held_out = told.accuracy.get(name)
+    meta = imported.profile.meta
+    shown = Table("table", "rows", "held out: mean", "90 %", title=f"{meta.name} in {escape(str(out))}")
+    for name, table in imported.profile.tables.items():
+        held_out = meta.accuracy.get(name)
         errors = (f"{held_out.mean:.1%}", f"{held_out.p90:.1%}") if held_out else ("-", "-")
         shown.add_row(name, f"{len(table):,}", *errors)
     console.print(shown)
-    for line in (*found.left_out, *(f"not read, no table of a profile: {path}" for path in found.skipped_files)):
+    for line in (*imported.left_out, *(f"not read, no table of a profile: {path}" for path in imported.skipped_files)):
         console.print(escape(str(line)), highlight=False)
-    for note in told.notes:
+    for note in meta.notes:
         if not note.startswith("Left out"):
             console.print(escape(note), highlight=False, style="dim")

@@ -14,7 +14,7 @@ from traces.schema import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ImportedRow:
     """One measured row, where it stands and, of a whole step, the least that the chip needs for it."""
 
     row: dict[str, Value]
@@ -43,7 +43,7 @@ class Draft:
     unit: str = "us"
     device: str = ""
     date: str = "not stated by the source"
-    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    entries: dict[str, list[ImportedRow]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     included: dict[str, str] = field(default_factory=dict)
@@ -52,11 +52,11 @@ class Draft:
 
     def add(self, table: str, place: Place, **row: Value) -> None:
         """One row of a profile's table, complete, times in microseconds."""
-        self.entries.setdefault(table, []).append(Entry(row, place))
+        self.entries.setdefault(table, []).append(ImportedRow(row, place))
 
     def add_step(self, place: Place, row: dict[str, Value], least_us: float) -> None:
         """A whole step, and the least time that the chip needs for it."""
-        self.entries.setdefault("steps", []).append(Entry(row, place, least_us))
+        self.entries.setdefault("steps", []).append(ImportedRow(row, place, least_us))
 
     def leave_out(self, table: str, place: Place, reason: str) -> None:
         """One row that the profile cannot or must not have."""
@@ -80,7 +80,7 @@ class Draft:
         return [LeftOut(table, reason, len(places), str(places[0])) for (table, reason), places in self._left.items()]
 
 
-class Told:
+class ImportOptions:
     """What the user said beside the files. An option that a format has no use for is refused (`check_used`)."""
 
     def __init__(
@@ -101,8 +101,8 @@ class Told:
     def tp(self) -> int | None:
         """GPUs that shared the layers."""
         self._used.add("tp")
-        found = self._given["tp"]
-        return None if found is None else int(found)
+        tp = self._given["tp"]
+        return None if tp is None else int(tp)
 
     def check_used(self, format_name: str) -> None:
         """Raise InputError for an option given and never asked for."""
@@ -112,8 +112,8 @@ class Told:
 
     def _text(self, name: str) -> str | None:
         self._used.add(name)
-        found = self._given[name]
-        return None if found is None else str(found)
+        text = self._given[name]
+        return None if text is None else str(text)
 
 
 def named_in(path: Path, choices: tuple[str, ...]) -> str | None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibrate.fit import form_errors
 from sim.cost.description import Accuracy
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
-from sim.cost.interpolate import EXTRAPOLATED, FORMS, Grid, Guide, Point, Price, left_out
-from sim.cost.lookup import points_of
-from sim.cost.tables import Row, Table
+from sim.cost.interpolation import EXTRAPOLATED, FORMS, Guide, Point, Price, PriceGrid
+from sim.cost.lookup import measured_kernels
+from sim.cost.tables import Table
 from sim.specs.gpu import GpuSpec
 
 FOLDS = 10
@@ -36,19 +36,23 @@ class _Errors:
 
 def accuracies(tables: Mapping[str, Table], gpu: GpuSpec) -> dict[str, Accuracy]:
     """By table, the error of interpolation where at least one kernel has enough points to leave some out."""
-    found = {name: accuracy(table, gpu) for name, table in tables.items() if name not in _UNPRICED}
-    return {name: one for name, one in found.items() if one is not None}
+    errors = {name: accuracy(table, gpu) for name, table in tables.items() if name not in _UNPRICED}
+    return {name: one for name, one in errors.items() if one is not None}
 
 
 def accuracy(table: Table, gpu: GpuSpec) -> Accuracy | None:
     """The error of one table, with the form of each axis that leave-one-out along it finds best; None for too few."""
-    groups = _groups(table, gpu)
-    if not groups:
+    measured = measured_kernels(table, gpu, Efficiency.of(gpu))
+    kernels = [kernel for kernel in measured if len(kernel.points) >= _LEAST_POINTS]
+    if not kernels:
         return None
-    forms = _forms(groups, len(table.spec.axes))
+    forms = []
+    for axis in range(len(table.spec.axes)):
+        form_error = form_errors(kernels, axis)
+        forms.append(min(FORMS, key=form_error.__getitem__))
     errors = _Errors()
-    for points, guide in groups:
-        _leave_out(points, guide, forms, errors)
+    for kernel in kernels:
+        _leave_out(kernel.points, kernel.guide, forms, errors)
     if not errors.inside:
         return None
     shares = np.array(errors.inside)
@@ -66,43 +70,13 @@ def accuracy(table: Table, gpu: GpuSpec) -> Accuracy | None:
     )
 
 
-_Group = tuple[dict[Point, Price], Guide]
-
-
-def _groups(table: Table, gpu: GpuSpec) -> list[_Group]:
-    """(price by point, guide) of each kernel with enough points."""
-    name, found = table.spec.name, []
-    for key, picked in table.grouped().items():
-        points = points_of(table, picked)
-        if len(points) >= _LEAST_POINTS:
-            group: Row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
-            found.append((points, guide_of(name, group, gpu, Efficiency.of(gpu))))
-    return found
-
-
-def _forms(groups: list[_Group], axes: int) -> list[str]:
-    """Of each axis the form with the least error over all kernels together."""
-    chosen = []
-    for axis in range(axes):
-        sums = {
-            form: sum(
-                abs(error)
-                for points, guide in groups
-                for _, error in left_out({at: price.seconds for at, price in points.items()}, guide, axis, form)
-            )
-            for form in FORMS
-        }
-        chosen.append(min(FORMS, key=lambda form: (sums[form], FORMS.index(form))))
-    return chosen
-
-
-def _leave_out(points: dict[Point, Price], guide: Guide, forms: list[str], errors: _Errors) -> None:
+def _leave_out(points: Mapping[Point, Price], guide: Guide, forms: list[str], errors: _Errors) -> None:
     """Predict each point from a grid without its tenth."""
     order = sorted(points)
     fold = np.random.default_rng(0).permutation(len(order)) % min(FOLDS, len(order))
     for number in range(min(int(fold.max()) + 1, max(1, round(FOLDS * _ENOUGH / len(order))))):
-        kept = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
-        grid = Grid(kept, forms)
+        others = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
+        grid = PriceGrid(others, forms)
         for at, of in zip(order, fold, strict=True):
             if of == number:
                 price = grid.at(at, guide)

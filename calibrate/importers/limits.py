@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import median, median_low
 from typing import NamedTuple
 
-from calibrate.importers.draft import Draft, Entry
+from calibrate.importers.draft import Draft, ImportedRow
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
 from sim.cost.tables import Table, Value
@@ -29,7 +29,7 @@ _SIZED_BYTES = 2**20
 class _Judged(NamedTuple):
     """(entry, why) of those that are bad for a reason, and how many were judged."""
 
-    bad: list[tuple[Entry, str]]
+    bad: list[tuple[ImportedRow, str]]
     judged: int
     reason: str
 
@@ -47,29 +47,29 @@ def clean(draft: Draft, gpu: GpuSpec) -> dict[str, Table]:
             continue
         entries = _without(draft, name, entries, _fast(name, entries, gpu), gpu)
         entries = _without(draft, name, entries, _slow(name, entries, gpu), gpu)
-        if kept := _once(draft, name, entries):
-            made[name] = Table.of(name, kept)
+        if rows := _once(draft, name, entries):
+            made[name] = Table.of(name, rows)
     if not made:
         raise InputError(f"nothing to import: {'; '.join(map(str, draft.left_out())) or 'no rows'}")
     return made
 
 
-def _without(draft: Draft, name: str, entries: list[Entry], found: _Judged, gpu: GpuSpec) -> list[Entry]:
+def _without(draft: Draft, name: str, entries: list[ImportedRow], judged: _Judged, gpu: GpuSpec) -> list[ImportedRow]:
     """The entries that are not bad; InputError where most of those that were judged are."""
-    if len(found.bad) * 2 > found.judged:
-        entry, why = found.bad[0]
+    if len(judged.bad) * 2 > judged.judged:
+        entry, why = judged.bad[0]
         raise InputError(
-            f"{entry.place.path}: {len(found.bad)} of {len(entries)} rows of {name} are {found.reason} (line "
+            f"{entry.place.path}: {len(judged.bad)} of {len(entries)} rows of {name} are {judged.reason} (line "
             f"{entry.place.number}: {why}); times were read as {draft.unit}: is that their unit, and are they of "
             f"{gpu.name}?"
         )
-    for entry, _ in found.bad:
-        draft.leave_out(name, entry.place, f"{found.reason} ({gpu.name})")
-    gone = {id(entry) for entry, _ in found.bad}
+    for entry, _ in judged.bad:
+        draft.leave_out(name, entry.place, f"{judged.reason} ({gpu.name})")
+    gone = {id(entry) for entry, _ in judged.bad}
     return [entry for entry in entries if id(entry) not in gone]
 
 
-def _fast(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
+def _fast(name: str, entries: list[ImportedRow], gpu: GpuSpec) -> _Judged:
     if name == "steps":
         bad = [(entry, _least(entry)) for entry in entries if float(entry.row["device_us"]) < entry.least_us]
     else:
@@ -81,7 +81,7 @@ def _fast(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
     return _Judged(bad, len(entries), "faster than the chip can be")
 
 
-def _slow(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
+def _slow(name: str, entries: list[ImportedRow], gpu: GpuSpec) -> _Judged:
     """Rows that the chip could do `SLOW` times faster."""
     if name == "steps":
         bad = [(one, _least(one)) for one in entries if float(one.row["device_us"]) > SLOW * one.least_us]
@@ -97,30 +97,30 @@ def _slow(name: str, entries: list[Entry], gpu: GpuSpec) -> _Judged:
     return _Judged(bad, len(judged), "absurdly slow")
 
 
-def _least(entry: Entry) -> str:
+def _least(entry: ImportedRow) -> str:
     return f"device_us {entry.row['device_us']:.6g}, and weights, cache and FLOPs alone take {entry.least_us:.4g} us"
 
 
-def _layers(name: str, entries: list[Entry]) -> Iterator[list[Entry]]:
+def _layers(name: str, entries: list[ImportedRow]) -> Iterator[list[ImportedRow]]:
     """The entries in as few lists as hold no measurement twice."""
-    layers: list[list[Entry]] = []
-    seen: dict[tuple[Value, ...], int] = {}
+    layers: list[list[ImportedRow]] = []
+    depths: dict[tuple[Value, ...], int] = {}
     for entry in entries:
         key = _identity(name, entry)
-        depth = seen[key] = seen.get(key, -1) + 1
+        depth = depths[key] = depths.get(key, -1) + 1
         if depth == len(layers):
             layers.append([])
         layers[depth].append(entry)
     yield from layers
 
 
-def _once(draft: Draft, name: str, entries: list[Entry]) -> list[dict[str, Value]]:
+def _once(draft: Draft, name: str, entries: list[ImportedRow]) -> list[dict[str, Value]]:
     """One row for each measurement: the median of repeats that agree; none where most of them do not."""
-    same: dict[tuple[Value, ...], list[Entry]] = {}
+    same: dict[tuple[Value, ...], list[ImportedRow]] = {}
     for entry in entries:
         same.setdefault(_identity(name, entry), []).append(entry)
     values = [column.name for column in TABLES[name].values]
-    kept, merged = [], 0
+    rows, merged = [], 0
     for repeats in same.values():
         agreeing = _agreeing(repeats, values)
         if len(agreeing) * 2 <= len(repeats):
@@ -133,23 +133,23 @@ def _once(draft: Draft, name: str, entries: list[Entry]) -> list[dict[str, Value
             medians = {value: median(float(entry.row[value]) for entry in agreeing) for value in values}
             row = {**agreeing[0].row, **medians}
             columns = (*TABLES[name].required, *TABLES[name].optional_keys)
-            kept.append({column.name: row[column.name] for column in columns if column.name in row})
+            rows.append({column.name: row[column.name] for column in columns if column.name in row})
             merged += len(agreeing) - 1
     if merged:
         draft.note(f"{name}: {merged} rows repeat another's measurement within {AGREE:g} times; the median is kept.")
-    return kept
+    return rows
 
 
-def _agreeing(repeats: list[Entry], values: list[str]) -> list[Entry]:
+def _agreeing(repeats: list[ImportedRow], values: list[str]) -> list[ImportedRow]:
     if len(repeats) == 1:
         return repeats
-    found = repeats
+    agreeing = repeats
     for value in values:
         middle = median_low(float(entry.row[value]) for entry in repeats)
-        found = [entry for entry in found if middle / AGREE <= float(entry.row[value]) <= middle * AGREE]
-    return found
+        agreeing = [entry for entry in agreeing if middle / AGREE <= float(entry.row[value]) <= middle * AGREE]
+    return agreeing
 
 
-def _identity(name: str, entry: Entry) -> tuple[Value, ...]:
+def _identity(name: str, entry: ImportedRow) -> tuple[Value, ...]:
     spec = TABLES[name]
     return tuple(entry.row.get(key, "") for key in (*spec.identity, *(column.name for column in spec.optional_keys)))

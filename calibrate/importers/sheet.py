@@ -62,8 +62,8 @@ class Sheet:
         Raises:
             InputError: the file is no table after all, or a line has more or fewer values than the header.
         """
-        found = self._parquet() if self.packed else self._csv()
-        for number, cells in found:
+        numbered = self._parquet() if self.packed else self._csv()
+        for number, cells in numbered:
             yield Place(self.path, number), cells
 
     def _parquet(self) -> Iterator[tuple[int, Cells]]:
@@ -126,23 +126,23 @@ def number(cells: Cells, key: str) -> float:
     if value is None or value == "":
         raise Unusable(f"{key} is empty")
     try:
-        found = float(value)
+        magnitude = float(value)
     except (TypeError, ValueError):
         raise Unusable(f"{key} is not a number") from None
-    if not (math.isfinite(found) and found > 0.0):
+    if not (math.isfinite(magnitude) and magnitude > 0.0):
         raise Unusable(f"{key} is not positive and finite")
-    return found
+    return magnitude
 
 
 def count(cells: Cells, key: str, least: int = 1) -> int:
     """A whole number of at least `least`; raises Unusable."""
     try:
-        found = float(cells[key])
+        size = float(cells[key])
     except (TypeError, ValueError):
         raise Unusable(f"{key} is not a number") from None
-    if not (found.is_integer() and least <= found <= _MAX_COUNT):
+    if not (size.is_integer() and least <= size <= _MAX_COUNT):
         raise Unusable(f"{key} is not a whole number of at least {least}")
-    return int(found)
+    return int(size)
 
 
 def scalars(path: Path) -> dict[str, str]:
@@ -150,9 +150,9 @@ def scalars(path: Path) -> dict[str, str]:
 
     Enough for a name, a version and a date, which is all that is taken from such files.
     """
-    found = {}
+    values = {}
     for line in _text(path).splitlines():
         match = re.fullmatch(r"(\w+):\s+(\S.*?)\s*", line)
         if match and match[2][0] not in "[{|>&*":
-            found[match[1]] = match[2].strip("'\"")
-    return found
+            values[match[1]] = match[2].strip("'\"")
+    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sim.cost.kernels import Affine, Kernels
 from sim.specs.model import AttentionWindow, ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 Slices = tuple[tuple[int, int], ...]
@@ -17,21 +18,14 @@ class Attention:
     """
 
     __slots__ = (
-        "_decode_floor_s",
-        "_prefill_floor_s",
-        "_row_s",
-        "_slice",
-        "_span_tokens",
-        "_window_layers",
-        "context_s",
-        "full_layers",
-        "window_s",
-    )
+        "_decode_floor_s", "_prefill_floor_s", "_row_s", "_slice", "_span_tokens", "_window_layers", "context_s",
+        "full_layers", "window_s",
+    )  # fmt: skip
 
-    def __init__(self, model: ModelSpec, kernels: Kernels, tp: int, window: AttentionWindow | None) -> None:
+    def __init__(self, model: ModelSpec, kernels: Kernels, parallel: Parallel, window: AttentionWindow | None) -> None:
         if window is not None and window.layers > model.layers:
             raise InputError(f"an attention window on {window.layers} layers: model {model.name!r} has {model.layers}")
-        self._slice, row_s, context_s = _prices(model, kernels, tp)
+        self._slice, row_s, context_s = _prices(model, kernels, parallel)
         self._window_layers = window.layers if window else 0
         self.full_layers = model.layers - self._window_layers
         self._span_tokens = window.span_tokens if window else 0
@@ -78,11 +72,11 @@ class Attention:
         return whole + (layers - full) * sum(min(past, span) + new for new, past in slices)
 
 
-def _prices(model: ModelSpec, kernels: Kernels, tp: int) -> tuple[Affine, float, float]:
+def _prices(model: ModelSpec, kernels: Kernels, parallel: Parallel) -> tuple[Affine, float, float]:
     """(a slice, a decode row, a token of a row's context) in one layer."""
-    heads = model.heads // tp
+    heads = model.heads // parallel.tp
     if not model.is_latent:
-        kv_heads = model.gpu_kv_heads(tp)
+        kv_heads = model.gpu_kv_heads(parallel)
         decode = kernels.decode_attention(kv_heads, model.head_dim)
         return kernels.prefill_attention(heads, kv_heads, model.head_dim), *decode
     rank, width = model.kv_lora_rank, model.latent_width

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sim.cost.offload import Offload
 from sim.specs.model import MAX_TP, GpuSpec, ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -63,15 +64,15 @@ class KvCapacity:
 class DrafterMemory(Protocol):
     """What a drafter keeps on each of so many GPUs."""
 
-    def weight_bytes(self, tp: int) -> int: ...
-    def kv_bytes_per_token(self, tp: int) -> int: ...
+    def weight_bytes(self, parallel: Parallel) -> int: ...
+    def kv_bytes_per_token(self, parallel: Parallel) -> int: ...
 
 
 def kv_capacity(
     model: ModelSpec,
     gpu: GpuSpec,
     *,
-    tp: int = 1,
+    parallel: Parallel = SINGLE,
     block_tokens: int = 16,
     gpu_memory_utilization: float = 0.9,
     max_num_batched_tokens: int = 8192,
@@ -84,48 +85,49 @@ def kv_capacity(
     Raises:
         InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
     """
-    model.check_tp(tp)
+    model.check_parallel(parallel)
     _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
     usable_bytes = int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization)
     moved = offload or Offload()
     moved.check(model)
 
-    def plan(gpus: int) -> KvCapacity:
+    def capacity(parallel: Parallel) -> KvCapacity:
+        drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
         return KvCapacity(
             usable_bytes,
-            moved.gpu_weight_bytes(model, gpus) + (drafter.weight_bytes(gpus) if drafter else 0),
-            activation_bytes(model, gpus, max_num_batched_tokens, max_num_seqs),
-            CONTEXT_BYTES + (COLLECTIVE_BYTES if gpus > 1 else 0),
-            (moved.gpu_kv_bytes_per_token(model, gpus) + (drafter.kv_bytes_per_token(gpus) if drafter else 0))
-            * block_tokens,
+            moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
+            activation_bytes(model, parallel, max_num_batched_tokens, max_num_seqs),
+            CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
+            (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens,
             block_tokens,
-            moved.host_blocks(model, gpus, block_tokens),
+            moved.host_blocks(model, parallel, block_tokens),
         )
 
-    moved.host_bytes(model, tp, block_tokens)
-    found = plan(tp)
-    if found.blocks >= 1:
-        return found
-    fitting = [gpus for gpus in range(1, MAX_TP + 1) if model.divides(gpus) and plan(gpus).blocks >= 1]
-    drafts = f" (the drafter's {drafter.weight_bytes(tp) / GIB:.1f} GiB of weights included)" if drafter else ""
+    moved.host_bytes(model, parallel, block_tokens)
+    planned = capacity(parallel)
+    if planned.blocks >= 1:
+        return planned
+    splits = [split for split in map(Parallel, range(1, MAX_TP + 1)) if model.divides(split)]
+    fitting = [split.tp for split in splits if capacity(split).blocks >= 1]
+    drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
     advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {MAX_TP} fits"
     raise InputError(
-        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {tp}: weights, activations and a block need "
-        f"{(found.needed_bytes + found.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
-        f"{found.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
+        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: weights, activations and a "
+        f"block need {(planned.needed_bytes + planned.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
+        f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
     )
 
 
-def activation_bytes(model: ModelSpec, tp: int, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+def activation_bytes(model: ModelSpec, parallel: Parallel, max_num_batched_tokens: int, max_num_seqs: int) -> int:
     """Estimated peak of one GPU's activations: a full step's widest layer, or sampling after it, whichever is more.
 
     A layer holds the residual stream and its input, plus the widest of: projected and attended heads; the MLP's
     projection and activation; the same for every expert a token visits.
     """
-    heads = sum(gemm.n for gemm in model.attention_gemms(tp)[:-1]) + model.attention_gemms(tp)[-1].k
+    heads = sum(gemm.n for gemm in model.attention_gemms(parallel)[:-1]) + model.attention_gemms(parallel)[-1].k
     dense, shared, expert = (
         sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
-        for gemms in (model.mlp_gemms(tp), model.shared_gemms(tp), model.expert_gemms(tp))
+        for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
     )
     experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
     widest = max(heads, dense, shared + experts)

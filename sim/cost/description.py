@@ -91,16 +91,16 @@ class Meta:
 
 def plain(meta: Meta) -> dict[str, Any]:
     """The description as TOML holds it: version first, nothing empty, tables last."""
-    told = asdict(meta)
-    told = {"schema": told.pop("schema"), **told}
+    table = asdict(meta)
+    table = {"schema": table.pop("schema"), **table}
     for key in ("accuracy", "step_accuracy"):
-        told[key] = {
+        table[key] = {
             name: {item: value for item, value in entry.items() if value not in (None, "")}
-            for name, entry in told[key].items()
+            for name, entry in table[key].items()
         }
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in told.items()
+        for key, value in table.items()
         if value or key == "schema"
     }
 

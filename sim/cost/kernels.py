@@ -5,11 +5,18 @@ All methods take exact sizes and return seconds; every one is monotone in each s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from sim.cost.efficiency import Efficiency
+from sim.cost.interpolation import Guide
+from sim.cost.schema import NO_CACHE
+from sim.cost.tables import Row
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
 from sim.specs.gpu import GpuSpec
+
+_MOST_POINTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +38,9 @@ class Affine:
         """The same where no token attends more than `span` keys, itself included."""
         if past + new <= span:
             return self.slice_s(new, past)
-        seen = min(past, span)
+        context = min(past, span)
         pairs = attended(past + new, span) - attended(past, span)
-        return self.pair_s * pairs + self.token_s * new + self.context_s * (seen + new) + self.past_s * seen
+        return self.pair_s * pairs + self.token_s * new + self.context_s * (context + new) + self.past_s * context
 
 
 def attended(tokens: int, span: int) -> int:
@@ -50,23 +57,10 @@ class Kernels:
     """
 
     __slots__ = (
-        "_attention_flops_per_s",
-        "_decode_flops_per_s",
-        "_element_bytes",
-        "_flops_per_s",
-        "_input_bytes",
-        "_kv",
-        "_kv_bytes_per_s",
-        "_linear_flops_per_s",
-        "_link_bytes_per_s",
-        "_stream_bytes_per_s",
-        "_swap_bytes_per_s",
-        "_weight_bytes_per_s",
-        "_weights",
-        "computes_fp8",
-        "eff",
-        "gpu",
-    )
+        "_attention_flops_per_s", "_decode_flops_per_s", "_element_bytes", "_flops_per_s", "_input_bytes", "_kv",
+        "_kv_bytes_per_s", "_linear_flops_per_s", "_link_bytes_per_s", "_stream_bytes_per_s", "_swap_bytes_per_s",
+        "_weight_bytes_per_s", "_weights", "computes_fp8", "eff", "gpu",
+    )  # fmt: skip
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str, weights: str | None = None) -> None:
         self.gpu, self.eff = gpu, eff
@@ -199,3 +193,87 @@ def _kv_share(eff: Efficiency, kv_dtype: str) -> float:
         "int4": eff.decode_attention_memory_int4,
     }
     return quantised.get(kv_dtype, eff.decode_attention_memory)
+
+
+def guide_of(table: str, group: Row, gpu: GpuSpec, efficiency: Efficiency) -> Guide:
+    """The seconds of the kernel of a profile's `table` whose group columns are `group`, by a point of the table's axes.
+
+    Prices follow its shape outside of what was measured; only ratios are used, so what it leaves out cancels.
+    """
+    dtype, kv_dtype = str(group.get("dtype", "fp16")), str(group.get("kv_dtype", NO_CACHE))
+    weights = str(group["weight_dtype"]) if "weight_dtype" in group else None
+    return _GUIDES[table](Kernels(gpu, efficiency, dtype, dtype if kv_dtype == NO_CACHE else kv_dtype, weights), group)
+
+
+def _gemm(kernels: Kernels, group: Row) -> Guide:
+    k, n = int(group["k"]), int(group["n"])
+    return lambda point: kernels.linear_s(point[0], k, n)
+
+
+def _experts(kernels: Kernels, group: Row) -> Guide:
+    experts, visited = int(group["experts"]), int(group["experts_per_token"])
+    k, n = int(group["k"]), int(group["n"])
+
+    def seconds(point: tuple[float, ...]) -> float:
+        touched = experts * (1.0 - (1.0 - visited / experts) ** point[0])
+        return kernels.expert_gemm_s(point[0] * visited, touched, k, n)
+
+    return seconds
+
+
+def _prefill(kernels: Kernels, group: Row) -> Guide:
+    slice_ = kernels.prefill_attention(int(group["heads"]), int(group["kv_heads"]), int(group["head_dim"]))
+    floor_s, window = kernels.eff.prefill_attention_floor_s, int(group["window"])
+
+    def seconds(point: tuple[float, ...]) -> float:
+        sequences, past, new = point
+        # Sizes may lie between whole numbers, where only the window's clipping needs them whole.
+        if window:
+            return floor_s + sequences * slice_.window_s(round(new), round(past), window)
+        return floor_s + sequences * slice_.slice_s(new, past)  # type: ignore[arg-type]
+
+    return seconds
+
+
+def _decode(kernels: Kernels, group: Row) -> Guide:
+    row_s, token_s = kernels.decode_attention(int(group["kv_heads"]), int(group["head_dim"]))
+    floor_s, window = kernels.eff.decode_attention_floor_s, int(group["window"])
+
+    def seconds(point: tuple[float, ...]) -> float:
+        sequences, context = point
+        return floor_s + sequences * (row_s + token_s * (min(context, window) if window else context))
+
+    return seconds
+
+
+def _mixed(kernels: Kernels, group: Row) -> Guide:
+    # Around one point all lines of a grid share either part.
+    prefill, decode = map(lru_cache(_MOST_POINTS), (_prefill(kernels, group), _decode(kernels, group)))
+    return lambda point: prefill((1.0, point[2], point[3])) + decode((point[0], point[1]))
+
+
+def _elementwise(kernels: Kernels, group: Row) -> Guide:
+    # Every one of them reads about as much as it writes; ratios do not depend on how often.
+    return lambda point: kernels.small_s(4.0 * point[0] * int(group["width"]))
+
+
+def _collective(kernels: Kernels, group: Row) -> Guide:
+    gpus = int(group["gpus"])
+    price = kernels.all_reduce_s if group["op"] == "all_reduce" else kernels.gather_s
+    return lambda point: price(point[0], gpus)
+
+
+_GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
+    "gemm": _gemm,
+    "expert_gemm": _experts,
+    "prefill_attention": _prefill,
+    "decode_attention": _decode,
+    "mixed_attention": _mixed,
+    "elementwise": _elementwise,
+    "sampling": lambda kernels, group: lambda point: kernels.sampling_s(int(point[0]), int(group["vocab"])),
+    "copy": lambda kernels, _: lambda point: kernels.copy_s(point[0]),
+    "swap": lambda kernels, _: lambda point: kernels.swap_s(point[0]),
+    "all_reduce": _collective,
+    "launch": lambda _, __: lambda point: 1.0 + point[0],
+    "host": lambda kernels, _: lambda point: kernels.eff.host_step_s + kernels.eff.host_row_s * point[0],
+}

@@ -4,63 +4,64 @@ from __future__ import annotations
 
 from sim.cost.kernels import Kernels
 from sim.specs.model import Gemm, ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 
 Terms = dict[str, float]
 
 
-def launches(model: ModelSpec, tp: int) -> int:
+def launches(model: ModelSpec, parallel: Parallel) -> int:
     """Kernels of all layers without attention: GEMMs, norms, rope, activation, KV write and what comes on top."""
-    gemms, elementwise = len(model.attention_gemms(1)), (6 if model.post_norms else 4)
+    gemms, elementwise = len(model.attention_gemms(SINGLE)), (6 if model.post_norms else 4)
     elementwise += (0 if model.learned_positions else 1) + (2 if model.qk_norm or model.is_latent else 0)
-    everywhere = gemms + elementwise + (2 if tp > 1 else 0)
-    experts = len(model.shared_gemms(1)) + len(model.expert_gemms(1)) + 4
-    return model.layers * everywhere + model.dense_layers * len(model.mlp_gemms(1)) + model.expert_layers * experts
+    everywhere = gemms + elementwise + (2 if parallel.tp > 1 else 0)
+    experts = len(model.shared_gemms(SINGLE)) + len(model.expert_gemms(SINGLE)) + 4
+    return model.layers * everywhere + model.dense_layers * len(model.mlp_gemms(SINGLE)) + model.expert_layers * experts
 
 
-def token_terms(model: ModelSpec, kernels: Kernels, tp: int, tokens: int) -> Terms:
+def token_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
     """Seconds that depend on the number of tokens computed only, all layers together."""
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
-    kv_bytes = tokens * model.layer_kv_bytes_per_token(tp)
+    kv_bytes = tokens * model.layer_kv_bytes_per_token(parallel)
     terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)}
-    for gemm in model.attention_gemms(tp):
+    for gemm in model.attention_gemms(parallel):
         terms[gemm.name] = layers * kernels.linear_s(tokens, gemm.k, gemm.n)
     if model.dense_layers:
-        terms |= _mlp_terms(model, kernels, tokens, model.mlp_gemms(tp), model.dense_layers, "activation")
+        terms |= _mlp_terms(model, kernels, tokens, model.mlp_gemms(parallel), model.dense_layers, "activation")
     if model.experts:
-        shared = model.shared_gemms(tp)
+        shared = model.shared_gemms(parallel)
         terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation")
-        terms |= _expert_terms(model, kernels, tp, tokens)
+        terms |= _expert_terms(model, kernels, parallel, tokens)
     norms = (4 if model.post_norms else 2) * layers + 1
     terms["norms"] = norms * kernels.small_s(4.0 * hidden_bytes)
-    terms |= _head_terms(model, kernels, tp, tokens)
+    terms |= _head_terms(model, kernels, parallel, tokens)
     terms["KV write"] = layers * kernels.small_s(2.0 * kv_bytes)
-    if tp > 1:
-        terms["all-reduce"] = 2 * layers * kernels.all_reduce_s(hidden_bytes, tp)
+    if parallel.tp > 1:
+        terms["all-reduce"] = 2 * layers * kernels.all_reduce_s(hidden_bytes, parallel.tp)
     return terms
 
 
-def row_terms(model: ModelSpec, kernels: Kernels, tp: int, rows: int) -> Terms:
+def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int) -> Terms:
     """Seconds that depend on the number of logits rows only."""
     terms = {
-        "LM head": kernels.gemm_s(rows, model.hidden, -(-model.vocab // tp)),
+        "LM head": kernels.gemm_s(rows, model.hidden, -(-model.vocab // parallel.tp)),
         "sampling": kernels.sampling_s(rows, model.vocab),
     }
-    if tp > 1:
-        terms["logits gather"] = kernels.gather_s(rows * model.vocab * model.element_bytes, tp)
+    if parallel.tp > 1:
+        terms["logits gather"] = kernels.gather_s(rows * model.vocab * model.element_bytes, parallel.tp)
     return terms
 
 
-def _head_terms(model: ModelSpec, kernels: Kernels, tp: int, tokens: int) -> Terms:
+def _head_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
     """Norms and rotation of queries and keys, or of the latents that they are made from."""
-    layers, heads, token_bytes = model.layers, model.heads // tp, tokens * model.element_bytes
+    layers, heads, token_bytes = model.layers, model.heads // parallel.tp, tokens * model.element_bytes
     terms: Terms = {}
     if model.is_latent:
         ranks = model.q_lora_rank + model.kv_lora_rank
         terms["latent norms"] = (2 if model.q_lora_rank else 1) * layers * kernels.small_s(2.0 * token_bytes * ranks)
         rotated = (heads + 1) * model.qk_rope_head_dim
     else:
-        rotated = heads * model.head_dim + model.gpu_kv_heads(tp) * model.head_dim
+        rotated = heads * model.head_dim + model.gpu_kv_heads(parallel) * model.head_dim
     if model.qk_norm:
         terms["query and key norms"] = 2 * layers * kernels.small_s(2.0 * token_bytes * rotated)
     if not model.learned_positions:
@@ -78,12 +79,12 @@ def _mlp_terms(
     return terms
 
 
-def _expert_terms(model: ModelSpec, kernels: Kernels, tp: int, tokens: int) -> Terms:
+def _expert_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
     """Routed experts; with routing at random a step touches E (1 - (1 - k/E)^tokens) of the E experts."""
     share = model.experts_per_token / model.experts
     touched = model.experts * (1.0 - (1.0 - share) ** tokens)
     assigned = tokens * model.experts_per_token
-    up, down = model.expert_gemms(tp)
+    up, down = model.expert_gemms(parallel)
     routing_s = kernels.gemm_s(tokens, model.hidden, model.experts) + 2 * kernels.small_s(4.0 * tokens * model.experts)
     combine_s = kernels.small_s((assigned + tokens) * model.hidden * model.element_bytes)
     layers = model.expert_layers

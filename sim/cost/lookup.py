@@ -8,21 +8,32 @@ says of it. It knows no model and no step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.cost.efficiency import Efficiency
-from sim.cost.guides import guide_of
-from sim.cost.interpolate import DERIVED, EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Guide, Line, Point, Price
+from sim.cost.interpolation import (
+    DERIVED,
+    EXTRAPOLATED,
+    FORMS,
+    INTERPOLATED,
+    MEASURED,
+    Guide,
+    Line,
+    Point,
+    Price,
+    PriceGrid,
+)
+from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
 from sim.cost.tables import Picked, Row, Table, Value
-from sim.cost.uneven import Uneven, even_rows, measured, mixed
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -40,6 +51,29 @@ _RELATED: Mapping[str, tuple[str, ...]] = {
 """Group columns in which relatives of a kernel may differ from it."""
 _DEFAULT_FORMS: Mapping[str, str] = {"prefill_attention.new_tokens": "sqrt"}
 """AIConfigurator's leave-one-out (KV interpolation design): along prefill length the square root; else linear."""
+MEAN, LONGEST = "mean_context_tokens", "max_context_tokens"
+
+
+class Uneven(NamedTuple):
+    """What decode batches of uneven contexts cost beyond even ones of their mean: part of the way to even ones as long
+    as the longest. Few rows leave a kernel waiting for the longest, many fill the chip whatever their lengths: the part
+    depends on their number above all (LLMServingSim's skew profile is binned by it as well, `profiler/`, `skew_fit`).
+
+    Shares from 0 (work is shared out evenly) to 1 (rows are padded to the longest), by rising numbers of rows."""
+
+    rows: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def at(self, rows: float) -> float:
+        """The share of a batch of so many rows: straight between those measured, the nearest's beyond; 0 of none."""
+        if not self.rows:
+            return 0.0
+        above = bisect_left(self.rows, rows)
+        if above in (0, len(self.rows)):
+            return self.shares[min(above, len(self.rows) - 1)]
+        left, right = self.rows[above - 1], self.rows[above]
+        low, high = self.shares[above - 1], self.shares[above]
+        return low + (high - low) * ((rows - left) / (right - left))
 
 
 class Kernel:
@@ -51,7 +85,7 @@ class Kernel:
     __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
 
     def __init__(
-        self, guide: Guide, parts: Sequence[tuple[Grid, Guide, float]], least_rank: int, uneven: Uneven
+        self, guide: Guide, parts: Sequence[tuple[PriceGrid, Guide, float]], least_rank: int, uneven: Uneven
     ) -> None:
         self.uneven = uneven
         self._guide = guide
@@ -86,18 +120,31 @@ class Kernel:
         return Line(points, slope)
 
 
-class _Group(NamedTuple):
-    row: Row
-    grid: Grid
+class MeasuredKernel(NamedTuple):
+    """One kernel of a table: its group columns, the rows that are its, its even ones as points, its guide."""
+
+    group: Row
+    rows: Picked
+    points: Mapping[Point, Price]
+    guide: Guide
+
+
+def measured_kernels(table: Table, gpu: GpuSpec, efficiency: Efficiency) -> Iterator[MeasuredKernel]:
+    """Those of a table that have a point."""
+    for key, rows in table.grouped().items():
+        points = points_of(table, rows)
+        if points:
+            group: Row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
+            yield MeasuredKernel(group, rows, points, guide_of(table.spec.name, group, gpu, efficiency))
+
+
+class _Priced(NamedTuple):
+    """A measured kernel ready to be asked."""
+
+    group: Row
+    grid: PriceGrid
+    guide: Guide
     uneven: Uneven
-
-
-def _even_s(grid: Grid, guide: Guide, point: Point) -> float:
-    return grid.at(point, guide).seconds
-
-
-def _alike(groups: Sequence[_Group], group: Row, free: Sequence[str]) -> list[_Group]:
-    return [one for one in groups if all(one.row[key] == value for key, value in group.items() if key not in free)]
 
 
 class Tables:
@@ -105,7 +152,7 @@ class Tables:
 
     def __init__(self, profile: Profile, gpu: GpuSpec, efficiency: Efficiency) -> None:
         self._profile, self._gpu, self._efficiency = profile, gpu, efficiency
-        self._groups: dict[str, dict[tuple[Value, ...], _Group]] = {}
+        self._known: dict[str, dict[tuple[Value, ...], _Priced]] = {}
 
     def kernel(self, name: str, **group: Value) -> Kernel | None:
         """The kernel whose group columns are `group`, made of relatives where it was not measured itself.
@@ -115,63 +162,60 @@ class Tables:
         table = self._profile.tables.get(name)
         if table is None:
             return None
-        groups = self._of(table)
-        guide = self._guide(name, group)
-        own = groups.get(tuple(group[column.name] for column in table.spec.groups))
+        known = self._of(table)
+        own = known.get(tuple(group[column.name] for column in table.spec.groups))
         if own is not None:
-            return Kernel(guide, [(own.grid, guide, 1.0)], MEASURED, own.uneven)
-        return self._related(name, group, guide, list(groups.values()))
+            return Kernel(own.guide, [(own.grid, own.guide, 1.0)], MEASURED, own.uneven)
+        return self._related(name, group, guide_of(name, group, self._gpu, self._efficiency), list(known.values()))
 
     def _related(
-        self, name: str, group: Row, guide: Guide, groups: Sequence[_Group], least_rank: int = INTERPOLATED
+        self, name: str, group: Row, guide: Guide, known: Sequence[_Priced], least_rank: int = INTERPOLATED
     ) -> Kernel | None:
         free = _RELATED.get(name, ())
-        near = _alike(groups, group, free)
+        near = [one for one in known if all(one.group[key] == group[key] for key in group if key not in free)]
         if not near and group.get("window"):
             # The same kernel without its window, at what the roofline says that the window saves.
-            return self._related(name, {**group, "window": 0}, guide, groups, EXTRAPOLATED) if free else None
+            return self._related(name, {**group, "window": 0}, guide, known, EXTRAPOLATED) if free else None
         if not near:
             return None
         sizes = [math.log(float(group[key])) for key in free]
         ranked = sorted(
-            ((math.dist(sizes, [math.log(float(one.row[key])) for key in free]), at) for at, one in enumerate(near))
+            ((math.dist(sizes, [math.log(float(one.group[key])) for key in free]), at) for at, one in enumerate(near))
         )[:NEIGHBOURS]
         if ranked[0][0] == 0.0:
             ranked = ranked[:1]
         weights = [1.0 / max(distance, 1e-9) ** 2 for distance, _ in ranked]
-        parts = [
-            (near[at].grid, self._guide(name, near[at].row), weight / sum(weights))
-            for (_, at), weight in zip(ranked, weights, strict=True)
-        ]
+        parts = [(near[at], weight / sum(weights)) for (_, at), weight in zip(ranked, weights, strict=True)]
         inside = all(
-            min(float(one.row[key]) for one in near) <= float(group[key]) <= max(float(one.row[key]) for one in near)
+            min(float(one.group[key]) for one in near)
+            <= float(group[key])
+            <= max(float(one.group[key]) for one in near)
             for key in free
         )
-        uneven = mixed([(near[at].uneven, part[2]) for (_, at), part in zip(ranked, parts, strict=True)])
-        return Kernel(guide, parts, least_rank if inside else EXTRAPOLATED, uneven)
+        return Kernel(
+            guide,
+            [(part.grid, part.guide, weight) for part, weight in parts],
+            least_rank if inside else EXTRAPOLATED,
+            mean_shares([(part.uneven, weight) for part, weight in parts]),
+        )
 
-    def _guide(self, name: str, group: Row) -> Guide:
-        return guide_of(name, group, self._gpu, self._efficiency)
-
-    def _of(self, table: Table) -> dict[tuple[Value, ...], _Group]:
+    def _of(self, table: Table) -> dict[tuple[Value, ...], _Priced]:
         name = table.spec.name
-        if name not in self._groups:
-            forms, found = forms_of(self._profile, name), {}
-            for key, picked in table.grouped().items():
-                points = points_of(table, picked)
-                if points:
-                    row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
-                    grid, guide = Grid(points, forms), self._guide(name, row)
-                    uneven = measured(table, picked, partial(_even_s, grid, guide))
-                    found[key] = _Group(row, grid, uneven)
-            self._groups[name] = found
-        return self._groups[name]
+        if name not in self._known:
+            forms = forms_of(self._profile, name)
+            self._known[name] = {
+                tuple(group.values()): _Priced(group, grid, guide, uneven_shares(table, rows, grid, guide))
+                for group, rows, points, guide in measured_kernels(table, self._gpu, self._efficiency)
+                for grid in [PriceGrid(points, forms)]
+            }
+        return self._known[name]
 
 
 def points_of(table: Table, picked: Picked) -> dict[Point, Price]:
     """Price by the coordinates of the axes, of those rows of a table that `picked` counts, which are of one kernel.
 
-    Only of even batches, whose contexts are all alike. Behind a window all contexts of decode rows are one.
+    Only of even batches, whose contexts are all alike; of points that are there several times the mean. Behind a window
+    all contexts of decode rows are one.
     """
     rows = picked[even_rows(table, picked)]
     if not len(rows):
@@ -184,18 +228,15 @@ def points_of(table: Table, picked: Picked) -> dict[Point, Price]:
     ranks = [DERIVED if table.texts("origin")[at] == DERIVED_ROW else MEASURED for at in rows] if derived else []
     seconds = (table.numbers("us")[rows] * 1e-6).tolist()
     prices = list(map(Price, seconds, ranks or repeat(MEASURED)))
-    found = dict(zip(points, prices, strict=True))
-    return found if len(found) == len(points) else _means(points, prices)
-
-
-def _means(points: Sequence[Point], prices: Sequence[Price]) -> dict[Point, Price]:
-    """Of points that are there several times the mean."""
-    found: dict[Point, list[Price]] = {}
+    single = dict(zip(points, prices, strict=True))
+    if len(single) == len(points):
+        return single
+    repeated: dict[Point, list[Price]] = {}
     for point, price in zip(points, prices, strict=True):
-        found.setdefault(point, []).append(price)
+        repeated.setdefault(point, []).append(price)
     return {
         point: Price(sum(price.seconds for price in same) / len(same), max(price.rank for price in same))
-        for point, same in found.items()
+        for point, same in repeated.items()
     }
 
 
@@ -206,13 +247,57 @@ def forms_of(profile: Profile, name: str) -> list[str]:
         InputError: the description names an unknown form, or not one for each axis.
     """
     axes = [column.name for column in TABLES[name].axes]
-    told = profile.meta.accuracy.get(name)
-    if told is None or not told.form:
+    known = profile.meta.accuracy.get(name)
+    if known is None or not known.form:
         return [_DEFAULT_FORMS.get(f"{name}.{axis}", "linear") for axis in axes]
-    forms = [form.strip() for form in told.form.split(",")]
+    forms = [form.strip() for form in known.form.split(",")]
     if len(forms) != len(axes) or not set(forms) <= set(FORMS):
         raise InputError(
-            f"profile {profile.meta.name!r}: [accuracy.{name}] form {told.form!r} must name one of {', '.join(FORMS)} "
+            f"profile {profile.meta.name!r}: [accuracy.{name}] form {known.form!r} must name one of {', '.join(FORMS)} "
             f"for each of {', '.join(axes)}"
         )
     return forms
+
+
+def even_rows(table: Table, picked: Picked) -> npt.NDArray[np.bool_]:
+    """Of some rows of a table, which are not of decode rows whose contexts differ."""
+    if LONGEST not in table.columns:
+        return np.ones(len(picked), np.bool_)
+    even: npt.NDArray[np.bool_] = table.numbers(LONGEST)[picked] == table.numbers(MEAN)[picked]
+    return even
+
+
+def uneven_shares(table: Table, picked: Picked, grid: PriceGrid, guide: Guide) -> Uneven:
+    """The shares that the uneven ones of a kernel's rows tell; `grid` and `guide` price even ones at a point of the
+    table's axes, the first of which is the number of rows.
+
+    Of batches with equally many rows it is the share with the least mean relative error: the median of their shares,
+    each weighted by how much it matters.
+    """
+    rows = picked[~even_rows(table, picked)]
+    if not len(rows):
+        return Uneven()
+    axes = [column.name for column in table.spec.axes]
+    means = list(zip(*(table.numbers(axis)[rows].tolist() for axis in axes), strict=True))
+    mosts = zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True)
+    low_s = {point: grid.at(point, guide).seconds for point in set(means)}
+    shares: dict[float, list[tuple[float, float]]] = {}
+    for us, mean, most in zip(table.numbers("us")[rows].tolist(), means, mosts, strict=True):
+        low, high = 1e6 * low_s[mean], 1e6 * grid.at(most, guide).seconds
+        if high > low:
+            shares.setdefault(mean[0], []).append(((us - low) / (high - low), (high - low) / us))
+    medians = {count: round(min(max(_weighted_median(pairs), 0.0), 1.0), 4) for count, pairs in shares.items()}
+    return Uneven(tuple(sorted(medians)), tuple(medians[count] for count in sorted(medians)))
+
+
+def mean_shares(parts: Sequence[tuple[Uneven, float]]) -> Uneven:
+    """Of a kernel priced from several, each of a weight: the mean of their shares."""
+    counts = tuple(sorted({count for part, _ in parts for count in part.rows}))
+    return Uneven(counts, tuple(sum(weight * part.at(count) for part, weight in parts) for count in counts))
+
+
+def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
+    """The least value up to which half of the weight lies, of (value, weight)."""
+    ranked = sorted(pairs)
+    weights = np.cumsum([weight for _, weight in ranked])
+    return ranked[int(np.searchsorted(weights, weights[-1] / 2))][0]

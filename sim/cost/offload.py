@@ -12,6 +12,7 @@ from sim.cost.attention import Attention, Slices
 from sim.cost.kernels import Kernels
 from sim.cost.step import Constant
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -41,13 +42,13 @@ class Offload:
                     f"between 0 and {model.layers}"
                 )
 
-    def host_bytes(self, model: ModelSpec, tp: int, kv_tokens: int) -> int:
+    def host_bytes(self, model: ModelSpec, parallel: Parallel, kv_tokens: int) -> int:
         """Host memory for one GPU with a cache of `kv_tokens` tokens.
 
         Raises:
             InputError: it is more than there is.
         """
-        needed = self.host_weight_bytes(model, tp) + kv_tokens * self.host_kv_bytes_per_token(model, tp)
+        needed = self.host_weight_bytes(model, parallel) + kv_tokens * self.host_kv_bytes_per_token(model, parallel)
         if self.host_limit_bytes and needed > self.host_limit_bytes:
             raise InputError(
                 f"offload.host_gib gives each GPU {self.host_limit_bytes / GIB:.1f} GiB of host memory, and the "
@@ -55,30 +56,30 @@ class Offload:
             )
         return needed
 
-    def host_weight_bytes(self, model: ModelSpec, tp: int) -> int:
+    def host_weight_bytes(self, model: ModelSpec, parallel: Parallel) -> int:
         """Host memory for one GPU's weights."""
-        return model.last_layers_weight_bytes(self.weight_layers, tp)
+        return model.last_layers_weight_bytes(self.weight_layers, parallel)
 
-    def gpu_weight_bytes(self, model: ModelSpec, tp: int) -> int:
+    def gpu_weight_bytes(self, model: ModelSpec, parallel: Parallel) -> int:
         """Weights that stay on the GPU, and the buffers for those that do not."""
-        buffers = model.last_layers_weight_bytes(min(BUFFERS, self.weight_layers), tp)
-        return model.gpu_weight_bytes(tp) - self.host_weight_bytes(model, tp) + buffers
+        buffers = model.last_layers_weight_bytes(min(BUFFERS, self.weight_layers), parallel)
+        return model.gpu_weight_bytes(parallel) - self.host_weight_bytes(model, parallel) + buffers
 
-    def host_kv_bytes_per_token(self, model: ModelSpec, tp: int) -> int:
+    def host_kv_bytes_per_token(self, model: ModelSpec, parallel: Parallel) -> int:
         """Host memory for the KV of one token of one GPU."""
-        return self.kv_layers * model.layer_kv_bytes_per_token(tp)
+        return self.kv_layers * model.layer_kv_bytes_per_token(parallel)
 
-    def host_blocks(self, model: ModelSpec, tp: int, block_tokens: int) -> int | None:
+    def host_blocks(self, model: ModelSpec, parallel: Parallel, block_tokens: int) -> int | None:
         """KV blocks whose offloaded layers fit in the host memory beside the weights; None without a limit."""
         if not self.host_limit_bytes or not self.kv_layers:
             return None
-        block_bytes = self.host_kv_bytes_per_token(model, tp) * block_tokens
-        return (self.host_limit_bytes - self.host_weight_bytes(model, tp)) // block_bytes
+        block_bytes = self.host_kv_bytes_per_token(model, parallel) * block_tokens
+        return (self.host_limit_bytes - self.host_weight_bytes(model, parallel)) // block_bytes
 
-    def gpu_kv_bytes_per_token(self, model: ModelSpec, tp: int) -> int:
+    def gpu_kv_bytes_per_token(self, model: ModelSpec, parallel: Parallel) -> int:
         """GPU memory for the KV of one token; the buffers must hold all that a step may read of two layers."""
         layers = model.layers - self.kv_layers + min(BUFFERS, self.kv_layers)
-        return layers * model.layer_kv_bytes_per_token(tp)
+        return layers * model.layer_kv_bytes_per_token(parallel)
 
 
 class Stream:
@@ -91,12 +92,14 @@ class Stream:
 
     __slots__ = ("_attention", "_kernels", "_layer_bytes", "context_s", "offload", "weights_s", "window_s")
 
-    def __init__(self, model: ModelSpec, kernels: Kernels, tp: int, attention: Attention, offload: Offload) -> None:
+    def __init__(
+        self, model: ModelSpec, kernels: Kernels, parallel: Parallel, attention: Attention, offload: Offload
+    ) -> None:
         offload.check(model)
         self.offload = offload
         self._kernels, self._attention = kernels, attention
-        self._layer_bytes = model.layer_kv_bytes_per_token(tp)
-        self.weights_s = kernels.stream_s(offload.host_weight_bytes(model, tp))
+        self._layer_bytes = model.layer_kv_bytes_per_token(parallel)
+        self.weights_s = kernels.stream_s(offload.host_weight_bytes(model, parallel))
         full = min(offload.kv_layers, attention.full_layers)
         self.context_s = full * kernels.stream_s(self._layer_bytes)
         self.window_s = (offload.kv_layers - full) * kernels.stream_s(self._layer_bytes)

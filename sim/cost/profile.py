@@ -55,17 +55,17 @@ class Profile:
     def describe(self) -> list[Constant]:
         """Its tables with their numbers of rows and errors, and the errors of whole steps."""
         meta = self.meta
-        told = [Constant("profile", len(self.tables), f"{meta.name}: {meta.kind}, {meta.source}, {meta.date}")]
+        constants = [Constant("profile", len(self.tables), f"{meta.name}: {meta.kind}, {meta.source}, {meta.date}")]
         for name, table in self.tables.items():
             error = meta.accuracy.get(name)
             how = "error not measured"
             if error is not None:
                 how = f"held out: mean error {error.mean:.1%}, bias {error.bias:+.1%}, {error.points} points"
-            told.append(Constant(f"{name}_rows", len(table), how))
+            constants.append(Constant(f"{name}_rows", len(table), how))
         for kind, error in meta.step_accuracy.items():
             how = f"{error.points} whole steps, bias {error.bias:+.1%}"
-            told.append(Constant(f"step_error_{kind}", error.mean, how))
-        return told
+            constants.append(Constant(f"step_error_{kind}", error.mean, how))
+        return constants
 
     def check_speed(self) -> None:
         """Raise InputError for the first row that the device's data sheet says is impossible (`too_fast`).

@@ -12,23 +12,21 @@ from typing import Literal
 
 import numpy as np
 
-from sim.cost.beside import Beside, Size
-from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolate import MEASURED, ROOFLINE, Line, Price
+from sim.cost.interpolation import MEASURED, ROOFLINE, ContextCost, Line, Price
 from sim.cost.layers import row_terms, token_terms
 from sim.cost.lookup import Tables
-from sim.cost.measured import Launches, MeasuredAttention, Operations, launched, total
 from sim.cost.offload import Offload
+from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, total
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
-from sim.cost.step import Constant, Term, advanced, shape_rows, shape_tokens
+from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 Terms = dict[str, Price]
-_MEMO_SIZE = 65_536
 _INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query and key norms", "sampling", "router")
 """Terms that may be part of another table's measurements."""
 
@@ -40,14 +38,7 @@ class Profiled(Roofline):
     InputError also where the profile is another GPU's, or is wrong about itself.
     """
 
-    __slots__ = (
-        "_beside",
-        "_costs",
-        "_operations",
-        "_priced",
-        "_synchronous",
-        "profile",
-    )
+    __slots__ = ("_costs", "_operations", "_overheads", "_priced", "_synchronous", "profile")
 
     def __init__(
         self,
@@ -55,7 +46,7 @@ class Profiled(Roofline):
         gpu: GpuSpec,
         profile: Profile,
         *,
-        tp: int = 1,
+        parallel: Parallel = SINGLE,
         efficiency: Efficiency | None = None,
         cuda_graphs: bool = True,
         max_graph_tokens: int = MAX_GRAPH_TOKENS,
@@ -77,7 +68,7 @@ class Profiled(Roofline):
         super().__init__(
             model,
             gpu,
-            tp=tp,
+            parallel=parallel,
             efficiency=efficiency,
             cuda_graphs=cuda_graphs and not meta.synchronous,
             max_graph_tokens=max_graph_tokens,
@@ -86,9 +77,9 @@ class Profiled(Roofline):
         )
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
-        self._operations = Operations(model, tp, tables)
-        self._priced = MeasuredAttention(model, tp, tables, self.window)
-        self._beside = Beside(model.layers, tables)
+        self._operations = Operations(model, parallel, tables)
+        self._priced = MeasuredAttention(model, parallel, tables, self.window)
+        self._overheads = Overheads(model.layers, tables)
         self._costs: dict[int, tuple[ContextCost | None, ContextCost | None]] = {}
 
     @property
@@ -204,10 +195,10 @@ class Profiled(Roofline):
     def _move_terms(self, shape: Shape) -> Terms:
         terms: Terms = {}
         if shape.copied_bytes:
-            copies = self._beside.copies(shape.copied_bytes)
+            copies = self._overheads.copies(shape.copied_bytes)
             terms["block copies"] = copies or _roof(self.kernels.copy_s(shape.copied_bytes))
         if shape.swapped_bytes:
-            swaps = self._beside.swaps(shape.swapped_bytes)
+            swaps = self._overheads.swaps(shape.swapped_bytes)
             terms["swap"] = swaps or _roof(self.kernels.swap_s(shape.swapped_bytes))
         return terms
 
@@ -220,12 +211,12 @@ class Profiled(Roofline):
 
     def _context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
         """Decode attention by the sum of contexts, of full layers and of those with a window."""
-        found = self._costs.get(decodes)
-        if found is None:
-            found = self._priced.context_costs(decodes) or self._roof_costs(decodes)
-            if len(self._costs) < _MEMO_SIZE:
-                self._costs[decodes] = found
-        return found
+        costs = self._costs.get(decodes)
+        if costs is None:
+            costs = self._priced.context_costs(decodes) or self._roof_costs(decodes)
+            if len(self._costs) < MEMO_SIZE:
+                self._costs[decodes] = costs
+        return costs
 
     def _roof_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
         attention, rows_s = self._attention, self._attention.decode_rows_s(decodes)
@@ -237,7 +228,7 @@ class Profiled(Roofline):
         if decodes == 0:
             return 0.0, 0.0, 0.0
         entry = self._mixed(Shape(decodes=decodes))
-        if len(self._decode_memo) < _MEMO_SIZE:
+        if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
 
@@ -278,11 +269,11 @@ class Profiled(Roofline):
         return min(captured, self.max_graph_tokens)
 
     def _tokens(self, computed: int) -> Terms:
-        roofs = token_terms(self.model, self.kernels, self.tp, computed)
+        roofs = token_terms(self.model, self.kernels, self.parallel, computed)
         return self._best(roofs, self._operations.by_tokens, computed)
 
     def _rows(self, rows: int) -> Terms:
-        roofs = row_terms(self.model, self.kernels, self.tp, rows)
+        roofs = row_terms(self.model, self.kernels, self.parallel, rows)
         return self._best(roofs, self._operations.by_rows, rows)
 
     def _best(self, roofs: dict[str, float], measured: dict[str, list[Launches]], size: int) -> Terms:
@@ -303,23 +294,19 @@ class Profiled(Roofline):
         """What the host needs to launch the step's kernels; all there is beside them where the host computes."""
         if not tokens:
             return Price(0.0, MEASURED)
-        found = self._beside.launch(size)
-        if found is None:
-            # The roofline's launches are those of a GPU: on a CPU there are none.
-            found = _roof(0.0 if self._synchronous else self._launch_s(tokens, shape))
-        return found
+        # The roofline's launches are those of a GPU: on a CPU there are none.
+        return self._overheads.launch(size) or _roof(0.0 if self._synchronous else self._launch_s(tokens, shape))
 
     def _host_price(self, shape: Shape, size: Size) -> Price:
         """Packing, and handling outputs; the roofline's estimate where nothing was measured."""
-        found = self._beside.host(size) if size.rows else None
-        return found or _roof(self._host_s(size.rows, shape))
+        return (self._overheads.host(size) if size.rows else None) or _roof(self._host_s(size.rows, shape))
 
     def _size(self, shape: Shape, tokens: int) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
         prefill_tokens = tokens - shape.decodes
         if shape.verifies:
             prefill_tokens -= sum(new for new, _ in shape.verifies)
-        graph = self._in_graph(tokens) and (not shape.prefills or self._beside.captures(parts))
+        graph = self._in_graph(tokens) and (not shape.prefills or self._overheads.captures(parts))
         return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
 
 

@@ -6,8 +6,7 @@ communication with compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,17 +15,16 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
-from sim.cost.step import Constant, Term, shape_rows, shape_tokens
+from sim.cost.step import MEMO_SIZE, Constant, Term, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 SOURCE = "roofline"
 MAX_GRAPH_TOKENS = 512
 # From this length on, numpy beats a list comprehension; both give the same bits.
 _VECTOR_SPAN = 64
-# Prices are kept for so many different sizes; beyond, they are computed anew.
-_MEMO_SIZE = 65_536
 _HEAD_LAUNCHES = 5
 _PIECEWISE_LAUNCHES_PER_LAYER = 3
 
@@ -57,53 +55,39 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention",
-        "_context_s",
-        "_decode_memo",
-        "_eager_s",
-        "_kernel_s",
-        "_piecewise_s",
-        "_plain",
-        "_row_memo",
-        "_stream",
-        "_token_memo",
-        "cuda_graphs",
-        "efficiency",
-        "kernels",
-        "max_graph_tokens",
-        "model",
-        "tp",
+        "_attention", "_context_s", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_row_memo",
+        "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model", "parallel",
         "window",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
         model: ModelSpec,
         gpu: GpuSpec,
         *,
-        tp: int = 1,
+        parallel: Parallel = SINGLE,
         efficiency: Efficiency | None = None,
         cuda_graphs: bool = True,
         max_graph_tokens: int = MAX_GRAPH_TOKENS,
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
     ) -> None:
-        model.check_tp(tp)
+        model.check_parallel(parallel)
         if max_graph_tokens < 1:
             raise InputError(f"max_graph_tokens = {max_graph_tokens} must be at least 1")
-        self.model, self.tp = model, tp
+        self.model, self.parallel = model, parallel
         self.cuda_graphs, self.max_graph_tokens = cuda_graphs, max_graph_tokens
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
         self.window = model.attention_window if window == "model" else window
-        self._attention = Attention(model, self.kernels, tp, self.window)
+        self._attention = Attention(model, self.kernels, parallel, self.window)
         self._context_s = self._attention.context_s
-        self._stream = Stream(model, self.kernels, tp, self._attention, offload) if offload else None
+        self._stream = Stream(model, self.kernels, parallel, self._attention, offload) if offload else None
         self._plain = self.window is None and self._stream is None
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
-        self._eager_s = launch_s * (launches(model, tp) + _HEAD_LAUNCHES)
+        self._eager_s = launch_s * (launches(model, parallel) + _HEAD_LAUNCHES)
         self._token_memo: dict[int, float] = {}
         self._row_memo: dict[int, float] = {}
         self._decode_memo: dict[int, tuple[float, float, float]] = {}
@@ -170,7 +154,7 @@ class Roofline:
         context, within, attention = shape.decode_context, shape.decode_window_context, self._attention
         terms: Terms = {}
         if tokens:
-            terms |= self._token_terms(tokens) | row_terms(self.model, self.kernels, self.tp, rows)
+            terms |= self._token_terms(tokens) | row_terms(self.model, self.kernels, self.parallel, rows)
             terms["prefill attention"] = attention.prefill_s(shape.prefills)
             attended_s = attention.context_s * context + attention.window_s * within
             terms["decode attention"] = attention.decode_rows_s(shape.decodes) + attended_s
@@ -191,7 +175,7 @@ class Roofline:
         if self.kernels.computes_fp8:
             keys.insert(1, "fp8_flops_per_s")
         sheet = [Constant(key, getattr(gpu, key), gpu.source_of(key)) for key in keys]
-        if self.tp > 1:
+        if self.parallel.tp > 1:
             key = "link_bytes_per_s" if gpu.link_bytes_per_s else "pcie_bytes_per_s"
             sheet.append(Constant("peer_bytes_per_s", gpu.peer_bytes_per_s, gpu.source_of(key)))
         if self.window:
@@ -208,7 +192,7 @@ class Roofline:
         shape = Shape(decodes=decodes)
         fixed_s = self._work_s(decodes, decodes) + self._attention.decode_rows_s(decodes)
         entry = (fixed_s, self._launch_s(decodes, shape), self._host_s(decodes, shape))
-        if len(self._decode_memo) < _MEMO_SIZE:
+        if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
 
@@ -233,16 +217,16 @@ class Roofline:
         """All that depends on counts of tokens and of logits rows only."""
         token_s = self._token_memo.get(tokens)
         if token_s is None:
-            token_s = _kept(self._token_memo, tokens, lambda: self._token_terms(tokens))
+            token_s = _total_s(self._token_memo, tokens, self._token_terms(tokens))
         row_s = self._row_memo.get(rows)
         if row_s is None:
-            row_s = _kept(self._row_memo, rows, lambda: row_terms(self.model, self.kernels, self.tp, rows))
+            row_s = _total_s(self._row_memo, rows, row_terms(self.model, self.kernels, self.parallel, rows))
         return token_s + row_s
 
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""
         computed = min(graph_tokens(tokens), self.max_graph_tokens) if self._in_graph(tokens) else tokens
-        return token_terms(self.model, self.kernels, self.tp, computed)
+        return token_terms(self.model, self.kernels, self.parallel, computed)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         """Scheduling, preparing inputs and handling outputs; launching kernels is counted on the device."""
@@ -263,8 +247,8 @@ class Roofline:
         return self._eager_s + self._kernel_s * kinds
 
 
-def _kept(memo: dict[int, float], size: int, price: Callable[[], Any]) -> float:
-    seconds: float = sum(price().values())
-    if len(memo) < _MEMO_SIZE:
+def _total_s(memo: dict[int, float], size: int, terms: Terms) -> float:
+    seconds = sum(terms.values())
+    if len(memo) < MEMO_SIZE:
         memo[size] = seconds
     return seconds

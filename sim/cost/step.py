@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 from sim.engine.batch import Shape
 from traces.schema import InputError
 
+MEMO_SIZE = 65_536
+"""Cost models remember prices of so many different sizes; beyond, they are computed anew."""
+
 
 class Term(NamedTuple):
     """A named part of a step's cost. Terms on the host may overlap the device's and are no part of its sum."""

@@ -47,23 +47,23 @@ class Table:
             InputError: an unknown table or column, a missing one, a value out of range, two rows alike.
         """
         spec = spec_of(name)
-        found = list(rows)
+        rows = list(rows)
         place = where or f"table {name}"
-        if not found:
+        if not rows:
             raise InputError(f"{place}: has no rows")
-        return _checked(spec, list(found[0]), ([row.get(key, "") for key in found[0]] for row in found), place, "row")
+        return _checked(spec, list(rows[0]), ([row.get(key, "") for key in rows[0]] for row in rows), place, "row")
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A column of texts."""
-        found = self.columns[name]
-        assert isinstance(found, tuple)
-        return found
+        column = self.columns[name]
+        assert isinstance(column, tuple)
+        return column
 
     def numbers(self, name: str) -> Floats:
         """A column of numbers, float64 [rows]."""
-        found = self.columns[name]
-        assert not isinstance(found, tuple)
-        return found
+        column = self.columns[name]
+        assert not isinstance(column, tuple)
+        return column
 
     def rows(self) -> Iterator[dict[str, Value]]:
         """The rows one by one; counts as int."""
@@ -78,10 +78,10 @@ class Table:
         if all(alike):
             return {tuple(values[0] for values in columns): np.arange(len(self))}
         varying = [values for values, same in zip(columns, alike, strict=True) if not same]
-        found: dict[tuple[Value, ...], list[int]] = {}
+        groups: dict[tuple[Value, ...], list[int]] = {}
         for at, key in enumerate(zip(*varying, strict=True)):
-            found.setdefault(key, []).append(at)
-        return {tuple(values[rows[0]] for values in columns): np.array(rows) for rows in found.values()}
+            groups.setdefault(key, []).append(at)
+        return {tuple(values[rows[0]] for values in columns): np.array(rows) for rows in groups.values()}
 
     def _values(self, name: str) -> Sequence[Value]:
         """A column as Python values; counts as int."""
@@ -89,8 +89,8 @@ class Table:
         if isinstance(values, tuple):
             return values
         whole = {column.name for column in self.spec.known if column.kind == "count"}
-        found: list[Value] = (values.astype(np.int64) if name in whole else values).tolist()
-        return found
+        plain: list[Value] = (values.astype(np.int64) if name in whole else values).tolist()
+        return plain
 
     def csv(self) -> str:
         """The table as it is written: one header, numbers as short as they can be told apart at six digits."""
@@ -163,54 +163,33 @@ def _made(
     """The columns, checked one by one since there may be tens of thousands of lines; None if any line is wrong."""
     made: dict[str, tuple[str, ...] | Floats] = {}
     for column, cells in zip(columns, values, strict=True):
-        kept = _texts(column, cells) if column.kind == "text" else _numbers(column, cells)
-        if kept is None:
+        try:
+            checked = {cell: _value(column, cell, "") for cell in set(cells)}
+        except (InputError, TypeError):
             return None
-        made[column.name] = kept
-    told = [made[columns[at].name] for at in picked]
-    keys = [one if isinstance(one, tuple) else one.tolist() for one in told]
-    keys = [one for one in keys if one.count(one[0]) < len(one)]
-    apart = set(zip(*keys, strict=True)) if keys else {()}
-    return made if len(apart) == len(values[0]) else None
-
-
-def _texts(column: Column, cells: Sequence[Any]) -> tuple[str, ...] | None:
-    if set(map(type, cells)) != {str} or "" in cells:
-        return None
-    return tuple(cells) if not column.choices or set(cells) <= set(column.choices) else None
-
-
-def _numbers(column: Column, cells: Sequence[Any]) -> Floats | None:
-    try:
-        numbers = {cell: float(cell) for cell in set(cells)}
-    except (TypeError, ValueError):
-        return None
-    least = column.least if column.kind == "count" else 0.0
-    for number in numbers.values():
-        if not least <= number <= (math.inf if column.kind == "count" else MOST):
-            return None
-        if column.kind == "count":
-            if number > _MOST_COUNT or not number.is_integer():
-                return None
-        elif number == 0.0 and not column.zero:
-            return None
-    return np.fromiter(map(numbers.__getitem__, cells), np.float64, len(cells))
+        numbers = map(checked.__getitem__, cells)
+        made[column.name] = tuple(cells) if column.kind == "text" else np.fromiter(numbers, np.float64, len(cells))
+    keys = [made[columns[at].name] for at in picked]
+    apart = [key if isinstance(key, tuple) else key.tolist() for key in keys]
+    apart = [key for key in apart if key.count(key[0]) < len(key)]
+    different = set(zip(*apart, strict=True)) if apart else {()}
+    return made if len(different) == len(values[0]) else None
 
 
 def _refuse(
     columns: Sequence[Column], picked: Sequence[int], lines: Iterable[Sequence[Any]], path: str, noun: str, first: int
 ) -> None:
     """Raise InputError for the first line that is wrong, or for there being none."""
-    seen: dict[tuple[Any, ...], int] = {}
+    first_lines: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(lines, first):
         where = f"{path}:{number}" if noun == "line" else f"{path}, row {number}"
         if len(line) != len(columns):
             raise InputError(f"{where}: {len(line)} values where the header has {len(columns)}")
         row = [_value(column, text, where) for column, text in zip(columns, line, strict=True)]
-        before = seen.setdefault(tuple(row[at] for at in picked), number)
+        before = first_lines.setdefault(tuple(row[at] for at in picked), number)
         if before != number:
             raise InputError(f"{where}: measures the same as {noun} {before}")
-    if not seen:
+    if not first_lines:
         raise InputError(f"{path}: has no rows")
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from sim.cost.step import StepCost, Term, advanced, device_seconds
 from sim.engine.batch import Shape
-from sim.results.percentiles import Ints
 from sim.results.result import Run
 
 # The share of each term and source rests on at most so many spans.
@@ -89,23 +87,10 @@ def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
 MOST_SPANS = 5000
 
 
-class Terms(Protocol):
-    """What the steps of a run cost by term (`sim.results.terms.StepTerms`)."""
-
-    @property
-    def rows(self) -> Ints:
-        """Rows of the steps table that can be explained, in order."""
-        ...
-
-    def of(self, place: int) -> dict[str, float]:
-        """Seconds by term of one step of explainable row number `place`."""
-        ...
-
-
-def terms_of(run: Run) -> Terms | None:
+def terms_of(run: Run) -> StepTerms | None:
     """The terms of a run's steps; None where they were measured as a whole, or the run has no step."""
-    found: Terms | None = getattr(run, "terms", None)
-    return found if found is not None and len(found.rows) else None
+    terms: StepTerms | None = getattr(run, "terms", None)
+    return terms if terms is not None and terms.spans else None
 
 
 def term_table(run: Run) -> pd.DataFrame | None:
@@ -115,8 +100,8 @@ def term_table(run: Run) -> pd.DataFrame | None:
     """
     terms = terms_of(run)
     if terms is None:
-        kept: pd.DataFrame | None = getattr(run, "term_table", None)
-        return kept
+        table: pd.DataFrame | None = getattr(run, "term_table", None)
+        return table
     rows = terms.rows
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_SPANS)).astype(np.int64))
     spent = pd.DataFrame([terms.of(place) for place in chosen.tolist()]).fillna(0.0)

@@ -26,9 +26,10 @@ from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
+from sim.specs.parallel import Parallel
 from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
 from sim.speculation.adaptive import Adaptive
-from sim.speculation.drafters import Drafted, Drafter, Fixed
+from sim.speculation.drafters import Drafted, Drafter, FixedDrafts
 from traces.schema import InputError
 
 
@@ -78,7 +79,7 @@ class Parts:
             policy,
             allocator,
             self.limits,
-            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else Fixed(told.shape.drafts),
+            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else FixedDrafts(told.shape.drafts),
             tree=told.shape if told.tree else None,
             early=self.asynchronous,
             host_blocks=self.host_blocks,
@@ -114,7 +115,8 @@ def assemble(plan: Scenario) -> Parts:
     gpu = profile.device if profile and profile.device else catalog.load_gpu(plan.gpu)
     model = catalog.load_model(plan.model)
     model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype), _chosen(plan.weights))
-    model.check_tp(plan.tp)
+    parallel = Parallel(plan.tp)
+    model.check_parallel(parallel)
     offload = _offload(plan, model)
     engine = plan.engine
     longest = engine.max_model_len or model.max_context_tokens
@@ -131,7 +133,7 @@ def assemble(plan: Scenario) -> Parts:
         or kv_capacity(
             model,
             gpu,
-            tp=plan.tp,
+            parallel=parallel,
             block_tokens=plan.kv.block_tokens,
             gpu_memory_utilization=plan.kv.gpu_memory_utilization,
             max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -140,8 +142,8 @@ def assemble(plan: Scenario) -> Parts:
             drafter=drafter,
         ).blocks
     )
-    own_bytes = drafter.kv_bytes_per_token(plan.tp) if drafter else 0
-    block_bytes = plan.kv.block_tokens * (model.gpu_kv_bytes_per_token(plan.tp) + own_bytes)
+    own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
+    block_bytes = plan.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
     native = model.attention_window
     _check_blocks(plan, blocks)
     memory = KvPool(
@@ -154,13 +156,13 @@ def assemble(plan: Scenario) -> Parts:
         full_layers=model.full_layers,
         window_layers=model.sliding_layers,
     )
-    offloaded_bytes = offload.host_bytes(model, plan.tp, memory.tokens)
+    offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     allocator: Allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, memory)
     host_blocks = _host_blocks(plan, memory)
     efficiency = Efficiency.of(gpu, plan.cost.efficiency)
     window = _window(model, allocator)
     graphs = engine.cuda_graphs
-    shared: dict[str, Any] = {"tp": plan.tp, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
+    shared: dict[str, Any] = {"parallel": parallel, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
     if profile is None:
         target = Roofline(model, gpu, offload=offload, **shared)
     else:
@@ -168,7 +170,7 @@ def assemble(plan: Scenario) -> Parts:
     cost: StepCost = target
     if drafter is not None:
         own = drafter.model if drafter.has_cache else None
-        draft = Roofline(own, gpu, tp=plan.tp, efficiency=efficiency, cuda_graphs=graphs) if own else None
+        draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
         cost = Drafted(target, drafter, draft)
     _check_no_cache(plan, allocator)
     chosen = plan.engine.async_scheduling

@@ -32,6 +32,7 @@ from sim.serving.executor import Executor, OnTheWall
 from sim.serving.replica import Clock, NoProgressError, Replica, WallClock
 from sim.serving.workload import columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
+from sim.specs.parallel import Parallel
 from sim.speculation import tables as draft_tables
 from traces.schema import InputError, Trace, keep_rows
 
@@ -133,7 +134,7 @@ def simulate(
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, kept, tallies)
         measured_s = sources.get("measured", 0.0)
-        speculation = draft_tables.summary(parts.drafter, plan.tp, tallies, terms, measured_s)
+        speculation = draft_tables.summary(parts.drafter, Parallel(plan.tp), tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
         steps,

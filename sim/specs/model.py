@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sim.specs.checks import MAX_COUNT, check_choice, check_count
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
 from sim.specs.gpu import GpuSpec
+from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 __all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "ModelSpec"]
@@ -219,71 +220,71 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Exact number of parameters, a tied LM head counted once."""
-        return self.gpu_parameters(1)
+        return self.gpu_parameters(SINGLE)
 
     @property
     def active_parameters(self) -> int:
         """Parameters without the experts that a token does not visit."""
-        expert = _count(self.expert_gemms(1)) + self._biases(self.expert_gemms(1))
+        expert = _count(self.expert_gemms(SINGLE)) + self._biases(self.expert_gemms(SINGLE))
         return self.parameters - self.expert_layers * (self.experts - self.experts_per_token) * expert
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return self.gpu_weight_bytes(1)
+        return self.gpu_weight_bytes(SINGLE)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values of one token in all layers, scales included."""
-        return self.gpu_kv_bytes_per_token(1)
+        return self.gpu_kv_bytes_per_token(SINGLE)
 
     @property
     def flops_per_token(self) -> int:
         """FLOPs of the layers' matrix products for one token: no attention scores, no LM head (2 per weight)."""
-        everywhere = self.layers * _count(self.attention_gemms(1)) + self.dense_layers * _count(self.mlp_gemms(1))
-        experts = self.experts_per_token * _count(self.expert_gemms(1)) + _count(self.shared_gemms(1))
+        attention, mlp = _count(self.attention_gemms(SINGLE)), _count(self.mlp_gemms(SINGLE))
+        everywhere = self.layers * attention + self.dense_layers * mlp
+        experts = self.experts_per_token * _count(self.expert_gemms(SINGLE)) + _count(self.shared_gemms(SINGLE))
         return 2 * (everywhere + self.expert_layers * (experts + self.hidden * self.experts))
 
-    def check_tp(self, tp: int) -> None:
+    def check_parallel(self, parallel: Parallel) -> None:
         """Raise InputError unless `tp` GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
-        check_count(f"model {self.name!r}", "tp", tp, least=1)
-        if not self.divides(tp):
-            choices = ", ".join(str(n) for n in range(1, MAX_TP + 1) if self.divides(n))
+        if not self.divides(parallel):
+            choices = ", ".join(str(tp) for tp in range(1, MAX_TP + 1) if self.divides(Parallel(tp)))
             raise InputError(
                 f"model {self.name!r} ({self.heads} heads, {self.kv_heads} KV heads) cannot be split over "
-                f"tp = {tp} GPUs; possible are {choices}"
+                f"tp = {parallel.tp} GPUs; possible are {choices}"
             )
 
-    def divides(self, tp: int) -> bool:
+    def divides(self, parallel: Parallel) -> bool:
         """Whether `tp` GPUs can share every layer evenly."""
         widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
-        kv_fits = self.is_latent or self.kv_heads % tp == 0 or tp % self.kv_heads == 0
-        return tp <= MAX_TP and kv_fits and all(width % tp == 0 for width in widths)
+        kv_fits = self.is_latent or self.kv_heads % parallel.tp == 0 or parallel.tp % self.kv_heads == 0
+        return parallel.tp <= MAX_TP and kv_fits and all(width % parallel.tp == 0 for width in widths)
 
-    def gpu_kv_heads(self, tp: int) -> int:
+    def gpu_kv_heads(self, parallel: Parallel) -> int:
         """KV heads on one of `tp` GPUs; at least one, so beyond `kv_heads` GPUs they are repeated."""
-        return max(1, self.kv_heads // tp)
+        return max(1, self.kv_heads // parallel.tp)
 
-    def layer_kv_bytes_per_token(self, tp: int) -> int:
+    def layer_kv_bytes_per_token(self, parallel: Parallel) -> int:
         """Bytes that one token's KV takes in one layer on one of `tp` GPUs; a latent is on every GPU in full."""
         kind = KV_TYPES[self.kv_dtype]
         if self.is_latent:
             return kind.vector_bytes(self.latent_width)
-        return 2 * self.gpu_kv_heads(tp) * kind.vector_bytes(self.head_dim)
+        return 2 * self.gpu_kv_heads(parallel) * kind.vector_bytes(self.head_dim)
 
-    def gpu_kv_bytes_per_token(self, tp: int) -> int:
+    def gpu_kv_bytes_per_token(self, parallel: Parallel) -> int:
         """Bytes that one token's KV takes on one of `tp` GPUs."""
-        return self.layers * self.layer_kv_bytes_per_token(tp)
+        return self.layers * self.layer_kv_bytes_per_token(parallel)
 
-    def attention_gemms(self, tp: int) -> tuple[Gemm, ...]:
+    def attention_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
         """The projections around attention, on one of `tp` GPUs; the last is the output's.
 
         Of latent attention, those down to a rank are repeated on every GPU (vLLM, models/deepseek_v2.py).
         """
-        queries, heads = self.query_width // tp, self.heads // tp
+        queries, heads = self.query_width // parallel.tp, self.heads // parallel.tp
         output = Gemm("attention output", heads * self.value_dim, self.hidden)
         if not self.is_latent:
-            return Gemm("qkv", self.hidden, queries + 2 * self.gpu_kv_heads(tp) * self.head_dim), output
+            return Gemm("qkv", self.hidden, queries + 2 * self.gpu_kv_heads(parallel) * self.head_dim), output
         expand = Gemm("latent up", self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim))
         if not self.q_lora_rank:
             return (
@@ -295,17 +296,17 @@ class ModelSpec:
         down = Gemm("query and latent down", self.hidden, self.q_lora_rank + self.latent_width)
         return down, Gemm("query up", self.q_lora_rank, queries), expand, output
 
-    def mlp_gemms(self, tp: int) -> tuple[Gemm, ...]:
+    def mlp_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
         """The MLP of a layer without experts, on one of `tp` GPUs; empty where every layer has experts."""
-        return self._pair("mlp", self.ffn // tp if self.dense_layers else 0)
+        return self._pair("mlp", self.ffn // parallel.tp if self.dense_layers else 0)
 
-    def shared_gemms(self, tp: int) -> tuple[Gemm, ...]:
+    def shared_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
         """The expert that every token visits, on one of `tp` GPUs; may be none."""
-        return self._pair("shared expert", self.shared_expert_ffn // tp if self.experts else 0)
+        return self._pair("shared expert", self.shared_expert_ffn // parallel.tp if self.experts else 0)
 
-    def expert_gemms(self, tp: int) -> tuple[Gemm, ...]:
+    def expert_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
         """One routed expert, on one of `tp` GPUs; empty for a dense model."""
-        return self._pair("expert", self.expert_ffn // tp if self.experts else 0)
+        return self._pair("expert", self.expert_ffn // parallel.tp if self.experts else 0)
 
     def _pair(self, name: str, width: int) -> tuple[Gemm, ...]:
         if width == 0:
@@ -313,49 +314,53 @@ class ModelSpec:
         up = 2 * width if self.gated_mlp else width
         return Gemm(f"{name} up", self.hidden, up), Gemm(f"{name} down", width, self.hidden)
 
-    def gpu_parameters(self, tp: int) -> int:
+    def gpu_parameters(self, parallel: Parallel) -> int:
         """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated."""
         dense, expert = (
-            sum(count * gemm.k * gemm.n for gemm, count in self._matrices(tp, dense=kind)) + self._vectors(tp, kind)
+            sum(count * gemm.k * gemm.n for gemm, count in self._matrices(parallel, kind))
+            + self._vectors(parallel, kind)
             for kind in (True, False)
         )
-        return self.dense_layers * dense + self.expert_layers * expert + self._outside(tp)
+        return self.dense_layers * dense + self.expert_layers * expert + self._outside(parallel)
 
-    def gpu_weight_bytes(self, tp: int) -> int:
+    def gpu_weight_bytes(self, parallel: Parallel) -> int:
         """Bytes of the weights on one of `tp` GPUs, scales included."""
-        dense, expert = (self._layer_bytes(tp, dense=kind) for kind in (True, False))
+        dense, expert = (self._layer_bytes(parallel, kind) for kind in (True, False))
         layers_bytes = self.dense_layers * dense + self.expert_layers * expert
-        return layers_bytes + self._outside(tp) * self._plain_bytes()
+        return layers_bytes + self._outside(parallel) * self._plain_bytes()
 
-    def last_layers_weight_bytes(self, layers: int, tp: int) -> int:
+    def last_layers_weight_bytes(self, layers: int, parallel: Parallel) -> int:
         """Bytes of the weights of the last `layers` layers on one of `tp` GPUs."""
         dense = max(0, layers - self.expert_layers)
-        return dense * self._layer_bytes(tp, dense=True) + (layers - dense) * self._layer_bytes(tp, dense=False)
+        return dense * self._layer_bytes(parallel, True) + (layers - dense) * self._layer_bytes(parallel, False)
 
-    def _layer_bytes(self, tp: int, *, dense: bool) -> int:
+    def _layer_bytes(self, parallel: Parallel, dense: bool) -> int:
         kind = WEIGHT_TYPES[self.weight_dtype]
-        matrices_bytes = sum(count * kind.matrix_bytes(gemm.k, gemm.n) for gemm, count in self._matrices(tp, dense))
-        return matrices_bytes + self._vectors(tp, dense) * self._plain_bytes()
+        matrices = self._matrices(parallel, dense)
+        matrices_bytes = sum(count * kind.matrix_bytes(gemm.k, gemm.n) for gemm, count in matrices)
+        return matrices_bytes + self._vectors(parallel, dense) * self._plain_bytes()
 
     def _plain_bytes(self) -> int:
         """Bytes of a parameter that is never quantised."""
         return DTYPE_BYTES.get(self.weight_dtype, self.element_bytes)
 
-    def _matrices(self, tp: int, dense: bool) -> list[tuple[Gemm, int]]:
+    def _matrices(self, parallel: Parallel, dense: bool) -> list[tuple[Gemm, int]]:
         """The matrices of one layer on one of `tp` GPUs, and how many there are of each."""
-        single = [*self.attention_gemms(tp), *(self.mlp_gemms(tp) if dense else self.shared_gemms(tp))]
-        return [(gemm, 1) for gemm in single] + [(gemm, self.experts) for gemm in self.expert_gemms(tp) if not dense]
+        mlp = self.mlp_gemms(parallel) if dense else self.shared_gemms(parallel)
+        routed = [] if dense else [(gemm, self.experts) for gemm in self.expert_gemms(parallel)]
+        return [(gemm, 1) for gemm in (*self.attention_gemms(parallel), *mlp)] + routed
 
-    def _vectors(self, tp: int, dense: bool) -> int:
+    def _vectors(self, parallel: Parallel, dense: bool) -> int:
         """Parameters of one layer that are in no quantised matrix: norms, biases and the router."""
         norms = (4 if self.post_norms else 2) * self._norm() + (2 * self.head_dim if self.qk_norm else 0)
         latents = self.q_lora_rank + self.kv_lora_rank
-        first, *_, output = self.attention_gemms(tp)
+        first, *_, output = self.attention_gemms(parallel)
         biases = (first.n if self.qkv_bias else 0) + (output.n if self.attention_output_bias else 0)
-        sinks = self.heads // tp if self.head_sinks else 0
+        sinks = self.heads // parallel.tp if self.head_sinks else 0
         if dense:
-            return norms + latents + biases + sinks + self._biases(self.mlp_gemms(tp))
-        mlp_biases = self._biases(self.shared_gemms(tp)) + self.experts * self._biases(self.expert_gemms(tp))
+            return norms + latents + biases + sinks + self._biases(self.mlp_gemms(parallel))
+        expert_biases = self.experts * self._biases(self.expert_gemms(parallel))
+        mlp_biases = self._biases(self.shared_gemms(parallel)) + expert_biases
         router = self.experts * (self.hidden + (1 if self.router_bias else 0))
         return norms + latents + biases + sinks + mlp_biases + router
 
@@ -365,9 +370,9 @@ class ModelSpec:
     def _norm(self) -> int:
         return self.hidden * (2 if self.norm == "layer" else 1)
 
-    def _outside(self, tp: int) -> int:
+    def _outside(self, parallel: Parallel) -> int:
         """Parameters outside the layers: embeddings, LM head, positions and the last norm."""
-        tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // tp) * self.hidden
+        tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // parallel.tp) * self.hidden
         return self._norm() + tables + self.learned_positions * self.hidden
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.engine.request import Request
 from sim.specs.tree import DraftTree
-from sim.speculation.adaptive import PerRequest
+from sim.speculation.adaptive import RequestMap
 from traces import documents
 from traces.schema import InputError
 
@@ -37,16 +37,16 @@ def acceptance_rates(given: float | str) -> tuple[float, ...]:
 def _recorded_rates(path: str) -> Sequence[object]:
     """A list of rates, or those that a run's summary has; of a position that nobody reached, 0."""
     try:
-        told = documents.json_file(Path(path))
-        if isinstance(told, dict):
-            told = [0.0 if rate is None else rate for rate in told["speculation"]["rate_by_position"]]
+        summary = documents.json_file(Path(path))
+        if isinstance(summary, dict):
+            summary = [0.0 if rate is None else rate for rate in summary["speculation"]["rate_by_position"]]
     except InputError as error:
         raise InputError(f"speculation.acceptance: {error}") from None
     except (KeyError, TypeError):
         raise InputError(
             f"speculation.acceptance: {path} is no list of rates and no summary of a run that drafted"
         ) from None
-    return told if isinstance(told, list) else [told]
+    return summary if isinstance(summary, list) else [summary]
 
 
 def found_shares(given: float | str) -> tuple[float, ...]:
@@ -54,8 +54,8 @@ def found_shares(given: float | str) -> tuple[float, ...]:
     if not (isinstance(given, str) and given.endswith(".json")):
         return ()
     try:
-        told = documents.json_file(Path(given))
-        shares = tuple(map(float, told["speculation"]["found_by_position"])) if isinstance(told, dict) else ()
+        summary = documents.json_file(Path(given))
+        shares = tuple(map(float, summary["speculation"]["found_by_position"])) if isinstance(summary, dict) else ()
     except InputError as error:
         raise InputError(f"speculation.acceptance: {error}") from None
     except (KeyError, TypeError, ValueError):
@@ -110,7 +110,7 @@ class Acceptance:
         self._tree = tree
         self._seed = seed
         self._shares = found
-        self._luck = PerRequest(self._draw)
+        self._luck = RequestMap(self._draw)
 
     def __call__(self, req: Request, drafts: int) -> int:
         """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""

@@ -12,7 +12,7 @@ from sim.engine.request import Request
 T = TypeVar("T")
 
 
-class PerRequest(Generic[T]):
+class RequestMap(Generic[T]):
     """Something for each request, made when it is first asked for, and dropped some time after the request's end."""
 
     def __init__(self, make: Callable[[Request], T]) -> None:
@@ -21,16 +21,16 @@ class PerRequest(Generic[T]):
         self._most = 1024
 
     def __getitem__(self, req: Request) -> T:
-        found = self._of.get(req)
-        if found is None:
+        value = self._of.get(req)
+        if value is None:
             if len(self._of) >= self._most:
-                self._of = {other: kept for other, kept in self._of.items() if not other.finished}
+                self._of = {other: known for other, known in self._of.items() if not other.finished}
                 self._most = 1024 + 2 * len(self._of)
-            found = self._of[req] = self._make(req)
-        return found
+            value = self._of[req] = self._make(req)
+        return value
 
 
-class Record:
+class DraftTally:
     """Of one request's drafts: how many were right, of those that were looked at; and when it last proposed."""
 
     __slots__ = ("right", "round", "tried")
@@ -67,7 +67,7 @@ class Adaptive:
         self.most = most
         self._cost = cost
         self._window_tokens = window_tokens
-        self._records = PerRequest(lambda req: Record())
+        self._records = RequestMap(lambda req: DraftTally())
         self._right, self._tried = 1, 2
         self._round = self._rows = self._context = 0
         self._at_level = [0] * (self.LEVELS + 1)
@@ -135,8 +135,8 @@ class Adaptive:
         """Seconds of a step where `drafting` of the rows verify `drafts` drafts each, and the drafter takes `most`
         steps."""
         key = (rows, drafting) = (_rounded(rows), min(_rounded(drafting), _rounded(rows)))
-        found = self._seconds.get((*key, context, drafts, most))
-        if found is None:
+        seconds = self._seconds.get((*key, context, drafts, most))
+        if seconds is None:
             plain = rows - drafting
             # A row attends `context` tokens with its first token, and one more with each draft.
             shape = Shape(
@@ -150,8 +150,8 @@ class Adaptive:
                 decode_longest=context if plain else 0,
             )
             device, host_s = self._cost.span_s(shape, 1)
-            found = self._seconds[(*key, context, drafts, most)] = device[0] + host_s
-        return found
+            seconds = self._seconds[(*key, context, drafts, most)] = device[0] + host_s
+        return seconds
 
 
 def _rounded(count: int) -> int:

@@ -10,6 +10,7 @@ from sim.engine.batch import Shape
 from sim.engine.request import Request
 from sim.specs import bounds
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import MOST_DRAFTS, acceptance_rates
 from traces.schema import InputError
@@ -95,7 +96,7 @@ class SpeculationSettings:
         return DraftTree.parse(self.tree) if self.tree else DraftTree((1,) * self.k)
 
 
-class Fixed:
+class FixedDrafts:
     """Always `k` drafts."""
 
     def __init__(self, k: int) -> None:
@@ -141,20 +142,20 @@ class Drafter:
         """Does it keep KV of its own?"""
         return self.kind in ("draft-model", "eagle")
 
-    def weight_bytes(self, tp: int) -> int:
+    def weight_bytes(self, parallel: Parallel) -> int:
         """Bytes of its weights on each of `tp` GPUs; both heads share the target's embedding, EAGLE its LM head too."""
         model = self.model
         if model is None:
             return 0
         if self.kind == "draft-model":
-            return model.gpu_weight_bytes(tp)
+            return model.gpu_weight_bytes(parallel)
         if self.kind == "medusa":
-            return self.k * (model.hidden**2 + model.hidden * model.vocab) // tp * model.element_bytes
-        return model.last_layers_weight_bytes(1, tp) + 2 * model.hidden**2 // tp * model.element_bytes
+            return self.k * (model.hidden**2 + model.hidden * model.vocab) // parallel.tp * model.element_bytes
+        return model.last_layers_weight_bytes(1, parallel) + 2 * model.hidden**2 // parallel.tp * model.element_bytes
 
-    def kv_bytes_per_token(self, tp: int) -> int:
+    def kv_bytes_per_token(self, parallel: Parallel) -> int:
         """Bytes of its own KV of a token on each of `tp` GPUs."""
-        return self.model.gpu_kv_bytes_per_token(tp) if self.model is not None and self.has_cache else 0
+        return self.model.gpu_kv_bytes_per_token(parallel) if self.model is not None and self.has_cache else 0
 
 
 class Drafted:
@@ -214,7 +215,7 @@ class Drafted:
         return self._draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
 
     def _head_s(self, rows: int) -> float:
-        model, kernels, tp = self._target.model, self._target.kernels, self._target.tp
+        model, kernels, tp = self._target.model, self._target.kernels, self._target.parallel.tp
         hidden, vocab = model.hidden, model.vocab
         return (
             kernels.gemm_s(rows, hidden, hidden // tp)

@@ -12,11 +12,16 @@ import pandas as pd
 
 from sim.engine.drafting import Tally
 from sim.engine.request import index_of
+from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
 
 
 def summary(
-    drafter: Drafter, tp: int, tallies: Sequence[Tally], terms: Mapping[tuple[str, str], float], measured_s: float
+    drafter: Drafter,
+    parallel: Parallel,
+    tallies: Sequence[Tally],
+    terms: Mapping[tuple[str, str], float],
+    measured_s: float,
 ) -> dict[str, Any]:
     """The keys of docs/metrics.md, section Drafts.
 
@@ -25,7 +30,7 @@ def summary(
         measured_s: what all steps took where they were measured, and 0 where not.
     """
     rows, tokens = sum(one.rows for one in tallies), sum(one.tokens for one in tallies)
-    drafted, accepted, looked_at, asked, found = (
+    drafted, accepted, looked_at, wanted, proposed = (
         [sum(column) for column in zip_longest(*(getattr(one, name) for one in tallies), fillvalue=0)]
         for name in ("drafted", "accepted", "looked_at", "asked", "found")
     )
@@ -42,21 +47,21 @@ def summary(
         "rate_by_position": [
             right / tried if tried else None for right, tried in zip(accepted, looked_at, strict=True)
         ],
-        "found_by_position": [one / wanted for one, wanted in zip(found, asked, strict=True)],
+        "found_by_position": [part / whole for part, whole in zip(proposed, wanted, strict=True)],
         "drafted_tokens": sum(drafted),
         "accepted_tokens": sum(accepted),
         "drafting_share": drafting_s / spent_s if spent_s else None,
-        "draft_weight_bytes": drafter.weight_bytes(tp),
-        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(tp),
+        "draft_weight_bytes": drafter.weight_bytes(parallel),
+        "draft_kv_bytes_per_token": drafter.kv_bytes_per_token(parallel),
     }
 
 
-def with_drafts(requests: pd.DataFrame, kept: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> pd.DataFrame:
+def with_drafts(requests: pd.DataFrame, mask: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> pd.DataFrame:
     """The requests' table with `draft_tokens`, `accepted_tokens` and `acceptance` (NaN where nothing was verified).
 
     `kept` says which rows were sent.
     """
-    sent = np.flatnonzero(kept)
+    sent = np.flatnonzero(mask)
     counts = np.zeros((len(requests), 3), np.int64)
     for tally in tallies:
         if tally.requests:

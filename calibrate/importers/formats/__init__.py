@@ -10,12 +10,12 @@ import pkgutil
 from importlib import import_module
 from typing import Protocol, cast
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Sheet
 from traces.schema import InputError
 
 
-class Format(Protocol):
+class ImportFormat(Protocol):
     """A module of this package."""
 
     UNIT: str
@@ -24,7 +24,7 @@ class Format(Protocol):
         """The format's own name of the table that has this header."""
         ...
 
-    def read(self, sheets: list[Sheet], told: Told) -> Draft:
+    def read(self, sheets: list[Sheet], options: ImportOptions) -> Draft:
         """What these sheets hold; InputError where something that they do not say was not told."""
         ...
 
@@ -34,11 +34,11 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Format:
+def load(name: str) -> ImportFormat:
     """A format by name; InputError lists the known ones."""
     if name not in names():
         raise InputError(f"unknown format {name!r}; known are {', '.join(names())}")
-    return cast("Format", import_module(f"{__name__}.{name}"))
+    return cast("ImportFormat", import_module(f"{__name__}.{name}"))
 
 
 def recognise(sheets: list[Sheet]) -> str:
@@ -49,12 +49,12 @@ def recognise(sheets: list[Sheet]) -> str:
     """
     known = {name: sum(load(name).table_of(sheet) is not None for sheet in sheets) for name in names()}
     best = max(known.values())
-    found = [name for name, tables in known.items() if tables == best]
+    likely = [name for name, tables in known.items() if tables == best]
     if best == 0:
         columns = ", ".join(sheets[0].header[:12])
         raise InputError(
             f"{sheets[0].path}: in no known format by its columns ({columns}); known formats are {', '.join(names())}"
         )
-    if len(found) > 1:
-        raise InputError(f"{sheets[0].path}: could be {' or '.join(found)} by its columns; name it with --format")
-    return found[0]
+    if len(likely) > 1:
+        raise InputError(f"{sheets[0].path}: could be {' or '.join(likely)} by its columns; name it with --format")
+    return likely[0]

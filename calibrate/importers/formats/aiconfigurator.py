@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from calibrate.importers.draft import Draft, Told, named_in
+from calibrate.importers.draft import Draft, ImportOptions, named_in
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
 from sim.catalog import load_gpu
 from sim.cost.tables import Value
@@ -52,7 +52,7 @@ def table_of(sheet: Sheet) -> str | None:
     return None
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All tables together, as one profile of one GPU.
 
     Raises:
@@ -62,9 +62,9 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     collectives: dict[tuple[Value, ...], list[_Message]] = {}
     for sheet in sheets:
         table = table_of(sheet)
-        fallback = _type_of_all_rows(sheet, told) if not any(map(sheet.has, _TYPE_COLUMNS)) else ""
+        fallback = _type_of_all_rows(sheet, options) if not any(map(sheet.has, _TYPE_COLUMNS)) else ""
         for place, cells in sheet.rows():
-            _describe(draft, place, cells, told)
+            _describe(draft, place, cells, options)
             if table == "gemm":
                 _gemm(draft, place, cells, fallback)
             elif table == "attention":
@@ -76,26 +76,26 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _type_of_all_rows(sheet: Sheet, told: Told) -> str:
+def _type_of_all_rows(sheet: Sheet, options: ImportOptions) -> str:
     """The type where no column has it: as told, else as the file's name ends (`gemm_bf16.csv`)."""
-    found = told.dtype() or named_in(sheet.path, (*_ACTIVATIONS, "fp8"))
-    if found is None:
+    dtype = options.dtype() or named_in(sheet.path, (*_ACTIVATIONS, "fp8"))
+    if dtype is None:
         raise InputError(
             f"{sheet.path}: no column {', '.join(_TYPE_COLUMNS)}, and the name ends in no type; say it with --dtype"
         )
-    return found
+    return dtype
 
 
-def _describe(draft: Draft, place: Place, cells: Cells, told: Told) -> None:
+def _describe(draft: Draft, place: Place, cells: Cells, options: ImportOptions) -> None:
     device = str(cells.get("device") or "")
     if device and device != draft.device:
         try:
             other = load_gpu(device).name
         except InputError:
-            other = told.gpu.name  # a name that the catalog does not know says nothing
-        if other != told.gpu.name:
+            other = options.gpu.name  # a name that the catalog does not know says nothing
+        if other != options.gpu.name:
             raise InputError(
-                f"{place.path}:{place.number}: measured on {device} ({other}), and --gpu is {told.gpu.name}"
+                f"{place.path}:{place.number}: measured on {device} ({other}), and --gpu is {options.gpu.name}"
             )
         draft.device = device
     framework = str(cells.get("framework") or "")
@@ -152,7 +152,7 @@ def _attention(draft: Draft, place: Place, cells: Cells, fallback: str) -> None:
 _Message = tuple[Place, dict[str, Value]]
 
 
-def _collective(draft: Draft, place: Place, cells: Cells, found: dict[tuple[Value, ...], list[_Message]]) -> None:
+def _collective(draft: Draft, place: Place, cells: Cells, messages: dict[tuple[Value, ...], list[_Message]]) -> None:
     with draft.reading("all_reduce", place):
         op = str(cells.get("op_name") or "all_reduce")
         if op not in _COLLECTIVES:
@@ -167,7 +167,7 @@ def _collective(draft: Draft, place: Place, cells: Cells, found: dict[tuple[Valu
             raise Unusable("the same bytes in 16-bit elements are kept")
         draft.note("message_size counts elements; bytes here are those of all elements (of a gather: of its result).")
         row: dict[str, Value] = {"op": op, "gpus": count(cells, "num_gpus", least=2), "bytes": size}
-        found.setdefault(tuple(row.values()), []).append((place, {**row, "us": _time_us(cells)}))
+        messages.setdefault(tuple(row.values()), []).append((place, {**row, "us": _time_us(cells)}))
 
 
 def _fastest(draft: Draft, messages: list[_Message]) -> None:

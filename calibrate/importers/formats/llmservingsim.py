@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from statistics import median
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Place, Sheet, Unusable, count, number, scalars
 from sim.catalog import load_model
 from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 UNIT = "us"
@@ -33,7 +34,7 @@ def table_of(sheet: Sheet) -> str | None:
     return next((name for name, columns in _HEADERS.items() if sheet.has(*columns)), None)
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All tables of one op profile.
 
     Raises:
@@ -46,16 +47,16 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             raise InputError(f"{sheet.path}: a second {name} table; {files[name].path} is one: import one GPU count")
         files[name] = sheet
     draft = Draft("LLMServingSim op profile (casys-kaist/LLMServingSim), measured inside vLLM")
-    model, dtype, tp, shots = _described(sheets[0], draft, told)
+    model, dtype, parallel, shots = _described(sheets[0], draft, options)
     if "dense" in files:
-        _layers(files["dense"], draft, "tokens", _dense(model, dtype, tp))
+        _layers(files["dense"], draft, "tokens", _dense(model, dtype, parallel))
     if "per_sequence" in files:
-        _layers(files["per_sequence"], draft, "sequences", _per_sequence(model, dtype, tp))
+        _layers(files["per_sequence"], draft, "sequences", _per_sequence(model, dtype, parallel))
     heads: dict[str, Value] = {
         "dtype": dtype,
         "kv_dtype": dtype,
-        "heads": model.heads // tp,
-        "kv_heads": model.gpu_kv_heads(tp),
+        "heads": model.heads // parallel.tp,
+        "kv_heads": model.gpu_kv_heads(parallel),
         "head_dim": model.head_dim,
         "window": 0,
     }
@@ -65,36 +66,37 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _described(sheet: Sheet, draft: Draft, told: Told) -> tuple[ModelSpec, str, int, int]:
+def _described(sheet: Sheet, draft: Draft, options: ImportOptions) -> tuple[ModelSpec, str, Parallel, int]:
     """(model, type, GPUs, shots of each measurement) by meta.yaml, the folder's name and what the user said."""
     folder = sheet.path.parent
     meta = next((path for path in (folder / "meta.yaml", folder.parent / "meta.yaml") if path.is_file()), None)
     said = scalars(meta) if meta else {}
-    name = told.model() or said.get("model")
+    name = options.model() or said.get("model")
     if name is None:
         raise InputError(f"{folder}: no meta.yaml that names the model; say it with --model")
     model = load_model(name)
-    dtype = told.dtype() or said.get("variant") or model.dtype
+    dtype = options.dtype() or said.get("variant") or model.dtype
     if dtype not in DTYPE_BYTES:
         raise InputError(f"{meta or folder}: variant {dtype!r} is none of {', '.join(DTYPE_BYTES)}; say --dtype")
-    tp = told.tp() or (int(folder.name[2:]) if folder.name[:2] == "tp" and folder.name[2:].isdecimal() else 1)
-    model.check_tp(tp)
+    in_name = int(folder.name[2:]) if folder.name[:2] == "tp" and folder.name[2:].isdecimal() else 1
+    parallel = Parallel(options.tp() or in_name)
+    model.check_parallel(parallel)
     draft.device = said.get("gpu", "")
     draft.date = said.get("profiled_at", draft.date)
     draft.facts |= {key: said[key] for key in ("vllm_version", "cuda_version", "profiler_version") if key in said}
     draft.included |= {"KV write": "mixed_attention"}
-    draft.note(f"Matrices are those of {model.name} on one of {tp} GPUs, weights and cache in {dtype}.")
+    draft.note(f"Matrices are those of {model.name} on one of {parallel.tp} GPUs, weights and cache in {dtype}.")
     draft.note("Attention was timed as vLLM's layer, which also writes the new tokens' keys and values to the cache.")
     draft.note("A decode row's context is kv_decode; whether the new token is one of it the source does not say.")
     shots = said.get("measurement_iterations", "1")
-    return model, dtype, tp, int(shots) if shots.isdecimal() else 1
+    return model, dtype, parallel, int(shots) if shots.isdecimal() else 1
 
 
-def _dense(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
-    qkv, output = model.attention_gemms(tp)
-    up, down = model.mlp_gemms(tp)
+def _dense(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:
+    qkv, output = model.attention_gemms(parallel)
+    up, down = model.mlp_gemms(parallel)
     small: dict[str, Value] = {"dtype": dtype, "kv_dtype": "none"}
-    rotated = (model.heads // tp + model.gpu_kv_heads(tp)) * model.head_dim
+    rotated = (model.heads // parallel.tp + model.gpu_kv_heads(parallel)) * model.head_dim
     return {
         "qkv_proj": _gemm(dtype, qkv.k, qkv.n),
         "o_proj": _gemm(dtype, output.k, output.n),
@@ -107,9 +109,9 @@ def _dense(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
     }
 
 
-def _per_sequence(model: ModelSpec, dtype: str, tp: int) -> dict[str, _Kernel]:
+def _per_sequence(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:
     return {
-        "lm_head": _gemm(dtype, model.hidden, -(-model.vocab // tp)),
+        "lm_head": _gemm(dtype, model.hidden, -(-model.vocab // parallel.tp)),
         "sampler": ("sampling", {"vocab": model.vocab}),
     }
 
@@ -141,11 +143,11 @@ def _layers(sheet: Sheet, draft: Draft, axis: str, kernels: dict[str, _Kernel]) 
 
 def _attention(sheet: Sheet, draft: Draft, heads: dict[str, Value]) -> dict[tuple[int, ...], float]:
     """One launch of a prompt's chunk and decode rows of equal contexts; returns microseconds by its four sizes."""
-    found: dict[tuple[int, ...], float] = {}
+    even: dict[tuple[int, ...], float] = {}
     for place, cells in sheet.rows():
         with draft.reading("mixed_attention", place):
             new, past, decodes, context = (count(cells, key, least=0) for key in _HEADERS["attention"][:4])
-            found[new, past, decodes, context] = us = number(cells, "time_us")
+            even[new, past, decodes, context] = us = number(cells, "time_us")
             if new and decodes:
                 _mixed(draft, place, heads, (new, past, decodes, context, context), us)
             elif new:
@@ -155,7 +157,7 @@ def _attention(sheet: Sheet, draft: Draft, heads: dict[str, Value]) -> dict[tupl
                 _decode(draft, place, heads, (decodes, context, context), us)
             else:
                 draft.leave_out("mixed_attention", place, "computes nothing")
-    return found
+    return even
 
 
 def _decode(draft: Draft, place: Place, heads: dict[str, Value], sizes: tuple[int, int, int], us: float) -> None:
@@ -204,5 +206,5 @@ def _scale(sheet: Sheet, even: dict[tuple[int, ...], float], shots: int) -> int 
             ratios.append(number(cells, "t_max_us") / even[sizes])
         except (KeyError, Unusable):
             continue
-    found = median(ratios) if ratios else 0.0
-    return next((choice for choice in {1, shots} if abs(found / choice - 1) < _SAME_SCALE), None)
+    middle = median(ratios) if ratios else 0.0
+    return next((choice for choice in {1, shots} if abs(middle / choice - 1) < _SAME_SCALE), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Cells, Sheet, Unusable, count, number
 from sim.cost.schema import TABLES, Column, TableSpec
 from sim.cost.tables import Value
@@ -25,8 +25,8 @@ _MEAN, _MOST = "mean_context_tokens", "max_context_tokens"
 
 def table_of(sheet: Sheet) -> str | None:
     """The one table of a profile that has these columns."""
-    found = [name for name, spec in TABLES.items() if _fits(spec, sheet.header)]
-    return found[0] if len(found) == 1 else None
+    names = [name for name, spec in TABLES.items() if _fits(spec, sheet.header)]
+    return names[0] if len(names) == 1 else None
 
 
 def _fits(spec: TableSpec, header: tuple[str, ...]) -> bool:
@@ -40,11 +40,11 @@ def _fits(spec: TableSpec, header: tuple[str, ...]) -> bool:
 def time_column(column: Column, header: tuple[str, ...]) -> str | None:
     """The column that holds a table's time, in whichever unit: `device_ms` for `device_us`; None where none does."""
     stem = column.name.removesuffix("us")
-    found = [f"{stem}{unit}" for unit in _TO_US if f"{stem}{unit}" in header]
-    return found[0] if len(found) == 1 else None
+    columns = [f"{stem}{unit}" for unit in _TO_US if f"{stem}{unit}" in header]
+    return columns[0] if len(columns) == 1 else None
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All files together, each a table.
 
     Raises:
@@ -54,7 +54,7 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     for sheet in sheets:
         name = str(table_of(sheet))
         spec = TABLES[name]
-        absent = _absent(spec, sheet, told)
+        absent = _absent(spec, sheet, options)
         times = {column.name: str(time_column(column, sheet.header)) for column in spec.values}
         for place, cells in sheet.rows():
             with draft.reading(name, place):
@@ -64,22 +64,22 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _absent(spec: TableSpec, sheet: Sheet, told: Told) -> dict[str, Value]:
+def _absent(spec: TableSpec, sheet: Sheet, options: ImportOptions) -> dict[str, Value]:
     """What columns that the file lacks are taken as."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for column in (*spec.groups, *spec.axes):
         if column.name in sheet.header:
             continue
         if column.name not in _TYPES:
-            found[column.name] = _DEFAULTS[column.name]
+            values[column.name] = _DEFAULTS[column.name]
             continue
-        dtype = told.dtype()
+        dtype = options.dtype()
         if dtype is None:
             raise InputError(f"{sheet.path}: no column {column.name!r}; add it, or say the type with --dtype")
         if dtype not in DTYPE_BYTES:
             raise InputError(f"--dtype {dtype!r} is none of {', '.join(DTYPE_BYTES)}")
-        found[column.name] = "none" if spec.name == "elementwise" and column.name == "kv_dtype" else dtype
-    return found
+        values[column.name] = "none" if spec.name == "elementwise" and column.name == "kv_dtype" else dtype
+    return values
 
 
 def _row(spec: TableSpec, cells: Cells, absent: dict[str, Value], times: dict[str, str]) -> dict[str, Value]:

@@ -6,13 +6,14 @@ and batch size the time of the prompt step and the mean time of a token step, se
 
 from __future__ import annotations
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
 from sim.catalog import load_gpu, load_model
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Value
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 UNIT = "ms"
@@ -35,15 +36,15 @@ def table_of(sheet: Sheet) -> str | None:
     return "perf_model" if sheet.has(*_COLUMNS) else None
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """The steps of one model on one number of GPUs.
 
     Raises:
         InputError: several numbers of GPUs and none told, or rows of another GPU than --gpu.
     """
     draft = Draft("Splitwise performance model (Mutinifni/splitwise-sim), batch-level times", UNIT)
-    chosen = _gpus_of(sheets, told)
-    kind = told.dtype()
+    chosen = _gpus_of(sheets, options)
+    kind = options.dtype()
     models: dict[str, ModelSpec] = {}
     for sheet in sheets:
         for place, cells in sheet.rows():
@@ -51,11 +52,11 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
             if name not in models:
                 spec = load_model(name)
                 models[name] = spec.with_dtypes(kind or spec.dtype)
-            _check_gpu(place, str(cells["hardware"]), told.gpu)
+            _check_gpu(place, str(cells["hardware"]), options.gpu)
             with draft.reading("steps", place):
                 if count(cells, "tensor_parallel") != chosen:
                     raise Unusable(f"measured on another number of GPUs than {chosen}")
-                _steps(draft, place, cells, (models[name], told.gpu, chosen))
+                _steps(draft, place, cells, (models[name], options.gpu, Parallel(chosen)))
     draft.facts["tp"] = str(chosen)
     draft.note(
         f"Every step ran on {chosen} GPUs; a token step is the mean over its outputs, so its context is the middle."
@@ -66,21 +67,21 @@ def read(sheets: list[Sheet], told: Told) -> Draft:
     return draft
 
 
-def _gpus_of(sheets: list[Sheet], told: Told) -> int:
-    found: set[int] = set()
+def _gpus_of(sheets: list[Sheet], options: ImportOptions) -> int:
+    counts: set[int] = set()
     for sheet in sheets:
         for _, cells in sheet.rows():
             try:
-                found.add(count(cells, "tensor_parallel"))
+                counts.add(count(cells, "tensor_parallel"))
             except Unusable:
                 continue
-    choices = ", ".join(map(str, sorted(found)))
-    tp = told.tp()
-    if tp is None and len(found) != 1:
+    choices = ", ".join(map(str, sorted(counts)))
+    tp = options.tp()
+    if tp is None and len(counts) != 1:
         raise InputError(f"{sheets[0].path}: measured on {choices} GPUs; say which with --tp")
-    if tp is not None and tp not in found:
+    if tp is not None and tp not in counts:
         raise InputError(f"--tp {tp}: {sheets[0].path} has {choices}")
-    return tp if tp is not None else found.pop()
+    return tp if tp is not None else counts.pop()
 
 
 def _check_gpu(place: Place, hardware: str, gpu: GpuSpec) -> None:
@@ -92,7 +93,7 @@ def _check_gpu(place: Place, hardware: str, gpu: GpuSpec) -> None:
         raise InputError(f"{place.path}:{place.number}: measured on {hardware} ({other}), and --gpu is {gpu.name}")
 
 
-def _steps(draft: Draft, place: Place, cells: Cells, where: tuple[ModelSpec, GpuSpec, int]) -> None:
+def _steps(draft: Draft, place: Place, cells: Cells, where: tuple[ModelSpec, GpuSpec, Parallel]) -> None:
     """The prompt step and the token step of one row; a batch whose prompts are impossible was not run as one."""
     model, gpu, _ = where
     batch, prompt = count(cells, "batch_size"), count(cells, "prompt_size")
@@ -122,11 +123,11 @@ def _row(model: ModelSpec, prefills: str, decodes: int, context: int, us: float)
     }
 
 
-def _least_us(where: tuple[ModelSpec, GpuSpec, int], tokens: int, pairs: int, cached_tokens: int) -> float:
+def _least_us(where: tuple[ModelSpec, GpuSpec, Parallel], tokens: int, pairs: int, cached_tokens: int) -> float:
     """What `tp` chips need at their data sheets' rates for the layers of one step: FLOPs, or weights and cache read."""
-    model, gpu, tp = where
+    model, gpu, parallel = where
     attention_flops = 2.0 * model.layers * model.heads * (model.head_dim + model.value_dim) * pairs
-    flops = (tokens * model.flops_per_token + attention_flops) / tp
-    matrices_bytes = model.last_layers_weight_bytes(model.layers, tp)
-    moved = matrices_bytes + cached_tokens * model.gpu_kv_bytes_per_token(tp)
+    flops = (tokens * model.flops_per_token + attention_flops) / parallel.tp
+    matrices_bytes = model.last_layers_weight_bytes(model.layers, parallel)
+    moved = matrices_bytes + cached_tokens * model.gpu_kv_bytes_per_token(parallel)
     return max(flops / gpu.flops_per_s(model.dtype), (moved - gpu.l2_bytes) / gpu.memory_bytes_per_s) * 1e6

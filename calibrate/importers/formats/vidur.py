@@ -7,7 +7,7 @@ Source: github.com/microsoft/vidur, `data/profiling/compute/<device>/<model>/{ml
 
 from __future__ import annotations
 
-from calibrate.importers.draft import Draft, Told
+from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
 from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
@@ -39,10 +39,10 @@ def table_of(sheet: Sheet) -> str | None:
     return "collective" if sheet.has(*_COLLECTIVE) else None
 
 
-def read(sheets: list[Sheet], told: Told) -> Draft:
+def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All tables together; each row says its model's sizes and over how many GPUs it was split."""
     draft = Draft("Vidur profiles (microsoft/vidur, MIT), measured by its profiler", UNIT)
-    dtype = told.dtype() or "fp16"
+    dtype = options.dtype() or "fp16"
     if dtype not in DTYPE_BYTES:
         raise InputError(f"--dtype {dtype!r} is none of {', '.join(DTYPE_BYTES)}")
     draft.note(f"Vidur's profiler computes in fp16 and its files do not say so; taken as {dtype}. Medians are taken.")

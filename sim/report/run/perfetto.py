@@ -20,7 +20,7 @@ import pandas as pd
 
 from sim.results.metrics import Floats, Ints
 from sim.results.result import Run
-from sim.results.terms import Terms, terms_of
+from sim.results.terms import StepTerms, terms_of
 from traces.schema import InputError
 
 Window = tuple[float, float]
@@ -77,13 +77,13 @@ def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] =
 class Explained:
     """Which rows of the steps table have their terms told, and what the file says about it."""
 
-    terms: Terms | None
+    terms: StepTerms | None
     places: Mapping[int, int]
     """By row its place among those that can be explained."""
     told: str
 
     @classmethod
-    def of(cls, terms: Terms | None, rows: Ints) -> Explained:
+    def of(cls, terms: StepTerms | None, rows: Ints) -> Explained:
         if terms is None:
             return cls(None, {}, "not known: the steps were measured as a whole")
         places = np.flatnonzero(np.isin(terms.rows, rows))

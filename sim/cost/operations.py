@@ -1,4 +1,5 @@
-"""A model's operations on one GPU, priced from a profile's tables: which kernel each term launches, and how often.
+"""What a step does, priced from a profile's tables: which kernels a model's operations launch and how often, attention,
+launching, the host's work, moved blocks.
 
 What the tables lack is None here, and for the roofline to price. It knows no batch.
 """
@@ -9,14 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sim.cost.attention import Slices
-from sim.cost.contexts import ContextCost
-from sim.cost.interpolate import INTERPOLATED, MEASURED, Price
+from sim.cost.interpolation import INTERPOLATED, MEASURED, ContextCost, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
+from sim.cost.step import MEMO_SIZE
 from sim.cost.tables import Value
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
+from sim.specs.parallel import Parallel
 
-_MEMO_SIZE = 65_536
+_PARTS = ("prefill", "decode", "mixed")
 
 
 class Launches(NamedTuple):
@@ -38,16 +40,15 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
         times, kernel, scale = parts[0]
         seconds, rank = kernel.at(scale * size)
         return Price(times * seconds, rank)
-    return total([
-        Price(one.times * price.seconds, price.rank) for one in parts for price in [one.kernel.at(one.scale * size)]
-    ])  # fmt: skip
+    prices = ((times, kernel.at(scale * size)) for times, kernel, scale in parts)
+    return total([Price(times * price.seconds, price.rank) for times, price in prices])
 
 
 class Operations:
     """By the names of the roofline's terms, what a step launches for its tokens and for its rows of logits."""
 
-    def __init__(self, model: ModelSpec, tp: int, tables: Tables) -> None:
-        self._model, self._tp, self._tables = model, tp, tables
+    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables) -> None:
+        self._model, self._parallel, self._tables = model, parallel, tables
         self.by_tokens: dict[str, list[Launches]] = {}
         self.by_rows: dict[str, list[Launches]] = {}
         self._matrices()
@@ -55,16 +56,16 @@ class Operations:
         if model.experts:
             self._experts()
         self._rows()
-        if tp > 1:
+        if parallel.tp > 1:
             message = model.hidden * model.element_bytes
-            kernel = tables.kernel("all_reduce", op="all_reduce", gpus=tp)
+            kernel = tables.kernel("all_reduce", op="all_reduce", gpus=parallel.tp)
             self._add("all-reduce", [(2 * model.layers, kernel, message)])
 
     def _add(self, name: str, parts: Sequence[tuple[int, Kernel | None, int]], *, rows: bool = False) -> None:
         """Keep the term if all of its kernels are known."""
-        found = [Launches(times, kernel, scale) for times, kernel, scale in parts if kernel is not None and times]
-        if found and len(found) == len(parts):
-            (self.by_rows if rows else self.by_tokens)[name] = found
+        launches = [Launches(times, kernel, scale) for times, kernel, scale in parts if kernel is not None and times]
+        if launches and len(launches) == len(parts):
+            (self.by_rows if rows else self.by_tokens)[name] = launches
 
     def _gemm(self, gemm: Gemm, layers: int, weights: str) -> tuple[int, Kernel | None, int]:
         kernel = self._tables.kernel("gemm", dtype=self._model.dtype, weight_dtype=weights, k=gemm.k, n=gemm.n)
@@ -74,11 +75,11 @@ class Operations:
         return self._tables.kernel("elementwise", op=op, dtype=self._model.dtype, kv_dtype=kv_dtype, width=width)
 
     def _matrices(self) -> None:
-        model, tp = self._model, self._tp
+        model, parallel = self._model, self._parallel
         groups = (
-            (model.attention_gemms(tp), model.layers, ""),
-            (model.mlp_gemms(tp), model.dense_layers, "activation"),
-            (model.shared_gemms(tp), model.expert_layers, "shared expert activation"),
+            (model.attention_gemms(parallel), model.layers, ""),
+            (model.mlp_gemms(parallel), model.dense_layers, "activation"),
+            (model.shared_gemms(parallel), model.expert_layers, "shared expert activation"),
         )
         for gemms, layers, activation in groups:
             for gemm in gemms:
@@ -87,8 +88,8 @@ class Operations:
                 self._add(activation, [(layers, self._elementwise("activation", gemms[-1].k), 1)])
 
     def _small(self) -> None:
-        model, layers, heads = self._model, self._model.layers, self._model.heads // self._tp
-        kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._tp), model.head_dim, model.kv_dtype
+        model, layers, heads = self._model, self._model.layers, self._model.heads // self._parallel.tp
+        kv_heads, dim, kv_dtype = model.gpu_kv_heads(self._parallel), model.head_dim, model.kv_dtype
         norms = (4 if model.post_norms else 2) * layers
         self._add("embedding", [(1, self._elementwise("embedding", model.hidden), 1)])
         self._add("norms", [(norms, self._elementwise("norm", model.hidden), 1)])
@@ -113,7 +114,7 @@ class Operations:
         router = Gemm("router", model.hidden, model.experts)
         route = self._elementwise("route", model.experts)
         self._add("router", [self._gemm(router, layers, model.dtype), (layers, route, 1)])
-        up, down = model.expert_gemms(self._tp)
+        up, down = model.expert_gemms(self._parallel)
         for gemm in (up, down):
             kernel = self._tables.kernel(
                 "expert_gemm",
@@ -129,25 +130,25 @@ class Operations:
         self._add("expert combine", [(layers, self._elementwise("combine", model.hidden * visited), 1)])
 
     def _rows(self) -> None:
-        model, tp = self._model, self._tp
-        head = Gemm("LM head", model.hidden, -(-model.vocab // tp))
+        model, parallel = self._model, self._parallel
+        head = Gemm("LM head", model.hidden, -(-model.vocab // parallel.tp))
         self._add(head.name, [self._gemm(head, 1, model.dtype)], rows=True)
         self._add("sampling", [(1, self._tables.kernel("sampling", vocab=model.vocab), 1)], rows=True)
-        if tp > 1:
-            gather = self._tables.kernel("all_reduce", op="all_gather", gpus=tp)
+        if parallel.tp > 1:
+            gather = self._tables.kernel("all_reduce", op="all_gather", gpus=parallel.tp)
             self._add("logits gather", [(1, gather, model.vocab * model.element_bytes)], rows=True)
 
 
 class MeasuredAttention:
-    """Attention of all layers from the tables."""
+    """Attention of all layers; what is None is in no table."""
 
-    def __init__(self, model: ModelSpec, tp: int, tables: Tables, window: AttentionWindow | None) -> None:
+    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables, window: AttentionWindow | None) -> None:
         self._tables = tables
         self._heads: dict[str, Value] = {
             "dtype": model.dtype,
             "kv_dtype": model.kv_dtype,
-            "heads": model.heads // tp,
-            "kv_heads": model.gpu_kv_heads(tp),
+            "heads": model.heads // parallel.tp,
+            "kv_heads": model.gpu_kv_heads(parallel),
             "head_dim": model.head_dim,
         }
         windowed = window.layers if window else 0
@@ -168,13 +169,13 @@ class MeasuredAttention:
 
     def _kernels(self, table: str, **more: Value) -> list[tuple[int, Kernel]] | None:
         """(layers, kernel) of the full layers and of those with a window; None where a kernel is missing."""
-        found = []
+        kernels = []
         for span, layers in self._windows.items():
             kernel = self._tables.kernel(table, **self._heads, window=span, **more)
             if kernel is None:
                 return None
-            found.append((layers, kernel))
-        return found
+            kernels.append((layers, kernel))
+        return kernels
 
     def prefill(self, slices: Slices) -> Price | None:
         """Seconds of all slices: one launch a layer, priced as the mean of launches of so many slices alike."""
@@ -249,7 +250,7 @@ class MeasuredAttention:
             price = memo.get(point)
             if price is None:
                 price = _launch(kernels, point)
-                if len(memo) < _MEMO_SIZE:
+                if len(memo) < MEMO_SIZE:
                     memo[point] = price
             seconds += price.seconds
             rank = max(rank, price.rank)
@@ -257,6 +258,71 @@ class MeasuredAttention:
 
 
 def _launch(kernels: Sequence[tuple[int, Kernel]], point: tuple[float, ...]) -> Price:
-    return total([
-        Price(layers * price.seconds, price.rank) for layers, kernel in kernels for price in [kernel.at(*point)]
-    ])  # fmt: skip
+    prices = ((layers, kernel.at(*point)) for layers, kernel in kernels)
+    return total([Price(layers * price.seconds, price.rank) for layers, price in prices])
+
+
+class Size(NamedTuple):
+    """What launching and the host's work depend on: `parts` as in the tables, by CUDA graph (1) or not, rows of logits,
+    new tokens of prompts."""
+
+    parts: str
+    graph: int
+    rows: int
+    prefill_tokens: int
+
+
+class Overheads:
+    """Prices of everything that is no operation of the model: launching, the host's work, moved blocks."""
+
+    def __init__(self, layers: int, tables: Tables) -> None:
+        self._layers = layers
+        kinds = [(parts, graph) for parts in _PARTS for graph in (0, 1)]
+        self._launches = {(parts, graph): tables.kernel("launch", parts=parts, graph=graph) for parts, graph in kinds}
+        self._hosts = {(parts, graph): tables.kernel("host", parts=parts, graph=graph) for parts, graph in kinds}
+        self._copy = tables.kernel("copy")
+        self._swaps = [tables.kernel("swap", direction=way) for way in ("out", "in")]
+        self._launch_memo: dict[Size, Price] = {}
+        self._host_memo: dict[Size, Price] = {}
+
+    def launch(self, size: Size) -> Price | None:
+        """The host's time to launch the step; on a synchronous device all that it does beside its operations."""
+        return _priced(self._launch_memo, size, self._launches[size[:2]], (self._layers, *size[2:]))
+
+    def captures(self, parts: str) -> bool:
+        """Whether steps with such parts may be CUDA graphs: not where only launching each kernel was measured.
+
+        An engine that captures decode steps alone (as this project's does) launches all others eagerly; of an engine
+        whose launches nobody measured it is not known.
+        """
+        return self._launches[parts, 1] is not None or self._launches[parts, 0] is None
+
+    def host(self, size: Size) -> Price | None:
+        """Packing the step and handling what it sampled."""
+        return _priced(self._host_memo, size, self._hosts[size[:2]], size[2:])
+
+    def copies(self, copied_bytes: int) -> Price | None:
+        """Copies from block to block: one launch a layer."""
+        return self._moved([self._copy], copied_bytes)
+
+    def swaps(self, swapped_bytes: int) -> Price | None:
+        """Swaps, one launch a layer; which way is not known, so that both count half."""
+        return self._moved(self._swaps, swapped_bytes)
+
+    def _moved(self, kernels: list[Kernel | None], moved_bytes: int) -> Price | None:
+        known = [kernel.at(moved_bytes / self._layers) for kernel in kernels if kernel is not None]
+        if len(known) < len(kernels):
+            return None
+        added = total(known)
+        return Price(self._layers * added.seconds / len(known), added.rank)
+
+
+def _priced(memo: dict[Size, Price], size: Size, kernel: Kernel | None, point: tuple[float, ...]) -> Price | None:
+    if kernel is None:
+        return None
+    price = memo.get(size)
+    if price is None:
+        price = kernel.at(*point)
+        if len(memo) < MEMO_SIZE:
+            memo[size] = price
+    return price

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost.interpolate import EXTRAPOLATED, FORMS, INTERPOLATED, MEASURED, Grid, Line, Point, Price, blend, left_out
+from sim.cost.interpolation import (
+    EXTRAPOLATED,
+    FORMS,
+    INTERPOLATED,
+    MEASURED,
+    Line,
+    Point,
+    Price,
+    PriceGrid,
+    left_out,
+)
 
 AXIS = st.lists(st.integers(1, 5000), min_size=2, max_size=7, unique=True).map(sorted)
 SECONDS = st.floats(1e-6, 10.0)
@@ -37,10 +47,21 @@ def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], lis
 @given(grids())
 def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
     points, forms = made
-    grid = Grid(points, forms)
+    grid = PriceGrid(points, forms)
     for point, price in points.items():
         assert grid.at(point, guide) == price
         assert grid.at(point, guide).source == "measured"
+
+
+def blend(form: str, share: float, ends: tuple[float, float], guides: tuple[float, float, float]) -> float:
+    """Seconds `share` of the way between two points; `guides` are the guide's at left end, point and right end."""
+    low, high = ends
+    if form == "linear":
+        return low + (high - low) * share
+    if form == "sqrt":
+        return (math.sqrt(low) + (math.sqrt(high) - math.sqrt(low)) * share) ** 2
+    left, here, right = guides
+    return here * (low / left + (high / right - low / left) * share)
 
 
 def nested(points: dict[Point, Price], forms: list[str], at: Point) -> float:
@@ -53,7 +74,7 @@ def nested(points: dict[Point, Price], forms: list[str], at: Point) -> float:
             return told(x)
         left, right = _beside(values, x)
         return blend(
-            form, (x - left) / (right - left), (told(left), told(right)), lambda: (curve(left), curve(x), curve(right))
+            form, (x - left) / (right - left), (told(left), told(right)), (curve(left), curve(x), curve(right))
         )
 
     def line(outer: float) -> float:
@@ -68,20 +89,22 @@ def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: f
     points, forms = made
     (left, low), (right, high) = min(points), max(points)
     at = (min(left + one * (right - left), right), min(low + other * (high - low), high))
-    assert Grid(points, forms).at(at, guide).seconds == nested(points, forms, at)
+    assert PriceGrid(points, forms).at(at, guide).seconds == nested(points, forms, at)
 
 
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
 def test_between_its_neighbours(share: float, low: float, high: float) -> None:
     for form in ("linear", "sqrt"):
-        seconds = blend(form, share, (low, high), lambda: (1.0, 1.0, 1.0))
+        seconds = (
+            PriceGrid({(0.0,): Price(low, MEASURED), (1.0,): Price(high, MEASURED)}, [form]).at((share,), guide).seconds
+        )
         assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
 
 
 @given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
 def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
     rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
-    grid = Grid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
+    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
     probes = sorted({data.draw(st.integers(1, 9000)) for _ in range(6)} | set(values))
     prices = [grid.at((float(x),), guide).seconds for x in probes]
     for here, there in pairwise(prices):
@@ -91,7 +114,7 @@ def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, for
 @given(grids(), st.integers(1, 9000), st.integers(1, 9000))
 def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
     points, forms = made
-    price = Grid(points, forms).at((float(x), float(y)), guide)
+    price = PriceGrid(points, forms).at((float(x), float(y)), guide)
     assert 0.0 < price.seconds < math.inf
     outer = sorted({point[0] for point in points})
     if (x, y) in points:
@@ -114,7 +137,7 @@ def _beside(values: list[float], x: float) -> list[float]:
 
 @given(AXIS, SECONDS, st.floats(1.0, 50.0))
 def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
-    grid = Grid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
+    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
     for edge, x in ((values[-1], values[-1] * further), (values[0], values[0] / further)):
         expected = seconds * guide((x,)) / guide((float(edge),))
         assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
@@ -143,17 +166,16 @@ LAWS = {
 def test_leaving_points_out_tells_the_law(name: str) -> None:
     """Of each law its own form predicts what was left out, and another form does not."""
     bent = name == "efficiency"
-    points = {(float(2**power),): LAWS[name](2.0**power) for power in range(12)}
+    points = {(float(2**power),): Price(LAWS[name](2.0**power), MEASURED) for power in range(12)}
     curve = (lambda point: guide(point) + 1e-9 * point[0] ** 2) if bent else guide
     if bent:
-        points = {point: 1.7 * curve(point) for point in points}
+        points = {point: Price(1.7 * curve(point), MEASURED) for point in points}
     errors = {form: max(abs(error) for _, error in left_out(points, curve, 0, form)) for form in FORMS}
     assert errors[name] < 1e-9
     assert max(errors[form] for form in FORMS if form != name) > 0.01
 
 
 def test_an_unknown_form_and_no_points_are_refused() -> None:
-    with pytest.raises(ValueError, match="cubic"):
-        blend("cubic", 0.5, (1.0, 2.0), lambda: (1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="needs a point"):
-        Grid({}, ["linear"])
+    for points, form in (({(1.0,): Price(1.0, MEASURED)}, "cubic"), ({}, "linear")):
+        with pytest.raises(ValueError, match="needs a point, and of each axis one of linear, sqrt, efficiency"):
+            PriceGrid(points, [form])

@@ -1,8 +1,8 @@
-"""Between and beyond measured points: nested interpolation on ragged grids, and which form of it is best.
+"""Between and beyond measured points: nested interpolation on ragged grids, and decode attention along contexts.
 
 A point that was measured has its own value. Between points the price is interpolated, axis by axis from the last one
 outwards, in one of the `FORMS`. Outside the grid the efficiency at its edge is held: the price is the edge's, times
-what a `guide` (the operation's roofline) says for the point over what it says for the edge. It knows no operation.
+what a `guide` (the operation's roofline) says for the point over what it says for the edge.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from sim.cost.tables import Floats
+from sim.engine.batch import Shape
 
 Point: TypeAlias = tuple[float, ...]
 Guide: TypeAlias = Callable[[Point], float]
@@ -29,6 +30,9 @@ MEASURED, INTERPOLATED, DERIVED, EXTRAPOLATED, ROOFLINE = range(len(SOURCES))
 FORMS = ("linear", "sqrt", "efficiency")
 """Seconds linear along the axis; their square root linear (quadratic growth, as prefill attention has it); or their
 ratio to the guide linear."""
+# From these lengths on numpy beats a list comprehension, where contexts are even and where they are not; both give the
+# same bits.
+_VECTOR_SPAN, _UNEVEN_VECTOR_SPAN = 64, 12
 
 
 class Price(NamedTuple):
@@ -43,7 +47,7 @@ class Price(NamedTuple):
         return SOURCES[self.rank]
 
 
-class Grid:
+class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
     __slots__ = ("_root",)
@@ -51,10 +55,10 @@ class Grid:
     def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
 
-        Raises ValueError for no points.
+        Raises ValueError for no points, and for an unknown form.
         """
-        if not points:
-            raise ValueError("a grid needs a point")
+        if not points or not set(forms) <= set(FORMS):
+            raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
         self._root = _axis(points, forms)
 
     def at(self, point: Point, guide: Guide) -> Price:
@@ -70,7 +74,7 @@ class _Axis:
     """An axis of a grid and all behind it: sorted values, and what stands at each.
 
     Most of what pricing steps costs is spent in `at`: one call for each line that the point lies between, no more, and
-    the two frequent forms written out as `blend` has them.
+    the two frequent forms written out.
     """
 
     __slots__ = ("children", "form", "values")
@@ -100,7 +104,7 @@ class _Axis:
                 root = sqrt(low)
                 seconds = (root + (sqrt(high) - root) * ((x - left) / (right - left))) ** 2
             else:
-                seconds = _by_guide(self.form, (left, right), (low, high), x, _along(axis, point, line, guide))
+                seconds = _by_guide((left, right), (low, high), x, _along(axis, point, line, guide))
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
@@ -110,7 +114,7 @@ class _Axis:
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
 
     def last_values(self, outer: Point) -> list[float]:
-        """As `Grid.last_values`."""
+        """As `PriceGrid.last_values`."""
         above = bisect_left(self.values, outer[0])
         beside = {min(above, len(self.values) - 1)}
         if above == len(self.values) or self.values[above] != outer[0]:
@@ -145,7 +149,7 @@ class _LastAxis:
                 seconds = low + (self.seconds[above] - low) * ((x - left) / (right - left))
             else:
                 ends = self.seconds[above - 1], self.seconds[above]
-                seconds = _by_guide(self.form, (left, right), ends, x, _along(axis, point, line, guide))
+                seconds = _by_guide((left, right), ends, x, _along(axis, point, line, guide))
             low_rank, high_rank = self.ranks[above - 1], self.ranks[above]
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
@@ -155,7 +159,7 @@ class _LastAxis:
         return self.seconds[edge] * ratio, max(self.ranks[edge], EXTRAPOLATED)
 
     def last_values(self, _outer: Point) -> list[float]:
-        """As `Grid.last_values`."""
+        """As `PriceGrid.last_values`."""
         return self.values
 
 
@@ -169,26 +173,11 @@ def _along(axis: int, point: Point, line: Sequence[float], guide: Guide) -> Curv
     return lambda x: guide((*before, x, *rest))
 
 
-def _by_guide(form: str, ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:
-    """Seconds at `x` from those at both ends of a piece, in a form that asks the guide."""
+def _by_guide(ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:
+    """Seconds at `x` from those at both ends of a piece, their ratio to the guide being linear between them."""
     left, right = ends
-    return blend(form, (x - left) / (right - left), seconds, lambda: (curve(left), curve(x), curve(right)))
-
-
-def blend(
-    form: str, share: float, ends: tuple[float, float], guides: Callable[[], tuple[float, float, float]]
-) -> float:
-    """Seconds `share` of the way between two points; `guides` gives the guide's at left end, point and right end."""
-    low, high = ends
-    if form == "linear":
-        return low + (high - low) * share
-    if form == "sqrt":
-        root = sqrt(low)
-        return (root + (sqrt(high) - root) * share) ** 2
-    if form == "efficiency":
-        left, here, right = guides()
-        return here * (low / left + (high / right - low / left) * share)
-    raise ValueError(f"unknown form {form!r}; known are {', '.join(FORMS)}")
+    low, high = seconds[0] / curve(left), seconds[1] / curve(right)
+    return curve(x) * (low + (high - low) * ((x - left) / (right - left)))
 
 
 class Line:
@@ -224,8 +213,8 @@ class Line:
         """Seconds at each of `xs`."""
         starts, values, slopes = self._vectors
         at = np.searchsorted(starts, xs, side="right") - 1
-        found: Floats = values[at] + slopes[at] * (xs - starts[at])
-        return found
+        seconds: Floats = values[at] + slopes[at] * (xs - starts[at])
+        return seconds
 
     def rank(self, x: int) -> int:
         """Where the seconds at `x` are from."""
@@ -237,7 +226,58 @@ class Line:
         return max(self._ranks[at], self._ranks[at + 1], INTERPOLATED)
 
 
-def left_out(points: Mapping[Point, float], guide: Guide, axis: int, form: str) -> Iterator[tuple[Point, float]]:
+class ContextCost(NamedTuple):
+    """Decode attention of so many rows by the sum of their contexts.
+
+    `line` is for rows that are alike. Uneven ones cost `uneven` of the way from rows of their mean to rows that are
+    all as long as the longest: 0 for kernels that share work out evenly, 1 for those that pad.
+    """
+
+    line: Line
+    uneven: float
+
+    def at(self, context: int, longest: int) -> float:
+        """Seconds where contexts add up to `context`, and would to `longest` were all as the longest; 0: unknown."""
+        seconds = self.line.at(context)
+        if longest <= context or not self.uneven:
+            return seconds
+        return seconds + self.uneven * (self.line.at(longest) - seconds)
+
+    def along(self, contexts: Floats, longest: Floats) -> Floats:
+        """The same of a span's steps, bit for bit."""
+        seconds = self.line.along(contexts)
+        if not self.uneven or not longest[-1]:
+            return seconds
+        # Once all rows fill their window both sums are alike, and the longest must not become the lesser.
+        return seconds + self.uneven * (self.line.along(np.maximum(longest, contexts)) - seconds)
+
+    def price(self, context: int, longest: int) -> Price:
+        """The same with its source."""
+        ranks = [self.line.rank(context)]
+        if longest > context and self.uneven:
+            ranks.append(max(self.line.rank(longest), INTERPOLATED))
+        return Price(self.at(context, longest), max(ranks))
+
+    def span_s(self, shape: Shape, repeats: int, fixed_s: float, least_s: float) -> list[float]:
+        """Seconds of each of a span's steps: `fixed_s` and attention, at least `least_s`."""
+        decodes, context, longest = shape.decodes, shape.decode_context, shape.decode_longest * shape.decodes
+        last = context + decodes * (repeats - 1)
+        start, value, slope, end = self.line.piece(context)
+        even = longest <= context or not self.uneven
+        if even and last < end and repeats < _VECTOR_SPAN:
+            steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
+            return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
+        if repeats < _UNEVEN_VECTOR_SPAN:
+            grown = range(0, decodes * repeats, decodes)
+            bent_s = [fixed_s + self.at(context + more, longest + more if longest else 0) for more in grown]
+            return [step_s if step_s > least_s else least_s for step_s in bent_s]
+        steps = decodes * np.arange(repeats, dtype=np.float64)
+        seconds = fixed_s + self.along(context + steps, longest + steps if longest else 0 * steps)
+        times_s: list[float] = np.maximum(seconds, least_s).tolist()
+        return times_s
+
+
+def left_out(points: Mapping[Point, Price], guide: Guide, axis: int, form: str) -> Iterator[tuple[Point, float]]:
     """(point, relative error) of each that lies between two others along the axis, predicted from those two."""
     lines: dict[Point, list[float]] = {}
     for point in points:
@@ -245,8 +285,7 @@ def left_out(points: Mapping[Point, float], guide: Guide, axis: int, form: str) 
     for rest, values in lines.items():
         values.sort()
         for left, here, right in zip(values, values[1:], values[2:], strict=False):
-            three = [(*rest[:axis], value, *rest[axis:]) for value in (left, here, right)]
-            ends = points[three[0]], points[three[2]]
-            told = tuple(guide(point) for point in three)
-            seconds = blend(form, (here - left) / (right - left), ends, lambda told=told: told)  # type: ignore[misc]
-            yield three[1], seconds / points[three[1]] - 1.0
+            ends: dict[Point, Price] = {(x,): points[(*rest[:axis], x, *rest[axis:])] for x in (left, right)}
+            point = (*rest[:axis], here, *rest[axis:])
+            seconds, _ = _LastAxis(ends, [form]).at(axis, point, list(point), guide)
+            yield point, seconds / points[point].seconds - 1.0
