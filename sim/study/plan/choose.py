@@ -14,6 +14,7 @@ from typing import Any
 from sim import scenario
 from sim.results.tables import flat
 from sim.scenario import Scenario
+from sim.specs.settings import word
 from sim.study.identity import differing, ingredients, made_of
 from sim.study.plan.document import (
     Document,
@@ -33,7 +34,7 @@ from sim.study.plan.rates import AtRate, lifetime_s
 from sim.study.plan.search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
 from sim.study.plan.trials import Simulated
 from sim.study.statistics import CONFIDENCE
-from sim.study.sweep.grid import of_settings, word
+from sim.study.sweep.grid import of_settings
 from sim.study.workers.pool import each
 from traces.schema import InputError
 
@@ -74,6 +75,7 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
     fixed["workload.rate"] = 0.0
     points = [grid.point(index) for index in range(len(grid))]
     candidates = {name_of(point.settings): scenario.build(base, {**fixed, **point.settings}) for point in points}
+    scenario.refuse_unread(candidates.values())
     if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"

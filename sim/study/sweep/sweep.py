@@ -24,8 +24,8 @@ from sim.results.tables import flat
 from sim.scenario import WorkloadSettings
 from sim.serving import run as serving
 from sim.serving.workload import read_trace, timed
+from sim.specs.settings import word
 from sim.study.identity import CODE, Made, check_seen, differing, digests, ingredients
-from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid, Point
 from sim.study.sweep.question import Asked
 from sim.study.sweep.store import TABLE, Outcome, Store
@@ -114,7 +114,7 @@ class Simulate:
 
     def _outcome(self, point: Point) -> Outcome:
         try:
-            plan = scenario.build(_base_of(self.base, point), {**point.settings, "seed": point.seed})
+            plan = scenario.build(self.base, {**point.settings, "seed": point.seed})
             content = tuple(self.made_of.get(f"workload.trace={plan.workload.trace}", {}).items())
             trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
             result = serving.simulate(plan, trace=trace)
@@ -133,16 +133,6 @@ class Simulate:
             raise ElsewhereError(f"{_here()} {error}") from None
         for some in differing({name: self.made_of.get(name, {}) for name in names}, here).values():
             raise ElsewhereError(f"{some[0]} is not the same for {_here()} as where the sweep was started")
-
-
-def _base_of(base: Mapping[str, Any], point: Point) -> Mapping[str, Any]:
-    """What stays, without the settings of drafts where the point's own policy makes none.
-
-    So one axis holds drafting against its absence; `_check_drafting` refuses settings that no point heeds.
-    """
-    if point.settings.get("policy.name", "speculative") == "speculative":
-        return base
-    return {key: value for key, value in base.items() if key != "speculation"}
 
 
 class ElsewhereError(InputError):
@@ -221,7 +211,7 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
         if kinds == {int} and len(known) == len(values):
             return pd.Series(values, dtype="int64")
         return pd.Series([math.nan if value is None else float(value) for value in values], dtype="float64")
-    return pd.Series([None if value is None else grids.word(value) for value in values], dtype="string")
+    return pd.Series([None if value is None else word(value) for value in values], dtype="string")
 
 
 def axes_of(grid: Grid) -> dict[str, list[Any]]:
