@@ -5,10 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import click
 import pytest
 
 from sim import api
 from sim.catalog import load_gpu, load_model
+from sim.cli.compare import compare
+from sim.cli.options import OPTIONS
+from sim.cli.plan import plan
+from sim.cli.run import run
+from sim.cli.sweep import sweep
+from sim.cli.validate import validate
 from sim.scenario import SETTINGS, Scenario, build
 from sim.specs.bounds import Bound
 from sim.specs.gpu import PHYSICAL
@@ -62,6 +69,17 @@ def test_what_is_no_choice_is_refused_with_the_choices(key: str) -> None:
     with pytest.raises(InputError) as caught:
         build({}, {key: "magic"})
     assert str(caught.value) == f"{key} is 'magic'; known: {', '.join(map(word, SETTINGS[key][1].choices))}"
+
+
+@pytest.mark.parametrize("flag", OPTIONS)
+def test_an_option_says_what_its_setting_says(flag: str) -> None:
+    meaning = SETTINGS[OPTIONS[flag]][1].meaning
+    for command in (run, compare, validate, sweep, plan):
+        options = [option for option in command.params if isinstance(option, click.Option) and flag in option.opts]
+        if flag in ("--executor", "--device") and command in (sweep, plan):
+            assert not [option for option in options if option.help == meaning]
+        else:
+            assert [option.help for option in options] == [meaning]
 
 
 def test_the_ends_of_a_bound_belong_to_it() -> None:
