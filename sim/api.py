@@ -88,12 +88,12 @@ def sweep(
         InputError: anything that the user can mend, in one sentence.
     """
     from sim.report.sweep.folder import page_of  # noqa: PLC0415
-    from sim.study.sweep.question import Asked  # noqa: PLC0415
+    from sim.study.sweep.question import Question  # noqa: PLC0415
     from sim.study.sweep.sweep import run as run_all  # noqa: PLC0415
 
-    asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
+    question = Question.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
     where = None if out is None else Path(out)
-    return run_all(asked, out=where, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
+    return run_all(question, out=where, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""What a run is told: TOML and `key=value` settings become a few small dataclasses, strictly. It runs nothing."""
+"""What a run is made of: TOML and `key=value` settings become a few small dataclasses, strictly. It runs nothing."""
 
 from __future__ import annotations
 
@@ -325,9 +325,9 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
     for key, value in _leaves(tables):
         if key in overruled or not (key.partition(".")[0] in _PARTS or key == "workload.format"):
             continue
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and ":" in one:
-                shown = one if len(one) <= 100 else f"{one[:100]}..."
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and ":" in name:
+                shown = name if len(name) <= 100 else f"{name[:100]}..."
                 raise InputError(
                     f"{where}: {key} is {shown!r}, code that would be run; if you trust this file, add --allow-code "
                     f"(allow_code=True from Python), or name the code yourself: --set {key}={shown}"
@@ -352,17 +352,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: expected section.key=value")
-    found = literal(value)
-    return key.strip(), value.strip() if found is None else found
+    exact = literal(value)
+    return key.strip(), value.strip() if exact is None else exact
 
 
 def literal(text: str) -> Any:
     """The TOML value that a text is, or None: also for dates and times, which no setting is (`10:50:20` is a range)."""
     try:
-        found = documents.toml_of(f"value = {text}", "")
+        table = documents.toml_of(f"value = {text}", "")
     except InputError:
         return None
-    value = found["value"] if list(found) == ["value"] else None
+    value = table["value"] if list(table) == ["value"] else None
     return None if isinstance(value, date | clock_time) else value
 
 
@@ -372,15 +372,15 @@ def variants(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     The name tells the values that vary; without any there is one variant, called "run". (An SLO is no such list.)
     """
     varied = {
-        key: [parse_setting(f"{key}={one}")[1] for one in value.split(",")]
+        key: [parse_setting(f"{key}={text}")[1] for text in value.split(",")]
         for key, value in settings.items()
         if isinstance(value, str) and "," in value and key != "slo"
     }
-    found = {}
+    combinations = {}
     for values in itertools.product(*varied.values()):
         name = " ".join(map(str, values)) or "run"
-        found[name] = {**settings, **dict(zip(varied, values, strict=True))}
-    return found
+        combinations[name] = {**settings, **dict(zip(varied, values, strict=True))}
+    return combinations
 
 
 def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Scenario:
@@ -426,9 +426,7 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(value, Mapping):
-        section = _section(tables, key.split("."), key)
-        for name, one in value.items():
-            section[name] = one
+        _section(tables, key.split("."), key).update(value)
         return
     *path, last = full_key(key).split(".")
     _section(tables, path, key)[last] = value
@@ -473,7 +471,7 @@ def _value(kind: Any, value: Any, label: str) -> Any:
             raise InputError(f"{label} is {value!r}; it must be a section")
         return _make(kind, value, label)  # type: ignore[arg-type]
     if isinstance(kind, UnionType):
-        if any(type(value) is one for one in get_args(kind)):
+        if type(value) in get_args(kind):
             return value
         if float in get_args(kind) and type(value) is int:
             return float(value)
@@ -482,6 +480,6 @@ def _value(kind: Any, value: Any, label: str) -> Any:
     elif isinstance(kind, type) and type(value) is kind:
         return value
     elif not isinstance(kind, type) and isinstance(value, Mapping):
-        return {key: _value(get_args(kind)[1], one, f"{label}.{key}") for key, one in value.items()}
+        return {key: _value(get_args(kind)[1], inner, f"{label}.{key}") for key, inner in value.items()}
     name = kind.__name__ if isinstance(kind, type) else str(kind)
     raise InputError(f"{label} is {value!r}; it must be of type {name}")

@@ -83,9 +83,9 @@ def _variants(files: tuple[str, ...], settings: dict[str, Any]) -> dict[str, tup
     }
     several = scenario.variants(settings)
     runs = {
-        " ".join(filter(None, [label if len(files) > 1 else "", name if len(several) > 1 else ""])): (file, one)
+        " ".join(filter(None, [label if len(files) > 1 else "", name if len(several) > 1 else ""])): (file, own)
         for label, file in (named or {"": None}).items()
-        for name, one in several.items()
+        for name, own in several.items()
     }
     if len(runs) < 2:
         raise InputError(

@@ -30,11 +30,11 @@ def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: b
     With --against, --recorded or --schedules nothing runs live. FILE is a scenario (TOML). Exit code 1 where
     something is out of bounds, or a decision differs.
     """
-    from sim.cli.validation import Options, answer  # noqa: PLC0415
+    from sim.cli.validation import ValidateOptions, answer  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
 
     with progress_bar("running live", quiet) as progress:
-        validation = answer(Options(settings=settings, out=out, **options), progress)
+        validation = answer(ValidateOptions(settings=settings, out=out, **options), progress)
     if validation.written:
         click.echo(f"wrote {', '.join(path.name for path in validation.written)} to {out}", err=True)
     if as_json:

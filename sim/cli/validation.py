@@ -32,7 +32,7 @@ AGAINST = Bounds.all_within(0.10)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ValidateOptions:
     """The options of the command; at most one of `against`, `recorded` and `schedules` is given."""
 
     settings: dict[str, Any]
@@ -56,7 +56,7 @@ class Answer:
     written: Sequence[Path] = ()
 
 
-def answer(options: Options, progress: Progress | None = None) -> Answer:
+def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer:
     """Do what was options.
 
     Raises:
@@ -81,7 +81,7 @@ def answer(options: Options, progress: Progress | None = None) -> Answer:
         )
 
 
-def _against(options: Options, results: Path, claim: Claim | None) -> Answer:
+def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> Answer:
     if claim is not None and store.names(claim.folder):
         raise InputError(f"{claim.folder} holds records of live runs; give another --out, or delete that folder")
     scenario = _scenario(options, {"executor": "predicted"})
@@ -89,7 +89,7 @@ def _against(options: Options, results: Path, claim: Claim | None) -> Answer:
     return _written(validation, claim, marks.digest(validation.document), ())
 
 
-def _collection(options: Options, folders: Sequence[Path]) -> Answer:
+def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:
     """Several folders of records, each compared by itself."""
     if options.out is not None:
         raise InputError(
@@ -109,7 +109,7 @@ def _collection(options: Options, folders: Sequence[Path]) -> Answer:
     return Answer(document, collection_view(document))
 
 
-def _records(options: Options, progress: Progress | None, claim: Claim | None) -> Answer:
+def _records(options: ValidateOptions, progress: Progress | None, claim: Claim | None) -> Answer:
     written: Sequence[Path] = ()
     mark = ""
     if options.recorded is not None:
@@ -134,7 +134,7 @@ def _records(options: Options, progress: Progress | None, claim: Claim | None) -
     return _written(validation, claim, mark, written)
 
 
-def _live(options: Options, progress: Progress | None) -> Kept:
+def _live(options: ValidateOptions, progress: Progress | None) -> Kept:
     clock = {"live.clock": options.clock} if options.clock else {}
     scenario = _scenario(options, {"executor": "live", **clock})
     refuse_unread([scenario])
@@ -143,11 +143,11 @@ def _live(options: Options, progress: Progress | None) -> Kept:
     return replace(record, about=record.about | {"kv_blocks": "derived" if own else "matched"})
 
 
-def _scenario(options: Options, fixed: dict[str, Any]) -> Scenario:
+def _scenario(options: ValidateOptions, fixed: dict[str, Any]) -> Scenario:
     return load(options.file, options.settings | fixed, allow_code=options.allow_code)
 
 
-def _bounds(options: Options, usual: Bounds) -> Bounds:
+def _bounds(options: ValidateOptions, usual: Bounds) -> Bounds:
     return usual if options.within is None else Bounds.all_within(options.within / 100)
 
 
@@ -162,7 +162,7 @@ def _written(validation: Validation, claim: Claim | None, mark: str, written: Se
     return Answer(validation.document, validation_view(validation.document), written)
 
 
-def _schedules(options: Options, folder: Path) -> Answer:
+def _schedules(options: ValidateOptions, folder: Path) -> Answer:
     """Recorded schedules in the frame of a validation: a twin check of the engine alone."""
     if options.settings or options.file or options.within is not None or options.out:
         raise InputError("--schedules replays what was recorded, with the recorded settings: give no other option")

@@ -16,7 +16,7 @@ from sim.scenario import Scenario
 from sim.study.identity import CODE, FILES, ingredients, made_of
 from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid
-from sim.study.sweep.store import ASKED, asked_of
+from sim.study.sweep.store import QUESTION, question_of
 from traces.schema import InputError
 
 MOST_POINTS = 10_000
@@ -24,7 +24,7 @@ MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A sweep before it runs: what stays (nested tables, every setting spelled out) and what varies."""
 
     base: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Asked:
         seeds: int | str | Sequence[int] = 1,
         most_points: int | None = MOST_POINTS,
         allow_code: bool = False,
-    ) -> Asked:
+    ) -> Question:
         """Check what a user asks for.
 
         Args:
@@ -72,15 +72,15 @@ class Asked:
         return cls(tables, grid)
 
     @classmethod
-    def read(cls, folder: Path) -> Asked:
+    def read(cls, folder: Path) -> Question:
         """What the sweep in a folder was asked, of whatever version; raises InputError."""
-        found = asked_of(folder)
+        found = question_of(folder)
         try:
             axes = {key: tuple(values) for key, values in found.get("axes", {}).items()}
             grid = Grid(axes, tuple(found["listed"]) or ({},), tuple(found["seeds"]))
             return cls(found["base"], grid, found["version"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / ASKED} is not what a sweep writes: {error!r}") from None
+            raise InputError(f"{folder / QUESTION} is not what a sweep writes: {error!r}") from None
 
     def identity(self) -> dict[str, Any]:
         """All that the rows depend on, in TOML's types: what a folder is recognised by, and what it is made of."""
