@@ -10,13 +10,16 @@ from typing import Any
 import click
 
 from sim.cli.options import progress_bar, scenario_options
+from sim.scenario import SETTINGS
+
+CLOCK = SETTINGS["live.clock"][1]
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @scenario_options
 @click.option("--repeats", type=click.IntRange(1, 1000), default=1, help="Live runs, whose spread is told.")
-@click.option("--clock", type=click.Choice(["virtual", "wall"]), help="Clock of the live run.")
+@click.option("--clock", type=click.Choice(CLOCK.choices), help=CLOCK.meaning)
 @click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")
 @click.option("--recorded", type=click.Path(path_type=Path), help="Folder of kept live runs instead of a new one.")
