@@ -47,11 +47,9 @@ def run(
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    if isinstance(base, Scenario):
-        given: dict[str, Any] = scenario.as_tables(base)
-    else:
-        given = scenario.read(base, settings, allow_code=allow_code) if base is not None else {}
-    return simulate(scenario.build(given, settings), progress=progress)
+    loaded = scenario.load(base, settings, allow_code=allow_code)
+    scenario.refuse_unread([loaded])
+    return simulate(loaded, progress=progress)
 
 
 def sweep(
@@ -90,12 +88,12 @@ def sweep(
         InputError: anything that the user can mend, in one sentence.
     """
     from sim.report.sweep.folder import page_of  # noqa: PLC0415
-    from sim.study.sweep.question import Asked  # noqa: PLC0415
+    from sim.study.sweep.question import Question  # noqa: PLC0415
     from sim.study.sweep.sweep import run as run_all  # noqa: PLC0415
 
-    asked = Asked.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
+    question = Question.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
     where = None if out is None else Path(out)
-    return run_all(asked, out=where, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
+    return run_all(question, out=where, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
 
 
 def plan(
@@ -137,8 +135,4 @@ def plan(
     from sim.study.plan.plan import Ask  # noqa: PLC0415
 
     ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests)
-    if isinstance(base, Scenario):
-        given = scenario.as_tables(base)
-    else:
-        given = scenario.read(base, settings, allow_code=allow_code) if base is not None else {}
-    return answered(given, settings, ask, told)
+    return answered(scenario.tables_of(base, settings, allow_code=allow_code), settings, ask, told)

@@ -1,23 +1,28 @@
-"""What a run is told: TOML and `key=value` settings become a few small dataclasses, strictly. It runs nothing."""
+"""What a run is made of: TOML and `key=value` settings become a few small dataclasses, strictly. It runs nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from datetime import time as clock_time
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import tomli_w
 
-from sim.specs import bounds
-from sim.speculation.drafters import SpeculationSettings
+from sim.load import plug_in
+from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
+from sim.specs.model import MAX_TP
+from sim.specs.settings import Setting, Where, check, section, setting, word
+from sim.speculation.settings import SpeculationSettings
 from traces import documents
-from traces.schema import InputError
+from traces.redraw import LARGEST_CV
+from traces.schema import MAX_REQUESTS, InputError
 
 _SHORT = {
     "trace": "workload.trace",
@@ -44,115 +49,6 @@ class UnknownSettingError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadSettings:
-    """Which requests come, and when.
-
-    `rate` sets the mean arrival rate in requests per second: a trace's own times are stretched to it, and a trace
-    without times gets Poisson arrivals. `rate_scale` multiplies the trace's rate instead. `concurrency` replaces
-    arrival times by a closed loop of so many users. With `sessions` a turn starts after the answer before it plus
-    the think time; without, at its recorded time.
-
-    `arrivals` "trace" keeps the trace's times; "poisson" and "gamma", with a coefficient of variation of
-    `arrivals_cv` for the gaps, draw them anew from the seed at the mean rate asked for (the trace's own where none
-    is). `resample` replaces the requests by so many sessions of the trace (requests where it has none), drawn with
-    replacement from the seed; 0 keeps them.
-
-    `samples` asks for so many answers to every prompt, 0 for as many as the trace says. With `beam_search` they are
-    the beams of one search: after every token each place keeps its beam or, with probability `beam_churn`, goes on
-    from one drawn at random (no logits are simulated that could choose it; 0.07 is nearest to what the vLLM paper
-    measured, figure 15, and no value meets all of it).
-    """
-
-    trace: str = ""
-    format: str = ""
-    limit: int = 0
-    rate: float = 0.0
-    rate_scale: float = 1.0
-    concurrency: int = 0
-    arrivals: str = "trace"
-    arrivals_cv: float = 1.0
-    resample: int = 0
-    sessions: bool = True
-    side: str = "both"
-    tokenizer: str = ""
-    skip_bad: bool = False
-    samples: int = 0
-    beam_search: bool = False
-    beam_churn: float = 0.07
-
-    def __post_init__(self) -> None:
-        bounds.check("workload", self)
-        if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
-            raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
-        self._check_arrivals()
-
-    def _check_arrivals(self) -> None:
-        if self.arrivals not in ("trace", "poisson", "gamma"):
-            raise InputError(f"workload.arrivals is {self.arrivals!r}; known: trace, poisson, gamma")
-        if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
-            raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
-        if self.arrivals != "trace" and self.concurrency:
-            raise InputError("workload.arrivals and workload.concurrency exclude one another: users come by themselves")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Limits of a step, named as in vLLM.
-
-    `max_model_len` 0 takes the model's own. `async_scheduling` plans a step while the last one runs; "auto" leaves
-    it to the policy. Without `cuda_graphs` every kernel of a step is launched by itself (vLLM's `enforce_eager`).
-    """
-
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    max_model_len: int = 0
-    chunked_prefill: bool = True
-    async_scheduling: bool | str = "auto"
-    cuda_graphs: bool = True
-
-    def __post_init__(self) -> None:
-        bounds.check("engine", self)
-        if not isinstance(self.async_scheduling, bool) and self.async_scheduling != "auto":
-            raise InputError(f'engine.async_scheduling is {self.async_scheduling!r}; it must be true, false or "auto"')
-
-
-@dataclass(frozen=True, slots=True)
-class KvSettings:
-    """The KV cache. `blocks` 0 derives their number from the GPU's memory, the weights and the activations.
-
-    `swap_gib` of host memory, per GPU, take the KV of preempted requests; what does not fit there is recomputed.
-    `dtype` is the type of the cache: fp32, fp16, bf16, fp8, int8, int4, or "auto", that of the activations.
-    """
-
-    blocks: int = 0
-    block_tokens: int = 16
-    gpu_memory_utilization: float = 0.9
-    swap_gib: float = 0.0
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        bounds.check("kv", self)
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadSettings:
-    """Layers that live in host memory and stream over the host link in every step (FlexGen, ZeRO-Inference).
-
-    The weights of `weight_layers` layers and the KV of `kv_layers`; two layers' buffers of each stay on the GPU.
-    `host_gib` of host memory, per GPU, must hold them; 0 does not limit it.
-    """
-
-    weight_layers: int = 0
-    kv_layers: int = 0
-    host_gib: float = 0.0
-
-    def __post_init__(self) -> None:
-        bounds.check("offload", self)
-        if self.host_gib and not (self.weight_layers or self.kv_layers):
-            raise InputError(f"offload.host_gib is {self.host_gib}, and nothing is offloaded")
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """Something found by name, with parameters of its own."""
 
@@ -161,100 +57,246 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class CostSettings:
-    """Where the seconds come from; `efficiency` overrides constants of the roofline by name."""
+class WorkloadSettings:
+    """Which requests come, and when."""
 
-    profile: str = "roofline"
-    efficiency: Mapping[str, float] = field(default_factory=dict)
+    trace: str = setting("", "Trace file, or the name of a bundled one (sim list traces).")
+    format: str = setting("", "Format of the trace, instead of detecting it (sim list formats).")
+    limit: int = setting(0, "Only the first N requests.", Bound(0, 10**9, "all"))
+    rate: float = setting(
+        0.0, "Mean arrivals per second; a trace's own times are stretched to it.", Bound(1e-6, 1e9, "not set")
+    )
+    rate_scale: float = setting(1.0, "Multiply the trace's arrival rate.", Bound(1e-6, 1e6))
+    concurrency: int = setting(
+        0, "Closed loop of N users, who wait for their answers.", Bound(0, MAX_REQUESTS, "not set")
+    )
+    arrivals: str = setting(
+        "trace",
+        "Arrival times: the trace's, or drawn anew from the seed, at workload.rate or else the trace's own.",
+        choices=("trace", "poisson", "gamma"),
+    )
+    arrivals_cv: float = setting(1.0, "Coefficient of variation of gamma arrivals' gaps.", Bound(0.001, LARGEST_CV))
+    resample: int = setting(0, "Draw N sessions (or requests) of the trace anew.", Bound(0, MAX_REQUESTS, "not set"))
+    sessions: bool = setting(
+        True, "A turn waits for the answer before it and the think time, not for its recorded time."
+    )
+    side: str = setting("both", "Side of each battle of an arena trace: both, a, b.")
+    tokenizer: str = setting("", "A tokenizer.json, for traces that hold text without token counts.")
+    skip_bad: bool = setting(False, "Leave out rows that cannot be used, and count them.")
+    samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
+    beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")
+    # Nothing simulated could choose a beam; 0.07 is nearest to figure 15 of the vLLM paper, which no value meets.
+    beam_churn: float = setting(
+        0.07,
+        "Probability that a beam's place goes on from another, drawn one after a token.",
+        Bound(0.0, 1.0),
+        where=Where("workload.beam_search is true", lambda scenario: scenario.workload.beam_search),
+    )
 
     def __post_init__(self) -> None:
-        for name, value in self.efficiency.items():
-            bounds.EFFICIENCY.check(f"cost.efficiency.{name}", value)
+        check("workload", self)
+        if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
+            raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
+        if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
+            raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
+        if self.arrivals != "trace" and self.concurrency:
+            raise InputError("workload.arrivals and workload.concurrency exclude one another: users come by themselves")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Limits of a step, named as in vLLM."""
+
+    max_num_seqs: int = setting(256, "Sequences that run at once, at most.", Bound(1, 1_000_000))
+    max_num_batched_tokens: int = setting(8192, "Tokens of a step, at most.", Bound(1, 10**9))
+    max_model_len: int = setting(0, "Tokens of prompt and answer, at most.", Bound(0, 10**9, "the model's own"))
+    chunked_prefill: bool = setting(True, "A prompt may be cut to what a step has left.")
+    async_scheduling: bool | str = setting(
+        "auto", "Plan a step while the last one runs; auto leaves it to the policy.", choices=(True, False, "auto")
+    )
+    cuda_graphs: bool = setting(True, "Launch a decode step's kernels together; off is vLLM's enforce_eager.")
+
+    def __post_init__(self) -> None:
+        check("engine", self)
+
+
+@dataclass(frozen=True, slots=True)
+class KvSettings:
+    """The KV cache."""
+
+    blocks: int = setting(0, "KV blocks of each replica.", Bound(0, MAX_BLOCKS, "derived from the memory"))
+    block_tokens: int = setting(16, "Tokens of a block.", Bound(1, 1_000_000))
+    gpu_memory_utilization: float = setting(0.9, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
+    swap_gib: float = setting(0.0, "Host memory per GPU for KV of preempted requests.", Bound(0.0, 1e6, "none"))
+    dtype: str = setting("auto", "Type of the cache: fp32, fp16, bf16, fp8, int8, int4; auto is the activations'.")
+
+    def __post_init__(self) -> None:
+        check("kv", self)
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadSettings:
+    """Layers that live in host memory and stream over the host link in every step (FlexGen, ZeRO-Inference).
+
+    Two layers' buffers of weights and of KV stay on the GPU.
+    """
+
+    weight_layers: int = setting(0, "Layers whose weights are in host memory.", Bound(0, 10_000, "none"))
+    kv_layers: int = setting(0, "Layers whose KV is in host memory.", Bound(0, 10_000, "none"))
+    host_gib: float = setting(
+        0.0,
+        "Host memory per GPU that must hold them.",
+        Bound(0.0, 1e6, "not limited"),
+        where=Where(
+            "offload.weight_layers or offload.kv_layers is set",
+            lambda scenario: scenario.offload.weight_layers or scenario.offload.kv_layers,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check("offload", self)
+
+
+@dataclass(frozen=True, slots=True)
+class CostSettings:
+    """Where the seconds come from."""
+
+    profile: str = setting("roofline", "Where step times come from (sim list profiles), or a profile's folder.")
+    efficiency: Mapping[str, float] = setting({}, "Constants of the roofline, by name.", EFFICIENCY)
+
+    def __post_init__(self) -> None:
+        check("cost", self)
 
 
 @dataclass(frozen=True, slots=True)
 class PriceSettings:
-    """What a GPU costs and draws; 0 takes the catalog's number.
+    """What a GPU costs and draws; without its power between steps, which no data sheet tells, it counts as busy."""
 
-    `watts_per_gpu` is drawn while steps run, `idle_watts_per_gpu` between them; without the latter, which no data
-    sheet tells, GPUs count as busy all the time.
-    """
-
-    usd_per_gpu_hour: float = 0.0
-    watts_per_gpu: float = 0.0
-    idle_watts_per_gpu: float = 0.0
+    usd_per_gpu_hour: float = setting(0.0, "Dollars per GPU and hour.", Bound(0.0, 1e6, "the catalog's"))
+    watts_per_gpu: float = setting(0.0, "Watts per GPU while steps run.", Bound(0.0, 1e6, "the catalog's"))
+    idle_watts_per_gpu: float = setting(0.0, "Watts per GPU between steps.", Bound(0.0, 1e6, "not known"))
 
     def __post_init__(self) -> None:
-        bounds.check("price", self)
+        check("price", self)
+
+
+_SAMPLED = Where("live.temperature is above 0", lambda scenario: scenario.live.temperature > 0)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """How a live run draws tokens, and its clock.
+    """How a live run draws tokens, and its clock."""
 
-    A `temperature` of 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in. The clock is "virtual" (measured
-    seconds advance simulated time, nobody waits) or "wall" (requests are sent when their time has really come).
-    With `stop_at_eos` an answer ends at the model's end-of-sequence token, if that comes before the trace's length.
-    `prompts` that the trace does not tell are "random" tokens, or passages of "text" for a model whose tokens are
-    bytes; "auto" is text where it can be.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    clock: str = "virtual"
-    stop_at_eos: bool = False
-    prompts: str = "auto"
+    temperature: float = setting(0.0, "Temperature of the sampling.", Bound(0.0, 1e6, "greedy"))
+    top_k: int = setting(0, "Sample from the K likeliest tokens.", Bound(0, 10**9, "all tokens"), where=_SAMPLED)
+    top_p: float = setting(1.0, "Likelihood of the tokens to sample from.", Bound(0.0, 1.0, above=True), where=_SAMPLED)
+    clock: str = setting(
+        "virtual",
+        "virtual: measured seconds advance simulated time; wall: requests are sent when their time has really come.",
+        choices=("virtual", "wall"),
+    )
+    stop_at_eos: bool = setting(False, "The model's end-of-sequence token ends an answer before the trace's length.")
+    prompts: str = setting(
+        "auto",
+        "Prompts that the trace does not tell: random tokens, or text for a model of bytes; auto is text where it can.",
+        choices=("auto", "random", "text"),
+    )
 
     def __post_init__(self) -> None:
-        bounds.check("live", self)
-        if self.clock not in ("virtual", "wall"):
-            raise InputError(f"live.clock is {self.clock!r}; known: virtual, wall")
-        if self.prompts not in ("auto", "random", "text"):
-            raise InputError(f"live.prompts is {self.prompts!r}; known: auto, random, text")
+        check("live", self)
+
+
+_LIVE = Where("executor is live", lambda scenario: scenario.executor == "live")
+_DRAFTING = Where(  # whether a policy of the user's own drafts is not known before it is loaded
+    "policy.name is speculative",
+    lambda scenario: scenario.policy.name == "speculative" or plug_in("sim.policies", scenario.policy.name),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All that a run depends on. The same scenario gives the same bytes.
+    """All that a run depends on. The same scenario gives the same bytes."""
 
-    `dtype` is the type of activations (fp32, fp16, bf16), "auto" the model's own. `weights` is that of the weight
-    matrices: the same, fp8, int8 or int4; "auto" is the model's own, which for most models follows `dtype`.
-
-    The `executor` supplies the seconds: "predicted" by a cost model, or "live" by running the model on `device`
-    ("cpu", "cuda"; "auto" is CUDA where there is one).
-    """
-
-    model: str = "llama-3.1-8b"
-    dtype: str = "auto"
-    weights: str = "auto"
-    gpu: str = "h100"
-    tp: int = 1
-    replicas: int = 1
-    seed: int = 0
-    slo: str = ""
-    executor: str = "predicted"
-    device: str = "auto"
-    workload: WorkloadSettings = field(default_factory=WorkloadSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    kv: KvSettings = field(default_factory=KvSettings)
-    offload: OffloadSettings = field(default_factory=OffloadSettings)
-    policy: Part = field(default_factory=lambda: Part("chunked"))
-    allocator: Part = field(default_factory=lambda: Part("paged"))
-    router: Part = field(default_factory=lambda: Part("round-robin"))
-    cost: CostSettings = field(default_factory=CostSettings)
-    price: PriceSettings = field(default_factory=PriceSettings)
-    live: LiveSettings = field(default_factory=LiveSettings)
-    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
+    model: str = setting("llama-3.1-8b", "Model (sim list models), a TOML file, or a Hugging Face config.json.")
+    dtype: str = setting("auto", "Type of the activations: fp32, fp16, bf16; auto is the model's own.")
+    weights: str = setting("auto", "Type of the weights: the activations', fp8, int8, int4; auto is the model's own.")
+    gpu: str = setting("h100", "GPU (sim list gpus), or a TOML file.")
+    tp: int = setting(1, "GPUs that share one replica's layers (tensor parallelism).", Bound(1, MAX_TP))
+    replicas: int = setting(1, "Replicas behind the router.", Bound(1, 10_000))
+    seed: int = setting(0, "Seed of everything random.", Bound(0, MAX_SEED))
+    slo: str = setting("", "Limits in seconds for goodput, such as ttft=0.5,tpot=0.05.")
+    executor: str = setting(
+        "predicted",
+        "Who supplies the seconds of a step: predicted by a cost model, or live, the model on a device.",
+        choices=("predicted", "live"),
+    )
+    device: str = setting("auto", "Device of a live run: cpu, cuda; auto is CUDA where there is one.", where=_LIVE)
+    workload: WorkloadSettings = section(WorkloadSettings)
+    engine: EngineSettings = section(EngineSettings)
+    kv: KvSettings = section(KvSettings)
+    offload: OffloadSettings = section(OffloadSettings)
+    policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
+    allocator: Part = setting(Part("paged"), "KV-cache allocator (sim list allocators).")
+    router: Part = setting(Part("round-robin"), "Which replica gets a request (sim list routers).")
+    cost: CostSettings = section(CostSettings)
+    price: PriceSettings = section(PriceSettings)
+    live: LiveSettings = section(LiveSettings, _LIVE)
+    speculation: SpeculationSettings = section(SpeculationSettings, _DRAFTING)
 
     def __post_init__(self) -> None:
-        bounds.check("", self)
-        if self.executor not in ("predicted", "live"):
-            raise InputError(f"executor is {self.executor!r}; known: predicted, live")
-        if self.executor == "predicted" and self.device != "auto":
-            raise InputError(f"device is {self.device!r}, and only a live run has a device; add --executor live")
-        if self.policy.name != "speculative" and self.speculation != SpeculationSettings():
-            raise InputError(f"speculation is set, and policy {self.policy.name} drafts nothing; use speculative")
+        check("", self)
+
+
+def settings_of(settings: Any, prefix: str = "", where: Where | None = None) -> Iterator[tuple[str, Any, Setting]]:
+    """(dotted key, value, what it is) of every setting; of a part its name."""
+    for entry in dataclasses.fields(settings):
+        key, value = f"{prefix}{entry.name}", getattr(settings, entry.name)
+        if "where" in entry.metadata:
+            yield from settings_of(value, f"{key}.", entry.metadata["where"])
+            continue
+        about: Setting = entry.metadata["setting"]
+        if where is not None:
+            about = about._replace(where=where & about.where if about.where else where)
+        yield (f"{key}.name", value.name, about) if isinstance(value, Part) else (key, value, about)
+
+
+SETTINGS = {key: (default, about) for key, default, about in settings_of(Scenario())}
+"""By dotted key the default of every setting of a scenario, and what it is."""
+
+
+def refuse_unread(scenarios: Iterable[Scenario]) -> None:
+    """Raise InputError for a setting that is not the default's and that none of these scenarios reads.
+
+    Only as many scenarios are looked at as it takes.
+    """
+    unread: dict[str, str] | None = None
+    for scenario in scenarios:
+        own = {
+            key: f"{key} is {word(value)}, and it is read only where {about.where.words}"
+            for key, value, about in settings_of(scenario)
+            if about.where and value != SETTINGS[key][0] and not about.where.holds(scenario)
+        }
+        unread = own if unread is None else {key: why for key, why in unread.items() if key in own}
+        if not unread:
+            return
+    for sentence in (unread or {}).values():
+        raise InputError(sentence)
+
+
+def load(
+    base: Scenario | str | Path | None, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False
+) -> Scenario:
+    """A scenario, a TOML file's or the default's, with settings on top; raises as `read` and `build`."""
+    return build(tables_of(base, settings, allow_code=allow_code), settings)
+
+
+def tables_of(
+    base: Scenario | str | Path | None, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False
+) -> dict[str, Any]:
+    """The settings of a scenario, of a TOML file or of nothing, as nested tables; raises as `read`."""
+    if isinstance(base, Scenario):
+        return as_tables(base)
+    return read(base, settings, allow_code=allow_code) if base is not None else {}
 
 
 def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
@@ -283,9 +325,9 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
     for key, value in _leaves(tables):
         if key in overruled or not (key.partition(".")[0] in _PARTS or key == "workload.format"):
             continue
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and ":" in one:
-                shown = one if len(one) <= 100 else f"{one[:100]}..."
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and ":" in name:
+                shown = name if len(name) <= 100 else f"{name[:100]}..."
                 raise InputError(
                     f"{where}: {key} is {shown!r}, code that would be run; if you trust this file, add --allow-code "
                     f"(allow_code=True from Python), or name the code yourself: --set {key}={shown}"
@@ -310,17 +352,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: expected section.key=value")
-    found = literal(value)
-    return key.strip(), value.strip() if found is None else found
+    exact = literal(value)
+    return key.strip(), value.strip() if exact is None else exact
 
 
 def literal(text: str) -> Any:
     """The TOML value that a text is, or None: also for dates and times, which no setting is (`10:50:20` is a range)."""
     try:
-        found = documents.toml_of(f"value = {text}", "")
+        table = documents.toml_of(f"value = {text}", "")
     except InputError:
         return None
-    value = found["value"] if list(found) == ["value"] else None
+    value = table["value"] if list(table) == ["value"] else None
     return None if isinstance(value, date | clock_time) else value
 
 
@@ -330,15 +372,15 @@ def variants(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     The name tells the values that vary; without any there is one variant, called "run". (An SLO is no such list.)
     """
     varied = {
-        key: [parse_setting(f"{key}={one}")[1] for one in value.split(",")]
+        key: [parse_setting(f"{key}={text}")[1] for text in value.split(",")]
         for key, value in settings.items()
         if isinstance(value, str) and "," in value and key != "slo"
     }
-    found = {}
+    combinations = {}
     for values in itertools.product(*varied.values()):
         name = " ".join(map(str, values)) or "run"
-        found[name] = {**settings, **dict(zip(varied, values, strict=True))}
-    return found
+        combinations[name] = {**settings, **dict(zip(varied, values, strict=True))}
+    return combinations
 
 
 def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Scenario:
@@ -384,9 +426,7 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(value, Mapping):
-        section = _section(tables, key.split("."), key)
-        for name, one in value.items():
-            section[name] = one
+        _section(tables, key.split("."), key).update(value)
         return
     *path, last = full_key(key).split(".")
     _section(tables, path, key)[last] = value
@@ -401,10 +441,13 @@ def _section(tables: dict[str, Any], path: Sequence[str], key: str) -> dict[str,
     return tables
 
 
+_hints = cache(get_type_hints)
+
+
 def _make(target: type, tables: Mapping[str, Any], where: str) -> Any:
     if target is Part:
         return _part(tables, where)
-    hints = get_type_hints(target)
+    hints = _hints(target)
     made: dict[str, Any] = {}
     for key, value in tables.items():
         label = f"{where}.{key}" if where else key
@@ -415,9 +458,8 @@ def _make(target: type, tables: Mapping[str, Any], where: str) -> Any:
 
 
 def _part(tables: Mapping[str, Any], where: str) -> Part:
-    defaults = {"policy": "chunked", "allocator": "paged", "router": "round-robin"}
     parameters = dict(tables)
-    name = parameters.pop("name", defaults[where])
+    name = parameters.pop("name", SETTINGS[f"{where}.name"][0])
     if not isinstance(name, str):
         raise InputError(f"{where}.name is {name!r}; it must be a text")
     return Part(name, parameters)
@@ -429,7 +471,7 @@ def _value(kind: Any, value: Any, label: str) -> Any:
             raise InputError(f"{label} is {value!r}; it must be a section")
         return _make(kind, value, label)  # type: ignore[arg-type]
     if isinstance(kind, UnionType):
-        if any(type(value) is one for one in get_args(kind)):
+        if type(value) in get_args(kind):
             return value
         if float in get_args(kind) and type(value) is int:
             return float(value)
@@ -438,6 +480,6 @@ def _value(kind: Any, value: Any, label: str) -> Any:
     elif isinstance(kind, type) and type(value) is kind:
         return value
     elif not isinstance(kind, type) and isinstance(value, Mapping):
-        return {key: _value(get_args(kind)[1], one, f"{label}.{key}") for key, one in value.items()}
+        return {key: _value(get_args(kind)[1], inner, f"{label}.{key}") for key, inner in value.items()}
     name = kind.__name__ if isinstance(kind, type) else str(kind)
     raise InputError(f"{label} is {value!r}; it must be of type {name}")

@@ -1,46 +1,58 @@
-"""Every number of a scenario has a bound, and so has every number of a GPU and a model; beyond it is a sentence."""
+"""Every setting has a meaning, and every number a bound, also of a GPU and a model; beyond it is a sentence."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
 
+import click
 import pytest
 
-from sim import api, scenario
+from sim import api
 from sim.catalog import load_gpu, load_model
-from sim.scenario import Scenario, build
-from sim.specs.bounds import BOUNDS, Bound
+from sim.cli.compare import compare
+from sim.cli.options import OPTIONS
+from sim.cli.plan import plan
+from sim.cli.run import run
+from sim.cli.sweep import sweep
+from sim.cli.validate import validate
+from sim.scenario import SETTINGS, Scenario, build
+from sim.specs.bounds import Bound
 from sim.specs.gpu import PHYSICAL
 from sim.specs.model import LARGEST
+from sim.specs.settings import word
 from traces import edit, from_frame
 from traces.schema import InputError
 
-
-def numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted key, default) of every number among the settings of a scenario."""
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, scenario.Part):
-            yield from numbers(value, f"{prefix}{entry.name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{entry.name}", value
+BOUNDS = {key: (default, about.bound) for key, (default, about) in SETTINGS.items() if about.bound is not None}
 
 
-def test_all_numbers_have_a_bound_and_no_bound_is_of_nothing() -> None:
-    found = dict(numbers(Scenario()))
-    assert set(found) == set(BOUNDS)
-    for key, default in found.items():
-        BOUNDS[key].check(key, default)
+def test_every_number_has_a_bound_and_keeps_it() -> None:
+    for key, (default, about) in SETTINGS.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert about.bound is not None, key
+        if about.bound is not None and not isinstance(default, dict):
+            about.bound.check(key, default)
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_every_setting_has_a_meaning_and_a_default_it_may_have(key: str) -> None:
+    default, about = SETTINGS[key]
+    assert about.meaning.endswith(".")
+    assert about.meaning[0].isupper() or about.meaning.startswith("virtual")
+    about.check(key, default)
+    assert build({}, {} if isinstance(default, dict) else {key: default}) == Scenario()
 
 
 @pytest.mark.parametrize("key", BOUNDS)
 def test_beyond_its_bound_a_number_is_refused_with_it(key: str) -> None:
-    bound, kind = BOUNDS[key], type(dict(numbers(Scenario()))[key])
+    default, bound = BOUNDS[key]
+    key = f"{key}.gemm" if isinstance(default, dict) else key
+    least = bound.least / 2 if bound.least > 0 and isinstance(default, float) else bound.least - 1
     beyond: list[float] = (
-        [10 * bound.most + 1, -1, 10**400] if kind is int else [10 * bound.most, -1.0, math.inf, math.nan]
+        [least, bound.most + 1, 10**400, -1]
+        if isinstance(default, int)
+        else [least, 2 * bound.most, math.inf, math.nan]
     )
     for value in beyond:
         with pytest.raises(InputError) as caught:
@@ -48,6 +60,26 @@ def test_beyond_its_bound_a_number_is_refused_with_it(key: str) -> None:
         assert str(caught.value).startswith(f"{key} is ")
         assert str(bound) in str(caught.value)
         assert len(str(caught.value)) < 300
+    for value in (bound.most, *([] if bound.above else [bound.least])):
+        bound.check(key, value)
+
+
+@pytest.mark.parametrize("key", [key for key, (_, about) in SETTINGS.items() if about.choices])
+def test_what_is_no_choice_is_refused_with_the_choices(key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build({}, {key: "magic"})
+    assert str(caught.value) == f"{key} is 'magic'; known: {', '.join(map(word, SETTINGS[key][1].choices))}"
+
+
+@pytest.mark.parametrize("flag", OPTIONS)
+def test_an_option_says_what_its_setting_says(flag: str) -> None:
+    meaning = SETTINGS[OPTIONS[flag]][1].meaning
+    for command in (run, compare, validate, sweep, plan):
+        options = [option for option in command.params if isinstance(option, click.Option) and flag in option.opts]
+        if flag in ("--executor", "--device") and command in (sweep, plan):
+            assert not [option for option in options if option.help == meaning]
+        else:
+            assert [option.help for option in options] == [meaning]
 
 
 def test_the_ends_of_a_bound_belong_to_it() -> None:

@@ -269,7 +269,8 @@ def test_validate_real_schedules(capsys: pytest.CaptureFixture[str], shared: Pat
 
 
 @pytest.mark.parametrize(
-    "kind", ["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats"]
+    "kind",
+    ["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats", "settings", "traits"],
 )
 def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     code, out, _ = sim(capsys, "list", kind, "--json")

@@ -340,7 +340,6 @@ class TestOffload:
             ({"offload": {"weight_layers": 33}}, "offload.weight_layers is 33; llama-3.1-8b has 32 layers"),
             ({"offload": {"kv_layers": 33}}, "offload.kv_layers is 33"),
             ({"offload": {"kv_layers": -1}}, "offload.kv_layers is -1; it must be at least 0"),
-            ({"offload": {"host_gib": 3.0}}, "nothing is offloaded"),
             ({"offload": {"host_gib": -3.0, "kv_layers": 1}}, "offload.host_gib is -3.0"),
             ({"offload": {"weight_layers": 30, "host_gib": 1.0}}, r"1.0 GiB of host memory.* need 12.2 GiB"),
             (

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from sim import scenario
 from sim.cli.main import cli
+from sim.scenario import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +43,13 @@ def run_line(line: str) -> None:
         return
     outcome = CliRunner().invoke(cli, words[1:], catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
+
+
+def test_settings_are_called_by_their_names() -> None:
+    """Of `kv` and `speculation` a summary has keys, too; their settings are tried by the pages' commands."""
+    for page in PAGES:
+        for key in re.findall(r"`((?:workload|engine|offload|price|live)\.[a-z_]+)[`=]", page.read_text("utf-8")):
+            assert key in SETTINGS, page.name
 
 
 def test_links_lead_somewhere() -> None:

@@ -113,7 +113,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "points, CSV": ("p.csv", b"rate,policy\n5,sjf\n10,chunked\n", grid.read_points),
     "points, TOML": ("p.toml", b"[[point]]\nrate = 5\n[[point]]\npolicy = 'sjf'\n", grid.read_points),
     "journal": ("points.jsonl", POINT, lambda path: store.finished(path.parent)),
-    "sweep": ("sweep.toml", b"points = 1\nseeds = [0]\n", lambda path: store.asked_of(path.parent)),
+    "sweep": ("sweep.toml", b"points = 1\nseeds = [0]\n", lambda path: store.question_of(path.parent)),
     "digest": ("any.csv", AZURE, made_of.digest),
 }
 """Of every kind of file that the product reads: a name, a valid one, and its reader."""

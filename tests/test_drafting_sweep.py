@@ -12,7 +12,7 @@ from sim import api
 from sim.report.sweep.charts import drafting_chart
 from sim.report.sweep.folder import page_of
 from sim.report.sweep.table import Sweep
-from sim.study.sweep.question import Asked
+from sim.study.sweep.question import Question
 from sim.study.sweep.sweep import axes_of, run
 from traces.schema import InputError
 
@@ -38,7 +38,7 @@ def gain(table: pd.DataFrame, rate: int) -> float:
 def test_settings_of_drafts_are_for_the_points_that_draft(trace: str, tmp_path: Path) -> None:
     """The drafter is named beside the axis; the point without it is the run that nobody told of drafts."""
     axes = {"policy": ["chunked", "speculative"], "rate": RATES}
-    asked = Asked.of(None, {**EAGLE, **EQUAL, "trace": trace, **axes})
+    asked = Question.of(None, {**EAGLE, **EQUAL, "trace": trace, **axes})
     table = run(asked, out=tmp_path / "out", workers=1, page=page_of)
     assert table["status"].tolist() == ["ok"] * 4
     assert table["speculation.drafted_tokens"].notna().tolist() == [False, False, True, True]
@@ -52,14 +52,16 @@ def test_settings_of_drafts_are_for_the_points_that_draft(trace: str, tmp_path: 
 
 def test_settings_that_no_point_heeds_are_refused(trace: str) -> None:
     settings: dict[str, Any] = {"trace": trace, "speculation.k": 3, "policy": ["chunked", "sjf"]}
-    with pytest.raises(InputError, match="speculation is set, and no policy of the sweep drafts"):
+    with pytest.raises(InputError, match=r"speculation\.k is 3, and it is read only where policy\.name is speculative"):
         api.sweep(**settings, workers=1)
 
 
 def test_points_may_leave_settings_of_drafts_open(trace: str, tmp_path: Path) -> None:
     """Two drafters against none: the page has a line for each, and maps only of what points say."""
     draft_model = {**EAGLE, "speculation.drafter": "draft-model", "speculation.draft_model": "llama-3.2-1b"}
-    asked = Asked.of(None, {"trace": trace, "rate": RATES, **EQUAL}, points=[{"policy": "chunked"}, EAGLE, draft_model])
+    asked = Question.of(
+        None, {"trace": trace, "rate": RATES, **EQUAL}, points=[{"policy": "chunked"}, EAGLE, draft_model]
+    )
     table = run(asked, out=tmp_path / "out", workers=1, page=page_of)
     assert table["status"].tolist() == ["ok"] * 6
     chart = drafting_chart(Sweep.of(table, axes_of(asked.grid)))

@@ -15,7 +15,7 @@ from sim import api, load, scenario
 from sim.cli import guard
 from sim.cli.main import cli
 from sim.study.sweep.grid import read_points
-from sim.study.sweep.question import Asked
+from sim.study.sweep.question import Question
 from sim.validate import store
 from traces import formats
 from traces.schema import InputError
@@ -152,7 +152,7 @@ def test_no_file_imports_anything_unasked(folder: Path, text: str) -> None:
         lambda: api.run("s.toml", trace="a.csv"),
         lambda: api.sweep("s.toml", trace="a.csv", rate=[1.0, 2.0], workers=1),
         lambda: api.plan("s.toml", trace="a.csv", slo="ttft=1", workers=1),
-        lambda: Asked.of("s.toml", {}),
+        lambda: Question.of("s.toml", {}),
     ]
     for call in calls:
         with pytest.raises(InputError, match=r"stranger:\w+', code that would be run") as caught:

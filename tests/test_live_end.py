@@ -131,7 +131,7 @@ def test_without_such_a_token_or_a_live_run_it_is_refused(tmp_path: Path, settin
     endless = str(write_checkpoint(tmp_path / "endless", config, weights("llama")))
     with pytest.raises(InputError, match="names no end-of-sequence token"):
         api.run(**settings | {"model": endless, "live.stop_at_eos": True})
-    with pytest.raises(InputError, match="known to a live run without drafting alone"):
+    with pytest.raises(InputError, match=r"live\.stop_at_eos is true, and it is read only where executor is live"):
         api.run(trace="chatbot_arena.jsonl", **{"live.stop_at_eos": True})
 
 

@@ -19,9 +19,9 @@ from sim.cli.plan import parse_share
 from sim.report.plan.page import render_plan
 from sim.results import metrics
 from sim.study.plan.choose import name_of
-from sim.study.plan.observation import Clause, Gaps, Seen, Window, clauses_of, excesses, requests_needed, verdict
+from sim.study.plan.observation import Clause, Gaps, Observation, Window, clauses_of, excesses, requests_needed, verdict
 from sim.study.plan.plan import Ask
-from sim.study.plan.replication import Point, measure
+from sim.study.plan.replication import Replication, measure
 from sim.study.plan.search import Trial
 from sim.study.plan.stop import Stop
 from sim.study.plan.trials import Simulated
@@ -114,9 +114,9 @@ def test_an_early_stop_never_changes_the_verdict(
     asked = clauses(slo.format(0.1 * factor, 0.012 * factor, 1.0 * factor), attainment)
     plan = plan_of(trace, seed=seed, policy=policy, replicas=replicas)
     window = Window(25, 10)
-    whole = measure(Point(plan, rate, 0, 120, asked))
+    whole = measure(Replication(plan, rate, 0, 120, asked))
     missed = verdict(excesses(whole, asked, window), asked)
-    stopped = measure(Point(plan, rate, 0, 120, asked, window))
+    stopped = measure(Replication(plan, rate, 0, 120, asked, window))
     if stopped.stopped:
         index = [*(one.name for one in asked), "stability"].index(stopped.stopped)
         assert excesses(whole, asked, window)[index] > 0, "the run was ended for a clause that it meets"
@@ -131,13 +131,13 @@ def test_an_early_stop_never_changes_the_verdict(
 def test_a_run_that_just_meets_its_slo_is_not_ended(trace: str, metric: str, statistic: str) -> None:
     """The limit is the value itself, or the one that leaves exactly as many requests above it as may be."""
     plan, rate, window = plan_of(trace, policy="static"), 10.0, Window(30, 10)
-    whole = measure(Point(plan, rate, 0, 160, clauses("ttft=1")))
+    whole = measure(Replication(plan, rate, 0, 160, clauses("ttft=1")))
     values = whole.values[f"{metric}_s"][window.slice(160)]
     values = np.sort(values[~np.isnan(values)])[::-1]
     allowed = int(0.1 * len(values))
     limit_s = {"p90": values[allowed], "mean": values.mean() * (1 + 1e-12), "max": values[0]}[statistic]
     just = clauses(f"{metric}_{statistic}={float(limit_s)!r}")
-    missed = measure(Point(plan, rate, 0, 160, just, window)).stopped
+    missed = measure(Replication(plan, rate, 0, 160, just, window)).stopped
     assert missed in ("", "stability")
     over = clauses(f"{metric}_{statistic}={float(0.3 * limit_s)!r}")
     assert excesses(whole, over, window)[0] > 0
@@ -153,9 +153,9 @@ def test_a_hopeless_run_ends_early(trace: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Stop, "committed", counting)
     plan = plan_of(trace)
-    assert measure(Point(plan, 40.0, 0, 400, asked, Window(100))).stopped == "ttft_p90"
+    assert measure(Replication(plan, 40.0, 0, 400, asked, Window(100))).stopped == "ttft_p90"
     early = batches[0]
-    assert not measure(Point(plan, 40.0, 0, 400, clauses("ttft_p90=100"), Window(100))).stopped
+    assert not measure(Replication(plan, 40.0, 0, 400, clauses("ttft_p90=100"), Window(100))).stopped
     assert batches[0] - early > 2 * early
 
 
@@ -163,7 +163,7 @@ def test_replications_share_their_random_numbers(trace: str) -> None:
     """The same requests and gaps at two rates and for two policies, others in the next replication."""
     asked = clauses(SLO)
     one, fast, static, other = (
-        measure(Point(plan_of(trace, policy=policy), rate, number, 200, asked))
+        measure(Replication(plan_of(trace, policy=policy), rate, number, 200, asked))
         for policy, rate, number in (("chunked", 5.0, 0), ("chunked", 20.0, 0), ("static", 5.0, 0), ("chunked", 5.0, 1))
     )
     np.testing.assert_array_equal(one.work_tokens, fast.work_tokens)
@@ -176,7 +176,7 @@ def test_differences_vary_less_with_common_random_numbers(trace: str) -> None:
     asked = clauses(SLO)
 
     def mean_s(policy: str, number: int) -> float:
-        seen = measure(Point(plan_of(trace, policy=policy), 12.0, number, 150, asked))
+        seen = measure(Replication(plan_of(trace, policy=policy), 12.0, number, 150, asked))
         return float(np.nanmean(seen.values["e2e_s"]))
 
     chunked, static = ([mean_s(policy, number) for number in range(12)] for policy in ("chunked", "sjf"))
@@ -191,7 +191,7 @@ def test_clauses_are_judged_on_the_requests_that_count() -> None:
     values = {"ttft_s": ttft_s, "tpot_s": nothing, "e2e_s": ttft_s, "queue_s": ttft_s, "max_itl_s": ttft_s}
     due_s = np.arange(10.0)
     gaps = Gaps(np.full(10, 4.0), np.full(10, 2.0), {0.6: np.array([4.0] * 2 + [0.0] * 5 + [3.0] + [0.0] * 2)})
-    seen = Seen(1.0, 0, due_s, due_s, due_s + 0.5, np.ones(10), values, gaps)
+    seen = Observation(1.0, 0, due_s, due_s, due_s + 0.5, np.ones(10), values, gaps)
     window = Window(2, 1)  # seven requests count, one of them over 2 s
 
     def excess(slo: str, attainment: float | None = None) -> float:
@@ -213,8 +213,8 @@ def test_gaps_between_tokens_are_those_of_the_summary(trace: str) -> None:
     """All gaps over a limit, and their mean, counted by request, against the summary's distribution."""
     limit_s = 0.02
     asked = clauses(f"itl_p90={limit_s},itl_mean={limit_s}")
-    seen = measure(Point(plan_of(trace), 30.0, 0, 200, asked))
-    result = api.simulate(Point(plan_of(trace), 30.0, 0, 200, asked).scenario)
+    seen = measure(Replication(plan_of(trace), 30.0, 0, 200, asked))
+    result = api.simulate(Replication(plan_of(trace), 30.0, 0, 200, asked).scenario)
     assert seen.gaps is not None
     gaps_s, weights = result.itl
     assert seen.gaps.count.sum() == weights.sum()

@@ -24,11 +24,11 @@ from sim.routers.least_outstanding import LeastOutstanding
 from sim.routers.random import Random
 from sim.serving.cluster import Router
 from sim.serving.replica import Replica
-from sim.study.plan.observation import STABILITY, Seen, Window, clauses_of
+from sim.study.plan.observation import STABILITY, Observation, Window, clauses_of
 from sim.study.plan.search import Aim, Bench, Search, Trial
 
 
-def md1(trial: Trial, seed: int, service_s: float = 1.0) -> Seen:
+def md1(trial: Trial, seed: int, service_s: float = 1.0) -> Observation:
     """One queue: common random numbers for one seed and replication, at whatever rate."""
     count = trial.requests
     gaps = np.random.default_rng([seed, trial.replication]).exponential(1.0, count)
@@ -43,7 +43,7 @@ def md1(trial: Trial, seed: int, service_s: float = 1.0) -> Seen:
         "max_itl_s": nothing,
         "e2e_s": finish_s - due_s,
     }
-    return Seen(trial.rate_per_s, trial.replication, due_s, due_s, finish_s, np.ones(count), values)
+    return Observation(trial.rate_per_s, trial.replication, due_s, due_s, finish_s, np.ones(count), values)
 
 
 def bench(seed: int) -> Bench:

@@ -24,7 +24,7 @@ from sim.report.sweep.frontier import front, map_charts, pareto_chart
 from sim.report.sweep.page import render_sweep
 from sim.report.sweep.table import GOODPUT, Sweep, latency
 from sim.study.sweep import sweep
-from sim.study.sweep.question import Asked
+from sim.study.sweep.question import Question
 
 RATES = [2.0, 4.0, 8.0, 10.0, 14.0]
 AXES: dict[str, list[Any]] = {"workload.rate": RATES, "policy.name": ["chunked", "static"], "replicas": [1, 2]}
@@ -312,7 +312,7 @@ def test_the_picture_of_a_real_sweep(browser: Browser, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"trace": "chatbot_arena.jsonl", "limit": 4000, "workload.sessions": False}
     settings["slo"] = "ttft_p99=0.5,tpot_p99=0.05"
     settings |= {"rate": [20, 40, 60, 70, 80, 90, 100], "policy": ["chunked", "sjf", "static"]}
-    asked = Asked.of(None, settings)
+    asked = Question.of(None, settings)
     path = tmp_path / "sweep.html"
     table = sweep.run(asked)
     path.write_text(render_sweep(table, sweep.axes_of(asked.grid), sweep.about(asked)), encoding="utf-8")

@@ -20,7 +20,7 @@ from test_report_again import refused, sim
 
 import traces
 from sim import api, scenario
-from sim.cli import validate as command  # before anything is patched that it imports
+from sim.cli import validation as command  # before anything is patched that it imports
 from sim.report import folder
 from sim.results import files
 from sim.results import folder as results_folder

@@ -103,7 +103,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(key: str, value: Any, k
         ("tp", 0, "tp is 0; it must be at least 1"),
         ("replicas", -1, "replicas is -1"),
         ("seed", -1, "seed is -1"),
-        ("engine.async_scheduling", "sometimes", 'true, false or "auto"'),
+        ("engine.async_scheduling", "sometimes", "known: true, false, auto"),
         ("kv.blocks", -1, "kv.blocks is -1"),
         ("kv.block_tokens", 0, "kv.block_tokens is 0"),
         ("kv.gpu_memory_utilization", 0.0, "above 0 and at most 1"),

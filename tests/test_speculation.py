@@ -32,7 +32,8 @@ from sim.specs.parallel import SINGLE, Parallel
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance, acceptance_rates
 from sim.speculation.adaptive import Adaptive
-from sim.speculation.drafters import Drafted, Drafter, SpeculationSettings
+from sim.speculation.drafters import Drafted, Drafter
+from sim.speculation.settings import SpeculationSettings
 from sim.speculation.tables import summary as draft_summary
 from traces.schema import InputError, Trace
 
@@ -612,7 +613,10 @@ EAGLE = {"speculation.drafter": "eagle"}
         ({"policy.base": "speculative"}, "policy.base is 'speculative'; speculative works on top of"),
         ({"policy.base": "unheard-of"}, "unknown name 'unheard-of' in policies"),
         ({"allocator": "no-cache"}, "without a KV cache there is nothing that drafts could be verified against"),
-        ({"policy": "chunked", "speculation.k": 3}, "speculation is set, and policy chunked drafts nothing"),
+        (
+            {"policy": "chunked", "speculation.k": 3},
+            "speculation.k is 3, and it is read only where policy.name is speculative",
+        ),
         (
             {"speculation.drafter": "draft-model", "speculation.draft_model": "llama-3.1-70b"},
             "(the drafter's 131.4 GiB of weights included)",

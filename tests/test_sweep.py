@@ -20,7 +20,7 @@ from sim.results.stability import queue_warning
 from sim.study.identity import made_of
 from sim.study.sweep import grid, sweep
 from sim.study.sweep.grid import Grid
-from sim.study.sweep.question import Asked
+from sim.study.sweep.question import Question
 from traces.schema import InputError
 
 ROWS = 40
@@ -228,7 +228,7 @@ def test_millions_of_points_are_counted_and_not_made(trace: str, capsys: pytest.
     assert code == 2
     assert "4,000,000 points" in err
     assert "--yes" in err
-    plenty = Asked.of(None, {"rate": list(range(1, 2001))}, seeds=2000, most_points=None)
+    plenty = Question.of(None, {"rate": list(range(1, 2001))}, seeds=2000, most_points=None)
     assert len(plenty.grid) == 4_000_000
 
 
@@ -289,7 +289,7 @@ def test_columns_keep_their_type(values: list[bool | None]) -> None:
     """Booleans stay such beside missing ones; numbers are whole while none is missing."""
     grid_of = Grid({"axis": tuple(range(len(values)))})
     rows = {
-        place: sweep.Outcome(None, True, {} if value is None else {"flag": value, "count": 3})
+        place: sweep.PointOutcome(None, True, {} if value is None else {"flag": value, "count": 3})
         for place, value in enumerate(values)
     }
     table = sweep.as_table(grid_of, rows)

@@ -210,7 +210,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
 
 
 def test_bundled_arena_is_what_its_generator_makes() -> None:
-    made = "".join(line + "\n" for line in arena.lines(arena.Plan(), rng(arena.SEED)))
+    made = "".join(line + "\n" for line in arena.lines(arena.Launch(), rng(arena.SEED)))
     kept = gzip.decompress(BUNDLED.read_bytes())
     assert hashlib.sha256(made.encode()).hexdigest() == hashlib.sha256(kept).hexdigest()
     assert BUNDLED.stat().st_size < 2_000_000
@@ -242,7 +242,7 @@ def test_bundled_arena_has_the_published_statistics() -> None:
 
 
 def test_arena_rows_have_the_real_schema() -> None:
-    row = json.loads(next(iter(arena.lines(arena.Plan(votes=1), rng()))))
+    row = json.loads(next(iter(arena.lines(arena.Launch(votes=1), rng()))))
     assert set(row) == {
         *("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b", "turn", "anony"),
         *("language", "tstamp", "openai_moderation", "toxic_chat_tag", "synthetic"),
@@ -254,9 +254,9 @@ def test_arena_rows_have_the_real_schema() -> None:
 
 def test_arena_plans_are_strict() -> None:
     with pytest.raises(InputError, match="votes is 0"):
-        arena.Plan(votes=0)
+        arena.Launch(votes=0)
     with pytest.raises(InputError, match="days is"):
-        arena.Plan(days=0)
+        arena.Launch(days=0)
 
 
 WINDOWS = "0,2,1.5,Gamma,0.4,1\n600,0,0,,0,0\n1200,4,0.5,Weibull,2,1\n"

@@ -27,7 +27,7 @@ LIVE = ("--device", "cpu", "--model", "tiny-llama", "--kv-blocks", 24, "--within
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `--out` writes of two live runs."""
-    from sim.cli.validate import Asked, answer
+    from sim.cli.validation import ValidateOptions, answer
 
     where = tmp_path_factory.mktemp("kept")
     settings: dict[str, Any] = {
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": "tiny-llama",
     }
     out = where / "out"
-    answer(Asked(settings=settings | {"kv.blocks": 24}, repeats=2, within=900.0, out=out))
+    answer(ValidateOptions(settings=settings | {"kv.blocks": 24}, repeats=2, within=900.0, out=out))
     return out
 
 

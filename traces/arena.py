@@ -59,7 +59,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Launch:
     """How many votes, over how many days from the launch."""
 
     votes: int = LAUNCH_WEEK_VOTES
@@ -72,13 +72,13 @@ class Plan:
             raise InputError(f"days is {self.days}; it must lie above 0 and within 100 years")
 
 
-def lines(plan: Plan, rng: np.random.Generator) -> Iterator[str]:
-    """The file's rows as JSON text, in order of time. Same plan and seed, same text.
+def lines(launch: Launch, rng: np.random.Generator) -> Iterator[str]:
+    """The file's rows as JSON text, in order of time. Same launch and seed, same text.
 
     Only `rng.random` is used, and arithmetic of the standard library, so that versions of numpy agree.
     """
-    stamps = _vote_times(plan, rng)
-    users = _users(plan.votes, rng)
+    stamps = _vote_times(launch, rng)
+    users = _users(launch.votes, rng)
     for stamp, user in zip(stamps, users, strict=True):
         yield json.dumps(_row(float(stamp), int(user), rng), separators=(",", ":"))
 
@@ -139,16 +139,16 @@ def _text(tag: str, tokens: int) -> str:
     return (f"{tag} " + FILLER * (size // len(FILLER) + 1))[:size]
 
 
-def _vote_times(plan: Plan, rng: np.random.Generator) -> Floats:
+def _vote_times(launch: Launch, rng: np.random.Generator) -> Floats:
     """Unix seconds of the votes, the first at the launch: a Poisson process given its count, whose rate follows a
     cosine over the day (CV 0.58) and a launch peak that decays within a day.
     """
-    edges = np.linspace(0.0, plan.days, math.ceil(plan.days * 96) + 1)  # quarters of an hour
+    edges = np.linspace(0.0, launch.days, math.ceil(launch.days * 96) + 1)  # quarters of an hour
     hour = (START_UNIX_S / 3600 + (edges[:-1] + edges[1:]) * 12) % 24
     shape = 1 + DAY_CV * math.sqrt(2) * np.cos((hour - PEAK_HOUR_UTC) * math.pi / 12)
     shape *= 1 + np.exp(-edges[:-1] / LAUNCH_DECAY_DAYS)
     passed = np.concatenate([[0.0], np.cumsum(shape)])
-    days = np.interp(np.sort(rng.random(plan.votes)) * passed[-1], passed, edges)
+    days = np.interp(np.sort(rng.random(launch.votes)) * passed[-1], passed, edges)
     times: Floats = START_UNIX_S + (days - days[0]) * 86_400
     return times
 

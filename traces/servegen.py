@@ -32,7 +32,7 @@ FAMILIES = ("Gamma", "Weibull", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Period:
     """Arrivals of one client from `start_s` on: a renewal process at `rate_per_s`; family "" means silence."""
 
     start_s: float
@@ -46,7 +46,7 @@ class Client:
     """One client: its windows in order of time, and its (input, output) lengths by the second they hold from."""
 
     number: int
-    windows: tuple[Window, ...]
+    windows: tuple[Period, ...]
     lengths: Mapping[int, tuple[Empirical, Empirical]]
 
     def lengths_at(self, time_s: float) -> tuple[Empirical, Empirical]:
@@ -165,14 +165,14 @@ def _edges(client: Client) -> list[float]:
     return [*begins, 2 * begins[-1] - begins[-2]]
 
 
-def _phase(window: Window, rng: np.random.Generator) -> float:
+def _phase(window: Period, rng: np.random.Generator) -> float:
     """Mean gaps from a random moment to the next arrival of a process that has run for long."""
     passed = np.cumsum(_unit_gaps(window, 1000, rng))
     moment = rng.random() * passed[-1]
     return float(passed[np.searchsorted(passed, moment)] - moment)
 
 
-def _unit_gaps(window: Window, count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def _unit_gaps(window: Period, count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Gaps of the window's family with mean 1."""
     if window.family == "Gamma":
         return rng.gamma(window.shape, 1 / window.shape, count)
@@ -187,12 +187,12 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
         yield item.name, files.content(item, MAX_MEMBER_BYTES)
 
 
-def _windows(data: bytes, where: str) -> tuple[Window, ...]:
-    found: list[Window] = []
+def _windows(data: bytes, where: str) -> tuple[Period, ...]:
+    found: list[Period] = []
     for line, row in enumerate(csv.reader(io.StringIO(data.decode("utf-8", errors="replace"))), start=1):
         try:
             start, rate, _, family, shape, _ = row
-            window = Window(float(start), float(rate), family, float(shape))
+            window = Period(float(start), float(rate), family, float(shape))
         except ValueError:
             raise InputError(f"{where} line {line}: expected start, rate, CV, family, shape, scale") from None
         active = window.rate_per_s > 0 and bool(window.family)

@@ -78,8 +78,8 @@ def _failed(error: BaseException) -> None:
         place = f" {error.filename}" if error.filename else ""
         reason = os.strerror(error.errno) if error.errno in errno.errorcode else str(error)
         what, code = f"the system refused{place}: {reason}", 2
-    elif told := _in_user_code(error.__traceback__):
-        what, code = f"{told}: {_line(error)}; this is code that you named, not Foretoken's", 2
+    elif line := _in_user_code(error.__traceback__):
+        what, code = f"{line}: {_line(error)}; this is code that you named, not Foretoken's", 2
     else:
         what, code = f"this is a bug in Foretoken, please report it: {_line(error)}", BUG
     _end(f"error: {what}{_kept(error)}", code)
@@ -92,12 +92,12 @@ def _line(error: BaseException) -> str:
 
 def _in_user_code(trace: TracebackType | None) -> str:
     """The innermost line of the user's own modules that the exception went through; "" where there is none."""
-    found = ""
+    line = ""
     while trace is not None:
         if trace.tb_frame.f_globals.get("__name__") in USERS:
-            found = f"{trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}"
+            line = f"{trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}"
         trace = trace.tb_next
-    return found
+    return line
 
 
 def _kept(error: BaseException) -> str:

@@ -1,16 +1,21 @@
-"""What can be named on the command line, one row each. It loads nothing but names and facts."""
+"""The command `sim list`: what can be named on the command line, one row each. It loads nothing but names and facts."""
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
+import click
+from rich.console import Console
+from rich.table import Table
+
 import traces
-from sim import catalog
-from sim.cost import profile
 from sim.load import load, names
-from traces import formats
+from sim.scenario import SETTINGS
+from sim.specs.settings import Setting, word
+from sim.specs.traits import TRAITS
 
 Row = dict[str, Any]
 
@@ -25,17 +30,39 @@ def _parts(package: str) -> list[Row]:
     for name in names(package):
         target = load(package, name)
         parameters = [
-            f"{one.name}={one.default!r}"
-            for one in inspect.signature(target).parameters.values()
-            if one.kind is inspect.Parameter.KEYWORD_ONLY
+            f"{parameter.name}={parameter.default!r}"
+            for parameter in inspect.signature(target).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         ]
         about = inspect.getmodule(target).__doc__ or ""
         rows.append({"name": name, "parameters": ", ".join(parameters), "about": about.partition("\n")[0]})
     return rows
 
 
+def _traits() -> list[Row]:
+    return [
+        {"name": name, "of": noun, "kind": trait.kind, "about": trait.meaning}
+        for noun, traits in TRAITS.items()
+        for name, trait in traits.items()
+    ]
+
+
+def _models() -> list[Row]:
+    from sim import catalog  # noqa: PLC0415
+
+    return catalog.model_rows()
+
+
+def _gpus() -> list[Row]:
+    from sim import catalog  # noqa: PLC0415
+
+    return catalog.gpu_rows()
+
+
 def _profiles() -> list[Row]:
     """The roofline, and the profiles that come along; one of a folder's own is named by its path."""
+    from sim.cost import profile  # noqa: PLC0415
+
     about = "data-sheet rates and named efficiencies of any GPU; nothing measured"
     rows: list[Row] = [{"name": "roofline", "kind": "roofline", "gpu": "any", "date": "", "about": about}]
     for name in profile.names():
@@ -44,17 +71,65 @@ def _profiles() -> list[Row]:
     return rows
 
 
-def _traces() -> list[Row]:
-    return [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()]
+def _formats() -> list[Row]:
+    from traces import formats  # noqa: PLC0415
+
+    return [{"name": name} for name in formats.names()]
+
+
+def _settings() -> list[Row]:
+    return [
+        {"name": key, "default": default, "may be": _values(default, about), "about": _about(about)}
+        for key, (default, about) in SETTINGS.items()
+    ]
+
+
+def _values(default: Any, about: Setting) -> str:
+    """What a setting may be, in words."""
+    if about.bound is not None:
+        return str(about.bound)
+    return ", ".join(map(word, about.choices or ((False, True) if isinstance(default, bool) else ()))) or "a text"
+
+
+def _about(about: Setting) -> str:
+    return about.meaning + (f" Read only where {about.where.words}." if about.where else "")
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {
     "policies": lambda: _parts("sim.policies"),
     "allocators": lambda: _parts("sim.allocators"),
     "routers": lambda: _parts("sim.routers"),
-    "models": catalog.model_rows,
-    "gpus": catalog.gpu_rows,
+    "models": _models,
+    "gpus": _gpus,
     "profiles": _profiles,
-    "traces": _traces,
-    "formats": lambda: [{"name": name} for name in formats.names()],
+    "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
+    "formats": _formats,
+    "settings": _settings,
+    "traits": _traits,
 }
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(_KINDS)))
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def list_(kind: str, as_json: bool) -> None:
+    """What a name may be, and what every setting is."""
+    rows = rows_of(kind)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in (rows[0] if rows else {"nothing": ""}).items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(_shown, row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None if value is None else word(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -55,10 +55,10 @@ def _run(folder: Path) -> Shown:
     from sim.report.terminal import summary_view  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
 
-    kept = write_page(folder)
-    _warn(folder, kept.mark)
-    warning = queue_warning(kept.requests)
-    return kept.summary, summary_view(kept.summary, warnings=[warning] if warning else [])
+    tables = write_page(folder)
+    _warn(folder, tables.mark)
+    warning = queue_warning(tables.requests)
+    return tables.summary, summary_view(tables.summary, warnings=[warning] if warning else [])
 
 
 def _sweep(folder: Path) -> Shown:
@@ -66,11 +66,11 @@ def _sweep(folder: Path) -> Shown:
     from sim.report.sweep.folder import write_page  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of  # noqa: PLC0415
 
-    asked, table, mark = write_page(folder)
+    question, table, mark = write_page(folder)
     _warn(folder, mark)
-    if len(table) < len(asked.grid):
-        click.echo(f"{len(table):,} of {len(asked.grid):,} points are there; the sweep has not ended", err=True)
-    axes = axes_of(asked.grid)
+    if len(table) < len(question.grid):
+        click.echo(f"{len(table):,} of {len(question.grid):,} points are there; the sweep has not ended", err=True)
+    axes = axes_of(question.grid)
     return as_document(table, axes), sweep_view(table, axes)
 
 

@@ -61,11 +61,11 @@ def sweep(
     """
     from sim.report.sweep.folder import page_of  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
-    from sim.study.sweep.question import MOST_POINTS, Asked  # noqa: PLC0415
+    from sim.study.sweep.question import MOST_POINTS, Question  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of, run  # noqa: PLC0415
 
     most = None if yes else MOST_POINTS
-    asked = Asked.of(file, settings, points=points, seeds=seeds, most_points=most, allow_code=allow_code)
+    question = Question.of(file, settings, points=points, seeds=seeds, most_points=most, allow_code=allow_code)
     try:
         with progress_bar("sweeping", quiet) as bar:
             again: list[str] = []
@@ -75,7 +75,9 @@ def sweep(
                 again.append(what)
                 click.echo(what, err=True)
 
-            table = run(asked, out=out, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
+            table = run(
+                question, out=out, workers=workers, executor=executor, progress=progress, told=told, page=page_of
+            )
     except KeyboardInterrupt:
         if out is not None:
             click.echo("the same command goes on from here", err=True)
@@ -84,9 +86,9 @@ def sweep(
         click.echo(f"wrote sweep.parquet, report.html to {out}", err=True)
     _check_any(table)
     if as_json:
-        click.echo(json.dumps(as_document(table, axes_of(asked.grid)), indent=2, allow_nan=False))
+        click.echo(json.dumps(as_document(table, axes_of(question.grid)), indent=2, allow_nan=False))
     else:
-        show(sweep_view(table, axes_of(asked.grid)), Console(highlight=False))
+        show(sweep_view(table, axes_of(question.grid)), Console(highlight=False))
 
 
 def _check_any(table: pd.DataFrame) -> None:
@@ -100,13 +102,13 @@ def _check_any(table: pd.DataFrame) -> None:
 
 def _telling(bar: Progress | None, again: list[str]) -> Progress:
     """The bar, which first says what an interrupted sweep had done already, unless `again` has told that."""
-    told = False
+    begun = False
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
-        if done and not told and not again:
+        nonlocal begun
+        if done and not begun and not again:
             click.echo(f"{done:,} of {total:,} points are there already", err=True)
-        told = True
+        begun = True
         if bar is not None:
             bar(done, total)
 
@@ -126,12 +128,12 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
     """How many points ended how, the best of each measure, and the failures by reason."""
     from sim.report.sweep.table import Sweep  # noqa: PLC0415
 
-    found = Sweep.of(table, axes)
-    parts: list[RenderableType] = [Text(_counts(table, found), style="bold")]
-    best = _best_table(found)
+    sweep = Sweep.of(table, axes)
+    parts: list[RenderableType] = [Text(_counts(table, sweep), style="bold")]
+    best = _best_table(sweep)
     if best.rows:
         parts += [Text(""), best]
-    elif found.good.any():
+    elif sweep.good.any():
         parts += [Text(""), Text("Every measure reads the same in all of them.")]
     reasons = list(_reasons(table))
     if reasons:
@@ -139,17 +141,17 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
     return Group(*parts)
 
 
-def _counts(table: pd.DataFrame, found: Sweep) -> str:
+def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
     failed = int((table["status"] == "failed").sum())
-    unstable = int(((found.points.failed == 0) & ~found.points.stable).sum())
-    text = f"{len(table):,} points" + (f", {found.seeds} seeds" if found.seeds > 1 else "")
+    unstable = int(((sweep.points.failed == 0) & ~sweep.points.stable).sum())
+    text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
     text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
     if unstable:
         text += f"; {unstable:,} are left out below, for their queue kept growing"
     return text
 
 
-def _best_table(found: Sweep) -> Table:
+def _best_table(sweep: Sweep) -> Table:
     """Of every measure the best point; those that all points have alike are left out."""
     from sim.report.sweep.table import RATES, SHOWN  # noqa: PLC0415
     from sim.report.units import dollars, energy, number, percent, seconds  # noqa: PLC0415
@@ -158,13 +160,13 @@ def _best_table(found: Sweep) -> Table:
     view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("Best", "", "with"):
         view.add_column(name, justify="left" if name else "right", overflow="fold")
-    for measure in found.known(SHOWN):
+    for measure in sweep.known(SHOWN):
         text = shown.get(measure.unit, number)
-        row = found.best(measure)
-        values = {text(found.value(measure, other)) for other in found.good.nonzero()[0].tolist()}
-        if row is not None and (len(values) > 1 or len(found.points) == 1):
+        row = sweep.best(measure)
+        values = {text(sweep.value(measure, other)) for other in sweep.good.nonzero()[0].tolist()}
+        if row is not None and (len(values) > 1 or len(sweep.points) == 1):
             per = "/s" if measure in RATES else ""
-            view.add_row(measure.label, text(found.value(measure, row)) + per, found.name(row))
+            view.add_row(measure.label, text(sweep.value(measure, row)) + per, sweep.name(row))
     return view
 
 

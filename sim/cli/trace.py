@@ -27,9 +27,9 @@ def reading(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of `traces.read`; they reach the command as one mapping `how`."""
 
     @functools.wraps(command)
-    def collected(**given: Any) -> None:
+    def collected(**options: Any) -> None:
         names = ("format", "tokenizer", "skip_bad", "limit", "side")
-        command(how={name: given.pop(name) for name in names}, **given)
+        command(how={name: options.pop(name) for name in names}, **options)
 
     wrapped: Callable[..., None] = collected
     for option in (
@@ -52,11 +52,11 @@ def info(name: str, how: dict[str, Any], as_json: bool) -> None:
     import traces  # noqa: PLC0415
     from traces.stats import describe  # noqa: PLC0415
 
-    found = describe(traces.read(name, **how))
+    facts = describe(traces.read(name, **how))
     if as_json:
-        click.echo(json.dumps(found, indent=2, allow_nan=False))
+        click.echo(json.dumps(facts, indent=2, allow_nan=False))
     else:
-        _show(found)
+        _show(facts)
 
 
 @trace.command()
@@ -81,16 +81,16 @@ def convert(name: str, out: Path, how: dict[str, Any], merge: tuple[str, ...], s
     from traces import edit, write  # noqa: PLC0415
 
     write.check(out)
-    found = traces.read(name, **how)
+    requests = traces.read(name, **how)
     if merge:
-        found = edit.merge([found, *(traces.read(other, **how) for other in merge)])
-    found = _edited(found, seed, **edits)
-    write.write(found, out)
-    click.echo(f"wrote {len(found):,} requests to {out}", err=True)
+        requests = edit.merge([requests, *(traces.read(other, **how) for other in merge)])
+    requests = _edited(requests, seed, **edits)
+    write.write(requests, out)
+    click.echo(f"wrote {len(requests):,} requests to {out}", err=True)
 
 
 def _edited(
-    found: Trace,
+    requests: Trace,
     seed: int,
     between: tuple[float, float] | None,
     first_turns: bool,
@@ -106,22 +106,22 @@ def _edited(
     from traces import edit  # noqa: PLC0415
 
     if between is not None:
-        found = edit.slice_time(found, *between)
+        requests = edit.slice_time(requests, *between)
     if first_turns:
-        found = edit.first_turns(found)
+        requests = edit.first_turns(requests)
     if resample is not None:
-        found = edit.resample(found, resample, np.random.default_rng([seed, 0]))
+        requests = edit.resample(requests, resample, np.random.default_rng([seed, 0]))
     if spread:
-        found = edit.spread(found)
+        requests = edit.spread(requests)
     if session_blocks is not None:
-        found = edit.session_blocks(found, session_blocks)
+        requests = edit.session_blocks(requests, session_blocks)
     if stagger is not None:
-        found = edit.stagger(found, stagger, np.random.default_rng([seed, 1]))
+        requests = edit.stagger(requests, stagger, np.random.default_rng([seed, 1]))
     if rate is not None:
-        found = edit.set_rate(found, rate, np.random.default_rng([seed, 2]))
+        requests = edit.set_rate(requests, rate, np.random.default_rng([seed, 2]))
     if rate_scale is not None:
-        found = edit.scale_rate(found, rate_scale)
-    return found
+        requests = edit.scale_rate(requests, rate_scale)
+    return requests
 
 
 @trace.group()
@@ -144,7 +144,7 @@ def synth() -> None:
 @click.option("--prefixes", type=int, help="Open each session with one of N shared prefixes.")
 @click.option("--prefix-tokens", type=int, help="Tokens of a shared prefix, with --prefixes (default 256).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def requests_(out: Path, seed: int, **given: Any) -> None:
+def requests_(out: Path, seed: int, **options: Any) -> None:
     """Arrivals of a process, lengths of a distribution."""
     import numpy as np  # noqa: PLC0415
 
@@ -152,9 +152,9 @@ def requests_(out: Path, seed: int, **given: Any) -> None:
     from traces.synth import Recipe  # noqa: PLC0415
 
     write.check(out)
-    found = Recipe(**given).make(np.random.default_rng(seed), name=out.name)
-    write.write(found, out)
-    click.echo(f"wrote {len(found):,} requests to {out}", err=True)
+    requests = Recipe(**options).make(np.random.default_rng(seed), name=out.name)
+    write.write(requests, out)
+    click.echo(f"wrote {len(requests):,} requests to {out}", err=True)
 
 
 @synth.command("servegen")
@@ -171,7 +171,7 @@ def servegen_(clients: Path, out: Path, start: float, duration: float, rate_scal
     from traces import servegen, write  # noqa: PLC0415
 
     write.check(out)
-    found = servegen.synthesise(
+    requests = servegen.synthesise(
         servegen.read_clients(clients),
         np.random.default_rng(seed),
         start_s=start,
@@ -179,8 +179,8 @@ def servegen_(clients: Path, out: Path, start: float, duration: float, rate_scal
         rate_scale=rate_scale,
         name=out.name,
     )
-    write.write(found, out)
-    click.echo(f"wrote {len(found):,} requests to {out}", err=True)
+    write.write(requests, out)
+    click.echo(f"wrote {len(requests):,} requests to {out}", err=True)
 
 
 @synth.command("arena")
@@ -195,38 +195,38 @@ def arena_(out: Path, votes: int, days: float, seed: int) -> None:
     from traces import arena, write  # noqa: PLC0415
 
     write.check(out, shaped=False)
-    plan = arena.Plan(votes, days)
-    write.write_lines(arena.lines(plan, np.random.default_rng(seed)), out)
+    launch = arena.Launch(votes, days)
+    write.write_lines(arena.lines(launch, np.random.default_rng(seed)), out)
     click.echo(f"wrote {votes:,} battles to {out}", err=True)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("trace", found["name"] + (" (synthetic)" if found["synthetic"] else ""))
-    table.add_row("format", found["kind"])
-    table.add_row("requests", f"{found['requests']:,}")
-    if found["dropped"]:
-        table.add_row("dropped", f"{found['dropped']:,}")
-    if arrivals := found["arrivals"]:
+    table.add_row("trace", facts["name"] + (" (synthetic)" if facts["synthetic"] else ""))
+    table.add_row("format", facts["kind"])
+    table.add_row("requests", f"{facts['requests']:,}")
+    if facts["dropped"]:
+        table.add_row("dropped", f"{facts['dropped']:,}")
+    if arrivals := facts["arrivals"]:
         table.add_row("span", f"{arrivals['span_s']:,.3f} s, {arrivals['distinct_times']:,} distinct times")
         if arrivals["rate_per_s"]:
             table.add_row("rate", f"{arrivals['rate_per_s']:.4g}/s, CV of gaps {arrivals['cv']:.2f}")
     for name in ("prompt_tokens", "output_tokens"):
-        one = found[name]
-        spread = ", ".join(f"{key} {one[key]:,.0f}" for key in ("p50", "p90", "p99", "max"))
-        table.add_row(name.replace("_", " "), f"mean {one['mean']:,.1f}, {spread}")
-    if sessions := found["sessions"]:
+        lengths = facts[name]
+        spread = ", ".join(f"{key} {lengths[key]:,.0f}" for key in ("p50", "p90", "p99", "max"))
+        table.add_row(name.replace("_", " "), f"mean {lengths['mean']:,.1f}, {spread}")
+    if sessions := facts["sessions"]:
         many = f"{sessions['sessions']:,} of {sessions['requests']:,} requests"
         turns = f"turns mean {sessions['turns_mean']:.2f}, max {sessions['turns_max']}"
         table.add_row("sessions", f"{many}, {turns}, think p50 {sessions['think_p50_s']:.3g} s")
-    if prefix := found["prefix"]:
+    if prefix := facts["prefix"]:
         blocks = f"{prefix['reused_blocks']:,} of {prefix['blocks']:,} blocks of {prefix['block_tokens']}"
         table.add_row("reusable prefix", f"{blocks} ({prefix['reused_block_share']:.2%})")
         tokens = f"{prefix['reused_tokens']:,} of {prefix['tokens']:,} tokens ({prefix['reused_token_share']:.2%})"
         table.add_row("", f"{tokens}, unbounded cache, order of the trace")
-    for place, note in enumerate(found["notes"]):
+    for place, note in enumerate(facts["notes"]):
         table.add_row("notes" if not place else "", note)
     console = Console()
     if not console.is_terminal:

@@ -8,92 +8,11 @@ from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term
 from sim.engine.batch import Shape
 from sim.engine.request import Request
-from sim.specs import bounds
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.tree import DraftTree
-from sim.speculation.acceptance import MOST_DRAFTS, acceptance_rates
+from sim.speculation.settings import SpeculationSettings
 from traces.schema import InputError
-
-DRAFTERS = ("ngram", "draft-model", "eagle", "medusa")
-LOOKUP_TOKENS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculationSettings:
-    """Drafting, for the policy `speculative`.
-
-    The `drafter` is "ngram" (prompt lookup: no model), "draft-model" (`draft_model`, run k times a step, with a KV
-    cache and a prefill of its own), "eagle" (one layer of the target's shape, run k times; EAGLE, MTP) or "medusa"
-    (k heads on the target's last hidden state, run once). `k` drafts are proposed or, with `adaptive`, up to k.
-
-    `tree` gives eagle and medusa several candidates for each next token, by level: "3,2,1" proposes 3 + 6 + 6 drafts,
-    all verified in one step, of which a path of at most k = 3 is kept.
-
-    `acceptance` is the probability that a draft is right, given that all before it were: one number, several by
-    position ("0.8,0.7,0.5", the last one for all that follow), a JSON file with a list of them, or the `summary.json`
-    of a run that drafted, which also says how often a look-up found something.
-
-    `prompt_lookup_min` and `prompt_lookup_max` are how many tokens a live run's "ngram" looks up, at least and at most;
-    as in vLLM, one of them alone counts for both, and without any it is 5.
-    """
-
-    drafter: str = "ngram"
-    k: int = 4
-    acceptance: float | str = 0.7
-    adaptive: bool = False
-    draft_model: str = ""
-    tree: str = ""
-    prompt_lookup_min: int = 0
-    prompt_lookup_max: int = 0
-
-    def __post_init__(self) -> None:
-        if self.drafter not in DRAFTERS:
-            raise InputError(f"speculation.drafter is {self.drafter!r}; known: {', '.join(DRAFTERS)}")
-        bounds.check("speculation", self)
-        if (self.drafter == "draft-model") != bool(self.draft_model):
-            raise InputError(
-                "speculation.draft_model names the model of the drafter draft-model"
-                + ("; set it" if not self.draft_model else f", and speculation.drafter is {self.drafter!r}")
-            )
-        acceptance_rates(self.acceptance)
-        self._check_lookup()
-        if self.tree:
-            self._check_tree()
-
-    @property
-    def lookup(self) -> tuple[int, int]:
-        """Tokens that a look-up must find: at least, at most (vLLM, `SpeculativeConfig.__post_init__`)."""
-        least, most = self.prompt_lookup_min, self.prompt_lookup_max
-        return least or most or LOOKUP_TOKENS, most or least or LOOKUP_TOKENS
-
-    def _check_lookup(self) -> None:
-        given = (self.prompt_lookup_min, self.prompt_lookup_max)
-        if any(given) and self.drafter != "ngram":
-            raise InputError(f"speculation.prompt_lookup is for the drafter ngram, and it is {self.drafter!r}")
-        if min(given) < 0 or self.lookup[0] > self.lookup[1]:
-            raise InputError(
-                f"speculation.prompt_lookup_min is {given[0]} and prompt_lookup_max {given[1]}; "
-                "expected at least 1 and no more than the other"
-            )
-
-    def _check_tree(self) -> None:
-        levels, drafts = len(self.shape.widths), self.shape.drafts
-        if self.drafter not in ("eagle", "medusa"):
-            raise InputError(f"speculation.tree needs the drafter eagle or medusa, and it is {self.drafter!r}")
-        if self.adaptive:
-            raise InputError("speculation.tree and speculation.adaptive exclude one another: a tree is always whole")
-        if levels != self.k:
-            raise InputError(
-                f"speculation.tree {self.tree!r} has {levels} levels and speculation.k is {self.k}; set it so"
-            )
-        if drafts > MOST_DRAFTS:
-            raise InputError(f"speculation.tree {self.tree!r} has {drafts} drafts; at most {MOST_DRAFTS} are verified")
-
-    @property
-    def shape(self) -> DraftTree:
-        """The tree of the drafts of a step; without one, a chain of k."""
-        return DraftTree.parse(self.tree) if self.tree else DraftTree((1,) * self.k)
 
 
 class FixedDrafts:

@@ -28,7 +28,7 @@ GROWTH_ALLOWED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class Estimate:
     """A mean with its confidence interval; of a single value the interval is without end."""
 
     mean: float
@@ -51,17 +51,17 @@ def student_t(confidence: float, degrees: int) -> float:
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
-def by_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def by_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of independent replications' values with Student's interval (Law 2014, section 9.4.1). values: (n,)."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2:
-        return Interval(mean, -math.inf, math.inf)
+        return Estimate(mean, -math.inf, math.inf)
     margin = student_t(confidence, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return Interval(mean, mean - margin, mean + margin)
+    return Estimate(mean, mean - margin, mean + margin)
 
 
-def by_skewed_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def by_skewed_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of independent values that may be skewed, such as shares of rare events (Hall 1992, "On the removal of
     skewness by transformation", J. R. Stat. Soc. B 54(1)), with Student's quantiles. values: (n,).
 
@@ -81,10 +81,10 @@ def by_skewed_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE
         plain.mean - error * (3 / skew) * (math.cbrt(1 + skew * (score - skew / 6)) - 1)
         for score in (quantile, -quantile)
     )
-    return Interval(plain.mean, low, high)
+    return Estimate(plain.mean, low, high)
 
 
-def by_batch_means(series: npt.ArrayLike, batches: int = 20, confidence: float = CONFIDENCE) -> Interval:
+def by_batch_means(series: npt.ArrayLike, batches: int = 20, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of one long run's correlated values, its batches taken as independent (Law 2014, section 9.5.3).
 
     Right where a batch is much longer than the correlation lasts. Raises ValueError for fewer values than batches.

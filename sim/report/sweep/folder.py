@@ -10,21 +10,21 @@ from sim.report.sweep.page import render_sweep
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import PAGE
-from sim.study.sweep.question import Asked
-from sim.study.sweep.store import ASKED, TABLE, mark_of
+from sim.study.sweep.question import Question
+from sim.study.sweep.store import QUESTION, TABLE, mark_of
 from sim.study.sweep.store import finished as finished_points
 from sim.study.sweep.sweep import about, as_table, axes_of
 from traces.schema import InputError
 
 
-def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
+def write_page(folder: Path) -> tuple[Question, pd.DataFrame, str]:
     """Write the page of the sweep in a folder again; of one that has not ended, with the points that it has by now.
 
     Returns what was asked, the rows, and the id of the sweep, "" for one of an earlier version. Raises InputError: it
     cannot be read or written, its table is of another sweep, or it has no point yet.
     """
-    asked, mark = Asked.read(folder), mark_of(folder)
-    marks.agree(folder, {ASKED: mark, **marks.marks_of(folder, (TABLE, PAGE))})
+    asked, mark = Question.read(folder), mark_of(folder)
+    marks.agree(folder, {QUESTION: mark, **marks.marks_of(folder, (TABLE, PAGE))})
     if (folder / TABLE).exists():
         table = files.read_parquet(folder / TABLE)
     else:
@@ -37,7 +37,7 @@ def write_page(folder: Path) -> tuple[Asked, pd.DataFrame, str]:
     return asked, table, mark
 
 
-def page_of(asked: Asked, table: pd.DataFrame, mark: str) -> files.Writer:
+def page_of(asked: Question, table: pd.DataFrame, mark: str) -> files.Writer:
     """A writer of the page of a sweep with these rows; `mark` is its id."""
     missing = len(asked.grid) - len(table)
     notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim import scenario
 from sim.results.tables import flat
-from sim.scenario import Scenario
+from sim.scenario import Scenario, as_tables, build, refuse_unread
+from sim.specs.settings import word
 from sim.study.identity import differing, ingredients, made_of
 from sim.study.plan.document import (
     Document,
@@ -33,7 +33,7 @@ from sim.study.plan.rates import AtRate, lifetime_s
 from sim.study.plan.search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
 from sim.study.plan.trials import Simulated
 from sim.study.statistics import CONFIDENCE
-from sim.study.sweep.grid import of_settings, word
+from sim.study.sweep.grid import of_settings
 from sim.study.workers.pool import each
 from traces.schema import InputError
 
@@ -54,7 +54,7 @@ class Task:
     """One candidate at work: its name tells the settings that vary."""
 
     name: str
-    plan: Scenario
+    scenario: Scenario
     rate: float
     ask: Ask
     found: Capacity | None = None
@@ -70,18 +70,20 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
         raise InputError("a plan is made for one rate and one SLO; use sim sweep to vary them")
     if len(grid) > MOST_CANDIDATES:
         raise InputError(f"that makes {len(grid):,} candidates; a plan takes at most {MOST_CANDIDATES}")
-    rate = scenario.build(base, fixed).workload.rate
+    rate = build(base, fixed).workload.rate
     fixed["workload.rate"] = 0.0
     points = [grid.point(index) for index in range(len(grid))]
-    candidates = {name_of(point.settings): scenario.build(base, {**fixed, **point.settings}) for point in points}
+    candidates = {name_of(point.settings): build(base, {**fixed, **point.settings}) for point in points}
+    refuse_unread(candidates.values())
     if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
         )
-    names = {name for plan in candidates.values() for name in ingredients(flat(scenario.as_tables(plan)))}
+    names = {name for scenario in candidates.values() for name in ingredients(flat(as_tables(scenario)))}
     made = made_of(names)
-    one = next(iter(candidates.values()))
-    document = cheapest(candidates, rate, ask, told) if rate else capacity_of(one, ask, told)
+    document = (
+        cheapest(candidates, rate, ask, told) if rate else capacity_of(next(iter(candidates.values())), ask, told)
+    )
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
     return {**document, "made_of": made}
@@ -102,11 +104,11 @@ def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: To
     """
     if not 0 < rate < math.inf:
         raise InputError(f"rate is {rate}; it must be above 0")
-    if any(plan.replicas != 1 for plan in candidates.values()):
+    if any(scenario.replicas != 1 for scenario in candidates.values()):
         raise InputError("with --rate the plan finds the number of replicas itself; leave out replicas")
     inner = ask if len(candidates) == 1 else replace(ask, workers=1, executor="processes")
     outer = ask if len(candidates) > 1 else replace(ask, workers=1, executor="processes")
-    tasks = [Task(name, plan, rate, inner) for name, plan in candidates.items()]
+    tasks = [Task(name, scenario, rate, inner) for name, scenario in candidates.items()]
     rows: dict[str, Document] = {}
     kept: list[Task] = []
     for index, answer in each(_capacity, tasks, workers=outer.workers, executor=outer.executor):
@@ -133,8 +135,8 @@ def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: To
 def _capacity(task: Task) -> Capacity | str:
     """One replica's capacity, roughly; or why there is none."""
     try:
-        clauses = checked(task.plan, task.ask)
-        bench = Simulated(task.plan, clauses, workers=task.ask.workers, executor=task.ask.executor)
+        clauses = checked(task.scenario, task.ask)
+        bench = Simulated(task.scenario, clauses, workers=task.ask.workers, executor=task.ask.executor)
         aim = Aim(
             clauses,
             precision=0.1,
@@ -172,21 +174,21 @@ def _near(kept: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
     """The candidates worth simulating at the rate; the others get their row."""
     near = []
     prices = {task.name: _price(task) for task in kept}
-    kinds = {task.plan.gpu for task in kept}
+    kinds = {task.scenario.gpu for task in kept}
     by_price = None not in prices.values()
     if not by_price and len(kinds) > 1:
-        missing = sorted({task.plan.gpu for task in kept if prices[task.name] is None})
+        missing = sorted({task.scenario.gpu for task in kept if prices[task.name] is None})
         raise InputError(
             f"no price is known of {', '.join(missing)}, so it cannot be compared with other GPUs; set "
             "price.usd_per_gpu_hour, or leave it out"
         )
 
     def cost(task: Task) -> float:
-        return _least_replicas(task) * ((prices[task.name] or 0.0) if by_price else task.plan.tp)
+        return _least_replicas(task) * ((prices[task.name] or 0.0) if by_price else task.scenario.tp)
 
     least = min(map(cost, kept), default=0.0)
     for task in kept:
-        gpus = _least_replicas(task) * task.plan.tp
+        gpus = _least_replicas(task) * task.scenario.tp
         if gpus > task.ask.most_gpus:
             reason = f"needs at least {gpus:,} GPUs, more than {task.ask.most_gpus:,}"
             rows[task.name] = _row(task, status="dominated", reason=reason)
@@ -202,7 +204,7 @@ def _sized(task: Task) -> Document:
     """The row of a candidate with the fewest replicas that meet the SLO at the rate, in the mean of a few
     replications."""
     least = _least_replicas(task)
-    most = min(task.ask.most_gpus // task.plan.tp, 2 * least + 2)
+    most = min(task.ask.most_gpus // task.scenario.tp, 2 * least + 2)
     for replicas in range(least, most + 1):
         search, requests = _search(task, replicas)
         [first] = search.bench([Trial(task.rate, 0, requests, Window(requests // 4))])
@@ -217,12 +219,12 @@ def _sized(task: Task) -> Document:
 def _search(task: Task, replicas: int) -> tuple[Search, int]:
     """A search for so many replicas together, and the requests that a replication takes."""
     assert task.found is not None
-    plan = replace(task.plan, replicas=replicas)
-    clauses = checked(plan, task.ask)
+    scenario = replace(task.scenario, replicas=replicas)
+    clauses = checked(scenario, task.ask)
     aim = Aim(clauses, fewest=task.ask.requests, lifetimes=ROUGH_LIFETIMES)
     needed = math.ceil(aim.lifetimes * lifetime_s(task.found.rates[0].seen) * task.rate)
     requests = min(LONGEST, max(aim.fewest, 5 * requests_needed(clauses), needed))
-    bench = Simulated(plan, clauses, workers=task.ask.workers, executor=task.ask.executor)
+    bench = Simulated(scenario, clauses, workers=task.ask.workers, executor=task.ask.executor)
     return Search(bench, aim, task.rate), requests
 
 
@@ -244,7 +246,7 @@ def _confirmed(
         if at.met:
             rows[name]["status"] = "best"
             return name, at, search.window
-        if (replicas + 1) * task.plan.tp > ask.most_gpus:
+        if (replicas + 1) * task.scenario.tp > ask.most_gpus:
             rows[name].update(status="dominated", reason=f"misses the SLO with {ask.most_gpus:,} GPUs")
         else:
             rows[name] = _grown(task, rows[name])
@@ -258,7 +260,7 @@ def _grown(task: Task, row: Document) -> Document:
         name: None if row[name] is None else row[name] * more
         for name in ("usd_per_hour", "usd_per_million_tokens", "joules_per_million_tokens")
     }
-    return {**row, **dearer, "replicas": row["replicas"] + 1, "gpus": (row["replicas"] + 1) * task.plan.tp}
+    return {**row, **dearer, "replicas": row["replicas"] + 1, "gpus": (row["replicas"] + 1) * task.scenario.tp}
 
 
 def _row(
@@ -286,11 +288,11 @@ def _row(
         shown = {name: one[name] for name in shown}
     return {
         "name": task.name,
-        **configuration(task.plan),
+        **configuration(task.scenario),
         "status": kind,
         "reason": reason or why,
         "replicas": replicas,
-        "gpus": None if replicas is None else replicas * task.plan.tp,
+        "gpus": None if replicas is None else replicas * task.scenario.tp,
         "capacity_per_replica": None if found is None else found.interval.mean,
         "ci95_per_replica": None if found is None else [found.interval.low, found.interval.high],
         **money(at.seen if at is not None else ()),
@@ -326,7 +328,7 @@ def _document(
         "warm_up": warm_up_words(found) if found else None,
         "replications": len(at.seen) if at else 0,
         "notes": [],
-        "inputs": inputs_of(chosen.plan, seen) if chosen and seen else {"trace": first.workload.trace},
+        "inputs": inputs_of(chosen.scenario, seen) if chosen and seen else {"trace": first.workload.trace},
     }
     if best is None:
         document["reason"] = f"None of {len(table)} candidates meets the SLO at {rate:g} requests/s."

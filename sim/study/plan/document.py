@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.results import metrics
 from sim.scenario import Scenario
-from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Seen, Window
+from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Observation, Window
 from sim.study.plan.rates import AtRate
 from sim.study.plan.replication import source
 from sim.study.plan.search import Capacity, UnmetError
@@ -21,9 +21,9 @@ SHOWN = ("ttft_s", "tpot_s", "e2e_s")
 PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 
 
-def slo_of(plan: Scenario, attainment: float | None) -> Document:
+def slo_of(scenario: Scenario, attainment: float | None) -> Document:
     """The limits in seconds by name, and the attainment where one is asked."""
-    limits: Document = {one.name: one.limit_s for one in metrics.parse_slo(plan.slo)}
+    limits: Document = {one.name: one.limit_s for one in metrics.parse_slo(scenario.slo)}
     return limits if attainment is None else {**limits, "attainment": attainment}
 
 
@@ -83,7 +83,7 @@ def _counted(at: AtRate, window: Window, column: str) -> metrics.Floats:
     return found
 
 
-def good_share(seen: Seen, clauses: Sequence[Clause], window: Window) -> float:
+def good_share(seen: Observation, clauses: Sequence[Clause], window: Window) -> float:
     """The share of requests that meet every limit by their own values (goodput)."""
     over = np.zeros(len(seen), bool)
     for clause in clauses:
@@ -92,33 +92,33 @@ def good_share(seen: Seen, clauses: Sequence[Clause], window: Window) -> float:
     return 1 - float(over[window.slice(len(seen))].mean())
 
 
-def row_of(plan: Scenario, found: Capacity) -> Document:
+def row_of(scenario: Scenario, found: Capacity) -> Document:
     """The configuration with its price, at its capacity: means over the replications at the rate nearest below it."""
     below = [one for one in found.rates if one.rate_per_s <= found.interval.mean] or list(found.rates[:1])
     return {
-        **configuration(plan),
-        "replicas": plan.replicas,
-        "gpus": plan.replicas * plan.tp,
-        "capacity_per_replica": found.interval.mean / plan.replicas,
-        "ci95_per_replica": [found.interval.low / plan.replicas, found.interval.high / plan.replicas],
+        **configuration(scenario),
+        "replicas": scenario.replicas,
+        "gpus": scenario.replicas * scenario.tp,
+        "capacity_per_replica": found.interval.mean / scenario.replicas,
+        "ci95_per_replica": [found.interval.low / scenario.replicas, found.interval.high / scenario.replicas],
         **money(below[-1].seen),
     }
 
 
-def configuration(plan: Scenario) -> Document:
+def configuration(scenario: Scenario) -> Document:
     """What a candidate may vary."""
     return {
-        "model": plan.model,
-        "gpu": plan.gpu,
-        "tp": plan.tp,
-        "policy": plan.policy.name,
-        "allocator": plan.allocator.name,
-        "kv_dtype": plan.kv.dtype,
-        "weights": plan.weights,
+        "model": scenario.model,
+        "gpu": scenario.gpu,
+        "tp": scenario.tp,
+        "policy": scenario.policy.name,
+        "allocator": scenario.allocator.name,
+        "kv_dtype": scenario.kv.dtype,
+        "weights": scenario.weights,
     }
 
 
-def money(seen: Sequence[Seen]) -> Document:
+def money(seen: Sequence[Observation]) -> Document:
     """Dollars and joules as means over runs; None where no price or no power is known."""
     bills = [one.facts.get("bill", {}) for one in seen]
     first = bills[0] if bills else {}
@@ -163,7 +163,7 @@ def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
     }
 
 
-def lowest_s(seen: Seen, clause: Clause, window: Window) -> float:
+def lowest_s(seen: Observation, clause: Clause, window: Window) -> float:
     """A clause's statistic in the requests that count (of gaps between tokens, each request's longest)."""
     limit = clause.limits[0]
     values = seen.values[OWN_VALUE[limit.metric]][window.slice(len(seen))]
@@ -173,19 +173,19 @@ def lowest_s(seen: Seen, clause: Clause, window: Window) -> float:
     return float(np.percentile(values, float(clause.statistic[1:])))
 
 
-def inputs_of(plan: Scenario, seen: Seen) -> Document:
+def inputs_of(scenario: Scenario, seen: Observation) -> Document:
     """Where the numbers are from."""
     told = seen.facts.get("inputs", {})
-    arrivals = "poisson" if plan.workload.arrivals == "trace" else plan.workload.arrivals
+    arrivals = "poisson" if scenario.workload.arrivals == "trace" else scenario.workload.arrivals
     return {
-        "trace": told.get("trace", plan.workload.trace),
+        "trace": told.get("trace", scenario.workload.trace),
         "trace_kind": told.get("trace_kind"),
-        "requests_in_trace": len(source(plan.workload)),
+        "requests_in_trace": len(source(scenario.workload)),
         "arrivals": arrivals,
-        "arrivals_cv": plan.workload.arrivals_cv,
-        "profile": plan.cost.profile,
-        **configuration(plan),
-        "seed": plan.seed,
+        "arrivals_cv": scenario.workload.arrivals_cv,
+        "profile": scenario.cost.profile,
+        **configuration(scenario),
+        "seed": scenario.seed,
         "cost_sources": seen.facts.get("cost_sources"),
         "version": version("foretoken"),
     }

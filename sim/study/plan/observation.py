@@ -89,7 +89,7 @@ class Gaps:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """One replication: arrays by request, in the order in which they were due; NaN where a request has no value.
 
     `due_s` is when the trace has it arrive; `arrival_s` when it did, which differs for a turn that waited for an
@@ -124,7 +124,7 @@ def grown(due_s: Floats, arrival_s: Floats, finish_s: Floats, work: Floats, wind
     return growth(arrival_s, finish_s, work, float(part[0]), float(part[-1]))
 
 
-def excesses(seen: Seen, clauses: Sequence[Clause], window: Window) -> Floats:
+def excesses(seen: Observation, clauses: Sequence[Clause], window: Window) -> Floats:
     """By how much each clause is missed, and last the stability of the queue; 0 or less: it is met.
 
     Of a percentile, the share of requests over the limit less the share that may be: so "p99 <= limit" is "at most
@@ -135,7 +135,7 @@ def excesses(seen: Seen, clauses: Sequence[Clause], window: Window) -> Floats:
     return np.array([*found, seen.growth(window).share - GROWTH_ALLOWED])
 
 
-def _excess(seen: Seen, clause: Clause, window: Window) -> float:
+def _excess(seen: Observation, clause: Clause, window: Window) -> float:
     part = window.slice(len(seen))
     if clause.statistic == "share":
         over = np.zeros(len(seen), bool)

@@ -76,34 +76,39 @@ class Ask:
             )
 
 
-def capacity_of(plan: Scenario, ask: Ask, told: Told = quiet) -> Document:
+def capacity_of(scenario: Scenario, ask: Ask, told: Told = quiet) -> Document:
     """The highest rate that the configuration takes under the scenario's SLO.
 
     Returns the document of docs/plan.md; its `capacity` is None, with a `reason`, where no rate meets the SLO.
     Raises InputError for a scenario that cannot be planned or run.
     """
-    clauses = checked(plan, ask)
+    clauses = checked(scenario, ask)
     runs = [0]
     bench = Simulated(
-        plan, clauses, workers=ask.workers, executor=ask.executor, ran=lambda: runs.__setitem__(0, runs[0] + 1)
+        scenario, clauses, workers=ask.workers, executor=ask.executor, ran=lambda: runs.__setitem__(0, runs[0] + 1)
     )
     aim = Aim(clauses, ask.precision, fewest=ask.requests)
     search = Search(bench, aim, bench.guess(), told)
-    about = {"slo": slo_of(plan, ask.attainment), "rate": None, "precision": ask.precision, "confidence": CONFIDENCE}
+    about = {
+        "slo": slo_of(scenario, ask.attainment),
+        "rate": None,
+        "precision": ask.precision,
+        "confidence": CONFIDENCE,
+    }
     try:
         found = search.capacity()
     except UnmetError as unmet:
         return jsonable(
-            {**about, **unmet_words(unmet, clauses), "simulations": runs[0], "inputs": inputs_of(plan, unmet.seen)}
+            {**about, **unmet_words(unmet, clauses), "simulations": runs[0], "inputs": inputs_of(scenario, unmet.seen)}
         )
     rates = list(found.rates)
     if ask.curve:
         rates = sorted([*rates, *_curve(bench, search, found)], key=lambda one: one.rate_per_s)
-    row = row_of(plan, found)
+    row = row_of(scenario, found)
     return jsonable(
         {
             **about,
-            "capacity": capacity_words(found, plan.replicas),
+            "capacity": capacity_words(found, scenario.replicas),
             "best": row,
             "candidates": [row],
             "rates": [rate_row(one, clauses, found.window) for one in rates],
@@ -112,20 +117,20 @@ def capacity_of(plan: Scenario, ask: Ask, told: Told = quiet) -> Document:
             "requests_per_replication": found.requests,
             "simulations": runs[0],
             "notes": list(found.notes),
-            "inputs": inputs_of(plan, found.rates[0].seen[0]),
+            "inputs": inputs_of(scenario, found.rates[0].seen[0]),
         }
     )
 
 
-def checked(plan: Scenario, ask: Ask) -> tuple[Clause, ...]:
+def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     """The clauses of the scenario's SLO, if the scenario can be planned for them at all.
 
     Raises InputError for one that cannot: a mistaken SLO, a live run, a closed loop, a trace too short.
     """
-    clauses = clauses_of(metrics.parse_slo(plan.slo) if plan.slo else (), ask.attainment)
-    if plan.executor != "predicted":
+    clauses = clauses_of(metrics.parse_slo(scenario.slo) if scenario.slo else (), ask.attainment)
+    if scenario.executor != "predicted":
         raise InputError("a plan simulates hundreds of runs; executor live is not for it")
-    told = plan.workload
+    told = scenario.workload
     if told.concurrency:
         raise InputError("a plan searches the arrival rate, and with workload.concurrency requests come when users ask")
     if told.resample or told.rate_scale != 1.0:
@@ -139,7 +144,7 @@ def checked(plan: Scenario, ask: Ask) -> tuple[Clause, ...]:
             f"{trace.path or trace.name} has {len(trace):,} requests, too few to show {name}: that takes at least "
             f"{needed:,} of them, so that ten lie beyond it"
         )
-    parts = assemble(plan)
+    parts = assemble(scenario)
     serving.admissible(parts, trace)
     return clauses
 

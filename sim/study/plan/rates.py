@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Seen, Window
-from sim.study.statistics import Interval, mser5
+from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Observation, Window
+from sim.study.statistics import Estimate, mser5
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class AtRate:
     """All replications at one rate."""
 
     rate_per_s: float
-    seen: tuple[Seen, ...]
-    excess: tuple[Interval, ...]
+    seen: tuple[Observation, ...]
+    excess: tuple[Estimate, ...]
     """Of each clause and of the stability, the mean excess with its interval."""
     growing: int = 0
     """Replications whose own test says that the queue grew."""
@@ -109,12 +109,12 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.4g}")
 
 
-def lifetime_s(seen: Sequence[Seen]) -> float:
+def lifetime_s(seen: Sequence[Observation]) -> float:
     """The 90th percentile of a request's time in the system, as a mean over runs."""
     return float(np.mean([np.nanpercentile(one.values["e2e_s"], 90) for one in seen]))
 
 
-def warm_up(seen: Sequence[Seen], clauses: Sequence[Clause]) -> tuple[Window, bool]:
+def warm_up(seen: Sequence[Observation], clauses: Sequence[Clause]) -> tuple[Window, bool]:
     """The requests that count, from the first replications at one rate, and whether a steady state was found.
 
     The rule: of each latency of the SLO, the mean over the replications is taken request by request, and MSER-5 says

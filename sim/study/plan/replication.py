@@ -19,7 +19,7 @@ from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.workload import samples, timed
 from sim.study.identity import Stamps, looks
-from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Gaps, Seen, Window
+from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
 from traces.schema import InputError, Trace, keep_rows
 
@@ -28,13 +28,13 @@ MOST_REPLICATIONS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Replication:
     """What to simulate: `sessions` of the scenario's trace at a rate, drawn from the scenario's seed and `replication`.
 
     With `stop_for`, the run ends as soon as it is certain to miss one of these clauses in that window.
     """
 
-    plan: Scenario
+    base: Scenario
     rate_per_s: float
     replication: int
     sessions: int
@@ -45,40 +45,40 @@ class Point:
     @property
     def scenario(self) -> Scenario:
         """The scenario of this replication, as `sim run` would take it."""
-        told = self.plan.workload
-        drawn = "poisson" if told.arrivals == "trace" else told.arrivals
-        work = replace(told, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
-        return replace(self.plan, workload=work, seed=self.plan.seed + self.replication, slo="")
+        workload = self.base.workload
+        drawn = "poisson" if workload.arrivals == "trace" else workload.arrivals
+        work = replace(workload, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
+        return replace(self.base, workload=work, seed=self.base.seed + self.replication, slo="")
 
 
-def measure(point: Point) -> Seen:
+def measure(point: Replication) -> Observation:
     """Simulate a point. Common random numbers: two points of one replication and one trace have the same requests, and
     the same gaps between them in units of the mean gap, whatever else differs.
 
     Raises InputError where the scenario cannot be run.
     """
     started = time.perf_counter()
-    plan = point.scenario
-    trace = timed(source(plan.workload), plan.workload, plan.seed)
-    kept, _ = serving.admissible(assemble(plan), trace)
-    table = keep_rows(trace.requests, kept)
+    scenario = point.scenario
+    trace = timed(source(scenario.workload), scenario.workload, scenario.seed)
+    rows, _ = serving.admissible(assemble(scenario), trace)
+    table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
-    work = _work_tokens(table, plan.workload)
+    work = _work_tokens(table, scenario.workload)
     watch = Watch()
     if point.window is not None:
         output = table["output_tokens"].to_numpy()
-        watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, plan.workload) is None)
+        watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
     try:
-        result = serving.simulate(plan, trace=trace, hooks=serving.Hooks(observer=watch))
+        result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(observer=watch))
     except HopelessError as certain:
         nothing = np.empty(0)
-        return Seen(
+        return Observation(
             point.rate_per_s, point.replication, nothing, nothing, nothing, nothing, {}, stopped=certain.clause,
             wall_s=time.perf_counter() - started,
         )  # fmt: skip
-    requests = result.requests[kept]
+    requests = result.requests[rows]
     limits = [limit for clause in point.clauses for limit in clause.limits if limit.metric == "itl"]
-    return Seen(
+    return Observation(
         point.rate_per_s,
         point.replication,
         due_s,
@@ -99,14 +99,14 @@ def source(settings: WorkloadSettings) -> Trace:
     """
     if not settings.trace:
         raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
-    seen = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
+    stamps = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
     return _read(
-        settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad, seen
+        settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad, stamps
     )
 
 
 @lru_cache(maxsize=4)
-def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool, seen: Stamps) -> Trace:
+def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
     return traces.read(
         trace, format=kind or None, limit=limit or None, side=side, tokenizer=tokenizer or None, skip_bad=skip_bad

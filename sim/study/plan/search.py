@@ -14,9 +14,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.study.plan.observation import STABILITY, Clause, Floats, Seen, Window, excesses, requests_needed, verdict
+from sim.study.plan.observation import (
+    STABILITY,
+    Clause,
+    Floats,
+    Observation,
+    Window,
+    excesses,
+    requests_needed,
+    verdict,
+)
 from sim.study.plan.rates import AtRate, around, crossings, lifetime_s, rounded, warm_up
-from sim.study.statistics import CONFIDENCE, Interval, by_skewed_replications
+from sim.study.statistics import CONFIDENCE, Estimate, by_skewed_replications
 
 STEP = 1.6
 """Between rates that are tried before the capacity lies between two of them."""
@@ -45,7 +54,7 @@ class Trial:
     window: Window | None = None
 
 
-Bench = Callable[[Sequence[Trial]], list[Seen]]
+Bench = Callable[[Sequence[Trial]], list[Observation]]
 """Runs trials, in any order, and returns what they showed, in theirs."""
 
 
@@ -74,7 +83,7 @@ class Aim:
 class UnmetError(Exception):
     """No rate meets the SLO; `seen` is what the lowest load gave."""
 
-    def __init__(self, seen: Seen, clause: str) -> None:
+    def __init__(self, seen: Observation, clause: str) -> None:
         super().__init__(clause)
         self.seen = seen
         self.clause = clause
@@ -84,7 +93,7 @@ class UnmetError(Exception):
 class Capacity:
     """The answer: the capacity in requests per second with its interval, and what it rests on."""
 
-    interval: Interval
+    interval: Estimate
     bound_by: str
     rates: tuple[AtRate, ...]
     window: Window
@@ -110,7 +119,7 @@ class Search:
     requests: int = 0
     window: Window = field(default_factory=lambda: Window(0))
     settled: bool = True
-    found: dict[float, list[Seen]] = field(default_factory=dict)
+    found: dict[float, list[Observation]] = field(default_factory=dict)
     _judged: dict[tuple[float, int, Window], tuple[Floats, bool]] = field(default_factory=dict)
 
     def capacity(self) -> Capacity:
@@ -136,11 +145,11 @@ class Search:
         self.window, self.settled = warm_up(self.found[rate], self.aim.clauses)
         return self.at(rate)
 
-    def bracket(self) -> tuple[float, float, Seen]:
+    def bracket(self) -> tuple[float, float, Observation]:
         """Two neighbouring rates, of which replication 0 meets the SLO at the lower only, and what it showed there."""
         self.requests = max(self.aim.fewest, 5 * requests_needed(self.aim.clauses))
         self.window = Window(self.requests // 4)
-        tried: dict[float, tuple[str, Seen]] = {}
+        tried: dict[float, tuple[str, Observation]] = {}
 
         def met(rate: float) -> bool:
             [seen] = self._run([Trial(rate, 0, self.requests, self.window)])
@@ -181,7 +190,7 @@ class Search:
         intervals = tuple(by_skewed_replications(column, self.aim.confidence) for column in excess.T)
         return AtRate(rate, tuple(seen), intervals, sum(grew for _, grew in judged))
 
-    def _judge(self, rate: float, number: int, seen: Seen) -> tuple[Floats, bool]:
+    def _judge(self, rate: float, number: int, seen: Observation) -> tuple[Floats, bool]:
         """A replication's excesses, and whether its queue grew, worked out once."""
         key = rate, number, self.window
         if key not in self._judged:
@@ -219,7 +228,7 @@ class Search:
         low = crossed.low if crossed.low is not None else 0.0
         high = crossed.high if crossed.high is not None else math.inf
         middle = crossed.middle if crossed.middle is not None else (low if math.isinf(high) else high)
-        interval = Interval(middle, low, high)
+        interval = Estimate(middle, low, high)
         narrow = interval.relative <= self.aim.precision
         bound_by = self.aim.names[crossed.clause]
         return Capacity(
@@ -249,7 +258,7 @@ class Search:
                 f"is of {self.requests:,} requests; ask for a percentile, or for an attainment."
             )
 
-    def _long_enough(self, seen: Seen) -> int:
+    def _long_enough(self, seen: Observation) -> int:
         """Requests per replication, given what the bracket showed."""
         return min(LONGEST, max(self.requests, math.ceil(self.aim.lifetimes * lifetime_s([seen]) * seen.rate_per_s)))
 
@@ -264,6 +273,6 @@ class Search:
         for trial, seen in zip(missing, self._run(missing), strict=True):
             self.found.setdefault(trial.rate_per_s, []).append(seen)
 
-    def _run(self, trials: Sequence[Trial]) -> list[Seen]:
+    def _run(self, trials: Sequence[Trial]) -> list[Observation]:
         self.runs += len(trials)
         return self.bench(trials)

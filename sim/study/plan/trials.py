@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sim.scenario import Scenario
-from sim.study.plan.observation import Clause, Seen
-from sim.study.plan.replication import Point, measure, source
+from sim.study.plan.observation import Clause, Observation
+from sim.study.plan.replication import Replication, measure, source
 from sim.study.plan.search import Trial
 from sim.study.workers.cores import cores
 from sim.study.workers.pool import each
@@ -31,25 +31,25 @@ class Simulated:
 
     def __init__(
         self,
-        plan: Scenario,
+        scenario: Scenario,
         clauses: Sequence[Clause],
         *,
         workers: int | None = None,
         executor: str = "processes",
         ran: Callable[[], None] = lambda: None,
     ) -> None:
-        self.plan = plan
+        self.scenario = scenario
         self.clauses = tuple(clauses)
         self._workers, self._executor, self._ran = workers, executor, ran
-        requests = source(plan.workload).requests
+        requests = source(scenario.workload).requests
         sessions = int((requests["after"] < 0).sum()) if "after" in requests else len(requests)
         self._sessions_per_request = sessions / len(requests)
         self._cost_s = 0.0
         """Wall seconds of a run, the slowest so far."""
 
-    def __call__(self, trials: Sequence[Trial]) -> list[Seen]:
+    def __call__(self, trials: Sequence[Trial]) -> list[Observation]:
         points = [self._point(trial) for trial in trials]
-        found: dict[int, Seen] = {}
+        found: dict[int, Observation] = {}
         for index, seen in each(measure, points, workers=self._crew(points), executor=self._executor):
             found[index] = seen
             self._ran()
@@ -61,11 +61,11 @@ class Simulated:
         [seen] = self([Trial(1e6, 0, BURST)])
         return BURST / float(np.nanmax(seen.finish_s))
 
-    def _point(self, trial: Trial) -> Point:
+    def _point(self, trial: Trial) -> Replication:
         sessions = math.ceil(trial.requests * self._sessions_per_request)
-        return Point(self.plan, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window)
+        return Replication(self.scenario, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window)
 
-    def _crew(self, points: Sequence[Point]) -> int | None:
+    def _crew(self, points: Sequence[Replication]) -> int | None:
         if self._executor == "processes" and (self._cost_s * len(points) < WORTH_STARTING_S or self._workers == 1):
             return 1
         return min(self._workers or cores(), max(1, len(points)))

@@ -18,6 +18,7 @@ import numpy as np
 
 from sim import scenario
 from sim.specs.bounds import MAX_SEED
+from sim.specs.settings import word
 from traces import documents, files
 from traces.schema import InputError
 
@@ -72,13 +73,6 @@ class Grid:
         """The values that a key takes, in the order in which they come."""
         given = self.axes.get(key) or [one[key] for one in self.listed if key in one]
         return list({word(value): value for value in given}.values())
-
-
-def word(value: Any) -> str:
-    """A value as it stands in a point's name: values that are the same setting read the same."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def of_settings(

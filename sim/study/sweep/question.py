@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ from sim import scenario
 from sim.results import metrics
 from sim.results.tables import flat
 from sim.scenario import Scenario
-from sim.speculation.drafters import SpeculationSettings
 from sim.study.identity import CODE, FILES, ingredients, made_of
 from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid
-from sim.study.sweep.store import ASKED, asked_of
+from sim.study.sweep.store import QUESTION, question_of
 from traces.schema import InputError
 
 MOST_POINTS = 10_000
@@ -24,7 +24,7 @@ MOST_POINTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A sweep before it runs: what stays (nested tables, every setting spelled out) and what varies."""
 
     base: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Asked:
         seeds: int | str | Sequence[int] = 1,
         most_points: int | None = MOST_POINTS,
         allow_code: bool = False,
-    ) -> Asked:
+    ) -> Question:
         """Check what a user asks for.
 
         Args:
@@ -55,11 +55,7 @@ class Asked:
         Raises:
             InputError: an unknown key, too many points, what no sweep varies; one sentence.
         """
-        if isinstance(base, Scenario):
-            given = scenario.as_tables(base)
-        else:
-            given = scenario.read(base, settings, allow_code=allow_code) if base else {}
-        given, lists = _lists_of(given, settings)
+        given, lists = _lists_of(scenario.tables_of(base, settings, allow_code=allow_code), settings)
         fixed, grid = grids.of_settings({**lists, **settings}, listed=_listed(points, allow_code))
         tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
         grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
@@ -68,23 +64,23 @@ class Asked:
         grids.check_keys(tables, grid)
         if isinstance(tables["slo"], str) and tables["slo"] and "slo" not in grid.keys:
             metrics.parse_slo(tables["slo"])  # a mistake in what all points share is no reason to make a folder
-        _check_drafting(tables, grid)
         if len(grid) > grids.MOST_VALUES:
             raise InputError(f"these are {len(grid):,} points; a sweep has at most {grids.MOST_VALUES:,}")
         if most_points is not None and len(grid) > most_points:
             raise InputError(f"these are {len(grid):,} points; more than {most_points:,} run only with --yes")
+        scenario.refuse_unread(_scenarios(tables, grid))
         return cls(tables, grid)
 
     @classmethod
-    def read(cls, folder: Path) -> Asked:
+    def read(cls, folder: Path) -> Question:
         """What the sweep in a folder was asked, of whatever version; raises InputError."""
-        found = asked_of(folder)
+        found = question_of(folder)
         try:
             axes = {key: tuple(values) for key, values in found.get("axes", {}).items()}
             grid = Grid(axes, tuple(found["listed"]) or ({},), tuple(found["seeds"]))
             return cls(found["base"], grid, found["version"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / ASKED} is not what a sweep writes: {error!r}") from None
+            raise InputError(f"{folder / QUESTION} is not what a sweep writes: {error!r}") from None
 
     def identity(self) -> dict[str, Any]:
         """All that the rows depend on, in TOML's types: what a folder is recognised by, and what it is made of."""
@@ -114,11 +110,11 @@ class Asked:
         return set(ingredients({**flat(self.base), **self.grid.point(point).settings}))
 
 
-def _check_drafting(tables: Mapping[str, Any], grid: Grid) -> None:
-    """Refuse settings of drafts where the policy varies and none drafts."""
-    policies = [*grid.values("policy.name"), tables["policy"]["name"]] if "policy.name" in grid.keys else []
-    if policies and "speculative" not in policies and tables["speculation"] != asdict(SpeculationSettings()):
-        raise InputError("speculation is set, and no policy of the sweep drafts; add speculative to them")
+def _scenarios(tables: Mapping[str, Any], grid: Grid) -> Iterator[Scenario]:
+    """Those of the points that have one, for one seed."""
+    for index in range(0, len(grid), len(grid.seeds)):
+        with suppress(InputError):
+            yield scenario.build(tables, grid.point(index).settings)
 
 
 def _lists_of(given: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

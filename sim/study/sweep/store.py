@@ -21,14 +21,14 @@ from traces import documents
 from traces import files as inputs
 from traces.schema import InputError
 
-ASKED, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
+QUESTION, JOURNAL, TABLE = "sweep.toml", "points.jsonl", "sweep.parquet"
 LOCK = ".foretoken.sweep.lock"
 MOST_NAMES = 3
 """Of files that have changed, so many are named."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PointOutcome:
     """What came of a point: its summary by dotted key, or the reason why it failed.
 
     `final` is False where another try may end otherwise: the worker was killed, or something unexpected happened.
@@ -48,24 +48,27 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, asked: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]] = lambda point: ()
+        self,
+        folder: Path,
+        question: Mapping[str, Any],
+        made_of_point: Callable[[int], Iterable[str]] = lambda point: (),
     ) -> None:
         """Open the folder of this sweep or make it; what was made of something that has changed since is dropped.
 
         Args:
             folder: where it is.
-            asked: all that was asked, and as `made_of` the digests of what the points are made of.
+            question: all that was asked, and as `made_of` the digests of what the points are made of.
             made_of_point: the ingredients of a point, by its number.
 
         Raises:
             InputError: it is that of another sweep, another process is at work in it, or it cannot be written.
         """
         self.folder = folder
-        self.done: dict[int, Outcome] = {}
+        self.done: dict[int, PointOutcome] = {}
         self.again: list[int] = []
         self.told = ""
         self.mark = ""
-        text = tomli_w.dumps(dict(asked))
+        text = tomli_w.dumps(dict(question))
         check_free(folder, "sweep")
         _check_same(folder, text)
         try:
@@ -74,7 +77,7 @@ class Store:
             raise InputError(f"cannot write {folder / JOURNAL}: {error.strerror}") from None
         try:
             _check_same(folder, text)  # once more: another may have begun since
-            self._take(text, asked, made_of_point)
+            self._take(text, question, made_of_point)
             self._journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             self._lock.release()
@@ -83,15 +86,17 @@ class Store:
             self._lock.release()
             raise
 
-    def _take(self, text: str, asked: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
+    def _take(self, text: str, question: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
         folder, journal = self.folder, self.folder / JOURNAL
         self.mark = marks.digest(text)
-        if not (folder / ASKED).exists():
+        if not (folder / QUESTION).exists():
             if journal.exists() and journal.stat().st_size:  # it is filled only after the other is there
-                raise InputError(f"{folder} has a {JOURNAL} without {ASKED}; give another --out, or delete that folder")
-            files.write_file(folder / ASKED, files.text(text))
+                raise InputError(
+                    f"{folder} has a {JOURNAL} without {QUESTION}; give another --out, or delete that folder"
+                )
+            files.write_file(folder / QUESTION, files.text(text))
             return
-        changed = differing(asked_of(folder).get("made_of", {}), asked.get("made_of", {}))
+        changed = differing(question_of(folder).get("made_of", {}), question.get("made_of", {}))
         kept = bytearray()
         for point, outcome, line in _entries(folder):
             if changed and not changed.keys().isdisjoint(made_of_point(point)):
@@ -99,19 +104,21 @@ class Store:
             else:
                 self.done[point] = outcome
                 kept += line
-        if inputs.text(folder / ASKED) != text:  # of another version, or made of something else
-            files.write_files(folder, {ASKED: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE))
+        if inputs.text(folder / QUESTION) != text:  # of another version, or made of something else
+            files.write_files(
+                folder, {QUESTION: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE)
+            )
         elif journal.exists():
             os.truncate(journal, len(kept))  # the line that a kill cut short is dropped
         if self.again:
             names = sorted({name for some in changed.values() for name in some})
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             self.told = (
-                f"{len(self.done):,} of {asked['points']:,} points reused, {len(set(self.again)):,} run again since "
+                f"{len(self.done):,} of {question['points']:,} points reused, {len(set(self.again)):,} run again since "
                 f"{', '.join(names[:MOST_NAMES])}{more} changed"
             )
 
-    def add(self, index: int, outcome: Outcome) -> None:
+    def add(self, index: int, outcome: PointOutcome) -> None:
         """Keep a finished point, in one write."""
         line = json.dumps({"point": index, **asdict(outcome)}, allow_nan=False) + "\n"
         try:
@@ -138,18 +145,18 @@ def _whole(folder: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def finished(folder: Path) -> dict[int, Outcome]:
+def finished(folder: Path) -> dict[int, PointOutcome]:
     """The finished points by number, also of a sweep that is still running; raises InputError for a damaged line."""
     return {point: outcome for point, outcome, _ in _entries(folder)}
 
 
-def _entries(folder: Path) -> Iterator[tuple[int, Outcome, bytes]]:
+def _entries(folder: Path) -> Iterator[tuple[int, PointOutcome, bytes]]:
     """Each whole line of the journal: its point, what came of it, and itself."""
     for number, line in enumerate(_whole(folder).splitlines(keepends=True), 1):
         try:
             found = documents.loads(line)
             point = int(found.pop("point"))
-            outcome = Outcome(**found)
+            outcome = PointOutcome(**found)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f"{folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
@@ -157,19 +164,19 @@ def _entries(folder: Path) -> Iterator[tuple[int, Outcome, bytes]]:
         yield point, outcome, line
 
 
-def asked_of(folder: Path) -> dict[str, Any]:
+def question_of(folder: Path) -> dict[str, Any]:
     """What the sweep in a folder was asked; raises InputError."""
-    return documents.toml(folder / ASKED)
+    return documents.toml(folder / QUESTION)
 
 
 def mark_of(folder: Path) -> str:
     """The id that the table and the page of the sweep in a folder have; "" for one of an earlier version."""
-    return marks.digest(inputs.text(folder / ASKED)) if "made_of" in asked_of(folder) else ""
+    return marks.digest(inputs.text(folder / QUESTION)) if "made_of" in question_of(folder) else ""
 
 
 def _check_same(folder: Path, text: str) -> None:
     """Refuse the folder of another sweep, and say what differs."""
-    path = folder / ASKED
+    path = folder / QUESTION
     if not inputs.exists(path):
         return
     found = inputs.text(path)

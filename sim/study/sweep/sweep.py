@@ -15,20 +15,19 @@ from typing import Any
 import pandas as pd
 import tomli_w
 
-from sim import scenario
 from sim.results import files
 from sim.results import run_id as marks
 from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
 from sim.results.tables import flat
-from sim.scenario import WorkloadSettings
+from sim.scenario import WorkloadSettings, build, merge
 from sim.serving import run as serving
 from sim.serving.workload import read_trace, timed
+from sim.specs.settings import word
 from sim.study.identity import CODE, Made, check_seen, differing, digests, ingredients
-from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid, Point
-from sim.study.sweep.question import Asked
-from sim.study.sweep.store import TABLE, Outcome, Store
+from sim.study.sweep.question import Question
+from sim.study.sweep.store import TABLE, PointOutcome, Store
 from sim.study.workers.pool import each
 from traces.schema import InputError, Trace
 
@@ -37,14 +36,14 @@ TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")
 
 
 def run(
-    asked: Asked,
+    question: Question,
     *,
     out: Path | None = None,
     workers: int | None = None,
     executor: str = "processes",
     progress: Callable[[int, int], None] | None = None,
     told: Callable[[str], None] = lambda what: None,
-    page: Callable[[Asked, pd.DataFrame, str], files.Writer] | None = None,
+    page: Callable[[Question, pd.DataFrame, str], files.Writer] | None = None,
 ) -> pd.DataFrame:
     """Simulate every point that `out` does not hold yet, and write the table there, and the page that `page` makes.
 
@@ -57,10 +56,10 @@ def run(
         InputError: see `Store` and `sim.study.workers.pool.each`.
     """
     if out is not None:
-        check_seen(asked.ingredients())
-    grid, identity = asked.grid, asked.identity()
+        check_seen(question.ingredients())
+    grid, identity = question.grid, question.identity()
     own_code = any(name.partition("=")[0] in CODE for name in identity["made_of"])
-    with nullcontext() if out is None else Store(out, identity, asked.made_of_point) as store:
+    with nullcontext() if out is None else Store(out, identity, question.made_of_point) as store:
         done = dict(store.done) if store else {}
         if store and store.told:
             told(store.told)
@@ -68,12 +67,12 @@ def run(
         if progress is not None:
             progress(len(done), len(grid))
         outcomes = each(
-            Simulate(asked.base, os.getcwd(), identity["made_of"]),
+            Simulate(question.base, os.getcwd(), identity["made_of"]),
             map(grid.point, missing),
             workers=workers,
             executor=executor,
             fresh=own_code,  # what this process has imported may be older than the file
-            lost=lambda reason: Outcome(reason, None, {}, final=False),
+            lost=lambda reason: PointOutcome(reason, None, {}, final=False),
         )
         with closing(outcomes):
             for place, outcome in outcomes if missing else ():
@@ -84,7 +83,7 @@ def run(
                     progress(len(done), len(grid))
         table = as_table(grid, done)
         if store is not None:
-            pages = {} if page is None else {PAGE: page(asked, table, store.mark)}
+            pages = {} if page is None else {PAGE: page(question, table, store.mark)}
             files.write_files(store.folder, {TABLE: marks.table(table, store.mark), **pages})
     return table
 
@@ -101,7 +100,7 @@ class Simulate:
     folder: str
     made_of: Made
 
-    def __call__(self, point: Point) -> Outcome:
+    def __call__(self, point: Point) -> PointOutcome:
         try:
             _stand_in(self.folder)
             names = list(ingredients({**flat(self.base), **point.settings}))
@@ -110,20 +109,20 @@ class Simulate:
             self._check(names)  # it may have changed before it was read
             return outcome
         except ElsewhereError as error:
-            return Outcome(str(error), None, {}, final=False)
+            return PointOutcome(str(error), None, {}, final=False)
 
-    def _outcome(self, point: Point) -> Outcome:
+    def _outcome(self, point: Point) -> PointOutcome:
         try:
-            plan = scenario.build(_base_of(self.base, point), {**point.settings, "seed": point.seed})
-            content = tuple(self.made_of.get(f"workload.trace={plan.workload.trace}", {}).items())
-            trace = timed(_trace(_reading(plan.workload), content), plan.workload, plan.seed)
-            result = serving.simulate(plan, trace=trace)
-            return Outcome(None, queue_warning(result.requests) is None, _row(result.summary))
+            scenario = build(self.base, {**point.settings, "seed": point.seed})
+            content = tuple(self.made_of.get(f"workload.trace={scenario.workload.trace}", {}).items())
+            trace = timed(_trace(_reading(scenario.workload), content), scenario.workload, scenario.seed)
+            result = serving.simulate(scenario, trace=trace)
+            return PointOutcome(None, queue_warning(result.requests) is None, _row(result.summary))
         except InputError as error:
-            return Outcome(str(error), None, {})
+            return PointOutcome(str(error), None, {})
         except Exception as error:
             told = " ".join(f"{type(error).__name__}: {error}".split())
-            return Outcome(f"unexpected: {told}", None, {}, final=False)
+            return PointOutcome(f"unexpected: {told}", None, {}, final=False)
 
     def _check(self, names: Sequence[str]) -> None:
         """Refuse where one of these ingredients is not as it was when the sweep was started."""
@@ -133,16 +132,6 @@ class Simulate:
             raise ElsewhereError(f"{_here()} {error}") from None
         for some in differing({name: self.made_of.get(name, {}) for name in names}, here).values():
             raise ElsewhereError(f"{some[0]} is not the same for {_here()} as where the sweep was started")
-
-
-def _base_of(base: Mapping[str, Any], point: Point) -> Mapping[str, Any]:
-    """What stays, without the settings of drafts where the point's own policy makes none.
-
-    So one axis holds drafting against its absence; `_check_drafting` refuses settings that no point heeds.
-    """
-    if point.settings.get("policy.name", "speculative") == "speculative":
-        return base
-    return {key: value for key, value in base.items() if key != "speculation"}
 
 
 class ElsewhereError(InputError):
@@ -192,7 +181,7 @@ def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_table(grid: Grid, outcomes: Mapping[int, Outcome]) -> pd.DataFrame:
+def as_table(grid: Grid, outcomes: Mapping[int, PointOutcome]) -> pd.DataFrame:
     """The rows of these points in their order; what a row does not have is null."""
     points = [grid.point(index) for index in sorted(outcomes)]
     rows = [outcomes[point.index] for point in points]
@@ -221,7 +210,7 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
         if kinds == {int} and len(known) == len(values):
             return pd.Series(values, dtype="int64")
         return pd.Series([math.nan if value is None else float(value) for value in values], dtype="float64")
-    return pd.Series([None if value is None else grids.word(value) for value in values], dtype="string")
+    return pd.Series([None if value is None else word(value) for value in values], dtype="string")
 
 
 def axes_of(grid: Grid) -> dict[str, list[Any]]:
@@ -229,13 +218,13 @@ def axes_of(grid: Grid) -> dict[str, list[Any]]:
     return {key: _column(grid.values(key)).tolist() for key in grid.keys}
 
 
-def about(asked: Asked) -> dict[str, Any]:
+def about(question: Question) -> dict[str, Any]:
     """Where a sweep comes from, for its page."""
-    tables = flat(asked.base)
-    fixed = scenario.merge({key: value for key, value in tables.items() if key not in asked.grid.keys})
+    tables = flat(question.base)
+    fixed = merge({key: value for key, value in tables.items() if key not in question.grid.keys})
     return {
-        "version": asked.version,
+        "version": question.version,
         "scenario": tomli_w.dumps(fixed),
-        "points": len(asked.grid),
-        "seeds": ", ".join(map(str, asked.grid.seeds[:10])) + (", ..." if len(asked.grid.seeds) > 10 else ""),
+        "points": len(question.grid),
+        "seeds": ", ".join(map(str, question.grid.seeds[:10])) + (", ..." if len(question.grid.seeds) > 10 else ""),
     }

@@ -1,0 +1,58 @@
+"""The command `sim run`: reads options, calls `sim.api.run`, prints the summary."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sim import scenario
+from sim.cli.options import progress_bar, scenario_options
+from traces.schema import InputError
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@scenario_options
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables, page and trace here.")
+@click.option("--trace-window", metavar="START:END", help="Seconds of the run that trace.perfetto.json shows.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def run(
+    file: str | None,
+    settings: dict[str, Any],
+    allow_code: bool,
+    out: Path | None,
+    trace_window: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
+    from sim import api  # noqa: PLC0415
+    from sim.report.folder import write_run  # noqa: PLC0415
+    from sim.report.run.perfetto import parse_window  # noqa: PLC0415
+    from sim.report.terminal import show, summary_view  # noqa: PLC0415
+    from sim.results.folder import taken  # noqa: PLC0415
+    from sim.results.stability import queue_warning  # noqa: PLC0415
+
+    window = parse_window(trace_window) if trace_window else None
+    if window and out is None:
+        raise InputError("--trace-window cuts the trace that --out writes; give --out too")
+    with nullcontext() if out is None else taken(out, "run") as claim:
+        with progress_bar("simulating", quiet) as progress:
+            result = api.run(file, progress=progress, allow_code=allow_code, **settings)
+        if out is not None:
+            text = scenario.dump(result.scenario)
+            paths = write_run(result, out, scenario=text, window=window, answers=result.tokens, claim=claim)
+    if out is not None:
+        click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
+    else:
+        warning = queue_warning(result.requests)
+        show(summary_view(result.summary, warnings=[warning] if warning else []))
+    if result.died:
+        raise InputError(result.died)

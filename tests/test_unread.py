@@ -1,0 +1,127 @@
+"""A setting that nothing reads under the others is refused before anything runs; of several runs one must read it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sim import api
+from sim.cli.main import main
+from sim.scenario import SETTINGS, Scenario, build, dump, load, refuse_unread
+from traces.schema import InputError
+
+CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n"
+LIVE = "executor is live"
+UNREAD: list[tuple[dict[str, Any], str]] = [
+    ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
+    ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
+    ({"live.clock": "wall"}, f"live.clock is wall, and it is read only where {LIVE}"),
+    ({"live.prompts": "text"}, f"live.prompts is text, and it is read only where {LIVE}"),
+    ({"live.stop_at_eos": True}, f"live.stop_at_eos is true, and it is read only where {LIVE}"),
+    ({"live.top_k": 5, "executor": "live"}, f"live.top_k is 5, and it is read only where {LIVE} and live.temperature"),
+    ({"live.top_p": 0.5, "executor": "live"}, f"live.top_p is 0.5, and it is read only where {LIVE} and live.temp"),
+    ({"offload.host_gib": 3.0}, "offload.host_gib is 3, and it is read only where offload.weight_layers or"),
+    (
+        {"workload.beam_churn": 0.5},
+        "workload.beam_churn is 0.5, and it is read only where workload.beam_search is true",
+    ),
+    ({"speculation.k": 3}, "speculation.k is 3, and it is read only where policy.name is speculative"),
+]
+READ: list[dict[str, Any]] = [
+    {"executor": "live", "device": "cpu", "live.temperature": 0.5, "live.top_k": 5, "live.clock": "wall"},
+    {"offload.kv_layers": 3, "offload.host_gib": 3.0},
+    {"workload.beam_search": True, "workload.beam_churn": 0.5},
+    {"policy": "speculative", "speculation.k": 3},
+    {"policy": "mine:Mine", "speculation.k": 3},
+    {"policy": "speculative", "speculation.prompt_lookup_max": 2},  # as the live run had whose acceptance it takes
+    {"live.clock": "virtual", "speculation.k": 4, "workload.beam_churn": 0.07},
+]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    path = tmp_path / "small.csv"
+    path.write_text(CSV)
+    return str(path)
+
+
+def sim(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Exit code and stderr of `sim WORDS`."""
+    sys.argv = ["sim", *map(str, words)]
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("settings", "sentence"), UNREAD)
+def test_what_nothing_reads_is_refused(trace: str, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        api.run(trace=trace, **settings)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in UNREAD if "executor" not in settings])
+def test_what_is_refused_would_change_nothing(trace: str, settings: dict[str, Any]) -> None:
+    if "live.stop_at_eos" in settings:
+        pytest.skip("is refused for itself, too")
+    with_it, without = (api.simulate(build({"trace": trace}, some)) for some in (settings, {}))
+    pd.testing.assert_frame_equal(with_it.requests, without.requests)
+    pd.testing.assert_frame_equal(with_it.steps, without.steps)
+
+
+@pytest.mark.parametrize("settings", READ)
+def test_what_something_reads_or_changes_nothing_stays(settings: dict[str, Any]) -> None:
+    refuse_unread([build({}, settings)])
+
+
+def test_each_condition_is_of_a_setting_that_is_tried_both_ways() -> None:
+    conditional = {key for key, (_, about) in SETTINGS.items() if about.where and not key.startswith("speculation.")}
+    assert conditional == {next(iter(settings)) for settings, _ in UNREAD} - {"speculation.k"}
+
+
+def test_from_a_file_and_by_an_option(capsys: pytest.CaptureFixture[str], trace: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    file.write_text("[live]\ntop_k = 3\n")
+    for words in ((file,), ("--set", "live.top_k=3"), ("--device", "cpu")):
+        code, err = sim(capsys, "run", *words, "--trace", trace, "--out", out)
+        assert (code, err.count("\n"), out.exists()) == (2, 1, False)
+        assert "it is read only where executor is live" in err
+
+
+def test_a_written_scenario_is_not_refused(trace: str) -> None:
+    for settings in ({}, {"kv.gpu_memory_utilization": 0.8}, {"policy": "speculative", "speculation.k": 2}):
+        result = api.run(trace=trace, **settings)
+        assert api.run(result.scenario).summary["kv"] == result.summary["kv"]
+        assert dump(load(result.scenario)) == dump(result.scenario)
+
+
+def test_several_runs_keep_what_one_of_them_reads(
+    capsys: pytest.CaptureFixture[str], trace: str, tmp_path: Path
+) -> None:
+    drafts, both = ("--set", "speculation.k=3"), ("--policy", "chunked,speculative")
+    none = ("--policy", "chunked,sjf")
+    for command in (("compare",), ("sweep", "--workers", 1)):
+        assert sim(capsys, *command, "--trace", trace, *drafts, *both, "--quiet")[0] == 0
+        code, err = sim(capsys, *command, "--trace", trace, *drafts, *none, "--quiet", "--out", tmp_path / "out")
+        assert (code, (tmp_path / "out").exists()) == (2, False)
+        assert err == "error: speculation.k is 3, and it is read only where policy.name is speculative\n"
+    table = api.sweep(trace=trace, workers=1, policy=["chunked", "speculative"], **{"speculation.k": [2, 3]})
+    assert table["status"].eq("ok").all()
+    with pytest.raises(InputError, match=r"speculation\.k is 3"):
+        api.plan(trace=trace, slo="ttft=9", rate=1.0, policy=["chunked", "sjf"], **{"speculation.k": 3})
+
+
+def test_only_as_many_scenarios_are_looked_at_as_it_takes() -> None:
+    def endless() -> Any:
+        yield build({}, {"live.top_k": 3})
+        while True:
+            yield Scenario()
+
+    refuse_unread(endless())
