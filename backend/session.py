@@ -28,7 +28,6 @@ from backend.model.loader import load_model
 from backend.model.model import Model
 from backend.pair.corpus import as_text
 from sim import catalog
-from sim.allocators.windowed import Windowed
 from sim.cost.capacity import activation_bytes
 from sim.cost.roofline import graph_tokens
 from sim.engine.drafting import DraftingEngine
@@ -44,56 +43,58 @@ CPU_CACHE_BYTES = 1 << 30
 CPU_WARM_TOKENS, CPU_WARM_SEQUENCES = 256, 32
 
 
-def fitted(plan: Scenario) -> Scenario:
+def fitted(scenario: Scenario) -> Scenario:
     """The scenario with its device named and its KV blocks counted for that device.
 
     Raises:
         InputError: no such device, or a setting that a live run cannot follow.
     """
-    _check(plan)
-    device = check_device(plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    plan = replace(plan, device=str(device))
-    if plan.kv.blocks:
-        return plan
-    model = _spec(plan)
-    block = block_bytes(model, plan.kv.block_tokens, model.kv_dtype)
+    _check(scenario)
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device(scenario.device if scenario.device != "auto" else there)
+    scenario = replace(scenario, device=str(device))
+    if scenario.kv.blocks:
+        return scenario
+    model = _spec(scenario)
+    block = block_bytes(model, scenario.kv.block_tokens, model.kv_dtype)
     weights = model.weight_bytes
-    if plan.speculation.draft_model:
-        draft = catalog.load_model(plan.speculation.draft_model)
-        block += block_bytes(draft, plan.kv.block_tokens, draft.kv_dtype)
+    if scenario.speculation.draft_model:
+        draft = catalog.load_model(scenario.speculation.draft_model)
+        block += block_bytes(draft, scenario.kv.block_tokens, draft.kv_dtype)
         weights += draft.weight_bytes
     if device.type == "cpu":
         room = min(CPU_CACHE_BYTES, device_bytes(device) // 4)
     else:
-        limits = plan.engine
+        limits = scenario.engine
         activations = activation_bytes(model, SINGLE, limits.max_num_batched_tokens, limits.max_num_seqs)
-        room = int(device_bytes(device) * plan.kv.gpu_memory_utilization) - weights - activations
+        room = int(device_bytes(device) * scenario.kv.gpu_memory_utilization) - weights - activations
     if room < 2 * block:
-        beside = f" and the draft model {plan.speculation.draft_model}" if plan.speculation.draft_model else ""
+        beside = f" and the draft model {scenario.speculation.draft_model}" if scenario.speculation.draft_model else ""
         raise InputError(
             f"{device} has no room for a KV cache beside {model.name}{beside}; use a smaller model or dtype"
         )
-    return replace(plan, kv=replace(plan.kv, blocks=room // block - 1))
+    return replace(scenario, kv=replace(scenario.kv, blocks=room // block - 1))
 
 
-def _spec(plan: Scenario) -> ModelSpec:
+def _spec(scenario: Scenario) -> ModelSpec:
     def chosen(kind: str) -> str | None:
         return None if kind == "auto" else kind
 
-    return catalog.load_model(plan.model).with_dtypes(chosen(plan.dtype), chosen(plan.kv.dtype), chosen(plan.weights))
+    types = map(chosen, (scenario.dtype, scenario.kv.dtype, scenario.weights))
+    return catalog.load_model(scenario.model).with_dtypes(*types)
 
 
-def _check(plan: Scenario) -> None:
-    for name, value in (("replicas", plan.replicas), ("tp", plan.tp)):
+def _check(scenario: Scenario) -> None:
+    for name, value in (("replicas", scenario.replicas), ("tp", scenario.tp)):
         if value != 1:
             raise InputError(f"{name} is {value}, and a live run has one device")
-    if plan.workload.beam_search:
+    if scenario.workload.beam_search:
         raise InputError("workload.beam_search is simulated only: a live run draws samples")
-    if plan.allocator.parameters.get("keep_uncomputed"):
+    if scenario.allocator.parameters.get("keep_uncomputed"):
         raise InputError("allocator.keep_uncomputed is simulated only: a live run would read KV that no step wrote")
-    if plan.offload.weight_layers or plan.offload.kv_layers:
+    if scenario.offload.weight_layers or scenario.offload.kv_layers:
         raise InputError("offload is simulated only: a live run keeps weights and cache on its device")
-    told = plan.speculation
+    told = scenario.speculation
     if told.tree:
         raise InputError(f"speculation.tree {told.tree!r} is simulated only: a live run verifies chains of drafts")
     if told.drafter not in ("ngram", "draft-model"):
@@ -108,9 +109,9 @@ class Session:
 
     def __init__(self, parts: Parts, token_ids: Sequence[npt.ArrayLike] | None) -> None:
         """Load or make the weights. `token_ids` are the prompts' where the trace has them."""
-        plan = parts.plan
+        scenario = parts.scenario
         self._parts = parts
-        self._device = torch.device(plan.device)
+        self._device = torch.device(scenario.device)
         if self._device.type == "cpu":
             # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
             torch.set_num_threads(1)
@@ -121,12 +122,12 @@ class Session:
                 self._device,
                 lambda _: "use a smaller draft model, or the drafter ngram",
             )
-        self._model = _with_window(load_model(plan.model, parts.model, self._device, seed=plan.seed), parts)
+        self._model = _with_window(load_model(scenario.model, parts.model, self._device, seed=scenario.seed), parts)
         text = held_out_text() if self._shows_text() and token_ids is None else None
-        self._prompts = Prompts(parts.model.vocab, plan.seed, token_ids, text)
+        self._prompts = Prompts(parts.model.vocab, scenario.seed, token_ids, text)
         self._draft: Model | None = None
         if parts.drafter is not None and parts.drafter.model is not None:
-            draft = load_model(plan.speculation.draft_model, parts.drafter.model, self._device, seed=plan.seed)
+            draft = load_model(scenario.speculation.draft_model, parts.drafter.model, self._device, seed=scenario.seed)
             self._draft = _with_window(draft, parts)
         self._live: Live | None = None
 
@@ -137,7 +138,7 @@ class Session:
 
     def _shows_text(self) -> bool:
         """Whether prompts that the trace does not tell are text. Raises InputError where they cannot be, and shall."""
-        wanted, possible = self._parts.plan.live.prompts, self.byte_level
+        wanted, possible = self._parts.scenario.live.prompts, self.byte_level
         if wanted == "text" and not possible:
             raise InputError(
                 f"live.prompts is text, and the tokens of {self._parts.model.name} are no bytes; use random, or "
@@ -157,22 +158,22 @@ class Session:
 
         Raises InputError where memory does not suffice, and for a model that no graph can record.
         """
-        parts, how = self._parts, self._parts.plan.live
-        graphs = self._device.type == "cuda" and parts.plan.engine.cuda_graphs
+        parts, how = self._parts, self._parts.scenario.live
+        graphs = self._device.type == "cuda" and parts.scenario.engine.cuda_graphs
         if graphs and not self._model.graphable:
             raise InputError(
                 f"{parts.model.name} waits for the GPU within a step (its experts are multiplied one by one), so that "
                 "no CUDA graph can record it; add --set engine.cuda_graphs=false"
             )
         cache = KvCache.allocate(parts.model, self._blocks(engine), parts.pool.block_tokens, self._device)
-        sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.plan.seed)
+        sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.scenario.seed)
         stop = self._model.config.eos_tokens if how.stop_at_eos else ()
         if how.stop_at_eos and not stop:
             raise InputError(f"live.stop_at_eos is true, and {parts.model.name} names no end-of-sequence token")
         live: Live
         common: dict[str, Any] = {
             "most_sequences": engine.limits.max_num_seqs,
-            "appends": getattr(engine.allocator, "appends", False),
+            "appends": parts.traits["appends"],
             "host_blocks": parts.host_blocks,
         }
         if isinstance(engine, DraftingEngine):
@@ -201,7 +202,7 @@ class Session:
         return live
 
     def _drafter(self, engine: DraftingEngine, sampling: Sampling) -> Callable[[Ground], Proposing]:
-        parts, told = self._parts, self._parts.plan.speculation
+        parts, told = self._parts, self._parts.scenario.speculation
         if self._draft is None:
             return partial(Ngram, shortest=told.lookup[0], longest=told.lookup[1])
         cache = KvCache.allocate(self._draft.spec, self._blocks(engine), parts.pool.block_tokens, self._device)
@@ -213,12 +214,12 @@ class Session:
             sampling=sampling,
             most_rows=graph_tokens(engine.limits.max_num_seqs),
             host_blocks=parts.host_blocks,
-            eager=isinstance(engine.allocator, Windowed),
+            eager=bool(parts.layout.recent_tokens),
         )
 
     def _blocks(self, engine: Engine) -> int:
         pool, limits = self._parts.pool, engine.limits
-        if engine.forgets:
+        if self._parts.traits["keeps_nothing"]:
             return pool.blocks_for(limits.max_num_batched_tokens) + limits.max_num_seqs
         return pool.blocks
 
@@ -237,12 +238,11 @@ def with_text(session: Session, answers: pd.DataFrame) -> pd.DataFrame:
 
 def _with_window(model: Model, parts: Parts) -> Model:
     """The model with the attention window that the allocator keeps to, where that is not the model's own."""
-    if parts.plan.allocator.name != "windowed":
+    layout, spec = parts.layout, parts.model
+    if not layout.recent_tokens:
         return model
-    allocator = parts.engine().allocator
-    if not isinstance(allocator, Windowed) or parts.window is None:
-        return model
-    if allocator.full_groups:
-        raise InputError("the windowed allocator for a model with full and windowed layers is simulated only")
-    windows = (allocator.recent_tokens,) * model.spec.layers
-    return Model(model.spec, model.config, model.weights, windows=windows, sinks=allocator.sink_tokens)
+    if spec.sliding_layers and spec.full_layers:
+        name = parts.scenario.allocator.name
+        raise InputError(f"the {name} allocator for a model with full and windowed layers is simulated only")
+    windows = (layout.recent_tokens,) * model.spec.layers
+    return Model(model.spec, model.config, model.weights, windows=windows, sinks=layout.sink_tokens)

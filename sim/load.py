@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from sim.specs.bounds import PARAMETER
-from sim.specs.traits import check_traits
+from sim.specs.traits import check_traits, declared
 from traces.code import imported
 from traces.schema import InputError
 
@@ -86,10 +86,10 @@ def plug_in(package: str, name: str) -> tuple[str, dict[str, str]] | None:
     return (name.partition(":")[0], {}) if ":" in name else None
 
 
-def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> Any:
-    """Load `name` and give it its parameters: a class is called with `first` and them, a function is bound to them.
+def find(package: str, name: str, given: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """(the object that a name stands for, what it declares of itself by trait), once its parameters are checked.
 
-    What takes `**parameters` hands them on to a part of its own, which checks them.
+    Nothing of it is called or built. What takes `**parameters` hands them on to a part of its own, which checks them.
 
     Raises:
         InputError: an unknown parameter, a value of another type than the parameter's default, or a trait of the part
@@ -107,9 +107,21 @@ def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> 
             have = ", ".join(known) or "none"
             raise InputError(f"{kind} {name!r} has no parameter {key!r}; it has: {have}")
         _check_type(f"{kind}.{key}", value, known[key].default)
-    part = target(*first, **given) if inspect.isclass(target) else target
-    check_traits(part, kind, name)
-    return partial(target, **given) if part is target and given else part
+    check_traits(target, kind, name)
+    return target, declared(target, kind)
+
+
+def build(package: str, name: str, given: Mapping[str, Any], *first: object) -> Any:
+    """Find `name` and give it its parameters: a class is called with `first` and them, a function is bound to them.
+
+    Raises as `find`, and InputError where the object made declares a trait wrongly.
+    """
+    target, _ = find(package, name, given)
+    if not inspect.isclass(target):
+        return partial(target, **given) if given else target
+    part = target(*first, **given)
+    check_traits(part, _KINDS[package.rpartition(".")[2]], name)
+    return part
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:

@@ -15,14 +15,13 @@ from engine_kit import Run, Setup, Watch, check_littles_law
 from law_cases import Case
 from law_watchers import on_host
 
-from sim.allocators.paged import Paged
-from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
 from sim.engine.batch import Batch, Swap
 from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import Request
+from sim.engine.wiring import wire
 from sim.load import build
 from sim.routers.round_robin import RoundRobin
 from sim.serving.cluster import Cluster, Source, Workload
@@ -50,21 +49,20 @@ class Drafts(Setup):
     def engine(self) -> DraftingEngine:
         policy = build("sim.policies", "speculative", {"base": self.base, **self.policy_parameters})
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
-        if isinstance(allocator, Prefix):
-            allocator.late_outputs = self.depth == 2
         most = self.tree.drafts if self.tree else self.k
-        if self.lookahead and isinstance(allocator, Paged):
-            allocator.lookahead_tokens = most
         proposer: Proposer = Adaptive(self.k, self.cost) if self.adaptive else FixedDrafts(most)
-        return DraftingEngine(
+        engine = wire(
             policy,
             allocator,
             self.limits,
-            proposer,
+            ahead=self.depth == 2,
+            proposer=proposer,
             tree=self.tree,
-            early=self.depth == 2,
+            lookahead_tokens=most if self.lookahead else 0,
             host_blocks=self.host_blocks,
         )
+        assert isinstance(engine, DraftingEngine)
+        return engine
 
 
 def drafting(case: Case, **drafts: Any) -> Case:

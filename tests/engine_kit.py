@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from sim.allocators.paged import Paged
-from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost, StepCost
 from sim.engine.batch import Batch, Limits
 from sim.engine.engine import Engine
@@ -23,6 +22,7 @@ from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
 from sim.engine.step import Policy
+from sim.engine.wiring import wire
 from sim.load import build
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
@@ -62,12 +62,11 @@ class Setup:
         if isinstance(policy, str):
             policy = build("sim.policies", policy, self.policy_parameters)
         allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
-        if isinstance(allocator, Prefix):
-            allocator.late_outputs = self.depth == 2
-        return Engine(
+        return wire(
             policy,
             allocator,
             self.limits,
+            ahead=self.depth == 2,
             spans=self.spans,
             host_blocks=self.host_blocks,
             window_tokens=self.window_tokens,

@@ -10,6 +10,7 @@ from sim.engine.batch import Limits
 from sim.engine.engine import Engine
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.engine.wiring import wire
 from sim.load import build
 from sim.results.steps import StepLog
 from sim.serving.executor import Predicted
@@ -21,7 +22,7 @@ BLOCK_BYTES = 1000
 def simulate(*, host_blocks: int, spans: bool = True, depth: int = 1) -> tuple[list[Request], Engine, StepLog]:
     """Six requests that together outgrow the memory of twelve blocks."""
     pool = KvPool(12, 16, 0, BLOCK_BYTES)
-    engine = Engine(
+    engine = wire(
         build("sim.policies", "chunked", {}),
         build("sim.allocators", "paged", {}, pool),
         Limits(),

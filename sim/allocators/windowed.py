@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
+from typing import Any
 
 from sim.allocators.paged import Holding, Paged
-from sim.engine.memory import NULL_BLOCK, Drift, KvPool, Usage
+from sim.engine.memory import NULL_BLOCK, Drift, KvPool, Layout, Usage
 from sim.engine.request import Request
 from traces.schema import InputError
 
@@ -28,6 +29,7 @@ class Windowed(Paged):
     """
 
     appends = False
+    no_swap = "what fell out of the window is gone"
     drafting = False
     """Set where a step's tokens are certain only after it."""
 
@@ -40,6 +42,21 @@ class Windowed(Paged):
         watermark: float = 0.0,
         reserve_full_prompt: bool = True,
     ) -> None:
+        layout = self.layout(pool, window_tokens=window_tokens, sink_tokens=sink_tokens)
+        self.full_groups, self.window_groups = _groups(pool)
+        super().__init__(layout.pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
+        self.recent_tokens = layout.recent_tokens
+        self.sink_tokens = sink_tokens
+        self._groups = self.full_groups + self.window_groups
+        self._sink_blocks = pool.blocks_for(sink_tokens)
+        self._tables: dict[Holding, list[list[int]]] = {}
+        self._dropped: dict[Holding, int] = {}
+        self._gains: dict[Holding, int] = {}
+        self._dropped_blocks = 0
+
+    @staticmethod
+    def layout(pool: KvPool, *, window_tokens: int = 0, sink_tokens: int = 0, **others: Any) -> Layout:
+        """The smaller blocks that it makes of the pool, and the window; InputError for none, or one too small."""
         recent = window_tokens or pool.window_tokens
         if window_tokens < 0 or sink_tokens < 0:
             raise InputError("allocator.window_tokens and allocator.sink_tokens must be at least 0")
@@ -50,20 +67,9 @@ class Windowed(Paged):
                 f"allocator.window_tokens is {recent}, less than a block of {pool.block_tokens} tokens; "
                 "no block would ever be of use as a whole"
             )
-        full, windowed = (pool.full_layers, pool.window_layers) if pool.window_layers else (0, 1)
-        unit = gcd(full, windowed)
-        self.full_groups, self.window_groups = full // unit, windowed // unit
-        groups = self.full_groups + self.window_groups
-        pool = replace(pool, blocks=pool.blocks * groups, block_bytes=pool.block_bytes // groups)
-        super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
-        self.recent_tokens = recent
-        self.sink_tokens = sink_tokens
-        self._groups = groups
-        self._sink_blocks = pool.blocks_for(sink_tokens)
-        self._tables: dict[Holding, list[list[int]]] = {}
-        self._dropped: dict[Holding, int] = {}
-        self._gains: dict[Holding, int] = {}
-        self._dropped_blocks = 0
+        groups = sum(_groups(pool))
+        smaller = replace(pool, blocks=pool.blocks * groups, block_bytes=pool.block_bytes // groups)
+        return Layout(smaller, recent, sink_tokens)
 
     def grow(self, req: Request, tokens: int) -> bool:
         holding = self._holdings.get(req)
@@ -235,3 +241,10 @@ class Windowed(Paged):
     def window_span_tokens(self) -> int:
         """Tokens that one attends at most."""
         return self.recent_tokens + self.sink_tokens
+
+
+def _groups(pool: KvPool) -> tuple[int, int]:
+    """Groups of layers with full attention, and with a window, that share a block of the pool."""
+    full, windowed = (pool.full_layers, pool.window_layers) if pool.window_layers else (0, 1)
+    unit = gcd(full, windowed)
+    return full // unit, windowed // unit

@@ -117,8 +117,6 @@ class DraftingEngine(Engine):
             window_tokens=window_tokens,
             ranks=ranks,
         )
-        if hasattr(allocator, "drafting"):
-            allocator.drafting = True
         self.proposer = proposer
         self.tally = Tally()
         self._tree = tree

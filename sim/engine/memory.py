@@ -54,6 +54,16 @@ class KvPool:
         return -(-tokens // self.block_tokens)
 
 
+class Layout(NamedTuple):
+    """What an allocator makes of the memory that it is given: its own blocks, and what it keeps of a request."""
+
+    pool: KvPool
+    recent_tokens: int = 0
+    """Newest tokens of a request that are kept, where the layers have a window or else in all; 0 for all tokens."""
+    sink_tokens: int = 0
+    """First tokens that stay beside them."""
+
+
 class Usage(NamedTuple):
     """KV slots by class; all but `saved` add up to the pool (vLLM paper, figure 2, and classes for shared and free)."""
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import catalog
-from sim.allocators.paged import Paged
-from sim.allocators.prefix import Prefix
-from sim.allocators.windowed import Windowed
 from sim.cost import profile as profiles
 from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
@@ -18,10 +15,11 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.engine.batch import Limits
-from sim.engine.drafting import DraftingEngine
+from sim.engine.drafting import Proposer
 from sim.engine.engine import Engine
-from sim.engine.memory import Allocator, KvPool
-from sim.load import build
+from sim.engine.memory import KvPool, Layout
+from sim.engine.wiring import wire
+from sim.load import build, find
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.specs.bounds import MAX_BLOCKS
@@ -37,13 +35,15 @@ from traces.schema import InputError
 class Parts:
     """What all replicas of a scenario share. Frozen: only `engine()` makes something that changes."""
 
-    plan: Scenario
+    scenario: Scenario
     model: ModelSpec
     gpu: GpuSpec
     memory: KvPool
     """What allocators are given."""
-    pool: KvPool
-    """The blocks that the allocator makes of it, which may be smaller."""
+    layout: Layout
+    """What the allocator makes of it."""
+    traits: Mapping[str, Any]
+    """What the allocator declares of itself (`sim.specs.traits`)."""
     limits: Limits
     cost: StepCost
     asynchronous: bool
@@ -55,33 +55,24 @@ class Parts:
 
     def engine(self, *, spans: bool = True) -> Engine:
         """A fresh engine with a policy and an allocator of its own."""
-        policy = build("sim.policies", self.plan.policy.name, self.plan.policy.parameters)
-        allocator = build("sim.allocators", self.plan.allocator.name, self.plan.allocator.parameters, self.memory)
-        if self.asynchronous and hasattr(allocator, "late_outputs"):
-            allocator.late_outputs = True
+        scenario = self.scenario
+        told = scenario.speculation
         span_tokens = self.window.span_tokens if self.window else 0
-        if self.drafter is None:
-            return Engine(
-                policy,
-                allocator,
-                self.limits,
-                spans=spans,
-                host_blocks=self.host_blocks,
-                window_tokens=span_tokens,
-                ranks=bool(getattr(self.cost, "needs_longest", False)),
-            )
-        told = self.plan.speculation
-        if self.drafter.has_cache and isinstance(allocator, Paged):
-            allocator.lookahead_tokens = told.shape.drafts
-        if self.drafter.kind == "eagle" and isinstance(allocator, Prefix):
-            allocator.drops_last_hit = True
-        return DraftingEngine(
-            policy,
-            allocator,
+        proposer: Proposer | None = None
+        lookahead_tokens = 0
+        if self.drafter is not None:
+            proposer = Adaptive(told.k, self.cost, span_tokens) if told.adaptive else FixedDrafts(told.shape.drafts)
+            lookahead_tokens = told.shape.drafts if self.drafter.has_cache else 0
+        return wire(
+            build("sim.policies", scenario.policy.name, scenario.policy.parameters),
+            build("sim.allocators", scenario.allocator.name, scenario.allocator.parameters, self.memory),
             self.limits,
-            Adaptive(told.k, self.cost, span_tokens) if told.adaptive else FixedDrafts(told.shape.drafts),
+            ahead=self.asynchronous,
+            proposer=proposer,
             tree=told.shape if told.tree else None,
-            early=self.asynchronous,
+            lookahead_tokens=lookahead_tokens,
+            needs_last_hit=self.drafter is not None and self.drafter.kind == "eagle",
+            spans=spans,
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
@@ -92,11 +83,16 @@ class Parts:
         predicted = Predicted(self.cost, overlap_host=self.asynchronous)
         if self.drafter is None:
             return predicted
-        told = self.plan.speculation
+        told = self.scenario.speculation
         rates, tree = acceptance_rates(told.acceptance), told.shape if told.tree else None
         found = found_shares(told.acceptance) if self.drafter.kind == "ngram" else ()
-        draw = Acceptance(rates, self.plan.seed, acceptance, tree, found)
+        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, found)
         return Accepting(predicted, draw, draw.found if found else None)
+
+    @property
+    def pool(self) -> KvPool:
+        """The blocks that the allocator makes of the memory, which may be smaller."""
+        return self.layout.pool
 
     @property
     def depth(self) -> int:
@@ -104,21 +100,21 @@ class Parts:
         return 2 if self.asynchronous else 1
 
 
-def assemble(plan: Scenario) -> Parts:
+def assemble(scenario: Scenario) -> Parts:
     """Look up and check everything that the scenario names.
 
     Raises:
         InputError: an unknown name, a model that does not fit, a setting that contradicts another.
     """
-    profile = profiles.find(plan.cost.profile) if plan.cost.profile != "roofline" else None
+    profile = profiles.find(scenario.cost.profile) if scenario.cost.profile != "roofline" else None
     # A device that is in no catalog (a CPU) has its data sheet in the profile that was measured on it.
-    gpu = profile.device if profile and profile.device else catalog.load_gpu(plan.gpu)
-    model = catalog.load_model(plan.model)
-    model = model.with_dtypes(_chosen(plan.dtype), _chosen(plan.kv.dtype), _chosen(plan.weights))
-    parallel = Parallel(plan.tp)
+    gpu = profile.device if profile and profile.device else catalog.load_gpu(scenario.gpu)
+    model = catalog.load_model(scenario.model)
+    model = model.with_dtypes(_chosen(scenario.dtype), _chosen(scenario.kv.dtype), _chosen(scenario.weights))
+    parallel = Parallel(scenario.tp)
     model.check_parallel(parallel)
-    offload = _offload(plan, model)
-    engine = plan.engine
+    offload = _offload(scenario, model)
+    engine = scenario.engine
     longest = engine.max_model_len or model.max_context_tokens
     limits = Limits(engine.max_num_seqs, engine.max_num_batched_tokens, longest, engine.chunked_prefill)
     if engine.max_model_len > model.max_context_tokens:
@@ -126,16 +122,17 @@ def assemble(plan: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
-    policy = build("sim.policies", plan.policy.name, plan.policy.parameters)
-    drafter = _drafter(plan, model) if getattr(policy, "drafts", False) else None
+    _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
+    _, traits = find("sim.allocators", scenario.allocator.name, scenario.allocator.parameters)
+    drafter = _drafter(scenario, model) if policy["drafts"] else None
     blocks = (
-        plan.kv.blocks
+        scenario.kv.blocks
         or kv_capacity(
             model,
             gpu,
             parallel=parallel,
-            block_tokens=plan.kv.block_tokens,
-            gpu_memory_utilization=plan.kv.gpu_memory_utilization,
+            block_tokens=scenario.kv.block_tokens,
+            gpu_memory_utilization=scenario.kv.gpu_memory_utilization,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_num_seqs=engine.max_num_seqs,
             offload=offload,
@@ -143,12 +140,12 @@ def assemble(plan: Scenario) -> Parts:
         ).blocks
     )
     own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
-    block_bytes = plan.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
+    block_bytes = scenario.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
     native = model.attention_window
-    _check_blocks(plan, blocks)
+    _check_blocks(scenario, blocks)
     memory = KvPool(
         blocks,
-        plan.kv.block_tokens,
+        scenario.kv.block_tokens,
         longest,
         block_bytes,
         max_step_tokens=engine.max_num_batched_tokens,
@@ -157,10 +154,11 @@ def assemble(plan: Scenario) -> Parts:
         window_layers=model.sliding_layers,
     )
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
-    allocator: Allocator = build("sim.allocators", plan.allocator.name, plan.allocator.parameters, memory)
-    host_blocks = _host_blocks(plan, memory)
-    efficiency = Efficiency.of(gpu, plan.cost.efficiency)
-    window = _window(model, allocator)
+    lay_out = traits["layout"]
+    layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
+    host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
+    efficiency = Efficiency.of(gpu, scenario.cost.efficiency)
+    window = _window(model, layout)
     graphs = engine.cuda_graphs
     shared: dict[str, Any] = {"parallel": parallel, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
     if profile is None:
@@ -172,25 +170,26 @@ def assemble(plan: Scenario) -> Parts:
         own = drafter.model if drafter.has_cache else None
         draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
         cost = Drafted(target, drafter, draft)
-    _check_no_cache(plan, allocator)
-    chosen = plan.engine.async_scheduling
-    asynchronous = chosen if isinstance(chosen, bool) else bool(getattr(policy, "async_by_default", False))
-    if plan.live.stop_at_eos and (plan.executor != "live" or drafter is not None):
+    _check_no_cache(scenario, traits)
+    chosen = scenario.engine.async_scheduling
+    asynchronous = chosen if isinstance(chosen, bool) else policy["async_by_default"]
+    if scenario.live.stop_at_eos and (scenario.executor != "live" or drafter is not None):
         raise InputError(
             "live.stop_at_eos is true, and where an answer ends is known to a live run without drafting alone"
         )
-    if plan.executor == "live":
+    if scenario.executor == "live":
         if chosen is True:
             raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
         asynchronous = False
     if drafter is not None and asynchronous and drafter.kind == "ngram":
         raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
     return Parts(
-        plan,
+        scenario,
         model,
         gpu,
         memory,
-        allocator.pool,
+        layout,
+        traits,
         limits,
         cost,
         asynchronous,
@@ -201,51 +200,49 @@ def assemble(plan: Scenario) -> Parts:
     )
 
 
-def _check_blocks(plan: Scenario, blocks: int) -> None:
+def _check_blocks(scenario: Scenario, blocks: int) -> None:
     """Refuse more KV blocks than this machine can keep account of."""
-    if blocks * plan.replicas > MAX_BLOCKS:
-        whose = f"{plan.replicas:,} replicas of {blocks:,}" if plan.replicas > 1 else "a replica of so many"
+    if blocks * scenario.replicas > MAX_BLOCKS:
+        whose = f"{scenario.replicas:,} replicas of {blocks:,}" if scenario.replicas > 1 else "a replica of so many"
         raise InputError(
-            f"kv.blocks comes to {blocks * plan.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; set "
-            "a larger kv.block_tokens or fewer replicas"
+            f"kv.blocks comes to {blocks * scenario.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
+            "set a larger kv.block_tokens or fewer replicas"
         )
 
 
-def _offload(plan: Scenario, model: ModelSpec) -> Offload:
+def _offload(scenario: Scenario, model: ModelSpec) -> Offload:
     """What the scenario offloads, checked against the model and the other settings."""
-    told = plan.offload
+    told = scenario.offload
     offload = Offload(told.weight_layers, told.kv_layers, int(told.host_gib * 2**30))
     offload.check(model)
-    if told.kv_layers and plan.kv.swap_gib:
+    if told.kv_layers and scenario.kv.swap_gib:
         raise InputError(
             "kv.swap_gib and offload.kv_layers exclude one another: offloaded KV is in host memory already"
         )
     return offload
 
 
-def _drafter(plan: Scenario, model: ModelSpec) -> Drafter:
-    told = plan.speculation
+def _drafter(scenario: Scenario, model: ModelSpec) -> Drafter:
+    told = scenario.speculation
     return Drafter.of(told, model, catalog.load_model(told.draft_model) if told.draft_model else None)
 
 
-def _window(model: ModelSpec, allocator: Allocator) -> AttentionWindow | None:
+def _window(model: ModelSpec, layout: Layout) -> AttentionWindow | None:
     """The window that the allocator keeps to, in the layers that have one or else in all; or the model's own."""
-    if isinstance(allocator, Windowed):
-        return AttentionWindow(allocator.recent_tokens, allocator.sink_tokens, model.sliding_layers or model.layers)
+    if layout.recent_tokens:
+        return AttentionWindow(layout.recent_tokens, layout.sink_tokens, model.sliding_layers or model.layers)
     return model.attention_window
 
 
-def _host_blocks(plan: Scenario, memory: KvPool) -> int:
-    blocks = int(plan.kv.swap_gib * 2**30) // memory.block_bytes
-    why = {"prefix": "a dropped prefix stays findable", "windowed": "what fell out of the window is gone"}
-    if blocks and plan.allocator.name in why:
-        name = plan.allocator.name
-        raise InputError(f"kv.swap_gib and the {name} allocator exclude one another: {why[name]}")
+def _host_blocks(scenario: Scenario, memory: KvPool, no_swap: str) -> int:
+    blocks = int(scenario.kv.swap_gib * 2**30) // memory.block_bytes
+    if blocks and no_swap:
+        raise InputError(f"kv.swap_gib and the {scenario.allocator.name} allocator exclude one another: {no_swap}")
     return blocks
 
 
-def _check_no_cache(plan: Scenario, allocator: Allocator) -> None:
-    if getattr(allocator, "keeps_nothing", False) and plan.policy.parameters.get("long_prefill_token_threshold"):
+def _check_no_cache(scenario: Scenario, traits: Mapping[str, Any]) -> None:
+    if traits["keeps_nothing"] and scenario.policy.parameters.get("long_prefill_token_threshold"):
         raise InputError(
             "policy.long_prefill_token_threshold cuts prompts, and without a KV cache nothing of a cut prompt stays"
         )
@@ -255,10 +252,10 @@ def _chosen(dtype: str) -> str | None:
     return None if dtype == "auto" else dtype
 
 
-def resolved(plan: Scenario, parts: Parts) -> Scenario:
+def resolved(scenario: Scenario, parts: Parts) -> Scenario:
     """The scenario with what was derived spelled out, so that it runs the same on another version's defaults."""
     return replace(
-        plan,
-        engine=replace(plan.engine, max_model_len=parts.limits.max_model_len, async_scheduling=parts.asynchronous),
-        kv=replace(plan.kv, blocks=parts.memory.blocks),
+        scenario,
+        engine=replace(scenario.engine, max_model_len=parts.limits.max_model_len, async_scheduling=parts.asynchronous),
+        kv=replace(scenario.kv, blocks=parts.memory.blocks),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -97,21 +97,23 @@ NO_HOOKS = Hooks()
 
 
 def simulate(
-    plan: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
+    scenario: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
 ) -> Result:
     """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
-    slo = metrics.parse_slo(plan.slo) if plan.slo else ()
-    backend = _backend() if plan.executor == "live" and hooks.session is None else None
+    slo = metrics.parse_slo(scenario.slo) if scenario.slo else ()
+    backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:
-        plan = backend.fitted(plan)
-    parts = assemble(plan)
+        scenario = backend.fitted(scenario)
+    parts = assemble(scenario)
     if hooks.cost is not None:
         parts = replace(parts, cost=hooks.cost)
-    trace = load_trace(plan) if trace is None else trace
-    kept, rejected = admissible(parts, trace)
+    trace = load_trace(scenario) if trace is None else trace
+    spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
+    engines = [parts.engine(spans=spans) for _ in range(scenario.replicas)]
+    kept, rejected = admissible(parts, trace, engines[0])
     sent = keep_rows(trace.requests, kept)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
-    simulation = _Simulation(parts, sent, progress, session, hooks)
+    simulation = _Simulation(parts, engines, sent, progress, session, hooks)
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
@@ -134,26 +136,26 @@ def simulate(
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, kept, tallies)
         measured_s = sources.get("measured", 0.0)
-        speculation = draft_tables.summary(parts.drafter, Parallel(plan.tp), tallies, terms, measured_s)
+        speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
         steps,
         itl,
-        metrics.KvFacts(parts.pool.tokens, parts.pool.block_tokens, plan.replicas),
+        metrics.KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
         inputs=_inputs(parts, trace, session, died),
         speculation=speculation,
-        rates=Rates.of(plan.tp * plan.replicas, _billed(parts, session), plan.price),
+        rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
     )
     summary["cost_terms"] = term_shares(terms)
     tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)
     return Result(
-        resolved(plan, parts),
+        resolved(scenario, parts),
         summary,
         requests,
         steps,
@@ -172,30 +174,31 @@ class _Simulation:
     def __init__(
         self,
         parts: Parts,
+        engines: Sequence[Engine],
         admissible: pd.DataFrame,
         progress: Progress | None,
         session: LiveSession | None,
         hooks: Hooks,
     ) -> None:
-        plan = parts.plan
+        scenario = parts.scenario
         count = len(admissible)
-        self.clock = WallClock() if session is not None and plan.live.clock == "wall" else Clock()
+        self.clock = WallClock() if session is not None and scenario.live.clock == "wall" else Clock()
         self._session = session
         self._hooks = hooks
         self.requests = RequestLog(count)
-        self.steps = StepLog(plan.replicas)
+        self.steps = StepLog(scenario.replicas)
         self._progress = progress
         self._every = max(1, count // 200)
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
-        self.replicas = [self._replica(parts, index) for index in range(plan.replicas)]
-        router = build("sim.routers", plan.router.name, plan.router.parameters)
+        self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
+        router = build("sim.routers", scenario.router.name, scenario.router.parameters)
         cluster = Cluster(self.clock, self.replicas, router)
-        work = columns(admissible, plan, parts.pool.block_tokens)
-        self._source = Source(self.clock, work, cluster.submit, concurrency=plan.workload.concurrency)
+        work = columns(admissible, scenario, parts.pool.block_tokens)
+        self._source = Source(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
 
-    def _replica(self, parts: Parts, index: int) -> Replica:
+    def _replica(self, parts: Parts, engine: Engine, index: int) -> Replica:
         def finished(req: Request) -> None:
             self.requests.finished(req, index)
             self._source.finished(req)
@@ -204,8 +207,6 @@ class _Simulation:
                 self._progress(self._finished, self._count)
 
         hooks = self._hooks
-        spans = self._session is None if hooks.spans is None else hooks.spans
-        engine = parts.engine() if spans else parts.engine(spans=False)
         executor: Executor = (
             parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
         )
@@ -257,8 +258,8 @@ class _Simulation:
         }
 
 
-def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
-    """Which requests can be served at all, and why the others cannot.
+def admissible(parts: Parts, trace: Trace, engine: Engine) -> tuple[np.ndarray, dict[int, str]]:
+    """Which requests can be served at all, as an engine of these parts has it, and why the others cannot.
 
     Raises:
         InputError: one cannot, and the scenario does not say to skip such.
@@ -267,11 +268,10 @@ def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     prompt, output = table["prompt_tokens"].to_numpy(), table["output_tokens"].to_numpy()
     total = prompt + output
     longest = int(np.argmax(total))
-    engine = parts.engine()
-    sequences = samples(table, parts.plan.workload)
+    sequences = samples(table, parts.scenario.workload)
     most = max(sequences) if sequences else 1
 
-    beams = (lambda count: [1] * count) if parts.plan.workload.beam_search else None
+    beams = (lambda count: [1] * count) if parts.scenario.workload.beam_search else None
 
     def refusal(index: int, size: int) -> str | None:
         req = Request(index, 0.0, int(prompt[index]), int(output[index]))
@@ -283,7 +283,7 @@ def admissible(parts: Parts, trace: Trace) -> tuple[np.ndarray, dict[int, str]]:
     if refusal(longest, most) or not roomy:
         sizes = sequences or [1] * len(table)
         rejected = {index: reason for index, size in enumerate(sizes) if (reason := refusal(index, size))}
-    if rejected and not parts.plan.workload.skip_bad:
+    if rejected and not parts.scenario.workload.skip_bad:
         index, reason = next(iter(rejected.items()))
         others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
         raise InputError(
@@ -304,9 +304,9 @@ def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
     return found
 
 
-def on_device(plan: Scenario) -> Scenario:
+def on_device(scenario: Scenario) -> Scenario:
     """A live scenario with its device named and its KV blocks counted."""
-    return _backend().fitted(plan)  # type: ignore[no-any-return]
+    return _backend().fitted(scenario)  # type: ignore[no-any-return]
 
 
 def _backend() -> Any:
@@ -349,22 +349,22 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
 
 
 def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
-    plan = parts.plan
+    scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
     return {
-        "executor": plan.executor,
+        "executor": scenario.executor,
         **measured,
         "trace": trace.name,
         "trace_kind": trace.kind,
         "synthetic": trace.synthetic,
-        "profile": plan.cost.profile,
+        "profile": scenario.cost.profile,
         "model": parts.model.name,
         "gpu": parts.gpu.name if session is None else None,
-        "tp": plan.tp,
-        "replicas": plan.replicas,
-        "policy": plan.policy.name,
-        "allocator": plan.allocator.name,
-        "seed": plan.seed,
+        "tp": scenario.tp,
+        "replicas": scenario.replicas,
+        "policy": scenario.policy.name,
+        "allocator": scenario.allocator.name,
+        "seed": scenario.seed,
         "version": version("foretoken"),
         "notes": [*trace.notes, *([f"Cut short: {died}."] if died else [])],
     }

@@ -14,7 +14,7 @@ from traces.schema import InputError
 
 
 class Trait(NamedTuple):
-    """One fact of a part: `kind` is "switch" (True or False), "tokens" (a whole number) or "method"."""
+    """One fact of a part: `kind` is "switch" (True or False), "tokens" (a whole number), "text" or "method"."""
 
     kind: str
     meaning: str
@@ -38,13 +38,20 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "drafting": Trait("switch", "set where a step's tokens are certain only after it"),
             "drops_last_hit": Trait("switch", "set where a drafter needs the last block computed"),
             "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
-            "recent_tokens": Trait("tokens", "the window that is kept"),
-            "sink_tokens": Trait("tokens", "the first tokens, which stay"),
+            "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
+            "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
         "router": {},
     }
 )
-_TYPES = {"switch": bool, "tokens": int}
+_TYPES = {"switch": bool, "tokens": int, "text": str}
+_DEFAULTS = {"switch": False, "tokens": 0, "text": "", "method": None}
+_KINDS = {"switch": "True or False", "tokens": "a whole number", "text": "a text"}
+
+
+def declared(part: Any, noun: str) -> dict[str, Any]:
+    """By trait what a part, or its class, says of itself; where it is silent, the trait's default."""
+    return {name: getattr(part, name, _DEFAULTS[trait.kind]) for name, trait in TRAITS[noun].items()}
 
 
 def check_traits(part: Any, noun: str, name: str) -> None:
@@ -70,5 +77,4 @@ def check_traits(part: Any, noun: str, name: str) -> None:
             meaning = known[attribute].meaning
             raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be a method, {meaning}")
         if kind in _TYPES and type(value) is not _TYPES[kind]:
-            what = "True or False" if kind == "switch" else "a whole number"
-            raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be {what}")
+            raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be {_KINDS[kind]}")

@@ -47,7 +47,7 @@ def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = N
     plan = serving.on_device(replace(plan, executor="live"))
     parts = assemble(plan)
     trace = load_trace(plan)
-    kept, _ = serving.admissible(parts, trace)
+    kept, _ = serving.admissible(parts, trace, parts.engine())
     trace = replace(trace, requests=keep_rows(trace.requests, kept))
     about: dict[str, Any] = {}
     records = []
@@ -86,7 +86,7 @@ def _once(
 
 def _about(parts: Parts, trace: Trace) -> dict[str, Any]:
     """What was run, for a run that dies before it tells that itself."""
-    plan = parts.plan
+    plan = parts.scenario
     named = {"policy": plan.policy.name, "allocator": plan.allocator.name}
     return {"executor": "live", "device": plan.device, "trace": trace.name, "model": parts.model.name, **named}
 

@@ -145,7 +145,7 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
             f"{needed:,} of them, so that ten lie beyond it"
         )
     parts = assemble(scenario)
-    serving.admissible(parts, trace)
+    serving.admissible(parts, trace, parts.engine())
     return clauses
 
 

@@ -60,7 +60,8 @@ def measure(point: Replication) -> Observation:
     started = time.perf_counter()
     scenario = point.scenario
     trace = timed(source(scenario.workload), scenario.workload, scenario.seed)
-    rows, _ = serving.admissible(assemble(scenario), trace)
+    parts = assemble(scenario)
+    rows, _ = serving.admissible(parts, trace, parts.engine())
     table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, scenario.workload)

@@ -14,11 +14,11 @@ from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch, Limits
-from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.request import Request, SharedPrefix
+from sim.engine.wiring import wire
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
 from sim.serving.executor import Accepting, Executor, Predicted
@@ -114,16 +114,24 @@ class Recorder(Observer):
     def _engine(self) -> Engine:
         settings = self._scenario["settings"]
         policy = POLICIES[settings["policy"]](long_prefill_token_threshold=settings["long_prefill_token_threshold"])
-        allocator = _allocator(settings)
         limits = Limits(
             settings["max_num_seqs"],
             settings["max_num_batched_tokens"],
             settings["max_model_len"],
             settings["enable_chunked_prefill"],
         )
-        if self._script is None:
-            return Engine(policy, allocator, limits, spans=False)
-        return DraftingEngine(policy, allocator, limits, self._script, early=self._depth == 2)
+        drafting = settings["speculative"]
+        eagle = bool(drafting) and drafting["method"] == "eagle"
+        return wire(
+            policy,
+            _allocator(settings),
+            limits,
+            ahead=self._depth == 2,
+            proposer=self._script,
+            lookahead_tokens=drafting["num_speculative_tokens"] if eagle else 0,
+            needs_last_hit=eagle,
+            spans=False,
+        )
 
     def _executor(self) -> Executor:
         cost = self._scenario["step_time"]
@@ -227,18 +235,11 @@ class Recorder(Observer):
 
 
 def _allocator(settings: dict[str, Any]) -> Allocator:
-    caching, drafting = settings["enable_prefix_caching"], settings["speculative"]
     pool = KvPool(settings["num_gpu_blocks"] - 1, settings["block_size"], settings["max_model_len"])
     reserve = settings["scheduler_reserve_full_isl"]
-    if not caching:
-        paged = Paged(pool, reserve_full_prompt=reserve)
-    else:
-        paged = Prefix(pool, reserve_full_prompt=reserve, keep_uncomputed=True)
-        paged.late_outputs = settings["async_scheduling"]
-        paged.drops_last_hit = bool(drafting) and drafting["method"] == "eagle"
-    if drafting and drafting["method"] == "eagle":
-        paged.lookahead_tokens = drafting["num_speculative_tokens"]
-    return paged
+    if not settings["enable_prefix_caching"]:
+        return Paged(pool, reserve_full_prompt=reserve)
+    return Prefix(pool, reserve_full_prompt=reserve, keep_uncomputed=True)
 
 
 def _requests(scenario: dict[str, Any]) -> list[Request]:

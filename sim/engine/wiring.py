@@ -1,0 +1,48 @@
+"""Puts an engine together from its parts: here alone, for a run, a validation, a calibration and the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.engine.batch import Limits
+from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.engine import Engine
+from sim.engine.memory import Allocator
+from sim.engine.step import Policy
+from sim.specs.tree import DraftTree
+
+
+def wire(
+    policy: Policy,
+    allocator: Allocator,
+    limits: Limits,
+    *,
+    ahead: bool = False,
+    proposer: Proposer | None = None,
+    tree: DraftTree | None = None,
+    lookahead_tokens: int = 0,
+    needs_last_hit: bool = False,
+    **settings: Any,
+) -> Engine:
+    """An engine of these parts, which are its own from now on; an allocator is told what it has a trait for.
+
+    Args:
+        ahead: the next step is planned before the last one's output is there (asynchronous scheduling).
+        proposer: how many drafts each request proposes; None for an engine without drafts.
+        tree: what the drafts of one proposal are to each other; None for a chain.
+        lookahead_tokens: slots that a drafter's own KV takes ahead of what is computed.
+        needs_last_hit: the drafter needs the target's last block computed, found or not.
+        settings: `spans`, `host_blocks`, `window_tokens`, `ranks` of the engine.
+    """
+    _tell(allocator, late_outputs=ahead, drafting=proposer is not None)
+    if proposer is None:
+        return Engine(policy, allocator, limits, **settings)
+    _tell(allocator, lookahead_tokens=lookahead_tokens, drops_last_hit=needs_last_hit)
+    settings.pop("spans", None)  # how many tokens a step with drafts gives is known only after it
+    return DraftingEngine(policy, allocator, limits, proposer, tree=tree, early=ahead, **settings)
+
+
+def _tell(allocator: Allocator, **facts: Any) -> None:
+    for trait, value in facts.items():
+        if hasattr(allocator, trait):
+            setattr(allocator, trait, value)
