@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,17 @@ def test_several_runs_keep_what_one_of_them_reads(
         api.plan(trace=trace, slo="ttft=9", rate=1.0, policy=["chunked", "sjf"], **{"speculation.k": 3})
 
 
-def test_only_as_many_scenarios_are_looked_at_as_it_takes() -> None:
-    def endless() -> Any:
-        yield build({}, {"live.top_k": 3})
-        while True:
-            yield Scenario()
+def test_what_one_leaves_another_may_read() -> None:
+    drafts, samples = {"speculation.k": 3}, {"executor": "live", "live.temperature": 1.0}
+    refuse_unread([build({}, {**drafts, **samples}), build({}, {**drafts, "policy": "speculative", "device": "cpu"})])
+    with pytest.raises(InputError, match=r"speculation\.k is 3"):
+        refuse_unread([build({}, {**drafts, "device": "cpu"}), build({}, {**drafts, **samples})])
 
-    refuse_unread(endless())
+
+def test_only_as_many_scenarios_are_looked_at_as_it_takes() -> None:
+    def scenarios() -> Iterator[Scenario]:
+        yield build({}, {"live.top_k": 3})
+        yield Scenario()
+        pytest.fail("a third was looked at")
+
+    refuse_unread(scenarios())
