@@ -38,7 +38,7 @@ def assemble(template: str, charts: Iterable[Chart], parts: Mapping[str, str]) -
 
 def asset(name: str) -> str:
     """A text file of this package."""
-    return files("sim.report").joinpath(name).read_text(encoding="utf-8")
+    return files("sim.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _digest(content: str) -> str:

@@ -71,7 +71,7 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         **{name: figures(charts) for name, charts in sections.items()},
         "terms": TERMS.format(charts=figures(sections["terms"])) if sections["terms"] else "",
     }
-    return assemble("page.html", [chart for charts in sections.values() for chart in charts], parts)
+    return assemble("run.html", [chart for charts in sections.values() for chart in charts], parts)
 
 
 def _cards(summary: Mapping[str, Any]) -> Iterable[str]:

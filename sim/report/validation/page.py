@@ -55,7 +55,7 @@ def render_validation(found: Validation) -> str:
         "why": _why(document),
         "facts": "\n".join(_facts(document)),
     }
-    return assemble("validate.html", [chart for some in charts.values() for chart in some], parts)
+    return assemble("validation.html", [chart for some in charts.values() for chart in some], parts)
 
 
 def _cards(document: Document) -> Iterator[str]:
