@@ -189,7 +189,7 @@ class Outline(html.parser.HTMLParser):
         self.table = self.table and tag != "table"
 
     def handle_data(self, data: str) -> None:
-        if self.table and self.rows and self.rows[-1]:
+        if self.table and self.rows and self.rows[-1] and not data.isspace():
             self.rows[-1][-1] += data
 
 

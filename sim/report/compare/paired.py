@@ -1,9 +1,9 @@
-"""Paired differences as a table for the terminal and as a section of the page, with an interval drawn for each."""
+"""Paired differences as a table for the terminal and as the rows of the page, each with its interval drawn."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -16,12 +16,6 @@ from sim.results.paired import PAIRED, Difference, Interval, Paired
 FULL = 3
 KEY = "e2e_s"
 STYLES = {"shorter": "green", "longer": "yellow"}
-METHOD = (
-    "Every request is compared with itself in the first variant; positive is longer. The intervals are 95 %, from the "
-    "means of ten batches of neighbouring requests, since neighbours share queues and steps: they tell how far the "
-    "difference depends on which requests happened to come. Where one holds 0 there is no difference beyond chance; "
-    "where the difference drifts along the trace, its mean depends on the trace's length."
-)
 
 
 def signed(value: float) -> str:
@@ -105,64 +99,46 @@ def _verdict(one: Difference) -> Text:
     return Text(one.verdict, style=STYLES.get(one.verdict, "dim"))
 
 
-def paired_section(pairs: Mapping[str, Paired], swatches: Mapping[str, str]) -> str:
-    """The page's section: a row for each latency and variant with its intervals drawn on one scale; "" for one variant.
+class PairedRow(NamedTuple):
+    """A row of the page's table: a latency of a variant, and its interval as places on a scale that holds 0."""
 
-    swatches: by name of the variant, the HTML of its colour.
-    """
-    if not pairs:
-        return ""
-    against = next(iter(pairs.values())).against
-    lines = [line for key in PAIRED for line in _lines(key, pairs, swatches)]
-    notes = [
-        f"<li>{html.escape(name)}: {html.escape(one.reason or pairs_text(one))}.</li>" for name, one in pairs.items()
-    ]
-    heads = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("Latency", "Variant", "Mean", "95 %", "Median", "95 %", "Mean, drawn")
-    )
-    table = (
-        '<div class="scroll plain" tabindex="0" role="region" aria-label="Paired differences"><table><thead><tr>'
-        f'{heads}<th scope="col">Verdict on the mean</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
-    return (
-        f"<section>\n<h2>Request by request, against {html.escape(against)}</h2>\n{table if lines else ''}\n"
-        f'<ul class="hint">{"".join(notes)}</ul>\n<p class="hint">{METHOD}</p>\n</section>'
-    )
+    label: str
+    """The latency and its unit, in the first row of each."""
+    name: str
+    texts: Sequence[str]
+    what: str
+    zero: str
+    low: str
+    high: str
+    mean: str
+    verdict: str
 
 
-def _lines(key: str, pairs: Mapping[str, Paired], swatches: Mapping[str, str]) -> Iterable[str]:
-    found = {name: one.differences[key] for name, one in pairs.items() if key in one.differences}
-    unit, factor = _unit(found.values())
-    ends = [end for one in found.values() for end in one.mean if end is not None]
-    low_s, high_s = min([0.0, *ends]), max([0.0, *ends])
-    for place, (name, one) in enumerate(found.items()):
-        cells: Sequence[str] = (
-            swatches.get(name, "") + html.escape(name),
-            signed(one.mean.value_s * factor),
-            interval_text(one.mean, factor),
-            signed(one.median.value_s * factor),
-            interval_text(one.median, factor),
-            _drawn(one.mean, low_s, high_s, f"{LATENCIES[key]} of {name}"),
-            one.verdict,
-        )
-        label = f"{LATENCIES[key]}, {unit}" if place == 0 else ""
-        yield f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+def paired_rows(pairs: Mapping[str, Paired]) -> Iterable[PairedRow]:
+    """A row for each latency and variant, those of one latency on one scale."""
+    for key in PAIRED:
+        found = {name: pair.differences[key] for name, pair in pairs.items() if key in pair.differences}
+        unit, factor = _unit(found.values())
+        ends = [0.0, *(end for one in found.values() for end in one.mean if end is not None)]
+        low_s, wide_s = min(ends), (max(ends) - min(ends)) or 1.0
 
+        def at(value_s: float | None, low_s: float = low_s, wide_s: float = wide_s) -> str:
+            return "" if value_s is None else f"{4 + 92 * (value_s - low_s) / wide_s:.2f}%"
 
-def _drawn(one: Interval, low_s: float, high_s: float, what: str) -> str:
-    """The interval as a bar with a dot on a scale that holds 0, which is a line."""
-    wide = (high_s - low_s) or 1.0
-
-    def at(value_s: float) -> str:
-        return f"{4 + 92 * (value_s - low_s) / wide:.2f}%"
-
-    zero = f'<line class="axis" x1="{at(0.0)}" x2="{at(0.0)}" y1="0" y2="16"/>'
-    bar = ""
-    if one.low_s is not None and one.high_s is not None:
-        bar = f'<line x1="{at(one.low_s)}" x2="{at(one.high_s)}" y1="8" y2="8" stroke="currentColor" stroke-width="2"/>'
-    dot = f'<circle cx="{at(one.value_s)}" cy="8" r="3.4" fill="currentColor"/>'
-    return (
-        f'<svg width="170" height="16" role="img" aria-label="{html.escape(what)}: mean difference with its interval">'
-        f"{zero}{bar}{dot}</svg>"
-    )
+        for place, (name, one) in enumerate(found.items()):
+            whole = one.mean.low_s is not None and one.mean.high_s is not None
+            yield PairedRow(
+                label=f"{LATENCIES[key]}, {unit}" if place == 0 else "",
+                name=name,
+                texts=[
+                    text
+                    for part in (one.mean, one.median)
+                    for text in (signed(part.value_s * factor), interval_text(part, factor))
+                ],
+                what=f"{LATENCIES[key]} of {name}",
+                zero=at(0.0),
+                low=at(one.mean.low_s) if whole else "",
+                high=at(one.mean.high_s) if whole else "",
+                mean=at(one.mean.value_s),
+                verdict=one.verdict,
+            )

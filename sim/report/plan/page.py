@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sim.report.elements import assemble, card, figures, panel, shares_bar
 from sim.report.plan.terminal import MET, ROOFLINE, answer, remarks, slo_words
 from sim.report.run.charts import Chart
 from sim.report.run.sentences import ROOFLINE_WARNING
+from sim.report.templates import Card, Panels, halves, render
 from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
 
 Document = Mapping[str, Any]
-SECTION = '<section>\n<h2>{heading}</h2>\n<p class="hint">{hint}</p>\n<div class="grid">\n{charts}\n</div>\n</section>'
-ZOOM = "Drag across a plot to zoom in, or use Ctrl and the wheel; double-click for the whole range."
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 PERCENTILES = ("p50", "p90", "p99")
 COLUMNS = (("ttft_s", "p50"), ("ttft_s", "p99"), ("tpot_s", "p50"), ("tpot_s", "p99"), ("e2e_s", "p99"))
@@ -23,38 +20,29 @@ CANDIDATE = ("Candidate", "", "Requests/s a replica", "Replicas", "GPUs", "$/hou
 
 
 def render_plan(document: Document) -> str:
-    """The page of a plan as one string of HTML; every text that comes from outside is escaped.
-
-    document: what `sim.api.plan` returns.
-    """
-    sections = {
-        "Against the rate": [*_rate_charts(document)] if document["rate"] is None else [],
-        "Cost against latency": [*_cost_charts(document)],
-    }
-    inputs = document["inputs"]
-    sources = {name: share for name, share in (inputs.get("cost_sources") or {}).items() if share}
-    warnings = [ROOFLINE_WARNING] if sources.get("roofline", 0) >= 1 else []
-    texts = [text for text in remarks(document) if text != ROOFLINE]
-    items = [f'<li class="warn">{html.escape(text)}</li>' for text in warnings]
-    parts = {
-        "version": html.escape(str(inputs.get("version") or "")),
-        "title": html.escape(_title(document)),
-        "lead": html.escape(f"{answer(document)} SLO: {slo_words(document)}."),
-        "cards": "\n".join(_cards(document)),
-        "trust": "doubt" if warnings else "",
-        "sources": shares_bar(sources),
-        "remarks": "\n".join([*items, *(f"<li>{html.escape(text)}</li>" for text in texts)]),
-        "sections": "\n".join(
-            SECTION.format(heading=heading, hint=ZOOM, charts=figures(charts))
-            for heading, charts in sections.items()
-            if charts
-        ),
-        "table_hint": html.escape(_hint(document)),
-        "table": _rates(document) if document["rate"] is None else _candidates(document),
-        "facts": "\n".join(_facts(document)),
-        "scenario": "",
-    }
-    return assemble("sweep.html", [chart for charts in sections.values() for chart in charts], parts)
+    """The page of a plan as one string of HTML. document: what `sim.api.plan` returns."""
+    inputs, rates = document["inputs"], document["rate"] is None
+    sources = inputs.get("cost_sources") or {}
+    heads, rows = _rates(document) if rates else _candidates(document)
+    return render(
+        "plan.html",
+        {
+            "Against the rate": [*_rate_charts(document)] if rates else [],
+            "Cost against latency": [*_cost_charts(document)],
+        },
+        version=inputs.get("version") or "",
+        title=_title(document),
+        lead=f"{answer(document)} SLO: {slo_words(document)}.",
+        headlines=_cards(document),
+        sources=sources,
+        warnings=[ROOFLINE_WARNING] if sources.get("roofline", 0) >= 1 else [],
+        remarks=[text for text in remarks(document) if text != ROOFLINE],
+        table_hint=_hint(document),
+        heads=heads,
+        rows=rows,
+        facts=_facts(document),
+        scenario="",
+    )
 
 
 def _title(document: Document) -> str:
@@ -63,24 +51,24 @@ def _title(document: Document) -> str:
     return " ".join(filter(None, [f"{what}:", str(inputs.get("trace") or ""), f"on {inputs.get('model', '')}"]))
 
 
-def _cards(document: Document) -> Iterable[str]:
+def _cards(document: Document) -> Iterable[Card]:
     best, capacity = document["best"], document["capacity"]
     if best is None:
-        yield card("Meets the SLO", "nothing", str(document.get("reason", "")), "bad")
+        yield Card("Meets the SLO", "nothing", str(document.get("reason", "")), "bad")
         return
     if document["rate"] is None:
-        yield card("Capacity", f"{number(capacity['requests_per_s'])}/s", f"+- {percent(capacity['relative'])}, 95 %")
-        yield card("Bounded by", str(capacity["bound_by"]), slo_words(document), "name")
+        yield Card("Capacity", f"{number(capacity['requests_per_s'])}/s", f"+- {percent(capacity['relative'])}, 95 %")
+        yield Card("Bounded by", str(capacity["bound_by"]), slo_words(document), "name")
     else:
-        yield card("Cheapest", str(best["name"]), f"{count(best['replicas'])} replicas", "name")
-        yield card("GPUs", count(best["gpus"]), str(best["gpu"]))
+        yield Card("Cheapest", str(best["name"]), f"{count(best['replicas'])} replicas", "name")
+        yield Card("GPUs", count(best["gpus"]), str(best["gpu"]))
     if best["usd_per_hour"] is not None:
-        yield card("Price", f"{dollars(best['usd_per_hour'])}/h", str(best["price_source"]))
+        yield Card("Price", f"{dollars(best['usd_per_hour'])}/h", str(best["price_source"]))
     if best["usd_per_million_tokens"] is not None:
-        yield card("A million tokens", dollars(best["usd_per_million_tokens"]), "prompt and output")
+        yield Card("A million tokens", dollars(best["usd_per_million_tokens"]), "prompt and output")
     if best["joules_per_million_tokens"] is not None:
         bound = "at most; " if best["joules_upper_bound"] else ""
-        yield card("Energy of these", energy(best["joules_per_million_tokens"]), f"{bound}{best['power_source']}")
+        yield Card("Energy of these", energy(best["joules_per_million_tokens"]), f"{bound}{best['power_source']}")
 
 
 def _rate_charts(document: Document) -> Iterable[Chart]:
@@ -177,7 +165,7 @@ def _hint(document: Document) -> str:
     return "Every candidate. * No other that meets the SLO is both cheaper and faster."
 
 
-def _rates(document: Document) -> str:
+def _rates(document: Document) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     heads = ["Requests/s", "SLO", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "E2E p99", "Goodput", "Replications"]
     rows = [
         [
@@ -192,10 +180,10 @@ def _rates(document: Document) -> str:
         ]
         for row in document["rates"]
     ]  # fmt: skip
-    return _table(heads, rows)
+    return heads, rows
 
 
-def _candidates(document: Document) -> str:
+def _candidates(document: Document) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     rows = [
         [
             row["name"],
@@ -211,25 +199,12 @@ def _candidates(document: Document) -> str:
         ]
         for row in document["candidates"]
     ]  # fmt: skip
-    return _table(CANDIDATE, rows)
+    return CANDIDATE, rows
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{html.escape(text)}</td>' for text in rest)}</tr>"
-        for first, *rest in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _facts(document: Document) -> Iterable[str]:
-    told = [(name, value) for name, value in document["inputs"].items() if name != "cost_sources" and value is not None]
-    half = (len(told) + 1) // 2
-    yield panel("Inputs", told[:half])
-    yield panel("Settings", told[half:])
+def _facts(document: Document) -> Panels:
+    yield from halves([(key, value) for key, value in document["inputs"].items() if key != "cost_sources"])
     asked = [("SLO", slo_words(document)), ("precision", percent(document["precision"]))]
-    if document.get("warm_up"):
-        warm = document["warm_up"]
+    if warm := document.get("warm_up"):
         asked += [("warm-up", warm["rule"]), ("requests cut", count(warm["requests_cut"]))]
-    yield panel("Asked", asked)
+    yield "Asked", asked
