@@ -147,19 +147,19 @@ def test_what_the_user_can_mend_is_a_failure_and_nothing_else_is() -> None:
     ],
 )
 def test_best(better: int, values: list[float | None], expected: set[int]) -> None:
-    assert best(Measure("g", "l", "", better, lambda _: None), values) == expected  # type: ignore[arg-type]
+    assert best(Measure("key", "label", "", better), values) == expected  # type: ignore[arg-type]
 
 
 def test_measures_read_the_summary() -> None:
     run = shared_run(100, rate=14.0)
-    found = {measure.title: measure.value(run.summary) for measure in MEASURES}
+    found = {measure.title: measure.value(run.summary) for measure in MEASURES.values() if measure.short}
     assert found["TTFT p99"] == run.summary["ttft_s"]["p99"]
     assert found["KV held useful"] == run.summary["kv"]["useful"]
     assert found["Sharing saved"] == pytest.approx(2 / 5, rel=0.02)  # what grows within a span is used alone
     assert found["Copied"] == 4096 * len(run.steps)
     assert found["Goodput/s"] is None
-    assert len(found) == len(MEASURES), "two measures have one name"
-    shown = {measure.title for measure in measures.shown_measures([make_run(50).summary])}
+    assert len(found) == sum(bool(measure.short) for measure in MEASURES.values()), "two measures have one name"
+    shown = {measure.title for measure in measures.compared([make_run(50).summary])}
     assert {"Requests/s", "KV used peak"} <= shown
     assert not shown & {"Sharing saved", "Prefix hits", "Preemptions", "Copied", "Goodput/s"}
 

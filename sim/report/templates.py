@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.report import units
-from sim.report.run.charts import Chart
+from sim.report.chart import Chart
 
 if TYPE_CHECKING:
     from jinja2 import Environment

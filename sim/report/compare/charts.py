@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sim.report.chart import Chart, cdf_line, distributions
 from sim.report.compare.variant import Timeline, Variant
-from sim.report.run.charts import LATENCY_TEXTS, LOG_FROM, Chart, limits_of
-from sim.report.run.sentences import LATENCIES
+from sim.report.run.charts import LATENCY_TEXTS
 from sim.report.run.timeline import KV_TEXTS, Clock
-from sim.report.units import count, number, percent, row_unit, seconds
+from sim.report.units import count, number, percent, seconds
 from sim.results import series
 from sim.results.metrics import KV_HELD, Floats
 
@@ -49,28 +49,14 @@ def _latency_chart(key: str, variants: Sequence[Variant]) -> Chart:
     halves, tails = (
         spread({name: stat[percentile] for name, stat in stats.items()}, seconds) for percentile in ("p50", "p99")
     )
-    slos = [one.summary.get("goodput", {}).get("slo", {}) for one in variants]
-    alike = all(slo == slos[0] for slo in slos)
-    unit, factor = row_unit([one["max"] for one in stats.values()])
-    spec = {
-        "kind": "cdf",
-        "group": "variants",
-        "x": {"unit": unit, "label": LATENCIES[key]},
-        "y": {"unit": "%", "label": "share at or below"},
-        "log": max(one["max"] for one in stats.values()) > LOG_FROM * min(one["p50"] for one in stats.values()) > 0,
-        "marks": [],
-        "limits": limits_of(variants[0].summary, key, factor) if alike else [],
-        "series": [
-            {
-                "name": one.name,
-                "place": place,
-                "x": series.compact(one.cdfs[key][0] * factor),
-                "y": series.compact(one.cdfs[key][1]),
-            }
-            for place, one in enumerate(variants)
-            if key in one.cdfs
-        ],
-    }
+    slos = [variant.summary.get("goodput", {}).get("slo", {}) for variant in variants]
+    slo = slos[0] if all(other == slos[0] for other in slos) else {}
+    lines = [
+        cdf_line(variant.name, variant.cdfs[key], place)
+        for place, variant in enumerate(variants)
+        if key in variant.cdfs
+    ]
+    spec = distributions(key, stats.values(), lines, slo=slo, group="variants")
     title = LATENCY_TEXTS[key][0]
     return Chart(key.removesuffix("_s"), title, f"Median: {halves}. 99 % within: {tails}.", "", spec)
 

@@ -8,22 +8,22 @@ from typing import Any
 from sim.report.compare.charts import finished_note, kv_charts, latency_charts, queue_charts, told, waste_chart
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
-from sim.report.measures import MEASURES, Measure, best, scaled, shown_measures, texts
+from sim.report.measures import MEASURES, Measure, best, compared, scaled
 from sim.report.run.sentences import notes_of, sources_line, title
 from sim.report.templates import Card, Column, render
-from sim.report.units import NONE, count, row_unit
+from sim.report.units import NONE, count
 from sim.results.metrics import plain
 
 TONES = 8
 # The measures that have a card: which variant is best at it.
 CARDS = {
-    "Goodput/s": "Most goodput",
-    "Requests/s": "Most requests/s",
-    "TTFT p99": "Lowest TTFT p99",
-    "TPOT p99": "Lowest TPOT p99",
-    "E2E p99": "Lowest E2E p99",
-    "KV held useful": "Least KV waste",
-    "$/Mtok output": "Lowest $/Mtok of output",
+    "goodput.requests_per_s": "Most goodput",
+    "throughput.requests_per_s": "Most requests/s",
+    "ttft_s.p99": "Lowest TTFT p99",
+    "tpot_s.p99": "Lowest TPOT p99",
+    "e2e_s.p99": "Lowest E2E p99",
+    "kv.useful": "Least KV waste",
+    "bill.usd_per_million_output_tokens": "Lowest $/Mtok of output",
 }
 # Groups of measures that the table leaves to the plots, the text and compare.json.
 LEFT_OUT = ("ITL", "Queue", "Costs")
@@ -99,14 +99,13 @@ def _differing(variants: Sequence[Variant]) -> list[str]:
 
 def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
     """For each headline measure the variant that is best at it, and the one that is worst."""
-    by_title = {measure.title: measure for measure in MEASURES}
-    for name, label in CARDS.items():
-        measure = by_title[name]
+    for key, label in CARDS.items():
+        measure = MEASURES[key]
         values = [measure.value(one.summary) for one in variants]
         known = [value for value in values if value is not None]
         if len(known) < 2:
             continue
-        unit, shown = texts(measure, values)
+        unit, shown = measure.texts(values)
         winners = best(measure, values)
         if not winners:
             yield Card(label, "all alike", _valued(measure, unit, shown[values.index(known[0])]), "name")
@@ -121,9 +120,8 @@ def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
 
 
 def _valued(measure: Measure, unit: str, text: str) -> str:
-    rate = "/s" if measure.label.endswith("/s") else ""
-    words = [text + rate, unit, "useful" if measure.label == "useful" else ""]
-    return " ".join(filter(None, words))
+    rate = "/s" if measure.unit == "per s" else ""
+    return " ".join(filter(None, [text + rate, unit, measure.short if measure.unit == "%" else ""]))
 
 
 def _by_text(told_by: Iterable[tuple[str, str]], everyone: int) -> Iterable[str]:
@@ -153,7 +151,7 @@ def _notes(variants: Sequence[Variant]) -> Iterable[str]:
 def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[Column]]]:
     """(heading with the unit, columns) of each group of measures, with the best of each column."""
     groups: dict[str, list[Measure]] = {}
-    for measure in shown_measures(variant.summary for variant in variants):
+    for measure in compared(variant.summary for variant in variants):
         if measure.group not in LEFT_OUT:
             groups.setdefault(measure.group, []).append(measure)
     ended = [count(variant.summary["requests"]["completed"]) for variant in variants]
@@ -165,17 +163,18 @@ def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[Column]
 
 
 def _group(measures: Sequence[Measure], variants: Sequence[Variant]) -> tuple[str, Sequence[Column]]:
-    """(unit, a column for each measure): times of one group share a unit."""
-    values = [[measure.value(one.summary) for one in variants] for measure in measures]
-    unit, factor = "per s" if measures[0].label.endswith("/s") else "", 1.0
-    if measures[0].unit == "s":
-        unit, factor = row_unit([value for some in values for value in some])
-    columns = []
-    for measure, some in zip(measures, values, strict=True):
-        own, shown = (unit, scaled(some, factor)) if measure.unit == "s" else texts(measure, some)
-        unit = unit or own
-        columns.append(Column(measure.label.removesuffix("/s"), shown, best(measure, some)))
-    return unit, columns
+    """(unit, a column for each measure): those of one group share a unit."""
+    values = [[measure.value(variant.summary) for variant in variants] for measure in measures]
+    unit = measures[0].side_by_side([value for some in values for value in some])
+    columns = [
+        Column(
+            measure.short,
+            scaled(some, unit.factor) if measure.unit == "s" else measure.texts(some)[1],
+            best(measure, some),
+        )
+        for measure, some in zip(measures, values, strict=True)
+    ]
+    return "per s" if measures[0].unit == "per s" else unit.unit, columns
 
 
 def _value(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.run.sentences import LATENCIES
+from sim.report.measures import LATENCIES
 from sim.report.units import NONE, count, number, row_unit
 from sim.results.paired import PAIRED, Difference, Interval, Paired
 

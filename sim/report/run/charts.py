@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import numpy as np
 import pandas as pd
 
-from sim.report.run.sentences import LATENCIES
-from sim.report.units import count, limit, percent, row_unit, seconds
+from sim.report.chart import Chart, cdf_line, distributions
+from sim.report.measures import LATENCIES
+from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import SLO_NAMES, Floats, Ints
+from sim.results.metrics import Floats, Ints
 from sim.results.result import Run
 
 LATENCY_TEXTS = {
@@ -38,25 +35,8 @@ LATENCY_TEXTS = {
 PHASES = {"queued": ("arrival_s", "first_scheduled_s"), "prefill": ("first_scheduled_s", "first_token_s"),
           "decode": ("first_token_s", "finish_s")}  # fmt: skip
 PHASE_WORDS = ("in the queue", "in prefill", "in decode", "preempted")
-# A distribution whose tail reaches further than this many medians starts out on a logarithmic axis.
-LOG_FROM = 8
 E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 50, 90), ("next 9 %", 90, 99),
               ("slowest 1 %", 99, 100))  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One plot: `spec` is what the script draws; `sentence` and `note` (how it is thinned) are plain text.
-
-    `size` is "wide" for one as wide as the page, "small" for one of many that share a legend.
-    """
-
-    name: str
-    title: str
-    sentence: str
-    note: str
-    spec: dict[str, Any]
-    size: Literal["", "small", "wide"] = ""
 
 
 def latency_charts(run: Run) -> list[Chart]:
@@ -70,25 +50,11 @@ def _latency_chart(run: Run, key: str) -> Chart:
     title, sentence = LATENCY_TEXTS[key]
     x, percents, total = latency_cdf(run, key)
     note = f"Thinned: {count(len(x))} percentiles of {count(total)} values." if len(x) < total else ""
-    unit, factor = row_unit([stats["max"]])
-    spec = {
-        "kind": "cdf",
-        "x": {"unit": unit, "label": LATENCIES[key]},
-        "y": {"unit": "%", "label": "share at or below"},
-        "log": stats["max"] > LOG_FROM * stats["p50"] > 0,
-        "marks": [{"x": stats[name] * factor, "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")],
-        "limits": limits_of(run.summary, key, factor),
-        "series": [{"name": LATENCIES[key], "x": series.compact(x * factor), "y": series.compact(percents)}],
-    }
+    marks = [{"x": stats[name], "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")]
+    slo = run.summary.get("goodput", {}).get("slo")
+    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], (x, percents))], slo=slo, marks=marks)
     shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
     return Chart(key.removesuffix("_s"), title, shown, note, spec)
-
-
-def limits_of(summary: Mapping[str, Any], key: str, factor: float) -> list[dict[str, Any]]:
-    """The clauses of the SLO that speak of this latency, in seconds times `factor`."""
-    clauses = summary.get("goodput", {}).get("slo", {}).items()
-    mine = [(SLO_NAMES[name][1], limit_s) for name, limit_s in clauses if f"{SLO_NAMES[name][0]}_s" == key]
-    return [{"x": limit_s * factor, "label": f"{statistic} limit {limit(limit_s)}"} for statistic, limit_s in mine]
 
 
 def latency_cdf(run: Run, key: str) -> tuple[Floats, Floats, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sim.report.measures import latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
-    LATENCIES,
     bill_rows,
     clause_name,
     drafts_by_position,
@@ -20,7 +20,7 @@ from sim.report.run.sentences import (
 from sim.report.run.terms import term_charts
 from sim.report.run.timeline import time_charts
 from sim.report.templates import Card, Panels, render
-from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
+from sim.report.units import count, dollars, limit, number, percent, seconds, size_of
 from sim.results.metrics import STATISTICS, verdicts
 from sim.results.result import Run
 from sim.results.stability import queue_warning
@@ -61,7 +61,7 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         warnings=[*warnings_of(summary), *([queue] if queue else [])],
         remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary, notes)],
         latency_heads=["", *STATISTICS],
-        latencies=_latencies(summary),
+        latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS)],
         facts=_facts(summary),
         scenario=scenario,
     )
@@ -71,7 +71,8 @@ def _cards(summary: Mapping[str, Any]) -> Iterable[Card]:
     """The headline figures; goodput is coloured by whether the SLO was met."""
     rates, kv = summary["throughput"], summary["kv"]
     for key in ("ttft_s", "tpot_s", "e2e_s"):
-        yield Card(f"{LATENCIES[key]} median", seconds(summary[key]["p50"]), f"p99 {seconds(summary[key]['p99'])}")
+        median, tail = latency(key, "p50"), latency(key, "p99")
+        yield Card(median.label, median.words(median.value(summary)), f"p99 {tail.words(tail.value(summary))}")
     yield Card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
     yield Card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
     yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
@@ -93,14 +94,6 @@ def _clauses(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for clause in verdicts(summary):
         measured = f"{clause_name(clause.name)} {seconds(clause.measured_s)}, limit {limit(clause.limit_s)}"
         yield measured, {True: "met", False: "missed", None: "undefined"}[clause.met]
-
-
-def _latencies(summary: Mapping[str, Any]) -> Iterable[Sequence[str]]:
-    """All latency statistics as the rows of a table."""
-    for key, label in LATENCIES.items():
-        values = [summary[key][name] for name in STATISTICS]
-        unit, factor = row_unit(values)
-        yield f"{label}, {unit}", *(number(None if value is None else value * factor) for value in values)
 
 
 def _facts(summary: Mapping[str, Any]) -> Panels:

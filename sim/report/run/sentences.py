@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sim.report.measures import LATENCIES
 from sim.report.units import count, dollars, energy, number, percent, seconds
 from sim.results.metrics import SOURCES
 
-LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
 # More preemptions than this for each request are told as a storm.
 STORM = 0.1
 ROOFLINE_WARNING = (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Chart
+from sim.report.chart import Chart
 from sim.report.run.timeline import Clock
 from sim.report.units import count, percent, seconds
 from sim.results import series

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Chart
+from sim.report.chart import Chart
 from sim.report.units import count, percent, seconds
 from sim.results import series
 from sim.results.metrics import KV_HELD, KV_KINDS, Floats, kv_means

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.run.charts import Chart
-from sim.report.sweep.charts import UNSTABLE, Scale, limits_at, steep, told
-from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
+from sim.report.chart import Chart, Spec, axis, choice, scattered
+from sim.report.measures import Measure, latency
+from sim.report.sweep.charts import UNSTABLE, limits_at, steep
+from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep
 from sim.report.units import count
 from sim.results import series
 from sim.results.metrics import Floats
@@ -27,8 +28,8 @@ def pareto_chart(sweep: Sweep) -> Chart | None:
     costs = [one for one in sweep.known(COSTS) if len(np.unique(known_values(sweep, one))) > 1]
     if any(one.unit == "usd" for one in costs):
         costs = [one for one in costs if one != GPU_HOURS]
-    choices = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
-    found = [choice for choice in choices if choice is not None]
+    tried = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
+    found = [one for one in tried if one is not None]
     if not found:
         return None
     rows = _pareto_rows(sweep)
@@ -37,9 +38,9 @@ def pareto_chart(sweep: Sweep) -> Chart | None:
     if len(rows) < len(sweep.points):
         whole = count(len(sweep.points))
         note += f" Thinned: {count(len(rows))} of {whole} points, chosen at random; the ringed are of all."
-    used = sorted({row for choice in found for line in choice["series"] for row in line["id"]})
+    used = sorted({row for one in found for line in one["series"] for row in line["id"]})
     names = {row: sweep.name(row) for row in used}
-    spec = {"kind": "xy", "hollow": UNSTABLE, "joined": False, "names": names, "choices": found}
+    spec = scattered(names, found, UNSTABLE)
     return Chart("pareto", "Cost against latency", found[0]["sentence"], note, spec, "wide")
 
 
@@ -63,14 +64,14 @@ def front(costs: Floats, waits: Floats, good: Bools) -> list[int]:
     return kept
 
 
-def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> dict[str, Any] | None:
-    costs, waits, good = sweep.points.mean[cost.column], sweep.points.mean[wait.column], sweep.good
+def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
+    costs, waits, good = sweep.points.mean[cost.key], sweep.points.mean[wait.key], sweep.good
     best = front(costs, waits, good)
     if not best:
         return None
-    scales = Scale.of(cost, costs), Scale.of(wait, waits)
+    scales = cost.scale(costs), wait.scale(waits)
 
-    def drawn(rows: Sequence[int], **more: Any) -> dict[str, Any]:
+    def drawn(rows: Sequence[int], **more: Any) -> Spec:
         pairs = zip((costs, waits), scales, strict=True)
         x, y = (series.compact(values[list(rows)] * shown.factor) for values, shown in pairs)
         return {"x": x, "y": y, "id": list(rows), "hollow": [int(not good[row]) for row in rows], **more}
@@ -80,28 +81,25 @@ def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> dict[str, Any]
     sentence = f"The cheapest stable point, {sweep.name(cheapest)}, takes {_both(sweep, cost, wait, cheapest)}"
     if fastest != cheapest:
         sentence += f"; the fastest, {sweep.name(fastest)}, {_both(sweep, cost, wait, fastest)}"
-    return {
-        "label": f"{wait.label}, {cost.label}",
-        "sentence": sentence + ".",
-        "x": {"unit": scales[0].unit, "label": cost.label},
-        "y": {"unit": scales[1].unit, "label": wait.label},
-        "ylog": steep(waits[known]),
-        "limits": limits_at(sweep, wait, scales[1]),
-        "series": [
-            drawn(known, name="points", place=0),
-            drawn(best, name="not beaten in both", kind="front", front=True),
-        ],
-    }
+    return choice(
+        f"{wait.label}, {cost.label}",
+        sentence + ".",
+        axis(scales[1].unit, wait.label),
+        [drawn(known, name="points", place=0), drawn(best, name="not beaten in both", kind="front", front=True)],
+        x=axis(scales[0].unit, cost.label),
+        ylog=steep(waits[known]),
+        limits=limits_at(sweep, wait, scales[1]),
+    )
 
 
 def _both(sweep: Sweep, cost: Measure, wait: Measure, row: int) -> str:
-    price = told(cost, sweep.value(cost, row))
+    price = sweep.words(cost, row)
     spent = f"{price} per million output tokens" if cost.unit else f"{price} {cost.label}"
-    return f"{spent} at {wait.label} {told(wait, sweep.value(wait, row))}"
+    return f"{spent} at {wait.label} {sweep.words(wait, row)}"
 
 
 def known_values(sweep: Sweep, measure: Measure) -> Floats:
-    values = sweep.points.mean[measure.column]
+    values = sweep.points.mean[measure.key]
     return values[~np.isnan(values)]
 
 
@@ -119,8 +117,8 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
     rates = sweep.known(RATES)[:1]
     waits = sweep.known([latency("ttft_s", "p99"), latency("tpot_s", "p99"), latency("e2e_s", "p99")])
     costs = [one for one in sweep.known(COSTS) if one.unit == "usd"]
-    choices = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
-    found = [choice for choice in choices if choice is not None]
+    tried = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
+    found = [one for one in tried if one is not None]
     if not found:
         return None
     spec = {
@@ -134,9 +132,9 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
                  found[0]["sentence"], note, spec, "wide")  # fmt: skip
 
 
-def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dict[str, Any] | None:
+def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spec | None:
     """The best of the stable points in each cell; for a latency, at one load that as many cells as can be have."""
-    values, at = sweep.points.mean[measure.column], ""
+    values, at = sweep.points.mean[measure.key], ""
     usable = sweep.good & ~np.isnan(values)
     if sweep.load is not None:
         usable &= ~np.isnan(sweep.loads)
@@ -167,13 +165,13 @@ def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dic
     more = len(sweep.others) > 2 or (sweep.load is not None and not at)
     named = [f"{down.named(down.values[place[0]])}, {across.named(across.values[place[1]])}" for place in (best, worst)]
     sentence = f"{measure.label}{at}{', the best over the other axes' if more else ''}: "
-    sentence += f"{told(measure, cell[best])} with {named[0]}"
+    sentence += f"{measure.words(cell[best])} with {named[0]}"
     if best != worst:
-        sentence += f", {told(measure, cell[worst])} with {named[1]}"
+        sentence += f", {measure.words(cell[worst])} with {named[1]}"
     return {
         "label": measure.label,
         "sentence": sentence + ".",
-        "texts": [[told(measure, cell.get(place, math.nan)) for place in line] for line in places],
+        "texts": [[measure.words(cell.get(place, math.nan)) for place in line] for line in places],
         "shades": [[shade.get(place) for place in line] for line in places],
         "best": list(best),
     }

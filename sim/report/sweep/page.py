@@ -10,37 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING
-from sim.report.sweep.charts import Scale, drafting_chart, load_charts, told
+from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import (
-    ENERGY,
     GOODPUT,
     GPU_HOURS,
     PRICE,
     RATES,
     REQUESTS,
     SHOWN,
-    Measure,
     Sweep,
-    latency,
     value_text,
 )
 from sim.report.templates import Card, Column, Panels, render
-from sim.report.units import count, number
+from sim.report.units import count
 from sim.results.metrics import SOURCES
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500
 MOST_REASONS = 6
 CARDS = {
-    GOODPUT.column: "Most goodput",
-    REQUESTS.column: "Most requests/s",
-    PRICE.column: "Cheapest per Mtok output",
-    GPU_HOURS.column: "Fewest GPU-hours per Mtok",
-    "ttft_s.p99": "Lowest TTFT p99",
-    "tpot_s.p99": "Lowest TPOT p99",
-    "e2e_s.p99": "Lowest E2E p99",
+    GOODPUT: "Most goodput",
+    REQUESTS: "Most requests/s",
+    PRICE: "Cheapest per Mtok output",
+    GPU_HOURS: "Fewest GPU-hours per Mtok",
+    **{latency(key, "p99"): f"Lowest {latency(key, 'p99').label}" for key in ("ttft_s", "tpot_s", "e2e_s")},
 }
 OWN = ("title", "version", "scenario", "notes", "points", "seeds")
 
@@ -116,13 +112,12 @@ def _counts(sweep: Sweep) -> tuple[int, int]:
 
 def _cards(sweep: Sweep) -> Iterable[Card]:
     """For each headline measure the best stable point."""
-    shown = {measure.column: measure for measure in SHOWN}
-    for column, label in CARDS.items():
-        if (column == REQUESTS.column and sweep.has(GOODPUT)) or (column == GPU_HOURS.column and sweep.has(PRICE)):
+    for measure, label in CARDS.items():
+        if (measure == REQUESTS and sweep.has(GOODPUT)) or (measure == GPU_HOURS and sweep.has(PRICE)):
             continue
-        row = sweep.best(shown[column])
+        row = sweep.best(measure)
         if row is not None:
-            yield Card(label, told(shown[column], sweep.value(shown[column], row)), sweep.name(row))
+            yield Card(label, sweep.words(measure, row), sweep.name(row))
 
 
 def _sources(sweep: Sweep) -> dict[str, float]:
@@ -173,7 +168,7 @@ def _shown_rows(sweep: Sweep) -> list[int]:
     ranking = _ranking(sweep)
     if len(sweep.points) <= MOST_ROWS or ranking is None:
         return list(range(min(len(sweep.points), MOST_ROWS)))
-    values = np.where(sweep.good, -ranking.better * sweep.points.mean[ranking.column], np.nan)
+    values = np.where(sweep.good, -ranking.better * sweep.points.mean[ranking.key], np.nan)
     return sorted(np.argsort(values, kind="stable")[:MOST_ROWS].tolist())  # NaN comes last
 
 
@@ -216,13 +211,11 @@ def _columns(sweep: Sweep) -> list[Column]:
 
 def _column(sweep: Sweep, measure: Measure) -> Column:
     """The best stable point is marked, if it differs from any."""
-    values = sweep.points.mean[measure.column]
-    shown = Scale.of(measure, values)
-    unit = shown.unit or ("per s" if measure in RATES else "")
-    label = {PRICE.column: "Cost per Mtok output", ENERGY.column: "Energy per Mtok output",
-             GPU_HOURS.column: "GPU-hours per Mtok output"}.get(measure.column, measure.label)  # fmt: skip
+    values = sweep.points.mean[measure.key]
+    unit, factor = measure.scale(values)
+    label = measure.label.replace("million output tokens", "Mtok output")
     best = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
-    texts = [number(None if math.isnan(value) else value) for value in (values * shown.factor).tolist()]
+    texts = scaled(values.tolist(), factor)
     return Column(f"{label}, {unit}" if unit else label, texts, () if best is None else (best,), measure.better > 0)
 
 

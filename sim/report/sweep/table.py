@@ -8,58 +8,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim.report.measures import LATENCIES, MEASURES, Measure, latency
 from sim.report.units import NONE
 from sim.results.metrics import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
-Unit = Literal["", "s", "%", "usd", "J"]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
 LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")
 # Of these 0 says "not set": the trace's own times, which are no load of 0.
 UNSET_AT_0 = ("workload.rate", "workload.concurrency")
-STATISTICS = {"p99": "p99", "p95": "p95", "p90": "p90", "p50": "median", "mean": "mean"}
-LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One number of a point: its column, its name, and which way is better (0: neither)."""
-
-    column: str
-    label: str
-    unit: Unit
-    better: Literal[-1, 0, 1]
-
-
-GOODPUT = Measure("goodput.requests_per_s", "Goodput", "", 1)
-REQUESTS = Measure("throughput.requests_per_s", "Requests", "", 1)
-OUTPUT = Measure("throughput.output_tokens_per_s", "Output tokens", "", 1)
-PRICE = Measure("bill.usd_per_million_output_tokens", "Cost per million output tokens", "usd", -1)
-ENERGY = Measure("bill.joules_per_million_output_tokens", "Energy per million output tokens", "J", -1)
-GPUS = Measure("gpus", "GPUs", "", -1)
-GPU_HOURS = Measure("gpu_hours_per_million_output_tokens", "GPU-hours per million output tokens", "", -1)
-ATTAINED = Measure("goodput.fraction", "SLO met", "%", 1)
-RATES = (GOODPUT, REQUESTS, OUTPUT)
-COSTS = (PRICE, GPU_HOURS, GPUS, ENERGY)
-
-
-def latency(key: str, statistic: str) -> Measure:
-    """A latency as the columns name it."""
-    return Measure(f"{key}.{statistic}", f"{LATENCIES[key]} {STATISTICS[statistic]}", "s", -1)
-
-
-LATENCY_MEASURES = tuple(latency(key, statistic) for key in LATENCIES for statistic in STATISTICS)
+STATISTICS = ("p99", "p95", "p90", "p50", "mean")
+SWEPT_LATENCIES = {key: name for key, name in LATENCIES.items() if key != "queue_s"}
+GOODPUT, REQUESTS, OUTPUT = RATES = tuple(
+    MEASURES[f"{key}_per_s"] for key in ("goodput.requests", "throughput.requests", "throughput.output_tokens")
+)
+PRICE, GPU_HOURS, GPUS, ENERGY = COSTS = tuple(
+    MEASURES[key]
+    for key in (
+        "bill.usd_per_million_output_tokens",
+        "gpu_hours_per_million_output_tokens",
+        "gpus",
+        "bill.joules_per_million_output_tokens",
+    )
+)
 # What the table of points shows, where any point has it.
-SHOWN = (GOODPUT, ATTAINED, REQUESTS, OUTPUT, *(latency(key, one) for key in ("ttft_s", "tpot_s", "e2e_s")
-         for one in ("p50", "p99")), Measure("kv.mean_used", "KV used", "%", 0),
-         Measure("kv.preemptions", "Preemptions", "", -1), GPUS, PRICE, GPU_HOURS, ENERGY)  # fmt: skip
-ALL = tuple({measure.column: measure for measure in (*SHOWN, *LATENCY_MEASURES)}.values())
+SHOWN = (
+    GOODPUT,
+    MEASURES["goodput.fraction"],
+    REQUESTS,
+    OUTPUT,
+    *(latency(key, statistic) for key in ("ttft_s", "tpot_s", "e2e_s") for statistic in ("p50", "p99")),
+    MEASURES["kv.mean_used"],
+    MEASURES["kv.preemptions"],
+    GPUS,
+    PRICE,
+    GPU_HOURS,
+    ENERGY,
+)
+ALL = dict.fromkeys((*SHOWN, *(latency(key, statistic) for key in SWEPT_LATENCIES for statistic in STATISTICS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +153,18 @@ class Sweep:
         return any(bool((points.high[name] > points.low[name]).any()) for name in points.mean)
 
     def has(self, measure: Measure) -> bool:
-        return bool((~np.isnan(self.points.mean[measure.column])).any())
+        return bool((~np.isnan(self.points.mean[measure.key])).any())
 
     def known(self, measures: Sequence[Measure]) -> list[Measure]:
         """Those of the measures that any point has."""
         return [measure for measure in measures if self.has(measure)]
 
     def value(self, measure: Measure, row: int) -> float:
-        return float(self.points.mean[measure.column][row])
+        return float(self.points.mean[measure.key][row])
+
+    def words(self, measure: Measure, row: int) -> str:
+        """A value of a point with its unit."""
+        return measure.words(self.value(measure, row))
 
     def setting(self, axis: Axis, row: int) -> str:
         return value_text(self.points.settings[axis.key][row])
@@ -180,7 +176,7 @@ class Sweep:
 
     def best(self, measure: Measure) -> int | None:
         """The row of the best good point; None where there is none."""
-        values = np.where(self.good, self.points.mean[measure.column], np.nan)
+        values = np.where(self.good, self.points.mean[measure.key], np.nan)
         if not measure.better or np.isnan(values).all():
             return None
         return int(np.nanargmax(measure.better * values))
@@ -226,9 +222,9 @@ def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
     gpus = table.get("bill.gpus", unknown)
     counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
     gpus = gpus.astype(float).fillna(counted.astype(float))
-    rate = table.get(OUTPUT.column, unknown).astype(float)
+    rate = table.get(OUTPUT.key, unknown).astype(float)
     hours = gpus * 1e6 / 3600 / rate.where(rate > 0)
-    return table.assign(**{GPUS.column: gpus, GPU_HOURS.column: hours})
+    return table.assign(**{GPUS.key: gpus, GPU_HOURS.key: hours})
 
 
 def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
@@ -243,7 +239,7 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
     for row in np.flatnonzero(~ok).tolist():
         told[point[row]] = told[point[row]] or str(table["reason"].iloc[row])
     drafted = _column(table, "speculation.drafted_tokens", ok)
-    ranges = {measure.column: _ranges(_column(table, measure.column, ok), point, len(places)) for measure in ALL}
+    ranges = {measure.key: _ranges(_column(table, measure.key, ok), point, len(places)) for measure in ALL}
 
     def runs_that(which: Bools) -> Ints:
         return np.bincount(point[which], minlength=len(places))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
-from sim.report.run.sentences import LATENCIES
+from sim.report.chart import Chart, cdf_line, distributions
+from sim.report.run.charts import LATENCY_TEXTS, latency_cdf
 from sim.report.run.timeline import Clock
-from sim.report.units import count, row_unit, seconds
+from sim.report.units import count, seconds
 from sim.report.validation.sentences import share
 from sim.results import series
 from sim.results.metrics import distribution
@@ -38,22 +38,8 @@ def _latency(key: str, named: dict[str, Seen]) -> Chart | None:
     }
     if any(one["mean"] is None for one in stats.values()):
         return None
-    largest = max(one["max"] or 0.0 for one in stats.values())
-    unit, factor = row_unit([largest])
-    lines = []
-    for place, (name, one) in enumerate(named.items()):
-        x, percents, _ = latency_cdf(_Run(one), key)
-        lines.append({"name": name, "place": place, "x": series.compact(x * factor), "y": series.compact(percents)})
-    spec = {
-        "kind": "cdf",
-        "group": "lives",
-        "x": {"unit": unit, "label": LATENCIES[key]},
-        "y": {"unit": "%", "label": "share at or below"},
-        "log": largest > LOG_FROM * min(one["p50"] or 0.0 for one in stats.values()) > 0,
-        "marks": [],
-        "limits": [],
-        "series": lines,
-    }
+    lines = [cdf_line(name, latency_cdf(_Run(one), key)[:2], place) for place, (name, one) in enumerate(named.items())]
+    spec = distributions(key, stats.values(), lines, group="lives")
     medians = "; ".join(f"{name} {seconds(one['p50'])}" for name, one in stats.items())
     tails = "; ".join(f"{name} {seconds(one['p99'])}" for name, one in stats.items())
     title = LATENCY_TEXTS[key][0]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sim.report.measures import MEASURES
 from sim.report.run.perfetto import trace_json
 from sim.report.templates import Card, Panels, halves, render
 from sim.report.validation.charts import latency_charts, step_charts
 from sim.report.validation.sentences import (
-    STAGE_WORDS,
+    STAGES,
     Document,
     attribution_table,
     notes,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from sim.validate.retime import Seen
     from sim.validate.run import Validation
 
-CARDS = (("TPOT median", "tpot_s", "p50"), ("TTFT p90", "ttft_s", "p90"), ("E2E p99", "e2e_s", "p99"),
-         ("Output rate", "throughput", "output_tokens_per_s"))  # fmt: skip
+CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p90", "e2e_s.p99")} | {
+    MEASURES["throughput.output_tokens_per_s"]: "Output rate"
+}
 REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 
@@ -57,7 +59,7 @@ def render_validation(found: Validation) -> str:
         model=document["steps"]["model"],
         steps=step_table(document["steps"]),
         worst=list(worst_lines(document["steps"])),
-        stages=list(STAGE_WORDS.values()),
+        stages=list(STAGES),
         attribution=[(name, live, error, *shares) for name, live, error, shares in attribution_table(document)],
         facts=_facts(document),
     )
@@ -70,8 +72,8 @@ def _cards(document: Document) -> Iterator[Card]:
         yield Card("Twin check", "identical" if twin else "different", small, "good" if twin else "bad")
     if overall := document["steps"].get("all"):
         yield Card("Step error", share(overall["mape"]), f"mean; bias {signed(overall['bias'])}")
-    for label, key, name in CARDS:
-        one = document["requests"][key][name]
+    for measure, label in CARDS.items():
+        one = measure.find(document["requests"])
         if one["error"] is not None:
             yield Card(
                 label, signed(one["error"]), "within the live spread" if one.get("inside") else "prediction's error"

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.report.run.sentences import LATENCIES
+from sim.report.measures import LATENCIES, MEASURES, latency
 from sim.report.units import NONE, count, number, row_unit, seconds
 
 Document = Mapping[str, Any]
-STATISTICS = ("p50", "p90", "p99")
-STAGE_WORDS = {
-    "engine": "engine",
-    "batching": "batching",
-    "kernels": "kernels",
-    "host": "host",
-    "capacity": "capacity",
-}
-RATES = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
+STAGES = ("engine", "batching", "kernels", "host", "capacity")
+COMPARED = (
+    *(latency(key, statistic) for key in LATENCIES for statistic in ("p50", "p90", "p99")),
+    MEASURES["throughput.requests_per_s"],
+    MEASURES["throughput.output_tokens_per_s"],
+)
 
 
 def signed(fraction: float | None) -> str:
@@ -55,16 +52,11 @@ def step_table(steps: Document) -> Iterator[tuple[str, str, str, str, str]]:
 
 def request_table(requests: Document) -> Iterator[tuple[str, str, str, str, str]]:
     """(measure, live, predicted, error, spread of the live repeats) of all that has a live value."""
-    for key, label in LATENCIES.items():
-        for name in STATISTICS:
-            one = requests[key][name]
-            if one["live"] is not None:
-                unit, factor = row_unit([one["live"], one["predicted"]])
-                yield f"{label} {name}, {unit}", *_cells(one, factor)
-    for name, label in RATES.items():
-        one = requests["throughput"][name]
-        if one["live"] is not None:
-            yield label, *_cells(one, 1.0)
+    for measure in COMPARED:
+        pair = measure.find(requests)
+        if pair["live"] is not None:
+            unit, factor = measure.side_by_side([pair["live"], pair["predicted"]])
+            yield f"{measure.title}, {unit}" if unit else measure.title, *_cells(pair, factor)
 
 
 def _cells(one: Document, factor: float) -> tuple[str, str, str, str]:
@@ -81,8 +73,9 @@ def _cells(one: Document, factor: float) -> tuple[str, str, str, str]:
     )
 
 
-COLLECTED = (("ttft_s", "p90"), ("tpot_s", "p50"), ("e2e_s", "p50"), ("e2e_s", "p99"),
-             ("throughput", "output_tokens_per_s"))  # fmt: skip
+COLLECTED = tuple(
+    MEASURES[key] for key in ("ttft_s.p90", "tpot_s.p50", "e2e_s.p50", "e2e_s.p99", "throughput.output_tokens_per_s")
+)
 
 
 def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...]]:
@@ -92,7 +85,7 @@ def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...
     """
     for name, one in records.items():
         overall = one["steps"]["all"]
-        pairs = [one["requests"][key][statistic] for key, statistic in COLLECTED]
+        pairs = [measure.find(one["requests"]) for measure in COLLECTED]
         errors = (_percent(pair["error"]) + ("*" if pair.get("inside") else "") for pair in pairs)
         mape = _percent(overall["mape"]).lstrip("+")
         yield name, count(one["twin"]["steps"]), _percent(overall["bias"]), mape, *errors
@@ -103,15 +96,14 @@ def _percent(fraction: float | None) -> str:
 
 
 def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(measure, live, error, the share of each of `STAGE_WORDS`) in ms or s."""
+    """(measure, live, error, the share of each of `STAGES`) in ms or s."""
     for label, one in document["attribution"].items():
         if "parts" not in one:
             continue
-        key, _, name = label.partition(".")
         unit, factor = row_unit([one["live"], one["predicted"]])
-        parts = [_signed(one["parts"][stage] * factor) for stage in STAGE_WORDS]
-        title = f"{LATENCIES.get(key, 'Duration')} {name}".strip()
-        yield f"{title}, {unit}", number(one["live"] * factor), _signed(one["error"] * factor), parts
+        parts = [_signed(one["parts"][stage] * factor) for stage in STAGES]
+        name = MEASURES[label].title if label in MEASURES else "Duration"
+        yield f"{name}, {unit}", number(one["live"] * factor), _signed(one["error"] * factor), parts
 
 
 def _signed(value: float) -> str:

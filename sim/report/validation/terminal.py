@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sim.report.units import count
 from sim.report.validation.sentences import (
-    STAGE_WORDS,
+    STAGES,
     Document,
     attribution_table,
     collection_table,
@@ -40,7 +40,7 @@ def validation_view(document: Document) -> RenderableType:
     parts += [_table(heads[:wide], [row[:wide] for row in rows]), ""]
     split = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
     if split:
-        parts += [_table(("Why", "live", "error", *STAGE_WORDS.values()), split), ""]
+        parts += [_table(("Why", "live", "error", *STAGES), split), ""]
     remarks = Table.grid(padding=(0, 1, 0, 0))
     for text in (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", [])):
         remarks.add_row(Text("*", style="dim"), Text(text, style="dim"))
