@@ -110,7 +110,7 @@ def test_the_stack_over_time_has_the_means_of_the_summary() -> None:
         run.steps[free] -= run.steps[f"{column}_tokens"]
     facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
     kv = metrics.kv_summary(run.requests, run.steps, facts, run.summary["duration_s"])
-    edges_s = timeline.Clock.of(run).grid(len(run.steps))
+    edges_s = timeline.TimeAxis.of(run).grid(len(run.steps))
     for kind, values in timeline.kv_stack(run.steps, edges_s).items():
         assert values.mean() / CAPACITY_TOKENS == pytest.approx(kv["classes"][kind]["mean"]), kind
     assert sum(one["mean"] for one in kv["classes"].values()) == pytest.approx(1)

@@ -47,9 +47,10 @@ def test_a_sweep_reads_the_same_keys_as_columns() -> None:
 def test_names_and_keys_are_told_apart() -> None:
     assert len({measure.label for measure in MEASURES.values()}) == len(MEASURES)
     assert {f"{key}.{name}" for key in LATENCIES for name in STATISTICS} <= set(MEASURES)
-    assert [row[0] for row in listed()] == list(MEASURES)
-    assert listed()[0] == ("throughput.requests_per_s", "Requests", "per s", "more")
-    assert {row[3] for row in listed()} == {"more", "less", ""}
+    assert [row["name"] for row in listed()] == list(MEASURES)
+    first = {"name": "throughput.requests_per_s", "unit": "per s", "better": "more", "about": "Requests"}
+    assert listed()[0] == first
+    assert {row["better"] for row in listed()} == {"more", "less", ""}
 
 
 def test_one_value_and_many_are_written_in_the_unit_that_fits() -> None:

@@ -51,7 +51,7 @@ def distributions(
 
     stats: of each line; lines: `cdf_line`s; marks: points to name; group: of plots that share a legend. All in seconds.
     """
-    largest, middle = zip(*((one["max"] or 0.0, one["p50"] or 0.0) for one in stats), strict=True)
+    largest, middle = zip(*((stat["max"] or 0.0, stat["p50"] or 0.0) for stat in stats), strict=True)
     unit, factor = row_unit([max(largest)])
     clauses = [(SLO_NAMES[name], limit_s) for name, limit_s in (slo or {}).items()]
     return {

@@ -40,14 +40,14 @@ def write_run(
     it as it was.
     """
     check_free(folder, "run")
-    kept = Kept.of(run, scenario, answers)
+    tables = Kept.of(run, scenario, answers)
     return files.write_files(
         folder,
         {
-            **kept.writers(),
-            PAGE: _page(kept),
-            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=kept.mark)),
-            **({} if answers is None else {ANSWERS: marks.table(answers, kept.mark)}),
+            **tables.writers(),
+            PAGE: _page(tables),
+            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=tables.mark)),
+            **({} if answers is None else {ANSWERS: marks.table(answers, tables.mark)}),
         },
         stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
         claim=claim,
@@ -65,14 +65,14 @@ def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
 def write_page(folder: Path) -> Kept:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
     with Claim(folder) as claim:
-        kept = Kept.read(folder)
+        tables = Kept.read(folder)
         with files.as_written(folder, "sim run"):
-            claim.write({PAGE: _page(kept)})
-    return kept
+            claim.write({PAGE: _page(tables)})
+    return tables
 
 
-def _page(kept: Kept) -> files.Writer:
-    return marks.page(render_page(kept, scenario=kept.scenario), kept.mark)
+def _page(tables: Kept) -> files.Writer:
+    return marks.page(render_page(tables, scenario=tables.scenario), tables.mark)
 
 
 def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None = None) -> list[Path]:
@@ -84,14 +84,15 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
     """
     summaries = summaries_of(rows)
     timeless = {
-        name: {key: value for key, value in one.items() if key != "simulator"} for name, one in summaries.items()
+        name: {key: value for key, value in summary.items() if key != "simulator"}
+        for name, summary in summaries.items()
     }
     mark = marks.digest(timeless)
     return files.write_files(
         folder,
         {
             "compare.html": marks.page(render_comparison(rows), mark),
-            "compare.json": files.as_json({name: {marks.KEY: mark, **one} for name, one in summaries.items()}),
+            "compare.json": files.as_json({name: {marks.KEY: mark, **summary} for name, summary in summaries.items()}),
             "compare.parquet": marks.table(_flat_table(summaries), mark),
         },
         claim=claim,

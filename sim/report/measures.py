@@ -65,10 +65,10 @@ class Measure:
 
     def find(self, summary: Summary) -> Any:
         """What stands at its place; None where there is nothing."""
-        found: Any = summary
+        value: Any = summary
         for part in self.key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
     def value(self, summary: Summary) -> float | None:
         """Its number in a summary."""
@@ -140,10 +140,13 @@ def latency(key: str, statistic: str) -> Measure:
     return MEASURES[f"{key}.{statistic}"]
 
 
-def listed() -> list[tuple[str, str, str, str]]:
-    """(key, what it is, unit, which way is better) of every measure, for `sim list measures`."""
+def listed() -> list[dict[str, str]]:
+    """The rows of `sim list measures`: key, unit, which way is better, what it is."""
     ways = {1: "more", 0: "", -1: "less"}
-    return [(one.key, one.label, one.unit, ways[one.better]) for one in MEASURES.values()]
+    return [
+        {"name": key, "unit": measure.unit, "better": ways[measure.better], "about": measure.label}
+        for key, measure in MEASURES.items()
+    ]
 
 
 def compared(summaries: Iterable[Summary]) -> list[Measure]:

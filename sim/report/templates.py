@@ -29,7 +29,7 @@ class Card(NamedTuple):
     style: str = ""
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of a table: its texts by row, and the rows of the best."""
 
     heading: str
@@ -65,18 +65,18 @@ def environment(package: str = "sim.report") -> Environment:
     """The templates of a package, which may extend those of this one."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
-    found = Environment(
-        loader=ChoiceLoader([PackageLoader(one, "assets") for one in dict.fromkeys((package, "sim.report"))]),
+    templates = Environment(
+        loader=ChoiceLoader([PackageLoader(name, "assets") for name in dict.fromkeys((package, "sim.report"))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["percent"] = units.percent
+    templates.filters["percent"] = units.percent
     # Of what stands inside a script element nothing can end the element or open a comment: tojson escapes < > & '.
-    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return found
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return templates
 
 
 def asset(name: str) -> str:

@@ -72,17 +72,17 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "Evictions", f"{count(kv['preemptions'])} preemptions, {size_of(kv['swapped_bytes'])} swapped"
 
 
-def speculation_lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """What drafting gave and what it took."""
-    gave = f"{number(found['tokens_per_target_step'])} tokens a target step"
-    yield "Drafts", f"{gave}; right by position: {drafts_by_position(found)}"
+    gave = f"{number(drafts['tokens_per_target_step'])} tokens a target step"
+    yield "Drafts", f"{gave}; right by position: {drafts_by_position(drafts)}"
     memory = ""
-    if found["draft_weight_bytes"]:
-        memory = f"; weights {size_of(found['draft_weight_bytes'])}"
-        if found["draft_kv_bytes_per_token"]:
-            memory += f", KV {size_of(found['draft_kv_bytes_per_token'])} a token"
+    if drafts["draft_weight_bytes"]:
+        memory = f"; weights {size_of(drafts['draft_weight_bytes'])}"
+        if drafts["draft_kv_bytes_per_token"]:
+            memory += f", KV {size_of(drafts['draft_kv_bytes_per_token'])} a token"
         memory += " on each GPU"
-    yield "Drafter", f"{found['drafter']}, {percent(found['drafting_share'])} of the time{memory}"
+    yield "Drafter", f"{drafts['drafter']}, {percent(drafts['drafting_share'])} of the time{memory}"
 
 
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:

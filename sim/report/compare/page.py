@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sim.report.compare.charts import finished_note, kv_charts, latency_charts, queue_charts, told, waste_chart
+from sim.report.compare.charts import finished_note, kv_charts, latency_charts, listed, queue_charts, waste_chart
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
 from sim.report.measures import MEASURES, Measure, best, compared, scaled
 from sim.report.run.sentences import notes_of, sources_line, title
-from sim.report.templates import Card, Column, render
+from sim.report.templates import Card, TableColumn, render
 from sim.report.units import NONE, count
 from sim.results.metrics import plain
 
@@ -62,16 +62,16 @@ def render_comparison(rows: Sequence[Row]) -> str:
         remarks=_notes(variants),
         differing=keys,
         settings=[(variant.name, [_value(variant.settings.get(key)) for key in keys]) for variant in variants],
-        same=told((label, value) for label, value in shared if value),
+        same=listed((label, value) for label, value in shared if value),
         scenarios=[(variant.name, variant.scenario) for variant in variants],
     )
 
 
 def _common(variants: Sequence[Variant], key: str) -> str | None:
     """An input that all variants share."""
-    found = {one.summary["inputs"].get(key) for one in variants}
-    same = found.pop()
-    return None if found or same is None else str(same)
+    values = {variant.summary["inputs"].get(key) for variant in variants}
+    same = values.pop()
+    return None if values or same is None else str(same)
 
 
 def _title(variants: Sequence[Variant]) -> str:
@@ -82,26 +82,26 @@ def _title(variants: Sequence[Variant]) -> str:
 def _lead(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
     what = "1 variant" if len(variants) == 1 else f"{count(len(variants))} variants side by side"
     differing = _differing(variants)
-    told_as = [f"{what}, which differ in {', '.join(differing)}." if 0 < len(differing) <= 6 else f"{what}."]
-    done = {one.summary["requests"]["completed"] for one in variants}
+    sentences = [f"{what}, which differ in {', '.join(differing)}." if 0 < len(differing) <= 6 else f"{what}."]
+    done = {variant.summary["requests"]["completed"] for variant in variants}
     if len(done) == 1:
-        told_as.append(f"{count(done.pop())} requests completed in each.")
+        sentences.append(f"{count(done.pop())} requests completed in each.")
     if len(rows) > len(variants):
-        told_as.append(f"{count(len(rows) - len(variants))} more did not run: see the table.")
-    return " ".join(told_as)
+        sentences.append(f"{count(len(rows) - len(variants))} more did not run: see the table.")
+    return " ".join(sentences)
 
 
 def _differing(variants: Sequence[Variant]) -> list[str]:
     """The settings that are not the same in all variants, by dotted key."""
-    keys = dict.fromkeys(key for one in variants for key in one.settings)
-    return [key for key in keys if len({repr(one.settings.get(key)) for one in variants}) > 1]
+    keys = dict.fromkeys(key for variant in variants for key in variant.settings)
+    return [key for key in keys if len({repr(variant.settings.get(key)) for variant in variants}) > 1]
 
 
 def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
     """For each headline measure the variant that is best at it, and the one that is worst."""
     for key, label in CARDS.items():
         measure = MEASURES[key]
-        values = [measure.value(one.summary) for one in variants]
+        values = [measure.value(variant.summary) for variant in variants]
         known = [value for value in values if value is not None]
         if len(known) < 2:
             continue
@@ -124,18 +124,18 @@ def _valued(measure: Measure, unit: str, text: str) -> str:
     return " ".join(filter(None, [text + rate, unit, measure.short if measure.unit == "%" else ""]))
 
 
-def _by_text(told_by: Iterable[tuple[str, str]], everyone: int) -> Iterable[str]:
+def _by_text(texts: Iterable[tuple[str, str]], everyone: int) -> Iterable[str]:
     """Sentences, each once, with the names of those it is about unless it is about all."""
     names: dict[str, list[str]] = {}
-    for name, text in told_by:
+    for name, text in texts:
         names.setdefault(text, []).append(name)
     for text, who in names.items():
         yield text if len(who) == everyone else f"{', '.join(who)}: {text}"
 
 
 def _warnings(variants: Sequence[Variant]) -> Iterable[str]:
-    if finished := finished_note(variants):
-        yield finished
+    if incomplete := finished_note(variants):
+        yield incomplete
     yield from _by_text([(variant.name, text) for variant in variants for text in variant.warnings], len(variants))
 
 
@@ -148,7 +148,7 @@ def _notes(variants: Sequence[Variant]) -> Iterable[str]:
     return _by_text(notes, len(variants))
 
 
-def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[Column]]]:
+def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[TableColumn]]]:
     """(heading with the unit, columns) of each group of measures, with the best of each column."""
     groups: dict[str, list[Measure]] = {}
     for measure in compared(variant.summary for variant in variants):
@@ -156,18 +156,18 @@ def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[Column]
             groups.setdefault(measure.group, []).append(measure)
     ended = [count(variant.summary["requests"]["completed"]) for variant in variants]
     if len(set(ended)) > 1:
-        yield "", [Column("Completed", ended)]
+        yield "", [TableColumn("Completed", ended)]
     for group, measures in groups.items():
         unit, columns = _group(measures, variants)
         yield f"{group}, {unit}" if unit else group, columns
 
 
-def _group(measures: Sequence[Measure], variants: Sequence[Variant]) -> tuple[str, Sequence[Column]]:
+def _group(measures: Sequence[Measure], variants: Sequence[Variant]) -> tuple[str, Sequence[TableColumn]]:
     """(unit, a column for each measure): those of one group share a unit."""
     values = [[measure.value(variant.summary) for variant in variants] for measure in measures]
     unit = measures[0].side_by_side([value for some in values for value in some])
     columns = [
-        Column(
+        TableColumn(
             measure.short,
             scaled(some, unit.factor) if measure.unit == "s" else measure.texts(some)[1],
             best(measure, some),
@@ -186,7 +186,7 @@ def summaries_of(rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
 
     From the second on, a variant's `paired` has its differences from the first by request.
     """
-    pairs = {name: {"paired": plain(one.as_table())} for name, one in differences(rows).items()}
+    pairs = {name: {"paired": plain(pair.as_table())} for name, pair in differences(rows).items()}
     return {
         row.name: {**row.summary, **pairs.get(row.name, {})} if isinstance(row, Variant) else {"error": row.reason}
         for row in rows

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.measures import LATENCIES
-from sim.report.units import NONE, count, number, row_unit
+from sim.report.units import NONE, count, row_unit, signed
 from sim.results.paired import PAIRED, Difference, Interval, Paired
 
 # With more variants than this the terminal shows this latency of each alone.
@@ -18,35 +18,31 @@ KEY = "e2e_s"
 STYLES = {"shorter": "green", "longer": "yellow"}
 
 
-def signed(value: float) -> str:
-    """A number with its sign; 0 has none."""
-    return f"+{number(value)}" if value > 0 else number(value)
-
-
-def interval_text(one: Interval, factor: float) -> str:
+def interval_text(interval: Interval, factor: float) -> str:
     """Both ends, or a dash where there are too few pairs."""
-    if one.low_s is None or one.high_s is None:
+    if interval.low_s is None or interval.high_s is None:
         return NONE
-    return f"{signed(one.low_s * factor)} to {signed(one.high_s * factor)}"
+    return f"{signed(interval.low_s * factor)} to {signed(interval.high_s * factor)}"
 
 
-def pairs_text(one: Paired) -> str:
+def pairs_text(pair: Paired) -> str:
     """How many requests were paired, and which were left out."""
-    noun = "request" if one.pairs == 1 else "requests"
-    parts = [f"{count(one.pairs)} {noun} paired"]
-    if one.left_out:
+    noun = "request" if pair.pairs == 1 else "requests"
+    parts = [f"{count(pair.pairs)} {noun} paired"]
+    if pair.left_out:
         where = [
-            (one.completed_there_only, f"completed in {one.against} alone"),
-            (one.completed_here_only, "completed here alone"),
-            (one.completed_in_neither, "completed in neither"),
+            (pair.completed_there_only, f"completed in {pair.against} alone"),
+            (pair.completed_here_only, "completed here alone"),
+            (pair.completed_in_neither, "completed in neither"),
         ]
-        told = ", ".join(f"{count(some)} {what}" for some, what in where if some)
-        parts.append(f"{count(one.left_out)} left out ({told})")
+        reasons = ", ".join(f"{count(requests)} {what}" for requests, what in where if requests)
+        parts.append(f"{count(pair.left_out)} left out ({reasons})")
     return ", ".join(parts)
 
 
-def _unit(found: Iterable[Difference]) -> tuple[str, float]:
-    return row_unit([abs(end) for one in found for end in (*one.mean, *one.median) if end is not None])
+def _unit(differences: Iterable[Difference]) -> tuple[str, float]:
+    ends = (end for difference in differences for end in (*difference.mean, *difference.median))
+    return row_unit([abs(end) for end in ends if end is not None])
 
 
 def paired_tables(pairs: Mapping[str, Paired]) -> list[Table | Text]:
@@ -54,15 +50,15 @@ def paired_tables(pairs: Mapping[str, Paired]) -> list[Table | Text]:
     if len(pairs) > FULL:
         return _rows(pairs)
     parts: list[Table | Text] = []
-    for name, one in pairs.items():
-        head = Text(name, style="bold").append(f" against {one.against}: ", style="not bold")
-        parts.append(head.append(one.reason or pairs_text(one), style="not bold"))
-        if one.differences:
-            parts.append(_table(one.differences))
+    for name, pair in pairs.items():
+        head = Text(name, style="bold").append(f" against {pair.against}: ", style="not bold")
+        parts.append(head.append(pair.reason or pairs_text(pair), style="not bold"))
+        if pair.differences:
+            parts.append(_table(pair.differences))
     return parts
 
 
-def _table(found: Mapping[str, Difference]) -> Table:
+def _table(differences: Mapping[str, Difference]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
     table.add_column("", style="bold", width=5)
     table.add_column("", style="dim", width=2)
@@ -70,10 +66,10 @@ def _table(found: Mapping[str, Difference]) -> Table:
     table.add_column("95 % interval", justify="right", width=16)
     table.add_column("median", justify="right", width=7)
     table.add_column("", width=27, overflow="fold")
-    for key, one in found.items():
-        unit, factor = _unit([one])
-        mean, median = (signed(part.value_s * factor) for part in (one.mean, one.median))
-        table.add_row(LATENCIES[key], unit, mean, interval_text(one.mean, factor), median, _verdict(one))
+    for key, difference in differences.items():
+        unit, factor = _unit([difference])
+        mean, median = (signed(part.value_s * factor) for part in (difference.mean, difference.median))
+        table.add_row(LATENCIES[key], unit, mean, interval_text(difference.mean, factor), median, _verdict(difference))
     return table
 
 
@@ -86,17 +82,18 @@ def _rows(pairs: Mapping[str, Paired]) -> list[Table | Text]:
     table.add_column("mean", justify="right", width=7)
     table.add_column("95 % interval", justify="right", width=16)
     table.add_column("", width=27, overflow="fold")
-    for name, one in pairs.items():
-        if (found := one.differences.get(KEY)) is not None:
-            unit, factor = _unit([found])
-            mean, interval = signed(found.mean.value_s * factor), interval_text(found.mean, factor)
-            table.add_row(Text(name), unit, mean, interval, _verdict(found))
-    told = [f"{name}: {one.reason or pairs_text(one)}" for name, one in pairs.items() if one.reason or one.left_out]
-    return [Text(f"{LATENCIES[KEY]} against {against}, paired by request"), table, *map(Text, told)]
+    for name, pair in pairs.items():
+        if (difference := pair.differences.get(KEY)) is not None:
+            unit, factor = _unit([difference])
+            mean, interval = signed(difference.mean.value_s * factor), interval_text(difference.mean, factor)
+            table.add_row(Text(name), unit, mean, interval, _verdict(difference))
+    partial = {name: pair for name, pair in pairs.items() if pair.reason or pair.left_out}
+    remarks = [f"{name}: {pair.reason or pairs_text(pair)}" for name, pair in partial.items()]
+    return [Text(f"{LATENCIES[KEY]} against {against}, paired by request"), table, *map(Text, remarks)]
 
 
-def _verdict(one: Difference) -> Text:
-    return Text(one.verdict, style=STYLES.get(one.verdict, "dim"))
+def _verdict(difference: Difference) -> Text:
+    return Text(difference.verdict, style=STYLES.get(difference.verdict, "dim"))
 
 
 class PairedRow(NamedTuple):
@@ -117,28 +114,28 @@ class PairedRow(NamedTuple):
 def paired_rows(pairs: Mapping[str, Paired]) -> Iterable[PairedRow]:
     """A row for each latency and variant, those of one latency on one scale."""
     for key in PAIRED:
-        found = {name: pair.differences[key] for name, pair in pairs.items() if key in pair.differences}
-        unit, factor = _unit(found.values())
-        ends = [0.0, *(end for one in found.values() for end in one.mean if end is not None)]
+        differences = {name: pair.differences[key] for name, pair in pairs.items() if key in pair.differences}
+        unit, factor = _unit(differences.values())
+        ends = [0.0, *(end for difference in differences.values() for end in difference.mean if end is not None)]
         low_s, wide_s = min(ends), (max(ends) - min(ends)) or 1.0
 
         def at(value_s: float | None, low_s: float = low_s, wide_s: float = wide_s) -> str:
             return "" if value_s is None else f"{4 + 92 * (value_s - low_s) / wide_s:.2f}%"
 
-        for place, (name, one) in enumerate(found.items()):
-            whole = one.mean.low_s is not None and one.mean.high_s is not None
+        for place, (name, difference) in enumerate(differences.items()):
+            whole = difference.mean.low_s is not None and difference.mean.high_s is not None
             yield PairedRow(
                 label=f"{LATENCIES[key]}, {unit}" if place == 0 else "",
                 name=name,
                 texts=[
                     text
-                    for part in (one.mean, one.median)
+                    for part in (difference.mean, difference.median)
                     for text in (signed(part.value_s * factor), interval_text(part, factor))
                 ],
                 what=f"{LATENCIES[key]} of {name}",
                 zero=at(0.0),
-                low=at(one.mean.low_s) if whole else "",
-                high=at(one.mean.high_s) if whole else "",
-                mean=at(one.mean.value_s),
-                verdict=one.verdict,
+                low=at(difference.mean.low_s) if whole else "",
+                high=at(difference.mean.high_s) if whole else "",
+                mean=at(difference.mean.value_s),
+                verdict=difference.verdict,
             )

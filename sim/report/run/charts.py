@@ -9,7 +9,7 @@ from sim.report.chart import Chart, cdf_line, distributions
 from sim.report.measures import LATENCIES
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import Floats, Ints
+from sim.results.metrics import Floats, Ints, Itl
 from sim.results.result import Run
 
 LATENCY_TEXTS = {
@@ -48,26 +48,21 @@ def _latency_chart(run: Run, key: str) -> Chart:
     """One distribution with its percentiles marked and the limits of the SLO drawn in."""
     stats = run.summary[key]
     title, sentence = LATENCY_TEXTS[key]
-    x, percents, total = latency_cdf(run, key)
-    note = f"Thinned: {count(len(x))} percentiles of {count(total)} values." if len(x) < total else ""
+    values, counts = population(run.requests, run.itl, key)
+    cdf, total = series.cdf(values, counts), int(counts.sum())
+    note = f"Thinned: {count(len(cdf[0]))} percentiles of {count(total)} values." if len(cdf[0]) < total else ""
     marks = [{"x": stats[name], "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")]
     slo = run.summary.get("goodput", {}).get("slo")
-    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], (x, percents))], slo=slo, marks=marks)
+    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], cdf)], slo=slo, marks=marks)
     shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
     return Chart(key.removesuffix("_s"), title, shown, note, spec)
 
 
-def latency_cdf(run: Run, key: str) -> tuple[Floats, Floats, int]:
-    """(seconds, percent at or below, number of values) of a latency, thinned as `series.cdf` does."""
-    values, weights = _population(run, key)
-    return *series.cdf(values, weights), int(weights.sum())
-
-
-def _population(run: Run, key: str) -> tuple[Floats, Ints]:
+def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
     """The values behind a latency's statistics, with their counts."""
     if key == "itl_s":
-        return run.itl
-    values = run.requests[key].dropna().to_numpy(dtype=np.float64)
+        return itl
+    values = requests[key].dropna().to_numpy(dtype=np.float64)
     return values, np.ones(len(values), dtype=np.int64)
 
 
@@ -84,16 +79,16 @@ def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) 
     rank = np.argsort(np.argsort(e2e_s, kind="stable"), kind="stable")
     rows = []
     for label, low, high in E2E_GROUPS:
-        mine = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
-        if mine.any():
-            means = [float(phase[mine].mean()) for phase in spent.values()]
-            noun = "request" if mine.sum() == 1 else "requests"
-            note = f"{seconds(sum(means))}, {count(int(mine.sum()))} {noun}"
+        group = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
+        if group.any():
+            means = [float(phase[group].mean()) for phase in spent.values()]
+            noun = "request" if group.sum() == 1 else "requests"
+            note = f"{seconds(sum(means))}, {count(int(group.sum()))} {noun}"
             rows.append({"label": label, "note": note, "values": series.compact(np.array(means))})
     shares = [percent(float(phase.sum() / max(e2e_s.sum(), 1e-300))) for phase in spent.values()]
-    told = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
+    parts = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
     noun = "The completed request took" if len(done) == 1 else f"{count(len(done))} completed requests took on average"
-    listed = f"{', '.join(told[:-1])} and {told[-1]}{_slowest(list(spent.values()), rank)}"
+    listed = f"{', '.join(parts[:-1])} and {parts[-1]}{_slowest(list(spent.values()), rank)}"
     sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {listed}"
     note = (
         "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
@@ -112,13 +107,13 @@ def phases_s(done: pd.DataFrame, preempted: pd.DataFrame | None) -> dict[str, Fl
     spent = {name: (done[end] - done[begin]).to_numpy(np.float64) for name, (begin, end) in PHASES.items()}
     if preempted is None:
         return spent
-    mine = preempted[(preempted["sequence"] == 0) & preempted["end_s"].notna()]
-    place = pd.Series(np.arange(len(done)), done["request"].to_numpy()).reindex(mine["request"]).to_numpy(np.float64)
+    breaks = preempted[(preempted["sequence"] == 0) & preempted["end_s"].notna()]
+    place = pd.Series(np.arange(len(done)), done["request"].to_numpy()).reindex(breaks["request"]).to_numpy(np.float64)
     known = ~np.isnan(place)
     at, lost_s = place[known].astype(np.int64), np.zeros(len(done))
     for name in ("prefill", "decode"):
         begin_s, end_s = (done[edge].to_numpy(np.float64)[at] for edge in PHASES[name])
-        out_s, back_s = mine["start_s"].to_numpy()[known], mine["end_s"].to_numpy()[known]
+        out_s, back_s = breaks["start_s"].to_numpy()[known], breaks["end_s"].to_numpy()[known]
         within_s = np.minimum(back_s, end_s) - np.maximum(out_s, begin_s)
         lost = np.bincount(at, np.maximum(within_s, 0.0), minlength=len(done))
         spent[name] = spent[name] - lost

@@ -128,17 +128,17 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
 def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
     """The share of the step seconds of each term, and where they come from."""
     for name, sources in terms.items():
-        told = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
-        yield name, told
+        parts = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
+        yield name, parts
 
 
-def _drafting(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _drafting(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """What drafting gave, and what it took."""
-    yield "Drafter", str(found["drafter"])
-    yield "Tokens a target step", number(found["tokens_per_target_step"])
-    yield "Drafts verified", count(found["drafted_tokens"])
-    yield "Of these right", percent(found["acceptance"])
-    yield "Right by position", drafts_by_position(found)
-    yield "Time spent drafting", percent(found["drafting_share"])
-    yield "Weights on each GPU", size_of(found["draft_weight_bytes"])
-    yield "KV of a token on each GPU", size_of(found["draft_kv_bytes_per_token"])
+    yield "Drafter", str(drafts["drafter"])
+    yield "Tokens a target step", number(drafts["tokens_per_target_step"])
+    yield "Drafts verified", count(drafts["drafted_tokens"])
+    yield "Of these right", percent(drafts["acceptance"])
+    yield "Right by position", drafts_by_position(drafts)
+    yield "Time spent drafting", percent(drafts["drafting_share"])
+    yield "Weights on each GPU", size_of(drafts["draft_weight_bytes"])
+    yield "KV of a token on each GPU", size_of(drafts["draft_kv_bytes_per_token"])

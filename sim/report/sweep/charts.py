@@ -40,15 +40,15 @@ def load_charts(sweep: Sweep) -> list[Chart]:
 
 def _lines(sweep: Sweep) -> Lines:
     """The combinations to draw, in their order: all of them, or those that reach the highest rate."""
-    found = sweep.combinations()
-    if len(found) <= MOST_LINES:
-        return found
+    combinations = sweep.combinations()
+    if len(combinations) <= MOST_LINES:
+        return combinations
     rate = next(iter(sweep.known(RATES)), None)
     rates = sweep.points.mean[rate.key] if rate else sweep.points.runs.astype(np.float64)
     values = np.where(sweep.good, rates, np.nan)
-    reached = {name: float(np.nanmax(values[rows], initial=-1.0)) for name, rows in found.items()}
-    kept = set(sorted(found, key=lambda name: -reached[name])[:MOST_LINES])
-    return {name: rows for name, rows in found.items() if name in kept}
+    reached = {name: float(np.nanmax(values[rows], initial=-1.0)) for name, rows in combinations.items()}
+    drawn = set(sorted(combinations, key=lambda name: -reached[name])[:MOST_LINES])
+    return {name: rows for name, rows in combinations.items() if name in drawn}
 
 
 def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: Sequence[Measure]) -> Chart:
@@ -124,12 +124,12 @@ def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
     rows = [row for some in lines.values() for row in some if fine[row]]
     if not rows:
         return f"No stable point has a value of {measure.label}."
-    found = []
+    parts = []
     for at in sorted({float(loads[rows].min()), float(loads[rows].max())}):
         best = min((row for row in rows if loads[row] == at), key=lambda row: float(values[row]))
         whose = f" ({sweep.name(best, sweep.others)})" if sweep.others else ""
-        found.append(f"{measure.words(float(values[best]))} at {load.label} {load.text(at)}{whose}")
-    return f"The lowest {measure.label} of a stable point: {', and '.join(found)}."
+        parts.append(f"{measure.words(float(values[best]))} at {load.label} {load.text(at)}{whose}")
+    return f"The lowest {measure.label} of a stable point: {', and '.join(parts)}."
 
 
 def limits_at(sweep: Sweep, measure: Measure, shown: Scale) -> list[dict[str, Any]]:
@@ -165,12 +165,12 @@ def _drafting_pairs(sweep: Sweep) -> dict[str, list[tuple[int, int]]]:
     texts = [tuple(sweep.setting(axis, row) for axis in same) for row in range(len(drafts))]
     for row in np.flatnonzero(~drafts & (sweep.points.failed == 0)).tolist():
         plain.setdefault(texts[row], row)
-    found: dict[str, list[tuple[int, int]]] = {}
+    pairs: dict[str, list[tuple[int, int]]] = {}
     for name, rows in _lines(sweep).items():
         both = [(row, plain[texts[row]]) for row in rows if drafts[row] and texts[row] in plain]
         if both:
-            found[name] = both
-    return found
+            pairs[name] = both
+    return pairs
 
 
 def _drafting_choice(sweep: Sweep, pairs: dict[str, list[tuple[int, int]]], measure: Measure) -> Spec:

@@ -25,12 +25,12 @@ WAITS = tuple(latency(key, statistic) for statistic in ("p99", "p50") for key in
 
 def pareto_chart(sweep: Sweep) -> Chart | None:
     """What a point costs against how long it lets wait, with the points that no other beats in both."""
-    costs = [one for one in sweep.known(COSTS) if len(np.unique(known_values(sweep, one))) > 1]
-    if any(one.unit == "usd" for one in costs):
-        costs = [one for one in costs if one != GPU_HOURS]
+    costs = [cost for cost in sweep.known(COSTS) if len(np.unique(known_values(sweep, cost))) > 1]
+    if any(cost.unit == "usd" for cost in costs):
+        costs = [cost for cost in costs if cost != GPU_HOURS]
     tried = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
-    found = [one for one in tried if one is not None]
-    if not found:
+    choices = [picture for picture in tried if picture is not None]
+    if not choices:
         return None
     rows = _pareto_rows(sweep)
     note = "Down and to the left is better. Ringed: no other stable point is better in both."
@@ -38,10 +38,10 @@ def pareto_chart(sweep: Sweep) -> Chart | None:
     if len(rows) < len(sweep.points):
         whole = count(len(sweep.points))
         note += f" Thinned: {count(len(rows))} of {whole} points, chosen at random; the ringed are of all."
-    used = sorted({row for one in found for line in one["series"] for row in line["id"]})
+    used = sorted({row for picture in choices for line in picture["series"] for row in line["id"]})
     names = {row: sweep.name(row) for row in used}
-    spec = scattered(names, found, UNSTABLE)
-    return Chart("pareto", "Cost against latency", found[0]["sentence"], note, spec, "wide")
+    spec = scattered(names, choices, UNSTABLE)
+    return Chart("pareto", "Cost against latency", choices[0]["sentence"], note, spec, "wide")
 
 
 def _pareto_rows(sweep: Sweep) -> list[int]:
@@ -56,12 +56,12 @@ def front(costs: Floats, waits: Floats, good: Bools) -> list[int]:
     """Places of the good points that no other good one is as cheap and as fast as, and better in one; by cost."""
     known = np.flatnonzero(good & ~np.isnan(costs) & ~np.isnan(waits))
     order = known[np.lexsort((waits[known], costs[known]))]
-    kept, best = [], math.inf
+    places, best = [], math.inf
     for place in order.tolist():
         if waits[place] < best:
-            kept.append(place)
+            places.append(place)
             best = float(waits[place])
-    return kept
+    return places
 
 
 def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
@@ -116,20 +116,20 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
         across, down = down, across
     rates = sweep.known(RATES)[:1]
     waits = sweep.known([latency("ttft_s", "p99"), latency("tpot_s", "p99"), latency("e2e_s", "p99")])
-    costs = [one for one in sweep.known(COSTS) if one.unit == "usd"]
+    costs = [measure for measure in sweep.known(COSTS) if measure.unit == "usd"]
     tried = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
-    found = [one for one in tried if one is not None]
-    if not found:
+    choices = [picture for picture in tried if picture is not None]
+    if not choices:
         return None
     spec = {
         "kind": "heat",
         "x": {"label": across.label, "names": [across.text(value) for value in across.values]},
         "y": {"label": down.label, "names": [down.text(value) for value in down.values]},
-        "choices": found,
+        "choices": choices,
     }
     note = "The deeper the colour, the larger the value; outlined: the best. Empty: no stable point."
     return Chart(f"map-{across.key}-{down.key}".replace(".", "-"), f"{down.label} and {across.label}",
-                 found[0]["sentence"], note, spec, "wide")  # fmt: skip
+                 choices[0]["sentence"], note, spec, "wide")  # fmt: skip
 
 
 def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spec | None:

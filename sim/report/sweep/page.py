@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sim.report.measures import Measure, latency, scaled
-from sim.report.run.sentences import ROOFLINE_WARNING
+from sim.report.run.sentences import ROOFLINE_WARNING, title
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import (
@@ -24,7 +24,7 @@ from sim.report.sweep.table import (
     Sweep,
     value_text,
 )
-from sim.report.templates import Card, Column, Panels, render
+from sim.report.templates import Card, Panels, TableColumn, render
 from sim.report.units import count
 from sim.results.metrics import SOURCES
 
@@ -81,15 +81,13 @@ def _title(sweep: Sweep, about: Mapping[str, Any]) -> str:
     if about.get("title"):
         return str(about["title"])
     inputs = {key: _common(sweep.rows, f"inputs.{key}") for key in ("trace", "model", "gpu")}
-    parts = [inputs["trace"] or "A sweep", f"on {inputs['model']}" if inputs["model"] else "",
-             f"/ {inputs['gpu']}" if inputs["gpu"] else ""]  # fmt: skip
-    return " ".join(filter(None, parts))
+    return title({"inputs": {**inputs, "trace": inputs["trace"] or "A sweep"}})
 
 
 def _common(table: pd.DataFrame, column: str) -> str | None:
     """The one text that a column holds; None where it differs or is not there."""
-    found = table[column].dropna().unique().tolist() if column in table else []
-    return str(found[0]) if len(found) == 1 else None
+    values = table[column].dropna().unique().tolist() if column in table else []
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _lead(sweep: Sweep) -> str:
@@ -123,8 +121,8 @@ def _cards(sweep: Sweep) -> Iterable[Card]:
 def _sources(sweep: Sweep) -> dict[str, float]:
     """Where the simulated seconds come from: the mean share over all runs that ended."""
     ok = sweep.rows[sweep.rows["status"] == "ok"]
-    found = {name: ok.get(f"cost_sources.{name}", pd.Series(0.0, ok.index)).astype(float).mean() for name in SOURCES}
-    return {name: 0.0 if math.isnan(share) else float(share) for name, share in found.items()}
+    shares = {name: ok.get(f"cost_sources.{name}", pd.Series(0.0, ok.index)).astype(float).mean() for name in SOURCES}
+    return {name: 0.0 if math.isnan(share) else float(share) for name, share in shares.items()}
 
 
 def _warnings(sweep: Sweep) -> Iterable[str]:
@@ -203,20 +201,20 @@ def _rows(sweep: Sweep) -> Iterable[PointRow]:
         yield PointRow(row, count(points.number[row]), badge, settings, reason)
 
 
-def _columns(sweep: Sweep) -> list[Column]:
+def _columns(sweep: Sweep) -> list[TableColumn]:
     """A column for each measure that any point has."""
-    measures = [one for one in sweep.known(SHOWN) if one != GPU_HOURS or not sweep.has(PRICE)]
+    measures = [measure for measure in sweep.known(SHOWN) if measure != GPU_HOURS or not sweep.has(PRICE)]
     return [_column(sweep, measure) for measure in measures]
 
 
-def _column(sweep: Sweep, measure: Measure) -> Column:
+def _column(sweep: Sweep, measure: Measure) -> TableColumn:
     """The best stable point is marked, if it differs from any."""
     values = sweep.points.mean[measure.key]
     unit, factor = measure.scale(values)
     label = measure.label.replace("million output tokens", "Mtok output")
-    best = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
-    texts = scaled(values.tolist(), factor)
-    return Column(f"{label}, {unit}" if unit else label, texts, () if best is None else (best,), measure.better > 0)
+    row = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
+    texts, best = scaled(values.tolist(), factor), () if row is None else (row,)
+    return TableColumn(f"{label}, {unit}" if unit else label, texts, best, measure.better > 0)
 
 
 def _facts(sweep: Sweep, about: Mapping[str, Any]) -> Panels:
@@ -239,7 +237,7 @@ def _listed(texts: Sequence[str], most: int = 12) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_plain(one)}" for key, one in value.items())
+        return "; ".join(f"{key} {_plain(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return value_text(value)

@@ -124,10 +124,10 @@ class Sweep:
     def of(cls, table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Sweep:
         """The points of a table as `sim sweep` writes it; axes by dotted key, `seed` not among them."""
         known = {key: _unset(key, values) for key, values in axes.items() if key != "seed" and key in table}
-        kept = _axes(known)
+        varied = _axes(known)
         settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
-        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), kept)
-        return cls(kept, _load(kept), points, int(table["seed"].nunique()) if len(table) else 0, table)
+        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), varied)
+        return cls(varied, _load(varied), points, int(table["seed"].nunique()) if len(table) else 0, table)
 
     @property
     def others(self) -> tuple[Axis, ...]:
@@ -183,14 +183,14 @@ class Sweep:
 
     def combinations(self) -> dict[str, list[int]]:
         """The rows of each combination of the axes but the load, by name, in the order of the load."""
-        found: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for row in range(len(self.points)):
-            found.setdefault(self.name(row, self.others), []).append(row)
+            rows_of.setdefault(self.name(row, self.others), []).append(row)
         if self.load is not None:
             at = self.loads
             order = np.argsort(np.argsort(at, kind="stable"), kind="stable").tolist()  # NaN (not set) comes last
-            found = {name: sorted(rows, key=order.__getitem__) for name, rows in found.items()}
-        return found
+            rows_of = {name: sorted(rows, key=order.__getitem__) for name, rows in rows_of.items()}
+        return rows_of
 
 
 def _unset(key: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -203,8 +203,8 @@ def _axes(axes: Mapping[str, Sequence[Any]]) -> tuple[Axis, ...]:
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in axes}
     twice = {label for label, uses in Counter(short.values()).items() if uses > 1}
     return tuple(
-        Axis(key, key if short[key] in twice else short[key], tuple({value_text(one): one for one in values}.values()))
-        for key, values in axes.items()
+        Axis(key, key if label in twice else label, tuple({value_text(value): value for value in axes[key]}.values()))
+        for key, label in short.items()
     )
 
 
@@ -235,9 +235,9 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
     _, first = np.unique(point, return_index=True)
     ok = (table["status"] == "ok").to_numpy(dtype=bool)
     stable = np.array([value is True or value == 1 for value in table["stable"].tolist()], dtype=bool)
-    told = [""] * len(places)
+    reasons = [""] * len(places)
     for row in np.flatnonzero(~ok).tolist():
-        told[point[row]] = told[point[row]] or str(table["reason"].iloc[row])
+        reasons[point[row]] = reasons[point[row]] or str(table["reason"].iloc[row])
     drafted = _column(table, "speculation.drafted_tokens", ok)
     ranges = {measure.key: _ranges(_column(table, measure.key, ok), point, len(places)) for measure in ALL}
 
@@ -251,7 +251,7 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
         failed=runs_that(~ok),
         stable=runs_that(ok & ~stable) == 0,
         drafts=runs_that(~np.isnan(drafted)) > 0,
-        reasons=told,
+        reasons=reasons,
         mean={name: found[0] for name, found in ranges.items()},
         low={name: found[1] for name, found in ranges.items()},
         high={name: found[2] for name, found in ranges.items()},

@@ -19,7 +19,7 @@ from sim.report.validation.sentences import (
     notes,
     request_table,
     share,
-    signed,
+    signed_share,
     step_table,
     title,
     twin_line,
@@ -37,14 +37,14 @@ CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p9
 REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 
-def render_validation(found: Validation) -> str:
+def render_validation(validation: Validation) -> str:
     """The page of a validation as one string of HTML."""
-    document, inputs = found.document, found.document["inputs"]
+    document, inputs = validation.document, validation.document["inputs"]
     verdict, requests = document["verdict"], list(request_table(document["requests"]))
     wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1
     return render(
         "validation.html",
-        {"latency": latency_charts(found), "steps": step_charts(found)},
+        {"latency": latency_charts(validation), "steps": step_charts(validation)},
         version=inputs.get("version") or "",
         title=title(document),
         lead=f"{'Within bounds' if verdict['good'] else 'Out of bounds'}: {verdict['reason']}.",
@@ -71,19 +71,19 @@ def _cards(document: Document) -> Iterator[Card]:
         small = "decisions of live run and simulation"
         yield Card("Twin check", "identical" if twin else "different", small, "good" if twin else "bad")
     if overall := document["steps"].get("all"):
-        yield Card("Step error", share(overall["mape"]), f"mean; bias {signed(overall['bias'])}")
+        yield Card("Step error", share(overall["mape"]), f"mean; bias {signed_share(overall['bias'])}")
     for measure, label in CARDS.items():
-        one = measure.find(document["requests"])
-        if one["error"] is not None:
-            yield Card(
-                label, signed(one["error"]), "within the live spread" if one.get("inside") else "prediction's error"
-            )
+        pair = measure.find(document["requests"])
+        if pair["error"] is not None:
+            small = "within the live spread" if pair.get("inside") else "prediction's error"
+            yield Card(label, signed_share(pair["error"]), small)
 
 
 def _facts(document: Document) -> Panels:
     yield from halves([(key, value) for key, value in document["inputs"].items() if key != "notes"])
     if constants := document["steps"].get("constants"):
-        yield "Fitted seconds of each", [(one["name"], f"{one['value']:.3g}") for one in constants if one["value"]]
+        rows = [(constant["name"], constant["value"]) for constant in constants]
+        yield "Fitted seconds of each", [(name, f"{value:.3g}") for name, value in rows if value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,12 @@ class _Lanes:
     summary: dict[str, Any]
 
 
-def lanes_json(found: Validation, mark: str = "") -> Iterator[str]:
+def lanes_json(validation: Validation, mark: str = "") -> Iterator[str]:
     """Trace Event JSON with a lane of the first live run's steps and one of the simulated ones, as pieces of text.
 
     Of a real server no steps are known: only the simulated lane and the requests of both are there.
     """
-    live, predicted = found.live[0], found.predicted
+    live, predicted = validation.live[0], validation.predicted
     names = ("live", "simulated")
     requests = pd.concat([_lane(live, 0, 0), _lane(predicted, 1, len(live.requests))], ignore_index=True)
     steps = [predicted.steps.assign(replica=1)]
