@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -116,6 +118,16 @@ def test_data_cannot_end_its_element() -> None:
     assert json.loads(text) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         templates.environment().from_string("{{ value|tojson }}").render(value=float("nan"))
+
+
+def test_a_page_may_run_its_own_style_and_script_alone() -> None:
+    """What the policy in the head allows are the digests of just what stands in the page."""
+    text = a_run("x")
+    policy = next(attributes["content"] for tag, attributes in Outline(text).tags if "http-equiv" in attributes)
+    inner = [text.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("style", "script")]
+    style, script = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in inner)
+    allowed = f"style-src 'sha256-{style}'; script-src 'sha256-{script}'"
+    assert policy == f"default-src 'none'; img-src data:; {allowed}"
 
 
 def test_a_value_that_a_page_was_not_given_is_an_error() -> None:

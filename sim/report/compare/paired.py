@@ -46,54 +46,35 @@ def _unit(differences: Iterable[Difference]) -> tuple[str, float]:
 
 
 def paired_tables(pairs: Mapping[str, Paired]) -> list[Table | Text]:
-    """For the terminal, 80 columns: a table for each variant, or one row for each where they are many."""
-    if len(pairs) > FULL:
-        return _rows(pairs)
-    parts: list[Table | Text] = []
-    for name, pair in pairs.items():
-        head = Text(name, style="bold").append(f" against {pair.against}: ", style="not bold")
-        parts.append(head.append(pair.reason or pairs_text(pair), style="not bold"))
-        if pair.differences:
-            parts.append(_table(pair.differences))
-    return parts
-
-
-def _table(differences: Mapping[str, Difference]) -> Table:
-    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
-    table.add_column("", style="bold", width=5)
-    table.add_column("", style="dim", width=2)
-    table.add_column("mean", justify="right", width=7)
-    table.add_column("95 % interval", justify="right", width=16)
-    table.add_column("median", justify="right", width=7)
-    table.add_column("", width=27, overflow="fold")
-    for key, difference in differences.items():
-        unit, factor = _unit([difference])
-        mean, median = (signed(part.value_s * factor) for part in (difference.mean, difference.median))
-        table.add_row(LATENCIES[key], unit, mean, interval_text(difference.mean, factor), median, _verdict(difference))
-    return table
-
-
-def _rows(pairs: Mapping[str, Paired]) -> list[Table | Text]:
-    """E2E of every variant in one table; what was left out is told below it."""
-    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
-    against = next(iter(pairs.values())).against
-    table.add_column("", style="bold", width=min(18, max(map(len, pairs))), overflow="fold")
-    table.add_column("", style="dim", width=2)
-    table.add_column("mean", justify="right", width=7)
-    table.add_column("95 % interval", justify="right", width=16)
-    table.add_column("", width=27, overflow="fold")
-    for name, pair in pairs.items():
-        if (difference := pair.differences.get(KEY)) is not None:
-            unit, factor = _unit([difference])
-            mean, interval = signed(difference.mean.value_s * factor), interval_text(difference.mean, factor)
-            table.add_row(Text(name), unit, mean, interval, _verdict(difference))
+    """For the terminal, 80 columns: a table for each variant, or E2E of each in one where they are many."""
+    if len(pairs) <= FULL:
+        parts: list[Table | Text] = []
+        for name, pair in pairs.items():
+            head = Text(name, style="bold").append(f" against {pair.against}: ", style="not bold")
+            parts.append(head.append(pair.reason or pairs_text(pair), style="not bold"))
+            if pair.differences:
+                parts.append(_table({LATENCIES[key]: one for key, one in pair.differences.items()}, 5, median=True))
+        return parts
+    rows = {name: pair.differences[KEY] for name, pair in pairs.items() if KEY in pair.differences}
+    head = Text(f"{LATENCIES[KEY]} against {next(iter(pairs.values())).against}, paired by request")
     partial = {name: pair for name, pair in pairs.items() if pair.reason or pair.left_out}
-    remarks = [f"{name}: {pair.reason or pairs_text(pair)}" for name, pair in partial.items()]
-    return [Text(f"{LATENCIES[KEY]} against {against}, paired by request"), table, *map(Text, remarks)]
+    remarks = [Text(f"{name}: {pair.reason or pairs_text(pair)}") for name, pair in partial.items()]
+    return [head, _table(rows, min(18, max(map(len, pairs))), median=False), *remarks]
 
 
-def _verdict(difference: Difference) -> Text:
-    return Text(difference.verdict, style=STYLES.get(difference.verdict, "dim"))
+def _table(rows: Mapping[str, Difference], width: int, *, median: bool) -> Table:
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    table.add_column("", style="bold", width=width, overflow="fold")
+    table.add_column("", style="dim", width=2)
+    for name, wide in (("mean", 7), ("95 % interval", 16), *([("median", 7)] if median else [])):
+        table.add_column(name, justify="right", width=wide)
+    table.add_column("", width=27, overflow="fold")
+    for name, row in rows.items():
+        unit, factor = _unit([row])
+        cells = [signed(row.mean.value_s * factor), interval_text(row.mean, factor)]
+        cells += [signed(row.median.value_s * factor)] if median else []
+        table.add_row(Text(name), unit, *cells, Text(row.verdict, style=STYLES.get(row.verdict, "dim")))
+    return table
 
 
 class PairedRow(NamedTuple):
