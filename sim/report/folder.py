@@ -13,8 +13,7 @@ from sim.report.compare.variant import Row
 from sim.report.plan.page import render_plan
 from sim.report.run.page import render_page
 from sim.report.run.perfetto import Window, trace_json
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
 from sim.results.tables import PREEMPTED, SUMMARY, TERMS, Kept, flat
@@ -47,7 +46,7 @@ def write_run(
             **tables.writers(),
             PAGE: _page(tables),
             "trace.perfetto.json": files.text(trace_json(run, window=window, mark=tables.mark)),
-            **({} if answers is None else {ANSWERS: marks.table(answers, tables.mark)}),
+            **({} if answers is None else {ANSWERS: run_id.table(answers, tables.mark)}),
         },
         stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
         claim=claim,
@@ -57,9 +56,9 @@ def write_run(
 def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of these files that are the run's in the folder, and not the user's own under such a name."""
     summary = folder / SUMMARY
-    if not summary.exists() or not marks.mark_of(summary):
+    if not summary.exists() or not run_id.mark_of(summary):
         return list(names)
-    return [name for name in names if (folder / name).exists() and marks.mark_of(folder / name)]
+    return [name for name in names if (folder / name).exists() and run_id.mark_of(folder / name)]
 
 
 def write_page(folder: Path) -> Kept:
@@ -72,7 +71,7 @@ def write_page(folder: Path) -> Kept:
 
 
 def _page(tables: Kept) -> files.Writer:
-    return marks.page(render_page(tables, scenario=tables.scenario), tables.mark)
+    return run_id.page(render_page(tables, scenario=tables.scenario), tables.mark)
 
 
 def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None = None) -> list[Path]:
@@ -87,13 +86,13 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
         name: {key: value for key, value in summary.items() if key != "simulator"}
         for name, summary in summaries.items()
     }
-    mark = marks.digest(timeless)
+    mark = run_id.digest(timeless)
     return files.write_files(
         folder,
         {
-            "compare.html": marks.page(render_comparison(rows), mark),
-            "compare.json": files.as_json({name: {marks.KEY: mark, **summary} for name, summary in summaries.items()}),
-            "compare.parquet": marks.table(_flat_table(summaries), mark),
+            "compare.html": run_id.page(render_comparison(rows), mark),
+            "compare.json": files.as_json({name: {run_id.KEY: mark, **summary} for name, summary in summaries.items()}),
+            "compare.parquet": run_id.table(_flat_table(summaries), mark),
         },
         claim=claim,
     )
@@ -101,18 +100,18 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
 
 def write_plan(document: Mapping[str, Any], claim: Claim) -> list[Path]:
     """Write plan.json and its page (docs/plan.md) into the folder that was taken; returns the paths."""
-    mark = marks.digest(document)
-    page = marks.page(render_plan(document), mark)
-    return claim.write({PLAN: marks.document(document, mark), PAGE: page})
+    mark = run_id.digest(document)
+    page = run_id.page(render_plan(document), mark)
+    return claim.write({PLAN: run_id.document(document, mark), PAGE: page})
 
 
 def rewrite_plan(folder: Path) -> tuple[dict[str, Any], str]:
     """Write the page of the plan in a folder again; returns its document and its id. Raises InputError."""
     with Claim(folder) as claim:
         document = files.read_json(folder / PLAN, PLAN_KEYS)
-        document.pop(marks.KEY, None)
-        mark = marks.check_one(folder, (PLAN, PAGE))
-        claim.write({PAGE: marks.page(render_plan(document), mark)})
+        document.pop(run_id.KEY, None)
+        mark = run_id.check_one(folder, (PLAN, PAGE))
+        claim.write({PAGE: run_id.page(render_plan(document), mark)})
     return document, mark
 
 

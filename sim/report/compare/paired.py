@@ -53,7 +53,7 @@ def paired_tables(pairs: Mapping[str, Paired]) -> list[Table | Text]:
             head = Text(name, style="bold").append(f" against {pair.against}: ", style="not bold")
             parts.append(head.append(pair.reason or pairs_text(pair), style="not bold"))
             if pair.differences:
-                parts.append(_table({LATENCIES[key]: one for key, one in pair.differences.items()}, 5, median=True))
+                parts.append(_table({LATENCIES[key]: row for key, row in pair.differences.items()}, 5, median=True))
         return parts
     rows = {name: pair.differences[KEY] for name, pair in pairs.items() if KEY in pair.differences}
     head = Text(f"{LATENCIES[KEY]} against {next(iter(pairs.values())).against}, paired by request")

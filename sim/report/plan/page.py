@@ -75,7 +75,7 @@ def _hint(document: Document) -> str:
 
 def _facts(document: Document) -> Panels:
     yield from halves([(key, value) for key, value in document["inputs"].items() if key != "cost_sources"])
-    asked = [("SLO", slo_words(document)), ("precision", percent(document["precision"]))]
+    question = [("SLO", slo_words(document)), ("precision", percent(document["precision"]))]
     if warm := document.get("warm_up"):
-        asked += [("warm-up", warm["rule"]), ("requests cut", count(warm["requests_cut"]))]
-    yield "Asked", asked
+        question += [("warm-up", warm["rule"]), ("requests cut", count(warm["requests_cut"]))]
+    yield "Asked", question

@@ -32,9 +32,10 @@ def load_charts(sweep: Sweep) -> list[Chart]:
     if sweep.load is None:
         return []
     lines = _lines(sweep)
-    groups = [("rate", "Throughput", [*sweep.known(RATES)])]
+    groups = [("rate", "Throughput", sweep.known(RATES))]
     for key, label in SWEPT_LATENCIES.items():
-        groups.append((key.removesuffix("_s"), label, sweep.known([latency(key, one) for one in STATISTICS])))
+        measures = [latency(key, statistic) for statistic in STATISTICS]
+        groups.append((key.removesuffix("_s"), label, sweep.known(measures)))
     return [_against_load(sweep, lines, name, title, measures) for name, title, measures in groups if measures]
 
 

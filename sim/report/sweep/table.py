@@ -252,9 +252,9 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
         stable=runs_that(ok & ~stable) == 0,
         drafts=runs_that(~np.isnan(drafted)) > 0,
         reasons=reasons,
-        mean={name: found[0] for name, found in ranges.items()},
-        low={name: found[1] for name, found in ranges.items()},
-        high={name: found[2] for name, found in ranges.items()},
+        mean={name: span[0] for name, span in ranges.items()},
+        low={name: span[1] for name, span in ranges.items()},
+        high={name: span[2] for name, span in ranges.items()},
     )
 
 
