@@ -20,7 +20,7 @@ from sim.catalog import load_gpu, names
 from sim.report import terminal, units
 from sim.report.compare.page import render_comparison
 from sim.report.compare.variant import Variant
-from sim.report.measures import MEASURES, shown_measures
+from sim.report.measures import MEASURES, compared
 from sim.report.run import sentences as words
 from sim.results import metrics
 from sim.results.bill import NO_POWER, NO_PRICE, Rates, bill
@@ -267,11 +267,13 @@ def test_rows_of_the_page() -> None:
 
 def test_measures_of_money_and_energy(trace: str) -> None:
     summary = small(trace).summary
-    found = {measure.title: measure.value(summary) for measure in MEASURES}
+    found = {measure.title: measure.value(summary) for measure in MEASURES.values()}
     assert found["$/Mtok output"] == summary["bill"]["usd_per_million_output_tokens"]
-    assert found["kJ/Mtok"] == summary["bill"]["joules_per_million_tokens"] / 1000
-    assert {"$/Mtok", "kJ/Mtok output"} <= {measure.title for measure in shown_measures([summary])}
-    assert not [measure for measure in shown_measures([make_run(20).summary]) if measure.group in ("Money", "Energy")]
+    joules = MEASURES["bill.joules_per_million_tokens"]
+    assert found["kJ/Mtok"] == summary["bill"]["joules_per_million_tokens"]
+    assert joules.texts([found["kJ/Mtok"]]) == ("", [units.number(found["kJ/Mtok"] / 1000)])
+    assert {"$/Mtok", "kJ/Mtok output"} <= {measure.title for measure in compared([summary])}
+    assert not [measure for measure in compared([make_run(20).summary]) if measure.group in ("Money", "Energy")]
 
 
 def test_a_comparison_has_columns_for_them_and_says_whose_price(trace: str) -> None:

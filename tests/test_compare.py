@@ -110,7 +110,7 @@ def test_the_stack_over_time_has_the_means_of_the_summary() -> None:
         run.steps[free] -= run.steps[f"{column}_tokens"]
     facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
     kv = metrics.kv_summary(run.requests, run.steps, facts, run.summary["duration_s"])
-    edges_s = timeline.Clock.of(run).grid(len(run.steps))
+    edges_s = timeline.TimeAxis.of(run).grid(len(run.steps))
     for kind, values in timeline.kv_stack(run.steps, edges_s).items():
         assert values.mean() / CAPACITY_TOKENS == pytest.approx(kv["classes"][kind]["mean"]), kind
     assert sum(one["mean"] for one in kv["classes"].values()) == pytest.approx(1)
@@ -147,19 +147,19 @@ def test_what_the_user_can_mend_is_a_failure_and_nothing_else_is() -> None:
     ],
 )
 def test_best(better: int, values: list[float | None], expected: set[int]) -> None:
-    assert best(Measure("g", "l", "", better, lambda _: None), values) == expected  # type: ignore[arg-type]
+    assert best(Measure("key", "label", "", better), values) == expected  # type: ignore[arg-type]
 
 
 def test_measures_read_the_summary() -> None:
     run = shared_run(100, rate=14.0)
-    found = {measure.title: measure.value(run.summary) for measure in MEASURES}
+    found = {measure.title: measure.value(run.summary) for measure in MEASURES.values() if measure.short}
     assert found["TTFT p99"] == run.summary["ttft_s"]["p99"]
     assert found["KV held useful"] == run.summary["kv"]["useful"]
     assert found["Sharing saved"] == pytest.approx(2 / 5, rel=0.02)  # what grows within a span is used alone
     assert found["Copied"] == 4096 * len(run.steps)
     assert found["Goodput/s"] is None
-    assert len(found) == len(MEASURES), "two measures have one name"
-    shown = {measure.title for measure in measures.shown_measures([make_run(50).summary])}
+    assert len(found) == sum(bool(measure.short) for measure in MEASURES.values()), "two measures have one name"
+    shown = {measure.title for measure in measures.compared([make_run(50).summary])}
     assert {"Requests/s", "KV used peak"} <= shown
     assert not shown & {"Sharing saved", "Prefix hits", "Preemptions", "Copied", "Goodput/s"}
 
@@ -189,7 +189,7 @@ class Outline(html.parser.HTMLParser):
         self.table = self.table and tag != "table"
 
     def handle_data(self, data: str) -> None:
-        if self.table and self.rows and self.rows[-1]:
+        if self.table and self.rows and self.rows[-1] and not data.isspace():
             self.rows[-1][-1] += data
 
 

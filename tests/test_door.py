@@ -391,7 +391,7 @@ AROUND = {
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
     "sim/validate/schedules/verdicts.py": "what `documents.json_of` was given, without NaN",
     "sim/report/sweep/folder.py": "`files.read_parquet`, ours",
-    "sim/report/elements.py": "the package's own templates",
+    "sim/report/templates.py": "the package's own style and script",
     "sim/study/sweep/store.py": "appends to the journal, which is read by `files.content`",
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",

@@ -99,7 +99,7 @@ def test_compact_keeps_four_digits() -> None:
 
 def test_the_kv_stack_adds_up_to_the_capacity_everywhere() -> None:
     run = make_run(200, rate=14.0, replicas=2)
-    spec = timeline.kv_chart(run.summary["kv"], run.steps, timeline.Clock.of(run)).spec
+    spec = timeline.kv_chart(run.summary["kv"], run.steps, timeline.TimeAxis.of(run)).spec
     total = np.sum([line["mean"] for line in spec["series"]], axis=0)
     np.testing.assert_allclose(total, 2 * CAPACITY_TOKENS, rtol=2e-3)
     used = np.mean(next(line["mean"] for line in spec["series"] if line["kind"] == "used"))
@@ -109,7 +109,7 @@ def test_the_kv_stack_adds_up_to_the_capacity_everywhere() -> None:
 def test_the_queue_obeys_littles_law() -> None:
     """Mean number waiting x duration = sum of the times waited; the same for those being served."""
     run = make_run(300, rate=16.0)
-    spec = timeline.queue_chart(run.requests, timeline.Clock.of(run)).spec
+    spec = timeline.queue_chart(run.requests, timeline.TimeAxis.of(run)).spec
     duration = run.summary["duration_s"]
     served = (run.requests["finish_s"] - run.requests["first_scheduled_s"]).sum()
     for line, total in zip(spec["series"], (run.requests["queue_s"].sum(), served), strict=True):

@@ -52,7 +52,7 @@ def test_the_points_are_means_and_ranges_over_the_seeds() -> None:
 
 def test_one_unstable_seed_makes_a_point_unstable_and_never_the_best() -> None:
     table = sweep_table(AXES, seeds=2)
-    top = int(table.loc[table["stable"].astype(bool), GOODPUT.column].idxmax())
+    top = int(table.loc[table["stable"].astype(bool), GOODPUT.key].idxmax())
     before = Sweep.of(table, AXES)
     assert before.best(GOODPUT) is not None
     best = int(table["point"].iloc[top])
@@ -113,7 +113,7 @@ def test_a_point_of_which_one_seed_failed_keeps_the_others_and_is_not_offered() 
     table.loc[0, ["status", "reason", "stable"]] = ["failed", "out of luck", None]
     sweep = Sweep.of(table, AXES)
     assert (int(sweep.points.failed[0]), bool(sweep.good[0])) == (1, False)
-    assert sweep.value(TTFT, 0) == table[TTFT.column].iloc[1]
+    assert sweep.value(TTFT, 0) == table[TTFT.key].iloc[1]
     assert "1 of 2 failed" in render_sweep(table, AXES, {})
 
 
@@ -159,7 +159,7 @@ def test_the_map_holds_the_best_stable_point_of_each_cell() -> None:
         for column, policy in enumerate(["chunked", "static"]):
             mine = stable[(stable["replicas"] == replicas) & (stable["policy.name"] == policy)]
             shown = float(goodput["texts"][line][column].removesuffix("/s"))
-            assert shown == pytest.approx(mine[GOODPUT.column].max(), rel=6e-3)
+            assert shown == pytest.approx(mine[GOODPUT.key].max(), rel=6e-3)
 
 
 def test_drafting_is_held_against_the_same_load_without() -> None:
@@ -239,9 +239,9 @@ def test_ten_thousand_points_are_thinned_and_it_says_so() -> None:
     assert "Thinned: the 16 of 400 combinations" in page
     assert len(specs["pareto"]["choices"][0]["series"][0]["x"]) == 2500
     kept = {int(re.findall(r'scope="row">([\d,]+)', row)[0].replace(",", "")) for row in rows}
-    worst = table[GOODPUT.column][sorted(kept)].min()
+    worst = table[GOODPUT.key][sorted(kept)].min()
     left = table.loc[sorted(set(range(10_000)) - kept)]
-    assert (left.loc[left["stable"].astype(bool), GOODPUT.column] <= worst).all()
+    assert (left.loc[left["stable"].astype(bool), GOODPUT.key] <= worst).all()
 
 
 def test_whatever_comes_from_outside_is_escaped() -> None:

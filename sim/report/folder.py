@@ -13,8 +13,7 @@ from sim.report.compare.variant import Row
 from sim.report.plan.page import render_plan
 from sim.report.run.page import render_page
 from sim.report.run.perfetto import Window, trace_json
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
 from sim.results.tables import PREEMPTED, SUMMARY, TERMS, Kept, flat
@@ -40,14 +39,14 @@ def write_run(
     it as it was.
     """
     check_free(folder, "run")
-    kept = Kept.of(run, scenario, answers)
+    tables = Kept.of(run, scenario, answers)
     return files.write_files(
         folder,
         {
-            **kept.writers(),
-            PAGE: _page(kept),
-            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=kept.mark)),
-            **({} if answers is None else {ANSWERS: marks.table(answers, kept.mark)}),
+            **tables.writers(),
+            PAGE: _page(tables),
+            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=tables.mark)),
+            **({} if answers is None else {ANSWERS: run_id.table(answers, tables.mark)}),
         },
         stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
         claim=claim,
@@ -57,22 +56,22 @@ def write_run(
 def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of these files that are the run's in the folder, and not the user's own under such a name."""
     summary = folder / SUMMARY
-    if not summary.exists() or not marks.mark_of(summary):
+    if not summary.exists() or not run_id.mark_of(summary):
         return list(names)
-    return [name for name in names if (folder / name).exists() and marks.mark_of(folder / name)]
+    return [name for name in names if (folder / name).exists() and run_id.mark_of(folder / name)]
 
 
 def write_page(folder: Path) -> Kept:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
     with Claim(folder) as claim:
-        kept = Kept.read(folder)
+        tables = Kept.read(folder)
         with files.as_written(folder, "sim run"):
-            claim.write({PAGE: _page(kept)})
-    return kept
+            claim.write({PAGE: _page(tables)})
+    return tables
 
 
-def _page(kept: Kept) -> files.Writer:
-    return marks.page(render_page(kept, scenario=kept.scenario), kept.mark)
+def _page(tables: Kept) -> files.Writer:
+    return run_id.page(render_page(tables, scenario=tables.scenario), tables.mark)
 
 
 def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None = None) -> list[Path]:
@@ -84,15 +83,16 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
     """
     summaries = summaries_of(rows)
     timeless = {
-        name: {key: value for key, value in one.items() if key != "simulator"} for name, one in summaries.items()
+        name: {key: value for key, value in summary.items() if key != "simulator"}
+        for name, summary in summaries.items()
     }
-    mark = marks.digest(timeless)
+    mark = run_id.digest(timeless)
     return files.write_files(
         folder,
         {
-            "compare.html": marks.page(render_comparison(rows), mark),
-            "compare.json": files.as_json({name: {marks.KEY: mark, **one} for name, one in summaries.items()}),
-            "compare.parquet": marks.table(_flat_table(summaries), mark),
+            "compare.html": run_id.page(render_comparison(rows), mark),
+            "compare.json": files.as_json({name: {run_id.KEY: mark, **summary} for name, summary in summaries.items()}),
+            "compare.parquet": run_id.table(_flat_table(summaries), mark),
         },
         claim=claim,
     )
@@ -100,18 +100,18 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
 
 def write_plan(document: Mapping[str, Any], claim: Claim) -> list[Path]:
     """Write plan.json and its page (docs/plan.md) into the folder that was taken; returns the paths."""
-    mark = marks.digest(document)
-    page = marks.page(render_plan(document), mark)
-    return claim.write({PLAN: marks.document(document, mark), PAGE: page})
+    mark = run_id.digest(document)
+    page = run_id.page(render_plan(document), mark)
+    return claim.write({PLAN: run_id.document(document, mark), PAGE: page})
 
 
 def rewrite_plan(folder: Path) -> tuple[dict[str, Any], str]:
     """Write the page of the plan in a folder again; returns its document and its id. Raises InputError."""
     with Claim(folder) as claim:
         document = files.read_json(folder / PLAN, PLAN_KEYS)
-        document.pop(marks.KEY, None)
-        mark = marks.check_one(folder, (PLAN, PAGE))
-        claim.write({PAGE: marks.page(render_plan(document), mark)})
+        document.pop(run_id.KEY, None)
+        mark = run_id.check_one(folder, (PLAN, PAGE))
+        claim.write({PAGE: run_id.page(render_plan(document), mark)})
     return document, mark
 
 

@@ -1,114 +1,181 @@
-"""What runs are compared by: one list of measures for terminal and page, each with the direction that is better."""
+"""The measures that tables and pages show: one list, with names, units, formats and the direction that is better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sim.report.run.sentences import LATENCIES
-from sim.report.units import NONE, number, row_unit, size_of
+from sim.report.units import NONE, dollars, energy, number, percent, row_unit, seconds, size_of
+from sim.results.metrics import STATISTICS
 
 Summary = Mapping[str, Any]
-Unit = Literal["", "s", "%", "bytes"]
+Values = Iterable[float | None]
+Unit = Literal["", "per s", "s", "%", "bytes", "usd", "J"]
+LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
+
+
+class Scale(NamedTuple):
+    """How the values of a column or an axis are shown: in which unit, and what to multiply them by."""
+
+    unit: str
+    factor: float
+
+
+class UnitFormat(NamedTuple):
+    """How a quantity is written: `words` for one value, `scale` for many by the largest of them."""
+
+    words: Callable[[float], str]
+    scale: Callable[[float], tuple[str, float]]
+
+
+FORMATS: dict[Unit, UnitFormat] = {
+    "": UnitFormat(number, lambda _: ("", 1.0)),
+    "per s": UnitFormat(lambda value: f"{number(value)}/s", lambda _: ("per s", 1.0)),
+    "s": UnitFormat(seconds, lambda largest: row_unit([largest])),
+    "%": UnitFormat(percent, lambda _: ("%", 100.0)),
+    "bytes": UnitFormat(size_of, lambda _: ("B", 1.0)),
+    "usd": UnitFormat(dollars, lambda _: ("$", 1.0)),
+    "J": UnitFormat(energy, lambda largest: ("kJ", 1e-3) if largest < 1e7 else ("MJ", 1e-6)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number of a summary: `group` and `label` name it, `better` says which way, 0 for neither.
+    """One number of a run: `key` is its place in a summary and its column in a table of runs, as a dotted path.
 
-    `always` ones are shown even where no run has anything of it.
+    `better` says which way, 0 for neither. Tables of runs put it as `short` under the heading `group`.
     """
 
-    group: str
+    key: str
     label: str
     unit: Unit
     better: Literal[-1, 0, 1]
-    value: Callable[[Summary], float | None]
-    always: bool = True
+    group: str = ""
+    short: str = ""
+    compared: Literal["always", "if any", "never"] = "never"
+    """Whether runs side by side show it: always, or where any run has something of it."""
 
     @property
     def title(self) -> str:
-        """Group and label as one name, such as "TTFT p99"."""
-        return self.label if self.group in UNLIKE else f"{self.group} {self.label}"
+        """Its name in one line of a table of runs, such as "TTFT p99" or "Requests/s"."""
+        name = self.short if self.group in UNLIKE else f"{self.group} {self.short}"
+        return f"{name}/s" if self.unit == "per s" else name
+
+    def find(self, summary: Summary) -> Any:
+        """What stands at its place; None where there is nothing."""
+        value: Any = summary
+        for part in self.key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def value(self, summary: Summary) -> float | None:
+        """Its number in a summary."""
+        return self.find(summary)  # type: ignore[no-any-return]
+
+    def words(self, value: float | None) -> str:
+        """One value with its unit."""
+        return NONE if value is None or math.isnan(value) else FORMATS[self.unit].words(value)
+
+    def scale(self, values: Values) -> Scale:
+        """The unit in which these values are easy to read together."""
+        known = [value for value in values if value is not None and not math.isnan(value)]
+        return Scale(*FORMATS[self.unit].scale(max(known, default=0.0)))
+
+    def side_by_side(self, values: Values) -> Scale:
+        """The same under `title`, which names the unit of rates, money and energy already."""
+        return self.scale(values) if self.unit in ("s", "%") else Scale("", self.scale([]).factor)
+
+    def texts(self, values: Sequence[float | None]) -> tuple[str, list[str]]:
+        """(unit, the values as text) under `title`."""
+        if self.unit == "bytes":
+            return "", list(map(self.words, values))
+        unit, factor = self.side_by_side(values)
+        return unit, scaled(values, factor)
 
 
-# Groups of measures that are told by their labels alone.
+# Groups of measures that are told by their short names alone.
 UNLIKE = ("Throughput", "KV moved", "Money", "Energy", "Costs")
 
 
 def _latency(key: str, statistic: str) -> Measure:
-    return Measure(LATENCIES[key], statistic, "s", -1, lambda summary: summary[key][statistic])
+    label = f"{LATENCIES[key]} {'median' if statistic == 'p50' else statistic}"
+    compared: Literal["always", "never"] = "always" if statistic in ("p50", "p99") else "never"
+    return Measure(f"{key}.{statistic}", label, "s", -1, LATENCIES[key], statistic, compared)
 
 
-def _rate(label: str, key: str) -> Measure:
-    return Measure("Throughput", label, "", 1, lambda summary: summary["throughput"][key])
+MEASURES = {
+    measure.key: measure
+    for measure in (
+        Measure("throughput.requests_per_s", "Requests", "per s", 1, "Throughput", "Requests", "always"),
+        Measure("throughput.output_tokens_per_s", "Output tokens", "per s", 1, "Throughput", "Output tokens", "always"),
+        Measure("goodput.requests_per_s", "Goodput", "per s", 1, "Throughput", "Goodput", "if any"),
+        Measure("goodput.fraction", "SLO met", "%", 1),
+        *(_latency(key, statistic) for key in LATENCIES for statistic in STATISTICS),
+        Measure("kv.mean_used", "KV used", "%", 0, "KV used", "mean", "always"),
+        Measure("kv.peak_used", "KV used at the peak", "%", 0, "KV used", "peak", "always"),
+        Measure("kv.useful", "Useful share of the KV held", "%", 1, "KV held", "useful", "always"),
+        Measure("kv.shared.saving_mean", "KV saved by sharing", "%", 1, "Sharing", "saved", "if any"),
+        Measure("kv.prefix_hit_rate", "Prefix hits", "%", 1, "Prefix", "hits", "if any"),
+        Measure("kv.preemptions", "Preemptions", "", -1, "KV moved", "Preemptions", "if any"),
+        Measure("kv.swapped_bytes", "KV swapped", "bytes", -1, "KV moved", "Swapped", "if any"),
+        Measure("kv.copied_bytes", "KV copied", "bytes", 0, "KV moved", "Copied", "if any"),
+        Measure("gpus", "GPUs", "", -1),
+        Measure("bill.usd_per_million_tokens", "Cost per million tokens", "usd", -1, "Money", "$/Mtok", "if any"),
+        Measure("bill.usd_per_million_output_tokens", "Cost per million output tokens", "usd", -1,
+                "Money", "$/Mtok output", "if any"),
+        Measure("gpu_hours_per_million_output_tokens", "GPU-hours per million output tokens", "", -1),
+        Measure("bill.joules_per_million_tokens", "Energy per million tokens", "J", -1, "Energy", "kJ/Mtok", "if any"),
+        Measure("bill.joules_per_million_output_tokens", "Energy per million output tokens", "J", -1,
+                "Energy", "kJ/Mtok output", "if any"),
+        Measure("cost_sources.roofline", "Share of roofline seconds", "%", 0, "Costs", "Roofline", "always"),
+    )
+}  # fmt: skip
+"""By key; the order is that of the tables."""
 
 
-def _billed(group: str, label: str, key: str, factor: float = 1.0) -> Measure:
-    def value(summary: Summary) -> float | None:
-        found = summary["bill"][key]
-        return None if found is None else found * factor
-
-    return Measure(group, label, "", -1, value, always=False)
+def latency(key: str, statistic: str) -> Measure:
+    """A statistic of a latency."""
+    return MEASURES[f"{key}.{statistic}"]
 
 
-def _kv(group: str, label: str, unit: Unit, better: Literal[-1, 0, 1], *path: str, always: bool = False) -> Measure:
-    def value(summary: Summary) -> float | None:
-        found: Any = summary["kv"]
-        for key in path:
-            found = found[key]
-        return found  # type: ignore[no-any-return]
-
-    return Measure(group, label, unit, better, value, always)
-
-
-MEASURES = (
-    _rate("Requests/s", "requests_per_s"),
-    _rate("Output tokens/s", "output_tokens_per_s"),
-    Measure(
-        "Throughput", "Goodput/s", "", 1, lambda summary: summary.get("goodput", {}).get("requests_per_s"), always=False
-    ),
-    *(_latency(key, statistic) for key in LATENCIES for statistic in ("p50", "p99")),
-    _kv("KV used", "mean", "%", 0, "mean_used", always=True),
-    _kv("KV used", "peak", "%", 0, "peak_used", always=True),
-    _kv("KV held", "useful", "%", 1, "useful", always=True),
-    _kv("Sharing", "saved", "%", 1, "shared", "saving_mean"),
-    _kv("Prefix", "hits", "%", 1, "prefix_hit_rate"),
-    _kv("KV moved", "Preemptions", "", -1, "preemptions"),
-    _kv("KV moved", "Swapped", "bytes", -1, "swapped_bytes"),
-    _kv("KV moved", "Copied", "bytes", 0, "copied_bytes"),
-    _billed("Money", "$/Mtok", "usd_per_million_tokens"),
-    _billed("Money", "$/Mtok output", "usd_per_million_output_tokens"),
-    _billed("Energy", "kJ/Mtok", "joules_per_million_tokens", 1e-3),
-    _billed("Energy", "kJ/Mtok output", "joules_per_million_output_tokens", 1e-3),
-    Measure("Costs", "Roofline", "%", 0, lambda summary: summary["cost_sources"]["roofline"]),
-)
+def listed() -> list[dict[str, str]]:
+    """The rows of `sim list measures`: key, unit, which way is better, what it is."""
+    ways = {1: "more", 0: "", -1: "less"}
+    return [
+        {"name": key, "unit": measure.unit, "better": ways[measure.better], "about": measure.label}
+        for key, measure in MEASURES.items()
+    ]
 
 
-def shown_measures(summaries: Iterable[Summary]) -> list[Measure]:
-    """The measures worth a place: those always shown, and those of which any run has something."""
-    summaries = list(summaries)
-    return [measure for measure in MEASURES if measure.always or any(measure.value(one) for one in summaries)]
+def compared(summaries: Iterable[Summary]) -> list[Measure]:
+    """The measures of runs side by side: those always shown, and those of which any run has something."""
+    runs = list(summaries)
+    return [
+        measure
+        for measure in MEASURES.values()
+        if measure.compared == "always" or (measure.compared == "if any" and any(map(measure.value, runs)))
+    ]
 
 
-def texts(measure: Measure, values: Sequence[float | None]) -> tuple[str, list[str]]:
-    """(unit, the values as text), all in the unit that keeps them easy to read."""
-    if measure.unit == "bytes":
-        return "", [NONE if value is None else size_of(value) for value in values]
-    unit, factor = {"s": row_unit(list(values)), "%": ("%", 100.0), "": ("", 1.0)}[measure.unit]
-    return unit, scaled(values, factor)
+def latency_rows(summary: Summary, statistics: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """(name, unit, values as text) of each latency, one unit a row."""
+    for key, name in LATENCIES.items():
+        values = [summary[key][statistic] for statistic in statistics]
+        unit, factor = row_unit(values)
+        yield name, unit, scaled(values, factor)
 
 
-def scaled(values: Sequence[float | None], factor: float) -> list[str]:
+def scaled(values: Values, factor: float) -> list[str]:
     """Each value times a factor as text."""
-    return [number(None if value is None else value * factor) for value in values]
+    return [number(None if value is None or math.isnan(value) else value * factor) for value in values]
 
 
 def best(measure: Measure, values: Sequence[float | None]) -> set[int]:
     """The places of the best values: all that read the same as the best; none where all values read alike."""
     known = {place: value for place, value in enumerate(values) if value is not None}
-    _, shown = texts(measure, values)
+    _, shown = measure.texts(values)
     if not measure.better or len({shown[place] for place in known}) < 2:
         return set()
     winner = shown[max(known, key=lambda place: measure.better * known[place])]

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.compare.paired import paired_tables
-from sim.report.measures import best, shown_measures, texts
+from sim.report.measures import MEASURES, best, compared, latency_rows
 from sim.report.run.sentences import (
-    LATENCIES,
     clause_name,
     drafts_by_position,
     energy_line,
@@ -24,18 +23,19 @@ from sim.report.run.sentences import (
     title,
     warnings_of,
 )
-from sim.report.units import count, limit, number, percent, row_unit, seconds, size_of
+from sim.report.units import count, limit, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
 
 SHOWN = ("mean", "p50", "p90", "p99", "max")
 # Measures of the table that has a row for each run, the most wanted first, with their headings.
 ROWS_OF = {
-    "Requests/s": "Req.\n/s", "TTFT p50": "TTFT\np50", "TTFT p99": "TTFT\np99", "TPOT p50": "TPOT\np50",
-    "TPOT p99": "TPOT\np99", "E2E p99": "E2E\np99", "KV held useful": "KV\nuseful", "Prefix hits": "prefix\nhits",
-    "Sharing saved": "shared\nsaves", "Goodput/s": "Good-\nput/s", "Preemptions": "pre-\nempt.",
-    "$/Mtok output": "$/Mtok\noutput", "KV used peak": "KV\npeak", "Output tokens/s": "Output\ntokens/s",
-    "E2E p50": "E2E\np50",
+    "throughput.requests_per_s": "Req.\n/s", "ttft_s.p50": "TTFT\np50", "ttft_s.p99": "TTFT\np99",
+    "tpot_s.p50": "TPOT\np50", "tpot_s.p99": "TPOT\np99", "e2e_s.p99": "E2E\np99", "kv.useful": "KV\nuseful",
+    "kv.prefix_hit_rate": "prefix\nhits", "kv.shared.saving_mean": "shared\nsaves",
+    "goodput.requests_per_s": "Good-\nput/s", "kv.preemptions": "pre-\nempt.",
+    "bill.usd_per_million_output_tokens": "$/Mtok\noutput", "kv.peak_used": "KV\npeak",
+    "throughput.output_tokens_per_s": "Output\ntokens/s", "e2e_s.p50": "E2E\np50",
 }  # fmt: skip
 VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undefined", "yellow")}
 
@@ -47,10 +47,8 @@ def latency_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("", width=2, style="dim")
     for name in SHOWN:
         table.add_column(name, justify="right", width=10)
-    for key, label in LATENCIES.items():
-        values = [summary[key][name] for name in SHOWN]
-        unit, factor = row_unit(values)
-        table.add_row(label, unit, *(number(None if v is None else v * factor) for v in values))
+    for label, unit, cells in latency_rows(summary, SHOWN):
+        table.add_row(label, unit, *cells)
     return table
 
 
@@ -74,17 +72,17 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "Evictions", f"{count(kv['preemptions'])} preemptions, {size_of(kv['swapped_bytes'])} swapped"
 
 
-def speculation_lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """What drafting gave and what it took."""
-    gave = f"{number(found['tokens_per_target_step'])} tokens a target step"
-    yield "Drafts", f"{gave}; right by position: {drafts_by_position(found)}"
+    gave = f"{number(drafts['tokens_per_target_step'])} tokens a target step"
+    yield "Drafts", f"{gave}; right by position: {drafts_by_position(drafts)}"
     memory = ""
-    if found["draft_weight_bytes"]:
-        memory = f"; weights {size_of(found['draft_weight_bytes'])}"
-        if found["draft_kv_bytes_per_token"]:
-            memory += f", KV {size_of(found['draft_kv_bytes_per_token'])} a token"
+    if drafts["draft_weight_bytes"]:
+        memory = f"; weights {size_of(drafts['draft_weight_bytes'])}"
+        if drafts["draft_kv_bytes_per_token"]:
+            memory += f", KV {size_of(drafts['draft_kv_bytes_per_token'])} a token"
         memory += " on each GPU"
-    yield "Drafter", f"{found['drafter']}, {percent(found['drafting_share'])} of the time{memory}"
+    yield "Drafter", f"{drafts['drafter']}, {percent(drafts['drafting_share'])} of the time{memory}"
 
 
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
@@ -196,9 +194,9 @@ def _columns_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("", style="bold", no_wrap=True)
     for name in summaries:
         table.add_column(Text(name, overflow="fold"), justify="right", max_width=18)
-    for measure in shown_measures(summaries.values()):
+    for measure in compared(summaries.values()):
         values = [measure.value(summary) for summary in summaries.values()]
-        unit, shown = texts(measure, values)
+        unit, shown = measure.texts(values)
         changes = ["", *(_change(value, values[0]) for value in values[1:])]
         cells = [cell + change for cell, change in zip(shown, changes, strict=True)]
         table.add_row(f"{measure.title} {unit}".strip(), *cells)
@@ -210,19 +208,19 @@ def _rows_table(summaries: Mapping[str, Mapping[str, Any]], width: int) -> Table
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
     longest = min(24, max(map(len, summaries)))
     table.add_column("", style="bold", width=longest, overflow="fold")
-    known = {measure.title: measure for measure in shown_measures(summaries.values())}
+    known = compared(summaries.values())
     columns, used = [], longest
-    for name, short in ROWS_OF.items():
-        if name not in known:
+    for key, heading in ROWS_OF.items():
+        if (measure := MEASURES[key]) not in known:
             continue
-        values = [known[name].value(summary) for summary in summaries.values()]
-        unit, shown = texts(known[name], values)
-        lines = [*short.split("\n"), unit]
+        values = [measure.value(summary) for summary in summaries.values()]
+        unit, shown = measure.texts(values)
+        lines = [*heading.split("\n"), unit]
         wide = max(map(len, [*lines, *shown]))
         if used + 2 + wide > width:
             break
         used += 2 + wide
-        winners = best(known[name], values)
+        winners = best(measure, values)
         table.add_column("\n".join(lines), justify="right", width=wide)
         columns.append([Text(text, "green" if place in winners else "") for place, text in enumerate(shown)])
     for name, *cells in zip(summaries, *columns, strict=True):

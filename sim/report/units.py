@@ -17,6 +17,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{places}f}"
 
 
+def signed(value: float) -> str:
+    """A number with its sign; 0 has none."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
 def count(value: int | None) -> str:
     """A whole number with thousands separators."""
     return NONE if value is None else f"{value:,d}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.run.charts import LATENCY_TEXTS, latency_cdf
+from sim.report.run.charts import LATENCY_TEXTS, population
 from sim.report.run.sentences import warnings_of
-from sim.report.run.timeline import Clock, kv_stack, queue_levels
+from sim.report.run.timeline import TimeAxis, kv_stack, queue_levels
 from sim.results import series
 from sim.results.metrics import KV_KINDS, Floats
 from sim.results.paired import Paired, PerRequest, paired
@@ -78,13 +78,18 @@ class Variant:
     def of(cls, name: str, run: Run) -> Variant:
         """The digest of a run; its scenario is kept where the run has one."""
         queue = queue_warning(run.requests)
-        plan = getattr(run, "scenario", None)
-        cdfs = {key: latency_cdf(run, key)[:2] for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None}
-        told = [*warnings_of(run.summary), *([queue] if queue else [])]
-        chosen = flat(as_tables(plan)) if isinstance(plan, Scenario) else {}
-        text = dump(plan) if isinstance(plan, Scenario) else ""
-        kept = PerRequest.of(run.requests)
-        return cls(name, run.summary, cdfs, _timeline(run), told, chosen, text, kept)
+        scenario = getattr(run, "scenario", None)
+        known = [key for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None]
+        return cls(
+            name,
+            run.summary,
+            {key: series.cdf(*population(run.requests, run.itl, key)) for key in known},
+            _timeline(run),
+            [*warnings_of(run.summary), *([queue] if queue else [])],
+            flat(as_tables(scenario)) if isinstance(scenario, Scenario) else {},
+            dump(scenario) if isinstance(scenario, Scenario) else "",
+            PerRequest.of(run.requests),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +113,16 @@ def attempt(name: str, run: Callable[[], Run]) -> Row:
 
 def differences(rows: Sequence[Row]) -> dict[str, Paired]:
     """By name each variant against the first that ran, paired by request; nothing for the first itself."""
-    kept = {row.name: row.per_request for row in rows if isinstance(row, Variant) and row.per_request is not None}
-    first, *others = kept or [""]
-    return {name: paired(first, kept[first], kept[name]) for name in others}
+    ran = {row.name: row.per_request for row in rows if isinstance(row, Variant) and row.per_request is not None}
+    first, *others = ran or [""]
+    return {name: paired(first, ran[first], ran[name]) for name in others}
 
 
 def _timeline(run: Run) -> Timeline | None:
     """KV classes, waiting and served requests over the run, in at most `MOST_BUCKETS` buckets."""
     if not len(run.steps):
         return None
-    clock = Clock.of(run)
+    clock = TimeAxis.of(run)
     length_s = max(clock.end_s - clock.start_s, 1e-6)
     width_s = 2.0 ** math.ceil(math.log2(length_s / MOST_BUCKETS))
     edges_s: Floats = clock.start_s + width_s * np.arange(math.ceil(length_s / width_s) + 1, dtype=np.float64)

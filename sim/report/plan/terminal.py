@@ -2,125 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.units import count, dollars, energy, limit, number, percent, seconds
-from sim.study.plan.observation import STABILITY
-
-ROOFLINE = "Every second comes from data-sheet rooflines, none from a measurement: compare with it, promise nothing."
-MET = {True: "met", False: "missed", None: "open"}
-
-
-def answer(document: Mapping[str, Any]) -> str:
-    """The answer in one sentence or two."""
-    if document.get("reason"):
-        return str(document["reason"])
-    capacity, best = document["capacity"], document["best"]
-    if document["rate"] is None:
-        low, high = capacity["ci95"]
-        width = number(capacity["half_width"], 2)
-        text = f"{_rounded(capacity['requests_per_s'], capacity['half_width'])} +- {width} requests/s"
-        gpus = f"{count(best['gpus'])} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
-        limits = _bound(capacity["bound_by"])
-        return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
-    price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
-    replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
-    name = "" if best["name"] == "run" else f"{best['name']}: "
-    return (
-        f"{name}{replicas}, {count(best['gpus'])} {best['gpu']}{price}, "
-        f"for {number(document['rate'])} requests/s under the SLO; {best['replications']} replications confirm it."
-    )
-
-
-def _rounded(value: float, width: float) -> str:
-    """With as many decimals as the interval's half width has."""
-    shown = number(width, 2)
-    places = len(shown.partition(".")[2])
-    return f"{value:,.{places}f}"
-
-
-def _bound(name: str) -> str:
-    return "the queue, which grows beyond it" if name == STABILITY else name
-
-
-def slo_words(document: Mapping[str, Any]) -> str:
-    """The SLO as it was asked for."""
-    slo = dict(document["slo"])
-    attainment = slo.pop("attainment", None)
-    text = ", ".join(f"{name} {limit(value)}" for name, value in slo.items())
-    return text if attainment is None else f"{text} for {percent(attainment)} of the requests"
+from sim.report.plan.sentences import answer, remarks, slo_words
+from sim.report.plan.tables import CANDIDATES, RATES, Columns, Rows, cells
 
 
 def plan_view(document: Mapping[str, Any]) -> RenderableType:
     """What the terminal shows."""
     parts: list[RenderableType] = [Text(answer(document), style="bold"), Text(f"SLO: {slo_words(document)}")]
     if document["rate"] is None and document["rates"]:
-        parts += [Text(""), rates_table(document)]
+        parts += [Text(""), _table(RATES, document["rates"])]
     if document["rate"] is not None and document["candidates"]:
-        parts += [Text(""), candidates_table(document)]
+        table = _table(CANDIDATES, document["candidates"])
+        table.caption = "* no other that meets the SLO is both cheaper and faster"
+        table.caption_justify = "left"
+        parts += [Text(""), table]
         parts += [Text(f"{row['name']}: {row['reason']}") for row in document["candidates"] if row["reason"]]
     lines = list(remarks(document))
     return Group(*parts, *([Text(""), *map(Text, lines)] if lines else []))
 
 
-def remarks(document: Mapping[str, Any]) -> Iterable[str]:
-    """What the numbers rest on."""
-    if document.get("requests_per_replication"):
-        warm = document["warm_up"]
-        yield (
-            f"{document['replications']} replications of about {count(document['requests_per_replication'])} requests "
-            f"with {document['inputs']['arrivals']} arrivals, {document['simulations']} simulations; of each the first "
-            f"{count(warm['requests_cut'])} requests are warm-up (MSER-5) and the last "
-            f"{count(warm['requests_cut_at_end'])} are left out."
-        )
-    best = document["best"]
-    if best and best["usd_per_million_tokens"] is not None:
-        bound = "at most " if best["joules_upper_bound"] else ""
-        power = best["joules_per_million_tokens"]
-        tail = "" if power is None else f", {bound}{energy(power)}"
-        yield f"A million tokens: {dollars(best['usd_per_million_tokens'])}{tail}. Price: {best['price_source']}."
-    if (document["inputs"].get("cost_sources") or {}).get("roofline", 0) >= 1:
-        yield ROOFLINE
-    yield from document["notes"]
-
-
-def rates_table(document: Mapping[str, Any]) -> Table:
-    """What each rate gave."""
-    table = _table("Requests/s", "TTFT p99", "TPOT p99", "E2E p99", "Goodput", "Replications", "SLO")
-    for row in document["rates"]:
-        cells = [_p99(row, key) for key in ("ttft_s", "tpot_s", "e2e_s")]
-        word = MET[row["met"]] if row["stable"] else "unstable"
-        good = percent(row["goodput"]["fraction"])
-        table.add_row(number(row["requests_per_s"]), *cells, good, count(row["replications"]), word)
-    return table
-
-
-def candidates_table(document: Mapping[str, Any]) -> Table:
-    """What each candidate takes, costs and gives at the rate."""
-    table = _table("Candidate", "Req/s each", "Replicas", "GPUs", "$/hour", "$/Mtok", "J/Mtok", "TTFT p99", "")
-    for row in document["candidates"]:
-        each = number(row["capacity_per_replica"])
-        money = [dollars(row["usd_per_hour"]), dollars(row["usd_per_million_tokens"])]
-        word = row["status"] + (" *" if row.get("pareto") else "")
-        power = energy(row["joules_per_million_tokens"])
-        sizes = (count(row["replicas"]), count(row["gpus"]))
-        table.add_row(row["name"], each, *sizes, *money, power, _p99(row, "ttft_s"), word)
-    table.caption = "* no other that meets the SLO is both cheaper and faster"
-    table.caption_justify = "left"
-    return table
-
-
-def _table(*heads: str) -> Table:
+def _table(columns: Columns, rows: Rows) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, name in enumerate(heads):
+    for place, (name, _) in enumerate(columns):
         table.add_column(name, justify="left" if not place or not name else "right", overflow="fold")
+    for row in cells(columns, rows):
+        table.add_row(*row)
     return table
-
-
-def _p99(row: Mapping[str, Any], key: str) -> str:
-    return seconds(row[key]["p99"]) if row[key] else "-"

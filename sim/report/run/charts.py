@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import numpy as np
 import pandas as pd
 
-from sim.report.run.sentences import LATENCIES
-from sim.report.units import count, limit, percent, row_unit, seconds
+from sim.report.chart import Chart, cdf_line, distributions
+from sim.report.measures import LATENCIES
+from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import SLO_NAMES, Floats, Ints
+from sim.results.metrics import Floats, Ints, Itl
 from sim.results.result import Run
 
 LATENCY_TEXTS = {
@@ -38,25 +35,8 @@ LATENCY_TEXTS = {
 PHASES = {"queued": ("arrival_s", "first_scheduled_s"), "prefill": ("first_scheduled_s", "first_token_s"),
           "decode": ("first_token_s", "finish_s")}  # fmt: skip
 PHASE_WORDS = ("in the queue", "in prefill", "in decode", "preempted")
-# A distribution whose tail reaches further than this many medians starts out on a logarithmic axis.
-LOG_FROM = 8
 E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 50, 90), ("next 9 %", 90, 99),
               ("slowest 1 %", 99, 100))  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One plot: `spec` is what the script draws; `sentence` and `note` (how it is thinned) are plain text.
-
-    `size` is "wide" for one as wide as the page, "small" for one of many that share a legend.
-    """
-
-    name: str
-    title: str
-    sentence: str
-    note: str
-    spec: dict[str, Any]
-    size: Literal["", "small", "wide"] = ""
 
 
 def latency_charts(run: Run) -> list[Chart]:
@@ -68,40 +48,21 @@ def _latency_chart(run: Run, key: str) -> Chart:
     """One distribution with its percentiles marked and the limits of the SLO drawn in."""
     stats = run.summary[key]
     title, sentence = LATENCY_TEXTS[key]
-    x, percents, total = latency_cdf(run, key)
-    note = f"Thinned: {count(len(x))} percentiles of {count(total)} values." if len(x) < total else ""
-    unit, factor = row_unit([stats["max"]])
-    spec = {
-        "kind": "cdf",
-        "x": {"unit": unit, "label": LATENCIES[key]},
-        "y": {"unit": "%", "label": "share at or below"},
-        "log": stats["max"] > LOG_FROM * stats["p50"] > 0,
-        "marks": [{"x": stats[name] * factor, "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")],
-        "limits": limits_of(run.summary, key, factor),
-        "series": [{"name": LATENCIES[key], "x": series.compact(x * factor), "y": series.compact(percents)}],
-    }
+    values, counts = population(run.requests, run.itl, key)
+    cdf, total = series.cdf(values, counts), int(counts.sum())
+    note = f"Thinned: {count(len(cdf[0]))} percentiles of {count(total)} values." if len(cdf[0]) < total else ""
+    marks = [{"x": stats[name], "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")]
+    slo = run.summary.get("goodput", {}).get("slo")
+    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], cdf)], slo=slo, marks=marks)
     shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
     return Chart(key.removesuffix("_s"), title, shown, note, spec)
 
 
-def limits_of(summary: Mapping[str, Any], key: str, factor: float) -> list[dict[str, Any]]:
-    """The clauses of the SLO that speak of this latency, in seconds times `factor`."""
-    clauses = summary.get("goodput", {}).get("slo", {}).items()
-    mine = [(SLO_NAMES[name][1], limit_s) for name, limit_s in clauses if f"{SLO_NAMES[name][0]}_s" == key]
-    return [{"x": limit_s * factor, "label": f"{statistic} limit {limit(limit_s)}"} for statistic, limit_s in mine]
-
-
-def latency_cdf(run: Run, key: str) -> tuple[Floats, Floats, int]:
-    """(seconds, percent at or below, number of values) of a latency, thinned as `series.cdf` does."""
-    values, weights = _population(run, key)
-    return *series.cdf(values, weights), int(weights.sum())
-
-
-def _population(run: Run, key: str) -> tuple[Floats, Ints]:
+def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
     """The values behind a latency's statistics, with their counts."""
     if key == "itl_s":
-        return run.itl
-    values = run.requests[key].dropna().to_numpy(dtype=np.float64)
+        return itl
+    values = requests[key].dropna().to_numpy(dtype=np.float64)
     return values, np.ones(len(values), dtype=np.int64)
 
 
@@ -118,16 +79,16 @@ def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) 
     rank = np.argsort(np.argsort(e2e_s, kind="stable"), kind="stable")
     rows = []
     for label, low, high in E2E_GROUPS:
-        mine = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
-        if mine.any():
-            means = [float(phase[mine].mean()) for phase in spent.values()]
-            noun = "request" if mine.sum() == 1 else "requests"
-            note = f"{seconds(sum(means))}, {count(int(mine.sum()))} {noun}"
+        group = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
+        if group.any():
+            means = [float(phase[group].mean()) for phase in spent.values()]
+            noun = "request" if group.sum() == 1 else "requests"
+            note = f"{seconds(sum(means))}, {count(int(group.sum()))} {noun}"
             rows.append({"label": label, "note": note, "values": series.compact(np.array(means))})
     shares = [percent(float(phase.sum() / max(e2e_s.sum(), 1e-300))) for phase in spent.values()]
-    told = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
+    parts = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
     noun = "The completed request took" if len(done) == 1 else f"{count(len(done))} completed requests took on average"
-    listed = f"{', '.join(told[:-1])} and {told[-1]}{_slowest(list(spent.values()), rank)}"
+    listed = f"{', '.join(parts[:-1])} and {parts[-1]}{_slowest(list(spent.values()), rank)}"
     sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {listed}"
     note = (
         "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
@@ -146,13 +107,13 @@ def phases_s(done: pd.DataFrame, preempted: pd.DataFrame | None) -> dict[str, Fl
     spent = {name: (done[end] - done[begin]).to_numpy(np.float64) for name, (begin, end) in PHASES.items()}
     if preempted is None:
         return spent
-    mine = preempted[(preempted["sequence"] == 0) & preempted["end_s"].notna()]
-    place = pd.Series(np.arange(len(done)), done["request"].to_numpy()).reindex(mine["request"]).to_numpy(np.float64)
+    breaks = preempted[(preempted["sequence"] == 0) & preempted["end_s"].notna()]
+    place = pd.Series(np.arange(len(done)), done["request"].to_numpy()).reindex(breaks["request"]).to_numpy(np.float64)
     known = ~np.isnan(place)
     at, lost_s = place[known].astype(np.int64), np.zeros(len(done))
     for name in ("prefill", "decode"):
         begin_s, end_s = (done[edge].to_numpy(np.float64)[at] for edge in PHASES[name])
-        out_s, back_s = mine["start_s"].to_numpy()[known], mine["end_s"].to_numpy()[known]
+        out_s, back_s = breaks["start_s"].to_numpy()[known], breaks["end_s"].to_numpy()[known]
         within_s = np.minimum(back_s, end_s) - np.maximum(out_s, begin_s)
         lost = np.bincount(at, np.maximum(within_s, 0.0), minlength=len(done))
         spent[name] = spent[name] - lost

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.report.elements import assemble, card, details, figures, panel, shares_bar
+from sim.report.measures import latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
-    LATENCIES,
     bill_rows,
     clause_name,
     drafts_by_position,
@@ -21,7 +19,8 @@ from sim.report.run.sentences import (
 )
 from sim.report.run.terms import term_charts
 from sim.report.run.timeline import time_charts
-from sim.report.units import count, dollars, limit, number, percent, row_unit, seconds, size_of
+from sim.report.templates import Card, Panels, render
+from sim.report.units import count, dollars, limit, number, percent, seconds, size_of
 from sim.results.metrics import STATISTICS, verdicts
 from sim.results.result import Run
 from sim.results.stability import queue_warning
@@ -38,104 +37,74 @@ INPUT_NAMES = {
 }
 
 
-TERMS = '<section>\n<h2>What a step spends its time on</h2>\n<div class="grid">\n{charts}\n</div>\n</section>'
-
-
 def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> str:
     """The page of a run as one string of HTML.
 
-    notes: further sentences for the trust box; scenario: the resolved scenario as text, shown as it is. Every
-    text that comes from outside is escaped.
+    notes: further sentences for the trust box; scenario: the resolved scenario as text, shown as it is.
     """
     summary = run.summary
-    sections = {
-        "latency": latency_charts(run),
-        "time": time_charts(run),
-        "phases": [chart for chart in [phases_chart(run.requests, getattr(run, "preempted", None))] if chart],
-        "terms": term_charts(run),
-    }
-    queue = queue_warning(run.requests)
-    warnings = [*warnings_of(summary), *([queue] if queue else [])]
-    parts = {
-        "version": html.escape(str(summary["inputs"].get("version") or "")),
-        "title": html.escape(title(summary)),
-        "lead": html.escape(requests_line(summary)),
-        "cards": "\n".join(_cards(summary)),
-        "slo": _slo(summary),
-        "trust": "doubt" if warnings else "",
-        "sources": shares_bar(summary["cost_sources"]),
-        "remarks": "\n".join(_remarks(run, warnings, notes)),
-        "latencies": _latencies(summary),
-        "facts": "\n".join(_facts(summary)),
-        "scenario": details("The whole scenario", scenario),
-        **{name: figures(charts) for name, charts in sections.items()},
-        "terms": TERMS.format(charts=figures(sections["terms"])) if sections["terms"] else "",
-    }
-    return assemble("page.html", [chart for charts in sections.values() for chart in charts], parts)
+    phases, queue = phases_chart(run.requests, getattr(run, "preempted", None)), queue_warning(run.requests)
+    return render(
+        "run.html",
+        {
+            "latency": latency_charts(run),
+            "time": time_charts(run),
+            "phases": [phases] if phases else [],
+            "terms": term_charts(run),
+        },
+        version=summary["inputs"].get("version") or "",
+        title=title(summary),
+        lead=requests_line(summary),
+        headlines=_cards(summary),
+        clauses=list(_clauses(summary)),
+        sources=summary["cost_sources"],
+        warnings=[*warnings_of(summary), *([queue] if queue else [])],
+        remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary, notes)],
+        latency_heads=["", *STATISTICS],
+        latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS)],
+        facts=_facts(summary),
+        scenario=scenario,
+    )
 
 
-def _cards(summary: Mapping[str, Any]) -> Iterable[str]:
+def _cards(summary: Mapping[str, Any]) -> Iterable[Card]:
     """The headline figures; goodput is coloured by whether the SLO was met."""
     rates, kv = summary["throughput"], summary["kv"]
     for key in ("ttft_s", "tpot_s", "e2e_s"):
-        yield card(f"{LATENCIES[key]} median", seconds(summary[key]["p50"]), f"p99 {seconds(summary[key]['p99'])}")
-    yield card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
-    yield card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
-    yield card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
+        median, tail = latency(key, "p50"), latency(key, "p99")
+        yield Card(median.label, median.words(median.value(summary)), f"p99 {tail.words(tail.value(summary))}")
+    yield Card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
+    yield Card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
+    yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
     bill = summary.get("bill") or {}
     if bill.get("usd_per_million_output_tokens") is not None:
         hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count(bill['gpus'])} GPU"
         noun = "" if bill["gpus"] == 1 else "s"
-        yield card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour + noun)
+        yield Card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour + noun)
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
         style = "good" if all(clause.met for clause in clauses) else "bad"
-        yield card(
+        yield Card(
             "Goodput", f"{number(goodput['requests_per_s'])}/s", f"{percent(goodput['fraction'])} of requests", style
         )
 
 
-def _slo(summary: Mapping[str, Any]) -> str:
-    """Each clause of the SLO with its verdict, over the whole run."""
-    chips = []
+def _clauses(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """(measured and limit, verdict) of each clause of the SLO, over the whole run."""
     for clause in verdicts(summary):
-        verdict = {True: "met", False: "missed", None: "undefined"}[clause.met]
         measured = f"{clause_name(clause.name)} {seconds(clause.measured_s)}, limit {limit(clause.limit_s)}"
-        chips.append(f'<li class="{verdict}">{measured}: {verdict}</li>')
-    return f'<ul class="chips" aria-label="Service-level objective">{"".join(chips)}</ul>' if chips else ""
+        yield measured, {True: "met", False: "missed", None: "undefined"}[clause.met]
 
 
-def _remarks(run: Run, warnings: Iterable[str], notes: Iterable[str]) -> Iterable[str]:
-    """Warnings first, then how stable and how busy the run was, then the notes on the data."""
-    summary = run.summary
-    warned = list(warnings)
-    for text in warned:
-        yield f'<li class="warn">{html.escape(text)}</li>'
-    for text in (*stability_lines(run), *pressure_lines(run), *notes_of(summary, notes)):
-        yield f"<li>{html.escape(text)}</li>"
-
-
-def _latencies(summary: Mapping[str, Any]) -> str:
-    """All latency statistics as a table."""
-    head = "".join(f"<th>{name}</th>" for name in STATISTICS)
-    rows = []
-    for key, label in LATENCIES.items():
-        values = [summary[key][name] for name in STATISTICS]
-        unit, factor = row_unit(values)
-        cells = "".join(f"<td>{number(None if value is None else value * factor)}</td>" for value in values)
-        rows.append(f"<tr><th>{label}, {unit}</th>{cells}</tr>")
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _facts(summary: Mapping[str, Any]) -> Iterable[str]:
+def _facts(summary: Mapping[str, Any]) -> Panels:
     """Provenance, counts and KV figures as three small tables."""
     inputs, kv, simulator = summary["inputs"], summary["kv"], summary["simulator"]
     known = [(label, inputs[key]) for key, label in INPUT_NAMES.items() if inputs.get(key) is not None]
     rest = [(key, value) for key, value in inputs.items() if key not in {*INPUT_NAMES, "notes"} and value is not None]
-    yield panel("Inputs", [*known, *rest])
+    yield ("Inputs", [*known, *rest])
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]
     pace = [("Steps", count(simulator.get("steps"))), ("Wall time", seconds(simulator.get("wall_s")))]
-    yield panel("Requests", [*counts, ("Simulated time", seconds(summary["duration_s"])), *pace])
+    yield ("Requests", [*counts, ("Simulated time", seconds(summary["duration_s"])), *pace])
     held = [(f"Of what was taken: {name}", percent(share)) for name, share in kv["waste"]["of_held"].items()]
     moved = [("Copied on write", size_of(kv["copied_bytes"])), ("Swapped", size_of(kv["swapped_bytes"]))]
     pool = [
@@ -147,29 +116,29 @@ def _facts(summary: Mapping[str, Any]) -> Iterable[str]:
         ("Prefix hits, by tokens", percent(kv["prefix_hit_rate"])),
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
-    yield panel("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
     if speculation := summary.get("speculation"):
-        yield panel("Speculative decoding", _drafting(speculation))
+        yield ("Speculative decoding", _drafting(speculation))
     if bill := summary.get("bill"):
-        yield panel("Money and energy", bill_rows(bill))
+        yield ("Money and energy", bill_rows(bill))
     if terms := summary.get("cost_terms"):
-        yield panel("Step time by term and source", _terms(terms))
+        yield ("Step time by term and source", _terms(terms))
 
 
 def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
     """The share of the step seconds of each term, and where they come from."""
     for name, sources in terms.items():
-        told = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
-        yield name, told
+        parts = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
+        yield name, parts
 
 
-def _drafting(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _drafting(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """What drafting gave, and what it took."""
-    yield "Drafter", str(found["drafter"])
-    yield "Tokens a target step", number(found["tokens_per_target_step"])
-    yield "Drafts verified", count(found["drafted_tokens"])
-    yield "Of these right", percent(found["acceptance"])
-    yield "Right by position", drafts_by_position(found)
-    yield "Time spent drafting", percent(found["drafting_share"])
-    yield "Weights on each GPU", size_of(found["draft_weight_bytes"])
-    yield "KV of a token on each GPU", size_of(found["draft_kv_bytes_per_token"])
+    yield "Drafter", str(drafts["drafter"])
+    yield "Tokens a target step", number(drafts["tokens_per_target_step"])
+    yield "Drafts verified", count(drafts["drafted_tokens"])
+    yield "Of these right", percent(drafts["acceptance"])
+    yield "Right by position", drafts_by_position(drafts)
+    yield "Time spent drafting", percent(drafts["drafting_share"])
+    yield "Weights on each GPU", size_of(drafts["draft_weight_bytes"])
+    yield "KV of a token on each GPU", size_of(drafts["draft_kv_bytes_per_token"])

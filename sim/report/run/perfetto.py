@@ -135,9 +135,9 @@ def _cut(requests: pd.DataFrame, steps: pd.DataFrame, window: Window | None) -> 
     gone_s = np.where((requests["status"] == "rejected").to_numpy(bool), arrival_s, gone_s)
     gone_s = np.where(np.isnan(gone_s), np.inf, gone_s)
     # The next turn of an unfinished session never arrived: no comparison holds for it.
-    kept = np.flatnonzero((arrival_s <= end_s) & (gone_s >= start_s))
+    touching = np.flatnonzero((arrival_s <= end_s) & (gone_s >= start_s))
     begin_s, done_s = (steps[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
-    return kept, np.flatnonzero((begin_s <= end_s) & (done_s >= start_s))
+    return touching, np.flatnonzero((begin_s <= end_s) & (done_s >= start_s))
 
 
 def _name(pid: int, kind: str, name: str, tid: int) -> list[str]:
@@ -228,10 +228,10 @@ class Breaks:
     def of(cls, preempted: pd.DataFrame | None) -> Breaks:
         if preempted is None or not len(preempted):
             return cls(*(np.empty(0, np.int64) for _ in range(3)))
-        mine = preempted[preempted["sequence"] == 0].sort_values(["request", "start_s"], kind="stable")
-        start_s, end_s = mine["start_s"].to_numpy(np.float64), mine["end_s"].to_numpy(np.float64)
+        first = preempted[preempted["sequence"] == 0].sort_values(["request", "start_s"], kind="stable")
+        start_s, end_s = first["start_s"].to_numpy(np.float64), first["end_s"].to_numpy(np.float64)
         end_ns = np.where(np.isnan(end_s), NEVER_NS, _nanoseconds(np.nan_to_num(end_s)))
-        return cls(mine["request"].to_numpy(np.int64), _nanoseconds(start_s), end_ns)
+        return cls(first["request"].to_numpy(np.int64), _nanoseconds(start_s), end_ns)
 
     def within(self, request: int, begin_ns: int, end_ns: int, *, done: bool) -> Iterator[tuple[int, int]]:
         """(start, end) of those of a request that fall into a phase, cut to it.

@@ -52,7 +52,7 @@ def pressure_lines(run: Run) -> Iterable[str]:
     terms = summary.get("cost_terms") or {}
     for source, words in DOUBTFUL.items():
         share = summary["cost_sources"].get(source, 0.0)
-        mine = sorted(((parts[source], name) for name, parts in terms.items() if parts.get(source)), reverse=True)
-        if mine and 0.0 < share < 1.0:
-            listed = ", ".join(f"{name} ({percent(part)})" for part, name in mine[:3])
+        largest = sorted(((parts[source], name) for name, parts in terms.items() if parts.get(source)), reverse=True)
+        if largest and 0.0 < share < 1.0:
+            listed = ", ".join(f"{name} ({percent(part)})" for part, name in largest[:3])
             yield f"The seconds {words} are mostly those of {listed}, in shares of all step seconds."

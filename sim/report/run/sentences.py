@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sim.report.measures import LATENCIES
 from sim.report.units import count, dollars, energy, number, percent, seconds
 from sim.results.metrics import SOURCES
 
-LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
 # More preemptions than this for each request are told as a storm.
 STORM = 0.1
 ROOFLINE_WARNING = (
@@ -42,10 +42,10 @@ def requests_line(summary: Mapping[str, Any]) -> str:
 def notes_of(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> list[str]:
     """The run's notes: what the inputs say about themselves (`synthetic`, `notes`), then those given here."""
     inputs = summary["inputs"]
-    found = [str(note) for note in (*(inputs.get("notes") or []), *notes)]
-    if inputs.get("synthetic") and not any(note.startswith("Synthetic") for note in found):
-        found.insert(0, "Synthetic: the trace was made, not recorded.")
-    return list(dict.fromkeys(found))
+    texts = [str(note) for note in (*(inputs.get("notes") or []), *notes)]
+    if inputs.get("synthetic") and not any(note.startswith("Synthetic") for note in texts):
+        texts.insert(0, "Synthetic: the trace was made, not recorded.")
+    return list(dict.fromkeys(texts))
 
 
 def sources_line(summary: Mapping[str, Any]) -> str:
@@ -57,22 +57,22 @@ def sources_line(summary: Mapping[str, Any]) -> str:
 
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before believing the numbers."""
-    shares, found = summary["cost_sources"], []
+    shares, texts = summary["cost_sources"], []
     if shares.get("roofline", 0) >= 1:
-        found.append(ROOFLINE_WARNING)
+        texts.append(ROOFLINE_WARNING)
     elif shares.get("roofline", 0) > 0:
-        found.append(f"{percent(shares['roofline'])} of the seconds come from data-sheet rooflines.")
+        texts.append(f"{percent(shares['roofline'])} of the seconds come from data-sheet rooflines.")
     if shares.get("extrapolated", 0) > 0:
-        found.append(f"{percent(shares['extrapolated'])} of the seconds lie outside the calibrated range.")
+        texts.append(f"{percent(shares['extrapolated'])} of the seconds lie outside the calibrated range.")
     preemptions, total = summary["kv"]["preemptions"], summary["requests"]["total"]
     if preemptions > STORM * total:
-        found.append(
+        texts.append(
             f"{count(preemptions)} preemptions for {count(total)} requests: the KV memory is too small for this load, "
             "and what was dropped was computed again."
         )
     if summary["requests"].get("unfinished"):
-        found.append("Some requests did not finish: the latencies below leave out what they never reached.")
-    return found
+        texts.append("Some requests did not finish: the latencies below leave out what they never reached.")
+    return texts
 
 
 def clause_name(name: str) -> str:

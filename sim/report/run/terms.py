@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Chart
-from sim.report.run.timeline import Clock
+from sim.report.chart import Chart
+from sim.report.run.timeline import TimeAxis
 from sim.report.units import count, percent, seconds
 from sim.results import series
 from sim.results.metrics import Floats
@@ -52,22 +52,22 @@ def term_charts(run: Run) -> list[Chart]:
         return []
     spent = _grouped(table.drop(columns="row"))
     known = [*(name for name in GROUPS if name in spent), *(name for name in spent if name not in GROUPS)]
-    kept = [str(name) for name in known if spent[name].any()]
-    if not kept:
+    names = [str(name) for name in known if spent[name].any()]
+    if not names:
         return []
     steps = run.steps.iloc[table["row"].to_numpy()].reset_index(drop=True)
     note = NOTE
     if len(table) < len(run.steps):
         note = f"Thinned: {count(len(table))} of {count(len(run.steps))} spans, evenly chosen. {NOTE}"
-    return [_shares(steps, spent[kept], note), _over_time(run, steps, spent[kept], note)]
+    return [_shares(steps, spent[names], note), _over_time(run, steps, spent[names], note)]
 
 
 def _grouped(terms: pd.DataFrame) -> pd.DataFrame:
-    found: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for name in terms:
         group = group_of(str(name))
-        found[group] = found[group] + terms[name] if group in found else terms[name]
-    return pd.DataFrame(found)
+        groups[group] = groups[group] + terms[name] if group in groups else terms[name]
+    return pd.DataFrame(groups)
 
 
 def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
@@ -76,13 +76,13 @@ def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
     prefill = steps["prefill_requests"].to_numpy() > 0
     parts = {"all steps": np.ones(len(steps), bool), "with prefill": prefill, "decode only": ~prefill}
     rows: list[dict[str, Any]] = []
-    for label, mine in parts.items():
-        if mine.any():
-            means: Floats = np.average(spent.to_numpy()[mine], axis=0, weights=repeats[mine])
-            told = f"{seconds(float(means.sum()))} a step"
+    for label, chosen in parts.items():
+        if chosen.any():
+            means: Floats = np.average(spent.to_numpy()[chosen], axis=0, weights=repeats[chosen])
+            text = f"{seconds(float(means.sum()))} a step"
             if label != "all steps":
-                told += f", {percent(float(repeats[mine].sum() / repeats.sum()))} of the steps"
-            rows.append({"label": label, "note": told, "values": series.compact(means)})
+                text += f", {percent(float(repeats[chosen].sum() / repeats.sum()))} of the steps"
+            rows.append({"label": label, "note": text, "values": series.compact(means)})
     overall = np.average(spent.to_numpy(), axis=0, weights=repeats)
     ranked = np.argsort(-overall)[:3]
     largest = [f"{spent.columns[place]} {percent(float(overall[place] / overall.sum()))}" for place in ranked]
@@ -93,7 +93,7 @@ def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
 
 def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
     """A stack over the run: the mean over time of a step's duration, by group."""
-    clock = Clock.of(run)
+    clock = TimeAxis.of(run)
     buckets = min(MOST_BUCKETS, max(1, len(steps) // SPANS_PER_BUCKET))
     edges_s = np.linspace(clock.start_s, max(clock.end_s, clock.start_s + 1e-9), buckets + 1)
     milliseconds = steps.assign(**{f"term {name}": spent[name] * 1e3 for name in spent})

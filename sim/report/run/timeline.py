@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import Chart
+from sim.report.chart import Chart, axis
 from sim.report.units import count, percent, seconds
 from sim.results import series
 from sim.results.metrics import KV_HELD, KV_KINDS, Floats, kv_means
@@ -28,14 +28,14 @@ KV_TEXTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TimeAxis:
     """The time axis that these plots share: from the first arrival to the end of the run."""
 
     start_s: float
     end_s: float
 
     @classmethod
-    def of(cls, run: Run) -> Clock:
+    def of(cls, run: Run) -> TimeAxis:
         """The axis of a run that has at least one step."""
         start_s = float(run.requests["arrival_s"].min())
         return cls(start_s, max(float(run.requests["arrival_s"].max()), float(run.steps["end_s"].max())))
@@ -45,13 +45,7 @@ class Clock:
         length = self.end_s - self.start_s
         unit, size = ("s", 1.0) if length < 1200 else ("min", 60.0) if length < 72_000 else ("h", 3600.0)
         first, width = (edges_s[0] - self.start_s) / size, (edges_s[1] - edges_s[0]) / size
-        return {
-            "unit": unit,
-            "label": "time since first arrival",
-            "first": first,
-            "width": width,
-            "buckets": len(edges_s) - 1,
-        }
+        return {**axis(unit, "time since first arrival"), "first": first, "width": width, "buckets": len(edges_s) - 1}
 
     def grid(self, values: int) -> Floats:
         """Edges of the buckets for that many values."""
@@ -62,7 +56,7 @@ def time_charts(run: Run) -> list[Chart]:
     """Every plot over time; none for a run without a step."""
     if not len(run.steps):
         return []
-    clock = Clock.of(run)
+    clock = TimeAxis.of(run)
     return [
         queue_chart(run.requests, clock),
         ttft_chart(run.requests, clock),
@@ -93,7 +87,7 @@ def queue_levels(requests: pd.DataFrame, end_s: float) -> tuple[Pieces, Pieces]:
     return waiting, series.level(scheduled_s[~np.isnan(scheduled_s)], finish_s, end_s)
 
 
-def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
+def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
     """Waiting and running requests, exactly as the arrivals, first steps and finishes say."""
     real = int(((requests["status"] != "rejected") & requests["arrival_s"].notna()).sum())
     edges_s = clock.grid(2 * real)
@@ -109,16 +103,11 @@ def queue_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
         series.banded("being served", series.busy_means([serving], edges_s)),
     ]
     note = _thinned(edges_s, 2 * real, "changes") + " Waiting is from arrival to a request's first step."
-    spec = {
-        "kind": "lines",
-        "x": clock.axis(edges_s),
-        "y": {"unit": "", "label": "requests"},
-        "series": lines,
-    }
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("", "requests"), "series": lines}
     return Chart("queue", "Queue", sentence + ".", note.strip(), spec)
 
 
-def ttft_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
+def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
     """TTFT by the time at which requests arrived."""
     known = requests[requests["ttft_s"].notna()].sort_values("arrival_s", kind="stable")
     arrival_s, ttft_ms = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64) * 1e3
@@ -136,11 +125,11 @@ def ttft_chart(requests: pd.DataFrame, clock: Clock) -> Chart:
     width = seconds(float(edges_s[1] - edges_s[0]))
     note = f"{count(len(known))} requests in buckets of {width}: the line is the mean, the band the whole range."
     line = series.banded("TTFT", series.point_buckets(arrival_s, ttft_ms, edges_s))
-    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": {"unit": "ms", "label": "TTFT"}, "series": [line]}
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("ms", "TTFT"), "series": [line]}
     return Chart("ttft-time", "TTFT by arrival", sentence, note, spec)
 
 
-def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
+def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
     """How many requests a step prefilled and decoded."""
     edges_s = clock.grid(len(steps))
     kinds = {"decoding": "decode_requests", "prefilling": "prefill_requests"}
@@ -158,16 +147,11 @@ def batch_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
         f"A step decoded {decodes:,.1f} requests on average and {most} at most; "
         f"{percent(with_prefill)} of the {count(total)} steps had prefill in them."
     )
-    spec = {
-        "kind": "lines",
-        "x": clock.axis(edges_s),
-        "y": {"unit": "", "label": "requests per step"},
-        "series": lines,
-    }
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("", "requests per step"), "series": lines}
     return Chart("batch", "Batch size", sentence, _thinned(edges_s, len(steps), "spans of equal steps"), spec)
 
 
-def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
+def step_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
     """How long a step took."""
     edges_s = clock.grid(len(steps))
     spans = series.by_replica(steps, "repeats", "prefill_tokens")
@@ -184,12 +168,7 @@ def step_chart(steps: pd.DataFrame, clock: Clock) -> Chart:
     )
     line = series.banded("step", series.busy_means(parts, edges_s))
     note = _thinned(edges_s, len(steps), "spans of equal steps")
-    spec = {
-        "kind": "lines",
-        "x": clock.axis(edges_s),
-        "y": {"unit": "ms", "label": "step time"},
-        "series": [line],
-    }
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("ms", "step time"), "series": [line]}
     return Chart("step", "Step time", sentence, note, spec)
 
 
@@ -200,7 +179,7 @@ def kv_stack(steps: pd.DataFrame, edges_s: Floats) -> dict[str, Floats]:
     below nothing keeps its mean throughout.
     """
     room = {kind: f"kv_{kind}_tokens" for kind in KV_KINDS}
-    found = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
+    stack = {kind: np.zeros(len(edges_s) - 1) for kind in KV_KINDS}
     capacity = 0.0
     levels = steps.assign(**{f"mean_{kind}": kv_means(steps, kind) for kind in KV_HELD})
     for spans in series.by_replica(levels, *room.values(), *(f"mean_{kind}" for kind in KV_HELD)):
@@ -209,15 +188,15 @@ def kv_stack(steps: pd.DataFrame, edges_s: Floats) -> dict[str, Floats]:
             end, mean = spans.columns[room[kind]], spans.columns[f"mean_{kind}"]
             straight = 2 * mean >= end
             first, last = np.where(straight, 2 * mean - end, mean), np.where(straight, end, mean)
-            found[kind] += series.sum_of_means([Pieces(spans.start_s, spans.end_s, first, last)], edges_s)
-    found["free"] = np.maximum(capacity - sum(found[kind] for kind in KV_HELD), 0.0)
-    return found
+            stack[kind] += series.sum_of_means([Pieces(spans.start_s, spans.end_s, first, last)], edges_s)
+    stack["free"] = np.maximum(capacity - sum(stack[kind] for kind in KV_HELD), 0.0)
+    return stack
 
 
-def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
+def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: TimeAxis) -> Chart:
     """The KV room of all replicas by what it holds: a stack that adds up to the capacity."""
     edges_s = clock.grid(len(steps))
-    found = kv_stack(steps, edges_s)
+    stack = kv_stack(steps, edges_s)
     sentence = f"On average {percent(kv['mean_used'])} of the pool held data, {percent(kv['peak_used'])} at the peak"
     if kv["useful"] is not None:
         useful, waste = percent(kv["useful"]), percent(1 - kv["useful"])
@@ -226,17 +205,17 @@ def kv_chart(kv: Mapping[str, Any], steps: pd.DataFrame, clock: Clock) -> Chart:
         sentence += f"; sharing saved {percent(kv['shared']['saving_mean'])} of what the data would take without it"
     width = seconds(float(edges_s[1] - edges_s[0]))
     note = f"Each point is the mean over {width} of {count(len(steps))} spans, all replicas together."
-    axes = {"x": clock.axis(edges_s), "y": {"unit": "", "label": "KV tokens"}}
-    spec = {"kind": "stack", **axes, "series": kv_series(found), "hidden": ["free"] if kv["peak_held"] < 0.3 else []}
+    axes = {"x": clock.axis(edges_s), "y": axis("", "KV tokens")}
+    spec = {"kind": "stack", **axes, "series": kv_series(stack), "hidden": ["free"] if kv["peak_held"] < 0.3 else []}
     if spec["hidden"]:
         note += " Free room is not drawn at first: press its name."
     return Chart("kv", "KV memory", sentence + ".", note, spec, "wide")
 
 
-def kv_series(found: Mapping[str, Floats]) -> list[dict[str, Any]]:
+def kv_series(stack: Mapping[str, Floats]) -> list[dict[str, Any]]:
     """The classes of a stack as the script draws them; a class that never held anything is left out."""
     return [
         {"name": KV_TEXTS[kind], "mean": series.compact(np.rint(values)), "kind": kind}
-        for kind, values in found.items()
+        for kind, values in stack.items()
         if kind in {"used", "free"} or np.nanmax(values, initial=0.0) >= 0.5
     ]

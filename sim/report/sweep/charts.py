@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sim.report.run.charts import Chart
-from sim.report.sweep.table import LATENCIES, RATES, STATISTICS, Axis, Measure, Sweep, latency
-from sim.report.units import NONE, count, dollars, energy, limit, number, percent, seconds
+from sim.report.chart import Chart, Spec, against_load, axis, choice, line
+from sim.report.measures import Measure, Scale, latency
+from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep
+from sim.report.units import count, limit, number
 from sim.results import series
 from sim.results.metrics import Floats
 
@@ -27,54 +27,29 @@ DRAFTING = ("policy.", "speculation.")
 DRAFTED = "speculation.drafted_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """A measure's values as a plot shows them: the unit, and what to multiply by."""
-
-    unit: str
-    factor: float
-
-    @classmethod
-    def of(cls, measure: Measure, values: Floats) -> Scale:
-        largest = float(np.nanmax(values, initial=0.0))
-        if measure.unit == "s":
-            return cls("ms", 1e3) if largest < 10 else cls("s", 1.0)
-        if measure.unit == "J":
-            return cls("kJ", 1e-3) if largest < 1e7 else cls("MJ", 1e-6)
-        return cls({"%": "%", "usd": "$"}.get(measure.unit, ""), 100.0 if measure.unit == "%" else 1.0)
-
-
-def told(measure: Measure, value: float | None) -> str:
-    """One value in words."""
-    known = None if value is None or math.isnan(value) else value
-    if measure.unit == "" and measure in RATES:
-        return NONE if known is None else f"{number(known)}/s"
-    texts: dict[str, Callable[[float | None], str]] = {"s": seconds, "%": percent, "usd": dollars, "J": energy}
-    return texts.get(measure.unit, number)(known)
-
-
 def load_charts(sweep: Sweep) -> list[Chart]:
     """Rates and latency percentiles against the load, a line for each combination of the other axes."""
     if sweep.load is None:
         return []
     lines = _lines(sweep)
-    groups = [("rate", "Throughput", [*sweep.known(RATES)])]
-    for key, label in LATENCIES.items():
-        groups.append((key.removesuffix("_s"), label, sweep.known([latency(key, one) for one in STATISTICS])))
+    groups = [("rate", "Throughput", sweep.known(RATES))]
+    for key, label in SWEPT_LATENCIES.items():
+        measures = [latency(key, statistic) for statistic in STATISTICS]
+        groups.append((key.removesuffix("_s"), label, sweep.known(measures)))
     return [_against_load(sweep, lines, name, title, measures) for name, title, measures in groups if measures]
 
 
 def _lines(sweep: Sweep) -> Lines:
     """The combinations to draw, in their order: all of them, or those that reach the highest rate."""
-    found = sweep.combinations()
-    if len(found) <= MOST_LINES:
-        return found
+    combinations = sweep.combinations()
+    if len(combinations) <= MOST_LINES:
+        return combinations
     rate = next(iter(sweep.known(RATES)), None)
-    rates = sweep.points.mean[rate.column] if rate else sweep.points.runs.astype(np.float64)
+    rates = sweep.points.mean[rate.key] if rate else sweep.points.runs.astype(np.float64)
     values = np.where(sweep.good, rates, np.nan)
-    reached = {name: float(np.nanmax(values[rows], initial=-1.0)) for name, rows in found.items()}
-    kept = set(sorted(found, key=lambda name: -reached[name])[:MOST_LINES])
-    return {name: rows for name, rows in found.items() if name in kept}
+    reached = {name: float(np.nanmax(values[rows], initial=-1.0)) for name, rows in combinations.items()}
+    drawn = set(sorted(combinations, key=lambda name: -reached[name])[:MOST_LINES])
+    return {name: rows for name, rows in combinations.items() if name in drawn}
 
 
 def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: Sequence[Measure]) -> Chart:
@@ -83,16 +58,7 @@ def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: S
     choices = [_line_choice(sweep, lines, measure) for measure in measures]
     loads = sweep.loads
     spread_out = len(loads) > 0 and 0 < 20 * loads.min() <= loads.max()
-    spec = {
-        "kind": "xy",
-        "group": "sweep",
-        "zoom": "load",
-        "joined": True,
-        "hollow": UNSTABLE,
-        "log": bool(spread_out),
-        "x": {"unit": "", "label": sweep.load.label},
-        "choices": choices,
-    }
+    spec = against_load(axis("", sweep.load.label), choices, UNSTABLE, log=bool(spread_out), group="sweep")
     heading = f"{title} against {sweep.load.label}"
     note = _line_note(sweep, lines)
     return Chart(f"load-{name}", heading, choices[0]["sentence"], note, spec, "wide" if name == "rate" else "")
@@ -110,31 +76,31 @@ def _line_note(sweep: Sweep, lines: Lines) -> str:
     return " ".join(notes)
 
 
-def _line_choice(sweep: Sweep, lines: Lines, measure: Measure) -> dict[str, Any]:
+def _line_choice(sweep: Sweep, combinations: Lines, measure: Measure) -> Spec:
     points, loads, good = sweep.points, sweep.loads, sweep.good
-    mean = points.mean[measure.column]
-    shown = Scale.of(measure, mean)
-    drawn = []
-    for place, (name, rows) in enumerate(lines.items()):
-        low, high = (ends[measure.column][rows] * shown.factor for ends in (points.low, points.high))
-        line = {
-            "name": name,
-            "place": place,
-            "x": series.compact(loads[rows]),
-            "y": series.compact(mean[rows] * shown.factor),
-            "hollow": [int(not good[row]) for row in rows],
-        }
+    mean = points.mean[measure.key]
+    shown = measure.scale(mean)
+    lines = []
+    for place, (name, rows) in enumerate(combinations.items()):
+        low, high = (ends[measure.key][rows] * shown.factor for ends in (points.low, points.high))
+        drawn = line(
+            name,
+            place,
+            series.compact(loads[rows]),
+            series.compact(mean[rows] * shown.factor),
+            [int(not good[row]) for row in rows],
+        )
         if np.nanmax(high - low, initial=0.0) > 0:
-            line |= {"low": series.compact(low), "high": series.compact(high)}
-        drawn.append(line)
-    return {
-        "label": measure.label,
-        "sentence": _load_sentence(sweep, lines, measure),
-        "y": {"unit": shown.unit or ("per s" if measure in RATES else ""), "label": measure.label},
-        "ylog": measure.unit == "s" and steep(mean),
-        "limits": limits_at(sweep, measure, shown),
-        "series": drawn,
-    }
+            drawn |= {"low": series.compact(low), "high": series.compact(high)}
+        lines.append(drawn)
+    return choice(
+        measure.label,
+        _load_sentence(sweep, combinations, measure),
+        axis(shown.unit, measure.label),
+        lines,
+        ylog=measure.unit == "s" and steep(mean),
+        limits=limits_at(sweep, measure, shown),
+    )
 
 
 def steep(values: Floats) -> bool:
@@ -152,24 +118,24 @@ def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
         if row is None:
             return f"No stable point has a value of {measure.label.lower()}."
         whose = f" with {sweep.name(row, sweep.others)}" if sweep.others else ""
-        reached = f"{told(measure, sweep.value(measure, row))} at {load.named(sweep.points.settings[load.key][row])}"
+        reached = f"{sweep.words(measure, row)} at {load.named(sweep.points.settings[load.key][row])}"
         return f"The most {measure.label.lower()} from a stable point: {reached}{whose}."
-    loads, values = sweep.loads, sweep.points.mean[measure.column]
+    loads, values = sweep.loads, sweep.points.mean[measure.key]
     fine = sweep.good & ~np.isnan(values) & ~np.isnan(loads)
     rows = [row for some in lines.values() for row in some if fine[row]]
     if not rows:
         return f"No stable point has a value of {measure.label}."
-    found = []
+    parts = []
     for at in sorted({float(loads[rows].min()), float(loads[rows].max())}):
         best = min((row for row in rows if loads[row] == at), key=lambda row: float(values[row]))
         whose = f" ({sweep.name(best, sweep.others)})" if sweep.others else ""
-        found.append(f"{told(measure, float(values[best]))} at {load.label} {load.text(at)}{whose}")
-    return f"The lowest {measure.label} of a stable point: {', and '.join(found)}."
+        parts.append(f"{measure.words(float(values[best]))} at {load.label} {load.text(at)}{whose}")
+    return f"The lowest {measure.label} of a stable point: {', and '.join(parts)}."
 
 
 def limits_at(sweep: Sweep, measure: Measure, shown: Scale) -> list[dict[str, Any]]:
     """The limit of the SLO that speaks of just this statistic, where all rows have the same."""
-    metric, _, statistic = measure.column.replace("_s.", ".").partition(".")
+    metric, _, statistic = measure.key.replace("_s.", ".").partition(".")
     column = f"goodput.slo.{metric}_{statistic}"
     values = sweep.rows[column].dropna().unique().tolist() if column in sweep.rows else []
     if len(values) != 1:
@@ -186,15 +152,7 @@ def drafting_chart(sweep: Sweep) -> Chart | None:
     if not pairs or not measures:
         return None
     choices = [_drafting_choice(sweep, pairs, measure) for measure in measures]
-    spec = {
-        "kind": "xy",
-        "zoom": "load",
-        "joined": True,
-        "hollow": UNSTABLE,
-        "log": False,
-        "x": {"unit": "", "label": sweep.load.label},
-        "choices": choices,
-    }
+    spec = against_load(axis("", sweep.load.label), choices, UNSTABLE)
     note = "Above 1 drafting is faster. Hollow: one of the two is unstable."
     return Chart("drafting", "What drafting gains at each load", choices[0]["sentence"], note, spec, "wide")
 
@@ -208,39 +166,33 @@ def _drafting_pairs(sweep: Sweep) -> dict[str, list[tuple[int, int]]]:
     texts = [tuple(sweep.setting(axis, row) for axis in same) for row in range(len(drafts))]
     for row in np.flatnonzero(~drafts & (sweep.points.failed == 0)).tolist():
         plain.setdefault(texts[row], row)
-    found: dict[str, list[tuple[int, int]]] = {}
+    pairs: dict[str, list[tuple[int, int]]] = {}
     for name, rows in _lines(sweep).items():
         both = [(row, plain[texts[row]]) for row in rows if drafts[row] and texts[row] in plain]
         if both:
-            found[name] = both
-    return found
+            pairs[name] = both
+    return pairs
 
 
-def _drafting_choice(sweep: Sweep, pairs: dict[str, list[tuple[int, int]]], measure: Measure) -> dict[str, Any]:
+def _drafting_choice(sweep: Sweep, pairs: dict[str, list[tuple[int, int]]], measure: Measure) -> Spec:
     assert sweep.load is not None
-    values, good, at = sweep.points.mean[measure.column], sweep.good, sweep.loads
-    drawn, ends = [], []
+    values, good, at = sweep.points.mean[measure.key], sweep.good, sweep.loads
+    lines, ends = [], []
     for place, (name, both) in enumerate(pairs.items()):
         gains = np.array([values[other] / values[row] if values[row] > 0 else math.nan for row, other in both])
-        drawn.append(
-            {
-                "name": name,
-                "place": place,
-                "x": series.compact(at[[row for row, _ in both]]),
-                "y": series.compact(gains),
-                "hollow": [int(not (good[row] and good[other])) for row, other in both],
-            }
+        lines.append(
+            line(
+                name,
+                place,
+                series.compact(at[[row for row, _ in both]]),
+                series.compact(gains),
+                [int(not (good[row] and good[other])) for row, other in both],
+            )
         )
         ends.append(f"{name} {_crossover(sweep.load, at, both, gains)}")
     sentence = f"By {measure.label}: {'; '.join(ends[:3])}{f'; and {len(ends) - 3} more' if len(ends) > 3 else ''}."
-    return {
-        "label": measure.label,
-        "sentence": sentence,
-        "y": {"unit": "x", "label": f"speed-up of {measure.label}"},
-        "ylog": False,
-        "limits": [{"y": 1.0, "label": "as without drafting"}],
-        "series": drawn,
-    }
+    limits = [{"y": 1.0, "label": "as without drafting"}]
+    return choice(measure.label, sentence, axis("x", f"speed-up of {measure.label}"), lines, limits=limits)
 
 
 def _crossover(load: Axis, at: np.ndarray, both: list[tuple[int, int]], gains: np.ndarray) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sim.report.run.charts import Chart
-from sim.report.sweep.charts import UNSTABLE, Scale, limits_at, steep, told
-from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Measure, Sweep, latency
+from sim.report.chart import Chart, Spec, axis, choice, scattered
+from sim.report.measures import Measure, latency
+from sim.report.sweep.charts import UNSTABLE, limits_at, steep
+from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep
 from sim.report.units import count
 from sim.results import series
 from sim.results.metrics import Floats
@@ -24,12 +25,12 @@ WAITS = tuple(latency(key, statistic) for statistic in ("p99", "p50") for key in
 
 def pareto_chart(sweep: Sweep) -> Chart | None:
     """What a point costs against how long it lets wait, with the points that no other beats in both."""
-    costs = [one for one in sweep.known(COSTS) if len(np.unique(known_values(sweep, one))) > 1]
-    if any(one.unit == "usd" for one in costs):
-        costs = [one for one in costs if one != GPU_HOURS]
-    choices = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
-    found = [choice for choice in choices if choice is not None]
-    if not found:
+    costs = [cost for cost in sweep.known(COSTS) if len(np.unique(known_values(sweep, cost))) > 1]
+    if any(cost.unit == "usd" for cost in costs):
+        costs = [cost for cost in costs if cost != GPU_HOURS]
+    tried = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
+    choices = [picture for picture in tried if picture is not None]
+    if not choices:
         return None
     rows = _pareto_rows(sweep)
     note = "Down and to the left is better. Ringed: no other stable point is better in both."
@@ -37,10 +38,10 @@ def pareto_chart(sweep: Sweep) -> Chart | None:
     if len(rows) < len(sweep.points):
         whole = count(len(sweep.points))
         note += f" Thinned: {count(len(rows))} of {whole} points, chosen at random; the ringed are of all."
-    used = sorted({row for choice in found for line in choice["series"] for row in line["id"]})
+    used = sorted({row for picture in choices for line in picture["series"] for row in line["id"]})
     names = {row: sweep.name(row) for row in used}
-    spec = {"kind": "xy", "hollow": UNSTABLE, "joined": False, "names": names, "choices": found}
-    return Chart("pareto", "Cost against latency", found[0]["sentence"], note, spec, "wide")
+    spec = scattered(names, choices, UNSTABLE)
+    return Chart("pareto", "Cost against latency", choices[0]["sentence"], note, spec, "wide")
 
 
 def _pareto_rows(sweep: Sweep) -> list[int]:
@@ -55,22 +56,22 @@ def front(costs: Floats, waits: Floats, good: Bools) -> list[int]:
     """Places of the good points that no other good one is as cheap and as fast as, and better in one; by cost."""
     known = np.flatnonzero(good & ~np.isnan(costs) & ~np.isnan(waits))
     order = known[np.lexsort((waits[known], costs[known]))]
-    kept, best = [], math.inf
+    places, best = [], math.inf
     for place in order.tolist():
         if waits[place] < best:
-            kept.append(place)
+            places.append(place)
             best = float(waits[place])
-    return kept
+    return places
 
 
-def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> dict[str, Any] | None:
-    costs, waits, good = sweep.points.mean[cost.column], sweep.points.mean[wait.column], sweep.good
+def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
+    costs, waits, good = sweep.points.mean[cost.key], sweep.points.mean[wait.key], sweep.good
     best = front(costs, waits, good)
     if not best:
         return None
-    scales = Scale.of(cost, costs), Scale.of(wait, waits)
+    scales = cost.scale(costs), wait.scale(waits)
 
-    def drawn(rows: Sequence[int], **more: Any) -> dict[str, Any]:
+    def drawn(rows: Sequence[int], **more: Any) -> Spec:
         pairs = zip((costs, waits), scales, strict=True)
         x, y = (series.compact(values[list(rows)] * shown.factor) for values, shown in pairs)
         return {"x": x, "y": y, "id": list(rows), "hollow": [int(not good[row]) for row in rows], **more}
@@ -80,28 +81,25 @@ def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> dict[str, Any]
     sentence = f"The cheapest stable point, {sweep.name(cheapest)}, takes {_both(sweep, cost, wait, cheapest)}"
     if fastest != cheapest:
         sentence += f"; the fastest, {sweep.name(fastest)}, {_both(sweep, cost, wait, fastest)}"
-    return {
-        "label": f"{wait.label}, {cost.label}",
-        "sentence": sentence + ".",
-        "x": {"unit": scales[0].unit, "label": cost.label},
-        "y": {"unit": scales[1].unit, "label": wait.label},
-        "ylog": steep(waits[known]),
-        "limits": limits_at(sweep, wait, scales[1]),
-        "series": [
-            drawn(known, name="points", place=0),
-            drawn(best, name="not beaten in both", kind="front", front=True),
-        ],
-    }
+    return choice(
+        f"{wait.label}, {cost.label}",
+        sentence + ".",
+        axis(scales[1].unit, wait.label),
+        [drawn(known, name="points", place=0), drawn(best, name="not beaten in both", kind="front", front=True)],
+        x=axis(scales[0].unit, cost.label),
+        ylog=steep(waits[known]),
+        limits=limits_at(sweep, wait, scales[1]),
+    )
 
 
 def _both(sweep: Sweep, cost: Measure, wait: Measure, row: int) -> str:
-    price = told(cost, sweep.value(cost, row))
+    price = sweep.words(cost, row)
     spent = f"{price} per million output tokens" if cost.unit else f"{price} {cost.label}"
-    return f"{spent} at {wait.label} {told(wait, sweep.value(wait, row))}"
+    return f"{spent} at {wait.label} {sweep.words(wait, row)}"
 
 
 def known_values(sweep: Sweep, measure: Measure) -> Floats:
-    values = sweep.points.mean[measure.column]
+    values = sweep.points.mean[measure.key]
     return values[~np.isnan(values)]
 
 
@@ -118,25 +116,25 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
         across, down = down, across
     rates = sweep.known(RATES)[:1]
     waits = sweep.known([latency("ttft_s", "p99"), latency("tpot_s", "p99"), latency("e2e_s", "p99")])
-    costs = [one for one in sweep.known(COSTS) if one.unit == "usd"]
-    choices = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
-    found = [choice for choice in choices if choice is not None]
-    if not found:
+    costs = [measure for measure in sweep.known(COSTS) if measure.unit == "usd"]
+    tried = [_map_choice(sweep, across, down, measure) for measure in (*rates, *costs, *waits)]
+    choices = [picture for picture in tried if picture is not None]
+    if not choices:
         return None
     spec = {
         "kind": "heat",
         "x": {"label": across.label, "names": [across.text(value) for value in across.values]},
         "y": {"label": down.label, "names": [down.text(value) for value in down.values]},
-        "choices": found,
+        "choices": choices,
     }
     note = "The deeper the colour, the larger the value; outlined: the best. Empty: no stable point."
     return Chart(f"map-{across.key}-{down.key}".replace(".", "-"), f"{down.label} and {across.label}",
-                 found[0]["sentence"], note, spec, "wide")  # fmt: skip
+                 choices[0]["sentence"], note, spec, "wide")  # fmt: skip
 
 
-def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dict[str, Any] | None:
+def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spec | None:
     """The best of the stable points in each cell; for a latency, at one load that as many cells as can be have."""
-    values, at = sweep.points.mean[measure.column], ""
+    values, at = sweep.points.mean[measure.key], ""
     usable = sweep.good & ~np.isnan(values)
     if sweep.load is not None:
         usable &= ~np.isnan(sweep.loads)
@@ -167,13 +165,13 @@ def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> dic
     more = len(sweep.others) > 2 or (sweep.load is not None and not at)
     named = [f"{down.named(down.values[place[0]])}, {across.named(across.values[place[1]])}" for place in (best, worst)]
     sentence = f"{measure.label}{at}{', the best over the other axes' if more else ''}: "
-    sentence += f"{told(measure, cell[best])} with {named[0]}"
+    sentence += f"{measure.words(cell[best])} with {named[0]}"
     if best != worst:
-        sentence += f", {told(measure, cell[worst])} with {named[1]}"
+        sentence += f", {measure.words(cell[worst])} with {named[1]}"
     return {
         "label": measure.label,
         "sentence": sentence + ".",
-        "texts": [[told(measure, cell.get(place, math.nan)) for place in line] for line in places],
+        "texts": [[measure.words(cell.get(place, math.nan)) for place in line] for line in places],
         "shades": [[shade.get(place) for place in line] for line in places],
         "best": list(best),
     }

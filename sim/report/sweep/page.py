@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sim.report.elements import assemble, card, details, figures, panel, shares_bar
-from sim.report.run.charts import Chart
-from sim.report.run.sentences import ROOFLINE_WARNING
-from sim.report.sweep.charts import Scale, drafting_chart, load_charts, told
+from sim.report.measures import Measure, latency, scaled
+from sim.report.run.sentences import ROOFLINE_WARNING, title
+from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import (
-    ENERGY,
     GOODPUT,
     GPU_HOURS,
     PRICE,
     RATES,
     REQUESTS,
     SHOWN,
-    Measure,
     Sweep,
-    latency,
     value_text,
 )
-from sim.report.units import count, number
+from sim.report.templates import Card, Panels, TableColumn, render
+from sim.report.units import count
 from sim.results.metrics import SOURCES
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500
 MOST_REASONS = 6
 CARDS = {
-    GOODPUT.column: "Most goodput",
-    REQUESTS.column: "Most requests/s",
-    PRICE.column: "Cheapest per Mtok output",
-    GPU_HOURS.column: "Fewest GPU-hours per Mtok",
-    "ttft_s.p99": "Lowest TTFT p99",
-    "tpot_s.p99": "Lowest TPOT p99",
-    "e2e_s.p99": "Lowest E2E p99",
+    GOODPUT: "Most goodput",
+    REQUESTS: "Most requests/s",
+    PRICE: "Cheapest per Mtok output",
+    GPU_HOURS: "Fewest GPU-hours per Mtok",
+    **{latency(key, "p99"): f"Lowest {latency(key, 'p99').label}" for key in ("ttft_s", "tpot_s", "e2e_s")},
 }
-SECTION = '<section>\n<h2>{heading}</h2>\n{hint}\n{legend}\n<div class="grid">\n{charts}\n</div>\n</section>'
-ZOOM = (
-    '<p class="hint">Drag across a plot to zoom in, or use Ctrl and the wheel; double-click for the whole range. With '
-    "the keyboard: + and - to zoom, arrows to move, Esc for the whole range. Plots against one axis zoom together. "
-    "Press a name to hide its line in every plot.</p>"
-)
 OWN = ("title", "version", "scenario", "notes", "points", "seeds")
 
 
 def render_sweep(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> str:
-    """The page of a sweep as one string of HTML; every text that comes from outside is escaped.
+    """The page of a sweep as one string of HTML.
 
     Args:
         table: the rows of sweep.parquet, one for each point and seed.
@@ -65,55 +53,41 @@ def render_sweep(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]], about: 
     sweep = Sweep.of(table, axes)
     pareto, drafting = pareto_chart(sweep), drafting_chart(sweep)
     label = sweep.load.label if sweep.load else ""
-    sections = {
-        f"Against {label}": load_charts(sweep),
-        "Cost against latency": [pareto] if pareto else [],
-        "Drafting": [drafting] if drafting else [],
-        "Two settings at once": map_charts(sweep),
-    }
-    warnings, remarks = list(_warnings(sweep)), list(_remarks(sweep, about))
-    parts = {
-        "version": html.escape(str(about.get("version") or "")),
-        "title": html.escape(_title(sweep, about)),
-        "lead": html.escape(_lead(sweep)),
-        "cards": "\n".join(_cards(sweep)),
-        "trust": "doubt" if warnings else "",
-        "sources": shares_bar(_sources(sweep)),
-        "remarks": "\n".join([*(f'<li class="warn">{html.escape(text)}</li>' for text in warnings),
-                              *(f"<li>{html.escape(text)}</li>" for text in remarks)]),
-        "sections": _sections(sections),
-        "table_hint": html.escape(_table_hint(sweep)),
-        "table": _table(sweep),
-        "facts": "\n".join(_facts(sweep, about)),
-        "scenario": details("The scenario that all points share", str(about.get("scenario") or "")),
-    }  # fmt: skip
-    return assemble("sweep.html", [chart for charts in sections.values() for chart in charts], parts)
-
-
-def _sections(sections: Mapping[str, Sequence[Chart]]) -> str:
-    """The plots under their headings; how to zoom is told with the first, one legend stands over those of a group."""
-    found: list[str] = []
-    for heading, charts in sections.items():
-        if charts:
-            legend = '<div class="tools" data-legend="sweep"></div>' if charts[0].spec.get("group") else ""
-            hint = "" if found else ZOOM
-            found.append(SECTION.format(heading=html.escape(heading), hint=hint, legend=legend, charts=figures(charts)))
-    return "\n".join(found)
+    return render(
+        "sweep.html",
+        {
+            f"Against {label}": load_charts(sweep),
+            "Cost against latency": [pareto] if pareto else [],
+            "Drafting": [drafting] if drafting else [],
+            "Two settings at once": map_charts(sweep),
+        },
+        version=about.get("version") or "",
+        title=_title(sweep, about),
+        lead=_lead(sweep),
+        headlines=_cards(sweep),
+        sources=_sources(sweep),
+        warnings=list(_warnings(sweep)),
+        remarks=_remarks(sweep, about),
+        table_hint=_table_hint(sweep),
+        axes=sweep.axes,
+        columns=_columns(sweep),
+        rows=_rows(sweep),
+        facts=_facts(sweep, about),
+        scenario=about.get("scenario") or "",
+    )
 
 
 def _title(sweep: Sweep, about: Mapping[str, Any]) -> str:
     if about.get("title"):
         return str(about["title"])
     inputs = {key: _common(sweep.rows, f"inputs.{key}") for key in ("trace", "model", "gpu")}
-    parts = [inputs["trace"] or "A sweep", f"on {inputs['model']}" if inputs["model"] else "",
-             f"/ {inputs['gpu']}" if inputs["gpu"] else ""]  # fmt: skip
-    return " ".join(filter(None, parts))
+    return title({"inputs": {**inputs, "trace": inputs["trace"] or "A sweep"}})
 
 
 def _common(table: pd.DataFrame, column: str) -> str | None:
     """The one text that a column holds; None where it differs or is not there."""
-    found = table[column].dropna().unique().tolist() if column in table else []
-    return str(found[0]) if len(found) == 1 else None
+    values = table[column].dropna().unique().tolist() if column in table else []
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _lead(sweep: Sweep) -> str:
@@ -134,22 +108,21 @@ def _counts(sweep: Sweep) -> tuple[int, int]:
     return int(failed.sum()), int((~failed & ~sweep.points.stable).sum())
 
 
-def _cards(sweep: Sweep) -> Iterable[str]:
+def _cards(sweep: Sweep) -> Iterable[Card]:
     """For each headline measure the best stable point."""
-    shown = {measure.column: measure for measure in SHOWN}
-    for column, label in CARDS.items():
-        if (column == REQUESTS.column and sweep.has(GOODPUT)) or (column == GPU_HOURS.column and sweep.has(PRICE)):
+    for measure, label in CARDS.items():
+        if (measure == REQUESTS and sweep.has(GOODPUT)) or (measure == GPU_HOURS and sweep.has(PRICE)):
             continue
-        row = sweep.best(shown[column])
+        row = sweep.best(measure)
         if row is not None:
-            yield card(label, told(shown[column], sweep.value(shown[column], row)), sweep.name(row))
+            yield Card(label, sweep.words(measure, row), sweep.name(row))
 
 
 def _sources(sweep: Sweep) -> dict[str, float]:
     """Where the simulated seconds come from: the mean share over all runs that ended."""
     ok = sweep.rows[sweep.rows["status"] == "ok"]
-    found = {name: ok.get(f"cost_sources.{name}", pd.Series(0.0, ok.index)).astype(float).mean() for name in SOURCES}
-    return {name: 0.0 if math.isnan(share) else float(share) for name, share in found.items()}
+    shares = {name: ok.get(f"cost_sources.{name}", pd.Series(0.0, ok.index)).astype(float).mean() for name in SOURCES}
+    return {name: 0.0 if math.isnan(share) else float(share) for name, share in shares.items()}
 
 
 def _warnings(sweep: Sweep) -> Iterable[str]:
@@ -193,7 +166,7 @@ def _shown_rows(sweep: Sweep) -> list[int]:
     ranking = _ranking(sweep)
     if len(sweep.points) <= MOST_ROWS or ranking is None:
         return list(range(min(len(sweep.points), MOST_ROWS)))
-    values = np.where(sweep.good, -ranking.better * sweep.points.mean[ranking.column], np.nan)
+    values = np.where(sweep.good, -ranking.better * sweep.points.mean[ranking.key], np.nan)
     return sorted(np.argsort(values, kind="stable")[:MOST_ROWS].tolist())  # NaN comes last
 
 
@@ -206,75 +179,56 @@ def _table_hint(sweep: Sweep) -> str:
     return text
 
 
-def _table(sweep: Sweep) -> str:
-    """A row for each point: its values of the axes, then its measures or the reason why it has none."""
-    measures = sweep.known(SHOWN)
-    if sweep.has(PRICE):
-        measures = [measure for measure in measures if measure != GPU_HOURS]
-    heads, columns = [], []
-    for measure in measures:
-        head, cells = _column(sweep, measure)
-        first = ' data-first="descending"' if measure.better > 0 else ""
-        heads.append(f'<th scope="col"{first}>{html.escape(head)}</th>')
-        columns.append(cells)
-    axes = "".join(f'<th scope="col">{html.escape(axis.label)}</th>' for axis in sweep.axes)
-    lines = []
+class PointRow(NamedTuple):
+    """A point of the table: its place among the points, why it is doubtful, its values of the axes, why it failed."""
+
+    place: int
+    number: str
+    badge: str
+    settings: Sequence[str]
+    reason: str | None
+
+
+def _rows(sweep: Sweep) -> Iterable[PointRow]:
+    points = sweep.points
     for row in _shown_rows(sweep):
-        settings = "".join(_setting(sweep.setting(axis, row), axis.numeric) for axis in sweep.axes)
-        if sweep.points.failed[row] == sweep.points.runs[row]:
-            reason = html.escape(sweep.points.reasons[row])
-            shown = f'<td class="reason" colspan="{max(1, len(columns))}">{reason}</td>'
-        else:
-            shown = "".join(column[row] for column in columns)
-        badge, style = _badge(sweep, row)
-        lines.append(f'<tr{style}><th scope="row">{count(sweep.points.number[row])}{badge}</th>{settings}{shown}</tr>')
-    return (
-        f'<table class="points sortable"><thead><tr><th scope="col">Point</th>{axes}{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>"
-    )
+        failed, runs = int(points.failed[row]), int(points.runs[row])
+        badge = "" if points.stable[row] else "unstable"
+        if failed:
+            badge = "failed" if failed == runs else f"{failed} of {runs} failed"
+        settings = [sweep.setting(axis, row) for axis in sweep.axes]
+        reason = points.reasons[row] if failed == runs else None
+        yield PointRow(row, count(points.number[row]), badge, settings, reason)
 
 
-def _badge(sweep: Sweep, row: int) -> tuple[str, str]:
-    """(mark, attributes of the row) of a point that is not to be believed."""
-    failed, runs = int(sweep.points.failed[row]), int(sweep.points.runs[row])
-    if failed:
-        return f'<span class="badge">{"failed" if failed == runs else f"{failed} of {runs} failed"}</span>', ""
-    return ("", "") if sweep.points.stable[row] else ('<span class="badge">unstable</span>', ' class="shaky"')
+def _columns(sweep: Sweep) -> list[TableColumn]:
+    """A column for each measure that any point has."""
+    measures = [measure for measure in sweep.known(SHOWN) if measure != GPU_HOURS or not sweep.has(PRICE)]
+    return [_column(sweep, measure) for measure in measures]
 
 
-def _setting(text: str, numeric: bool) -> str:
-    style = "" if numeric else ' class="text"'
-    return f"<td{style}>{html.escape(text)}</td>"
+def _column(sweep: Sweep, measure: Measure) -> TableColumn:
+    """The best stable point is marked, if it differs from any."""
+    values = sweep.points.mean[measure.key]
+    unit, factor = measure.scale(values)
+    label = measure.label.replace("million output tokens", "Mtok output")
+    row = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
+    texts, best = scaled(values.tolist(), factor), () if row is None else (row,)
+    return TableColumn(f"{label}, {unit}" if unit else label, texts, best, measure.better > 0)
 
 
-def _column(sweep: Sweep, measure: Measure) -> tuple[str, list[str]]:
-    """(heading with the unit, a cell for each point); the best stable point is marked, if it differs from any."""
-    values = sweep.points.mean[measure.column]
-    shown = Scale.of(measure, values)
-    unit = shown.unit or ("per s" if measure in RATES else "")
-    label = {PRICE.column: "Cost per Mtok output", ENERGY.column: "Energy per Mtok output",
-             GPU_HOURS.column: "GPU-hours per Mtok output"}.get(measure.column, measure.label)  # fmt: skip
-    best = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
-    cells = []
-    for row, value in enumerate((values * shown.factor).tolist()):
-        text = number(None if math.isnan(value) else value)
-        marked = f'<td class="best"><b>{text}</b><span class="unseen"> (best)</span></td>'
-        cells.append(marked if row == best else f"<td>{text}</td>")
-    return f"{label}, {unit}" if unit else label, cells
-
-
-def _facts(sweep: Sweep, about: Mapping[str, Any]) -> Iterable[str]:
+def _facts(sweep: Sweep, about: Mapping[str, Any]) -> Panels:
     """The axes with their values, the inputs that all runs share, and what else is told about the sweep."""
     varied = [(axis.key, _listed([axis.text(value) for value in axis.values])) for axis in sweep.axes]
     seeds = sorted(sweep.rows["seed"].unique().tolist()) if len(sweep.rows) else []
-    yield panel("What varies", [*varied, ("Seeds", _listed([str(seed) for seed in seeds]))])
+    yield "What varies", [*varied, ("Seeds", _listed([str(seed) for seed in seeds]))]
     inputs = [name for name in sweep.rows.columns if name.startswith("inputs.") and name != "inputs.notes"]
     same = [(name.removeprefix("inputs."), _common(sweep.rows, name)) for name in inputs]
     if known := [(name, value) for name, value in same if value is not None]:
-        yield panel("The same in all", known)
+        yield "The same in all", known
     rest = [(str(key), _plain(value)) for key, value in about.items() if key not in OWN and value is not None]
     if rest:
-        yield panel("The sweep", rest)
+        yield "The sweep", rest
 
 
 def _listed(texts: Sequence[str], most: int = 12) -> str:
@@ -283,7 +237,7 @@ def _listed(texts: Sequence[str], most: int = 12) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_plain(one)}" for key, one in value.items())
+        return "; ".join(f"{key} {_plain(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return value_text(value)

@@ -8,58 +8,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim.report.measures import LATENCIES, MEASURES, Measure, latency
 from sim.report.units import NONE
 from sim.results.metrics import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
-Unit = Literal["", "s", "%", "usd", "J"]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
 LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")
 # Of these 0 says "not set": the trace's own times, which are no load of 0.
 UNSET_AT_0 = ("workload.rate", "workload.concurrency")
-STATISTICS = {"p99": "p99", "p95": "p95", "p90": "p90", "p50": "median", "mean": "mean"}
-LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E"}
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One number of a point: its column, its name, and which way is better (0: neither)."""
-
-    column: str
-    label: str
-    unit: Unit
-    better: Literal[-1, 0, 1]
-
-
-GOODPUT = Measure("goodput.requests_per_s", "Goodput", "", 1)
-REQUESTS = Measure("throughput.requests_per_s", "Requests", "", 1)
-OUTPUT = Measure("throughput.output_tokens_per_s", "Output tokens", "", 1)
-PRICE = Measure("bill.usd_per_million_output_tokens", "Cost per million output tokens", "usd", -1)
-ENERGY = Measure("bill.joules_per_million_output_tokens", "Energy per million output tokens", "J", -1)
-GPUS = Measure("gpus", "GPUs", "", -1)
-GPU_HOURS = Measure("gpu_hours_per_million_output_tokens", "GPU-hours per million output tokens", "", -1)
-ATTAINED = Measure("goodput.fraction", "SLO met", "%", 1)
-RATES = (GOODPUT, REQUESTS, OUTPUT)
-COSTS = (PRICE, GPU_HOURS, GPUS, ENERGY)
-
-
-def latency(key: str, statistic: str) -> Measure:
-    """A latency as the columns name it."""
-    return Measure(f"{key}.{statistic}", f"{LATENCIES[key]} {STATISTICS[statistic]}", "s", -1)
-
-
-LATENCY_MEASURES = tuple(latency(key, statistic) for key in LATENCIES for statistic in STATISTICS)
+STATISTICS = ("p99", "p95", "p90", "p50", "mean")
+SWEPT_LATENCIES = {key: name for key, name in LATENCIES.items() if key != "queue_s"}
+GOODPUT, REQUESTS, OUTPUT = RATES = tuple(
+    MEASURES[f"{key}_per_s"] for key in ("goodput.requests", "throughput.requests", "throughput.output_tokens")
+)
+PRICE, GPU_HOURS, GPUS, ENERGY = COSTS = tuple(
+    MEASURES[key]
+    for key in (
+        "bill.usd_per_million_output_tokens",
+        "gpu_hours_per_million_output_tokens",
+        "gpus",
+        "bill.joules_per_million_output_tokens",
+    )
+)
 # What the table of points shows, where any point has it.
-SHOWN = (GOODPUT, ATTAINED, REQUESTS, OUTPUT, *(latency(key, one) for key in ("ttft_s", "tpot_s", "e2e_s")
-         for one in ("p50", "p99")), Measure("kv.mean_used", "KV used", "%", 0),
-         Measure("kv.preemptions", "Preemptions", "", -1), GPUS, PRICE, GPU_HOURS, ENERGY)  # fmt: skip
-ALL = tuple({measure.column: measure for measure in (*SHOWN, *LATENCY_MEASURES)}.values())
+SHOWN = (
+    GOODPUT,
+    MEASURES["goodput.fraction"],
+    REQUESTS,
+    OUTPUT,
+    *(latency(key, statistic) for key in ("ttft_s", "tpot_s", "e2e_s") for statistic in ("p50", "p99")),
+    MEASURES["kv.mean_used"],
+    MEASURES["kv.preemptions"],
+    GPUS,
+    PRICE,
+    GPU_HOURS,
+    ENERGY,
+)
+ALL = dict.fromkeys((*SHOWN, *(latency(key, statistic) for key in SWEPT_LATENCIES for statistic in STATISTICS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +124,10 @@ class Sweep:
     def of(cls, table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Sweep:
         """The points of a table as `sim sweep` writes it; axes by dotted key, `seed` not among them."""
         known = {key: _unset(key, values) for key, values in axes.items() if key != "seed" and key in table}
-        kept = _axes(known)
+        varied = _axes(known)
         settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
-        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), kept)
-        return cls(kept, _load(kept), points, int(table["seed"].nunique()) if len(table) else 0, table)
+        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), varied)
+        return cls(varied, _load(varied), points, int(table["seed"].nunique()) if len(table) else 0, table)
 
     @property
     def others(self) -> tuple[Axis, ...]:
@@ -161,14 +153,18 @@ class Sweep:
         return any(bool((points.high[name] > points.low[name]).any()) for name in points.mean)
 
     def has(self, measure: Measure) -> bool:
-        return bool((~np.isnan(self.points.mean[measure.column])).any())
+        return bool((~np.isnan(self.points.mean[measure.key])).any())
 
     def known(self, measures: Sequence[Measure]) -> list[Measure]:
         """Those of the measures that any point has."""
         return [measure for measure in measures if self.has(measure)]
 
     def value(self, measure: Measure, row: int) -> float:
-        return float(self.points.mean[measure.column][row])
+        return float(self.points.mean[measure.key][row])
+
+    def words(self, measure: Measure, row: int) -> str:
+        """A value of a point with its unit."""
+        return measure.words(self.value(measure, row))
 
     def setting(self, axis: Axis, row: int) -> str:
         return value_text(self.points.settings[axis.key][row])
@@ -180,21 +176,21 @@ class Sweep:
 
     def best(self, measure: Measure) -> int | None:
         """The row of the best good point; None where there is none."""
-        values = np.where(self.good, self.points.mean[measure.column], np.nan)
+        values = np.where(self.good, self.points.mean[measure.key], np.nan)
         if not measure.better or np.isnan(values).all():
             return None
         return int(np.nanargmax(measure.better * values))
 
     def combinations(self) -> dict[str, list[int]]:
         """The rows of each combination of the axes but the load, by name, in the order of the load."""
-        found: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for row in range(len(self.points)):
-            found.setdefault(self.name(row, self.others), []).append(row)
+            rows_of.setdefault(self.name(row, self.others), []).append(row)
         if self.load is not None:
             at = self.loads
             order = np.argsort(np.argsort(at, kind="stable"), kind="stable").tolist()  # NaN (not set) comes last
-            found = {name: sorted(rows, key=order.__getitem__) for name, rows in found.items()}
-        return found
+            rows_of = {name: sorted(rows, key=order.__getitem__) for name, rows in rows_of.items()}
+        return rows_of
 
 
 def _unset(key: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -207,8 +203,8 @@ def _axes(axes: Mapping[str, Sequence[Any]]) -> tuple[Axis, ...]:
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in axes}
     twice = {label for label, uses in Counter(short.values()).items() if uses > 1}
     return tuple(
-        Axis(key, key if short[key] in twice else short[key], tuple({value_text(one): one for one in values}.values()))
-        for key, values in axes.items()
+        Axis(key, key if label in twice else label, tuple({value_text(value): value for value in axes[key]}.values()))
+        for key, label in short.items()
     )
 
 
@@ -226,9 +222,9 @@ def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
     gpus = table.get("bill.gpus", unknown)
     counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
     gpus = gpus.astype(float).fillna(counted.astype(float))
-    rate = table.get(OUTPUT.column, unknown).astype(float)
+    rate = table.get(OUTPUT.key, unknown).astype(float)
     hours = gpus * 1e6 / 3600 / rate.where(rate > 0)
-    return table.assign(**{GPUS.column: gpus, GPU_HOURS.column: hours})
+    return table.assign(**{GPUS.key: gpus, GPU_HOURS.key: hours})
 
 
 def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
@@ -239,11 +235,11 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
     _, first = np.unique(point, return_index=True)
     ok = (table["status"] == "ok").to_numpy(dtype=bool)
     stable = np.array([value is True or value == 1 for value in table["stable"].tolist()], dtype=bool)
-    told = [""] * len(places)
+    reasons = [""] * len(places)
     for row in np.flatnonzero(~ok).tolist():
-        told[point[row]] = told[point[row]] or str(table["reason"].iloc[row])
+        reasons[point[row]] = reasons[point[row]] or str(table["reason"].iloc[row])
     drafted = _column(table, "speculation.drafted_tokens", ok)
-    ranges = {measure.column: _ranges(_column(table, measure.column, ok), point, len(places)) for measure in ALL}
+    ranges = {measure.key: _ranges(_column(table, measure.key, ok), point, len(places)) for measure in ALL}
 
     def runs_that(which: Bools) -> Ints:
         return np.bincount(point[which], minlength=len(places))
@@ -255,10 +251,10 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
         failed=runs_that(~ok),
         stable=runs_that(ok & ~stable) == 0,
         drafts=runs_that(~np.isnan(drafted)) > 0,
-        reasons=told,
-        mean={name: found[0] for name, found in ranges.items()},
-        low={name: found[1] for name, found in ranges.items()},
-        high={name: found[2] for name, found in ranges.items()},
+        reasons=reasons,
+        mean={name: span[0] for name, span in ranges.items()},
+        low={name: span[1] for name, span in ranges.items()},
+        high={name: span[2] for name, span in ranges.items()},
     )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sim.report.run.charts import LATENCY_TEXTS, LOG_FROM, Chart, latency_cdf
-from sim.report.run.sentences import LATENCIES
-from sim.report.run.timeline import Clock
-from sim.report.units import count, row_unit, seconds
+from sim.report.chart import Chart, axis, cdf_line, distributions
+from sim.report.run.charts import LATENCY_TEXTS, population
+from sim.report.run.timeline import TimeAxis
+from sim.report.units import count, seconds
 from sim.report.validation.sentences import share
 from sim.results import series
 from sim.results.metrics import distribution
@@ -24,55 +24,36 @@ MOST_POINTS, WORST_POINTS = 2500, 500
 BUCKETS = 400
 
 
-def latency_charts(found: Validation) -> list[Chart]:
+def latency_charts(validation: Validation) -> list[Chart]:
     """The cumulative distributions of TTFT, TPOT, ITL and E2E: a line for each live run and one for the prediction."""
-    several = len(found.live) > 1
-    named = {f"live {number + 1}" if several else "live": one for number, one in enumerate(found.live)}
-    return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": found.predicted}))]
+    several = len(validation.live) > 1
+    named = {f"live {number + 1}" if several else "live": run for number, run in enumerate(validation.live)}
+    return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": validation.predicted}))]
 
 
 def _latency(key: str, named: dict[str, Seen]) -> Chart | None:
     stats = {
-        name: distribution(*one.itl) if key == "itl_s" else distribution(one.requests[key])
-        for name, one in named.items()
+        name: distribution(*run.itl) if key == "itl_s" else distribution(run.requests[key])
+        for name, run in named.items()
     }
-    if any(one["mean"] is None for one in stats.values()):
+    if any(run["mean"] is None for run in stats.values()):
         return None
-    largest = max(one["max"] or 0.0 for one in stats.values())
-    unit, factor = row_unit([largest])
-    lines = []
-    for place, (name, one) in enumerate(named.items()):
-        x, percents, _ = latency_cdf(_Run(one), key)
-        lines.append({"name": name, "place": place, "x": series.compact(x * factor), "y": series.compact(percents)})
-    spec = {
-        "kind": "cdf",
-        "group": "lives",
-        "x": {"unit": unit, "label": LATENCIES[key]},
-        "y": {"unit": "%", "label": "share at or below"},
-        "log": largest > LOG_FROM * min(one["p50"] or 0.0 for one in stats.values()) > 0,
-        "marks": [],
-        "limits": [],
-        "series": lines,
-    }
-    medians = "; ".join(f"{name} {seconds(one['p50'])}" for name, one in stats.items())
-    tails = "; ".join(f"{name} {seconds(one['p99'])}" for name, one in stats.items())
+    lines = [
+        cdf_line(name, series.cdf(*population(run.requests, run.itl, key)), place)
+        for place, (name, run) in enumerate(named.items())
+    ]
+    spec = distributions(key, stats.values(), lines, group="lives")
+    medians = "; ".join(f"{name} {seconds(run['p50'])}" for name, run in stats.items())
+    tails = "; ".join(f"{name} {seconds(run['p99'])}" for name, run in stats.items())
     title = LATENCY_TEXTS[key][0]
     return Chart(key.removesuffix("_s"), title, f"Median: {medians}. 99 % within: {tails}.", "", spec)
 
 
-class _Run:
-    """What `latency_cdf` needs of a run."""
-
-    def __init__(self, seen: Seen) -> None:
-        self.requests, self.steps, self.itl = seen.requests, seen.steps, seen.itl
-        self.summary: dict[str, object] = {}
-
-
-def step_charts(found: Validation) -> list[Chart]:
+def step_charts(validation: Validation) -> list[Chart]:
     """Measured against predicted steps, and the error over time; none where no step was measured."""
-    if found.rows is None or not len(found.rows):
+    if validation.rows is None or not len(validation.rows):
         return []
-    return [_scatter(found.rows), _over_time(found.rows[found.rows["live"] == 0])]
+    return [_scatter(validation.rows), _over_time(validation.rows[validation.rows["live"] == 0])]
 
 
 def _scatter(rows: pd.DataFrame) -> Chart:
@@ -80,17 +61,12 @@ def _scatter(rows: pd.DataFrame) -> Chart:
     shown = (measured_s > 0) & (predicted_s > 0) & _thinned(np.abs(predicted_s - measured_s))
     lines = []
     for kind in KINDS:
-        mine = shown & (rows["kind"] == kind).to_numpy()
-        if mine.any():
-            pair = (series.compact(values[mine] * 1e3) for values in (measured_s, predicted_s))
+        drawn = shown & (rows["kind"] == kind).to_numpy()
+        if drawn.any():
+            pair = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
             x, y = pair
-            lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[mine].tolist()})
-    spec = {
-        "kind": "scatter",
-        "x": {"unit": "ms", "label": "measured"},
-        "y": {"unit": "ms", "label": "predicted"},
-        "series": lines,
-    }
+            lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[drawn].tolist()})
+    spec = {"kind": "scatter", "x": axis("ms", "measured"), "y": axis("ms", "predicted"), "series": lines}
     error = np.abs(predicted_s / np.maximum(measured_s, 1e-12) - 1)
     median = share(float(np.median(error)))
     sentence = f"On the dashed line a step took what was predicted; half of the steps are within {median} of that."
@@ -114,7 +90,7 @@ def _thinned(error_s: np.ndarray) -> np.ndarray:
 def _over_time(rows: pd.DataFrame) -> Chart:
     measured_s, predicted_s = totals(rows)
     start_s = rows["start_s"].to_numpy(np.float64)
-    clock = Clock(float(start_s.min()), float(start_s.max() + measured_s[-1]))
+    clock = TimeAxis(float(start_s.min()), float(start_s.max() + measured_s[-1]))
     edges_s = np.linspace(clock.start_s, clock.end_s, min(BUCKETS, max(10, len(rows) // 8)) + 1)
     sums = [np.histogram(start_s, edges_s, weights=values)[0] for values in (measured_s, predicted_s)]
     ratio = np.where(sums[0] > 0, 100 * sums[1] / np.where(sums[0] > 0, sums[0], 1.0), np.nan)
@@ -122,7 +98,7 @@ def _over_time(rows: pd.DataFrame) -> Chart:
         "kind": "lines",
         "bands": False,
         "x": clock.axis(edges_s),
-        "y": {"unit": "%", "label": "predicted of measured"},
+        "y": axis("%", "predicted of measured"),
         "series": [{"name": "predicted / measured", "mean": series.compact(ratio)}],
     }
     low, high = (float(np.nanpercentile(ratio, q)) for q in (5, 95))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sim.report.elements import assemble, card, figures, panel
+from sim.report.measures import MEASURES
 from sim.report.run.perfetto import trace_json
+from sim.report.templates import Card, Panels, halves, render
 from sim.report.validation.charts import latency_charts, step_charts
 from sim.report.validation.sentences import (
-    STAGE_WORDS,
+    STAGES,
     Document,
     attribution_table,
     notes,
     request_table,
     share,
-    signed,
+    signed_share,
     step_table,
     title,
     twin_line,
@@ -31,106 +31,59 @@ if TYPE_CHECKING:
     from sim.validate.retime import Seen
     from sim.validate.run import Validation
 
-CARDS = (("TPOT median", "tpot_s", "p50"), ("TTFT p90", "ttft_s", "p90"), ("E2E p99", "e2e_s", "p99"),
-         ("Output rate", "throughput", "output_tokens_per_s"))  # fmt: skip
-STEPPING = '<section>\n<h2>Steps</h2>\n{table}\n<div class="grid">\n{charts}\n</div>\n{worst}\n</section>'
+CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p90", "e2e_s.p99")} | {
+    MEASURES["throughput.output_tokens_per_s"]: "Output rate"
+}
+REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 
-def render_validation(found: Validation) -> str:
-    """The page of a validation as one string of HTML; every text that comes from outside is escaped."""
-    document = found.document
-    charts = {"latency": latency_charts(found), "steps": step_charts(found)}
-    verdict = document["verdict"]
-    word = "Within bounds" if verdict["good"] else "Out of bounds"
-    parts = {
-        "version": html.escape(str(document["inputs"].get("version") or "")),
-        "title": html.escape(title(document)),
-        "lead": html.escape(f"{word}: {verdict['reason']}."),
-        "cards": "\n".join(_cards(document)),
-        "trust": "" if verdict["good"] else "doubt",
-        "remarks": "\n".join(_remarks(document)),
-        "requests": _requests(document),
-        "latency": figures(charts["latency"]),
-        "stepping": _stepping(document, figures(charts["steps"])) if charts["steps"] else "",
-        "why": _why(document),
-        "facts": "\n".join(_facts(document)),
-    }
-    return assemble("validate.html", [chart for some in charts.values() for chart in some], parts)
+def render_validation(validation: Validation) -> str:
+    """The page of a validation as one string of HTML."""
+    document, inputs = validation.document, validation.document["inputs"]
+    verdict, requests = document["verdict"], list(request_table(document["requests"]))
+    wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1
+    return render(
+        "validation.html",
+        {"latency": latency_charts(validation), "steps": step_charts(validation)},
+        version=inputs.get("version") or "",
+        title=title(document),
+        lead=f"{'Within bounds' if verdict['good'] else 'Out of bounds'}: {verdict['reason']}.",
+        headlines=_cards(document),
+        good=verdict["good"],
+        different=document["twin"]["identical"] is False,
+        twin=twin_line(document),
+        out=verdict["out"],
+        notes=[*notes(document), *inputs.get("notes", [])],
+        request_heads=REQUEST_HEADS[:wide],
+        requests=[row[:wide] for row in requests],
+        model=document["steps"]["model"],
+        steps=step_table(document["steps"]),
+        worst=list(worst_lines(document["steps"])),
+        stages=list(STAGES),
+        attribution=[(name, live, error, *shares) for name, live, error, shares in attribution_table(document)],
+        facts=_facts(document),
+    )
 
 
-def _cards(document: Document) -> Iterator[str]:
+def _cards(document: Document) -> Iterator[Card]:
     twin = document["twin"]["identical"]
     if twin is not None:
         small = "decisions of live run and simulation"
-        yield card("Twin check", "identical" if twin else "different", small, "good" if twin else "bad")
+        yield Card("Twin check", "identical" if twin else "different", small, "good" if twin else "bad")
     if overall := document["steps"].get("all"):
-        yield card("Step error", share(overall["mape"]), f"mean; bias {signed(overall['bias'])}")
-    for label, key, name in CARDS:
-        one = document["requests"][key][name]
-        if one["error"] is not None:
-            yield card(
-                label, signed(one["error"]), "within the live spread" if one.get("inside") else "prediction's error"
-            )
+        yield Card("Step error", share(overall["mape"]), f"mean; bias {signed_share(overall['bias'])}")
+    for measure, label in CARDS.items():
+        pair = measure.find(document["requests"])
+        if pair["error"] is not None:
+            small = "within the live spread" if pair.get("inside") else "prediction's error"
+            yield Card(label, signed_share(pair["error"]), small)
 
 
-def _remarks(document: Document) -> Iterator[str]:
-    style = ' class="warn"' if document["twin"]["identical"] is False else ""
-    yield f"<li{style}>Twin check. {html.escape(twin_line(document))}</li>"
-    for text in document["verdict"]["out"]:
-        yield f'<li class="warn">{html.escape(text)}</li>'
-    for text in (*notes(document), *document["inputs"].get("notes", [])):
-        yield f"<li>{html.escape(text)}</li>"
-
-
-def _requests(document: Document) -> str:
-    rows = list(request_table(document["requests"]))
-    heads = ["", "live", "predicted", "error"]
-    if any(row[-1] for row in rows):
-        return _table([*heads, "spread of the live runs"], rows)
-    return _table(heads, [row[:-1] for row in rows])
-
-
-def _stepping(document: Document, charts: str) -> str:
-    model = html.escape(str(document["steps"]["model"]))
-    table = _table((f"Priced by {model}", "steps", "bias", "MAPE", "P90"), step_table(document["steps"]))
-    worst = "".join(f"<li>{html.escape(text)}</li>" for text in worst_lines(document["steps"]))
-    worst = f'<h3 class="above">Furthest off, in seconds</h3><ul class="hint">{worst}</ul>' if worst else ""
-    return STEPPING.format(table=table, charts=charts, worst=worst)
-
-
-def _why(document: Document) -> str:
-    rows = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
-    if not rows:
-        return ""
-    hint = (
-        "From the live run to the prediction, one ingredient at a time: the live seconds through a fresh engine; the "
-        "simulator's own decisions at the pace of the live steps; the model's device seconds; its host seconds; its "
-        "own number of KV blocks. The shares add up to the error; another order would split them a little differently."
-    )
-    table = _table(("", "live", "error", *STAGE_WORDS.values()), rows)
-    return f'<section>\n<h2>Why it is off</h2>\n{table}\n<p class="hint">{hint}</p>\n</section>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose texts are escaped here, but for the heads."""
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = []
-    for first, *rest in rows:
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
-        body.append(f"<tr><th>{html.escape(first)}</th>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _facts(document: Document) -> Iterator[str]:
-    hidden = ("notes",)
-    told = [(name, value) for name, value in document["inputs"].items() if name not in hidden and value is not None]
-    half = (len(told) + 1) // 2
-    yield panel("Inputs", told[:half])
-    yield panel("Settings", told[half:])
-    constants = document["steps"].get("constants") or []
-    if constants:
-        shown = [(one["name"], f"{one['value']:.3g}") for one in constants if one["value"]]
-        yield panel("Fitted seconds of each", shown)
+def _facts(document: Document) -> Panels:
+    yield from halves([(key, value) for key, value in document["inputs"].items() if key != "notes"])
+    if constants := document["steps"].get("constants"):
+        rows = [(constant["name"], constant["value"]) for constant in constants]
+        yield "Fitted seconds of each", [(name, f"{value:.3g}") for name, value in rows if value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +96,12 @@ class _Lanes:
     summary: dict[str, Any]
 
 
-def lanes_json(found: Validation, mark: str = "") -> Iterator[str]:
+def lanes_json(validation: Validation, mark: str = "") -> Iterator[str]:
     """Trace Event JSON with a lane of the first live run's steps and one of the simulated ones, as pieces of text.
 
     Of a real server no steps are known: only the simulated lane and the requests of both are there.
     """
-    live, predicted = found.live[0], found.predicted
+    live, predicted = validation.live[0], validation.predicted
     names = ("live", "simulated")
     requests = pd.concat([_lane(live, 0, 0), _lane(predicted, 1, len(live.requests))], ignore_index=True)
     steps = [predicted.steps.assign(replica=1)]

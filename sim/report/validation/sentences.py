@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.report.run.sentences import LATENCIES
-from sim.report.units import NONE, count, number, row_unit, seconds
+from sim.report.measures import LATENCIES, MEASURES, latency
+from sim.report.units import NONE, count, number, row_unit, seconds, signed
 
 Document = Mapping[str, Any]
-STATISTICS = ("p50", "p90", "p99")
-STAGE_WORDS = {
-    "engine": "engine",
-    "batching": "batching",
-    "kernels": "kernels",
-    "host": "host",
-    "capacity": "capacity",
-}
-RATES = {"requests_per_s": "Requests/s", "output_tokens_per_s": "Output tokens/s"}
+STAGES = ("engine", "batching", "kernels", "host", "capacity")
+COMPARED = (
+    *(latency(key, statistic) for key in LATENCIES for statistic in ("p50", "p90", "p99")),
+    MEASURES["throughput.requests_per_s"],
+    MEASURES["throughput.output_tokens_per_s"],
+)
 
 
-def signed(fraction: float | None) -> str:
+def signed_share(fraction: float | None) -> str:
     """An error in percent, with its sign."""
     return NONE if fraction is None else f"{100 * fraction:+.1f} %"
 
@@ -40,49 +37,40 @@ def twin_line(document: Document) -> str:
             f"Identical: {count(twin['steps'])} live steps, taken again on their recorded seconds with spans and "
             "without; the same batches, block tables, preemptions and times."
         )
-    found = twin["first_difference"]
-    return f"Different: {found['sentence']}; live run {found['live']}."
+    difference = twin["first_difference"]
+    return f"Different: {difference['sentence']}; live run {difference['live']}."
 
 
 def step_table(steps: Document) -> Iterator[tuple[str, str, str, str, str]]:
     """(what, steps, bias, MAPE, P90) of the errors of steps."""
-    parts = [(f"{name} part", one) for name, one in steps.get("by_part", {}).items()]
-    sized = [(f"{name} tokens", one) for name, one in steps.get("by_tokens", {}).items()]
-    for name, one in (("all", steps.get("all")), *steps.get("by_kind", {}).items(), *parts, *sized):
-        if one is not None:
-            yield name, count(one["steps"]), signed(one["bias"]), share(one["mape"]), share(one["p90"])
+    parts = [(f"{name} part", errors) for name, errors in steps.get("by_part", {}).items()]
+    sized = [(f"{name} tokens", errors) for name, errors in steps.get("by_tokens", {}).items()]
+    for name, errors in (("all", steps.get("all")), *steps.get("by_kind", {}).items(), *parts, *sized):
+        if errors is not None:
+            bias, mape, p90 = signed_share(errors["bias"]), share(errors["mape"]), share(errors["p90"])
+            yield name, count(errors["steps"]), bias, mape, p90
 
 
 def request_table(requests: Document) -> Iterator[tuple[str, str, str, str, str]]:
     """(measure, live, predicted, error, spread of the live repeats) of all that has a live value."""
-    for key, label in LATENCIES.items():
-        for name in STATISTICS:
-            one = requests[key][name]
-            if one["live"] is not None:
-                unit, factor = row_unit([one["live"], one["predicted"]])
-                yield f"{label} {name}, {unit}", *_cells(one, factor)
-    for name, label in RATES.items():
-        one = requests["throughput"][name]
-        if one["live"] is not None:
-            yield label, *_cells(one, 1.0)
+    for measure in COMPARED:
+        pair = measure.find(requests)
+        if pair["live"] is not None:
+            unit, factor = measure.side_by_side([pair["live"], pair["predicted"]])
+            yield f"{measure.title}, {unit}" if unit else measure.title, *_cells(pair, factor)
 
 
-def _cells(one: Document, factor: float) -> tuple[str, str, str, str]:
-    live, predicted = (number(None if one[key] is None else one[key] * factor) for key in ("live", "predicted"))
-    spread = one.get("spread")
-    if not spread:
-        return live, predicted, signed(one["error"]), ""
-    inside = ", inside" if one["inside"] else ""
-    return (
-        live,
-        predicted,
-        signed(one["error"]),
-        f"{number(spread[0] * factor)} to {number(spread[1] * factor)}{inside}",
-    )
+def _cells(pair: Document, factor: float) -> tuple[str, str, str, str]:
+    live, predicted = (number(None if pair[key] is None else pair[key] * factor) for key in ("live", "predicted"))
+    text = ""
+    if spread := pair.get("spread"):
+        text = f"{number(spread[0] * factor)} to {number(spread[1] * factor)}{', inside' if pair['inside'] else ''}"
+    return live, predicted, signed_share(pair["error"]), text
 
 
-COLLECTED = (("ttft_s", "p90"), ("tpot_s", "p50"), ("e2e_s", "p50"), ("e2e_s", "p99"),
-             ("throughput", "output_tokens_per_s"))  # fmt: skip
+COLLECTED = tuple(
+    MEASURES[key] for key in ("ttft_s.p90", "tpot_s.p50", "e2e_s.p50", "e2e_s.p99", "throughput.output_tokens_per_s")
+)
 
 
 def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...]]:
@@ -90,12 +78,12 @@ def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...
 
     "*" marks an error inside the spread of the live runs.
     """
-    for name, one in records.items():
-        overall = one["steps"]["all"]
-        pairs = [one["requests"][key][statistic] for key, statistic in COLLECTED]
+    for name, record in records.items():
+        overall = record["steps"]["all"]
+        pairs = [measure.find(record["requests"]) for measure in COLLECTED]
         errors = (_percent(pair["error"]) + ("*" if pair.get("inside") else "") for pair in pairs)
         mape = _percent(overall["mape"]).lstrip("+")
-        yield name, count(one["twin"]["steps"]), _percent(overall["bias"]), mape, *errors
+        yield name, count(record["twin"]["steps"]), _percent(overall["bias"]), mape, *errors
 
 
 def _percent(fraction: float | None) -> str:
@@ -103,19 +91,14 @@ def _percent(fraction: float | None) -> str:
 
 
 def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(measure, live, error, the share of each of `STAGE_WORDS`) in ms or s."""
-    for label, one in document["attribution"].items():
-        if "parts" not in one:
+    """(measure, live, error, the share of each of `STAGES`) in ms or s."""
+    for label, split in document["attribution"].items():
+        if "parts" not in split:
             continue
-        key, _, name = label.partition(".")
-        unit, factor = row_unit([one["live"], one["predicted"]])
-        parts = [_signed(one["parts"][stage] * factor) for stage in STAGE_WORDS]
-        title = f"{LATENCIES.get(key, 'Duration')} {name}".strip()
-        yield f"{title}, {unit}", number(one["live"] * factor), _signed(one["error"] * factor), parts
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "-" if value < 0 else "") + number(abs(value))
+        unit, factor = row_unit([split["live"], split["predicted"]])
+        parts = [signed(split["parts"][stage] * factor) for stage in STAGES]
+        name = MEASURES[label].title if label in MEASURES else "Duration"
+        yield f"{name}, {unit}", number(split["live"] * factor), signed(split["error"] * factor), parts
 
 
 def notes(document: Document) -> Iterator[str]:
@@ -136,15 +119,15 @@ def notes(document: Document) -> Iterator[str]:
     if kv.get("matched"):
         yield f"The simulator was told the live run's {count(kv['live'])} KV blocks, so capacity has no share."
     if moved := kv.get("moved_by"):
-        told = {name: signed(one["e2e_s"]) if one else "cannot run" for name, one in moved.items()}
+        moves = {name: signed_share(move["e2e_s"]) if move else "cannot run" for name, move in moved.items()}
         yield (
             f"The number of KV blocks was given ({count(kv['given'])}); a tenth fewer would move the predicted mean "
-            f"E2E by {told['fewer']}, a tenth more by {told['more']}."
+            f"E2E by {moves['fewer']}, a tenth more by {moves['more']}."
         )
     without = document["attribution"].get("without_host", {}).get("tpot_s", {}).get("mean", {}).get("error")
     if without is not None:
-        with_host = document["requests"]["tpot_s"]["mean"]["error"]
-        yield f"Without host overhead the mean TPOT would be off by {signed(without)} instead of {signed(with_host)}."
+        off = [signed_share(error) for error in (without, document["requests"]["tpot_s"]["mean"]["error"])]
+        yield f"Without host overhead the mean TPOT would be off by {off[0]} instead of {off[1]}."
     if document["lives"] == 1 and document["twin"]["identical"] is not None:
         yield "One live run: how much live runs differ among themselves is not known; --repeats tells it."
 
@@ -158,8 +141,8 @@ def title(document: Document) -> str:
 
 def worst_lines(steps: Document) -> Iterator[str]:
     """The steps that are furthest off."""
-    for one in steps.get("worst", []):
+    for step in steps.get("worst", []):
         yield (
-            f"live run {one['live']}, step {count(one['step'])}, {one['kind']}, {count(one['tokens'])} tokens: "
-            f"measured {seconds(one['measured_s'])}, predicted {seconds(one['predicted_s'])}"
+            f"live run {step['live']}, step {count(step['step'])}, {step['kind']}, {count(step['tokens'])} tokens: "
+            f"measured {seconds(step['measured_s'])}, predicted {seconds(step['predicted_s'])}"
         )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sim.report.units import count
 from sim.report.validation.sentences import (
-    STAGE_WORDS,
+    STAGES,
     Document,
     attribution_table,
     collection_table,
@@ -40,7 +40,7 @@ def validation_view(document: Document) -> RenderableType:
     parts += [_table(heads[:wide], [row[:wide] for row in rows]), ""]
     split = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
     if split:
-        parts += [_table(("Why", "live", "error", *STAGE_WORDS.values()), split), ""]
+        parts += [_table(("Why", "live", "error", *STAGES), split), ""]
     remarks = Table.grid(padding=(0, 1, 0, 0))
     for text in (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", [])):
         remarks.add_row(Text("*", style="dim"), Text(text, style="dim"))
@@ -61,9 +61,9 @@ def collection_view(document: Document) -> RenderableType:
     verdict = document["verdict"]
     word, style = ("WITHIN", "bold green") if verdict["good"] else ("OUT", "bold red")
     twin = document["twin"]
-    told = f"{count(twin['steps'])} live steps, {'all taken again' if twin['identical'] else 'and not all taken again'}"
+    again = "all taken again" if twin["identical"] else "and not all taken again"
     parts: list[RenderableType] = [Text(f"{word}: ", style=style).append(verdict["reason"], style="default")]
-    parts += [Text(told), ""]
+    parts += [Text(f"{count(twin['steps'])} live steps, {again}"), ""]
     heads = ("Errors in %", "steps", "bias", "MAPE", "TTFT90", "TPOT50", "E2E50", "E2E99", "out/s")
     table = _table(heads, collection_table(document["records"]), space=1)
     return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
@@ -75,12 +75,12 @@ def schedules_view(verdicts: Sequence[Verdict]) -> RenderableType:
     for name in ("schedule", "verdict", "steps", *GRADES):
         table.add_column(name, justify="left" if name in ("schedule", "verdict") else "right", overflow="fold")
     notes: list[RenderableType] = []
-    for one in verdicts:
-        counts = [count(grade.steps) for grade in one.grades.values()]
-        table.add_row(one.name, one.status, count(one.steps), *counts)
-        firsts = [(name, grade.first_difference) for name, grade in one.grades.items()]
-        told = [f"{name}: {described(first)}" for name, first in firsts if first] or [one.detail]
-        notes += [Text(f"{one.name}, {text}", overflow="fold") for text in told if text]
+    for verdict in verdicts:
+        counts = [count(grade.steps) for grade in verdict.grades.values()]
+        table.add_row(verdict.name, verdict.status, count(verdict.steps), *counts)
+        firsts = [(name, grade.first_difference) for name, grade in verdict.grades.items()]
+        texts = [f"{name}: {described(first)}" for name, first in firsts if first] or [verdict.detail]
+        notes += [Text(f"{verdict.name}, {text}", overflow="fold") for text in texts if text]
     known = ("identical", "different", "unsupported")
-    tally = {status: sum(one.status == status for one in verdicts) for status in known}
+    tally = {status: sum(verdict.status == status for verdict in verdicts) for status in known}
     return Group(table, *notes, Text(", ".join(f"{number} {status}" for status, number in tally.items())))

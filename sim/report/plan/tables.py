@@ -1,0 +1,65 @@
+"""The tables of a plan for terminal and page: each column a heading and how a row of the document reads in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sim.report.measures import Measure, latency
+from sim.report.units import count, dollars, energy, number, percent
+
+Rows = Iterable[Mapping[str, Any]]
+Columns = Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]]
+MET = {True: "met", False: "missed", None: "open"}
+
+
+def _measured(measure: Measure) -> Columns:
+    return [(measure.title, lambda row: measure.words(measure.value(row)))]
+
+
+def _tails(*statistics: str) -> Columns:
+    """TTFT and TPOT by these statistics, and the p99 of E2E."""
+    shown = [latency(key, statistic) for key in ("ttft_s", "tpot_s") for statistic in statistics]
+    return [column for measure in (*shown, latency("e2e_s", "p99")) for column in _measured(measure)]
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return f"{row['status']} *" if row.get("pareto") else str(row["status"])
+
+
+RATE: Columns = [("Requests/s", lambda row: number(row["requests_per_s"]))]
+MET_SLO: Columns = [("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")]
+COUNTS: Columns = [
+    ("Goodput", lambda row: percent(row["goodput"]["fraction"])),
+    ("Replications", lambda row: count(row["replications"])),
+]
+RATES: Columns = [*RATE, *_tails("p99"), *COUNTS, *MET_SLO]
+PAGE_RATES: Columns = [*RATE, *MET_SLO, *_tails("p50", "p99"), *COUNTS]
+
+NAME: Columns = [("Candidate", lambda row: row["name"])]
+FLEET: Columns = [
+    ("Replicas", lambda row: count(row["replicas"])),
+    ("GPUs", lambda row: count(row["gpus"])),
+    ("$/hour", lambda row: dollars(row["usd_per_hour"])),
+    ("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"])),
+    ("J/Mtok", lambda row: energy(row["joules_per_million_tokens"])),
+    *_measured(latency("ttft_s", "p99")),
+]
+CANDIDATES: Columns = [
+    *NAME,
+    ("Req/s each", lambda row: number(row["capacity_per_replica"])),
+    *FLEET,
+    ("", _status),
+]
+PAGE_CANDIDATES: Columns = [
+    *NAME,
+    ("", lambda row: " ".join(filter(None, [_status(row), row["reason"]]))),
+    ("Requests/s a replica", lambda row: number(row["capacity_per_replica"])),
+    *FLEET,
+    *_measured(latency("e2e_s", "p50")),
+]
+
+
+def cells(columns: Columns, rows: Rows) -> list[list[str]]:
+    """The texts of each row."""
+    return [[text(row) for _, text in columns] for row in rows]
