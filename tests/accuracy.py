@@ -1,6 +1,6 @@
 """How right Foretoken is: every claim with the command that makes it again, written to docs/accuracy.md and README.md.
 
-    python -m tests.accuracy              runs what can run here, minutes on a CPU, and writes both tables
+    python -m tests.accuracy              runs what can run here (about ten minutes on a CPU), writes both tables
     python -m tests.accuracy --only TEXT  runs only claims with these words, and keeps the other rows
     python -m tests.accuracy --write      runs nothing: the pages anew from the rows there are
 
