@@ -31,7 +31,7 @@ from sim import catalog
 from sim.cost.capacity import activation_bytes
 from sim.cost.roofline import graph_tokens
 from sim.engine.drafting import DraftingEngine
-from sim.engine.engine import Engine
+from sim.engine.protocol import ServingEngine
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts
 from sim.specs.model import ModelSpec
@@ -153,7 +153,7 @@ class Session:
             return torch.cuda.get_device_name(self._device)
         return platform.processor() or platform.machine()
 
-    def executor(self, engine: Engine) -> Live:
+    def executor(self, engine: ServingEngine) -> Live:
         """An executor for this engine's batches with a cache of its own, warmed; on CUDA its decode steps are recorded.
 
         Raises InputError where memory does not suffice, and for a model that no graph can record.
@@ -165,14 +165,14 @@ class Session:
                 f"{parts.model.name} waits for the GPU within a step (its experts are multiplied one by one), so that "
                 "no CUDA graph can record it; add --set engine.cuda_graphs=false"
             )
-        cache = KvCache.allocate(parts.model, self._blocks(engine), parts.pool.block_tokens, self._device)
+        cache = KvCache.allocate(parts.model, self._blocks(), parts.pool.block_tokens, self._device)
         sampling = Sampling(how.temperature, how.top_k, how.top_p, parts.scenario.seed)
         stop = self._model.config.eos_tokens if how.stop_at_eos else ()
         if how.stop_at_eos and not stop:
             raise InputError(f"live.stop_at_eos is true, and {parts.model.name} names no end-of-sequence token")
         live: Live
         common: dict[str, Any] = {
-            "most_sequences": engine.limits.max_num_seqs,
+            "most_sequences": parts.limits.max_num_seqs,
             "appends": parts.traits["appends"],
             "host_blocks": parts.host_blocks,
         }
@@ -188,14 +188,14 @@ class Session:
             )
         else:
             live = Live(self._model, cache, self._prompts, sampling, stop=stop, **common)
-        most_tokens, most_sequences = engine.limits.max_num_batched_tokens, engine.limits.max_num_seqs
+        most_tokens, most_sequences = parts.limits.max_num_batched_tokens, parts.limits.max_num_seqs
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, CPU_WARM_TOKENS)
             most_sequences = min(most_sequences, CPU_WARM_SEQUENCES)
         try:
             live.warm_up(most_tokens, most_sequences)
             if graphs:
-                live.capture(CudaRecorder(), engine.limits.max_num_seqs, engine.limits.max_model_len)
+                live.capture(CudaRecorder(), parts.limits.max_num_seqs, parts.limits.max_model_len)
         except torch.OutOfMemoryError:
             raise no_memory(self._device, f"steps of {most_tokens} tokens", cache.blocks) from None
         self._live = live
@@ -205,20 +205,20 @@ class Session:
         parts, told = self._parts, self._parts.scenario.speculation
         if self._draft is None:
             return partial(Ngram, shortest=told.lookup[0], longest=told.lookup[1])
-        cache = KvCache.allocate(self._draft.spec, self._blocks(engine), parts.pool.block_tokens, self._device)
+        cache = KvCache.allocate(self._draft.spec, self._blocks(), parts.pool.block_tokens, self._device)
         return partial(
             DraftModel,
             self._draft,
             cache,
             allocator=engine.allocator,
             sampling=sampling,
-            most_rows=graph_tokens(engine.limits.max_num_seqs),
+            most_rows=graph_tokens(parts.limits.max_num_seqs),
             host_blocks=parts.host_blocks,
             eager=bool(parts.layout.recent_tokens),
         )
 
-    def _blocks(self, engine: Engine) -> int:
-        pool, limits = self._parts.pool, engine.limits
+    def _blocks(self) -> int:
+        pool, limits = self._parts.pool, self._parts.limits
         if self._parts.traits["keeps_nothing"]:
             return pool.blocks_for(limits.max_num_batched_tokens) + limits.max_num_seqs
         return pool.blocks

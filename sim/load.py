@@ -30,22 +30,35 @@ MOVED = {
     "sim.executor": "sim.serving.executor",
 }
 """Modules that users' own policies, allocators and routers may import, by where they were in version 0.1."""
-_KINDS = {"policies": "policy", "allocators": "allocator", "routers": "router"}
+OURS = "foretoken"
+"""The engine of `sim.engine.engine`, by name."""
+_KINDS = {"policies": "policy", "allocators": "allocator", "routers": "router", "engines": "engine"}
 _TAKES = {"policy": ("step",), "router": ("request", "replicas")}
-_ALLOCATOR = ("refusal", "match", "admit", "grow", "release", "table", "usage")
+_METHODS = {
+    "allocator": ("refusal", "match", "admit", "grow", "release", "table", "usage"),
+    "engine": ("refusal", "add", "abort", "plan", "seal", "commit", "usage", "counts", "cached_tokens"),
+}
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHAPES = {
     "policy": "a policy is a function of a step, or a class whose objects are such (docs/policies.md)",
     "allocator": "an allocator is a class with the methods of sim.engine.memory.Allocator (docs/allocators.md)",
+    "engine": "an engine is a class like sim.engine.protocol.ServingEngine, called with limits and a pool",
     "router": "a router is a function of a request and the replicas, or a class whose objects are such",
 }
 
 
 def names(package: str) -> list[str]:
     """The names that `load` knows in a package: its modules, then what installed distributions add, sorted."""
-    folder = importlib.import_module(package)
-    own = {module.name.replace("_", "-") for module in pkgutil.iter_modules(folder.__path__)}
+    own = {name.replace("_", "-") for name in _modules(package)}
     return sorted(own | {point.name for point in _entry_points(package)})
+
+
+def _modules(package: str) -> dict[str, str]:
+    """The product's own modules of a package of parts, by name; of its engines there is one."""
+    if package == "sim.engines":
+        return {OURS: "sim.engine.wiring"}
+    folder = importlib.import_module(package)
+    return {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(folder.__path__)}
 
 
 def load(package: str, name: str) -> Callable[..., Any]:
@@ -58,9 +71,9 @@ def load(package: str, name: str) -> Callable[..., Any]:
     """
     kind = package.rpartition(".")[2]
     stem = name.replace("-", "_")
-    folder = importlib.import_module(package)
-    if any(module.name == stem for module in pkgutil.iter_modules(folder.__path__)):
-        module = importlib.import_module(f"{package}.{stem}")
+    modules = _modules(package)
+    if stem in modules:
+        module = importlib.import_module(modules[stem])
         camel = "".join(part.capitalize() for part in stem.split("_"))
         return getattr(module, camel, None) or getattr(module, stem)  # type: ignore[no-any-return]
     for point in _entry_points(package):
@@ -76,8 +89,7 @@ def plug_in(package: str, name: str) -> tuple[str, dict[str, str]] | None:
 
     A `package.module:object` names no distribution. Nothing is imported.
     """
-    folder = importlib.import_module(package)
-    if any(module.name == name.replace("-", "_") for module in pkgutil.iter_modules(folder.__path__)):
+    if name.replace("-", "_") in _modules(package):
         return None
     for point in _entry_points(package):
         if point.name == name:
@@ -170,8 +182,8 @@ def _lacks(target: Callable[..., Any], noun: str) -> str:
     """Why a class or function cannot be such a part, or ""."""
     if not inspect.isclass(target) and not inspect.isfunction(target):
         return f"is a {type(target).__name__}, no class and no Python function"
-    if noun == "allocator":
-        missing = [name for name in _ALLOCATOR if not callable(getattr(target, name, None))]
+    if noun in _METHODS:
+        missing = [name for name in _METHODS[noun] if not callable(getattr(target, name, None))]
         return f"has no method {missing[0]}" if missing else ""
     names = _TAKES[noun]
     called: Any = target

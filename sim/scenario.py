@@ -105,8 +105,9 @@ class WorkloadSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Limits of a step, named as in vLLM."""
+    """Which engine, and the limits of a step, named as in vLLM."""
 
+    name: str = setting("foretoken", "The engine: foretoken, or module:object of one that brings its own policy.")
     max_num_seqs: int = setting(256, "Sequences that run at once, at most.", Bound(1, 1_000_000))
     max_num_batched_tokens: int = setting(8192, "Tokens of a step, at most.", Bound(1, 10**9))
     max_model_len: int = setting(0, "Tokens of prompt and answer, at most.", Bound(0, 10**9, "the model's own"))
@@ -323,7 +324,7 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
     """
     overruled = {key for key, _ in _leaves(settings or {})}
     for key, value in _leaves(tables):
-        if key in overruled or not (key.partition(".")[0] in _PARTS or key == "workload.format"):
+        if key in overruled or not (key.partition(".")[0] in _PARTS or key in ("workload.format", "engine.name")):
             continue
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and ":" in name:

@@ -24,9 +24,11 @@ from sim.engine.request import Request
 from sim.engine.wiring import wire
 from sim.load import build
 from sim.routers.round_robin import RoundRobin
-from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.clock import Clock
+from sim.serving.cluster import Cluster
 from sim.serving.executor import Accepting, Predicted
-from sim.serving.replica import Clock, Replica
+from sim.serving.replica import Replica
+from sim.serving.source import RequestSource, Workload
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
@@ -85,14 +87,14 @@ def run_drafts(setup: Drafts, workload: Workload, watchers: Sequence[Observer] =
     draw = setup.draw or Acceptance(setup.rates, setup.seed, tree=setup.tree)
     executor = Accepting(Predicted(setup.cost, overlap_host=setup.depth == 2), draw)
     replica = Replica(clock, engine, executor, depth=setup.depth, on_finish=take, observer=watch)
-    cluster = Cluster(clock, [replica], RoundRobin())
+    cluster = Cluster([replica], RoundRobin())
 
     def submit(req: Request) -> None:
         assert engine.refusal(req) is None, f"{req} should not have been sent"
         watch.tick(replica, 1)
         cluster.submit(req)
 
-    source = Source(clock, workload, submit, concurrency=setup.concurrency)
+    source = RequestSource(clock, workload, submit, concurrency=setup.concurrency)
     source.start()
     clock.run()
     done = Run([finished[at] for at in sorted(finished)], [engine], dict.fromkeys(finished, 0), watch, clock)

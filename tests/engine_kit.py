@@ -26,9 +26,11 @@ from sim.engine.wiring import wire
 from sim.load import build
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
-from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.clock import Clock
+from sim.serving.cluster import Cluster
 from sim.serving.executor import Predicted
-from sim.serving.replica import Clock, Replica
+from sim.serving.replica import Replica
+from sim.serving.source import RequestSource, Workload
 
 ROOMY = KvPool(4096, 16, 4096)
 MS = FixedCost(base_s=0.001)
@@ -247,14 +249,14 @@ def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, 
         )
         for index, engine in enumerate(engines)
     ]
-    cluster = Cluster(clock, replicas, RoundRobin())
+    cluster = Cluster(replicas, RoundRobin())
 
     def submit(req: Request) -> None:
         assert engines[0].refusal(req) is None, f"{req} should not have been sent"
         watch.tick(replicas[0], 1)
         cluster.submit(req)
 
-    source = Source(clock, workload, submit, concurrency=setup.concurrency)
+    source = RequestSource(clock, workload, submit, concurrency=setup.concurrency)
     source.start()
     clock.run(until_s)
     done = Run([finished[at] for at in sorted(finished)], engines, replica_of, watch, clock)

@@ -20,7 +20,7 @@ from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import BeamDraw, Request
 from sim.engine.step import Step
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 
 EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "0"))
 laws = settings(max_examples=EXAMPLES or 20)

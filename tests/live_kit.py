@@ -31,9 +31,11 @@ from sim.engine.request import SAMPLE_BITS, Request
 from sim.load import names
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
-from sim.serving.cluster import Cluster, Source, Workload
+from sim.serving.clock import Clock
+from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor
-from sim.serving.replica import Clock, Replica
+from sim.serving.replica import Replica
+from sim.serving.source import RequestSource, Workload
 
 VOCAB = 128
 STEP_S = 0.001
@@ -208,7 +210,7 @@ class Deployment:
         watched = Watched(live, cache, engine, self.step_s)
         watched.further = self.further
         replica = Replica(clock, engine, wrap(watched), on_finish=take, observer=log)
-        source = Source(clock, workload, Cluster(clock, [replica], RoundRobin()).submit)
+        source = RequestSource(clock, workload, Cluster([replica], RoundRobin()).submit)
         source.start()
         clock.run()
         assert len(finished) == len(workload)

@@ -18,7 +18,7 @@ from sim.cost.step import FixedCost
 from sim.engine.batch import Limits, Shape
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 
 PARAMETERS = {**VARIANTS, "static": [{}, *({"batch_size": rows, "timeout_s": 0.002} for rows in (2, 3, 6))]}
 Slices = Sequence[tuple[int, int]]

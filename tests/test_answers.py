@@ -17,7 +17,7 @@ from law_cases import EXAMPLES, laws
 
 from sim.engine.memory import KvPool
 from sim.scenario import WorkloadSettings
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 from sim.serving.workload import beam_draws, name_answers, samples
 
 SYSTEM = list(range(1000, 1040))

@@ -17,7 +17,7 @@ from sim.cost.step import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 

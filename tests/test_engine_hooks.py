@@ -14,8 +14,9 @@ from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.serving.clock import Clock, WallClock
 from sim.serving.executor import OnTheWall, Predicted
-from sim.serving.replica import Clock, Replica, WallClock
+from sim.serving.replica import Replica
 
 
 def sampling(engine: Engine, batch: Batch) -> list[Request]:

@@ -24,8 +24,8 @@ from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.load import names
-from sim.serving.cluster import Workload
 from sim.serving.replica import NoProgressError, Replica
+from sim.serving.source import Workload
 
 POLICIES = names("sim.policies")
 # Those that keep less than what was computed have laws of their own: test_windowed.py, test_no_cache.py.

@@ -26,8 +26,8 @@ from sim.engine.memory import KvPool
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.engine.step import Step
 from sim.load import names
-from sim.serving.cluster import Workload
 from sim.serving.replica import Replica
+from sim.serving.source import Workload
 from traces.schema import InputError, from_frame
 
 few = settings(laws, max_examples=EXAMPLES or 10)

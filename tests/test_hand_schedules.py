@@ -17,8 +17,8 @@ from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
-from sim.serving.cluster import Workload
 from sim.serving.replica import Replica
+from sim.serving.source import Workload
 
 SECOND = FixedCost(base_s=1.0)
 Timed = list[tuple[float, list[Sliver]]]

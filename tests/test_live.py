@@ -38,8 +38,8 @@ from backend.cache.kvcache import KvCache
 from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.memory import KvPool
-from sim.serving.cluster import Workload
 from sim.serving.executor import Executor
+from sim.serving.source import Workload
 from traces.schema import InputError
 
 

@@ -18,7 +18,7 @@ from engine_kit import Run, Setup, run, workload
 from sim.cost.step import Constant, FixedCost, Term
 from sim.engine.batch import Limits, Shape
 from sim.engine.memory import KvPool
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 
 ARRIVALS = 40_000
 MARGIN = 4.0

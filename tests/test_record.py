@@ -13,7 +13,7 @@ from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import met_slo, parse_slo, verdicts
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 from traces.schema import from_frame
 
 COST = FixedCost(0.5, per_context_token_s=0.25)

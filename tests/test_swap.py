@@ -13,8 +13,9 @@ from sim.engine.request import Request
 from sim.engine.wiring import wire
 from sim.load import build
 from sim.results.steps import StepLog
+from sim.serving.clock import Clock
 from sim.serving.executor import Predicted
-from sim.serving.replica import Clock, Replica
+from sim.serving.replica import Replica
 
 BLOCK_BYTES = 1000
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape
 from sim.engine.groups import Groups, completed
-from sim.engine.host import HostMemory
+from sim.engine.host import DEVICE, HostMemory
 from sim.engine.lockstep import Lockstep
 from sim.engine.memory import Allocator, LockstepAllocator, Usage
+from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
-from sim.engine.request import Group, Request
+from sim.engine.request import NO_SEAT, Group, Handover, Request
 from sim.engine.roster import Roster
 from sim.engine.shapes import computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
@@ -96,6 +97,52 @@ class Engine:
     def add(self, req: Request) -> None:
         """Queue a request that `refusal` does not refuse."""
         self.roster.queue(req)
+
+    def abort(self, req: Request) -> bool:
+        """Forget a request, all its sequences, and give back their memory.
+
+        Returns False, and nothing changes, where the last token of one is under way: the request ends by itself. What
+        batches under way compute for it is dropped.
+        """
+        sequences = req.group.members if req.group is not None else [req]
+        if any(sequence.seat.drained for sequence in sequences):
+            return False
+        for sequence in sequences:
+            if sequence in self.running:
+                self._vacate(sequence)
+            elif sequence.seat is not NO_SEAT and not sequence.finished and sequence is sequences[0]:
+                self.waiting.remove(sequence)
+                self.host.give_back(sequence)
+            sequence.finished = True
+        self._release_held()
+        return True
+
+    def hand_over(self, req: Request, target: str) -> Handover:
+        """Let a running request go on in another engine, with all its KV, of which nothing stays here.
+
+        The other engine's `add` takes it; its admission there computes nothing that has come along.
+
+        Raises:
+            ValueError: the request does not run, is one of several sequences, or has tokens under way.
+        """
+        if req not in self.running or req.group is not None or req.seat.drained or self._under_way(req):
+            raise ValueError(f"{req} cannot be handed over now")
+        lockstep = self.roster.lockstep
+        tokens = lockstep.computed(req) if req in lockstep else req.computed
+        pool = self.allocator.pool
+        req.handover = Handover(tokens, pool.blocks_for(tokens) * pool.block_bytes, DEVICE, target)
+        self._vacate(req)
+        req.seat = NO_SEAT
+        self._release_held()
+        return req.handover
+
+    def _vacate(self, req: Request) -> None:
+        """Take a running sequence out, with its memory and without a trace."""
+        self.roster.take_out(req)
+        self.tokens.close(req)
+        req.seat.in_flight = self._under_way(req)
+        self.allocator.release(req)
+        self.roster.drop(req)
 
     # ---- plan -----------------------------------------------------------------------------------------------------
 
@@ -265,22 +312,29 @@ class Engine:
                 self.host.give_back(req)
             elif not self._holds_finished:
                 self.allocator.release(req)
+        self._release_held()
+        return Committed(first_tokens, ended, completed(ended, end_s) if grouped else ended)
+
+    def _release_held(self) -> None:
+        """Finished requests keep their memory and seat no longer than somebody runs."""
         if self.roster.held:
             for req in self.roster.let_go():
                 self.allocator.release(req)
-        return Committed(first_tokens, ended, completed(ended, end_s) if grouped else ended)
+
+    # ---- asked ----------------------------------------------------------------------------------------------------
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
-        roster = self.roster
-        computed = roster.lockstep.context_tokens
-        for req in roster.loose:
-            computed += req.computed
-        for req in roster.draining:
-            computed += req.computed
-        for req in roster.held:
-            computed += req.computed
-        return self.allocator.usage(computed)
+        return self.allocator.usage(self.roster.computed_tokens())
+
+    def counts(self) -> Counts:
+        """What it holds, as a router may ask for it."""
+        tokens = self.roster.computed_tokens()
+        return Counts(len(self.waiting), len(self.running), tokens, self.allocator.free_blocks)
+
+    def cached_tokens(self, req: Request) -> int:
+        """Leading tokens of a request whose KV is in the cache."""
+        return self.allocator.match(req)
 
     def _under_way(self, req: Request) -> int:
         """Batches in flight that sample for a request that is in no list but `running`."""

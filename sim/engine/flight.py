@@ -7,8 +7,8 @@ from itertools import accumulate
 from typing import Protocol
 
 from sim.engine.batch import Batch, Committed, Outcome
-from sim.engine.engine import Engine
 from sim.engine.memory import Usage
+from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 
 
@@ -23,7 +23,7 @@ class ObservedReplica(Protocol):
     """What an observer sees of a replica, and may do to it."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> ServingEngine: ...
     @property
     def index(self) -> int: ...
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.engine.request import Request
-from sim.serving.replica import Replica
+from sim.serving.cluster import Snapshot
 
 
 class LeastOutstanding:
-    def __call__(self, req: Request, replicas: Sequence[Replica]) -> Replica:
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
         return min(replicas, key=lambda replica: replica.outstanding)

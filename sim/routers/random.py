@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sim.engine.request import Request
-from sim.serving.replica import Replica
+from sim.serving.cluster import Snapshot
 
 
 class Random:
@@ -16,5 +16,5 @@ class Random:
     def __init__(self, *, seed: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 0x726F757465])  # apart from what else is drawn from such a seed
 
-    def __call__(self, req: Request, replicas: Sequence[Replica]) -> Replica:
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
         return replicas[int(self._rng.integers(len(replicas)))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,16 @@ from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.engine.batch import Limits
 from sim.engine.drafting import Proposer
-from sim.engine.engine import Engine
 from sim.engine.memory import KvPool, Layout
+from sim.engine.protocol import ServingEngine
 from sim.engine.wiring import wire
-from sim.load import build, find
+from sim.load import OURS, build, find
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
+from sim.specs.traits import declared
 from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
 from sim.speculation.adaptive import Adaptive
 from sim.speculation.drafters import Drafted, Drafter, FixedDrafts
@@ -48,14 +49,18 @@ class Parts:
     cost: StepCost
     asynchronous: bool
     host_blocks: int
+    engine_class: Callable[[Limits, KvPool], ServingEngine] | None
+    """Of another's engine; None for ours."""
     window: AttentionWindow | None
     drafter: Drafter | None
     offloaded_bytes: int
     """Host memory that each GPU's offloaded weights and KV take."""
 
-    def engine(self, *, spans: bool = True) -> Engine:
-        """A fresh engine with a policy and an allocator of its own."""
+    def engine(self, *, spans: bool = True) -> ServingEngine:
+        """A fresh engine, with a policy and an allocator of its own unless it is another's."""
         scenario = self.scenario
+        if self.engine_class is not None:
+            return self.engine_class(self.limits, self.memory)
         told = scenario.speculation
         span_tokens = self.window.span_tokens if self.window else 0
         proposer: Proposer | None = None
@@ -122,8 +127,7 @@ def assemble(scenario: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
-    _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
-    _, traits = find("sim.allocators", scenario.allocator.name, scenario.allocator.parameters)
+    engine_class, policy, traits = _schedulers(scenario)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     blocks = (
         scenario.kv.blocks
@@ -194,10 +198,29 @@ def assemble(scenario: Scenario) -> Parts:
         cost,
         asynchronous,
         host_blocks,
+        engine_class,
         window,
         drafter,
         offloaded_bytes,
     )
+
+
+def _schedulers(scenario: Scenario) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
+
+    Raises InputError where the scenario names what another's engine does not read.
+    """
+    if scenario.engine.name == OURS:
+        _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
+        _, allocator = find("sim.allocators", scenario.allocator.name, scenario.allocator.parameters)
+        return None, policy, allocator
+    engine, traits = find("sim.engines", scenario.engine.name, {})
+    default = Scenario()
+    named = [key for key in ("policy", "allocator") if getattr(scenario, key) != getattr(default, key)]
+    named += ["kv.swap_gib"] if scenario.kv.swap_gib else []
+    if named:
+        raise InputError(f"engine.name is {scenario.engine.name}, which reads no {named[0]}: it brings its own")
+    return engine, declared(None, "policy") | traits, declared(None, "allocator")
 
 
 def _check_blocks(scenario: Scenario, blocks: int) -> None:

@@ -5,19 +5,14 @@ This is the whole coupling of the engine to SimPy. It knows no policy, no memory
 
 from __future__ import annotations
 
-import math
-import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from heapq import heappush
 
-import simpy
-from simpy.events import NORMAL, URGENT
-
-from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
+from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
+from sim.serving.clock import Clock, Event
 from sim.serving.executor import Executor
 
 MOST_EMPTY_PLANS = 100
@@ -26,60 +21,6 @@ MOST_EMPTY_PLANS = 100
 
 class NoProgressError(RuntimeError):
     """The engine has requests and will never compute another token."""
-
-
-class _Call(simpy.Event):
-    """An event that has happened when it is scheduled, and calls one function."""
-
-    def __init__(self, env: simpy.Environment, action: Callable[[simpy.Event], None]) -> None:
-        self.env = env
-        self.callbacks = [action]
-        self._value = None
-        self._ok = True
-
-
-class Clock(simpy.Environment):
-    """SimPy's environment, with calls at absolute times.
-
-    A delay would be added to `now` and rounded; a step boundary computed from durations must be met exactly, else a
-    span and its single steps could disagree about an arrival that falls on it.
-    """
-
-    _calls = 0
-
-    @property
-    def events(self) -> int:
-        """Calls asked for so far."""
-        return self._calls
-
-    def call_at(self, time_s: float, action: Callable[[simpy.Event], None], *, first: bool = False) -> simpy.Event:
-        """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
-        event = _Call(self, action)
-        self._calls = next(self._eid)
-        heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
-        return event
-
-
-class WallClock(Clock):
-    """Lets nothing happen before its time has come in reality, counted from the first event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._epoch_s: float | None = None
-
-    @property
-    def elapsed_s(self) -> float:
-        """Real seconds since the first event."""
-        if self._epoch_s is None:
-            self._epoch_s = time.perf_counter()
-        return time.perf_counter() - self._epoch_s
-
-    def step(self) -> None:
-        due_s = self.peek()
-        early_s = due_s - self.elapsed_s
-        if 0.0 < early_s < math.inf:
-            time.sleep(early_s)
-        super().step()
 
 
 class Replica:
@@ -94,7 +35,7 @@ class Replica:
     def __init__(
         self,
         clock: Clock,
-        engine: Engine,
+        engine: ServingEngine,
         executor: Executor,
         *,
         depth: int = 1,
@@ -112,7 +53,7 @@ class Replica:
         self._flights: deque[Flight] = deque()
         self._stalled = False
         self._empty_plans = 0
-        self._wake: simpy.Event | None = None
+        self._wake: Event | None = None
         self._wake_s = 0.0
         self._last_step_s = 0.0
 
@@ -139,7 +80,7 @@ class Replica:
             if len(self._flights) == 1:
                 self._wake_at(times_s[-self._depth])
 
-    def _woken(self, event: simpy.Event) -> None:
+    def _woken(self, event: Event) -> None:
         if event is self._wake:
             self._wake = None
             self._run(self.clock.now)

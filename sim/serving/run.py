@@ -15,8 +15,8 @@ import pandas as pd
 from sim import catalog
 from sim.cost.step import StepCost
 from sim.engine.drafting import DraftingEngine, Tally
-from sim.engine.engine import Engine
 from sim.engine.flight import Audience, Observer
+from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import build
 from sim.results import metrics
@@ -27,9 +27,12 @@ from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble, resolved
-from sim.serving.cluster import Cluster, Source
+from sim.serving.clock import Clock, WallClock
+from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
-from sim.serving.replica import Clock, NoProgressError, Replica, WallClock
+from sim.serving.pool import Pool
+from sim.serving.replica import NoProgressError, Replica
+from sim.serving.source import RequestSource
 from sim.serving.workload import columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
@@ -67,7 +70,7 @@ class LiveSession(Protocol):
 
     device_name: str
 
-    def executor(self, engine: Engine) -> Executor: ...
+    def executor(self, engine: ServingEngine) -> Executor: ...
 
     def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
@@ -109,7 +112,8 @@ def simulate(
         parts = replace(parts, cost=hooks.cost)
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
-    engines = [parts.engine(spans=spans) for _ in range(scenario.replicas)]
+    pools = [Pool(parts, scenario.replicas)]
+    engines = [engine for pool in pools for engine in pool.engines(spans=spans)]
     kept, rejected = admissible(parts, trace, engines[0])
     sent = keep_rows(trace.requests, kept)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
@@ -174,7 +178,7 @@ class _Simulation:
     def __init__(
         self,
         parts: Parts,
-        engines: Sequence[Engine],
+        engines: Sequence[ServingEngine],
         admissible: pd.DataFrame,
         progress: Progress | None,
         session: LiveSession | None,
@@ -194,11 +198,11 @@ class _Simulation:
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
         self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
         router = build("sim.routers", scenario.router.name, scenario.router.parameters)
-        cluster = Cluster(self.clock, self.replicas, router)
+        cluster = Cluster(self.replicas, router)
         work = columns(admissible, scenario, parts.pool.block_tokens)
-        self._source = Source(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
+        self._source = RequestSource(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
 
-    def _replica(self, parts: Parts, engine: Engine, index: int) -> Replica:
+    def _replica(self, parts: Parts, engine: ServingEngine, index: int) -> Replica:
         def finished(req: Request) -> None:
             self.requests.finished(req, index)
             self._source.finished(req)
@@ -258,7 +262,7 @@ class _Simulation:
         }
 
 
-def admissible(parts: Parts, trace: Trace, engine: Engine) -> tuple[np.ndarray, dict[int, str]]:
+def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
     """Which requests can be served at all, as an engine of these parts has it, and why the others cannot.
 
     Raises:
@@ -278,7 +282,11 @@ def admissible(parts: Parts, trace: Trace, engine: Engine) -> tuple[np.ndarray, 
         return engine.refusal(req.split(size, beams) if size > 1 else req)
 
     # No allocator holds more than twice what a request uses, but one that reserves alike for all.
-    roomy = 2 * most * int(total[longest]) <= parts.memory.tokens and engine.limits.chunked_prefill
+    roomy = (
+        2 * most * int(total[longest]) <= parts.memory.tokens
+        and parts.limits.chunked_prefill
+        and not parts.traits["keeps_nothing"]
+    )
     rejected: dict[int, str] = {}
     if refusal(longest, most) or not roomy:
         sizes = sequences or [1] * len(table)

@@ -12,7 +12,7 @@ import pandas as pd
 import traces
 from sim.engine.request import BeamDraw
 from sim.scenario import Scenario, WorkloadSettings
-from sim.serving.cluster import Workload
+from sim.serving.source import Workload
 from traces import edit
 from traces.blocks import chained
 from traces.redraw import redraw

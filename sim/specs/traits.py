@@ -42,6 +42,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
         "router": {},
+        "engine": {"async_by_default": Trait("switch", "the next step is planned while the current one runs")},
     }
 )
 _TYPES = {"switch": bool, "tokens": int, "text": str}

@@ -28,6 +28,7 @@ CODE = {
     "policy.name": "sim.policies",
     "allocator.name": "sim.allocators",
     "router.name": "sim.routers",
+    "engine.name": "sim.engines",
     "workload.format": "traces.formats",
 }
 """Settings that may name code, with the package that has the built-in ones."""

@@ -15,11 +15,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.engine.batch import Batch, Outcome, Shape
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.engine.tokens import TokenClock
 from sim.results.steps import StepLog
+from traces.schema import InputError
 
 Ids = tuple[int, ...]
 
@@ -129,7 +131,7 @@ class Recorder(Observer):
             if req.id < len(self._arrival_s):
                 self._arrival_s[req.id] = req.arrival_s
         own = {req for req, _, _ in batch.entries}
-        lockstep = replica.engine.roster.lockstep
+        lockstep = _ours(replica).roster.lockstep
         together = [req for req in lockstep if req not in own] if batch.lockstep else []
         members = {req.id: lockstep.base(req) for req in together}
         known = self._members
@@ -150,7 +152,7 @@ class Recorder(Observer):
     def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
         self._log.sealed(replica, flight)
         made = self._open[flight.batch.first_step]
-        made.tables = tuple(sorted(self._changed(replica.engine.allocator, made.computed)))
+        made.tables = tuple(sorted(self._changed(_ours(replica).allocator, made.computed)))
         made.computed = []
 
     def _changed(self, allocator: Allocator, computed: Iterable[Request]) -> Iterable[tuple[int, int, Ids]]:
@@ -208,6 +210,13 @@ class Recorder(Observer):
             died,
             terms[:count],
         )
+
+
+def _ours(replica: ObservedReplica) -> Engine:
+    """The engine of a replica. Raises InputError for another's, whose lockstep and memory nobody knows."""
+    if not isinstance(replica.engine, Engine):
+        raise InputError("engine.name: decisions can be recorded of the engine foretoken alone")
+    return replica.engine
 
 
 def common(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
-from sim.engine.engine import Engine
+from sim.engine.protocol import ServingEngine
 from sim.results.metrics import plain, source_shares
 from sim.results.terms import term_seconds
 from sim.scenario import Scenario
@@ -88,7 +88,7 @@ class ModelSession(ReplaySession):
         super().__init__(())
         self._cost, self._drafts, self._seed = cost, drafts, seed
 
-    def executor(self, engine: Engine) -> Executor:
+    def executor(self, engine: ServingEngine) -> Executor:
         """One that asks the model; a live run has one batch in flight, so that nothing hides the host's seconds."""
         predicted = Predicted(self._cost, overlap_host=False)
         return predicted if self._drafts is None else self._drafts.accepting(predicted, self._seed)

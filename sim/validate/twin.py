@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sim.engine.batch import Outcome
-from sim.engine.engine import Engine
+from sim.engine.protocol import ServingEngine
 from sim.scenario import Scenario
 from sim.serving.executor import Executor, RecordEndedError, Replayed
 from sim.serving.run import Hooks, Result, simulate
@@ -65,7 +65,7 @@ class ReplaySession:
     def __init__(self, results: Sequence[Outcome]) -> None:
         self._results = results
 
-    def executor(self, engine: Engine) -> Executor:
+    def executor(self, engine: ServingEngine) -> Executor:
         """One that gives the recorded seconds."""
         return Replayed(self._results)
 

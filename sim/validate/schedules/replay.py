@@ -21,8 +21,9 @@ from sim.engine.request import Request, SharedPrefix
 from sim.engine.wiring import wire
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
+from sim.serving.clock import Clock
 from sim.serving.executor import Accepting, Executor, Predicted
-from sim.serving.replica import Clock, Replica
+from sim.serving.replica import Replica
 from traces.schema import InputError
 
 

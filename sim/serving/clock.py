@@ -1,0 +1,67 @@
+"""Simulated time: SimPy's events with calls at absolute times, on a virtual clock or on the wall's."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from heapq import heappush
+
+import simpy
+from simpy.events import NORMAL, URGENT
+
+Event = simpy.Event
+
+
+class _Call(Event):
+    """An event that has happened when it is scheduled, and calls one function."""
+
+    def __init__(self, env: simpy.Environment, action: Callable[[Event], None]) -> None:
+        self.env = env
+        self.callbacks = [action]
+        self._value = None
+        self._ok = True
+
+
+class Clock(simpy.Environment):
+    """SimPy's environment, with calls at absolute times.
+
+    A delay would be added to `now` and rounded; a step boundary computed from durations must be met exactly, else a
+    span and its single steps could disagree about an arrival that falls on it.
+    """
+
+    _calls = 0
+
+    @property
+    def events(self) -> int:
+        """Calls asked for so far."""
+        return self._calls
+
+    def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False) -> Event:
+        """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
+        event = _Call(self, action)
+        self._calls = next(self._eid)
+        heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
+        return event
+
+
+class WallClock(Clock):
+    """Lets nothing happen before its time has come in reality, counted from the first event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Real seconds since the first event."""
+        if self._epoch_s is None:
+            self._epoch_s = time.perf_counter()
+        return time.perf_counter() - self._epoch_s
+
+    def step(self) -> None:
+        due_s = self.peek()
+        early_s = due_s - self.elapsed_s
+        if 0.0 < early_s < math.inf:
+            time.sleep(early_s)
+        super().step()

@@ -1,0 +1,149 @@
+"""Sends a workload's requests when their time has come: open loop, closed loop, or sessions. It serves none."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from sim.engine.request import BeamDraw, Request, SharedPrefix
+from sim.serving.clock import Clock, Event
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests as columns, in order of arrival.
+
+    `after[i]` is the index of the request that must finish before i starts, -1 for none; i then starts `think_s[i]`
+    after that finish, and its `arrival_s` is not used.
+    """
+
+    arrival_s: Sequence[float]
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    priority: Sequence[int] | None = None
+    prefix_ids: Sequence[Sequence[int] | None] | None = None
+    prefix_unit_tokens: int = 1
+    known_tokens: Sequence[int] | None = None
+    """Tokens that each request's prefix ids speak for; None for the prompts."""
+    after: Sequence[int] | None = None
+    think_s: Sequence[float] | None = None
+    samples: Sequence[int] | None = None
+    draw_beams: Callable[[int], BeamDraw] | None = None
+    """For beam searches: from a request's index to its draws (see `sim.engine.request.Group`)."""
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def request(self, index: int, arrival_s: float) -> Request:
+        """Request `index`, arriving at `arrival_s`."""
+        ids = self.prefix_ids[index] if self.prefix_ids is not None else None
+        known = self.known_tokens[index] if self.known_tokens is not None else 0
+        req = Request(
+            index,
+            arrival_s,
+            self.prompt_tokens[index],
+            self.output_tokens[index],
+            self.priority[index] if self.priority is not None else 0,
+            SharedPrefix(ids, self.prefix_unit_tokens, known) if ids is not None else None,
+        )
+        size = self.samples[index] if self.samples is not None else 1
+        if size > 1:
+            req.split(size, self.draw_beams(index) if self.draw_beams else None)
+        return req
+
+
+class RequestSource:
+    """Sends a workload's requests to `submit` when their time has come.
+
+    Args:
+        concurrency: 0 for an open loop, in which requests come at their times whatever the system does; N for a
+            closed loop of N users, each of whom sends the next request (with sessions: the next session) when the
+            last one has ended.
+    """
+
+    def __init__(
+        self, clock: Clock, workload: Workload, submit: Callable[[Request], None], *, concurrency: int = 0
+    ) -> None:
+        self._clock = clock
+        self._workload = workload
+        self._submit = submit
+        self._concurrency = concurrency
+        self._followers: dict[int, list[int]] = {}
+        after = workload.after
+        if after is None:
+            self._roots: Sequence[int] = range(len(workload))
+        else:
+            self._roots = [index for index, before in enumerate(after) if before < 0]
+            for index, before in enumerate(after):
+                if before >= 0:
+                    self._followers.setdefault(before, []).append(index)
+        self._session = _sessions(after) if after is not None and concurrency else None
+        self._unfinished = Counter(self._session)
+        self._next_root = 0
+
+    def start(self) -> None:
+        """Schedule the first arrivals."""
+        if self._concurrency:
+            self._clock.call_at(0.0, self._start_users, first=True)
+        elif self._roots:
+            self._clock.call_at(self._workload.arrival_s[self._roots[0]], self._arrive, first=True)
+
+    def finished(self, req: Request) -> None:
+        """Take note that a request has ended; its successors follow.
+
+        Nobody answers in no time: what follows at once comes just after the end, so that the step which begins at that
+        very moment never holds it, as an engine's next `schedule()` comes before a client has seen the last output.
+        """
+        soonest_s = math.nextafter(self._clock.now, math.inf)
+        followers = self._followers.get(req.id)
+        if followers:
+            for index in followers:
+                think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
+                self._clock.call_at(max(soonest_s, self._clock.now + think_s), partial(self._follow, index), first=True)
+        if self._concurrency and self._ends_session(req.id):
+            self._clock.call_at(soonest_s, lambda event: self._send_next_root(), first=True)
+
+    def _ends_session(self, index: int) -> bool:
+        """Is this the end of the request's session? Where turns branch, several have none after them."""
+        if self._session is None:
+            return True
+        session = self._session[index]
+        self._unfinished[session] -= 1
+        return not self._unfinished[session]
+
+    def _follow(self, index: int, event: Event) -> None:
+        self._send(index)
+
+    def _start_users(self, event: Event) -> None:
+        for _ in range(self._concurrency):
+            self._send_next_root()
+
+    def _send_next_root(self) -> None:
+        if self._next_root < len(self._roots):
+            index = self._roots[self._next_root]
+            self._next_root += 1
+            self._send(index)
+
+    def _arrive(self, event: Event) -> None:
+        now_s, arrival_s, roots = self._clock.now, self._workload.arrival_s, self._roots
+        at = self._next_root
+        while at < len(roots) and arrival_s[roots[at]] <= now_s:
+            self._send(roots[at])
+            at += 1
+        self._next_root = at
+        if at < len(roots):
+            self._clock.call_at(arrival_s[roots[at]], self._arrive, first=True)
+
+    def _send(self, index: int) -> None:
+        self._submit(self._workload.request(index, self._clock.now))
+
+
+def _sessions(after: Sequence[int]) -> list[int]:
+    """For each request the first one of its session."""
+    first: list[int] = []
+    for index, before in enumerate(after):
+        first.append(index if before < 0 else first[before])
+    return first
