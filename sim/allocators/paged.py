@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import mul
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
 from sim.engine.request import Request
@@ -30,9 +32,9 @@ class FreeQueue:
     def take(self, count: int) -> list[int]:
         fresh = self._fresh
         if fresh < self._end:
-            self._fresh = min(fresh + count, self._end)
-            first = list(range(fresh, self._fresh))
-            return first if len(first) == count else first + self.take(count - len(first))
+            self._fresh = end = min(fresh + count, self._end)
+            taken = list(range(fresh, end))
+            return taken if end - fresh == count else taken + self.take(count - end + fresh)
         head = self._head
         taken = self._ids[head : head + count]
         self._head = head + count
@@ -94,31 +96,24 @@ class Sharing:
 class Holding:
     """What a sequence holds of a paged cache."""
 
-    __slots__ = (
-        "ahead_tokens",
-        "base",
-        "blocks",
-        "cached_blocks",
-        "certain_tokens",
-        "final_kv_tokens",
-        "order",
-        "phase",
-    )
+    ahead_tokens = 0
+    """Slots that it gets beyond what it computes."""
+    cached_blocks = 0
+    """Of a prefix cache: its blocks that are entered."""
+    certain_tokens = 0
+    """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+    base: int
+    """In lockstep: its computed tokens less the tick."""
+    phase: list[Holding]
+    """In lockstep: who takes a block in the same ticks."""
 
-    def __init__(self, req: Request, order: int) -> None:
+    def __init__(self, req: Request, order: int, block_tokens: int) -> None:
         self.blocks: list[int] = []
         self.final_kv_tokens = req.final_kv_tokens
+        self.full_blocks = req.final_kv_tokens // block_tokens
+        """Blocks that it will fill; those beyond have slots that it will not."""
         self.order = order
         """Its place in the order of admission."""
-        self.ahead_tokens = 0
-        """Slots that it gets beyond what it computes."""
-        # In lockstep: its computed tokens less the tick, and who takes a block in the same ticks.
-        self.base = 0
-        self.phase: list[Holding] = []
-        # Of a prefix cache: blocks entered, and all that was known at the last admission (nobody is readmitted while a
-        # token of his is in flight).
-        self.cached_blocks = 0
-        self.certain_tokens = req.prompt_tokens
 
 
 class Paged:
@@ -174,12 +169,13 @@ class Paged:
         """Room for the first tokens of a request; who gets none holds nothing."""
         if not self.grow(req, tokens):
             return False
-        self._holdings[req].ahead_tokens = self.lookahead_tokens
+        if self.lookahead_tokens:
+            self._holdings[req].ahead_tokens = self.lookahead_tokens
         return True
 
     def _open(self, req: Request) -> Holding:
         self._opened += 1
-        holding = self._holdings[req] = Holding(req, self._opened)
+        holding = self._holdings[req] = Holding(req, self._opened, self.pool.block_tokens)
         return holding
 
     def grow(self, req: Request, tokens: int) -> bool:
@@ -316,24 +312,25 @@ class Paged:
             for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = holding.blocks
                 blocks.append(block)
-                over = len(blocks) * size - holding.final_kv_tokens
-                if over > 0:
-                    self._overhang_tokens += over
+                if len(blocks) > holding.full_blocks:
+                    self._overhang_tokens += len(blocks) * size - holding.final_kv_tokens
 
     def advance(self, tick: int, steps: int) -> Drift:
-        phases, size = self._phases, self.pool.block_tokens
-        crossing: list[Holding] = []
-        late = internal = 0
-        for passed in range(1, steps + 1):
-            if phase := phases[(tick + passed - 1) % size]:
-                crossing += phase
-                late += passed * len(phase)  # these blocks were free in so many states before
+        size = self.pool.block_tokens
+        first = tick % size
+        last = first + steps
+        phases = self._phases if last <= size else self._phases * (last // size + 1)
+        span = phases[first:last]
+        crossing = list(chain.from_iterable(span))
+        internal = 0
+        # The blocks that are taken at a tick were free in all states before it.
+        late = sum(map(mul, map(len, span), range(1, steps + 1)))
         if crossing:
             for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = holding.blocks
                 blocks.append(block)
-                over = len(blocks) * size - holding.final_kv_tokens
-                if over > 0:
+                if len(blocks) > holding.full_blocks:
+                    over = len(blocks) * size - holding.final_kv_tokens
                     self._overhang_tokens += over
                     internal -= over * ((len(blocks) - 1) * size - holding.base - tick + 1)
         used = -self._joined * (steps * (steps + 1) // 2)

@@ -97,7 +97,9 @@ class Prefix(Paged):
 
     def fork(self, parent: Request, child: Request) -> None:
         super().fork(parent, child)
-        self._holdings[child].cached_blocks = self._holdings[parent].cached_blocks
+        own = self._holdings[child]
+        own.cached_blocks = self._holdings[parent].cached_blocks
+        own.certain_tokens = child.prompt_tokens
 
     def release(self, req: Request) -> None:
         holding = self._holdings.get(req)

@@ -199,7 +199,13 @@ class Roofline:
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
         """The same of any step: everything but what grows with the decode rows' context."""
         prefills, decodes, _, copied_bytes, swapped_bytes = shape[:5]
-        tokens, rows = shape_tokens(shape), shape_rows(shape)
+        tokens = rows = decodes
+        for new, _ in prefills:
+            tokens += new
+            rows += 1
+        for new, _ in shape.verifies:
+            tokens += new
+            rows += new
         fixed_s = self._work_s(tokens, rows) if tokens else 0.0
         if prefills:
             fixed_s += self._attention.prefill_s(prefills)

@@ -218,7 +218,8 @@ class DraftingEngine(Engine):
                 req.seat.drafts = proposed
             elif req.seat.in_flight and req.confirmed + req.seat.in_flight >= req.output_tokens:
                 self._drain_early(req)
-        return self._finish(batch, first_tokens, ended, end_s)
+        self.tokens.committed_step = batch.first_step
+        return self._finish(first_tokens, ended, end_s)
 
     def _under_way(self, req: Request) -> int:
         return req.seat.in_flight

@@ -22,6 +22,8 @@ from sim.engine.shapes import computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
 from sim.engine.tokens import TokenClock
 
+NOBODY = Committed((), (), ())
+
 
 class Engine:
     """One model replica's scheduler: a policy, an allocator, and the roster of requests between them.
@@ -62,6 +64,7 @@ class Engine:
         self.host = HostMemory(allocator.pool, host_blocks)
         self.wake_s: float | None = None
         self._groups = Groups(allocator, self.roster)
+        self._forking = self._groups.forking
         self._repeatable = spans and not getattr(policy, "every_step", False)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
         self._step = Step(
@@ -76,7 +79,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Is any request waiting or running?"""
-        return bool(self.waiting) or bool(self.running)
+        return bool(self.running or self.waiting)
 
     def refusal(self, req: Request) -> str | None:
         """Why this request can never be served here, or None."""
@@ -165,12 +168,12 @@ class Engine:
         self.wake_s = step.wake_s
         if not batch.empty:
             self.tokens.next_step += 1
-            if step.entries or step.padded or step.swaps or self._groups.copies:
+            if step.entries or step.padded or step.swaps or self._forking.copies:
                 self._describe(batch, step)
             else:
                 count = lockstep.count
                 within = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
-                batch.shape = Shape((), count, lockstep.context_tokens, 0, 0, *within)
+                batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick, 0, 0, *within)
                 if lockstep.ranks:
                     batch.shape = batch.shape._replace(decode_longest=lockstep.longest())
             if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
@@ -185,7 +188,7 @@ class Engine:
         """Hand over what the step moves, that of empty steps before it included, and say what it costs."""
         if step.swaps:
             batch.swaps, step.swaps = step.swaps, []
-        if self._groups.copies:
+        if self._forking.copies:
             batch.copies = self._groups.take_copies()
         block_bytes = self.allocator.pool.block_bytes
         swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
@@ -278,7 +281,8 @@ class Engine:
         Where the outcome names sequences that end before their length, this batch is the only one in flight.
         """
         ended = self._stopped(outcome.ended, batch) if outcome.ended else batch.finishing
-        return self._finish(batch, batch.first_tokens, ended, end_s)
+        self.tokens.committed_step = batch.first_step + batch.repeats - 1
+        return self._finish(batch.first_tokens, ended, end_s) if ended or batch.first_tokens else NOBODY
 
     def _stopped(self, sequences: Collection[int], batch: Batch) -> list[Request]:
         """Who ends with this batch, these sequences (by id) included: each has drawn a token that ends its answer.
@@ -297,10 +301,7 @@ class Engine:
             ended.sort(key=_admission)
         return ended
 
-    def _finish(
-        self, batch: Batch, first_tokens: Sequence[Request], ended: Sequence[Request], end_s: float
-    ) -> Committed:
-        self.tokens.committed_step = batch.first_step + batch.repeats - 1
+    def _finish(self, first_tokens: Sequence[Request], ended: Sequence[Request], end_s: float) -> Committed:
         for req in first_tokens:
             req.first_token_s = end_s
         grouped = False
@@ -325,12 +326,21 @@ class Engine:
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
-        return self.allocator.usage(self.roster.computed_tokens())
+        roster = self.roster
+        lockstep = roster.lockstep
+        computed = lockstep.base_sum + lockstep.count * lockstep.tick
+        for req in roster.loose:
+            computed += req.computed
+        for req in roster.draining:
+            computed += req.computed
+        for req in roster.held:
+            computed += req.computed
+        return self.allocator.usage(computed)
 
     def counts(self) -> Counts:
         """What it holds, as a router may ask for it."""
-        tokens = self.roster.computed_tokens()
-        return Counts(len(self.waiting), len(self.running), tokens, self.allocator.free_blocks)
+        usage = self.usage()
+        return Counts(len(self.waiting), len(self.running), usage.used + usage.shared, self.allocator.free_blocks)
 
     def cached_tokens(self, req: Request) -> int:
         """Leading tokens of a request whose KV is in the cache."""

@@ -37,7 +37,7 @@ class ObservedReplica(Protocol):
 class Flight:
     """A batch under way: `times_s` holds the start of each repeat, and when the step after the last may start."""
 
-    __slots__ = ("batch", "committed", "outcome", "sealed", "times_s", "usage")
+    __slots__ = ("batch", "committed", "outcome", "output_s", "sealed", "times_s", "usage")
     usage: Usage
     committed: Committed
     """What the batch gave, once it is committed."""
@@ -47,15 +47,19 @@ class Flight:
         self.outcome = outcome
         seconds = outcome.seconds
         if len(seconds) == 1:
-            self.times_s = [start_s, start_s + seconds[0]]
+            end_s = start_s + seconds[0]
+            self.times_s = [start_s, end_s]
         else:
             self.times_s = list(accumulate(seconds, initial=start_s))
+            end_s = self.times_s[-1]
+        self.output_s = end_s + outcome.late_s
+        """When the last repeat's output is there."""
         self.sealed = False
 
-    @property
-    def output_s(self) -> float:
-        """When the last repeat's output is there."""
-        return self.times_s[-1] + self.outcome.late_s
+    def cut(self, repeats: int) -> None:
+        """Let it be so many repeats, of those that were to be."""
+        del self.times_s[repeats + 1 :]
+        self.output_s = self.times_s[-1] + self.outcome.late_s
 
     @property
     def ends_s(self) -> list[float]:

@@ -38,17 +38,13 @@ class Groups:
     """What an engine does for requests that ask for several sequences."""
 
     def __init__(self, allocator: Allocator, roster: Roster) -> None:
-        self._forking = allocator if isinstance(allocator, ForkingAllocator) else CannotFork()
+        self.forking = allocator if isinstance(allocator, ForkingAllocator) else CannotFork()
+        """Who forks; its `copies` are those that the next batch must make, so far."""
         self._roster = roster
 
-    @property
-    def copies(self) -> list[tuple[int, int]]:
-        """Block copies that the next batch must make, so far."""
-        return self._forking.copies
-
     def take_copies(self) -> list[tuple[int, int]]:
-        """Hand them over."""
-        copies, self._forking.copies = self._forking.copies, []
+        """Hand over the block copies that the next batch must make."""
+        copies, self.forking.copies = self.forking.copies, []
         return copies
 
     def refusal(self, req: Request, step_tokens: int, *, forgets: bool) -> str | None:
@@ -59,7 +55,7 @@ class Groups:
                 f"its {req.seats} beams step together with {req.seats * each} tokens, and max_num_batched_tokens is "
                 f"{step_tokens}"
             )
-        if req.seats > 1 and isinstance(self._forking, CannotFork):
+        if req.seats > 1 and isinstance(self.forking, CannotFork):
             return f"it asks for {req.seats} sequences, and this allocator has no way to fork one"
         return None
 
@@ -71,7 +67,7 @@ class Groups:
         for child in children:
             child.computed, child.known = req.computed, req.known
             self._roster.fork(child)
-            self._forking.fork(req, child)
+            self.forking.fork(req, child)
         return children
 
     def part(self, group: Group) -> None:
@@ -83,8 +79,8 @@ class Groups:
         fallen = [req for req, count in zip(beams, offspring, strict=True) if not count]
         for req, count in zip(beams, offspring, strict=True):
             for _ in range(count - 1):
-                self._forking.fork(req, fallen.pop())
+                self.forking.fork(req, fallen.pop())
 
     def may_join(self, req: Request) -> bool:
         """Beams part ways in every step, and a sequence that shares the block it writes next must copy it first."""
-        return req.group is None or (not req.group.draw_beams and self._forking.owns_tail(req))
+        return req.group is None or (not req.group.draw_beams and self.forking.owns_tail(req))

@@ -147,17 +147,6 @@ class Roster:
         self.held.clear()
         return gone
 
-    def computed_tokens(self) -> int:
-        """KV tokens of all who hold any, those of batches in flight counted as computed."""
-        computed = self.lockstep.context_tokens
-        for req in self.loose:
-            computed += req.computed
-        for req in self.draining:
-            computed += req.computed
-        for req in self.held:
-            computed += req.computed
-        return computed
-
     def check(self) -> None:
         """Raise AssertionError where a request is in two places or none, or a count is not what it counts.
 

@@ -325,7 +325,7 @@ class Step:
     def _swap(self, req: Request, blocks: int, *, out: bool) -> None:
         """Note that the first blocks of a request move to the host or back, in order with the copies asked for."""
         moved = list(self._allocator.table(req)[:blocks])
-        self.swaps.append(Swap(req, moved, out, len(self._groups.copies)))
+        self.swaps.append(Swap(req, moved, out, len(self._groups.forking.copies)))
 
     def _withdraw(self, req: Request) -> list[Request]:
         """Take a running request out of the step and all lists but `running`; returns who builds on its share."""

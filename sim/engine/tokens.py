@@ -29,7 +29,9 @@ class TokenClock:
     def give(self, req: Request, step: int) -> None:
         """Count a token of a sequence that `step` gives, or is to give."""
         seat = req.seat
-        if seat.last_token_step != step - 1 or seat.run_first_step < 0:
+        if seat.run_first_step < 0:
+            seat.run_first_step = step
+        elif seat.last_token_step != step - 1:
             self.close(req)
             seat.run_first_step = step
         seat.last_token_step = step

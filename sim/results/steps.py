@@ -90,13 +90,11 @@ class StepLog(Observer):
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
         repeats = batch.repeats
-        prefills, decodes, context, copied_bytes, swapped_bytes = batch.shape[:5]
-        new = past = 0
+        prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = batch.shape[:8]
+        new = past = drafts = 0
         for tokens, before in prefills:
             new += tokens
             past += before
-        drafts = 0
-        verifies = batch.shape.verifies
         if verifies:
             decodes += len(verifies)
             for tokens, before in verifies:
@@ -107,7 +105,7 @@ class StepLog(Observer):
             self.step_end_s[replica.index].append(flight.output_s)
         else:
             device_s = sum(outcome.device_s[:repeats])
-            self.step_end_s[replica.index].extend(flight.ends_s)
+            self.step_end_s[replica.index].extend(flight.ends_s if outcome.late_s else times_s[1:])
         if self._seen % self._stride == 0:
             self._keep(batch)
         self._seen += 1

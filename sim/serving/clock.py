@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 
 import simpy
 from simpy.events import NORMAL, URGENT
@@ -16,11 +16,11 @@ Event = simpy.Event
 class _Call(Event):
     """An event that has happened when it is scheduled, and calls one function."""
 
-    def __init__(self, env: simpy.Environment, action: Callable[[Event], None]) -> None:
-        self.env = env
+    _value = None
+    _ok = True
+
+    def __init__(self, action: Callable[[Event], None]) -> None:
         self.callbacks = [action]
-        self._value = None
-        self._ok = True
 
 
 class Clock(simpy.Environment):
@@ -39,10 +39,19 @@ class Clock(simpy.Environment):
 
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False) -> Event:
         """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
-        event = _Call(self, action)
-        self._calls = next(self._eid)
-        heappush(self._queue, (time_s, URGENT if first else NORMAL, self._calls, event))
+        event = _Call(action)
+        self._calls = number = next(self._eid)
+        heappush(self._queue, (time_s, URGENT if first else NORMAL, number, event))
         return event
+
+    def run_out(self) -> None:
+        """Run until nothing is left to happen; as SimPy's `run`, for calls alone."""
+        queue = self._queue
+        while queue:
+            self._now, _, _, event = heappop(queue)
+            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+            for callback in callbacks:
+                callback(event)
 
 
 class WallClock(Clock):
@@ -51,6 +60,9 @@ class WallClock(Clock):
     def __init__(self) -> None:
         super().__init__()
         self._epoch_s: float | None = None
+
+    def run_out(self) -> None:
+        self.run()
 
     @property
     def elapsed_s(self) -> float:

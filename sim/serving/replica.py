@@ -76,7 +76,7 @@ class Replica:
         times_s = last.times_s
         repeats = bisect_left(times_s, now_s, 1) if self._depth == 1 else bisect_left(times_s, now_s) + 1
         if repeats < len(times_s) - 1:
-            del times_s[repeats + 1 :]
+            last.cut(repeats)
             if len(self._flights) == 1:
                 self._wake_at(times_s[-self._depth])
 
@@ -123,7 +123,7 @@ class Replica:
                 self._seal(last)
             start_s = last.times_s[-1]
         observer.before_plan(self)
-        if flights and not self.engine.busy:
+        if flights and not (self.engine.running or self.engine.waiting):
             self._stalled = True  # drafts were right: what is under way is of requests that have ended (vLLM V1)
             return
         batch = self.engine.plan(now_s)

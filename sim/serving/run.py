@@ -232,7 +232,7 @@ class _Simulation:
         """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
         self._source.start()
         try:
-            self.clock.run()
+            self.clock.run_out()
         except NoProgressError as error:
             raise InputError(f"the run cannot go on: {error}") from None
         except (InputError, MemoryError, RuntimeError) as error:
