@@ -20,6 +20,9 @@ from sim.study.workers.cores import cores
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+HOUSE = {"house", "fuzz_found", "benchmarks"}
+"""Tests of no folder of the product: of the house itself, of runs that have once broken a law, of speed."""
+
 FILES = [path for path in sorted(TESTS.rglob("*.py")) if "benchmarks" not in path.parts]
 PROFILE = {"deadline", "suppress_health_check", "database", "derandomize", "print_blob"}
 
@@ -53,6 +56,24 @@ def test_no_test_gives_up_on_a_busy_machine() -> None:
             waits += call.args[:1] if name == "wait" else []
             for limit in waits:
                 assert not isinstance(limit, ast.Constant), f"{where} does not wait for PATIENCE_S"
+
+
+def mirrors(folder: Path) -> bool:
+    """Has the product this folder, or `sim/` a folder or a file of this name?"""
+    there = (ROOT / folder / "__init__.py", ROOT / "sim" / folder / "__init__.py", ROOT / "sim" / f"{folder}.py")
+    return folder != Path() and any(path.is_file() for path in there)
+
+
+def test_a_test_stands_in_the_folder_of_what_it_tests() -> None:
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    assert {str(folder) for folder in folders if not mirrors(folder)} == HOUSE
+
+
+def test_the_mirror_sees_what_it_has_not() -> None:
+    assert mirrors(Path("engine"))
+    assert mirrors(Path("backend/kernels"))
+    assert mirrors(Path("scenario"))
+    assert not any(mirrors(Path(name)) for name in (".", "kits", "kernels", "backend/engine"))
 
 
 def documented(start: str, file: str) -> list[str]:
