@@ -86,6 +86,7 @@ class PrefixModel(PagedModel):
         self.keep_uncomputed = keep_uncomputed
         self.cached: list[tuple[Content, int]] = []
         self.filled_by_decoding: set[tuple[Request, int]] = set()
+        self.known_when_admitted: dict[Request, int] = {}
 
     def tokens(self, req: Request, count: int) -> Content:
         """Equal tokens after equal tokens are equal; all that no shared prefix tells are the request's own."""
@@ -117,6 +118,7 @@ class PrefixModel(PagedModel):
         for block in idle:
             self.free.remove(block)
         self.tables[req] = list(shared)
+        self.known_when_admitted[req] = req.known
         if self.grow(req, tokens):
             return True
         raise AssertionError("an admission that was counted must fit")
@@ -127,7 +129,7 @@ class PrefixModel(PagedModel):
             return False
         for block in self.tables[req][before:]:
             self.cached = [entry for entry in self.cached if entry[1] != block]
-        if tokens == 1 and req.computed >= req.prompt_tokens:
+        if tokens == 1 and req.computed >= self.known_when_admitted[req]:
             self.filled_by_decoding.add((req, req.computed))
         self._enter(req, req.computed + tokens)
         return True
