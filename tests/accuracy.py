@@ -200,8 +200,8 @@ def interval(output: str) -> str:
     return f"holds it {held:.0f} of {seeds:.0f} times at load 0.6"
 
 
-PUBLIC = "pytest tests/test_cost_public.py -sq"
-IMPORTED = "pytest tests/test_importers_public.py -sq"
+PUBLIC = "pytest tests/cost/test_cost_public.py -sq"
+IMPORTED = "pytest tests/calibrate/test_importers_public.py -sq"
 RECORDED = "sim validate --recorded tests/data/validate_cpu"
 SCHEDULES = "sim validate --schedules ../shared/measured/"
 
@@ -218,7 +218,7 @@ CLAIMS = (
     ),
     Claim(
         "queueing theory: M/D/1, M/M/1, D/D/1, closed loops, Little's law",
-        ("pytest tests/test_oracles.py",),
+        ("pytest tests/serving/test_oracles.py",),
         passed("within confidence bounds, Little's law exact"),
         in_readme=True,
     ),
@@ -231,16 +231,16 @@ CLAIMS = (
     ),
     Claim(
         "KV memory that holds data, vLLM paper figure 2",
-        ("pytest tests/test_published.py -s",),
+        ("pytest tests/allocators/test_published.py -s",),
         memory,
         in_readme=True,
     ),
     Claim(
         "memory saved by sharing, vLLM paper figure 15, 2 and 6 sequences",
-        ("pytest tests/test_published_sharing.py -s",),
+        ("pytest tests/allocators/test_published_sharing.py -s",),
         sharing,
     ),
-    Claim("Llama-3.1-8B on H100, one request", ("pytest tests/test_cost_roofline.py -s",), one_request),
+    Claim("Llama-3.1-8B on H100, one request", ("pytest tests/cost/test_cost_roofline.py -s",), one_request),
     Claim("roofline against H100 kernel tables", (PUBLIC,), kernels, SHARED),
     Claim("roofline against 86 vLLM runs of Qwen3-32B on H100", (PUBLIC,), served_roofline, SHARED, in_readme=True),
     Claim("roofline against Splitwise's Llama-2-70B on A100", (PUBLIC,), splitwise, SHARED, in_readme=True),
@@ -275,7 +275,7 @@ CLAIMS = (
     ),
     Claim(
         "live tokens on a CPU",
-        ("pytest tests/test_live.py tests/test_live_drafting.py",),
+        ("pytest tests/backend/live/test_live.py tests/backend/live/test_live_drafting.py",),
         passed(
             "the same under every policy and allocator, with preemption, swapping, chunks, prefix hits and drafts, as "
             "a full recomputation gives"
@@ -283,18 +283,18 @@ CLAIMS = (
     ),
     Claim(
         "live drafting at a temperature",
-        ("pytest tests/test_rejection_sampling.py",),
+        ("pytest tests/backend/test_rejection_sampling.py",),
         passed("the target's distribution unchanged (chi-square), and four wrong rules found out"),
     ),
     Claim(
         "the interval that `sim plan` tells, asked with 100 seeds of queues with a capacity in closed form",
-        ("pytest tests/test_plan_oracles.py -s",),
+        ("pytest tests/study/test_plan_oracles.py -s",),
         interval,
     ),
     Claim("the same at load 0.9, asked with 60 seeds", (), None, shown="[plan](DOCS/plan.md)"),
     Claim(
         "the model against transformers",
-        ("pytest tests/test_backend_model.py",),
+        ("pytest tests/backend/test_backend_model.py",),
         passed("Llama, Qwen2, Qwen3, Mistral, Mixtral, Qwen3-MoE: logits within 1e-4, greedy tokens equal"),
     ),
     Claim(

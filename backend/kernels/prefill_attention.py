@@ -151,9 +151,9 @@ SMALL_TILE = Tile(16, 16)
 def tile_for(form: Form, capability: int, max_q: int) -> Tile:
     """The tile for chunks of up to `max_q` tokens: the largest that spills no register in triton 3.6 and 3.9.
 
-    Read off compiled kernels (`tests/test_kernel_aot.py`), not measured: at head dim 128 the copy engine frees the
-    registers that 128 x 128 needs; it takes Hopper, plain scores, and blocks of whole tiles. A chunk that fills no 64
-    rows gets one warpgroup's tile.
+    Read off compiled kernels (`tests/backend/kernels/test_kernel_aot.py`), not measured: at head dim 128 the copy
+    engine frees the registers that 128 x 128 needs; it takes Hopper, plain scores, and blocks of whole tiles. A chunk
+    that fills no 64 rows gets one warpgroup's tile.
     """
     if form.operand == "fp32":
         tile = {256: Tile(16, 16, stages=2), 128: Tile(32, 32, stages=2)}.get(form.head_dim, Tile(64, 32, 4, 2))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from importer_kit import RTX_PRO_6000
+from profile_kit import llama_profile
 
 import traces
+from calibrate.importers.build import import_profile
 from sim import api, scenario
 from sim.cost.profile import write
 from traces.schema import Trace
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from profile_kit import llama_profile
-from test_importers_public import RTX_PRO_6000
-
-from calibrate.importers.build import import_profile
 
 OP_PROFILE = "measured/vllm_rtxpro6000_llama31_8b/op_profile"
 AZURE = "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"

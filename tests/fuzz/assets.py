@@ -17,7 +17,7 @@ from sim.cost import profile
 from sim.cost.tables import Table
 
 # Beside this package, which is `tests.fuzz` or `fuzz`.
-_KIT = import_module(".".join([*__name__.split(".")[:-2], "profile_kit"]))
+_KIT = import_module(".".join([*__name__.split(".")[:-2], "kits", "profile_kit"]))
 
 
 def told(value: Any) -> Any:
