@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sim.catalog import load_gpu, load_model
 from sim.cost.kernels import Affine, attended
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
-from sim.serving.assemble import Parts
+from sim.serving.pool import Pool
 from sim.specs.model import AttentionWindow
 from traces.schema import InputError
 
@@ -128,7 +127,7 @@ def test_a_run_through_full_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     settings: dict[str, Any] = {"trace": "chatbot_arena.jsonl", "limit": 30, "rate": 20.0, "gpu": "h100"}
     windowed, plain = (api.run(**settings, model=str(path)) for path in (narrow, full))
     assert windowed.requests["e2e_s"].sum() < 0.9999 * plain.requests["e2e_s"].sum()
-    monkeypatch.setattr(Parts, "engine", partialmethod(Parts.engine, spans=False))
+    monkeypatch.setattr(Pool, "engines", lambda pool, spans: [pool.parts.engine(spans=False)])
     stepwise = api.run(**settings, model=str(narrow))
     assert len(stepwise.steps) > len(windowed.steps)
     for name in ("first_token_s", "finish_s"):

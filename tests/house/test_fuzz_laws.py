@@ -19,8 +19,8 @@ import sim.api
 import sim.results.files
 import sim.results.kv
 import sim.results.metrics
-import sim.serving.cluster
 import sim.serving.run
+import sim.serving.source
 import sim.speculation.acceptance
 from sim.cost.roofline import Roofline
 from sim.policies.chunked import Chunked
@@ -221,7 +221,7 @@ def test_a_law_reports_a_corrupted_table(law: str, name: str, corrupt: Corrupt) 
 
 
 def test_spans_are_seen_to_matter_where_answers_come_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim.serving.cluster.math, "nextafter", lambda value, towards: value)
+    monkeypatch.setattr(sim.serving.source.math, "nextafter", lambda value, towards: value)
     assert broken(RUNS["closed"], "spans")
 
 
@@ -300,7 +300,7 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
     honest = Chunked.__call__
 
     def spoilt(self: Chunked, step: Any) -> None:
-        self.most = 1 if step._engine.allocator.free_blocks > 150 else 0
+        self.most = 1 if step._allocator.free_blocks > 150 else 0
         honest(self, step)
 
     monkeypatch.setattr(Chunked, "__call__", spoilt)

@@ -256,6 +256,9 @@ def test_every_trait_that_is_read_is_declared() -> None:
     reads = re.compile(r"""(?:getattr|hasattr)\((?:self\.)?_?(policy|allocator|base), "(\w+)\"""")
     found = set()
     for path in (Path(load.__file__).parent).rglob("*.py"):
-        found |= {(noun.replace("base", "policy"), name) for noun, name in reads.findall(path.read_text())}
+        text = path.read_text()
+        found |= {(noun.replace("base", "policy"), name) for noun, name in reads.findall(text)}
+        for told in re.findall(r"_tell\(allocator, (.*)\)", text):
+            found |= {("allocator", name) for name in re.findall(r"(\w+)=", told)}
     assert len(found) >= 8
     assert {one for one in found if one[1] not in TRAITS[one[0]]} == set()

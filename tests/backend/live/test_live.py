@@ -38,6 +38,8 @@ from backend.cache.kvcache import KvCache
 from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.memory import KvPool
+from sim.engine.wiring import wire
+from sim.load import build
 from sim.serving.executor import Executor
 from sim.serving.source import Workload
 from traces.schema import InputError
@@ -86,16 +88,9 @@ def test_prompts_may_be_cut_anywhere(tokens: int, answers: dict[int, list[int]])
 def test_an_allocator_with_nothing_but_the_protocol_is_served(answers: dict[int, list[int]]) -> None:
     """Tables of an unknown allocator are read whole: nothing is assumed of how they change."""
 
-    class Shuffling(PlainPaged):
-        def table(self, req: Any) -> list[int]:
-            return list(self._paged.table(req))
-
     class Mine(Setup):
         def engine(self) -> Any:
-            engine = super().engine()
-            engine.allocator = Shuffling(self.pool)
-            engine._grouped = None
-            return engine
+            return wire(build("sim.policies", "chunked", {}), PlainPaged(self.pool), self.limits, spans=False)
 
     served = Deployment(Mine("chunked", pool=TIGHT, limits=LIMITS)).serve(work())
     assert served.answers == answers
