@@ -25,10 +25,7 @@ SIM_ORDER = (
 CIRCLES: set[tuple[str, str]] = set()
 """Modules that know one another, for type hints alone: a step is the engine's own view of itself for a policy."""
 
-SAME_NAME = {
-    "Asked", "Axis", "Clock", "Difference", "Interval", "Kept", "Measure", "Part", "Plan", "Point", "Recorder", "Seen",
-    "Source", "Verdict", "Window",
-}  # fmt: skip
+SAME_NAME = {"Source"}
 """Class names that still stand twice: none may come in, and one that stands once goes."""
 
 SIMPY_FILES = {"sim/serving/replica.py", "sim/serving/cluster.py"}

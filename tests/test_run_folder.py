@@ -26,7 +26,7 @@ from sim.results import files
 from sim.results import folder as results_folder
 from sim.results import run_id as marks
 from sim.results import transaction as claim
-from sim.results.tables import RUN_FILES, Kept
+from sim.results.tables import RUN_FILES, RunTables
 from traces.schema import InputError
 
 assert command
@@ -81,7 +81,7 @@ def test_killed_at_any_moment_the_folder_is_the_old_run_or_the_new(killed: tuple
     for out in folders:
         found = {name: marks.mark_of(out / name) for name in RUN_FILES if (out / name).exists()}
         assert len(set(found.values())) <= 1, f"two runs stand side by side in {out}: {found}"
-        kept = Kept.read(out)
+        kept = RunTables.read(out)
         assert kept.mark in ids
         assert whole(out) in (before, after)
         seen.append(whole(out) == after)
@@ -125,7 +125,7 @@ def test_a_rename_that_fails_leaves_the_old_run_or_the_new(
             told = str(error)
         monkeypatch.setattr(os, "replace", replace)
         if not once:
-            Kept.read(out)
+            RunTables.read(out)
         assert whole(out) == (before if at == 1 else after)
         assert sorted(os.listdir(out)) == sorted([*(before if at == 1 else after), "notes.txt"])
         if calls[0] < at:

@@ -20,7 +20,7 @@ from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
 from backend.drafting.rejection import distribution, drawn, kept, rest
 from backend.live.live import Draw, Live, Pair, Plan, check_drawn
-from backend.live.packing import Ints, Ints32, Packed, Part
+from backend.live.packing import BatchPart, Ints, Ints32, Packed
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
@@ -55,7 +55,7 @@ class Ground(NamedTuple):
     """What the executor lends a drafter: the tokens, their layout by entries of a batch, and a stopwatch."""
 
     sequences: Sequences
-    part: Callable[[list[Entry], list[Pair]], Part | None]
+    part: Callable[[list[Entry], list[Pair]], BatchPart | None]
     blocks: Callable[[list[Entry], Ints], Ints32]
     timed: Callable[[Callable[[], Tensor]], tuple[Ints, float]]
 

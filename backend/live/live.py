@@ -20,7 +20,7 @@ from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
 from backend.cache.moves import Mover
 from backend.live.graphs import DecodeGraphs, Recorder
-from backend.live.packing import DrawRows, Ints, Ints32, Packed, Part, Stage, pack
+from backend.live.packing import BatchPart, DrawRows, Ints, Ints32, Packed, Stage, pack
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampler, Sampling
 from backend.live.sequences import Sequences
@@ -206,7 +206,7 @@ class Live:
         return self._packed(prefill, decode, draws)
 
     def _packed(
-        self, prefill: Part | None, decode: Part | None, draws: list[Draw], verifies: Sequence[Part] = ()
+        self, prefill: BatchPart | None, decode: BatchPart | None, draws: list[Draw], verifies: Sequence[BatchPart] = ()
     ) -> Plan:
         own = [self.sequences.of(one.request) for one in draws]
         rows = np.array([one.row for one in draws], np.int64)
@@ -223,7 +223,7 @@ class Live:
         packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verifies)
         return Plan(packed, [one.request for one in draws], places, picked)
 
-    def _part(self, entries: list[Entry], padding: list[Pair]) -> Part | None:
+    def _part(self, entries: list[Entry], padding: list[Pair]) -> BatchPart | None:
         """The work on these requests and then on rows of (tokens, past) that are nobody's; None without any."""
         pairs = [(entry.tokens, entry.past) for entry in entries] + padding
         if not pairs:
@@ -235,7 +235,7 @@ class Live:
         places = np.repeat(firsts, counts[:kept])
         ids = self.sequences.tokens(places + np.arange(len(places)))
         tokens = np.concatenate([ids, np.zeros(counts[kept:].sum(), np.int32)]) if padding else ids
-        return Part(counts, pasts, tokens, self._blocks(entries, counts + pasts), kept)
+        return BatchPart(counts, pasts, tokens, self._blocks(entries, counts + pasts), kept)
 
     def _blocks(self, entries: list[Entry], lengths: Ints) -> Ints32:
         """[S, M] blocks of sequences of these lengths, the entries' first; those of padding are null."""

@@ -23,7 +23,7 @@ ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BatchPart:
     """Work on S sequences: `counts` [S] new tokens each, on top of `pasts` [S] computed ones.
 
     `tokens` are the ids of all, sequence by sequence; `tables` [S, M] their blocks in token order, 0 behind. Only the
@@ -142,7 +142,11 @@ class DrawRows:
 
 
 def pack(
-    prefill: Part | None, decode: Part | None, draws: DrawRows, block_tokens: int, verifies: Sequence[Part] = ()
+    prefill: BatchPart | None,
+    decode: BatchPart | None,
+    draws: DrawRows,
+    block_tokens: int,
+    verifies: Sequence[BatchPart] = (),
 ) -> Packed:
     """All parts side by side, prefill first, then decode. `draws.rows` count the tokens of all.
 
@@ -174,7 +178,7 @@ def pack(
     )
 
 
-def _places(part: Part, block_tokens: int) -> tuple[Ints, Ints]:
+def _places(part: BatchPart, block_tokens: int) -> tuple[Ints, Ints]:
     """(position, slot) of each token."""
     owner = np.repeat(np.arange(len(part.counts)), part.counts)
     firsts = part.pasts + part.counts - np.cumsum(part.counts)

@@ -20,7 +20,7 @@ from sim.scenario import Scenario, load, refuse_unread
 from sim.serving.run import Progress
 from sim.validate import store
 from sim.validate.against import read as read_results
-from sim.validate.live import Kept, run_live
+from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
 from sim.validate.schedules.grades import GRADES
 from sim.validate.schedules.verdicts import replay_folder
@@ -134,7 +134,7 @@ def _records(options: ValidateOptions, progress: Progress | None, claim: Claim |
     return _written(validation, claim, mark, written)
 
 
-def _live(options: ValidateOptions, progress: Progress | None) -> Kept:
+def _live(options: ValidateOptions, progress: Progress | None) -> LiveRuns:
     clock = {"live.clock": options.clock} if options.clock else {}
     scenario = _scenario(options, {"executor": "live", **clock})
     refuse_unread([scenario])

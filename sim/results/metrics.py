@@ -45,7 +45,7 @@ __all__ = [
     "Itl",
     "KvFacts",
     "Limit",
-    "Verdict",
+    "SloResult",
     "busy_s",
     "computed",
     "distribution",
@@ -89,7 +89,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SloResult:
     """One clause of an SLO beside what the run gave; `met` is None where the metric has no value."""
 
     name: str
@@ -143,13 +143,13 @@ def goodput(requests: pd.DataFrame, slo: Sequence[Limit], duration_s: float) -> 
     }
 
 
-def verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
+def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
     """Each clause of the summary's SLO against the statistic that it names, over the whole run."""
     found = []
     for name, limit_s in summary.get("goodput", {}).get("slo", {}).items():
         metric, statistic = SLO_NAMES[name]
         measured_s = summary[f"{metric}_s"][statistic]
-        found.append(Verdict(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
+        found.append(SloResult(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
     return found
 
 

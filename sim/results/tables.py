@@ -49,7 +49,7 @@ PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RunTables:
     """What the page of a run is made of (a `sim.report.run.charts.Run`), and the scenario as TOML.
 
     `preempted` and `term_table` are None where a run did not record them, as a live one does not its terms. `mark` is
@@ -66,7 +66,7 @@ class Kept:
     mark: str = ""
 
     @classmethod
-    def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> Kept:
+    def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
         """What is kept of a run; `answers` are of a live one, and only its id has them."""
         gaps_s, counts = run.itl
         seen = counts > 0
@@ -93,7 +93,7 @@ class Kept:
         }
 
     @classmethod
-    def read(cls, folder: Path) -> Kept:
+    def read(cls, folder: Path) -> RunTables:
         """The run in a folder that `writers` filled.
 
         Raises:

@@ -18,7 +18,7 @@ from traces.schema import InputError, Trace, keep_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class LiveRuns:
     """What a validation starts from: one scenario, its requests, and a record of each live run of them.
 
     `scenario` is resolved and live; `about` says what ran where (the keys of `inputs` in a summary).
@@ -34,7 +34,7 @@ class Kept:
         return [shape for record in self.records for shape in record.shapes]
 
 
-def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = None) -> Kept:
+def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = None) -> LiveRuns:
     """Run the scenario live `repeats` times, each with a fresh engine and model.
 
     Requests that can never be served are left out where the scenario says so.
@@ -55,7 +55,7 @@ def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = N
         record, found = _once(plan, parts, trace, progress)
         records.append(record)
         about |= found
-    return Kept(resolved(plan, parts), trace, tuple(records), about)
+    return LiveRuns(resolved(plan, parts), trace, tuple(records), about)
 
 
 def _once(

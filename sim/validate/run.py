@@ -22,7 +22,7 @@ from sim.serving.assemble import assemble
 from sim.serving.executor import Executor, Predicted
 from sim.validate import attribution, fitted
 from sim.validate.drafts import Drafts, measured
-from sim.validate.live import Kept, Ranked
+from sim.validate.live import LiveRuns, Ranked
 from sim.validate.livelike import Corrections, LiveLike
 from sim.validate.requests import Measures, compare, paired
 from sim.validate.retime import Seen, as_seen, retimed
@@ -56,12 +56,12 @@ class Pricing:
     fitted: bool = False
 
     @classmethod
-    def of_profile(cls, kept: Kept) -> Pricing:
+    def of_profile(cls, kept: LiveRuns) -> Pricing:
         """That of the scenario's profile."""
         return cls(assemble(kept.scenario).cost, kept.scenario.cost.profile)
 
     @classmethod
-    def fitted_to(cls, kept: Kept) -> Pricing:
+    def fitted_to(cls, kept: LiveRuns) -> Pricing:
         """A model fitted to every other step of the records, by term where operations were timed.
 
         Raises:
@@ -118,7 +118,7 @@ class WithoutHost:
         return list(self.inner.describe())
 
 
-def validate(kept: Kept, bounds: Bounds, pricing: Pricing, *, own_capacity: bool = False) -> Validation:
+def validate(kept: LiveRuns, bounds: Bounds, pricing: Pricing, *, own_capacity: bool = False) -> Validation:
     """Compare the records with what the simulator makes of the same scenario.
 
     Args:
@@ -158,13 +158,13 @@ def validate(kept: Kept, bounds: Bounds, pricing: Pricing, *, own_capacity: bool
     return Validation(plain(document), unseen, live, last)
 
 
-def _inputs(kept: Kept, pricing: Pricing) -> dict[str, Any]:
+def _inputs(kept: LiveRuns, pricing: Pricing) -> dict[str, Any]:
     """What was run and where, and what priced it: a GPU is named where its data sheet or profile did."""
     gpu = {} if pricing.fitted else {"priced_as": assemble(kept.scenario).gpu.name}
     return kept.about | {"profile": pricing.name} | gpu
 
 
-def _predicted(kept: Kept, cost: StepCost, blocks: int | None = None) -> Seen:
+def _predicted(kept: LiveRuns, cost: StepCost, blocks: int | None = None) -> Seen:
     """What the simulator says of the scenario; `blocks` 0 derives them from the GPU."""
     plan: Scenario = replace(kept.scenario, live=replace(kept.scenario.live, clock="virtual"))
     if blocks is not None:
@@ -186,14 +186,14 @@ def _engine_stage(live: Sequence[Seen], twins: Sequence[Twin]) -> dict[str, Meas
     return {"engine": _mean([one.measures() for one in again])}
 
 
-def _stages(kept: Kept, cost: StepCost, rows: pd.DataFrame) -> dict[str, Measures]:
+def _stages(kept: LiveRuns, cost: StepCost, rows: pd.DataFrame) -> dict[str, Measures]:
     """The simulator's own decisions at the pace of the live steps, then with the model's device seconds."""
     corrections = Corrections.of(kept.shapes(), rows)
     paced = (("batching", LiveLike(cost, corrections)), ("kernels", LiveLike(cost, corrections, device=False)))
     return {name: _predicted(kept, one).measures() for name, one in paced}
 
 
-def _live_decisions(kept: Kept, rows: pd.DataFrame, block_tokens: int) -> list[Measures]:
+def _live_decisions(kept: LiveRuns, rows: pd.DataFrame, block_tokens: int) -> list[Measures]:
     """Of each record: its decisions, in their order, on the model's seconds."""
     runs: list[Measures] = []
     for number, record in enumerate(kept.records):
@@ -223,7 +223,7 @@ def _twin_part(twins: Sequence[Twin]) -> dict[str, Any]:
     return {"identical": True, "steps": sum(twin.steps for twin in twins), "first_difference": None}
 
 
-def _model_part(kept: Kept, pricing: Pricing) -> dict[str, Any]:
+def _model_part(kept: LiveRuns, pricing: Pricing) -> dict[str, Any]:
     """Which model priced the steps, and where its seconds come from."""
     sample = [(shape, 1) for shape in kept.shapes()]
     terms = term_seconds(pricing.cost, sample[:: max(1, len(sample) // SAMPLE)], overlap_host=False)

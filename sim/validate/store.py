@@ -22,7 +22,7 @@ from sim.results import run_id as marks
 from sim.results.kv import with_kv_means
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.transaction import settle
-from sim.validate.live import Kept
+from sim.validate.live import LiveRuns
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
 from traces import documents
@@ -44,7 +44,7 @@ TIMED = {f"{term}_seconds": term for term in TERMS}
 """Columns that are there where operations were timed."""
 
 
-def mark_of(kept: Kept) -> str:
+def mark_of(kept: LiveRuns) -> str:
     """The id of records: every file of their folder has it, the pages made of them too."""
     record_tables = [
         table for one in kept.records for table in (_step_table(one), _runs(one), pd.DataFrame({"s": one.arrival_s}))
@@ -53,7 +53,7 @@ def mark_of(kept: Kept) -> str:
     return marks.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
 
 
-def writers(kept: Kept, mark: str) -> dict[str, files.Writer]:
+def writers(kept: LiveRuns, mark: str) -> dict[str, files.Writer]:
     """The files of a folder of records, by name (`sim.results.files.write_files`), with this id."""
     about = {
         "schema": SCHEMA,
@@ -101,7 +101,7 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
 
-def read(folder: Path, *, allow_code: bool = False) -> Kept:
+def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     """What `writers` wrote; `allow_code` as for `sim.scenario.read`.
 
     Raises:
@@ -120,7 +120,7 @@ def read(folder: Path, *, allow_code: bool = False) -> Kept:
     ends = enumerate(zip(about["died"], about["same_step"], strict=True))
     records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
     marks.check_one(folder, [*names(folder), *PAGES])
-    return Kept(plan, trace, records, about["inputs"])
+    return LiveRuns(plan, trace, records, about["inputs"])
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Tables = dict[int, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Divergence:
     """Where two runs part: the step, what of it, and what each of them says."""
 
     step: int
@@ -49,7 +49,7 @@ class Twin:
     """
 
     steps: int
-    difference: Difference | None = None
+    difference: Divergence | None = None
     result: Result | None = None
 
     @property
@@ -85,7 +85,7 @@ def check_twin(plan: Scenario, trace: Trace, record: Record) -> Twin:
         found = first_difference(record, ours, spans=spans)
         if found is None and stopped:
             at = sum(one.repeats for one in ours.decisions)
-            found = Difference(at, "the run", "ended" if at == len(record.decisions) else "went on", stopped, spans)
+            found = Divergence(at, "the run", "ended" if at == len(record.decisions) else "went on", stopped, spans)
         if found is not None:
             return Twin(found.step, found, result)
     return Twin(len(record.decisions), None, result)
@@ -106,7 +106,7 @@ def replayed(plan: Scenario, trace: Trace, record: Record, *, spans: bool) -> tu
     return recorder.record(died=stopped), result, stopped
 
 
-def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Difference | None:
+def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Divergence | None:
     """The first step at which two runs of the same requests part; None where none does.
 
     A span of `ours` is compared with as many single steps of the recorded run; of one that ended early, what there is.
@@ -118,16 +118,16 @@ def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Differen
         group = recorded.decisions[at : at + mine.repeats]
         at += mine.repeats
         if len(group) < mine.repeats:
-            return Difference(mine.step, "steps", len(recorded.decisions), f"at least {at}", spans)
+            return Divergence(mine.step, "steps", len(recorded.decisions), f"at least {at}", spans)
         ends = [("end_s", float(theirs_end_s[at - 1]), float(ours_end_s[row]))]
         for key, theirs, own in (*_pairs(group, mine, tables), *ends):
             if theirs != own:
-                return Difference(mine.step, key, theirs, own, spans)
+                return Divergence(mine.step, key, theirs, own, spans)
     if not recorded.died and not ours.died:
         tokens = [one.runs[np.lexsort(one.runs.T)].tolist() for one in (recorded, ours)]
         for key, theirs, own in (("steps", len(recorded.decisions), at), ("tokens by step", *tokens)):
             if theirs != own:
-                return Difference(at, key, theirs, own, spans)
+                return Divergence(at, key, theirs, own, spans)
     return None
 
 

@@ -21,7 +21,7 @@ from sim.report.validation.sentences import (
     twin_line,
 )
 from sim.validate.schedules.grades import GRADES
-from sim.validate.schedules.verdicts import Verdict, described
+from sim.validate.schedules.verdicts import ScheduleResult, described
 
 
 def validation_view(document: Document) -> RenderableType:
@@ -69,7 +69,7 @@ def collection_view(document: Document) -> RenderableType:
     return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
 
 
-def schedules_view(verdicts: Sequence[Verdict]) -> RenderableType:
+def schedules_view(verdicts: Sequence[ScheduleResult]) -> RenderableType:
     """How each recorded schedule compares: its steps that differ, by grade, and the first of each."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("schedule", "verdict", "steps", *GRADES):

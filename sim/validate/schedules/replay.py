@@ -1,7 +1,7 @@
 """A recorded schedule's scenario, run through our engine: our own steps, in the record's form.
 
 The record tells when its engine loop looked: what is free and who queues "after the step" is read when that loop takes
-in the step's output (`_Recorder`). Times are whole nanoseconds; floats hold them exactly here.
+in the step's output (`ScheduleReplay`). Times are whole nanoseconds; floats hold them exactly here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _Named}
 """Of each scheduling policy of vLLM: what takes its decisions here."""
 
 
-class Recorder(Observer):
+class ScheduleReplay(Observer):
     """Runs a scenario and writes down our steps in the record's own form.
 
     The record's loop keeps a queue of the batches under way, those of empty steps too. A synchronous loop takes in a

@@ -14,7 +14,7 @@ from typing import Any
 
 from sim.serving.replica import NoProgressError
 from sim.validate.schedules.grades import Grade, compare
-from sim.validate.schedules.replay import POLICIES, Recorder
+from sim.validate.schedules.replay import POLICIES, ScheduleReplay
 from traces import documents, files
 from traces.schema import InputError
 
@@ -23,10 +23,10 @@ DRAFTING = ("ngram", "eagle")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ScheduleResult:
     """How one recorded schedule compares: `status` is identical, different or unsupported.
 
-    Identical means that no step differs in any grade. `grades` says for each of `schedule_grades.GRADES` how many
+    Identical means that no step differs in any grade. `grades` says for each of `grades.GRADES` how many
     steps differ so, and where first; it is empty where nothing was compared. `detail` tells the very first.
     """
 
@@ -38,7 +38,7 @@ class Verdict:
     grades: dict[str, Grade] = field(default_factory=dict)
 
 
-def replay_folder(folder: Path) -> list[Verdict]:
+def replay_folder(folder: Path) -> list[ScheduleResult]:
     """Replay every recorded schedule in a folder, by name.
 
     Raises:
@@ -50,15 +50,15 @@ def replay_folder(folder: Path) -> list[Verdict]:
     return [replay(path) for path in scenarios]
 
 
-def replay(path: Path) -> Verdict:
+def replay(path: Path) -> ScheduleResult:
     """Replay one `*.scenario.json` against the record beside it."""
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
     _check(scenario, path)
     if missing := _unsupported(scenario["settings"]):
-        return Verdict(name, "unsupported", 0, missing)
+        return ScheduleResult(name, "unsupported", 0, missing)
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
-    ours = Recorder(scenario)
+    ours = ScheduleReplay(scenario)
     try:
         ours.run()
     except (InputError, NoProgressError) as error:
@@ -66,7 +66,7 @@ def replay(path: Path) -> Verdict:
     found = compare(recorded, ours.steps)
     first = found.first_difference
     status = "identical" if first is None else "different"
-    return Verdict(name, status, len(recorded), described(first) if first else "", first, found.grades)
+    return ScheduleResult(name, status, len(recorded), described(first) if first else "", first, found.grades)
 
 
 def _unsupported(settings: dict[str, Any]) -> str:
