@@ -389,7 +389,6 @@ AROUND = {
     "sim/results/transaction.py": "the lock's file",
     "sim/results/files.py": "writes",
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
-    "sim/validate/schedules/verdicts.py": "what `documents.json_of` was given, without NaN",
     "sim/report/sweep/folder.py": "`files.read_parquet`, ours",
     "sim/report/templates.py": "the package's own style and script",
     "sim/study/sweep/store.py": "appends to the journal, which is read by `files.content`",

@@ -70,6 +70,15 @@ def loads(text: str | bytes, decode: Callable[[str], Any] = json.loads) -> Any:
     return found
 
 
+def finite(text: str) -> Any:
+    """The value of a JSON text without NaN and Infinity, which `json` reads and JSON has not."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def check_depth(value: Any) -> None:
     """Raise TooDeepError, a ValueError, for a value nested more deeply than anything that recurses over it can go."""
     level = [value]

@@ -162,15 +162,7 @@ def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> No
 
 
 def _read_json(path: Path) -> Any:
-    return documents.json_of(files.text(path), str(path), _decoded)
-
-
-def _decoded(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_number)
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+    return documents.json_of(files.text(path), str(path), documents.finite)
 
 
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
@@ -179,7 +171,7 @@ def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
     if not files.check(source):
         return  # nothing was ever scheduled
     for number, line in files.lines(source):
-        step = documents.json_of(line, f"{source} line {number}", _decoded)
+        step = documents.json_of(line, f"{source} line {number}", documents.finite)
         if not isinstance(step, dict):
             raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
         yield step
