@@ -77,6 +77,12 @@ def _formats() -> list[Row]:
     return [{"name": name} for name in formats.names()]
 
 
+def _measures() -> list[Row]:
+    from sim.report import measures  # noqa: PLC0415
+
+    return measures.listed()
+
+
 def _settings() -> list[Row]:
     return [
         {"name": key, "default": default, "may be": _values(default, about), "about": _about(about)}
@@ -104,6 +110,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
     "formats": _formats,
+    "measures": _measures,
     "settings": _settings,
     "traits": _traits,
 }
