@@ -12,8 +12,7 @@ from rich.console import RenderableType
 
 from sim.report.validation.page import lanes_json, render_validation
 from sim.report.validation.terminal import collection_view, schedules_view, validation_view
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import taken
 from sim.results.transaction import Claim
 from sim.scenario import Scenario, load, refuse_unread
@@ -86,7 +85,7 @@ def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> An
         raise InputError(f"{claim.folder} holds records of live runs; give another --out, or delete that folder")
     scenario = _scenario(options, {"executor": "predicted"})
     validation = against(scenario, read_results(results), _bounds(options, AGAINST))
-    return _written(validation, claim, marks.digest(validation.document), ())
+    return _written(validation, claim, run_id.digest(validation.document), ())
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:
@@ -154,8 +153,8 @@ def _bounds(options: ValidateOptions, usual: Bounds) -> Bounds:
 def _written(validation: Validation, claim: Claim | None, mark: str, written: Sequence[Path]) -> Answer:
     if claim is not None:
         pages = {
-            "validate.json": marks.document(validation.document, mark),
-            "validate.html": marks.page(render_validation(validation), mark),
+            "validate.json": run_id.document(validation.document, mark),
+            "validate.html": run_id.page(render_validation(validation), mark),
             "trace.perfetto.json": files.text(lanes_json(validation, mark)),
         }
         written = [*written, *claim.write(pages)]

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.kv import with_kv_means
 from sim.results.metrics import Itl
 from sim.results.result import Run
@@ -74,7 +73,7 @@ class RunTables:
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key != "simulator"}
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
-        mark = marks.digest(scenario, timeless, *("" if one is None else one for one in tables))
+        mark = run_id.digest(scenario, timeless, *("" if one is None else one for one in tables))
         return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)
 
     def writers(self) -> dict[str, files.Writer]:
@@ -87,9 +86,9 @@ class RunTables:
             TERMS: self.term_table,
         }
         return {
-            SCENARIO: marks.toml(self.scenario, self.mark),
-            SUMMARY: marks.document(self.summary, self.mark),
-            **{name: marks.table(table, self.mark) for name, table in tables.items() if table is not None},
+            SCENARIO: run_id.toml(self.scenario, self.mark),
+            SUMMARY: run_id.document(self.summary, self.mark),
+            **{name: run_id.table(table, self.mark) for name, table in tables.items() if table is not None},
         }
 
     @classmethod
@@ -104,7 +103,7 @@ class RunTables:
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
         preempted, terms = folder / PREEMPTED, folder / TERMS
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
-        summary.pop(marks.KEY, None)
+        summary.pop(run_id.KEY, None)
         return cls(
             summary,
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
@@ -112,8 +111,8 @@ class RunTables:
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),
             files.read_parquet(preempted, PREEMPTED_COLUMNS) if inputs.exists(preempted) else None,
             files.read_parquet(terms, ("row",)) if inputs.exists(terms) else None,
-            marks.without_comment(scenario),
-            marks.check_one(folder, RUN_FILES),
+            run_id.without_comment(scenario),
+            run_id.check_one(folder, RUN_FILES),
         )
 
 

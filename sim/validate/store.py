@@ -17,8 +17,7 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Outcome, Shape
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.kv import with_kv_means
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.transaction import settle
@@ -50,7 +49,7 @@ def mark_of(kept: LiveRuns) -> str:
         table for one in kept.records for table in (_step_table(one), _runs(one), pd.DataFrame({"s": one.arrival_s}))
     ]
     told = {"about": kept.about, "died": [one.died for one in kept.records]}
-    return marks.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
+    return run_id.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
 
 
 def writers(kept: LiveRuns, mark: str) -> dict[str, files.Writer]:
@@ -64,9 +63,9 @@ def writers(kept: LiveRuns, mark: str) -> dict[str, files.Writer]:
         "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
     }
     found = {
-        "scenario.toml": marks.toml(scenario.dump(kept.scenario), mark),
-        ABOUT: marks.document(about, mark),
-        "trace.parquet": marks.table(kept.trace.requests, mark),
+        "scenario.toml": run_id.toml(scenario.dump(kept.scenario), mark),
+        ABOUT: run_id.document(about, mark),
+        "trace.parquet": run_id.table(kept.trace.requests, mark),
     }
     for number, record in enumerate(kept.records):
         found[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
@@ -82,7 +81,7 @@ def _runs(record: Record) -> pd.DataFrame:
 
 def _compact(frame: pd.DataFrame, mark: str) -> files.Writer:
     """As `files.parquet`, smaller for a few hundred rows: no statistics and no dictionaries."""
-    return marks.table(frame, mark, use_dictionary=False, write_statistics=False)
+    return run_id.table(frame, mark, use_dictionary=False, write_statistics=False)
 
 
 def names(folder: Path) -> list[str]:
@@ -119,7 +118,7 @@ def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
     ends = enumerate(zip(about["died"], about["same_step"], strict=True))
     records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
-    marks.check_one(folder, [*names(folder), *PAGES])
+    run_id.check_one(folder, [*names(folder), *PAGES])
     return LiveRuns(plan, trace, records, about["inputs"])
 
 

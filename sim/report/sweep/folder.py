@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from sim.report.sweep.page import render_sweep
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import PAGE
 from sim.study.sweep.question import Question
 from sim.study.sweep.store import QUESTION, TABLE, mark_of
@@ -24,7 +23,7 @@ def write_page(folder: Path) -> tuple[Question, pd.DataFrame, str]:
     cannot be read or written, its table is of another sweep, or it has no point yet.
     """
     asked, mark = Question.read(folder), mark_of(folder)
-    marks.agree(folder, {QUESTION: mark, **marks.marks_of(folder, (TABLE, PAGE))})
+    run_id.agree(folder, {QUESTION: mark, **run_id.marks_of(folder, (TABLE, PAGE))})
     if (folder / TABLE).exists():
         table = files.read_parquet(folder / TABLE)
     else:
@@ -41,4 +40,4 @@ def page_of(asked: Question, table: pd.DataFrame, mark: str) -> files.Writer:
     """A writer of the page of a sweep with these rows; `mark` is its id."""
     missing = len(asked.grid) - len(table)
     notes = [f"Not finished: {missing:,} of {len(asked.grid):,} runs are still to come."] if missing else []
-    return marks.page(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}), mark)
+    return run_id.page(render_sweep(table, axes_of(asked.grid), {**about(asked), "notes": notes}), mark)

@@ -12,8 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import PAGE, check_free
 from sim.results.transaction import Lock
 from sim.study.identity import differing
@@ -88,7 +87,7 @@ class Store:
 
     def _take(self, text: str, question: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
         folder, journal = self.folder, self.folder / JOURNAL
-        self.mark = marks.digest(text)
+        self.mark = run_id.digest(text)
         if not (folder / QUESTION).exists():
             if journal.exists() and journal.stat().st_size:  # it is filled only after the other is there
                 raise InputError(
@@ -171,7 +170,7 @@ def question_of(folder: Path) -> dict[str, Any]:
 
 def mark_of(folder: Path) -> str:
     """The id that the table and the page of the sweep in a folder have; "" for one of an earlier version."""
-    return marks.digest(inputs.text(folder / QUESTION)) if "made_of" in question_of(folder) else ""
+    return run_id.digest(inputs.text(folder / QUESTION)) if "made_of" in question_of(folder) else ""
 
 
 def _check_same(folder: Path, text: str) -> None:

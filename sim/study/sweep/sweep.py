@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import tomli_w
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
 from sim.results.tables import flat
@@ -84,7 +83,7 @@ def run(
         table = as_table(grid, done)
         if store is not None:
             pages = {} if page is None else {PAGE: page(question, table, store.mark)}
-            files.write_files(store.folder, {TABLE: marks.table(table, store.mark), **pages})
+            files.write_files(store.folder, {TABLE: run_id.table(table, store.mark), **pages})
     return table
 
 
