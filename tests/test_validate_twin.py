@@ -22,7 +22,7 @@ from sim.serving.replica import Replica
 from sim.validate.fitted import Fitted
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.record import Recorder
-from sim.validate.retime import as_seen
+from sim.validate.retime import as_recorded
 from sim.validate.run import Pricing, validate
 from sim.validate.twin import ReplaySession, check_twin, first_difference, replayed
 from sim.validate.verdict import Bounds
@@ -90,7 +90,7 @@ def test_a_record_tells_what_the_run_told(trace: Path) -> None:
         return executors[0]
 
     result = api.simulate(chosen, hooks=api.Hooks(wrap=wrap, observer=recorder))
-    seen = as_seen(recorder.record(executors[0].shapes, executors[0].results), 16)
+    seen = as_recorded(recorder.record(executors[0].shapes, executors[0].results), 16)
     shared = [name for name in seen.requests if name not in ("source_row",)]
     pd.testing.assert_frame_equal(seen.requests[shared], result.requests[shared], rtol=0, atol=1e-12)
     pd.testing.assert_frame_equal(seen.steps, result.steps, rtol=0, atol=1e-12)
@@ -202,7 +202,7 @@ def test_what_died_is_compared_as_far_as_it_came(trace: Path, monkeypatch: pytes
     assert record.died == "RuntimeError: the device is gone"
     assert len(record.decisions) == len(record.results) == 12
     assert check_twin(made.scenario, made.trace, record).identical
-    assert "unfinished" in set(as_seen(record, 16).requests["status"])
+    assert "unfinished" in set(as_recorded(record, 16).requests["status"])
     assert (made.about["model"], made.about["device"]) == ("tiny-llama", "cpu")
 
 

@@ -99,11 +99,11 @@ def _solved(rows: Floats, seconds: Floats) -> tuple[float, ...]:
     Weights from the measured seconds themselves would favour whatever was fast by chance.
     """
     scale = np.maximum(rows.max(axis=0), 1.0)
-    found, _ = nnls(rows / scale, seconds)
-    weights = 1 / np.sqrt(np.maximum(rows / scale @ found, 1e-9))
-    found, _ = nnls(rows / scale * weights[:, None], seconds * weights)
-    return tuple((found / scale).tolist())
+    solution, _ = nnls(rows / scale, seconds)
+    weights = 1 / np.sqrt(np.maximum(rows / scale @ solution, 1e-9))
+    solution, _ = nnls(rows / scale * weights[:, None], seconds * weights)
+    return tuple((solution / scale).tolist())
 
 
 def _priced(each: Sequence[float], counts: Sequence[float]) -> float:
-    return math.fsum(one * count for one, count in zip(each, counts, strict=True))
+    return math.fsum(price * count for price, count in zip(each, counts, strict=True))

@@ -43,36 +43,38 @@ TIMED = {f"{term}_seconds": term for term in TERMS}
 """Columns that are there where operations were timed."""
 
 
-def mark_of(kept: LiveRuns) -> str:
+def mark_of(live: LiveRuns) -> str:
     """The id of records: every file of their folder has it, the pages made of them too."""
     record_tables = [
-        table for one in kept.records for table in (_step_table(one), _runs(one), pd.DataFrame({"s": one.arrival_s}))
+        table
+        for record in live.records
+        for table in (_step_table(record), _runs(record), pd.DataFrame({"s": record.arrival_s}))
     ]
-    told = {"about": kept.about, "died": [one.died for one in kept.records]}
-    return run_id.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
+    facts = {"about": live.about, "died": [record.died for record in live.records]}
+    return run_id.digest(scenario.dump(live.scenario), json.dumps(facts), live.trace.requests, *record_tables)
 
 
-def writers(kept: LiveRuns, mark: str) -> dict[str, files.Writer]:
+def writers(live: LiveRuns, mark: str) -> dict[str, files.Writer]:
     """The files of a folder of records, by name (`sim.results.files.write_files`), with this id."""
     about = {
         "schema": SCHEMA,
-        "lives": len(kept.records),
-        "died": [record.died for record in kept.records],
-        "same_step": [record.same_step for record in kept.records],
-        "inputs": kept.about,
-        "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
+        "lives": len(live.records),
+        "died": [record.died for record in live.records],
+        "same_step": [record.same_step for record in live.records],
+        "inputs": live.about,
+        "trace": {"name": live.trace.name, "kind": live.trace.kind, "synthetic": live.trace.synthetic},
     }
-    found = {
-        "scenario.toml": run_id.toml(scenario.dump(kept.scenario), mark),
+    by_name = {
+        "scenario.toml": run_id.toml(scenario.dump(live.scenario), mark),
         ABOUT: run_id.document(about, mark),
-        "trace.parquet": run_id.table(kept.trace.requests, mark),
+        "trace.parquet": run_id.table(live.trace.requests, mark),
     }
-    for number, record in enumerate(kept.records):
-        found[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
-        found[f"live-{number}.runs.parquet"] = _compact(_runs(record), mark)
+    for number, record in enumerate(live.records):
+        by_name[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
+        by_name[f"live-{number}.runs.parquet"] = _compact(_runs(record), mark)
         came = pd.DataFrame({"arrival_s": record.arrival_s})
-        found[f"live-{number}.arrivals.parquet"] = _compact(came, mark)
-    return found
+        by_name[f"live-{number}.arrivals.parquet"] = _compact(came, mark)
+    return by_name
 
 
 def _runs(record: Record) -> pd.DataFrame:
@@ -109,17 +111,17 @@ def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     """
     settle(folder)
     about = _about(folder)
-    plan = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
+    run_scenario = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
     requests = _table(folder / "trace.parquet")
     for name in ("prefix_blocks", "token_ids", "output_token_ids"):
         if name in requests:
-            requests[name] = pd.Series([np.asarray(one) for one in requests[name]], dtype=object)
-    told = about["trace"]
-    trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
+            requests[name] = pd.Series([np.asarray(ids) for ids in requests[name]], dtype=object)
+    facts = about["trace"]
+    trace = Trace(requests, facts["name"], facts["kind"], facts["synthetic"])
     ends = enumerate(zip(about["died"], about["same_step"], strict=True))
     records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
     run_id.check_one(folder, [*names(folder), *PAGES])
-    return LiveRuns(plan, trace, records, about["inputs"])
+    return LiveRuns(run_scenario, trace, records, about["inputs"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -144,20 +146,20 @@ def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 def _step_table(record: Record) -> pd.DataFrame:
     columns: dict[str, Any] = {
-        "planned_s": [one.planned_s for one in record.decisions],
-        "shape": [json.dumps(one) for one in record.shapes],
-        "seconds": [one.seconds[0] for one in record.results],
-        "device_seconds": [one.device_s[0] for one in record.results],
-        "host_seconds": [one.host_s for one in record.results],
-        "drafting_seconds": [one.drafting_s for one in record.results],
-        "right_drafts": [json.dumps(one.accepted) for one in record.results],
-        "found_drafts": [json.dumps(one.proposed) for one in record.results],
+        "planned_s": [decision.planned_s for decision in record.decisions],
+        "shape": [json.dumps(shape) for shape in record.shapes],
+        "seconds": [outcome.seconds[0] for outcome in record.results],
+        "device_seconds": [outcome.device_s[0] for outcome in record.results],
+        "host_seconds": [outcome.host_s for outcome in record.results],
+        "drafting_seconds": [outcome.drafting_s for outcome in record.results],
+        "right_drafts": [json.dumps(outcome.accepted) for outcome in record.results],
+        "found_drafts": [json.dumps(outcome.proposed) for outcome in record.results],
     }
     for name in LISTS:
-        columns[name] = [json.dumps(getattr(one, name), separators=(",", ":")) for one in record.decisions]
+        columns[name] = [json.dumps(getattr(decision, name), separators=(",", ":")) for decision in record.decisions]
     if record.terms:
         for name, term in TIMED.items():
-            columns[name] = np.array([one.get(term, 0.0) for one in record.terms], np.float32)
+            columns[name] = np.array([terms.get(term, 0.0) for terms in record.terms], np.float32)
     return record.steps.assign(**columns)
 
 
@@ -188,9 +190,9 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
 
 
 def _results(table: pd.DataFrame) -> Iterator[Outcome]:
-    told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
+    seconds = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
     drafts = (map(documents.loads, table[name]) for name in ("right_drafts", "found_drafts"))
-    for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
+    for all_s, device_s, host_s, drafting_s, right, found in zip(*seconds, *drafts, strict=True):
         yield Outcome([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
 

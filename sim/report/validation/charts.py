@@ -17,7 +17,7 @@ from sim.results.metrics import distribution
 from sim.validate.steps import KINDS, totals
 
 if TYPE_CHECKING:
-    from sim.validate.retime import Seen
+    from sim.validate.retime import Latencies
     from sim.validate.run import Validation
 
 MOST_POINTS, WORST_POINTS = 2500, 500
@@ -31,7 +31,7 @@ def latency_charts(validation: Validation) -> list[Chart]:
     return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": validation.predicted}))]
 
 
-def _latency(key: str, named: dict[str, Seen]) -> Chart | None:
+def _latency(key: str, named: dict[str, Latencies]) -> Chart | None:
     stats = {
         name: distribution(*run.itl) if key == "itl_s" else distribution(run.requests[key])
         for name, run in named.items()

@@ -28,7 +28,7 @@ from sim.report.validation.sentences import (
 
 if TYPE_CHECKING:
     from sim.results.metrics import Itl
-    from sim.validate.retime import Seen
+    from sim.validate.retime import Latencies
     from sim.validate.run import Validation
 
 CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p90", "e2e_s.p99")} | {
@@ -111,8 +111,8 @@ def lanes_json(validation: Validation, mark: str = "") -> Iterator[str]:
     return trace_json(lanes, names=names, mark=mark)
 
 
-def _lane(seen: Seen, replica: int, first: int) -> pd.DataFrame:
-    requests = seen.requests
+def _lane(latencies: Latencies, replica: int, first: int) -> pd.DataFrame:
+    requests = latencies.requests
     if "reason" not in requests:
         requests = requests.assign(reason="", preemptions=0, prefix_hit_tokens=0)
     return requests.assign(request=requests["request"] + first, replica=replica)

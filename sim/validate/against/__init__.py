@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sim.results import metrics
-from sim.validate.retime import Seen
+from sim.validate.retime import Latencies
 from traces import documents, files
 from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace, from_frame
 
@@ -57,7 +57,7 @@ class Served:
     """The requests that a server answered, in order of arrival: as a trace, and as what they saw."""
 
     trace: Trace
-    seen: Seen
+    latencies: Latencies
     notes: tuple[str, ...]
 
 
@@ -118,8 +118,8 @@ def _check(row: Row, path: Path) -> None:
         if not math.isfinite(getattr(row, name)):
             raise InputError(f"{path}: {row.where} has no {name.removesuffix('_s')}")
     if row.ttft_s < 0 or row.e2e_s < row.ttft_s or row.queue_s < 0:
-        told = f"first token after {row.ttft_s:.6f} s, last after {row.e2e_s:.6f} s"
-        raise InputError(f"{path}: the clock runs backwards in {row.where}: {told}")
+        span = f"first token after {row.ttft_s:.6f} s, last after {row.e2e_s:.6f} s"
+        raise InputError(f"{path}: the clock runs backwards in {row.where}: {span}")
     if max(abs(row.start_s), row.e2e_s) > MAX_TIME_S:
         raise InputError(f"{path}: {row.where} is at {row.start_s:.3g} s and took {row.e2e_s:.3g} s; expected seconds")
     if not all(1 <= count <= MAX_TOKENS for count in (row.prompt_tokens, row.output_tokens)):
@@ -150,4 +150,4 @@ def _served(rows: Sequence[Row], path: Path, notes: Sequence[str]) -> Served:
     itl: metrics.Itl = (gaps_s, np.ones(len(gaps_s), np.int64))
     steps = pd.DataFrame({"end_s": [float((start_s + e2e_s).max())]})
     trace = from_frame(lengths, name=path.name, kind="results")
-    return Served(trace, Seen(requests, steps, itl), tuple(notes))
+    return Served(trace, Latencies(requests, steps, itl), tuple(notes))

@@ -180,7 +180,7 @@ class ScheduleReplay(Observer):
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, step = flight.batch, self._under_way.popleft()
         right = flight.outcome.accepted or []
-        drafted = [accepted for one, accepted in zip(batch.sampled, right, strict=False) if one.drafts]
+        drafted = [accepted for sample, accepted in zip(batch.sampled, right, strict=False) if sample.drafts]
         for row, accepted in zip(step["spec"], drafted, strict=True):
             row.append(accepted)
         first = [req.id for req in flight.committed.first_tokens]
@@ -207,7 +207,7 @@ class ScheduleReplay(Observer):
             "new": [req.id for req, _, _ in new],
             "resumed": [req.id for req, _, _ in resumed],
             "preempted": [req.id for req in batch.evicted],
-            "spec": [[one.request.id, one.drafts] for one in batch.sampled if one.drafts],
+            "spec": [[sample.request.id, sample.drafts] for sample in batch.sampled if sample.drafts],
             "hit": [[req.id, past] for req, _, past in [*new, *resumed] if past],
             "free": [engine.allocator.free_blocks],
             "queues": [[len(engine.running), len(engine.waiting)]],

@@ -63,10 +63,10 @@ def replay(path: Path) -> ScheduleResult:
         ours.run()
     except (InputError, NoProgressError) as error:
         raise InputError(f"{path}: {error}") from None
-    found = compare(recorded, ours.steps)
-    first = found.first_difference
+    comparison = compare(recorded, ours.steps)
+    first = comparison.first_difference
     status = "identical" if first is None else "different"
-    return ScheduleResult(name, status, len(recorded), described(first) if first else "", first, found.grades)
+    return ScheduleResult(name, status, len(recorded), described(first) if first else "", first, comparison.grades)
 
 
 def _unsupported(settings: dict[str, Any]) -> str:
@@ -144,11 +144,11 @@ def _check(scenario: Any, path: Path) -> None:
 
 
 def _pairs(value: Any) -> bool:
-    return isinstance(value, list) and all(_counts(one) and len(one) == 2 for one in value)
+    return isinstance(value, list) and all(_counts(pair) and len(pair) == 2 for pair in value)
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+    return isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
 
 
 def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> None:
