@@ -67,7 +67,7 @@ def test_a_step_is_laid_out_token_by_token(
             for position in range(past, past + count):
                 positions.append(position)
                 block = int(work.tables[number][position // block_tokens])
-                slots.append(block * block_tokens + position % block_tokens if number < work.kept else -1)
+                slots.append(block * block_tokens + position % block_tokens if number < work.real else -1)
                 tokens.append(int(work.tokens[at]))
                 at += 1
     assert packed.positions.tolist() == positions

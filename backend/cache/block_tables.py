@@ -39,7 +39,7 @@ class BlockTables:
         self._free = list(range(16))
 
     @property
-    def kept(self) -> bool:
+    def paged(self) -> bool:
         """Has the batch block tables at all?"""
         return self._table is not None
 

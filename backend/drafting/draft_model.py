@@ -196,7 +196,7 @@ class DraftModel:
         else:
             held.valid += min(row.right, max(held.made - 1, 0))
         slots = min(len(table) * size, self._model.spec.max_context_tokens or len(table) * size)
-        count = max(0, min(row.asked, slots - row.certain))
+        count = max(0, min(row.wanted, slots - row.certain))
         goal = held.valid
         if count:
             goal = row.certain + 1
@@ -221,7 +221,7 @@ class DraftModel:
         certain, counts = np.array([wanted[req] for req in drafting], np.int64).reshape(-1, 2).T
         seeds = np.array([sequences.of(req).seed for req in drafting], np.int64)
         draws = DrawRows(np.array(ends, np.int64), seeds, certain + 1)
-        verifies = [one for group in several if (one := part(group, [])) is not None]
+        verifies = [packed for group in several if (packed := part(group, [])) is not None]
         feed = pack(part(prefills, []), part(single, []), draws, size, verifies)
         steps = int(counts.max(initial=1)) - 1
         at = certain + 1 + np.arange(steps)[:, None]
@@ -270,6 +270,6 @@ class DraftModel:
             return self._greedy(logits, zeros, zeros.int())
         numbers = uniforms(feed.seeds, positions, DRAFT).to(logits.device)
         q = distribution(logits, self._sampling)
-        for req, one in zip(requests, q, strict=False):
-            self._held[req].q.append(one)
+        for req, masses in zip(requests, q, strict=False):
+            self._held[req].q.append(masses)
         return torch.where(q.isfinite().all(-1), drawn(q, numbers), -1)

@@ -71,7 +71,7 @@ def sweep(
                 click.echo(what, err=True)
 
             table = run(
-                question, out=out, workers=workers, executor=executor, progress=progress, told=told, page=page_of
+                question, out=out, workers=workers, executor=executor, progress=progress, say=told, page=page_of
             )
     except KeyboardInterrupt:
         if out is not None:

@@ -145,12 +145,12 @@ def goodput(requests: pd.DataFrame, slo: Sequence[Limit], duration_s: float) -> 
 
 def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
     """Each clause of the summary's SLO against the statistic that it names, over the whole run."""
-    found = []
+    results = []
     for name, limit_s in summary.get("goodput", {}).get("slo", {}).items():
         metric, statistic = SLO_NAMES[name]
         measured_s = summary[f"{metric}_s"][statistic]
-        found.append(SloResult(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
-    return found
+        results.append(SloResult(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
+    return results
 
 
 def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:

@@ -99,13 +99,13 @@ class Paired:
         del counts["differences"], counts["reason"]
         latencies = {
             key: {
-                "pairs": one.pairs,
-                "mean": one.mean._asdict(),
-                "median": one.median._asdict(),
-                "drifts": one.drifts,
-                "verdict": one.verdict,
+                "pairs": difference.pairs,
+                "mean": difference.mean._asdict(),
+                "median": difference.median._asdict(),
+                "drifts": difference.drifts,
+                "verdict": difference.verdict,
             }
-            for key, one in self.differences.items()
+            for key, difference in self.differences.items()
         }
         return {**counts, **latencies}
 
@@ -129,10 +129,10 @@ class PerRequest:
             if name in requests:
                 digest.update(requests[name].to_numpy(np.int64).tobytes())
         completed = (requests["status"] == "completed").to_numpy(bool)
-        found = {
+        latencies_s = {
             key: np.where(completed, requests[key].to_numpy(np.float64), np.nan).astype(np.float32) for key in PAIRED
         }
-        return cls(digest.hexdigest(), found)
+        return cls(digest.hexdigest(), latencies_s)
 
     @property
     def completed(self) -> npt.NDArray[np.bool_]:

@@ -68,12 +68,12 @@ class RunTables:
     def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
         """What is kept of a run; `answers` are of a live one, and only its id has them."""
         gaps_s, counts = run.itl
-        seen = counts > 0
-        itl = gaps_s[seen], counts[seen].astype(np.int64)
+        counted = counts > 0
+        itl = gaps_s[counted], counts[counted].astype(np.int64)
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key != "simulator"}
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
-        mark = run_id.digest(scenario, timeless, *("" if one is None else one for one in tables))
+        mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
         return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)
 
     def writers(self) -> dict[str, files.Writer]:
@@ -122,10 +122,10 @@ def _gaps(itl: Itl) -> pd.DataFrame:
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables by dotted key."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            flattened[prefix + key] = value
+    return flattened

@@ -78,10 +78,10 @@ def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
     total = sum(seconds.values())
     if not total > 0:
         return {}
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for (name, source), part in seconds.items():
-        found.setdefault(name, {})[source] = part / total
-    return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
+        shares.setdefault(name, {})[source] = part / total
+    return dict(sorted(shares.items(), key=lambda item: -sum(item[1].values())))
 
 
 MOST_SPANS = 5000

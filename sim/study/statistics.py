@@ -110,8 +110,8 @@ def mser5(series: npt.ArrayLike) -> int | None:
         return None
     parts = array[: batches * MSER_BATCH].reshape(batches, MSER_BATCH)
     counts = np.isfinite(parts).sum(axis=1)
-    kept = np.flatnonzero(counts)
-    means = np.nansum(parts[kept], axis=1) / counts[kept]
+    filled = np.flatnonzero(counts)
+    means = np.nansum(parts[filled], axis=1) / counts[filled]
     if len(means) < 4:
         return None
     means -= means.mean()  # so that the sums of squares below lose no digits
@@ -119,8 +119,8 @@ def mser5(series: npt.ArrayLike) -> int | None:
     sums, squares = (np.cumsum(values[::-1])[::-1] for values in (means, means * means))
     errors = np.maximum(squares - sums * sums / left, 0.0) / left**2
     most = len(means) // 2
-    found = int(np.argmin(errors[: most + 1]))
-    return None if found == most else int(kept[found]) * MSER_BATCH
+    cut = int(np.argmin(errors[: most + 1]))
+    return None if cut == most else int(filled[cut]) * MSER_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +163,5 @@ def _done_by(edges_s: Floats, times_s: Floats, work: Floats) -> Floats:
     """The work whose time has come by each edge; NaN never comes."""
     order = np.argsort(times_s, kind="stable")  # NaN last
     total = np.concatenate([[0.0], np.cumsum(work[order])])
-    found: Floats = total[np.searchsorted(times_s[order], edges_s, side="right")]
-    return found
+    done: Floats = total[np.searchsorted(times_s[order], edges_s, side="right")]
+    return done

@@ -63,7 +63,7 @@ def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] =
     requests, steps = _cut(run.requests, run.steps, window)
     explained = Explained.of(terms_of(run), steps)
     named = {"run_id": mark} if mark else {}
-    other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.told}
+    other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.note}
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n'
     first = True
     for lines in _events(run, requests, steps, explained, names):
@@ -80,7 +80,7 @@ class Explained:
     terms: StepTerms | None
     places: Mapping[int, int]
     """By row its place among those that can be explained."""
-    told: str
+    note: str
 
     @classmethod
     def of(cls, terms: StepTerms | None, rows: Ints) -> Explained:
@@ -89,10 +89,10 @@ class Explained:
         places = np.flatnonzero(np.isin(terms.rows, rows))
         every = -(-len(places) // MOST_EXPLAINED) or 1
         chosen = places[::every]
-        told = "all spans have them, in ms of the middle step"
+        note = "all spans have them, in ms of the middle step"
         if len(chosen) < len(rows):
-            told = f"{len(chosen)} of {len(rows)} spans have them, evenly chosen; --trace-window cuts to fewer spans"
-        return cls(terms, dict(zip(terms.rows[chosen].tolist(), chosen.tolist(), strict=True)), told)
+            note = f"{len(chosen)} of {len(rows)} spans have them, evenly chosen; --trace-window cuts to fewer spans"
+        return cls(terms, dict(zip(terms.rows[chosen].tolist(), chosen.tolist(), strict=True)), note)
 
     def text(self, row: int) -> str:
         """The further arguments of a span's slice; nothing where it was not chosen."""

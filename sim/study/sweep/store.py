@@ -43,7 +43,7 @@ class Store:
     """The folder, locked for one sweep at a time.
 
     `done` holds the finished points that were in it and still stand, by number, `again` those that run again, and
-    `told` why they do. `mark` is the id that the table and the page have.
+    `reason` why they do. `mark` is the id that the table and the page have.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Store:
         self.folder = folder
         self.done: dict[int, PointOutcome] = {}
         self.again: list[int] = []
-        self.told = ""
+        self.reason = ""
         self.mark = ""
         text = tomli_w.dumps(dict(question))
         check_free(folder, "sweep")
@@ -96,23 +96,23 @@ class Store:
             files.write_file(folder / QUESTION, files.text(text))
             return
         changed = differing(question_of(folder).get("made_of", {}), question.get("made_of", {}))
-        kept = bytearray()
+        lines = bytearray()
         for point, outcome, line in _entries(folder):
             if changed and not changed.keys().isdisjoint(made_of_point(point)):
                 self.again.append(point)
             else:
                 self.done[point] = outcome
-                kept += line
+                lines += line
         if inputs.text(folder / QUESTION) != text:  # of another version, or made of something else
             files.write_files(
-                folder, {QUESTION: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE)
+                folder, {QUESTION: files.text(text), JOURNAL: files.raw(bytes(lines))}, stale=(TABLE, PAGE)
             )
         elif journal.exists():
-            os.truncate(journal, len(kept))  # the line that a kill cut short is dropped
+            os.truncate(journal, len(lines))  # the line that a kill cut short is dropped
         if self.again:
             names = sorted({name for some in changed.values() for name in some})
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            self.told = (
+            self.reason = (
                 f"{len(self.done):,} of {question['points']:,} points reused, {len(set(self.again)):,} run again since "
                 f"{', '.join(names[:MOST_NAMES])}{more} changed"
             )
@@ -153,9 +153,9 @@ def _entries(folder: Path) -> Iterator[tuple[int, PointOutcome, bytes]]:
     """Each whole line of the journal: its point, what came of it, and itself."""
     for number, line in enumerate(_whole(folder).splitlines(keepends=True), 1):
         try:
-            found = documents.loads(line)
-            point = int(found.pop("point"))
-            outcome = PointOutcome(**found)
+            entry = documents.loads(line)
+            point = int(entry.pop("point"))
+            outcome = PointOutcome(**entry)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f"{folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
@@ -178,17 +178,17 @@ def _check_same(folder: Path, text: str) -> None:
     path = folder / QUESTION
     if not inputs.exists(path):
         return
-    found = inputs.text(path)
-    if found == text:
+    written = inputs.text(path)
+    if written == text:
         return
-    there, here = (dict(_leaves(documents.toml_of(one, str(path)))) for one in (found, text))
+    there, here = (dict(_leaves(documents.toml_of(tables, str(path)))) for tables in (written, text))
     keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and not _of_making(key)]
     if not keys:
         return
     first = keys[0]
-    told = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
+    difference = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
     more = f" (and {len(keys) - 1} more differences)" if len(keys) > 1 else ""
-    raise InputError(f"{folder} holds another sweep: {told}{more}; give another --out, or delete that folder")
+    raise InputError(f"{folder} holds another sweep: {difference}{more}; give another --out, or delete that folder")
 
 
 def _of_making(key: str) -> bool:
