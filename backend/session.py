@@ -135,7 +135,6 @@ class Session:
 
     @property
     def byte_level(self) -> bool:
-        """Whether the model's tokens are the bytes of a text."""
         return self._model.config.byte_level
 
     def _shows_text(self) -> bool:

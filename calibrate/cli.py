@@ -262,7 +262,6 @@ def _console() -> Console:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, where a person is there to see it."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda _what, _done, _total: None

@@ -28,8 +28,6 @@ HEAVY_TOKENS = 1024
 
 
 class Reading(NamedTuple):
-    """One operation that ran, and its seconds."""
-
     operation: Operation
     seconds: float
 

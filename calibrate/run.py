@@ -57,8 +57,6 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is going to be measured, and how long that is expected to take."""
-
     target: devices.Target
     sheet: GpuSpec
     limits: Range
@@ -69,7 +67,6 @@ class Job:
     settings: Settings
 
     def grid(self) -> dict[str, str]:
-        """The grid in words."""
         first = next(iter(self.subjects.values()))
         return {
             "models": "; ".join(self.subjects),
@@ -144,7 +141,6 @@ def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpe
 
 
 def _estimate(spec: ModelSpec, sheet: GpuSpec, *, sustained: bool) -> Callable[[list[Case], Density], float]:
-    """Seconds that measuring cases takes, by the roofline."""
     cost = Roofline(spec, sheet, cuda_graphs=False, window=None)
 
     def seconds(measured: list[Case], density: Density) -> float:
@@ -184,17 +180,14 @@ def calibrate(
 
 
 def open_journal(job: Job, out: Path, *, resume: bool) -> Journal:
-    """The journal beside the profile that is going to be `out`."""
     return Journal(journal_path(out), job.header(), resume=resume)
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of the profile `out` is."""
     return out.parent / f"{out.name}.{JOURNAL}"
 
 
 def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Least and greatest of what was logged."""
     keys = sorted({key for logged in clocks for key in logged})
     ends: dict[str, Callable[[Sequence[float]], float]] = {"least": min, "most": max}
     return {

@@ -33,7 +33,6 @@ class ThreadClock(CpuClock):
     """The host computes, in this thread: the time in which the thread ran, without that given to other processes."""
 
     def mark(self) -> float:
-        """Seconds in which this thread ran."""
         return time.thread_time()
 
 
@@ -50,7 +49,6 @@ class TimedOps:
         return getattr(self._inner, name)
 
     def readings(self) -> list[Reading]:
-        """What ran since the last call, in order."""
         readings = [
             Reading(Operation(table, tuple(row.items())), self._clock.seconds(begin, end))
             for table, row, begin, end in self._marks
@@ -66,7 +64,6 @@ class TimedOps:
         return result
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
-        """As `Ops.linear`."""
         data = weight.data if isinstance(weight, QuantWeight) else weight
         n, k = weight.shape
         row: dict[str, Value] = {"dtype": NAMES[x.dtype], "weight_dtype": NAMES[data.dtype], "k": k, "n": n}
@@ -74,27 +71,23 @@ class TimedOps:
         return result
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `Ops.rms_norm`."""
         result: tuple[Tensor, Tensor] = self._elementwise(
             "norm", x, x.shape[1], lambda: self._inner.rms_norm(x, weight, eps, residual)
         )
         return result
 
     def head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """As `Ops.head_norm`."""
         width = x.shape[1] * x.shape[2]
         result: Tensor = self._elementwise("head_norm", x, width, lambda: self._inner.head_norm(x, weight, eps))
         return result
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
-        """As `Ops.silu_and_mul`."""
         result: Tensor = self._elementwise("activation", x, x.shape[1] // 2, lambda: self._inner.silu_and_mul(x))
         return result
 
     def rope_cache_write(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
-        """As `Ops.rope_cache_write`."""
         width = (q.shape[1] + 2 * k.shape[1]) * q.shape[2]
         result: Tensor = self._elementwise(
             "rope_kv_write",
@@ -129,7 +122,6 @@ class TimedOps:
     def decode_attention(
         self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `Ops.decode_attention`."""
         contexts = self.case.decodes
         row = {
             **_heads(q.shape[2:], q, cache, window),
@@ -144,7 +136,6 @@ class TimedOps:
         return result
 
     def sample(self, logits: Tensor, **how: Tensor) -> Tensor:
-        """As `Ops.sample`."""
         row: dict[str, Value] = {"vocab": logits.shape[1], "rows": len(logits)}
         result: Tensor = self._timed("sampling", row, lambda: self._inner.sample(logits, **how))
         return result

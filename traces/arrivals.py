@@ -18,7 +18,6 @@ RAGPULSE_DAY = (*RAGPULSE_HOURS, 214, 176)
 
 
 def poisson(count: int, rate_per_s: float, rng: np.random.Generator) -> Floats:
-    """Exponential gaps."""
     return _times(rng.exponential(1.0, _gaps(count, rate_per_s)) / rate_per_s)
 
 
@@ -36,7 +35,6 @@ def weibull(count: int, rate_per_s: float, rng: np.random.Generator, cv: float =
 
 
 def constant(count: int, rate_per_s: float) -> Floats:
-    """Equal gaps."""
     return np.arange(_gaps(count, rate_per_s) + 1) / rate_per_s
 
 

@@ -81,7 +81,6 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|in
 
 
 def number_of(text: str) -> float | int | str:
-    """A CSV cell as a number where it is one."""
     text = text.strip()
     if len(text) > 100 or not _NUMBER.fullmatch(text):
         return text

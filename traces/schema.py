@@ -68,7 +68,6 @@ class Trace:
 
     @property
     def span_s(self) -> float:
-        """Seconds from the first arrival to the last."""
         times = self.requests["arrival_s"]
         return float(times.iloc[-1] - times.iloc[0])
 

@@ -68,7 +68,6 @@ def shapes(small: bool) -> Shapes:
 
 
 def decode_name(cache: str, sequences: int, context: int) -> str:
-    """A decode case's name."""
     return f"decode {cache} {sequences}x{context}"
 
 
@@ -120,7 +119,6 @@ def _planned(inputs: BenchSequences, block_tokens: int) -> Call:
 
 
 def prefill_name(new: int, past: int) -> str:
-    """A prompt's or a chunk's name."""
     return f"chunk {new} on {past}" if past else f"prefill {new}"
 
 

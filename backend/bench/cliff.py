@@ -46,7 +46,6 @@ class CliffPoint:
 
     @property
     def place(self) -> str:
-        """Its place."""
         return f"{self.sequences} sequences of {self.context}"
 
 
@@ -60,7 +59,6 @@ class CliffVerdict:
     findings: tuple[str, ...]
 
     def as_dict(self, points: int) -> dict[str, Any]:
-        """For JSON, with the number of points that it rests on."""
         return {**asdict(self), "points": points}
 
 

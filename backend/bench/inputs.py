@@ -37,7 +37,6 @@ class Pool:
         self.k_scale, self.v_scale = self._scales(shape), self._scales(shape)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """More random numbers of the pool's generator."""
         return torch.randn(shape, generator=self._generator, device=self.device, dtype=dtype)
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:
@@ -59,7 +58,6 @@ class Pool:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of keys, values and scales of one token."""
         each = self.heads.dim * self.dtype.itemsize + (2 if self.dtype == torch.int8 else 0)
         return 2 * self.heads.kv * each
 
@@ -109,7 +107,6 @@ class BenchSequences:
 
     @property
     def set_bytes(self) -> int:
-        """Keys and values of one set."""
         return self.count * self.context * self.pool.token_bytes
 
     @cached_property

@@ -30,7 +30,6 @@ WAVE_S = 1000.0
 
 
 def spec_of(small: bool) -> ModelSpec:
-    """The model that is timed."""
     return catalog.load_model(SMALL_MODEL if small else MODEL)
 
 

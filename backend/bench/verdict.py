@@ -31,7 +31,6 @@ class Bar:
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)
 
 

@@ -124,7 +124,6 @@ class DraftModel:
     # ---- the cache follows the target's ----------------------------------------------------------------------------
 
     def move(self, batch: Batch) -> None:
-        """As `Proposing.move`."""
         self._mover.move(batch)
         copied = 0
         for swap in batch.swaps:
@@ -160,7 +159,6 @@ class DraftModel:
     # ---- a round ----------------------------------------------------------------------------------------------------
 
     def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
-        """As `Proposing.propose`."""
         counts, entries = [], []
         for row in rows:
             entry, count = self._follow(row)
@@ -184,7 +182,6 @@ class DraftModel:
         return counts, device_s
 
     def distributions(self, req: Request, drafts: int) -> Iterator[Tensor]:
-        """As `Proposing.distributions`."""
         yield from self._held[req].q[:drafts]
 
     def _follow(self, row: DraftingRow) -> tuple[Entry | None, int]:

@@ -61,8 +61,6 @@ class Ground(NamedTuple):
 
 
 class Proposing(Protocol):
-    """Where drafts come from."""
-
     samples: bool
     """Are drafts drawn from a distribution of the drafter's own? Else each is one guess, and compared."""
 

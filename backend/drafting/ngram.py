@@ -53,7 +53,6 @@ class Ngram:
         """There is no cache."""
 
     def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
-        """As `backend.drafting.drafting.Proposing.propose`."""
         return [self._look_up(row) if row.wanted else 0 for row in rows], 0.0
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:

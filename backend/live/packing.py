@@ -228,7 +228,6 @@ _TORCH_TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64
 
 
 def staged_bytes(arrays: Sequence[Array]) -> int:
-    """Device memory that `Stage.send` fills with these arrays."""
     return _starts(arrays)[-1]
 
 

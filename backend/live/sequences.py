@@ -56,7 +56,6 @@ class Sequences:
         return self._ids[at]
 
     def put(self, at: Ints | slice, tokens: Ints | npt.NDArray[np.int32]) -> None:
-        """Take in what was sampled or proposed."""
         self._ids[at] = tokens
 
     def end(self, req: Request, place: int) -> None:

@@ -127,7 +127,6 @@ class _Slot:
         return self._tensor
 
     def put(self, piece: Piece, value: Tensor) -> None:
-        """Copies one piece into its place."""
         whole = self.tensor() if piece.expert is None else self.tensor()[piece.expert]
         whole[piece.rows].copy_(value)
         self._missing -= 1

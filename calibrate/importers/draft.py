@@ -71,7 +71,6 @@ class Draft:
             self.leave_out(table, place, str(why))
 
     def note(self, text: str) -> None:
-        """A sentence for the profile, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -91,11 +90,9 @@ class ImportOptions:
         self._used: set[str] = set()
 
     def dtype(self) -> str | None:
-        """The type of the activations, where a file does not say it."""
         return self._text("dtype")
 
     def model(self) -> str | None:
-        """The model measured, where a file does not say it."""
         return self._text("model")
 
     def tp(self) -> int | None:

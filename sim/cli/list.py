@@ -21,7 +21,6 @@ Row = dict[str, Any]
 
 
 def rows_of(kind: str) -> list[Row]:
-    """The rows of `sim list KIND`."""
     return _KINDS[kind]()
 
 

@@ -34,7 +34,6 @@ class Chart:
 
 
 def axis(unit: str, label: str) -> Spec:
-    """An axis with its name."""
     return {"unit": unit, "label": label}
 
 
@@ -91,7 +90,6 @@ def choice(
     ylog: bool = False,
     limits: Sequence[Spec] = (),
 ) -> Spec:
-    """One of the quantities that a plot can show."""
     across = {} if x is None else {"x": x}
     return {"label": label, "sentence": sentence, **across, "y": y, "ylog": ylog, "limits": limits, "series": lines}
 

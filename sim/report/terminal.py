@@ -73,7 +73,6 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """What drafting gave and what it took."""
     gave = f"{number(drafts['tokens_per_target_step'])} tokens a target step"
     yield "Drafts", f"{gave}; right by position: {drafts_by_position(drafts)}"
     memory = ""
@@ -86,7 +85,6 @@ def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
-    """Goodput, and each clause of the SLO with its verdict."""
     if not (goodput := summary.get("goodput")):
         return
     rate, share = number(goodput["requests_per_s"]), percent(goodput["fraction"])

@@ -35,7 +35,6 @@ def text(content: str | Iterable[str]) -> Writer:
 
 
 def raw(content: bytes) -> Writer:
-    """A writer of bytes."""
 
     def write(path: Path) -> None:
         path.write_bytes(content)

@@ -195,7 +195,6 @@ def _batch_means(values: Floats) -> Floats:
 
 
 def _half_width(means: Floats) -> float:
-    """Half of the confidence interval of the mean of independent batches."""
     student = float(stdtrit(BATCHES - 1, 0.5 + CONFIDENCE / 2))
     return student * float(means.std(ddof=1)) / math.sqrt(BATCHES)
 

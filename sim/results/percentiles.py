@@ -39,7 +39,6 @@ def weighted_percentiles(values: Floats, weights: Ints, percents: Sequence[float
 
 
 def _ranked(values: Floats, weights: Ints, ranks: Ints) -> Floats:
-    """The values at those places of the expanded array in order."""
     positive = weights > 0
     order = np.argsort(values[positive], kind="stable")
     ends = np.cumsum(weights[positive][order], dtype=np.int64)

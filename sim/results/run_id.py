@@ -35,7 +35,6 @@ _CHARSET = '<meta charset="utf-8">'
 
 
 def digest(*parts: str | Mapping[str, Any] | pd.DataFrame) -> str:
-    """The id of what these hold."""
     sha = hashlib.sha256()
     for part in parts:
         for piece in _pieces(part):
@@ -69,22 +68,18 @@ def _column(column: pd.Series[Any]) -> Iterable[bytes]:
 
 
 def table(frame: pd.DataFrame, mark: str, **layout: Any) -> Writer:
-    """A writer of Parquet with the id."""
     return files.parquet(frame, {KEY: mark}, **layout)
 
 
 def document(value: Mapping[str, Any], mark: str) -> Writer:
-    """A writer of a JSON object with the id, as its first key."""
     return files.as_json({KEY: mark, **value})
 
 
 def page(html: str, mark: str) -> Writer:
-    """A writer of a page with the id in its head."""
     return files.text(html.replace(_CHARSET, f'{_CHARSET}\n<meta name="{KEY}" content="{mark}">', 1) if mark else html)
 
 
 def toml(text: str, mark: str) -> Writer:
-    """A writer of TOML with the id in a comment."""
     return files.text(f"# {KEY} = {mark}\n{text}")
 
 

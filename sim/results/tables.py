@@ -121,7 +121,6 @@ def _gaps(itl: Itl) -> pd.DataFrame:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables by dotted key."""
     flattened: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):

@@ -33,7 +33,6 @@ class StepTerms:
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of the steps table that can be explained, in order."""
         return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
 
     def of(self, place: int) -> dict[str, float]:

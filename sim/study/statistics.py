@@ -37,7 +37,6 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half of its length."""
         return (self.high - self.low) / 2
 
     @property

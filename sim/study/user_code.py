@@ -83,7 +83,6 @@ PRODUCT = ("traces", "sim", "backend", "calibrate")
 
 @cache
 def _not_users() -> tuple[Path, ...]:
-    """The folders of Python itself and of this product."""
     python = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     ours = Path(traces.__file__).parent.parent
     return (*(Path(folder).resolve() for folder in python), *((ours / name).resolve() for name in PRODUCT))

@@ -64,13 +64,11 @@ class Fitted:
         return device, _priced(self.host, features(shape))
 
     def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
         counts = features(shape)
         device = {name: Term(_priced(each, counts), "interpolated") for name, each in self.device.items()}
         return device | {"host": Term(_priced(self.host, counts), "interpolated", on_host=True)}
 
     def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
         return [
             Constant(f"{where}: {name}", value, f"{NAME}: non-negative least squares over every other live step")
             for where, each in (*self.device.items(), ("host", self.host))

@@ -30,7 +30,6 @@ class LiveRuns:
     about: dict[str, Any]
 
     def shapes(self) -> list[Shape]:
-        """Of all steps of all records, in order."""
         return [shape for record in self.records for shape in record.shapes]
 
 
@@ -103,13 +102,10 @@ class Ranked:
         return getattr(self._inner, name)
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
         return self._inner.span_s(shape, repeats)
 
     def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
         return self._inner.explain(shape)
 
     def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
         return self._inner.describe()

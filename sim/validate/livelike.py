@@ -64,11 +64,9 @@ class LiveLike:
 
     @property
     def needs_longest(self) -> bool:
-        """As the model that is corrected."""
         return bool(getattr(self.inner, "needs_longest", False))
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
         device, host_s = self.inner.span_s(shape, repeats)
         host_s = max(0.0, host_s + _correction(self.corrections.host_s, shape))
         if not self.device:
@@ -82,7 +80,6 @@ class LiveLike:
         return {"device": Term(device[0], "measured"), "host": Term(host_s, "measured", on_host=True)}
 
     def describe(self) -> list[Constant]:
-        """Those of the model that is corrected."""
         return self.inner.describe()
 
 

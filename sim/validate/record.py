@@ -95,8 +95,6 @@ class Record:
 
 @dataclass(slots=True)
 class _Planned:
-    """A decision in the making."""
-
     entries: tuple[Ids, ...]
     joined: tuple[Ids, ...]
     left: Ids

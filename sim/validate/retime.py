@@ -41,7 +41,6 @@ class Latencies:
 
 
 def as_recorded(record: Record, block_tokens: int) -> Latencies:
-    """The record's own times."""
     return retimed(record, np.array([outcome.seconds[0] for outcome in record.results]), block_tokens)
 
 
@@ -97,7 +96,6 @@ class _Arrivals:
 
 
 def _note(log: RequestLog, decision: Any, end_s: float) -> None:
-    """What the end of a batch means for its requests."""
     for id in decision.evicted:
         log.preemptions[index_of(id)] += 1
     for id in decision.first:

@@ -57,7 +57,6 @@ class Pricing:
 
     @classmethod
     def of_profile(cls, runs: LiveRuns) -> Pricing:
-        """That of the scenario's profile."""
         return cls(assemble(runs.scenario).cost, runs.scenario.cost.profile)
 
     @classmethod
@@ -102,19 +101,15 @@ class WithoutHost:
 
     @property
     def needs_longest(self) -> bool:
-        """As the model itself."""
         return bool(getattr(self.inner, "needs_longest", False))
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
         return self.inner.span_s(shape, repeats)[0], 0.0
 
     def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
         return {name: term for name, term in self.inner.explain(shape).items() if not term.on_host}
 
     def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
         return list(self.inner.describe())
 
 
@@ -204,7 +199,6 @@ def _live_decisions(runs: LiveRuns, rows: pd.DataFrame, block_tokens: int) -> li
 
 
 def _mean(runs: Sequence[Measures]) -> Measures:
-    """Measure by measure over the runs that have it."""
     means: dict[str, dict[str, float | None]] = {}
     for key, names in runs[0].items():
         means[key] = {}

@@ -66,7 +66,6 @@ def against(scenario: Scenario, served: Served, bounds: Bounds) -> Validation:
 
 
 def _settings(scenario: Scenario) -> str:
-    """What is taken to be the server's."""
     engine, kv = scenario.engine, scenario.kv
     return (
         f"The server is taken to batch as {scenario.policy.name} / {scenario.allocator.name} does, with max_num_seqs "

@@ -58,7 +58,6 @@ def step_rows(records: Sequence[Record], cost: StepCost | None) -> pd.DataFrame:
 
 
 def timed_terms(rows: pd.DataFrame) -> list[str]:
-    """Those of `TERMS` that were measured."""
     return [term for term in TERMS if f"{term}_s" in rows]
 
 

@@ -216,6 +216,5 @@ def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down."""
     freeze: Callable[[Any], Any] = _frozen
     return tuple(map(freeze, value)) if isinstance(value, list) else value

@@ -45,7 +45,6 @@ def term_of(name: str) -> str:
 
 
 def by_term(cost: StepCost, shape: Shape) -> dict[str, float]:
-    """A step's predicted device seconds by `TERMS`."""
     seconds = dict.fromkeys(TERMS, 0.0)
     for name, price in cost.explain(shape).items():
         if not price.on_host:
@@ -101,7 +100,6 @@ class Watched:
         self.failure: Exception | None = None
 
     def execute(self, batch: Batch) -> Outcome:
-        """As `Executor.execute`."""
         if self._watch is not None:
             self._watch.lap()
         try:

@@ -34,7 +34,6 @@ class Divergence:
     """Was it the run whose engine repeats steps unasked?"""
 
     def sentence(self) -> str:
-        """In words."""
         how = "with" if self.spans else "without"
         return (
             f"step {self.step}, {self.key}: live {_short(self.recorded)}, simulated {_short(self.ours)} ({how} spans)"
@@ -66,7 +65,6 @@ class ReplaySession:
         self._results = results
 
     def executor(self, engine: ServingEngine) -> Executor:
-        """One that gives the recorded seconds."""
         return Replayed(self._results)
 
     def outputs(self) -> Iterator[tuple[int, int, Any]]:

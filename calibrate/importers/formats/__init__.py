@@ -30,7 +30,6 @@ class ImportFormat(Protocol):
 
 
 def names() -> list[str]:
-    """The formats, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 

@@ -40,7 +40,6 @@ _COLLECTIVES = ("all_reduce", "all_gather")
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Which kernel table this is."""
     if not any(sheet.has(time) for time in _TIMES):
         return None
     if sheet.has("m", "n", "k") and not sheet.has("num_heads"):

@@ -30,7 +30,6 @@ _Kernel = tuple[str, dict[str, Value]]
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Which file of an op profile this is."""
     return next((name for name, columns in _HEADERS.items() if sheet.has(*columns)), None)
 
 

@@ -32,7 +32,6 @@ NO_HOST_US = 1e-3
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Whether this is Splitwise's performance table."""
     return "perf_model" if sheet.has(*_COLUMNS) else None
 
 

@@ -78,7 +78,6 @@ class SharedAxis:
 
 
 def queue_charts(variants: Sequence[Variant]) -> list[Chart]:
-    """Waiting and served requests over time, one line for each variant."""
     timelines = [(place, variant, variant.timeline) for place, variant in enumerate(variants) if variant.timeline]
     if not timelines:
         return []

@@ -61,5 +61,4 @@ PAGE_CANDIDATES: Columns = [
 
 
 def cells(columns: Columns, rows: Rows) -> list[list[str]]:
-    """The texts of each row."""
     return [[text(row) for _, text in columns] for row in rows]

@@ -59,7 +59,6 @@ def _latency_chart(run: Run, key: str) -> Chart:
 
 
 def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
-    """The values behind a latency's statistics, with their counts."""
     if key == "itl_s":
         return itl
     values = requests[key].dropna().to_numpy(dtype=np.float64)

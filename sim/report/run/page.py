@@ -126,14 +126,12 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
 
 
 def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
-    """The share of the step seconds of each term, and where they come from."""
     for name, sources in terms.items():
         parts = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
         yield name, parts
 
 
 def _drafting(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """What drafting gave, and what it took."""
     yield "Drafter", str(drafts["drafter"])
     yield "Tokens a target step", number(drafts["tokens_per_target_step"])
     yield "Drafts verified", count(drafts["drafted_tokens"])

@@ -141,7 +141,6 @@ def _cut(requests: pd.DataFrame, steps: pd.DataFrame, window: Window | None) -> 
 
 
 def _name(pid: int, kind: str, name: str, tid: int) -> list[str]:
-    """The metadata event that names a process or a thread."""
     return [json.dumps({"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}})]
 
 
@@ -172,7 +171,6 @@ def _tracks(start_ns: Ints, end_ns: Ints) -> Ints:
 
 
 def _columns(rows: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows as tuples of Python numbers."""
     return zip(*(rows[name].tolist() for name in names), strict=True)
 
 

@@ -29,7 +29,6 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def requests_line(summary: Mapping[str, Any]) -> str:
-    """How many requests ended how, and over which time."""
     counts = summary["requests"]
     rest = [f"{count(counts[name])} {name}" for name in ("rejected", "unfinished") if counts.get(name)]
     if counts.get("dropped"):

@@ -48,7 +48,6 @@ class TimeAxis:
         return {**axis(unit, "time since first arrival"), "first": first, "width": width, "buckets": len(edges_s) - 1}
 
     def grid(self, values: int) -> Floats:
-        """Edges of the buckets for that many values."""
         return series.grid(self.start_s, self.end_s, values)
 
 
@@ -108,7 +107,6 @@ def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """TTFT by the time at which requests arrived."""
     known = requests[requests["ttft_s"].notna()].sort_values("arrival_s", kind="stable")
     arrival_s, ttft_ms = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64) * 1e3
     buckets = min(series.FEWEST_BUCKETS, max(10, len(known) // REQUESTS_PER_BUCKET))
@@ -130,7 +128,6 @@ def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """How many requests a step prefilled and decoded."""
     edges_s = clock.grid(len(steps))
     kinds = {"decoding": "decode_requests", "prefilling": "prefill_requests"}
     parts = series.by_replica(steps, *kinds.values())
@@ -152,7 +149,6 @@ def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def step_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """How long a step took."""
     edges_s = clock.grid(len(steps))
     spans = series.by_replica(steps, "repeats", "prefill_tokens")
     parts = [part.constant((part.end_s - part.start_s) / part.columns["repeats"] * 1e3) for part in spans]

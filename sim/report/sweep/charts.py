@@ -53,7 +53,6 @@ def _lines(sweep: Sweep) -> Lines:
 
 
 def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: Sequence[Measure]) -> Chart:
-    """One plot with a choice of measures."""
     assert sweep.load is not None
     choices = [_line_choice(sweep, lines, measure) for measure in measures]
     loads = sweep.loads

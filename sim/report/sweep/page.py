@@ -109,7 +109,6 @@ def _counts(sweep: Sweep) -> tuple[int, int]:
 
 
 def _cards(sweep: Sweep) -> Iterable[Card]:
-    """For each headline measure the best stable point."""
     for measure, label in CARDS.items():
         if (measure == REQUESTS and sweep.has(GOODPUT)) or (measure == GPU_HOURS and sweep.has(PRICE)):
             continue

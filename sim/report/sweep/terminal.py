@@ -16,7 +16,6 @@ MOST_REASONS = 5
 
 
 def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
-    """What the terminal says of a sweep's rows."""
     sweep = Sweep.of(table, axes)
     parts: list[RenderableType] = [Text(_counts(table, sweep), style="bold")]
     best = _best_table(sweep)

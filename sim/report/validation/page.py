@@ -38,7 +38,6 @@ REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 
 def render_validation(validation: Validation) -> str:
-    """The page of a validation as one string of HTML."""
     document, inputs = validation.document, validation.document["inputs"]
     verdict, requests = document["verdict"], list(request_table(document["requests"]))
     wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1

@@ -42,7 +42,6 @@ def capacity_words(capacity: Capacity, replicas: int) -> Document:
 
 
 def warm_up_words(capacity: Capacity) -> Document:
-    """What was cut off."""
     return {
         "rule": "MSER-5 of the mean over replications; at least a tenth and the 90th percentile of E2E",
         "settled": capacity.settled,
@@ -109,7 +108,6 @@ def row_of(scenario: Scenario, capacity: Capacity) -> Document:
 
 
 def configuration(scenario: Scenario) -> Document:
-    """What a candidate may vary."""
     return {
         "model": scenario.model,
         "gpu": scenario.gpu,
@@ -177,7 +175,6 @@ def lowest_s(observation: Observation, clause: Clause, window: Window) -> float:
 
 
 def inputs_of(scenario: Scenario, observation: Observation) -> Document:
-    """Where the numbers are from."""
     facts = observation.facts.get("inputs", {})
     arrivals = "poisson" if scenario.workload.arrivals == "trace" else scenario.workload.arrivals
     return {

@@ -114,7 +114,6 @@ class Observation:
         return len(self.due_s)
 
     def growth(self, window: Window) -> Growth:
-        """How the backlog grew while the requests that count came."""
         return grown(self.due_s, self.arrival_s, self.finish_s, self.work_tokens, window)
 
 

@@ -165,6 +165,5 @@ def _curve(bench: Simulated, search: Search, capacity: Capacity) -> list[AtRate]
 
 
 def jsonable(document: Document) -> Document:
-    """The document in JSON's own types."""
     plain: Any = metrics.plain(document)
     return dict(plain)

@@ -14,8 +14,6 @@ from sim.study.statistics import Estimate, mser5
 
 @dataclass(frozen=True, slots=True)
 class AtRate:
-    """All replications at one rate."""
-
     rate_per_s: float
     observations: tuple[Observation, ...]
     excess: tuple[Estimate, ...]

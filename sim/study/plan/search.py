@@ -185,7 +185,6 @@ class Search:
         return UnmetError(observation, clause)
 
     def at(self, rate: float) -> AtRate:
-        """What is known of a rate by now."""
         observations = self.observations[rate]
         judged = [self._judge(rate, number, observation) for number, observation in enumerate(observations)]
         excess = np.array([row for row, _ in judged])
@@ -268,7 +267,6 @@ class Search:
         )
 
     def _fill(self, rates: Sequence[float], wanted: int) -> None:
-        """See to it that each rate has so many replications."""
         missing = [
             Trial(rate, number, self.requests)
             for number in range(wanted)

@@ -20,8 +20,6 @@ SURELY = 1 + 1e-9
 
 
 class HopelessError(Exception):
-    """The run is certain to miss `clause`."""
-
     def __init__(self, clause: str) -> None:
         super().__init__(clause)
         self.clause = clause

@@ -57,7 +57,6 @@ class Grid:
         return tuple(dict.fromkeys([*itertools.chain(*self.listed), *self.axes]))
 
     def point(self, index: int) -> Point:
-        """The point of that number."""
         rest, seed = divmod(index, len(self.seeds))
         chosen: dict[str, Any] = {}
         for key in reversed(self.axes):
@@ -155,7 +154,6 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
 
 
 def count_seeds(count: int, first: int) -> tuple[int, ...]:
-    """So many seeds from `first` on."""
     if not 1 <= count <= MOST_VALUES:
         raise InputError(f"{count:,} seeds; there must be at least 1 and at most {MOST_VALUES:,}")
     return tuple(range(first, first + count))

@@ -96,7 +96,6 @@ class Question:
         }
 
     def ingredients(self) -> set[str]:
-        """What all points together are made of."""
         grid, fixed = self.grid, flat(self.base)
         return {
             name

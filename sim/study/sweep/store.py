@@ -174,7 +174,6 @@ def mark_of(folder: Path) -> str:
 
 
 def _check_same(folder: Path, text: str) -> None:
-    """Refuse the folder of another sweep, and say what differs."""
     path = folder / QUESTION
     if not inputs.exists(path):
         return

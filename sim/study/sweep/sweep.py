@@ -142,7 +142,6 @@ def _here() -> str:
 
 
 def _stand_in(folder: str) -> None:
-    """Make `folder` the working directory."""
     try:
         os.chdir(folder)
     except OSError:
@@ -213,7 +212,6 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
 
 
 def axes_of(grid: Grid) -> dict[str, list[Any]]:
-    """The values of each varied setting, as the columns of the table have them."""
     return {key: _column(grid.values(key)).tolist() for key in grid.keys}
 
 

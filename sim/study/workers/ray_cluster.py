@@ -73,7 +73,6 @@ def _result(ray: Any, done: Any, lost: Callable[[str], Any]) -> Any:
 
 
 def _connected(address: str, workers: int | None) -> Any:
-    """The module `ray`, connected."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray = _module("ray")

@@ -191,7 +191,6 @@ class ScheduleReplay(Observer):
             self._take_in_empty()
 
     def _scheduled(self, batch: Batch) -> dict[str, Any]:
-        """A step as it is known when it has been scheduled."""
         engine = self.engine
         entries = sorted(batch.rows, key=lambda entry: entry.request.seat.seq)
         admitted = [entry for entry in entries if entry.request.seat.seq >= self._admissions]

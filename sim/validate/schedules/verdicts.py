@@ -51,7 +51,6 @@ def replay_folder(folder: Path) -> list[ScheduleResult]:
 
 
 def replay(path: Path) -> ScheduleResult:
-    """Replay one `*.scenario.json` against the record beside it."""
     name = path.name.removesuffix(".scenario.json")
     scenario = _read_json(path)
     _check(scenario, path)
@@ -80,7 +79,6 @@ def _unsupported(settings: dict[str, Any]) -> str:
 
 
 def described(difference: dict[str, Any]) -> str:
-    """One line about a difference."""
     recorded, ours = _short(difference["recorded"]), _short(difference["ours"])
     return f"step {difference['step']}, key {difference['key']}: recorded {recorded}, ours {ours}"
 
