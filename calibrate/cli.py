@@ -75,14 +75,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _measure(
-    *,
-    out: Path | None,
-    resume: bool,
-    replace: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    **given: Any,
+    *, out: Path | None, resume: bool, replace: bool, dry_run: bool, as_json: bool, quiet: bool, **given: Any
 ) -> None:
     try:
         from calibrate import device  # noqa: PLC0415

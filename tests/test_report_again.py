@@ -16,7 +16,7 @@ from sim import api, scenario
 from sim.cli.main import main
 from sim.report import folder
 from sim.report.run.page import render_page
-from sim.results.metrics import distribution
+from sim.results.percentiles import distribution
 from sim.results.tables import RunTables
 from traces.schema import InputError
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from sim.report.measures import LATENCIES
 from sim.report.units import limit, row_unit
 from sim.results import series
-from sim.results.metrics import SLO_NAMES, Floats
+from sim.results.metrics import SLO_NAMES
+from sim.results.percentiles import Floats
 
 Spec = dict[str, Any]
 Cdf = tuple[Floats, Floats]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sim.report.units import NONE, dollars, energy, number, percent, row_unit, seconds, size_of
-from sim.results.metrics import STATISTICS
+from sim.results.percentiles import STATISTICS
 
 Summary = Mapping[str, Any]
 Values = Iterable[float | None]

@@ -12,13 +12,7 @@ from traces import files as inputs
 from traces.schema import InputError
 
 PAGE, PLAN, ANSWERS = "report.html", "plan.json", "answers.parquet"
-KINDS = {
-    SUMMARY: "run",
-    "sweep.toml": "sweep",
-    PLAN: "plan",
-    "about.json": "validation",
-    "validate.json": "validation",
-}
+KINDS = {SUMMARY: "run", "sweep.toml": "sweep", PLAN: "plan", "about.json": "validation", "validate.json": "validation"}
 """By the file that it is known by, what a folder holds."""
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 
 PAIRED = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 BATCHES = 10

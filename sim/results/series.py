@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results.metrics import Floats, Ints, weighted_percentiles
+from sim.results.percentiles import Floats, Ints, weighted_percentiles
 
 MOST_BUCKETS, FEWEST_BUCKETS = 4000, 400
 CDF_PERCENTS = np.unique(

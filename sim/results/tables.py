@@ -12,7 +12,7 @@ import pandas as pd
 
 from sim.results import files, run_id
 from sim.results.kv import with_kv_means
-from sim.results.metrics import Itl
+from sim.results.percentiles import Itl
 from sim.results.result import Run
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.terms import term_table

@@ -83,18 +83,6 @@ def by_skewed_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE
     return Estimate(plain.mean, low, high)
 
 
-def by_batch_means(series: npt.ArrayLike, batches: int = 20, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of one long run's correlated values, its batches taken as independent (Law 2014, section 9.5.3).
-
-    Right where a batch is much longer than the correlation lasts. Raises ValueError for fewer values than batches.
-    """
-    array = np.asarray(series, dtype=np.float64)
-    if not 2 <= batches <= len(array):
-        raise ValueError(f"{len(array)} values cannot be cut into {batches} batches")
-    size = len(array) // batches
-    return by_replications(array[len(array) - size * batches :].reshape(batches, size).mean(axis=1), confidence)
-
-
 def mser5(series: npt.ArrayLike) -> int | None:
     """How many values at the beginning are warm-up, a multiple of 5; None where no steady state is to be seen.
 

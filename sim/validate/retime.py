@@ -16,6 +16,7 @@ import pandas as pd
 from sim.engine.request import index_of
 from sim.results import metrics
 from sim.results.gaps import TokenGaps
+from sim.results.percentiles import Itl, distribution
 from sim.results.requests import RequestLog, request_table
 from sim.validate.record import Record
 
@@ -28,15 +29,15 @@ class Latencies:
 
     requests: pd.DataFrame
     steps: pd.DataFrame
-    itl: metrics.Itl
+    itl: Itl
 
     def measures(self) -> dict[str, dict[str, float | None]]:
         """Latencies by statistic, throughput and duration, with the keys of a summary."""
         duration_s = metrics.duration_s(self.requests, self.steps)
         rates = metrics.throughput(self.requests, duration_s)
-        named = {name: metrics.distribution(self.requests[name]) for name in ("ttft_s", "tpot_s")}
-        more = {name: metrics.distribution(self.requests[name]) for name in ("e2e_s", "queue_s")}
-        itl = {"itl_s": metrics.distribution(*self.itl)}
+        named = {name: distribution(self.requests[name]) for name in ("ttft_s", "tpot_s")}
+        more = {name: distribution(self.requests[name]) for name in ("e2e_s", "queue_s")}
+        itl = {"itl_s": distribution(*self.itl)}
         return {**named, **itl, **more, "throughput": rates, "duration_s": {"all": duration_s}}
 
 

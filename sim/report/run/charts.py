@@ -9,7 +9,7 @@ from sim.report.chart import Chart, cdf_line, distributions
 from sim.report.measures import LATENCIES
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import Floats, Ints, Itl
+from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
 
 LATENCY_TEXTS = {

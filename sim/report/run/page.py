@@ -21,7 +21,8 @@ from sim.report.run.terms import term_charts
 from sim.report.run.timeline import time_charts
 from sim.report.templates import Card, Panels, render
 from sim.report.units import count, dollars, limit, number, percent, seconds, size_of
-from sim.results.metrics import STATISTICS, verdicts
+from sim.results.metrics import verdicts
+from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
 

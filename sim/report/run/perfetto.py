@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results.metrics import Floats, Ints
+from sim.results.percentiles import Floats, Ints
 from sim.results.result import Run
 from sim.results.terms import StepTerms, terms_of
 from traces.schema import InputError

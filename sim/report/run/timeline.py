@@ -12,7 +12,8 @@ import pandas as pd
 from sim.report.chart import Chart, axis
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import KV_HELD, KV_KINDS, Floats, kv_means
+from sim.results.kv import KV_HELD, KV_KINDS, kv_means
+from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.series import Pieces
 

@@ -14,16 +14,7 @@ from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, title
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
-from sim.report.sweep.table import (
-    GOODPUT,
-    GPU_HOURS,
-    PRICE,
-    RATES,
-    REQUESTS,
-    SHOWN,
-    Sweep,
-    value_text,
-)
+from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
 from sim.report.templates import Card, Panels, TableColumn, render
 from sim.report.units import count
 from sim.results.metrics import SOURCES

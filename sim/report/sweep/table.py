@@ -16,7 +16,7 @@ import pandas as pd
 
 from sim.report.measures import LATENCIES, MEASURES, Measure, latency
 from sim.report.units import NONE
-from sim.results.metrics import Floats, Ints
+from sim.results.percentiles import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.

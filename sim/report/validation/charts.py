@@ -13,7 +13,7 @@ from sim.report.run.timeline import TimeAxis
 from sim.report.units import count, seconds
 from sim.report.validation.sentences import share
 from sim.results import series
-from sim.results.metrics import distribution
+from sim.results.percentiles import distribution
 from sim.validate.steps import KINDS, totals
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from sim.report.validation.sentences import (
 )
 
 if TYPE_CHECKING:
-    from sim.results.metrics import Itl
+    from sim.results.percentiles import Itl
     from sim.validate.retime import Latencies
     from sim.validate.run import Validation
 

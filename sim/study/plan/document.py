@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sim.results import metrics
+from sim.results.percentiles import Floats
 from sim.scenario import Scenario
 from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Observation, Window
 from sim.study.plan.rates import AtRate
@@ -76,12 +77,12 @@ def rate_row(at: AtRate, clauses: Sequence[Clause], window: Window) -> Document:
     }
 
 
-def _counted(at: AtRate, window: Window, column: str) -> metrics.Floats:
+def _counted(at: AtRate, window: Window, column: str) -> Floats:
     """One latency of the requests that count, of all replications; without NaN."""
     values = np.concatenate(
         [observation.values[column][window.slice(len(observation))] for observation in at.observations]
     )
-    known: metrics.Floats = values[~np.isnan(values)]
+    known: Floats = values[~np.isnan(values)]
     return known
 
 

@@ -15,7 +15,6 @@ from sim.study.statistics import GROWTH_ALLOWED, Growth, growth
 from traces.schema import InputError
 
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 OWN_VALUE = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
 STABILITY = "stability"
 FEWEST_BEYOND = 10

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim.results import metrics
+from sim.results.percentiles import Itl
 from sim.validate.retime import Latencies
 from traces import documents, files
 from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace, from_frame
@@ -147,7 +147,7 @@ def _served(rows: Sequence[Row], path: Path, notes: Sequence[str]) -> Served:
         samples=1,
     )
     gaps_s = np.array([gap for row in rows for gap in row.gaps_s], np.float64)
-    itl: metrics.Itl = (gaps_s, np.ones(len(gaps_s), np.int64))
+    itl: Itl = (gaps_s, np.ones(len(gaps_s), np.int64))
     steps = pd.DataFrame({"end_s": [float((start_s + e2e_s).max())]})
     trace = from_frame(lengths, name=path.name, kind="results")
     return Served(trace, Latencies(requests, steps, itl), tuple(notes))
