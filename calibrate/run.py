@@ -268,6 +268,3 @@ def evaluated(profile: Profile, readings: Sorted, specs: Mapping[str, ModelSpec]
 
 def _of(readings: Readings, table: str) -> list[list[float]]:
     return [us for key, us in readings.items() if key.table == table]
-
-
-__all__ = ["Calibration", "Job", "Settings", "calibrate", "prepare"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     settle(folder)
     about = _about(folder)
     run_scenario = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
-    requests = _table(folder / "trace.parquet")
+    requests = files.read_parquet(folder / "trace.parquet")
     for name in ("prefix_blocks", "token_ids", "output_token_ids"):
         if name in requests:
             requests[name] = pd.Series([np.asarray(ids) for ids in requests[name]], dtype=object)
@@ -136,14 +136,6 @@ def _about(folder: Path) -> dict[str, Any]:
     return about  # type: ignore[no-any-return]
 
 
-def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    table = documents.frame(path)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise InputError(f"{path}: there is no column {missing[0]!r}")
-    return table
-
-
 def _step_table(record: Record) -> pd.DataFrame:
     columns: dict[str, Any] = {
         "planned_s": [decision.planned_s for decision in record.decisions],
@@ -165,12 +157,14 @@ def _step_table(record: Record) -> pd.DataFrame:
 
 def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_step: int) -> Record:
     path = folder / f"live-{number}.steps.parquet"
-    table = with_kv_means(_table(path, (*EXTRA, *EARLIER_STEP_COLUMNS)), path)
+    table = with_kv_means(files.read_parquet(path, (*EXTRA, *EARLIER_STEP_COLUMNS)), path)
     _check(table, path)
-    arrival_s = _table(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(np.float64)
+    arrival_s = files.read_parquet(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(
+        np.float64
+    )
     if len(arrival_s) != len(requests):
         raise InputError(f"{folder}: live run {number} had {len(arrival_s)} requests, and the trace {len(requests)}")
-    runs = _table(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
+    runs = files.read_parquet(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
     if len(runs) and (last := int(runs[:, 2].max())) >= len(table):
         if not died:
             raise InputError(

@@ -281,15 +281,5 @@ PHASE = f'{{"ph":"%s","pid":{REQUESTS_PID},"tid":0,"id":%d,"ts":%.3f,"cat":"requ
 
 
 def _rejected(request: int, at_us: float, reason: str) -> str:
-    args = {"request": request, "reason": reason}
-    event = {
-        "ph": "i",
-        "pid": REQUESTS_PID,
-        "tid": 0,
-        "ts": at_us,
-        "s": "p",
-        "cat": "request",
-        "name": "rejected",
-        "args": args,
-    }
-    return json.dumps(event)
+    event = {"ph": "i", "pid": REQUESTS_PID, "tid": 0, "ts": at_us, "s": "p", "cat": "request", "name": "rejected"}
+    return json.dumps({**event, "args": {"request": request, "reason": reason}})
