@@ -149,7 +149,6 @@ class Session:
 
     @property
     def device_name(self) -> str:
-        """What the hardware calls itself."""
         if self._device.type == "cuda":
             return torch.cuda.get_device_name(self._device)
         return platform.processor() or platform.machine()

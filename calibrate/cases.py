@@ -83,7 +83,6 @@ DENSITIES = (
 
 
 def cases(limits: Range, density: Density, seed: int) -> list[Case]:
-    """All that is measured, without repetition, in a fixed order."""
     rng = np.random.default_rng([seed, 5])
     grid = [case for case in _grid(limits, density.ratio) if limits.holds(case)]
     known = {(case.prefills, case.decodes) for case in grid}
@@ -105,7 +104,6 @@ def chosen(
 
 
 def describe(measured: list[Case]) -> dict[str, str]:
-    """The grid in words, by what varies."""
     grid = [case for case in measured if case.role == GRID]
     even = [case.decodes for case in grid if len(set(case.decodes)) == 1 and not case.prefills]
     sizes = {

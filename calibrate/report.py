@@ -61,7 +61,6 @@ def reach(table: Table) -> str:
 
 
 def notes(profile: Profile) -> list[str]:
-    """What a reader has to know before believing the numbers."""
     meta = profile.meta
     texts = list(meta.notes)
     if meta.synchronous:

@@ -28,7 +28,6 @@ def gamma(count: int, rate_per_s: float, rng: np.random.Generator, cv: float = 2
 
 
 def weibull(count: int, rate_per_s: float, rng: np.random.Generator, cv: float = 2.0) -> Floats:
-    """Weibull gaps with this coefficient of variation."""
     shape = weibull_shape(_positive("cv", cv))
     mean = math.gamma(1 + 1 / shape)
     return _times(rng.weibull(shape, _gaps(count, rate_per_s)) / (mean * rate_per_s))

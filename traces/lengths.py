@@ -108,8 +108,6 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Prompt and output drawn apart."""
-
     prompt: Lengths
     output: Lengths
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Shapes:
     heads: Heads
     dtype: str
     decode: tuple[tuple[str, int, int], ...]
-    """(cache type, sequences, context) by value: the issue's bars first."""
+    """(cache type, sequences, context) by value: what the bars are about first."""
     prefill: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
     """(new tokens, tokens before)."""
@@ -72,7 +72,6 @@ def decode_name(cache: str, sequences: int, context: int) -> str:
 
 
 def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int, *, compiled: bool) -> None:
-    """One decode step: every sequence reads its whole context."""
     dtype = KV_DTYPES[cache]
     one = BenchSequences.room(sequences, context, 1)
     token_bytes = 2 * heads.kv * heads.dim * dtype.itemsize
@@ -88,19 +87,16 @@ def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int,
         bytes=inputs.set_bytes + 2 * inputs.q.nbytes,
         check=Check(lambda out: out[0], inputs.expected(1, BLOCKS[0]), TOLERANCE),
     )
-    offers = [Offer(f"ours, block {size}", _ours_decode(bench, inputs, size), ours=True) for size in BLOCKS]
+    offers = [Offer(f"ours, block {size}", partial(_ours_decode, bench, inputs, size), ours=True) for size in BLOCKS]
     if bench.cuda:
         offers.append(Offer(PLANNED, lambda: _planned(inputs, BLOCKS[0]), ours=True))
     bench.compare(task, offers + decode_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
-def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
-    def build() -> Call:
-        cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
-        attend = bench.ops.decode_attention
-        return lambda turn: attend(inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale)
-
-    return build
+def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
+    cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
+    attend = bench.ops.decode_attention
+    return lambda turn: attend(inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale)
 
 
 def _planned(inputs: BenchSequences, block_tokens: int) -> Call:
@@ -145,7 +141,7 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
             TOLERANCE,
         ),
     )
-    offers = [Offer(f"ours, block {size}", _ours_prefill(bench, inputs, size), ours=True) for size in BLOCKS]
+    offers = [Offer(f"ours, block {size}", partial(_ours_prefill, bench, inputs, size), ours=True) for size in BLOCKS]
     bench.compare(task, offers + prefill_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
@@ -158,15 +154,12 @@ def causal_flops(heads: Heads, new: int, past: int) -> int:
     return 4 * heads.query * heads.dim * pairs
 
 
-def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
-    def build() -> Call:
-        cache, tables, queries = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q.flatten(0, 1)
-        attend = bench.ops.prefill_attention
-        return lambda turn: attend(
-            queries, cache, tables[turn], inputs.q_starts, inputs.kv_lens, max_q=inputs.new, scale=inputs.scale
-        )
-
-    return build
+def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
+    cache, tables, queries = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q.flatten(0, 1)
+    attend = bench.ops.prefill_attention
+    return lambda turn: attend(
+        queries, cache, tables[turn], inputs.q_starts, inputs.kv_lens, max_q=inputs.new, scale=inputs.scale
+    )
 
 
 def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
@@ -196,7 +189,7 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
         return lambda turn: bench.ops.standard_attention(inputs.q[0], pairs[turn][0][0], pairs[turn][1][0])
 
     offers = [
-        Offer("ours, block 16", _ours_prefill(bench, inputs, 16), ours=True),
+        Offer("ours, block 16", partial(_ours_prefill, bench, inputs, 16), ours=True),
         Offer("ours, unfused (stores N x N)", unfused, ours=True),
         Offer("torch SDPA math", lambda: _math(inputs)),
     ]
@@ -204,7 +197,6 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
 
 
 def _math(inputs: BenchSequences) -> Call:
-    """torch's own unfused attention."""
     attention = importlib.import_module("torch.nn.attention")
     q = inputs.q.transpose(1, 2)
     pairs = [inputs.in_order(turn, BLOCKS[0]) for turn in range(2)]

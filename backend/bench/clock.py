@@ -25,8 +25,6 @@ class LateError(Exception):
 
 
 class DeviceClock(Protocol):
-    """The device's time."""
-
     def hold(self, seconds: float) -> None:
         """Keeps the device busy, so that what is launched next waits for it."""
         ...

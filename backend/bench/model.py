@@ -87,7 +87,6 @@ def _offers(bench: Bench, model: Model, cache: KvCache, batch: int, context: int
 
 
 def _step(bench: Bench, model: Model, cache: KvCache, batch: int, context: int) -> Call:
-    """Forward of `batch` sequences' last tokens, and the draw."""
     device, blocks = bench.device, -(-context // BLOCK_TOKENS)
 
     def filled(value: int, dtype: torch.dtype = torch.int32) -> Tensor:

@@ -40,11 +40,9 @@ class BlockTables:
 
     @property
     def paged(self) -> bool:
-        """Has the batch block tables at all?"""
         return self._table is not None
 
     def begin(self, batch: Batch) -> None:
-        """Read the tables of this batch from now on."""
         self._step, self._table = batch.first_step, batch.table
         if batch.copies:  # blocks within tables may have been exchanged
             for row in self._rows.values():

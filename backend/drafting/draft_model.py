@@ -121,8 +121,6 @@ class DraftModel:
         feed = pack(parts[0], parts[1], DrawRows(zero, zero, zero), self._cache.block_tokens, verifies)
         self._ground.timed(lambda: self._feed(feed, zero))
 
-    # ---- the cache follows the target's ----------------------------------------------------------------------------
-
     def move(self, batch: Batch) -> None:
         self._mover.move(batch)
         copied = 0
@@ -155,8 +153,6 @@ class DraftModel:
         for at in range(first, last):
             if table[at] != NULL_BLOCK:
                 self._filled[table[at]] = max(0, min(size, valid - at * size))
-
-    # ---- a round ----------------------------------------------------------------------------------------------------
 
     def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
         counts, entries = [], []
@@ -238,8 +234,6 @@ class DraftModel:
             np.where(drafts, at + 1, 0).astype(np.int32),
             tables,
         )
-
-    # ---- on the device ----------------------------------------------------------------------------------------------
 
     def _run(self, proposal: Proposal) -> Tensor:
         """Drafts int64 [most drafts, R]; -1 where logits were not finite."""

@@ -160,8 +160,6 @@ class DraftingLive(Live):
             self._rehearse([], [(1, 0)], [(width, 0)])
         self.drafter.warm_up(most_tokens, most_sequences)
 
-    # ---- from a batch to arrays -----------------------------------------------------------------------------------
-
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)
         drafts = {sample.request: sample.drafts for sample in batch.sampled}
@@ -203,8 +201,6 @@ class DraftingLive(Live):
             uniforms(seed, position, ACCEPT).to(device),
             uniforms(seed, position, RESIDUAL).to(device),
         )
-
-    # ---- on the device --------------------------------------------------------------------------------------------
 
     def _launch(self, packed: Packed, batch: Batch | None) -> Tensor:
         if batch is not None:

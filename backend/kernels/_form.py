@@ -36,7 +36,6 @@ class Form:
 
     @property
     def narrow(self) -> bool:
-        """Is the cache one byte an element?"""
         return self.cache in ("fp8e4nv", "i8")
 
     @property

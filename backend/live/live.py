@@ -133,8 +133,6 @@ class Live:
             self.sequences.end(plan.requests[at], int(plan.places[at]))
         return tuple(plan.requests[at].id for at in places)
 
-    # ---- before anything is timed ---------------------------------------------------------------------------------
-
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Run prefill and decode steps of every size class once, on the null block, so that nothing is built later."""
         self._mover.warm_up()
@@ -157,8 +155,6 @@ class Live:
         prefill, decode = self._part([], prefills), self._part([], decodes)
         several = [part for pair in verifies if (part := self._part([], [pair])) is not None]
         self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, several), None)
-
-    # ---- on the device --------------------------------------------------------------------------------------------
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         """(sampled tokens, device seconds) of a step's moves, forward pass and draw; waits for them."""
@@ -187,8 +183,6 @@ class Live:
 
     def _draw(self, logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         return self._sample(logits, seeds, positions)
-
-    # ---- from a batch to arrays -----------------------------------------------------------------------------------
 
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)

@@ -134,7 +134,6 @@ class _Slot:
             self.value()
 
     def value(self) -> Weight:
-        """The filled parameter in the type it is kept in."""
         if self._value is None:
             tensor = self.tensor()
             self._value = tensor if self._kind is None else quantised(tensor, self._kind)

@@ -90,7 +90,6 @@ def _settings() -> list[Row]:
 
 
 def _values(default: Any, about: Setting) -> str:
-    """What a setting may be, in words."""
     if about.bound is not None:
         return str(about.bound)
     return ", ".join(map(word, about.choices or ((False, True) if isinstance(default, bool) else ()))) or "a text"

@@ -56,7 +56,7 @@ class Answer:
 
 
 def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer:
-    """Do what was options.
+    """Do what the options ask for.
 
     Raises:
         InputError: anything that the user can mend, in one sentence.
@@ -89,7 +89,6 @@ def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> An
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:
-    """Several folders of records, each compared by itself."""
     if options.out is not None:
         raise InputError(
             f"{options.recorded} holds {len(folders)} folders of records; give one of them to write its page"

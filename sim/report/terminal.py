@@ -53,7 +53,6 @@ def latency_table(summary: Mapping[str, Any]) -> Table:
 
 
 def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Use, waste and reuse of the KV pool as (label, text)."""
     size = f"{count(kv['capacity_tokens'])} tokens in blocks of {count(kv['block_tokens'])}"
     yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
     held = kv["waste"]["of_held"]
@@ -124,7 +123,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
+def remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
     for mark, text, style in marked:
         table.add_row(Text(mark, style=style), Text(text, style=style))
@@ -140,16 +139,9 @@ def summary_view(
     """
     marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
     marked += [("*", text, "dim") for text in notes_of(summary, notes)]
-    head = Text(title(summary), style="bold", overflow="fold")
-    parts: list[RenderableType] = [
-        head,
-        Text(requests_line(summary)),
-        "",
-        latency_table(summary),
-        "",
-        facts_table(summary),
-    ]
-    return Group(*parts, "", _remarks(marked)) if marked else Group(*parts)
+    head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
+    parts: list[RenderableType] = [*head, "", latency_table(summary), "", facts_table(summary)]
+    return Group(*parts, "", remarks(marked)) if marked else Group(*parts)
 
 
 def _change(value: float | None, base: float | None) -> str:
@@ -183,7 +175,7 @@ def compare_view(
         parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:
         marked = [("!", f"{name} did not run: {reason}", "yellow") for name, reason in failures.items()]
-        parts += ["", _remarks(marked)] if parts else [_remarks(marked)]
+        parts += ["", remarks(marked)] if parts else [remarks(marked)]
     return Group(*parts)
 
 

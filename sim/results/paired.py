@@ -60,7 +60,6 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the mean and its interval say, in words."""
         if self.all_zero:
             return "the same in every request"
         if self.drifts:

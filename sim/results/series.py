@@ -82,7 +82,6 @@ class Spans:
 
 
 def by_replica(steps: pd.DataFrame, *columns: str) -> list[Spans]:
-    """The spans of each replica with the columns asked for."""
     replica, parts = steps["replica"].to_numpy(), []
     for index in np.unique(replica):
         mine = replica == index

@@ -30,7 +30,6 @@ that pad compute; a row that verifies drafts; a pair of it; a draft proposed."""
 
 
 def features(shape: Shape) -> tuple[float, ...]:
-    """How many of each of `COUNTS` a step has."""
     attended = shape.decode_window_context or shape.decode_context
     padded = max(attended, shape.decodes * shape.decode_longest) if attended == shape.decode_context else attended
     prefill = len(shape.prefills), _pairs(shape.prefills)

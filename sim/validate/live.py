@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
 from sim.serving.workload import load_trace
+from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
 from sim.validate.terms import Watched
 from traces.schema import InputError, Trace, keep_rows
@@ -90,22 +90,9 @@ def _about(parts: Parts, trace: Trace) -> dict[str, Any]:
     return {"executor": "live", "device": scenario.device, "trace": trace.name, "model": parts.model.name, **named}
 
 
-class Ranked:
+class Ranked(Adjusted):
     """A scenario's prices, asking the engine for the longest decode context of every step, which some models need."""
 
-    needs_longest = True
-
-    def __init__(self, inner: StepCost) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        return self._inner.span_s(shape, repeats)
-
-    def explain(self, shape: Shape) -> dict[str, Term]:
-        return self._inner.explain(shape)
-
-    def describe(self) -> list[Constant]:
-        return self._inner.describe()
+    @property
+    def needs_longest(self) -> bool:
+        return True

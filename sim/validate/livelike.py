@@ -51,20 +51,35 @@ class Corrections:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveLike:
-    """A cost model at the pace of live steps; a `StepCost`.
+class Adjusted:
+    """A `StepCost` that hands on what another says; those derived from it change some of that."""
+
+    inner: StepCost
+
+    @property
+    def needs_longest(self) -> bool:
+        return bool(getattr(self.inner, "needs_longest", False))
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        return self.inner.span_s(shape, repeats)
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        return self.inner.explain(shape)
+
+    def describe(self) -> list[Constant]:
+        return self.inner.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLike(Adjusted):
+    """A cost model at the pace of live steps.
 
     Args:
         device: whether the device's seconds are corrected; the host's always are.
     """
 
-    inner: StepCost
     corrections: Corrections
     device: bool = True
-
-    @property
-    def needs_longest(self) -> bool:
-        return bool(getattr(self.inner, "needs_longest", False))
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         device, host_s = self.inner.span_s(shape, repeats)
@@ -78,9 +93,6 @@ class LiveLike:
         """The parts of `span_s` as one term each."""
         device, host_s = self.span_s(shape, 1)
         return {"device": Term(device[0], "measured"), "host": Term(host_s, "measured", on_host=True)}
-
-    def describe(self) -> list[Constant]:
-        return self.inner.describe()
 
 
 def _correction(known: Mapping[Key, float], shape: Shape) -> float:

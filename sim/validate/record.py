@@ -82,7 +82,6 @@ class Record:
     terms: Sequence[Mapping[str, float]] = ()
 
     def token_clock(self) -> TokenClock:
-        """The runs as the engine keeps them."""
         clock = TokenClock()
         clock.request, clock.first_step, clock.last_step = (array("q", column.tobytes()) for column in self.runs.T)
         clock.same_step = self.same_step
@@ -218,7 +217,6 @@ def _ours(replica: ObservedReplica) -> Engine:
 
 
 def common(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many items both begin with alike."""
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
         return shorter

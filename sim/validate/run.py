@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sim.cost.step import Constant, StepCost, Term
+from sim.cost.step import StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.protocol import ServingEngine
 from sim.results.metrics import plain, source_shares
@@ -23,7 +23,7 @@ from sim.serving.executor import Executor, Predicted
 from sim.validate import attribution, fitted
 from sim.validate.drafts import Drafts, measured
 from sim.validate.live import LiveRuns, Ranked
-from sim.validate.livelike import Corrections, LiveLike
+from sim.validate.livelike import Adjusted, Corrections, LiveLike
 from sim.validate.requests import Measures, compare, paired
 from sim.validate.retime import Latencies, as_recorded, retimed
 from sim.validate.steps import step_report, step_rows, timed_terms
@@ -94,23 +94,12 @@ class ModelSession(ReplaySession):
 
 
 @dataclass(frozen=True, slots=True)
-class WithoutHost:
-    """A cost model whose host takes no time."""
-
-    inner: StepCost
-
-    @property
-    def needs_longest(self) -> bool:
-        return bool(getattr(self.inner, "needs_longest", False))
-
+class WithoutHost(Adjusted):
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         return self.inner.span_s(shape, repeats)[0], 0.0
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         return {name: term for name, term in self.inner.explain(shape).items() if not term.on_host}
-
-    def describe(self) -> list[Constant]:
-        return list(self.inner.describe())
 
 
 def validate(runs: LiveRuns, bounds: Bounds, pricing: Pricing, *, own_capacity: bool = False) -> Validation:

@@ -95,8 +95,6 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A variant that could not be run, and why, in one sentence."""
-
     name: str
     reason: str
 

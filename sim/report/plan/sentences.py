@@ -43,7 +43,6 @@ def _bound(name: str) -> str:
 
 
 def slo_words(document: Mapping[str, Any]) -> str:
-    """The SLO as it was asked for."""
     slo = dict(document["slo"])
     attainment = slo.pop("attainment", None)
     text = ", ".join(f"{name} {limit(value)}" for name, value in slo.items())

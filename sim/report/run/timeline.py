@@ -53,7 +53,6 @@ class TimeAxis:
 
 
 def time_charts(run: Run) -> list[Chart]:
-    """Every plot over time; none for a run without a step."""
     if not len(run.steps):
         return []
     clock = TimeAxis.of(run)

@@ -192,7 +192,6 @@ def _rows(sweep: Sweep) -> Iterable[PointRow]:
 
 
 def _columns(sweep: Sweep) -> list[TableColumn]:
-    """A column for each measure that any point has."""
     measures = [measure for measure in sweep.known(SHOWN) if measure != GPU_HOURS or not sweep.has(PRICE)]
     return [_column(sweep, measure) for measure in measures]
 

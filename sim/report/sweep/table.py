@@ -130,7 +130,6 @@ class Sweep:
 
     @property
     def others(self) -> tuple[Axis, ...]:
-        """The axes but for the load."""
         return tuple(axis for axis in self.axes if axis != self.load)
 
     @property
@@ -147,7 +146,6 @@ class Sweep:
 
     @property
     def varies(self) -> bool:
-        """Do the seeds of any point differ in anything?"""
         points = self.points
         return any(bool((points.high[name] > points.low[name]).any()) for name in points.mean)
 

@@ -63,8 +63,7 @@ def _scatter(rows: pd.DataFrame) -> Chart:
     for kind in KINDS:
         drawn = shown & (rows["kind"] == kind).to_numpy()
         if drawn.any():
-            pair = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
-            x, y = pair
+            x, y = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
             lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[drawn].tolist()})
     spec = {"kind": "scatter", "x": axis("ms", "measured"), "y": axis("ms", "predicted"), "series": lines}
     error = np.abs(predicted_s / np.maximum(measured_s, 1e-12) - 1)

@@ -99,7 +99,6 @@ def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[
 
 
 def notes(document: Document) -> Iterator[str]:
-    """What a reader has to know before believing the numbers."""
     for died in document["died"]:
         yield (
             f"A live run died half-way ({died}): what it did until then is compared, and latencies of requests that "

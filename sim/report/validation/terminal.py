@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.terminal import remarks
 from sim.report.units import count
 from sim.report.validation.sentences import (
     STAGES,
@@ -41,10 +42,8 @@ def validation_view(document: Document) -> RenderableType:
     split = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
     if split:
         parts += [_table(("Why", "live", "error", *STAGES), split), ""]
-    remarks = Table.grid(padding=(0, 1, 0, 0))
-    for text in (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", [])):
-        remarks.add_row(Text("*", style="dim"), Text(text, style="dim"))
-    return Group(*parts, remarks)
+    texts = (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", []))
+    return Group(*parts, remarks([("*", text, "dim") for text in texts]))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], space: int = 2) -> Table:

@@ -162,7 +162,6 @@ def _least_replicas(task: Task) -> int:
 
 
 def _price(task: Task) -> float | None:
-    """Dollars per hour of one replica."""
     assert task.capacity is not None
     price: float | None = money(task.capacity.rates[0].observations)["usd_per_hour"]
     return price
@@ -273,14 +272,7 @@ def _row(
     """A candidate's line of the table; None where a number is not known."""
     kind, _, why = status.partition(": ")
     capacity = task.capacity
-    shown: Document = {
-        "ttft_s": None,
-        "tpot_s": None,
-        "e2e_s": None,
-        "goodput": None,
-        "stable": None,
-        "replications": 0,
-    }
+    shown: Document = {**dict.fromkeys(("ttft_s", "tpot_s", "e2e_s", "goodput", "stable")), "replications": 0}
     if at is not None and search is not None:
         numbers = rate_row(at, search.aim.clauses, search.window)
         shown = {name: numbers[name] for name in shown}

@@ -23,13 +23,11 @@ PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 
 
 def slo_of(scenario: Scenario, attainment: float | None) -> Document:
-    """The limits in seconds by name, and the attainment where one is asked."""
     limits: Document = {limit.name: limit.limit_s for limit in metrics.parse_slo(scenario.slo)}
     return limits if attainment is None else {**limits, "attainment": attainment}
 
 
 def capacity_words(capacity: Capacity, replicas: int) -> Document:
-    """The answer in numbers."""
     interval = capacity.interval
     return {
         "requests_per_s": interval.mean,

@@ -53,7 +53,6 @@ class Grid:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """The keys that vary, those of the list first."""
         return tuple(dict.fromkeys([*itertools.chain(*self.listed), *self.axes]))
 
     def point(self, index: int) -> Point:

@@ -216,7 +216,6 @@ def axes_of(grid: Grid) -> dict[str, list[Any]]:
 
 
 def about(question: Question) -> dict[str, Any]:
-    """Where a sweep comes from, for its page."""
     tables = flat(question.base)
     fixed = merge({key: value for key, value in tables.items() if key not in question.grid.keys})
     return {

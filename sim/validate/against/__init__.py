@@ -87,17 +87,15 @@ def read(path: Path) -> Served:
     notes = [f"Read as {reader.ABOUT}."]
     if failed:
         notes.append(f"{len(failed)} of {len(rows)} requests failed at the server and are left out on both sides.")
-    if any(row.gaps_s for row in answered) and (uneven := sum(not _by_token(row) for row in answered)):
+    if any(row.gaps_s for row in answered) and (
+        uneven := sum(len(row.gaps_s) != row.output_tokens - 1 for row in answered)
+    ):
         notes.append(
             f"In {uneven} of {len(answered)} answers several tokens came at once, so that gaps are not between tokens: "
             "ITL is not compared."
         )
         answered = [replace(row, gaps_s=()) for row in answered]
     return _served(answered, path, notes)
-
-
-def _by_token(row: Row) -> bool:
-    return len(row.gaps_s) == row.output_tokens - 1
 
 
 def _document(path: Path) -> Any:

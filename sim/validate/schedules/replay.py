@@ -144,8 +144,6 @@ class ScheduleReplay(Observer):
         predicted = Predicted(fixed, overlap_host=self._depth == 2)
         return predicted if self._script is None else Accepting(predicted, self._script.accept)
 
-    # ---- arrivals -------------------------------------------------------------------------------------------------
-
     def _arrive(self, replica: ObservedReplica, req: Request) -> None:
         self._arrived.append(req.id)
         replica.submit(req)
@@ -167,8 +165,6 @@ class ScheduleReplay(Observer):
         """Does a request arrive at the step to be planned next? (Where arrivals are told in steps.)"""
         at = self._next_arrival
         return self._by_step and at < len(self.requests) and self.requests[at].arrival_s <= self._index
-
-    # ---- steps ----------------------------------------------------------------------------------------------------
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         self._under_way.append(self._scheduled(batch))

@@ -52,7 +52,7 @@ def replay_folder(folder: Path) -> list[ScheduleResult]:
 
 def replay(path: Path) -> ScheduleResult:
     name = path.name.removesuffix(".scenario.json")
-    scenario = _read_json(path)
+    scenario = documents.json_of(files.text(path), str(path), documents.finite)
     _check(scenario, path)
     if missing := _unsupported(scenario["settings"]):
         return ScheduleResult(name, "unsupported", 0, missing)
@@ -157,10 +157,6 @@ def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> No
             raise InputError(f"{path}: {where} has no {key!r}")
         if type(table[key]) is not kind:
             raise InputError(f"{path}: {where}: {key} is {_short(table[key])}; expected {kind.__name__}")
-
-
-def _read_json(path: Path) -> Any:
-    return documents.json_of(files.text(path), str(path), documents.finite)
 
 
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
