@@ -393,6 +393,7 @@ AROUND = {
     "sim/report/templates.py": "the package's own style and script",
     "sim/study/sweep/store.py": "appends to the journal, which is read by `files.content`",
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
+    "sim/validate/store.py": "the same",
     "sim/cost/profile.py": "`read_table`, ours, which takes `files.text`",
     "backend/bench/record.py": "a digest of the package's own source",
     "backend/pair/corpus.py": "texts of this Python's own library",

@@ -25,9 +25,6 @@ SIM_ORDER = (
 CIRCLES: set[tuple[str, str]] = set()
 """Modules that know one another, for type hints alone: a step is the engine's own view of itself for a policy."""
 
-SAME_NAME = {"Source"}
-"""Class names that still stand twice: none may come in, and one that stands once goes."""
-
 SIMPY_FILES = {"sim/serving/replica.py", "sim/serving/cluster.py"}
 TOP = {
     "pyproject.toml",
@@ -181,9 +178,7 @@ def test_a_class_name_stands_once_in_the_product() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
     ]
-    found = twice(classes)
-    assert found.keys() <= SAME_NAME, {name: found[name] for name in found.keys() - SAME_NAME}
-    assert found.keys() >= SAME_NAME, f"stand once by now: {SAME_NAME - found.keys()}"
+    assert twice(classes) == {}
 
 
 def test_only_two_files_know_simpy() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Heads, Pool
+from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences, Heads
 from backend.bench.peers import decode_peers, prefill_peers
 from backend.bench.timing import Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KV_DTYPES
@@ -76,7 +76,7 @@ def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int,
     one = BenchSequences.room(sequences, context, 1)
     token_bytes = 2 * heads.kv * heads.dim * dtype.itemsize
     sets = bench.sets(one * token_bytes)
-    pool = Pool(heads, one * sets, dtype, bench.device)
+    pool = BenchPool(heads, one * sets, dtype, bench.device)
     inputs = BenchSequences(pool, sequences, context, 1, sets)
     task = BenchTask(
         group="decode",
@@ -124,7 +124,7 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
     one = BenchSequences.room(1, context, 1)
     kind = KV_DTYPES[dtype]
     sets = bench.sets(one * 2 * heads.kv * heads.dim * kind.itemsize, most=8)
-    pool = Pool(heads, one * sets, kind, bench.device)
+    pool = BenchPool(heads, one * sets, kind, bench.device)
     inputs = BenchSequences(pool, 1, context, new, sets, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, new)
     task = BenchTask(
@@ -165,7 +165,7 @@ def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Ca
 def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
     """The unfused baseline beside ours: time, and peak memory on top of the inputs."""
     kind = KV_DTYPES[dtype]
-    pool = Pool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
+    pool = BenchPool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
     inputs = BenchSequences(pool, 1, tokens, tokens, 2, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, tokens)
     task = BenchTask(

@@ -26,7 +26,7 @@ class Heads:
     dim: int
 
 
-class Pool:
+class BenchPool:
     """Random keys and values [tokens, G, D] of one layer, which caches of any block size see as theirs."""
 
     def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
@@ -90,7 +90,9 @@ class BenchSequences:
     not depend on the order of keys).
     """
 
-    def __init__(self, pool: Pool, sequences: int, context: int, new: int, sets: int, grain: int | None = None) -> None:
+    def __init__(
+        self, pool: BenchPool, sequences: int, context: int, new: int, sets: int, grain: int | None = None
+    ) -> None:
         self.pool, self.count, self.context, self.new, self.sets = pool, sequences, context, new, sets
         self.span = -(-context // CHUNK_TOKENS) * CHUNK_TOKENS
         self._grain = grain
