@@ -136,14 +136,7 @@ class Ops(Protocol):
         ...
 
     def sample(
-        self,
-        logits: Tensor,
-        *,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        seeds: Tensor,
-        positions: Tensor,
+        self, logits: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, seeds: Tensor, positions: Tensor
     ) -> Tensor:
         """Tokens int64 [S] of logits [S, V]: greedy at temperature 0, else drawn by (seed, position) alone."""
         ...

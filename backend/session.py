@@ -94,12 +94,14 @@ def _check(scenario: Scenario) -> None:
         raise InputError("allocator.keep_uncomputed is simulated only: a live run would read KV that no step wrote")
     if scenario.offload.weight_layers or scenario.offload.kv_layers:
         raise InputError("offload is simulated only: a live run keeps weights and cache on its device")
-    told = scenario.speculation
-    if told.tree:
-        raise InputError(f"speculation.tree {told.tree!r} is simulated only: a live run verifies chains of drafts")
-    if told.drafter not in ("ngram", "draft-model"):
+    speculation = scenario.speculation
+    if speculation.tree:
         raise InputError(
-            f"speculation.drafter {told.drafter!r} is simulated only: it wants heads trained for the target; "
+            f"speculation.tree {speculation.tree!r} is simulated only: a live run verifies chains of drafts"
+        )
+    if speculation.drafter not in ("ngram", "draft-model"):
+        raise InputError(
+            f"speculation.drafter {speculation.drafter!r} is simulated only: it wants heads trained for the target; "
             "a live run drafts by ngram or draft-model"
         )
 
@@ -133,7 +135,6 @@ class Session:
 
     @property
     def byte_level(self) -> bool:
-        """Whether the model's tokens are the bytes of a text."""
         return self._model.config.byte_level
 
     def _shows_text(self) -> bool:
@@ -148,7 +149,6 @@ class Session:
 
     @property
     def device_name(self) -> str:
-        """What the hardware calls itself."""
         if self._device.type == "cuda":
             return torch.cuda.get_device_name(self._device)
         return platform.processor() or platform.machine()
@@ -202,9 +202,9 @@ class Session:
         return live
 
     def _drafter(self, engine: DraftingEngine, sampling: Sampling) -> Callable[[Ground], Proposing]:
-        parts, told = self._parts, self._parts.scenario.speculation
+        parts, speculation = self._parts, self._parts.scenario.speculation
         if self._draft is None:
-            return partial(Ngram, shortest=told.lookup[0], longest=told.lookup[1])
+            return partial(Ngram, shortest=speculation.lookup[0], longest=speculation.lookup[1])
         cache = KvCache.allocate(self._draft.spec, self._blocks(), parts.pool.block_tokens, self._device)
         return partial(
             DraftModel,

@@ -32,7 +32,6 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Tells the case from all others, and says what it is."""
         slices = ";".join(f"{new}+{past}" for new, past in self.prefills) or "-"
         even = len(set(self.decodes)) == 1
         rows = f"{len(self.decodes)}x{self.decodes[0]}" if even else ",".join(map(str, self.decodes))
@@ -46,7 +45,6 @@ class Case:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that must be in the cache."""
         return sum(self.decodes) + sum(new + past for new, past in self.prefills)
 
 
@@ -60,7 +58,6 @@ class Range:
     cached_tokens: int
 
     def holds(self, case: Case) -> bool:
-        """Whether the case lies within."""
         longest = max([0, *case.decodes, *(new + past for new, past in case.prefills)])
         return longest <= self.context and case.kv_tokens <= self.cached_tokens
 
@@ -86,7 +83,6 @@ DENSITIES = (
 
 
 def cases(limits: Range, density: Density, seed: int) -> list[Case]:
-    """All that is measured, without repetition, in a fixed order."""
     rng = np.random.default_rng([seed, 5])
     grid = [case for case in _grid(limits, density.ratio) if limits.holds(case)]
     known = {(case.prefills, case.decodes) for case in grid}
@@ -108,7 +104,6 @@ def chosen(
 
 
 def describe(measured: list[Case]) -> dict[str, str]:
-    """The grid in words, by what varies."""
     grid = [case for case in measured if case.role == GRID]
     even = [case.decodes for case in grid if len(set(case.decodes)) == 1 and not case.prefills]
     sizes = {

@@ -71,7 +71,6 @@ def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tupl
 
 
 def _neighbours(one: Point, other: Point) -> bool:
-    """Whether two points differ in one coordinate only."""
     return sum(left != right for left, right in zip(one, other, strict=True)) == 1
 
 

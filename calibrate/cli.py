@@ -75,14 +75,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _measure(
-    *,
-    out: Path | None,
-    resume: bool,
-    replace: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    **given: Any,
+    *, out: Path | None, resume: bool, replace: bool, dry_run: bool, as_json: bool, quiet: bool, **given: Any
 ) -> None:
     try:
         from calibrate import device  # noqa: PLC0415
@@ -262,7 +255,6 @@ def _console() -> Console:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, where a person is there to see it."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda _what, _done, _total: None

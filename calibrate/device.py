@@ -58,7 +58,6 @@ class Target:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the host itself computes."""
         return self.gpu == CPU
 
 

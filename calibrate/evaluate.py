@@ -35,7 +35,6 @@ class Checked:
 
     @property
     def error(self) -> float:
-        """Relative, signed."""
         return self.predicted_us / self.measured_us - 1.0
 
 
@@ -71,7 +70,6 @@ def leave_one_out(profile: Profile, name: str) -> list[Checked]:
 
 
 def placed(table: Table, point: Point) -> str:
-    """A point of a table in words."""
     return ", ".join(f"{column.name} {value:g}" for column, value in zip(table.spec.axes, point, strict=True))
 
 
@@ -147,7 +145,6 @@ def kind_of(row: Row) -> str:
 def accuracy(
     checked: Sequence[Checked], *, form: str = "", how: str = "", repeat_mean: float | None = None
 ) -> Accuracy:
-    """The errors in numbers."""
     errors = np.array([one.error for one in checked])
     sizes = np.abs(errors)
     return Accuracy(
@@ -163,7 +160,6 @@ def accuracy(
 
 
 def by_group(checked: Iterable[Checked]) -> dict[str, list[Checked]]:
-    """Those of each table, or of each kind of step."""
     groups: dict[str, list[Checked]] = {}
     for one in checked:
         groups.setdefault(one.group, []).append(one)

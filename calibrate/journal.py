@@ -58,7 +58,6 @@ class JournalEntry:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Model, case and pass."""
         return self.model, self.case, self.measured_in
 
 
@@ -88,7 +87,6 @@ class Journal:
         self._append(asdict(entry))
 
     def done(self) -> set[tuple[str, str, int]]:
-        """Keys of all entries."""
         return {entry.key for entry in self.entries}
 
     def _append(self, line: Mapping[str, Any]) -> None:

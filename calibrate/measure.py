@@ -28,8 +28,6 @@ HEAVY_TOKENS = 1024
 
 
 class Reading(NamedTuple):
-    """One operation that ran, and its seconds."""
-
     operation: Operation
     seconds: float
 
@@ -59,8 +57,6 @@ class CaseRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """What to measure of a model, and for how long at most."""
-
     model: str
     cases: Sequence[Case]
     density: Density
@@ -80,7 +76,6 @@ def measure(
     telemetry: Callable[[], Mapping[str, float]],
     progress: Progress,
 ) -> None:
-    """Measure what the journal lacks."""
     done = journal.done()
     total = len(plan.cases) * plan.density.passes
     for number in range(plan.density.passes):

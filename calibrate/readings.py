@@ -22,8 +22,6 @@ Readings = dict[Operation, list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model that was measured, and its cases by number."""
-
     spec: ModelSpec
     cases: Sequence[Case]
 
@@ -38,7 +36,6 @@ class MeasuredStep:
     seconds: list[tuple[float, float]] = field(default_factory=list)
 
     def row(self) -> dict[str, Value]:
-        """Its row in the table of steps."""
         case, spec = self.case, self.spec
         row: dict[str, Value] = {
             "model": spec.name,

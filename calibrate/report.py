@@ -37,7 +37,6 @@ ERROR_HEADINGS = ErrorRow("", "points", "mean", "90 %", "worst", "bias", "repeat
 
 
 def error_rows(profile: Profile) -> list[ErrorRow]:
-    """Of each table and each kind of step."""
     meta = profile.meta
     rows = [_row(name, meta.accuracy.get(name)) for name in profile.tables if name != "steps"]
     return [*rows, *(_row(f"steps: {kind}", error) for kind, error in meta.step_accuracy.items())]
@@ -53,18 +52,15 @@ def _row(name: str, error: Accuracy | None) -> ErrorRow:
 
 
 def worst(checked: Iterable[Checked], count: int = WORST) -> list[Checked]:
-    """The predictions that are furthest off, worst first."""
     return sorted(checked, key=lambda one: -abs(one.error))[:count]
 
 
 def reach(table: Table) -> str:
-    """Where a table's grid ends, axis by axis."""
     ends = [(column.name, table.numbers(column.name)) for column in table.spec.axes]
     return ", ".join(f"{name} {values.min():,.0f} to {values.max():,.0f}" for name, values in ends)
 
 
 def notes(profile: Profile) -> list[str]:
-    """What a reader has to know before believing the numbers."""
     meta = profile.meta
     texts = list(meta.notes)
     if meta.synchronous:

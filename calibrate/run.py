@@ -36,6 +36,7 @@ from sim.study.identity import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"
+UNKNOWN = Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0)
 MakeRunner = Callable[[ModelSpec, Range], CaseRunner]
 
 
@@ -57,8 +58,6 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is going to be measured, and how long that is expected to take."""
-
     target: devices.Target
     sheet: GpuSpec
     limits: Range
@@ -69,7 +68,6 @@ class Job:
     settings: Settings
 
     def grid(self) -> dict[str, str]:
-        """The grid in words."""
         first = next(iter(self.subjects.values()))
         return {
             "models": "; ".join(self.subjects),
@@ -88,8 +86,6 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A profile and every prediction that its errors were told from."""
-
     profile: Profile
     operations: list[Checked]
     steps: list[Checked]
@@ -144,7 +140,6 @@ def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpe
 
 
 def _estimate(spec: ModelSpec, sheet: GpuSpec, *, sustained: bool) -> Callable[[list[Case], Density], float]:
-    """Seconds that measuring cases takes, by the roofline."""
     cost = Roofline(spec, sheet, cuda_graphs=False, window=None)
 
     def seconds(measured: list[Case], density: Density) -> float:
@@ -164,7 +159,7 @@ def calibrate(
     Raises:
         InputError: the journal there is of another calibration; the device throttled or gave impossible times.
     """
-    journal = open_journal(job, out, resume=resume)
+    journal = Journal(journal_path(out), job.header(), resume=resume)
     deadline_s = time.monotonic() + job.settings.budget_s
     clocks: list[Mapping[str, float]] = []
 
@@ -183,18 +178,11 @@ def calibrate(
     return fitted(job, sorted_, name=name, date=date, clocks=_clock_range(clocks))
 
 
-def open_journal(job: Job, out: Path, *, resume: bool) -> Journal:
-    """The journal beside the profile that is going to be `out`."""
-    return Journal(journal_path(out), job.header(), resume=resume)
-
-
 def journal_path(out: Path) -> Path:
-    """Where the journal of the profile `out` is."""
     return out.parent / f"{out.name}.{JOURNAL}"
 
 
 def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Least and greatest of what was logged."""
     keys = sorted({key for logged in clocks for key in logged})
     ends: dict[str, Callable[[Sequence[float]], float]] = {"least": min, "most": max}
     return {
@@ -205,7 +193,6 @@ def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def fitted(job: Job, readings: Sorted, *, name: str, date: str, clocks: Mapping[str, float]) -> Calibration:
-    """The profile of what was read, with its errors."""
     tables = tables_of(readings)
     target = job.target
     text, sheet = "", job.sheet
@@ -233,17 +220,13 @@ def fitted(job: Job, readings: Sorted, *, name: str, date: str, clocks: Mapping[
         included={"embedding": "launch"} if target.is_cpu else {},
         synchronous=target.is_cpu,
         grid=job.grid(),
-        accuracy={one: _unknown(chosen) for one, chosen in forms.items()},
+        accuracy={one: replace(UNKNOWN, form=", ".join(chosen)) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, sheet if target.is_cpu else None, text)
     return evaluated(profile, readings, {subject.spec.name: subject.spec for subject in job.subjects.values()})
 
 
 _RATES = ("fp16_flops_per_s", "bf16_flops_per_s", "fp32_flops_per_s")
-
-
-def _unknown(forms: Sequence[str]) -> Accuracy:
-    return Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0, form=", ".join(forms))
 
 
 def evaluated(profile: Profile, readings: Sorted, specs: Mapping[str, ModelSpec]) -> Calibration:
@@ -275,6 +258,3 @@ def evaluated(profile: Profile, readings: Sorted, specs: Mapping[str, ModelSpec]
 
 def _of(readings: Readings, table: str) -> list[list[float]]:
     return [us for key, us in readings.items() if key.table == table]
-
-
-__all__ = ["Calibration", "Job", "Settings", "calibrate", "prepare"]

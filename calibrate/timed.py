@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from calibrate.measure import Reading
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Value
 
+T = TypeVar("T")
 NAMES = {dtype: name for name, dtype in KV_DTYPES.items()}
 """Names of `sim.specs.model` by torch type."""
 HOLD_S = 60e-6
@@ -33,7 +34,6 @@ class ThreadClock(CpuClock):
     """The host computes, in this thread: the time in which the thread ran, without that given to other processes."""
 
     def mark(self) -> float:
-        """Seconds in which this thread ran."""
         return time.thread_time()
 
 
@@ -50,7 +50,6 @@ class TimedOps:
         return getattr(self._inner, name)
 
     def readings(self) -> list[Reading]:
-        """What ran since the last call, in order."""
         readings = [
             Reading(Operation(table, tuple(row.items())), self._clock.seconds(begin, end))
             for table, row, begin, end in self._marks
@@ -58,7 +57,7 @@ class TimedOps:
         self._marks.clear()
         return readings
 
-    def _timed(self, table: str, row: dict[str, Value], call: Callable[[], Any]) -> Any:
+    def _timed(self, table: str, row: dict[str, Value], call: Callable[[], T]) -> T:
         self._clock.hold(HOLD_S)
         begin = self._clock.mark()
         result = call()
@@ -66,46 +65,34 @@ class TimedOps:
         return result
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
-        """As `Ops.linear`."""
         data = weight.data if isinstance(weight, QuantWeight) else weight
         n, k = weight.shape
         row: dict[str, Value] = {"dtype": NAMES[x.dtype], "weight_dtype": NAMES[data.dtype], "k": k, "n": n}
-        result: Tensor = self._timed("gemm", {**row, "tokens": len(x)}, lambda: self._inner.linear(x, weight))
-        return result
+        return self._timed("gemm", {**row, "tokens": len(x)}, lambda: self._inner.linear(x, weight))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `Ops.rms_norm`."""
-        result: tuple[Tensor, Tensor] = self._elementwise(
-            "norm", x, x.shape[1], lambda: self._inner.rms_norm(x, weight, eps, residual)
-        )
-        return result
+        return self._elementwise("norm", x, x.shape[1], lambda: self._inner.rms_norm(x, weight, eps, residual))
 
     def head_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """As `Ops.head_norm`."""
         width = x.shape[1] * x.shape[2]
-        result: Tensor = self._elementwise("head_norm", x, width, lambda: self._inner.head_norm(x, weight, eps))
-        return result
+        return self._elementwise("head_norm", x, width, lambda: self._inner.head_norm(x, weight, eps))
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
-        """As `Ops.silu_and_mul`."""
-        result: Tensor = self._elementwise("activation", x, x.shape[1] // 2, lambda: self._inner.silu_and_mul(x))
-        return result
+        return self._elementwise("activation", x, x.shape[1] // 2, lambda: self._inner.silu_and_mul(x))
 
     def rope_cache_write(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, slots: Tensor
     ) -> Tensor:
-        """As `Ops.rope_cache_write`."""
         width = (q.shape[1] + 2 * k.shape[1]) * q.shape[2]
-        result: Tensor = self._elementwise(
+        return self._elementwise(
             "rope_kv_write",
             q,
             width,
             lambda: self._inner.rope_cache_write(q, k, v, cos, sin, cache, slots),
             NAMES[cache.k.dtype],
         )
-        return result
 
-    def _elementwise(self, op: str, x: Tensor, width: int, call: Callable[[], Any], kv_dtype: str = NO_CACHE) -> Any:
+    def _elementwise(self, op: str, x: Tensor, width: int, call: Callable[[], T], kv_dtype: str = NO_CACHE) -> T:
         row: dict[str, Value] = {"op": op, "dtype": NAMES[x.dtype], "kv_dtype": kv_dtype, "width": width}
         return self._timed("elementwise", {**row, "tokens": len(x)}, call)
 
@@ -121,15 +108,11 @@ class TimedOps:
             return call()
         new, past = self.case.prefills[0]
         point: dict[str, Value] = {"sequences": len(self.case.prefills), "past_tokens": past, "new_tokens": new}
-        result: tuple[Tensor, Tensor] = self._timed(
-            "prefill_attention", {**_heads(q.shape[1:], q, cache, window), **point}, call
-        )
-        return result
+        return self._timed("prefill_attention", {**_heads(q.shape[1:], q, cache, window), **point}, call)
 
     def decode_attention(
         self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
     ) -> tuple[Tensor, Tensor]:
-        """As `Ops.decode_attention`."""
         contexts = self.case.decodes
         row = {
             **_heads(q.shape[2:], q, cache, window),
@@ -138,16 +121,13 @@ class TimedOps:
             "mean_context_tokens": round(sum(contexts) / len(contexts)),
             "max_context_tokens": max(contexts),
         }
-        result: tuple[Tensor, Tensor] = self._timed(
+        return self._timed(
             "decode_attention", row, lambda: self._inner.decode_attention(q, cache, *args, window=window, **more)
         )
-        return result
 
     def sample(self, logits: Tensor, **how: Tensor) -> Tensor:
-        """As `Ops.sample`."""
         row: dict[str, Value] = {"vocab": logits.shape[1], "rows": len(logits)}
-        result: Tensor = self._timed("sampling", row, lambda: self._inner.sample(logits, **how))
-        return result
+        return self._timed("sampling", row, lambda: self._inner.sample(logits, **how))
 
 
 def _heads(shape: torch.Size, q: Tensor, cache: LayerCache, window: int) -> dict[str, Value]:

@@ -93,7 +93,7 @@ def sweep(
 
     question = Question.of(base, settings, points=points, seeds=seeds, most_points=most_points, allow_code=allow_code)
     where = None if out is None else Path(out)
-    return run_all(question, out=where, workers=workers, executor=executor, progress=progress, told=told, page=page_of)
+    return run_all(question, out=where, workers=workers, executor=executor, progress=progress, say=told, page=page_of)
 
 
 def plan(

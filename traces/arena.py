@@ -60,8 +60,6 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How many votes, over how many days from the launch."""
-
     votes: int = LAUNCH_WEEK_VOTES
     days: float = LAUNCH_WEEK_DAYS
 

@@ -18,7 +18,6 @@ RAGPULSE_DAY = (*RAGPULSE_HOURS, 214, 176)
 
 
 def poisson(count: int, rate_per_s: float, rng: np.random.Generator) -> Floats:
-    """Exponential gaps."""
     return _times(rng.exponential(1.0, _gaps(count, rate_per_s)) / rate_per_s)
 
 
@@ -29,14 +28,12 @@ def gamma(count: int, rate_per_s: float, rng: np.random.Generator, cv: float = 2
 
 
 def weibull(count: int, rate_per_s: float, rng: np.random.Generator, cv: float = 2.0) -> Floats:
-    """Weibull gaps with this coefficient of variation."""
     shape = weibull_shape(_positive("cv", cv))
     mean = math.gamma(1 + 1 / shape)
     return _times(rng.weibull(shape, _gaps(count, rate_per_s)) / (mean * rate_per_s))
 
 
 def constant(count: int, rate_per_s: float) -> Floats:
-    """Equal gaps."""
     return np.arange(_gaps(count, rate_per_s) + 1) / rate_per_s
 
 

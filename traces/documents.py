@@ -70,6 +70,15 @@ def loads(text: str | bytes, decode: Callable[[str], Any] = json.loads) -> Any:
     return found
 
 
+def finite(text: str) -> Any:
+    """The value of a JSON text without NaN and Infinity, which `json` reads and JSON has not."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def check_depth(value: Any) -> None:
     """Raise TooDeepError, a ValueError, for a value nested more deeply than anything that recurses over it can go."""
     level = [value]
@@ -143,9 +152,7 @@ def _parquet(path: Path) -> Iterator[BinaryIO]:
             groups = [told.row_group(number) for number in range(told.num_row_groups)]
             values = sum(one.column(at).num_values for one in groups for at in range(one.num_columns))
             if max(8 * values, sum(one.total_byte_size for one in groups)) > files.MAX_FILE_BYTES:
-                raise InputError(
-                    f"{files.named(path)} unpacks to more than {files.size_words(files.MAX_FILE_BYTES)}; split it"
-                )
+                raise InputError(f"{files.named(path)} unpacks to more than {most}; split it")
             raw.seek(0)
             yield raw
         except (InputError, MemoryError):

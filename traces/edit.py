@@ -16,6 +16,7 @@ import pandas as pd
 from traces import blocks
 from traces.redraw import copies_apart
 from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
+from traces.sessions import followed, offsets_s, roots
 
 Floats = npt.NDArray[np.float64]
 AT_ONCE_S = 1e-9  # a span below this is one moment: there is no rate to stretch
@@ -67,12 +68,12 @@ def set_rate(trace: Trace, rate_per_s: float, rng: np.random.Generator) -> Trace
             requests.assign(arrival_s=requests["arrival_s"] / factor),
             f"Arrival rate set to {rate_per_s:g}/s by stretching times.",
         )
-    after = _after(requests)
+    after = followed(requests)
     starts = after < 0
     gaps = rng.exponential(len(requests) / (rate_per_s * starts.sum()), int(starts.sum()))
     gaps[0] = 0.0
-    offset = _offsets(after, requests["think_s"].to_numpy() if "think_s" in requests else np.zeros(len(after)))
-    times = np.cumsum(gaps)[np.searchsorted(np.flatnonzero(starts), _roots(after))] + offset
+    offset = offsets_s(requests, after)
+    times = np.cumsum(gaps)[np.searchsorted(np.flatnonzero(starts), roots(after))] + offset
     table = in_order(requests.assign(arrival_s=times))
     return trace.edited(table, f"Arrivals are Poisson with {rate_per_s:g} requests/s.", has_arrivals=True)
 
@@ -81,11 +82,11 @@ def stagger(trace: Trace, sessions_per_s: float, rng: np.random.Generator) -> Tr
     """New Poisson starts for the sessions (requests that follow none); times within a session stay."""
     _positive("session rate", sessions_per_s)
     requests = trace.requests
-    after = _after(requests)
+    after = followed(requests)
     starts = np.flatnonzero(after < 0)
     gaps = rng.exponential(1 / sessions_per_s, len(starts))
     gaps[0] = 0.0
-    root = _roots(after)
+    root = roots(after)
     times = requests["arrival_s"].to_numpy()
     begin = np.cumsum(gaps)[np.searchsorted(starts, root)]
     table = in_order(requests.assign(arrival_s=begin + times - times[root]))
@@ -101,8 +102,8 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     if not 1 <= count <= MAX_REQUESTS:
         raise InputError(f"count is {count}; it must be at least 1 and at most {MAX_REQUESTS:,}")
     requests = trace.requests
-    after = _after(requests)
-    root = _roots(after)
+    after = followed(requests)
+    root = roots(after)
     starts = np.flatnonzero(after < 0)
     times = requests["arrival_s"].to_numpy()
     gaps = np.diff(times[starts])
@@ -142,7 +143,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
     for number, one in enumerate(traces):
         table = one.require_arrivals().requests.copy()
         if any("after" in other.requests for other in traces):
-            table = table.assign(after=_after(table), think_s=table.get("think_s", 0.0))
+            table = table.assign(after=followed(table), think_s=table.get("think_s", 0.0))
             table["after"] = np.where(table["after"] >= 0, table["after"] + rows, -1)
         if "session" in table:
             table["session"] = table["session"].where(table["session"] == "", f"{number}:" + table["session"])
@@ -188,7 +189,7 @@ def session_blocks(trace: Trace, block_tokens: int = 16) -> Trace:
     if "prefix_blocks" in requests:
         raise InputError(f"{trace.path or trace.name} has prefix blocks already")
     prompt, output = (requests[name].to_numpy() for name in ("prompt_tokens", "output_tokens"))
-    ids = blocks.of_sessions(_after(requests), prompt, output, block_tokens)
+    ids = blocks.of_sessions(followed(requests), prompt, output, block_tokens)
     table = requests.assign(prefix_blocks=pd.Series(ids, dtype=object), prefix_block_tokens=block_tokens)
     return trace.edited(table, f"Prefix blocks of {block_tokens} tokens follow from the sessions.")
 
@@ -204,27 +205,6 @@ def _cut(trace: Trace, kept: Mask, note: str) -> Trace:
 def _positive(what: str, value: float) -> None:
     if not 1e-9 <= value <= 1e9:
         raise InputError(f"{what} is {value}; it must be above 0, from 1e-09 to 1e+09")
-
-
-def _after(requests: pd.DataFrame) -> Indices:
-    if "after" in requests:
-        return requests["after"].to_numpy(dtype=np.int64)
-    return np.full(len(requests), -1, dtype=np.int64)
-
-
-def _roots(after: Indices) -> Indices:
-    """The request that opens each request's session; `after` names earlier rows."""
-    root = np.arange(len(after))
-    for row in np.flatnonzero(after >= 0):
-        root[row] = root[after[row]]
-    return root
-
-
-def _offsets(after: Indices, think_s: Floats) -> Floats:
-    offset = np.zeros(len(after))
-    for row in np.flatnonzero(after >= 0):
-        offset[row] = offset[after[row]] + think_s[row]
-    return offset
 
 
 def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:

@@ -81,7 +81,6 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf|in
 
 
 def number_of(text: str) -> float | int | str:
-    """A CSV cell as a number where it is one."""
     text = text.strip()
     if len(text) > 100 or not _NUMBER.fullmatch(text):
         return text
@@ -188,12 +187,7 @@ class Probability:
 
 def looks_like(value: float, unit: str) -> str:
     """A hint for an error message: the unit in which the value would be a date between 2001 and 2103."""
-    for name, least in (
-        ("nanoseconds", 1e18),
-        ("microseconds", 1e15),
-        ("milliseconds", 1e12),
-        ("seconds", 1e9),
-    ):
+    for name, least in (("nanoseconds", 1e18), ("microseconds", 1e15), ("milliseconds", 1e12), ("seconds", 1e9)):
         if least <= value < 4.2 * least and name != unit:
             return f"; it looks like {name} since 1970"
     return ""

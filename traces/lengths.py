@@ -24,15 +24,11 @@ class Lengths(Protocol):
 
 
 class Pairs(Protocol):
-    """Prompt and output tokens of `count` requests."""
-
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Counts, Counts]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Always the same."""
-
     tokens: int
 
     def __post_init__(self) -> None:
@@ -103,7 +99,6 @@ class Quantiles:
         _within("quantiles: value", values[-1] * self.scale, 1, MAX_TOKENS)
 
     def at(self, level: Floats) -> Counts:
-        """The tokens at these levels."""
         exact = np.interp(level, list(self.table), list(self.table.values())) * self.scale
         return np.maximum(np.rint(exact), 1).astype(np.int64)
 
@@ -113,8 +108,6 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Prompt and output drawn apart."""
-
     prompt: Lengths
     output: Lengths
 

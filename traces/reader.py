@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from traces import files, formats
-from traces.head import Head, head_of
+from traces.head import head_of
 from traces.schema import InputError, Trace, in_order, keep_rows, validate
 from traces.source import SIDES, Options, Source
 
@@ -120,6 +120,3 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None)
         dropped=sum(source.dropped.values()),
         dropped_reasons=dict(source.dropped),
     )
-
-
-__all__ = ["Head", "bundled", "locate", "read", "recognise"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces.schema import InputError, Trace, in_order
+from traces.sessions import followed, offsets_s, roots
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -31,13 +31,13 @@ def redraw(trace: Trace, rate_per_s: float, rng: np.random.Generator, cv: float 
         raise InputError(f"cv of the arrivals is {cv}; it must be above 0 and at most {LARGEST_CV:g}")
     requests = trace.requests
     window_s = len(requests) / rate_per_s
-    after = requests["after"].to_numpy(np.int64) if "after" in requests else np.full(len(requests), -1, np.int64)
-    root = _roots(after)
+    after = followed(requests)
+    root = roots(after)
     starts = np.flatnonzero(after < 0)
     gaps = rng.gamma(1 / cv**2, 1.0, len(starts)) if cv != 1.0 else rng.exponential(1.0, len(starts))
     total = float(gaps.sum())
     begin_s = (np.cumsum(gaps) - gaps[0]) * (window_s / total) if total > 0 else np.zeros(len(starts))
-    recorded_s = requests["arrival_s"].to_numpy() if trace.has_arrivals else _thought(requests, after)
+    recorded_s = requests["arrival_s"].to_numpy() if trace.has_arrivals else offsets_s(requests, after)
     nominal_s = begin_s[np.searchsorted(starts, root)] + (recorded_s - recorded_s[root])
     lap = np.floor(nominal_s / window_s)
     table = requests.assign(arrival_s=np.maximum(nominal_s - lap * window_s, 0.0))
@@ -67,19 +67,3 @@ def copies_apart(ids: list[Indices], session: Indices, copy: Indices) -> list[In
     stride = int(blocks[-1]) - int(blocks[0]) + 1
     renamed = np.where((first == last)[place], flat + lap * stride, flat)
     return np.split(renamed, np.cumsum(lengths)[:-1])
-
-
-def _thought(requests: pd.DataFrame, after: Indices) -> Floats:
-    """Times within sessions where none are recorded: each turn its think time after the one before."""
-    offset_s = np.zeros(len(after))
-    think_s = requests["think_s"].to_numpy() if "think_s" in requests else offset_s
-    for row in np.flatnonzero(after >= 0):
-        offset_s[row] = offset_s[after[row]] + think_s[row]
-    return offset_s
-
-
-def _roots(after: Indices) -> Indices:
-    root = np.arange(len(after))
-    for row in np.flatnonzero(after >= 0):
-        root[row] = root[after[row]]
-    return root

@@ -68,7 +68,6 @@ class Trace:
 
     @property
     def span_s(self) -> float:
-        """Seconds from the first arrival to the last."""
         times = self.requests["arrival_s"]
         return float(times.iloc[-1] - times.iloc[0])
 
@@ -82,7 +81,6 @@ class Trace:
         return self
 
     def edited(self, requests: pd.DataFrame, note: str, *, has_arrivals: bool | None = None) -> Trace:
-        """A copy with other requests and one more note."""
         known = self.has_arrivals if has_arrivals is None else has_arrivals
         if len(requests) and not (last_s := float(requests["arrival_s"].max())) <= MAX_TIME_S:
             raise InputError(

@@ -125,16 +125,6 @@ def synthesise(
     return Trace(table, name=name, kind="servegen", synthetic=True, notes=(SYNTHETIC_NOTE, note))
 
 
-def mean_rate_per_s(clients: Sequence[Client], start_s: float = 0.0, end_s: float = math.inf) -> float:
-    """Mean requests per second of all clients over the windows that begin in [start_s, end_s)."""
-    rates: dict[float, float] = {}
-    for client in clients:
-        for window in client.windows:
-            if start_s <= window.start_s < end_s:
-                rates[window.start_s] = rates.get(window.start_s, 0.0) + window.rate_per_s
-    return sum(rates.values()) / len(rates) if rates else 0.0
-
-
 def _arrivals(
     client: Client, rng: np.random.Generator, start_s: float, end_s: float, scale: float
 ) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+Indices = npt.NDArray[np.int64]
 ASSUMED_THINK_S = 60.0
 THINK_NOTE = (
     f"Times within a conversation are not recorded: {ASSUMED_THINK_S:.0f} s of thinking are assumed before each later "
@@ -31,6 +32,20 @@ class Rows:
         self.count += 1
         return self.count - 1
 
+    def add_turns(self, turns: Sequence[tuple[int, int]], arrival_s: float, think_s: float, **values: Any) -> None:
+        """A session of these (prompt, output tokens); each turn arrives `think_s` after the one before."""
+        last = -1
+        for turn, (prompt, output) in enumerate(turns):
+            last = self.add(
+                arrival_s=arrival_s + turn * think_s,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                turn=turn,
+                after=last,
+                think_s=ASSUMED_THINK_S if turn else 0.0,
+                **values,
+            )
+
     def table(self) -> pd.DataFrame:
         objects = {"prefix_blocks", "token_ids", "output_token_ids"}
         return pd.DataFrame(
@@ -39,6 +54,28 @@ class Rows:
                 for name, values in self.columns.items()
             }
         )
+
+
+def followed(requests: pd.DataFrame) -> Indices:
+    """The request that each follows, -1 for none."""
+    return requests["after"].to_numpy(np.int64) if "after" in requests else np.full(len(requests), -1, np.int64)
+
+
+def roots(after: Indices) -> Indices:
+    """The request that opens each request's session; `after` names earlier rows."""
+    root = np.arange(len(after))
+    for row in np.flatnonzero(after >= 0):
+        root[row] = root[after[row]]
+    return root
+
+
+def offsets_s(requests: pd.DataFrame, after: Indices) -> npt.NDArray[np.float64]:
+    """Times within sessions where none are recorded: each turn its think time after the one before."""
+    offset_s = np.zeros(len(after))
+    think_s = requests["think_s"].to_numpy() if "think_s" in requests else offset_s
+    for row in np.flatnonzero(after >= 0):
+        offset_s[row] = offset_s[after[row]] + think_s[row]
+    return offset_s
 
 
 def linked(table: pd.DataFrame, elapsed_s: npt.NDArray[np.float64] | None = None) -> pd.DataFrame:

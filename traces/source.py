@@ -92,7 +92,6 @@ class Source(os.PathLike[str]):
         self.rejected.append(row)
 
     def fail(self, reason: str) -> NoReturn:
-        """The file as a whole cannot be used."""
         raise InputError(f"{self.path} {reason}")
 
     def nothing(self) -> NoReturn:
@@ -100,7 +99,6 @@ class Source(os.PathLike[str]):
         self.fail("holds no usable request" + (f" ({len(self.rejected)} bad)" if self.rejected else ""))
 
     def document(self) -> Any:
-        """The whole file as one JSON value."""
         try:
             return _json(files.whole(self.path))
         except BadRow as why:
@@ -142,7 +140,6 @@ class Source(os.PathLike[str]):
         return head_of(self.path, self.skip_bad)
 
     def columns(self) -> list[str]:
-        """The column names of a CSV file."""
         return tables.header_of(files.start(self.path, 1 << 20).split(b"\n", 1)[0], self.path)
 
     def table(self, columns: Mapping[str, Kind]) -> pd.DataFrame:

@@ -63,10 +63,7 @@ def _at_once(data: bytes, names: list[str], columns: Mapping[str, Kind]) -> pd.D
                 read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1),
                 parse_options=arrow_csv.ParseOptions(ignore_empty_lines=False),
                 convert_options=arrow_csv.ConvertOptions(
-                    include_columns=list(types),
-                    column_types=types,
-                    null_values=[""],
-                    strings_can_be_null=False,
+                    include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=False
                 ),
             )
             break

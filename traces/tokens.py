@@ -45,7 +45,4 @@ def counter(tokenizer: str | Path | None) -> tuple[Callable[[str], int], str]:
     def count(text: str) -> int:
         return max(1, len(encoder.encode(text, add_special_tokens=False).ids))
 
-    return (
-        count,
-        f"Tokens are counted with {path.name} of {path.parent.name or '.'}, no special tokens added.",
-    )
+    return (count, f"Tokens are counted with {path.name} of {path.parent.name or '.'}, no special tokens added.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Heads, Pool
+from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences, Heads
 from backend.bench.peers import decode_peers, prefill_peers
 from backend.bench.timing import Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KV_DTYPES
@@ -29,7 +29,7 @@ class Shapes:
     heads: Heads
     dtype: str
     decode: tuple[tuple[str, int, int], ...]
-    """(cache type, sequences, context) by value: the issue's bars first."""
+    """(cache type, sequences, context) by value: what the bars are about first."""
     prefill: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
     """(new tokens, tokens before)."""
@@ -68,17 +68,15 @@ def shapes(small: bool) -> Shapes:
 
 
 def decode_name(cache: str, sequences: int, context: int) -> str:
-    """A decode case's name."""
     return f"decode {cache} {sequences}x{context}"
 
 
 def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int, *, compiled: bool) -> None:
-    """One decode step: every sequence reads its whole context."""
     dtype = KV_DTYPES[cache]
     one = BenchSequences.room(sequences, context, 1)
     token_bytes = 2 * heads.kv * heads.dim * dtype.itemsize
     sets = bench.sets(one * token_bytes)
-    pool = Pool(heads, one * sets, dtype, bench.device)
+    pool = BenchPool(heads, one * sets, dtype, bench.device)
     inputs = BenchSequences(pool, sequences, context, 1, sets)
     task = BenchTask(
         group="decode",
@@ -89,19 +87,16 @@ def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int,
         bytes=inputs.set_bytes + 2 * inputs.q.nbytes,
         check=Check(lambda out: out[0], inputs.expected(1, BLOCKS[0]), TOLERANCE),
     )
-    offers = [Offer(f"ours, block {size}", _ours_decode(bench, inputs, size), ours=True) for size in BLOCKS]
+    offers = [Offer(f"ours, block {size}", partial(_ours_decode, bench, inputs, size), ours=True) for size in BLOCKS]
     if bench.cuda:
         offers.append(Offer(PLANNED, lambda: _planned(inputs, BLOCKS[0]), ours=True))
     bench.compare(task, offers + decode_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
-def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
-    def build() -> Call:
-        cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
-        attend = bench.ops.decode_attention
-        return lambda turn: attend(inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale)
-
-    return build
+def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
+    cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
+    attend = bench.ops.decode_attention
+    return lambda turn: attend(inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale)
 
 
 def _planned(inputs: BenchSequences, block_tokens: int) -> Call:
@@ -120,7 +115,6 @@ def _planned(inputs: BenchSequences, block_tokens: int) -> Call:
 
 
 def prefill_name(new: int, past: int) -> str:
-    """A prompt's or a chunk's name."""
     return f"chunk {new} on {past}" if past else f"prefill {new}"
 
 
@@ -130,7 +124,7 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
     one = BenchSequences.room(1, context, 1)
     kind = KV_DTYPES[dtype]
     sets = bench.sets(one * 2 * heads.kv * heads.dim * kind.itemsize, most=8)
-    pool = Pool(heads, one * sets, kind, bench.device)
+    pool = BenchPool(heads, one * sets, kind, bench.device)
     inputs = BenchSequences(pool, 1, context, new, sets, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, new)
     task = BenchTask(
@@ -147,7 +141,7 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
             TOLERANCE,
         ),
     )
-    offers = [Offer(f"ours, block {size}", _ours_prefill(bench, inputs, size), ours=True) for size in BLOCKS]
+    offers = [Offer(f"ours, block {size}", partial(_ours_prefill, bench, inputs, size), ours=True) for size in BLOCKS]
     bench.compare(task, offers + prefill_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
@@ -160,21 +154,18 @@ def causal_flops(heads: Heads, new: int, past: int) -> int:
     return 4 * heads.query * heads.dim * pairs
 
 
-def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Callable[[], Call]:
-    def build() -> Call:
-        cache, tables, queries = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q.flatten(0, 1)
-        attend = bench.ops.prefill_attention
-        return lambda turn: attend(
-            queries, cache, tables[turn], inputs.q_starts, inputs.kv_lens, max_q=inputs.new, scale=inputs.scale
-        )
-
-    return build
+def _ours_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
+    cache, tables, queries = inputs.pool.cache(block_tokens), inputs.tables(block_tokens), inputs.q.flatten(0, 1)
+    attend = bench.ops.prefill_attention
+    return lambda turn: attend(
+        queries, cache, tables[turn], inputs.q_starts, inputs.kv_lens, max_q=inputs.new, scale=inputs.scale
+    )
 
 
 def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
     """The unfused baseline beside ours: time, and peak memory on top of the inputs."""
     kind = KV_DTYPES[dtype]
-    pool = Pool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
+    pool = BenchPool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
     inputs = BenchSequences(pool, 1, tokens, tokens, 2, grain=CHUNK_TOKENS)
     compared = min(COMPARED_QUERIES, tokens)
     task = BenchTask(
@@ -198,7 +189,7 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
         return lambda turn: bench.ops.standard_attention(inputs.q[0], pairs[turn][0][0], pairs[turn][1][0])
 
     offers = [
-        Offer("ours, block 16", _ours_prefill(bench, inputs, 16), ours=True),
+        Offer("ours, block 16", partial(_ours_prefill, bench, inputs, 16), ours=True),
         Offer("ours, unfused (stores N x N)", unfused, ours=True),
         Offer("torch SDPA math", lambda: _math(inputs)),
     ]
@@ -206,7 +197,6 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
 
 
 def _math(inputs: BenchSequences) -> Call:
-    """torch's own unfused attention."""
     attention = importlib.import_module("torch.nn.attention")
     q = inputs.q.transpose(1, 2)
     pairs = [inputs.in_order(turn, BLOCKS[0]) for turn in range(2)]

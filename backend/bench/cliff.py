@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from backend.bench.attention import BLOCKS, Shapes
-from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Pool
+from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences
 from backend.bench.record import MEASURED, SKIPPED, BenchRow
 from backend.bench.timing import Bench, BenchTask, Call, Offer
 from backend.cache.kvcache import KV_DTYPES
@@ -46,7 +46,6 @@ class CliffPoint:
 
     @property
     def place(self) -> str:
-        """Its place."""
         return f"{self.sequences} sequences of {self.context}"
 
 
@@ -60,7 +59,6 @@ class CliffVerdict:
     findings: tuple[str, ...]
 
     def as_dict(self, points: int) -> dict[str, Any]:
-        """For JSON, with the number of points that it rests on."""
         return {**asdict(self), "points": points}
 
 
@@ -83,7 +81,7 @@ def check(bench: Bench, shapes: Shapes, line: CliffLine) -> None:
     """Measures a line, and adds its points as rows and what is wrong with it as findings."""
     heads, kind = shapes.heads, KV_DTYPES[shapes.dtype]
     most = max(BenchSequences.room(rows, context, 2) for rows, context in line.points)
-    pool = Pool(heads, most, kind, bench.device)
+    pool = BenchPool(heads, most, kind, bench.device)
     places = list(line.points)
     if bench.cuda:
         places = sorted({*places, *_beside_switches(bench, pool, line)})
@@ -124,7 +122,7 @@ def judge(points: Sequence[CliffPoint]) -> CliffVerdict:
     return CliffVerdict(fall, jump, switch_jump, tuple(findings))
 
 
-def _measure(bench: Bench, pool: Pool, sequences: int, context: int, line: str) -> BenchRow:
+def _measure(bench: Bench, pool: BenchPool, sequences: int, context: int, line: str) -> BenchRow:
     room = pool.k.shape[0] - CHUNK_TOKENS
     sets = min(room // BenchSequences.room(sequences, context, 1), bench.sets(sequences * context * pool.token_bytes))
     inputs = BenchSequences(pool, sequences, context, 1, sets)
@@ -149,14 +147,14 @@ def _measure(bench: Bench, pool: Pool, sequences: int, context: int, line: str) 
     return row
 
 
-def cuts(pool: Pool, q: torch.Tensor, kv_lens: torch.Tensor) -> int:
+def cuts(pool: BenchPool, q: torch.Tensor, kv_lens: torch.Tensor) -> int:
     """Parts that the device cuts each of these equal contexts into."""
     kernel = importlib.import_module("backend.kernels.decode_attention")
     plan = kernel.plan_decode(kv_lens, queries=1, heads=pool.heads.query, cache=pool.cache(BLOCKS[0]), q_dtype=q.dtype)
     return int(plan.spans[0, 1])
 
 
-def _beside_switches(bench: Bench, pool: Pool, line: CliffLine) -> list[tuple[int, int]]:
+def _beside_switches(bench: Bench, pool: BenchPool, line: CliffLine) -> list[tuple[int, int]]:
     """Contexts on both sides of changes of the cut, between the first and the last point of a line along contexts."""
     counts = {rows for rows, _ in line.points}
     if len(counts) > 1:

@@ -25,8 +25,6 @@ class LateError(Exception):
 
 
 class DeviceClock(Protocol):
-    """The device's time."""
-
     def hold(self, seconds: float) -> None:
         """Keeps the device busy, so that what is launched next waits for it."""
         ...
@@ -58,7 +56,6 @@ class CpuClock:
         """Nothing is known of the caches."""
 
     def mark(self) -> float:
-        """Seconds of the performance counter."""
         return time.perf_counter()
 
     def seconds(self, begin: float, end: float) -> float:
@@ -88,7 +85,6 @@ class CudaClock:
         self._cold.max()
 
     def mark(self) -> torch.cuda.Event:
-        """An event behind all that was launched."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

@@ -26,7 +26,7 @@ class Heads:
     dim: int
 
 
-class Pool:
+class BenchPool:
     """Random keys and values [tokens, G, D] of one layer, which caches of any block size see as theirs."""
 
     def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
@@ -37,7 +37,6 @@ class Pool:
         self.k_scale, self.v_scale = self._scales(shape), self._scales(shape)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """More random numbers of the pool's generator."""
         return torch.randn(shape, generator=self._generator, device=self.device, dtype=dtype)
 
     def _random(self, shape: tuple[int, ...]) -> Tensor:
@@ -59,7 +58,6 @@ class Pool:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of keys, values and scales of one token."""
         each = self.heads.dim * self.dtype.itemsize + (2 if self.dtype == torch.int8 else 0)
         return 2 * self.heads.kv * each
 
@@ -92,7 +90,9 @@ class BenchSequences:
     not depend on the order of keys).
     """
 
-    def __init__(self, pool: Pool, sequences: int, context: int, new: int, sets: int, grain: int | None = None) -> None:
+    def __init__(
+        self, pool: BenchPool, sequences: int, context: int, new: int, sets: int, grain: int | None = None
+    ) -> None:
         self.pool, self.count, self.context, self.new, self.sets = pool, sequences, context, new, sets
         self.span = -(-context // CHUNK_TOKENS) * CHUNK_TOKENS
         self._grain = grain
@@ -109,7 +109,6 @@ class BenchSequences:
 
     @property
     def set_bytes(self) -> int:
-        """Keys and values of one set."""
         return self.count * self.context * self.pool.token_bytes
 
     @cached_property

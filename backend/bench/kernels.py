@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import Tensor
 
-from backend.bench.inputs import CHUNK_TOKENS, Heads, Pool
+from backend.bench.inputs import CHUNK_TOKENS, BenchPool, Heads
 from backend.bench.timing import Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KV_DTYPES, LayerCache
 from backend.model.weights import QuantWeight, quantised
@@ -42,7 +42,7 @@ def cache_write(bench: Bench, heads: Heads, dtype: str, cache: str, tokens: int)
     """New tokens' keys and values into scattered slots, alone and with rotation of queries and keys."""
     kind = KV_DTYPES[dtype]
     sets = bench.sets(tokens * heads.kv * heads.dim * 4, most=16)
-    pool = Pool(heads, -(-tokens // CHUNK_TOKENS) * CHUNK_TOKENS * sets, KV_DTYPES[cache], bench.device)
+    pool = BenchPool(heads, -(-tokens // CHUNK_TOKENS) * CHUNK_TOKENS * sets, KV_DTYPES[cache], bench.device)
     paged = pool.cache(BLOCK_TOKENS)
 
     def new() -> Tensor:
@@ -83,7 +83,7 @@ def cache_write(bench: Bench, heads: Heads, dtype: str, cache: str, tokens: int)
 def block_copy(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
     """Copy on write: scattered blocks to other blocks, and the same bytes with torch's indexing."""
     sets = bench.sets(2 * blocks * BLOCK_TOKENS * heads.kv * heads.dim * 4, most=16)
-    pool = Pool(heads, 2 * blocks * BLOCK_TOKENS * sets, KV_DTYPES[cache], bench.device)
+    pool = BenchPool(heads, 2 * blocks * BLOCK_TOKENS * sets, KV_DTYPES[cache], bench.device)
     paged = pool.cache(BLOCK_TOKENS)
     order = torch.randperm(2 * blocks * sets, device=bench.device).int() + CHUNK_TOKENS // BLOCK_TOKENS
     lists = order.view(sets, 2, blocks)
@@ -111,7 +111,7 @@ def block_copy(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
 def swap(bench: Bench, heads: Heads, cache: str, blocks: int) -> None:
     """Scattered blocks to pinned host memory and back, beside one contiguous copy of as many bytes."""
     kind = KV_DTYPES[cache]
-    pool = Pool(heads, blocks * BLOCK_TOKENS, kind, bench.device)
+    pool = BenchPool(heads, blocks * BLOCK_TOKENS, kind, bench.device)
     paged = pool.cache(BLOCK_TOKENS)
     host = LayerCache.allocate(blocks, BLOCK_TOKENS, heads.kv, heads.dim, dtype=kind, pinned=bench.cuda)
     own = torch.randperm(blocks, device=bench.device).int() + CHUNK_TOKENS // BLOCK_TOKENS

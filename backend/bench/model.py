@@ -30,7 +30,6 @@ WAVE_S = 1000.0
 
 
 def spec_of(small: bool) -> ModelSpec:
-    """The model that is timed."""
     return catalog.load_model(SMALL_MODEL if small else MODEL)
 
 
@@ -88,7 +87,6 @@ def _offers(bench: Bench, model: Model, cache: KvCache, batch: int, context: int
 
 
 def _step(bench: Bench, model: Model, cache: KvCache, batch: int, context: int) -> Call:
-    """Forward of `batch` sequences' last tokens, and the draw."""
     device, blocks = bench.device, -(-context // BLOCK_TOKENS)
 
     def filled(value: int, dtype: torch.dtype = torch.int32) -> Tensor:

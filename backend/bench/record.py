@@ -160,7 +160,6 @@ def environment(device: torch.device, small: bool, command: Sequence[str]) -> di
 
 
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
@@ -248,7 +247,6 @@ class ClockLog:
         return {name: [min(column), statistics.median(column), max(column)] for name, column in columns}
 
     def stop(self) -> None:
-        """Ends the nvidia-smi that was started."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()

@@ -87,14 +87,8 @@ def _add_others(add: Callable[..., None], small: bool) -> None:
     shapes = bench_attention.shapes(small)
     heads, dtype = shapes.heads, shapes.dtype
     add("copy", "copy", bench_kernels.copy, least_s=0.0)
-    add(
-        "step",
-        "step",
-        bench_model.step,
-        (1, 2) if small else (1, 32, 128),
-        64 if small else 1024,
-        least_s=1.0 if small else 40.0,
-    )
+    batches, context = ((1, 2), 64) if small else ((1, 32, 128), 1024)
+    add("step", "step", bench_model.step, batches, context, least_s=1.0 if small else 40.0)
     for cache in (dtype, "fp8", "int8"):
         for tokens in (16,) if small else (64, 4096):
             add("cache", f"cache write {cache} {tokens}", bench_kernels.cache_write, heads, dtype, cache, tokens)

@@ -82,7 +82,6 @@ class BenchTask:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, offer: Offer, state: str, **values: Any) -> BenchRow:
-        """This case's row for a contender."""
         return BenchRow(
             group=self.group, case=self.case, contender=offer.name, ours=offer.ours, state=state, sizes=self.sizes,
             bytes=self.bytes, flops=self.flops, tokens=self.tokens, notes=self.notes, **values,
@@ -118,12 +117,10 @@ class Bench:
 
     @property
     def cuda(self) -> bool:
-        """Is the device a GPU?"""
         return self.device.type == "cuda"
 
     @property
     def left_s(self) -> float:
-        """Seconds until the deadline."""
         return self.deadline_s - time.monotonic()
 
     def sets(self, set_bytes: int, most: int = MOST_SETS) -> int:
@@ -241,7 +238,6 @@ class Bench:
 
 
 def _told(error: BaseException) -> str:
-    """An exception in one short line."""
     lines = str(error).strip().splitlines()
     kind = "" if isinstance(error, AbsentError | LateError | DisagreementError) else f"{type(error).__name__}: "
     return f"{kind}{lines[0][:200] if lines else 'no message'}"

@@ -31,7 +31,6 @@ class Bar:
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)
 
 
@@ -65,12 +64,10 @@ class _Asked:
 
 
 def bars(report: Report) -> list[Bar]:
-    """All of them, in the issue's order."""
     return [asked.judge(report) for asked in ASKED]
 
 
 def _cases(report: Report, group: str, **sizes: int | str) -> Iterator[list[BenchRow]]:
-    """The measured rows of each case of a group with these sizes."""
     cases: dict[str, list[BenchRow]] = {}
     for row in report.rows:
         if row.group == group and row.state == MEASURED and all(row.sizes.get(k) == v for k, v in sizes.items()):
@@ -121,7 +118,6 @@ def _prefill_tflop_per_s(report: Report) -> tuple[float, str] | None:
 
 
 def _cliff(kind: str) -> Callable[[Report], tuple[float, str] | None]:
-    """The worst of all lines."""
 
     def measure(report: Report) -> tuple[float, str] | None:
         worst = [
@@ -168,7 +164,7 @@ ASKED = (
     ),
     _Asked("batch-1 step over bytes / copy bandwidth", "<= 1.15", 1.15, False, _step_over_floor),
 )  # fmt: skip
-"""The issue's. Bandwidths were set for an H200, matrix rates for Hopper (an H100 has an H200's), ratios for any GPU."""
+"""Bandwidths were set for an H200, matrix rates for Hopper (an H100 has an H200's), ratios for any GPU."""
 
 
 def show(report: Report, console: Console) -> None:

@@ -39,12 +39,10 @@ class BlockTables:
         self._free = list(range(16))
 
     @property
-    def kept(self) -> bool:
-        """Has the batch block tables at all?"""
+    def paged(self) -> bool:
         return self._table is not None
 
     def begin(self, batch: Batch) -> None:
-        """Read the tables of this batch from now on."""
         self._step, self._table = batch.first_step, batch.table
         if batch.copies:  # blocks within tables may have been exchanged
             for row in self._rows.values():

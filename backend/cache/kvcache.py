@@ -67,7 +67,6 @@ class LayerCache:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of one block."""
         return int(self.k.shape[1])
 
     def tensors(self) -> Iterator[Tensor]:
@@ -77,8 +76,6 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """The paged cache of all layers of a model."""
-
     layers: list[LayerCache]
     block_tokens: int
 
@@ -134,12 +131,10 @@ class KvCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The storage type."""
         return self.layers[0].k.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
         return self.layers[0].k.device
 
     @property

@@ -41,7 +41,6 @@ class Mover:
 
     @property
     def host_blocks_free(self) -> int:
-        """Blocks of host memory that no sequence's KV is in."""
         return len(self._free)
 
     def warm_up(self) -> None:

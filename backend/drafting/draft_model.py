@@ -121,10 +121,7 @@ class DraftModel:
         feed = pack(parts[0], parts[1], DrawRows(zero, zero, zero), self._cache.block_tokens, verifies)
         self._ground.timed(lambda: self._feed(feed, zero))
 
-    # ---- the cache follows the target's ----------------------------------------------------------------------------
-
     def move(self, batch: Batch) -> None:
-        """As `Proposing.move`."""
         self._mover.move(batch)
         copied = 0
         for swap in batch.swaps:
@@ -157,10 +154,7 @@ class DraftModel:
             if table[at] != NULL_BLOCK:
                 self._filled[table[at]] = max(0, min(size, valid - at * size))
 
-    # ---- a round ----------------------------------------------------------------------------------------------------
-
     def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
-        """As `Proposing.propose`."""
         counts, entries = [], []
         for row in rows:
             entry, count = self._follow(row)
@@ -184,7 +178,6 @@ class DraftModel:
         return counts, device_s
 
     def distributions(self, req: Request, drafts: int) -> Iterator[Tensor]:
-        """As `Proposing.distributions`."""
         yield from self._held[req].q[:drafts]
 
     def _follow(self, row: DraftingRow) -> tuple[Entry | None, int]:
@@ -196,7 +189,7 @@ class DraftModel:
         else:
             held.valid += min(row.right, max(held.made - 1, 0))
         slots = min(len(table) * size, self._model.spec.max_context_tokens or len(table) * size)
-        count = max(0, min(row.asked, slots - row.certain))
+        count = max(0, min(row.wanted, slots - row.certain))
         goal = held.valid
         if count:
             goal = row.certain + 1
@@ -221,7 +214,7 @@ class DraftModel:
         certain, counts = np.array([wanted[req] for req in drafting], np.int64).reshape(-1, 2).T
         seeds = np.array([sequences.of(req).seed for req in drafting], np.int64)
         draws = DrawRows(np.array(ends, np.int64), seeds, certain + 1)
-        verifies = [one for group in several if (one := part(group, [])) is not None]
+        verifies = [packed for group in several if (packed := part(group, [])) is not None]
         feed = pack(part(prefills, []), part(single, []), draws, size, verifies)
         steps = int(counts.max(initial=1)) - 1
         at = certain + 1 + np.arange(steps)[:, None]
@@ -241,8 +234,6 @@ class DraftModel:
             np.where(drafts, at + 1, 0).astype(np.int32),
             tables,
         )
-
-    # ---- on the device ----------------------------------------------------------------------------------------------
 
     def _run(self, proposal: Proposal) -> Tensor:
         """Drafts int64 [most drafts, R]; -1 where logits were not finite."""
@@ -270,6 +261,6 @@ class DraftModel:
             return self._greedy(logits, zeros, zeros.int())
         numbers = uniforms(feed.seeds, positions, DRAFT).to(logits.device)
         q = distribution(logits, self._sampling)
-        for req, one in zip(requests, q, strict=False):
-            self._held[req].q.append(one)
+        for req, masses in zip(requests, q, strict=False):
+            self._held[req].q.append(masses)
         return torch.where(q.isfinite().all(-1), drawn(q, numbers), -1)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
-from backend.drafting.rejection import distribution, drawn, kept, rest
+from backend.drafting.rejection import accepts, distribution, drawn, rest
 from backend.live.live import Draw, Live, Pair, Plan, check_drawn
-from backend.live.packing import Ints, Ints32, Packed, Part
+from backend.live.packing import BatchPart, Ints, Ints32, Packed
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, RESIDUAL, Sequences, uniforms
@@ -42,7 +42,7 @@ class DraftingRow(NamedTuple):
     """Of these tokens, drafts that were verified."""
     right: int
     """Of these, drafts that stayed."""
-    asked: int
+    wanted: int
     """Drafts wanted for the next step."""
 
     @property
@@ -55,14 +55,12 @@ class Ground(NamedTuple):
     """What the executor lends a drafter: the tokens, their layout by entries of a batch, and a stopwatch."""
 
     sequences: Sequences
-    part: Callable[[list[Entry], list[Pair]], Part | None]
+    part: Callable[[list[Entry], list[Pair]], BatchPart | None]
     blocks: Callable[[list[Entry], Ints], Ints32]
     timed: Callable[[Callable[[], Tensor]], tuple[Ints, float]]
 
 
 class Proposing(Protocol):
-    """Where drafts come from."""
-
     samples: bool
     """Are drafts drawn from a distribution of the drafter's own? Else each is one guess, and compared."""
 
@@ -148,11 +146,11 @@ class DraftingLive(Live):
             raise no_memory(
                 self.model.device, f"a step of {len(plan.packed.tokens)} tokens", self._cache.blocks
             ) from None
-        proposed = [one for row, one in zip(rows, drafts, strict=True) if row.request in right]
+        proposed = [count for row, count in zip(rows, drafts, strict=True) if row.request in right]
         total_s = time.perf_counter() - started
         device_s += drafting_s
         host_s = max(total_s - device_s, 0.0)
-        accepted = [right[one.request] for one in batch.sampled]
+        accepted = [right[sample.request] for sample in batch.sampled]
         return Outcome([total_s], [device_s], host_s, accepted, (), proposed, drafting_s)
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
@@ -162,11 +160,9 @@ class DraftingLive(Live):
             self._rehearse([], [(1, 0)], [(width, 0)])
         self.drafter.warm_up(most_tokens, most_sequences)
 
-    # ---- from a batch to arrays -----------------------------------------------------------------------------------
-
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)
-        drafts = {one.request: one.drafts for one in batch.sampled}
+        drafts = {sample.request: sample.drafts for sample in batch.sampled}
         prefills, decodes, verifies = by_width(batch.entries, lambda entry: drafts.get(entry.request, 0) > 0)
         draws: list[Draw] = []
         end = 0
@@ -206,8 +202,6 @@ class DraftingLive(Live):
             uniforms(seed, position, RESIDUAL).to(device),
         )
 
-    # ---- on the device --------------------------------------------------------------------------------------------
-
     def _launch(self, packed: Packed, batch: Batch | None) -> Tensor:
         if batch is not None:
             self.drafter.move(batch)
@@ -223,7 +217,7 @@ class DraftingLive(Live):
         p, q = distribution(logits[doubt.rows], self._sampling), torch.stack(doubt.q)
         answer = torch.zeros((3, len(tokens)), dtype=torch.int64, device=tokens.device)
         answer[0] = tokens
-        answer[1, doubt.rows] = kept(p, q, doubt.drafts, doubt.accept).long()
+        answer[1, doubt.rows] = accepts(p, q, doubt.drafts, doubt.accept).long()
         answer[2, doubt.rows] = drawn(rest(p, q), doubt.residual)
         return answer.flatten()
 
@@ -251,16 +245,16 @@ class DraftingLive(Live):
 
 
 def _rows(batch: Batch, right: dict[Request, int]) -> list[DraftingRow]:
-    sampled = {one.request: one for one in batch.sampled}
+    sampled = {sample.request: sample for sample in batch.sampled}
     rows = []
     for req, tokens, past in batch.entries:
-        one = sampled.get(req)
-        if one is None:
+        sample = sampled.get(req)
+        if sample is None:
             rows.append(DraftingRow(req, tokens, past, 0, 0, 0))
             continue
-        row = DraftingRow(req, tokens, past, one.drafts, right[req], one.next_drafts)
+        row = DraftingRow(req, tokens, past, sample.drafts, right[req], sample.next_drafts)
         ended = row.certain + 1 >= req.prompt_tokens + req.output_tokens
-        rows.append(row._replace(asked=0) if ended else row)
+        rows.append(row._replace(wanted=0) if ended else row)
     return rows
 
 

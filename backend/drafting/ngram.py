@@ -53,8 +53,7 @@ class Ngram:
         """There is no cache."""
 
     def propose(self, rows: Sequence[DraftingRow]) -> tuple[list[int], float]:
-        """As `backend.drafting.drafting.Proposing.propose`."""
-        return [self._look_up(row) if row.asked else 0 for row in rows], 0.0
+        return [self._look_up(row) if row.wanted else 0 for row in rows], 0.0
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Nothing is built."""
@@ -66,6 +65,6 @@ class Ngram:
     def _look_up(self, row: DraftingRow) -> int:
         sequences, known = self._sequences, row.certain + 1
         start = sequences.of(row.request).start
-        drafts = looked_up(sequences.tokens(slice(start, start + known)), row.asked, self._shortest, self._longest)
+        drafts = looked_up(sequences.tokens(slice(start, start + known)), row.wanted, self._shortest, self._longest)
         sequences.put(slice(start + known, start + known + len(drafts)), drafts)
         return len(drafts)

@@ -42,7 +42,7 @@ def drawn(shares: Tensor, uniforms: Tensor) -> Tensor:
     return torch.minimum(crossed, last)
 
 
-def kept(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Tensor:
+def accepts(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Tensor:
     """Which of `drafts` [R], drawn from q [R, V], stay where p [R, V] is meant; uniforms are [R]."""
     at = drafts[:, None]
     return uniforms * q.gather(-1, at)[:, 0] < p.gather(-1, at)[:, 0]

@@ -36,12 +36,10 @@ class Form:
 
     @property
     def narrow(self) -> bool:
-        """Is the cache one byte an element?"""
         return self.cache in ("fp8e4nv", "i8")
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
         features = " windowed" * self.windowed + " capped" * self.capped
         return f"d{self.head_dim} {self.q}/{self.cache} block {self.block_tokens}{features}"
 
@@ -72,7 +70,6 @@ class Form:
 
 
 def form_of(q_dtype: torch.dtype, heads: int, cache: LayerCache, window: int, soft_cap: float) -> Form:
-    """The form for a call."""
     block_tokens, kv_heads, head_dim = cache.k.shape[1:]
     return Form(
         q=TRITON_NAMES[q_dtype],

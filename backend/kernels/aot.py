@@ -78,7 +78,6 @@ def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
 
 
 def table(built: Iterable[Built]) -> str:
-    """The results as aligned text, a line each."""
     lines = [
         f"{'sm':>3} {'regs':>4} {'shared':>7} {'spills':>6} {'wgmma':>5} {'tc05':>4} {'mma':>4} {'tma':>3}  kernel"
     ]

@@ -106,15 +106,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     block = min(QUANTISE_BLOCK, next_power_of_two(width))
     _quantise_rows_kernel[(rows,)](
-        x,
-        data,
-        scales,
-        width,
-        x.stride(0),
-        BLOCK=block,
-        INTERPRETED=INTERPRETED,
-        num_warps=8,
-        enable_fp_fusion=False,
+        x, data, scales, width, x.stride(0), BLOCK=block, INTERPRETED=INTERPRETED, num_warps=8, enable_fp_fusion=False
     )
     return data, scales
 

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, KernelVariant, check_device, next_power_of_two
-from backend.kernels.cache_write import (
-    STORAGE,
-    cache_write_reference,
-    check_layout,
-    narrow,
-    scaling_of,
-    store_heads,
-)
+from backend.kernels.cache_write import STORAGE, cache_write_reference, check_layout, narrow, scaling_of, store_heads
 from traces.schema import InputError
 
 HEAD_TILE_ELEMENTS = 2048

@@ -150,17 +150,7 @@ def sample(
         enable_fp_fusion=False,
     )
     _chunk_kernel[(rows, chunks)](
-        logits,
-        heat,
-        threshold,
-        last,
-        *parts,
-        stride,
-        vocab,
-        chunks,
-        CHUNK=chunk,
-        num_warps=4,
-        enable_fp_fusion=False,
+        logits, heat, threshold, last, *parts, stride, vocab, chunks, CHUNK=chunk, num_warps=4, enable_fp_fusion=False
     )
     _choose_kernel[(rows,)](
         logits,

@@ -54,7 +54,6 @@ def silu_and_mul_reference(x: Tensor) -> Tensor:
 
 
 def variants() -> list[KernelVariant]:
-    """The compiled form in bf16."""
     return [
         KernelVariant(
             name="silu_and_mul",

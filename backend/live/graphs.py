@@ -66,13 +66,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self,
-        model: Model,
-        cache: KvCache,
-        sample: Sampler,
-        recorder: Recorder,
-        most_sequences: int,
-        most_blocks: int,
+        self, model: Model, cache: KvCache, sample: Sampler, recorder: Recorder, most_sequences: int, most_blocks: int
     ) -> None:
         self._sizes = size_classes(most_sequences)
         largest = self._sizes[-1]

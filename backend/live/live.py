@@ -20,7 +20,7 @@ from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
 from backend.cache.moves import Mover
 from backend.live.graphs import DecodeGraphs, Recorder
-from backend.live.packing import DrawRows, Ints, Ints32, Packed, Part, Stage, pack
+from backend.live.packing import BatchPart, DrawRows, Ints, Ints32, Packed, Stage, pack
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampler, Sampling
 from backend.live.sequences import Sequences
@@ -128,12 +128,10 @@ class Live:
 
     def _ended(self, plan: Plan, tokens: Ints) -> tuple[int, ...]:
         """Ids of the sequences that drew a token to stop at, which ends them."""
-        found = np.flatnonzero(np.isin(tokens, self._stop)).tolist()
-        for at in found:
+        places = np.flatnonzero(np.isin(tokens, self._stop)).tolist()
+        for at in places:
             self.sequences.end(plan.requests[at], int(plan.places[at]))
-        return tuple(plan.requests[at].id for at in found)
-
-    # ---- before anything is timed ---------------------------------------------------------------------------------
+        return tuple(plan.requests[at].id for at in places)
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Run prefill and decode steps of every size class once, on the null block, so that nothing is built later."""
@@ -155,10 +153,8 @@ class Live:
     def _rehearse(self, prefills: list[Pair], decodes: list[Pair], verifies: Sequence[Pair] = ()) -> None:
         zero = np.zeros(1, np.int64)
         prefill, decode = self._part([], prefills), self._part([], decodes)
-        several = [part for one in verifies if (part := self._part([], [one])) is not None]
+        several = [part for pair in verifies if (part := self._part([], [pair])) is not None]
         self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, several), None)
-
-    # ---- on the device --------------------------------------------------------------------------------------------
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         """(sampled tokens, device seconds) of a step's moves, forward pass and draw; waits for them."""
@@ -188,8 +184,6 @@ class Live:
     def _draw(self, logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
         return self._sample(logits, seeds, positions)
 
-    # ---- from a batch to arrays -----------------------------------------------------------------------------------
-
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)
         listed = {entry.request for entry in batch.entries}
@@ -206,13 +200,13 @@ class Live:
         return self._packed(prefill, decode, draws)
 
     def _packed(
-        self, prefill: Part | None, decode: Part | None, draws: list[Draw], verifies: Sequence[Part] = ()
+        self, prefill: BatchPart | None, decode: BatchPart | None, draws: list[Draw], verifies: Sequence[BatchPart] = ()
     ) -> Plan:
-        own = [self.sequences.of(one.request) for one in draws]
-        rows = np.array([one.row for one in draws], np.int64)
-        positions = np.array([one.position for one in draws], np.int64)
-        seeds = np.array([one.seed for one in own], np.int64)
-        places = positions + np.array([one.start for one in own], np.int64)
+        own = [self.sequences.of(draw.request) for draw in draws]
+        rows = np.array([draw.row for draw in draws], np.int64)
+        positions = np.array([draw.position for draw in draws], np.int64)
+        seeds = np.array([sequence.seed for sequence in own], np.int64)
+        places = positions + np.array([sequence.start for sequence in own], np.int64)
         picked = None
         alone = prefill is None and not verifies
         if alone and decode is not None and len(set(rows.tolist())) == len(rows):
@@ -221,33 +215,33 @@ class Live:
             rows = np.arange(count)
             seeds, positions = _spread(seeds, picked, count), _spread(positions, picked, count)
         packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verifies)
-        return Plan(packed, [one.request for one in draws], places, picked)
+        return Plan(packed, [draw.request for draw in draws], places, picked)
 
-    def _part(self, entries: list[Entry], padding: list[Pair]) -> Part | None:
+    def _part(self, entries: list[Entry], padding: list[Pair]) -> BatchPart | None:
         """The work on these requests and then on rows of (tokens, past) that are nobody's; None without any."""
         pairs = [(entry.tokens, entry.past) for entry in entries] + padding
         if not pairs:
             return None
         counts, pasts = np.array(pairs, np.int64).T
         starts = np.array([self.sequences.of(entry.request).start for entry in entries], np.int64)
-        kept = len(entries)
-        firsts = starts + pasts[:kept] + counts[:kept] - np.cumsum(counts[:kept])
-        places = np.repeat(firsts, counts[:kept])
+        real = len(entries)
+        firsts = starts + pasts[:real] + counts[:real] - np.cumsum(counts[:real])
+        places = np.repeat(firsts, counts[:real])
         ids = self.sequences.tokens(places + np.arange(len(places)))
-        tokens = np.concatenate([ids, np.zeros(counts[kept:].sum(), np.int32)]) if padding else ids
-        return Part(counts, pasts, tokens, self._blocks(entries, counts + pasts), kept)
+        tokens = np.concatenate([ids, np.zeros(counts[real:].sum(), np.int32)]) if padding else ids
+        return BatchPart(counts, pasts, tokens, self._blocks(entries, counts + pasts), real)
 
     def _blocks(self, entries: list[Entry], lengths: Ints) -> Ints32:
         """[S, M] blocks of sequences of these lengths, the entries' first; those of padding are null."""
-        kept, block_tokens = len(entries), self._cache.block_tokens
+        real, block_tokens = len(entries), self._cache.block_tokens
         tables = np.zeros((len(lengths), -(-int(lengths.max()) // block_tokens)), np.int32)
-        if not kept:
+        if not real:
             return tables
-        if not self._tables.kept:
-            own = scratch_tables(lengths[:kept], block_tokens)
-            tables[:kept, : own.shape[1]] = own
+        if not self._tables.paged:
+            own = scratch_tables(lengths[:real], block_tokens)
+            tables[:real, : own.shape[1]] = own
         else:
-            tables[:kept] = self._tables.take([self._tables.row(entry.request) for entry in entries], tables.shape[1])
+            tables[:real] = self._tables.take([self._tables.row(entry.request) for entry in entries], tables.shape[1])
         return tables
 
     def _padding(self, batch: Batch, prefills: list[Entry], decodes: list[Entry]) -> Padding:
@@ -269,18 +263,18 @@ def _doublings(most: int) -> list[int]:
 
 def _draws(batch: Batch, listed: set[Request], forked: list[Request], entries: list[Entry], first: int) -> list[Draw]:
     """The draws from these entries' rows of logits, whose tokens are the step's from the `first`-th on."""
-    found: list[Draw] = []
+    draws: list[Draw] = []
     end = first
     for req, tokens, past in entries:
         end += tokens
         if req in listed and not batch.samples(req):
             continue  # a chunk that does not reach the last known token
         position = past + tokens
-        found.append(Draw(end - 1, req, position))
+        draws.append(Draw(end - 1, req, position))
         if req.group is not None and position == req.prompt_tokens:
             # Sequences forked in this step draw their first token from the same logits.
-            found += [Draw(end - 1, child, position) for child in forked if child.group is req.group]
-    return found
+            draws += [Draw(end - 1, child, position) for child in forked if child.group is req.group]
+    return draws
 
 
 def _spread(values: Ints, at: Ints, count: int) -> Ints:

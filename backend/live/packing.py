@@ -23,18 +23,18 @@ ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BatchPart:
     """Work on S sequences: `counts` [S] new tokens each, on top of `pasts` [S] computed ones.
 
     `tokens` are the ids of all, sequence by sequence; `tables` [S, M] their blocks in token order, 0 behind. Only the
-    first `kept` sequences are somebody's: what the others compute is kept nowhere and attends the null block.
+    first `real` sequences are somebody's: what the others compute is kept nowhere and attends the null block.
     """
 
     counts: Ints
     pasts: Ints
     tokens: Ints32
     tables: Ints32
-    kept: int
+    real: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Packed:
 
     def arrays(self) -> list[Array]:
         """All arrays that are there, the decode part's tables last."""
-        several = [one for part in self.verifies for one in (part.lens, part.tables)]
-        return several + [one for one in self._fields() if one is not None]
+        several = [array for part in self.verifies for array in (part.lens, part.tables)]
+        return several + [array for array in self._fields() if array is not None]
 
     def on_device(self, tensors: Iterable[Tensor]) -> tuple[ForwardBatch, Tensor, Tensor]:
         """(batch, seeds, draw positions) from tensors of `arrays`, in their order."""
         given = iter(tensors)
         verifies = tuple(DecodePart(part.width, next(given), next(given)) for part in self.verifies)
-        placed = [None if one is None else next(given) for one in self._fields()]
+        placed = [None if array is None else next(given) for array in self._fields()]
         seeds, tokens, positions, slots, rows, drawn, q_starts, prefill_lens, prefill_tables, lens, tables = placed
         prefill = decode = None
         if q_starts is not None and prefill_lens is not None and prefill_tables is not None:
@@ -142,7 +142,11 @@ class DrawRows:
 
 
 def pack(
-    prefill: Part | None, decode: Part | None, draws: DrawRows, block_tokens: int, verifies: Sequence[Part] = ()
+    prefill: BatchPart | None,
+    decode: BatchPart | None,
+    draws: DrawRows,
+    block_tokens: int,
+    verifies: Sequence[BatchPart] = (),
 ) -> Packed:
     """All parts side by side, prefill first, then decode. `draws.rows` count the tokens of all.
 
@@ -152,7 +156,7 @@ def pack(
     parts = [part for part in (prefill, decode, *verifies) if part is not None]
     tokens = np.concatenate([part.tokens for part in parts])
     placed = [_places(part, block_tokens) for part in parts]
-    positions, slots = (np.concatenate(one) for one in zip(*placed, strict=True))
+    positions, slots = (np.concatenate(arrays) for arrays in zip(*placed, strict=True))
     lens, tables = (None, None) if decode is None else ((decode.pasts + 1).astype(np.int32), decode.tables)
     every = len(draws.rows) == len(tokens) and bool((draws.rows == np.arange(len(tokens))).all())
     seeds, drawn = draws.seeds, draws.positions.astype(np.int32)
@@ -170,17 +174,19 @@ def pack(
         0 if prefill is None else int(prefill.counts.max()),
         lens,
         tables,
-        tuple(Verify(int(one.counts[0]), (one.pasts + one.counts).astype(np.int32), one.tables) for one in verifies),
+        tuple(
+            Verify(int(part.counts[0]), (part.pasts + part.counts).astype(np.int32), part.tables) for part in verifies
+        ),
     )
 
 
-def _places(part: Part, block_tokens: int) -> tuple[Ints, Ints]:
+def _places(part: BatchPart, block_tokens: int) -> tuple[Ints, Ints]:
     """(position, slot) of each token."""
     owner = np.repeat(np.arange(len(part.counts)), part.counts)
     firsts = part.pasts + part.counts - np.cumsum(part.counts)
     positions = np.arange(len(owner)) + firsts[owner]
     slots = part.tables[owner, positions // block_tokens].astype(np.int64) * block_tokens + positions % block_tokens
-    return positions, np.where(owner < part.kept, slots, -1)
+    return positions, np.where(owner < part.real, slots, -1)
 
 
 class Stage:
@@ -202,16 +208,16 @@ class Stage:
         if starts[-1] > len(self._host):
             self._host = self._room(2 * starts[-1])
         host = self._host.numpy()
-        for at, one in zip(starts, arrays, strict=False):
-            host[at : at + one.nbytes].view(one.dtype)[:] = one.ravel()
+        for at, array in zip(starts, arrays, strict=False):
+            host[at : at + array.nbytes].view(array.dtype)[:] = array.ravel()
         source = self._host[: starts[-1]]
         if into is None:
             there = source.to(self._device, non_blocking=True)
         else:
             there = into[: starts[-1]].copy_(source, non_blocking=True)
         return [
-            there[at : at + one.nbytes].view(_TORCH_TYPES[one.dtype]).view(one.shape)
-            for at, one in zip(starts, arrays, strict=False)
+            there[at : at + array.nbytes].view(_TORCH_TYPES[array.dtype]).view(array.shape)
+            for at, array in zip(starts, arrays, strict=False)
         ]
 
     def _room(self, size: int) -> Tensor:
@@ -222,10 +228,9 @@ _TORCH_TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64
 
 
 def staged_bytes(arrays: Sequence[Array]) -> int:
-    """Device memory that `Stage.send` fills with these arrays."""
     return _starts(arrays)[-1]
 
 
 def _starts(arrays: Sequence[Array]) -> list[int]:
-    sizes = (-(-one.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for one in arrays)
+    sizes = (-(-array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for array in arrays)
     return list(accumulate(sizes, initial=0))

@@ -56,18 +56,21 @@ class Sequences:
         return self._ids[at]
 
     def put(self, at: Ints | slice, tokens: Ints | npt.NDArray[np.int32]) -> None:
-        """Take in what was sampled or proposed."""
         self._ids[at] = tokens
 
     def end(self, req: Request, place: int) -> None:
         """Let the token at this place of the array be the sequence's last."""
-        one = self.of(req)
-        self._known[req.id] = replace(one, tokens=place + 1 - one.start)
+        sequence = self.of(req)
+        self._known[req.id] = replace(sequence, tokens=place + 1 - sequence.start)
 
     def outputs(self) -> Iterator[tuple[int, int, Tokens]]:
         """(sequence id, prompt tokens, ids of prompt and answer) of all sequences that ran."""
-        for id, one in sorted(self._known.items()):
-            yield id, one.prompt_tokens, self._ids[one.start : one.start + one.tokens].astype(np.int64)
+        for id, sequence in sorted(self._known.items()):
+            yield (
+                id,
+                sequence.prompt_tokens,
+                self._ids[sequence.start : sequence.start + sequence.tokens].astype(np.int64),
+            )
 
     def _open(self, req: Request) -> Sequence:
         tokens = req.prompt_tokens + req.output_tokens
@@ -77,8 +80,8 @@ class Sequences:
             grown[:start] = self._ids[:start]
             self._ids = grown
         self._ids[start : start + req.prompt_tokens] = self._prompts.tokens(req)
-        one = self._known[req.id] = Sequence(start, req.prompt_tokens, tokens, sequence_seed(self._seed, req.id))
-        return one
+        sequence = self._known[req.id] = Sequence(start, req.prompt_tokens, tokens, sequence_seed(self._seed, req.id))
+        return sequence
 
 
 def uniforms(seeds: Ints, positions: Ints, role: int) -> Tensor:

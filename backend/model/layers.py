@@ -62,7 +62,6 @@ class Weights:
 
 
 def mlp(ops: Ops, hidden: Tensor, weights: DenseMlp | ExpertMlp) -> Tensor:
-    """The MLP of one layer on `hidden` [T, C]."""
     if isinstance(weights, ExpertMlp):
         return _experts(ops, hidden, weights)
     up = ops.linear(hidden, weights.gate_up)

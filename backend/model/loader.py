@@ -127,7 +127,6 @@ class _Slot:
         return self._tensor
 
     def put(self, piece: Piece, value: Tensor) -> None:
-        """Copies one piece into its place."""
         whole = self.tensor() if piece.expert is None else self.tensor()[piece.expert]
         whole[piece.rows].copy_(value)
         self._missing -= 1
@@ -135,7 +134,6 @@ class _Slot:
             self.value()
 
     def value(self) -> Weight:
-        """The filled parameter in the type it is kept in."""
         if self._value is None:
             tensor = self.tensor()
             self._value = tensor if self._kind is None else quantised(tensor, self._kind)

@@ -97,7 +97,6 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the activations."""
         return self.weights.embedding.dtype
 
     @property

@@ -34,7 +34,6 @@ class QuantWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of elements and scales."""
         return self.data.nbytes + self.scale.nbytes
 
     def __getitem__(self, expert: int) -> QuantWeight:

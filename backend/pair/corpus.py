@@ -45,7 +45,6 @@ def sources(*, held: bool) -> dict[str, bytes]:
 
 
 def document(text: bytes) -> npt.NDArray[np.int64]:
-    """A whole file's tokens."""
     return np.concatenate([[BOS], np.frombuffer(text, np.uint8), [EOS]]).astype(np.int64)
 
 

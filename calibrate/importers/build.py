@@ -58,15 +58,11 @@ def import_profile(
     options.check_used(name)
     tables = clean(draft, options.gpu)
     meta = _meta(draft, tables, options, name, known)
-    text = files.text(Path(gpu)) if _is_own(gpu, options.gpu.name) else ""
+    own = Path(gpu).is_file() and options.gpu.name not in catalog.names("gpus")
+    text = files.text(Path(gpu)) if own else ""
     profile = Profile(meta, tables, options.gpu if text else None, text)
     skipped = tuple(str(sheet.path) for sheet in sheets if sheet not in known)
     return Imported(profile, tuple(draft.left_out()), skipped)
-
-
-def _is_own(gpu: str, name: str) -> bool:
-    """Whether the data sheet is the user's file and not the catalog's."""
-    return Path(gpu).is_file() and name not in catalog.names("gpus")
 
 
 def _meta(draft: Draft, tables: dict[str, Table], options: ImportOptions, name: str, sheets: list[Sheet]) -> Meta:

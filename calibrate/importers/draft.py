@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calibrate.importers.sheet import Place, Unusable
+from sim.catalog import load_gpu
 from sim.cost.tables import Value
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
@@ -47,7 +48,6 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     included: dict[str, str] = field(default_factory=dict)
-    skipped_files: list[str] = field(default_factory=list)
     _left: dict[tuple[str, str], list[Place]] = field(default_factory=dict)
 
     def add(self, table: str, place: Place, **row: Value) -> None:
@@ -71,7 +71,6 @@ class Draft:
             self.leave_out(table, place, str(why))
 
     def note(self, text: str) -> None:
-        """A sentence for the profile, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -91,18 +90,24 @@ class ImportOptions:
         self._used: set[str] = set()
 
     def dtype(self) -> str | None:
-        """The type of the activations, where a file does not say it."""
         return self._text("dtype")
 
     def model(self) -> str | None:
-        """The model measured, where a file does not say it."""
         return self._text("model")
 
     def tp(self) -> int | None:
-        """GPUs that shared the layers."""
         self._used.add("tp")
         tp = self._given["tp"]
         return None if tp is None else int(tp)
+
+    def check_gpu(self, place: Place, name: str) -> None:
+        """Raise InputError where a row was measured on another GPU; a name that no catalog knows says nothing."""
+        try:
+            other = load_gpu(name).name
+        except InputError:
+            return
+        if other != self.gpu.name:
+            raise InputError(f"{place.path}:{place.number}: measured on {name} ({other}), and --gpu is {self.gpu.name}")
 
     def check_used(self, format_name: str) -> None:
         """Raise InputError for an option given and never asked for."""

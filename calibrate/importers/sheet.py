@@ -49,11 +49,9 @@ class Sheet:
     """Whether it is Parquet."""
 
     def has(self, *names: str) -> bool:
-        """Whether all these columns are there."""
         return all(name in self.header for name in names)
 
     def digest(self) -> str:
-        """The first 16 digits of the SHA-256 of the file's bytes."""
         return files.digest(self.path).hex()[:16]
 
     def rows(self) -> Iterator[tuple[Place, Cells]]:

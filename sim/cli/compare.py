@@ -68,7 +68,6 @@ def compare(
 
 
 def _loaded(file: str | None, settings: dict[str, Any], allow_code: bool) -> Scenario | InputError:
-    """A variant's scenario, or why there is none."""
     try:
         return scenario.load(file, settings, allow_code=allow_code)
     except InputError as error:

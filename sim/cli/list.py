@@ -21,7 +21,6 @@ Row = dict[str, Any]
 
 
 def rows_of(kind: str) -> list[Row]:
-    """The rows of `sim list KIND`."""
     return _KINDS[kind]()
 
 
@@ -77,6 +76,12 @@ def _formats() -> list[Row]:
     return [{"name": name} for name in formats.names()]
 
 
+def _measures() -> list[Row]:
+    from sim.report import measures  # noqa: PLC0415
+
+    return measures.listed()
+
+
 def _settings() -> list[Row]:
     return [
         {"name": key, "default": default, "may be": _values(default, about), "about": _about(about)}
@@ -85,7 +90,6 @@ def _settings() -> list[Row]:
 
 
 def _values(default: Any, about: Setting) -> str:
-    """What a setting may be, in words."""
     if about.bound is not None:
         return str(about.bound)
     return ", ".join(map(word, about.choices or ((False, True) if isinstance(default, bool) else ()))) or "a text"
@@ -104,6 +108,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
     "formats": _formats,
+    "measures": _measures,
     "settings": _settings,
     "traits": _traits,
 }

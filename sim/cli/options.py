@@ -97,7 +97,6 @@ def _with_options(
 
 @contextmanager
 def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where a person is there to see it."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield None

@@ -62,8 +62,9 @@ def _run(folder: Path) -> Shown:
 
 
 def _sweep(folder: Path) -> Shown:
-    from sim.cli.sweep import as_document, sweep_view  # noqa: PLC0415
+    from sim.cli.sweep import as_document  # noqa: PLC0415
     from sim.report.sweep.folder import write_page  # noqa: PLC0415
+    from sim.report.sweep.terminal import sweep_view  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of  # noqa: PLC0415
 
     question, table, mark = write_page(folder)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from sim.cli.options import axis_options, progress_bar
 from traces.schema import InputError
@@ -19,9 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sim.api import Progress
-    from sim.report.sweep.table import Sweep
-
-MOST_REASONS = 5
 
 
 @click.command()
@@ -60,6 +54,7 @@ def sweep(
     rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
     """
     from sim.report.sweep.folder import page_of  # noqa: PLC0415
+    from sim.report.sweep.terminal import sweep_view  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
     from sim.study.sweep.question import MOST_POINTS, Question  # noqa: PLC0415
     from sim.study.sweep.sweep import axes_of, run  # noqa: PLC0415
@@ -76,7 +71,7 @@ def sweep(
                 click.echo(what, err=True)
 
             table = run(
-                question, out=out, workers=workers, executor=executor, progress=progress, told=told, page=page_of
+                question, out=out, workers=workers, executor=executor, progress=progress, say=told, page=page_of
             )
     except KeyboardInterrupt:
         if out is not None:
@@ -122,59 +117,3 @@ def as_document(table: pd.DataFrame, axes: dict[str, list[Any]]) -> dict[str, An
         for row in table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
     ]
     return {"axes": axes, "seeds": sorted({row["seed"] for row in rows}), "points": rows}
-
-
-def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
-    """How many points ended how, the best of each measure, and the failures by reason."""
-    from sim.report.sweep.table import Sweep  # noqa: PLC0415
-
-    sweep = Sweep.of(table, axes)
-    parts: list[RenderableType] = [Text(_counts(table, sweep), style="bold")]
-    best = _best_table(sweep)
-    if best.rows:
-        parts += [Text(""), best]
-    elif sweep.good.any():
-        parts += [Text(""), Text("Every measure reads the same in all of them.")]
-    reasons = list(_reasons(table))
-    if reasons:
-        parts += [Text(""), Text("Failed", style="bold"), *reasons]
-    return Group(*parts)
-
-
-def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
-    failed = int((table["status"] == "failed").sum())
-    unstable = int(((sweep.points.failed == 0) & ~sweep.points.stable).sum())
-    text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
-    text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
-    if unstable:
-        text += f"; {unstable:,} are left out below, for their queue kept growing"
-    return text
-
-
-def _best_table(sweep: Sweep) -> Table:
-    """Of every measure the best point; those that all points have alike are left out."""
-    from sim.report.sweep.table import RATES, SHOWN  # noqa: PLC0415
-    from sim.report.units import dollars, energy, number, percent, seconds  # noqa: PLC0415
-
-    shown = {"s": seconds, "%": percent, "usd": dollars, "J": energy}
-    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("Best", "", "with"):
-        view.add_column(name, justify="left" if name else "right", overflow="fold")
-    for measure in sweep.known(SHOWN):
-        text = shown.get(measure.unit, number)
-        row = sweep.best(measure)
-        values = {text(sweep.value(measure, other)) for other in sweep.good.nonzero()[0].tolist()}
-        if row is not None and (len(values) > 1 or len(sweep.points) == 1):
-            per = "/s" if measure in RATES else ""
-            view.add_row(measure.label, text(sweep.value(measure, row)) + per, sweep.name(row))
-    return view
-
-
-def _reasons(table: pd.DataFrame) -> Iterator[Text]:
-    failed = table[table["status"] == "failed"]
-    groups = failed.groupby("reason", sort=False)["name"].agg(list)
-    for reason, names in list(groups.items())[:MOST_REASONS]:
-        who = ", ".join(dict.fromkeys(names)) if len(names) <= 3 else f"{names[0]} and {len(names) - 1:,} more"
-        yield Text(f"{who}: {reason}")
-    if len(groups) > MOST_REASONS:
-        yield Text(f"and {len(groups) - MOST_REASONS:,} other reasons, in the table")

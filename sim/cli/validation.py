@@ -12,15 +12,14 @@ from rich.console import RenderableType
 
 from sim.report.validation.page import lanes_json, render_validation
 from sim.report.validation.terminal import collection_view, schedules_view, validation_view
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import taken
 from sim.results.transaction import Claim
 from sim.scenario import Scenario, load, refuse_unread
 from sim.serving.run import Progress
 from sim.validate import store
 from sim.validate.against import read as read_results
-from sim.validate.live import Kept, run_live
+from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
 from sim.validate.schedules.grades import GRADES
 from sim.validate.schedules.verdicts import replay_folder
@@ -57,7 +56,7 @@ class Answer:
 
 
 def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer:
-    """Do what was options.
+    """Do what the options ask for.
 
     Raises:
         InputError: anything that the user can mend, in one sentence.
@@ -86,11 +85,10 @@ def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> An
         raise InputError(f"{claim.folder} holds records of live runs; give another --out, or delete that folder")
     scenario = _scenario(options, {"executor": "predicted"})
     validation = against(scenario, read_results(results), _bounds(options, AGAINST))
-    return _written(validation, claim, marks.digest(validation.document), ())
+    return _written(validation, claim, run_id.digest(validation.document), ())
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:
-    """Several folders of records, each compared by itself."""
     if options.out is not None:
         raise InputError(
             f"{options.recorded} holds {len(folders)} folders of records; give one of them to write its page"
@@ -134,7 +132,7 @@ def _records(options: ValidateOptions, progress: Progress | None, claim: Claim |
     return _written(validation, claim, mark, written)
 
 
-def _live(options: ValidateOptions, progress: Progress | None) -> Kept:
+def _live(options: ValidateOptions, progress: Progress | None) -> LiveRuns:
     clock = {"live.clock": options.clock} if options.clock else {}
     scenario = _scenario(options, {"executor": "live", **clock})
     refuse_unread([scenario])
@@ -154,8 +152,8 @@ def _bounds(options: ValidateOptions, usual: Bounds) -> Bounds:
 def _written(validation: Validation, claim: Claim | None, mark: str, written: Sequence[Path]) -> Answer:
     if claim is not None:
         pages = {
-            "validate.json": marks.document(validation.document, mark),
-            "validate.html": marks.page(render_validation(validation), mark),
+            "validate.json": run_id.document(validation.document, mark),
+            "validate.html": run_id.page(render_validation(validation), mark),
             "trace.perfetto.json": files.text(lanes_json(validation, mark)),
         }
         written = [*written, *claim.write(pages)]

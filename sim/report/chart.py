@@ -9,7 +9,8 @@ from typing import Any, Literal
 from sim.report.measures import LATENCIES
 from sim.report.units import limit, row_unit
 from sim.results import series
-from sim.results.metrics import SLO_NAMES, Floats
+from sim.results.metrics import SLO_NAMES
+from sim.results.percentiles import Floats
 
 Spec = dict[str, Any]
 Cdf = tuple[Floats, Floats]
@@ -34,7 +35,6 @@ class Chart:
 
 
 def axis(unit: str, label: str) -> Spec:
-    """An axis with its name."""
     return {"unit": unit, "label": label}
 
 
@@ -91,7 +91,6 @@ def choice(
     ylog: bool = False,
     limits: Sequence[Spec] = (),
 ) -> Spec:
-    """One of the quantities that a plot can show."""
     across = {} if x is None else {"x": x}
     return {"label": label, "sentence": sentence, **across, "y": y, "ylog": ylog, "limits": limits, "series": lines}
 

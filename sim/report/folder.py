@@ -16,7 +16,7 @@ from sim.report.run.perfetto import Window, trace_json
 from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
-from sim.results.tables import PREEMPTED, SUMMARY, TERMS, Kept, flat
+from sim.results.tables import PREEMPTED, SUMMARY, TERMS, RunTables, flat
 from sim.results.transaction import Claim
 
 PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
@@ -39,7 +39,7 @@ def write_run(
     it as it was.
     """
     check_free(folder, "run")
-    tables = Kept.of(run, scenario, answers)
+    tables = RunTables.of(run, scenario, answers)
     return files.write_files(
         folder,
         {
@@ -61,16 +61,16 @@ def _of_run(folder: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if (folder / name).exists() and run_id.mark_of(folder / name)]
 
 
-def write_page(folder: Path) -> Kept:
+def write_page(folder: Path) -> RunTables:
     """Write the page of the run in a folder again, from its tables; returns the run. Raises InputError."""
     with Claim(folder) as claim:
-        tables = Kept.read(folder)
+        tables = RunTables.read(folder)
         with files.as_written(folder, "sim run"):
             claim.write({PAGE: _page(tables)})
     return tables
 
 
-def _page(tables: Kept) -> files.Writer:
+def _page(tables: RunTables) -> files.Writer:
     return run_id.page(render_page(tables, scenario=tables.scenario), tables.mark)
 
 

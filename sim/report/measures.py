@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sim.report.units import NONE, dollars, energy, number, percent, row_unit, seconds, size_of
-from sim.results.metrics import STATISTICS
+from sim.results.percentiles import STATISTICS
 
 Summary = Mapping[str, Any]
 Values = Iterable[float | None]
@@ -64,18 +64,15 @@ class Measure:
         return f"{name}/s" if self.unit == "per s" else name
 
     def find(self, summary: Summary) -> Any:
-        """What stands at its place; None where there is nothing."""
         value: Any = summary
         for part in self.key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
     def value(self, summary: Summary) -> float | None:
-        """Its number in a summary."""
         return self.find(summary)  # type: ignore[no-any-return]
 
     def words(self, value: float | None) -> str:
-        """One value with its unit."""
         return NONE if value is None or math.isnan(value) else FORMATS[self.unit].words(value)
 
     def scale(self, values: Values) -> Scale:
@@ -136,7 +133,6 @@ MEASURES = {
 
 
 def latency(key: str, statistic: str) -> Measure:
-    """A statistic of a latency."""
     return MEASURES[f"{key}.{statistic}"]
 
 
@@ -168,7 +164,6 @@ def latency_rows(summary: Summary, statistics: Sequence[str]) -> Iterator[tuple[
 
 
 def scaled(values: Values, factor: float) -> list[str]:
-    """Each value times a factor as text."""
     return [number(None if value is None or math.isnan(value) else value * factor) for value in values]
 
 

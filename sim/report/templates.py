@@ -21,8 +21,6 @@ SCRIPTS = ("draw.js", "kinds.js", "xy.js", "plot.js", "scatter.js", "table.js", 
 
 
 class Card(NamedTuple):
-    """A headline figure."""
-
     label: str
     big: str
     small: str
@@ -80,7 +78,6 @@ def environment(package: str = "sim.report") -> Environment:
 
 
 def asset(name: str) -> str:
-    """A text file of this package."""
     return files("sim.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

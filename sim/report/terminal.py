@@ -53,7 +53,6 @@ def latency_table(summary: Mapping[str, Any]) -> Table:
 
 
 def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Use, waste and reuse of the KV pool as (label, text)."""
     size = f"{count(kv['capacity_tokens'])} tokens in blocks of {count(kv['block_tokens'])}"
     yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
     held = kv["waste"]["of_held"]
@@ -73,7 +72,6 @@ def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """What drafting gave and what it took."""
     gave = f"{number(drafts['tokens_per_target_step'])} tokens a target step"
     yield "Drafts", f"{gave}; right by position: {drafts_by_position(drafts)}"
     memory = ""
@@ -86,7 +84,6 @@ def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
-    """Goodput, and each clause of the SLO with its verdict."""
     if not (goodput := summary.get("goodput")):
         return
     rate, share = number(goodput["requests_per_s"]), percent(goodput["fraction"])
@@ -126,7 +123,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
+def remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
     for mark, text, style in marked:
         table.add_row(Text(mark, style=style), Text(text, style=style))
@@ -142,16 +139,9 @@ def summary_view(
     """
     marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
     marked += [("*", text, "dim") for text in notes_of(summary, notes)]
-    head = Text(title(summary), style="bold", overflow="fold")
-    parts: list[RenderableType] = [
-        head,
-        Text(requests_line(summary)),
-        "",
-        latency_table(summary),
-        "",
-        facts_table(summary),
-    ]
-    return Group(*parts, "", _remarks(marked)) if marked else Group(*parts)
+    head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
+    parts: list[RenderableType] = [*head, "", latency_table(summary), "", facts_table(summary)]
+    return Group(*parts, "", remarks(marked)) if marked else Group(*parts)
 
 
 def _change(value: float | None, base: float | None) -> str:
@@ -185,7 +175,7 @@ def compare_view(
         parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:
         marked = [("!", f"{name} did not run: {reason}", "yellow") for name, reason in failures.items()]
-        parts += ["", _remarks(marked)] if parts else [_remarks(marked)]
+        parts += ["", remarks(marked)] if parts else [remarks(marked)]
     return Group(*parts)
 
 

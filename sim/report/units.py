@@ -23,7 +23,6 @@ def signed(value: float) -> str:
 
 
 def count(value: int | None) -> str:
-    """A whole number with thousands separators."""
     return NONE if value is None else f"{value:,d}"
 
 

@@ -35,7 +35,6 @@ def text(content: str | Iterable[str]) -> Writer:
 
 
 def raw(content: bytes) -> Writer:
-    """A writer of bytes."""
 
     def write(path: Path) -> None:
         path.write_bytes(content)
@@ -56,8 +55,8 @@ def parquet(frame: pd.DataFrame, facts: Mapping[str, str] = MappingProxyType({})
 
     def write(path: Path) -> None:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        told = {name.encode(): value.encode() for name, value in facts.items()}
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
+        metadata = {name.encode(): value.encode() for name, value in facts.items()}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
         with path.open("wb") as file:  # Python's file, so that a full disk is Python's error
             pq.write_table(table, file, compression="zstd", **layout)
 
@@ -66,11 +65,11 @@ def parquet(frame: pd.DataFrame, facts: Mapping[str, str] = MappingProxyType({})
 
 def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """A JSON object that has at least these keys; raises InputError where it cannot be read or lacks one."""
-    found = documents.json_file(path, inputs.MAX_RESULT_BYTES)
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    value = documents.json_file(path, inputs.MAX_RESULT_BYTES)
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
     if missing:
         raise InputError(f"{path} has no key {missing[0]!r}")
-    return dict(found)
+    return dict(value)
 
 
 def read_parquet(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
@@ -88,8 +87,8 @@ def as_written(folder: Path, by: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{folder} does not hold what {by} of this version writes ({told})") from error
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{folder} does not hold what {by} of this version writes ({fault})") from error
 
 
 def write_files(

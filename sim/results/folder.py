@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.tables import RUN_FILES, SUMMARY, SUMMARY_KEYS
 from sim.results.transaction import Claim, settle
 from traces import files as inputs
 from traces.schema import InputError
 
 PAGE, PLAN, ANSWERS = "report.html", "plan.json", "answers.parquet"
-KINDS = {
-    SUMMARY: "run",
-    "sweep.toml": "sweep",
-    PLAN: "plan",
-    "about.json": "validation",
-    "validate.json": "validation",
-}
+KINDS = {SUMMARY: "run", "sweep.toml": "sweep", PLAN: "plan", "about.json": "validation", "validate.json": "validation"}
 """By the file that it is known by, what a folder holds."""
 
 
@@ -54,13 +47,13 @@ def check_free(folder: Path, kind: str) -> None:
 
 def _is_summary(path: Path) -> bool:
     """Whether a summary.json is that of a run, of whatever version; anyone may call a file so."""
-    return bool(marks.mark_of(path)) or not set(SUMMARY_KEYS).isdisjoint(files.read_json(path))
+    return bool(run_id.mark_of(path)) or not set(SUMMARY_KEYS).isdisjoint(files.read_json(path))
 
 
 def check_own(folder: Path, names: Iterable[str]) -> None:
     """Refuse where one of these files is there and no command wrote it (it has no run id); raises InputError."""
     for name in names:
-        if (folder / name).is_file() and not marks.mark_of(folder / name):
+        if (folder / name).is_file() and not run_id.mark_of(folder / name):
             raise InputError(f"{folder / name} is there and is no file of a result; move it, or give another --out")
 
 

@@ -16,59 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.results.bill import Rates, bill
-from sim.results.kv import KV_DATA, KV_HELD, KV_KINDS, KvFacts, busy_s, kv_integrals, kv_means, kv_summary, kv_tokens
+from sim.results.kv import KvFacts, busy_s, kv_summary
 from sim.results.percentiles import (
-    PERCENTS,
     STATISTICS,
-    Floats,
-    Ints,
     Itl,
     distribution,
-    itl_from_segments,
-    merge_itl,
-    weighted_percentiles,
 )
 from traces.schema import InputError
-
-# What lies in the two files beside this one is found here, too.
-__all__ = [
-    "KV_DATA",
-    "KV_HELD",
-    "KV_KINDS",
-    "PERCENTS",
-    "REQUEST_COLUMNS",
-    "SLO_NAMES",
-    "SOURCES",
-    "STATISTICS",
-    "Floats",
-    "Ints",
-    "Itl",
-    "KvFacts",
-    "Limit",
-    "Verdict",
-    "busy_s",
-    "computed",
-    "distribution",
-    "duration_s",
-    "goodput",
-    "itl_from_segments",
-    "kv_integrals",
-    "kv_means",
-    "kv_summary",
-    "kv_tokens",
-    "merge_itl",
-    "met_slo",
-    "parse_slo",
-    "plain",
-    "request_counts",
-    "run_bill",
-    "served_tokens",
-    "source_shares",
-    "summarise",
-    "throughput",
-    "verdicts",
-    "weighted_percentiles",
-]
 
 SOURCES = ("measured", "interpolated", "derived", "extrapolated", "roofline")
 # The column that holds one request's own value of a metric. A request's ITL is its longest gap.
@@ -89,7 +43,7 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SloResult:
     """One clause of an SLO beside what the run gave; `met` is None where the metric has no value."""
 
     name: str
@@ -143,14 +97,14 @@ def goodput(requests: pd.DataFrame, slo: Sequence[Limit], duration_s: float) -> 
     }
 
 
-def verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
+def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
     """Each clause of the summary's SLO against the statistic that it names, over the whole run."""
-    found = []
+    results = []
     for name, limit_s in summary.get("goodput", {}).get("slo", {}).items():
         metric, statistic = SLO_NAMES[name]
         measured_s = summary[f"{metric}_s"][statistic]
-        found.append(Verdict(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
-    return found
+        results.append(SloResult(name, limit_s, measured_s, None if measured_s is None else measured_s <= limit_s))
+    return results
 
 
 def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:

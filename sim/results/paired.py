@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 
 PAIRED = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 BATCHES = 10
@@ -60,7 +60,6 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the mean and its interval say, in words."""
         if self.all_zero:
             return "the same in every request"
         if self.drifts:
@@ -99,13 +98,13 @@ class Paired:
         del counts["differences"], counts["reason"]
         latencies = {
             key: {
-                "pairs": one.pairs,
-                "mean": one.mean._asdict(),
-                "median": one.median._asdict(),
-                "drifts": one.drifts,
-                "verdict": one.verdict,
+                "pairs": difference.pairs,
+                "mean": difference.mean._asdict(),
+                "median": difference.median._asdict(),
+                "drifts": difference.drifts,
+                "verdict": difference.verdict,
             }
-            for key, one in self.differences.items()
+            for key, difference in self.differences.items()
         }
         return {**counts, **latencies}
 
@@ -129,10 +128,10 @@ class PerRequest:
             if name in requests:
                 digest.update(requests[name].to_numpy(np.int64).tobytes())
         completed = (requests["status"] == "completed").to_numpy(bool)
-        found = {
+        latencies_s = {
             key: np.where(completed, requests[key].to_numpy(np.float64), np.nan).astype(np.float32) for key in PAIRED
         }
-        return cls(digest.hexdigest(), found)
+        return cls(digest.hexdigest(), latencies_s)
 
     @property
     def completed(self) -> npt.NDArray[np.bool_]:
@@ -195,7 +194,6 @@ def _batch_means(values: Floats) -> Floats:
 
 
 def _half_width(means: Floats) -> float:
-    """Half of the confidence interval of the mean of independent batches."""
     student = float(stdtrit(BATCHES - 1, 0.5 + CONFIDENCE / 2))
     return student * float(means.std(ddof=1)) / math.sqrt(BATCHES)
 

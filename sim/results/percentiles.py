@@ -39,12 +39,11 @@ def weighted_percentiles(values: Floats, weights: Ints, percents: Sequence[float
 
 
 def _ranked(values: Floats, weights: Ints, ranks: Ints) -> Floats:
-    """The values at those places of the expanded array in order."""
-    kept = weights > 0
-    order = np.argsort(values[kept], kind="stable")
-    ends = np.cumsum(weights[kept][order], dtype=np.int64)
-    found: Floats = values[kept][order][np.searchsorted(ends, ranks, side="right")]
-    return found
+    positive = weights > 0
+    order = np.argsort(values[positive], kind="stable")
+    ends = np.cumsum(weights[positive][order], dtype=np.int64)
+    ranked: Floats = values[positive][order][np.searchsorted(ends, ranks, side="right")]
+    return ranked
 
 
 def _ranked_by_bucket(values: Floats, weights: Ints, ranks: Ints) -> Floats:
@@ -129,9 +128,9 @@ def itl_from_segments(step_end_s: Floats, first: Ints, last: Ints, joins: Floats
 
 def merge_itl(parts: Iterable[Itl]) -> Itl:
     """The gaps of several replicas as one (gaps_s, weights); empty arrays where there are none."""
-    kept = [part for part in parts if len(part[0])]
-    if len(kept) == 1:
-        return kept[0]
-    if not kept:
+    filled = [part for part in parts if len(part[0])]
+    if len(filled) == 1:
+        return filled[0]
+    if not filled:
         return np.empty(0), np.empty(0, dtype=np.int64)
-    return np.concatenate([gaps for gaps, _ in kept]), np.concatenate([weights for _, weights in kept])
+    return np.concatenate([gaps for gaps, _ in filled]), np.concatenate([weights for _, weights in filled])

@@ -42,21 +42,21 @@ class RequestLog:
 
 def request_table(
     trace: pd.DataFrame,
-    kept: np.ndarray,
+    sent: np.ndarray,
     rejected: Mapping[int, str],
     log: RequestLog,
     longest_gap_s: np.ndarray,
     block_tokens: int,
 ) -> pd.DataFrame:
-    """One row per request of the trace, in its order; `kept` marks those that were sent and stand in the log."""
+    """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log."""
 
     def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
-        return _spread(np.asarray(values), kept, empty)
+        return _spread(np.asarray(values), sent, empty)
 
     arrival_s = spread(log.arrival_s, np.nan)
     arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
     first_scheduled_s, first_token_s, finish_s = (
-        spread(one, np.nan) for one in (log.first_scheduled_s, log.first_token_s, log.finish_s)
+        spread(times_s, np.nan) for times_s in (log.first_scheduled_s, log.first_token_s, log.finish_s)
     )
     # An answer may have ended before the length that the trace gives it (end of sequence).
     made = spread(log.output_tokens, 0).astype("i8")
@@ -88,12 +88,12 @@ def request_table(
     return table
 
 
-def _spread(values: np.ndarray, kept: np.ndarray, empty: float) -> np.ndarray:
+def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:
     """The values of the requests that were sent as values of all requests, `empty` for the others."""
-    if len(values) == len(kept):
+    if len(values) == len(sent):
         return values
-    full = np.full(len(kept), empty, values.dtype)
-    full[kept] = values
+    full = np.full(len(sent), empty, values.dtype)
+    full[sent] = values
     return full
 
 

@@ -35,13 +35,12 @@ _CHARSET = '<meta charset="utf-8">'
 
 
 def digest(*parts: str | Mapping[str, Any] | pd.DataFrame) -> str:
-    """The id of what these hold."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in parts:
         for piece in _pieces(part):
-            found.update(len(piece).to_bytes(8, "little"))
-            found.update(piece)
-    return found.hexdigest()[:LETTERS]
+            sha.update(len(piece).to_bytes(8, "little"))
+            sha.update(piece)
+    return sha.hexdigest()[:LETTERS]
 
 
 def _pieces(part: str | Mapping[str, Any] | pd.DataFrame) -> Iterable[bytes]:
@@ -62,29 +61,25 @@ def _column(column: pd.Series[Any]) -> Iterable[bytes]:
     try:
         codes, names = pd.factorize(column.astype(object))
     except TypeError:  # lists and arrays
-        yield from (np.asarray(one).tobytes() for one in column)
+        yield from (np.asarray(item).tobytes() for item in column)
     else:
         yield codes.astype(np.int64).tobytes()
         yield "\0".join(map(repr, names)).encode()
 
 
 def table(frame: pd.DataFrame, mark: str, **layout: Any) -> Writer:
-    """A writer of Parquet with the id."""
     return files.parquet(frame, {KEY: mark}, **layout)
 
 
 def document(value: Mapping[str, Any], mark: str) -> Writer:
-    """A writer of a JSON object with the id, as its first key."""
     return files.as_json({KEY: mark, **value})
 
 
 def page(html: str, mark: str) -> Writer:
-    """A writer of a page with the id in its head."""
     return files.text(html.replace(_CHARSET, f'{_CHARSET}\n<meta name="{KEY}" content="{mark}">', 1) if mark else html)
 
 
 def toml(text: str, mark: str) -> Writer:
-    """A writer of TOML with the id in a comment."""
     return files.text(f"# {KEY} = {mark}\n{text}")
 
 
@@ -108,13 +103,13 @@ def mark_of(path: Path) -> str:
         raise InputError(f"cannot read {path}: {documents.reason(error)}") from None
 
 
-def _of_json(found: Any) -> str:
+def _of_json(document: Any) -> str:
     """Under the key itself, or in the first object that is there: of a trace `otherData`, of a comparison a variant."""
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         return ""
-    inner = next((one for one in found.values() if isinstance(one, dict)), {})
-    told = found.get(KEY) or inner.get(KEY)
-    return told if isinstance(told, str) else ""
+    inner = next((value for value in document.values() if isinstance(value, dict)), {})
+    written = document.get(KEY) or inner.get(KEY)
+    return written if isinstance(written, str) else ""
 
 
 def check_one(folder: Path, names: Iterable[str]) -> str:
@@ -131,16 +126,16 @@ def marks_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: mark_of(folder / name) for name in names if (folder / name).exists()}
 
 
-def agree(folder: Path, marks: Mapping[str, str]) -> str:
+def agree(folder: Path, ids: Mapping[str, str]) -> str:
     """The id that these files in a folder have; raises InputError where they are not alike."""
-    first = next(iter(marks), "")
-    for name, mark in marks.items():
-        if mark != marks[first]:
+    first = next(iter(ids), "")
+    for name, id in ids.items():
+        if id != ids[first]:
             raise InputError(
-                f"{folder} mixes two results: {first} {_of(marks[first])} and {name} {_of(mark)}; make it again, or "
+                f"{folder} mixes two results: {first} {_of(ids[first])} and {name} {_of(id)}; make it again, or "
                 "delete the folder"
             )
-    return marks.get(first, "")
+    return ids.get(first, "")
 
 
 def _of(mark: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results.metrics import Floats, Ints, weighted_percentiles
+from sim.results.percentiles import Floats, Ints, weighted_percentiles
 
 MOST_BUCKETS, FEWEST_BUCKETS = 4000, 400
 CDF_PERCENTS = np.unique(
@@ -64,8 +64,8 @@ def _reduce_ranges(reduce: np.ufunc, values: Floats, begin: Ints, end: Ints) -> 
     if not len(values):
         return np.full(len(begin), np.nan)
     pairs = np.stack([np.minimum(begin, len(values)), np.minimum(np.maximum(end, begin), len(values))], axis=1)
-    found = reduce.reduceat(np.append(values, np.nan), pairs.ravel())[::2]
-    return np.where(end > begin, found, np.nan)
+    reduced = reduce.reduceat(np.append(values, np.nan), pairs.ravel())[::2]
+    return np.where(end > begin, reduced, np.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,6 @@ class Spans:
 
 
 def by_replica(steps: pd.DataFrame, *columns: str) -> list[Spans]:
-    """The spans of each replica with the columns asked for."""
     replica, parts = steps["replica"].to_numpy(), []
     for index in np.unique(replica):
         mine = replica == index
@@ -167,9 +166,9 @@ def compact(values: Floats) -> list[float | int | None]:
     return [int(value) if value is not None and value == int(value) else value for value in rounded]
 
 
-def banded(name: str, found: dict[str, Floats]) -> dict[str, Any]:
+def banded(name: str, band: dict[str, Floats]) -> dict[str, Any]:
     """One line of a chart: name, mean and, where they differ from it, min and max."""
-    line = {"name": name, "mean": compact(found["mean"])}
-    if np.nanmax(np.abs(found["max"] - found["min"]), initial=0.0) > 0:
-        line |= {"min": compact(found["min"]), "max": compact(found["max"])}
+    line = {"name": name, "mean": compact(band["mean"])}
+    if np.nanmax(np.abs(band["max"] - band["min"]), initial=0.0) > 0:
+        line |= {"min": compact(band["min"]), "max": compact(band["max"])}
     return line

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 
 FEWEST_REQUESTS, FEWEST_WAITING, GROWTH = 100, 5.0, 2.0
 

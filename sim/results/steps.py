@@ -144,17 +144,17 @@ class StepLog(Observer):
                 return
         self.sample.append((self._seen, batch.shape, batch.repeats))
 
-    def preemptions(self, kept: np.ndarray) -> pd.DataFrame:
+    def preemptions(self, sent: np.ndarray) -> pd.DataFrame:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
 
         `end_s` is NaN where it never did: it had its last step planned already, or the run ended first. Of a beam
-        search only the first beam is told. kept: which requests of the
+        search only the first beam is told. sent: which requests of the
         trace were sent, as for `request_table`.
         """
         ids = np.frombuffer(self._preempted_id, np.int64)
         return pd.DataFrame(
             {
-                "request": np.flatnonzero(kept)[index_of(ids)],
+                "request": np.flatnonzero(sent)[index_of(ids)],
                 "sequence": ids >> SAMPLE_BITS,
                 "start_s": np.frombuffer(self._preempted_s),
                 "end_s": np.frombuffer(self._resumed_s),

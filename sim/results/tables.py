@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.kv import with_kv_means
-from sim.results.metrics import Itl
+from sim.results.percentiles import Itl
 from sim.results.result import Run
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.terms import term_table
@@ -49,7 +48,7 @@ PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RunTables:
     """What the page of a run is made of (a `sim.report.run.charts.Run`), and the scenario as TOML.
 
     `preempted` and `term_table` are None where a run did not record them, as a live one does not its terms. `mark` is
@@ -66,15 +65,15 @@ class Kept:
     mark: str = ""
 
     @classmethod
-    def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> Kept:
+    def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
         """What is kept of a run; `answers` are of a live one, and only its id has them."""
         gaps_s, counts = run.itl
-        seen = counts > 0
-        itl = gaps_s[seen], counts[seen].astype(np.int64)
+        counted = counts > 0
+        itl = gaps_s[counted], counts[counted].astype(np.int64)
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key != "simulator"}
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
-        mark = marks.digest(scenario, timeless, *("" if one is None else one for one in tables))
+        mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
         return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)
 
     def writers(self) -> dict[str, files.Writer]:
@@ -87,13 +86,13 @@ class Kept:
             TERMS: self.term_table,
         }
         return {
-            SCENARIO: marks.toml(self.scenario, self.mark),
-            SUMMARY: marks.document(self.summary, self.mark),
-            **{name: marks.table(table, self.mark) for name, table in tables.items() if table is not None},
+            SCENARIO: run_id.toml(self.scenario, self.mark),
+            SUMMARY: run_id.document(self.summary, self.mark),
+            **{name: run_id.table(table, self.mark) for name, table in tables.items() if table is not None},
         }
 
     @classmethod
-    def read(cls, folder: Path) -> Kept:
+    def read(cls, folder: Path) -> RunTables:
         """The run in a folder that `writers` filled.
 
         Raises:
@@ -104,7 +103,7 @@ class Kept:
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
         preempted, terms = folder / PREEMPTED, folder / TERMS
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
-        summary.pop(marks.KEY, None)
+        summary.pop(run_id.KEY, None)
         return cls(
             summary,
             files.read_parquet(folder / REQUESTS, REQUEST_COLUMNS),
@@ -112,8 +111,8 @@ class Kept:
             (gaps["gap_s"].to_numpy(np.float64), gaps["count"].to_numpy(np.int64)),
             files.read_parquet(preempted, PREEMPTED_COLUMNS) if inputs.exists(preempted) else None,
             files.read_parquet(terms, ("row",)) if inputs.exists(terms) else None,
-            marks.without_comment(scenario),
-            marks.check_one(folder, RUN_FILES),
+            run_id.without_comment(scenario),
+            run_id.check_one(folder, RUN_FILES),
         )
 
 
@@ -122,11 +121,10 @@ def _gaps(itl: Itl) -> pd.DataFrame:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables by dotted key."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            flattened[prefix + key] = value
+    return flattened

@@ -33,7 +33,6 @@ class StepTerms:
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of the steps table that can be explained, in order."""
         return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
 
     def of(self, place: int) -> dict[str, float]:
@@ -78,10 +77,10 @@ def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
     total = sum(seconds.values())
     if not total > 0:
         return {}
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for (name, source), part in seconds.items():
-        found.setdefault(name, {})[source] = part / total
-    return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
+        shares.setdefault(name, {})[source] = part / total
+    return dict(sorted(shares.items(), key=lambda item: -sum(item[1].values())))
 
 
 MOST_SPANS = 5000

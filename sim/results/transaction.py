@@ -137,8 +137,8 @@ class Claim:
     def _parts(self, names: set[str]) -> list[str]:
         """What earlier versions left beside these files when they were killed."""
         part = re.compile(r"\.(.+)\.\d+\.part")
-        found = ((part.fullmatch(one), one) for one in os.listdir(self.folder))
-        return sorted(one for match, one in found if match and match[1] in names)
+        matches = ((part.fullmatch(name), name) for name in os.listdir(self.folder))
+        return sorted(name for match, name in matches if match and match[1] in names)
 
     def release(self) -> None:
         """Let others write; a folder that was made and stayed empty goes again."""

@@ -22,6 +22,8 @@ from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.gaps import TokenGaps
+from sim.results.kv import KvFacts
+from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
@@ -52,7 +54,7 @@ class Result:
     steps: pd.DataFrame
     step_end_s: list[np.ndarray]
     """The step clock of each replica: the end of every single step."""
-    itl: metrics.Itl
+    itl: Itl
     """(seconds between two tokens of a request, how often)."""
     tokens: pd.DataFrame | None = None
     """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence; also its `text`
@@ -145,7 +147,7 @@ def simulate(
         requests,
         steps,
         itl,
-        metrics.KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
+        KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,

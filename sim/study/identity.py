@@ -59,8 +59,8 @@ def made_of(names: Iterable[str]) -> Made:
 
     Raises InputError: a file cannot be read.
     """
-    found = {name: digests(name) for name in sorted(set(names))}
-    return {name: files for name, files in found.items() if files}
+    files_of = {name: digests(name) for name in sorted(set(names))}
+    return {name: files for name, files in files_of.items() if files}
 
 
 def digests(ingredient: str) -> Digests:
@@ -85,12 +85,12 @@ def _parts(ingredient: str) -> tuple[Digests, list[Path]]:
     return _code(key, value) if key in CODE else ({}, _files(key, value))
 
 
-def check_seen(names: Iterable[str]) -> None:
+def check_has_files(names: Iterable[str]) -> None:
     """Refuse code that is in no file, such as in a notebook's own cells; raises InputError."""
     for name in names:
         key, _, value = name.partition("=")
-        found = plug_in(CODE[key], value) if key in CODE else None
-        if found is not None and found[0] in sys.modules and not code.files_of(found[0]):
+        plugged_in = plug_in(CODE[key], value) if key in CODE else None
+        if plugged_in is not None and plugged_in[0] in sys.modules and not code.files_of(plugged_in[0]):
             raise InputError(
                 f"{key} {value!r} is in no file, so that --out could not know when it changes; put it in one"
             )
@@ -98,22 +98,22 @@ def check_seen(names: Iterable[str]) -> None:
 
 def differing(there: Mapping[str, Digests], here: Mapping[str, Digests]) -> dict[str, list[str]]:
     """The ingredients that are not the same, each with the names of the files that differ."""
-    found = {}
+    changed = {}
     for name in sorted({*there, *here}):
-        one, other = there.get(name, {}), here.get(name, {})
-        if one != other:
-            found[name] = [file for file in sorted({*one, *other}) if one.get(file) != other.get(file)]
-    return found
+        old, new = there.get(name, {}), here.get(name, {})
+        if old != new:
+            changed[name] = [file for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
+    return changed
 
 
 @cache
 def product_digest(packages: tuple[str, ...] = ("traces", "sim")) -> str:
     """One digest of the product's version and of the source files of these packages, the catalog among them."""
-    found, where = hashlib.sha256(version("foretoken").encode()), Path(traces_package.__file__).parents[1]
+    sha, where = hashlib.sha256(version("foretoken").encode()), Path(traces_package.__file__).parents[1]
     for package in packages:
-        for path in sorted(one for one in (where / package).rglob("*") if one.suffix in SOURCES):
-            found.update(os.fsencode(path.relative_to(where)) + bytes.fromhex(digest(path)))
-    return found.hexdigest()
+        for path in sorted(path for path in (where / package).rglob("*") if path.suffix in SOURCES):
+            sha.update(os.fsencode(path.relative_to(where)) + bytes.fromhex(digest(path)))
+    return sha.hexdigest()
 
 
 def digest(path: Path) -> str:
@@ -124,10 +124,10 @@ def digest(path: Path) -> str:
 def _stamp(path: Path) -> tuple[str, int, int, int, int]:
     """Another one whenever the content may be another: a file that is written gets a new time of change."""
     try:
-        seen = path.stat()
+        facts = path.stat()
     except OSError:
         return str(path), 0, 0, 0, 0
-    return str(path), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+    return str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _name(path: Path) -> str:
@@ -140,7 +140,7 @@ def _files(key: str, value: str) -> list[Path]:
     """The files that are read for a setting; none where it names nothing that is there, or a part of the product."""
     path = Path(value)
     if key == "workload.trace":
-        return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else _there(path)
+        return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else _there(path)
     if key == "workload.tokenizer":
         return _there(path)
     if key == "speculation.acceptance":
@@ -148,10 +148,10 @@ def _files(key: str, value: str) -> list[Path]:
     if key == "cost.profile":
         folder = path.parent if path.name == profile.DESCRIPTION else path
         return [*_there(folder / profile.DESCRIPTION), *sorted(folder.glob("*.csv")), *_there(folder / profile.DEVICE)]
-    found = catalog.user_path(value)  # model, gpu, draft_model
-    if found is None:
+    user = catalog.user_path(value)  # model, gpu, draft_model
+    if user is None:
         return []
-    return _there(found / "config.json") if found.is_dir() else _there(found)
+    return _there(user / "config.json") if user.is_dir() else _there(user)
 
 
 def _there(path: Path) -> list[Path]:
@@ -160,8 +160,8 @@ def _there(path: Path) -> list[Path]:
 
 def _code(key: str, value: str) -> tuple[Digests, list[Path]]:
     """(name and version of the distribution that brings it, the files) of code that is not the product's."""
-    found = plug_in(CODE[key], value)
-    if found is None:
+    plugged_in = plug_in(CODE[key], value)
+    if plugged_in is None:
         return {}, []
-    module, facts = found
+    module, facts = plugged_in
     return facts, code.files_of(module)

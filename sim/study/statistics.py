@@ -37,7 +37,6 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half of its length."""
         return (self.high - self.low) / 2
 
     @property
@@ -84,18 +83,6 @@ def by_skewed_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE
     return Estimate(plain.mean, low, high)
 
 
-def by_batch_means(series: npt.ArrayLike, batches: int = 20, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of one long run's correlated values, its batches taken as independent (Law 2014, section 9.5.3).
-
-    Right where a batch is much longer than the correlation lasts. Raises ValueError for fewer values than batches.
-    """
-    array = np.asarray(series, dtype=np.float64)
-    if not 2 <= batches <= len(array):
-        raise ValueError(f"{len(array)} values cannot be cut into {batches} batches")
-    size = len(array) // batches
-    return by_replications(array[len(array) - size * batches :].reshape(batches, size).mean(axis=1), confidence)
-
-
 def mser5(series: npt.ArrayLike) -> int | None:
     """How many values at the beginning are warm-up, a multiple of 5; None where no steady state is to be seen.
 
@@ -110,8 +97,8 @@ def mser5(series: npt.ArrayLike) -> int | None:
         return None
     parts = array[: batches * MSER_BATCH].reshape(batches, MSER_BATCH)
     counts = np.isfinite(parts).sum(axis=1)
-    kept = np.flatnonzero(counts)
-    means = np.nansum(parts[kept], axis=1) / counts[kept]
+    filled = np.flatnonzero(counts)
+    means = np.nansum(parts[filled], axis=1) / counts[filled]
     if len(means) < 4:
         return None
     means -= means.mean()  # so that the sums of squares below lose no digits
@@ -119,8 +106,8 @@ def mser5(series: npt.ArrayLike) -> int | None:
     sums, squares = (np.cumsum(values[::-1])[::-1] for values in (means, means * means))
     errors = np.maximum(squares - sums * sums / left, 0.0) / left**2
     most = len(means) // 2
-    found = int(np.argmin(errors[: most + 1]))
-    return None if found == most else int(kept[found]) * MSER_BATCH
+    cut = int(np.argmin(errors[: most + 1]))
+    return None if cut == most else int(filled[cut]) * MSER_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +150,5 @@ def _done_by(edges_s: Floats, times_s: Floats, work: Floats) -> Floats:
     """The work whose time has come by each edge; NaN never comes."""
     order = np.argsort(times_s, kind="stable")  # NaN last
     total = np.concatenate([[0.0], np.cumsum(work[order])])
-    found: Floats = total[np.searchsorted(times_s[order], edges_s, side="right")]
-    return found
+    done: Floats = total[np.searchsorted(times_s[order], edges_s, side="right")]
+    return done

@@ -30,14 +30,14 @@ def files_of(module: str) -> list[Path]:
         sys.path.insert(0, os.getcwd())  # as where it is loaded
     invalidate_caches()  # of which files there are
     own = module.partition(".")[0]
-    found: set[Path] = set()
-    seen: set[str] = set()
+    paths: set[Path] = set()
+    names: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen:
+        if name in names:
             continue
-        seen.add(name)
+        names.add(name)
         spec = _spec(name)
         if spec is None:
             continue
@@ -45,10 +45,10 @@ def files_of(module: str) -> list[Path]:
         path = Path(spec.origin) if spec.origin and spec.has_location else None
         if path is None or not path.is_file() or not (name.partition(".")[0] == own or _is_users(path)):
             continue
-        found.add(path)
+        paths.add(path)
         if path.suffix == ".py":
             waiting.extend(_imports(path, name if spec.submodule_search_locations is not None else _parent(name)))
-    return sorted(found)
+    return sorted(paths)
 
 
 def _spec(name: str) -> ModuleSpec | None:
@@ -75,7 +75,7 @@ def _parent(name: str) -> str:
 
 def _is_users(path: Path) -> bool:
     resolved = path.resolve()
-    return not (set(INSTALLED) & set(resolved.parts) or any(resolved.is_relative_to(one) for one in _not_users()))
+    return not (set(INSTALLED) & set(resolved.parts) or any(resolved.is_relative_to(folder) for folder in _not_users()))
 
 
 PRODUCT = ("traces", "sim", "backend", "calibrate")
@@ -83,10 +83,9 @@ PRODUCT = ("traces", "sim", "backend", "calibrate")
 
 @cache
 def _not_users() -> tuple[Path, ...]:
-    """The folders of Python itself and of this product."""
     python = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     ours = Path(traces.__file__).parent.parent
-    return (*(Path(one).resolve() for one in python), *((ours / name).resolve() for name in PRODUCT))
+    return (*(Path(folder).resolve() for folder in python), *((ours / name).resolve() for name in PRODUCT))
 
 
 def _imports(path: Path, package: str) -> Iterator[str]:
@@ -118,4 +117,6 @@ def _from(node: ast.ImportFrom, package: str) -> Iterator[str]:
         if alias.name != "*":
             yield f"{base}.{alias.name}"
         elif (spec := _spec(base)) is not None:  # its __all__ may name modules
-            yield from (f"{base}.{one.name}" for one in pkgutil.iter_modules(spec.submodule_search_locations or ()))
+            yield from (
+                f"{base}.{module.name}" for module in pkgutil.iter_modules(spec.submodule_search_locations or ())
+            )

@@ -39,22 +39,22 @@ def split(live: Sequence[Measures], stages: Mapping[str, Measures]) -> dict[str,
 
     stages: the measures after each of `STAGES`.
     """
-    found: dict[str, dict[str, Any]] = {}
+    shares: dict[str, dict[str, Any]] = {}
     for key, name in MEASURES:
-        lives = [one.get(key, {}).get(name) for one in live]
+        lives = [measures.get(key, {}).get(name) for measures in live]
         known = [value for value in lives if value is not None]
         after = [stages[stage].get(key, {}).get(name) for stage in STAGES]
         values = np.array([value for value in after if value is not None], np.float64)
         if not known or len(values) < len(STAGES):
             continue
         mean = sum(known) / len(known)
-        found[_label(key, name)] = {
+        shares[_label(key, name)] = {
             "live": mean,
             "predicted": float(values[-1]),
             "error": float(values[-1] - mean),
             "parts": dict(zip(STAGES, np.diff(values, prepend=mean).tolist(), strict=True)),
         }
-    return found
+    return shares
 
 
 def _label(key: str, name: str) -> str:

@@ -27,37 +27,37 @@ class Drafts(NamedTuple):
 
 def measured(records: Sequence[Record]) -> Drafts | None:
     """What live runs had; None where nothing was drafted."""
-    verified, asked = list(_verified(records)), list(_asked(records))
-    most = max((wanted for wanted, _ in asked), default=0)
+    verified, proposed = list(_verified(records)), list(_proposed(records))
+    most = max((wanted for wanted, _ in proposed), default=0)
     if not most or not verified:
         return None
     right = tuple(
         _share([right > place for drafts, right in verified if drafts > place and right >= place])
         for place in range(most)
     )
-    found = tuple(_share([has > place for wanted, has in asked if wanted > place]) for place in range(most))
+    found = tuple(_share([has > place for wanted, has in proposed if wanted > place]) for place in range(most))
     return Drafts(right, found)
 
 
-def _share(told: Sequence[bool]) -> float:
-    return sum(told) / len(told) if told else 0.0
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0
 
 
 def _verified(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
     """(drafts, of these right) of every request in every step that verified some."""
     for record in records:
-        for one in record.decisions:
-            for (_, drafts, _), right in zip(one.sampled, one.accepted, strict=False):
+        for decision in record.decisions:
+            for (_, drafts, _), right in zip(decision.sampled, decision.accepted, strict=False):
                 if drafts:
                     yield drafts, right
 
 
-def _asked(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
+def _proposed(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
     """(drafts wanted next, of these found) of every request that went on."""
     for record in records:
-        for one, result in zip(record.decisions, record.results, strict=True):
-            wanted = [drafts for _, _, drafts in one.sampled]
+        for decision, result in zip(record.decisions, record.results, strict=True):
+            wanted = [drafts for _, _, drafts in decision.sampled]
             has = wanted if result.proposed is None else result.proposed
-            for (sequence, _, drafts), found in zip(one.sampled, has, strict=True):
-                if sequence not in one.finished:
+            for (sequence, _, drafts), found in zip(decision.sampled, has, strict=True):
+                if sequence not in decision.finished:
                     yield drafts, found

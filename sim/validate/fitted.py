@@ -30,7 +30,6 @@ that pad compute; a row that verifies drafts; a pair of it; a draft proposed."""
 
 
 def features(shape: Shape) -> tuple[float, ...]:
-    """How many of each of `COUNTS` a step has."""
     attended = shape.decode_window_context or shape.decode_context
     padded = max(attended, shape.decodes * shape.decode_longest) if attended == shape.decode_context else attended
     prefill = len(shape.prefills), _pairs(shape.prefills)
@@ -64,13 +63,11 @@ class Fitted:
         return device, _priced(self.host, features(shape))
 
     def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
         counts = features(shape)
         device = {name: Term(_priced(each, counts), "interpolated") for name, each in self.device.items()}
         return device | {"host": Term(_priced(self.host, counts), "interpolated", on_host=True)}
 
     def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
         return [
             Constant(f"{where}: {name}", value, f"{NAME}: non-negative least squares over every other live step")
             for where, each in (*self.device.items(), ("host", self.host))
@@ -99,11 +96,11 @@ def _solved(rows: Floats, seconds: Floats) -> tuple[float, ...]:
     Weights from the measured seconds themselves would favour whatever was fast by chance.
     """
     scale = np.maximum(rows.max(axis=0), 1.0)
-    found, _ = nnls(rows / scale, seconds)
-    weights = 1 / np.sqrt(np.maximum(rows / scale @ found, 1e-9))
-    found, _ = nnls(rows / scale * weights[:, None], seconds * weights)
-    return tuple((found / scale).tolist())
+    solution, _ = nnls(rows / scale, seconds)
+    weights = 1 / np.sqrt(np.maximum(rows / scale @ solution, 1e-9))
+    solution, _ = nnls(rows / scale * weights[:, None], seconds * weights)
+    return tuple((solution / scale).tolist())
 
 
 def _priced(each: Sequence[float], counts: Sequence[float]) -> float:
-    return math.fsum(one * count for one, count in zip(each, counts, strict=True))
+    return math.fsum(price * count for price, count in zip(each, counts, strict=True))

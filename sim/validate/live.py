@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Shape
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
 from sim.serving.workload import load_trace
+from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
 from sim.validate.terms import Watched
 from traces.schema import InputError, Trace, keep_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class LiveRuns:
     """What a validation starts from: one scenario, its requests, and a record of each live run of them.
 
     `scenario` is resolved and live; `about` says what ran where (the keys of `inputs` in a summary).
@@ -30,11 +30,10 @@ class Kept:
     about: dict[str, Any]
 
     def shapes(self) -> list[Shape]:
-        """Of all steps of all records, in order."""
         return [shape for record in self.records for shape in record.shapes]
 
 
-def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = None) -> Kept:
+def run_live(scenario: Scenario, repeats: int, progress: serving.Progress | None = None) -> LiveRuns:
     """Run the scenario live `repeats` times, each with a fresh engine and model.
 
     Requests that can never be served are left out where the scenario says so.
@@ -42,37 +41,37 @@ def run_live(plan: Scenario, repeats: int, progress: serving.Progress | None = N
     Raises:
         InputError: what the user can mend, or what stopped the live run before its first step had ended.
     """
-    if plan.live.stop_at_eos:
+    if scenario.live.stop_at_eos:
         raise InputError("live.stop_at_eos is true, and a validation serves answers of the trace's lengths")
-    plan = serving.on_device(replace(plan, executor="live"))
-    parts = assemble(plan)
-    trace = load_trace(plan)
-    kept, _ = serving.admissible(parts, trace, parts.engine())
-    trace = replace(trace, requests=keep_rows(trace.requests, kept))
+    scenario = serving.on_device(replace(scenario, executor="live"))
+    parts = assemble(scenario)
+    trace = load_trace(scenario)
+    admitted, _ = serving.admissible(parts, trace, parts.engine())
+    trace = replace(trace, requests=keep_rows(trace.requests, admitted))
     about: dict[str, Any] = {}
     records = []
     for _ in range(repeats):
-        record, found = _once(plan, parts, trace, progress)
+        record, inputs = _run_once(scenario, parts, trace, progress)
         records.append(record)
-        about |= found
-    return Kept(resolved(plan, parts), trace, tuple(records), about)
+        about |= inputs
+    return LiveRuns(resolved(scenario, parts), trace, tuple(records), about)
 
 
-def _once(
-    plan: Scenario, parts: Parts, trace: Trace, progress: serving.Progress | None
+def _run_once(
+    scenario: Scenario, parts: Parts, trace: Trace, progress: serving.Progress | None
 ) -> tuple[Record, dict[str, Any]]:
     recorder = Recorder(trace.requests)
     watched: list[Watched] = []
 
     def wrap(executor: Executor) -> Executor:
-        model = getattr(executor, "model", None) if plan.device == "cpu" else None
+        model = getattr(executor, "model", None) if scenario.device == "cpu" else None
         watched.append(Watched(executor, model))
         return watched[-1]
 
     hooks = serving.Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
     about, died = _about(parts, trace), ""
     try:
-        about |= serving.simulate(plan, trace=trace, progress=progress, hooks=hooks).summary["inputs"]
+        about |= serving.simulate(scenario, trace=trace, progress=progress, hooks=hooks).summary["inputs"]
     except Exception as error:  # whatever a device may do: what ran until then is worth comparing
         if not watched or watched[0].failure is None:
             raise
@@ -80,36 +79,20 @@ def _once(
         died = f"{name}{error}".splitlines()[0]
         if not watched[0].results:
             raise InputError(f"the live run died in its first step ({died}); there is nothing to compare") from None
-    seen = watched[0]
-    return recorder.record(seen.shapes, seen.results, terms=seen.terms, died=died), about
+    executor = watched[0]
+    return recorder.record(executor.shapes, executor.results, terms=executor.terms, died=died), about
 
 
 def _about(parts: Parts, trace: Trace) -> dict[str, Any]:
     """What was run, for a run that dies before it tells that itself."""
-    plan = parts.scenario
-    named = {"policy": plan.policy.name, "allocator": plan.allocator.name}
-    return {"executor": "live", "device": plan.device, "trace": trace.name, "model": parts.model.name, **named}
+    scenario = parts.scenario
+    named = {"policy": scenario.policy.name, "allocator": scenario.allocator.name}
+    return {"executor": "live", "device": scenario.device, "trace": trace.name, "model": parts.model.name, **named}
 
 
-class Ranked:
+class Ranked(Adjusted):
     """A scenario's prices, asking the engine for the longest decode context of every step, which some models need."""
 
-    needs_longest = True
-
-    def __init__(self, inner: StepCost) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
-        return self._inner.span_s(shape, repeats)
-
-    def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
-        return self._inner.explain(shape)
-
-    def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
-        return self._inner.describe()
+    @property
+    def needs_longest(self) -> bool:
+        return True

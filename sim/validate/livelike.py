@@ -42,49 +42,58 @@ class Corrections:
         sums: dict[Key, np.ndarray] = {}
         names = ["device_s", "predicted_device_s", "host_s", "predicted_host_s"]
         for shape, seconds in zip(shapes, rows[names].to_numpy(np.float64), strict=True):
-            told = np.append(seconds, 1.0)
+            row = np.append(seconds, 1.0)
             for key in sizes(shape):
-                sums[key] = sums[key] + told if key in sums else told
-        kept = {key: one.tolist() for key, one in sums.items() if one[4] >= LEAST or not key}
-        device = {key: one[0] / one[1] if one[1] > 0 else 1.0 for key, one in kept.items()}
-        return cls(device, {key: (one[2] - one[3]) / one[4] for key, one in kept.items()})
+                sums[key] = sums[key] + row if key in sums else row
+        enough = {key: total.tolist() for key, total in sums.items() if total[4] >= LEAST or not key}
+        device = {key: total[0] / total[1] if total[1] > 0 else 1.0 for key, total in enough.items()}
+        return cls(device, {key: (total[2] - total[3]) / total[4] for key, total in enough.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class LiveLike:
-    """A cost model at the pace of live steps; a `StepCost`.
+class Adjusted:
+    """A `StepCost` that hands on what another says; those derived from it change some of that."""
+
+    inner: StepCost
+
+    @property
+    def needs_longest(self) -> bool:
+        return bool(getattr(self.inner, "needs_longest", False))
+
+    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
+        return self.inner.span_s(shape, repeats)
+
+    def explain(self, shape: Shape) -> dict[str, Term]:
+        return self.inner.explain(shape)
+
+    def describe(self) -> list[Constant]:
+        return self.inner.describe()
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLike(Adjusted):
+    """A cost model at the pace of live steps.
 
     Args:
         device: whether the device's seconds are corrected; the host's always are.
     """
 
-    inner: StepCost
     corrections: Corrections
     device: bool = True
 
-    @property
-    def needs_longest(self) -> bool:
-        """As the model that is corrected."""
-        return bool(getattr(self.inner, "needs_longest", False))
-
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
         device, host_s = self.inner.span_s(shape, repeats)
-        host_s = max(0.0, host_s + _found(self.corrections.host_s, shape))
+        host_s = max(0.0, host_s + _correction(self.corrections.host_s, shape))
         if not self.device:
             return device, host_s
         known = self.corrections.device
-        return [one * _found(known, advanced(shape, step)) for step, one in enumerate(device)], host_s
+        return [step_s * _correction(known, advanced(shape, step)) for step, step_s in enumerate(device)], host_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """The parts of `span_s` as one term each."""
         device, host_s = self.span_s(shape, 1)
         return {"device": Term(device[0], "measured"), "host": Term(host_s, "measured", on_host=True)}
 
-    def describe(self) -> list[Constant]:
-        """Those of the model that is corrected."""
-        return self.inner.describe()
 
-
-def _found(known: Mapping[Key, float], shape: Shape) -> float:
+def _correction(known: Mapping[Key, float], shape: Shape) -> float:
     return next(known[key] for key in sizes(shape) if key in known)

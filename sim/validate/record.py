@@ -82,7 +82,6 @@ class Record:
     terms: Sequence[Mapping[str, float]] = ()
 
     def token_clock(self) -> TokenClock:
-        """The runs as the engine keeps them."""
         clock = TokenClock()
         clock.request, clock.first_step, clock.last_step = (array("q", column.tobytes()) for column in self.runs.T)
         clock.same_step = self.same_step
@@ -95,8 +94,6 @@ class Record:
 
 @dataclass(slots=True)
 class _Planned:
-    """A decision in the making."""
-
     entries: tuple[Ids, ...]
     joined: tuple[Ids, ...]
     left: Ids
@@ -160,9 +157,9 @@ class Recorder(Observer):
             now, known = list(allocator.table(req)), self._tables.get(req.id, [])
             if now == known:
                 continue
-            kept = common(now, known)
+            same = common(now, known)
             self._tables[req.id] = now
-            yield req.id, kept, tuple(now[kept:])
+            yield req.id, same, tuple(now[same:])
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         self._log.committed(replica, flight)
@@ -179,8 +176,8 @@ class Recorder(Observer):
                 made.tables,
                 made.evicted,
                 tuple(batch.copies),
-                tuple((one.request.id, one.out, one.after, tuple(one.blocks)) for one in batch.swaps),
-                tuple((one.request.id, one.drafts, one.next_drafts) for one in batch.sampled),
+                tuple((swap.request.id, swap.out, swap.after, tuple(swap.blocks)) for swap in batch.swaps),
+                tuple((sample.request.id, sample.drafts, sample.next_drafts) for sample in batch.sampled),
                 tuple(flight.outcome.accepted or ()),
                 tuple(req.id for req in flight.committed.first_tokens),
                 tuple(req.id for req in flight.committed.ended),
@@ -205,7 +202,7 @@ class Recorder(Observer):
             self._decisions,
             shapes[:count],
             results[:count],
-            np.stack([np.array(one, np.int64) for one in runs], axis=1).reshape(-1, 3),
+            np.stack([np.array(column, np.int64) for column in runs], axis=1).reshape(-1, 3),
             self._runs.same_step,
             died,
             terms[:count],
@@ -219,9 +216,8 @@ def _ours(replica: ObservedReplica) -> Engine:
     return replica.engine
 
 
-def common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items both begin with alike."""
-    shorter = min(len(one), len(other))
-    if one[:shorter] == other[:shorter]:
+def common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
         return shorter
-    return next(at for at in range(shorter) if one[at] != other[at])
+    return next(at for at in range(shorter) if first[at] != second[at])

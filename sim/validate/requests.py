@@ -31,7 +31,10 @@ def compare(live: Sequence[Measures], predicted: Measures) -> dict[str, dict[str
     Values are None where there is nothing, the error also where the live value is 0.
     """
     return {
-        key: {name: _pair([_value(one, key, name) for one in live], _value(predicted, key, name)) for name in names}
+        key: {
+            name: _pair([_value(measures, key, name) for measures in live], _value(predicted, key, name))
+            for name in names
+        }
         for key, names in SHOWN.items()
     }
 
@@ -53,11 +56,11 @@ def _pair(live: Sequence[float | None], predicted: float | None) -> dict[str, An
 
 def paired(live: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
     """Request by request: median and 90th percentile of the absolute relative error, of those that both completed."""
-    found = {}
+    rows = {}
     for key in PAIRED:
         pairs = live[key].to_numpy(np.float64), predicted[key].to_numpy(np.float64)
         known = (pairs[0] > 0) & ~np.isnan(pairs[1])
         error = np.abs(pairs[1][known] / pairs[0][known] - 1)
         median, high = np.percentile(error, [50, 90]).tolist() if len(error) else (None, None)
-        found[key] = {"requests": len(error), "p50": median, "p90": high}
-    return found
+        rows[key] = {"requests": len(error), "p50": median, "p90": high}
+    return rows

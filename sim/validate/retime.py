@@ -16,6 +16,7 @@ import pandas as pd
 from sim.engine.request import index_of
 from sim.results import metrics
 from sim.results.gaps import TokenGaps
+from sim.results.percentiles import Itl, distribution
 from sim.results.requests import RequestLog, request_table
 from sim.validate.record import Record
 
@@ -23,29 +24,28 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Latencies:
     """What the requests of a run saw, as the tables of docs/metrics.md have it."""
 
     requests: pd.DataFrame
     steps: pd.DataFrame
-    itl: metrics.Itl
+    itl: Itl
 
     def measures(self) -> dict[str, dict[str, float | None]]:
         """Latencies by statistic, throughput and duration, with the keys of a summary."""
         duration_s = metrics.duration_s(self.requests, self.steps)
         rates = metrics.throughput(self.requests, duration_s)
-        named = {name: metrics.distribution(self.requests[name]) for name in ("ttft_s", "tpot_s")}
-        more = {name: metrics.distribution(self.requests[name]) for name in ("e2e_s", "queue_s")}
-        itl = {"itl_s": metrics.distribution(*self.itl)}
+        named = {name: distribution(self.requests[name]) for name in ("ttft_s", "tpot_s")}
+        more = {name: distribution(self.requests[name]) for name in ("e2e_s", "queue_s")}
+        itl = {"itl_s": distribution(*self.itl)}
         return {**named, **itl, **more, "throughput": rates, "duration_s": {"all": duration_s}}
 
 
-def as_seen(record: Record, block_tokens: int) -> Seen:
-    """The record's own times."""
-    return retimed(record, np.array([one.seconds[0] for one in record.results]), block_tokens)
+def as_recorded(record: Record, block_tokens: int) -> Latencies:
+    return retimed(record, np.array([outcome.seconds[0] for outcome in record.results]), block_tokens)
 
 
-def retimed(record: Record, seconds: Floats, block_tokens: int) -> Seen:
+def retimed(record: Record, seconds: Floats, block_tokens: int) -> Latencies:
     """The record's decisions where step k takes `seconds[k]`.
 
     A step starts when the one before has ended; where the run was idle before it, as long after the last arrival that
@@ -56,10 +56,10 @@ def retimed(record: Record, seconds: Floats, block_tokens: int) -> Seen:
     start_s, end_s = np.empty(len(seconds)), np.empty(len(seconds))
     was_start_s, was_end_s = (record.steps[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
     log = RequestLog(len(record.requests))
-    seen: set[int] = set()
+    admitted: set[int] = set()
     now_s = 0.0
-    for at, one in enumerate(record.decisions):
-        new = [(id, past) for id, _, past in one.entries if id not in seen and id < len(record.requests)]
+    for at, decision in enumerate(record.decisions):
+        new = [(id, past) for id, _, past in decision.entries if id not in admitted and id < len(record.requests)]
         idle = was_start_s[at] > (was_end_s[at - 1] if at else 0.0)
         if new:
             came_s = max(arrivals.at_s(id, end_s) for id, _ in new)
@@ -69,11 +69,11 @@ def retimed(record: Record, seconds: Floats, block_tokens: int) -> Seen:
             now_s = max(now_s, float(was_start_s[at]))
         start_s[at] = now_s
         for id, past in new:
-            seen.add(id)
+            admitted.add(id)
             log.arrival_s[id], log.first_scheduled_s[id] = arrivals.at_s(id, end_s), now_s
             log.prefix_hit_tokens[id] = past
         now_s = end_s[at] = now_s + seconds[at]
-        _note(log, one, now_s)
+        _note(log, decision, now_s)
     for came in np.flatnonzero(~np.isnan(record.arrival_s)).tolist():
         log.arrival_s[came] = arrivals.at_s(came, end_s)
     return _tables(record, log, start_s, end_s, block_tokens)
@@ -96,22 +96,23 @@ class _Arrivals:
         return was_s if step < 0 else float(end_s[step]) + (was_s - self._was_end_s[step])
 
 
-def _note(log: RequestLog, one: Any, end_s: float) -> None:
-    """What the end of a batch means for its requests."""
-    for id in one.evicted:
+def _note(log: RequestLog, decision: Any, end_s: float) -> None:
+    for id in decision.evicted:
         log.preemptions[index_of(id)] += 1
-    for id in one.first:
+    for id in decision.first:
         if id < len(log.first_token_s):
             log.first_token_s[id] = end_s
-    for id in one.finished:
+    for id in decision.finished:
         log.finish_s[index_of(id)] = end_s  # the last of its sequences says when a request has ended
 
 
-def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, block_tokens: int) -> Seen:
+def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, block_tokens: int) -> Latencies:
     count, gaps = len(record.requests), TokenGaps([record.token_clock()], [end_s])
     sequences = index_of(np.unique(record.runs[:, 0]))
-    for sequence, samples in zip(*(one.tolist() for one in np.unique(sequences, return_counts=True)), strict=True):
+    for sequence, samples in zip(
+        *(column.tolist() for column in np.unique(sequences, return_counts=True)), strict=True
+    ):
         log.samples[sequence] = samples
-    kept = np.ones(count, bool)
-    requests = request_table(record.requests, kept, {}, log, gaps.longest_s(count), block_tokens)
-    return Seen(requests, record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())
+    sent = np.ones(count, bool)
+    requests = request_table(record.requests, sent, {}, log, gaps.longest_s(count), block_tokens)
+    return Latencies(requests, record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())

@@ -17,7 +17,7 @@ from sim.serving.assemble import assemble
 from sim.serving.workload import load_trace
 from sim.validate.against import Served
 from sim.validate.requests import Measures, compare, paired
-from sim.validate.retime import Seen
+from sim.validate.retime import Latencies
 from sim.validate.run import Validation, WithoutHost
 from sim.validate.verdict import Bounds, judge
 from traces.schema import InputError, Trace
@@ -25,7 +25,7 @@ from traces.schema import InputError, Trace
 NUDGE = 0.1
 
 
-def against(plan: Scenario, served: Served, bounds: Bounds) -> Validation:
+def against(scenario: Scenario, served: Served, bounds: Bounds) -> Validation:
     """Simulate the requests as they came and compare.
 
     Where the scenario names a trace, its requests (which may share prefixes) are sent at the recorded times.
@@ -33,45 +33,44 @@ def against(plan: Scenario, served: Served, bounds: Bounds) -> Validation:
     Raises:
         InputError: no number of KV blocks; a trace of other requests.
     """
-    if not plan.kv.blocks:
+    if not scenario.kv.blocks:
         raise InputError(
             "the number of KV blocks decides when requests wait, so it is not guessed here: give --kv-blocks "
             '(vLLM logs it at its start as "GPU KV cache size", in tokens: divide by the block size)'
         )
-    if plan.workload.rate or plan.workload.rate_scale != 1.0 or plan.workload.concurrency:
+    if scenario.workload.rate or scenario.workload.rate_scale != 1.0 or scenario.workload.concurrency:
         raise InputError("--against takes the arrivals as they were recorded: leave out rates and concurrency")
-    trace = _timed(load_trace(plan), served) if plan.workload.trace else served.trace
-    plan = replace(plan, workload=replace(plan.workload, sessions=False))
-    result = serving.simulate(plan, trace=trace)
-    seen = Seen(result.requests, result.steps, result.itl)
-    live = served.seen.measures()
-    requests_part = compare([live], seen.measures())
+    trace = _timed(load_trace(scenario), served) if scenario.workload.trace else served.trace
+    scenario = replace(scenario, workload=replace(scenario.workload, sessions=False))
+    result = serving.simulate(scenario, trace=trace)
+    predicted = Latencies(result.requests, result.steps, result.itl)
+    live = served.latencies.measures()
+    requests_part = compare([live], predicted.measures())
     verdict = judge(None, None, requests_part, {}, bounds)
-    moved = _moved(plan, trace, seen.measures())
+    moved = _moved(scenario, trace, predicted.measures())
     document = {
         "twin": {"identical": None, "steps": 0, "first_difference": None},
-        "steps": {"model": plan.cost.profile, "sources": result.summary["cost_sources"]},
-        "requests": requests_part | {"paired": paired(served.seen.requests, result.requests)},
+        "steps": {"model": scenario.cost.profile, "sources": result.summary["cost_sources"]},
+        "requests": requests_part | {"paired": paired(served.latencies.requests, result.requests)},
         "attribution": {
-            "without_host": compare([live], _again(plan, trace, WithoutHost(assemble(plan).cost))),
-            "kv_blocks": {"given": plan.kv.blocks, "moved_by": moved},
+            "without_host": compare([live], _again(scenario, trace, WithoutHost(assemble(scenario).cost))),
+            "kv_blocks": {"given": scenario.kv.blocks, "moved_by": moved},
         },
         "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
         "lives": 1,
         "died": [],
         "inputs": result.summary["inputs"]
-        | {"notes": [*served.notes, _settings(plan), *result.summary["inputs"]["notes"]]},
+        | {"notes": [*served.notes, _settings(scenario), *result.summary["inputs"]["notes"]]},
     }
-    return Validation(plain(document), None, [served.seen], seen)
+    return Validation(plain(document), None, [served.latencies], predicted)
 
 
-def _settings(plan: Scenario) -> str:
-    """What is taken to be the server's."""
-    told, sizes = plan.engine, plan.kv
+def _settings(scenario: Scenario) -> str:
+    engine, kv = scenario.engine, scenario.kv
     return (
-        f"The server is taken to batch as {plan.policy.name} / {plan.allocator.name} does, with max_num_seqs "
-        f"{told.max_num_seqs:,}, max_num_batched_tokens {told.max_num_batched_tokens:,} and {sizes.blocks:,} blocks of "
-        f"{sizes.block_tokens} tokens: give what differs (--set engine.max_num_seqs=...)."
+        f"The server is taken to batch as {scenario.policy.name} / {scenario.allocator.name} does, with max_num_seqs "
+        f"{engine.max_num_seqs:,}, max_num_batched_tokens {engine.max_num_batched_tokens:,} and {kv.blocks:,} blocks "
+        f"of {kv.block_tokens} tokens: give what differs (--set engine.max_num_seqs=...)."
     )
 
 
@@ -94,22 +93,22 @@ def _timed(trace: Trace, served: Served) -> Trace:
     return replace(trace, requests=ours.assign(arrival_s=theirs["arrival_s"].to_numpy()))
 
 
-def _again(plan: Scenario, trace: Trace, cost: StepCost | None = None) -> Measures:
-    result = serving.simulate(plan, trace=trace, hooks=serving.Hooks(cost=cost))
-    return Seen(result.requests, result.steps, result.itl).measures()
+def _again(scenario: Scenario, trace: Trace, cost: StepCost | None = None) -> Measures:
+    result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(cost=cost))
+    return Latencies(result.requests, result.steps, result.itl).measures()
 
 
-def _moved(plan: Scenario, trace: Trace, base: Measures) -> dict[str, Any]:
+def _moved(scenario: Scenario, trace: Trace, base: Measures) -> dict[str, Any]:
     """What a tenth fewer and a tenth more KV blocks change, as relative changes of the prediction; None where the
     scenario cannot run with so few."""
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for label, factor in (("fewer", 1 - NUDGE), ("more", 1 + NUDGE)):
-        blocks = max(1, round(plan.kv.blocks * factor))
+        blocks = max(1, round(scenario.kv.blocks * factor))
         try:
-            other = _again(replace(plan, kv=replace(plan.kv, blocks=blocks)), trace)
+            other = _again(replace(scenario, kv=replace(scenario.kv, blocks=blocks)), trace)
         except InputError:
-            found[label] = None
+            changes[label] = None
             continue
         pairs = {key: (base[key]["mean"], other[key]["mean"]) for key in ("ttft_s", "tpot_s", "e2e_s")}
-        found[label] = {key: new / old - 1 if old and new is not None else None for key, (old, new) in pairs.items()}
-    return found
+        changes[label] = {key: new / old - 1 if old and new is not None else None for key, (old, new) in pairs.items()}
+    return changes

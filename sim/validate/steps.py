@@ -43,22 +43,21 @@ def step_rows(records: Sequence[Record], cost: StepCost | None) -> pd.DataFrame:
             "kind": [kind_of(shape) for shape in record.shapes],
             "tokens": [shape_tokens(shape) for shape in record.shapes],
             "start_s": record.steps["start_s"].to_numpy(),
-            "device_s": [one.device_s[0] for one in record.results],
-            "host_s": [one.host_s for one in record.results],
+            "device_s": [outcome.device_s[0] for outcome in record.results],
+            "host_s": [outcome.host_s for outcome in record.results],
         }
         if timed:
-            columns |= {f"{term}_s": [one.get(term, 0.0) for one in record.terms] for term in TERMS}
+            columns |= {f"{term}_s": [terms.get(term, 0.0) for terms in record.terms] for term in TERMS}
         if cost is not None:
             columns["predicted_device_s"], columns["predicted_host_s"] = priced(record.shapes, cost)
         if cost is not None and timed:
             known = {shape: by_term(cost, shape) for shape in set(record.shapes)}
-            columns |= {f"predicted_{term}_s": [known[one][term] for one in record.shapes] for term in TERMS}
+            columns |= {f"predicted_{term}_s": [known[shape][term] for shape in record.shapes] for term in TERMS}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
 def timed_terms(rows: pd.DataFrame) -> list[str]:
-    """Those of `TERMS` that were measured."""
     return [term for term in TERMS if f"{term}_s" in rows]
 
 
@@ -121,8 +120,8 @@ def _range(power: int) -> str:
 def _worst(rows: pd.DataFrame, measured_s: Floats, predicted_s: Floats) -> list[dict[str, Any]]:
     """The steps whose seconds are furthest off, in seconds: a step that hardly matters is not the worst."""
     order = np.argsort(-np.abs(predicted_s - measured_s), kind="stable")[:WORST]
-    told = rows.iloc[order][["live", "step", "kind", "tokens"]].to_dict("records")
+    facts = rows.iloc[order][["live", "step", "kind", "tokens"]].to_dict("records")
     return [
         {**{str(key): value for key, value in row.items()}, "measured_s": measured, "predicted_s": predicted}
-        for row, measured, predicted in zip(told, measured_s[order].tolist(), predicted_s[order].tolist(), strict=True)
+        for row, measured, predicted in zip(facts, measured_s[order].tolist(), predicted_s[order].tolist(), strict=True)
     ]

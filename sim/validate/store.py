@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Outcome, Shape
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.kv import with_kv_means
 from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.transaction import settle
-from sim.validate.live import Kept
+from sim.validate.live import LiveRuns
 from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
 from traces import documents
@@ -44,36 +43,38 @@ TIMED = {f"{term}_seconds": term for term in TERMS}
 """Columns that are there where operations were timed."""
 
 
-def mark_of(kept: Kept) -> str:
+def mark_of(live: LiveRuns) -> str:
     """The id of records: every file of their folder has it, the pages made of them too."""
     record_tables = [
-        table for one in kept.records for table in (_step_table(one), _runs(one), pd.DataFrame({"s": one.arrival_s}))
+        table
+        for record in live.records
+        for table in (_step_table(record), _runs(record), pd.DataFrame({"s": record.arrival_s}))
     ]
-    told = {"about": kept.about, "died": [one.died for one in kept.records]}
-    return marks.digest(scenario.dump(kept.scenario), json.dumps(told), kept.trace.requests, *record_tables)
+    facts = {"about": live.about, "died": [record.died for record in live.records]}
+    return run_id.digest(scenario.dump(live.scenario), json.dumps(facts), live.trace.requests, *record_tables)
 
 
-def writers(kept: Kept, mark: str) -> dict[str, files.Writer]:
+def writers(live: LiveRuns, mark: str) -> dict[str, files.Writer]:
     """The files of a folder of records, by name (`sim.results.files.write_files`), with this id."""
     about = {
         "schema": SCHEMA,
-        "lives": len(kept.records),
-        "died": [record.died for record in kept.records],
-        "same_step": [record.same_step for record in kept.records],
-        "inputs": kept.about,
-        "trace": {"name": kept.trace.name, "kind": kept.trace.kind, "synthetic": kept.trace.synthetic},
+        "lives": len(live.records),
+        "died": [record.died for record in live.records],
+        "same_step": [record.same_step for record in live.records],
+        "inputs": live.about,
+        "trace": {"name": live.trace.name, "kind": live.trace.kind, "synthetic": live.trace.synthetic},
     }
-    found = {
-        "scenario.toml": marks.toml(scenario.dump(kept.scenario), mark),
-        ABOUT: marks.document(about, mark),
-        "trace.parquet": marks.table(kept.trace.requests, mark),
+    by_name = {
+        "scenario.toml": run_id.toml(scenario.dump(live.scenario), mark),
+        ABOUT: run_id.document(about, mark),
+        "trace.parquet": run_id.table(live.trace.requests, mark),
     }
-    for number, record in enumerate(kept.records):
-        found[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
-        found[f"live-{number}.runs.parquet"] = _compact(_runs(record), mark)
+    for number, record in enumerate(live.records):
+        by_name[f"live-{number}.steps.parquet"] = _compact(_step_table(record), mark)
+        by_name[f"live-{number}.runs.parquet"] = _compact(_runs(record), mark)
         came = pd.DataFrame({"arrival_s": record.arrival_s})
-        found[f"live-{number}.arrivals.parquet"] = _compact(came, mark)
-    return found
+        by_name[f"live-{number}.arrivals.parquet"] = _compact(came, mark)
+    return by_name
 
 
 def _runs(record: Record) -> pd.DataFrame:
@@ -82,7 +83,7 @@ def _runs(record: Record) -> pd.DataFrame:
 
 def _compact(frame: pd.DataFrame, mark: str) -> files.Writer:
     """As `files.parquet`, smaller for a few hundred rows: no statistics and no dictionaries."""
-    return marks.table(frame, mark, use_dictionary=False, write_statistics=False)
+    return run_id.table(frame, mark, use_dictionary=False, write_statistics=False)
 
 
 def names(folder: Path) -> list[str]:
@@ -101,7 +102,7 @@ def folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/about.json"))
 
 
-def read(folder: Path, *, allow_code: bool = False) -> Kept:
+def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     """What `writers` wrote; `allow_code` as for `sim.scenario.read`.
 
     Raises:
@@ -110,17 +111,17 @@ def read(folder: Path, *, allow_code: bool = False) -> Kept:
     """
     settle(folder)
     about = _about(folder)
-    plan = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
-    requests = _table(folder / "trace.parquet")
+    run_scenario = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
+    requests = files.read_parquet(folder / "trace.parquet")
     for name in ("prefix_blocks", "token_ids", "output_token_ids"):
         if name in requests:
-            requests[name] = pd.Series([np.asarray(one) for one in requests[name]], dtype=object)
-    told = about["trace"]
-    trace = Trace(requests, told["name"], told["kind"], told["synthetic"])
+            requests[name] = pd.Series([np.asarray(ids) for ids in requests[name]], dtype=object)
+    facts = about["trace"]
+    trace = Trace(requests, facts["name"], facts["kind"], facts["synthetic"])
     ends = enumerate(zip(about["died"], about["same_step"], strict=True))
     records = tuple(_record(folder, number, requests, died, same_step) for number, (died, same_step) in ends)
-    marks.check_one(folder, [*names(folder), *PAGES])
-    return Kept(plan, trace, records, about["inputs"])
+    run_id.check_one(folder, [*names(folder), *PAGES])
+    return LiveRuns(run_scenario, trace, records, about["inputs"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -135,41 +136,35 @@ def _about(folder: Path) -> dict[str, Any]:
     return about  # type: ignore[no-any-return]
 
 
-def _table(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
-    table = documents.frame(path)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise InputError(f"{path}: there is no column {missing[0]!r}")
-    return table
-
-
 def _step_table(record: Record) -> pd.DataFrame:
     columns: dict[str, Any] = {
-        "planned_s": [one.planned_s for one in record.decisions],
-        "shape": [json.dumps(one) for one in record.shapes],
-        "seconds": [one.seconds[0] for one in record.results],
-        "device_seconds": [one.device_s[0] for one in record.results],
-        "host_seconds": [one.host_s for one in record.results],
-        "drafting_seconds": [one.drafting_s for one in record.results],
-        "right_drafts": [json.dumps(one.accepted) for one in record.results],
-        "found_drafts": [json.dumps(one.proposed) for one in record.results],
+        "planned_s": [decision.planned_s for decision in record.decisions],
+        "shape": [json.dumps(shape) for shape in record.shapes],
+        "seconds": [outcome.seconds[0] for outcome in record.results],
+        "device_seconds": [outcome.device_s[0] for outcome in record.results],
+        "host_seconds": [outcome.host_s for outcome in record.results],
+        "drafting_seconds": [outcome.drafting_s for outcome in record.results],
+        "right_drafts": [json.dumps(outcome.accepted) for outcome in record.results],
+        "found_drafts": [json.dumps(outcome.proposed) for outcome in record.results],
     }
     for name in LISTS:
-        columns[name] = [json.dumps(getattr(one, name), separators=(",", ":")) for one in record.decisions]
+        columns[name] = [json.dumps(getattr(decision, name), separators=(",", ":")) for decision in record.decisions]
     if record.terms:
         for name, term in TIMED.items():
-            columns[name] = np.array([one.get(term, 0.0) for one in record.terms], np.float32)
+            columns[name] = np.array([terms.get(term, 0.0) for terms in record.terms], np.float32)
     return record.steps.assign(**columns)
 
 
 def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_step: int) -> Record:
     path = folder / f"live-{number}.steps.parquet"
-    table = with_kv_means(_table(path, (*EXTRA, *EARLIER_STEP_COLUMNS)), path)
+    table = with_kv_means(files.read_parquet(path, (*EXTRA, *EARLIER_STEP_COLUMNS)), path)
     _check(table, path)
-    arrival_s = _table(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(np.float64)
+    arrival_s = files.read_parquet(folder / f"live-{number}.arrivals.parquet", ("arrival_s",))["arrival_s"].to_numpy(
+        np.float64
+    )
     if len(arrival_s) != len(requests):
         raise InputError(f"{folder}: live run {number} had {len(arrival_s)} requests, and the trace {len(requests)}")
-    runs = _table(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
+    runs = files.read_parquet(folder / f"live-{number}.runs.parquet", RUNS)[list(RUNS)].to_numpy(np.int64)
     if len(runs) and (last := int(runs[:, 2].max())) >= len(table):
         if not died:
             raise InputError(
@@ -189,9 +184,9 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
 
 
 def _results(table: pd.DataFrame) -> Iterator[Outcome]:
-    told = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
+    seconds = (table[name].tolist() for name in ("seconds", "device_seconds", "host_seconds", "drafting_seconds"))
     drafts = (map(documents.loads, table[name]) for name in ("right_drafts", "found_drafts"))
-    for all_s, device_s, host_s, drafting_s, right, found in zip(*told, *drafts, strict=True):
+    for all_s, device_s, host_s, drafting_s, right, found in zip(*seconds, *drafts, strict=True):
         yield Outcome([all_s], [device_s], host_s, right, proposed=found, drafting_s=drafting_s)
 
 
@@ -215,6 +210,5 @@ def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down."""
     freeze: Callable[[Any], Any] = _frozen
     return tuple(map(freeze, value)) if isinstance(value, list) else value

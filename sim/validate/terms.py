@@ -45,12 +45,11 @@ def term_of(name: str) -> str:
 
 
 def by_term(cost: StepCost, shape: Shape) -> dict[str, float]:
-    """A step's predicted device seconds by `TERMS`."""
-    found = dict.fromkeys(TERMS, 0.0)
-    for name, one in cost.explain(shape).items():
-        if not one.on_host:
-            found[term_of(name)] += one.seconds
-    return found
+    seconds = dict.fromkeys(TERMS, 0.0)
+    for name, price in cost.explain(shape).items():
+        if not price.on_host:
+            seconds[term_of(name)] += price.seconds
+    return seconds
 
 
 class Stopwatch:
@@ -61,11 +60,11 @@ class Stopwatch:
         self._spent_s: dict[str, float] = {}
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._operations, name)
+        operation = getattr(self._operations, name)
         if name in OPERATIONS:
-            found = self._timed(found, OPERATIONS[name])
-            setattr(self, name, found)  # the next look-up finds it at once
-        return found
+            operation = self._timed(operation, OPERATIONS[name])
+            setattr(self, name, operation)  # the next look-up finds it at once
+        return operation
 
     def _timed(self, call: Callable[..., Any], term: str) -> Callable[..., Any]:
         def timed(*args: Any, **more: Any) -> Any:
@@ -101,7 +100,6 @@ class Watched:
         self.failure: Exception | None = None
 
     def execute(self, batch: Batch) -> Outcome:
-        """As `Executor.execute`."""
         if self._watch is not None:
             self._watch.lap()
         try:

@@ -23,7 +23,7 @@ Tables = dict[int, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Divergence:
     """Where two runs part: the step, what of it, and what each of them says."""
 
     step: int
@@ -34,7 +34,6 @@ class Difference:
     """Was it the run whose engine repeats steps unasked?"""
 
     def sentence(self) -> str:
-        """In words."""
         how = "with" if self.spans else "without"
         return (
             f"step {self.step}, {self.key}: live {_short(self.recorded)}, simulated {_short(self.ours)} ({how} spans)"
@@ -49,7 +48,7 @@ class Twin:
     """
 
     steps: int
-    difference: Difference | None = None
+    difference: Divergence | None = None
     result: Result | None = None
 
     @property
@@ -66,7 +65,6 @@ class ReplaySession:
         self._results = results
 
     def executor(self, engine: ServingEngine) -> Executor:
-        """One that gives the recorded seconds."""
         return Replayed(self._results)
 
     def outputs(self) -> Iterator[tuple[int, int, Any]]:
@@ -74,31 +72,33 @@ class ReplaySession:
         return iter(())
 
 
-def check_twin(plan: Scenario, trace: Trace, record: Record) -> Twin:
+def check_twin(scenario: Scenario, trace: Trace, record: Record) -> Twin:
     """Run the live scenario of a record again on its seconds, without spans and with them, and compare.
 
     `trace` holds the requests that were sent, in the order of the record's.
     """
     result = None
     for spans in (True, False):
-        ours, result, stopped = replayed(plan, trace, record, spans=spans)
-        found = first_difference(record, ours, spans=spans)
-        if found is None and stopped:
-            at = sum(one.repeats for one in ours.decisions)
-            found = Difference(at, "the run", "ended" if at == len(record.decisions) else "went on", stopped, spans)
-        if found is not None:
-            return Twin(found.step, found, result)
+        ours, result, stopped = replayed(scenario, trace, record, spans=spans)
+        divergence = first_difference(record, ours, spans=spans)
+        if divergence is None and stopped:
+            at = sum(decision.repeats for decision in ours.decisions)
+            divergence = Divergence(
+                at, "the run", "ended" if at == len(record.decisions) else "went on", stopped, spans
+            )
+        if divergence is not None:
+            return Twin(divergence.step, divergence, result)
     return Twin(len(record.decisions), None, result)
 
 
-def replayed(plan: Scenario, trace: Trace, record: Record, *, spans: bool) -> tuple[Record, Result | None, str]:
+def replayed(scenario: Scenario, trace: Trace, record: Record, *, spans: bool) -> tuple[Record, Result | None, str]:
     """(what a fresh engine does on the recorded seconds, its result, why it stopped before its time)."""
     recorder = Recorder(trace.requests)
     hooks = Hooks(session=ReplaySession(record.results), observer=recorder, spans=spans)
-    plan = replace(plan, live=replace(plan.live, clock="virtual"))
+    scenario = replace(scenario, live=replace(scenario.live, clock="virtual"))
     result, stopped = None, ""
     try:
-        result = simulate(plan, trace=trace, hooks=hooks)
+        result = simulate(scenario, trace=trace, hooks=hooks)
     except RecordEndedError as error:
         stopped = "" if record.died else str(error)
     except InputError as error:
@@ -106,7 +106,7 @@ def replayed(plan: Scenario, trace: Trace, record: Record, *, spans: bool) -> tu
     return recorder.record(died=stopped), result, stopped
 
 
-def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Difference | None:
+def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Divergence | None:
     """The first step at which two runs of the same requests part; None where none does.
 
     A span of `ours` is compared with as many single steps of the recorded run; of one that ended early, what there is.
@@ -118,16 +118,16 @@ def first_difference(recorded: Record, ours: Record, *, spans: bool) -> Differen
         group = recorded.decisions[at : at + mine.repeats]
         at += mine.repeats
         if len(group) < mine.repeats:
-            return Difference(mine.step, "steps", len(recorded.decisions), f"at least {at}", spans)
+            return Divergence(mine.step, "steps", len(recorded.decisions), f"at least {at}", spans)
         ends = [("end_s", float(theirs_end_s[at - 1]), float(ours_end_s[row]))]
         for key, theirs, own in (*_pairs(group, mine, tables), *ends):
             if theirs != own:
-                return Difference(mine.step, key, theirs, own, spans)
+                return Divergence(mine.step, key, theirs, own, spans)
     if not recorded.died and not ours.died:
-        tokens = [one.runs[np.lexsort(one.runs.T)].tolist() for one in (recorded, ours)]
+        tokens = [run.runs[np.lexsort(run.runs.T)].tolist() for run in (recorded, ours)]
         for key, theirs, own in (("steps", len(recorded.decisions), at), ("tokens by step", *tokens)):
             if theirs != own:
-                return Difference(at, key, theirs, own, spans)
+                return Divergence(at, key, theirs, own, spans)
     return None
 
 
@@ -147,16 +147,16 @@ def _pairs(group: Sequence[Decision], mine: Decision, tables: tuple[Tables, Tabl
     changed = [_apply(tables[0], group), _apply(tables[1], [mine])]
     for sequence in sorted(changed[0] | changed[1]):
         yield f"block table of sequence {sequence}", tables[0].get(sequence), tables[1].get(sequence)
-    yield "first tokens", [id for one in group for id in one.first], list(mine.first)
-    yield "finished", [id for one in group for id in one.finished], list(mine.finished)
+    yield "first tokens", [id for decision in group for id in decision.first], list(mine.first)
+    yield "finished", [id for decision in group for id in decision.finished], list(mine.finished)
 
 
 def _apply(tables: Tables, decisions: Sequence[Decision]) -> set[int]:
     """Bring the tables up to date; returns whose changed."""
     changed = set()
-    for one in decisions:
-        for sequence, kept, blocks in one.tables:
-            tables[sequence] = [*tables.get(sequence, [])[:kept], *blocks]
+    for decision in decisions:
+        for sequence, same, blocks in decision.tables:
+            tables[sequence] = [*tables.get(sequence, [])[:same], *blocks]
             changed.add(sequence)
     return changed
 

@@ -112,9 +112,9 @@ def _because(attribution: Report, steps: Report | None) -> str:
 
 def _term(steps: Report) -> str:
     """The operations whose seconds are furthest off, where they were timed."""
-    parts = {name: one for name, one in steps.get("by_part", {}).items() if name not in ("device", "host")}
+    parts = {name: part for name, part in steps.get("by_part", {}).items() if name not in ("device", "host")}
     if not parts:
         return ""
-    name = max(parts, key=lambda one: abs(parts[one]["off_s"]))
+    name = max(parts, key=lambda part: abs(parts[part]["off_s"]))
     bias = parts[name]["bias"]
     return f", most of it from {name}" + ("" if bias is None else f" ({100 * bias:+.1f} %)")

@@ -28,7 +28,7 @@ from backend.bench import run as bench
 from backend.bench.attention import causal_flops
 from backend.bench.cliff import CliffLine, CliffPoint, _beside_switches, cuts, judge
 from backend.bench.clock import LateError, within
-from backend.bench.inputs import CHUNK_TOKENS, BenchSequences, Heads, Pool
+from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences, Heads
 from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, BenchRow, ClockLog, Report, Stats
 from backend.bench.timing import AbsentError, Bench, BenchTask, Check, Offer
 from backend.bench.verdict import MET, MISSED, NOT_MEASURED, bars, show
@@ -291,7 +291,7 @@ def test_stats_are_median_and_percentiles() -> None:
 def test_tables_permute_the_room_of_each_sequence(
     count: int, context: int, sets: int, block_tokens: int, grain: int | None
 ) -> None:
-    pool = Pool(Heads(2, 1, 2), BenchSequences.room(count, context, sets), torch.float32, CPU)
+    pool = BenchPool(Heads(2, 1, 2), BenchSequences.room(count, context, sets), torch.float32, CPU)
     inputs = BenchSequences(pool, count, context, 1, sets, grain)
     everything: list[int] = []
     for turn, (table, memory) in enumerate(
@@ -311,14 +311,14 @@ def test_tables_permute_the_room_of_each_sequence(
 
 
 def test_blocks_are_scattered() -> None:
-    pool = Pool(Heads(2, 1, 2), 4096, torch.float32, CPU)
+    pool = BenchPool(Heads(2, 1, 2), 4096, torch.float32, CPU)
     table = BenchSequences(pool, 1, 4096, 1, 1).tables(16)[0][0].tolist()
     assert table != sorted(table)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float8_e4m3fn, torch.int8])
 def test_the_reference_is_attention(kind: torch.dtype) -> None:
-    pool = Pool(Heads(4, 2, 16), BenchSequences.room(1, 40, 1), kind, CPU)
+    pool = BenchPool(Heads(4, 2, 16), BenchSequences.room(1, 40, 1), kind, CPU)
     inputs = BenchSequences(pool, 1, 40, 5, 1, CHUNK_TOKENS)
     k, v = pool.exact(inputs.slots(0, 0, 16))
     whole, _ = attention_reference(inputs.q[0], [k], [v], [0, 5], scale=inputs.scale)
@@ -396,7 +396,7 @@ def test_flashinfer_is_told_the_same_pages(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
 def test_the_kernels_own_cut_is_used_and_told() -> None:
-    pool = Pool(Heads(4, 2, 16), BenchSequences.room(1, 256, 1), torch.float32, CPU)
+    pool = BenchPool(Heads(4, 2, 16), BenchSequences.room(1, 256, 1), torch.float32, CPU)
     inputs = BenchSequences(pool, 1, 256, 1, 1)
     out, _ = bench_attention._planned(inputs, 16)(0)
     check = Check(lambda out: out[0], inputs.expected(1, 16), 1e-5)

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from backend.drafting import drafting, rejection
-from backend.drafting.rejection import distribution, drawn, kept, rest
+from backend.drafting.rejection import accepts, distribution, drawn, rest
 from backend.live.sampling import Sampling
 from backend.live.sequences import ACCEPT, DRAFT, RESIDUAL, uniforms
 from backend.model.model import Model
@@ -79,11 +79,11 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def right_rule(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, residual: Tensor) -> Tensor:
-    return torch.where(kept(p, q, guesses, accept), guesses, drawn(rest(p, q), residual))
+    return torch.where(accepts(p, q, guesses, accept), guesses, drawn(rest(p, q), residual))
 
 
 def from_p(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, residual: Tensor) -> Tensor:
-    return torch.where(kept(p, q, guesses, accept), guesses, drawn(p, residual))
+    return torch.where(accepts(p, q, guesses, accept), guesses, drawn(p, residual))
 
 
 def always(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, residual: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def one_number(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, residual: 
 def unfiltered(p: Tensor, q: Tensor, guesses: Tensor, accept: Tensor, residual: Tensor) -> Tensor:
     """Compares with the drafter's own distribution, though drafts were drawn from what a filter left of it."""
     whole = distribution(logits(3).expand(len(q), -1), Sampling(0.9))
-    return torch.where(kept(p, whole, guesses, accept), guesses, drawn(rest(p, whole), residual))
+    return torch.where(accepts(p, whole, guesses, accept), guesses, drawn(rest(p, whole), residual))
 
 
 def chance(rule: Rule, how: Sampling, one_hot: bool = False) -> float:
@@ -139,7 +139,7 @@ def test_a_draft_stays_as_often_as_the_two_overlap() -> None:
     """Leviathan et al. 2023, theorem 3.5: the sum of min(p, q)."""
     seeds, places, how = np.arange(TRIES), np.arange(TRIES), Sampling(0.9)
     p, q = (distribution(logits(seed), how).expand(TRIES, -1) for seed in (2, 3))
-    stays = kept(p, q, drawn(q, uniforms(seeds, places, DRAFT)), uniforms(seeds, places, ACCEPT))
+    stays = accepts(p, q, drawn(q, uniforms(seeds, places, DRAFT)), uniforms(seeds, places, ACCEPT))
     overlap = float(torch.minimum(p[0], q[0]).sum())
     assert float(stays.float().mean()) == pytest.approx(overlap, abs=4 * (0.25 / TRIES) ** 0.5)
 
@@ -147,7 +147,7 @@ def test_a_draft_stays_as_often_as_the_two_overlap() -> None:
 def test_equal_distributions_keep_every_draft_and_leave_something_to_draw_from() -> None:
     p = distribution(logits(2, 500), Sampling(0.9))
     guesses = drawn(p, torch.rand(500, generator=torch.Generator().manual_seed(0)))
-    assert kept(p, p, guesses, torch.full((500,), 1 - 2**-24)).all()
+    assert accepts(p, p, guesses, torch.full((500,), 1 - 2**-24)).all()
     assert (rest(p, p).sum(-1) > 0).all()
 
 
@@ -204,5 +204,5 @@ def test_a_live_run_draws_from_the_targets_distribution(monkeypatch: pytest.Monk
     monkeypatch.setattr(drafting, "rest", lambda p, q: p)
     assert rank_chance(served()) < 1e-4
     monkeypatch.setattr(drafting, "rest", rejection.rest)
-    monkeypatch.setattr(drafting, "kept", lambda p, q, guesses, numbers: torch.ones_like(guesses) > 0)
+    monkeypatch.setattr(drafting, "accepts", lambda p, q, guesses, numbers: torch.ones_like(guesses) > 0)
     assert rank_chance(served()) < 1e-4

@@ -258,13 +258,21 @@ def test_validate_real_schedules(capsys: pytest.CaptureFixture[str], shared: Pat
 
 @pytest.mark.parametrize(
     "kind",
-    ["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats", "settings", "traits"],
-)
+    ["policies", "allocators", "routers", "models", "gpus", "profiles", "traces", "formats", "measures", "settings",
+     "traits"],
+)  # fmt: skip
 def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     code, out, _ = sim(capsys, "list", kind, "--json")
     assert code == 0
     assert all(row["name"] for row in json.loads(out))
     assert sim(capsys, "list", kind)[0] == 0
+
+
+def test_list_tells_which_way_a_measure_is_better(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in json.loads(sim(capsys, "list", "measures", "--json")[1])}
+    assert rows["ttft_s.p99"] == {"name": "ttft_s.p99", "unit": "s", "better": "less", "about": "TTFT p99"}
+    assert (rows["throughput.requests_per_s"]["better"], rows["kv.mean_used"]["better"]) == ("more", "")
+    assert "kv.preemptions" in sim(capsys, "list", "measures")[1]
 
 
 def test_the_installed_command_needs_no_torch(trace: Path) -> None:

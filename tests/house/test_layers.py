@@ -22,12 +22,6 @@ SIM_ORDER = (
     "serving", "routers", "study", "validate", "report", "api", "cli",
 )  # fmt: skip
 """The folders and files of `sim/`, as docs/architecture.md lists them: each may import those before it, and itself."""
-SAME_NAME = {
-    "Asked", "Axis", "Clock", "Difference", "Interval", "Kept", "Measure", "Part", "Plan", "Point", "Recorder", "Seen",
-    "Source", "Verdict", "Window",
-}  # fmt: skip
-"""Class names that still stand twice: none may come in, and one that stands once goes."""
-
 SIMPY_FILES = {"sim/serving/clock.py"}
 TOP = {
     "pyproject.toml",
@@ -181,9 +175,7 @@ def test_a_class_name_stands_once_in_the_product() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
     ]
-    found = twice(classes)
-    assert found.keys() <= SAME_NAME, {name: found[name] for name in found.keys() - SAME_NAME}
-    assert found.keys() >= SAME_NAME, f"stand once by now: {SAME_NAME - found.keys()}"
+    assert twice(classes) == {}
 
 
 def test_one_file_knows_simpy() -> None:

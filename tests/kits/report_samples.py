@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from sim.results import metrics
+from sim.results.kv import KvFacts
+from sim.results.percentiles import Itl, itl_from_segments, merge_itl
 
 CAPACITY_TOKENS, BLOCK_TOKENS, SLOTS = 40_000, 16, 48
 STEP_COLUMNS = [
@@ -36,7 +38,7 @@ class Run:
 
     requests: pd.DataFrame
     steps: pd.DataFrame
-    itl: metrics.Itl
+    itl: Itl
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -117,7 +119,7 @@ def _serve(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray, replic
             tokens_at_zero -= int(prompt[r]) - int(first[r])
     ends = np.array(clock)
     times = [scheduled, ends[first], ends[last]]
-    return spans, times, metrics.itl_from_segments(ends, first, last, np.empty(0))
+    return spans, times, itl_from_segments(ends, first, last, np.empty(0))
 
 
 def _longest_gaps(requests: pd.DataFrame, steps: pd.DataFrame) -> np.ndarray:
@@ -175,12 +177,12 @@ def make_run(count: int = 300, rate: float = 4.0, replicas: int = 1, seed: int =
     steps = pd.DataFrame(sorted(spans, key=lambda row: row[3]), columns=STEP_COLUMNS)
     if count <= 1000:
         requests["max_itl_s"] = _longest_gaps(requests, steps) if count else np.empty(0)
-    run = Run(requests, steps, metrics.merge_itl(parts))
+    run = Run(requests, steps, merge_itl(parts))
     run.summary = metrics.summarise(
         requests,
         steps,
         run.itl,
-        metrics.KvFacts(CAPACITY_TOKENS, BLOCK_TOKENS, replicas),
+        KvFacts(CAPACITY_TOKENS, BLOCK_TOKENS, replicas),
         slo=metrics.parse_slo(slo) if slo else (),
         source_seconds={"roofline": float(steps["device_s"].sum())},
         simulator={

@@ -11,7 +11,7 @@ import pandas as pd
 from sim import scenario
 from sim.engine.batch import Outcome, Shape
 from sim.results.steps import STEP_COLUMNS
-from sim.validate.live import Kept, run_live
+from sim.validate.live import LiveRuns, run_live
 from sim.validate.record import Decision, Record
 
 REQUESTS = {
@@ -45,7 +45,7 @@ def plan(trace: Path, **settings: Any) -> scenario.Scenario:
     return scenario.build({}, fixed | settings)
 
 
-def live(trace: Path, repeats: int = 1, **settings: Any) -> Kept:
+def live(trace: Path, repeats: int = 1, **settings: Any) -> LiveRuns:
     return run_live(plan(trace, **settings), repeats)
 
 

@@ -14,7 +14,7 @@ from sim.engine.memory import KvPool
 from sim.engine.queues import KeyedQueue
 from sim.engine.request import Request, Seat
 from sim.policies.priority import Priority
-from sim.validate.schedules.replay import Recorder
+from sim.validate.schedules.replay import ScheduleReplay
 
 SETTINGS: dict[str, Any] = {
     "block_size": 4,
@@ -47,7 +47,7 @@ def scenario(requests: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
 
 def steps(requests: list[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
     """The steps of our engine, in the record's form."""
-    recorder = Recorder(scenario(requests, **settings))
+    recorder = ScheduleReplay(scenario(requests, **settings))
     recorder.run()
     return recorder.steps
 
@@ -267,7 +267,7 @@ def test_a_victim_that_had_its_share_costs_nobody_a_turn() -> None:
 
 
 def test_what_was_withdrawn_is_forgotten_after_the_preemption() -> None:
-    recorder = Recorder(scenario([request(7, 8), request(12, 2)], policy="priority", num_gpu_blocks=7))
+    recorder = ScheduleReplay(scenario([request(7, 8), request(12, 2)], policy="priority", num_gpu_blocks=7))
     recorder.run()
     assert any(req.preemptions for req in recorder.requests)
     assert {req.seat.withdrawn_tokens for req in recorder.requests} == {0}

@@ -26,7 +26,9 @@ from sim.report.compare.variant import Failure, Row, Timeline, Variant, attempt
 from sim.report.folder import write_comparison
 from sim.report.measures import MEASURES, Measure, best
 from sim.report.run import timeline
-from sim.results import metrics, series
+from sim.results import series
+from sim.results.kv import KV_KINDS, KvFacts, kv_summary
+from sim.results.percentiles import distribution
 from traces.schema import InputError
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}}"
@@ -41,8 +43,8 @@ def shared_run(count: int, rate: float) -> Run:
     steps["kv_used_mean_tokens"] -= steps["kv_shared_tokens"]
     steps["kv_saved_tokens"] = 2 * steps["kv_shared_tokens"]
     steps["copied_bytes"] = 4096
-    facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
-    run.summary["kv"] = metrics.kv_summary(run.requests, steps, facts, run.summary["duration_s"])
+    facts = KvFacts(CAPACITY_TOKENS, 16)
+    run.summary["kv"] = kv_summary(run.requests, steps, facts, run.summary["duration_s"])
     return run
 
 
@@ -76,7 +78,7 @@ def test_coarser_buckets_keep_every_integral(values: list[tuple[float, float]], 
     assert coarse.end_s >= fine.end_s > coarse.end_s - coarse.width_s
     for name in ("used", "waiting"):
         assert coarse.means[name].sum() * coarse.width_s == pytest.approx(fine.means[name].sum() * fine.width_s)
-    np.testing.assert_allclose(sum(coarse.means[kind] for kind in metrics.KV_KINDS), 100)
+    np.testing.assert_allclose(sum(coarse.means[kind] for kind in KV_KINDS), 100)
 
 
 def test_a_coarse_axis_shows_what_a_coarse_look_at_the_run_shows() -> None:
@@ -108,8 +110,8 @@ def test_the_stack_over_time_has_the_means_of_the_summary() -> None:
         free = column.replace("reserved", "free") + "_tokens"
         run.steps[f"{column}_tokens"] = run.steps[free] // 2
         run.steps[free] -= run.steps[f"{column}_tokens"]
-    facts = metrics.KvFacts(CAPACITY_TOKENS, 16)
-    kv = metrics.kv_summary(run.requests, run.steps, facts, run.summary["duration_s"])
+    facts = KvFacts(CAPACITY_TOKENS, 16)
+    kv = kv_summary(run.requests, run.steps, facts, run.summary["duration_s"])
     edges_s = timeline.TimeAxis.of(run).grid(len(run.steps))
     for kind, values in timeline.kv_stack(run.steps, edges_s).items():
         assert values.mean() / CAPACITY_TOKENS == pytest.approx(kv["classes"][kind]["mean"]), kind
@@ -270,7 +272,7 @@ def test_unequal_numbers_of_completed_requests_are_told(rows: list[Row]) -> None
 def test_slow_requests_are_drawn_in_seconds() -> None:
     slow = make_run(40, rate=4.0, slo="ttft=20")
     slow.requests["ttft_s"] += 50.0
-    slow.summary["ttft_s"] = metrics.distribution(slow.requests["ttft_s"])
+    slow.summary["ttft_s"] = distribution(slow.requests["ttft_s"])
     spec = compare_charts.latency_charts([Variant.of("a", slow)])[0].spec
     assert spec["x"]["unit"] == "s"
     assert 50 < spec["series"][0]["x"][0] < 51

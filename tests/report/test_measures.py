@@ -13,7 +13,7 @@ from report_sweeps import sweep_table
 from sim import api
 from sim.report.measures import FORMATS, LATENCIES, MEASURES, compared, latency, listed
 from sim.report.sweep.table import ALL, Sweep
-from sim.results.metrics import STATISTICS
+from sim.results.percentiles import STATISTICS
 from sim.results.tables import flat
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from report_samples import make_run
 from sim import api, scenario
 from sim.report import folder
 from sim.report.run.page import render_page
-from sim.results.metrics import distribution
-from sim.results.tables import Kept
+from sim.results.percentiles import distribution
+from sim.results.tables import RunTables
 from traces.schema import InputError
 
 SWEEP = ["sweep", "--trace", "small.csv", "--policy", "chunked,nope", "--rate", "2,9", "--seeds", "2", "--workers", "1"]
@@ -50,7 +50,7 @@ def test_the_page_of_a_run_comes_again_byte_for_byte(here: Path, capsys: pytest.
 def test_the_tables_say_what_the_run_did(here: Path) -> None:
     run = api.run(trace="small.csv", kv_blocks=60)
     folder.write_run(run, here / "out", scenario=scenario.dump(run.scenario))
-    kept = Kept.read(here / "out")
+    kept = RunTables.read(here / "out")
     assert kept.term_table is not None
     assert run.terms is not None
     gaps = pd.read_parquet("out/gaps.parquet")

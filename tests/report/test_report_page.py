@@ -20,6 +20,8 @@ from sim.report.run.pressure import pressure_lines
 from sim.report.run.terms import GROUPS, group_of, term_charts
 from sim.results import metrics
 from sim.results import terms as results_terms
+from sim.results.kv import KvFacts
+from sim.results.percentiles import merge_itl
 from sim.serving.assemble import assemble
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
@@ -91,11 +93,11 @@ def test_pages_of_nearly_nothing(count: int) -> None:
 def test_only_rejected_requests() -> None:
     run = make_run(20)
     only = run.requests[run.requests["status"] == "rejected"]
-    facts = metrics.KvFacts(100, 16)
+    facts = KvFacts(100, 16)
     summary = metrics.summarise(
-        only, run.steps[:0], metrics.merge_itl([]), facts, source_seconds={}, simulator={}, inputs={"trace": "t"}
+        only, run.steps[:0], merge_itl([]), facts, source_seconds={}, simulator={}, inputs={"trace": "t"}
     )
-    text = render_page(Run(only, run.steps[:0], metrics.merge_itl([]), summary))
+    text = render_page(Run(only, run.steps[:0], merge_itl([]), summary))
     assert "1 rejected" in text
 
 
@@ -192,5 +194,5 @@ def test_the_size_does_not_grow_with_the_run() -> None:
             part[times] += copy * span
         return pd.concat(shifted, ignore_index=True)
 
-    big = Run(repeated(run.requests), repeated(run.steps), metrics.merge_itl([run.itl] * 20), run.summary)
+    big = Run(repeated(run.requests), repeated(run.steps), merge_itl([run.itl] * 20), run.summary)
     assert len(render_page(big)) < 1.6 * len(render_page(run)) < 1_000_000

@@ -15,7 +15,7 @@ from report_samples import Run, make_run
 
 from sim import api
 from sim.report.run import perfetto
-from sim.results import metrics
+from sim.results.percentiles import merge_itl
 from traces.schema import InputError
 
 Event = dict[str, Any]
@@ -186,7 +186,7 @@ def test_neighbouring_steps_meet_exactly() -> None:
     run = make_run(60, rate=14.0)
     ends = np.cumsum(rng.random(len(run.steps)) * 1e-5)
     run.steps["start_s"], run.steps["end_s"] = np.concatenate([[0.0], ends[:-1]]), ends
-    check(events(Run(run.requests[:0], pd.DataFrame(run.steps), metrics.merge_itl([]))))
+    check(events(Run(run.requests[:0], pd.DataFrame(run.steps), merge_itl([]))))
 
 
 @pytest.mark.parametrize("text", ["", "3", "5:2", "a:b", "1:2:3", "-1:4", "1:inf", "1:1"])

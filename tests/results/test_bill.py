@@ -24,6 +24,7 @@ from sim.report.measures import MEASURES, compared
 from sim.report.run import sentences as words
 from sim.results import metrics
 from sim.results.bill import NO_POWER, NO_PRICE, Rates, bill
+from sim.results.kv import busy_s
 from sim.scenario import PriceSettings
 from sim.serving import run as serving
 from traces.schema import InputError
@@ -210,7 +211,7 @@ def test_a_run_is_billed_by_its_tables(trace: str) -> None:
     assert found["usd"] == pytest.approx(6 * 6.88 * duration_s / 3600)
     assert found["usd_per_million_tokens"] == pytest.approx(found["usd"] / (350 + 2 * 13) * 1e6)
     assert found["usd_per_million_output_tokens"] == pytest.approx(found["usd"] / 26 * 1e6)
-    busy_gpu_s = 2 * float(metrics.busy_s(result.steps).sum())
+    busy_gpu_s = 2 * float(busy_s(result.steps).sum())
     assert found["joules"] == pytest.approx(700 * busy_gpu_s + 70 * (6 * duration_s - busy_gpu_s))
     assert json.loads(json.dumps(found)) == found
     assert result.scenario.price.idle_watts_per_gpu == 70.0

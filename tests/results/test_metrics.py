@@ -14,9 +14,11 @@ from report_samples import CAPACITY_TOKENS, make_run
 
 from sim import api, scenario
 from sim.results import metrics, percentiles
+from sim.results.kv import KV_KINDS, KvFacts, busy_s, kv_integrals
+from sim.results.percentiles import STATISTICS, distribution, itl_from_segments, merge_itl, weighted_percentiles
 from traces.schema import InputError, from_frame
 
-FACTS = metrics.KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
+FACTS = KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
 pairs = st.lists(st.tuples(st.floats(0, 1e3, allow_nan=False), st.integers(0, 6)), min_size=1, max_size=40).filter(
     lambda items: any(weight for _, weight in items)
 )
@@ -28,22 +30,22 @@ def test_weighted_percentiles_are_numpys_on_the_expansion(
 ) -> None:
     values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
     expected = np.percentile(np.repeat(values, weights), percents)
-    np.testing.assert_array_equal(metrics.weighted_percentiles(values, weights, percents), expected)
+    np.testing.assert_array_equal(weighted_percentiles(values, weights, percents), expected)
 
 
 @given(pairs)
 def test_distribution_with_weights_is_that_of_the_expansion(items: list[tuple[float, int]]) -> None:
     values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
-    assert metrics.distribution(values, weights) == pytest.approx(metrics.distribution(np.repeat(values, weights)))
+    assert distribution(values, weights) == pytest.approx(distribution(np.repeat(values, weights)))
 
 
 def test_distribution_ignores_nan_and_says_none_for_nothing() -> None:
-    assert metrics.distribution([np.nan, 1.0, 3.0])["mean"] == 2.0
-    assert set(metrics.distribution([np.nan]).values()) == {None}
-    assert set(metrics.distribution(np.array([1.0]), np.array([0])).values()) == {None}
-    assert tuple(metrics.distribution([])) == metrics.STATISTICS
+    assert distribution([np.nan, 1.0, 3.0])["mean"] == 2.0
+    assert set(distribution([np.nan]).values()) == {None}
+    assert set(distribution(np.array([1.0]), np.array([0])).values()) == {None}
+    assert tuple(distribution([])) == STATISTICS
     with pytest.raises(ValueError, match="no values"):
-        metrics.weighted_percentiles(np.array([1.0]), np.array([0]), [50])
+        weighted_percentiles(np.array([1.0]), np.array([0]), [50])
 
 
 @st.composite
@@ -72,7 +74,7 @@ def test_itl_from_segments_gives_every_gap_between_tokens(
         joins += [clock[a] - clock[b] for (_, b), (a, _) in pairwise(runs)]
     first = np.array([a for runs in requests for a, _ in runs], dtype=np.int64)
     last = np.array([b for runs in requests for _, b in runs], dtype=np.int64)
-    gaps, weights = metrics.itl_from_segments(clock, first, last, np.array(joins))
+    gaps, weights = itl_from_segments(clock, first, last, np.array(joins))
     assert (weights > 0).all()
     np.testing.assert_allclose(np.sort(np.repeat(gaps, weights)), np.sort(expected), rtol=0, atol=0)
 
@@ -80,10 +82,10 @@ def test_itl_from_segments_gives_every_gap_between_tokens(
 def test_itl_refuses_segments_outside_the_clock() -> None:
     clock, one = np.array([1.0, 2.0]), np.array([1])
     with pytest.raises(ValueError, match="2 steps"):
-        metrics.itl_from_segments(clock, one, np.array([2]), np.empty(0))
+        itl_from_segments(clock, one, np.array([2]), np.empty(0))
     with pytest.raises(ValueError, match="before it begins"):
-        metrics.itl_from_segments(clock, one, np.array([0]), np.empty(0))
-    gaps, weights = metrics.itl_from_segments(np.empty(0), one[:0], one[:0], np.empty(0))
+        itl_from_segments(clock, one, np.array([0]), np.empty(0))
+    gaps, weights = itl_from_segments(np.empty(0), one[:0], one[:0], np.empty(0))
     assert len(gaps) == len(weights) == 0
 
 
@@ -189,7 +191,7 @@ def test_hand_worked_summary() -> None:
         requests,
         steps,
         (np.array([1.0, 2.0]), np.array([1, 1])),
-        metrics.KvFacts(100, 16),
+        KvFacts(100, 16),
         slo=metrics.parse_slo("ttft_p50=1.5,tpot=2"),
         dropped=4,
         source_seconds={"measured": 3, "roofline": 1},
@@ -268,9 +270,9 @@ def test_hand_worked_summary() -> None:
 
 def test_the_classes_of_every_span_add_up_to_the_pool() -> None:
     _, steps = hand_tables()
-    token_s = metrics.kv_integrals(steps)
+    token_s = kv_integrals(steps)
     assert token_s["saved"] == 12 * 3
-    assert sum(token_s[kind] for kind in metrics.KV_KINDS) == pytest.approx(100 * 4)
+    assert sum(token_s[kind] for kind in KV_KINDS) == pytest.approx(100 * 4)
 
 
 @pytest.mark.parametrize("spans", [True, False])
@@ -295,7 +297,7 @@ def test_the_rows_of_ended_members_of_a_static_batch_hold_what_they_held(spans: 
 
 def test_overlapping_steps_count_their_time_once() -> None:
     steps = pd.DataFrame({"replica": [0, 1, 0], "start_s": [0.0, 0.0, 1.0], "end_s": [2.0, 5.0, 3.0]})
-    np.testing.assert_allclose(metrics.busy_s(steps), [2.0, 5.0, 1.0])
+    np.testing.assert_allclose(busy_s(steps), [2.0, 5.0, 1.0])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -314,7 +316,7 @@ def test_nothing_completed() -> None:
     summary = metrics.summarise(
         rejected,
         steps[:0],
-        metrics.merge_itl([]),
+        merge_itl([]),
         FACTS,
         slo=metrics.parse_slo("ttft_p99=1"),
         source_seconds={},
@@ -356,5 +358,5 @@ def test_percentiles_in_little_memory_are_the_same(items: list[tuple[float, int]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(percentiles, "_SORTED_WHOLE", 7)
         patch.setattr(percentiles, "_BUCKETS", 5)
-        little = metrics.weighted_percentiles(values, weights, percents)
+        little = weighted_percentiles(values, weights, percents)
     np.testing.assert_array_equal(little, np.percentile(np.repeat(values, weights), percents))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
 from sim.report.run import charts, timeline
-from sim.results import metrics, series, stability
+from sim.results import series, stability
+from sim.results.percentiles import distribution
 from sim.results.series import Pieces
 
 lengths = st.lists(
@@ -175,4 +176,4 @@ def test_itl_chart_reads_the_weights() -> None:
     expanded = np.repeat(*run.itl) * 1e3
     assert itl.spec["series"][0]["x"][-1] == pytest.approx(expanded.max(), rel=1e-3)
     assert itl.spec["marks"][0]["x"] == pytest.approx(np.percentile(expanded, 50))
-    assert metrics.distribution(*run.itl)["max"] == pytest.approx(expanded.max() / 1e3)
+    assert distribution(*run.itl)["max"] == pytest.approx(expanded.max() / 1e3)

@@ -22,11 +22,10 @@ import traces
 from sim import api, scenario
 from sim.cli import validation as command  # before anything is patched that it imports
 from sim.report import folder
-from sim.results import files
+from sim.results import files, run_id
 from sim.results import folder as results_folder
-from sim.results import run_id as marks
 from sim.results import transaction as claim
-from sim.results.tables import RUN_FILES, Kept
+from sim.results.tables import RUN_FILES, RunTables
 from traces.schema import InputError
 
 assert command
@@ -76,13 +75,13 @@ def test_killed_at_any_moment_the_folder_is_the_old_run_or_the_new(killed: tuple
     old, new, folders = killed
     before, after = whole(old), contents(new)
     assert len(folders) > 30
-    ids = {marks.mark_of(old / "summary.json"), marks.mark_of(new / "summary.json")}
+    ids = {run_id.mark_of(old / "summary.json"), run_id.mark_of(new / "summary.json")}
     assert len(ids) == 2
     seen, run = [], new_run()
     for out in folders:
-        found = {name: marks.mark_of(out / name) for name in RUN_FILES if (out / name).exists()}
+        found = {name: run_id.mark_of(out / name) for name in RUN_FILES if (out / name).exists()}
         assert len(set(found.values())) <= 1, f"two runs stand side by side in {out}: {found}"
-        kept = Kept.read(out)
+        kept = RunTables.read(out)
         assert kept.mark in ids
         assert whole(out) in (before, after)
         seen.append(whole(out) == after)
@@ -126,7 +125,7 @@ def test_a_rename_that_fails_leaves_the_old_run_or_the_new(
             told = str(error)
         monkeypatch.setattr(os, "replace", replace)
         if not once:
-            Kept.read(out)
+            RunTables.read(out)
         assert whole(out) == (before if at == 1 else after)
         assert sorted(os.listdir(out)) == sorted([*(before if at == 1 else after), "notes.txt"])
         if calls[0] < at:
@@ -174,7 +173,7 @@ def test_a_mixture_is_refused(here: Path, capsys: pytest.CaptureFixture[str], na
     """Of any file that a run writes; the sentence names two files and both ids."""
     folder.write_run(make_run(30, rate=14.0), here / "out", scenario="a")
     folder.write_run(new_run(), here / "other", scenario="b")
-    ids = [marks.mark_of(here / one / "summary.json") for one in ("out", "other")]
+    ids = [run_id.mark_of(here / one / "summary.json") for one in ("out", "other")]
     shutil.copy(here / "other" / name, here / "out" / name)
     told = refused(capsys, "report", "out")
     assert "out mixes two results" in told
@@ -186,7 +185,9 @@ def test_a_mixture_of_a_sweep_and_of_a_plan(here: Path, capsys: pytest.CaptureFi
         api.sweep(trace="small.csv", rate=[rate], workers=1, out=out)
         with results_folder.taken(here / f"plan-{out}", "plan") as taken:
             document = {key: [] for key in folder.PLAN_KEYS} | {"rate": rate}
-            taken.write({"plan.json": marks.document(document, marks.digest(document)), "report.html": files.text("")})
+            taken.write(
+                {"plan.json": run_id.document(document, run_id.digest(document)), "report.html": files.text("")}
+            )
     shutil.copy("b/sweep.parquet", "a/sweep.parquet")
     assert "sweep.toml has the run id" in refused(capsys, "report", "a")
     assert "plan-a mixes two results: plan.json has the run id" in refused(capsys, "report", "plan-a")
@@ -200,16 +201,16 @@ def test_a_run_without_ids_is_taken_with_a_word(here: Path, capsys: pytest.Captu
         if path.suffix == ".parquet":
             pd.read_parquet(path).to_parquet(path)
         elif path.suffix != ".json":
-            path.write_text(path.read_text().replace(marks.KEY, "no_id"))
+            path.write_text(path.read_text().replace(run_id.KEY, "no_id"))
         else:
-            path.write_text(json.dumps({**json.loads(path.read_text()), marks.KEY: "", "otherData": {}}))
+            path.write_text(json.dumps({**json.loads(path.read_text()), run_id.KEY: "", "otherData": {}}))
     code, _, told = sim(capsys, "report", "out")
     assert code == 0
     assert "out is from an earlier version, without run ids" in told
     shutil.copy("new/requests.parquet", "out/requests.parquet")
     assert "has no run id" in refused(capsys, "report", "out")
     assert sim(capsys, "run", "--trace", "small.csv", "--out", "out", "--quiet")[0] == 0
-    assert marks.check_one(Path("out"), RUN_FILES) == marks.mark_of(Path("new/summary.json"))
+    assert run_id.check_one(Path("out"), RUN_FILES) == run_id.mark_of(Path("new/summary.json"))
 
 
 def test_the_same_run_twice_is_the_same_bytes(here: Path) -> None:
@@ -220,23 +221,23 @@ def test_the_same_run_twice_is_the_same_bytes(here: Path) -> None:
     for name in ("summary.json", "report.html"):  # which tell how fast the simulation was
         assert len(one.pop(name)) + len(other.pop(name)) > 1000
     assert one == other
-    assert marks.check_one(Path("a"), RUN_FILES) == marks.check_one(Path("b"), RUN_FILES)
+    assert run_id.check_one(Path("a"), RUN_FILES) == run_id.check_one(Path("b"), RUN_FILES)
     run = api.run(trace="small.csv", kv_blocks=60, seed=1, rate=5.0)
     folder.write_run(run, Path("c"), scenario=scenario.dump(run.scenario))
-    assert marks.mark_of(Path("a/summary.json")) != marks.mark_of(Path("c/summary.json"))
+    assert run_id.mark_of(Path("a/summary.json")) != run_id.mark_of(Path("c/summary.json"))
 
 
 def test_the_id_is_of_every_value() -> None:
     """Of numbers, texts, lists and what is missing; not of how a frame was made."""
     frame = pd.DataFrame({"x": [1.0, float("nan")], "text": ["a", None], "ids": [[1, 2], [3]], "flag": [True, False]})
-    first = marks.digest(frame)
-    assert first == marks.digest(frame.copy())
+    first = run_id.digest(frame)
+    assert first == run_id.digest(frame.copy())
     for name, value in (("x", 2.0), ("text", "b"), ("ids", [1, 3]), ("flag", False)):
         other = frame.copy()
         other.at[0, name] = value
-        assert marks.digest(other) != first, name
-    assert marks.digest(frame[["text", "x", "ids", "flag"]]) != first
-    assert marks.digest("ab", "c") != marks.digest("a", "bc")
+        assert run_id.digest(other) != first, name
+    assert run_id.digest(frame[["text", "x", "ids", "flag"]]) != first
+    assert run_id.digest("ab", "c") != run_id.digest("a", "bc")
 
 
 @pytest.mark.parametrize("name", ["scenario.toml", "report.html", "summary.json"])

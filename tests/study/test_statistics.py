@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as npst
 from sim.study.statistics import (
     SPANS,
     Growth,
-    by_batch_means,
     by_replications,
     by_skewed_replications,
     growth,
@@ -90,23 +89,6 @@ def test_skewed_intervals_cover_where_students_do_not() -> None:
 def test_skewed_intervals_hold_the_mean(values: np.ndarray) -> None:
     found = by_skewed_replications(values)
     assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
-
-
-def test_batch_means_of_a_correlated_series() -> None:
-    rng = np.random.default_rng(5)
-    covered = 0
-    for _ in range(100):
-        noise = rng.normal(0, 1, 8000)
-        series = np.empty(8000)
-        value = 0.0
-        for at, one in enumerate(noise):  # AR(1), mean 0, correlation 0.9
-            value = 0.9 * value + one
-            series[at] = value
-        found = by_batch_means(series)
-        covered += found.low <= 0 <= found.high
-    assert covered >= 87  # of 100 at 95 %, once in 400 seeds fewer
-    with pytest.raises(ValueError, match="cannot be cut into 20 batches"):
-        by_batch_means(np.ones(19))
 
 
 def md1(load: float, count: int, seed: int) -> Growth:

@@ -72,25 +72,25 @@ def test_the_same_requests_in_every_format(text: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     served = read(path)
-    seen = served.seen.requests
+    seen = served.latencies.requests
     assert seen[["prompt_tokens", "output_tokens"]].to_numpy().tolist() == [[8, 3], [6, 2]]
     assert seen["arrival_s"].tolist() == pytest.approx([0.0, 0.5])
     assert seen["ttft_s"].tolist() == [0.5, 0.25]
     assert seen["e2e_s"].tolist() == pytest.approx([1.25, 0.75])
     assert seen["tpot_s"].tolist() == pytest.approx([0.375, 0.5])
     assert "1 of 3 requests failed" in served.notes[-1]
-    measures = served.seen.measures()
+    measures = served.latencies.measures()
     assert measures["duration_s"]["all"] == pytest.approx(1.25)
     assert measures["throughput"]["output_tokens_per_s"] == pytest.approx(5 / 1.25)
     if "itls" in text:
-        assert sorted(served.seen.itl[0].tolist()) == [0.25, 0.5, 0.5]
+        assert sorted(served.latencies.itl[0].tolist()) == [0.25, 0.5, 0.5]
 
 
 def test_llmservingsim_counts_from_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     rows = [serving(), serving(queued_ts=99.0, scheduled_ts=99.5, first_token_ts=100.5, last_token_ts=102.5)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    seen = read(path).seen.requests
+    seen = read(path).latencies.requests
     assert seen["arrival_s"].tolist() == [0.0, 1.0]
     assert seen["queue_s"].tolist() == [0.5, 0.25]
     assert seen["ttft_s"].tolist() == [1.5, 1.0]
@@ -116,8 +116,8 @@ def test_pieces_of_several_tokens_tell_no_gaps_between_tokens(tmp_path: Path) ->
     path.write_text(json.dumps(VLLM | {"itls": [[0.75], [0.5], []]}))
     served = read(path)
     assert "In 1 of 2 answers several tokens came at once" in served.notes[-1]
-    assert served.seen.measures()["itl_s"]["p50"] is None
-    assert served.seen.requests["e2e_s"].tolist() == [1.25, 0.75]
+    assert served.latencies.measures()["itl_s"]["p50"] is None
+    assert served.latencies.requests["e2e_s"].tolist() == [1.25, 0.75]
 
 
 def test_aiperf_tells_gaps_and_why_a_request_failed(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_aiperf_tells_gaps_and_why_a_request_failed(tmp_path: Path) -> None:
     good, bad = json.loads(json.dumps(AIPERF[1])), json.loads(json.dumps(AIPERF[2]))
     good["metrics"]["inter_chunk_latency"] = {"value": [500.0, 250.0], "unit": "ms"}
     path.write_text(json.dumps(good))
-    assert sorted(read(path).seen.itl[0].tolist()) == [0.25, 0.5]
+    assert sorted(read(path).latencies.itl[0].tolist()) == [0.25, 0.5]
     path.write_text(json.dumps(bad | {"error": {"code": 500, "message": "out of memory"}}))
     with pytest.raises(InputError, match="the first failed because: out of memory"):
         read(path)

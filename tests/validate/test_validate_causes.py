@@ -20,7 +20,7 @@ from sim.engine.engine import Engine
 from sim.serving.assemble import assemble
 from sim.serving.executor import Executor
 from sim.validate.attribution import STAGES, largest
-from sim.validate.live import Kept
+from sim.validate.live import LiveRuns
 from sim.validate.record import Recorder
 from sim.validate.run import ModelSession, Pricing, Validation, validate
 from sim.validate.terms import Watched, by_term, term_of
@@ -50,7 +50,7 @@ class Wrong:
         return self.inner.describe()
 
 
-def _kept(blocks: int, rate: float, **settings: Any) -> Kept:
+def _kept(blocks: int, rate: float, **settings: Any) -> LiveRuns:
     """A "live" run whose seconds are those of the roofline, on an H100 whose memory leaves room for some blocks."""
     rng = np.random.default_rng(3)
     count = 30
@@ -75,20 +75,20 @@ def _kept(blocks: int, rate: float, **settings: Any) -> Kept:
     about = api.simulate(plan, trace=trace, hooks=hooks).summary["inputs"]
     shapes = watched[0].shapes
     record = recorder.record(shapes, watched[0].results, terms=[by_term(true, shape) for shape in shapes])
-    return Kept(plan, trace, (record,), about)
+    return LiveRuns(plan, trace, (record,), about)
 
 
 @pytest.fixture(scope="module")
-def kept() -> Kept:
+def kept() -> LiveRuns:
     return _kept(20_000, 5.0)
 
 
-def _validated(kept: Kept, own_capacity: bool = False, **wrong: Any) -> Validation:
+def _validated(kept: LiveRuns, own_capacity: bool = False, **wrong: Any) -> Validation:
     cost = Wrong(assemble(kept.scenario).cost, **wrong)
     return validate(kept, Bounds.all_within(0.005), Pricing(cost, "planted"), own_capacity=own_capacity)
 
 
-def test_a_perfect_model_has_no_error(kept: Kept) -> None:
+def test_a_perfect_model_has_no_error(kept: LiveRuns) -> None:
     document = _validated(kept).document
     assert document["verdict"]["good"], document["verdict"]
     assert document["steps"]["all"]["mape"] < 1e-9
@@ -104,7 +104,7 @@ def test_a_perfect_model_has_no_error(kept: Kept) -> None:
         ({"host": 2.0}, "host", "the host seconds of its steps"),
     ],
 )
-def test_what_is_wrong_is_named(kept: Kept, wrong: dict[str, Any], stage: str, told: str) -> None:
+def test_what_is_wrong_is_named(kept: LiveRuns, wrong: dict[str, Any], stage: str, told: str) -> None:
     document = _validated(kept, **wrong).document
     assert document["twin"]["identical"]
     assert not document["verdict"]["good"]
@@ -132,7 +132,7 @@ def test_too_few_blocks_are_named() -> None:
     assert matched["attribution"]["kv_blocks"] == {"live": derived // 2, "matched": True}
 
 
-def test_another_policy_is_no_twin(kept: Kept) -> None:
+def test_another_policy_is_no_twin(kept: LiveRuns) -> None:
     """The record is of chunked batches, and the prediction of whole prompts."""
     other = replace(kept, scenario=replace(kept.scenario, policy=scenario.Part("static")))
     document = _validated(other).document

@@ -15,7 +15,7 @@ from sim.cost.step import FixedCost, device_seconds
 from sim.engine.batch import Shape
 from sim.validate import attribution, fitted
 from sim.validate.requests import compare, paired
-from sim.validate.retime import as_seen, retimed
+from sim.validate.retime import as_recorded, retimed
 from sim.validate.steps import errors, kind_of, priced, step_report, step_rows
 from sim.validate.verdict import ON_GPU, Bounds, judge
 
@@ -60,7 +60,7 @@ def test_kinds() -> None:
 
 def test_a_record_retimed_by_hand() -> None:
     record = hand_record()
-    own = as_seen(record, 16)
+    own = as_recorded(record, 16)
     assert own.requests["ttft_s"].tolist() == [1.0, 1.0]
     assert own.requests["e2e_s"].tolist() == [1.5, 1.25]
     assert own.requests["tpot_s"].tolist() == own.requests["max_itl_s"].tolist() == [0.5, 0.25]
@@ -78,7 +78,7 @@ def test_a_policy_that_waited_waits_as_long() -> None:
     # The third step began 0.25 s after its request had come, with nothing else to do (a static batch filling up).
     record = hand_record()
     late = replace(record, steps=record.steps.assign(start_s=[0.0, 1.0, 3.25, 4.25], end_s=[1.0, 1.5, 4.25, 4.5]))
-    assert as_seen(late, 16).requests["first_scheduled_s"].tolist() == [0.0, 3.25]
+    assert as_recorded(late, 16).requests["first_scheduled_s"].tolist() == [0.0, 3.25]
     fast = retimed(late, np.array([0.5, 0.5, 0.5, 0.5]), 16)
     assert fast.requests["first_scheduled_s"].tolist() == [0.0, 3.25]
 

@@ -20,9 +20,9 @@ from sim.policies.chunked import Chunked
 from sim.serving.executor import Recorded, RecordEndedError, Replayed
 from sim.serving.replica import Replica
 from sim.validate.fitted import Fitted
-from sim.validate.live import Kept, run_live
+from sim.validate.live import LiveRuns, run_live
 from sim.validate.record import Recorder
-from sim.validate.retime import as_seen
+from sim.validate.retime import as_recorded
 from sim.validate.run import Pricing, validate
 from sim.validate.twin import ReplaySession, check_twin, first_difference, replayed
 from sim.validate.verdict import Bounds
@@ -37,7 +37,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> LiveRuns:
     """A live run with preemptions."""
     return live(trace_file(tmp_path_factory.mktemp("kept"), **AT_ONCE), kv_blocks=9)
 
@@ -52,7 +52,7 @@ def test_every_policy_has_a_twin(policy: str, allocator: str, tmp_path: Path) ->
     assert twin.steps == len(made.records[0].results) > 10
 
 
-def test_preemptions_are_taken_again(kept: Kept) -> None:
+def test_preemptions_are_taken_again(kept: LiveRuns) -> None:
     (record,) = kept.records
     assert sum(len(one.evicted) for one in record.decisions) > 0
     assert check_twin(kept.scenario, kept.trace, record).identical
@@ -73,7 +73,7 @@ def test_other_clocks_and_loops(settings: dict[str, Any], trace: Path) -> None:
     assert check_twin(made.scenario, made.trace, made.records[0]).identical
 
 
-def test_spans_are_compared_with_single_steps(kept: Kept) -> None:
+def test_spans_are_compared_with_single_steps(kept: LiveRuns) -> None:
     (record,) = kept.records
     ours, _, stopped = replayed(kept.scenario, kept.trace, record, spans=True)
     assert not stopped
@@ -90,7 +90,7 @@ def test_a_record_tells_what_the_run_told(trace: Path) -> None:
         return executors[0]
 
     result = api.simulate(chosen, hooks=api.Hooks(wrap=wrap, observer=recorder))
-    seen = as_seen(recorder.record(executors[0].shapes, executors[0].results), 16)
+    seen = as_recorded(recorder.record(executors[0].shapes, executors[0].results), 16)
     shared = [name for name in seen.requests if name not in ("source_row",)]
     pd.testing.assert_frame_equal(seen.requests[shared], result.requests[shared], rtol=0, atol=1e-12)
     pd.testing.assert_frame_equal(seen.steps, result.steps, rtol=0, atol=1e-12)
@@ -98,7 +98,7 @@ def test_a_record_tells_what_the_run_told(trace: Path) -> None:
     np.testing.assert_allclose(*gaps, rtol=0, atol=1e-12)
 
 
-def test_told_tables_are_those_of_the_allocator(kept: Kept) -> None:
+def test_told_tables_are_those_of_the_allocator(kept: LiveRuns) -> None:
     seen: list[dict[int, list[int]]] = []
 
     class Spy(Observer):
@@ -118,7 +118,7 @@ def test_told_tables_are_those_of_the_allocator(kept: Kept) -> None:
         assert tables == {sequence: told[sequence] for sequence in tables}
 
 
-def test_live_decisions_on_other_seconds(kept: Kept) -> None:
+def test_live_decisions_on_other_seconds(kept: LiveRuns) -> None:
     (record,) = kept.records
     cost = Fitted({"device": (0.01,) + (0.0,) * 9}, (0.0,) * 10)
     told = validate(kept, Bounds.all_within(9), Pricing(cost, "fixed")).document["attribution"]
@@ -146,7 +146,7 @@ class Fickle(Chunked):
 
 
 @pytest.mark.parametrize("broken", [Shy, Fickle])
-def test_a_broken_policy_is_named(kept: Kept, monkeypatch: pytest.MonkeyPatch, broken: type[Chunked]) -> None:
+def test_a_broken_policy_is_named(kept: LiveRuns, monkeypatch: pytest.MonkeyPatch, broken: type[Chunked]) -> None:
     monkeypatch.setattr(sim.policies.chunked, "Chunked", broken)
     twin = check_twin(kept.scenario, kept.trace, kept.records[0])
     assert not twin.identical
@@ -155,7 +155,7 @@ def test_a_broken_policy_is_named(kept: Kept, monkeypatch: pytest.MonkeyPatch, b
     assert f"step {twin.difference.step}" in twin.difference.sentence()
 
 
-def test_another_block_table_is_named(kept: Kept) -> None:
+def test_another_block_table_is_named(kept: LiveRuns) -> None:
     (record,) = kept.records
     at = next(at for at, one in enumerate(record.decisions) if one.tables and at > 5)
     sequence, before, blocks = record.decisions[at].tables[0]
@@ -167,12 +167,12 @@ def test_another_block_table_is_named(kept: Kept) -> None:
     assert twin.difference.step <= at  # the span that holds it is named by its first step
 
 
-def test_another_number_of_blocks_is_no_twin(kept: Kept) -> None:
+def test_another_number_of_blocks_is_no_twin(kept: LiveRuns) -> None:
     other = replace(kept.scenario, kv=replace(kept.scenario.kv, blocks=10))
     assert not check_twin(other, kept.trace, kept.records[0]).identical
 
 
-def test_a_shorter_record_ends_the_replay(kept: Kept) -> None:
+def test_a_shorter_record_ends_the_replay(kept: LiveRuns) -> None:
     (record,) = kept.records
     cut = replace(record, decisions=record.decisions[:9], results=record.results[:9], steps=record.steps[:9])
     twin = check_twin(kept.scenario, kept.trace, cut)
@@ -202,7 +202,7 @@ def test_what_died_is_compared_as_far_as_it_came(trace: Path, monkeypatch: pytes
     assert record.died == "RuntimeError: the device is gone"
     assert len(record.decisions) == len(record.results) == 12
     assert check_twin(made.scenario, made.trace, record).identical
-    assert "unfinished" in set(as_seen(record, 16).requests["status"])
+    assert "unfinished" in set(as_recorded(record, 16).requests["status"])
     assert (made.about["model"], made.about["device"]) == ("tiny-llama", "cpu")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from sim.cli.main import cli as command
 from sim.validate.schedules.grades import compare
-from sim.validate.schedules.verdicts import Verdict, replay, replay_folder
+from sim.validate.schedules.verdicts import ScheduleResult, replay, replay_folder
 from traces.schema import InputError
 
 # Worked out by hand: a budget of 8, blocks of 4 tokens, a step takes 1,000 ns. Request 0 gets its prompt of 5 and
@@ -198,7 +198,7 @@ def test_another_number_of_steps_is_a_difference(tmp_path: Path, steps: list[Any
 # ---- grades ---------------------------------------------------------------------------------------------------------
 
 
-def counts(verdict: Verdict) -> dict[str, int]:
+def counts(verdict: ScheduleResult) -> dict[str, int]:
     return {name: grade.steps for name, grade in verdict.grades.items() if grade.steps}
 
 

@@ -37,7 +37,6 @@ class Format:
 
 
 def names() -> list[str]:
-    """Names of the built-in formats and of those that installed packages add."""
     return sorted({*_built_in(), *(point.name for point in entry_points(group=GROUP))})
 
 

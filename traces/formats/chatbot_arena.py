@@ -72,19 +72,5 @@ class _Battles:
         if not any(turns for _, turns in found.values()):
             self.source.dropped["battles without an answer to a question"] += 1
         for side, (model, turns) in found.items():
-            self._side(f"{name}/{side}", model, turns, arrival, row)
-
-    def _side(self, session: str, model: str, turns: Any, arrival_s: float, row: int) -> None:
-        last = -1
-        for turn, (prompt, output) in enumerate(turns):
-            last = self.rows.add(
-                arrival_s=arrival_s + turn * ASSUMED_THINK_S if self.timed else 0.0,
-                prompt_tokens=prompt,
-                output_tokens=output,
-                source_row=row,
-                session=session,
-                turn=turn,
-                after=last,
-                think_s=ASSUMED_THINK_S if turn else 0.0,
-                model=model,
-            )
+            think_s = ASSUMED_THINK_S if self.timed else 0.0
+            self.rows.add_turns(turns, arrival, think_s, source_row=row, session=f"{name}/{side}", model=model)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from traces.fields import Text, get
 from traces.head import Head
-from traces.sessions import ASSUMED_THINK_S, THINK_NOTE, Rows, answers
+from traces.sessions import THINK_NOTE, Rows, answers
 from traces.source import Source
 from traces.texts import message_tokens
 
@@ -32,18 +32,7 @@ def sharegpt(source: Source) -> pd.DataFrame:
         if not found:
             source.dropped["conversations without an answer to a question"] += 1
         session = f"{get(record, 'id', Text(optional=True))}#{row}"
-        last = -1
-        for turn, (prompt, output) in enumerate(found):
-            last = rows.add(
-                arrival_s=0.0,
-                prompt_tokens=prompt,
-                output_tokens=output,
-                source_row=row,
-                session=session,
-                turn=turn,
-                after=last,
-                think_s=ASSUMED_THINK_S if turn else 0.0,
-            )
+        rows.add_turns(found, 0.0, 0.0, source_row=row, session=session)
 
     source.each(add)
     if not rows.count:

@@ -1,7 +1,7 @@
 """Formats of other people's measurements: a file here is a format, by its name.
 
 Each has `UNIT` (what its times are in), `table_of(sheet)` (which of its tables a header is, or None) and
-`read(sheets, told)`, which makes a `Draft` of the sheets that it recognised.
+`read(sheets, options)`, which makes a `Draft` of the sheets that it recognised.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class ImportFormat(Protocol):
 
 
 def names() -> list[str]:
-    """The formats, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 

@@ -8,13 +8,14 @@ ELEMENTS: a half message of n takes what an int8 message of 2n does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from calibrate.importers.draft import Draft, ImportOptions, named_in
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
-from sim.catalog import load_gpu
 from sim.cost.tables import Value
 from traces.schema import InputError
 
+T = TypeVar("T")
 UNIT = "ms"
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
 _TIMES = ("latency", "latency_ms")
@@ -40,16 +41,13 @@ _COLLECTIVES = ("all_reduce", "all_gather")
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Which kernel table this is."""
     if not any(sheet.has(time) for time in _TIMES):
         return None
     if sheet.has("m", "n", "k") and not sheet.has("num_heads"):
         return "gemm"
     if sheet.has(*_ATTENTION):
         return "attention"
-    if sheet.has("num_gpus", "message_size"):
-        return "collective"
-    return None
+    return "collective" if sheet.has("num_gpus", "message_size") else None
 
 
 def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
@@ -89,14 +87,7 @@ def _type_of_all_rows(sheet: Sheet, options: ImportOptions) -> str:
 def _describe(draft: Draft, place: Place, cells: Cells, options: ImportOptions) -> None:
     device = str(cells.get("device") or "")
     if device and device != draft.device:
-        try:
-            other = load_gpu(device).name
-        except InputError:
-            other = options.gpu.name  # a name that the catalog does not know says nothing
-        if other != options.gpu.name:
-            raise InputError(
-                f"{place.path}:{place.number}: measured on {device} ({other}), and --gpu is {options.gpu.name}"
-            )
+        options.check_gpu(place, device)
         draft.device = device
     framework = str(cells.get("framework") or "")
     if framework:
@@ -109,7 +100,7 @@ def _time_us(cells: Cells) -> float:
     return number(cells, next(time for time in _TIMES if time in cells)) * 1e3
 
 
-def _known(names: Mapping[str, str], text: str, what: str) -> str:
+def _known(names: Mapping[str, T], text: str, what: str) -> T:
     if text not in names:
         raise Unusable(f"{what} {text} is no type of a profile")
     return names[text]
@@ -117,10 +108,7 @@ def _known(names: Mapping[str, str], text: str, what: str) -> str:
 
 def _gemm(draft: Draft, place: Place, cells: Cells, fallback: str) -> None:
     with draft.reading("gemm", place):
-        text = fallback or str(cells.get("gemm_dtype"))
-        if text not in _GEMMS:
-            raise Unusable(f"gemm_dtype {text} is no type of a profile")
-        dtype, weight = _GEMMS[text]
+        dtype, weight = _known(_GEMMS, fallback or str(cells.get("gemm_dtype")), "gemm_dtype")
         sizes = {"k": count(cells, "k"), "n": count(cells, "n"), "tokens": count(cells, "m")}
         draft.add("gemm", place, dtype=dtype, weight_dtype=weight, **sizes, us=_time_us(cells))
 
@@ -160,10 +148,9 @@ def _collective(draft: Draft, place: Place, cells: Cells, messages: dict[tuple[V
         if str(cells.get("backend") or "").endswith("eager"):
             raise Unusable("launched by itself, so that the host's time is in it; the rows in a graph are kept")
         dtype = str(cells.get("nccl_dtype") or cells.get("allreduce_dtype"))
-        if dtype not in _ELEMENT_BYTES:
-            raise Unusable(f"dtype {dtype} is no type of a profile")
-        size = count(cells, "message_size") * _ELEMENT_BYTES[dtype]
-        if _ELEMENT_BYTES[dtype] == 1:
+        element_bytes = _known(_ELEMENT_BYTES, dtype, "dtype")
+        size = count(cells, "message_size") * element_bytes
+        if element_bytes == 1:
             raise Unusable("the same bytes in 16-bit elements are kept")
         draft.note("message_size counts elements; bytes here are those of all elements (of a gather: of its result).")
         row: dict[str, Value] = {"op": op, "gpus": count(cells, "num_gpus", least=2), "bytes": size}

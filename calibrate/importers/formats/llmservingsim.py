@@ -30,7 +30,6 @@ _Kernel = tuple[str, dict[str, Value]]
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Which file of an op profile this is."""
     return next((name for name, columns in _HEADERS.items() if sheet.has(*columns)), None)
 
 
@@ -120,9 +119,7 @@ def _gemm(dtype: str, k: int, n: int) -> _Kernel:
     return "gemm", {"dtype": dtype, "weight_dtype": dtype, "k": k, "n": n}
 
 
-_NO_ROW = {
-    "final_layernorm": ("elementwise", "the last norm: one launch a step, of the width of all others"),
-}
+_NO_ROW = {"final_layernorm": ("elementwise", "the last norm: one launch a step, of the width of all others")}
 
 
 def _layers(sheet: Sheet, draft: Draft, axis: str, kernels: dict[str, _Kernel]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
-from sim.catalog import load_gpu, load_model
+from sim.catalog import load_model
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Value
 from sim.specs.gpu import GpuSpec
@@ -32,7 +32,6 @@ NO_HOST_US = 1e-3
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Whether this is Splitwise's performance table."""
     return "perf_model" if sheet.has(*_COLUMNS) else None
 
 
@@ -52,7 +51,7 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
             if name not in models:
                 spec = load_model(name)
                 models[name] = spec.with_dtypes(kind or spec.dtype)
-            _check_gpu(place, str(cells["hardware"]), options.gpu)
+            options.check_gpu(place, str(cells["hardware"]))
             with draft.reading("steps", place):
                 if count(cells, "tensor_parallel") != chosen:
                     raise Unusable(f"measured on another number of GPUs than {chosen}")
@@ -82,15 +81,6 @@ def _gpus_of(sheets: list[Sheet], options: ImportOptions) -> int:
     if tp is not None and tp not in counts:
         raise InputError(f"--tp {tp}: {sheets[0].path} has {choices}")
     return tp if tp is not None else counts.pop()
-
-
-def _check_gpu(place: Place, hardware: str, gpu: GpuSpec) -> None:
-    try:
-        other = load_gpu(hardware).name
-    except InputError:
-        return  # a name that the catalog does not know says nothing
-    if other != gpu.name:
-        raise InputError(f"{place.path}:{place.number}: measured on {hardware} ({other}), and --gpu is {gpu.name}")
 
 
 def _steps(draft: Draft, place: Place, cells: Cells, where: tuple[ModelSpec, GpuSpec, Parallel]) -> None:

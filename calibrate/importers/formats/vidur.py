@@ -29,7 +29,6 @@ _TRUE = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0"
 
 
 def table_of(sheet: Sheet) -> str | None:
-    """Which file of a Vidur profile this is."""
     if not any(name.startswith("time_stats.") for name in sheet.header):
         return None
     if sheet.has(*_MLP):

@@ -14,13 +14,11 @@ from sim.report.run.charts import LATENCY_TEXTS
 from sim.report.run.timeline import KV_TEXTS, TimeAxis
 from sim.report.units import count, number, percent, seconds
 from sim.results import series
-from sim.results.metrics import KV_HELD, Floats
+from sim.results.kv import KV_HELD
+from sim.results.percentiles import Floats
 
 ENDED = "had ended"
-QUEUES = {
-    "serving": ("Requests being served", "were being served"),
-    "waiting": ("Requests waiting", "waited"),
-}
+QUEUES = {"serving": ("Requests being served", "were being served"), "waiting": ("Requests waiting", "waited")}
 # Below this share of the pool, free room would squeeze what is held: it is drawn when asked for.
 FREE_FROM = 0.3
 
@@ -78,7 +76,6 @@ class SharedAxis:
 
 
 def queue_charts(variants: Sequence[Variant]) -> list[Chart]:
-    """Waiting and served requests over time, one line for each variant."""
     timelines = [(place, variant, variant.timeline) for place, variant in enumerate(variants) if variant.timeline]
     if not timelines:
         return []

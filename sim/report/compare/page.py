@@ -68,7 +68,6 @@ def render_comparison(rows: Sequence[Row]) -> str:
 
 
 def _common(variants: Sequence[Variant], key: str) -> str | None:
-    """An input that all variants share."""
     values = {variant.summary["inputs"].get(key) for variant in variants}
     same = values.pop()
     return None if values or same is None else str(same)
@@ -92,7 +91,6 @@ def _lead(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
 
 
 def _differing(variants: Sequence[Variant]) -> list[str]:
-    """The settings that are not the same in all variants, by dotted key."""
     keys = dict.fromkeys(key for variant in variants for key in variant.settings)
     return [key for key in keys if len({repr(variant.settings.get(key)) for variant in variants}) > 1]
 

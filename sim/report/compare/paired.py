@@ -26,7 +26,6 @@ def interval_text(interval: Interval, factor: float) -> str:
 
 
 def pairs_text(pair: Paired) -> str:
-    """How many requests were paired, and which were left out."""
     noun = "request" if pair.pairs == 1 else "requests"
     parts = [f"{count(pair.pairs)} {noun} paired"]
     if pair.left_out:

@@ -13,8 +13,9 @@ from sim.report.run.charts import LATENCY_TEXTS, population
 from sim.report.run.sentences import warnings_of
 from sim.report.run.timeline import TimeAxis, kv_stack, queue_levels
 from sim.results import series
-from sim.results.metrics import KV_KINDS, Floats
+from sim.results.kv import KV_KINDS
 from sim.results.paired import Paired, PerRequest, paired
+from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.stability import queue_warning
 from sim.results.tables import flat
@@ -94,8 +95,6 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A variant that could not be run, and why, in one sentence."""
-
     name: str
     reason: str
 

@@ -15,7 +15,6 @@ STEEP = 20
 
 
 def rate_charts(document: Document) -> Iterable[Chart]:
-    """Goodput and each latency over the rates that were simulated."""
     rows = document["rates"]
     if not rows:
         return

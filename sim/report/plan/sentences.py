@@ -12,7 +12,6 @@ ROOFLINE = "Every second comes from data-sheet rooflines, none from a measuremen
 
 
 def answer(document: Mapping[str, Any]) -> str:
-    """The answer in one sentence or two."""
     if document.get("reason"):
         return str(document["reason"])
     capacity, best = document["capacity"], document["best"]
@@ -44,7 +43,6 @@ def _bound(name: str) -> str:
 
 
 def slo_words(document: Mapping[str, Any]) -> str:
-    """The SLO as it was asked for."""
     slo = dict(document["slo"])
     attainment = slo.pop("attainment", None)
     text = ", ".join(f"{name} {limit(value)}" for name, value in slo.items())
@@ -52,7 +50,6 @@ def slo_words(document: Mapping[str, Any]) -> str:
 
 
 def remarks(document: Mapping[str, Any]) -> Iterable[str]:
-    """What the numbers rest on."""
     if document.get("requests_per_replication"):
         warm = document["warm_up"]
         yield (

@@ -45,12 +45,7 @@ FLEET: Columns = [
     ("J/Mtok", lambda row: energy(row["joules_per_million_tokens"])),
     *_measured(latency("ttft_s", "p99")),
 ]
-CANDIDATES: Columns = [
-    *NAME,
-    ("Req/s each", lambda row: number(row["capacity_per_replica"])),
-    *FLEET,
-    ("", _status),
-]
+CANDIDATES: Columns = [*NAME, ("Req/s each", lambda row: number(row["capacity_per_replica"])), *FLEET, ("", _status)]
 PAGE_CANDIDATES: Columns = [
     *NAME,
     ("", lambda row: " ".join(filter(None, [_status(row), row["reason"]]))),
@@ -61,5 +56,4 @@ PAGE_CANDIDATES: Columns = [
 
 
 def cells(columns: Columns, rows: Rows) -> list[list[str]]:
-    """The texts of each row."""
     return [[text(row) for _, text in columns] for row in rows]

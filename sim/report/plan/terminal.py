@@ -14,7 +14,6 @@ from sim.report.plan.tables import CANDIDATES, RATES, Columns, Rows, cells
 
 
 def plan_view(document: Mapping[str, Any]) -> RenderableType:
-    """What the terminal shows."""
     parts: list[RenderableType] = [Text(answer(document), style="bold"), Text(f"SLO: {slo_words(document)}")]
     if document["rate"] is None and document["rates"]:
         parts += [Text(""), _table(RATES, document["rates"])]

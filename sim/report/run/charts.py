@@ -9,7 +9,7 @@ from sim.report.chart import Chart, cdf_line, distributions
 from sim.report.measures import LATENCIES
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import Floats, Ints, Itl
+from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
 
 LATENCY_TEXTS = {
@@ -59,7 +59,6 @@ def _latency_chart(run: Run, key: str) -> Chart:
 
 
 def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
-    """The values behind a latency's statistics, with their counts."""
     if key == "itl_s":
         return itl
     values = requests[key].dropna().to_numpy(dtype=np.float64)

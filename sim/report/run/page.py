@@ -21,7 +21,8 @@ from sim.report.run.terms import term_charts
 from sim.report.run.timeline import time_charts
 from sim.report.templates import Card, Panels, render
 from sim.report.units import count, dollars, limit, number, percent, seconds, size_of
-from sim.results.metrics import STATISTICS, verdicts
+from sim.results.metrics import verdicts
+from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
 
@@ -126,14 +127,12 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
 
 
 def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
-    """The share of the step seconds of each term, and where they come from."""
     for name, sources in terms.items():
         parts = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
         yield name, parts
 
 
 def _drafting(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """What drafting gave, and what it took."""
     yield "Drafter", str(drafts["drafter"])
     yield "Tokens a target step", number(drafts["tokens_per_target_step"])
     yield "Drafts verified", count(drafts["drafted_tokens"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results.metrics import Floats, Ints
+from sim.results.percentiles import Floats, Ints
 from sim.results.result import Run
 from sim.results.terms import StepTerms, terms_of
 from traces.schema import InputError
@@ -63,7 +63,7 @@ def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] =
     requests, steps = _cut(run.requests, run.steps, window)
     explained = Explained.of(terms_of(run), steps)
     named = {"run_id": mark} if mark else {}
-    other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.told}
+    other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.note}
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n'
     first = True
     for lines in _events(run, requests, steps, explained, names):
@@ -80,7 +80,7 @@ class Explained:
     terms: StepTerms | None
     places: Mapping[int, int]
     """By row its place among those that can be explained."""
-    told: str
+    note: str
 
     @classmethod
     def of(cls, terms: StepTerms | None, rows: Ints) -> Explained:
@@ -89,10 +89,10 @@ class Explained:
         places = np.flatnonzero(np.isin(terms.rows, rows))
         every = -(-len(places) // MOST_EXPLAINED) or 1
         chosen = places[::every]
-        told = "all spans have them, in ms of the middle step"
+        note = "all spans have them, in ms of the middle step"
         if len(chosen) < len(rows):
-            told = f"{len(chosen)} of {len(rows)} spans have them, evenly chosen; --trace-window cuts to fewer spans"
-        return cls(terms, dict(zip(terms.rows[chosen].tolist(), chosen.tolist(), strict=True)), told)
+            note = f"{len(chosen)} of {len(rows)} spans have them, evenly chosen; --trace-window cuts to fewer spans"
+        return cls(terms, dict(zip(terms.rows[chosen].tolist(), chosen.tolist(), strict=True)), note)
 
     def text(self, row: int) -> str:
         """The further arguments of a span's slice; nothing where it was not chosen."""
@@ -141,7 +141,6 @@ def _cut(requests: pd.DataFrame, steps: pd.DataFrame, window: Window | None) -> 
 
 
 def _name(pid: int, kind: str, name: str, tid: int) -> list[str]:
-    """The metadata event that names a process or a thread."""
     return [json.dumps({"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}})]
 
 
@@ -172,7 +171,6 @@ def _tracks(start_ns: Ints, end_ns: Ints) -> Ints:
 
 
 def _columns(rows: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows as tuples of Python numbers."""
     return zip(*(rows[name].tolist() for name in names), strict=True)
 
 
@@ -283,15 +281,5 @@ PHASE = f'{{"ph":"%s","pid":{REQUESTS_PID},"tid":0,"id":%d,"ts":%.3f,"cat":"requ
 
 
 def _rejected(request: int, at_us: float, reason: str) -> str:
-    args = {"request": request, "reason": reason}
-    event = {
-        "ph": "i",
-        "pid": REQUESTS_PID,
-        "tid": 0,
-        "ts": at_us,
-        "s": "p",
-        "cat": "request",
-        "name": "rejected",
-        "args": args,
-    }
-    return json.dumps(event)
+    event = {"ph": "i", "pid": REQUESTS_PID, "tid": 0, "ts": at_us, "s": "p", "cat": "request", "name": "rejected"}
+    return json.dumps({**event, "args": {"request": request, "reason": reason}})

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sim.report.units import count, number, percent
-from sim.results.metrics import KV_HELD, busy_s, kv_tokens
+from sim.results.kv import KV_HELD, busy_s, kv_tokens
 from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
 

@@ -18,7 +18,6 @@ ROOFLINE_WARNING = (
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """What was replayed on what, from the inputs that the summary names."""
     inputs = summary["inputs"]
     parts = [str(inputs.get("trace") or "a trace")]
     if inputs.get("model"):
@@ -29,7 +28,6 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def requests_line(summary: Mapping[str, Any]) -> str:
-    """How many requests ended how, and over which time."""
     counts = summary["requests"]
     rest = [f"{count(counts[name])} {name}" for name in ("rejected", "unfinished") if counts.get(name)]
     if counts.get("dropped"):
@@ -56,7 +54,6 @@ def sources_line(summary: Mapping[str, Any]) -> str:
 
 
 def warnings_of(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before believing the numbers."""
     shares, texts = summary["cost_sources"], []
     if shares.get("roofline", 0) >= 1:
         texts.append(ROOFLINE_WARNING)

@@ -11,7 +11,7 @@ from sim.report.chart import Chart
 from sim.report.run.timeline import TimeAxis
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.terms import term_table
 

@@ -12,7 +12,8 @@ import pandas as pd
 from sim.report.chart import Chart, axis
 from sim.report.units import count, percent, seconds
 from sim.results import series
-from sim.results.metrics import KV_HELD, KV_KINDS, Floats, kv_means
+from sim.results.kv import KV_HELD, KV_KINDS, kv_means
+from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.series import Pieces
 
@@ -48,12 +49,10 @@ class TimeAxis:
         return {**axis(unit, "time since first arrival"), "first": first, "width": width, "buckets": len(edges_s) - 1}
 
     def grid(self, values: int) -> Floats:
-        """Edges of the buckets for that many values."""
         return series.grid(self.start_s, self.end_s, values)
 
 
 def time_charts(run: Run) -> list[Chart]:
-    """Every plot over time; none for a run without a step."""
     if not len(run.steps):
         return []
     clock = TimeAxis.of(run)
@@ -108,7 +107,6 @@ def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """TTFT by the time at which requests arrived."""
     known = requests[requests["ttft_s"].notna()].sort_values("arrival_s", kind="stable")
     arrival_s, ttft_ms = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64) * 1e3
     buckets = min(series.FEWEST_BUCKETS, max(10, len(known) // REQUESTS_PER_BUCKET))
@@ -130,7 +128,6 @@ def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """How many requests a step prefilled and decoded."""
     edges_s = clock.grid(len(steps))
     kinds = {"decoding": "decode_requests", "prefilling": "prefill_requests"}
     parts = series.by_replica(steps, *kinds.values())
@@ -152,7 +149,6 @@ def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
 
 
 def step_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
-    """How long a step took."""
     edges_s = clock.grid(len(steps))
     spans = series.by_replica(steps, "repeats", "prefill_tokens")
     parts = [part.constant((part.end_s - part.start_s) / part.columns["repeats"] * 1e3) for part in spans]

@@ -13,7 +13,7 @@ from sim.report.measures import Measure, Scale, latency
 from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep
 from sim.report.units import count, limit, number
 from sim.results import series
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 
 Lines = dict[str, list[int]]
 """By name of a combination the rows of its points, in the order of the load."""
@@ -53,7 +53,6 @@ def _lines(sweep: Sweep) -> Lines:
 
 
 def _against_load(sweep: Sweep, lines: Lines, name: str, title: str, measures: Sequence[Measure]) -> Chart:
-    """One plot with a choice of measures."""
     assert sweep.load is not None
     choices = [_line_choice(sweep, lines, measure) for measure in measures]
     loads = sweep.loads

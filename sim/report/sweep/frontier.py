@@ -15,7 +15,7 @@ from sim.report.sweep.charts import UNSTABLE, limits_at, steep
 from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep
 from sim.report.units import count
 from sim.results import series
-from sim.results.metrics import Floats
+from sim.results.percentiles import Floats
 
 # More points or cells than this make a blot, or a page of megabytes.
 MOST_POINTS, MOST_CELLS, MOST_MAPS = 2500, 30, 3

@@ -14,16 +14,7 @@ from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, title
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
-from sim.report.sweep.table import (
-    GOODPUT,
-    GPU_HOURS,
-    PRICE,
-    RATES,
-    REQUESTS,
-    SHOWN,
-    Sweep,
-    value_text,
-)
+from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
 from sim.report.templates import Card, Panels, TableColumn, render
 from sim.report.units import count
 from sim.results.metrics import SOURCES
@@ -109,7 +100,6 @@ def _counts(sweep: Sweep) -> tuple[int, int]:
 
 
 def _cards(sweep: Sweep) -> Iterable[Card]:
-    """For each headline measure the best stable point."""
     for measure, label in CARDS.items():
         if (measure == REQUESTS and sweep.has(GOODPUT)) or (measure == GPU_HOURS and sweep.has(PRICE)):
             continue
@@ -202,7 +192,6 @@ def _rows(sweep: Sweep) -> Iterable[PointRow]:
 
 
 def _columns(sweep: Sweep) -> list[TableColumn]:
-    """A column for each measure that any point has."""
     measures = [measure for measure in sweep.known(SHOWN) if measure != GPU_HOURS or not sweep.has(PRICE)]
     return [_column(sweep, measure) for measure in measures]
 

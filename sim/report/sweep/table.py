@@ -16,7 +16,7 @@ import pandas as pd
 
 from sim.report.measures import LATENCIES, MEASURES, Measure, latency
 from sim.report.units import NONE
-from sim.results.metrics import Floats, Ints
+from sim.results.percentiles import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
@@ -78,7 +78,6 @@ class Axis:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value as people read it."""
     if isinstance(value, bool | np.bool_):
         return "on" if value else "off"
     if isinstance(value, float | np.floating):
@@ -131,7 +130,6 @@ class Sweep:
 
     @property
     def others(self) -> tuple[Axis, ...]:
-        """The axes but for the load."""
         return tuple(axis for axis in self.axes if axis != self.load)
 
     @property
@@ -148,7 +146,6 @@ class Sweep:
 
     @property
     def varies(self) -> bool:
-        """Do the seeds of any point differ in anything?"""
         points = self.points
         return any(bool((points.high[name] > points.low[name]).any()) for name in points.mean)
 
@@ -156,14 +153,12 @@ class Sweep:
         return bool((~np.isnan(self.points.mean[measure.key])).any())
 
     def known(self, measures: Sequence[Measure]) -> list[Measure]:
-        """Those of the measures that any point has."""
         return [measure for measure in measures if self.has(measure)]
 
     def value(self, measure: Measure, row: int) -> float:
         return float(self.points.mean[measure.key][row])
 
     def words(self, measure: Measure, row: int) -> str:
-        """A value of a point with its unit."""
         return measure.words(self.value(measure, row))
 
     def setting(self, axis: Axis, row: int) -> str:
@@ -228,7 +223,6 @@ def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
-    """The seeds of each combination of the axes' values brought together."""
     keys = [tuple(map(value_text, values)) for values in zip(*(table[axis.key] for axis in axes), strict=True)]
     places: dict[tuple[str, ...], int] = {}
     point = np.array([places.setdefault(key, len(places)) for key in keys or [()] * len(table)], dtype=np.int64)
@@ -266,7 +260,6 @@ def _column(table: pd.DataFrame, name: str, ok: Bools) -> Floats:
 
 
 def _ranges(values: Floats, point: Ints, count: int) -> tuple[Floats, Floats, Floats]:
-    """Mean, smallest and largest of the known values of each point."""
     known = ~np.isnan(values)
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, point[known], values[known])

@@ -13,11 +13,11 @@ from sim.report.run.timeline import TimeAxis
 from sim.report.units import count, seconds
 from sim.report.validation.sentences import share
 from sim.results import series
-from sim.results.metrics import distribution
+from sim.results.percentiles import distribution
 from sim.validate.steps import KINDS, totals
 
 if TYPE_CHECKING:
-    from sim.validate.retime import Seen
+    from sim.validate.retime import Latencies
     from sim.validate.run import Validation
 
 MOST_POINTS, WORST_POINTS = 2500, 500
@@ -31,7 +31,7 @@ def latency_charts(validation: Validation) -> list[Chart]:
     return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": validation.predicted}))]
 
 
-def _latency(key: str, named: dict[str, Seen]) -> Chart | None:
+def _latency(key: str, named: dict[str, Latencies]) -> Chart | None:
     stats = {
         name: distribution(*run.itl) if key == "itl_s" else distribution(run.requests[key])
         for name, run in named.items()
@@ -63,8 +63,7 @@ def _scatter(rows: pd.DataFrame) -> Chart:
     for kind in KINDS:
         drawn = shown & (rows["kind"] == kind).to_numpy()
         if drawn.any():
-            pair = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
-            x, y = pair
+            x, y = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
             lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[drawn].tolist()})
     spec = {"kind": "scatter", "x": axis("ms", "measured"), "y": axis("ms", "predicted"), "series": lines}
     error = np.abs(predicted_s / np.maximum(measured_s, 1e-12) - 1)

@@ -27,8 +27,8 @@ from sim.report.validation.sentences import (
 )
 
 if TYPE_CHECKING:
-    from sim.results.metrics import Itl
-    from sim.validate.retime import Seen
+    from sim.results.percentiles import Itl
+    from sim.validate.retime import Latencies
     from sim.validate.run import Validation
 
 CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p90", "e2e_s.p99")} | {
@@ -38,7 +38,6 @@ REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 
 def render_validation(validation: Validation) -> str:
-    """The page of a validation as one string of HTML."""
     document, inputs = validation.document, validation.document["inputs"]
     verdict, requests = document["verdict"], list(request_table(document["requests"]))
     wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1
@@ -111,8 +110,8 @@ def lanes_json(validation: Validation, mark: str = "") -> Iterator[str]:
     return trace_json(lanes, names=names, mark=mark)
 
 
-def _lane(seen: Seen, replica: int, first: int) -> pd.DataFrame:
-    requests = seen.requests
+def _lane(latencies: Latencies, replica: int, first: int) -> pd.DataFrame:
+    requests = latencies.requests
     if "reason" not in requests:
         requests = requests.assign(reason="", preemptions=0, prefix_hit_tokens=0)
     return requests.assign(request=requests["request"] + first, replica=replica)

@@ -18,17 +18,14 @@ COMPARED = (
 
 
 def signed_share(fraction: float | None) -> str:
-    """An error in percent, with its sign."""
     return NONE if fraction is None else f"{100 * fraction:+.1f} %"
 
 
 def share(fraction: float | None) -> str:
-    """An error without sign."""
     return NONE if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def twin_line(document: Document) -> str:
-    """The twin check in a sentence."""
     twin = document["twin"]
     if twin["identical"] is None:
         return "Not possible: the server's steps are not known."
@@ -102,7 +99,6 @@ def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[
 
 
 def notes(document: Document) -> Iterator[str]:
-    """What a reader has to know before believing the numbers."""
     for died in document["died"]:
         yield (
             f"A live run died half-way ({died}): what it did until then is compared, and latencies of requests that "
@@ -133,14 +129,12 @@ def notes(document: Document) -> Iterator[str]:
 
 
 def title(document: Document) -> str:
-    """What was compared."""
     inputs = document["inputs"]
     where = inputs.get("device") or inputs.get("gpu") or "a server"
     return f"{inputs.get('trace') or 'a trace'} on {inputs.get('model') or 'a model'} / {where}: live and simulated"
 
 
 def worst_lines(steps: Document) -> Iterator[str]:
-    """The steps that are furthest off."""
     for step in steps.get("worst", []):
         yield (
             f"live run {step['live']}, step {count(step['step'])}, {step['kind']}, {count(step['tokens'])} tokens: "

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.terminal import remarks
 from sim.report.units import count
 from sim.report.validation.sentences import (
     STAGES,
@@ -21,7 +22,7 @@ from sim.report.validation.sentences import (
     twin_line,
 )
 from sim.validate.schedules.grades import GRADES
-from sim.validate.schedules.verdicts import Verdict, described
+from sim.validate.schedules.verdicts import ScheduleResult, described
 
 
 def validation_view(document: Document) -> RenderableType:
@@ -41,10 +42,8 @@ def validation_view(document: Document) -> RenderableType:
     split = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
     if split:
         parts += [_table(("Why", "live", "error", *STAGES), split), ""]
-    remarks = Table.grid(padding=(0, 1, 0, 0))
-    for text in (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", [])):
-        remarks.add_row(Text("*", style="dim"), Text(text, style="dim"))
-    return Group(*parts, remarks)
+    texts = (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", []))
+    return Group(*parts, remarks([("*", text, "dim") for text in texts]))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], space: int = 2) -> Table:
@@ -69,7 +68,7 @@ def collection_view(document: Document) -> RenderableType:
     return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
 
 
-def schedules_view(verdicts: Sequence[Verdict]) -> RenderableType:
+def schedules_view(verdicts: Sequence[ScheduleResult]) -> RenderableType:
     """How each recorded schedule compares: its steps that differ, by grade, and the first of each."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("schedule", "verdict", "steps", *GRADES):

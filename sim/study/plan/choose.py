@@ -28,7 +28,7 @@ from sim.study.plan.document import (
     warm_up_words,
 )
 from sim.study.plan.observation import Window, requests_needed
-from sim.study.plan.plan import Ask, Told, capacity_of, checked, jsonable, quiet
+from sim.study.plan.plan import Ask, Say, capacity_of, checked, jsonable, quiet
 from sim.study.plan.rates import AtRate, lifetime_s
 from sim.study.plan.search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
 from sim.study.plan.trials import Simulated
@@ -57,10 +57,10 @@ class Task:
     scenario: Scenario
     rate: float
     ask: Ask
-    found: Capacity | None = None
+    capacity: Capacity | None = None
 
 
-def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, told: Told = quiet) -> Document:
+def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say: Say = quiet) -> Document:
     """The plan of a scenario's tables and of settings, those that are lists varying.
 
     Raises InputError as `capacity_of` and `cheapest`, and for settings that no plan varies.
@@ -81,9 +81,7 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, tol
         )
     names = {name for scenario in candidates.values() for name in ingredients(flat(as_tables(scenario)))}
     made = made_of(names)
-    document = (
-        cheapest(candidates, rate, ask, told) if rate else capacity_of(next(iter(candidates.values())), ask, told)
-    )
+    document = cheapest(candidates, rate, ask, say) if rate else capacity_of(next(iter(candidates.values())), ask, say)
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
     return {**document, "made_of": made}
@@ -96,7 +94,7 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return ", ".join([*(str(settings[key]) for key in speaking), *others]) or "run"
 
 
-def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: Told = quiet) -> Document:
+def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, say: Say = quiet) -> Document:
     """The document of docs/plan.md for these configurations, of one replica each; `best` is None where none will do.
 
     Raises InputError where a candidate's number of replicas is given, no candidate can be run at all, or prices are
@@ -110,26 +108,26 @@ def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, told: To
     outer = ask if len(candidates) > 1 else replace(ask, workers=1, executor="processes")
     tasks = [Task(name, scenario, rate, inner) for name, scenario in candidates.items()]
     rows: dict[str, Document] = {}
-    kept: list[Task] = []
+    served: list[Task] = []
     for index, answer in each(_capacity, tasks, workers=outer.workers, executor=outer.executor):
         task = tasks[index]
         if isinstance(answer, str):
             rows[task.name] = _row(task, status=answer)
-            told(f"{task.name}: {answer}")
+            say(f"{task.name}: {answer}")
         else:
-            kept.append(replace(task, found=answer))
-            told(f"{task.name}: {answer.interval.mean:.3g} requests/s a replica")
-    if not kept and all(row["status"].startswith("cannot run") for row in rows.values()):
+            served.append(replace(task, capacity=answer))
+            say(f"{task.name}: {answer.interval.mean:.3g} requests/s a replica")
+    if not served and all(row["status"].startswith("cannot run") for row in rows.values()):
         raise InputError(
             "no candidate can be run: " + "; ".join(f"{name}: {row['reason']}" for name, row in rows.items())
         )
-    kept.sort(key=lambda task: list(candidates).index(task.name))
-    near = _near(kept, rows)
+    served.sort(key=lambda task: list(candidates).index(task.name))
+    near = _near(served, rows)
     for index, row in each(_sized, near, workers=outer.workers, executor=outer.executor):
         rows[near[index].name] = row
-        told(f"{near[index].name}: {row['replicas'] or 'no number of'} replicas")
-    best, at, window = _confirmed({task.name: task for task in kept}, rows, replace(ask, curve=False), told)
-    return _document(candidates, rows, kept, best, at, window, rate, ask)
+        say(f"{near[index].name}: {row['replicas'] or 'no number of'} replicas")
+    best, at, window = _confirmed({task.name: task for task in served}, rows, replace(ask, curve=False), say)
+    return _document(candidates, rows, served, best, at, window, rate, ask)
 
 
 def _capacity(task: Task) -> Capacity | str:
@@ -153,31 +151,30 @@ def _capacity(task: Task) -> Capacity | str:
         return f"misses the SLO: {unmet.clause} at any load"
 
 
-def _light(found: Capacity) -> Capacity:
+def _light(capacity: Capacity) -> Capacity:
     """Without what only the search needed: it travels between processes."""
-    return replace(found, rates=tuple(replace(one, seen=one.seen[:2]) for one in found.rates))
+    return replace(capacity, rates=tuple(replace(at, observations=at.observations[:2]) for at in capacity.rates))
 
 
 def _least_replicas(task: Task) -> int:
-    assert task.found is not None
-    return max(1, math.ceil(task.rate / (POOLING * task.found.interval.mean)))
+    assert task.capacity is not None
+    return max(1, math.ceil(task.rate / (POOLING * task.capacity.interval.mean)))
 
 
 def _price(task: Task) -> float | None:
-    """Dollars per hour of one replica."""
-    assert task.found is not None
-    price: float | None = money(task.found.rates[0].seen)["usd_per_hour"]
+    assert task.capacity is not None
+    price: float | None = money(task.capacity.rates[0].observations)["usd_per_hour"]
     return price
 
 
-def _near(kept: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
+def _near(served: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
     """The candidates worth simulating at the rate; the others get their row."""
     near = []
-    prices = {task.name: _price(task) for task in kept}
-    kinds = {task.scenario.gpu for task in kept}
+    prices = {task.name: _price(task) for task in served}
+    kinds = {task.scenario.gpu for task in served}
     by_price = None not in prices.values()
     if not by_price and len(kinds) > 1:
-        missing = sorted({task.scenario.gpu for task in kept if prices[task.name] is None})
+        missing = sorted({task.scenario.gpu for task in served if prices[task.name] is None})
         raise InputError(
             f"no price is known of {', '.join(missing)}, so it cannot be compared with other GPUs; set "
             "price.usd_per_gpu_hour, or leave it out"
@@ -186,8 +183,8 @@ def _near(kept: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
     def cost(task: Task) -> float:
         return _least_replicas(task) * ((prices[task.name] or 0.0) if by_price else task.scenario.tp)
 
-    least = min(map(cost, kept), default=0.0)
-    for task in kept:
+    least = min(map(cost, served), default=0.0)
+    for task in served:
         gpus = _least_replicas(task) * task.scenario.tp
         if gpus > task.ask.most_gpus:
             reason = f"needs at least {gpus:,} GPUs, more than {task.ask.most_gpus:,}"
@@ -210,7 +207,7 @@ def _sized(task: Task) -> Document:
         [first] = search.bench([Trial(task.rate, 0, requests, Window(requests // 4))])
         if not first.stopped:
             at = search.look(task.rate, ROUGH_REPLICATIONS, requests)
-            if all(one.mean <= 0 for one in at.excess):
+            if all(estimate.mean <= 0 for estimate in at.excess):
                 return _row(task, status="meets", replicas=replicas, at=at, search=search)
     # Far above what one replica's capacity asks for, it is no longer the load that misses the SLO.
     return _row(task, status="dominated", reason=f"misses the SLO with {most:,} replicas; try more --requests")
@@ -218,22 +215,22 @@ def _sized(task: Task) -> Document:
 
 def _search(task: Task, replicas: int) -> tuple[Search, int]:
     """A search for so many replicas together, and the requests that a replication takes."""
-    assert task.found is not None
+    assert task.capacity is not None
     scenario = replace(task.scenario, replicas=replicas)
     clauses = checked(scenario, task.ask)
     aim = Aim(clauses, fewest=task.ask.requests, lifetimes=ROUGH_LIFETIMES)
-    needed = math.ceil(aim.lifetimes * lifetime_s(task.found.rates[0].seen) * task.rate)
+    needed = math.ceil(aim.lifetimes * lifetime_s(task.capacity.rates[0].observations) * task.rate)
     requests = min(LONGEST, max(aim.fewest, 5 * requests_needed(clauses), needed))
     bench = Simulated(scenario, clauses, workers=task.ask.workers, executor=task.ask.executor)
     return Search(bench, aim, task.rate), requests
 
 
 def _confirmed(
-    tasks: Mapping[str, Task], rows: dict[str, Document], ask: Ask, told: Told
+    tasks: Mapping[str, Task], rows: dict[str, Document], ask: Ask, say: Say
 ) -> tuple[str | None, AtRate | None, Window]:
     """The cheapest that meets the SLO by the test, which may take a replica more than it seemed."""
     while meeting := [name for name, row in rows.items() if row["status"] == "meets"]:
-        name = min(meeting, key=lambda one: cost_of(rows[one]))
+        name = min(meeting, key=lambda other: cost_of(rows[other]))
         task = replace(tasks[name], ask=ask)
         replicas = rows[name]["replicas"]
         search, requests = _search(task, replicas)
@@ -242,7 +239,7 @@ def _confirmed(
             if at.met is not None:
                 break
         rows[name] = _row(task, status="meets", replicas=replicas, at=at, search=search)
-        told(f"{name} with {replicas} replicas: {'confirmed' if at.met else 'not confirmed'}")
+        say(f"{name} with {replicas} replicas: {'confirmed' if at.met else 'not confirmed'}")
         if at.met:
             rows[name]["status"] = "best"
             return name, at, search.window
@@ -274,18 +271,11 @@ def _row(
 ) -> Document:
     """A candidate's line of the table; None where a number is not known."""
     kind, _, why = status.partition(": ")
-    found = task.found
-    shown: Document = {
-        "ttft_s": None,
-        "tpot_s": None,
-        "e2e_s": None,
-        "goodput": None,
-        "stable": None,
-        "replications": 0,
-    }
+    capacity = task.capacity
+    shown: Document = {**dict.fromkeys(("ttft_s", "tpot_s", "e2e_s", "goodput", "stable")), "replications": 0}
     if at is not None and search is not None:
-        one = rate_row(at, search.aim.clauses, search.window)
-        shown = {name: one[name] for name in shown}
+        numbers = rate_row(at, search.aim.clauses, search.window)
+        shown = {name: numbers[name] for name in shown}
     return {
         "name": task.name,
         **configuration(task.scenario),
@@ -293,9 +283,9 @@ def _row(
         "reason": reason or why,
         "replicas": replicas,
         "gpus": None if replicas is None else replicas * task.scenario.tp,
-        "capacity_per_replica": None if found is None else found.interval.mean,
-        "ci95_per_replica": None if found is None else [found.interval.low, found.interval.high],
-        **money(at.seen if at is not None else ()),
+        "capacity_per_replica": None if capacity is None else capacity.interval.mean,
+        "ci95_per_replica": None if capacity is None else [capacity.interval.low, capacity.interval.high],
+        **money(at.observations if at is not None else ()),
         **shown,
     }
 
@@ -303,7 +293,7 @@ def _row(
 def _document(
     candidates: Mapping[str, Scenario],
     rows: Mapping[str, Document],
-    kept: Sequence[Task],
+    served: Sequence[Task],
     best: str | None,
     at: AtRate | None,
     window: Window,
@@ -313,22 +303,24 @@ def _document(
     first = next(iter(candidates.values()))
     table = [rows[name] for name in candidates]
     mark_pareto(table)
-    chosen = next((task for task in kept if task.name == best), None)
-    found = chosen.found if chosen else None
-    seen = found.rates[0].seen[0] if found else None
+    chosen = next((task for task in served if task.name == best), None)
+    capacity = chosen.capacity if chosen else None
+    observation = capacity.rates[0].observations[0] if capacity else None
     document: dict[str, Any] = {
         "slo": slo_of(first, ask.attainment),
         "rate": rate,
         "precision": ask.precision,
         "confidence": CONFIDENCE,
-        "capacity": capacity_words(found, 1) if found else None,
+        "capacity": capacity_words(capacity, 1) if capacity else None,
         "best": rows[best] if best else None,
         "candidates": table,
         "rates": [rate_row(at, checked(first, ask), window)] if at else [],
-        "warm_up": warm_up_words(found) if found else None,
-        "replications": len(at.seen) if at else 0,
+        "warm_up": warm_up_words(capacity) if capacity else None,
+        "replications": len(at.observations) if at else 0,
         "notes": [],
-        "inputs": inputs_of(chosen.scenario, seen) if chosen and seen else {"trace": first.workload.trace},
+        "inputs": inputs_of(chosen.scenario, observation)
+        if chosen and observation
+        else {"trace": first.workload.trace},
     }
     if best is None:
         document["reason"] = f"None of {len(table)} candidates meets the SLO at {rate:g} requests/s."

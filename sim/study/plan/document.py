@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sim.results import metrics
+from sim.results.percentiles import Floats
 from sim.scenario import Scenario
 from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Observation, Window
 from sim.study.plan.rates import AtRate
@@ -22,32 +23,29 @@ PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 
 
 def slo_of(scenario: Scenario, attainment: float | None) -> Document:
-    """The limits in seconds by name, and the attainment where one is asked."""
-    limits: Document = {one.name: one.limit_s for one in metrics.parse_slo(scenario.slo)}
+    limits: Document = {limit.name: limit.limit_s for limit in metrics.parse_slo(scenario.slo)}
     return limits if attainment is None else {**limits, "attainment": attainment}
 
 
-def capacity_words(found: Capacity, replicas: int) -> Document:
-    """The answer in numbers."""
-    one = found.interval
+def capacity_words(capacity: Capacity, replicas: int) -> Document:
+    interval = capacity.interval
     return {
-        "requests_per_s": one.mean,
-        "ci95": [one.low, one.high],
-        "half_width": one.half_width,
-        "relative": one.relative,
-        "narrow": found.narrow,
-        "bound_by": found.bound_by,
+        "requests_per_s": interval.mean,
+        "ci95": [interval.low, interval.high],
+        "half_width": interval.half_width,
+        "relative": interval.relative,
+        "narrow": capacity.narrow,
+        "bound_by": capacity.bound_by,
         "replicas": replicas,
     }
 
 
-def warm_up_words(found: Capacity) -> Document:
-    """What was cut off."""
+def warm_up_words(capacity: Capacity) -> Document:
     return {
         "rule": "MSER-5 of the mean over replications; at least a tenth and the 90th percentile of E2E",
-        "settled": found.settled,
-        "requests_cut": found.window.skip,
-        "requests_cut_at_end": found.window.drop,
+        "settled": capacity.settled,
+        "requests_cut": capacity.window.skip,
+        "requests_cut_at_end": capacity.window.drop,
     }
 
 
@@ -60,53 +58,55 @@ def rate_row(at: AtRate, clauses: Sequence[Clause], window: Window) -> Document:
         else None
         for column, some in values.items()
     }
-    met = [good_share(seen, clauses, window) for seen in at.seen]
+    met = [good_share(observation, clauses, window) for observation in at.observations]
     share = float(np.mean(met))
     names = [*(clause.name for clause in clauses), STABILITY]
     return {
         "requests_per_s": at.rate_per_s,
-        "replications": len(at.seen),
+        "replications": len(at.observations),
         "met": at.met,
         "stable": not at.unstable,
         **latencies,
         "goodput": {"requests_per_s": share * at.rate_per_s, "fraction": share},
         "excess": {
-            name: {"mean": one.mean, "ci95": [one.low, one.high]} for name, one in zip(names, at.excess, strict=True)
+            name: {"mean": excess.mean, "ci95": [excess.low, excess.high]}
+            for name, excess in zip(names, at.excess, strict=True)
         },
     }
 
 
-def _counted(at: AtRate, window: Window, column: str) -> metrics.Floats:
+def _counted(at: AtRate, window: Window, column: str) -> Floats:
     """One latency of the requests that count, of all replications; without NaN."""
-    values = np.concatenate([one.values[column][window.slice(len(one))] for one in at.seen])
-    found: metrics.Floats = values[~np.isnan(values)]
-    return found
+    values = np.concatenate(
+        [observation.values[column][window.slice(len(observation))] for observation in at.observations]
+    )
+    known: Floats = values[~np.isnan(values)]
+    return known
 
 
-def good_share(seen: Observation, clauses: Sequence[Clause], window: Window) -> float:
+def good_share(observation: Observation, clauses: Sequence[Clause], window: Window) -> float:
     """The share of requests that meet every limit by their own values (goodput)."""
-    over = np.zeros(len(seen), bool)
+    over = np.zeros(len(observation), bool)
     for clause in clauses:
         for limit in clause.limits:
-            over |= seen.values[OWN_VALUE[limit.metric]] > limit.limit_s
-    return 1 - float(over[window.slice(len(seen))].mean())
+            over |= observation.values[OWN_VALUE[limit.metric]] > limit.limit_s
+    return 1 - float(over[window.slice(len(observation))].mean())
 
 
-def row_of(scenario: Scenario, found: Capacity) -> Document:
+def row_of(scenario: Scenario, capacity: Capacity) -> Document:
     """The configuration with its price, at its capacity: means over the replications at the rate nearest below it."""
-    below = [one for one in found.rates if one.rate_per_s <= found.interval.mean] or list(found.rates[:1])
+    below = [at for at in capacity.rates if at.rate_per_s <= capacity.interval.mean] or list(capacity.rates[:1])
     return {
         **configuration(scenario),
         "replicas": scenario.replicas,
         "gpus": scenario.replicas * scenario.tp,
-        "capacity_per_replica": found.interval.mean / scenario.replicas,
-        "ci95_per_replica": [found.interval.low / scenario.replicas, found.interval.high / scenario.replicas],
-        **money(below[-1].seen),
+        "capacity_per_replica": capacity.interval.mean / scenario.replicas,
+        "ci95_per_replica": [capacity.interval.low / scenario.replicas, capacity.interval.high / scenario.replicas],
+        **money(below[-1].observations),
     }
 
 
 def configuration(scenario: Scenario) -> Document:
-    """What a candidate may vary."""
     return {
         "model": scenario.model,
         "gpu": scenario.gpu,
@@ -118,15 +118,15 @@ def configuration(scenario: Scenario) -> Document:
     }
 
 
-def money(seen: Sequence[Observation]) -> Document:
+def money(observations: Sequence[Observation]) -> Document:
     """Dollars and joules as means over runs; None where no price or no power is known."""
-    bills = [one.facts.get("bill", {}) for one in seen]
+    bills = [observation.facts.get("bill", {}) for observation in observations]
     first = bills[0] if bills else {}
     price = first.get("usd_per_gpu_hour")
     return {
         "usd_per_hour": None if price is None else price * first["gpus"],
-        "usd_per_million_tokens": _mean([one.get("usd_per_million_tokens") for one in bills]),
-        "joules_per_million_tokens": _mean([one.get("joules_per_million_tokens") for one in bills]),
+        "usd_per_million_tokens": _mean([bill.get("usd_per_million_tokens") for bill in bills]),
+        "joules_per_million_tokens": _mean([bill.get("joules_per_million_tokens") for bill in bills]),
         "joules_upper_bound": first.get("joules_upper_bound"),
         "price_source": first.get("price_source"),
         "power_source": first.get("power_source"),
@@ -140,16 +140,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
     """The best that could be had: the missed clause at the lowest load."""
-    seen, window = unmet.seen, Window(len(unmet.seen) // 10)
-    clause = next((one for one in clauses if one.name == unmet.clause), clauses[0])
-    rate = f"{seen.rate_per_s:.3g} requests/s"
+    observation, window = unmet.observation, Window(len(unmet.observation) // 10)
+    clause = next((clause for clause in clauses if clause.name == unmet.clause), clauses[0])
+    rate = f"{observation.rate_per_s:.3g} requests/s"
     if clause.statistic == "share":
-        share = good_share(seen, clauses, window)
+        share = good_share(observation, clauses, window)
         best = {"goodput": share}
-        asked = f"{share:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
-        reason = f"at the lowest load tried, {rate}, {asked}"
+        shortfall = f"{share:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
+        reason = f"at the lowest load tried, {rate}, {shortfall}"
     else:
-        value_s = lowest_s(seen, clause, window)
+        value_s = lowest_s(observation, clause, window)
         best = {clause.name: value_s}
         reason = f"at the lowest load tried, {rate}, {clause.name} is {value_s:.3g} s, above {clause.limit_s:g} s"
     return {
@@ -157,36 +157,35 @@ def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
         "best": None,
         "candidates": [],
         "rates": [],
-        "at_lowest_load": {"requests_per_s": seen.rate_per_s, **best},
+        "at_lowest_load": {"requests_per_s": observation.rate_per_s, **best},
         "reason": f"No load meets the SLO: {reason}.",
         "notes": [],
     }
 
 
-def lowest_s(seen: Observation, clause: Clause, window: Window) -> float:
+def lowest_s(observation: Observation, clause: Clause, window: Window) -> float:
     """A clause's statistic in the requests that count (of gaps between tokens, each request's longest)."""
     limit = clause.limits[0]
-    values = seen.values[OWN_VALUE[limit.metric]][window.slice(len(seen))]
+    values = observation.values[OWN_VALUE[limit.metric]][window.slice(len(observation))]
     values = values[~np.isnan(values)]
     if clause.statistic in ("mean", "max"):
         return float(getattr(values, clause.statistic)())
     return float(np.percentile(values, float(clause.statistic[1:])))
 
 
-def inputs_of(scenario: Scenario, seen: Observation) -> Document:
-    """Where the numbers are from."""
-    told = seen.facts.get("inputs", {})
+def inputs_of(scenario: Scenario, observation: Observation) -> Document:
+    facts = observation.facts.get("inputs", {})
     arrivals = "poisson" if scenario.workload.arrivals == "trace" else scenario.workload.arrivals
     return {
-        "trace": told.get("trace", scenario.workload.trace),
-        "trace_kind": told.get("trace_kind"),
+        "trace": facts.get("trace", scenario.workload.trace),
+        "trace_kind": facts.get("trace_kind"),
         "requests_in_trace": len(source(scenario.workload)),
         "arrivals": arrivals,
         "arrivals_cv": scenario.workload.arrivals_cv,
         "profile": scenario.cost.profile,
         **configuration(scenario),
         "seed": scenario.seed,
-        "cost_sources": seen.facts.get("cost_sources"),
+        "cost_sources": observation.facts.get("cost_sources"),
         "version": version("foretoken"),
     }
 

@@ -15,7 +15,6 @@ from sim.study.statistics import GROWTH_ALLOWED, Growth, growth
 from traces.schema import InputError
 
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 OWN_VALUE = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
 STABILITY = "stability"
 FEWEST_BEYOND = 10
@@ -66,10 +65,10 @@ def clauses_of(slo: Sequence[Limit], attainment: float | None = None) -> tuple[C
             raise InputError(f"attainment is {attainment}; it must lie between 0 and 1, such as 0.99")
         return (Clause("goodput", tuple(slo), "share", round(1 - attainment, 12)),)
     return tuple(
-        Clause(one.name, (one,), one.statistic, 1 - float(one.statistic[1:]) / 100)
-        if one.statistic.startswith("p")
-        else Clause(one.name, (one,), one.statistic)
-        for one in slo
+        Clause(limit.name, (limit,), limit.statistic, 1 - float(limit.statistic[1:]) / 100)
+        if limit.statistic.startswith("p")
+        else Clause(limit.name, (limit,), limit.statistic)
+        for limit in slo
     )
 
 
@@ -114,7 +113,6 @@ class Observation:
         return len(self.due_s)
 
     def growth(self, window: Window) -> Growth:
-        """How the backlog grew while the requests that count came."""
         return grown(self.due_s, self.arrival_s, self.finish_s, self.work_tokens, window)
 
 
@@ -124,28 +122,28 @@ def grown(due_s: Floats, arrival_s: Floats, finish_s: Floats, work: Floats, wind
     return growth(arrival_s, finish_s, work, float(part[0]), float(part[-1]))
 
 
-def excesses(seen: Observation, clauses: Sequence[Clause], window: Window) -> Floats:
+def excesses(observation: Observation, clauses: Sequence[Clause], window: Window) -> Floats:
     """By how much each clause is missed, and last the stability of the queue; 0 or less: it is met.
 
     Of a percentile, the share of requests over the limit less the share that may be: so "p99 <= limit" is "at most
     1 % are over it", which is unbiased in a finite run, as a percentile is not. Of mean and max, the ratio to the
     limit less 1. Of stability, the growth of the backlog as a share of the work that came, less what is allowed.
     """
-    found = [_excess(seen, clause, window) for clause in clauses]
-    return np.array([*found, seen.growth(window).share - GROWTH_ALLOWED])
+    missed = [_excess(observation, clause, window) for clause in clauses]
+    return np.array([*missed, observation.growth(window).share - GROWTH_ALLOWED])
 
 
-def _excess(seen: Observation, clause: Clause, window: Window) -> float:
-    part = window.slice(len(seen))
+def _excess(observation: Observation, clause: Clause, window: Window) -> float:
+    part = window.slice(len(observation))
     if clause.statistic == "share":
-        over = np.zeros(len(seen), bool)
+        over = np.zeros(len(observation), bool)
         for limit in clause.limits:
-            over |= seen.values[OWN_VALUE[limit.metric]] > limit.limit_s
+            over |= observation.values[OWN_VALUE[limit.metric]] > limit.limit_s
         return float(over[part].mean()) - clause.share
     limit = clause.limits[0]
-    if limit.metric == "itl" and clause.statistic != "max" and seen.gaps is not None:
-        return _gap_excess(seen.gaps, clause, part)
-    values = seen.values[OWN_VALUE[limit.metric]][part]
+    if limit.metric == "itl" and clause.statistic != "max" and observation.gaps is not None:
+        return _gap_excess(observation.gaps, clause, part)
+    values = observation.values[OWN_VALUE[limit.metric]][part]
     values = values[~np.isnan(values)]
     if not len(values):
         return -clause.share

@@ -36,7 +36,7 @@ FEWEST_OF_ALL = 200
 CURVE = (0.25, 0.5, 0.7, 0.85, 0.95, 1.1, 1.25)
 """Shares of the capacity at which a page also shows the latencies, beside those that the search tried."""
 CURVE_REPLICATIONS = 4
-Told = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 def quiet(what: str) -> None:
@@ -76,7 +76,7 @@ class Ask:
             )
 
 
-def capacity_of(scenario: Scenario, ask: Ask, told: Told = quiet) -> Document:
+def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     """The highest rate that the configuration takes under the scenario's SLO.
 
     Returns the document of docs/plan.md; its `capacity` is None, with a `reason`, where no rate meets the SLO.
@@ -88,7 +88,7 @@ def capacity_of(scenario: Scenario, ask: Ask, told: Told = quiet) -> Document:
         scenario, clauses, workers=ask.workers, executor=ask.executor, ran=lambda: runs.__setitem__(0, runs[0] + 1)
     )
     aim = Aim(clauses, ask.precision, fewest=ask.requests)
-    search = Search(bench, aim, bench.guess(), told)
+    search = Search(bench, aim, bench.guess(), say)
     about = {
         "slo": slo_of(scenario, ask.attainment),
         "rate": None,
@@ -96,28 +96,33 @@ def capacity_of(scenario: Scenario, ask: Ask, told: Told = quiet) -> Document:
         "confidence": CONFIDENCE,
     }
     try:
-        found = search.capacity()
+        capacity = search.capacity()
     except UnmetError as unmet:
         return jsonable(
-            {**about, **unmet_words(unmet, clauses), "simulations": runs[0], "inputs": inputs_of(scenario, unmet.seen)}
+            {
+                **about,
+                **unmet_words(unmet, clauses),
+                "simulations": runs[0],
+                "inputs": inputs_of(scenario, unmet.observation),
+            }
         )
-    rates = list(found.rates)
+    rates = list(capacity.rates)
     if ask.curve:
-        rates = sorted([*rates, *_curve(bench, search, found)], key=lambda one: one.rate_per_s)
-    row = row_of(scenario, found)
+        rates = sorted([*rates, *_curve(bench, search, capacity)], key=lambda at: at.rate_per_s)
+    row = row_of(scenario, capacity)
     return jsonable(
         {
             **about,
-            "capacity": capacity_words(found, scenario.replicas),
+            "capacity": capacity_words(capacity, scenario.replicas),
             "best": row,
             "candidates": [row],
-            "rates": [rate_row(one, clauses, found.window) for one in rates],
-            "warm_up": warm_up_words(found),
-            "replications": found.replications,
-            "requests_per_replication": found.requests,
+            "rates": [rate_row(at, clauses, capacity.window) for at in rates],
+            "warm_up": warm_up_words(capacity),
+            "replications": capacity.replications,
+            "requests_per_replication": capacity.requests,
             "simulations": runs[0],
-            "notes": list(found.notes),
-            "inputs": inputs_of(scenario, found.rates[0].seen[0]),
+            "notes": list(capacity.notes),
+            "inputs": inputs_of(scenario, capacity.rates[0].observations[0]),
         }
     )
 
@@ -130,12 +135,12 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     clauses = clauses_of(metrics.parse_slo(scenario.slo) if scenario.slo else (), ask.attainment)
     if scenario.executor != "predicted":
         raise InputError("a plan simulates hundreds of runs; executor live is not for it")
-    told = scenario.workload
-    if told.concurrency:
+    workload = scenario.workload
+    if workload.concurrency:
         raise InputError("a plan searches the arrival rate, and with workload.concurrency requests come when users ask")
-    if told.resample or told.rate_scale != 1.0:
+    if workload.resample or workload.rate_scale != 1.0:
         raise InputError("a plan draws requests and rates itself; leave out workload.resample and workload.rate_scale")
-    trace = source(told)
+    trace = source(workload)
     needed = requests_needed(clauses)
     if len(trace) < needed:
         rarest = min((clause for clause in clauses if clause.share > 0), key=lambda clause: clause.share, default=None)
@@ -149,17 +154,16 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     return clauses
 
 
-def _curve(bench: Simulated, search: Search, found: Capacity) -> list[AtRate]:
+def _curve(bench: Simulated, search: Search, capacity: Capacity) -> list[AtRate]:
     """Further rates, for the plots; they change no answer."""
-    rates = [float(f"{share * found.interval.mean:.4g}") for share in CURVE]
-    rates = [rate for rate in rates if rate not in search.found]
-    trials = [Trial(rate, number, found.requests) for rate in rates for number in range(CURVE_REPLICATIONS)]
-    for trial, seen in zip(trials, bench(trials), strict=True):
-        search.found.setdefault(trial.rate_per_s, []).append(seen)
+    rates = [float(f"{share * capacity.interval.mean:.4g}") for share in CURVE]
+    rates = [rate for rate in rates if rate not in search.observations]
+    trials = [Trial(rate, number, capacity.requests) for rate in rates for number in range(CURVE_REPLICATIONS)]
+    for trial, observation in zip(trials, bench(trials), strict=True):
+        search.observations.setdefault(trial.rate_per_s, []).append(observation)
     return [search.at(rate) for rate in rates]
 
 
 def jsonable(document: Document) -> Document:
-    """The document in JSON's own types."""
-    found: Any = metrics.plain(document)
-    return dict(found)
+    plain: Any = metrics.plain(document)
+    return dict(plain)

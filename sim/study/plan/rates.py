@@ -14,10 +14,8 @@ from sim.study.statistics import Estimate, mser5
 
 @dataclass(frozen=True, slots=True)
 class AtRate:
-    """All replications at one rate."""
-
     rate_per_s: float
-    seen: tuple[Observation, ...]
+    observations: tuple[Observation, ...]
     excess: tuple[Estimate, ...]
     """Of each clause and of the stability, the mean excess with its interval."""
     growing: int = 0
@@ -26,14 +24,14 @@ class AtRate:
     @property
     def met(self) -> bool | None:
         """Is the SLO met, by the test? None where the replications cannot say."""
-        if all(one.high <= 0 for one in self.excess):
+        if all(estimate.high <= 0 for estimate in self.excess):
             return True
-        return False if any(one.low > 0 for one in self.excess) else None
+        return False if any(estimate.low > 0 for estimate in self.excess) else None
 
     @property
     def unstable(self) -> bool:
         """Does the queue grow, by the test over replications or by that of most of them?"""
-        return self.excess[-1].low > 0 or 2 * self.growing > len(self.seen)
+        return self.excess[-1].low > 0 or 2 * self.growing > len(self.observations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +51,14 @@ def crossings(known: Sequence[AtRate], clauses: Sequence[Clause]) -> Crossed:
     more steeply, so that straight lines err downwards and those of the logarithm, if at all, upwards: the lower end of
     the interval follows the former, the upper end the latter.
     """
-    rates = np.array([one.rate_per_s for one in known])
+    rates = np.array([at.rate_per_s for at in known])
     low: float | None = math.inf
     middle, high, clause = math.inf, math.inf, 0
     for place in range(len(known[0].excess)):
-        column = [one.excess[place] for one in known]
-        upper, mean, lower = (np.array([getattr(one, name) for one in column]) for name in ("high", "mean", "low"))
+        column = [at.excess[place] for at in known]
+        upper, mean, lower = (
+            np.array([getattr(estimate, name) for estimate in column]) for name in ("high", "mean", "low")
+        )
         share = clauses[place].share if place < len(clauses) else 0.0
         mean, lower = _evened(mean, share), _evened(lower, share)
         low = None if low is None or upper[0] > 0 else min(low, _crossing(rates, upper))
@@ -79,8 +79,8 @@ def _evened(excess: Floats, share: float) -> Floats:
     """
     if not share:
         return excess
-    found: Floats = np.log(np.maximum(excess + share, share / 1000) / share)
-    return np.where(excess > 0, np.maximum(found, 1e-12), np.minimum(found, 0.0))
+    evened: Floats = np.log(np.maximum(excess + share, share / 1000) / share)
+    return np.where(excess > 0, np.maximum(evened, 1e-12), np.minimum(evened, 0.0))
 
 
 def _crossing(rates: Floats, values: Floats) -> float:
@@ -109,12 +109,12 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.4g}")
 
 
-def lifetime_s(seen: Sequence[Observation]) -> float:
+def lifetime_s(observations: Sequence[Observation]) -> float:
     """The 90th percentile of a request's time in the system, as a mean over runs."""
-    return float(np.mean([np.nanpercentile(one.values["e2e_s"], 90) for one in seen]))
+    return float(np.mean([np.nanpercentile(observation.values["e2e_s"], 90) for observation in observations]))
 
 
-def warm_up(seen: Sequence[Observation], clauses: Sequence[Clause]) -> tuple[Window, bool]:
+def warm_up(observations: Sequence[Observation], clauses: Sequence[Clause]) -> tuple[Window, bool]:
     """The requests that count, from the first replications at one rate, and whether a steady state was found.
 
     The rule: of each latency of the SLO, the mean over the replications is taken request by request, and MSER-5 says
@@ -122,11 +122,11 @@ def warm_up(seen: Sequence[Observation], clauses: Sequence[Clause]) -> tuple[Win
     percentile of a request's time in the system, after which the batch is full. So many are also cut off at the end,
     where the load falls. At most half and a quarter are cut.
     """
-    shortest = min(map(len, seen))
-    filling = math.ceil(lifetime_s(seen) * seen[0].rate_per_s)
+    shortest = min(map(len, observations))
+    filling = math.ceil(lifetime_s(observations) * observations[0].rate_per_s)
     cuts = []
     for metric in sorted({limit.metric for clause in clauses for limit in clause.limits}):
-        values = np.array([one.values[OWN_VALUE[metric]][:shortest] for one in seen])
+        values = np.array([observation.values[OWN_VALUE[metric]][:shortest] for observation in observations])
         there = ~np.isnan(values)
         counts = there.sum(axis=0)
         sums = np.where(there, values, 0.0).sum(axis=0)

@@ -133,12 +133,12 @@ def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], reque
         owner = index_of(sequence)
         np.add.at(count, owner, last - first)
         np.add.at(sum_s, owner, ends_s[last] - ends_s[first])
-        for limit_s, found in over.items():
+        for limit_s, counted in over.items():
             so_far = np.concatenate([[0], np.cumsum(np.diff(ends_s) > limit_s)])
-            np.add.at(found, owner, so_far[last] - so_far[first])
+            np.add.at(counted, owner, so_far[last] - so_far[first])
     between = index_of(gaps.joins.sequence)
     np.add.at(count, between, 1.0)
     np.add.at(sum_s, between, gaps.joins.seconds)
-    for limit_s, found in over.items():
-        np.add.at(found, between, gaps.joins.seconds > limit_s)
+    for limit_s, counted in over.items():
+        np.add.at(counted, between, gaps.joins.seconds > limit_s)
     return Gaps(count, sum_s, over)

@@ -81,11 +81,11 @@ class Aim:
 
 
 class UnmetError(Exception):
-    """No rate meets the SLO; `seen` is what the lowest load gave."""
+    """No rate meets the SLO; `observation` is what the lowest load gave."""
 
-    def __init__(self, seen: Observation, clause: str) -> None:
+    def __init__(self, observation: Observation, clause: str) -> None:
         super().__init__(clause)
-        self.seen = seen
+        self.observation = observation
         self.clause = clause
 
 
@@ -114,22 +114,22 @@ class Search:
     bench: Bench
     aim: Aim
     guess: float
-    told: Callable[[str], None] = lambda what: None
+    say: Callable[[str], None] = lambda what: None
     runs: int = 0
     requests: int = 0
     window: Window = field(default_factory=lambda: Window(0))
     settled: bool = True
-    found: dict[float, list[Observation]] = field(default_factory=dict)
+    observations: dict[float, list[Observation]] = field(default_factory=dict)
     _judged: dict[tuple[float, int, Window], tuple[Floats, bool]] = field(default_factory=dict)
 
     def capacity(self) -> Capacity:
         """Raises UnmetError where even the lowest load misses the SLO."""
         low, high, first = self.bracket()
         self.requests = self._long_enough(first)
-        self.told(f"between {low:.4g} and {high:.4g} requests/s")
+        self.say(f"between {low:.4g} and {high:.4g} requests/s")
         wanted = self.aim.first_replications
         self._fill([low, rounded(math.sqrt(low * high)), high], wanted)
-        self.window, self.settled = warm_up(self.found[low], self.aim.clauses)
+        self.window, self.settled = warm_up(self.observations[low], self.aim.clauses)
         for _ in range(ROUNDS):
             step = self._next(wanted)
             if step is None:
@@ -142,7 +142,7 @@ class Search:
         """So many replications at one rate, judged with a warm-up of their own."""
         self.requests = requests
         self._fill([rate], replications)
-        self.window, self.settled = warm_up(self.found[rate], self.aim.clauses)
+        self.window, self.settled = warm_up(self.observations[rate], self.aim.clauses)
         return self.at(rate)
 
     def bracket(self) -> tuple[float, float, Observation]:
@@ -152,10 +152,12 @@ class Search:
         tried: dict[float, tuple[str, Observation]] = {}
 
         def met(rate: float) -> bool:
-            [seen] = self._run([Trial(rate, 0, self.requests, self.window)])
-            missed = seen.stopped or verdict(excesses(seen, self.aim.clauses, self.window), self.aim.clauses)
-            tried[rate] = missed, seen
-            self.told(f"{rate:.4g} requests/s: {f'misses {missed}' if missed else 'meets the SLO'}")
+            [observation] = self._run([Trial(rate, 0, self.requests, self.window)])
+            missed = observation.stopped or verdict(
+                excesses(observation, self.aim.clauses, self.window), self.aim.clauses
+            )
+            tried[rate] = missed, observation
+            self.say(f"{rate:.4g} requests/s: {f'misses {missed}' if missed else 'meets the SLO'}")
             return not missed
 
         low = high = rounded(self.guess)
@@ -179,29 +181,28 @@ class Search:
 
     def _unmet(self, rate: float, clause: str) -> UnmetError:
         """The lowest load once more, to its end."""
-        [seen] = self._run([Trial(rate, 0, self.requests)])
-        return UnmetError(seen, clause)
+        [observation] = self._run([Trial(rate, 0, self.requests)])
+        return UnmetError(observation, clause)
 
     def at(self, rate: float) -> AtRate:
-        """What is known of a rate by now."""
-        seen = self.found[rate]
-        judged = [self._judge(rate, number, one) for number, one in enumerate(seen)]
-        excess = np.array([one for one, _ in judged])
+        observations = self.observations[rate]
+        judged = [self._judge(rate, number, observation) for number, observation in enumerate(observations)]
+        excess = np.array([row for row, _ in judged])
         intervals = tuple(by_skewed_replications(column, self.aim.confidence) for column in excess.T)
-        return AtRate(rate, tuple(seen), intervals, sum(grew for _, grew in judged))
+        return AtRate(rate, tuple(observations), intervals, sum(grew for _, grew in judged))
 
-    def _judge(self, rate: float, number: int, seen: Observation) -> tuple[Floats, bool]:
+    def _judge(self, rate: float, number: int, observation: Observation) -> tuple[Floats, bool]:
         """A replication's excesses, and whether its queue grew, worked out once."""
         key = rate, number, self.window
         if key not in self._judged:
-            excess = excesses(seen, self.aim.clauses, self.window)
-            self._judged[key] = excess, seen.growth(self.window).unstable
+            excess = excesses(observation, self.aim.clauses, self.window)
+            self._judged[key] = excess, observation.growth(self.window).unstable
         return self._judged[key]
 
     def _next(self, wanted: int) -> tuple[list[float], int] | None:
         """Which rates to run next and with how many replications each; None: the interval is narrow enough."""
         precision = self.aim.precision
-        known = [self.at(rate) for rate in sorted(self.found)]
+        known = [self.at(rate) for rate in sorted(self.observations)]
         crossed = crossings(known, self.aim.clauses)
         lowest, highest = known[0].rate_per_s, known[-1].rate_per_s
         step = 1 + 1.5 * precision
@@ -209,13 +210,13 @@ class Search:
             return [rounded(lowest / step)], wanted
         if crossed.high is None or crossed.middle is None:
             return [rounded(highest * step)], wanted
-        near = around(sorted(self.found), (crossed.low, crossed.middle, crossed.high))
-        thin = [rate for rate in near if len(self.found[rate]) < wanted]
+        near = around(sorted(self.observations), (crossed.low, crossed.middle, crossed.high))
+        thin = [rate for rate in near if len(self.observations[rate]) < wanted]
         if thin:
             return thin, wanted
         middle = rounded(crossed.middle)
-        below, above = around(sorted(self.found), (crossed.middle,))
-        if above / below > 1 + FINEST * precision and middle not in self.found:
+        below, above = around(sorted(self.observations), (crossed.middle,))
+        if above / below > 1 + FINEST * precision and middle not in self.observations:
             return [middle], wanted
         if (crossed.high - crossed.low) / 2 <= precision * crossed.middle or wanted >= self.aim.most_replications:
             return None
@@ -223,7 +224,7 @@ class Search:
         return near, wanted
 
     def _answer(self, wanted: int) -> Capacity:
-        known = [self.at(rate) for rate in sorted(self.found)]
+        known = [self.at(rate) for rate in sorted(self.observations)]
         crossed = crossings(known, self.aim.clauses)
         low = crossed.low if crossed.low is not None else 0.0
         high = crossed.high if crossed.high is not None else math.inf
@@ -258,20 +259,22 @@ class Search:
                 f"is of {self.requests:,} requests; ask for a percentile, or for an attainment."
             )
 
-    def _long_enough(self, seen: Observation) -> int:
+    def _long_enough(self, observation: Observation) -> int:
         """Requests per replication, given what the bracket showed."""
-        return min(LONGEST, max(self.requests, math.ceil(self.aim.lifetimes * lifetime_s([seen]) * seen.rate_per_s)))
+        return min(
+            LONGEST,
+            max(self.requests, math.ceil(self.aim.lifetimes * lifetime_s([observation]) * observation.rate_per_s)),
+        )
 
     def _fill(self, rates: Sequence[float], wanted: int) -> None:
-        """See to it that each rate has so many replications."""
         missing = [
             Trial(rate, number, self.requests)
             for number in range(wanted)
             for rate in rates
-            if number >= len(self.found.get(rate, []))
+            if number >= len(self.observations.get(rate, []))
         ]
-        for trial, seen in zip(missing, self._run(missing), strict=True):
-            self.found.setdefault(trial.rate_per_s, []).append(seen)
+        for trial, observation in zip(missing, self._run(missing), strict=True):
+            self.observations.setdefault(trial.rate_per_s, []).append(observation)
 
     def _run(self, trials: Sequence[Trial]) -> list[Observation]:
         self.runs += len(trials)

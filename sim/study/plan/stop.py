@@ -20,8 +20,6 @@ SURELY = 1 + 1e-9
 
 
 class HopelessError(Exception):
-    """The run is certain to miss `clause`."""
-
     def __init__(self, clause: str) -> None:
         super().__init__(clause)
         self.clause = clause
@@ -67,8 +65,8 @@ class Stop(Watch):
         self._first, self._end = counted.start, counted.stop
         self._closes_s = float(due_s[self._end - 1])
         self._single = single
-        asked = [_Tally(clause, output_tokens[counted]) for clause in clauses]
-        self._tallies = [tally for tally in asked if tally.known]
+        tallies = [_Tally(clause, output_tokens[counted]) for clause in clauses]
+        self._tallies = [tally for tally in tallies if tally.known]
         self._arrival_s = np.full(len(due_s), np.nan)
         self._finish_s = np.full(len(due_s), np.nan)
         self._batches = 0
@@ -105,8 +103,8 @@ class Stop(Watch):
         self._grown = True
         for req in live:
             self._arrival_s[req.id] = req.arrival_s
-        found = grown(self._due_s, self._arrival_s, self._finish_s, self._work, self._window)
-        if found.share > GROWTH_ALLOWED:
+        backlog = grown(self._due_s, self._arrival_s, self._finish_s, self._work, self._window)
+        if backlog.share > GROWTH_ALLOWED:
             raise HopelessError(STABILITY)
 
 

@@ -49,17 +49,17 @@ class Simulated:
 
     def __call__(self, trials: Sequence[Trial]) -> list[Observation]:
         points = [self._point(trial) for trial in trials]
-        found: dict[int, Observation] = {}
-        for index, seen in each(measure, points, workers=self._crew(points), executor=self._executor):
-            found[index] = seen
+        observations: dict[int, Observation] = {}
+        for index, observation in each(measure, points, workers=self._crew(points), executor=self._executor):
+            observations[index] = observation
             self._ran()
-        self._cost_s = max([self._cost_s, *(seen.wall_s for seen in found.values())])
-        return [found[index] for index in range(len(points))]
+        self._cost_s = max([self._cost_s, *(observation.wall_s for observation in observations.values())])
+        return [observations[index] for index in range(len(points))]
 
     def guess(self) -> float:
         """Requests per second that are served when many come at once: near the capacity, or not far below it."""
-        [seen] = self([Trial(1e6, 0, BURST)])
-        return BURST / float(np.nanmax(seen.finish_s))
+        [observation] = self([Trial(1e6, 0, BURST)])
+        return BURST / float(np.nanmax(observation.finish_s))
 
     def _point(self, trial: Trial) -> Replication:
         sessions = math.ceil(trial.requests * self._sessions_per_request)

@@ -53,11 +53,9 @@ class Grid:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """The keys that vary, those of the list first."""
         return tuple(dict.fromkeys([*itertools.chain(*self.listed), *self.axes]))
 
     def point(self, index: int) -> Point:
-        """The point of that number."""
         rest, seed = divmod(index, len(self.seeds))
         chosen: dict[str, Any] = {}
         for key in reversed(self.axes):
@@ -71,7 +69,7 @@ class Grid:
 
     def values(self, key: str) -> list[Any]:
         """The values that a key takes, in the order in which they come."""
-        given = self.axes.get(key) or [one[key] for one in self.listed if key in one]
+        given = self.axes.get(key) or [point[key] for point in self.listed if key in point]
         return list({word(value): value for value in given}.values())
 
 
@@ -90,16 +88,16 @@ def of_settings(
         if key in fixed or key in axes:
             raise InputError(f"{key} is given twice; give all its values at once: {key}=first,second")
         if isinstance(value, list | tuple | np.ndarray):
-            axes[key] = tuple(_as_setting(key, one) for one in _checked(key, value))
+            axes[key] = tuple(_as_setting(key, item) for item in _checked(key, value))
         else:
             fixed[key] = value
-    points = [{key: _as_setting(key, value) for key, value in one.items()} for one in listed]
+    points = [{key: _as_setting(key, value) for key, value in point.items()} for point in listed]
     grid = Grid(axes, tuple(points) or ({},), check_seeds(seeds))
     for key in grid.keys:
         if key in ("seed", "executor", "device"):
             why = "vary it with --seeds" if key == "seed" else "a sweep simulates, and does so alike everywhere"
             raise InputError(f"{key} is no axis of a sweep: {why}")
-        if key in axes and any(key in one for one in grid.listed):
+        if key in axes and any(key in point for point in grid.listed):
             raise InputError(f"{key} is given twice: as an axis and in the list of points")
     return fixed, grid
 
@@ -132,12 +130,12 @@ def parse_values(text: str) -> tuple[str, Any]:
     key, value = key.strip(), value.strip()
     if not equals or not key:
         raise InputError(f"--set {text!r}: expected section.key=value or section.key=first,second")
-    found = scenario.literal(value)
-    if found is not None:
-        return key, found
+    literal = scenario.literal(value)
+    if literal is not None:
+        return key, literal
     if key == "slo" or not ("," in value or _RANGE.fullmatch(value)):
         return key, value
-    return key, [one for part in value.split(",") for one in _values(key, part.strip())]
+    return key, [item for part in value.split(",") for item in _values(key, part.strip())]
 
 
 def parse_seeds(text: str, first: int) -> tuple[int, ...]:
@@ -146,16 +144,15 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
     Raises:
         InputError: it is neither.
     """
-    found = parse_values(f"seeds={text}")[1]
-    if isinstance(found, int) and not isinstance(found, bool):
-        return count_seeds(found, first)
-    if not isinstance(found, list):
+    seeds = parse_values(f"seeds={text}")[1]
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        return count_seeds(seeds, first)
+    if not isinstance(seeds, list):
         raise InputError(f"--seeds {text!r}: expected a number of seeds, or seeds such as 1,2,3")
-    return check_seeds(found)
+    return check_seeds(seeds)
 
 
 def count_seeds(count: int, first: int) -> tuple[int, ...]:
-    """So many seeds from `first` on."""
     if not 1 <= count <= MOST_VALUES:
         raise InputError(f"{count:,} seeds; there must be at least 1 and at most {MOST_VALUES:,}")
     return tuple(range(first, first + count))
@@ -174,19 +171,19 @@ def read_points(path: str | Path, *, allow_code: bool = False) -> list[dict[str,
     if name.suffix.lower() not in readers:
         raise InputError(f"points {path}: the name must end in {' or '.join(readers)}")
     try:
-        found = list(readers[name.suffix.lower()](name))
+        points = list(readers[name.suffix.lower()](name))
     except csv.Error as error:
         raise InputError(f"points {path} cannot be read: {error}") from None
-    if not found:
+    if not points:
         raise InputError(f"points {path}: there is no point in it")
-    seen: dict[tuple[tuple[str, str], ...], str] = {}
-    for where, point in found:
-        first = seen.setdefault(tuple(sorted((key, word(value)) for key, value in point.items())), where)
+    places: dict[tuple[tuple[str, str], ...], str] = {}
+    for where, point in points:
+        first = places.setdefault(tuple(sorted((key, word(value)) for key, value in point.items())), where)
         if first != where:
             raise InputError(f"points {path} {where}: the same point as {first}")
         if not allow_code:
             scenario.refuse_code(point, f"points {path} {where}")
-    return [point for _, point in found]
+    return [point for _, point in points]
 
 
 def _csv_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -206,7 +203,7 @@ def _csv_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _toml_points(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = documents.toml(path)
     points = tables.pop("point", [])
-    if tables or not isinstance(points, list) or not all(isinstance(one, dict) for one in points):
+    if tables or not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         raise InputError(f"points {path}: expected [[point]] tables alone")
     for place, point in enumerate(points, 1):
         flat = dict(_flat(point, ""))
@@ -225,8 +222,8 @@ def _flat(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _scalar(text: str) -> Any:
-    found = scenario.literal(text)
-    return text if found is None else found
+    literal = scenario.literal(text)
+    return text if literal is None else literal
 
 
 def _values(key: str, text: str) -> Iterable[Any]:
@@ -242,7 +239,7 @@ def _range(key: str, text: str) -> Iterable[Any]:
     except InvalidOperation:
         return [text]  # some other text with colons, such as a path
     whole = all(re.fullmatch(r"[+-]?\d+", part) for part in text.split(":"))
-    if not all(one.is_finite() for one in (first, last, step)) or not step or (last - first) / step < 0:
+    if not all(number.is_finite() for number in (first, last, step)) or not step or (last - first) / step < 0:
         raise InputError(f"--set {key}={text}: a range is first:last:step, and this one never gets to its last value")
     steps = (last - first) / step
     if steps >= MOST_VALUES:
@@ -265,20 +262,20 @@ def _checked(key: str, given: Iterable[Any]) -> tuple[Any, ...]:
     values = tuple(value.item() if isinstance(value, np.generic) else value for value in given)
     if not values:
         raise InputError(f"{key} has no values")
-    seen = set()
+    words = set()
     for value in values:
         if not isinstance(value, bool | int | float | str):
             raise InputError(f"{key} has {value!r} among its values; each must be a number, a text, true or false")
-        if word(value) in seen:
+        if word(value) in words:
             raise InputError(f"{key} has {word(value)} twice among its values")
-        seen.add(word(value))
+        words.add(word(value))
     return values
 
 
 def check_seeds(given: Iterable[Any]) -> tuple[int, ...]:
     """The seeds, once they are known to be such and each there once; raises InputError."""
     seeds = _checked("seeds", given)
-    wrong = next((one for one in seeds if type(one) is not int or not 0 <= one <= MAX_SEED), None)
+    wrong = next((seed for seed in seeds if type(seed) is not int or not 0 <= seed <= MAX_SEED), None)
     if wrong is not None:
         raise InputError(f"seeds has {wrong!r} among its values; each must be a whole number from 0 to {MAX_SEED}")
     return seeds

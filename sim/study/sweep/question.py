@@ -74,11 +74,11 @@ class Question:
     @classmethod
     def read(cls, folder: Path) -> Question:
         """What the sweep in a folder was asked, of whatever version; raises InputError."""
-        found = question_of(folder)
+        question = question_of(folder)
         try:
-            axes = {key: tuple(values) for key, values in found.get("axes", {}).items()}
-            grid = Grid(axes, tuple(found["listed"]) or ({},), tuple(found["seeds"]))
-            return cls(found["base"], grid, found["version"])
+            axes = {key: tuple(values) for key, values in question.get("axes", {}).items()}
+            grid = Grid(axes, tuple(question["listed"]) or ({},), tuple(question["seeds"]))
+            return cls(question["base"], grid, question["version"])
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / QUESTION} is not what a sweep writes: {error!r}") from None
 
@@ -96,7 +96,6 @@ class Question:
         }
 
     def ingredients(self) -> set[str]:
-        """What all points together are made of."""
         grid, fixed = self.grid, flat(self.base)
         return {
             name

@@ -12,8 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import PAGE, check_free
 from sim.results.transaction import Lock
 from sim.study.identity import differing
@@ -44,7 +43,7 @@ class Store:
     """The folder, locked for one sweep at a time.
 
     `done` holds the finished points that were in it and still stand, by number, `again` those that run again, and
-    `told` why they do. `mark` is the id that the table and the page have.
+    `reason` why they do. `mark` is the id that the table and the page have.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Store:
         self.folder = folder
         self.done: dict[int, PointOutcome] = {}
         self.again: list[int] = []
-        self.told = ""
+        self.reason = ""
         self.mark = ""
         text = tomli_w.dumps(dict(question))
         check_free(folder, "sweep")
@@ -88,7 +87,7 @@ class Store:
 
     def _take(self, text: str, question: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
         folder, journal = self.folder, self.folder / JOURNAL
-        self.mark = marks.digest(text)
+        self.mark = run_id.digest(text)
         if not (folder / QUESTION).exists():
             if journal.exists() and journal.stat().st_size:  # it is filled only after the other is there
                 raise InputError(
@@ -97,23 +96,23 @@ class Store:
             files.write_file(folder / QUESTION, files.text(text))
             return
         changed = differing(question_of(folder).get("made_of", {}), question.get("made_of", {}))
-        kept = bytearray()
+        lines = bytearray()
         for point, outcome, line in _entries(folder):
             if changed and not changed.keys().isdisjoint(made_of_point(point)):
                 self.again.append(point)
             else:
                 self.done[point] = outcome
-                kept += line
+                lines += line
         if inputs.text(folder / QUESTION) != text:  # of another version, or made of something else
             files.write_files(
-                folder, {QUESTION: files.text(text), JOURNAL: files.raw(bytes(kept))}, stale=(TABLE, PAGE)
+                folder, {QUESTION: files.text(text), JOURNAL: files.raw(bytes(lines))}, stale=(TABLE, PAGE)
             )
         elif journal.exists():
-            os.truncate(journal, len(kept))  # the line that a kill cut short is dropped
+            os.truncate(journal, len(lines))  # the line that a kill cut short is dropped
         if self.again:
             names = sorted({name for some in changed.values() for name in some})
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            self.told = (
+            self.reason = (
                 f"{len(self.done):,} of {question['points']:,} points reused, {len(set(self.again)):,} run again since "
                 f"{', '.join(names[:MOST_NAMES])}{more} changed"
             )
@@ -154,9 +153,9 @@ def _entries(folder: Path) -> Iterator[tuple[int, PointOutcome, bytes]]:
     """Each whole line of the journal: its point, what came of it, and itself."""
     for number, line in enumerate(_whole(folder).splitlines(keepends=True), 1):
         try:
-            found = documents.loads(line)
-            point = int(found.pop("point"))
-            outcome = PointOutcome(**found)
+            entry = documents.loads(line)
+            point = int(entry.pop("point"))
+            outcome = PointOutcome(**entry)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f"{folder / JOURNAL} line {number} is damaged; delete the line and its point runs again"
@@ -171,25 +170,24 @@ def question_of(folder: Path) -> dict[str, Any]:
 
 def mark_of(folder: Path) -> str:
     """The id that the table and the page of the sweep in a folder have; "" for one of an earlier version."""
-    return marks.digest(inputs.text(folder / QUESTION)) if "made_of" in question_of(folder) else ""
+    return run_id.digest(inputs.text(folder / QUESTION)) if "made_of" in question_of(folder) else ""
 
 
 def _check_same(folder: Path, text: str) -> None:
-    """Refuse the folder of another sweep, and say what differs."""
     path = folder / QUESTION
     if not inputs.exists(path):
         return
-    found = inputs.text(path)
-    if found == text:
+    written = inputs.text(path)
+    if written == text:
         return
-    there, here = (dict(_leaves(documents.toml_of(one, str(path)))) for one in (found, text))
+    there, here = (dict(_leaves(documents.toml_of(tables, str(path)))) for tables in (written, text))
     keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key) and not _of_making(key)]
     if not keys:
         return
     first = keys[0]
-    told = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
+    difference = f"{first} is {_short(there.get(first))} there and {_short(here.get(first))} here"
     more = f" (and {len(keys) - 1} more differences)" if len(keys) > 1 else ""
-    raise InputError(f"{folder} holds another sweep: {told}{more}; give another --out, or delete that folder")
+    raise InputError(f"{folder} holds another sweep: {difference}{more}; give another --out, or delete that folder")
 
 
 def _of_making(key: str) -> bool:

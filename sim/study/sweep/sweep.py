@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 import tomli_w
 
-from sim.results import files
-from sim.results import run_id as marks
+from sim.results import files, run_id
 from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
 from sim.results.tables import flat
@@ -24,7 +23,7 @@ from sim.scenario import WorkloadSettings, build, merge
 from sim.serving import run as serving
 from sim.serving.workload import read_trace, timed
 from sim.specs.settings import word
-from sim.study.identity import CODE, Made, check_seen, differing, digests, ingredients
+from sim.study.identity import CODE, Made, check_has_files, differing, digests, ingredients
 from sim.study.sweep.grid import Grid, Point
 from sim.study.sweep.question import Question
 from sim.study.sweep.store import TABLE, PointOutcome, Store
@@ -42,12 +41,12 @@ def run(
     workers: int | None = None,
     executor: str = "processes",
     progress: Callable[[int, int], None] | None = None,
-    told: Callable[[str], None] = lambda what: None,
+    say: Callable[[str], None] = lambda what: None,
     page: Callable[[Question, pd.DataFrame, str], files.Writer] | None = None,
 ) -> pd.DataFrame:
     """Simulate every point that `out` does not hold yet, and write the table there, and the page that `page` makes.
 
-    `told` hears in a sentence what runs again, where something that points are made of has changed since.
+    `say` hears in a sentence what runs again, where something that points are made of has changed since.
 
     Returns the table, one row a point (columns: docs/sweep.md). How often the sweep was interrupted, and what ran
     it, changes no byte of it.
@@ -56,13 +55,13 @@ def run(
         InputError: see `Store` and `sim.study.workers.pool.each`.
     """
     if out is not None:
-        check_seen(question.ingredients())
+        check_has_files(question.ingredients())
     grid, identity = question.grid, question.identity()
     own_code = any(name.partition("=")[0] in CODE for name in identity["made_of"])
     with nullcontext() if out is None else Store(out, identity, question.made_of_point) as store:
         done = dict(store.done) if store else {}
-        if store and store.told:
-            told(store.told)
+        if store and store.reason:
+            say(store.reason)
         missing = [index for index in range(len(grid)) if index not in done]
         if progress is not None:
             progress(len(done), len(grid))
@@ -84,7 +83,7 @@ def run(
         table = as_table(grid, done)
         if store is not None:
             pages = {} if page is None else {PAGE: page(question, table, store.mark)}
-            files.write_files(store.folder, {TABLE: marks.table(table, store.mark), **pages})
+            files.write_files(store.folder, {TABLE: run_id.table(table, store.mark), **pages})
     return table
 
 
@@ -121,8 +120,8 @@ class Simulate:
         except InputError as error:
             return PointOutcome(str(error), None, {})
         except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            return PointOutcome(f"unexpected: {told}", None, {}, final=False)
+            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            return PointOutcome(f"unexpected: {fault}", None, {}, final=False)
 
     def _check(self, names: Sequence[str]) -> None:
         """Refuse where one of these ingredients is not as it was when the sweep was started."""
@@ -143,7 +142,6 @@ def _here() -> str:
 
 
 def _stand_in(folder: str) -> None:
-    """Make `folder` the working directory."""
     try:
         os.chdir(folder)
     except OSError:
@@ -214,12 +212,10 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
 
 
 def axes_of(grid: Grid) -> dict[str, list[Any]]:
-    """The values of each varied setting, as the columns of the table have them."""
     return {key: _column(grid.values(key)).tolist() for key in grid.keys}
 
 
 def about(question: Question) -> dict[str, Any]:
-    """Where a sweep comes from, for its page."""
     tables = flat(question.base)
     fixed = merge({key: value for key, value in tables.items() if key not in question.grid.keys})
     return {

@@ -96,7 +96,7 @@ def _in_processes(
             if len(busy) == count:
                 break
         while busy:
-            for pipe in [one for one in connection.wait(list(busy)) if isinstance(one, Connection)]:
+            for pipe in [ready for ready in connection.wait(list(busy)) if isinstance(ready, Connection)]:
                 answer, worker = _answer(busy.pop(pipe), lost)
                 for index, item in waiting:
                     _hand(busy, worker or _start(function), index, item)

@@ -73,7 +73,6 @@ def _result(ray: Any, done: Any, lost: Callable[[str], Any]) -> Any:
 
 
 def _connected(address: str, workers: int | None) -> Any:
-    """The module `ray`, connected."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray = _module("ray")
@@ -96,9 +95,9 @@ def _connected(address: str, workers: int | None) -> Any:
             warnings.simplefilter("ignore")  # what it warns of it raises too
             ray.init(address, **quiet)
     except Exception as error:
-        told = str(error).strip().splitlines()[0]
+        fault = str(error).strip().splitlines()[0]
         hint = "a cluster that asks for a token needs RAY_AUTH_MODE=token here too"
-        raise InputError(f"no Ray answers at {address}: {told} ({hint})") from None
+        raise InputError(f"no Ray answers at {address}: {fault} ({hint})") from None
     return ray
 
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sim.results import metrics
-from sim.validate.retime import Seen
+from sim.results.percentiles import Itl
+from sim.validate.retime import Latencies
 from traces import documents, files
 from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace, from_frame
 
@@ -57,7 +57,7 @@ class Served:
     """The requests that a server answered, in order of arrival: as a trace, and as what they saw."""
 
     trace: Trace
-    seen: Seen
+    latencies: Latencies
     notes: tuple[str, ...]
 
 
@@ -87,17 +87,15 @@ def read(path: Path) -> Served:
     notes = [f"Read as {reader.ABOUT}."]
     if failed:
         notes.append(f"{len(failed)} of {len(rows)} requests failed at the server and are left out on both sides.")
-    if any(row.gaps_s for row in answered) and (uneven := sum(not _by_token(row) for row in answered)):
+    if any(row.gaps_s for row in answered) and (
+        uneven := sum(len(row.gaps_s) != row.output_tokens - 1 for row in answered)
+    ):
         notes.append(
             f"In {uneven} of {len(answered)} answers several tokens came at once, so that gaps are not between tokens: "
             "ITL is not compared."
         )
         answered = [replace(row, gaps_s=()) for row in answered]
     return _served(answered, path, notes)
-
-
-def _by_token(row: Row) -> bool:
-    return len(row.gaps_s) == row.output_tokens - 1
 
 
 def _document(path: Path) -> Any:
@@ -118,8 +116,8 @@ def _check(row: Row, path: Path) -> None:
         if not math.isfinite(getattr(row, name)):
             raise InputError(f"{path}: {row.where} has no {name.removesuffix('_s')}")
     if row.ttft_s < 0 or row.e2e_s < row.ttft_s or row.queue_s < 0:
-        told = f"first token after {row.ttft_s:.6f} s, last after {row.e2e_s:.6f} s"
-        raise InputError(f"{path}: the clock runs backwards in {row.where}: {told}")
+        span = f"first token after {row.ttft_s:.6f} s, last after {row.e2e_s:.6f} s"
+        raise InputError(f"{path}: the clock runs backwards in {row.where}: {span}")
     if max(abs(row.start_s), row.e2e_s) > MAX_TIME_S:
         raise InputError(f"{path}: {row.where} is at {row.start_s:.3g} s and took {row.e2e_s:.3g} s; expected seconds")
     if not all(1 <= count <= MAX_TOKENS for count in (row.prompt_tokens, row.output_tokens)):
@@ -147,7 +145,7 @@ def _served(rows: Sequence[Row], path: Path, notes: Sequence[str]) -> Served:
         samples=1,
     )
     gaps_s = np.array([gap for row in rows for gap in row.gaps_s], np.float64)
-    itl: metrics.Itl = (gaps_s, np.ones(len(gaps_s), np.int64))
+    itl: Itl = (gaps_s, np.ones(len(gaps_s), np.int64))
     steps = pd.DataFrame({"end_s": [float((start_s + e2e_s).max())]})
     trace = from_frame(lengths, name=path.name, kind="results")
-    return Served(trace, Seen(requests, steps, itl), tuple(notes))
+    return Served(trace, Latencies(requests, steps, itl), tuple(notes))

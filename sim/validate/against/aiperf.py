@@ -20,24 +20,24 @@ def detect(document: Any) -> bool:
 
 
 def rows(document: Any) -> Iterator[Row]:
-    for number, one in enumerate(document if isinstance(document, list) else [document], 1):
-        where, told, found = f"line {number}", one["metadata"], one["metrics"]
-        phase = told.get("benchmark_phase", "profiling")
+    for number, record in enumerate(document if isinstance(document, list) else [document], 1):
+        where, metadata, metrics = f"line {number}", record["metadata"], record["metrics"]
+        phase = metadata.get("benchmark_phase", "profiling")
         if phase not in PHASES:
             raise ValueError(f"{where} is of the phase {phase!r}; known: {', '.join(PHASES)}")
         if phase == "warmup":
             continue
-        start_s = int(told["request_start_ns"]) / 1e9
-        if one.get("error") or told.get("was_cancelled"):
-            yield Row(where, start_s, 1, 1, 0.0, 0.0, failed=_why(one.get("error")))
+        start_s = int(metadata["request_start_ns"]) / 1e9
+        if record.get("error") or metadata.get("was_cancelled"):
+            yield Row(where, start_s, 1, 1, 0.0, 0.0, failed=_why(record.get("error")))
             continue
-        prompt, output = (_tokens(found[f"{side}_sequence_length"]) for side in ("input", "output"))
-        ttft_s, e2e_s = _seconds(found["time_to_first_token"]), _seconds(found["request_latency"])
-        if (end_ns := told.get("request_end_ns")) is not None:
-            lasted_s = (int(end_ns) - int(told["request_start_ns"])) / 1e9
+        prompt, output = (_tokens(metrics[f"{side}_sequence_length"]) for side in ("input", "output"))
+        ttft_s, e2e_s = _seconds(metrics["time_to_first_token"]), _seconds(metrics["request_latency"])
+        if (end_ns := metadata.get("request_end_ns")) is not None:
+            lasted_s = (int(end_ns) - int(metadata["request_start_ns"])) / 1e9
             if e2e_s > lasted_s + LATE_S:
                 raise ValueError(f"{where} has a latency of {e2e_s:g} s, and ended after {lasted_s:g} s")
-        yield Row(where, start_s, prompt, output, ttft_s, e2e_s, gaps_s=_gaps_s(found))
+        yield Row(where, start_s, prompt, output, ttft_s, e2e_s, gaps_s=_gaps_s(metrics))
 
 
 def _why(error: Any) -> str:
@@ -46,8 +46,8 @@ def _why(error: Any) -> str:
     return str(error or "cancelled")
 
 
-def _gaps_s(found: Any) -> list[float]:
-    chunks = found.get("inter_chunk_latency")
+def _gaps_s(metrics: Any) -> list[float]:
+    chunks = metrics.get("inter_chunk_latency")
     if not chunks or not isinstance(chunks.get("value"), list):
         return []
     return [float(gap) * _unit(chunks) for gap in chunks["value"]]

@@ -27,30 +27,29 @@ def rows(document: Any) -> Iterator[Row]:
         raise ValueError(f"it holds {len(benchmarks)} benchmarks; give a report of one")
     requests = benchmarks[0]["requests"]
     _check_complete(benchmarks[0], len(requests["successful"]))
-    for number, one in enumerate(requests["successful"]):
+    for number, request in enumerate(requests["successful"]):
         where = f"successful request {number}"
-        start_s = _either(one, "start_time", "request_start_time")
-        end_s = _either(one, "last_token_time", "end_time", "request_end_time")
+        start_s = _either(request, "start_time", "request_start_time")
+        end_s = _either(request, "last_token_time", "end_time", "request_end_time")
         if not EPOCH_S[0] < start_s < EPOCH_S[1]:
             raise ValueError(f"{where} starts at {start_s:g}, which are no seconds since 1970")
-        yield Row(
-            where, start_s, int(one["prompt_tokens"]), int(one["output_tokens"]), _ttft_s(one, start_s, where),
-            end_s - start_s,
-        )  # fmt: skip
+        ttft_s = _ttft_s(request, start_s, where)
+        prompt, output = int(request["prompt_tokens"]), int(request["output_tokens"])
+        yield Row(where, start_s, prompt, output, ttft_s, end_s - start_s)
     for kind in ("incomplete", "errored"):
         for number, _ in enumerate(requests.get(kind) or []):
             yield Row(f"{kind} request {number}", 0.0, 1, 1, 0.0, 0.0, failed=kind)
 
 
-def _ttft_s(one: Any, start_s: float, where: str) -> float:
+def _ttft_s(request: Any, start_s: float, where: str) -> float:
     """From the time stamp or in ms; both must agree."""
-    stamp_s, told_ms = one.get("first_token_time"), one.get("time_to_first_token_ms")
-    if stamp_s is None and told_ms is None:
+    stamp_s, stated_ms = request.get("first_token_time"), request.get("time_to_first_token_ms")
+    if stamp_s is None and stated_ms is None:
         raise ValueError(f"{where} has no time of its first token: was the benchmark run without streaming?")
-    told_s = float(stamp_s) - start_s if told_ms is None else float(told_ms) / 1e3
-    if stamp_s is not None and abs(float(stamp_s) - start_s - told_s) > NEAR_S:
-        raise ValueError(f"{where} has its first token after {float(stamp_s) - start_s:g} s and after {told_ms:g} ms")
-    return told_s
+    ttft_s = float(stamp_s) - start_s if stated_ms is None else float(stated_ms) / 1e3
+    if stamp_s is not None and abs(float(stamp_s) - start_s - ttft_s) > NEAR_S:
+        raise ValueError(f"{where} has its first token after {float(stamp_s) - start_s:g} s and after {stated_ms:g} ms")
+    return ttft_s
 
 
 def _check_complete(benchmark: Any, held: int) -> None:
@@ -61,8 +60,8 @@ def _check_complete(benchmark: Any, held: int) -> None:
             raise ValueError(f"it holds {held} of {total} successful requests: a sample cannot be sent again")
 
 
-def _either(one: Any, *names: str) -> float:
+def _either(request: Any, *names: str) -> float:
     for name in names:
-        if one.get(name) is not None:
-            return float(one[name])
+        if request.get(name) is not None:
+            return float(request[name])
     raise KeyError(" or ".join(names))

@@ -19,13 +19,13 @@ def detect(document: Any) -> bool:
 
 
 def rows(document: Any) -> Iterator[Row]:
-    for number, one in enumerate(document if isinstance(document, list) else [document], 1):
-        queued_s, scheduled_s, first_s, last_s = (float(one[key]) for key in STAMPS)
+    for number, record in enumerate(document if isinstance(document, list) else [document], 1):
+        queued_s, scheduled_s, first_s, last_s = (float(record[key]) for key in STAMPS)
         yield Row(
             f"line {number}",
             queued_s,
-            int(one["input_toks"]),
-            int(one["output_toks"]),
+            int(record["input_toks"]),
+            int(record["output_toks"]),
             first_s - queued_s,
             last_s - queued_s,
             scheduled_s - queued_s,

@@ -42,11 +42,11 @@ def rows(document: Any) -> Iterator[Row]:
 
 def _check_unit(document: Any) -> None:
     """The mean that the file tells in ms must be that of its single values in seconds."""
-    told_ms = document.get("mean_ttft_ms")
+    stated_ms = document.get("mean_ttft_ms")
     pairs = zip(document["ttfts"], document["output_lens"], strict=True)
     ttfts_s = [float(ttft) for ttft, output in pairs if output]
-    if told_ms is None or not ttfts_s:
+    if stated_ms is None or not ttfts_s:
         return
     mean_ms = 1e3 * sum(ttfts_s) / len(ttfts_s)
-    if abs(mean_ms - told_ms) > NEAR * max(abs(told_ms), 1.0):
-        raise ValueError(f"mean_ttft_ms is {told_ms:g}, and its ttfts make {mean_ms:g} ms if they are seconds")
+    if abs(mean_ms - stated_ms) > NEAR * max(abs(stated_ms), 1.0):
+        raise ValueError(f"mean_ttft_ms is {stated_ms:g}, and its ttfts make {mean_ms:g} ms if they are seconds")

@@ -54,14 +54,14 @@ def compare(recorded: Sequence[Step], ours: Sequence[Step]) -> Comparison:
     numbering = _Numbering()
     for row, theirs, mine in pairs(recorded, ours):
         if theirs is None or mine is None:
-            found = [(_grade_alone(theirs or mine or {}), "steps", len(recorded), len(ours))]
+            differences = [(_grade_alone(theirs or mine or {}), "steps", len(recorded), len(ours))]
         else:
-            found = list(_differences(theirs, mine, numbering.differs(theirs, mine)))
+            differences = list(_differences(theirs, mine, numbering.differs(theirs, mine)))
         numbering.count(theirs, mine)
-        for grade in {grade for grade, *_ in found}:
+        for grade in {grade for grade, *_ in differences}:
             counts[grade] += 1
-        for grade, key, one, other in found:
-            difference = {"step": row, "key": key, "recorded": one, "ours": other}
+        for grade, key, recorded_value, our_value in differences:
+            difference = {"step": row, "key": key, "recorded": recorded_value, "ours": our_value}
             earliest = earliest or difference
             firsts.setdefault(grade, difference)
     return Comparison({grade: Grade(counts[grade], firsts.get(grade)) for grade in GRADES}, earliest)
@@ -109,10 +109,10 @@ def _grade_alone(step: Step) -> str:
 
 def _differences(theirs: Step, mine: Step, renumbered: bool) -> Iterator[tuple[str, str, Any, Any]]:
     for key in {**theirs, **mine}:
-        one, other = theirs.get(key), mine.get(key)
-        if one == other or (key in OPTIONAL and key not in theirs) or (key == "i" and not renumbered):
+        recorded, ours = theirs.get(key), mine.get(key)
+        if recorded == ours or (key in OPTIONAL and key not in theirs) or (key == "i" and not renumbered):
             continue
-        yield _GRADE_OF.get(key, "bookkeeping"), key, one, other
+        yield _GRADE_OF.get(key, "bookkeeping"), key, recorded, ours
 
 
 class _Numbering:
@@ -122,12 +122,12 @@ class _Numbering:
         self._ahead = 0
 
     def differs(self, theirs: Step, mine: Step) -> bool:
-        one, other = theirs.get("i"), mine.get("i")
-        if type(one) is not int or type(other) is not int:
-            return bool(one != other)
+        recorded, ours = theirs.get("i"), mine.get("i")
+        if type(recorded) is not int or type(ours) is not int:
+            return bool(recorded != ours)
         # An idle engine jumps to the step of the next arrival, and then both count alike again.
-        differs = one - other not in (0, self._ahead)
-        self._ahead = one - other
+        differs = recorded - ours not in (0, self._ahead)
+        self._ahead = recorded - ours
         return differs
 
     def count(self, theirs: Step | None, mine: Step | None) -> None:

@@ -1,7 +1,7 @@
 """A recorded schedule's scenario, run through our engine: our own steps, in the record's form.
 
 The record tells when its engine loop looked: what is free and who queues "after the step" is read when that loop takes
-in the step's output (`_Recorder`). Times are whole nanoseconds; floats hold them exactly here.
+in the step's output (`ScheduleReplay`). Times are whole nanoseconds; floats hold them exactly here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _Named}
 """Of each scheduling policy of vLLM: what takes its decisions here."""
 
 
-class Recorder(Observer):
+class ScheduleReplay(Observer):
     """Runs a scenario and writes down our steps in the record's own form.
 
     The record's loop keeps a queue of the batches under way, those of empty steps too. A synchronous loop takes in a
@@ -144,8 +144,6 @@ class Recorder(Observer):
         predicted = Predicted(fixed, overlap_host=self._depth == 2)
         return predicted if self._script is None else Accepting(predicted, self._script.accept)
 
-    # ---- arrivals -------------------------------------------------------------------------------------------------
-
     def _arrive(self, replica: ObservedReplica, req: Request) -> None:
         self._arrived.append(req.id)
         replica.submit(req)
@@ -168,8 +166,6 @@ class Recorder(Observer):
         at = self._next_arrival
         return self._by_step and at < len(self.requests) and self.requests[at].arrival_s <= self._index
 
-    # ---- steps ----------------------------------------------------------------------------------------------------
-
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         self._under_way.append(self._scheduled(batch))
         self.steps.append(self._under_way[-1])
@@ -180,7 +176,7 @@ class Recorder(Observer):
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, step = flight.batch, self._under_way.popleft()
         right = flight.outcome.accepted or []
-        drafted = [accepted for one, accepted in zip(batch.sampled, right, strict=False) if one.drafts]
+        drafted = [accepted for sample, accepted in zip(batch.sampled, right, strict=False) if sample.drafts]
         for row, accepted in zip(step["spec"], drafted, strict=True):
             row.append(accepted)
         first = [req.id for req in flight.committed.first_tokens]
@@ -191,7 +187,6 @@ class Recorder(Observer):
             self._take_in_empty()
 
     def _scheduled(self, batch: Batch) -> dict[str, Any]:
-        """A step as it is known when it has been scheduled."""
         engine = self.engine
         entries = sorted(batch.rows, key=lambda entry: entry.request.seat.seq)
         admitted = [entry for entry in entries if entry.request.seat.seq >= self._admissions]
@@ -207,7 +202,7 @@ class Recorder(Observer):
             "new": [req.id for req, _, _ in new],
             "resumed": [req.id for req, _, _ in resumed],
             "preempted": [req.id for req in batch.evicted],
-            "spec": [[one.request.id, one.drafts] for one in batch.sampled if one.drafts],
+            "spec": [[sample.request.id, sample.drafts] for sample in batch.sampled if sample.drafts],
             "hit": [[req.id, past] for req, _, past in [*new, *resumed] if past],
             "free": [engine.allocator.free_blocks],
             "queues": [[len(engine.running), len(engine.waiting)]],

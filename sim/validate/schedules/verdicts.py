@@ -14,7 +14,7 @@ from typing import Any
 
 from sim.serving.replica import NoProgressError
 from sim.validate.schedules.grades import Grade, compare
-from sim.validate.schedules.replay import POLICIES, Recorder
+from sim.validate.schedules.replay import POLICIES, ScheduleReplay
 from traces import documents, files
 from traces.schema import InputError
 
@@ -23,10 +23,10 @@ DRAFTING = ("ngram", "eagle")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ScheduleResult:
     """How one recorded schedule compares: `status` is identical, different or unsupported.
 
-    Identical means that no step differs in any grade. `grades` says for each of `schedule_grades.GRADES` how many
+    Identical means that no step differs in any grade. `grades` says for each of `grades.GRADES` how many
     steps differ so, and where first; it is empty where nothing was compared. `detail` tells the very first.
     """
 
@@ -38,7 +38,7 @@ class Verdict:
     grades: dict[str, Grade] = field(default_factory=dict)
 
 
-def replay_folder(folder: Path) -> list[Verdict]:
+def replay_folder(folder: Path) -> list[ScheduleResult]:
     """Replay every recorded schedule in a folder, by name.
 
     Raises:
@@ -50,23 +50,22 @@ def replay_folder(folder: Path) -> list[Verdict]:
     return [replay(path) for path in scenarios]
 
 
-def replay(path: Path) -> Verdict:
-    """Replay one `*.scenario.json` against the record beside it."""
+def replay(path: Path) -> ScheduleResult:
     name = path.name.removesuffix(".scenario.json")
-    scenario = _read_json(path)
+    scenario = documents.json_of(files.text(path), str(path), documents.finite)
     _check(scenario, path)
     if missing := _unsupported(scenario["settings"]):
-        return Verdict(name, "unsupported", 0, missing)
+        return ScheduleResult(name, "unsupported", 0, missing)
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
-    ours = Recorder(scenario)
+    ours = ScheduleReplay(scenario)
     try:
         ours.run()
     except (InputError, NoProgressError) as error:
         raise InputError(f"{path}: {error}") from None
-    found = compare(recorded, ours.steps)
-    first = found.first_difference
+    comparison = compare(recorded, ours.steps)
+    first = comparison.first_difference
     status = "identical" if first is None else "different"
-    return Verdict(name, status, len(recorded), described(first) if first else "", first, found.grades)
+    return ScheduleResult(name, status, len(recorded), described(first) if first else "", first, comparison.grades)
 
 
 def _unsupported(settings: dict[str, Any]) -> str:
@@ -80,7 +79,6 @@ def _unsupported(settings: dict[str, Any]) -> str:
 
 
 def described(difference: dict[str, Any]) -> str:
-    """One line about a difference."""
     recorded, ours = _short(difference["recorded"]), _short(difference["ours"])
     return f"step {difference['step']}, key {difference['key']}: recorded {recorded}, ours {ours}"
 
@@ -144,11 +142,11 @@ def _check(scenario: Any, path: Path) -> None:
 
 
 def _pairs(value: Any) -> bool:
-    return isinstance(value, list) and all(_counts(one) and len(one) == 2 for one in value)
+    return isinstance(value, list) and all(_counts(pair) and len(pair) == 2 for pair in value)
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+    return isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
 
 
 def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> None:
@@ -161,25 +159,13 @@ def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> No
             raise InputError(f"{path}: {where}: {key} is {_short(table[key])}; expected {kind.__name__}")
 
 
-def _read_json(path: Path) -> Any:
-    return documents.json_of(files.text(path), str(path), _decoded)
-
-
-def _decoded(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_number)
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
     packed = path.with_name(path.name + ".xz")
     source = packed if files.exists(packed) else path
     if not files.check(source):
         return  # nothing was ever scheduled
     for number, line in files.lines(source):
-        step = documents.json_of(line, f"{source} line {number}", _decoded)
+        step = documents.json_of(line, f"{source} line {number}", documents.finite)
         if not isinstance(step, dict):
             raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
         yield step

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache
 from backend.live.graphs import CudaRecorder, DecodeGraphs, Recording, size_classes
-from backend.live.packing import DrawRows, Packed, Part, Stage, pack
+from backend.live.packing import BatchPart, DrawRows, Packed, Stage, pack
 from backend.live.sampling import Sampler, Sampling
 from backend.model.loader import random_model
 from backend.model.model import Model
@@ -120,7 +120,7 @@ def decode_step(rows: int, context: int, draws: DrawRows | None = None, tables: 
     table = (np.arange(rows * blocks).reshape(rows, blocks) + 1).astype(np.int32) if tables else None
     assert table is not None
     counts = np.ones(rows, np.int64)
-    part = Part(counts, counts * (context - 1), np.arange(rows, dtype=np.int32) + 3, table, rows)
+    part = BatchPart(counts, counts * (context - 1), np.arange(rows, dtype=np.int32) + 3, table, rows)
     every = np.arange(rows)
     return pack(None, part, draws or DrawRows(every, every + 5, every * 0 + context), 4)
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_replayed_is_not() -> None:
     assert not graphs.serves(decode_step(9, 4))
     some = DrawRows(np.array([1]), np.array([5]), np.array([4]))
     assert not graphs.serves(decode_step(3, 4, some))
-    prefill = Part(np.array([3]), np.array([0]), np.arange(3, dtype=np.int32), np.ones((1, 1), np.int32), 1)
+    prefill = BatchPart(np.array([3]), np.array([0]), np.arange(3, dtype=np.int32), np.ones((1, 1), np.int32), 1)
     every = np.arange(3)
     assert not graphs.serves(pack(prefill, None, DrawRows(every, every, every), 4))
 

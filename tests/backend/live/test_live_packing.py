@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.cache.block_tables import BlockTables, scratch_tables
-from backend.live.packing import ALIGNMENT_BYTES, DrawRows, Packed, Part, Stage, pack, staged_bytes
+from backend.live.packing import ALIGNMENT_BYTES, BatchPart, DrawRows, Packed, Stage, pack, staged_bytes
 from backend.live.prompts import Prompts
 from backend.live.sequences import Sequences, sequence_seed
 from sim.allocators.contiguous import Contiguous
@@ -30,7 +30,7 @@ from sim.engine.request import SAMPLE_BITS, Request, Seat, SharedPrefix
 slices = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), max_size=5)
 
 
-def part(jobs: list[tuple[int, int]], kept: int, block_tokens: int, rng: random.Random) -> Part | None:
+def part(jobs: list[tuple[int, int]], kept: int, block_tokens: int, rng: random.Random) -> BatchPart | None:
     if not jobs:
         return None
     counts, pasts = np.array(jobs, np.int64).T
@@ -39,7 +39,7 @@ def part(jobs: list[tuple[int, int]], kept: int, block_tokens: int, rng: random.
     for at in range(kept):
         tables[at] = rng.sample(range(1, 500), columns)
     tokens = np.array([rng.randrange(1000) for _ in range(counts.sum())], np.int32)
-    return Part(counts, pasts, tokens, tables, kept)
+    return BatchPart(counts, pasts, tokens, tables, kept)
 
 
 @given(slices, st.lists(st.integers(1, 20), max_size=5), st.integers(0, 2), st.sampled_from([1, 3, 16]), st.data())
@@ -67,7 +67,7 @@ def test_a_step_is_laid_out_token_by_token(
             for position in range(past, past + count):
                 positions.append(position)
                 block = int(work.tables[number][position // block_tokens])
-                slots.append(block * block_tokens + position % block_tokens if number < work.kept else -1)
+                slots.append(block * block_tokens + position % block_tokens if number < work.real else -1)
                 tokens.append(int(work.tokens[at]))
                 at += 1
     assert packed.positions.tolist() == positions
@@ -85,7 +85,11 @@ def test_a_step_is_laid_out_token_by_token(
 
 
 def check_parts(
-    batch: Any, jobs: list[tuple[int, int]], singles: list[tuple[int, int]], prefill: Part | None, decode: Part | None
+    batch: Any,
+    jobs: list[tuple[int, int]],
+    singles: list[tuple[int, int]],
+    prefill: BatchPart | None,
+    decode: BatchPart | None,
 ) -> None:
     if prefill is None:
         assert batch.prefill is None

@@ -1,0 +1,62 @@
+"""A sweep for the terminal: how many points ended how, the best of each measure, and the failures by reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sim.report.sweep.table import SHOWN, Sweep
+
+MOST_REASONS = 5
+
+
+def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
+    sweep = Sweep.of(table, axes)
+    parts: list[RenderableType] = [Text(_counts(table, sweep), style="bold")]
+    best = _best_table(sweep)
+    if best.rows:
+        parts += [Text(""), best]
+    elif sweep.good.any():
+        parts += [Text(""), Text("Every measure reads the same in all of them.")]
+    reasons = list(_reasons(table))
+    if reasons:
+        parts += [Text(""), Text("Failed", style="bold"), *reasons]
+    return Group(*parts)
+
+
+def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
+    failed = int((table["status"] == "failed").sum())
+    unstable = int(((sweep.points.failed == 0) & ~sweep.points.stable).sum())
+    text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
+    text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
+    if unstable:
+        text += f"; {unstable:,} are left out below, for their queue kept growing"
+    return text
+
+
+def _best_table(sweep: Sweep) -> Table:
+    """Of every measure the best point; those that all points have alike are left out."""
+    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("Best", "", "with"):
+        view.add_column(name, justify="left" if name else "right", overflow="fold")
+    for measure in sweep.known(SHOWN):
+        best = sweep.best(measure)
+        values = {sweep.words(measure, row) for row in sweep.good.nonzero()[0].tolist()}
+        if best is not None and (len(values) > 1 or len(sweep.points) == 1):
+            view.add_row(measure.label, sweep.words(measure, best), sweep.name(best))
+    return view
+
+
+def _reasons(table: pd.DataFrame) -> Iterator[Text]:
+    failed = table[table["status"] == "failed"]
+    groups = failed.groupby("reason", sort=False)["name"].agg(list)
+    for reason, names in list(groups.items())[:MOST_REASONS]:
+        who = ", ".join(dict.fromkeys(names)) if len(names) <= 3 else f"{names[0]} and {len(names) - 1:,} more"
+        yield Text(f"{who}: {reason}")
+    if len(groups) > MOST_REASONS:
+        yield Text(f"and {len(groups) - MOST_REASONS:,} other reasons, in the table")
