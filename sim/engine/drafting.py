@@ -73,13 +73,13 @@ class Tally:
             self.accepted[at] += at < accepted
             self.looked_at[at] += at <= accepted
 
-    def proposed(self, asked: int, found: int) -> None:
-        while len(self.asked) < asked:
+    def proposed(self, wanted: int, drafts: int) -> None:
+        while len(self.asked) < wanted:
             self.asked.append(0)
             self.found.append(0)
-        for at in range(asked):
+        for at in range(wanted):
             self.asked[at] += 1
-            self.found[at] += at < found
+            self.found[at] += at < drafts
 
 
 class DraftingEngine(Engine):
@@ -196,8 +196,8 @@ class DraftingEngine(Engine):
         first_tokens: list[Request] = []
         ended: list[Request] = []
         right = self._right(batch, outcome)
-        ready = outcome.proposed or [one.next_drafts for one in batch.sampled]
-        for (req, drafts, asked), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
+        ready = outcome.proposed or [sampled.next_drafts for sampled in batch.sampled]
+        for (req, drafts, wanted), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
             req.seat.in_flight -= 1
             if req.finished:
                 continue  # it was scheduled once more before its end was known
@@ -210,7 +210,7 @@ class DraftingEngine(Engine):
             if drafts:
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed < req.output_tokens and req.seat.seq >= 0:
-                self.tally.proposed(*map(self._levels, (asked, proposed)))
+                self.tally.proposed(*map(self._levels, (wanted, proposed)))
             if req.confirmed == req.output_tokens:
                 self._end(req)
                 ended.append(req)
@@ -229,7 +229,7 @@ class DraftingEngine(Engine):
 
     def _right(self, batch: Batch, outcome: Outcome) -> Sequence[int]:
         right = outcome.accepted or []
-        if any(one.drafts for one in batch.sampled) and len(right) != len(batch.sampled):
+        if any(sampled.drafts for sampled in batch.sampled) and len(right) != len(batch.sampled):
             raise ValueError("the executor did not say how many drafts were right")
         return right or [0] * len(batch.sampled)
 

@@ -94,21 +94,21 @@ class Audience(Observer):
         self._observers = observers
 
     def before_plan(self, replica: ObservedReplica) -> None:
-        for one in self._observers:
-            one.before_plan(replica)
+        for observer in self._observers:
+            observer.before_plan(replica)
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
-        for one in self._observers:
-            one.planned(replica, batch)
+        for observer in self._observers:
+            observer.planned(replica, batch)
 
     def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
-        for one in self._observers:
-            one.sealed(replica, flight)
+        for observer in self._observers:
+            observer.sealed(replica, flight)
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        for one in self._observers:
-            one.committed(replica, flight)
+        for observer in self._observers:
+            observer.committed(replica, flight)
 
     def idle(self, replica: ObservedReplica) -> None:
-        for one in self._observers:
-            one.idle(replica)
+        for observer in self._observers:
+            observer.idle(replica)

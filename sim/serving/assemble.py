@@ -61,20 +61,21 @@ class Parts:
         scenario = self.scenario
         if self.engine_class is not None:
             return self.engine_class(self.limits, self.memory)
-        told = scenario.speculation
+        speculation = scenario.speculation
         span_tokens = self.window.span_tokens if self.window else 0
         proposer: Proposer | None = None
         lookahead_tokens = 0
         if self.drafter is not None:
-            proposer = Adaptive(told.k, self.cost, span_tokens) if told.adaptive else FixedDrafts(told.shape.drafts)
-            lookahead_tokens = told.shape.drafts if self.drafter.has_cache else 0
+            k, drafts = speculation.k, speculation.shape.drafts
+            proposer = Adaptive(k, self.cost, span_tokens) if speculation.adaptive else FixedDrafts(drafts)
+            lookahead_tokens = drafts if self.drafter.has_cache else 0
         return wire(
             build("sim.policies", scenario.policy.name, scenario.policy.parameters),
             build("sim.allocators", scenario.allocator.name, scenario.allocator.parameters, self.memory),
             self.limits,
             ahead=self.asynchronous,
             proposer=proposer,
-            tree=told.shape if told.tree else None,
+            tree=speculation.shape if speculation.tree else None,
             lookahead_tokens=lookahead_tokens,
             needs_last_hit=self.drafter is not None and self.drafter.kind == "eagle",
             spans=spans,
@@ -88,11 +89,11 @@ class Parts:
         predicted = Predicted(self.cost, overlap_host=self.asynchronous)
         if self.drafter is None:
             return predicted
-        told = self.scenario.speculation
-        rates, tree = acceptance_rates(told.acceptance), told.shape if told.tree else None
-        found = found_shares(told.acceptance) if self.drafter.kind == "ngram" else ()
-        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, found)
-        return Accepting(predicted, draw, draw.found if found else None)
+        speculation = self.scenario.speculation
+        rates, tree = acceptance_rates(speculation.acceptance), speculation.shape if speculation.tree else None
+        shares = found_shares(speculation.acceptance) if self.drafter.kind == "ngram" else ()
+        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, shares)
+        return Accepting(predicted, draw, draw.found if shares else None)
 
     @property
     def pool(self) -> KvPool:
@@ -235,10 +236,10 @@ def _check_blocks(scenario: Scenario, blocks: int) -> None:
 
 def _offload(scenario: Scenario, model: ModelSpec) -> Offload:
     """What the scenario offloads, checked against the model and the other settings."""
-    told = scenario.offload
-    offload = Offload(told.weight_layers, told.kv_layers, int(told.host_gib * 2**30))
+    settings = scenario.offload
+    offload = Offload(settings.weight_layers, settings.kv_layers, int(settings.host_gib * 2**30))
     offload.check(model)
-    if told.kv_layers and scenario.kv.swap_gib:
+    if settings.kv_layers and scenario.kv.swap_gib:
         raise InputError(
             "kv.swap_gib and offload.kv_layers exclude one another: offloaded KV is in host memory already"
         )
@@ -246,8 +247,9 @@ def _offload(scenario: Scenario, model: ModelSpec) -> Offload:
 
 
 def _drafter(scenario: Scenario, model: ModelSpec) -> Drafter:
-    told = scenario.speculation
-    return Drafter.of(told, model, catalog.load_model(told.draft_model) if told.draft_model else None)
+    speculation = scenario.speculation
+    draft = catalog.load_model(speculation.draft_model) if speculation.draft_model else None
+    return Drafter.of(speculation, model, draft)
 
 
 def _window(model: ModelSpec, layout: Layout) -> AttentionWindow | None:

@@ -33,12 +33,12 @@ class Accepting:
         self._found = found
 
     def execute(self, batch: Batch) -> Outcome:
-        result = self._inner.execute(batch)
-        accepted = [self._draw(one.request, one.drafts) for one in batch.sampled]
+        outcome = self._inner.execute(batch)
+        accepted = [self._draw(sampled.request, sampled.drafts) for sampled in batch.sampled]
         if self._found is None:
-            return result._replace(accepted=accepted)
-        proposed = [self._found(one.request, one.next_drafts) for one in batch.sampled]
-        return result._replace(accepted=accepted, proposed=proposed)
+            return outcome._replace(accepted=accepted)
+        proposed = [self._found(sampled.request, sampled.next_drafts) for sampled in batch.sampled]
+        return outcome._replace(accepted=accepted, proposed=proposed)
 
 
 class OnTheWall:
@@ -53,9 +53,9 @@ class OnTheWall:
         self._elapsed_s = elapsed_s
 
     def execute(self, batch: Batch) -> Outcome:
-        result = self._inner.execute(batch)
+        outcome = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
-        return result._replace(seconds=[seconds], host_s=seconds - result.device_s[0])
+        return outcome._replace(seconds=[seconds], host_s=seconds - outcome.device_s[0])
 
 
 class Recorded:
@@ -70,10 +70,10 @@ class Recorded:
         self.results: list[Outcome] = []
 
     def execute(self, batch: Batch) -> Outcome:
-        result = self._inner.execute(batch)
+        outcome = self._inner.execute(batch)
         self.shapes.append(batch.shape)
-        self.results.append(result)
-        return result
+        self.results.append(outcome)
+        return outcome
 
 
 class RecordEndedError(RuntimeError):
@@ -96,9 +96,9 @@ class Replayed:
         if not known:
             raise RecordEndedError(f"the record ends before step {batch.first_step}")
         return Outcome(
-            [one.seconds[0] for one in known],
-            [one.device_s[0] for one in known],
-            sum(one.host_s for one in known) / len(known),
+            [outcome.seconds[0] for outcome in known],
+            [outcome.device_s[0] for outcome in known],
+            sum(outcome.host_s for outcome in known) / len(known),
             known[0].accepted,
             known[-1].ended,
             known[0].proposed,
@@ -124,7 +124,7 @@ class Predicted:
         device, host_s = self.cost.span_s(batch.shape, repeats)
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
-            seconds = device if device[0] >= host_s else [max(one, host_s) for one in device]
+            seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
         else:
-            seconds = [one + host_s for one in device] if host_s else device
+            seconds = [device_s + host_s for device_s in device] if host_s else device
         return Outcome(seconds, device, host_s)

@@ -116,8 +116,8 @@ def simulate(
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
     pools = [Pool(parts, scenario.replicas)]
     engines = [engine for pool in pools for engine in pool.engines(spans=spans)]
-    kept, rejected = admissible(parts, trace, engines[0])
-    sent = keep_rows(trace.requests, kept)
+    sent_rows, rejected = admissible(parts, trace, engines[0])
+    sent = keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
     simulation = _Simulation(parts, engines, sent, progress, session, hooks)
     started = time.perf_counter()
@@ -125,7 +125,7 @@ def simulate(
     loop_s = time.perf_counter() - started
     gaps = simulation.gaps()
     requests = request_table(
-        trace.requests, kept, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
+        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
     )
     itl = gaps.itl()
     steps = simulation.steps.table()
@@ -140,7 +140,7 @@ def simulate(
         sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
     if parts.drafter is not None:
         tallies = simulation.tallies()
-        requests = draft_tables.with_drafts(requests, kept, tallies)
+        requests = draft_tables.with_drafts(requests, sent_rows, tallies)
         measured_s = sources.get("measured", 0.0)
         speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
     summary = metrics.summarise(
@@ -157,7 +157,7 @@ def simulate(
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
     )
     summary["cost_terms"] = term_shares(terms)
-    tokens = _tokens(session, np.flatnonzero(kept)) if session is not None else None
+    tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)
     return Result(
@@ -169,7 +169,7 @@ def simulate(
         itl,
         tokens,
         died,
-        simulation.steps.preemptions(kept),
+        simulation.steps.preemptions(sent_rows),
         step_terms,
     )
 
@@ -245,7 +245,7 @@ class _Simulation:
         return ""
 
     def step_end_s(self) -> list[np.ndarray]:
-        return [np.frombuffer(one) if len(one) else np.empty(0) for one in self.steps.step_end_s]
+        return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
 
     def gaps(self) -> TokenGaps:
         """The gaps between all tokens."""
@@ -253,7 +253,7 @@ class _Simulation:
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""
-        return [one.engine.tally for one in self.replicas if isinstance(one.engine, DraftingEngine)]
+        return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, DraftingEngine)]
 
     def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
         return {
@@ -300,18 +300,18 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
             f"{trace.path or trace.name} line {table['source_row'].iloc[index]}: the request can never be served"
             f"{others}: {reason}; --skip-bad leaves such requests out"
         )
-    kept = np.ones(len(table), bool)
-    kept[list(rejected)] = False
-    if not kept.any():
+    sent_rows = np.ones(len(table), bool)
+    sent_rows[list(rejected)] = False
+    if not sent_rows.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
-    return kept, rejected
+    return sent_rows, rejected
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    by_source: dict[str, float] = {}
     for (_, source), seconds in terms.items():
-        found[source] = found.get(source, 0.0) + seconds
-    return found
+        by_source[source] = by_source.get(source, 0.0) + seconds
+    return by_source
 
 
 def on_device(scenario: Scenario) -> Scenario:
@@ -337,13 +337,13 @@ def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
 
 def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
     """The answers by request of the trace; `rows` are those of the requests that were sent."""
-    found = list(session.outputs())
-    index = rows[[index_of(id) for id, _, _ in found]] if found else np.empty(0, np.int64)
+    outputs = list(session.outputs())
+    index = rows[[index_of(id) for id, _, _ in outputs]] if outputs else np.empty(0, np.int64)
     return pd.DataFrame(
         {
             "request": index,
-            "sample": [id >> SAMPLE_BITS for id, _, _ in found],
-            "token_ids": [tokens[prompt:] for _, prompt, tokens in found],
+            "sample": [id >> SAMPLE_BITS for id, _, _ in outputs],
+            "token_ids": [tokens[prompt:] for _, prompt, tokens in outputs],
         }
     )
 

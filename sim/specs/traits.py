@@ -45,6 +45,8 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
         "engine": {"async_by_default": Trait("switch", "the next step is planned while the current one runs")},
     }
 )
+_EXCLUDE = {"policy": (("drafts", "holds_finished", "drafts have no place among padded rows"),)}
+"""Of each kind of part, switches that exclude one another, and why."""
 _TYPES = {"switch": bool, "tokens": int, "text": str}
 _DEFAULTS = {"switch": False, "tokens": 0, "text": "", "method": None}
 _KINDS = {"switch": "True or False", "tokens": "a whole number", "text": "a text"}
@@ -56,12 +58,15 @@ def declared(part: Any, noun: str) -> dict[str, Any]:
 
 
 def check_traits(part: Any, noun: str, name: str) -> None:
-    """Refuse what `part` (a policy, allocator or router, by `noun`) declares under a name or of a kind that is none.
+    """Refuse what `part` (a policy, allocator, router or engine, by `noun`) declares wrongly, as it is or as its class.
 
     Raises:
-        InputError: a public attribute that is nearly the name of a trait, or a trait of another kind. What begins with
-            an underscore is the part's own.
+        InputError: a public attribute that is nearly the name of a trait, a trait of another kind, or two that exclude
+            one another. What begins with an underscore is the part's own.
     """
+    for first, second, why in _EXCLUDE.get(noun, ()):
+        if getattr(part, first, False) and getattr(part, second, False):
+            raise InputError(f"{noun} {name!r} has both {first} and {second}: {why}")
     known = TRAITS[noun]
     for attribute in dir(part):
         if attribute.startswith("_"):

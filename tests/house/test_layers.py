@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -253,3 +254,17 @@ def test_importing_traces_imports_no_simulator() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+PLUG_INS = {"sim/allocators", "sim/policies", "sim/routers", "sim/catalog/models", "sim/catalog/gpus", "traces/formats"}
+"""Where a file's name is what users call the part."""
+
+
+def test_a_prefix_that_three_files_share_is_a_folder() -> None:
+    for layer in LAYERS:
+        for folder in [ROOT / layer, *(path for path in (ROOT / layer).rglob("*") if path.is_dir())]:
+            if folder.relative_to(ROOT).as_posix() in PLUG_INS:
+                continue
+            stems = [path.stem for path in folder.glob("*.py")]
+            shared = Counter(stem.split("_")[0] for stem in stems if "_" in stem.strip("_") or stem in stems)
+            assert not {prefix for prefix, count in shared.items() if prefix and count > 2}, folder

@@ -247,6 +247,27 @@ def test_a_trait_that_is_misspelt_or_of_another_kind_is_refused(part: str, text:
         load.build("sim.policies", f"test_load:{part}", {})
 
 
+def test_traits_that_exclude_one_another_are_refused_before_anything_is_built() -> None:
+    class Both(Own):
+        drafts = holds_finished = True
+
+        def __init__(self) -> None:
+            raise AssertionError("it is built")
+
+    globals()["Both"] = Both
+    with pytest.raises(InputError, match="'test_load:Both' has both drafts and holds_finished: drafts have no place"):
+        load.find("sim.policies", "test_load:Both", {})
+
+
+def test_what_a_class_declares_is_asked_without_building_it() -> None:
+    for name in load.names("sim.allocators"):
+        _, traits = load.find("sim.allocators", name, {})
+        assert set(traits) == set(TRAITS["allocator"])
+    assert load.find("sim.allocators", "windowed", {})[1]["no_swap"]
+    assert load.find("sim.allocators", "no-cache", {})[1]["keeps_nothing"]
+    assert load.find("sim.policies", "speculative", {"base": "sjf", "by": "total"})[1]["drafts"]
+
+
 def test_names_of_a_part_s_own_are_no_traits() -> None:
     assert isinstance(load.build("sim.policies", "test_load:Own", {}), Own)
 
