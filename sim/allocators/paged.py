@@ -14,6 +14,8 @@ from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
 from sim.engine.request import Request
 from traces.schema import InputError
 
+flattened = chain.from_iterable
+
 
 class FreeQueue:
     """First in, first out: blocks leave at the front and return at the end, as in vLLM V1's free block queue.
@@ -321,7 +323,7 @@ class Paged:
         last = first + steps
         phases = self._phases if last <= size else self._phases * (last // size + 1)
         span = phases[first:last]
-        crossing = list(chain.from_iterable(span))
+        crossing = list(flattened(span))
         internal = 0
         # The blocks that are taken at a tick were free in all states before it.
         late = sum(map(mul, map(len, span), range(1, steps + 1)))

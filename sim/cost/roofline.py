@@ -198,12 +198,12 @@ class Roofline:
 
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
         """The same of any step: everything but what grows with the decode rows' context."""
-        prefills, decodes, _, copied_bytes, swapped_bytes = shape[:5]
+        prefills, decodes, _, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         tokens = rows = decodes
         for new, _ in prefills:
             tokens += new
             rows += 1
-        for new, _ in shape.verifies:
+        for new, _ in verifies:
             tokens += new
             rows += new
         fixed_s = self._work_s(tokens, rows) if tokens else 0.0
@@ -211,8 +211,8 @@ class Roofline:
             fixed_s += self._attention.prefill_s(prefills)
         if decodes:
             fixed_s += self._attention.decode_rows_s(decodes)
-        if shape.verifies:
-            fixed_s += self._attention.verify_s(shape.verifies)
+        if verifies:
+            fixed_s += self._attention.verify_s(verifies)
         if copied_bytes:
             fixed_s += self.kernels.copy_s(copied_bytes)
         if swapped_bytes:
