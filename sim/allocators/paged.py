@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import mul
+from itertools import accumulate, chain
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
 from sim.engine.request import Request
@@ -106,8 +105,8 @@ class Holding:
     """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
     base: int
     """In lockstep: its computed tokens less the tick."""
-    phase: list[Holding]
-    """In lockstep: who takes a block in the same ticks."""
+    phase: int
+    """In lockstep: the ticks, modulo the block size, in which it takes a block."""
 
     def __init__(self, req: Request, order: int, block_tokens: int) -> None:
         self.blocks: list[int] = []
@@ -145,6 +144,7 @@ class Paged:
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
+        self._crossings = [0] * pool.block_tokens
         self._holdings: dict[Request, Holding] = {}
         self._opened = 0
 
@@ -275,17 +275,19 @@ class Paged:
     def join(self, req: Request, tick: int) -> None:
         holding = self._holdings[req]
         holding.base = req.computed - tick
-        phase = self._phases[(len(holding.blocks) * self.pool.block_tokens - holding.base) % self.pool.block_tokens]
+        holding.phase = (len(holding.blocks) * self.pool.block_tokens - holding.base) % self.pool.block_tokens
+        phase = self._phases[holding.phase]
         if not phase or phase[-1].order < holding.order:
             phase.append(holding)
         else:
             insort(phase, holding, key=_admission)
-        holding.phase = phase
+        self._crossings[holding.phase] += 1
         self._joined += 1
 
     def leave(self, req: Request) -> None:
         holding = self._holdings[req]
-        holding.phase.remove(holding)
+        self._phases[holding.phase].remove(holding)
+        self._crossings[holding.phase] -= 1
         self._joined -= 1
 
     def _free_rows(self) -> int:
@@ -293,7 +295,7 @@ class Paged:
         return self.free_blocks
 
     def headroom(self, tick: int, limit: int) -> int:
-        phases, size = self._phases, self.pool.block_tokens
+        counts, size = self._crossings, self.pool.block_tokens
         left = self._free_rows()
         if left >= self._joined * (limit // size + 1):
             return limit
@@ -301,7 +303,7 @@ class Paged:
         left -= rounds * self._joined
         steps = rounds * size
         while steps < limit:
-            left -= len(phases[(tick + steps) % size])
+            left -= counts[(tick + steps) % size]
             if left < 0:
                 break
             steps += 1
@@ -321,13 +323,14 @@ class Paged:
         size = self.pool.block_tokens
         first = tick % size
         last = first + steps
-        phases = self._phases if last <= size else self._phases * (last // size + 1)
-        span = phases[first:last]
-        crossing = list(flattened(span))
-        internal = 0
-        # The blocks that are taken at a tick were free in all states before it.
-        late = sum(map(mul, map(len, span), range(1, steps + 1)))
+        phases, counts = self._phases, self._crossings
+        if last > size:
+            phases, counts = phases * (last // size + 1), counts * (last // size + 1)
+        crossing = list(flattened(phases[first:last]))
+        internal = late = 0
         if crossing:
+            # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
+            late = sum(accumulate(counts[first:last][::-1]))
             for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
                 blocks = holding.blocks
                 blocks.append(block)

@@ -186,7 +186,7 @@ def test_both_clocks_take_the_same_decisions(policy: str, monkeypatch: pytest.Mo
     for clock in ("virtual", "wall"):
         plan = scenario.build({}, fixed | {"policy": policy, "live.clock": clock, "engine.max_model_len": 128})
         time, recorder = FakeTime(), Recorder(trace.requests)
-        monkeypatch.setattr("sim.serving.replica.time", time)
+        monkeypatch.setattr("sim.serving.clock.time", time)
         api.simulate(plan, trace=trace, hooks=api.Hooks(session=Working(time), observer=recorder))
         told.append(recorder.record())
         slept_s.append(time.slept_s)
