@@ -63,6 +63,7 @@ class Engine:
         self.waiting, self.running = self.roster.waiting, self.roster.running
         self.host = HostMemory(allocator.pool, host_blocks)
         self.wake_s: float | None = None
+        self._table = None if self.forgets else allocator.table
         self._groups = Groups(allocator, self.roster)
         self._forking = self._groups.forking
         self._repeatable = spans and not getattr(policy, "every_step", False)
@@ -163,8 +164,7 @@ class Engine:
             roster.scatter()
         batch = Batch(self.tokens.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
         batch.together = lockstep
-        if not self.forgets:
-            batch.table = self.allocator.table
+        batch.table = self._table
         self.wake_s = step.wake_s
         if not batch.empty:
             self.tokens.next_step += 1

@@ -50,6 +50,7 @@ class Replica:
         self._depth = depth
         self._on_finish = on_finish
         self._observer = observer
+        self._before_plan = observer.before_plan if type(observer).before_plan is not Observer.before_plan else None
         self._flights: deque[Flight] = deque()
         self._stalled = False
         self._empty_plans = 0
@@ -122,7 +123,8 @@ class Replica:
             if not last.sealed:
                 self._seal(last)
             start_s = last.times_s[-1]
-        observer.before_plan(self)
+        if self._before_plan is not None:
+            self._before_plan(self)
         if flights and not (self.engine.running or self.engine.waiting):
             self._stalled = True  # drafts were right: what is under way is of requests that have ended (vLLM V1)
             return
