@@ -108,14 +108,14 @@ class Engine:
         Returns False, and nothing changes, where the last token of one is under way: the request ends by itself. What
         batches under way compute for it is dropped.
         """
-        sequences = req.group.members if req.group is not None else [req]
+        sequences = [sequence for sequence in (req.group.members if req.group else [req]) if not sequence.finished]
         if any(sequence.seat.drained for sequence in sequences):
             return False
         for sequence in sequences:
             if sequence in self.running:
                 self._vacate(sequence)
-            elif sequence.seat is not NO_SEAT and not sequence.finished and sequence is sequences[0]:
-                self.waiting.remove(sequence)
+            elif sequence.seat is not NO_SEAT:
+                self.roster.leave_queue(sequence)
                 self.host.give_back(sequence)
             sequence.finished = True
         self._release_held()
@@ -131,10 +131,9 @@ class Engine:
         """
         if req not in self.running or req.group is not None or req.seat.drained or self._under_way(req):
             raise ValueError(f"{req} cannot be handed over now")
-        lockstep = self.roster.lockstep
-        tokens = lockstep.computed(req) if req in lockstep else req.computed
+        self.roster.take_out(req)
         pool = self.allocator.pool
-        req.handover = Handover(tokens, pool.blocks_for(tokens) * pool.block_bytes, DEVICE, target)
+        req.handover = Handover(req.computed, pool.blocks_for(req.computed) * pool.block_bytes, DEVICE, target)
         self._vacate(req)
         req.seat = NO_SEAT
         self._release_held()
@@ -142,9 +141,9 @@ class Engine:
 
     def _vacate(self, req: Request) -> None:
         """Take a running sequence out, with its memory and without a trace."""
+        req.seat.in_flight = self._under_way(req)
         self.roster.take_out(req)
         self.tokens.close(req)
-        req.seat.in_flight = self._under_way(req)
         self.allocator.release(req)
         self.roster.drop(req)
 
@@ -347,8 +346,8 @@ class Engine:
         return self.allocator.match(req)
 
     def _under_way(self, req: Request) -> int:
-        """Batches in flight that sample for a request that is in no list but `running`."""
-        return self.tokens.under_way(req)
+        """Batches in flight that sample for a running request."""
+        return self.tokens.under_way(req, in_lockstep=req in self.roster.lockstep)
 
 
 def _admission(req: Request) -> int:

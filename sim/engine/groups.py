@@ -61,7 +61,6 @@ class Groups:
 
     def start(self, req: Request, group: Group) -> list[Request]:
         """Fork the other sequences of a request whose prompt is computed; each samples from the same logits."""
-        self._roster.seats_promised -= req.seats - 1
         req.seats = 1
         children = group.fork()
         for child in children:

@@ -53,9 +53,10 @@ class Roster:
         self._run(req)
 
     def fork(self, child: Request) -> None:
-        """A sequence more of a request that runs, loose."""
+        """A sequence more of a request that runs, loose; it takes the seat that was promised."""
         if child.seat is NO_SEAT:
             child.seat = Seat()
+        self.seats_promised -= 1
         self._run(child)
 
     def _run(self, req: Request) -> None:
@@ -126,7 +127,7 @@ class Roster:
     def finish(self, req: Request, *, hold: bool) -> bool:
         """Its answer is complete: it leaves, or with `hold` keeps its seat. Returns whether it was running.
 
-        Who was preempted after its last token was planned waits; but for a beam, whose search waits as its first one.
+        Who was preempted after its last token was planned waits.
         """
         del self.draining[req]
         req.finished = True
@@ -135,9 +136,14 @@ class Roster:
             del self.running[req]
             if hold:
                 self.held.append(req)
-        elif req.group is None or not req.group.draw_beams or req is req.group.members[0]:
-            self.waiting.remove(req)
+        else:
+            self.leave_queue(req)
         return running
+
+    def leave_queue(self, req: Request) -> None:
+        """Out of the queue, where all beams of a search wait as the first of them."""
+        if req.group is None or not req.group.draw_beams or req is req.group.members[0]:
+            self.waiting.remove(req)
 
     def let_go(self) -> list[Request]:
         """The held ones, once nobody runs: they leave."""

@@ -11,8 +11,7 @@ class TokenClock:
     """An engine's steps as they are counted, and the runs of tokens that they gave.
 
     A sequence's token times are slices of the step clock of the replica that served it; where several did, each
-    engine's clock has runs of it, and `sim.results.gaps` puts them
-    together.
+    engine's clock has runs of it, and `sim.results.gaps` puts them together.
     """
 
     def __init__(self) -> None:
@@ -60,6 +59,8 @@ class TokenClock:
             self.last_step.append(seat.last_token_step)
             seat.run_first_step = -1
 
-    def under_way(self, req: Request) -> int:
-        """Batches in flight that sample for a sequence that is not in lockstep, where each samples one token."""
-        return int(req.seat.last_token_step > self.committed_step)
+    def under_way(self, req: Request, *, in_lockstep: bool = False) -> int:
+        """Batches in flight that sample for a sequence, where each samples one token."""
+        seat = req.seat
+        uncounted = in_lockstep and seat.run_first_step < self.next_step
+        return int((self.next_step - 1 if uncounted else seat.last_token_step) > self.committed_step)

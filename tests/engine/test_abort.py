@@ -19,8 +19,9 @@ ALLOCATORS = ["paged", "prefix", "contiguous-oracle", "contiguous-max", "windowe
 TIGHT = KvPool(40, 4, 64, window_tokens=12)
 
 
+@pytest.mark.parametrize("several", ["", "samples", "beams"])
 @pytest.mark.parametrize(("policy", "allocator"), list(product(POLICIES, ALLOCATORS)))
-def test_whoever_is_given_up_at_any_moment_leaves_nothing(policy: str, allocator: str) -> None:
+def test_whoever_is_given_up_at_any_moment_leaves_nothing(policy: str, allocator: str, several: str) -> None:
     aborted = kept = 0
     for seed in range(6):
         rng = random.Random(seed)
@@ -29,6 +30,9 @@ def test_whoever_is_given_up_at_any_moment_leaves_nothing(policy: str, allocator
         requests = [
             Request(id, 0.0, rng.randint(1, 30), rng.randint(1, 12), rng.randint(0, 2), prefix) for id in range(14)
         ]
+        if several and allocator != "windowed":
+            for req in requests[::3]:
+                req.split(3, (lambda count: [2, 0, 1]) if several == "beams" else None)
         open_ = [req for req in requests if engine.refusal(req) is None]
         for req in open_:
             engine.add(req)

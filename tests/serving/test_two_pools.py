@@ -14,7 +14,7 @@ from law_cases import laws
 from two_pools import Served, serve
 
 from sim.cost.step import FixedCost
-from sim.engine.batch import Limits
+from sim.engine.batch import Limits, Outcome
 from sim.engine.memory import KvPool
 from sim.results.gaps import TokenGaps
 from sim.serving.executor import Predicted
@@ -93,13 +93,21 @@ def serve_together(rows: list[Row]) -> np.ndarray:
 
 def test_who_has_tokens_under_way_stays() -> None:
     engine = Setup(spans=False).engine()
-    req = workload([(0.0, 4, 3)]).request(0, 0.0)
+    req = workload([(0.0, 4, 9)]).request(0, 0.0)
     engine.add(req)
     with pytest.raises(ValueError, match="cannot be handed over now"):
         engine.hand_over(req, "decode")
-    engine.plan(0.0)
-    with pytest.raises(ValueError, match="cannot be handed over now"):
-        engine.hand_over(req, "decode")
+    for _ in range(2):  # first by its prompt's entry, then in lockstep
+        batch = engine.plan(0.0)
+        with pytest.raises(ValueError, match="cannot be handed over now"):
+            engine.hand_over(req, "decode")
+        engine.seal(batch, 1)
+        with pytest.raises(ValueError, match="cannot be handed over now"):
+            engine.hand_over(req, "decode")
+        engine.commit(batch, Outcome([1.0], [1.0], 0.0), 1.0)
+    assert batch.lockstep == 1
+    assert engine.hand_over(req, "decode").tokens == req.known - 1 == 5
+    engine.roster.check()
 
 
 def test_it_is_short() -> None:
