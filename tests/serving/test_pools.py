@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,19 +54,18 @@ def test_each_part_is_built_once_for_each_replica(replicas: int) -> None:
     assert ["policy", "allocator"] * replicas == BUILT
 
 
-def test_a_subclass_of_the_users_is_served_as_what_it_is_made_of() -> None:
+def test_a_subclass_of_the_users_is_served_as_what_it_is_made_of(tmp_path: Path) -> None:
     """The same hits, with outputs that come late, and the same refusal to swap, as the shipped allocator has."""
-    settings = {
-        **RUN,
-        "kv.blocks": 600,
-        "engine.max_model_len": 4096,
-        "workload.limit": 400,
-        "workload.rate": 5.0,
-        "workload.skip_bad": True,
-    }
+    rows = [
+        {"timestamp": 40 * at, "input_length": 1536, "output_length": 30, "hash_ids": [at % 3, 10 + at % 6, 100 + at]}
+        for at in range(40)
+    ]
+    trace = tmp_path / "shared.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"workload.trace": str(trace), "kv.blocks": 400, "engine.max_model_len": 2048}
     mine, shipped = (api.run(**settings, **{"allocator.name": name}) for name in ("test_pools:Counted", "prefix"))
     assert mine.requests.equals(shipped.requests)
-    assert mine.requests["prefix_hit_tokens"].sum() > 0
+    assert mine.requests["prefix_hit_tokens"].sum() > 10_000
     with pytest.raises(InputError, match="a dropped prefix stays findable"):
         api.run(**settings, **{"allocator.name": "test_pools:Counted", "kv.swap_gib": 1.0})
 
