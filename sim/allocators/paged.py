@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
-from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, usage_of
 from sim.engine.request import Request
 from traces.schema import InputError
 
@@ -235,7 +235,7 @@ class Paged:
         shared, saved = self._sharing.shared_tokens, self._sharing.saved_tokens
         data = computed_tokens - saved
         reserved = self.pool.blocks * block_tokens - free - data - internal
-        return Usage(data - shared, shared, reserved, internal, 0, free, saved)
+        return usage_of((data - shared, shared, reserved, internal, 0, free, saved))
 
     def _most_blocks(self, rows: int) -> int:
         """Blocks held at most by a sequence whose table has so many rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from sim.engine.lockstep import Lockstep
@@ -66,6 +67,8 @@ class Shape(NamedTuple):
 
 
 NOTHING = Shape()
+shape_of = partial(tuple.__new__, Shape)
+"""A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
 NO_WINDOW = (0, 0)
 
 
@@ -206,6 +209,10 @@ class Outcome(NamedTuple):
     """Of `device_s`, the drafter's share."""
     late_s: float = 0.0
     """From when the next step may start to when the output of the last repeat is there."""
+
+
+outcome_of = partial(tuple.__new__, Outcome)
+"""An outcome from all of its fields, in their order (see `shape_of`)."""
 
 
 class Committed(NamedTuple):

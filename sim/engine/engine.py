@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape
+from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
 from sim.engine.groups import Groups, completed
 from sim.engine.host import DEVICE, HostMemory
 from sim.engine.lockstep import Lockstep
@@ -171,10 +171,10 @@ class Engine:
                 self._describe(batch, step)
             else:
                 count = lockstep.count
-                within = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
-                batch.shape = Shape((), count, lockstep.base_sum + count * lockstep.tick, 0, 0, *within)
-                if lockstep.ranks:
-                    batch.shape = batch.shape._replace(decode_longest=lockstep.longest())
+                within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
+                longest = lockstep.longest() if lockstep.ranks else 0
+                context = lockstep.base_sum + count * lockstep.tick
+                batch.shape = shape_of(((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest))
             if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
                 batch.repeats = self._repeats(step, batch.shape)
         if step.entries or roster.loose:

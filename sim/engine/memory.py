@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.engine.request import Request
@@ -80,6 +81,10 @@ class Usage(NamedTuple):
     free: int
     saved: int = 0
     """Slots that would be needed as well if nothing were shared: for each shared one, its holders but the first."""
+
+
+usage_of = partial(tuple.__new__, Usage)
+"""A usage from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
 
 
 class Drift(NamedTuple):

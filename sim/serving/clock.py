@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import Any
 
 import simpy
 from simpy.events import NORMAL, URGENT
@@ -20,7 +21,16 @@ class _Call(Event):
     _ok = True
 
     def __init__(self, action: Callable[[Event], None]) -> None:
-        self.callbacks = [action]
+        self.action = action
+
+    @property
+    def callbacks(self) -> Any:
+        """As SimPy asks for them."""
+        return [self.action]
+
+    @callbacks.setter
+    def callbacks(self, value: Any) -> None:
+        """SimPy takes them away once they are called."""
 
 
 class Clock(simpy.Environment):
@@ -49,9 +59,7 @@ class Clock(simpy.Environment):
         queue = self._queue
         while queue:
             self._now, _, _, event = heappop(queue)
-            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
-            for callback in callbacks:
-                callback(event)
+            event.action(event)  # type: ignore[attr-defined]
 
 
 class WallClock(Clock):

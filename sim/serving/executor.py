@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sim.cost.step import StepCost
-from sim.engine.batch import Batch, Outcome, Shape
+from sim.engine.batch import Batch, Outcome, Shape, outcome_of
 from sim.engine.request import Request
 
 
@@ -127,4 +127,4 @@ class Predicted:
             seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
         else:
             seconds = [device_s + host_s for device_s in device] if host_s else device
-        return Outcome(seconds, device, host_s)
+        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))

@@ -84,7 +84,7 @@ class Replica:
     def _woken(self, event: Event) -> None:
         if event is self._wake:
             self._wake = None
-            self._run(self.clock.now)
+            self._run(self._wake_s)
 
     def _run(self, now_s: float) -> None:
         """Commit and plan all that is due now, then sleep until something will be."""
