@@ -38,6 +38,8 @@ _METHODS = {
     "allocator": ("refusal", "match", "admit", "grow", "release", "table", "usage"),
     "engine": ("refusal", "add", "abort", "plan", "seal", "commit", "usage", "counts", "cached_tokens"),
 }
+_TOGETHER = (("join", "leave", "headroom", "step", "advance"), ("fork", "owns_tail"))
+"""Methods of an allocator that mean something only together: serving many steps at once, and forking."""
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHAPES = {
     "policy": "a policy is a function of a step, or a class whose objects are such (docs/policies.md)",
@@ -184,6 +186,10 @@ def _lacks(target: Callable[..., Any], noun: str) -> str:
         return f"is a {type(target).__name__}, no class and no Python function"
     if noun in _METHODS:
         missing = [name for name in _METHODS[noun] if not callable(getattr(target, name, None))]
+        for together in _TOGETHER if noun == "allocator" else ():
+            lacking = [name for name in together if not callable(getattr(target, name, None))]
+            if not missing and lacking and len(lacking) < len(together):
+                return f"has some of the methods {', '.join(together)} and not {lacking[0]}"
         return f"has no method {missing[0]}" if missing else ""
     names = _TAKES[noun]
     called: Any = target

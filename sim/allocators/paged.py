@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
-from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, usage_of
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
 from sim.engine.request import Request
 from traces.schema import InputError
 
@@ -340,7 +340,7 @@ class Paged:
                     internal -= over * ((len(blocks) - 1) * size - holding.base - tick + 1)
         used = -self._joined * (steps * (steps + 1) // 2)
         free = late * size
-        return Drift(used, -used - internal - free, internal, free)
+        return drift_of((used, -used - internal - free, internal, free))
 
 
 def _admission(holding: Holding) -> int:

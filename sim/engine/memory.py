@@ -100,6 +100,10 @@ class Drift(NamedTuple):
     free: int = 0
 
 
+drift_of = partial(tuple.__new__, Drift)
+"""A drift from all of its fields, in their order (see `usage_of`)."""
+
+
 class Allocator(Protocol):
     """Decides which blocks a request holds. Every method counts first and acts after: `False` changed nothing."""
 

@@ -88,7 +88,8 @@ class StepLog(Observer):
         flight.usage = replica.engine.usage()
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
+        batch, times_s = flight.batch, flight.times_s
+        _, device_each_s, host_s = flight.outcome[:3]
         repeats = batch.repeats
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = batch.shape[:8]
         new = past = drafts = 0
@@ -101,11 +102,11 @@ class StepLog(Observer):
                 drafts += tokens - 1
                 context += tokens + before
         if repeats == 1:
-            device_s = outcome.device_s[0]
+            device_s = device_each_s[0]
             self.step_end_s[replica.index].append(flight.output_s)
         else:
-            device_s = sum(outcome.device_s[:repeats])
-            self.step_end_s[replica.index].extend(flight.ends_s if outcome.late_s else times_s[1:])
+            device_s = sum(device_each_s[:repeats])
+            self.step_end_s[replica.index].extend(flight.ends_s)
         if self._seen % self._stride == 0:
             self._keep(batch)
         self._seen += 1
@@ -123,7 +124,7 @@ class StepLog(Observer):
             drafts,
             batch.padding_tokens,
             device_s,
-            outcome.host_s * repeats,
+            host_s * repeats,
             batch.running,
             batch.waiting,
             len(batch.evicted),

@@ -11,6 +11,7 @@ from engine_kit import Setup, run, workload
 
 from sim import load
 from sim.allocators.contiguous_max import ContiguousMax
+from sim.allocators.paged import Paged
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.step import Step
@@ -257,6 +258,17 @@ def test_traits_that_exclude_one_another_are_refused_before_anything_is_built() 
     globals()["Both"] = Both
     with pytest.raises(InputError, match="'test_load:Both' has both drafts and holds_finished: drafts have no place"):
         load.find("sim.policies", "test_load:Both", {})
+
+
+class Halfway(Paged):
+    """As an allocator of version 0.1, before a single step had a method of its own."""
+
+    step = None  # type: ignore[assignment]
+
+
+def test_an_allocator_with_half_of_what_lockstep_needs_is_refused() -> None:
+    with pytest.raises(InputError, match="has some of the methods join, leave, headroom, step, advance and not step"):
+        load.load("sim.allocators", "test_load:Halfway")
 
 
 def test_what_a_class_declares_is_asked_without_building_it() -> None:
