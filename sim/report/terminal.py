@@ -130,15 +130,13 @@ def remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
     return table
 
 
-def summary_view(
-    summary: Mapping[str, Any], notes: Iterable[str] = (), *, warnings: Iterable[str] = ()
-) -> RenderableType:
+def summary_view(summary: Mapping[str, Any], *, warnings: Iterable[str] = ()) -> RenderableType:
     """One run on one screen: what ran, latencies, rates, KV use, SLO, sources, warnings and notes.
 
-    notes and warnings: sentences beyond those that the summary itself gives rise to.
+    warnings: sentences beyond those that the summary itself gives rise to.
     """
     marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
-    marked += [("*", text, "dim") for text in notes_of(summary, notes)]
+    marked += [("*", text, "dim") for text in notes_of(summary)]
     head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
     parts: list[RenderableType] = [*head, "", latency_table(summary), "", facts_table(summary)]
     return Group(*parts, "", remarks(marked)) if marked else Group(*parts)

@@ -114,7 +114,7 @@ def test_what_a_trace_calls_itself_is_never_run(browser: Browser, tmp_path: Path
     evil = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{script}}"
     path = tmp_path / "evil.html"
     run = make_run(30, trace=evil, model=evil, notes=[evil])
-    path.write_text(render_page(run, notes=[evil], scenario=evil), encoding="utf-8")
+    path.write_text(render_page(run, scenario=evil), encoding="utf-8")
     browser.open(path)
     assert "owned" not in browser.value("document.title").replace(evil, "")
     assert browser.value("document.querySelectorAll('img').length") == 0

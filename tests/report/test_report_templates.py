@@ -45,7 +45,7 @@ CANDIDATE = {
 
 def a_run(name: str) -> str:
     run = make_run(30, trace=name, model=name, gpu=name, policy=name, notes=[name], version=name, slo="ttft=0.1")
-    return render_page(run, notes=[name], scenario=name)
+    return render_page(run, scenario=name)
 
 
 def a_comparison(name: str) -> str:

@@ -48,9 +48,10 @@ def test_percent_never_says_all_or_nothing_for_some(value: float | None, text: s
 
 
 def test_a_summary_is_one_screen_of_80_columns() -> None:
-    run = make_run(300, rate=14.0, slo="ttft_p99=0.05,tpot_p99=0.05,itl=0.2")
     note = "A note that is long enough to need a second line of the terminal, as notes about real traces often are."
-    text = terminal.render(terminal.summary_view(run.summary, [note], warnings=["The queue kept growing."]))
+    notes = ["Arrivals are Poisson draws, not recorded times.", note]
+    run = make_run(300, rate=14.0, slo="ttft_p99=0.05,tpot_p99=0.05,itl=0.2", notes=notes)
+    text = terminal.render(terminal.summary_view(run.summary, warnings=["The queue kept growing."]))
     assert "\n! The queue kept growing.\n" in text
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -103,8 +104,8 @@ def test_sources_and_their_warnings() -> None:
 
 
 def test_notes_come_once() -> None:
-    summary = make_run(20, notes=["a", "b"]).summary
-    assert notes_of(summary, ["b", "c"])[1:] == ["a", "b", "c"]
+    summary = make_run(20, notes=["a", "b", "a", "c"]).summary
+    assert notes_of(summary)[1:] == ["a", "b", "c"]
 
 
 def test_runs_side_by_side() -> None:

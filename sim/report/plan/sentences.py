@@ -18,9 +18,11 @@ def answer(document: Mapping[str, Any]) -> str:
     if document["rate"] is None:
         low, high = capacity["ci95"]
         width = number(capacity["half_width"], 2)
-        text = f"{_rounded(capacity['requests_per_s'], capacity['half_width'])} +- {width} requests/s"
+        places = len(width.partition(".")[2])
+        text = f"{capacity['requests_per_s']:,.{places}f} +- {width} requests/s"
         gpus = f"{count(best['gpus'])} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
-        limits = _bound(capacity["bound_by"])
+        bound = capacity["bound_by"]
+        limits = "the queue, which grows beyond it" if bound == STABILITY else bound
         return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
     price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
     replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
@@ -29,17 +31,6 @@ def answer(document: Mapping[str, Any]) -> str:
         f"{name}{replicas}, {count(best['gpus'])} {best['gpu']}{price}, "
         f"for {number(document['rate'])} requests/s under the SLO; {best['replications']} replications confirm it."
     )
-
-
-def _rounded(value: float, width: float) -> str:
-    """With as many decimals as the interval's half width has."""
-    shown = number(width, 2)
-    places = len(shown.partition(".")[2])
-    return f"{value:,.{places}f}"
-
-
-def _bound(name: str) -> str:
-    return "the queue, which grows beyond it" if name == STABILITY else name
 
 
 def slo_words(document: Mapping[str, Any]) -> str:

@@ -38,11 +38,8 @@ INPUT_NAMES = {
 }
 
 
-def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> str:
-    """The page of a run as one string of HTML.
-
-    notes: further sentences for the trust box; scenario: the resolved scenario as text, shown as it is.
-    """
+def render_page(run: Run, *, scenario: str = "") -> str:
+    """The page of a run as one string of HTML. scenario: the resolved scenario as text, shown as it is."""
     summary = run.summary
     phases, queue = phases_chart(run.requests, getattr(run, "preempted", None)), queue_warning(run.requests)
     return render(
@@ -60,7 +57,7 @@ def render_page(run: Run, *, notes: Iterable[str] = (), scenario: str = "") -> s
         clauses=list(_clauses(summary)),
         sources=summary["cost_sources"],
         warnings=[*warnings_of(summary), *([queue] if queue else [])],
-        remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary, notes)],
+        remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary)],
         latency_heads=["", *STATISTICS],
         latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS)],
         facts=_facts(summary),
@@ -123,13 +120,11 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     if bill := summary.get("bill"):
         yield ("Money and energy", bill_rows(bill))
     if terms := summary.get("cost_terms"):
-        yield ("Step time by term and source", _terms(terms))
-
-
-def _terms(terms: Mapping[str, Mapping[str, float]]) -> Iterable[tuple[str, str]]:
-    for name, sources in terms.items():
-        parts = ", ".join(f"{percent(share)} {source}" for source, share in sources.items())
-        yield name, parts
+        rows = [
+            (name, ", ".join(f"{percent(share)} {source}" for source, share in sources.items()))
+            for name, sources in terms.items()
+        ]
+        yield ("Step time by term and source", rows)
 
 
 def _drafting(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

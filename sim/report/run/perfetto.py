@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.report.run.charts import PHASES
 from sim.results.percentiles import Floats, Ints
 from sim.results.result import Run
 from sim.results.terms import StepTerms, terms_of
@@ -39,8 +40,6 @@ COUNTERS = {
     "KV tokens": {"used": "kv_used_tokens", "shared": "kv_shared_tokens", "reserved": "kv_reserved_tokens",
                   "internal waste": "kv_internal_tokens", "external waste": "kv_external_tokens"},
 }  # fmt: skip
-PHASES = (("queued", "arrival_s", "first_scheduled_s"), ("prefill", "first_scheduled_s", "first_token_s"),
-          ("decode", "first_token_s", "finish_s"))  # fmt: skip
 
 
 def parse_window(text: str) -> Window:
@@ -247,9 +246,9 @@ class Breaks:
 def _requests(rows: pd.DataFrame, end_s: float, breaks: Breaks) -> list[str]:
     """The nested slices of each request; one that was rejected is an instant, one unfinished lasts to the end."""
     lines: list[str] = []
-    edges = ("arrival_s", *(phase[2] for phase in PHASES))
+    edges = ("arrival_s", *(end for _, end in PHASES.values()))
     stamps = np.stack([_nanoseconds(rows[name].fillna(end_s).to_numpy(np.float64)) for name in edges], axis=1)
-    known = np.stack([rows[begin].notna().to_numpy() for _, begin, _ in PHASES], axis=1)
+    known = np.stack([rows[begin].notna().to_numpy() for begin, _ in PHASES.values()], axis=1)
     counts = ("request", "prompt_tokens", "output_tokens", "replica", "preemptions", "prefix_hit_tokens")
     texts = zip(rows["status"].tolist(), rows["reason"].tolist(), strict=True)
     for values, (status, reason), times, phases in zip(
@@ -260,7 +259,7 @@ def _requests(rows: pd.DataFrame, end_s: float, breaks: Breaks) -> list[str]:
             lines.append(_rejected(request, times[0] / 1e3, reason))
             continue
         lines.append(OPEN % (request, times[0] / 1e3, *values, status))
-        for (name, _, _), begin, end, reached in zip(PHASES, times, times[1:], phases, strict=False):
+        for name, begin, end, reached in zip(PHASES, times, times[1:], phases, strict=False):
             if not reached:
                 continue
             lines.append(PHASE % ("b", request, begin / 1e3, name))

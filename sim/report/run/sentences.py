@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sim.report.measures import LATENCIES
@@ -37,10 +37,10 @@ def requests_line(summary: Mapping[str, Any]) -> str:
     return f"{count(counts['total'])} {noun} in {seconds(summary['duration_s'])}: {ended}"
 
 
-def notes_of(summary: Mapping[str, Any], notes: Iterable[str] = ()) -> list[str]:
-    """The run's notes: what the inputs say about themselves (`synthetic`, `notes`), then those given here."""
+def notes_of(summary: Mapping[str, Any]) -> list[str]:
+    """The run's notes: what the inputs say about themselves (`synthetic`, `notes`)."""
     inputs = summary["inputs"]
-    texts = [str(note) for note in (*(inputs.get("notes") or []), *notes)]
+    texts = [str(note) for note in inputs.get("notes") or []]
     if inputs.get("synthetic") and not any(note.startswith("Synthetic") for note in texts):
         texts.insert(0, "Synthetic: the trace was made, not recorded.")
     return list(dict.fromkeys(texts))

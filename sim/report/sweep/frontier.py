@@ -25,7 +25,7 @@ WAITS = tuple(latency(key, statistic) for statistic in ("p99", "p50") for key in
 
 def pareto_chart(sweep: Sweep) -> Chart | None:
     """What a point costs against how long it lets wait, with the points that no other beats in both."""
-    costs = [cost for cost in sweep.known(COSTS) if len(np.unique(known_values(sweep, cost))) > 1]
+    costs = [cost for cost in sweep.known(COSTS) if sweep.differs(cost)]
     if any(cost.unit == "usd" for cost in costs):
         costs = [cost for cost in costs if cost != GPU_HOURS]
     tried = [_pareto_choice(sweep, cost, wait) for cost in costs for wait in sweep.known(WAITS)]
@@ -96,11 +96,6 @@ def _both(sweep: Sweep, cost: Measure, wait: Measure, row: int) -> str:
     price = sweep.words(cost, row)
     spent = f"{price} per million output tokens" if cost.unit else f"{price} {cost.label}"
     return f"{spent} at {wait.label} {sweep.words(wait, row)}"
-
-
-def known_values(sweep: Sweep, measure: Measure) -> Floats:
-    values = sweep.points.mean[measure.key]
-    return values[~np.isnan(values)]
 
 
 def map_charts(sweep: Sweep) -> list[Chart]:

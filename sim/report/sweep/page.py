@@ -201,7 +201,7 @@ def _column(sweep: Sweep, measure: Measure) -> TableColumn:
     values = sweep.points.mean[measure.key]
     unit, factor = measure.scale(values)
     label = measure.label.replace("million output tokens", "Mtok output")
-    row = sweep.best(measure) if len(np.unique(values[~np.isnan(values)])) > 1 else None
+    row = sweep.best(measure) if sweep.differs(measure) else None
     texts, best = scaled(values.tolist(), factor), () if row is None else (row,)
     return TableColumn(f"{label}, {unit}" if unit else label, texts, best, measure.better > 0)
 

@@ -152,6 +152,10 @@ class Sweep:
     def has(self, measure: Measure) -> bool:
         return bool((~np.isnan(self.points.mean[measure.key])).any())
 
+    def differs(self, measure: Measure) -> bool:
+        values = self.points.mean[measure.key]
+        return len(np.unique(values[~np.isnan(values)])) > 1
+
     def known(self, measures: Sequence[Measure]) -> list[Measure]:
         return [measure for measure in measures if self.has(measure)]
 

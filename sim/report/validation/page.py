@@ -59,7 +59,7 @@ def render_validation(validation: Validation) -> str:
         steps=step_table(document["steps"]),
         worst=list(worst_lines(document["steps"])),
         stages=list(STAGES),
-        attribution=[(name, live, error, *shares) for name, live, error, shares in attribution_table(document)],
+        attribution=list(attribution_table(document)),
         facts=_facts(document),
     )
 

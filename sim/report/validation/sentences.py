@@ -87,15 +87,15 @@ def _percent(fraction: float | None) -> str:
     return NONE if fraction is None else f"{100 * fraction:+.1f}"
 
 
-def attribution_table(document: Document) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(measure, live, error, the share of each of `STAGES`) in ms or s."""
+def attribution_table(document: Document) -> Iterator[tuple[str, ...]]:
+    """(measure, live, error and the share of each of `STAGES`) in ms or s."""
     for label, split in document["attribution"].items():
         if "parts" not in split:
             continue
         unit, factor = row_unit([split["live"], split["predicted"]])
         parts = [signed(split["parts"][stage] * factor) for stage in STAGES]
         name = MEASURES[label].title if label in MEASURES else "Duration"
-        yield f"{name}, {unit}", number(split["live"] * factor), signed(split["error"] * factor), parts
+        yield f"{name}, {unit}", number(split["live"] * factor), signed(split["error"] * factor), *parts
 
 
 def notes(document: Document) -> Iterator[str]:

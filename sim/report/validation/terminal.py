@@ -39,7 +39,7 @@ def validation_view(document: Document) -> RenderableType:
     heads = ("Requests", "live", "predicted", "error", "spread")
     wide = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
     parts += [_table(heads[:wide], [row[:wide] for row in rows]), ""]
-    split = [(name, live, error, *shares) for name, live, error, shares in attribution_table(document)]
+    split = list(attribution_table(document))
     if split:
         parts += [_table(("Why", "live", "error", *STAGES), split), ""]
     texts = (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", []))
