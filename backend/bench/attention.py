@@ -87,13 +87,13 @@ def decode(bench: Bench, heads: Heads, cache: str, sequences: int, context: int,
         bytes=inputs.set_bytes + 2 * inputs.q.nbytes,
         check=Check(lambda out: out[0], inputs.expected(1, BLOCKS[0]), TOLERANCE),
     )
-    offers = [Offer(f"ours, block {size}", partial(_ours_decode, bench, inputs, size), ours=True) for size in BLOCKS]
+    offers = [Offer(f"ours, block {size}", partial(ours_decode, bench, inputs, size), ours=True) for size in BLOCKS]
     if bench.cuda:
         offers.append(Offer(PLANNED, lambda: _planned(inputs, BLOCKS[0]), ours=True))
     bench.compare(task, offers + decode_peers(bench, inputs, BLOCKS[0], compiled=compiled))
 
 
-def _ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
+def ours_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
     cache, tables = inputs.pool.cache(block_tokens), inputs.tables(block_tokens)
     attend = bench.ops.decode_attention
     return lambda turn: attend(inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale)
@@ -126,7 +126,6 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
     sets = bench.sets(one * 2 * heads.kv * heads.dim * kind.itemsize, most=8)
     pool = BenchPool(heads, one * sets, kind, bench.device)
     inputs = BenchSequences(pool, 1, context, new, sets, grain=CHUNK_TOKENS)
-    compared = min(COMPARED_QUERIES, new)
     task = BenchTask(
         group="chunk" if past else "prefill",
         case=prefill_name(new, past),
@@ -135,14 +134,17 @@ def prefill(bench: Bench, heads: Heads, dtype: str, new: int, past: int, *, comp
         set_bytes=inputs.set_bytes,
         bytes=inputs.set_bytes + 2 * inputs.q.nbytes,
         flops=causal_flops(heads, new, past),
-        check=Check(
-            lambda out: out.reshape(new, heads.query, heads.dim)[-compared:],
-            inputs.expected(compared, BLOCKS[0]),
-            TOLERANCE,
-        ),
+        check=_last_queries(inputs),
     )
     offers = [Offer(f"ours, block {size}", partial(_ours_prefill, bench, inputs, size), ours=True) for size in BLOCKS]
     bench.compare(task, offers + prefill_peers(bench, inputs, BLOCKS[0], compiled=compiled))
+
+
+def _last_queries(inputs: BenchSequences) -> Check:
+    """Of one sequence's new tokens, the last few."""
+    compared = min(COMPARED_QUERIES, inputs.new)
+    shape = inputs.q.shape[1:]
+    return Check(lambda out: out.reshape(shape)[-compared:], inputs.expected(compared, BLOCKS[0]), TOLERANCE)
 
 
 def causal_flops(heads: Heads, new: int, past: int) -> int:
@@ -167,7 +169,6 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
     kind = KV_DTYPES[dtype]
     pool = BenchPool(heads, BenchSequences.room(1, tokens, 2), kind, bench.device)
     inputs = BenchSequences(pool, 1, tokens, tokens, 2, grain=CHUNK_TOKENS)
-    compared = min(COMPARED_QUERIES, tokens)
     task = BenchTask(
         group="standard",
         case=f"unfused {tokens}",
@@ -175,11 +176,7 @@ def standard(bench: Bench, heads: Heads, dtype: str, tokens: int) -> None:
         sets=2,
         set_bytes=inputs.set_bytes,
         flops=causal_flops(heads, tokens, 0),
-        check=Check(
-            lambda out: out.reshape(tokens, heads.query, heads.dim)[-compared:],
-            inputs.expected(compared, BLOCKS[0]),
-            TOLERANCE,
-        ),
+        check=_last_queries(inputs),
         peak=True,
         rounds=10,
     )

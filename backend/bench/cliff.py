@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from backend.bench.attention import BLOCKS, Shapes
+from backend.bench.attention import BLOCKS, Shapes, ours_decode
 from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences
 from backend.bench.record import MEASURED, SKIPPED, BenchRow
-from backend.bench.timing import Bench, BenchTask, Call, Offer
+from backend.bench.timing import Bench, BenchTask, Offer
 from backend.cache.kvcache import KV_DTYPES
 
 STEP = 1.05
@@ -137,13 +138,7 @@ def _measure(bench: Bench, pool: BenchPool, sequences: int, context: int, line: 
         notes={"parts": cuts(pool, inputs.q, inputs.kv_lens) if bench.cuda else 0},
     )
 
-    def build() -> Call:
-        cache, tables = pool.cache(BLOCKS[0]), inputs.tables(BLOCKS[0])
-        return lambda turn: bench.ops.decode_attention(
-            inputs.q, cache, tables[turn], inputs.kv_lens, scale=inputs.scale
-        )
-
-    (row,) = bench.compare(task, [Offer("ours, block 16", build, ours=True)])
+    (row,) = bench.compare(task, [Offer("ours, block 16", partial(ours_decode, bench, inputs, BLOCKS[0]), ours=True)])
     return row
 
 

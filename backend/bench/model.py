@@ -16,7 +16,7 @@ from backend.bench.record import ABSENT, FAILED, MEASURED, BenchRow, Stats
 from backend.bench.timing import AbsentError, Bench, BenchTask, Call, Check, Offer
 from backend.cache.kvcache import KvCache
 from backend.live.graphs import CudaRecorder
-from backend.model.loader import random_model
+from backend.model.loader import DTYPES, random_model
 from backend.model.model import DecodePart, ForwardBatch, Model
 from sim import api, catalog, scenario
 from sim.specs.model import ModelSpec
@@ -177,9 +177,8 @@ def _transformers(
         max_position_embeddings=spec.max_context_tokens, tie_word_embeddings=spec.tied_embeddings,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[spec.dtype]
     before = torch.get_default_dtype()
-    torch.set_default_dtype(kind)
+    torch.set_default_dtype(DTYPES[spec.dtype])
     try:
         with bench.device:
             model = transformers.LlamaForCausalLM(config).eval()

@@ -33,7 +33,7 @@ def decode_peers(bench: Bench, inputs: BenchSequences, block_tokens: int, *, com
         Offer("torch SDPA flash", lambda: contiguous(_sdpa(inputs, SDPBackend.FLASH_ATTENTION, causal=False))),
         Offer("torch SDPA cuDNN", lambda: contiguous(_sdpa(inputs, SDPBackend.CUDNN_ATTENTION, causal=False))),
         Offer("fa3-fwd", lambda: _fa3_decode(bench, inputs)),
-        Offer("FlashInfer paged", lambda: _flashinfer_decode(bench, inputs, block_tokens)),
+        Offer("FlashInfer paged", lambda: _flashinfer(bench, inputs, block_tokens, causal=False)),
     ]
     if compiled:
         offers.append(Offer("flex_attention", lambda: contiguous(_flex(bench, inputs, None))))
@@ -68,7 +68,7 @@ def prefill_peers(bench: Bench, inputs: BenchSequences, block_tokens: int, *, co
         Offer("torch SDPA flash", lambda: contiguous(_sdpa(inputs, SDPBackend.FLASH_ATTENTION, causal=True))),
         Offer("torch SDPA cuDNN", lambda: contiguous(_sdpa(inputs, SDPBackend.CUDNN_ATTENTION, causal=True))),
         Offer("fa3-fwd", fa3),
-        Offer("FlashInfer paged", lambda: _flashinfer_prefill(bench, inputs, block_tokens)),
+        Offer("FlashInfer paged", lambda: _flashinfer(bench, inputs, block_tokens, causal=True)),
     ]
     if compiled:
         offers.append(Offer("flex_attention", lambda: contiguous(_flex(bench, inputs, _causal_blocks(inputs)))))
@@ -159,32 +159,24 @@ def _pages(inputs: BenchSequences, block_tokens: int) -> Iterator[tuple[Tensor, 
         yield starts, table.reshape(-1), torch.full((inputs.count,), last, dtype=torch.int32, device=table.device)
 
 
-def _flashinfer_types(inputs: BenchSequences) -> dict[str, Any]:
-    if inputs.pool.dtype == torch.int8:
+def _flashinfer(bench: Bench, inputs: BenchSequences, block_tokens: int, *, causal: bool) -> Call:
+    """Planned beforehand, as an engine does once for all layers of a step; causal: several queries a sequence.
+
+    Decoding, group 4 and more goes to tensor cores.
+    """
+    module, heads, kind = _module(bench, "flashinfer"), inputs.pool.heads, inputs.pool.dtype
+    if kind == torch.int8:
         raise AbsentError("takes no int8 cache")
-    return {"q_data_type": inputs.q.dtype, "kv_data_type": inputs.pool.dtype, "sm_scale": inputs.scale}
-
-
-def _flashinfer_decode(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
-    """Planned beforehand, as an engine does once for all layers of a step; group 4 and more goes to tensor cores."""
-    module, types, heads = _module(bench, "flashinfer"), _flashinfer_types(inputs), inputs.pool.heads
+    types = {"q_data_type": inputs.q.dtype, "kv_data_type": kind, "sm_scale": inputs.scale}
     room = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=bench.device)
     cache, queries, wrappers = inputs.pool.cache(block_tokens), inputs.q.flatten(0, 1), []
-    for starts, blocks, last in _pages(inputs, block_tokens):
-        wrapper = module.BatchDecodeWithPagedKVCacheWrapper(room, "NHD", use_tensor_cores=True)
-        wrapper.plan(starts, blocks, last, heads.query, heads.kv, heads.dim, block_tokens, **types)
-        wrappers.append(wrapper)
-    return lambda turn: wrappers[turn].run(queries, (cache.k, cache.v)).view(inputs.q.shape)
-
-
-def _flashinfer_prefill(bench: Bench, inputs: BenchSequences, block_tokens: int) -> Call:
-    module, types, heads = _module(bench, "flashinfer"), _flashinfer_types(inputs), inputs.pool.heads
-    room = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=bench.device)
-    cache, queries, wrappers = inputs.pool.cache(block_tokens), inputs.q.flatten(0, 1), []
-    for starts, blocks, last in _pages(inputs, block_tokens):
-        wrapper = module.BatchPrefillWithPagedKVCacheWrapper(room, "NHD")
-        wrapper.plan(
-            inputs.q_starts, starts, blocks, last, heads.query, heads.kv, heads.dim, block_tokens, causal=True, **types
-        )
+    for pages in _pages(inputs, block_tokens):
+        sizes = (*pages, heads.query, heads.kv, heads.dim, block_tokens)
+        if causal:
+            wrapper = module.BatchPrefillWithPagedKVCacheWrapper(room, "NHD")
+            wrapper.plan(inputs.q_starts, *sizes, causal=True, **types)
+        else:
+            wrapper = module.BatchDecodeWithPagedKVCacheWrapper(room, "NHD", use_tensor_cores=True)
+            wrapper.plan(*sizes, **types)
         wrappers.append(wrapper)
     return lambda turn: wrappers[turn].run(queries, (cache.k, cache.v)).view(inputs.q.shape)
