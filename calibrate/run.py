@@ -198,7 +198,7 @@ def fitted(job: Job, readings: Sorted, *, name: str, date: str, clocks: Mapping[
     text, sheet = "", job.sheet
     if target.is_cpu:
         flops, moved = ceilings(readings.rows)
-        text = devices.cpu_sheet(target, flops, moved, "the fastest product and the fastest read of this calibration")
+        text = devices.cpu_sheet(target, flops, moved)
         sheet = replace(sheet, memory_bytes_per_s=moved, **dict.fromkeys(_RATES, flops))  # type: ignore[arg-type]
     else:
         for table in tables.values():

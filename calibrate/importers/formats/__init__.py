@@ -1,7 +1,7 @@
 """Formats of other people's measurements: a file here is a format, by its name.
 
-Each has `UNIT` (what its times are in), `table_of(sheet)` (which of its tables a header is, or None) and
-`read(sheets, options)`, which makes a `Draft` of the sheets that it recognised.
+Each has `table_of(sheet)` (which of its tables a header is, or None) and `read(sheets, options)`, which makes a `Draft`
+of the sheets that it recognised.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from traces.schema import InputError
 
 class ImportFormat(Protocol):
     """A module of this package."""
-
-    UNIT: str
 
     def table_of(self, sheet: Sheet) -> str | None:
         """The format's own name of the table that has this header."""

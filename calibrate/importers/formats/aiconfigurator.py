@@ -16,7 +16,6 @@ from sim.cost.tables import Value
 from traces.schema import InputError
 
 T = TypeVar("T")
-UNIT = "ms"
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
 _TIMES = ("latency", "latency_ms")
 _TYPE_COLUMNS = ("gemm_dtype", "attn_dtype", "allreduce_dtype", "nccl_dtype")
@@ -56,7 +55,7 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     Raises:
         InputError: a type that neither file, name nor user says; a `device` column that names another GPU.
     """
-    draft = Draft("AIConfigurator kernel tables (ai-dynamo/aiconfigurator), measured by its collector", UNIT)
+    draft = Draft("AIConfigurator kernel tables (ai-dynamo/aiconfigurator), measured by its collector", "ms")
     collectives: dict[tuple[Value, ...], list[_Message]] = {}
     for sheet in sheets:
         table = table_of(sheet)

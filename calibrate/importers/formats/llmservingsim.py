@@ -18,7 +18,6 @@ from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
-UNIT = "us"
 _HEADERS = {
     "dense": ("layer", "tokens", "time_us"),
     "per_sequence": ("layer", "sequences", "time_us"),

@@ -16,7 +16,6 @@ from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
 from traces.schema import InputError
 
-UNIT = "their columns' units"
 _TO_US: Mapping[str, float] = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _TYPES = ("dtype", "weight_dtype", "kv_dtype")
 _DEFAULTS: Mapping[str, int] = {"window": 0, "width": 1, "sequences": 1, "graph": 0}
@@ -50,7 +49,7 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     Raises:
         InputError: no column says a type, and --dtype neither.
     """
-    draft = Draft("a plain CSV of the user's", UNIT)
+    draft = Draft("a plain CSV of the user's", "their columns' units")
     for sheet in sheets:
         name = str(table_of(sheet))
         spec = TABLES[name]

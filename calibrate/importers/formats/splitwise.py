@@ -16,7 +16,6 @@ from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
-UNIT = "ms"
 _COLUMNS = (
     "model",
     "hardware",
@@ -41,7 +40,7 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     Raises:
         InputError: several numbers of GPUs and none told, or rows of another GPU than --gpu.
     """
-    draft = Draft("Splitwise performance model (Mutinifni/splitwise-sim), batch-level times", UNIT)
+    draft = Draft("Splitwise performance model (Mutinifni/splitwise-sim), batch-level times", "ms")
     chosen = _gpus_of(sheets, options)
     kind = options.dtype()
     models: dict[str, ModelSpec] = {}

@@ -13,7 +13,6 @@ from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
 from traces.schema import InputError
 
-UNIT = "ms"
 _MLP = (
     "n_head",
     "n_kv_head",
@@ -40,7 +39,7 @@ def table_of(sheet: Sheet) -> str | None:
 
 def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     """All tables together; each row says its model's sizes and over how many GPUs it was split."""
-    draft = Draft("Vidur profiles (microsoft/vidur, MIT), measured by its profiler", UNIT)
+    draft = Draft("Vidur profiles (microsoft/vidur, MIT), measured by its profiler", "ms")
     dtype = options.dtype() or "fp16"
     if dtype not in DTYPE_BYTES:
         raise InputError(f"--dtype {dtype!r} is none of {', '.join(DTYPE_BYTES)}")
@@ -74,7 +73,7 @@ def _mlp(draft: Draft, place: Place, cells: Cells, dtype: str) -> None:
         heads, kv_heads = count(cells, "n_head"), count(cells, "n_kv_head")
         head_dim, own = hidden // heads, heads // gpus
         own_kv = max(1, kv_heads // gpus)
-        up = 2 * ffn if _truth(cells, "use_gated_mlp") else ffn
+        up = 2 * ffn if _is_gated(cells) else ffn
         for operation, k, n in (
             ("attn_pre_proj", hidden, (own + 2 * own_kv) * head_dim),
             ("attn_post_proj", own * head_dim, hidden),
@@ -134,8 +133,8 @@ def _is_prefill(cells: Cells) -> bool:
     return _TRUE.get(str(cells["is_prefill"]).lower(), False)
 
 
-def _truth(cells: Cells, key: str) -> bool:
-    text = str(cells[key]).lower()
+def _is_gated(cells: Cells) -> bool:
+    text = str(cells["use_gated_mlp"]).lower()
     if text not in _TRUE:
-        raise Unusable(f"{key} is neither True nor False")
+        raise Unusable("use_gated_mlp is neither True nor False")
     return _TRUE[text]
