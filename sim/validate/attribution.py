@@ -48,17 +48,13 @@ def split(live: Sequence[Measures], stages: Mapping[str, Measures]) -> dict[str,
         if not known or len(values) < len(STAGES):
             continue
         mean = sum(known) / len(known)
-        shares[_label(key, name)] = {
+        shares[key if name == "all" else f"{key}.{name}"] = {
             "live": mean,
             "predicted": float(values[-1]),
             "error": float(values[-1] - mean),
             "parts": dict(zip(STAGES, np.diff(values, prepend=mean).tolist(), strict=True)),
         }
     return shares
-
-
-def _label(key: str, name: str) -> str:
-    return key if name == "all" else f"{key}.{name}"
 
 
 def largest(parts: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from sim.results import metrics
 from sim.results.percentiles import Floats
 from sim.scenario import Scenario
-from sim.study.plan.observation import OWN_VALUE, STABILITY, Clause, Observation, Window
+from sim.study.plan.observation import STABILITY, Clause, Observation, Window
 from sim.study.plan.rates import AtRate
 from sim.study.plan.replication import source
 from sim.study.plan.search import Capacity, UnmetError
@@ -86,11 +86,7 @@ def _counted(at: AtRate, window: Window, column: str) -> Floats:
 
 def good_share(observation: Observation, clauses: Sequence[Clause], window: Window) -> float:
     """The share of requests that meet every limit by their own values (goodput)."""
-    over = np.zeros(len(observation), bool)
-    for clause in clauses:
-        for limit in clause.limits:
-            over |= observation.values[OWN_VALUE[limit.metric]] > limit.limit_s
-    return 1 - float(over[window.slice(len(observation))].mean())
+    return 1 - observation.share_over([limit for clause in clauses for limit in clause.limits], window)
 
 
 def row_of(scenario: Scenario, capacity: Capacity) -> Document:
@@ -166,7 +162,7 @@ def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
 def lowest_s(observation: Observation, clause: Clause, window: Window) -> float:
     """A clause's statistic in the requests that count (of gaps between tokens, each request's longest)."""
     limit = clause.limits[0]
-    values = observation.values[OWN_VALUE[limit.metric]][window.slice(len(observation))]
+    values = observation.values[metrics.REQUEST_COLUMNS[limit.metric]][window.slice(len(observation))]
     values = values[~np.isnan(values)]
     if clause.statistic in ("mean", "max"):
         return float(getattr(values, clause.statistic)())

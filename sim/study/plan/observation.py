@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.metrics import Limit
+from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.study.statistics import GROWTH_ALLOWED, Growth, growth
 from traces.schema import InputError
 
 Floats = npt.NDArray[np.float64]
-OWN_VALUE = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
 STABILITY = "stability"
 FEWEST_BEYOND = 10
 """A percentile is asked only of a trace that has so many requests beyond it."""
@@ -115,6 +114,11 @@ class Observation:
     def growth(self, window: Window) -> Growth:
         return grown(self.due_s, self.arrival_s, self.finish_s, self.work_tokens, window)
 
+    def share_over(self, limits: Iterable[Limit], window: Window) -> float:
+        """The share of requests that are over any of these limits by their own values."""
+        over = [self.values[REQUEST_COLUMNS[limit.metric]] > limit.limit_s for limit in limits]
+        return float(np.any(over, axis=0)[window.slice(len(self))].mean())
+
 
 def grown(due_s: Floats, arrival_s: Floats, finish_s: Floats, work: Floats, window: Window) -> Growth:
     """The growth of the backlog between the first and the last time at which a request that counts is due."""
@@ -136,14 +140,11 @@ def excesses(observation: Observation, clauses: Sequence[Clause], window: Window
 def _excess(observation: Observation, clause: Clause, window: Window) -> float:
     part = window.slice(len(observation))
     if clause.statistic == "share":
-        over = np.zeros(len(observation), bool)
-        for limit in clause.limits:
-            over |= observation.values[OWN_VALUE[limit.metric]] > limit.limit_s
-        return float(over[part].mean()) - clause.share
+        return observation.share_over(clause.limits, window) - clause.share
     limit = clause.limits[0]
     if limit.metric == "itl" and clause.statistic != "max" and observation.gaps is not None:
         return _gap_excess(observation.gaps, clause, part)
-    values = observation.values[OWN_VALUE[limit.metric]][part]
+    values = observation.values[REQUEST_COLUMNS[limit.metric]][part]
     values = values[~np.isnan(values)]
     if not len(values):
         return -clause.share

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Observation, Window
+from sim.results.metrics import REQUEST_COLUMNS
+from sim.study.plan.observation import Clause, Floats, Observation, Window
 from sim.study.statistics import Estimate, mser5
 
 
@@ -126,7 +127,7 @@ def warm_up(observations: Sequence[Observation], clauses: Sequence[Clause]) -> t
     filling = math.ceil(lifetime_s(observations) * observations[0].rate_per_s)
     cuts = []
     for metric in sorted({limit.metric for clause in clauses for limit in clause.limits}):
-        values = np.array([observation.values[OWN_VALUE[metric]][:shortest] for observation in observations])
+        values = np.array([observation.values[REQUEST_COLUMNS[metric]][:shortest] for observation in observations])
         there = ~np.isnan(values)
         counts = there.sum(axis=0)
         sums = np.where(there, values, 0.0).sum(axis=0)

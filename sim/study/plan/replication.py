@@ -13,13 +13,13 @@ import numpy as np
 import traces
 from sim.engine.request import index_of
 from sim.results.gaps import TokenGaps
-from sim.results.metrics import Limit
+from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.scenario import Scenario, WorkloadSettings
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.workload import samples, timed
 from sim.study.identity import Stamps, looks
-from sim.study.plan.observation import OWN_VALUE, Clause, Floats, Gaps, Observation, Window
+from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
 from traces.schema import InputError, Trace, keep_rows
 
@@ -86,7 +86,7 @@ def measure(point: Replication) -> Observation:
         requests["arrival_s"].to_numpy(np.float64),
         requests["finish_s"].to_numpy(np.float64),
         work,
-        {name: requests[name].to_numpy(np.float64) for name in OWN_VALUE.values()},
+        {name: requests[name].to_numpy(np.float64) for name in REQUEST_COLUMNS.values()},
         _gaps(watch, result.step_end_s, limits, len(due_s)) if limits else None,
         {name: result.summary[name] for name in FACTS if name in result.summary},
         wall_s=time.perf_counter() - started,
