@@ -29,9 +29,9 @@ class Heads:
 class BenchPool:
     """Random keys and values [tokens, G, D] of one layer, which caches of any block size see as theirs."""
 
-    def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
+    def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.heads, self.dtype, self.device = heads, dtype, device
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._generator = torch.Generator(device).manual_seed(0)
         shape = (CHUNK_TOKENS + tokens, heads.kv, heads.dim)
         self.k, self.v = self._random(shape), self._random(shape)
         self.k_scale, self.v_scale = self._scales(shape), self._scales(shape)

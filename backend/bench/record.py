@@ -218,13 +218,13 @@ class ClockLog:
         self._told: list[tuple[float, list[float]]] = []
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self, period_ms: int = 250) -> None:
+    def start(self) -> None:
         """Nothing happens where there is no nvidia-smi."""
         if shutil.which("nvidia-smi") is None:
             return
         command = ["nvidia-smi", f"--query-gpu={','.join(self.QUERY)}", "--format=csv,noheader,nounits"]
         self._process = subprocess.Popen(
-            [*command, "-lms", str(period_ms)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [*command, "-lms", "250"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 

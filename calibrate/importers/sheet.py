@@ -60,12 +60,9 @@ class Sheet:
         Raises:
             InputError: the file is no table after all, or a line has more or fewer values than the header.
         """
-        numbered = self._parquet() if self.packed else self._csv()
+        numbered = enumerate(documents.table(self.path).to_pylist(), 1) if self.packed else self._csv()
         for number, cells in numbered:
             yield Place(self.path, number), cells
-
-    def _parquet(self) -> Iterator[tuple[int, Cells]]:
-        yield from enumerate(documents.table(self.path).to_pylist(), 1)
 
     def _csv(self) -> Iterator[tuple[int, Cells]]:
         lines = csv.reader(io.StringIO(_text(self.path)), strict=True)

@@ -13,7 +13,6 @@ from sim.report.run.perfetto import trace_json
 from sim.report.templates import Card, Panels, halves, render
 from sim.report.validation.charts import latency_charts, step_charts
 from sim.report.validation.sentences import (
-    STAGES,
     Document,
     attribution_table,
     notes,
@@ -25,6 +24,7 @@ from sim.report.validation.sentences import (
     twin_line,
     worst_lines,
 )
+from sim.validate.attribution import STAGES
 
 if TYPE_CHECKING:
     from sim.results.percentiles import Itl

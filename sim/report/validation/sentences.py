@@ -7,9 +7,9 @@ from typing import Any
 
 from sim.report.measures import LATENCIES, MEASURES, latency
 from sim.report.units import NONE, count, number, row_unit, seconds, signed
+from sim.validate.attribution import STAGES
 
 Document = Mapping[str, Any]
-STAGES = ("engine", "batching", "kernels", "host", "capacity")
 COMPARED = (
     *(latency(key, statistic) for key in LATENCIES for statistic in ("p50", "p90", "p99")),
     MEASURES["throughput.requests_per_s"],

@@ -11,7 +11,6 @@ from rich.text import Text
 from sim.report.terminal import remarks
 from sim.report.units import count
 from sim.report.validation.sentences import (
-    STAGES,
     Document,
     attribution_table,
     collection_table,
@@ -21,6 +20,7 @@ from sim.report.validation.sentences import (
     title,
     twin_line,
 )
+from sim.validate.attribution import STAGES
 from sim.validate.schedules.grades import GRADES
 from sim.validate.schedules.verdicts import ScheduleResult, described
 

@@ -83,10 +83,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     Raises InputError for a scenario that cannot be planned or run.
     """
     clauses = checked(scenario, ask)
-    runs = [0]
-    bench = Simulated(
-        scenario, clauses, workers=ask.workers, executor=ask.executor, ran=lambda: runs.__setitem__(0, runs[0] + 1)
-    )
+    bench = Simulated(scenario, clauses, workers=ask.workers, executor=ask.executor)
     aim = Aim(clauses, ask.precision, fewest=ask.requests)
     search = Search(bench, aim, bench.guess(), say)
     about = {
@@ -102,7 +99,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
             {
                 **about,
                 **unmet_words(unmet, clauses),
-                "simulations": runs[0],
+                "simulations": bench.runs,
                 "inputs": inputs_of(scenario, unmet.observation),
             }
         )
@@ -120,7 +117,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
             "warm_up": warm_up_words(capacity),
             "replications": capacity.replications,
             "requests_per_replication": capacity.requests,
-            "simulations": runs[0],
+            "simulations": bench.runs,
             "notes": list(capacity.notes),
             "inputs": inputs_of(scenario, capacity.rates[0].observations[0]),
         }

@@ -101,7 +101,6 @@ class Capacity:
     """Did MSER-5 find the end of the warm-up?"""
     requests: int
     replications: int
-    runs: int
     narrow: bool
     """Is the interval as narrow as was asked?"""
     notes: tuple[str, ...] = ()
@@ -115,7 +114,6 @@ class Search:
     aim: Aim
     guess: float
     say: Callable[[str], None] = lambda what: None
-    runs: int = 0
     requests: int = 0
     window: Window = field(default_factory=lambda: Window(0))
     settled: bool = True
@@ -152,7 +150,7 @@ class Search:
         tried: dict[float, tuple[str, Observation]] = {}
 
         def met(rate: float) -> bool:
-            [observation] = self._run([Trial(rate, 0, self.requests, self.window)])
+            [observation] = self.bench([Trial(rate, 0, self.requests, self.window)])
             missed = observation.stopped or verdict(
                 excesses(observation, self.aim.clauses, self.window), self.aim.clauses
             )
@@ -167,7 +165,8 @@ class Search:
         else:
             floor = rounded(self.guess / FLOOR)
             if not met(floor):
-                raise self._unmet(floor, tried[floor][0])
+                [observation] = self.bench([Trial(floor, 0, self.requests)])  # once more, to its end
+                raise UnmetError(observation, tried[floor][0])
             while (low := rounded(high / STEP)) > floor and not met(low):
                 high = low
             low = max(low, floor)
@@ -178,11 +177,6 @@ class Search:
             else:
                 high = middle
         return low, high, tried[low][1]
-
-    def _unmet(self, rate: float, clause: str) -> UnmetError:
-        """The lowest load once more, to its end."""
-        [observation] = self._run([Trial(rate, 0, self.requests)])
-        return UnmetError(observation, clause)
 
     def at(self, rate: float) -> AtRate:
         observations = self.observations[rate]
@@ -233,7 +227,7 @@ class Search:
         narrow = interval.relative <= self.aim.precision
         bound_by = self.aim.names[crossed.clause]
         return Capacity(
-            interval, bound_by, tuple(known), self.window, self.settled, self.requests, wanted, self.runs, narrow,
+            interval, bound_by, tuple(known), self.window, self.settled, self.requests, wanted, narrow,
             tuple(self._notes(narrow, bound_by)),
         )  # fmt: skip
 
@@ -273,9 +267,5 @@ class Search:
             for rate in rates
             if number >= len(self.observations.get(rate, []))
         ]
-        for trial, observation in zip(missing, self._run(missing), strict=True):
+        for trial, observation in zip(missing, self.bench(missing), strict=True):
             self.observations.setdefault(trial.rate_per_s, []).append(observation)
-
-    def _run(self, trials: Sequence[Trial]) -> list[Observation]:
-        self.runs += len(trials)
-        return self.bench(trials)

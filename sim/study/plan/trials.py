@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,7 +26,6 @@ class Simulated:
     Args:
         workers: processes at most; None for one on each core.
         executor: as in `sim.study.workers.pool.each`.
-        ran: told of each finished simulation.
     """
 
     def __init__(
@@ -36,14 +35,14 @@ class Simulated:
         *,
         workers: int | None = None,
         executor: str = "processes",
-        ran: Callable[[], None] = lambda: None,
     ) -> None:
         self.scenario = scenario
         self.clauses = tuple(clauses)
-        self._workers, self._executor, self._ran = workers, executor, ran
+        self._workers, self._executor = workers, executor
         requests = source(scenario.workload).requests
         sessions = int((requests["after"] < 0).sum()) if "after" in requests else len(requests)
         self._sessions_per_request = sessions / len(requests)
+        self.runs = 0
         self._cost_s = 0.0
         """Wall seconds of a run, the slowest so far."""
 
@@ -52,7 +51,7 @@ class Simulated:
         observations: dict[int, Observation] = {}
         for index, observation in each(measure, points, workers=self._crew(points), executor=self._executor):
             observations[index] = observation
-            self._ran()
+            self.runs += 1
         self._cost_s = max([self._cost_s, *(observation.wall_s for observation in observations.values())])
         return [observations[index] for index in range(len(points))]
 

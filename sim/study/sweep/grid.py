@@ -74,7 +74,7 @@ class Grid:
 
 
 def of_settings(
-    settings: Mapping[str, Any], *, listed: Sequence[Mapping[str, Any]] = (), seeds: Sequence[int] = (0,)
+    settings: Mapping[str, Any], *, listed: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[dict[str, Any], Grid]:
     """(the settings that stay, the grid of those whose value is a list, tuple or array).
 
@@ -92,7 +92,7 @@ def of_settings(
         else:
             fixed[key] = value
     points = [{key: _as_setting(key, value) for key, value in point.items()} for point in listed]
-    grid = Grid(axes, tuple(points) or ({},), check_seeds(seeds))
+    grid = Grid(axes, tuple(points) or ({},))
     for key in grid.keys:
         if key in ("seed", "executor", "device"):
             why = "vary it with --seeds" if key == "seed" else "a sweep simulates, and does so alike everywhere"

@@ -72,18 +72,15 @@ class Store:
         _check_same(folder, text)
         try:
             self._lock = Lock(folder / LOCK, f"{folder} is in use by a sweep that is still running")
+            try:
+                _check_same(folder, text)  # once more: another may have begun since
+                self._take(text, question, made_of_point)
+                self._journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise InputError(f"cannot write {folder / JOURNAL}: {error.strerror}") from None
-        try:
-            _check_same(folder, text)  # once more: another may have begun since
-            self._take(text, question, made_of_point)
-            self._journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            self._lock.release()
-            raise InputError(f"cannot write {folder / JOURNAL}: {error.strerror}") from None
-        except BaseException:
-            self._lock.release()
-            raise
 
     def _take(self, text: str, question: Mapping[str, Any], made_of_point: Callable[[int], Iterable[str]]) -> None:
         folder, journal = self.folder, self.folder / JOURNAL

@@ -58,7 +58,9 @@ def each(
     given = _or_raise if lost is None else lost
     if executor == "processes":
         count = workers or cores()
-        return _alone(function, items) if count == 1 and not fresh else _in_processes(function, items, count, given)
+        if count == 1 and not fresh:
+            return ((index, function(item)) for index, item in enumerate(items))
+        return _in_processes(function, items, count, given)
     if executor == "ray" or executor.startswith("ray://"):
         from sim.study.workers.ray_cluster import on_ray  # noqa: PLC0415
 
@@ -68,11 +70,6 @@ def each(
 
 def _or_raise(reason: str) -> Any:
     raise WorkerLostError(reason)
-
-
-def _alone(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
-    for index, item in enumerate(items):
-        yield index, function(item)
 
 
 @dataclass(slots=True)
