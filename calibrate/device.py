@@ -8,12 +8,13 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import backend
+from backend.bench.record import version_of
+from backend.cache.memory import device_bytes
 from sim import catalog
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
@@ -130,7 +131,11 @@ def telemetry(goal: Target) -> dict[str, float]:
 
 def software(goal: Target) -> dict[str, str]:
     """Versions of what was measured, and the hash of the kernels' source."""
-    packages = {"foretoken": _version("foretoken"), "torch": torch.__version__, "python": platform.python_version()}
+    packages = {
+        "foretoken": version_of("foretoken") or "unknown",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     folder = "torch_ops" if goal.is_cpu else "kernels"
     versions = {**packages, "kernels_sha256": source_hash(Path(backend.__file__).parent, folder)}
     if goal.is_cpu:
@@ -138,7 +143,7 @@ def software(goal: Target) -> dict[str, str]:
     drivers = _smi("--query-gpu=driver_version")
     return {
         **versions,
-        "triton": _version("triton"),
+        "triton": version_of("triton") or "unknown",
         "cuda": str(torch.version.cuda),
         "driver": (drivers or ["unknown"])[0],
     }
@@ -156,10 +161,9 @@ def source_hash(package: Path, folder: str) -> str:
 
 def cpu_sheet(goal: Target, flops_per_s: float, bytes_per_s: float) -> str:
     """A CPU as a data sheet (the catalog's TOML): one thread, rates as measured."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return CPU_SHEET.format(
         description=goal.name.replace('"', "'"),
-        memory_bytes=memory,
+        memory_bytes=device_bytes(goal.device),
         memory_bytes_per_s=bytes_per_s,
         flops_per_s=flops_per_s,
     )
@@ -185,13 +189,6 @@ def sheet(goal: Target) -> GpuSpec:
         link_bytes_per_s=0.0,
         watts=0.0,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _cpu_name() -> str:

@@ -142,7 +142,7 @@ def environment(device: torch.device, small: bool, command: Sequence[str]) -> di
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "source_sha256": _source_hash(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
     }
     if device.type != "cuda":
         return {**facts, "threads": torch.get_num_threads()}
@@ -197,7 +197,8 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.report.chart import Chart, Spec, against_load, axis, choice, line
 from sim.report.measures import Measure, Scale, latency
-from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep
+from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep, value_text
 from sim.report.units import count, limit, number
 from sim.results import series
 from sim.results.percentiles import Floats
@@ -128,7 +128,7 @@ def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
     for at in sorted({float(loads[rows].min()), float(loads[rows].max())}):
         best = min((row for row in rows if loads[row] == at), key=lambda row: float(values[row]))
         whose = f" ({sweep.name(best, sweep.others)})" if sweep.others else ""
-        parts.append(f"{measure.words(float(values[best]))} at {load.label} {load.text(at)}{whose}")
+        parts.append(f"{measure.words(float(values[best]))} at {load.label} {value_text(at)}{whose}")
     return f"The lowest {measure.label} of a stable point: {', and '.join(parts)}."
 
 
@@ -206,5 +206,5 @@ def _crossover(load: Axis, at: np.ndarray, both: list[tuple[int, int]], gains: n
     if len(turns) > 1 or not helps[0]:
         return f"is faster at {int(helps.sum())} of {len(helps)} loads"
     row, before = both[turns[0]][0], both[turns[0] - 1][0]
-    turned = f"slower from {load.text(at[row])} on"
-    return f"is faster up to {load.label} {load.text(at[before])} ({first} at the lowest) and {turned}"
+    turned = f"slower from {value_text(at[row])} on"
+    return f"is faster up to {load.label} {value_text(at[before])} ({first} at the lowest) and {turned}"

@@ -12,7 +12,7 @@ import numpy as np
 from sim.report.chart import Chart, Spec, axis, choice, scattered
 from sim.report.measures import Measure, latency
 from sim.report.sweep.charts import UNSTABLE, limits_at, steep
-from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep
+from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep, value_text
 from sim.report.units import count
 from sim.results import series
 from sim.results.percentiles import Floats
@@ -118,8 +118,8 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
         return None
     spec = {
         "kind": "heat",
-        "x": {"label": across.label, "names": [across.text(value) for value in across.values]},
-        "y": {"label": down.label, "names": [down.text(value) for value in down.values]},
+        "x": {"label": across.label, "names": [value_text(value) for value in across.values]},
+        "y": {"label": down.label, "names": [value_text(value) for value in down.values]},
         "choices": choices,
     }
     note = "The deeper the colour, the larger the value; outlined: the best. Empty: no stable point."
@@ -137,12 +137,12 @@ def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spe
         loads, uses = np.unique(sweep.loads[usable], return_counts=True)
         top = float(loads[uses == uses.max()].max())
         usable &= sweep.loads == top
-        at = f" at {sweep.load.label} {sweep.load.text(top)}"
+        at = f" at {sweep.load.label} {value_text(top)}"
     if not usable.any():
         return None
     cell: dict[tuple[int, int], float] = {}
-    columns = {across.text(value): place for place, value in enumerate(across.values)}
-    lines = {down.text(value): place for place, value in enumerate(down.values)}
+    columns = {value_text(value): place for place, value in enumerate(across.values)}
+    lines = {value_text(value): place for place, value in enumerate(down.values)}
     for row in np.flatnonzero(usable).tolist():
         line, column = lines.get(sweep.setting(down, row)), columns.get(sweep.setting(across, row))
         if line is None or column is None:

@@ -208,7 +208,7 @@ def _column(sweep: Sweep, measure: Measure) -> TableColumn:
 
 def _facts(sweep: Sweep, about: Mapping[str, Any]) -> Panels:
     """The axes with their values, the inputs that all runs share, and what else is told about the sweep."""
-    varied = [(axis.key, _listed([axis.text(value) for value in axis.values])) for axis in sweep.axes]
+    varied = [(axis.key, _listed([value_text(value) for value in axis.values])) for axis in sweep.axes]
     seeds = sorted(sweep.rows["seed"].unique().tolist()) if len(sweep.rows) else []
     yield "What varies", [*varied, ("Seeds", _listed([str(seed) for seed in seeds]))]
     inputs = [name for name in sweep.rows.columns if name.startswith("inputs.") and name != "inputs.notes"]

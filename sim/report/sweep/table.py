@@ -66,9 +66,6 @@ class Axis:
     def numeric(self) -> bool:
         return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in self.values)
 
-    def text(self, value: Any) -> str:
-        return value_text(value)
-
     def named(self, value: Any) -> str:
         """The value as it stands in the name of a line: words speak for themselves, numbers need their key."""
         text = value_text(value)
