@@ -20,8 +20,7 @@ class HostMemory:
         blocks = self._pool.blocks_for(req.computed)
         if not 0 < blocks <= self.free_blocks:
             return 0
-        self.free_blocks -= blocks
-        req.handover = Handover(req.computed, blocks * self._pool.block_bytes, DEVICE, HOST)
+        self._hold(req, req.computed, blocks)
         return blocks
 
     def give_back(self, req: Request) -> int:
@@ -36,6 +35,8 @@ class HostMemory:
     def keep(self, req: Request, tokens: int) -> None:
         """Keep no more than `tokens` tokens of a request that is on the host."""
         self.give_back(req)
-        blocks = self._pool.blocks_for(tokens)
+        self._hold(req, tokens, self._pool.blocks_for(tokens))
+
+    def _hold(self, req: Request, tokens: int, blocks: int) -> None:
         self.free_blocks -= blocks
         req.handover = Handover(tokens, blocks * self._pool.block_bytes, DEVICE, HOST)

@@ -1,4 +1,4 @@
-"""Puts an engine together from its parts: here alone, for a run, a validation, a calibration and the tests."""
+"""Puts our engine together from its parts: here alone, for runs, validations, recorded schedules and the tests."""
 
 from __future__ import annotations
 
