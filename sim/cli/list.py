@@ -99,6 +99,13 @@ def _about(about: Setting) -> str:
     return about.meaning + (f" Read only where {about.where.words}." if about.where else "")
 
 
+def _claims() -> list[Row]:
+    from sim.study import claims  # noqa: PLC0415
+
+    listed = map(claims.load, claims.names())
+    return [{"name": claim.name, "about": claim.title, "published": claim.published} for claim in listed]
+
+
 _KINDS: dict[str, Callable[[], list[Row]]] = {
     "policies": lambda: _parts("sim.policies"),
     "allocators": lambda: _parts("sim.allocators"),
@@ -111,6 +118,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "measures": _measures,
     "settings": _settings,
     "traits": _traits,
+    "claims": _claims,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sim.cli.claims import claims
 from sim.cli.compare import compare
 from sim.cli.guard import Commands, guarded
 from sim.cli.list import list_
@@ -23,7 +24,7 @@ def cli() -> None:
     """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
 
 
-for command in (run, compare, validate, list_, plan, report, sweep, trace):
+for command in (run, compare, validate, list_, plan, claims, report, sweep, trace):
     cli.add_command(command)
 
 

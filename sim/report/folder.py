@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from sim.report.claims.page import render_claims
+from sim.report.claims.words import as_document
 from sim.report.compare.page import render_comparison, summaries_of
 from sim.report.compare.variant import Row
 from sim.report.plan.page import render_plan
@@ -18,6 +21,7 @@ from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
 from sim.results.tables import PREEMPTED, SUMMARY, TERMS, RunTables, flat
 from sim.results.transaction import Claim
+from sim.study.claims import ClaimRow
 
 PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
 
@@ -96,6 +100,16 @@ def write_comparison(rows: Sequence[Row], folder: Path, *, claim: Claim | None =
         },
         claim=claim,
     )
+
+
+def write_claims(
+    rows: Sequence[ClaimRow], settings: dict[str, Any], folder: Path, *, claim: Claim | None = None
+) -> list[Path]:
+    """Write claims.json and claims.html; returns the paths. Raises InputError as `write_comparison`."""
+    document = as_document(rows, settings)
+    mark = run_id.digest(document)
+    page = run_id.page(render_claims(rows, settings, version("foretoken")), mark)
+    return files.write_files(folder, {"claims.json": run_id.document(document, mark), "claims.html": page}, claim=claim)
 
 
 def write_plan(document: Mapping[str, Any], claim: Claim) -> list[Path]:

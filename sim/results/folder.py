@@ -25,6 +25,8 @@ FILES = {
 }  # fmt: skip
 """By kind, the names that it writes."""
 COMPARISON = ("compare.json", "compare.html", "compare.parquet")
+BESIDE = {"comparison": COMPARISON, "claims": ("claims.json", "claims.html")}
+"""What may lie beside a result of another kind, since none of its names is that result's."""
 
 
 def held(folder: Path) -> list[str]:
@@ -66,8 +68,8 @@ def taken(folder: Path, kind: str) -> Claim:
     try:
         if kind in FILES:
             check_free(folder, kind)
-        elif not (folder / COMPARISON[0]).exists():
-            check_own(folder, COMPARISON)
+        elif not (folder / BESIDE[kind][0]).exists():
+            check_own(folder, BESIDE[kind])
     except BaseException:
         claim.release()
         raise
