@@ -37,6 +37,23 @@ class Case:
         rows = f"{len(self.decodes)}x{self.decodes[0]}" if even else ",".join(map(str, self.decodes))
         return f"{self.role} prefill {slices} decode {rows or '-'}"
 
+    @classmethod
+    def named(cls, name: str) -> Case:
+        """The case that goes by this name: nothing of it is lost in its name.
+
+        Raises:
+            ValueError: no case has such a name.
+        """
+        role, prefill, slices, decode, rows = name.split(" ")
+        if (prefill, decode) != ("prefill", "decode") or role not in (GRID, BETWEEN, STEPS):
+            raise ValueError(f"{name!r} is the name of no case")
+        pairs = [] if slices == "-" else [one.split("+") for one in slices.split(";")]
+        prefills = tuple((int(new), int(past)) for new, past in pairs)
+        if "x" in rows:
+            count, context = rows.split("x")
+            return cls(prefills, (int(context),) * int(count), role)
+        return cls(prefills, () if rows == "-" else tuple(map(int, rows.split(","))), role)
+
     @property
     def shape(self) -> Shape:
         """What a cost model is told of it."""

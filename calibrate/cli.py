@@ -19,7 +19,11 @@ from sim.cli.guard import Commands, guarded
 from traces.schema import InputError
 
 if TYPE_CHECKING:
+    from calibrate.result import Calibration
     from calibrate.run import Job, Settings
+
+REASONS = ("throttled", "waited")
+"""Those of `calibrate.readings.WHY` that somebody may know better."""
 
 # Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
 
@@ -57,6 +61,7 @@ class _Commands(Commands):
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted calibration of the same settings.")
 @click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
+@click.option("--keep-journal", is_flag=True, help="Leave the journal beside the profile, for `calibrate fit`.")
 @click.option("--dry-run", is_flag=True, help="Show the grid and the expected time, and measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -75,11 +80,19 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _measure(
-    *, out: Path | None, resume: bool, replace: bool, dry_run: bool, as_json: bool, quiet: bool, **given: Any
+    *,
+    out: Path | None,
+    resume: bool,
+    replace: bool,
+    keep_journal: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     try:
         from calibrate import device  # noqa: PLC0415
-        from calibrate.run import prepare  # noqa: PLC0415
+        from calibrate.run import journal_path, prepare  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise InputError(f"measuring needs the package {missing.name}: install foretoken[live]") from None
     settings = _settings(given)
@@ -91,24 +104,22 @@ def _measure(
     folder = out or Path(f"{job.target.gpu}-profile")
     if folder.exists() and not replace:
         raise InputError(f"{folder} is there already; remove it, give another --out, or --replace it")
-    device.check_free(target)
     if not quiet:
         click.echo(f"measuring {target.name}, about {job.expected_s:,.0f} s", err=True)
-    _run(job, folder, resume=resume, replace=replace, as_json=as_json, quiet=quiet)
+    calibration = _run(job, folder, resume=resume, quiet=quiet)
+    _write(calibration, folder, replace=replace, as_json=as_json)
+    if not keep_journal:
+        journal_path(folder).unlink()
 
 
-def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, quiet: bool) -> None:
-    from calibrate.check import suspects  # noqa: PLC0415
+def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
     from calibrate.harness import Harness  # noqa: PLC0415
-    from calibrate.page import page  # noqa: PLC0415
-    from calibrate.report import show  # noqa: PLC0415
-    from calibrate.run import calibrate, journal_path  # noqa: PLC0415
-    from sim.cost import profile  # noqa: PLC0415
+    from calibrate.run import calibrate  # noqa: PLC0415
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     seed, on = job.settings.seed, job.target.device
     with _progress(quiet) as progress:
-        calibration = calibrate(
+        return calibrate(
             job,
             lambda spec, limits: Harness(spec, on, limits, seed),
             folder,
@@ -117,16 +128,25 @@ def _run(job: Job, folder: Path, *, resume: bool, replace: bool, as_json: bool, 
             resume=resume,
             progress=progress,
         )
-    text = page(calibration.profile, calibration.operations, calibration.steps)
-    profile.write(calibration.profile, folder, replace=replace, extra={"report.html": text})
-    journal_path(folder).unlink()
+
+
+def _write(calibration: Calibration, folder: Path, *, replace: bool, as_json: bool) -> None:
+    """Write the profile with its report, and show it."""
+    from calibrate.check import suspects  # noqa: PLC0415
+    from calibrate.page import page  # noqa: PLC0415
+    from calibrate.report import show  # noqa: PLC0415
+    from sim.cost import profile  # noqa: PLC0415
+
+    made = calibration.profile
+    text = page(made, calibration.operations, calibration.steps)
+    profile.write(made, folder, replace=replace, extra={"report.html": text})
     if as_json:
-        click.echo(json.dumps(_errors(calibration.profile), indent=2))
+        click.echo(json.dumps(_errors(made), indent=2))
     else:
-        show(calibration.profile, _console(), calibration.steps)
-        for suspect in suspects(calibration.profile):
+        show(made, _console(), calibration.steps)
+        for suspect in suspects(made):
             click.echo(f"suspect {suspect}")
-    click.echo(f"wrote {folder}; use it with sim run --gpu {job.target.gpu} --profile {folder}", err=True)
+    click.echo(f"wrote {folder}; use it with sim run --gpu {made.meta.gpu} --profile {folder}", err=True)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -159,6 +179,27 @@ def _show_plan(job: Job, as_json: bool) -> None:
         return
     for name, value in facts.items():
         click.echo(f"{name}: {value}")
+
+
+@cli.command()
+@click.argument("journal", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the profile.")
+@click.option("--keep", multiple=True, type=click.Choice(REASONS), help="Use what would be left out for this reason.")
+@click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
+def fit(journal: Path, out: Path, keep: tuple[str, ...], replace: bool, as_json: bool) -> None:
+    """Make the profile of what a calibration measured before it ended, on any machine.
+
+    JOURNAL is the file that a calibration leaves beside its profile where it is interrupted, or with --keep-journal.
+    """
+    from calibrate.journal import read  # noqa: PLC0415
+    from calibrate.result import fitted  # noqa: PLC0415
+
+    if out.exists() and not replace:
+        raise InputError(f"{out} is there already; remove it, give another --out, or --replace it")
+    begun = read(journal)
+    made = fitted(begun.header, begun.entries, begun.troubles, name=_name(out), keep=keep)
+    _write(made, out, replace=replace, as_json=as_json)
 
 
 @cli.command()
@@ -267,7 +308,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
-    guarded(lambda: cli(standalone_mode=False), stopped="stopped; go on with --resume")
+    guarded(
+        lambda: cli(standalone_mode=False),
+        stopped="stopped; go on with --resume, or fit what is there with calibrate fit",
+    )
 
 
 if __name__ == "__main__":

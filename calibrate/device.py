@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -15,38 +16,21 @@ import torch
 import backend
 from backend.bench.record import version_of
 from backend.cache.memory import device_bytes
+from calibrate.sheet import CPU
 from sim import catalog
-from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
-CPU = "cpu"
-CPU_SHEET = """\
-name = "cpu"
-description = "{description}"
-source = "the fastest product and the fastest read of this calibration"
-memory_bytes = {memory_bytes}
-memory_bytes_per_s = {memory_bytes_per_s:.6g}
-fp16_flops_per_s = {flops_per_s:.6g}
-bf16_flops_per_s = {flops_per_s:.6g}
-fp8_flops_per_s = 0
-fp32_flops_per_s = {flops_per_s:.6g}
-sms = 1
-l2_bytes = 0
-pcie_bytes_per_s = {memory_bytes_per_s:.6g}
-link_bytes_per_s = 0
-watts = 0
-
-[sources]
-watts = "not measured"
-"""
 _QUERY = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
     "power.draw": "watts",
     "temperature.gpu": "celsius",
-    "clocks_throttle_reasons.hw_slowdown": "hw_slowdown",
-    "clocks_throttle_reasons.sw_thermal_slowdown": "thermal_slowdown",
 }
+_REASONS = {"hw_slowdown": "hw_slowdown", "sw_thermal_slowdown": "thermal_slowdown"}
+"""Why a GPU slows itself down, by nvidia-smi's names: of heat, or of a lack of power. A cap on power is no fault: it is
+what a GPU has under heavy work, and in service too."""
+_REASON_PREFIXES = ("clocks_throttle_reasons", "clocks_event_reasons")
+"""Of older drivers and of newer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +84,42 @@ def _catalog_name(there: str) -> str:
         ) from None
 
 
-def check_free(goal: Target) -> None:
-    """Raise InputError where another process computes on the GPU, as far as nvidia-smi tells."""
+def others(goal: Target) -> str:
+    """Which process but this one is on the GPU, as far as nvidia-smi tells; empty where there is none.
+
+    Within a container nvidia-smi tells processes by the host's numbers, so that this may well be this very process.
+    """
     if goal.is_cpu:
-        return
-    others = [line for line in _smi("--query-compute-apps=pid,process_name") if line.split(",")[0] != str(os.getpid())]
-    if others:
-        raise InputError(f"another process is on the GPU ({others[0]}); what is measured beside it would be wrong")
+        return ""
+    told = _smi("--query-compute-apps=pid,process_name")
+    return next((line for line in told if line.split(",")[0].strip() != str(os.getpid())), "")
 
 
 def telemetry(goal: Target) -> dict[str, float]:
-    """Clocks (MHz), power (W) and temperature of the GPU; the load of a CPU's machine. Empty where nothing tells.
-
-    Raises:
-        InputError: the GPU slows itself down because of heat or lack of power.
+    """Clocks (MHz), power (W) and temperature of the GPU, and 1 or 0 by reason for which it slows itself down; the load
+    of a CPU's machine. Without what is not told.
     """
     if goal.is_cpu:
         return {"load": os.getloadavg()[0]}
-    lines = _smi(f"--query-gpu={','.join(_QUERY)}")
-    if not lines:
-        return {}
-    values = dict(zip(_QUERY.values(), (part.strip() for part in lines[0].split(",")), strict=False))
-    for key in ("hw_slowdown", "thermal_slowdown"):
-        if values.pop(key, "") == "Active":
-            raise InputError(
-                f"{goal.name} throttles itself ({key} at {values.get('celsius')} C); cool it, then --resume"
-            )
-    return {key: float(value) for key, value in values.items() if value.replace(".", "", 1).isdigit()}
+    for prefix in (*_REASON_PREFIXES, ""):
+        names = {**_QUERY, **({f"{prefix}.{reason}": key for reason, key in _REASONS.items()} if prefix else {})}
+        lines = _smi(f"--query-gpu={','.join(names)}")
+        if lines:
+            parts = zip(names.values(), (part.strip() for part in lines[0].split(",")), strict=False)
+            numbers = ((key, _number(text)) for key, text in parts)
+            return {key: number for key, number in numbers if number is not None}
+    return {}
+
+
+def _number(text: str) -> float | None:
+    """What nvidia-smi says of a quantity or a reason; None where it does not know ("[N/A]", "[Not Supported]")."""
+    if text in ("Active", "Not Active"):
+        return float(text == "Active")
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def software(goal: Target) -> dict[str, str]:
@@ -159,36 +152,9 @@ def source_hash(package: Path, folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def cpu_sheet(goal: Target, flops_per_s: float, bytes_per_s: float) -> str:
-    """A CPU as a data sheet (the catalog's TOML): one thread, rates as measured."""
-    return CPU_SHEET.format(
-        description=goal.name.replace('"', "'"),
-        memory_bytes=device_bytes(goal.device),
-        memory_bytes_per_s=bytes_per_s,
-        flops_per_s=flops_per_s,
-    )
-
-
-def sheet(goal: Target) -> GpuSpec:
-    """The catalog's data sheet of a GPU; of a CPU rough rates, good for estimating how long measuring takes."""
-    if not goal.is_cpu:
-        return catalog.load_gpu(goal.gpu)
-    return GpuSpec(
-        name=CPU,
-        description=goal.name,
-        source="a guess, for estimates of time",
-        memory_bytes=2**33,
-        memory_bytes_per_s=6e9,
-        fp16_flops_per_s=30e9,
-        bf16_flops_per_s=30e9,
-        fp8_flops_per_s=0.0,
-        fp32_flops_per_s=30e9,
-        sms=1,
-        l2_bytes=0,
-        pcie_bytes_per_s=6e9,
-        link_bytes_per_s=0.0,
-        watts=0.0,
-    )
+def memory_bytes(goal: Target) -> int:
+    """Of the device, or of its data sheet where it is not here."""
+    return catalog.load_gpu(goal.gpu).memory_bytes if goal.device.type == "meta" else device_bytes(goal.device)
 
 
 def _cpu_name() -> str:

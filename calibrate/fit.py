@@ -78,11 +78,12 @@ def form_errors(kernels: Sequence[MeasuredKernel], axis: int) -> dict[str, float
 
 
 def ceilings(rows: Readings) -> tuple[float, float]:
-    """(FLOP/s of the fastest matrix product, bytes/s of the fastest read of a cache or copy) among the rows.
+    """(FLOP/s of the fastest matrix product, bytes/s of the fastest read of a cache or copy) among the rows; 0
+    of what was not measured.
 
     Of a device without a data sheet. Rates of matrices and caches in fp32, as a CPU has them here.
     """
-    flops, moved = [1.0], [1.0]
+    flops, moved = [0.0], [0.0]
     for key, us in rows.items():
         row, seconds = dict(key.row), statistics.median(us) * 1e-6
         if key.table == "gemm":

@@ -6,9 +6,11 @@ It decides nothing about what is measured.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -16,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from backend.bench.clock import CudaClock, DeviceClock
 from backend.cache.kvcache import KvCache, block_bytes
 from backend.live.graphs import CudaRecorder
 from backend.live.live import Live
@@ -28,16 +29,21 @@ from backend.ops import Ops
 from calibrate.cases import Case, Range
 from calibrate.journal import Operation
 from calibrate.measure import Reading, Sample
-from calibrate.timed import HOLD_S, ThreadClock, TimedOps
+from calibrate.timed import EventClock, Holds, OperationClock, ThreadClock, TimedOps, held
 from sim.allocators.paged import Paged
 from sim.engine.batch import Batch, Entry
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, Seat
 from sim.specs.model import ModelSpec
+from traces.schema import InputError
 
 BLOCK_TOKENS = 16
 MOVED_BLOCKS = (1, 4, 16, 64)
 _IDS_PER_CASE = 1 << 16
+WAKE_S = 0.5
+"""So long a GPU multiplies before it is measured: an idle one runs at a fraction of its clock."""
+ATTEMPTS = 3
+"""So often a step is timed where the device waited for an operation's launch in every layer; it is held longer then."""
 
 
 class _ThreadTimed(Live):
@@ -59,6 +65,8 @@ class Harness:
     """A model with random weights on a device, and a cache for the cases of a range, full of random content."""
 
     def __init__(self, spec: ModelSpec, device: torch.device, limits: Range, seed: int) -> None:
+        self.troubles: list[str] = []
+        """What it has to do without."""
         if device.type == "cpu":
             # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
             torch.set_num_threads(1)
@@ -71,9 +79,10 @@ class Harness:
         blocks = max(-(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences, 2 * max(MOVED_BLOCKS))
         self._cache = KvCache.allocate(spec, blocks, BLOCK_TOKENS, device)
         _fill(self._cache, seed)
-        self._clock: DeviceClock = CudaClock(device) if device.type == "cuda" else ThreadClock()
+        self._clock: OperationClock = EventClock(device) if device.type == "cuda" else ThreadClock()
         self._plain = self._model.ops
         self._cuda = device.type == "cuda"
+        self._holds = Holds()
         self._timed = TimedOps(self._plain, self._clock)
         self._allocator = Paged(KvPool(blocks, BLOCK_TOKENS))
         prompts = Prompts(spec.vocab, seed)
@@ -83,11 +92,27 @@ class Harness:
             return _ThreadTimed(self._model, self._cache, prompts, Sampling(), most_sequences=sequences, appends=True)
 
         self._live_timed = live(cast(Ops, self._timed))
-        self._live_graph: _ThreadTimed | None = None
         self._live = live(self._plain)
-        if self._cuda and self._model.graphable:
-            self._live_graph = live(self._plain)
-            self._live_graph.capture(CudaRecorder(), limits.rows, limits.context)
+        self._live_graph: _ThreadTimed | None = None
+        if self._cuda:
+            _wake(device)
+            if self._model.graphable:
+                self._live_graph = self._captured(live(self._plain), limits)
+
+    def _captured(self, live: _ThreadTimed, limits: Range) -> _ThreadTimed | None:
+        """The executor with its decode steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
+        gc.collect()
+        gc.freeze()  # some versions of torch collect garbage before every capture
+        try:
+            live.capture(CudaRecorder(), limits.rows, limits.context)
+            torch.cuda.synchronize()
+        except (RuntimeError, InputError) as error:
+            lines = str(error).splitlines() or ["no message"]
+            self.troubles.append(f"decode steps could not be captured as CUDA graphs: {lines[0][:200]}")
+            return None
+        finally:
+            gc.unfreeze()
+        return live
 
     @contextmanager
     def prepared(self, case: Case, number: int, *, timed: bool) -> Iterator[Callable[[], Sample]]:
@@ -109,20 +134,26 @@ class Harness:
             batch = Batch(0, 0.0, entries, 0, [])
             batch.shape, batch.table = case.shape, self._allocator.table
             self._model.ops = ops
-            begun_s = time.thread_time()
-            result = live.execute(batch)
-            busy_s = time.thread_time() - begun_s
-            self._model.ops = self._plain
+            try:
+                begun_s = time.thread_time()
+                result = live.execute(batch)
+                busy_s = time.thread_time() - begun_s
+            finally:
+                self._model.ops = self._plain
             if self._cuda:
                 return result.device_s[0], result.host_s
             return live.computing_s, busy_s - live.computing_s
 
         def measure() -> Sample:
-            self._timed.case = case
-            timed_s, readings = 0.0, []
-            if timed:
+            timed_s, readings = 0.0, list[Reading]()
+            for _ in range(ATTEMPTS if timed else 0):
+                self._timed.case = case
+                self._timed.forget()
                 timed_s, _ = execute(self._live_timed, cast(Ops, self._timed))
                 readings = self._timed.readings()
+                sound = {one.operation for one in readings if not one.waited}
+                if all(one.operation in sound for one in readings):
+                    break
             graph = self._live_graph if not case.prefills else None
             graphed = execute(graph, self._plain) if graph else (None, None)
             return Sample(readings, timed_s, *execute(self._live, self._plain), *graphed)
@@ -149,16 +180,22 @@ class Harness:
                 ("swap", "in", ops.swap_in, (layer, twin, there, there)),
             ):
                 call(*pair)
-                self._clock.hold(HOLD_S)
-                begin = self._clock.mark()
-                call(*pair)
-                end = self._clock.mark()
                 row = (("direction", direction), ("bytes", blocks * layer_bytes))
                 operation = Operation(table, row if direction else row[1:])
-                yield Reading(operation, self._clock.seconds(begin, end))
+                _, begin, end, waited = held(self._clock, self._holds, table, partial(call, *pair))
+                yield Reading(operation, self._clock.seconds(begin, end), waited)
 
     def _ids(self, blocks: npt.NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(blocks).to(self._cache.device)
+
+
+def _wake(device: torch.device) -> None:
+    """Brings the device's clock up."""
+    x = torch.full((4096, 4096), 1e-3, dtype=torch.bfloat16, device=device)
+    until = time.monotonic() + WAKE_S
+    while time.monotonic() < until:
+        x @ x
+        torch.cuda.synchronize(device)
 
 
 def _fill(cache: KvCache, seed: int) -> None:

@@ -1,20 +1,25 @@
 """What was measured so far, one JSON line per case and pass, so that an interrupted calibration goes on where it was.
 
-It stands beside the profile that is being made, and is removed when that is written. It fits nothing.
+It stands beside the profile that is being made, and is removed when that is written. It begins with all that fitting
+needs (`calibrate.header`), so that it can be taken to another machine. It fits nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calibrate.header import Header
 from sim.cost.tables import Value
 from traces import documents, files
 from traces.schema import InputError
+
+MOVES = "moves"
+"""What stands for a case's name where block copies and swaps were measured."""
 
 
 class Operation(NamedTuple):
@@ -26,11 +31,15 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OperationTime:
-    """Microseconds of one launch of an operation: the middle of an entry's repeats. `row` are a table's columns."""
+    """Microseconds of one launch of an operation: the middle of an entry's repeats. `row` are a table's columns.
+
+    `waited`: in all of them the device waited for the launch, so that `us` is too long.
+    """
 
     table: str
     row: Mapping[str, Value]
     us: float
+    waited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +70,55 @@ class JournalEntry:
         return self.model, self.case, self.measured_in
 
 
-class Journal:
-    """An append-only file of entries, headed by what they are measurements of."""
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What went wrong while `case` of a model was measured (empty: beside all cases), in words."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    model: str
+    case: str
+    why: str
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.model, self.case) if part)
+        return f"{where}: {self.why}" if where else self.why
+
+
+class Journal:
+    """An append-only file of entries and troubles, headed by what they are measurements of."""
+
+    def __init__(self, path: Path, header: Header, *, resume: bool) -> None:
         """Open or begin the journal.
 
         Raises:
             InputError: there is one and it is not to be resumed, or it is of another calibration, or not a journal.
         """
         self.path = path
+        self.header = header
         self.entries: list[JournalEntry] = []
-        header = json.loads(json.dumps({"calibration": dict(settings)}))
+        self.troubles: list[Trouble] = []
         if files.exists(path):
             if not resume:
                 raise InputError(f"{path} is there from an interrupted run; go on with --resume, or remove it")
-            self._read(header)
+            begun = read(path)
+            _same(path, begun.header, header)
+            self.entries, self.troubles = list(begun.entries), list(begun.troubles)
+            if begun.rest:  # killed in the middle of a line
+                with path.open("r+b") as file:
+                    file.truncate(path.stat().st_size - begun.rest)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(header)
+            self._append({"calibration": header.plain()})
 
     def add(self, entry: JournalEntry) -> None:
         """Keep an entry, on disk before this returns."""
         self.entries.append(entry)
         self._append(asdict(entry))
+
+    def tell(self, trouble: Trouble) -> None:
+        """Keep what went wrong; the same is kept once."""
+        if trouble not in self.troubles:
+            self.troubles.append(trouble)
+            self._append({"trouble": asdict(trouble)})
 
     def done(self) -> set[tuple[str, str, int]]:
         return {entry.key for entry in self.entries}
@@ -95,34 +129,56 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self, header: Mapping[str, Any]) -> None:
-        lines = files.content(self.path, files.MAX_RESULT_BYTES).split(b"\n")
-        whole, rest = lines[:-1], lines[-1]
-        entries = [self._line(line, number) for number, line in enumerate(whole, 1)]
-        if not entries or "calibration" not in entries[0]:
-            raise InputError(f"{self.path}: not a journal of a calibration")
-        begun, wanted = entries[0]["calibration"], header["calibration"]
-        for key in wanted:
-            if begun.get(key) != wanted[key]:
-                raise InputError(
-                    f"{self.path}: was begun with {key} = {begun.get(key)!r}, and now it is {wanted[key]!r}; remove "
-                    "it, or give another --out"
-                )
-        self.entries = [_entry(line) for line in entries[1:]]
-        if rest:  # killed in the middle of a line
-            with self.path.open("r+b") as file:
-                file.truncate(sum(len(line) + 1 for line in whole))
 
-    def _line(self, line: bytes, number: int) -> dict[str, Any]:
+class Begun(NamedTuple):
+    """A journal as it was read; `rest` are the bytes of a line that was not written to its end."""
+
+    header: Header
+    entries: Sequence[JournalEntry]
+    troubles: Sequence[Trouble]
+    rest: int
+
+
+def read(path: Path) -> Begun:
+    """A journal, whole or cut at any byte behind its first line.
+
+    Raises:
+        InputError: it is not there, or not a journal of a calibration.
+    """
+    lines = files.content(path, files.MAX_RESULT_BYTES).split(b"\n")
+    whole, rest = lines[:-1], lines[-1]
+    told = [_line(path, line, number) for number, line in enumerate(whole, 1)]
+    if not told or "calibration" not in told[0]:
+        raise InputError(f"{path}: not a journal of a calibration")
+    entries, troubles = [], []
+    for number, line in enumerate(told[1:], 2):
         try:
-            entry = documents.loads(line)
-            if isinstance(entry, dict):
-                return entry
-        except ValueError:
-            pass
-        raise InputError(f"{self.path}:{number}: not a line of a calibration's journal")
+            if "trouble" in line:
+                troubles.append(Trouble(**line["trouble"]))
+            else:
+                points = tuple(OperationTime(**one) for one in line["points"])
+                entries.append(JournalEntry(**{**line, "points": points}))
+        except (TypeError, KeyError):
+            raise InputError(f"{path}:{number}: not a line of a calibration's journal") from None
+    return Begun(Header.of(told[0]["calibration"], path), entries, troubles, len(rest))
 
 
-def _entry(line: Mapping[str, Any]) -> JournalEntry:
-    points = tuple(OperationTime(one["table"], one["row"], one["us"]) for one in line["points"])
-    return JournalEntry(**{**line, "points": points})
+def _same(path: Path, begun: Header, wanted: Header) -> None:
+    was = dict(begun.compared())
+    for key, value in wanted.compared():
+        now = json.loads(json.dumps(value))
+        if was.get(key) != now:
+            raise InputError(
+                f"{path}: was begun with {key} = {was.get(key)!r}, and now it is {now!r}; remove it, or give another "
+                "--out"
+            )
+
+
+def _line(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        entry = documents.loads(line)
+        if isinstance(entry, dict):
+            return entry
+    except ValueError:
+        pass
+    raise InputError(f"{path}:{number}: not a line of a calibration's journal")

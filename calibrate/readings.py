@@ -1,19 +1,33 @@
-"""A journal's entries sorted by what they are for: rows of tables, points between them, whole steps. It fits none."""
+"""A journal's entries sorted by what they are for: rows of tables, points between them, whole steps. It fits none.
+
+What cannot be right is left out and told: measured while the device slowed itself down, or waited for launches.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from calibrate.cases import GRID, STEPS, Case
-from calibrate.journal import JournalEntry, Operation
+from calibrate.journal import MOVES, JournalEntry, Operation, OperationTime
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row, Value
 from sim.specs.model import ModelSpec
 
 LAUNCH_BOUND = 1.2
 """A GPU's step that takes so many times what its kernels take waits for their launches."""
+
+THROTTLED, WAITED, NO_TIME, TOO_FAST = "throttled", "waited", "no-time", "too-fast"
+WHY: Mapping[str, str] = {
+    THROTTLED: "measured while the device slowed itself down",
+    WAITED: "the device waited for their launch, so that their times are too long",
+    NO_TIME: "took no time at all",
+    TOO_FAST: "faster than the data sheet's device can be",
+}
+"""Reasons for which a measurement is left out."""
+REASONS_THROTTLED = ("hw_slowdown", "thermal_slowdown")
 
 
 Readings = dict[Operation, list[float]]
@@ -55,43 +69,82 @@ class MeasuredStep:
         return row
 
 
+class Dropped(NamedTuple):
+    """What was measured, but not well enough: a key of `WHY`, and a row of a table or a step in words."""
+
+    why: str
+    table: str
+    what: str
+
+
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """`rows` are for the tables (`bursts` the same before the device was hot), `between` and `steps` for the errors."""
+    """`rows` are for the tables (`bursts` the same before the device was hot), `between` and `steps` for the errors;
+    `dropped` is what no sound measurement is left of."""
 
     rows: Readings = field(default_factory=dict)
     between: Readings = field(default_factory=dict)
     bursts: Readings = field(default_factory=dict)
     steps: list[MeasuredStep] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
 
 
-def sort(entries: Iterable[JournalEntry], subjects: Mapping[str, Subject], *, synchronous: bool) -> Sorted:
-    """Entries by their purpose; `synchronous` where the host itself computes."""
+def sort(
+    entries: Iterable[JournalEntry],
+    specs: Mapping[str, ModelSpec],
+    *,
+    synchronous: bool,
+    keep: Collection[str] = (),
+) -> Sorted:
+    """Entries by their purpose; `synchronous` where the host itself computes. Reasons in `keep` drop nothing."""
     entries = list(entries)
     timing_s = timing_seconds(entries)
     readings = Sorted()
     steps: dict[tuple[str, Case, bool], MeasuredStep] = {}
+    unsound: dict[Dropped, Operation | tuple[str, Case, bool]] = {}
     for entry in entries:
-        subject = subjects[entry.model]
-        case = subject.cases[entry.number] if entry.number >= 0 else Case()
+        spec = specs[entry.model]
+        case = Case() if entry.case == MOVES else Case.named(entry.case)
+        throttled = THROTTLED not in keep and any((entry.clocks or {}).get(key) for key in REASONS_THROTTLED)
         if case.role == STEPS:
             for graph, device_s, host_s in _times(entry):
-                step = steps.setdefault((entry.model, case, graph), MeasuredStep(subject.spec, case, graph))
-                step.seconds.append((device_s, host_s))
+                key = (entry.model, case, graph)
+                if throttled:
+                    unsound[Dropped(THROTTLED, "steps", f"{entry.case}{' by graph' * graph}")] = key
+                    continue
+                steps.setdefault(key, MeasuredStep(spec, case, graph)).seconds.append((device_s, host_s))
             continue
         goal = readings.rows if case.role == GRID else readings.between
         for point in entry.points:
-            key = Operation(
-                point.table, tuple((name, value) for name, value in point.row.items() if name != "burst_us")
-            )
-            goal.setdefault(key, []).append(point.us)
+            plain = {name: value for name, value in point.row.items() if name != "burst_us"}
+            operation = Operation(point.table, tuple(plain.items()))
+            why = THROTTLED if throttled else _fault(point, keep)
+            if why:
+                unsound[Dropped(why, point.table, told(plain))] = operation
+                continue
+            goal.setdefault(operation, []).append(point.us)
             if "burst_us" in point.row:
-                readings.bursts.setdefault(key, []).append(float(point.row["burst_us"]))
-        if entry.number >= 0:
-            for key, us in _beside(entry, case, subject.spec.layers, timing_s if synchronous else None):
-                goal.setdefault(key, []).append(us)
+                readings.bursts.setdefault(operation, []).append(float(point.row["burst_us"]))
+        if entry.case != MOVES and not throttled:
+            for operation, us in _beside(entry, case, spec.layers, timing_s if synchronous else None):
+                goal.setdefault(operation, []).append(us)
     readings.steps.extend(steps.values())
+    for dropped, one in unsound.items():
+        if one not in steps and one not in readings.rows and one not in readings.between:
+            readings.dropped.append(dropped)
     return readings
+
+
+def told(row: Row) -> str:
+    """A row's columns in words."""
+    return ", ".join(f"{name} {value}" for name, value in row.items())
+
+
+def _fault(point: OperationTime, keep: Collection[str]) -> str:
+    """Why a time cannot be right in itself; empty of one that can."""
+    if point.us <= 0.0:
+        return NO_TIME
+    return WAITED if point.waited and WAITED not in keep else ""
 
 
 def _times(entry: JournalEntry) -> Iterable[tuple[bool, float, float]]:

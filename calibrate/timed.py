@@ -1,19 +1,21 @@
 """The backend's operations, each timed where it runs: in a real step, with the caches as others left them.
 
 On a CPU the thread's clock is read. On CUDA events are recorded, with the device kept busy until all is launched, so
-that what is measured is its kernels and not their launch. It knows no schedule and no fit.
+that what is measured is its kernels and not their launch. For how long is learnt from how long launching took, and
+every reading tells whether it was long enough. It knows no schedule and no fit.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from backend.bench.clock import CpuClock, DeviceClock
+from backend.bench.clock import CpuClock, CudaClock, DeviceClock
 from backend.cache.kvcache import KV_DTYPES, LayerCache
 from backend.model.weights import QuantWeight, Weight
 from backend.ops import Ops
@@ -26,8 +28,18 @@ from sim.cost.tables import Value
 T = TypeVar("T")
 NAMES = {dtype: name for name, dtype in KV_DTYPES.items()}
 """Names of `sim.specs.model` by torch type."""
-HOLD_S = 60e-6
-"""How long CUDA is kept busy before each operation: longer than launching the few kernels of one takes."""
+FIRST_HOLD_S = 150e-6
+"""How long CUDA is kept busy before an operation whose launch was not timed yet."""
+HOLD_TIMES, HOLD_MARGIN_S = 1.5, 30e-6
+"""What is held beyond the launch as it was timed: for the events, and for a launch that takes longer now."""
+MOST_BOOST = 8.0
+REMEMBERED = 15
+
+
+class OperationClock(DeviceClock, Protocol):
+    """A clock that can also tell whether a mark lies behind the device already."""
+
+    def passed(self, mark: Any) -> bool: ...
 
 
 class ThreadClock(CpuClock):
@@ -36,13 +48,68 @@ class ThreadClock(CpuClock):
     def mark(self) -> float:
         return time.thread_time()
 
+    def passed(self, mark: float) -> bool:
+        """The host waits for nobody."""
+        return False
+
+
+class EventClock(CudaClock):
+    """Events of operations that are launched one at a time."""
+
+    def hold(self, seconds: float) -> None:
+        """Keeps the device busy once it has done all before.
+
+        Holds that queue up behind each other fill the queue of launches, and then launching seems to take as long as
+        the device takes.
+        """
+        self.wait()
+        super().hold(seconds)
+
+    def passed(self, mark: torch.cuda.Event) -> bool:
+        return bool(mark.query())  # type: ignore[no-untyped-call]
+
+
+class Holds:
+    """How long the device must be kept busy before each operation, by name, from how long launching it took."""
+
+    def __init__(self) -> None:
+        self._launches: dict[str, deque[float]] = {}
+        self._boosts: dict[str, float] = {}
+
+    def seconds(self, name: str) -> float:
+        launches = sorted(self._launches.get(name, ()))
+        if not launches:
+            return FIRST_HOLD_S
+        # The longest of many but one: a collection of garbage in between is no launch.
+        launch_s = launches[-2] if len(launches) > 2 else launches[-1]
+        return self._boosts.get(name, 1.0) * (HOLD_TIMES * launch_s + HOLD_MARGIN_S)
+
+    def told(self, name: str, launch_s: float, *, waited: bool) -> None:
+        """What launching took, and whether the device waited for it: if so, it is held for longer from now on."""
+        self._launches.setdefault(name, deque(maxlen=REMEMBERED)).append(launch_s)
+        boost = self._boosts.get(name, 1.0)
+        self._boosts[name] = min(1.5 * boost, MOST_BOOST) if waited else max(0.99 * boost, 1.0)
+
+
+def held(clock: OperationClock, holds: Holds, name: str, call: Callable[[], T]) -> tuple[T, Any, Any, bool]:
+    """(what the call gives, the marks before and behind it, whether the device waited for its launch)."""
+    clock.hold(holds.seconds(name))
+    begin = clock.mark()
+    started = time.perf_counter()
+    result = call()
+    end = clock.mark()
+    launch_s = time.perf_counter() - started
+    waited = clock.passed(begin)
+    holds.told(name, launch_s, waited=waited)
+    return result, begin, end, waited
+
 
 class TimedOps:
     """`Ops` that keep how long each operation took; what is not timed (copies) is handed through."""
 
-    def __init__(self, inner: Ops, clock: DeviceClock) -> None:
-        self._inner, self._clock = inner, clock
-        self._marks: list[tuple[str, dict[str, Value], Any, Any]] = []
+    def __init__(self, inner: Ops, clock: OperationClock) -> None:
+        self._inner, self._clock, self._holds = inner, clock, Holds()
+        self._marks: list[tuple[Operation, Any, Any, bool]] = []
         self.case = Case()
         """The step that is about to run: attention's arguments do not tell contexts without waiting for the device."""
 
@@ -50,18 +117,18 @@ class TimedOps:
         return getattr(self._inner, name)
 
     def readings(self) -> list[Reading]:
-        readings = [
-            Reading(Operation(table, tuple(row.items())), self._clock.seconds(begin, end))
-            for table, row, begin, end in self._marks
-        ]
-        self._marks.clear()
+        """What was timed since they were asked for last."""
+        readings = [Reading(one, self._clock.seconds(begin, end), waited) for one, begin, end, waited in self._marks]
+        self.forget()
         return readings
 
+    def forget(self) -> None:
+        self._marks.clear()
+
     def _timed(self, table: str, row: dict[str, Value], call: Callable[[], T]) -> T:
-        self._clock.hold(HOLD_S)
-        begin = self._clock.mark()
-        result = call()
-        self._marks.append((table, row, begin, self._clock.mark()))
+        name = f"{table} {row.get('op', '')}"
+        result, begin, end, waited = held(self._clock, self._holds, name, call)
+        self._marks.append((Operation(table, tuple(row.items())), begin, end, waited))
         return result
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:

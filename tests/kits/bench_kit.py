@@ -30,6 +30,7 @@ class LawBench:
     spoil: Callable[[str, dict[str, Value]], float] = field(default=lambda _table, _row: 1.0)
     stop_after: int | None = None
     runs: int = 0
+    troubles: tuple[str, ...] = ()
 
     @contextmanager
     def prepared(self, case: Case, number: int, *, timed: bool) -> Iterator[Callable[[], Sample]]:
