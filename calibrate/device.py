@@ -18,6 +18,7 @@ from backend.cache.memory import device_bytes
 from sim import catalog
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
+from traces.version import product_version
 
 CPU = "cpu"
 CPU_SHEET = """\
@@ -132,7 +133,7 @@ def telemetry(goal: Target) -> dict[str, float]:
 def software(goal: Target) -> dict[str, str]:
     """Versions of what was measured, and the hash of the kernels' source."""
     packages = {
-        "foretoken": version_of("foretoken") or "unknown",
+        "foretoken": product_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
