@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sim.cli.guard import Commands, guarded
+from sim.cli.guard import Commands, guarded, version_option
 from traces.schema import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class _Commands(Commands):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="foretoken")
+@version_option
 @click.option("--gpu", help="Device to measure: a GPU of the catalog, auto (the one that is here), or cpu.")
 @click.option("--models", help="Models whose shapes are measured, separated by commas.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Type of activations and weights.")

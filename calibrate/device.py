@@ -19,6 +19,7 @@ from backend.cache.memory import device_bytes
 from calibrate.sheet import CPU
 from sim import catalog
 from traces.schema import InputError
+from traces.version import product_version
 
 _QUERY = {
     "clocks.sm": "sm_mhz",
@@ -125,7 +126,7 @@ def _number(text: str) -> float | None:
 def software(goal: Target) -> dict[str, str]:
     """Versions of what was measured, and the hash of the kernels' source."""
     packages = {
-        "foretoken": version_of("foretoken") or "unknown",
+        "foretoken": product_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

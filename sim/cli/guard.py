@@ -12,7 +12,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ import click
 
 from traces.code import USERS
 from traces.schema import InputError
+from traces.version import product_version
 
 BUG, STOPPED, UNREAD = 70, 130, 141
 LONGEST = 4000
@@ -36,6 +36,20 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise Unread from None
+
+
+def version_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --version. It looks when it is asked: the product need not be installed."""
+
+    def tell(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            click.echo(f"{ctx.find_root().info_name}, version {product_version()}")
+            ctx.exit()
+
+    about = "Show the version and exit."
+    add = click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=tell, help=about)
+    made: Callable[..., Any] = add(command)
+    return made
 
 
 class Unread(Exception):  # noqa: N818 - nothing is wrong
@@ -105,7 +119,7 @@ def _kept(error: BaseException) -> str:
     try:
         number, path = tempfile.mkstemp(prefix="foretoken-", suffix=".txt", text=True)
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"foretoken {version('foretoken')}, Python {sys.version.split()[0]} on {sys.platform}\n")
+            file.write(f"foretoken {product_version()}, Python {sys.version.split()[0]} on {sys.platform}\n")
             file.write(f"command: {sys.argv}\n\n")
             file.writelines(traceback.format_exception(error))
     except (OSError, MemoryError):

@@ -6,7 +6,7 @@ import click
 
 from sim.cli.claims import claims
 from sim.cli.compare import compare
-from sim.cli.guard import Commands, guarded
+from sim.cli.guard import Commands, guarded, version_option
 from sim.cli.list import list_
 from sim.cli.plan import plan
 from sim.cli.report import report
@@ -19,7 +19,7 @@ from sim.cli.validate import validate
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="foretoken")
+@version_option
 def cli() -> None:
     """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
 

@@ -6,7 +6,6 @@ import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +39,7 @@ from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
 from sim.speculation import tables as draft_tables
 from traces.schema import InputError, Trace, keep_rows
+from traces.version import product_version
 
 Progress = Callable[[int, int], None]
 
@@ -375,6 +375,6 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "policy": scenario.policy.name,
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
-        "version": version("foretoken"),
+        "version": product_version(),
         "notes": [*trace.notes, *([f"Cut short: {died}."] if died else [])],
     }

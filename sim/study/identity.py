@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sim.load import plug_in
 from sim.study import user_code as code
 from traces import files as inputs
 from traces.schema import InputError
+from traces.version import product_version
 
 PRODUCT = "foretoken"
 CODE = {
@@ -109,7 +109,7 @@ def differing(there: Mapping[str, Digests], here: Mapping[str, Digests]) -> dict
 @cache
 def product_digest(packages: tuple[str, ...] = ("traces", "sim")) -> str:
     """One digest of the product's version and of the source files of these packages, the catalog among them."""
-    sha, where = hashlib.sha256(version("foretoken").encode()), Path(traces_package.__file__).parents[1]
+    sha, where = hashlib.sha256(product_version().encode()), Path(traces_package.__file__).parents[1]
     for package in packages:
         for path in sorted(path for path in (where / package).rglob("*") if path.suffix in SOURCES):
             sha.update(os.fsencode(path.relative_to(where)) + bytes.fromhex(digest(path)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from sim.study.plan.observation import STABILITY, Clause, Observation, Window
 from sim.study.plan.rates import AtRate
 from sim.study.plan.replication import source
 from sim.study.plan.search import Capacity, UnmetError
+from traces.version import product_version
 
 Document = dict[str, Any]
 SHOWN = ("ttft_s", "tpot_s", "e2e_s")
@@ -182,7 +182,7 @@ def inputs_of(scenario: Scenario, observation: Observation) -> Document:
         **configuration(scenario),
         "seed": scenario.seed,
         "cost_sources": observation.facts.get("cost_sources"),
-        "version": version("foretoken"),
+        "version": product_version(),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sim.study.sweep import grid as grids
 from sim.study.sweep.grid import Grid
 from sim.study.sweep.store import QUESTION, question_of
 from traces.schema import InputError
+from traces.version import product_version
 
 MOST_POINTS = 10_000
 """More than these have to be asked for twice."""
@@ -29,7 +29,7 @@ class Question:
 
     base: Mapping[str, Any]
     grid: Grid
-    version: str = field(default_factory=lambda: version("foretoken"))
+    version: str = field(default_factory=product_version)
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from sim.study.workers.cores import cores
 from traces.schema import InputError
+from traces.version import product_version
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -126,7 +127,7 @@ def _reach(address: str) -> None:
 
 def _check_version(ray: Any, address: str) -> None:
     """Refuse a cluster that would compute something else."""
-    own = version("foretoken")
+    own = product_version()
     try:
         theirs = ray.get(ray.remote(num_cpus=1, max_retries=0)(version).remote("foretoken"))
     except ray.exceptions.RayTaskError:

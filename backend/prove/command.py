@@ -1,0 +1,87 @@
+"""The command `python -m backend.prove`: reads options, refuses before anything is touched, runs, prints the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from backend.prove.folder import ProveFolder
+from backend.prove.run import CUT, FAILED, ProveRun
+from backend.prove.stages import STAGES, Place, chosen
+from backend.prove.table import lines
+from sim.cli.guard import guarded
+from traces.schema import InputError
+
+NEEDED = ("numpy", "pandas", "scipy", "pyarrow", "rich", "jinja2", "simpy", "tomli_w", "torch")
+"""What stages import, by module."""
+LEAST_BUDGET_S, LEAST_SMALL_S = 120.0, 10.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the results, seven files.")
+@click.option("--budget-s", type=float, default=540.0, show_default=True, help="Seconds to be done in.")
+@click.option("--device", default="cuda", show_default=True, help="cuda, or cpu (with --small: does everything run?).")
+@click.option("--small", is_flag=True, help="Small shapes, a small model.")
+@click.option("--stages", default="", metavar="NAME,...", help=f"Of {', '.join(one.name for one in STAGES)}.")
+def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> None:
+    """Prove this backend on a device: operations, speed, a profile, its validation, the tests, in one time box.
+
+    Exit code 1 where a stage failed, was cut short or found something wrong; 2 for what you can mend.
+    """
+    started = time.monotonic()
+    wanted = chosen(stages)
+    least_s = LEAST_SMALL_S if small else LEAST_BUDGET_S
+    if not budget_s >= least_s:
+        raise InputError(f"--budget-s is {budget_s:g}, and the stages need at least {least_s:g}")
+    if budget_s > 86400:
+        raise InputError(f"--budget-s is {budget_s:g}; it may be at most 86400, a day")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the stages need {', '.join(missing)}, not installed here: install, or put their wheels on PYTHONPATH"
+        )
+    _check_device(device, small)
+    folder = ProveFolder(out.resolve())
+    signal.signal(signal.SIGTERM, _interrupt)
+    work = Path(tempfile.mkdtemp(prefix="foretoken-prove-"))
+    try:
+        run = ProveRun(Place(device, small, work), folder, wanted, budget_s, _say, started)
+        run.run()
+        summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    click.echo("\n".join(lines(summary)))
+    if any(stage["state"] in (FAILED, CUT) or stage["finding"] for stage in summary["stages"]):
+        sys.exit(1)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_device(device: str, small: bool) -> None:
+    from backend.cache.memory import check_device  # noqa: PLC0415 - torch, once the options are right
+
+    place = check_device(device)
+    if place.type == "meta":
+        raise InputError("device 'meta' computes nothing; known are cpu and cuda")
+    if place.type == "cpu" and not small:
+        raise InputError("on a CPU there is only --small: the full shapes are a GPU's")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    guarded(lambda: cli(standalone_mode=False))

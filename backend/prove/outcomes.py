@@ -1,0 +1,166 @@
+"""What each stage left behind, read into the summary: ceilings, operations, bars, errors, tests. It runs nothing.
+
+A stage may have been killed at any moment: what cannot be read yet is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+Document = dict[str, Any]
+
+NOT_MEASURED = "not measured"
+_ENDED = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+
+
+def read_json(path: Path) -> Document | None:
+    """A JSON object; None where it is not there, or not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def merged(documents: Sequence[Document]) -> Document | None:
+    """Several benchmark files as one: rows of all, each bar from where it was measured; None without any."""
+    if not documents:
+        return None
+    first = documents[0]
+    bars: dict[str, Any] = {}
+    for document in documents:
+        for bar in document["bars"]:
+            known = bars.get(bar["name"])
+            if known is None or (known["state"] == NOT_MEASURED and bar["state"] != NOT_MEASURED):
+                bars[bar["name"]] = bar
+    whole: Document = {**first, "bars": list(bars.values()), "rows": [], "cliffs": {}, "unfinished": {}, "clocks": {}}
+    for document in documents:
+        whole["rows"] += document["rows"]
+        for key in ("cliffs", "unfinished", "clocks"):
+            whole[key] |= document[key]
+    whole["seconds"] = sum(document["seconds"] for document in documents)
+    whole["finished"] = all(document["finished"] for document in documents)
+    return whole
+
+
+def prepare(work: Path) -> Document:
+    return read_json(work / "prepare.json") or {}
+
+
+def smoke(work: Path) -> Document:
+    """Counts by state, and each operation's line."""
+    found = read_json(work / "smoke.json") or {}
+    lines = found.get("operations", [])
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[line["state"]] = counts.get(line["state"], 0) + 1
+    return {"counts": counts, "operations": lines}
+
+
+def bench_in(name: str) -> Callable[[Path], Document]:
+    """How many rows a benchmark's file has, by state, its bars that were measured, and what did not run."""
+
+    def read(work: Path) -> Document:
+        found = read_json(work / name)
+        if found is None:
+            return {}
+        rows: dict[str, int] = {}
+        for row in found["rows"]:
+            rows[row["state"]] = rows.get(row["state"], 0) + 1
+        failed = [f"{row['case']}, {row['contender']}: {row['reason']}" for row in found["rows"]
+                  if row["state"] == "failed" and row["ours"]]  # fmt: skip
+        return {"rows": rows, "failed_of_ours": failed, "unfinished": found["unfinished"]}
+
+    return read
+
+
+def calibrate(work: Path) -> Document:
+    """The errors that the profile tells of itself, as `calibrate --json` prints them; of a cut run what it had."""
+    found = _last_object(work / "calibrate.stdout") or {}
+    journal = work / "journal.kept"
+    entries = journal.read_bytes().count(b"\n") - 1 if journal.is_file() else 0
+    return {"journal_entries": max(entries, 0), "profile": (work / "profile").is_dir(), **found}
+
+
+def validate(work: Path) -> Document:
+    """Verdict, twin check, and errors of steps and requests of the validation's document."""
+    found = _last_object(work / "validate.stdout") or read_json(work / "validate" / "validate.json")
+    if not found:
+        return {}
+    requests = {
+        name: {key: value.get("error") for key, value in rows.items() if isinstance(value, Mapping)}
+        for name, rows in found["requests"].items()
+        if name in ("ttft_s", "tpot_s", "e2e_s", "throughput") and isinstance(rows, Mapping)
+    }
+    steps = {"all": found["steps"]["all"], **found["steps"]["by_kind"]}
+    model = found["steps"].get("model")
+    return {"verdict": found["verdict"], "twin": found["twin"], "steps": steps, "requests": requests, "model": model}
+
+
+def tests(work: Path) -> Document:
+    """Counts of the tests that ended so far and who failed: of the JUnit file, or of what pytest printed before."""
+    try:
+        suites = ElementTree.parse(work / "tests.xml").getroot()
+    except (OSError, ElementTree.ParseError):
+        return _printed_tests(work / "tests.stdout")
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    failed = []
+    for case in suites.iter("testcase"):
+        problem = next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)
+        if problem is not None:
+            counts["failed"] += 1
+            reason = (problem.get("message") or "").strip().splitlines()
+            failed.append(f"{case.get('classname')}::{case.get('name')}: {(reason or [''])[0][:200]}")
+        else:
+            counts["skipped" if case.find("skipped") is not None else "passed"] += 1
+    return {"counts": counts, "failed": failed}
+
+
+def _printed_tests(path: Path) -> Document:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    states: dict[str, str] = {}
+    for line in lines:
+        if (ended := _ENDED.search(line)) and (test := re.search(r"tests/\S+::\S+", line)):
+            states.setdefault(test.group(), ended.group())
+    failed = [test for test, state in states.items() if state in ("FAILED", "ERROR")]
+    skipped = sum(state == "SKIPPED" for state in states.values())
+    counts = {"passed": len(states) - len(failed) - skipped, "failed": len(failed), "skipped": skipped}
+    return {"counts": counts, "failed": failed, "from": "what pytest had printed"} if states else {}
+
+
+def _last_object(path: Path) -> Document | None:
+    """The JSON object that a command printed; None where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    start = text.find("{")
+    if start < 0:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[start:])
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+READERS: Mapping[str, Callable[[Path], Document]] = {
+    "prepare": prepare,
+    "smoke": smoke,
+    "bench": bench_in("bench.json"),
+    "calibrate": calibrate,
+    "validate": validate,
+    "tests": tests,
+    "cliffs": bench_in("cliffs.json"),
+    "generate": bench_in("generate.json"),
+    "rest": bench_in("rest.json"),
+}
+"""By stage."""
