@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,15 +14,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from calibrate.commands import check, derive, fit, name_of, show, write_out
 from sim.cli.guard import Commands, guarded, version_option
 from traces.schema import InputError
 
 if TYPE_CHECKING:
     from calibrate.result import Calibration
     from calibrate.run import Job, Settings
-
-REASONS = ("throttled", "waited")
-"""Those of `calibrate.readings.WHY` that somebody may know better."""
 
 # Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
 
@@ -107,7 +104,7 @@ def _measure(
     if not quiet:
         click.echo(f"measuring {target.name}, about {job.expected_s:,.0f} s", err=True)
     calibration = _run(job, folder, resume=resume, quiet=quiet)
-    _write(calibration, folder, replace=replace, as_json=as_json)
+    write_out(calibration, folder, replace=replace, as_json=as_json)
     if not keep_journal:
         journal_path(folder).unlink()
 
@@ -123,30 +120,11 @@ def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
             job,
             lambda spec, limits: Harness(spec, on, limits, seed),
             folder,
-            name=_name(folder),
+            name=name_of(folder),
             date=today,
             resume=resume,
             progress=progress,
         )
-
-
-def _write(calibration: Calibration, folder: Path, *, replace: bool, as_json: bool) -> None:
-    """Write the profile with its report, and show it."""
-    from calibrate.check import suspects  # noqa: PLC0415
-    from calibrate.page import page  # noqa: PLC0415
-    from calibrate.report import show  # noqa: PLC0415
-    from sim.cost import profile  # noqa: PLC0415
-
-    made = calibration.profile
-    text = page(made, calibration.operations, calibration.steps)
-    profile.write(made, folder, replace=replace, extra={"report.html": text})
-    if as_json:
-        click.echo(json.dumps(_errors(made), indent=2))
-    else:
-        show(made, _console(), calibration.steps)
-        for suspect in suspects(made):
-            click.echo(f"suspect {suspect}")
-    click.echo(f"wrote {folder}; use it with sim run --gpu {made.meta.gpu} --profile {folder}", err=True)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -181,119 +159,6 @@ def _show_plan(job: Job, as_json: bool) -> None:
         click.echo(f"{name}: {value}")
 
 
-@cli.command()
-@click.argument("journal", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the profile.")
-@click.option("--keep", multiple=True, type=click.Choice(REASONS), help="Use what would be left out for this reason.")
-@click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
-def fit(journal: Path, out: Path, keep: tuple[str, ...], replace: bool, as_json: bool) -> None:
-    """Make the profile of what a calibration measured before it ended, on any machine.
-
-    JOURNAL is the file that a calibration leaves beside its profile where it is interrupted, or with --keep-journal.
-    """
-    from calibrate.journal import read  # noqa: PLC0415
-    from calibrate.result import fitted  # noqa: PLC0415
-
-    if out.exists() and not replace:
-        raise InputError(f"{out} is there already; remove it, give another --out, or --replace it")
-    begun = read(journal)
-    made = fitted(begun.header, begun.entries, begun.troubles, name=_name(out), keep=keep)
-    _write(made, out, replace=replace, as_json=as_json)
-
-
-@cli.command()
-@click.argument("profile")
-@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
-def show(profile: str, as_json: bool) -> None:
-    """Show a profile: where it is from, where its grid ends, how far off it is.
-
-    PROFILE is a folder, or a name of the catalog.
-    """
-    from calibrate.report import show as show_profile  # noqa: PLC0415
-    from sim.cost.profile import find  # noqa: PLC0415
-
-    source = find(profile)
-    if as_json:
-        click.echo(json.dumps(_errors(source), indent=2))
-    else:
-        show_profile(source, _console())
-
-
-@cli.command()
-@click.argument("profile")
-@click.option("--limit", type=click.FloatRange(min=0.0), help="Exit 1 when a mean error is above this share.")
-@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
-def check(profile: str, limit: float | None, as_json: bool) -> None:
-    """Check every number of a profile, and tell its errors anew from what it holds.
-
-    Rows that their neighbours contradict are listed. PROFILE is a folder, or a name of the catalog.
-    """
-    from calibrate.check import predictions, suspects  # noqa: PLC0415
-    from calibrate.evaluate import accuracy, by_group  # noqa: PLC0415
-    from sim.cost.profile import find  # noqa: PLC0415
-
-    source = find(profile)
-    operations, steps = predictions(source)
-    groups = {**by_group(operations), **{f"steps: {kind}": one for kind, one in by_group(steps).items()}}
-    errors = {name: accuracy(checked) for name, checked in groups.items()}
-    odd = suspects(source)
-    if as_json:
-        numbers = {name: {"points": one.points, "mean": one.mean, "bias": one.bias} for name, one in errors.items()}
-        click.echo(json.dumps({"errors": numbers, "suspects": [asdict(one) for one in odd]}, indent=2))
-    else:
-        click.echo(
-            f"{source.meta.name}: {sum(map(len, source.tables.values())):,} rows are possible on {source.meta.device}"
-        )
-        for name, one in errors.items():
-            click.echo(f"{name:24} {one.points:5} points left out, mean error {one.mean:6.1%}, bias {one.bias:+6.1%}")
-        for suspect in odd:
-            click.echo(f"suspect {suspect}")
-    if limit is not None and any(one.mean > limit for one in errors.values()):
-        sys.exit(1)
-
-
-@cli.command()
-@click.option("--from", "source", required=True, help="Profile that was measured: a folder, or a name of the catalog.")
-@click.option("--to", "goal", required=True, help="GPU of the catalog, or a TOML file.")
-@click.option("--check", "checked", help="Profile measured on that GPU, to tell the errors by.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
-@click.option("--replace", is_flag=True, help="Replace the profile that is in the folder.")
-def derive(source: str, goal: str, checked: str | None, out: Path | None, replace: bool) -> None:
-    """Scale a measured profile to another GPU by data-sheet ratios; its rows are marked as derived."""
-    from calibrate.derive import derive as scale  # noqa: PLC0415
-    from calibrate.report import show as show_profile  # noqa: PLC0415
-    from sim.catalog import load_gpu  # noqa: PLC0415
-    from sim.cost.profile import find, write  # noqa: PLC0415
-
-    origin, gpu = find(source), load_gpu(goal)
-    folder = out or Path(f"{gpu.name}-from-{origin.meta.name}")
-    made = scale(origin, gpu, name=_name(folder), date=origin.meta.date, check=find(checked) if checked else None)
-    write(made, folder, replace=replace)
-    show_profile(made, _console())
-    click.echo(f"wrote {folder}", err=True)
-
-
-def _errors(profile: Any) -> dict[str, Any]:
-    meta = profile.meta
-    operations = {name: asdict(one) for name, one in meta.accuracy.items()}
-    steps = {name: asdict(one) for name, one in meta.step_accuracy.items()}
-    return {"name": meta.name, "gpu": meta.gpu, "device": meta.device, "operations": operations, "steps": steps}
-
-
-def _name(folder: Path) -> str:
-    """What a profile is called: as its folder, in the letters that names have."""
-    letters = "".join(
-        letter if letter.isalnum() or letter in "._-" else "-" for letter in folder.resolve().name.lower()
-    )
-    return letters.lstrip("._-") or "profile"
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True)
@@ -304,6 +169,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("measuring", total=None)
         yield lambda what, done, total: bar.update(task, description=what[:48], completed=done, total=total)
+
+
+for command in (fit, show, check, derive):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ from traces.schema import InputError
 BLOCK_TOKENS = 16
 MOVED_BLOCKS = (1, 4, 16, 64)
 _IDS_PER_CASE = 1 << 16
-WAKE_S = 0.5
+WAKE_S = 0.3
 """So long a GPU multiplies before it is measured: an idle one runs at a fraction of its clock."""
 ATTEMPTS = 3
 """So often a step is timed where the device waited for an operation's launch in every layer; it is held longer then."""
@@ -95,9 +95,9 @@ class Harness:
         self._live = live(self._plain)
         self._live_graph: _ThreadTimed | None = None
         if self._cuda:
-            _wake(device)
             if self._model.graphable:
                 self._live_graph = self._captured(live(self._plain), limits)
+            _wake(device)
 
     def _captured(self, live: _ThreadTimed, limits: Range) -> _ThreadTimed | None:
         """The executor with its decode steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
@@ -191,7 +191,7 @@ class Harness:
 
 def _wake(device: torch.device) -> None:
     """Brings the device's clock up."""
-    x = torch.full((4096, 4096), 1e-3, dtype=torch.bfloat16, device=device)
+    x = torch.full((1024, 1024), 1e-3, dtype=torch.bfloat16, device=device)
     until = time.monotonic() + WAKE_S
     while time.monotonic() < until:
         x @ x

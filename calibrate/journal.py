@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calibrate.cases import Case
 from calibrate.header import Header
 from sim.cost.tables import Value
 from traces import documents, files
@@ -150,7 +151,9 @@ def read(path: Path) -> Begun:
     told = [_line(path, line, number) for number, line in enumerate(whole, 1)]
     if not told or "calibration" not in told[0]:
         raise InputError(f"{path}: not a journal of a calibration")
-    entries, troubles = [], []
+    header = Header.of(told[0]["calibration"], path)
+    entries: list[JournalEntry] = []
+    troubles: list[Trouble] = []
     for number, line in enumerate(told[1:], 2):
         try:
             if "trouble" in line:
@@ -160,7 +163,19 @@ def read(path: Path) -> Begun:
                 entries.append(JournalEntry(**{**line, "points": points}))
         except (TypeError, KeyError):
             raise InputError(f"{path}:{number}: not a line of a calibration's journal") from None
-    return Begun(Header.of(told[0]["calibration"], path), entries, troubles, len(rest))
+        if "trouble" not in line:
+            _check(entries[-1], header, f"{path}:{number}")
+    return Begun(header, entries, troubles, len(rest))
+
+
+def _check(entry: JournalEntry, header: Header, where: str) -> None:
+    if entry.model not in header.specs:
+        raise InputError(f"{where}: names model {entry.model!r}, and its header does not")
+    try:
+        if entry.case != MOVES:
+            Case.named(entry.case)
+    except ValueError:
+        raise InputError(f"{where}: {entry.case!r} is the name of no case") from None
 
 
 def _same(path: Path, begun: Header, wanted: Header) -> None:

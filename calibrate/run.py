@@ -24,7 +24,7 @@ from sim.study.identity import product_digest
 from traces.schema import InputError
 
 JOURNAL = "journal.jsonl"
-FIT_S, FIT_SHARE = 6.0, 0.05
+FIT_S, FIT_SHARE = 3.0, 0.05
 """What of the budget is kept for fitting: so many seconds, or this share of a small one."""
 START_S = 20.0
 """A guess at what a GPU takes to make weights and cache, capture graphs and compile kernels."""
@@ -165,14 +165,15 @@ def calibrate(
     Raises:
         InputError: the journal there is of another calibration; nothing could be measured.
     """
-    deadline_s = time.monotonic() + job.settings.budget_s - min(FIT_S, FIT_SHARE * job.settings.budget_s)
+    budget_s = job.settings.budget_s
+    began_s, measuring_s = time.monotonic(), budget_s - min(FIT_S, FIT_SHARE * budget_s)
     journal = Journal(journal_path(out), job.header(date), resume=resume)
     other = devices.others(job.target)
     if other:
         journal.tell(Trouble("", "", f"nvidia-smi tells of a process on the GPU ({other}), perhaps of another's"))
-    for model, subject in job.subjects.items():
-        if journal.entries and time.monotonic() > deadline_s:
-            break
+    for number, (model, subject) in enumerate(job.subjects.items(), 1):
+        # Each has its share of the time, and what those before it left.
+        deadline_s = began_s + measuring_s * number / len(job.subjects)
         plan = CasePlan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         try:
             bench = make_runner(subject.spec, job.limits)
