@@ -3,8 +3,12 @@
 """How a decode step's contexts are cut into equal work for the processors. Decided on the device; it reads no cache.
 
 vLLM decides by batch size and head count alone and falls off a cliff (vllm issue 48076); here one small program reads
-all lengths and takes the cheapest of a few cuts, as FlashInfer's fix for XQA does (flashinfer PR 4904): waves of
+all lengths and scores shares over their whole range, as FlashInfer's fix for XQA does (flashinfer PR 4904): waves of
 programs x (tiles of the longest part + start-up) + merging. The grid never depends on it, so CUDA graphs replay it.
+
+**Within 2 % of the best, and monotone.** Shares are tried at every number of tiles up to EXACT_SHARES and at ratios of
+GROWTH beyond. The one next above the best share makes no more parts, none more than GROWTH longer. For a fixed share no
+term falls when a context grows or one more has tokens; so neither does the least.
 """
 
 from __future__ import annotations
@@ -19,8 +23,16 @@ from torch import Tensor
 from backend.kernels._attention import attended_tiles
 from backend.kernels._common import KernelVariant
 
-WAVES = tl.constexpr(4)
-"""Cuts tried: work for 1..WAVES waves of programs, and none at all."""
+EXACT_SHARES = tl.constexpr(50)
+"""Shares up to so many tiles are all tried; from there 1 / EXACT_SHARES is no more than GROWTH leaves out."""
+GROWTH = tl.constexpr(1.02)
+"""Ratio of neighbouring shares beyond EXACT_SHARES."""
+LOG2_GROWTH = tl.constexpr(0.02856915219677089)
+SHARE_TILE = 4096
+"""Contexts x shares scored at a time."""
+MOST_WAVES = 4
+"""Waves of programs that parts may make beyond two for each context. More would serve odd batches of long contexts
+(28 of 65,536 keys: 14 %), but all contexts pay for the programs that a grid has and a plan leaves idle."""
 START_UP_TILES = tl.constexpr(2.0)
 """A program's start and end, in tiles of keys; an estimate, not measured."""
 MERGE_START_TILES = tl.constexpr(2.0)
@@ -34,7 +46,7 @@ class DecodePlan:
     """Where a step's contexts are cut. All layers of the step may share it (and must share what it was made for).
 
     items [capacity, 4] int32: (sequence, first visit, end, parts of this sequence); spans [S + 1, 2] int32: (first
-    item, parts) of each sequence, and in the last row (number of items, 0).
+    item, parts) of each sequence, and in the last row (number of items, most visits of a part).
     """
 
     items: Tensor
@@ -42,13 +54,49 @@ class DecodePlan:
 
 
 @triton.jit
-def cut(visits, share):
-    """(parts of each context when none exceeds `share` visits, visits of each part but the last): no part is empty."""
-    parts = tl.cdiv(visits, share)
-    return parts, tl.cdiv(visits, tl.maximum(parts, 1))
+def shares_from(first, most, COUNT: tl.constexpr):
+    """COUNT shares to try from the `first`-th on, none above `most` visits, in fp32."""
+    at = (first + tl.arange(0, COUNT)).to(tl.float32)
+    grown = tl.floor(tl.exp2((at - (EXACT_SHARES - 1)) * LOG2_GROWTH) * EXACT_SHARES)
+    return tl.minimum(tl.where(at < EXACT_SHARES, at + 1.0, grown), most.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["sequences", "window", "sinks", "slots"])
+@triton.jit
+def parts_of(visits, inverse):
+    """Parts of `visits` visits each cut at a share, given as 1 / share: exact below half a million visits."""
+    return tl.where(visits > 0, tl.floor((visits.to(tl.float32) - 0.5) * inverse) + 1.0, 0.0)
+
+
+@triton.jit
+def chosen_share(visits, capacity, slots, PROGRAMS: tl.constexpr, COUNT: tl.constexpr):
+    """The cheapest share of visits for a part, of those that make no more than `capacity` parts.
+
+    Parts are charged as if the longest had all of its share, which they have but for rounding.
+    """
+    most = tl.maximum(tl.max(visits, 0), 1)
+    fewest = tl.cdiv(tl.sum(visits, 0), capacity)
+    least = tl.minimum(tl.maximum(fewest, 1), EXACT_SHARES) - 1
+    beyond = tl.maximum(tl.log2(most.to(tl.float32) / EXACT_SHARES) / LOG2_GROWTH, 0.0).to(tl.int32) + 2
+    tried = tl.minimum(most, EXACT_SHARES + beyond)
+    found = most.to(tl.float32)
+    least_cost = float("inf")
+    for first in range(least, tried, COUNT):
+        share = shares_from(first, most, COUNT)
+        inverse = 1.0 / share
+        parts = tl.sum(parts_of(visits[:, None], inverse[None, :]), 0)
+        longest = parts_of(most, inverse)
+        waves = tl.floor((parts * PROGRAMS - 0.5) / slots) + 1.0
+        cost = waves * (share + START_UP_TILES)
+        cost += tl.where(longest > 1.5, MERGE_START_TILES + longest * MERGE_TILES, 0.0)
+        cost = tl.where(parts <= capacity, cost, float("inf"))
+        least_here = tl.min(cost, 0)
+        widest = tl.max(tl.where(cost == least_here, share, 0.0), 0)
+        found = tl.where(least_here <= least_cost, widest, found)
+        least_cost = tl.minimum(least_here, least_cost)
+    return found.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["sequences", "window", "sinks", "slots", "capacity"])
 def plan_kernel(
     kv_lens,
     items,
@@ -57,10 +105,12 @@ def plan_kernel(
     window,
     sinks,
     slots,
+    capacity,
     QUERIES: tl.constexpr,
     PROGRAMS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
     WINDOWED: tl.constexpr,
 ):
@@ -69,27 +119,16 @@ def plan_kernel(
     lengths = tl.load(kv_lens + sequence, mask=sequence < sequences, other=0)
     _, _, visits = attended_tiles(tl.maximum(lengths - QUERIES, 0), lengths - 1, window, sinks, BLOCK_N, WINDOWED)
     visits = tl.where(lengths > 0, visits, 0)
-    total = tl.sum(visits, 0)
 
-    best_share = tl.maximum(tl.max(visits, 0), 1)
-    parts, length = cut(visits, best_share)
-    best_cost = tl.cdiv(tl.sum(parts, 0) * PROGRAMS, slots) * (tl.max(length, 0) + START_UP_TILES)
-    for waves in tl.static_range(1, WAVES + 1):
-        share = tl.maximum(tl.cdiv(total * PROGRAMS, slots * waves), 1)
-        parts, length = cut(visits, share)
-        most = tl.max(parts, 0)
-        cost = tl.cdiv(tl.sum(parts, 0) * PROGRAMS, slots) * (tl.max(length, 0) + START_UP_TILES)
-        cost += tl.where(most > 1, MERGE_START_TILES + most * MERGE_TILES, 0.0)
-        best_share = tl.where(cost < best_cost, share, best_share)
-        best_cost = tl.minimum(cost, best_cost)
-
-    parts, length = cut(visits, best_share)
+    share = chosen_share(visits, capacity, slots, PROGRAMS, BLOCK_C)
+    parts = tl.cdiv(visits, share)
+    length = tl.cdiv(visits, tl.maximum(parts, 1))  # even parts, none empty
     starts = tl.cumsum(parts, 0) - parts
     known = sequence < sequences
     tl.store(spans + 2 * sequence, starts, mask=known)
     tl.store(spans + 2 * sequence + 1, parts, mask=known)
     tl.store(spans + 2 * sequences, tl.sum(parts, 0))
-    tl.store(spans + 2 * sequences + 1, 0)
+    tl.store(spans + 2 * sequences + 1, share)
     for j in range(0, tl.max(parts, 0), BLOCK_J):
         part = j + tl.arange(0, BLOCK_J)[None, :]
         at = items + 4 * (starts[:, None] + part)
@@ -102,8 +141,9 @@ def plan_kernel(
 
 
 def item_capacity(sequences: int, programs: int, slots: int) -> int:
-    """No cut makes more items: shares of the slots x WAVES programs, and one per sequence for rounding up."""
-    return sequences + -(-slots * int(WAVES.value) // programs)
+    """The most items that a plan has. One sequence has no use for more than run at once."""
+    at_once = max(slots // programs, 1)
+    return min(sequences * at_once, 2 * sequences + MOST_WAVES * at_once)
 
 
 def make_plan(
@@ -111,7 +151,8 @@ def make_plan(
 ) -> DecodePlan:
     """The cut of contexts `kv_lens` [S] int32 into items of `programs` programs each, `slots` of which run at once."""
     sequences = kv_lens.shape[0]
-    items = torch.empty((item_capacity(sequences, programs, slots), 4), dtype=torch.int32, device=kv_lens.device)
+    capacity = item_capacity(sequences, programs, slots)
+    items = torch.empty((capacity, 4), dtype=torch.int32, device=kv_lens.device)
     spans = torch.empty((sequences + 1, 2), dtype=torch.int32, device=kv_lens.device)
     block = max(16, triton.next_power_of_2(sequences))
     plan_kernel[(1,)](
@@ -122,10 +163,12 @@ def make_plan(
         window,
         sinks,
         slots,
+        capacity,
         QUERIES=queries,
         PROGRAMS=programs,
         BLOCK_N=keys,
         BLOCK_S=block,
+        BLOCK_C=share_block(block),
         BLOCK_J=max(1, 1024 // block),
         WINDOWED=window > 0,
         num_warps=4,
@@ -134,17 +177,22 @@ def make_plan(
     return DecodePlan(items, spans)
 
 
+def share_block(sequences: int) -> int:
+    """Shares scored at a time for a block of so many sequences."""
+    return min(max(SHARE_TILE // sequences, 1), 128)
+
+
 def plan_variants() -> list[KernelVariant]:
     """Plans of 64 and of 1,024 sequences, with and without a window."""
-    numbers = dict.fromkeys(("sequences", "window", "sinks", "slots"), "i32")
+    numbers = dict.fromkeys(("sequences", "window", "sinks", "slots", "capacity"), "i32")
     return [
         KernelVariant(
             name=f"plan {block}{' windowed' if windowed else ''}",
             kernel=f"{__name__}:plan_kernel",
             signature=dict.fromkeys(("kv_lens", "items", "spans"), "*i32") | numbers,
             constexprs={
-                "QUERIES": 1, "PROGRAMS": 8, "BLOCK_N": 64, "BLOCK_S": block, "BLOCK_J": 1024 // block,
-                "WINDOWED": windowed,
+                "QUERIES": 1, "PROGRAMS": 8, "BLOCK_N": 64, "BLOCK_S": block,
+                "BLOCK_C": share_block(block), "BLOCK_J": 1024 // block, "WINDOWED": windowed,
             },
         )
         for block in (64, 1024)

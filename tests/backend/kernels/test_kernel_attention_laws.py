@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,14 @@ from ops_kit import IMPLEMENTATIONS
 from backend.cache.kvcache import LayerCache
 from backend.kernels import _form
 from backend.kernels._common import DEVICE
-from backend.kernels._decode_plan import item_capacity, make_plan
+from backend.kernels._decode_plan import (
+    MERGE_START_TILES,
+    MERGE_TILES,
+    START_UP_TILES,
+    DecodePlan,
+    item_capacity,
+    make_plan,
+)
 from backend.kernels.decode_attention import decode_attention, plan_decode
 from backend.kernels.prefill_attention import Tile, attention_reference, prefill_attention
 from backend.kernels.standard_attention import standard_attention_reference
@@ -171,12 +179,69 @@ def test_a_plan_covers_each_context_once(
         assert [begin for _, begin, _, _ in own] == edges[:-1]
         assert all(begin < end for _, begin, end, _ in own)
         assert edges[-1] == tiles_read(length, queries, window, sinks, 16)
+        assert max((end - begin for _, begin, end, _ in own), default=0) <= int(plan.spans[-1, 1])
+
+
+def plan_of(lengths: list[int], programs: int, slots: int, keys: int = 16) -> DecodePlan:
+    kv_lens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    return make_plan(kv_lens, queries=1, programs=programs, slots=slots, keys=keys, window=0, sinks=0)
 
 
 def parts_of(lengths: list[int], programs: int, slots: int) -> list[int]:
-    kv_lens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    plan = make_plan(kv_lens, queries=1, programs=programs, slots=slots, keys=16, window=0, sinks=0)
-    return [int(parts) for parts in plan.spans[:-1, 1]]
+    return [int(parts) for parts in plan_of(lengths, programs, slots).spans[:-1, 1]]
+
+
+def modelled(visits: list[int], shares: Any, programs: int, slots: int, capacity: int) -> Any:
+    """Tiles that the model charges for each share of visits, in integers; infinite beyond `capacity` items."""
+    seen, share = np.array(visits)[None, :], shares[:, None]
+    parts = -(-seen // share)
+    items, most = parts.sum(1), parts.max(1)
+    time = -(-items * programs // slots) * (np.minimum(shares, max(visits)) + START_UP_TILES.value)
+    time += np.where(most > 1, MERGE_START_TILES.value + MERGE_TILES.value * most, 0.0)
+    return np.where(items <= capacity, time, np.inf)
+
+
+def planned(visits: list[int], programs: int, slots: int) -> float:
+    """Modelled time of the plan that the device makes for so many visits of each context."""
+    share = int(plan_of([16 * v for v in visits], programs, slots).spans[-1, 1])
+    capacity = item_capacity(len(visits), programs, slots)
+    return float(modelled(visits, np.array([share]), programs, slots, capacity)[0])
+
+
+def best(visits: list[int], programs: int, slots: int, sequences: int) -> float:
+    """The least modelled time of all shares, with as many items as `sequences` sequences may have."""
+    shares, capacity = np.arange(1, max(visits) + 1), item_capacity(sequences, programs, slots)
+    return float(modelled(visits, shares, programs, slots, capacity).min())
+
+
+BATCHES = st.lists(st.one_of(st.integers(1, 60), st.integers(1, 2500)), min_size=1, max_size=40)
+ROOM = st.sampled_from([(8, 396), (8, 264), (1, 396), (3, 40), (16, 6)])
+
+
+@settings(max_examples=30)
+@given(visits=BATCHES, same=st.booleans(), room=ROOM)
+def test_a_plan_is_within_two_percent_of_the_best_share(visits: list[int], same: bool, room: tuple[int, int]) -> None:
+    visits = visits[:1] * len(visits) if same else visits
+    least = best(visits, *room, len(visits))
+    assert least <= planned(visits, *room) <= least * 1.02 + 1e-6
+
+
+@settings(max_examples=30)
+@given(visits=BATCHES, at=st.integers(0, 39), more=st.integers(1, 500), room=ROOM)
+def test_modelled_time_rises_with_context_and_batch(
+    visits: list[int], at: int, more: int, room: tuple[int, int]
+) -> None:
+    """Exactly with a context; with one more sequence beside the best of as many items as then there may be."""
+    longer = [*visits]
+    longer[at % len(visits)] += more
+    assert planned(longer, *room) >= planned(visits, *room)
+    assert planned([*visits, more], *room) >= best(visits, *room, len(visits) + 1)
+
+
+@pytest.mark.parametrize(("batch", "context", "most"), [(8, 32768, 92.5), (32, 8192, 92.75), (1, 2048, 9.75)])
+def test_no_cut_rounds_up_into_one_more_wave(batch: int, context: int, most: float) -> None:
+    """Shares of whole waves, as they were scored once, came to 122.75, 105 and 13."""
+    assert planned([context // 64] * batch, 8, 396) <= most
 
 
 def test_a_plan_fills_the_processors_and_cuts_no_more_than_that() -> None:
