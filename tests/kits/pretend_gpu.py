@@ -96,7 +96,9 @@ class PretendTensor(torch.Tensor):
             super().__setitem__(index, value)
 
     def numpy(self, **_: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the host first")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the host first"
+        )
 
     __array__ = numpy
 
@@ -222,7 +224,9 @@ def _check(func: Any, name: str, args: Any, kwargs: Any, tensors: Any, ours: Any
         target = args[0] if name == "copy_" else None
         source = args[1] if name == "copy_" else args[0]
         down = isinstance(source, PretendTensor)
-        if down and (any(not _cuda(one) for one in places) or (target is not None and not isinstance(target, PretendTensor))):
+        if down and (
+            any(not _cuda(one) for one in places) or (target is not None and not isinstance(target, PretendTensor))
+        ):
             if not (kwargs.get("non_blocking") and target is not None and _pinned(target)):
                 Device.wait("a copy to the host")
         elif not down and source.ndim:
