@@ -188,7 +188,7 @@ class Bench:
 
     def _forget(self, offer: Offer, error: Exception) -> None:
         """A peer that was not ready in time is not waited for again; ours is, for its next case is another kernel."""
-        if isinstance(error, LateError) and not offer.ours:
+        if _was_late(error) and not offer.ours:
             self._dead[offer.name] = f"given up: {_told(error)} before"
         if isinstance(error, torch.OutOfMemoryError) and self.cuda:
             torch.cuda.empty_cache()
@@ -235,6 +235,14 @@ class Bench:
             taken.append(time.perf_counter() - started)
             self.clock.wait()
         return 1.5 * statistics.median(taken) + HOLD_MARGIN_S
+
+
+def _was_late(error: BaseException) -> bool:
+    """Compilers wrap what ends them in errors of their own."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, LateError):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None or LateError.__name__ in str(error)
 
 
 def _told(error: BaseException) -> str:
