@@ -153,9 +153,11 @@ def source_hash(package: Path, folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def memory_bytes(goal: Target) -> int:
-    """Of the device, or of its data sheet where it is not here."""
-    return catalog.load_gpu(goal.gpu).memory_bytes if goal.device.type == "meta" else device_bytes(goal.device)
+def memory_bytes(goal: Target, *, free: bool = False) -> int:
+    """Of the device, all or what is free now; of a GPU that is not here its data sheet's."""
+    if not goal.is_cpu and (not free or goal.device.type == "meta"):
+        return catalog.load_gpu(goal.gpu).memory_bytes
+    return device_bytes(goal.device)
 
 
 def _cpu_name() -> str:

@@ -91,7 +91,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
-class Watch:
+class ClockWatch:
     """Asks for the device's clocks, but not after every case: an answer takes as long as measuring a short one."""
 
     ask: Callable[[], Mapping[str, float]]
@@ -116,7 +116,7 @@ def measure(
     for why in runner.troubles:
         journal.tell(Trouble(plan.model, "", why))
     done = journal.done()
-    watch, failures = Watch(telemetry), 0
+    watch, failures = ClockWatch(telemetry), 0
     total = len(plan.cases) * plan.density.passes
     for at, (number, index) in enumerate(schedule(plan)):
         name = MOVES if index == AWAY else plan.cases[index].name
@@ -157,7 +157,7 @@ def is_heavy(case: Case) -> bool:
     return case.role == GRID and sum(new for new, _ in case.prefills) >= HEAVY_TOKENS
 
 
-def _case(runner: CaseRunner, plan: CasePlan, case: Case, index: int, number: int, watch: Watch) -> JournalEntry:
+def _case(runner: CaseRunner, plan: CasePlan, case: Case, index: int, number: int, watch: ClockWatch) -> JournalEntry:
     sustained = plan.sustained and is_heavy(case)
     repeats = min(plan.density.repeats, BURSTS) if sustained else plan.density.repeats
     with runner.prepared(case, index, timed=case.role != STEPS) as run:
@@ -199,7 +199,7 @@ def _case(runner: CaseRunner, plan: CasePlan, case: Case, index: int, number: in
     )
 
 
-def _moves(runner: CaseRunner, plan: CasePlan, number: int, watch: Watch) -> JournalEntry:
+def _moves(runner: CaseRunner, plan: CasePlan, number: int, watch: ClockWatch) -> JournalEntry:
     samples = [
         Sample(list(runner.moves()), timed_s=0.0, device_s=0.0, host_s=0.0) for _ in range(max(3, plan.density.repeats))
     ]

@@ -126,11 +126,12 @@ def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpe
     if min(tokens, rows) < 1 or context < 64:
         raise InputError("--max-tokens and --max-rows must be at least 1, and --max-context at least 64")
     heaviest = max(specs, key=lambda spec: spec.kv_bytes_per_token)
-    room = (
-        2**30
-        if target.is_cpu
-        else int(sheet(target.gpu, target.name).memory_bytes * 0.85) - heaviest.weight_bytes - 4 * 2**30
-    )
+    room = 2**30
+    if not target.is_cpu:
+        usable = int(sheet(target.gpu, target.name).memory_bytes * 0.85)
+        # Where others have some of the memory, a smaller cache is better than none.
+        usable = min(usable, devices.memory_bytes(target, free=True) - 2 * 2**30)
+        room = usable - heaviest.weight_bytes - 4 * 2**30
     cached = min(room // heaviest.kv_bytes_per_token, rows * context)
     if cached < context:
         raise InputError(

@@ -252,8 +252,6 @@ def test_a_device_that_answers_no_more_is_given_up(tmp_path: Path, clocks: dict[
 
 
 def plan(ratio: int) -> list[Case]:
-    from calibrate.cases import DENSITIES
-
     return cases(LIMITS, replace(DENSITIES[1], ratio=ratio), 0)
 
 

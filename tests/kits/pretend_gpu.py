@@ -54,7 +54,6 @@ class Device:
     launches: list[str] = []  # noqa: RUF012
     unread: list[tuple[Tensor, Tensor]] = []  # noqa: RUF012
     pinned: set[int] = set()  # noqa: RUF012
-    as_host = False
 
     @classmethod
     def wait(cls, what: str) -> None:
@@ -79,7 +78,7 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> PretendTensor:
-        made = torch.Tensor._make_subclass(cls, held, False, dispatch_device=True)
+        made = torch.Tensor._make_subclass(cls, held, False)
         made.held = held
         return made
 
@@ -87,13 +86,34 @@ class PretendTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatched(func, args, kwargs or {})
 
-    def __getitem__(self, index: Any) -> Any:
-        with _as_host():
-            return super().__getitem__(index)
+    # What Python asks is told cuda:0; torch's own code goes by the memory that there is, and needs no CUDA runtime.
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return HERE
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        with _as_host():
-            super().__setitem__(index, value)
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    def get_device(self) -> int:
+        return 0
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        copy = kwargs.pop("copy", False)
+        if args and isinstance(args[0], Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype = device or HERE, dtype or self.dtype
+        if not copy and device.type == "cuda" and dtype == self.dtype:
+            return self
+        with MODE:
+            return aten._to_copy.default(self, dtype=dtype, device=device, non_blocking=non_blocking)
+
+    def cpu(self, *_: Any) -> Tensor:
+        return self.to(HOST)
+
+    def cuda(self, *_: Any, **__: Any) -> Tensor:
+        return self
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError(
@@ -120,20 +140,13 @@ class PretendGenerator(torch.Generator):
         return super().__new__(cls)
 
 
-@contextlib.contextmanager
-def _as_host() -> Iterator[None]:
-    """C++ code that looks for the device's runtime is told that there is no need."""
-    before, Device.as_host = Device.as_host, True
-    try:
-        yield
-    finally:
-        Device.as_host = before
-
-
 class PretendMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self:
             return dispatched(func, args, kwargs or {})
+
+
+MODE = PretendMode()
 
 
 def held(value: Any) -> Any:
@@ -153,8 +166,6 @@ def _cuda(place: Any) -> bool:
 
 def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation of torch: done by the host, checked as CUDA checks it, recorded where a graph is captured."""
-    if func is torch.ops.prim.device.default:
-        return HOST if Device.as_host else HERE
     name = func.overloadpacket.__name__
     given, _ = tree_flatten((args, kwargs))
     tensors = [one for one in given if isinstance(one, Tensor)]
@@ -176,7 +187,7 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         plain, more = tree_map(host, (tuple(args), kwargs))
         more.pop("pin_memory", None)
         with torch.utils._python_dispatch._disable_current_modes():
-            return func(*plain, **more)
+            return scaled_mm(*plain, **more) if name == "_scaled_mm" else func(*plain, **more)
 
     began_s = time.perf_counter()
     made = run()
@@ -236,6 +247,21 @@ def _check(func: Any, name: str, args: Any, kwargs: Any, tensors: Any, ours: Any
                 Device.unread.append((source, source.clone()))
             else:
                 Device.wait("a copy from the host")
+
+
+def scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: None = None, scale_result: None = None,
+    out_dtype: Any = None, use_fast_accum: bool = False,
+) -> Tensor:  # fmt: skip
+    """torch._scaled_mm with scales by rows, which torch has for CUDA alone, and its demands there."""
+    assert a.dtype == b.dtype == torch.float8_e4m3fn
+    assert out_dtype == torch.bfloat16
+    assert a.is_contiguous() and b.t().is_contiguous(), "the first by rows, the second by columns"  # noqa: PT018
+    assert not (a.shape[1] % 16 or b.shape[1] % 16), (a.shape, b.shape)
+    assert scale_a.shape == (a.shape[0], 1) and scale_b.shape == (1, b.shape[1])  # noqa: PT018
+    assert scale_a.is_contiguous() and scale_b.is_contiguous()  # noqa: PT018
+    assert scale_a.dtype == scale_b.dtype == torch.float32
+    return ((a.float() @ b.float()) * scale_a * scale_b).to(out_dtype)
 
 
 def _pinned(tensor: Tensor) -> bool:
@@ -446,7 +472,7 @@ def _facts(*_: Any) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def install() -> PretendMode:
+def install() -> None:
     """Makes this process one with an H200. Nothing of it undoes it: use a process of its own."""
     cuda: Any = torch.cuda
     stream = PretendStream()
@@ -476,9 +502,11 @@ def install() -> PretendMode:
         module = importlib.import_module(f"backend.kernels.{file}")
         twin = getattr(importlib.import_module(f"backend.torch_ops.{ops.TORCH_FILES[name]}"), name)
         setattr(module, name, _twinned(name, getattr(module, name), twin))
-    mode = PretendMode()
-    mode.__enter__()
-    return mode
+    made = torch.tensor
+    torch.tensor = lambda data, *args, device=None, **more: (  # type: ignore[assignment]
+        made(data, *args, **more) if device is None else made(data, *args, **more).to(device)
+    )
+    MODE.__enter__()
 
 
 if __name__ == "__main__":
