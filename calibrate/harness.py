@@ -160,6 +160,8 @@ class Harness:
 
         try:
             execute(self._live, self._plain)
+            if self._live_graph is not None and not case.prefills:
+                execute(self._live_graph, self._plain)  # which has staging memory of its own, made at the first step
             yield measure
         finally:
             for req in requests:
