@@ -82,7 +82,7 @@ def bench_in(name: str) -> Callable[[Path], Document]:
 def calibrate(work: Path) -> Document:
     """The errors that the profile tells of itself, as `calibrate --json` prints them; of a cut run what it had."""
     found = _last_object(work / "calibrate.stdout") or {}
-    journal = work / "journal.kept"
+    journal = work / "profile.journal.jsonl"
     entries = journal.read_bytes().count(b"\n") - 1 if journal.is_file() else 0
     return {"journal_entries": max(entries, 0), "profile": (work / "profile").is_dir(), **found}
 
@@ -157,6 +157,7 @@ READERS: Mapping[str, Callable[[Path], Document]] = {
     "smoke": smoke,
     "bench": bench_in("bench.json"),
     "calibrate": calibrate,
+    "fit": lambda work: _last_object(work / "fit.stdout") or {},
     "validate": validate,
     "tests": tests,
     "cliffs": bench_in("cliffs.json"),

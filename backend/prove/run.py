@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,28 +122,19 @@ class ProveRun:
         self.say(stamped)
 
     def _tick(self) -> None:
-        self._keep_journal()
         if time.monotonic() - self._saved >= EVERY_S:
             self.save()
-
-    def _keep_journal(self) -> None:
-        """A second name for the journal, which calibrate removes when the profile is written."""
-        journal, kept = self.place.file("profile.journal.jsonl"), self.place.file("journal.kept")
-        if journal.is_file() and not kept.exists():
-            with suppress(OSError):
-                os.link(journal, kept)
 
     def save(self) -> None:
         """Rewrite what has changed of the seven files; the summary last, which tells the others."""
         self._saved = time.monotonic()
-        self._keep_journal()
         work = self.place.work
         benches = [found for name in BENCHES if (found := outcomes.read_json(work / name)) is not None]
         bench = outcomes.merged(benches)
         if bench is not None:
             self.folder.put("bench.json", _json(bench))
         self.folder.copy(work / "tests.xml", "tests.xml")
-        self.folder.copy(work / "journal.kept", "journal.jsonl")
+        self.folder.copy(work / "profile.journal.jsonl", "journal.jsonl")
         for name in ("profile", "validate"):
             self.folder.pack(work / name, f"{name}.tgz", first=("validate.json", "about.json", "scenario.toml"))
         self.folder.put("prove.log", self._logged())

@@ -97,8 +97,17 @@ def _calibrate(place: Place, box_s: float) -> Sequence[str]:
             what += ["--max-tokens", 64, "--max-rows", 2, "--max-context", 128]
     else:
         what = ["--gpu", "auto", "--models", "tiny-llama" if place.small else LLAMA, "--dtype", "bf16"]
-    how = ("--budget-s", budget_s, "--out", place.file("profile"), "--json", "--quiet")
+    how = ("--budget-s", budget_s, "--out", place.file("profile"), "--keep-journal", "--json", "--quiet")
     return python("calibrate.cli", *what, *how)
+
+
+def _fit(place: Place, _box_s: float) -> Sequence[str] | str:
+    journal = place.file("profile.journal.jsonl")
+    if place.file("profile").is_dir():
+        return "calibrate has written its profile"
+    if not journal.is_file():
+        return "there is no journal"
+    return python("calibrate.cli", "fit", journal, "--out", place.file("profile"), "--json")
 
 
 def _validate(place: Place, _box_s: float) -> Sequence[str]:
@@ -151,6 +160,7 @@ STAGES: tuple[ProveStage, ...] = (
     ProveStage("smoke", 45, "each operation once beside its reference", _smoke, {1: "operations failed"}),
     ProveStage("bench", 120, "the cases of the bars", _bench("bench.json", "copy,decode,prefill,step,chunk")),
     ProveStage("calibrate", 140, "a profile of this device", _calibrate),
+    ProveStage("fit", 5, "the profile of a calibration that was cut", _fit),
     ProveStage("validate", 70, "a live run against the simulation by that profile", _validate, {1: "out of bounds"}),
     ProveStage("tests", 90, "pytest -m gpu", _tests, {1: "tests failed", 5: "no test was found"}),
     ProveStage("cliffs", 30, "decode times of neighbouring shapes", _bench("cliffs.json", "cliff")),

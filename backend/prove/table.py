@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-MOST_NAMED = 5
+MOST_FAILURES, MOST_NOTES = 10, 3
 WIDTH = 150
 
 
@@ -18,7 +18,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         found = "; ".join(part for part in (about, _found(stage)) if part)
         made.append(f"{stage['name']:10} {stage['state']:8} {stage['box_s']:6.0f} {stage['seconds']:6.1f}  {found}")
     made += _bars(summary["bars"])
-    made += _calibration(by_name.get("calibrate", {}).get("result", {}))
+    made += _calibration(by_name.get("fit", {}).get("result") or by_name.get("calibrate", {}).get("result", {}))
     made += _validation(by_name.get("validate", {}).get("result", {}))
     made += _failures(by_name)
     made += [f"left out: {name}, {why}" for name, why in summary["left_out"].items()]
@@ -27,20 +27,16 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _found(stage: Mapping[str, Any]) -> str:
     result = stage["result"]
-    if not result:
-        return ""
-    name = stage["name"]
-    if name == "prepare":
-        return _ceilings(result)
-    if name in ("smoke", "tests"):
-        return _counted(result.get("counts", {}))
-    if name == "calibrate":
-        return f"{result['journal_entries']} entries, {'a profile' if result['profile'] else 'no profile'}"
-    if name == "validate":
-        return str(result["verdict"]["reason"])
-    return f"rows: {_counted(result['rows'])}" + (
-        f"; {len(result['unfinished'])} cases unfinished" if result["unfinished"] else ""
-    )
+    return _BY_STAGE.get(stage["name"], _rows)(result) if result else ""
+
+
+def _journal(result: Mapping[str, Any]) -> str:
+    return f"{result['journal_entries']} entries, {'a profile' if result['profile'] else 'no profile'}"
+
+
+def _rows(result: Mapping[str, Any]) -> str:
+    unfinished = f"; {len(result['unfinished'])} cases unfinished" if result["unfinished"] else ""
+    return f"rows: {_counted(result['rows'])}{unfinished}"
 
 
 def _ceilings(result: Mapping[str, Any]) -> str:
@@ -51,6 +47,10 @@ def _ceilings(result: Mapping[str, Any]) -> str:
         told.append(f"matrices {result['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s")
     packages = result.get("packages", {})
     return ", ".join([*told, f"torch {packages.get('torch')}", f"triton {packages.get('triton')}"])
+
+
+def _counts(result: Mapping[str, Any]) -> str:
+    return _counted(result.get("counts", {}))
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -69,6 +69,11 @@ def _calibration(result: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(errors, Mapping) and errors:
             each = (f"{name} {100 * one['mean']:.1f}" for name, one in errors.items() if isinstance(one, Mapping))
             yield f"profile's mean error, {kind}, %: {', '.join(each)}"
+
+    notes = result.get("notes", ())
+    yield from (f"profile: {note}" for note in notes[:MOST_NOTES])
+    if len(notes) > MOST_NOTES:
+        yield f"and {len(notes) - MOST_NOTES} more notes, in profile.tgz"
 
 
 def _validation(result: Mapping[str, Any]) -> Iterator[str]:
@@ -98,6 +103,17 @@ def _failures(by_name: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     ]
     failed += [f"bench {line}" for line in by_name.get("bench", {}).get("result", {}).get("failed_of_ours", [])]
     failed += [f"test {line}" for line in by_name.get("tests", {}).get("result", {}).get("failed", [])]
-    yield from failed[: 2 * MOST_NAMED]
-    if len(failed) > 2 * MOST_NAMED:
-        yield f"and {len(failed) - 2 * MOST_NAMED} more failures, in summary.json"
+    yield from failed[:MOST_FAILURES]
+    if len(failed) > MOST_FAILURES:
+        yield f"and {len(failed) - MOST_FAILURES} more failures, in summary.json"
+
+
+_BY_STAGE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "prepare": _ceilings,
+    "smoke": _counts,
+    "tests": _counts,
+    "calibrate": _journal,
+    "fit": lambda _result: "a profile",
+    "validate": lambda result: str(result["verdict"]["reason"]),
+}
+"""What a stage's line says of its result; of the others, how many rows they have."""

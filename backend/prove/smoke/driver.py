@@ -23,8 +23,9 @@ from backend.prove.box import die_with_parent
 from backend.prove.prepare import write
 from backend.prove.smoke.worker import FAILED, MARK, SKIPPED, all_cases, work
 
-LANES = 4
-MOST_S = 25.0
+LANES = 7
+"""Odd, so that the kinds of operations, which take turns in the list, are spread over them."""
+MOST_S = 30.0
 """Of one operation, a process's start and compiling included."""
 NO_TIME = "no time left"
 
