@@ -16,6 +16,7 @@ Document = dict[str, Any]
 
 NOT_MEASURED = "not measured"
 _ENDED = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_TEST = re.compile(r"\S+\.py::\S.*?(?= (?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b|\s*$)")
 
 
 def read_json(path: Path) -> Document | None:
@@ -103,37 +104,39 @@ def validate(work: Path) -> Document:
 
 
 def tests(work: Path) -> Document:
-    """Counts of the tests that ended so far and who failed: of the JUnit file, or of what pytest printed before."""
-    try:
-        suites = ElementTree.parse(work / "tests.xml").getroot()
-    except (OSError, ElementTree.ParseError):
-        return _printed_tests(work / "tests.stdout")
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    failed = []
-    for case in suites.iter("testcase"):
-        problem = next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)
-        if problem is not None:
-            counts["failed"] += 1
-            reason = (problem.get("message") or "").strip().splitlines()
-            failed.append(f"{case.get('classname')}::{case.get('name')}: {(reason or [''])[0][:200]}")
-        else:
-            counts["skipped" if case.find("skipped") is not None else "passed"] += 1
-    return {"counts": counts, "failed": failed}
+    """Counts of the tests that ended so far, as pytest printed them, and who failed, with the JUnit file's reasons.
 
-
-def _printed_tests(path: Path) -> Document:
+    The file alone would not do: where a run is interrupted it holds the tests under way, too.
+    """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (work / "tests.stdout").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     states: dict[str, str] = {}
     for line in lines:
-        if (ended := _ENDED.search(line)) and (test := re.search(r"tests/\S+::\S+", line)):
+        if (ended := _ENDED.search(line)) and (test := _TEST.search(line)):
             states.setdefault(test.group(), ended.group())
+    if not states:
+        return {}
+    reasons = _reasons(work / "tests.xml")
     failed = [test for test, state in states.items() if state in ("FAILED", "ERROR")]
     skipped = sum(state == "SKIPPED" for state in states.values())
     counts = {"passed": len(states) - len(failed) - skipped, "failed": len(failed), "skipped": skipped}
-    return {"counts": counts, "failed": failed, "from": "what pytest had printed"} if states else {}
+    return {"counts": counts, "failed": [f"{test}: {reasons.get(test.rpartition('::')[2], '')}" for test in failed]}
+
+
+def _reasons(path: Path) -> dict[str, str]:
+    """The first lines of what failed, by the test's own name; empty where the file is not there."""
+    try:
+        suites = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError):
+        return {}
+    found: dict[str, str] = {}
+    for case in suites.iter("testcase"):
+        for problem in (*case.iter("failure"), *case.iter("error")):
+            first = (problem.get("message") or "").strip().partition("\n")[0]
+            found.setdefault(str(case.get("name")), first[:200])
+    return found
 
 
 def _last_object(path: Path) -> Document | None:
