@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -51,10 +50,11 @@ def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> No
         )
     _check_device(device, small)
     folder = ProveFolder(out.resolve())
-    signal.signal(signal.SIGTERM, _interrupt)
     work = Path(tempfile.mkdtemp(prefix="foretoken-prove-"))
     try:
         run = ProveRun(Place(device, small, work), folder, wanted, budget_s, _say, started)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, run.stop)
         run.run()
         summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
     finally:
@@ -68,18 +68,16 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _check_device(device: str, small: bool) -> None:
-    from backend.cache.memory import check_device  # noqa: PLC0415 - torch, once the options are right
+    if device == "cpu":
+        if not small:
+            raise InputError("on a CPU there is only --small: the full shapes are a GPU's")
+        return
+    from backend.cache.memory import check_device  # noqa: PLC0415 - it imports torch, which takes seconds
 
     place = check_device(device)
-    if place.type == "meta":
-        raise InputError("device 'meta' computes nothing; known are cpu and cuda")
-    if place.type == "cpu" and not small:
-        raise InputError("on a CPU there is only --small: the full shapes are a GPU's")
+    if place.type != "cuda":
+        raise InputError(f"device {device!r} is not supported; known are cpu and cuda")
 
 
 def main() -> None:

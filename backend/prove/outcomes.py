@@ -15,8 +15,13 @@ from xml.etree import ElementTree
 Document = dict[str, Any]
 
 NOT_MEASURED = "not measured"
-_ENDED = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-_TEST = re.compile(r"\S+\.py::\S.*?(?= (?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b|\s*$)")
+_STATE = "(?P<state>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
+_ENDED = (
+    re.compile(rf"\[gw\d+\] +\[ *\d+%\] +{_STATE} +(?P<test>\S+\.py::.+?)\s*$"),
+    re.compile(rf"(?P<test>\S+\.py::.+?) +{_STATE}\b"),
+    re.compile(r"(?P<state>ERROR) (?P<test>\S+\.py)(?: - |$)"),
+)
+"""How pytest tells the end of a test with xdist and without, and a file that cannot be collected."""
 
 
 def read_json(path: Path) -> Document | None:
@@ -112,10 +117,10 @@ def tests(work: Path) -> Document:
         lines = (work / "tests.stdout").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
+    ended = (match for line in lines for form in _ENDED if (match := form.match(line)))
     states: dict[str, str] = {}
-    for line in lines:
-        if (ended := _ENDED.search(line)) and (test := _TEST.search(line)):
-            states.setdefault(test.group(), ended.group())
+    for one in ended:
+        states.setdefault(one["test"], one["state"])
     if not states:
         return {}
     reasons = _reasons(work / "tests.xml")

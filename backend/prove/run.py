@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from backend.prove import outcomes
@@ -77,7 +78,6 @@ class ProveRun:
                 left_s = self.budget_s - LAST_S - (time.monotonic() - self.started)
                 self._stage(record, box_s(self.stages, at, left_s))
         except KeyboardInterrupt:
-            self.stopped = "stopped by a signal"
             for record in self.records:
                 if record.state == RUNNING:
                     record.state, record.reason = CUT, self.stopped
@@ -87,6 +87,7 @@ class ProveRun:
             self.save()
 
     def _stage(self, record: StageRecord, box: float) -> None:
+        self._tick()
         name = record.stage.name
         record.box_s = box
         command: Sequence[str] | str = "no time left"
@@ -121,7 +122,13 @@ class ProveRun:
         self._log.append(stamped)
         self.say(stamped)
 
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """A signal's handler. It raises nothing, for what runs at that moment may swallow it; the next tick does."""
+        self.stopped = "stopped by a signal"
+
     def _tick(self) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
         if time.monotonic() - self._saved >= EVERY_S:
             self.save()
 

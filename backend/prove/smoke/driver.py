@@ -25,8 +25,8 @@ from backend.prove.smoke.worker import FAILED, MARK, SKIPPED, all_cases, work
 
 LANES = 7
 """Odd, so that the kinds of operations, which take turns in the list, are spread over them."""
-MOST_S = 30.0
-"""Of one operation, a process's start and compiling included."""
+MOST_S = {"cuda": 30.0, "cpu": 300.0}
+"""Of one operation, a process's start and compiling included; a CPU may be busy with something else."""
 NO_TIME = "no time left"
 
 
@@ -36,6 +36,7 @@ class SmokeRun:
     def __init__(self, names: Sequence[str], out: Path, device: str, small: bool, deadline_s: float) -> None:
         self._lines: dict[str, dict[str, Any]] = {name: {"name": name, "state": "waiting"} for name in names}
         self._out, self._device, self._small, self._deadline_s = out, device, small, deadline_s
+        self._most_s = MOST_S[device.partition(":")[0]]
         self._lock = threading.Lock()
 
     @property
@@ -87,7 +88,7 @@ class SmokeRun:
             process.kill()
 
         def watch() -> threading.Timer:
-            timer = threading.Timer(max(0.0, min(MOST_S, self._left_s())), stop)
+            timer = threading.Timer(max(0.0, min(self._most_s, self._left_s())), stop)
             timer.start()
             return timer
 
@@ -111,10 +112,19 @@ class SmokeRun:
             process.stdout.close()
             status = process.wait()
         if begun or (not told and status):
-            reason = _death(status, late.is_set(), self._left_s() <= 0)
+            reason = self._death(status, late.is_set())
             self._tell(begun or names[told], state=FAILED, reason=f"{reason}{': ' + last[:300] if last else ''}")
             told += 1
         return max(told, 1)
+
+    def _death(self, status: int, late: bool) -> str:
+        if late:
+            if self._left_s() <= 0:
+                return "did not end in the time of this stage"
+            return f"did not end within {self._most_s:.0f} s"
+        if status < 0:
+            return f"its process ended with signal {signal.Signals(-status).name}"
+        return f"its process ended with status {status}"
 
     def _tell(self, name: str, **line: Any) -> None:
         with self._lock:
@@ -123,14 +133,6 @@ class SmokeRun:
 
     def _write(self) -> None:
         write(self._out, {"device": self._device, "operations": self.lines})
-
-
-def _death(status: int, late: bool, no_time: bool) -> str:
-    if late:
-        return "did not end in the time of this stage" if no_time else f"did not end within {MOST_S:.0f} s"
-    if status < 0:
-        return f"its process ended with signal {signal.Signals(-status).name}"
-    return f"its process ended with status {status}"
 
 
 @click.command()
