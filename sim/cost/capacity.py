@@ -107,15 +107,21 @@ def kv_capacity(
     planned = capacity(parallel)
     if planned.blocks >= 1:
         return planned
-    splits = [split for split in map(Parallel, range(1, MAX_TP + 1)) if model.divides(split)]
+    splits = possible_splits(model, gpu)
     fitting = [split.tp for split in splits if capacity(split).blocks >= 1]
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
-    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {MAX_TP} fits"
+    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {splits[-1].tp} fits"
     raise InputError(
         f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: weights, activations and a "
         f"block need {(planned.needed_bytes + planned.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
     )
+
+
+def possible_splits(model: ModelSpec, gpu: GpuSpec) -> list[Parallel]:
+    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising."""
+    joined = (tp for tp in range(1, MAX_TP + 1) if gpu.network_bytes_per_s or gpu.nodes(tp) == 1)
+    return [split for split in map(Parallel, joined) if model.divides(split)]
 
 
 def activation_bytes(model: ModelSpec, parallel: Parallel, max_num_batched_tokens: int, max_num_seqs: int) -> int:
