@@ -1,7 +1,7 @@
 """Seconds of collectives of a group of GPUs, within a node and across several. It knows no model.
 
-Across nodes a collective is hierarchical, one phase for each kind of link (Jia et al. 2018, arXiv 1807.11205, section
-3.3; BlueConnect, Cho et al. 2019): every GPU has a network adapter of its own and exchanges its shard with the GPUs of
+Across nodes a collective is hierarchical, one phase for each kind of link (Jia et al. 2018, arXiv 1807.11205;
+BlueConnect, Cho et al. 2019): every GPU has a network adapter of its own and exchanges its shard with the GPUs of
 the same place in the other nodes. Phases do not overlap, and the network is not shared with other groups.
 """
 
