@@ -86,6 +86,10 @@ class GpuSpec:
         if self.price_month and not MONTH.fullmatch(self.price_month):
             raise InputError(f"{where}: price_month = {self.price_month!r} must be a month such as 2025-06")
 
+    def computes(self, dtype: str) -> bool:
+        """Whether it has matrix units for `dtype`."""
+        return bool(getattr(self, f"{dtype}_flops_per_s"))
+
     def flops_per_s(self, dtype: str) -> float:
         """Dense FLOP/s of matrix products in `dtype`; InputError where the GPU has no units for it."""
         rate: float = getattr(self, f"{dtype}_flops_per_s")
