@@ -58,7 +58,7 @@ def model_rows() -> list[Row]:
 
 
 def gpu_rows() -> list[Row]:
-    """The catalog's GPUs, one dict each: name, memory, rates, watts and price (None: not known), source."""
+    """The catalog's GPUs, one dict each: name, memory, rates, node, watts and price (None: not known), source."""
     return [_gpu_row(load_gpu(name)) for name in names("gpus")]
 
 
@@ -88,7 +88,11 @@ def _gpu_row(gpu: GpuSpec) -> Row:
         "fp16_flops_per_s": gpu.fp16_flops_per_s,
         "bf16_flops_per_s": gpu.bf16_flops_per_s,
         "fp8_flops_per_s": gpu.fp8_flops_per_s,
+        "link": gpu.peer_link,
         "link_bytes_per_s": gpu.link_bytes_per_s,
+        "peer_bytes_per_s": gpu.peer_bytes_per_s,
+        "node_gpus": gpu.node_gpus,
+        "network_bytes_per_s": gpu.network_bytes_per_s or None,
         "watts": gpu.watts or None,
         "usd_per_gpu_hour": gpu.usd_per_gpu_hour or None,
         "price_month": gpu.price_month,

@@ -106,6 +106,26 @@ def _claims() -> list[Row]:
     return [{"name": claim.name, "about": claim.title, "published": claim.published} for claim in listed]
 
 
+def _sheet(gpu: Row) -> Row:
+    """A row of the GPUs as a person reads it: JSON has the plain numbers."""
+    tera = {f"{dtype} TFLOP/s": gpu[f"{dtype}_flops_per_s"] / 1e12 or None for dtype in ("fp16", "bf16", "fp8")}
+    peers, network = gpu["peer_bytes_per_s"], gpu["network_bytes_per_s"]
+    return {
+        "name": gpu["name"],
+        "description": gpu["description"],
+        "GiB": gpu["memory_bytes"] / 2**30,
+        "TB/s": gpu["memory_bytes_per_s"] / 1e12,
+        **tera,
+        "a node": f"{gpu['node_gpus']} over {gpu['link']}",
+        "GB/s one way": peers / 1e9,
+        "network GB/s": None if network is None else network / 1e9,
+        "watts": gpu["watts"],
+        "USD/h": gpu["usd_per_gpu_hour"],
+        "price of": gpu["price_month"],
+        "source": gpu["source"],
+    }
+
+
 _KINDS: dict[str, Callable[[], list[Row]]] = {
     "policies": lambda: _parts("sim.policies"),
     "allocators": lambda: _parts("sim.allocators"),
@@ -131,9 +151,12 @@ def list_(kind: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    if kind == "gpus":
+        rows = [_sheet(row) for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, value in (rows[0] if rows else {"nothing": ""}).items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+    for name in rows[0] if rows else ("nothing",):
+        numbers = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_shown, row.values()))
     console = Console()

@@ -8,6 +8,7 @@ from sim.cli.claims import claims
 from sim.cli.compare import compare
 from sim.cli.guard import Commands, guarded, version_option
 from sim.cli.list import list_
+from sim.cli.memory import memory
 from sim.cli.plan import plan
 from sim.cli.report import report
 from sim.cli.run import run
@@ -24,7 +25,7 @@ def cli() -> None:
     """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
 
 
-for command in (run, compare, validate, list_, plan, claims, report, sweep, trace):
+for command in (run, compare, validate, list_, memory, plan, claims, report, sweep, trace):
     cli.add_command(command)
 
 

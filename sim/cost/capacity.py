@@ -68,6 +68,39 @@ class DrafterMemory(Protocol):
     def kv_bytes_per_token(self, parallel: Parallel) -> int: ...
 
 
+def memory_plan(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    *,
+    parallel: Parallel = SINGLE,
+    block_tokens: int = 16,
+    gpu_memory_utilization: float = 0.9,
+    max_num_batched_tokens: int = 8192,
+    max_num_seqs: int = 256,
+    offload: Offload | None = None,
+    drafter: DrafterMemory | None = None,
+) -> KvCapacity:
+    """The memory plan of each of `tp` GPUs, settings named as in vLLM; below 1 block the model does not fit.
+
+    Raises:
+        InputError: the model cannot be split so, a setting is impossible, or more layers are offloaded than there are.
+    """
+    model.check_parallel(parallel)
+    _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
+    moved = offload or Offload()
+    moved.check(model)
+    drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
+    return KvCapacity(
+        int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization),
+        moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
+        activation_bytes(model, parallel, max_num_batched_tokens, max_num_seqs),
+        CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
+        (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens,
+        block_tokens,
+        moved.host_blocks(model, parallel, block_tokens),
+    )
+
+
 def kv_capacity(
     model: ModelSpec,
     gpu: GpuSpec,
@@ -80,42 +113,44 @@ def kv_capacity(
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
 ) -> KvCapacity:
-    """The memory plan of each of `tp` GPUs, settings named as in vLLM.
+    """The memory plan of each of `tp` GPUs, as `memory_plan`, of a model that fits.
 
     Raises:
         InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
     """
-    model.check_parallel(parallel)
-    _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
-    usable_bytes = int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization)
-    moved = offload or Offload()
-    moved.check(model)
 
     def capacity(parallel: Parallel) -> KvCapacity:
-        drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
-        return KvCapacity(
-            usable_bytes,
-            moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
-            activation_bytes(model, parallel, max_num_batched_tokens, max_num_seqs),
-            CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
-            (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens,
-            block_tokens,
-            moved.host_blocks(model, parallel, block_tokens),
+        return memory_plan(
+            model,
+            gpu,
+            parallel=parallel,
+            block_tokens=block_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            offload=offload,
+            drafter=drafter,
         )
 
-    moved.host_bytes(model, parallel, block_tokens)
     planned = capacity(parallel)
+    (offload or Offload()).host_bytes(model, parallel, block_tokens)
     if planned.blocks >= 1:
         return planned
-    splits = [split for split in map(Parallel, range(1, MAX_TP + 1)) if model.divides(split)]
+    splits = possible_splits(model, gpu)
     fitting = [split.tp for split in splits if capacity(split).blocks >= 1]
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
-    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {MAX_TP} fits"
+    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {splits[-1].tp} fits"
     raise InputError(
         f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: weights, activations and a "
         f"block need {(planned.needed_bytes + planned.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
     )
+
+
+def possible_splits(model: ModelSpec, gpu: GpuSpec) -> list[Parallel]:
+    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising."""
+    joined = (tp for tp in range(1, MAX_TP + 1) if gpu.network_bytes_per_s or gpu.nodes(tp) == 1)
+    return [split for split in map(Parallel, joined) if model.divides(split)]
 
 
 def activation_bytes(model: ModelSpec, parallel: Parallel, max_num_batched_tokens: int, max_num_seqs: int) -> int:

@@ -78,6 +78,12 @@ class Efficiency:
     all_reduce_link: float = _share(
         0.65, "fitted by this project to AIC, H100: the better of vLLM custom and NCCL 2.29, from 1 MiB"
     )
+    network_hop_s: float = _amount(
+        10e-6, "ai-dynamo/aiconfigurator, h100_sxm.yaml: p2p_latency 10 us, its authors' correction after observations"
+    )
+    network_link: float = _share(
+        0.85, "estimate, as for the host link: no collective measured across nodes was at hand"
+    )
     host_link: float = _share(0.85, "estimate: pinned copies reach about 27 of 32 (PCIe Gen4), 55 of 64 GB/s (Gen5)")
     launch_s: float = _amount(
         25e-6, "sgl-project/sglang PR 1401: Llama-3-8B eager decode step 8.2 to 9.3 ms over about 330 launches"

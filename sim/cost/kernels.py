@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from sim.cost.collectives import Collectives
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolation import Guide
 from sim.cost.schema import NO_CACHE
@@ -58,8 +59,8 @@ class Kernels:
 
     __slots__ = (
         "_attention_flops_per_s", "_decode_flops_per_s", "_element_bytes", "_flops_per_s", "_input_bytes", "_kv",
-        "_kv_bytes_per_s", "_linear_flops_per_s", "_link_bytes_per_s", "_stream_bytes_per_s", "_swap_bytes_per_s",
-        "_weight_bytes_per_s", "_weights", "computes_fp8", "eff", "gpu",
+        "_kv_bytes_per_s", "_linear_flops_per_s", "_stream_bytes_per_s", "_swap_bytes_per_s", "_weight_bytes_per_s",
+        "_weights", "collectives", "computes_fp8", "eff", "gpu",
     )  # fmt: skip
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str, weights: str | None = None) -> None:
@@ -73,7 +74,7 @@ class Kernels:
         self._weight_bytes_per_s = memory * eff.gemm_memory
         self._stream_bytes_per_s = memory * eff.stream_memory
         self._kv_bytes_per_s = memory * _kv_share(eff, kv_dtype)
-        self._link_bytes_per_s = gpu.peer_bytes_per_s * eff.all_reduce_link
+        self.collectives = Collectives(gpu, eff)
         self._swap_bytes_per_s = gpu.pcie_bytes_per_s * eff.host_link
         self._element_bytes = DTYPE_BYTES[dtype]
         self._input_bytes = 1 if self.computes_fp8 else self._element_bytes
@@ -164,13 +165,12 @@ class Kernels:
         return self.eff.sampling_floor_s + moved_bytes / self._stream_bytes_per_s
 
     def all_reduce_s(self, message_bytes: float, gpus: int) -> float:
-        """Sum over `gpus` GPUs: each sends 2 (gpus - 1) / gpus of the message (ring), but at least one latency."""
-        sent_bytes = 2.0 * (gpus - 1) / gpus * message_bytes
-        return self.eff.all_reduce_floor_s + sent_bytes / self._link_bytes_per_s
+        """As `Collectives.all_reduce_s`."""
+        return self.collectives.all_reduce_s(message_bytes, gpus)
 
     def gather_s(self, message_bytes: float, gpus: int) -> float:
-        """All-gather of a message of which every GPU has an equal part."""
-        return self.eff.all_reduce_floor_s + (gpus - 1) / gpus * message_bytes / self._link_bytes_per_s
+        """As `Collectives.gather_s`."""
+        return self.collectives.gather_s(message_bytes, gpus)
 
     def copy_s(self, copied_bytes: float) -> float:
         """Copy inside the device: read once, written once."""

@@ -157,7 +157,8 @@ class Tables:
     def kernel(self, name: str, **group: Value) -> Kernel | None:
         """The kernel whose group columns are `group`, made of relatives where it was not measured itself.
 
-        None where the profile has no table for it, or none of its relatives in it.
+        None where the profile has no table for it, or none of its relatives in it. A table does not say on how many
+        nodes a collective was measured: of a group that needs several, its prices are extrapolated.
         """
         table = self._profile.tables.get(name)
         if table is None:
@@ -165,7 +166,8 @@ class Tables:
         known = self._of(table)
         own = known.get(tuple(group[column.name] for column in table.spec.groups))
         if own is not None:
-            return Kernel(own.guide, [(own.grid, own.guide, 1.0)], MEASURED, own.uneven)
+            across = name == "all_reduce" and self._gpu.nodes(int(group["gpus"])) > 1
+            return Kernel(own.guide, [(own.grid, own.guide, 1.0)], EXTRAPOLATED if across else MEASURED, own.uneven)
         return self._related(name, group, guide_of(name, group, self._gpu, self._efficiency), list(known.values()))
 
     def _related(

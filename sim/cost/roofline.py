@@ -51,7 +51,7 @@ class Roofline:
     `window` is the attention window, "model" the model's own; shapes then must say what decode rows attend within it.
     With `offload` a step lasts at least as long as the host link is busy ("offload wait").
     Constructing raises InputError when the model cannot be split `tp` ways, has fewer layers than are offloaded, or
-    the GPU lacks its dtype.
+    the GPU lacks its dtype or, with a `tp` beyond a node, a network.
     """
 
     __slots__ = (
@@ -73,6 +73,7 @@ class Roofline:
         offload: Offload | None = None,
     ) -> None:
         model.check_parallel(parallel)
+        gpu.check_group(parallel.tp)
         if max_graph_tokens < 1:
             raise InputError(f"max_graph_tokens = {max_graph_tokens} must be at least 1")
         self.model, self.parallel = model, parallel
@@ -178,6 +179,10 @@ class Roofline:
         if self.parallel.tp > 1:
             key = "link_bytes_per_s" if gpu.link_bytes_per_s else "pcie_bytes_per_s"
             sheet.append(Constant("peer_bytes_per_s", gpu.peer_bytes_per_s, gpu.source_of(key)))
+        if (nodes := gpu.nodes(self.parallel.tp)) > 1:
+            sheet.append(Constant("nodes", nodes, f"a node's GPUs: {gpu.source_of('node_gpus')}"))
+            key = "network_bytes_per_s"
+            sheet.append(Constant(key, gpu.network_bytes_per_s, gpu.source_of(key)))
         if self.window:
             text = f"attended at most in {self.window.layers} of {self.model.layers} layers"
             sheet.append(Constant("window_tokens", self.window.span_tokens, text))

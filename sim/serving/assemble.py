@@ -119,6 +119,7 @@ def assemble(scenario: Scenario) -> Parts:
     model = model.with_dtypes(_chosen(scenario.dtype), _chosen(scenario.kv.dtype), _chosen(scenario.weights))
     parallel = Parallel(scenario.tp)
     model.check_parallel(parallel)
+    gpu.check_group(parallel.tp)
     offload = _offload(scenario, model)
     engine = scenario.engine
     longest = engine.max_model_len or model.max_context_tokens

@@ -361,6 +361,7 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
 def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
     scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
+    spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
     return {
         "executor": scenario.executor,
         **measured,
@@ -376,5 +377,5 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
         "version": product_version(),
-        "notes": [*trace.notes, *([f"Cut short: {died}."] if died else [])],
+        "notes": [*([spanning] if spanning else []), *trace.notes, *([f"Cut short: {died}."] if died else [])],
     }

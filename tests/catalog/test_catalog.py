@@ -97,6 +97,10 @@ def test_every_gpu_loads_and_every_number_has_a_source(name: str) -> None:
     assert gpu.name == name
     for item in fields(GpuSpec):
         assert len(gpu.source_of(item.name)) > 10
+    assert gpu.node_gpus > 1
+    assert {"node_gpus", "network_bytes_per_s"} <= dict(gpu.sources).keys()
+    assert bool(gpu.link) == bool(gpu.link_bytes_per_s)
+    assert gpu.network_bytes_per_s < gpu.peer_bytes_per_s
     assert Efficiency.of(gpu)
 
 
@@ -181,6 +185,7 @@ class TestUserFiles:
         gpu = load_gpu(str(path))
         assert gpu.memory_bytes_per_s == 1e12
         assert gpu.source_of("watts") == "its data sheet"
+        assert (gpu.node_gpus, gpu.network_bytes_per_s) == (0, 0.0)
 
     def test_a_model_in_one_file(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
@@ -195,6 +200,9 @@ class TestUserFiles:
             ("sms = 58", "sms = 58.5", "sms = 58.5 must be of type int"),
             ("sms = 58", "sms = true", "sms = True must be of type int"),
             ("sms = 58", 'sms = "58"', "must be of type int"),
+            ("node_gpus = 8", "node_gpus = -1", "node_gpus = -1 must lie between 0 and"),
+            ("node_gpus = 8", 'link = "NVLink"', "link = 'NVLink' names a fabric, and link_bytes_per_s = 0"),
+            ("network_bytes_per_s = 1.5625e9", "network_bytes_per_s = 100", "network_bytes_per_s = 100.0 must be 0 or"),
             ("watts = 72", "watts = nan", "watts = nan must be 0 or lie between 0.001 and"),
             ("watts = 72", f"watts = {'9' * 400}", "watts is too large"),
             ("watts = 72", "watts = ", "is not TOML"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_kit import sim
+from command_kit import refused, sim
 
 from sim import scenario
 
@@ -266,6 +266,24 @@ def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     assert code == 0
     assert all(row["name"] for row in json.loads(out))
     assert sim(capsys, "list", kind)[0] == 0
+
+
+def test_list_shows_nodes_and_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in json.loads(sim(capsys, "list", "gpus", "--json")[1])}
+    assert (rows["h100"]["node_gpus"], rows["h100"]["link"], rows["h100"]["network_bytes_per_s"]) == (8, "NVLink", 50e9)
+    assert (rows["rtx-4090"]["link"], rows["rtx-4090"]["network_bytes_per_s"]) == ("PCIe", None)
+    shown = sim(capsys, "list", "gpus")[1]
+    assert "8 over Infinity Fabric" in shown
+    assert "network GB/s" in shown
+
+
+def test_a_group_across_nodes_is_told_or_refused(capsys: pytest.CaptureFixture[str], trace: Path) -> None:
+    words = ("run", "--trace", trace, "--model", "llama-3.1-70b", "--tp", "16", "--json")
+    notes = json.loads(sim(capsys, *words)[1])["inputs"]["notes"]
+    assert notes[0].startswith("TP 16 spans 2 nodes of 8:")
+    notes = json.loads(sim(capsys, *words, "--tp", "8")[1])["inputs"]["notes"]
+    assert not any("spans" in note for note in notes)
+    assert "no network between nodes is known of GPU 'rtx-4090'" in refused(capsys, *words, "--gpu", "rtx-4090")
 
 
 def test_list_tells_which_way_a_measure_is_better(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,8 @@ def test_a_model_that_does_not_fit_says_how_much_and_what_would() -> None:
     assert str(caught.value).endswith("the smallest tp that fits is 2")
     with pytest.raises(InputError, match="no tp up to 64 fits"):
         kv_capacity(load_model("llama-3.1-405b"), load_gpu("t4"))
+    with pytest.raises(InputError, match="no tp up to 8 fits"):  # where no network joins more
+        kv_capacity(load_model("llama-3.1-405b"), load_gpu("rtx-4090"))
 
 
 @given(

@@ -254,7 +254,8 @@ class TestEfficiency:
     def test_every_constant_matters(self, key: str) -> None:
         """Changed by a third or a half, it changes the price of some step: no constant is accepted and ignored."""
         kv_dtype = key.rsplit("_", 1)[1]
-        model = load_model("deepseek-v3" if key == "decode_attention_compute" else "qwen3-30b-a3b")
+        network = key.startswith("network_")
+        model = load_model("deepseek-v3" if network or key == "decode_attention_compute" else "qwen3-30b-a3b")
         model = model.with_dtypes(kv_dtype=kv_dtype if kv_dtype in {"fp8", "int8", "int4"} else None)
         gpu = load_gpu("mi300x" if key == "decode_attention_compute" else "h100")
         value = getattr(Efficiency(), key)
@@ -264,9 +265,10 @@ class TestEfficiency:
             Shape(((8000, 0),), swapped_bytes=10**9, copied_bytes=10**9),
             Shape(((40_000, 0),)),
         ]
+        split = Parallel(16 if network else 2)
         for graphs in (True, False):
             usual, other = (
-                Roofline(model, gpu, parallel=Parallel(2), cuda_graphs=graphs, efficiency=Efficiency.of(gpu, values))
+                Roofline(model, gpu, parallel=split, cuda_graphs=graphs, efficiency=Efficiency.of(gpu, values))
                 for values in ({}, {key: worse})
             )
             for shape in shapes:

@@ -207,6 +207,7 @@ def _faster(name: str) -> list[str]:
         "sms",
         "l2_bytes",
         "memory_bytes",
+        "node_gpus",
     ]
     found = []
     for other in map(catalog.load_gpu, catalog.names("gpus")):

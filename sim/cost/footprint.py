@@ -1,0 +1,222 @@
+"""What a model, a batch and a catalog of GPUs have to do with one another, in bytes: the card of `sim memory`.
+
+All numbers are those of the model's own arithmetic (`sim.specs.model`) and of the memory plan that runs derive their KV
+blocks by (`sim.cost.capacity`); this file only asks them, and writes the formulas out. It knows no seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sim.cost.capacity import KvCapacity, activation_bytes, memory_plan, possible_splits
+from sim.specs.bounds import Bound
+from sim.specs.dtypes import KV_TYPES
+from sim.specs.gpu import GpuSpec
+from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE, Parallel
+from traces.schema import InputError
+
+BATCH = Bound(1, 10**6)
+"""Sequences that one may ask about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A model on `tp` GPUs of one kind: where the memory of each goes, in bytes, and how many sequences fit at most."""
+
+    tp: int
+    nodes: int
+    usable_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    kv_bytes: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What one GPU of the catalog holds.
+
+    `least` is the smallest `tp` that holds one sequence, `batch` the smallest that holds them all; with a `tp` that was
+    asked for, both are that one or None. `why` says why one is None.
+    """
+
+    gpu: str
+    memory_bytes: int
+    least: Placement | None
+    batch: Placement | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The card: bytes of a model and of `batch` sequences of `tokens` tokens, and where they fit.
+
+    `kv_attended_bytes` is what of a sequence's KV is still attended after its last token: less than all of it where
+    layers have a window. `step_tokens` and `seats` are what activations were estimated for. Formulas are texts with the
+    numbers filled in.
+    """
+
+    model: str
+    dtype: str
+    weights: str
+    kv_dtype: str
+    tokens: int
+    batch: int
+    parameters: int
+    weight_bytes: int
+    weight_formula: str
+    kv_bytes_per_token: int
+    kv_formula: str
+    kv_bytes_per_sequence: int
+    kv_attended_bytes: int
+    kv_attended_formula: str
+    kv_bytes: int
+    activation_bytes: int
+    step_tokens: int
+    seats: int
+    block_tokens: int
+    gpu_memory_utilization: float
+    gpus: tuple[Fit, ...]
+
+    def document(self) -> dict[str, object]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+
+def footprint(
+    model: ModelSpec,
+    gpus: Sequence[GpuSpec],
+    *,
+    tokens: int,
+    batch: int = 1,
+    tp: int | None = None,
+    block_tokens: int = 16,
+    gpu_memory_utilization: float = 0.9,
+    max_num_batched_tokens: int = 8192,
+    max_num_seqs: int = 256,
+) -> Footprint:
+    """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, settings as of `memory_plan`.
+
+    A batch beyond `max_num_seqs` is given so many seats. Only paged caches are counted, whose blocks of `block_tokens`
+    tokens hold all layers, whatever their windows.
+
+    Raises:
+        InputError: more tokens than the model has positions for, no tokens, no batch, or an impossible `tp`.
+    """
+    if not 1 <= tokens <= model.max_context_tokens:
+        raise InputError(
+            f"tokens is {tokens}; a sequence of {model.name} has at least 1 and at most "
+            f"{model.max_context_tokens} tokens"
+        )
+    BATCH.check("batch", batch)
+    if tp is not None:
+        model.check_parallel(Parallel(tp))
+    seats = max(max_num_seqs, batch)
+    sequence_blocks = -(-tokens // block_tokens)
+
+    def plan(gpu: GpuSpec, split: Parallel) -> KvCapacity:
+        return memory_plan(
+            model,
+            gpu,
+            parallel=split,
+            block_tokens=block_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=seats,
+        )
+
+    def place(gpu: GpuSpec, split: Parallel) -> Placement:
+        planned = plan(gpu, split)
+        blocks = max(0, planned.blocks)
+        return Placement(
+            tp=split.tp,
+            nodes=gpu.nodes(split.tp),
+            usable_bytes=planned.usable_bytes,
+            weight_bytes=planned.weight_bytes,
+            activation_bytes=planned.activation_bytes,
+            overhead_bytes=planned.overhead_bytes,
+            kv_bytes=blocks * planned.block_bytes,
+            sequences=blocks // sequence_blocks,
+        )
+
+    def fit(gpu: GpuSpec) -> Fit:
+        splits = possible_splits(model, gpu)
+        if tp is not None:
+            splits = [split for split in splits if split.tp == tp]
+        placed = [place(gpu, split) for split in splits] if gpu.computes(model.dtype) else []
+        least = next((one for one in placed if one.sequences >= 1), None)
+        whole = next((one for one in placed if one.sequences >= batch), None)
+        if not gpu.computes(model.dtype):
+            why = f"no {model.dtype} matrix units"
+        elif not splits:
+            why = f"no network between nodes is known, and tp {tp} needs {gpu.nodes(tp or 1)}"
+        elif whole is None:
+            count = "1 sequence" if least is None else f"{batch:,} sequences"
+            holds = f"no tp up to {splits[-1].tp} holds" if tp is None else f"tp {tp} does not hold"
+            why = f"{holds} the weights and {count} of {tokens:,} tokens"
+        else:
+            why = ""
+        return Fit(gpu=gpu.name, memory_bytes=gpu.memory_bytes, least=least, batch=whole, why=why)
+
+    one = tokens * model.kv_bytes_per_token
+    attended, attended_formula = _attended(model, tokens)
+    split = SINGLE if tp is None else Parallel(tp)
+    return Footprint(
+        model=model.name,
+        dtype=model.dtype,
+        weights=model.weight_dtype,
+        kv_dtype=model.kv_dtype,
+        tokens=tokens,
+        batch=batch,
+        parameters=model.parameters,
+        weight_bytes=model.weight_bytes,
+        weight_formula=_weights(model),
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        kv_formula=_kv(model),
+        kv_bytes_per_sequence=one,
+        kv_attended_bytes=attended,
+        kv_attended_formula=attended_formula,
+        kv_bytes=batch * one,
+        activation_bytes=activation_bytes(model, split, max_num_batched_tokens, seats),
+        step_tokens=max_num_batched_tokens,
+        seats=seats,
+        block_tokens=block_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        gpus=tuple(map(fit, gpus)),
+    )
+
+
+def _weights(model: ModelSpec) -> str:
+    """How the weights' bytes come about."""
+    parameters = f"{model.parameters:,} parameters"
+    if model.weight_dtype == model.dtype:
+        return f"{parameters} x {model.element_bytes} B"
+    return f"{parameters}: matrices in {model.weight_dtype} with their scales, the rest in {model.dtype}"
+
+
+def _kv(model: ModelSpec) -> str:
+    """How a token's KV comes about, without its sum."""
+    kind = KV_TYPES[model.kv_dtype]
+    width = model.latent_width if model.is_latent else model.head_dim
+    elements = f"{width} / 2 B" if kind.bits == 4 else f"{width} x {kind.bits // 8} B"
+    if model.is_latent:
+        parts = f"({model.kv_lora_rank} + {model.qk_rope_head_dim})"
+        return f"{model.layers} layers x {parts} x {kind.bits // 8} B"
+    if kind.scale_bytes:
+        elements = f"({elements} + {kind.scale_bytes} B)"
+    heads = f"{model.kv_heads} KV head{'s' if model.kv_heads > 1 else ''}"
+    return f"2 x {model.layers} layers x {heads} x {elements}"
+
+
+def _attended(model: ModelSpec, tokens: int) -> tuple[int, str]:
+    """Bytes of a sequence's KV that lie in the windows of its layers, and how they come about ("" without a window)."""
+    window = model.attention_window
+    layer_bytes = model.layer_kv_bytes_per_token(SINGLE)
+    if window is None or tokens <= window.span_tokens:
+        return tokens * model.kv_bytes_per_token, ""
+    held = model.full_layers * tokens + window.layers * window.span_tokens
+    full = f"{model.full_layers} x {tokens:,} + " if model.full_layers else ""
+    return held * layer_bytes, f"({full}{window.layers} layers x {window.span_tokens:,} tokens) x {layer_bytes:,} B"

@@ -1,0 +1,87 @@
+"""The card of `sim memory` as text. It computes nothing: `sim.cost.footprint` did."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sim.cost.footprint import Footprint, Placement
+from sim.report.units import NONE, count, size_of
+
+
+def memory_view(card: Footprint) -> RenderableType:
+    """The whole card, for a console of 80 columns and more."""
+    types = f"{card.weights} weights, {card.dtype} activations, {card.kv_dtype} KV"
+    batch = f"{_sequences(card.batch)} of {count(card.tokens)} tokens"
+    title = Text(f"{card.model}: {types}; {batch}", style="bold", overflow="fold")
+    notes = Text(_notes(card), style="dim")
+    return Group(title, "", _formulas(card), "", _gpus(card), "", notes)
+
+
+def _formulas(card: Footprint) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    one = f"{count(card.tokens)} tokens x {count(card.kv_bytes_per_token)} B"
+    rows = [
+        ("Weights", card.weight_bytes, card.weight_formula),
+        ("KV a token", card.kv_bytes_per_token, f"{card.kv_formula} = {count(card.kv_bytes_per_token)} B"),
+        ("KV a sequence", card.kv_bytes_per_sequence, one),
+    ]
+    if card.kv_attended_formula:
+        rows.append(("in its windows", card.kv_attended_bytes, card.kv_attended_formula))
+    held = f"{_sequences(card.batch)} x {size_of(card.kv_bytes_per_sequence)}"
+    rows.append(("KV of the batch", card.kv_bytes, held))
+    peak = f"of a GPU, estimated: a step of {count(card.step_tokens)} tokens, or sampling {count(card.seats)}"
+    rows.append(("Activations", card.activation_bytes, f"{peak} sequences"))
+    for name, value, formula in rows:
+        table.add_row(name, size_of(value), formula)
+    return table
+
+
+def _gpus(card: Footprint) -> Table:
+    """A row for each GPU: what one sequence needs, and what the batch needs."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("\nGPU", overflow="fold")
+    heads = ["\nmemory", "one\nTP", "\nholds"] if card.batch > 1 else ["\nmemory"]
+    for head in (*heads, "batch\nTP", "\nholds", "weights\na GPU", "KV room\na GPU"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for fit in card.gpus:
+        first = _placed(fit.least) if card.batch > 1 else []
+        sizes = [NONE, NONE]
+        if fit.batch is not None:
+            sizes = [size_of(fit.batch.weight_bytes), size_of(fit.batch.kv_bytes)]
+        table.add_row(fit.gpu, size_of(fit.memory_bytes), *first, *_placed(fit.batch), *sizes)
+    return table
+
+
+def _placed(placed: Placement | None) -> list[str]:
+    """TP, with nodes and the GPUs of each where there are several, and how many sequences it holds."""
+    if placed is None:
+        return [NONE, NONE]
+    spread = f" ({placed.nodes}x{placed.tp // placed.nodes})" if placed.nodes > 1 else ""
+    return [f"{placed.tp}{spread}", count(placed.sequences)]
+
+
+def _notes(card: Footprint) -> str:
+    """What the table rests on, and why rows are empty."""
+    which = "one sequence, or the batch" if card.batch > 1 else "the batch"
+    texts = [
+        f"TP: the fewest GPUs that hold {which}; (2x8) are 2 nodes of 8. Holds: sequences of so many tokens at once. "
+        f"By what vLLM does at start-up: {card.gpu_memory_utilization:g} of the memory, less weights, activations and "
+        f"what CUDA and NCCL take, in blocks of {card.block_tokens} tokens."
+    ]
+    if card.kv_attended_formula:
+        texts.append("Paged blocks hold all layers in full; the allocator windowed gives back what no window attends.")
+    reasons: dict[str, list[str]] = {}
+    for fit in card.gpus:
+        if fit.why:
+            reasons.setdefault(fit.why, []).append(fit.gpu)
+    texts += [f"{', '.join(gpus)}: {why}." for why, gpus in reasons.items()]
+    return "\n".join(texts)
+
+
+def _sequences(number: int) -> str:
+    return f"{count(number)} sequence{'' if number == 1 else 's'}"
