@@ -136,6 +136,7 @@ def binding(
         "share": share,
         "share_of": share_of,
         "shares": shares,
+        "waiting": blocked,
         "wait_s_by_reason": {**waited_s, UNDER_WAY: _under_way_s(requests, steps)},
         "step": made_of,
         "peaks": {

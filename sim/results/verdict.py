@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.results.binding import BINDS_FROM, IDLE, KV, LIMITS, NOTHING, POLICY, SEATS
+from sim.results.binding import BINDS_FROM, BUDGET, IDLE, KV, NOTHING, POLICY, SEATS
 from sim.results.metrics import verdicts
+from sim.results.resources import HOST, LINK
 from sim.results.stability import grows
 from sim.results.units import count, dollars, limit, number, percent, seconds
 
@@ -21,6 +22,7 @@ IDLE_FROM = 0.5
 ASK = 0.7
 """The share of the bound at which the command that the sentence names would run."""
 _WORDS = {"queue": "Queue"}
+_SUBJECTS = {BUDGET: "the token budget", POLICY: "the batching policy", HOST: "the host", LINK: "the link"}
 Summary = Mapping[str, Any]
 
 
@@ -160,14 +162,14 @@ def _binds(binding: Summary) -> str:
     if by == NOTHING:
         fullest = max((SEATS, KV), key=lambda name: binding["peaks"][name])
         return f"nothing binds yet ({fullest} {percent(binding['peaks'][fullest])} full at the peak)"
-    name, verb = {SEATS: ("seats", "bind"), POLICY: ("the batching policy", "binds")}.get(by, (by, "binds"))
+    name, verb = _SUBJECTS.get(by, by), "bind" if by == SEATS else "binds"
     if binding["share_of"] == "time":
         what = f"requests waited for {'them' if by == SEATS else 'it'} {percent(share)} of the time"
     else:
         what = f"{percent(share)} of the steps' time"
-        queue = max(LIMITS, key=lambda one: binding["shares"][one])
-        if binding["shares"][queue] >= BINDS_FROM:
-            what += f", while requests waited for {queue} {percent(binding['shares'][queue])} of the time"
+        queue, waited = max(binding["waiting"].items(), key=lambda one: one[1])
+        if waited >= BINDS_FROM:
+            what += f", while requests waited for {queue} {percent(waited)} of the time"
     words = binding["words"]
     return f"{name} {verb} ({what})" + (f": {words} would move that" if words else "")
 
