@@ -40,6 +40,8 @@ class StepLimits:
         request_tokens: KV slots with which no request could have been refused for want of memory.
         in_pieces: whether that room may lie anywhere; contiguous allocators need it in one piece.
         whole_prompts: no prompt is cut, so that the budget may refuse one before it is full.
+        asks: whether the policy asks for the first waiting request in every step that has tokens left and preempts
+            nobody, so that what no other limit refused was refused by the memory.
         batch: requests of a static batch, which nobody joins later; 0 for none.
     """
 
@@ -48,6 +50,7 @@ class StepLimits:
     request_tokens: int
     in_pieces: bool = True
     whole_prompts: bool = False
+    asks: bool = False
     batch: int = 0
     widest: int = 1
 
@@ -68,7 +71,7 @@ def states(steps: pd.DataFrame, limits: StepLimits) -> Codes:
     full = column["running"] >= limits.seats - (limits.widest - 1)
     code = np.full(len(steps), STATES.index(KV), np.int8)
     held = np.where(limits.whole_prompts & (column["prefill_tokens"] > 0), STATES.index(BUDGET), STATES.index(POLICY))
-    code = np.where(roomy, held, code)
+    code = code if limits.asks else np.where(roomy, held, code)
     code[tokens >= limits.budget_tokens] = STATES.index(BUDGET)
     if limits.batch:
         rows = column["running"]

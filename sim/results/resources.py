@@ -21,7 +21,7 @@ from sim.results.terms import StepTerms, exposed
 COMPUTE, MEMORY, LINK, HOST, DEVICE = RESOURCES = ("compute", "memory bandwidth", "link", "host", "device")
 """`DEVICE` is what no term tells apart: the measured seconds of a live run, or a term that this table does not know."""
 MOST_SPANS = 512
-_TERMS = {
+TERMS = {
     "prefill attention": COMPUTE,
     "mixed attention": COMPUTE,
     "decode attention": MEMORY,
@@ -43,7 +43,7 @@ _OF_ROWS = ("LM head",)
 
 def is_product(term: str) -> bool:
     """Is it a product with a matrix of weights?"""
-    return term in PRODUCTS or (term.endswith((" up", " down")) and term not in _TERMS)
+    return term in PRODUCTS or (term.endswith((" up", " down")) and term not in TERMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _split(
     cost: StepCost, name: str, shape: Shape, seconds: float, halves: dict[tuple[str, int], float]
 ) -> Mapping[str, float]:
     if not is_product(name):
-        return {_TERMS.get(name, DEVICE): seconds}
+        return {TERMS.get(name, DEVICE): seconds}
     size = shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape)
     key = (name, size)
     if key not in halves:

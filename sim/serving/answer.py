@@ -56,6 +56,7 @@ def step_limits(parts: Parts, requests: pd.DataFrame) -> StepLimits:
         request_tokens=0 if parts.traits["keeps_nothing"] else needed * widest,
         in_pieces=not own.startswith("contiguous"),
         whole_prompts=not parts.limits.chunked_prefill or base == "continuous",
+        asks=base in ("chunked", "priority", "sjf") and parts.limits.chunked_prefill and parts.engine_class is None,
         batch=policy.parameters.get("batch_size", 8) if policy.name == "static" else 0,
         widest=widest,
     )
