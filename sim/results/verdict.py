@@ -66,11 +66,25 @@ def _negated(value: bool | None) -> bool | None:
     return None if value is None else not value
 
 
-def verdict(summary: Summary, *, is_stable: bool | None, trace: str = "") -> dict[str, Any]:
-    """The summary's `verdict`. `summary` has `load`, `binding` and, where it was asked, `bound`; keys: docs/metrics.md.
+def bounded(summary: Summary, bound: Summary, command: str) -> dict[str, Any]:
+    """The summary with a replica's `bound` (`rate_per_s`, and what `binds` there), and the verdict that tells it.
 
-    trace: as the command line takes it, for the command that asks for more load.
+    The bound gains `asked_per_s`, the rate at which `command` would ask for more, and the money at that rate.
     """
+    asked_per_s = ASK * bound["rate_per_s"]
+    rates, bill = summary["throughput"], summary.get("bill") or {}
+    usd: float | None = None
+    if bill.get("usd_per_gpu_hour") and rates["requests_per_s"] and asked_per_s:
+        tokens = rates["total_tokens_per_s"] / rates["requests_per_s"]
+        gpus = bill["gpus"] / (summary["inputs"].get("replicas") or 1)
+        usd = bill["usd_per_gpu_hour"] * gpus / 3600.0 / (asked_per_s * tokens) * 1e6
+    full = {**bound, "asked_per_s": asked_per_s, "usd_per_million_tokens": usd, "command": command}
+    told = {**summary, "bound": full}
+    return {**told, "verdict": verdict(told, is_stable=summary["verdict"]["stable"])}
+
+
+def verdict(summary: Summary, *, is_stable: bool | None) -> dict[str, Any]:
+    """The summary's `verdict` (docs/metrics.md); `summary` has `load`, `binding` and, where it was asked, `bound`."""
     clauses = [
         {
             "name": result.name,
@@ -89,15 +103,15 @@ def verdict(summary: Summary, *, is_stable: bool | None, trace: str = "") -> dic
         "clauses": clauses,
         "binds": summary["binding"]["by"],
     }
-    return {"sentence": _sentence(summary, told, trace), **told}
+    return {"sentence": _sentence(summary, told), **told}
 
 
-def _sentence(summary: Summary, told: Summary, trace: str) -> str:
+def _sentence(summary: Summary, told: Summary) -> str:
     load, idle = summary["load"], summary["binding"]["shares"][IDLE]
     if not summary["requests"]["completed"]:
         return f"{_load(summary)}: no request completed."
     resting = load["kind"] == "recorded" and idle >= IDLE_FROM and told["stable"] is not False
-    parts = [_idle(summary, told, trace)] if resting else [_limits(summary, told)]
+    parts = [_idle(summary, told)] if resting else [_limits(summary, told)]
     return f"{_load(summary)}{', the queue grows' if told['stable'] is False else ''}: {'; '.join(parts)}."
 
 
@@ -179,7 +193,7 @@ def _money(bill: Summary) -> str:
     return "" if usd is None else f"{dollars(usd)} per million tokens at this load"
 
 
-def _idle(summary: Summary, told: Summary, trace: str) -> str:
+def _idle(summary: Summary, told: Summary) -> str:
     """That the recorded load leaves the GPU idle, what one replica could take, and the command that asks for it."""
     gpus = "the GPU" if summary["bill"]["gpus"] == 1 else "the GPUs"
     text = f"the recorded load leaves {gpus} idle {percent(summary['binding']['shares'][IDLE])} of the time"
@@ -188,9 +202,8 @@ def _idle(summary: Summary, told: Summary, trace: str) -> str:
     bound = summary.get("bound")
     if not bound or not bound["rate_per_s"]:
         return text
-    rate = bound["rate_per_s"]
-    asked = number(ASK * rate, 2).replace(",", "")
-    usd = bound.get("usd_per_million_tokens")
-    money = f", at about {dollars(usd)} per million tokens" if usd is not None else ""
-    command = f"sim run --trace {trace} --rate {asked}"
-    return f"{text}; one replica could take about {number(rate, 2)}/s (a bound, from costs alone{money}): {command}"
+    asked = number(bound["asked_per_s"], 2).replace(",", "")
+    usd = bound["usd_per_million_tokens"]
+    money = f", at {dollars(usd)} per million tokens at {ASK:g} of it" if usd is not None else ""
+    could = f"one replica could take about {number(bound['rate_per_s'], 2)}/s (a bound, from costs alone)"
+    return f"{text}; {could}{money}: {bound['command']} --rate {asked}"

@@ -33,7 +33,7 @@ def answered(
     binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, scenario.replicas)
     binds = {**binds, **lever(binds["by"], scenario)._asdict()}
     told = {"load": load, "binding": plain(binds), **summary}
-    first = verdict(told, is_stable=stable(requests, load), trace=workload.trace)
+    first = verdict(told, is_stable=stable(requests, load))
     return {"verdict": plain(first), **told}
 
 

@@ -134,12 +134,10 @@ def limit_charts(run: Run, clock: TimeAxis) -> list[Chart]:
     )
     width = seconds(float(edges_s[1] - edges_s[0]))
     note = f"Each point is the mean over {width}; where requests waited, the limit that the step before them was at."
-    tones = {words[FREE]: {"kind": "free"}, IDLE: {"kind": "external"}}
-    places = {words.get(name, name): {"place": place} for place, name in enumerate(LIMITS)}
+    tones: dict[str, dict[str, Any]] = {words[FREE]: {"kind": "free"}, IDLE: {"kind": "external"}}
+    tones |= {words.get(name, name): {"place": place} for place, name in enumerate(LIMITS)}
     lines = [
-        {"name": name, "mean": series.compact(values), **{**places, **tones}[name]}
-        for name, values in means.items()
-        if values.any()
+        {"name": name, "mean": series.compact(values), **tones[name]} for name, values in means.items() if values.any()
     ]
     spec = {"kind": "stack", "x": clock.axis(edges_s), "y": axis("", "share of the time"), "series": lines}
     return [Chart("limits", "What binds when", sentence, note, spec)]
