@@ -13,7 +13,8 @@ from rich.text import Text
 from sim.report.compare.paired import paired_tables
 from sim.report.measures import MEASURES, best, compared, latency_rows
 from sim.report.run.sentences import (
-    clause_name,
+    answer,
+    binds,
     drafts_by_position,
     energy_line,
     money_line,
@@ -26,6 +27,7 @@ from sim.report.run.sentences import (
 from sim.report.units import count, limit, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
+from sim.results.verdict import clause_name
 
 SHOWN = ("mean", "p50", "p90", "p99", "max")
 # Measures of the table that has a row for each run, the most wanted first, with their headings.
@@ -131,14 +133,15 @@ def remarks(marked: Sequence[tuple[str, str, str]]) -> Table:
 
 
 def summary_view(summary: Mapping[str, Any], *, warnings: Iterable[str] = ()) -> RenderableType:
-    """One run on one screen: what ran, latencies, rates, KV use, SLO, sources, warnings and notes.
+    """One run on one screen: its verdict, what ran, latencies, rates, KV use, SLO, sources, warnings and notes.
 
     warnings: sentences beyond those that the summary itself gives rise to.
     """
     marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
     marked += [("*", text, "dim") for text in notes_of(summary)]
+    first: list[RenderableType] = [Text(answer(summary), style="bold"), ""] if answer(summary) else []
     head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
-    parts: list[RenderableType] = [*head, "", latency_table(summary), "", facts_table(summary)]
+    parts: list[RenderableType] = [*first, *head, "", latency_table(summary), "", facts_table(summary)]
     return Group(*parts, "", remarks(marked)) if marked else Group(*parts)
 
 
@@ -188,6 +191,11 @@ def _columns_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         changes = ["", *(_change(value, values[0]) for value in values[1:])]
         cells = [cell + change for cell, change in zip(shown, changes, strict=True)]
         table.add_row(f"{measure.title} {unit}".strip(), *cells)
+    if any(map(binds, summaries.values())):
+        # As far to the left as a value that has its difference behind it.
+        table.add_row(
+            "Binds", *(f"{binds(summary)}{' ' * 7 * (place > 0)}" for place, summary in enumerate(summaries.values()))
+        )
     return table
 
 
@@ -211,6 +219,11 @@ def _rows_table(summaries: Mapping[str, Mapping[str, Any]], width: int) -> Table
         winners = best(measure, values)
         table.add_column("\n".join(lines), justify="right", width=wide)
         columns.append([Text(text, "green" if place in winners else "") for place, text in enumerate(shown)])
+    if any(map(binds, summaries.values())):
+        wide = max(map(len, map(binds, summaries.values())))
+        if used + 2 + wide <= width:
+            table.add_column("Binds", justify="right", width=wide)
+            columns.append([Text(binds(summary)) for summary in summaries.values()])
     for name, *cells in zip(summaries, *columns, strict=True):
         table.add_row(Text(name, overflow="fold"), *cells)
     return table

@@ -21,22 +21,38 @@ def mean_waiting(requests: pd.DataFrame, edges_s: Floats) -> Floats:
     return np.array(waits, dtype=np.float64)
 
 
-def queue_warning(requests: pd.DataFrame) -> str | None:
-    """A sentence where the queue grew as it does when the load exceeds capacity, else None.
+def _growth(requests: pd.DataFrame) -> tuple[float, float, float] | None:
+    """The mean number waiting in the last three quarters of the arrivals; None where these tell nothing."""
+    first_s, last_s = requests["arrival_s"].min(), requests["arrival_s"].max()
+    if len(requests) < FEWEST_REQUESTS or not last_s > first_s:
+        return None
+    _, second, third, fourth = mean_waiting(requests, np.linspace(first_s, last_s, 5)).tolist()
+    return second, third, fourth
+
+
+def grows(requests: pd.DataFrame) -> bool | None:
+    """Whether the queue grew as it does when the load exceeds capacity; None where that cannot be told.
 
     Rule: over the four quarters of the time in which requests arrive, the mean number of waiting requests
     rises from the second to the third to the fourth, at least doubles from the second to the fourth (a queue
     that grows steadily from nothing gives 7/3), and ends at five or more, in a run of at least 100 requests.
     A load that rises during the trace looks the same.
     """
-    first_s, last_s = requests["arrival_s"].min(), requests["arrival_s"].max()
-    if len(requests) < FEWEST_REQUESTS or not last_s > first_s:
+    means = _growth(requests)
+    return None if means is None else _grew(*means)
+
+
+def _grew(second: float, third: float, fourth: float) -> bool:
+    return second < third < fourth and fourth >= GROWTH * second and fourth >= FEWEST_WAITING
+
+
+def queue_warning(requests: pd.DataFrame) -> str | None:
+    """A sentence where the queue grew as it does when the load exceeds capacity (`grows`), else None."""
+    means = _growth(requests)
+    if means is None or not _grew(*means):
         return None
-    _, second, third, fourth = mean_waiting(requests, np.linspace(first_s, last_s, 5))
-    if not (second < third < fourth and fourth >= GROWTH * second and fourth >= FEWEST_WAITING):
-        return None
-    means = ", then ".join(f"{mean:,.1f}" for mean in (second, third, fourth))
+    texts = ", then ".join(f"{mean:,.1f}" for mean in means)
     return (
-        f"The queue kept growing while requests arrived ({means} waiting in the last three quarters), as it "
+        f"The queue kept growing while requests arrived ({texts} waiting in the last three quarters), as it "
         "does when the load is above capacity: the latencies then depend on the length of the trace."
     )

@@ -38,14 +38,19 @@ class StepTerms:
     def of(self, place: int) -> dict[str, float]:
         """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""
         _, shape, repeats = self.spans[place]
-        terms = self.cost.explain(advanced(shape, repeats // 2))
-        return {name: seconds for (name, _), seconds in _exposed(terms, overlap_host=self.overlap_host).items()}
+        return exposed(self.cost, shape, repeats, overlap_host=self.overlap_host)
 
     def seconds(self) -> dict[tuple[str, str], float]:
         """Seconds by (term, source) of an even choice of the spans: `term_seconds`."""
         chosen = self.spans[:: -(-len(self.spans) // MOST_FOR_SHARES) or 1]
         pairs = [(shape, repeats) for _, shape, repeats in chosen]
         return term_seconds(self.cost, pairs, overlap_host=self.overlap_host)
+
+
+def exposed(cost: StepCost, shape: Shape, repeats: int, *, overlap_host: bool) -> dict[str, float]:
+    """Seconds by term of the middle step of a span; of the host's terms, those that the device does not hide."""
+    terms = cost.explain(advanced(shape, repeats // 2))
+    return {name: seconds for (name, _), seconds in _exposed(terms, overlap_host=overlap_host).items()}
 
 
 def _exposed(terms: Mapping[str, Term], *, overlap_host: bool) -> dict[tuple[str, str], float]:

@@ -27,6 +27,7 @@ from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
 from sim.scenario import Scenario
+from sim.serving.answer import answered
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
@@ -157,6 +158,7 @@ def simulate(
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
     )
     summary["cost_terms"] = term_shares(terms)
+    summary = answered(summary, parts, requests, steps, step_terms, slo)
     tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)

@@ -28,6 +28,8 @@ SCHEDULES = Path(__file__).resolve().parents[3] / "shared" / "measured" / "vllm_
 MEASURED = ("first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s", "tpot_s", "e2e_s", "max_itl_s")
 """Columns of a live run that a clock made; of its steps these are all that end in `_s`."""
 
+DERIVED = ("verdict", "binding")
+"""Of a summary, what is told anew from what is recorded here: words and shares, which have tests of their own."""
 _SPEED = ("Wall time", "Simulated in", "  simulated")
 
 
@@ -118,7 +120,8 @@ def _files(*scenarios: Mapping[str, Any]) -> Iterator[list[Path]]:
 
 
 def _without_speed(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return _without_version({key: value for key, value in summary.items() if key != "simulator"})
+    left_out = ("simulator", *DERIVED)
+    return _without_version({key: value for key, value in summary.items() if key not in left_out})
 
 
 def _run(settings: dict[str, Any]) -> Outcome:

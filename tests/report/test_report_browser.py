@@ -50,7 +50,7 @@ def test_the_page_of_a_real_run_and_its_picture(browser: Browser, tmp_path: Path
     path.write_text(render_page(run, scenario=dump(run.scenario)), encoding="utf-8")
     browser.resize(1200, 900)
     browser.open(path)
-    assert browser.value("document.body.dataset.drawn") == "12"
+    assert browser.value("document.body.dataset.drawn") == "13"
     assert browser.value("document.querySelectorAll('[data-chart=terms-time] path.area').length") > 1
     assert browser.complaints() == []
     assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []

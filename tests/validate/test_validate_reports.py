@@ -13,6 +13,7 @@ from validate_kit import hand_record
 
 from sim.cost.step import FixedCost, device_seconds
 from sim.engine.batch import Shape
+from sim.report.validation.sentences import notes
 from sim.validate import attribution, fitted
 from sim.validate.requests import compare, paired
 from sim.validate.retime import as_recorded, retimed
@@ -32,6 +33,29 @@ def test_errors_by_hand() -> None:
     }
     assert errors(np.array([0.0]), np.array([1.0]))["mape"] is None
     assert errors(np.empty(0), np.empty(0)) == {"steps": 0, "bias": None, "mape": None, "p90": None}
+
+
+@pytest.mark.parametrize(
+    ("sources", "sentence"),
+    [
+        ({"measured": 1.0, "extrapolated": 0.0, "roofline": 0.0}, ""),
+        ({"roofline": 1.0}, "Step times come from data-sheet rooflines, not from a calibration"),
+        (
+            {"interpolated": 0.05, "extrapolated": 0.83, "roofline": 0.12},
+            "Of the predicted step seconds 83.0 % lie outside the calibrated range and are extrapolated from it and "
+            "12.0 % come from data-sheet rooflines, where errors of 30 % and more are normal.",
+        ),
+        ({"measured": 0.9, "extrapolated": 0.1}, "Of the predicted step seconds 10.0 % lie outside the calibrated"),
+    ],
+)
+def test_what_no_calibration_covers_is_told_by_its_share(sources: dict[str, float], sentence: str) -> None:
+    steps = {"sources": sources, "model": "my-cpu"}
+    document = {"died": [], "steps": steps, "attribution": {}, "lives": 2, "twin": {"identical": None}}
+    texts = list(notes(document))
+    assert len(texts) == bool(sentence)
+    assert all(text.startswith(sentence) for text in texts)
+    fitted_here = {**document, "steps": {**steps, "model": "fitted-here"}}
+    assert not any("calibrated range" in text for text in notes(fitted_here))
 
 
 def test_steps_by_kind_and_size() -> None:

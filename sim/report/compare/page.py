@@ -9,7 +9,7 @@ from sim.report.compare.charts import finished_note, kv_charts, latency_charts, 
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
 from sim.report.measures import MEASURES, Measure, best, compared, scaled
-from sim.report.run.sentences import notes_of, sources_line, title
+from sim.report.run.sentences import answer, notes_of, sources_line, title
 from sim.report.templates import Card, TableColumn, render
 from sim.report.units import NONE, count
 from sim.results.metrics import plain
@@ -139,7 +139,8 @@ def _warnings(variants: Sequence[Variant]) -> Iterable[str]:
 
 def _notes(variants: Sequence[Variant]) -> Iterable[str]:
     sources = [(variant.name, sources_line(variant.summary)) for variant in variants]
-    notes = [(name, f"Where the simulated seconds come from: {line}.") for name, line in sources if line]
+    notes = [(variant.name, answer(variant.summary)) for variant in variants if answer(variant.summary)]
+    notes += [(name, f"Where the simulated seconds come from: {line}.") for name, line in sources if line]
     for what, key in (("Price", "price_source"), ("Power", "power_source")):
         notes += [(variant.name, f"{what}: {variant.summary['bill'][key]}.") for variant in variants]
     notes += [(variant.name, note) for variant in variants for note in notes_of(variant.summary)]

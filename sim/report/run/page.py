@@ -9,8 +9,8 @@ from sim.report.measures import latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
+    answer,
     bill_rows,
-    clause_name,
     drafts_by_position,
     notes_of,
     requests_line,
@@ -25,6 +25,7 @@ from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
+from sim.results.verdict import clause_name
 
 INPUT_NAMES = {
     "trace": "Trace",
@@ -51,6 +52,7 @@ def render_page(run: Run, *, scenario: str = "") -> str:
             "terms": term_charts(run),
         },
         version=summary["inputs"].get("version") or "",
+        answer=answer(summary),
         title=title(summary),
         lead=requests_line(summary),
         headlines=_cards(summary),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.report.measures import LATENCIES
 from sim.report.units import count, dollars, energy, number, percent, seconds
 from sim.results.metrics import SOURCES
 
@@ -25,6 +24,16 @@ def title(summary: Mapping[str, Any]) -> str:
     if inputs.get("gpu"):
         parts.append(f"/ {inputs['gpu']}")
     return " ".join(parts)
+
+
+def answer(summary: Mapping[str, Any]) -> str:
+    """The run's verdict, the first line of every report; "" of a run that an earlier version wrote."""
+    return str(summary.get("verdict", {}).get("sentence", ""))
+
+
+def binds(summary: Mapping[str, Any]) -> str:
+    """What binds the run, in a word or two; "" of a run that an earlier version wrote."""
+    return str(summary.get("binding", {}).get("by", ""))
 
 
 def requests_line(summary: Mapping[str, Any]) -> str:
@@ -70,12 +79,6 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     if summary["requests"].get("unfinished"):
         texts.append("Some requests did not finish: the latencies below leave out what they never reached.")
     return texts
-
-
-def clause_name(name: str) -> str:
-    """`ttft_p99` as `TTFT p99`, `itl` as `ITL max`: a name without a statistic speaks of every request."""
-    metric, _, statistic = name.partition("_")
-    return f"{LATENCIES[f'{metric}_s']} {statistic or 'max'}"
 
 
 def drafts_by_position(speculation: Mapping[str, Any], most: int = 8) -> str:

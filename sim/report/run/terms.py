@@ -12,6 +12,7 @@ from sim.report.run.timeline import TimeAxis
 from sim.report.units import count, percent, seconds
 from sim.results import series
 from sim.results.percentiles import Floats
+from sim.results.resources import PRODUCTS
 from sim.results.result import Run
 from sim.results.terms import term_table
 
@@ -19,7 +20,7 @@ from sim.results.terms import term_table
 SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150
 GROUPS = ("products", "attention", "elementwise", "communication", "memory moves", "drafting", "launching", "host")
 NAMED = {
-    "products": ("qkv", "attention output", "query", "LM head", "router", "embedding product"),
+    "products": PRODUCTS,
     "elementwise": ("embedding", "norms", "latent norms", "query and key norms", "rope", "activation",
                     "shared expert activation", "expert activation", "expert combine", "KV write", "sampling"),
     "communication": ("all-reduce", "logits gather"),

@@ -12,12 +12,15 @@ import pandas as pd
 from sim.report.chart import Chart, axis
 from sim.report.units import count, percent, seconds
 from sim.results import series
+from sim.results.binding import BUDGET, FREE, IDLE, LIMITS, STATES, limits_of, states
 from sim.results.kv import KV_HELD, KV_KINDS, kv_means
 from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.series import Pieces
 
 REQUESTS_PER_BUCKET = 10
+SMALLEST_SHARE = 1e-9
+"""Of a bucket's time, what is less is rounding."""
 KV_TEXTS = {
     "used": "used",
     "shared": "shared",
@@ -58,6 +61,7 @@ def time_charts(run: Run) -> list[Chart]:
     clock = TimeAxis.of(run)
     return [
         queue_chart(run.requests, clock),
+        *limit_charts(run, clock),
         ttft_chart(run.requests, clock),
         batch_chart(run.steps, clock),
         step_chart(run.steps, clock),
@@ -104,6 +108,39 @@ def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
     note = _thinned(edges_s, 2 * real, "changes") + " Waiting is from arrival to a request's first step."
     spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("", "requests"), "series": lines}
     return Chart("queue", "Queue", sentence + ".", note.strip(), spec)
+
+
+def limit_charts(run: Run, clock: TimeAxis) -> list[Chart]:
+    """Which limit held waiting requests up when, as shares of the replicas' time; none of an earlier version's run."""
+    binding = run.summary.get("binding")
+    if binding is None:
+        return []
+    code = states(run.steps, limits_of(binding["limits"]))
+    edges_s = clock.grid(len(run.steps))
+    spans = series.by_replica(run.steps.assign(**{name: code == place for place, name in enumerate(STATES)}), *STATES)
+    replicas = run.summary["inputs"].get("replicas") or len(spans)
+    words = {FREE: "nobody waits", BUDGET: binding["limits"]["budget_is"]}
+    means: dict[str, Floats] = {}
+    for name in (*LIMITS, FREE):
+        share = series.sum_of_means([part.constant(part.columns[name]) for part in spans], edges_s) / replicas
+        if share.any():
+            means[words.get(name, name)] = share
+    rest = np.maximum(1.0 - sum(means.values()), 0.0)
+    means[IDLE] = np.where(rest > SMALLEST_SHARE, rest, 0.0)
+    full = sorted((pair for pair in binding["waiting"].items() if pair[1] > 0), key=lambda pair: -pair[1])
+    listed = ", ".join(f"{name} {percent(share)} of the time" for name, share in full)
+    sentence = (
+        f"Requests waited for: {listed}." if full else "No request waited for a seat, the token budget or memory."
+    )
+    width = seconds(float(edges_s[1] - edges_s[0]))
+    note = f"Each point is the mean over {width}; where requests waited, the limit that the step before them was at."
+    tones: dict[str, dict[str, Any]] = {words[FREE]: {"kind": "free"}, IDLE: {"kind": "external"}}
+    tones |= {words.get(name, name): {"place": place} for place, name in enumerate(LIMITS)}
+    lines = [
+        {"name": name, "mean": series.compact(values), **tones[name]} for name, values in means.items() if values.any()
+    ]
+    spec = {"kind": "stack", "x": clock.axis(edges_s), "y": axis("", "share of the time"), "series": lines}
+    return [Chart("limits", "What binds when", sentence, note, spec)]
 
 
 def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:

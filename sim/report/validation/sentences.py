@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.report.measures import LATENCIES, MEASURES, latency
-from sim.report.units import NONE, count, number, row_unit, seconds, signed
+from sim.report.units import NONE, count, number, percent, row_unit, seconds, signed
 from sim.validate.attribution import STAGES
 
 Document = Mapping[str, Any]
@@ -110,8 +110,8 @@ def notes(document: Document) -> Iterator[str]:
             "Step times are priced by a model fitted here, to every other step of these very live runs (the errors are "
             "of the others): it says how well such a model can do, not how one calibrated on another day would."
         )
-    elif steps.get("sources", {}).get("roofline", 0) > 0:
-        yield "Step times come from data-sheet rooflines, not from a calibration: errors of 30 % and more are normal."
+    elif sentence := _doubtful(steps.get("sources", {})):
+        yield sentence
     if kv.get("matched"):
         yield f"The simulator was told the live run's {count(kv['live'])} KV blocks, so capacity has no share."
     if moved := kv.get("moved_by"):
@@ -126,6 +126,22 @@ def notes(document: Document) -> Iterator[str]:
         yield f"Without host overhead the mean TPOT would be off by {off[0]} instead of {off[1]}."
     if document["lives"] == 1 and document["twin"]["identical"] is not None:
         yield "One live run: how much live runs differ among themselves is not known; --repeats tells it."
+
+
+def _doubtful(sources: Mapping[str, float]) -> str:
+    """Which shares of the predicted step seconds no calibration covers; "" where it covers all of them."""
+    beyond, roofline = sources.get("extrapolated", 0.0), sources.get("roofline", 0.0)
+    if roofline >= 1:
+        return "Step times come from data-sheet rooflines, not from a calibration: errors of 30 % and more are normal."
+    parts = [
+        f"{percent(share)} {words}"
+        for share, words in (
+            (beyond, "lie outside the calibrated range and are extrapolated from it"),
+            (roofline, "come from data-sheet rooflines, where errors of 30 % and more are normal"),
+        )
+        if share > 0
+    ]
+    return f"Of the predicted step seconds {' and '.join(parts)}." if parts else ""
 
 
 def title(document: Document) -> str:

@@ -1,0 +1,106 @@
+"""What the seconds of steps are made of: arithmetic, memory traffic, links, the host. It prices nothing itself.
+
+Which terms belong to which resource is a table; products of matrices are split by asking the cost model how much of
+their time goes with the number of tokens (that is arithmetic) and how much stays (that is reading the weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim.cost.step import StepCost, Term, shape_rows, shape_tokens
+from sim.engine.batch import Shape
+from sim.results.percentiles import Floats, Ints
+from sim.results.terms import StepTerms, exposed
+
+COMPUTE, MEMORY, LINK, HOST, DEVICE = RESOURCES = ("compute", "memory bandwidth", "link", "host", "device")
+"""`DEVICE` is what no term tells apart: the measured seconds of a live run, or a term that this table does not know."""
+MOST_SPANS = 512
+TERMS = {
+    "prefill attention": COMPUTE,
+    "mixed attention": COMPUTE,
+    "decode attention": MEMORY,
+    "verify attention": MEMORY,
+    **dict.fromkeys(
+        ("embedding", "norms", "final norm", "latent norms", "query and key norms", "rope", "activation", "KV write",
+         "shared expert activation", "expert activation", "expert combine", "sampling", "block copies"),
+        MEMORY,
+    ),
+    "drafting": MEMORY,
+    "draft heads": MEMORY,
+    "draft prefill": COMPUTE,
+    **dict.fromkeys(("all-reduce", "logits gather", "swap", "offload wait"), LINK),
+    **dict.fromkeys(("launches", "launch gaps", "host"), HOST),
+}  # fmt: skip
+PRODUCTS = ("qkv", "attention output", "query", "LM head", "router", "embedding product")
+_OF_ROWS = ("LM head",)
+
+
+def is_product(term: str) -> bool:
+    """Is it a product with a matrix of weights?"""
+    return term in PRODUCTS or (term.endswith((" up", " down")) and term not in TERMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Seconds of spans by resource, in the order of `RESOURCES`: (n, 5), and their rows of the steps table."""
+
+    rows: Ints
+    seconds: Floats
+
+    @classmethod
+    def predicted(cls, terms: StepTerms) -> Resources:
+        """Of up to `MOST_SPANS` of the recorded spans, evenly chosen, each explained at its middle step."""
+        chosen = terms.spans[:: -(-len(terms.spans) // MOST_SPANS) or 1]
+        halves: dict[tuple[str, int], float] = {}
+        seconds = np.zeros((len(chosen), len(RESOURCES)))
+        for place, (_, shape, repeats) in enumerate(chosen):
+            for name, exposed_s in exposed(terms.cost, shape, repeats, overlap_host=terms.overlap_host).items():
+                split = _split(terms.cost, name, shape, exposed_s, halves)
+                for resource, part_s in split.items():
+                    seconds[place, RESOURCES.index(resource)] += part_s * repeats
+        return cls(np.fromiter((row for row, _, _ in chosen), np.int64, len(chosen)), seconds)
+
+    @classmethod
+    def measured(cls, steps: pd.DataFrame) -> Resources:
+        """Of every span of a live run: what the device took, and what the host did."""
+        seconds = np.zeros((len(steps), len(RESOURCES)))
+        seconds[:, RESOURCES.index(DEVICE)] = steps["device_s"]
+        seconds[:, RESOURCES.index(HOST)] = steps["host_s"]
+        return cls(np.arange(len(steps), dtype=np.int64), seconds)
+
+    def shares(self, chosen: npt.NDArray[np.bool_] | None = None) -> dict[str, float]:
+        """The share of each resource in these spans' seconds (all of them by default); empty where there are none."""
+        totals = (self.seconds if chosen is None else self.seconds[chosen]).sum(axis=0)
+        whole = float(totals.sum())
+        return {name: float(part) / whole for name, part in zip(RESOURCES, totals, strict=True)} if whole > 0 else {}
+
+
+def _split(
+    cost: StepCost, name: str, shape: Shape, seconds: float, halves: dict[tuple[str, int], float]
+) -> Mapping[str, float]:
+    if not is_product(name):
+        return {TERMS.get(name, DEVICE): seconds}
+    size = shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape)
+    key = (name, size)
+    if key not in halves:
+        halves[key] = _arithmetic(cost, name, size)
+    return {COMPUTE: halves[key] * seconds, MEMORY: (1.0 - halves[key]) * seconds}
+
+
+def _arithmetic(cost: StepCost, name: str, size: int) -> float:
+    """The share of a product's time that goes with its tokens: 0 where half of them take as long, 1 where half that."""
+    whole, half = (_term_s(cost, name, tokens) for tokens in (size, max(1, size // 2)))
+    return min(1.0, max(0.0, 2.0 * (whole - half) / whole)) if whole > 0 else 0.0
+
+
+def _term_s(cost: StepCost, name: str, tokens: int) -> float:
+    """Seconds of the term in a prompt of so many tokens, or for rows in so many one-token rows."""
+    shape = Shape(decodes=tokens, decode_context=tokens, decode_window_context=tokens, decode_longest=1)
+    term: Term | None = cost.explain(shape).get(name)
+    return term.seconds if term is not None else 0.0

@@ -1,0 +1,62 @@
+"""From the tables of a run to what its summary answers first: the load, what binds, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sim.results.binding import Load, StepLimits, binding
+from sim.results.levers import lever
+from sim.results.metrics import Limit, plain
+from sim.results.resources import Resources
+from sim.results.terms import StepTerms
+from sim.results.verdict import load_of, stable, verdict
+from sim.serving.assemble import Parts
+
+
+def answered(
+    summary: Mapping[str, Any],
+    parts: Parts,
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    terms: StepTerms | None,
+    slo: Sequence[Limit],
+) -> dict[str, Any]:
+    """The summary of a run with its answer: `verdict` comes first, `load` and `binding` behind it."""
+    scenario = parts.scenario
+    workload = scenario.workload
+    load = summary.get("load") or load_of(requests, asked_per_s=workload.rate, users=workload.concurrency)
+    resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)
+    held_up = Load(closed=load["kind"] == "closed", slo=slo)
+    binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, scenario.replicas)
+    binds = {**binds, **lever(binds["by"], scenario)._asdict()}
+    told = {"load": load, "binding": plain(binds), **summary}
+    first = verdict(told, is_stable=stable(requests, load))
+    return {"verdict": plain(first), **told}
+
+
+def step_limits(parts: Parts, requests: pd.DataFrame) -> StepLimits:
+    """What a step of these parts may hold, and how much memory none of these requests could be refused for."""
+    scenario, pool, policy = parts.scenario, parts.pool, parts.scenario.policy
+    longest = int((requests["prompt_tokens"] + requests["output_tokens"]).max()) if len(requests) else 0
+    own = scenario.allocator.name
+    if own == "contiguous-max":
+        longest = max(longest, pool.max_request_tokens)
+    elif own == "contiguous-pow2":
+        longest = 2 * longest
+    spare = scenario.allocator.parameters.get("watermark", 0.0) * pool.tokens
+    needed = pool.blocks_for(longest + 1) * pool.block_tokens + int(spare)
+    widest = int(requests["samples"].max()) if len(requests) else 1
+    base = policy.parameters.get("base", policy.name)
+    return StepLimits(
+        seats=parts.limits.max_num_seqs,
+        budget_tokens=parts.limits.max_num_batched_tokens,
+        request_tokens=0 if parts.traits["keeps_nothing"] else needed * widest,
+        in_pieces=not own.startswith("contiguous"),
+        whole_prompts=not parts.limits.chunked_prefill or base == "continuous",
+        asks=base in ("chunked", "priority", "sjf") and parts.limits.chunked_prefill and parts.engine_class is None,
+        batch=policy.parameters.get("batch_size", 8) if policy.name == "static" else 0,
+        widest=widest,
+    )
