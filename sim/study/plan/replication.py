@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-import traces
 from sim.engine.request import index_of
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
-from sim.scenario import Scenario, WorkloadSettings
+from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
-from sim.serving.workload import samples, timed
+from sim.serving.workload import Reading, read_trace, samples, timed
+from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
-from traces.schema import InputError, Trace, keep_rows
+from traces.schema import Trace, keep_rows
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 MOST_REPLICATIONS = 1000
@@ -98,20 +98,15 @@ def source(settings: WorkloadSettings) -> Trace:
 
     Raises InputError as `sim.serving.workload.load_trace`.
     """
-    if not settings.trace:
-        raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
+    reading = replace(Reading.of(settings), whole_sessions=settings.sessions)  # a plan always lays arrivals anew
     stamps = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
-    return _read(
-        settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad, stamps
-    )
+    return _read(reading, stamps)
 
 
 @lru_cache(maxsize=4)
-def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool, stamps: Stamps) -> Trace:
+def _read(reading: Reading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
-    return traces.read(
-        trace, format=kind or None, limit=limit or None, side=side, tokenizer=tokenizer or None, skip_bad=skip_bad
-    )
+    return read_trace(reading)
 
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:
