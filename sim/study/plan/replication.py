@@ -21,7 +21,7 @@ from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
-from traces.schema import Trace, keep_rows
+from traces.schema import InputError, Trace, keep_rows
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 MOST_REPLICATIONS = 1000
@@ -46,6 +46,8 @@ class Replication:
     def scenario(self) -> Scenario:
         """The scenario of this replication, as `sim run` would take it."""
         workload = self.base.workload
+        if workload.stages:
+            raise InputError("a plan is made for one rate; leave out workload.stages")
         drawn = "poisson" if workload.arrivals == "trace" else workload.arrivals
         work = replace(workload, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
         return replace(self.base, workload=work, seed=self.base.seed + self.replication, slo="")
