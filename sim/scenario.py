@@ -11,7 +11,7 @@ from datetime import time as clock_time
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -19,10 +19,10 @@ from sim.load import plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.model import MAX_TP
 from sim.specs.settings import Setting, Where, check, section, setting, word
+from sim.specs.workload import WorkloadSettings
 from sim.speculation.settings import SpeculationSettings
 from traces import documents
-from traces.redraw import LARGEST_CV
-from traces.schema import MAX_REQUESTS, InputError
+from traces.schema import InputError
 
 _SHORT = {
     "trace": "workload.trace",
@@ -54,53 +54,6 @@ class Part:
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadSettings:
-    """Which requests come, and when."""
-
-    trace: str = setting("", "Trace file, or the name of a bundled one (sim list traces).")
-    format: str = setting("", "Format of the trace, instead of detecting it (sim list formats).")
-    limit: int = setting(0, "Only the first N requests.", Bound(0, 10**9, "all"))
-    rate: float = setting(
-        0.0, "Mean arrivals per second; a trace's own times are stretched to it.", Bound(1e-6, 1e9, "not set")
-    )
-    rate_scale: float = setting(1.0, "Multiply the trace's arrival rate.", Bound(1e-6, 1e6))
-    concurrency: int = setting(
-        0, "Closed loop of N users, who wait for their answers.", Bound(0, MAX_REQUESTS, "not set")
-    )
-    arrivals: str = setting(
-        "trace",
-        "Arrival times: the trace's, or drawn anew from the seed, at workload.rate or else the trace's own.",
-        choices=("trace", "poisson", "gamma"),
-    )
-    arrivals_cv: float = setting(1.0, "Coefficient of variation of gamma arrivals' gaps.", Bound(0.001, LARGEST_CV))
-    resample: int = setting(0, "Draw N sessions (or requests) of the trace anew.", Bound(0, MAX_REQUESTS, "not set"))
-    sessions: bool = setting(
-        True, "A turn waits for the answer before it and the think time, not for its recorded time."
-    )
-    side: str = setting("both", "Side of each battle of an arena trace: both, a, b.")
-    tokenizer: str = setting("", "A tokenizer.json, for traces that hold text without token counts.")
-    skip_bad: bool = setting(False, "Leave out rows that cannot be used, and count them.")
-    samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
-    beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")
-    # Nothing simulated could choose a beam; 0.07 is nearest to figure 15 of the vLLM paper, which no value meets.
-    beam_churn: float = setting(
-        0.07,
-        "Probability that a beam's place goes on from another, drawn one after a token.",
-        Bound(0.0, 1.0),
-        where=Where("workload.beam_search is true", lambda scenario: scenario.workload.beam_search),
-    )
-
-    def __post_init__(self) -> None:
-        check("workload", self)
-        if (self.rate > 0) + (self.rate_scale != 1.0) + (self.concurrency > 0) > 1:
-            raise InputError("workload.rate, workload.rate_scale and workload.concurrency exclude one another")
-        if self.arrivals_cv != 1.0 and self.arrivals != "gamma":
-            raise InputError(f"workload.arrivals_cv is of gamma arrivals, and workload.arrivals is {self.arrivals}")
-        if self.arrivals != "trace" and self.concurrency:
-            raise InputError("workload.arrivals and workload.concurrency exclude one another: users come by themselves")
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,16 +424,20 @@ def _value(kind: Any, value: Any, label: str) -> Any:
         if not isinstance(value, Mapping):
             raise InputError(f"{label} is {value!r}; it must be a section")
         return _make(kind, value, label)  # type: ignore[arg-type]
-    if isinstance(kind, UnionType):
-        if type(value) in get_args(kind):
-            return value
-        if float in get_args(kind) and type(value) is int:
-            return float(value)
-    elif kind is float and type(value) is int:
-        return float(value)
-    elif isinstance(kind, type) and type(value) is kind:
+    if get_origin(kind) is tuple:
+        return _tables(get_args(kind)[0], value, label)
+    simple = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if type(value) in simple:
         return value
-    elif not isinstance(kind, type) and isinstance(value, Mapping):
+    if float in simple and type(value) is int:
+        return float(value)
+    if not isinstance(kind, type) and isinstance(value, Mapping):
         return {key: _value(get_args(kind)[1], inner, f"{label}.{key}") for key, inner in value.items()}
     name = kind.__name__ if isinstance(kind, type) else str(kind)
     raise InputError(f"{label} is {value!r}; it must be of type {name}")
+
+
+def _tables(kind: Any, value: Any, label: str) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(inner, kind | Mapping) for inner in value):
+        return tuple(inner if isinstance(inner, kind) else _make(kind, inner, label) for inner in value)
+    raise InputError(f"{label} is {value!r}; it must be a list of tables of {', '.join(_hints(kind))}")

@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from traces import blocks
-from traces.redraw import copies_apart
+from traces.resample import Sessions
 from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
 from traces.sessions import followed, offsets_s, roots
 
 Floats = npt.NDArray[np.float64]
 AT_ONCE_S = 1e-9  # a span below this is one moment: there is no rate to stretch
-Indices = npt.NDArray[np.int64]
 
 
 def slice_time(trace: Trace, start_s: float, end_s: float = math.inf) -> Trace:
@@ -52,6 +51,13 @@ def scale_rate(trace: Trace, factor: float) -> Trace:
     return trace.edited(
         requests.assign(arrival_s=requests["arrival_s"] / factor), f"Arrival rate scaled by {factor:g}."
     )
+
+
+def mean_rate(trace: Trace) -> float | None:
+    """(requests - 1) / span; None where the trace has no times, or all requests arrive at once."""
+    if not trace.has_arrivals or trace.span_s <= AT_ONCE_S:
+        return None
+    return (len(trace) - 1) / trace.span_s
 
 
 def set_rate(trace: Trace, rate_per_s: float, rng: np.random.Generator) -> Trace:
@@ -102,31 +108,25 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     if not 1 <= count <= MAX_REQUESTS:
         raise InputError(f"count is {count}; it must be at least 1 and at most {MAX_REQUESTS:,}")
     requests = trace.requests
-    after = followed(requests)
-    root = roots(after)
-    starts = np.flatnonzero(after < 0)
-    times = requests["arrival_s"].to_numpy()
-    gaps = np.diff(times[starts])
-    drawn = rng.integers(0, len(starts), count)
-    begin = np.concatenate([[0.0], np.cumsum(rng.choice(gaps, count - 1) if len(gaps) else np.zeros(count - 1))])
-    members = pd.Series(np.arange(len(root))).groupby(root).indices
-    rows = [np.asarray(members[int(starts[one])]) for one in drawn]
-    copy = np.repeat(np.arange(count), [len(row) for row in rows])
-    taken = np.concatenate(rows)
-    table = requests.iloc[taken].reset_index(drop=True)
-    table["arrival_s"] = begin[copy] + times[taken] - times[root[taken]]
-    if "after" in table:
-        table["after"] = _copied(after[taken], rows, copy)
-    if "session" in table:
-        table["session"] = table["session"] + "~" + pd.Series(copy).astype("string")
-    if "prefix_blocks" in table:
-        times_before = np.asarray(pd.Series(drawn).groupby(drawn).cumcount(), np.int64)
-        ids = copies_apart(list(table["prefix_blocks"]), drawn[copy], times_before[copy])
-        table["prefix_blocks"] = pd.Series(ids, dtype=object)
+    sessions = Sessions.of(requests)
+    gaps = sessions.gaps_s()
+    drawn = rng.integers(0, len(sessions), count)
+    begin_s = np.concatenate([[0.0], np.cumsum(rng.choice(gaps, count - 1) if len(gaps) else np.zeros(count - 1))])
+    table = sessions.taken(drawn, begin_s)
     what = "sessions" if "after" in table else "requests"
     return trace.edited(
-        in_order(table), f"{count:,} {what} drawn with replacement from {len(starts):,}; gaps likewise."
+        in_order(table), f"{count:,} {what} drawn with replacement from {len(sessions):,}; gaps likewise."
     )
+
+
+def at_once(trace: Trace) -> Trace:
+    """Every request at 0; of sessions every first turn, the others by as much later as they were."""
+    requests = trace.requests
+    after = followed(requests)
+    recorded_s = requests["arrival_s"].to_numpy() if trace.has_arrivals else offsets_s(requests, after)
+    table = requests.assign(arrival_s=recorded_s - recorded_s[roots(after)])
+    what = "First turns of all sessions" if "after" in requests else "All requests"
+    return trace.edited(in_order(table), f"{what} arrive at once, at 0.", has_arrivals=True)
 
 
 def merge(traces: Sequence[Trace]) -> Trace:
@@ -205,16 +205,6 @@ def _cut(trace: Trace, kept: Mask, note: str) -> Trace:
 def _positive(what: str, value: float) -> None:
     if not 1e-9 <= value <= 1e9:
         raise InputError(f"{what} is {value}; it must be above 0, from 1e-09 to 1e+09")
-
-
-def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:
-    """`after` in terms of rows that were taken session by session."""
-    begin = np.concatenate([[0], np.cumsum([len(row) for row in rows])])[copy]
-    inside = np.array(
-        [np.searchsorted(rows[one], parent) if parent >= 0 else -1 for one, parent in zip(copy, after, strict=True)],
-        dtype=np.int64,
-    )
-    return np.where(inside >= 0, begin + inside, -1)
 
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:

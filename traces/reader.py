@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from traces import files, formats
 from traces.head import head_of
 from traces.schema import InputError, Trace, in_order, keep_rows, validate
+from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
 
 DATA = Path(__file__).parent / "data"
@@ -24,12 +26,14 @@ def read(
     skip_bad: bool = False,
     limit: int | None = None,
     side: str = "both",
+    whole_sessions: bool = False,
 ) -> Trace:
     """Reads a trace: a file (or a folder of WEKA sessions), else a bundled trace of that name.
 
     `format` names the reader instead of detecting it; `tokenizer` is a local tokenizer.json for files that hold
-    text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival; `side` picks one side
-    of a two-sided conversation. Raises InputError for anything that the user can mend.
+    text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival, with `whole_sessions` the
+    requests of the first sessions by start; `side` picks one side of a two-sided conversation. Raises InputError for
+    anything that the user can mend.
     """
     if side not in SIDES:
         raise InputError(f"unknown side {side!r}; known are {', '.join(SIDES)}")
@@ -50,7 +54,7 @@ def read(
         raise InputError(f"{path} needs no tokenizer ({reader.name} gives token counts); leave --tokenizer out")
     if side != "both" and "side" not in source.used:
         raise InputError(f"{path} has no sides ({reader.name}); leave --side out")
-    return _finished(table, source, reader.name, limit)
+    return _finished(table, source, reader.name, limit, whole_sessions)
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -94,7 +98,22 @@ def _sessions_in_order(table: pd.DataFrame) -> bool:
     return bool(starts.is_monotonic_increasing)
 
 
-def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None) -> Trace:
+def _first(ordered: pd.DataFrame, limit: int, whole_sessions: bool, notes: list[str]) -> pd.DataFrame:
+    if not (whole_sessions and "after" in ordered):
+        notes.append(f"Only the first {limit:,} of {len(ordered):,} requests are kept.")
+        return keep_rows(ordered, (ordered.index < limit))
+    kept = np.zeros(len(ordered), bool)
+    kept[by_session(followed(ordered))[:limit]] = True
+    table = keep_rows(ordered, kept)
+    sessions = int((table["after"] < 0).sum())
+    notes.append(
+        f"Only the {limit:,} requests of the first {sessions:,} sessions are kept, of {len(ordered):,} in all: whole "
+        "sessions in order of their starts, of the last as many turns as still fit."
+    )
+    return table
+
+
+def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None, whole_sessions: bool) -> Trace:
     clean, bad = validate(table, str(source.path), source.skip_bad, source.where)
     ordered = in_order(clean)
     if not source.has_arrivals:
@@ -102,8 +121,7 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None)
     elif not _sessions_in_order(clean):
         source.notes.append("Requests are sorted by arrival time; equal times keep the file's order.")
     if limit is not None and limit < len(ordered):
-        source.notes.append(f"Only the first {limit:,} of {len(ordered):,} requests are kept.")
-        ordered = keep_rows(ordered, (ordered.index < limit))
+        ordered = _first(ordered, limit, whole_sessions, source.notes)
     source.dropped.update(bad)
     for reason, count in source.dropped.items():
         source.notes.append(f"Dropped {count:,}: {reason}.")

@@ -50,7 +50,8 @@ class Trace:
     """Requests in order of arrival, and what a reader of a report has to know about them.
 
     `requests` has a RangeIndex and the columns of `DTYPES`: the first four always, the others where the
-    source has them. `notes` are sentences: how arrivals were derived, how tokens were counted.
+    source has them. `notes` are sentences: how arrivals were derived, how tokens were counted. `window_s` is the length
+    of the stretch that arrivals were laid over evenly (`traces.redraw`), None where they were not.
     """
 
     requests: pd.DataFrame
@@ -62,6 +63,7 @@ class Trace:
     has_arrivals: bool = True
     dropped: int = 0
     dropped_reasons: Mapping[str, int] = field(default_factory=dict)
+    window_s: float | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -80,13 +82,15 @@ class Trace:
             )
         return self
 
-    def edited(self, requests: pd.DataFrame, note: str, *, has_arrivals: bool | None = None) -> Trace:
+    def edited(
+        self, requests: pd.DataFrame, note: str, *, has_arrivals: bool | None = None, window_s: float | None = None
+    ) -> Trace:
         known = self.has_arrivals if has_arrivals is None else has_arrivals
         if len(requests) and not (last_s := float(requests["arrival_s"].max())) <= MAX_TIME_S:
             raise InputError(
                 f"{self.path or self.name}: the last request would arrive at {last_s:.3g} s, in over 100 years"
             )
-        return replace(self, requests=requests, notes=(*self.notes, note), has_arrivals=known)
+        return replace(self, requests=requests, notes=(*self.notes, note), has_arrivals=known, window_s=window_s)
 
 
 def from_frame(table: pd.DataFrame, *, name: str = "table", kind: str = "table", synthetic: bool = False) -> Trace:

@@ -78,6 +78,12 @@ def offsets_s(requests: pd.DataFrame, after: Indices) -> npt.NDArray[np.float64]
     return offset_s
 
 
+def by_session(after: Indices) -> Indices:
+    """The rows session by session, in order of start, and of a session in order of its turns."""
+    root = roots(after)
+    return np.lexsort((np.arange(len(root)), root))
+
+
 def linked(table: pd.DataFrame, elapsed_s: npt.NDArray[np.float64] | None = None) -> pd.DataFrame:
     """Adds turn, after and think_s to rows in order of time that name their `session` ("" = none).
 

@@ -92,6 +92,8 @@ def _settings() -> list[Row]:
 def _values(default: Any, about: Setting) -> str:
     if about.bound is not None:
         return str(about.bound)
+    if isinstance(default, tuple):
+        return "tables"
     return ", ".join(map(word, about.choices or ((False, True) if isinstance(default, bool) else ()))) or "a text"
 
 

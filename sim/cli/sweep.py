@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,19 @@ def _telling(bar: Progress | None, again: list[str]) -> Progress:
 
 
 def as_document(table: pd.DataFrame, axes: dict[str, list[Any]]) -> dict[str, Any]:
-    """What a script reads: the axes, and the rows as in sweep.parquet with null for what is missing."""
+    """What a script reads: the axes, and the rows as in sweep.parquet with null for what is missing, and "inf"."""
     rows = [
         dict(zip(table.columns, row, strict=True))
         for row in table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
     ]
-    return {"axes": axes, "seeds": sorted({row["seed"] for row in rows}), "points": rows}
+    document = {"axes": axes, "seeds": sorted({row["seed"] for row in rows}), "points": rows}
+    return _finite(document)  # type: ignore[no-any-return]
+
+
+def _finite(value: Any) -> Any:
+    """The same with the text "inf" for an infinite rate, for which JSON has no number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

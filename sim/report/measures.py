@@ -93,7 +93,7 @@ class Measure:
 
 
 # Groups of measures that are told by their short names alone.
-UNLIKE = ("Throughput", "KV moved", "Money", "Energy", "Costs")
+UNLIKE = ("Throughput", "Load", "KV moved", "Money", "Energy", "Costs")
 
 
 def _latency(key: str, statistic: str) -> Measure:
@@ -109,6 +109,9 @@ MEASURES = {
         Measure("throughput.output_tokens_per_s", "Output tokens", "per s", 1, "Throughput", "Output tokens", "always"),
         Measure("goodput.requests_per_s", "Goodput", "per s", 1, "Throughput", "Goodput", "if any"),
         Measure("goodput.fraction", "SLO met", "%", 1),
+        Measure("load.offered_per_s", "Requests offered", "per s", 0, "Load", "Offered", "if any"),
+        Measure("load.admitted_per_s", "Requests admitted", "per s", 0, "Load", "Admitted", "if any"),
+        Measure("load.served_per_s", "Requests served while others came", "per s", 1, "Load", "Served", "if any"),
         *(_latency(key, statistic) for key in LATENCIES for statistic in STATISTICS),
         Measure("kv.mean_used", "KV used", "%", 0, "KV used", "mean", "always"),
         Measure("kv.peak_used", "KV used at the peak", "%", 0, "KV used", "peak", "always"),

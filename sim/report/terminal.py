@@ -17,6 +17,7 @@ from sim.report.run.sentences import (
     binds,
     drafts_by_position,
     energy_line,
+    load_line,
     money_line,
     notes_of,
     requests_line,
@@ -101,7 +102,10 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     rates = summary["throughput"]
     output, total = number(rates["output_tokens_per_s"]), number(rates["total_tokens_per_s"])
     tokens = f"{output} output tokens/s, {total} in all"
-    lines: list[tuple[str, str | Text]] = [("Served", f"{number(rates['requests_per_s'])} requests/s, {tokens}")]
+    lines: list[tuple[str, str | Text]] = []
+    if "load" in summary:  # of a folder that an earlier version wrote it is not
+        lines.append(("Load", load_line(summary["load"])))
+    lines.append(("Served", f"{number(rates['requests_per_s'])} requests/s, {tokens}"))
     if summary["computed"]["padding_fraction"]:
         lines.append(
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")

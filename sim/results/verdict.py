@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sim.results.binding import BINDS_FROM, BUDGET, IDLE, KV, NOTHING, POLICY, SEATS
@@ -30,31 +29,6 @@ def clause_name(name: str) -> str:
     """`ttft_p99` as `TTFT p99`, `itl` as `ITL max`: a name without a statistic speaks of every request."""
     metric, _, statistic = name.partition("_")
     return f"{_WORDS.get(metric, metric.upper())} {statistic or 'max'}"
-
-
-def load_of(requests: pd.DataFrame, *, asked_per_s: float = 0.0, users: int = 0) -> dict[str, Any]:
-    """What was offered and served: arrivals, those that an engine took, and completions, per second of the time in
-    which requests arrived. A load without such a time, all at once, has no rates."""
-    arrival_s = requests["arrival_s"].to_numpy(np.float64)
-    window_s = float(np.ptp(arrival_s)) if len(arrival_s) else 0.0
-    done = requests.loc[requests["status"] == "completed", "finish_s"].to_numpy(np.float64)
-    last_s = float(arrival_s.max()) if len(arrival_s) else 0.0
-    admitted = int(requests["first_scheduled_s"].notna().sum())
-    kind = "closed" if users else "at once" if window_s <= 0 else "open" if asked_per_s else "recorded"
-
-    def rate(amount: float) -> float:
-        return amount / window_s if window_s > 0 else 0.0
-
-    return {
-        "kind": kind,
-        "asked_per_s": asked_per_s or None,
-        "offered_per_s": rate(len(requests) - 1),
-        "admitted_per_s": rate(max(0, admitted - 1)),
-        "served_per_s": rate(int((done <= last_s).sum())),
-        "window_s": window_s,
-        "users": users or None,
-        "drain_s": max(0.0, float(done.max()) - last_s) if len(done) else 0.0,
-    }
 
 
 def stable(requests: pd.DataFrame, load: Summary) -> bool | None:

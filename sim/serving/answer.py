@@ -12,7 +12,7 @@ from sim.results.levers import lever
 from sim.results.metrics import Limit, plain
 from sim.results.resources import Resources
 from sim.results.terms import StepTerms
-from sim.results.verdict import load_of, stable, verdict
+from sim.results.verdict import stable, verdict
 from sim.serving.assemble import Parts
 
 
@@ -24,15 +24,13 @@ def answered(
     terms: StepTerms | None,
     slo: Sequence[Limit],
 ) -> dict[str, Any]:
-    """The summary of a run with its answer: `verdict` comes first, `load` and `binding` behind it."""
-    scenario = parts.scenario
-    workload = scenario.workload
-    load = summary.get("load") or load_of(requests, asked_per_s=workload.rate, users=workload.concurrency)
+    """The summary of a run, `load` included, with its answer: `verdict` comes first, `load` and `binding` behind it."""
+    scenario, load = parts.scenario, summary["load"]
     resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)
     held_up = Load(closed=load["kind"] == "closed", slo=slo)
     binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, scenario.replicas)
     binds = {**binds, **lever(binds["by"], scenario)._asdict()}
-    told = {"load": load, "binding": plain(binds), **summary}
+    told = {"load": load, "binding": plain(binds), **{key: summary[key] for key in summary if key != "load"}}
     first = verdict(told, is_stable=stable(requests, load))
     return {"verdict": plain(first), **told}
 

@@ -22,6 +22,7 @@ from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.gaps import TokenGaps
 from sim.results.kv import KvFacts
+from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
@@ -35,7 +36,7 @@ from sim.serving.executor import Executor, OnTheWall
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
-from sim.serving.workload import columns, load_trace, samples
+from sim.serving.workload import asked_per_s, columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
 from sim.speculation import tables as draft_tables
@@ -158,6 +159,8 @@ def simulate(
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
     )
     summary["cost_terms"] = term_shares(terms)
+    asked = asked_per_s(trace, scenario.workload)
+    summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
     summary = answered(summary, parts, requests, steps, step_terms, slo)
     tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from zlib import crc32
 
@@ -11,11 +13,13 @@ import pandas as pd
 
 import traces
 from sim.engine.request import BeamDraw
-from sim.scenario import Scenario, WorkloadSettings
+from sim.scenario import Scenario
 from sim.serving.source import Workload
+from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.blocks import chained
-from traces.redraw import redraw
+from traces.redraw import Stage, own_rate, redraw, staged
+from traces.resample import enough
 from traces.schema import InputError, Trace
 
 
@@ -30,49 +34,117 @@ def load_trace(plan: Scenario) -> Trace:
     Raises:
         InputError: no trace is named, it cannot be read, or it has no times and none are asked for.
     """
-    return timed(read_trace(plan.workload), plan.workload, plan.seed)
+    return timed(read_trace(Reading.of(plan.workload)), plan.workload, plan.seed)
 
 
-def read_trace(settings: WorkloadSettings) -> Trace:
-    """The scenario's trace as its file has it; of the settings, those count that say what to read and how.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of a workload's settings, those that say what to read and how."""
+
+    trace: str
+    format: str
+    tokenizer: str
+    skip_bad: bool
+    limit: int
+    side: str
+    whole_sessions: bool
+
+    @classmethod
+    def of(cls, settings: WorkloadSettings) -> Reading:
+        return cls(
+            settings.trace,
+            settings.format,
+            settings.tokenizer,
+            settings.skip_bad,
+            settings.limit,
+            settings.side,
+            settings.sessions and settings.laid_anew,
+        )
+
+
+def read_trace(reading: Reading) -> Trace:
+    """A trace as its file has it.
 
     Raises:
         InputError: no trace is named, or it cannot be read.
     """
-    if not settings.trace:
+    if not reading.trace:
         raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
     return traces.read(
-        settings.trace,
-        format=settings.format or None,
-        tokenizer=settings.tokenizer or None,
-        skip_bad=settings.skip_bad,
-        limit=settings.limit or None,
-        side=settings.side,
+        reading.trace,
+        format=reading.format or None,
+        tokenizer=reading.tokenizer or None,
+        skip_bad=reading.skip_bad,
+        limit=reading.limit or None,
+        side=reading.side,
+        whole_sessions=reading.whole_sessions,
     )
 
 
 def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
-    """The trace with the requests and arrivals that the settings ask for."""
+    """The trace with the requests and arrivals that the settings ask for.
+
+    The one path of every command to a rate: of requests alone their times are stretched or drawn; where they come in
+    sessions, by `traces.redraw`, since what a session offers later must be offered from the start.
+
+    Raises:
+        InputError: the trace has no rate of its own where one is asked for, or no times at all.
+    """
+    sessions = settings.sessions and "after" in trace.requests
     if settings.resample:
         trace = edit.resample(trace, settings.resample, stream(seed, "resample"))
-    if settings.arrivals != "trace":
-        return redraw(trace, _mean_rate(trace, settings), stream(seed, "arrivals"), settings.arrivals_cv)
+    elif sessions and settings.limit and settings.laid_anew:
+        trace = enough(trace, settings.limit, stream(seed, "resample"))
+    cv = None if settings.arrivals == "trace" else settings.arrivals_cv
+    rng = stream(seed, "arrivals")
+    if settings.stages:
+        return staged(_alone(trace, sessions), _stages(trace, settings), stream(seed, "resample"), rng, cv)
+    if settings.rate == math.inf:
+        return edit.at_once(_alone(trace, sessions))
+    if cv is not None or (sessions and settings.laid_anew):
+        return redraw(trace, _mean_rate(trace, settings), rng, cv)
     if settings.rate:
-        return edit.set_rate(trace, settings.rate, stream(seed, "arrivals"))
+        return edit.set_rate(trace, settings.rate, rng)
     if settings.rate_scale != 1.0:
         return edit.scale_rate(trace.require_arrivals(), settings.rate_scale)
     return trace if settings.concurrency else trace.require_arrivals()
 
 
+def asked_per_s(trace: Trace, settings: WorkloadSettings) -> float | None:
+    """The mean rate at which a trace that was `timed` offers requests; None where nothing asks for a finite one."""
+    if settings.concurrency or not settings.laid_anew or math.isinf(settings.rate):
+        return None
+    return len(trace) / trace.window_s if trace.window_s else settings.rate or edit.mean_rate(trace)
+
+
+def _alone(trace: Trace, sessions: bool) -> Trace:
+    """The trace with its sessions, or as requests that follow none."""
+    if sessions or "after" not in trace.requests:
+        return trace
+    return replace(trace, requests=trace.requests.drop(columns=["after", "think_s"], errors="ignore"))
+
+
+def _stages(trace: Trace, settings: WorkloadSettings) -> list[Stage]:
+    if any(stage.rate_scale for stage in settings.stages):
+        base = settings.rate or _own_rate(trace, settings)
+        return [Stage(stage.rate or base * stage.rate_scale, stage.duration_s) for stage in settings.stages]
+    return [Stage(stage.rate, stage.duration_s) for stage in settings.stages]
+
+
 def _mean_rate(trace: Trace, settings: WorkloadSettings) -> float:
-    """Requests per second that arrivals are drawn at."""
-    if settings.rate:
-        return settings.rate
-    if not trace.has_arrivals or trace.span_s <= edit.AT_ONCE_S:
+    """Requests per second that arrivals are laid at."""
+    return settings.rate or _own_rate(trace, settings) * settings.rate_scale
+
+
+def _own_rate(trace: Trace, settings: WorkloadSettings) -> float:
+    """Requests per second of the trace itself; with sessions those that its starts offer in the long run."""
+    sessions = settings.sessions and "after" in trace.requests
+    rate = own_rate(trace) if sessions else edit.mean_rate(trace)
+    if rate is None:
         raise InputError(
             f"{trace.path or trace.name} has no arrival rate of its own to draw arrivals at; give one (--rate)"
         )
-    return (len(trace) - 1) / trace.span_s * settings.rate_scale
+    return rate
 
 
 def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Workload:

@@ -20,24 +20,25 @@ MAX_BLOCKS = 10**8
 class Bound:
     """A number from `least` to `most`, both included; with `above`, more than `least`.
 
-    `zero` says what 0 stands for, which then is allowed as well.
+    `zero` says what 0 stands for, and `infinite` what infinity does, which then are allowed as well.
     """
 
     least: float
     most: float
     zero: str = ""
     above: bool = False
+    infinite: str = ""
 
     def __str__(self) -> str:
         least = f"above {_shown(self.least)}" if self.above else f"at least {_shown(self.least)}"
-        most = f"at most {_shown(self.most)}"
+        most = f"at most {_shown(self.most)}" + (f", or inf ({self.infinite})" if self.infinite else "")
         if self.zero and self.least > 0:
             return f"0 ({self.zero}), or {least} and {most}"
         return f"{least} and {most}" + (f" (0: {self.zero})" if self.zero else "")
 
     def holds(self, value: float) -> bool:
         """Whether the value lies in it; NaN never does."""
-        if self.zero and value == 0:
+        if (self.zero and value == 0) or (self.infinite and value == math.inf):
             return True
         return self.least <= value <= self.most and not (self.above and value == self.least)
 

@@ -68,4 +68,6 @@ def word(value: Any) -> str:
     """A value as a user writes it: values that are the same setting read the same."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(word, value)) or "none"
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -38,8 +38,8 @@ def against(scenario: Scenario, served: Served, bounds: Bounds) -> Validation:
             "the number of KV blocks decides when requests wait, so it is not guessed here: give --kv-blocks "
             '(vLLM logs it at its start as "GPU KV cache size", in tokens: divide by the block size)'
         )
-    if scenario.workload.rate or scenario.workload.rate_scale != 1.0 or scenario.workload.concurrency:
-        raise InputError("--against takes the arrivals as they were recorded: leave out rates and concurrency")
+    if scenario.workload.laid_anew or scenario.workload.concurrency:
+        raise InputError("--against takes the arrivals as they were recorded: leave out rates, stages and users")
     trace = _timed(load_trace(scenario), served) if scenario.workload.trace else served.trace
     scenario = replace(scenario, workload=replace(scenario.workload, sessions=False))
     result = serving.simulate(scenario, trace=trace)

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 
 from sim import api, scenario
-from sim.scenario import WorkloadSettings
+from sim.specs.workload import WorkloadSettings
 from traces.schema import Trace, from_frame
 
 MEANS = {"Alpaca": (19.3, 58.4), "ShareGPT": (161.3, 338.1)}

@@ -215,11 +215,13 @@ def _chosen(settings: dict[str, Any]) -> Outcome:
     """The cheapest fleet, by the command line."""
     found = Outcome()
     options = ("--precision", settings.pop("precision"), "--requests", settings.pop("requests"), "--workers", 1)
-    axes = {key: settings.pop(key) for key in [key for key, value in settings.items() if isinstance(value, list)]}
-    varied = [word for key, values in axes.items() for word in ("--set", f"{key}={','.join(map(str, values))}")]
+    axes = {
+        key: settings.pop(key) for key in [key for key, value in settings.items() if isinstance(value, list) and value]
+    }
+    words = [word for key, values in axes.items() for word in ("--set", f"{key}={','.join(map(str, values))}")]
     with _files(settings) as (path,):
         out = path.parent / "out"
-        text = command("plan", path, *options, *varied, "--out", out, "--quiet")
+        text = command("plan", path, *options, *words, "--out", out, "--quiet")
         found.tree("printed", prints.lines_of(text, _SPEED))
         found.tree("plan.json", _without_version(json.loads((out / "plan.json").read_text())))
         found.page(out / "report.html")

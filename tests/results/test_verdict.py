@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pandas as pd
 import pytest
 from command_kit import sim
 from hypothesis import given
@@ -18,7 +17,7 @@ from sim.results.binding import IDLE, KV, LIMITS, NOTHING, SEATS
 from sim.results.levers import command_of
 from sim.results.resources import RESOURCES
 from sim.results.stability import grows, queue_warning
-from sim.results.verdict import bounded, clause_name, load_of, stable, verdict
+from sim.results.verdict import bounded, clause_name, stable, verdict
 
 LOADED: dict[str, Any] = {
     "trace": "chatbot_arena.jsonl", "workload.sessions": False, "rate": 25.0, "limit": 300,
@@ -175,23 +174,3 @@ def test_stability_is_one_rule() -> None:
     few = result.requests.head(50)
     assert grows(few) is None
     assert stable(few, {"kind": "open"}) is None
-
-
-def test_the_load_counts_what_came_and_what_went_while_requests_came() -> None:
-    requests = pd.DataFrame(
-        {
-            "arrival_s": [0.0, 1.0, 2.0, 4.0],
-            "status": ["completed", "completed", "rejected", "completed"],
-            "first_scheduled_s": [0.0, 1.0, None, 4.0],
-            "finish_s": [3.0, 3.5, None, 9.0],
-        }
-    )
-    load = load_of(requests, asked_per_s=1.0)
-    assert load == {
-        "kind": "open", "asked_per_s": 1.0, "offered_per_s": 0.75, "admitted_per_s": 0.5, "served_per_s": 0.5,
-        "window_s": 4.0, "users": None, "drain_s": 5.0,
-    }  # fmt: skip
-    assert load_of(requests, users=3)["kind"] == "closed"
-    assert load_of(requests)["kind"] == "recorded"
-    assert load_of(requests.head(1))["kind"] == "at once"
-    assert load_of(requests.head(0))["window_s"] == 0.0

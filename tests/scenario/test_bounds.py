@@ -52,7 +52,7 @@ def test_beyond_its_bound_a_number_is_refused_with_it(key: str) -> None:
     beyond: list[float] = (
         [least, bound.most + 1, 10**400, -1]
         if isinstance(default, int)
-        else [least, 2 * bound.most, math.inf, math.nan]
+        else [least, 2 * bound.most, -math.inf if bound.infinite else math.inf, math.nan]
     )
     for value in beyond:
         with pytest.raises(InputError) as caught:
@@ -87,6 +87,11 @@ def test_the_ends_of_a_bound_belong_to_it() -> None:
     assert [value for value in range(-1, 8) if bound.holds(value)] == [0, 2, 3, 4, 5]
     assert not Bound(0.0, 1.0, above=True).holds(0.0)
     assert not bound.holds(math.nan)
+    endless = Bound(1.0, 9.0, infinite="all at once")
+    assert endless.holds(math.inf)
+    assert not endless.holds(-math.inf)
+    assert not endless.holds(10.0)
+    assert str(endless) == "at least 1 and at most 9, or inf (all at once)"
 
 
 @pytest.mark.parametrize("key", PHYSICAL)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from law_cases import EXAMPLES, laws
 
 from sim.engine.memory import KvPool
-from sim.scenario import WorkloadSettings
 from sim.serving.source import Workload
 from sim.serving.workload import beam_draws, name_answers, samples
+from sim.specs.workload import WorkloadSettings
 
 SYSTEM = list(range(1000, 1040))
 

@@ -231,7 +231,7 @@ def test_old_code_is_not_run_for_new(here: Path) -> None:
 
 
 def test_a_plan_reads_an_edited_trace(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.scenario import WorkloadSettings
+    from sim.specs.workload import WorkloadSettings
 
     reading = WorkloadSettings(trace="small.csv")
     first = plan_replicate.source(reading)

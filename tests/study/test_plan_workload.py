@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import scenario
-from sim.scenario import WorkloadSettings
 from sim.serving.workload import timed
+from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.redraw import redraw
 from traces.schema import InputError, Trace, from_frame, validate

@@ -12,6 +12,7 @@ from sim.report.run.sentences import (
     answer,
     bill_rows,
     drafts_by_position,
+    load_rows,
     notes_of,
     requests_line,
     title,
@@ -105,6 +106,8 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]
     pace = [("Steps", count(simulator.get("steps"))), ("Wall time", seconds(simulator.get("wall_s")))]
     yield ("Requests", [*counts, ("Simulated time", seconds(summary["duration_s"])), *pace])
+    if load := summary.get("load"):
+        yield ("Load", load_rows(load))
     held = [(f"Of what was taken: {name}", percent(share)) for name, share in kv["waste"]["of_held"].items()]
     moved = [("Copied on write", size_of(kv["copied_bytes"])), ("Swapped", size_of(kv["swapped_bytes"]))]
     pool = [

@@ -46,6 +46,30 @@ def requests_line(summary: Mapping[str, Any]) -> str:
     return f"{count(counts['total'])} {noun} in {seconds(summary['duration_s'])}: {ended}"
 
 
+def load_line(load: Mapping[str, Any]) -> str:
+    """What was offered, admitted and served per second while requests came."""
+    who = {"closed": f"{count(load['users'])} users, ", "at once": "all at once, ", "staged": "in stages, "}
+    start = who.get(load["kind"], "")
+    if load["offered_per_s"] is None:
+        return f"{start or 'all at one time, '}the last ended {seconds(load['drain_s'])} later"
+    asked = "" if load["asked_per_s"] is None else f" ({number(load['asked_per_s'])} asked)"
+    rates = [f"{number(load[f'{what}_per_s'])}/s {what}" for what in ("offered", "admitted", "served")]
+    rates[0] += asked
+    return f"{start}{', '.join(rates)}"
+
+
+def load_rows(load: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same as (name, value)."""
+    kinds = {"closed": f"{count(load['users'])} users, each waits for an answer", "open": "at a rate"}
+    return [
+        ("Arrivals", kinds.get(load["kind"], load["kind"])),
+        *([] if load["asked_per_s"] is None else [("Asked for", f"{number(load['asked_per_s'])}/s")]),
+        *((what.capitalize(), f"{number(load[f'{what}_per_s'])}/s") for what in ("offered", "admitted", "served")),
+        ("Window in which they came", seconds(load["window_s"])),
+        ("From its end to the last answer", seconds(load["drain_s"])),
+    ]
+
+
 def notes_of(summary: Mapping[str, Any]) -> list[str]:
     """The run's notes: what the inputs say about themselves (`synthetic`, `notes`)."""
     inputs = summary["inputs"]

@@ -137,9 +137,10 @@ class Sweep:
 
     @property
     def loads(self) -> Floats:
-        """The load of each point; there must be one."""
+        """The load of each point, NaN where it has no place on an axis (not set, or all at once); there must be one."""
         assert self.load is not None
-        return np.array(self.points.settings[self.load.key], dtype=np.float64)
+        loads = np.array(self.points.settings[self.load.key], dtype=np.float64)
+        return np.where(np.isinf(loads), np.nan, loads)
 
     @property
     def varies(self) -> bool:

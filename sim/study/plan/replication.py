@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-import traces
 from sim.engine.request import index_of
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
-from sim.scenario import Scenario, WorkloadSettings
+from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
-from sim.serving.workload import samples, timed
+from sim.serving.workload import Reading, read_trace, samples, timed
+from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
@@ -46,6 +46,8 @@ class Replication:
     def scenario(self) -> Scenario:
         """The scenario of this replication, as `sim run` would take it."""
         workload = self.base.workload
+        if workload.stages:
+            raise InputError("a plan is made for one rate; leave out workload.stages")
         drawn = "poisson" if workload.arrivals == "trace" else workload.arrivals
         work = replace(workload, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
         return replace(self.base, workload=work, seed=self.base.seed + self.replication, slo="")
@@ -98,20 +100,15 @@ def source(settings: WorkloadSettings) -> Trace:
 
     Raises InputError as `sim.serving.workload.load_trace`.
     """
-    if not settings.trace:
-        raise InputError(f"no trace given; name a file with --trace, or a bundled one: {', '.join(traces.bundled())}")
+    reading = replace(Reading.of(settings), whole_sessions=settings.sessions)  # a plan always lays arrivals anew
     stamps = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
-    return _read(
-        settings.trace, settings.format, settings.limit, settings.side, settings.tokenizer, settings.skip_bad, stamps
-    )
+    return _read(reading, stamps)
 
 
 @lru_cache(maxsize=4)
-def _read(trace: str, kind: str, limit: int, side: str, tokenizer: str, skip_bad: bool, stamps: Stamps) -> Trace:
+def _read(reading: Reading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
-    return traces.read(
-        trace, format=kind or None, limit=limit or None, side=side, tokenizer=tokenizer or None, skip_bad=skip_bad
-    )
+    return read_trace(reading)
 
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:

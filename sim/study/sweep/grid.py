@@ -87,7 +87,7 @@ def of_settings(
         key = scenario.full_key(short)
         if key in fixed or key in axes:
             raise InputError(f"{key} is given twice; give all its values at once: {key}=first,second")
-        if isinstance(value, list | tuple | np.ndarray):
+        if isinstance(value, list | tuple | np.ndarray) and not isinstance(_defaults().get(key), list | tuple):
             axes[key] = tuple(_as_setting(key, item) for item in _checked(key, value))
         else:
             fixed[key] = value

@@ -1,0 +1,124 @@
+"""Sessions of a trace taken again, drawn or not: what a file has too few of is drawn anew. It knows no rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from traces.schema import MAX_REQUESTS, InputError, Trace, in_order
+from traces.sessions import followed, roots
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """The sessions of a table (requests where there are none), in order of their starts."""
+
+    requests: pd.DataFrame
+    rows: Sequence[Indices]
+    """Of each session the rows, the first turn's first."""
+
+    @classmethod
+    def of(cls, requests: pd.DataFrame) -> Sessions:
+        after = followed(requests)
+        members = pd.Series(np.arange(len(requests))).groupby(roots(after)).indices
+        return cls(requests, [np.asarray(members[int(one)]) for one in np.flatnonzero(after < 0)])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def start_s(self) -> Floats:
+        times: Floats = self.requests["arrival_s"].to_numpy()[[rows[0] for rows in self.rows]]
+        return times
+
+    def gaps_s(self) -> Floats:
+        """Between one start and the next."""
+        return np.diff(self.start_s())
+
+    def taken(self, chosen: Indices, begin_s: Floats, *, plain: int = 0) -> pd.DataFrame:
+        """The rows of these sessions one after the other, each session from its `begin_s` on.
+
+        Copies of a session share no prefix blocks but those that other sessions share too, and have names of their
+        own; the first `plain` sessions keep theirs.
+        """
+        rows = [self.rows[one] for one in chosen]
+        place = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
+        taken = np.concatenate(rows)
+        table = self.requests.iloc[taken].reset_index(drop=True)
+        times = self.requests["arrival_s"].to_numpy()
+        first = np.array([one[0] for one in rows])
+        table["arrival_s"] = begin_s[place] + times[taken] - times[first[place]]
+        if "after" in table:
+            table["after"] = _copied(followed(self.requests)[taken], rows, place)
+        if "session" in table:
+            named = table["session"] + "~" + pd.Series(place).astype("string")
+            table["session"] = table["session"].where(pd.Series(place < plain), named)
+        if "prefix_blocks" in table:
+            times_before = np.asarray(pd.Series(chosen).groupby(chosen).cumcount(), np.int64)
+            ids = copies_apart(list(table["prefix_blocks"]), np.asarray(chosen)[place], times_before[place])
+            table["prefix_blocks"] = pd.Series(ids, dtype=object)
+        return table
+
+
+def enough(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
+    """A trace of at least `count` requests: this one, or with whole sessions drawn from it again until there are as
+    many, of which the last is cut. Gaps between starts are drawn likewise.
+
+    Raises InputError for more requests than a trace may have.
+    """
+    if count > MAX_REQUESTS:
+        raise InputError(f"{count:,} requests are asked for; a trace that is drawn has at most {MAX_REQUESTS:,}")
+    lacking = count - len(trace)
+    if lacking <= 0:
+        return trace
+    sessions = Sessions.of(trace.requests)
+    own = np.arange(len(sessions))
+    sizes = np.array([len(rows) for rows in sessions.rows])
+    drawn = rng.integers(0, len(sessions), lacking)  # each has a request at least
+    drawn = drawn[: int(np.searchsorted(np.cumsum(sizes[drawn]), lacking)) + 1]
+    start_s, gaps = sessions.start_s(), sessions.gaps_s()
+    more_s = start_s[-1] + np.cumsum(rng.choice(gaps, len(drawn)) if len(gaps) else np.zeros(len(drawn)))
+    table = sessions.taken(np.concatenate([own, drawn]), np.concatenate([start_s, more_s]), plain=len(own))
+    what = "sessions" if "after" in table else "requests"
+    note = (
+        f"The file's {len(trace):,} requests are fewer than the {count:,} asked for: {len(drawn):,} {what} more are "
+        f"drawn from its {len(own):,}, with replacement."
+    )
+    return trace.edited(in_order(table.iloc[:count].reset_index(drop=True)), note)
+
+
+def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:
+    """`after` in terms of rows that were taken session by session."""
+    begin = np.concatenate([[0], np.cumsum([len(row) for row in rows])])[copy]
+    inside = np.array(
+        [np.searchsorted(rows[one], parent) if parent >= 0 else -1 for one, parent in zip(copy, after, strict=True)],
+        dtype=np.int64,
+    )
+    return np.where(inside >= 0, begin + inside, -1)
+
+
+def copies_apart(ids: list[Indices], session: Indices, copy: Indices) -> list[Indices]:
+    """Prefix blocks of a session that was drawn several times, with names of their own in each copy but the first.
+
+    Blocks that several sessions share (a system prompt) stay shared by all. ids: per row; session: which session of
+    the trace a row is from; copy: 0 for the first time that it was drawn, 1 for the second.
+    """
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    if not copy.any() or not lengths.sum():
+        return ids
+    flat = np.concatenate(ids).astype(np.int64)
+    owner, lap = np.repeat(session, lengths), np.repeat(copy, lengths)
+    blocks, place = np.unique(flat, return_inverse=True)
+    first, last = np.full(len(blocks), np.iinfo(np.int64).max), np.full(len(blocks), -1)
+    np.minimum.at(first, place, owner)
+    np.maximum.at(last, place, owner)
+    # Ids of each lap lie in a range of their own, above all that the trace uses.
+    stride = int(blocks[-1]) - int(blocks[0]) + 1
+    renamed = np.where((first == last)[place], flat + lap * stride, flat)
+    return np.split(renamed, np.cumsum(lengths)[:-1])
