@@ -57,7 +57,7 @@ def _cards(document: Document) -> Iterable[Card]:
         yield Card("Bounded by", str(capacity["bound_by"]), slo_words(document), "name")
     else:
         yield Card("Cheapest", str(best["name"]), f"{count(best['replicas'])} replicas", "name")
-        yield Card("GPUs", count(best["gpus"]), str(best["gpu"]))
+        yield Card("GPUs", count(best["gpu_count"]), str(best["gpu"]))
     if best["usd_per_hour"] is not None:
         yield Card("Price", f"{dollars(best['usd_per_hour'])}/h", str(best["price_source"]))
     if best["usd_per_million_tokens"] is not None:

@@ -20,7 +20,7 @@ def answer(document: Mapping[str, Any]) -> str:
         width = number(capacity["half_width"], 2)
         places = len(width.partition(".")[2])
         text = f"{capacity['requests_per_s']:,.{places}f} +- {width} requests/s"
-        gpus = f"{count(best['gpus'])} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
+        gpus = f"{count(best['gpu_count'])} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
         bound = capacity["bound_by"]
         limits = "the queue, which grows beyond it" if bound == STABILITY else bound
         return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
@@ -28,7 +28,7 @@ def answer(document: Mapping[str, Any]) -> str:
     replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
     name = "" if best["name"] == "run" else f"{best['name']}: "
     return (
-        f"{name}{replicas}, {count(best['gpus'])} {best['gpu']}{price}, "
+        f"{name}{replicas}, {count(best['gpu_count'])} {best['gpu']}{price}, "
         f"for {number(document['rate'])} requests/s under the SLO; {best['replications']} replications confirm it."
     )
 

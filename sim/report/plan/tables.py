@@ -39,7 +39,7 @@ PAGE_RATES: Columns = [*RATE, *MET_SLO, *_tails("p50", "p99"), *COUNTS]
 NAME: Columns = [("Candidate", lambda row: row["name"])]
 FLEET: Columns = [
     ("Replicas", lambda row: count(row["replicas"])),
-    ("GPUs", lambda row: count(row["gpus"])),
+    ("GPUs", lambda row: count(row["gpu_count"])),
     ("$/hour", lambda row: dollars(row["usd_per_hour"])),
     ("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"])),
     ("J/Mtok", lambda row: energy(row["joules_per_million_tokens"])),

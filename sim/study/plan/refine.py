@@ -40,6 +40,10 @@ class Question(NamedTuple):
     load: float = 1.0
 
 
+class CannotRunError(Exception):
+    """A candidate turns out not to run at all; says why."""
+
+
 Ask = Callable[[Sequence[Question]], Sequence[Glance]]
 """Answers questions in their order; raises `sim.study.workers.crew.OverError` when the time is over."""
 
@@ -66,7 +70,8 @@ class Standing:
     """The fewest replicas with which it met the SLO in a screening."""
     confirmed: int | None = None
     done: bool = False
-    reason: str = ""
+    cannot_run: str = ""
+    """Why it does not run, where that came to light late."""
     glances: dict[tuple[int, float], dict[int, Glance]] = field(default_factory=dict)
     """By replicas and load, by replication."""
 
@@ -105,7 +110,10 @@ class Refinement:
     def run(self) -> None:
         """Ask until the answer stands; at the end come the best one's margin and the costs that might equal its."""
         while (standing := self._next()) is not None:
-            self._refine(standing)
+            try:
+                self._refine(standing)
+            except CannotRunError as error:
+                standing.done, standing.cannot_run = True, str(error)
         if self.best is not None:
             self._measure_margin(self.best)
             self._look_below(self.best)
@@ -123,8 +131,6 @@ class Refinement:
         """The most replicas with which it is still cheaper than the best."""
         candidate = standing.candidate
         if self.best is None or self.best.confirmed is None:
-            return candidate.most
-        if candidate.cost <= 0:
             return candidate.most
         cost = self.best.confirmed * self.best.candidate.cost
         return min(candidate.most, math.ceil(cost / candidate.cost * (1 - 1e-9)) - 1)
@@ -157,21 +163,19 @@ class Refinement:
     def _sized(self, standing: Standing, most: int) -> int | None:
         """The fewest replicas that meet the SLO in a screening; None where `most` do not."""
         candidate = standing.candidate
+        share = float(np.median(self._efficiency)) if self._efficiency else EFFICIENCY
+        likely = math.ceil(candidate.least / share)
         if standing.meets is None:
-            share = float(np.median(self._efficiency)) if self._efficiency else EFFICIENCY
-            tried = min(most, max(standing.missed + 1, math.ceil(candidate.least * share + (1 - share))))
-            tried = min(most, max(standing.missed + 1, math.ceil(candidate.least / share)))
-            step = 1
+            tried, step = min(most, max(standing.missed + 1, likely)), 1
             while not self._meets(standing, tried):
                 if tried >= most:
                     return None
                 tried, step = min(most, tried + step), 2 * step
         assert standing.meets is not None
         while standing.meets - standing.missed > 1:
-            below = standing.meets - 1  # the guess errs little: next to it first
             middle = (standing.meets + standing.missed) // 2
-            far = standing.meets - standing.missed > 8
-            self._meets(standing, middle if far else below)
+            near = [number for number in (likely, likely - 1) if standing.missed < number < standing.meets]
+            self._meets(standing, near[0] if near else middle)
         self._efficiency.append(candidate.least / standing.meets)
         return standing.meets
 
@@ -243,7 +247,7 @@ class Refinement:
         most = self.top_cost(best)
         for standing in self.standings.values():
             candidate = standing.candidate
-            if standing is best or standing.meets is not None or candidate.least > candidate.most:
+            if standing is best or standing.meets or standing.cannot_run or candidate.least > candidate.most:
                 continue
             while standing.lowest_cost <= most * (1 + 1e-9) and standing.missed < candidate.most:
                 if self._meets(standing, standing.missed + 1):
@@ -268,6 +272,8 @@ def estimates(glances: Sequence[Glance], confidence: float = LOOK_CONFIDENCE) ->
 def met_by(glances: Sequence[Glance]) -> bool | None:
     """Is the SLO met, by the test over whole replications? None where they cannot say."""
     intervals = estimates(glances)
+    if not intervals:
+        return None
     if all(interval.high <= 0 for interval in intervals):
         return True
     return False if any(interval.low > 0 for interval in intervals) else None
