@@ -6,7 +6,6 @@ stands, the budget is spent, or somebody presses Ctrl-C. Each replication is kep
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,6 +60,8 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     if rate:
         document = cheapest(candidates, rate, ask, say, made, any_tp=any_tp)
     else:
+        if ask.budget_s is not None:
+            raise InputError("a budget is for choosing among candidates; give a --rate, or leave it out")
         document = capacity_of(next(iter(candidates.values())), ask, say)
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
@@ -124,7 +125,7 @@ def cheapest(
         reasons = {name: why for name, why in reasons.items() if candidates[name].gpu not in fitting}
     if not fleets:
         raise InputError("no candidate can be run: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
-    by_price = _priced(fleets)
+    fleets, by_price = _priced(fleets, reasons)
     offers = [_candidate(each, rate, ask, by_price) for each in fleets]
     for line in _table(fleets, offers, reasons, by_price):
         say(line)
@@ -146,17 +147,15 @@ def _simulate(findings: Findings, made: Made, over_s: float | None, say: Say) ->
     ask, refinement = findings.ask, findings.refinement
     path, told = ask.journal, ask.journal is not None
     if path is None and ask.keep:
-        question = [made, findings.rate, ask.attainment, ask.requests, ask.most_gpus, *map(repr, findings.scenarios.items())]
-        path = working_file(run_id.digest(json.dumps(question, default=str)))
+        asked = (made, findings.rate, ask.attainment, ask.requests, ask.most_gpus, repr(findings.scenarios))
+        path = working_file(run_id.digest(repr(asked)))
     with closing(Journal(path)) as journal:
         if journal.known:
             say(f"{len(journal.known):,} replications are known from {path}")
         elif path is not None and not told:
             say(f"replications are kept in {path} until the plan is done; the same command goes on from there")
         with Crew[Glimpse, Glance](glimpse, workers=ask.workers, executor=ask.executor, over_s=over_s) as crew:
-            bench = Simulations(
-                list(findings.fleets.values()), findings.rate, findings.clauses, journal, crew, made
-            )
+            bench = Simulations(list(findings.fleets.values()), findings.rate, findings.clauses, journal, crew, made)
             refinement.ask = bench
             try:
                 refinement.run()
@@ -176,15 +175,25 @@ def _tidy(path: Path | None, *, kept: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _priced(fleets: Sequence[Fleet]) -> bool:
-    """Whether money decides; GPUs do where no price is known."""
-    without = sorted({each.scenario.gpu for each in fleets if each.usd_per_hour is None})
-    if without and len({each.scenario.gpu for each in fleets}) > 1:
+def _priced(fleets: Sequence[Fleet], reasons: dict[str, str]) -> tuple[list[Fleet], bool]:
+    """(those that can be compared, whether money decides). Without any price GPUs decide, among those of one kind.
+
+    Those without a price among others that have one get their reason.
+    """
+    priced = [each for each in fleets if each.usd_per_hour is not None]
+    kinds = sorted({each.scenario.gpu for each in fleets if each.usd_per_hour is None})
+    if not priced and len(kinds) > 1:
         raise InputError(
-            f"no price is known of {', '.join(without)}, so it cannot be compared with other GPUs; set "
-            "price.usd_per_gpu_hour, or leave it out"
+            f"no price is known of {', '.join(kinds)}, so that they cannot be compared; set price.usd_per_gpu_hour, "
+            "or give one of them"
         )
-    return not without
+    if not priced:
+        return list(fleets), False
+    for each in fleets:
+        if each.usd_per_hour is None:
+            gpu = each.scenario.gpu
+            reasons[each.name] = f"no price is known of {gpu}; a GPU file with usd_per_gpu_hour gives it one"
+    return priced, True
 
 
 def _candidate(each: Fleet, rate: float, ask: Ask, by_price: bool) -> Candidate:
@@ -211,4 +220,4 @@ def _table(
             f"{offer.least} {'replica' if offer.least == 1 else 'replicas'}, {offer.least * each.gpus} GPUs{price}"
         )
     for name, why in reasons.items():
-        yield f"  {name}: cannot run: {why}"
+        yield f"  {name}: {why}"

@@ -16,8 +16,8 @@ class Error(NamedTuple):
 
 ROOFLINE = Error(
     0.12,
-    "roofline alone against a vLLM 0.19 run on an RTX PRO 6000: mean TPOT -7.4 %, mean E2E -11.6 %; against 86 vLLM runs "
-    "on H100: TPOT 5 % in the mean (an engine of 2023 on A100 was 24 to 44 % slower)",
+    "roofline alone against a vLLM 0.19 run on an RTX PRO 6000: mean TPOT -7.4 %, mean E2E -11.6 %; against 86 vLLM "
+    "runs on H100: TPOT 5 % in the mean (an engine of 2023 on A100 was 24 to 44 % slower)",
 )
 MEASURED = Error(
     0.05,
@@ -28,7 +28,7 @@ COST_MODEL: Mapping[str, Error] = {
     "measured": MEASURED,
     "interpolated": MEASURED,
     "derived": Error(ROOFLINE.share, "no figure of its own; a profile scaled to another GPU by the roofline's ratio"),
-    "extrapolated": Error(ROOFLINE.share, "no figure of its own; beyond its measurements a profile follows the roofline"),
+    "extrapolated": Error(ROOFLINE.share, "no figure of its own; beyond measurements the roofline is followed"),
     "roofline": ROOFLINE,
 }
 """By source class, as a summary's `cost_sources` calls them."""

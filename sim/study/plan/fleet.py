@@ -1,4 +1,4 @@
-"""The candidates of a plan as fleets: what each can do at best, and its replications, kept in a journal as they come."""
+"""The candidates of a plan as fleets: what each can do at best, and its replications, kept as they come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sim.serving.assemble import assemble
 from sim.study.identity import Made
 from sim.study.plan.bounds import Bound, bound_of
 from sim.study.plan.errors import cost_model
-from sim.study.plan.glance import Glance, Glimpse, glimpse, key_of
+from sim.study.plan.glance import Glance, Glimpse, key_of
 from sim.study.plan.journal import Journal
 from sim.study.plan.observation import Clause, Window, requests_needed
 from sim.study.plan.refine import CannotRunError, Question
@@ -22,8 +22,9 @@ from sim.study.plan.search import LONGEST
 from sim.study.workers.crew import Crew
 from traces.schema import InputError
 
-LIFETIMES = 6.0
-"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system."""
+LIFETIMES = 3.0
+"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system: one
+while the batch fills, one at least that counts, and one at the end, when the load falls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Fleet:
         """
         rate *= question.load
         filling = math.ceil(self.bound.lifetime_s * rate)
-        requests = min(LONGEST, max(self.fewest, 5 * requests_needed(clauses), math.ceil(LIFETIMES * filling)))
+        counted = max(self.fewest // 2, 2 * requests_needed(clauses), filling)
+        requests = min(LONGEST, max(self.fewest, counted + math.ceil((LIFETIMES - 1) * filling)))
         window = Window(min(requests // 2, max(requests // 10, filling)), min(filling, requests // 4))
         base = replace(self.scenario, replicas=question.replicas)
         sessions = math.ceil(requests * self.sessions_per_request)
@@ -111,8 +113,9 @@ class Simulations:
         self._admit({question.name for question in questions})
         asked = [self._fleets[question.name].glimpse(question, self._rate, self._clauses) for question in questions]
         keys = [key_of(each, self._made) for each in asked]
-        answers = {place: self._journal.get(key, whole=each.whole) for place, (key, each) in enumerate(zip(keys, asked, strict=True))}
-        missing = [place for place, known in answers.items() if known is None]
+        known = [self._journal.get(key, whole=each.whole) for key, each in zip(keys, asked, strict=True)]
+        answers = dict(enumerate(known))
+        missing = [place for place, glance in answers.items() if glance is None]
         for index, glance in self._crew([asked[place] for place in missing]):
             place = missing[index]
             self._journal.add(keys[place], glance)
@@ -130,5 +133,3 @@ class Simulations:
             except InputError as error:
                 raise CannotRunError(str(error)) from None
             self._admitted.add(name)
-
-

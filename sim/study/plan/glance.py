@@ -108,7 +108,7 @@ def key_of(asked: Glimpse, made: Made) -> str:
         made,
         sorted((name, repr(value)) for name, value in flat(as_tables(point.base)).items()),
         [point.rate_per_s, point.replication, point.sessions],
-        [(clause.name, clause.statistic, clause.share, [repr(limit) for limit in clause.limits]) for clause in point.clauses],
+        [(clause.name, clause.statistic, clause.share, repr(clause.limits)) for clause in point.clauses],
         [asked.window.skip, asked.window.drop],
     )
     return hashlib.sha256(json.dumps(told, allow_nan=False).encode()).hexdigest()

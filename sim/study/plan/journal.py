@@ -43,7 +43,7 @@ class Journal:
                 key = str(entry.pop("key"))
                 self.known[key] = of_line(entry)
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise InputError(f"{path} line {number} is damaged; delete the line and it is simulated again") from None
+                raise InputError(f"{path} line {number} is damaged; delete it and it is simulated again") from None
 
     def _whole(self) -> bytes:
         """The whole lines; a line that a kill cut short is dropped."""

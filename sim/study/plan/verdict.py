@@ -1,4 +1,4 @@
-"""What has been found out about the candidates of a plan, as the document of docs/plan.md: best, ties, range, nearest."""
+"""What has been found out about a plan's candidates, as the document of docs/plan.md: best, ties, range, nearest."""
 
 from __future__ import annotations
 
@@ -134,10 +134,12 @@ def _row(findings: Findings, name: str) -> Document:
     row: Document = {
         "name": name, **configuration(scenario), "status": "", "reason": "", "confirmed": False, "replicas": None,
         "gpus": None, "gpu_count": None, "capacity_per_replica": None, "range_per_replica": None,
-        "bound_per_replica": None, "bound_binds": None, "least_gpus": None, **money((), None, 0), **shown((), findings.clauses),
+        "bound_per_replica": None, "bound_binds": None, "least_gpus": None,
+        **money((), None, 0), **shown((), findings.clauses),
     }  # fmt: skip
     if name in findings.cannot_run:
-        return {**row, "status": "cannot run", "reason": findings.cannot_run[name]}
+        why = findings.cannot_run[name]
+        return {**row, "status": "no price" if why.startswith("no price") else "cannot run", "reason": why}
     fleet, standing = findings.fleets[name], findings.refinement.standings[name]
     row |= {"bound_per_replica": fleet.bound.rate_per_s, "bound_binds": fleet.bound.binds}
     if standing.cannot_run:
@@ -205,8 +207,8 @@ def _ties(findings: Findings, rows: Mapping[str, Document], best: Document | Non
     top = max(refinement.top_cost(refinement.best), _top(findings, best))
     return [
         name
-        for name, standing in refinement.standings.items()
-        if standing.meets and standing is not refinement.best and standing.meets * standing.candidate.cost <= top * (1 + 1e-9)
+        for name, each in refinement.standings.items()
+        if each.meets and each is not refinement.best and each.meets * each.candidate.cost <= top * (1 + 1e-9)
     ]
 
 
