@@ -22,9 +22,11 @@ from sim.study.plan.search import LONGEST
 from sim.study.workers.crew import Crew
 from traces.schema import InputError
 
-LIFETIMES = 3.0
-"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system: one
-while the batch fills, one at least that counts, and one at the end, when the load falls."""
+ALONE, TOGETHER = 15.0, 6.0
+"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system, of one
+replica and of all together, whose chance averages out."""
+SHORTEST = 4.0
+"""Where the longest replication lasts less than so many of these times, replicas are not simulated together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,20 @@ class Fleet:
         No less than a tenth is cut off at the beginning, and no less than comes in a request's time in the system at
         the bound, after which the batch is full; that many are also cut off at the end.
         """
-        rate *= question.load
+        share = 1.0 if question.together else 1.0 / question.replicas
+        rate *= question.load * share
         filling = math.ceil(self.bound.lifetime_s * rate)
-        counted = max(self.fewest // 2, 2 * requests_needed(clauses), filling)
-        requests = min(LONGEST, max(self.fewest, counted + math.ceil((LIFETIMES - 1) * filling)))
+        lifetimes = TOGETHER if question.together else ALONE
+        requests = min(LONGEST, max(self.fewest, 5 * requests_needed(clauses), math.ceil(lifetimes * filling)))
         window = Window(min(requests // 2, max(requests // 10, filling)), min(filling, requests // 4))
-        base = replace(self.scenario, replicas=question.replicas)
+        base = replace(self.scenario, replicas=question.replicas if question.together else 1)
         sessions = math.ceil(requests * self.sessions_per_request)
         point = Replication(base, rate, question.replication, sessions, clauses)
         return Glimpse(point, window, question.whole)
+
+    def fits(self, rate: float) -> int:
+        """How many replicas can be simulated together at a rate: any number, or none."""
+        return LONGEST if SHORTEST * self.bound.lifetime_s * rate <= LONGEST else 0
 
     def gains(self, clauses: Sequence[Clause], sources: Mapping[str, float] | None) -> tuple[float, float]:
         """By how much a replica's capacity differs where steps are faster or slower by the cost model's error: factors

@@ -60,7 +60,7 @@ def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas:
     less (else the one nearest to its limit), and `limit`, at which requests waited (else what binds the bound)."""
     beyond = [
         glance
-        for (number, load), glances in standing.glances.items()
+        for (number, load, _), glances in standing.glances.items()
         if (number, load) == (replicas - 1, 1.0) or (number == replicas and load > 1)
         for glance in glances.values()
         if glance.missed
