@@ -104,9 +104,12 @@ def plan(
     attainment: float | None = None,
     most_gpus: int = 256,
     requests: int = 5000,
+    budget_s: float | None = None,
+    journal: str | Path | None = None,
     workers: int | None = None,
     run_on: str = "processes",
     curve: bool = False,
+    keep: bool = False,
     told: Callable[[str], None] = lambda what: None,
     allow_code: bool = False,
     **settings: Any,
@@ -122,9 +125,12 @@ def plan(
         attainment: the share of requests that must meet every limit by their own values.
         most_gpus: no deployment is larger.
         requests: of one replication, at least.
+        budget_s: of a plan with a `rate`, seconds after which the best answer so far is given.
+        journal: a file that keeps its replications as they come; the same question goes on from it.
         workers: simulations at once; None for one on each core.
         run_on: where they run: "processes", "ray" or "ray://host:port".
         curve: also simulate rates far from the capacity, for plots.
+        keep: without a `journal`, keep the replications in a temporary file (which is told) until the plan is done.
         told: called with a sentence now and then.
         allow_code: as for `run`.
 
@@ -134,5 +140,6 @@ def plan(
     from sim.study.plan.choose import answered  # noqa: PLC0415
     from sim.study.plan.plan import Ask  # noqa: PLC0415
 
-    ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests)
+    kept = None if journal is None else Path(journal)
+    ask = Ask(precision, attainment, workers, run_on, curve, most_gpus, requests, budget_s, kept, keep)
     return answered(scenario.tables_of(base, settings, allow_code=allow_code), settings, ask, told)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -118,7 +119,9 @@ def _find(kind: Kind, name: str) -> Path:
     if stem is None:
         noun = "model" if kind == "models" else "GPU"
         hint = "a TOML file or a Hugging Face config.json" if kind == "models" else "a TOML file"
-        raise InputError(f"unknown {noun} {name!r}; known are {', '.join(names(kind))}, or the path of {hint}")
+        near = get_close_matches(_key(name), _index(kind), 1, 0.6)
+        nearest = f"; the nearest is {_index(kind)[near[0]]}" if near else ""
+        raise InputError(f"unknown {noun} {name!r}; known are {', '.join(names(kind))}, or the path of {hint}{nearest}")
     return _FOLDER / kind / f"{stem}.toml"
 
 

@@ -67,7 +67,7 @@ def cost_charts(document: Document) -> Iterable[Chart]:
     if document["rate"] is None or not rows:
         return
     priced = all(row["usd_per_hour"] is not None for row in rows)
-    cost, label, unit = ("usd_per_hour", "$/hour", "$") if priced else ("gpus", "GPUs", "")
+    cost, label, unit = ("usd_per_hour", "$/hour", "$") if priced else ("gpu_count", "GPUs", "")
     for key, percentile in (("ttft_s", "p99"), ("e2e_s", "p50")):
         name, wait = LATENCIES[key], latency(key, percentile)
         shown, factor = wait.scale([row[key][percentile] for row in rows])

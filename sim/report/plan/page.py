@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.plan.charts import cost_charts, rate_charts
-from sim.report.plan.sentences import ROOFLINE, answer, remarks, slo_words
-from sim.report.plan.tables import PAGE_CANDIDATES, PAGE_RATES, cells
+from sim.report.plan.sentences import ROOFLINE, answer, binds_words, gpus_words, remarks, slo_words
+from sim.report.plan.tables import PAGE_CANDIDATES, PAGE_E2E, PAGE_RATES, cells, slo_columns
 from sim.report.run.sentences import ROOFLINE_WARNING
 from sim.report.templates import Card, Panels, halves, render
 from sim.report.units import count, dollars, energy, number, percent
@@ -19,7 +19,7 @@ def render_plan(document: Document) -> str:
     """The page of a plan as one string of HTML. document: what `sim.api.plan` returns."""
     inputs, rates = document["inputs"], document["rate"] is None
     sources = inputs.get("cost_sources") or {}
-    columns = PAGE_RATES if rates else PAGE_CANDIDATES
+    columns = PAGE_RATES if rates else [*PAGE_CANDIDATES, *slo_columns(document), *PAGE_E2E]
     return render(
         "plan.html",
         {
@@ -56,8 +56,11 @@ def _cards(document: Document) -> Iterable[Card]:
         yield Card("Capacity", f"{number(capacity['requests_per_s'])}/s", f"+- {percent(capacity['relative'])}, 95 %")
         yield Card("Bounded by", str(capacity["bound_by"]), slo_words(document), "name")
     else:
-        yield Card("Cheapest", str(best["name"]), f"{count(best['replicas'])} replicas", "name")
-        yield Card("GPUs", count(best["gpus"]), str(best["gpu"]))
+        first = "Cheapest" if best.get("confirmed", True) else "Best so far"
+        yield Card(first, str(best["name"]), f"{count(best['replicas'])} replicas", "name")
+        if best.get("binds"):
+            yield Card("Bound by", binds_words(best).removeprefix(", bound by "), slo_words(document), "name")
+        yield Card("GPUs", gpus_words(best), str(best["gpu"]))
     if best["usd_per_hour"] is not None:
         yield Card("Price", f"{dollars(best['usd_per_hour'])}/h", str(best["price_source"]))
     if best["usd_per_million_tokens"] is not None:

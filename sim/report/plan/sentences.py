@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.units import count, dollars, energy, limit, number, percent
+from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 
 ROOFLINE = "Every second comes from data-sheet rooflines, none from a measurement: compare with it, promise nothing."
@@ -20,17 +21,75 @@ def answer(document: Mapping[str, Any]) -> str:
         width = number(capacity["half_width"], 2)
         places = len(width.partition(".")[2])
         text = f"{capacity['requests_per_s']:,.{places}f} +- {width} requests/s"
-        gpus = f"{count(best['gpus'])} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
+        gpus = f"{count(gpu_count(best))} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
         bound = capacity["bound_by"]
         limits = "the queue, which grows beyond it" if bound == STABILITY else bound
         return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
-    price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
-    replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
+    return " ".join([_deployment(document, best), *_reservations(document, best)])
+
+
+def gpus_words(best: Mapping[str, Any]) -> str:
+    """`7 to 9, most likely 8`; also of a document of an earlier version, which has one number."""
+    gpus = best["gpus"]
+    if not isinstance(gpus, Mapping):
+        return count(gpus)
+    low, likely, high = gpus["low"], gpus["likely"], gpus["high"]
+    if likely is None:
+        return f"at least {count(low)}"
+    if high is None:
+        return f"at least {count(low)}, most likely {count(likely)}" if low < likely else count(likely)
+    return count(likely) if low == high else f"{count(low)} to {count(high)}, most likely {count(likely)}"
+
+
+def gpu_count(row: Mapping[str, Any]) -> int | None:
+    """How many GPUs a row's configuration has; of an earlier version too."""
+    number_of: int | None = row["gpu_count"] if "gpu_count" in row else row["gpus"]
+    return number_of
+
+
+def _deployment(document: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     name = "" if best["name"] == "run" else f"{best['name']}: "
+    replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
+    spread = best.get("usd_range")
+    price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
+    if spread and spread["high"] is not None and spread["low"] is not None:
+        price += f" ({dollars(spread['low'])} to {dollars(spread['high'])})"
+    if not best["confirmed"] and best["gpus"]["likely"] is None:
+        replicas = f"at least {replicas}"
     return (
-        f"{name}{replicas}, {count(best['gpus'])} {best['gpu']}{price}, "
-        f"for {number(document['rate'])} requests/s under the SLO; {best['replications']} replications confirm it."
+        f"{name}{replicas}, {best['gpu']} GPUs: {gpus_words(best)}{price}, for {number(document['rate'])} requests/s "
+        f"under the SLO{binds_words(best)}."
     )
+
+
+def binds_words(best: Mapping[str, Any]) -> str:
+    binds = best.get("binds")
+    if not binds:
+        return ""
+    slo = "the queue, which grows" if binds["slo"] == STABILITY else binds["slo"]
+    return f", bound by {' and '.join(filter(None, [slo, binds['limit']]))}"
+
+
+def _reservations(document: Mapping[str, Any], best: Mapping[str, Any]) -> Iterable[str]:
+    if best["confirmed"]:
+        yield f"{best['replications']} replications confirm it."
+    elif best["gpus"]["likely"] is None:
+        yield "No simulation confirms it yet: this is what the costs of steps allow at best."
+    else:
+        yield "It met the SLO in a first look, which is not confirmed yet."
+    if ties := document.get("ties"):
+        rows = {row["name"]: row for row in document["candidates"]}
+        others = ", ".join(f"{name} ({_cost_words(rows[name])})" for name in ties)
+        yield f"{others} {'ties' if len(ties) == 1 else 'tie'} with it."
+    if ended := document.get("ended_by"):
+        why = "The budget was spent" if ended == "budget" else "It was stopped"
+        left = document["unfinished"]
+        open_ones = f"not finished: {', '.join(left)}" if left else "its margin and ties were not finished"
+        yield f"{why} before all was done; {open_ones}. The same command goes on."
+
+
+def _cost_words(row: Mapping[str, Any]) -> str:
+    return f"{gpu_count(row)} GPUs" if row["usd_per_hour"] is None else f"{dollars(row['usd_per_hour'])} an hour"
 
 
 def slo_words(document: Mapping[str, Any]) -> str:
@@ -50,6 +109,11 @@ def remarks(document: Mapping[str, Any]) -> Iterable[str]:
             f"{count(warm['requests_cut_at_end'])} are left out."
         )
     best = document["best"]
+    if document["rate"] is not None and best and best["gpus"] and (sources := document["inputs"].get("cost_sources")):
+        yield (
+            f"The range of GPUs holds {percent(cost_model(sources))} for the cost model's error besides what the "
+            "simulations leave open; that of money also what the price may be off (docs/plan.md)."
+        )
     if best and best["usd_per_million_tokens"] is not None:
         bound = "at most " if best["joules_upper_bound"] else ""
         power = best["joules_per_million_tokens"]

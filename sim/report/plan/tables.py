@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.report.measures import Measure, latency
-from sim.report.units import count, dollars, energy, number, percent
+from sim.report.plan.sentences import gpu_count
+from sim.report.units import NONE, count, dollars, energy, number, percent, seconds
 
 Rows = Iterable[Mapping[str, Any]]
 Columns = Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]]
@@ -39,20 +40,36 @@ PAGE_RATES: Columns = [*RATE, *MET_SLO, *_tails("p50", "p99"), *COUNTS]
 NAME: Columns = [("Candidate", lambda row: row["name"])]
 FLEET: Columns = [
     ("Replicas", lambda row: count(row["replicas"])),
-    ("GPUs", lambda row: count(row["gpus"])),
+    ("GPUs", lambda row: count(gpu_count(row))),
     ("$/hour", lambda row: dollars(row["usd_per_hour"])),
     ("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"])),
     ("J/Mtok", lambda row: energy(row["joules_per_million_tokens"])),
-    *_measured(latency("ttft_s", "p99")),
 ]
-CANDIDATES: Columns = [*NAME, ("Req/s each", lambda row: number(row["capacity_per_replica"])), *FLEET, ("", _status)]
+CANDIDATES: Columns = [*NAME, ("Req/s each", lambda row: number(row["capacity_per_replica"])), *FLEET]
+STATUS: Columns = [("", _status)]
 PAGE_CANDIDATES: Columns = [
     *NAME,
     ("", lambda row: " ".join(filter(None, [_status(row), row["reason"]]))),
     ("Requests/s a replica", lambda row: number(row["capacity_per_replica"])),
+    ("at most", lambda row: number(row.get("bound_per_replica"))),
     *FLEET,
-    *_measured(latency("e2e_s", "p50")),
 ]
+PAGE_E2E: Columns = _measured(latency("e2e_s", "p50"))
+
+
+def slo_columns(document: Mapping[str, Any]) -> Columns:
+    """One for each metric of the SLO; "!" marks the one that is nearest to its limit."""
+    return [(name, _limited(name)) for name in document["slo"] if name != "attainment"]
+
+
+def _limited(name: str) -> Callable[[Mapping[str, Any]], str]:
+    def words(row: Mapping[str, Any]) -> str:
+        value = (row.get("slo_values") or {}).get(name)
+        if value is None:
+            return NONE
+        return f"{seconds(value)}{' !' if row.get('slo_nearest') == name else ''}"
+
+    return words
 
 
 def cells(columns: Columns, rows: Rows) -> list[list[str]]:

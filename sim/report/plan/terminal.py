@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.plan.sentences import answer, remarks, slo_words
-from sim.report.plan.tables import CANDIDATES, RATES, Columns, Rows, cells
+from sim.report.plan.tables import CANDIDATES, RATES, STATUS, Columns, Rows, cells, slo_columns
 
 
 def plan_view(document: Mapping[str, Any]) -> RenderableType:
@@ -18,8 +18,8 @@ def plan_view(document: Mapping[str, Any]) -> RenderableType:
     if document["rate"] is None and document["rates"]:
         parts += [Text(""), _table(RATES, document["rates"])]
     if document["rate"] is not None and document["candidates"]:
-        table = _table(CANDIDATES, document["candidates"])
-        table.caption = "* no other that meets the SLO is both cheaper and faster"
+        table = _table([*CANDIDATES, *slo_columns(document), *STATUS], document["candidates"])
+        table.caption = "* no other that meets the SLO is both cheaper and faster; ! nearest to its limit"
         table.caption_justify = "left"
         parts += [Text(""), table]
         parts += [Text(f"{row['name']}: {row['reason']}") for row in document["candidates"] if row["reason"]]

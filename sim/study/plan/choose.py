@@ -1,63 +1,38 @@
-"""`sim plan --rate`: which configuration meets an SLO at a rate for least money, or with the fewest GPUs.
+"""`sim plan --rate`: which configuration meets an SLO at a rate for least money, or with the fewest GPUs, at any time.
 
-Each candidate's capacity is searched roughly, its replicas are counted by simulating them together at the rate, and
-the cheapest is confirmed with as many replications as it takes.
+First what each candidate can do at best, from costs alone; then simulations of the most promising, until the answer
+stands, the budget is spent, or somebody presses Ctrl-C. Each replication is kept as it comes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from sim import catalog
+from sim.results import run_id
 from sim.results.tables import flat
-from sim.scenario import Scenario, as_tables, build, refuse_unread
+from sim.scenario import Scenario, as_tables, build, full_key, refuse_unread
 from sim.specs.settings import word
-from sim.study.identity import differing, ingredients, made_of
-from sim.study.plan.document import (
-    Document,
-    capacity_words,
-    configuration,
-    cost_of,
-    inputs_of,
-    mark_pareto,
-    money,
-    rate_row,
-    slo_of,
-    warm_up_words,
-)
-from sim.study.plan.observation import Window, requests_needed
-from sim.study.plan.plan import Ask, Say, capacity_of, checked, jsonable, quiet
-from sim.study.plan.rates import AtRate, lifetime_s
-from sim.study.plan.search import LONGEST, Aim, Capacity, Search, Trial, UnmetError
-from sim.study.plan.trials import Simulated
-from sim.study.statistics import CONFIDENCE
+from sim.study.identity import Made, differing, ingredients, made_of
+from sim.study.plan.document import Document
+from sim.study.plan.fleet import Fleet, Simulations, fleet
+from sim.study.plan.glance import Glance, Glimpse, glimpse
+from sim.study.plan.journal import Journal, working_file
+from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
+from sim.study.plan.refine import Candidate, Refinement
+from sim.study.plan.verdict import Findings, answer_of
 from sim.study.sweep.grid import of_settings
-from sim.study.workers.pool import each
+from sim.study.workers.crew import Crew, OverError
 from traces.schema import InputError
 
 MOST_CANDIDATES = 200
-ROUGH_LIFETIMES = 6.0
-ROUGH_REPLICATIONS = 5
-ROUGH_REQUESTS = 2000
-POOLING = 1.15
-"""Replicas that share their load may take so much more than as many alone; more than that is not tried."""
-CONFIRMATIONS = (10, 20, 40)
-"""Replications that confirm the cheapest, more where fewer cannot say."""
-FAR = 3.0
-"""A candidate that costs at least so many times the cheapest is not simulated at the rate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One candidate at work: its name tells the settings that vary."""
-
-    name: str
-    scenario: Scenario
-    rate: float
-    ask: Ask
-    capacity: Capacity | None = None
+NODE = (1, 2, 4, 8)
+"""What `tp=auto` stands for: the GPUs of one machine that share a replica."""
 
 
 def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say: Say = quiet) -> Document:
@@ -65,6 +40,7 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
 
     Raises InputError as `capacity_of` and `cheapest`, and for settings that no plan varies.
     """
+    settings, any_tp = _spelled_out(settings)
     fixed, grid = of_settings(settings)
     if "workload.rate" in grid.keys or "slo" in grid.keys:
         raise InputError("a plan is made for one rate and one SLO; use sim sweep to vary them")
@@ -81,10 +57,27 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
         )
     names = {name for scenario in candidates.values() for name in ingredients(flat(as_tables(scenario)))}
     made = made_of(names)
-    document = cheapest(candidates, rate, ask, say) if rate else capacity_of(next(iter(candidates.values())), ask, say)
+    if rate:
+        document = cheapest(candidates, rate, ask, say, made, any_tp=any_tp)
+    else:
+        if ask.budget_s is not None:
+            raise InputError("a budget is for choosing among candidates; give a --rate, or leave it out")
+        document = capacity_of(next(iter(candidates.values())), ask, say)
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
     return {**document, "made_of": made}
+
+
+def _spelled_out(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """(the settings with "all" GPUs and "auto" TP as lists, whether TP was left to the plan)."""
+    spelled = {full_key(key): value for key, value in settings.items()}
+    if len(spelled) < len(settings):
+        return dict(settings), False  # which names what is given twice
+    if spelled.get("gpu") == "all":
+        spelled["gpu"] = list(catalog.names("gpus"))
+    if spelled.get("tp") == "auto":
+        return {**spelled, "tp": list(NODE)}, True
+    return spelled, False
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
@@ -94,234 +87,137 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return ", ".join([*(str(settings[key]) for key in speaking), *others]) or "run"
 
 
-def cheapest(candidates: Mapping[str, Scenario], rate: float, ask: Ask, say: Say = quiet) -> Document:
+def cheapest(
+    candidates: Mapping[str, Scenario], rate: float, ask: Ask, say: Say = quiet, made: Made | None = None, *,
+    any_tp: bool = False,
+) -> Document:  # fmt: skip
     """The document of docs/plan.md for these configurations, of one replica each; `best` is None where none will do.
 
-    Raises InputError where a candidate's number of replicas is given, no candidate can be run at all, or prices are
-    missing where they decide.
+    any_tp: of each GPU leave out the `tp` that do not fit, where another does.
+
+    Raises InputError where a candidate's number of replicas is given, no candidate can be run at all, prices are
+    missing where they decide, or the budget does not even last for the bounds.
     """
+    started_s = time.monotonic()
+    over_s = None if ask.budget_s is None else started_s + ask.budget_s
     if not 0 < rate < math.inf:
         raise InputError(f"rate is {rate}; it must be above 0")
     if any(scenario.replicas != 1 for scenario in candidates.values()):
         raise InputError("with --rate the plan finds the number of replicas itself; leave out replicas")
-    inner = ask if len(candidates) == 1 else replace(ask, workers=1, executor="processes")
-    outer = ask if len(candidates) > 1 else replace(ask, workers=1, executor="processes")
-    tasks = [Task(name, scenario, rate, inner) for name, scenario in candidates.items()]
-    rows: dict[str, Document] = {}
-    served: list[Task] = []
-    for index, answer in each(_capacity, tasks, workers=outer.workers, executor=outer.executor):
-        task = tasks[index]
-        if isinstance(answer, str):
-            rows[task.name] = _row(task, status=answer)
-            say(f"{task.name}: {answer}")
-        else:
-            served.append(replace(task, capacity=answer))
-            say(f"{task.name}: {answer.interval.mean:.3g} requests/s a replica")
-    if not served and all(row["status"].startswith("cannot run") for row in rows.values()):
-        raise InputError(
-            "no candidate can be run: " + "; ".join(f"{name}: {row['reason']}" for name, row in rows.items())
-        )
-    served.sort(key=lambda task: list(candidates).index(task.name))
-    near = _near(served, rows)
-    for index, row in each(_sized, near, workers=outer.workers, executor=outer.executor):
-        rows[near[index].name] = row
-        say(f"{near[index].name}: {row['replicas'] or 'no number of'} replicas")
-    best, at, window = _confirmed({task.name: task for task in served}, rows, replace(ask, curve=False), say)
-    return _document(candidates, rows, served, best, at, window, rate, ask)
-
-
-def _capacity(task: Task) -> Capacity | str:
-    """One replica's capacity, roughly; or why there is none."""
-    try:
-        clauses = checked(task.scenario, task.ask)
-        bench = Simulated(task.scenario, clauses, workers=task.ask.workers, executor=task.ask.executor)
-        aim = Aim(
-            clauses,
-            precision=0.1,
-            fewest=min(ROUGH_REQUESTS, task.ask.requests),
-            lifetimes=ROUGH_LIFETIMES,
-            first_replications=ROUGH_REPLICATIONS,
-            most_replications=ROUGH_REPLICATIONS,
-        )
-        search = Search(bench, aim, bench.guess())
-        return _light(search.capacity())
-    except InputError as error:
-        return f"cannot run: {error}"
-    except UnmetError as unmet:
-        return f"misses the SLO: {unmet.clause} at any load"
-
-
-def _light(capacity: Capacity) -> Capacity:
-    """Without what only the search needed: it travels between processes."""
-    return replace(capacity, rates=tuple(replace(at, observations=at.observations[:2]) for at in capacity.rates))
-
-
-def _least_replicas(task: Task) -> int:
-    assert task.capacity is not None
-    return max(1, math.ceil(task.rate / (POOLING * task.capacity.interval.mean)))
-
-
-def _price(task: Task) -> float | None:
-    assert task.capacity is not None
-    price: float | None = money(task.capacity.rates[0].observations)["usd_per_hour"]
-    return price
-
-
-def _near(served: Sequence[Task], rows: dict[str, Document]) -> list[Task]:
-    """The candidates worth simulating at the rate; the others get their row."""
-    near = []
-    prices = {task.name: _price(task) for task in served}
-    kinds = {task.scenario.gpu for task in served}
-    by_price = None not in prices.values()
-    if not by_price and len(kinds) > 1:
-        missing = sorted({task.scenario.gpu for task in served if prices[task.name] is None})
-        raise InputError(
-            f"no price is known of {', '.join(missing)}, so it cannot be compared with other GPUs; set "
-            "price.usd_per_gpu_hour, or leave it out"
-        )
-
-    def cost(task: Task) -> float:
-        return _least_replicas(task) * ((prices[task.name] or 0.0) if by_price else task.scenario.tp)
-
-    least = min(map(cost, served), default=0.0)
-    for task in served:
-        gpus = _least_replicas(task) * task.scenario.tp
-        if gpus > task.ask.most_gpus:
-            reason = f"needs at least {gpus:,} GPUs, more than {task.ask.most_gpus:,}"
-            rows[task.name] = _row(task, status="dominated", reason=reason)
-        elif cost(task) > FAR * least:
-            reason = f"costs at least {cost(task) / least:.1f} times as much as the cheapest"
-            rows[task.name] = _row(task, status="dominated", reason=reason)
-        else:
-            near.append(task)
-    return near
-
-
-def _sized(task: Task) -> Document:
-    """The row of a candidate with the fewest replicas that meet the SLO at the rate, in the mean of a few
-    replications."""
-    least = _least_replicas(task)
-    most = min(task.ask.most_gpus // task.scenario.tp, 2 * least + 2)
-    for replicas in range(least, most + 1):
-        search, requests = _search(task, replicas)
-        [first] = search.bench([Trial(task.rate, 0, requests, Window(requests // 4))])
-        if not first.stopped:
-            at = search.look(task.rate, ROUGH_REPLICATIONS, requests)
-            if all(estimate.mean <= 0 for estimate in at.excess):
-                return _row(task, status="meets", replicas=replicas, at=at, search=search)
-    # Far above what one replica's capacity asks for, it is no longer the load that misses the SLO.
-    return _row(task, status="dominated", reason=f"misses the SLO with {most:,} replicas; try more --requests")
-
-
-def _search(task: Task, replicas: int) -> tuple[Search, int]:
-    """A search for so many replicas together, and the requests that a replication takes."""
-    assert task.capacity is not None
-    scenario = replace(task.scenario, replicas=replicas)
-    clauses = checked(scenario, task.ask)
-    aim = Aim(clauses, fewest=task.ask.requests, lifetimes=ROUGH_LIFETIMES)
-    needed = math.ceil(aim.lifetimes * lifetime_s(task.capacity.rates[0].observations) * task.rate)
-    requests = min(LONGEST, max(aim.fewest, 5 * requests_needed(clauses), needed))
-    bench = Simulated(scenario, clauses, workers=task.ask.workers, executor=task.ask.executor)
-    return Search(bench, aim, task.rate), requests
-
-
-def _confirmed(
-    tasks: Mapping[str, Task], rows: dict[str, Document], ask: Ask, say: Say
-) -> tuple[str | None, AtRate | None, Window]:
-    """The cheapest that meets the SLO by the test, which may take a replica more than it seemed."""
-    while meeting := [name for name, row in rows.items() if row["status"] == "meets"]:
-        name = min(meeting, key=lambda other: cost_of(rows[other]))
-        task = replace(tasks[name], ask=ask)
-        replicas = rows[name]["replicas"]
-        search, requests = _search(task, replicas)
-        for times in CONFIRMATIONS:
-            at = search.look(task.rate, times, requests)
-            if at.met is not None:
-                break
-        rows[name] = _row(task, status="meets", replicas=replicas, at=at, search=search)
-        say(f"{name} with {replicas} replicas: {'confirmed' if at.met else 'not confirmed'}")
-        if at.met:
-            rows[name]["status"] = "best"
-            return name, at, search.window
-        if (replicas + 1) * task.scenario.tp > ask.most_gpus:
-            rows[name].update(status="dominated", reason=f"misses the SLO with {ask.most_gpus:,} GPUs")
-        else:
-            rows[name] = _grown(task, rows[name])
-    return None, None, Window(0)
-
-
-def _grown(task: Task, row: Document) -> Document:
-    """The row with a replica more: it has to win again at that price."""
-    more = (row["replicas"] + 1) / row["replicas"]
-    dearer = {
-        name: None if row[name] is None else row[name] * more
-        for name in ("usd_per_hour", "usd_per_million_tokens", "joules_per_million_tokens")
-    }
-    return {**row, **dearer, "replicas": row["replicas"] + 1, "gpus": (row["replicas"] + 1) * task.scenario.tp}
-
-
-def _row(
-    task: Task,
-    *,
-    status: str,
-    reason: str = "",
-    replicas: int | None = None,
-    at: AtRate | None = None,
-    search: Search | None = None,
-) -> Document:
-    """A candidate's line of the table; None where a number is not known."""
-    kind, _, why = status.partition(": ")
-    capacity = task.capacity
-    shown: Document = {**dict.fromkeys(("ttft_s", "tpot_s", "e2e_s", "goodput", "stable")), "replications": 0}
-    if at is not None and search is not None:
-        numbers = rate_row(at, search.aim.clauses, search.window)
-        shown = {name: numbers[name] for name in shown}
-    return {
-        "name": task.name,
-        **configuration(task.scenario),
-        "status": kind,
-        "reason": reason or why,
-        "replicas": replicas,
-        "gpus": None if replicas is None else replicas * task.scenario.tp,
-        "capacity_per_replica": None if capacity is None else capacity.interval.mean,
-        "ci95_per_replica": None if capacity is None else [capacity.interval.low, capacity.interval.high],
-        **money(at.observations if at is not None else ()),
-        **shown,
-    }
-
-
-def _document(
-    candidates: Mapping[str, Scenario],
-    rows: Mapping[str, Document],
-    served: Sequence[Task],
-    best: str | None,
-    at: AtRate | None,
-    window: Window,
-    rate: float,
-    ask: Ask,
-) -> Document:
     first = next(iter(candidates.values()))
-    table = [rows[name] for name in candidates]
-    mark_pareto(table)
-    chosen = next((task for task in served if task.name == best), None)
-    capacity = chosen.capacity if chosen else None
-    observation = capacity.rates[0].observations[0] if capacity else None
-    document: dict[str, Any] = {
-        "slo": slo_of(first, ask.attainment),
-        "rate": rate,
-        "precision": ask.precision,
-        "confidence": CONFIDENCE,
-        "capacity": capacity_words(capacity, 1) if capacity else None,
-        "best": rows[best] if best else None,
-        "candidates": table,
-        "rates": [rate_row(at, checked(first, ask), window)] if at else [],
-        "warm_up": warm_up_words(capacity) if capacity else None,
-        "replications": len(at.observations) if at else 0,
-        "notes": [],
-        "inputs": inputs_of(chosen.scenario, observation)
-        if chosen and observation
-        else {"trace": first.workload.trace},
-    }
-    if best is None:
-        document["reason"] = f"None of {len(table)} candidates meets the SLO at {rate:g} requests/s."
-    return jsonable(document)
+    clauses = clauses_for(first, ask)
+    for name in dict.fromkeys(scenario.gpu for scenario in candidates.values() if scenario.cost.profile == "roofline"):
+        catalog.load_gpu(name)  # a slip in a list is told before anything else
+    fleets: list[Fleet] = []
+    reasons: dict[str, str] = {}
+    for name, scenario in candidates.items():
+        if over_s is not None and time.monotonic() >= over_s:
+            raise InputError(
+                f"the budget of {ask.budget_s:g} s is too small for even the bounds of {len(candidates)} candidates: "
+                f"{len(fleets) + len(reasons)} had theirs; give more"
+            )
+        try:
+            fleets.append(fleet(name, scenario, clauses, ask.requests))
+        except InputError as error:
+            reasons[name] = str(error)
+    if any_tp:
+        fitting = {each.scenario.gpu for each in fleets}
+        reasons = {name: why for name, why in reasons.items() if candidates[name].gpu not in fitting}
+    if not fleets:
+        raise InputError("no candidate can be run: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    fleets, by_price = _priced(fleets, reasons)
+    offers = [_candidate(each, rate, ask, by_price) for each in fleets]
+    for line in _table(fleets, offers, reasons, by_price):
+        say(line)
+    refinement = Refinement(offers, _nobody, say)
+    findings = Findings(
+        {name: candidates[name] for name in candidates if name in reasons or any(each.name == name for each in fleets)},
+        {each.name: each for each in fleets}, reasons, refinement, rate, ask, clauses, by_price,
+    )  # fmt: skip
+    _simulate(findings, made or {}, over_s, say)
+    return jsonable(answer_of(findings))
+
+
+def _nobody(questions: Sequence[Any]) -> list[Glance]:
+    raise OverError
+
+
+def _simulate(findings: Findings, made: Made, over_s: float | None, say: Say) -> None:
+    """Refine until the answer stands, or it is over, by the budget or by Ctrl-C."""
+    ask, refinement = findings.ask, findings.refinement
+    path, told = ask.journal, ask.journal is not None
+    if path is None and ask.keep:
+        asked = (made, findings.rate, ask.attainment, ask.requests, ask.most_gpus, repr(findings.scenarios))
+        path = working_file(run_id.digest(repr(asked)))
+    with closing(Journal(path)) as journal:
+        if journal.known:
+            say(f"{len(journal.known):,} replications are known from {path}")
+        elif path is not None and not told:
+            say(f"replications are kept in {path} until the plan is done; the same command goes on from there")
+        with Crew[Glimpse, Glance](glimpse, workers=ask.workers, executor=ask.executor, over_s=over_s) as crew:
+            bench = Simulations(list(findings.fleets.values()), findings.rate, findings.clauses, journal, crew, made)
+            refinement.ask = bench
+            try:
+                refinement.run()
+                if refinement.best is None:
+                    findings.look_nearest()
+            except OverError:
+                findings.ended_by = "budget"
+            except KeyboardInterrupt:
+                findings.ended_by = "interrupt"
+            findings.simulations = bench.runs
+    _tidy(path, kept=told or bool(findings.ended_by))
+
+
+def _tidy(path: Path | None, *, kept: bool) -> None:
+    """The working file of a plan that is done has done its duty."""
+    if path is not None and not kept:
+        path.unlink(missing_ok=True)
+
+
+def _priced(fleets: Sequence[Fleet], reasons: dict[str, str]) -> tuple[list[Fleet], bool]:
+    """(those that can be compared, whether money decides). Without any price GPUs decide, among those of one kind.
+
+    Those without a price among others that have one get their reason.
+    """
+    priced = [each for each in fleets if each.usd_per_hour is not None]
+    kinds = sorted({each.scenario.gpu for each in fleets if each.usd_per_hour is None})
+    if not priced and len(kinds) > 1:
+        raise InputError(
+            f"no price is known of {', '.join(kinds)}, so that they cannot be compared; set price.usd_per_gpu_hour, "
+            "or give one of them"
+        )
+    if not priced:
+        return list(fleets), False
+    for each in fleets:
+        if each.usd_per_hour is None:
+            gpu = each.scenario.gpu
+            reasons[each.name] = f"no price is known of {gpu}; a GPU file with usd_per_gpu_hour gives it one"
+    return priced, True
+
+
+def _candidate(each: Fleet, rate: float, ask: Ask, by_price: bool) -> Candidate:
+    most = ask.most_gpus // each.gpus
+    least = each.bound.replicas(rate)
+    cost = each.usd_per_hour if by_price and each.usd_per_hour is not None else float(each.gpus)
+    return Candidate(each.name, cost, most + 1 if least is None else least, most, each.fits(rate))
+
+
+def _table(
+    fleets: Iterable[Fleet], offers: Iterable[Candidate], reasons: Mapping[str, str], by_price: bool
+) -> Iterator[str]:
+    """The rough table, cheapest first: bounds from costs, nothing simulated."""
+    yield "At best, from the costs of steps alone:"
+    rows = sorted(zip(fleets, offers, strict=True), key=lambda pair: pair[1].least * pair[1].cost)
+    for each, offer in rows:
+        if each.bound.floors:
+            clause, (least_s, limit_s) = next(iter(each.bound.floors.items()))
+            yield f"  {each.name}: misses {clause} at any load ({least_s:.3g} s alone, limit {limit_s:g} s)"
+            continue
+        price = f", ${offer.least * offer.cost:,.2f} an hour" if by_price else ""
+        yield (
+            f"  {each.name}: up to {each.bound.rate_per_s:.3g} requests/s a replica ({each.bound.binds}), so at least "
+            f"{offer.least} {'replica' if offer.least == 1 else 'replicas'}, {offer.least * each.gpus} GPUs{price}"
+        )
+    for name, why in reasons.items():
+        yield f"  {name}: {why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,8 @@ def row_of(scenario: Scenario, capacity: Capacity) -> Document:
     return {
         **configuration(scenario),
         "replicas": scenario.replicas,
-        "gpus": scenario.replicas * scenario.tp,
+        "gpus": dict.fromkeys(("low", "likely", "high"), scenario.replicas * scenario.tp),
+        "gpu_count": scenario.replicas * scenario.tp,
         "capacity_per_replica": capacity.interval.mean / scenario.replicas,
         "ci95_per_replica": [capacity.interval.low / scenario.replicas, capacity.interval.high / scenario.replicas],
         **money(below[-1].observations),
@@ -169,8 +170,9 @@ def lowest_s(observation: Observation, clause: Clause, window: Window) -> float:
     return float(np.percentile(values, float(clause.statistic[1:])))
 
 
-def inputs_of(scenario: Scenario, observation: Observation) -> Document:
-    facts = observation.facts.get("inputs", {})
+def inputs_of(scenario: Scenario, known: Mapping[str, Any]) -> Document:
+    """What was asked of what; `known` are facts of one of its runs, as an observation has them."""
+    facts = known.get("inputs", {})
     arrivals = "poisson" if scenario.workload.arrivals == "trace" else scenario.workload.arrivals
     return {
         "trace": facts.get("trace", scenario.workload.trace),
@@ -181,7 +183,7 @@ def inputs_of(scenario: Scenario, observation: Observation) -> Document:
         "profile": scenario.cost.profile,
         **configuration(scenario),
         "seed": scenario.seed,
-        "cost_sources": observation.facts.get("cost_sources"),
+        "cost_sources": known.get("cost_sources"),
         "version": product_version(),
     }
 
@@ -189,7 +191,7 @@ def inputs_of(scenario: Scenario, observation: Observation) -> Document:
 def cost_of(row: Document) -> tuple[float, float]:
     """What decides: money where it is known, else GPUs; then latency."""
     price = row["usd_per_hour"]
-    return (row["gpus"] if price is None else price, (row["e2e_s"] or {}).get("p50", math.inf))
+    return (row["gpu_count"] if price is None else price, (row["e2e_s"] or {}).get("p50", math.inf))
 
 
 def mark_pareto(table: Sequence[Document]) -> None:

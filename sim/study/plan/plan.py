@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sim.results import metrics
@@ -55,6 +56,8 @@ class Ask:
         curve: also simulate rates far from the capacity, for the plots.
         most_gpus: no deployment larger than this is considered.
         requests: of one replication, at least.
+        budget_s: seconds after which the best answer so far is given; None for as long as it takes.
+        journal: the file that keeps each replication as it comes; None for none, unless `keep` asks for a temporary.
     """
 
     precision: float = 0.03
@@ -64,10 +67,15 @@ class Ask:
     curve: bool = False
     most_gpus: int = 256
     requests: int = FEWEST
+    budget_s: float | None = None
+    journal: Path | None = None
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if not 0.002 <= self.precision <= 0.5:
             raise InputError(f"precision is {self.precision:g}; it must lie between 0.002 (0.2 %) and 0.5 (50 %)")
+        if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
+            raise InputError(f"budget is {self.budget_s:g} s; it must be above 0")
         if self.most_gpus < 1:
             raise InputError(f"at most {self.most_gpus} GPUs; there must be at least 1")
         if not FEWEST_OF_ALL <= self.requests <= LONGEST:
@@ -100,7 +108,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
                 **about,
                 **unmet_words(unmet, clauses),
                 "simulations": bench.runs,
-                "inputs": inputs_of(scenario, unmet.observation),
+                "inputs": inputs_of(scenario, unmet.observation.facts),
             }
         )
     rates = list(capacity.rates)
@@ -119,13 +127,24 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
             "requests_per_replication": capacity.requests,
             "simulations": bench.runs,
             "notes": list(capacity.notes),
-            "inputs": inputs_of(scenario, capacity.rates[0].observations[0]),
+            "inputs": inputs_of(scenario, capacity.rates[0].observations[0].facts),
         }
     )
 
 
 def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
-    """The clauses of the scenario's SLO, if the scenario can be planned for them at all.
+    """The clauses of the scenario's SLO, if the scenario can be planned for them and run.
+
+    Raises InputError as `clauses_for`, and for a scenario that cannot run.
+    """
+    clauses = clauses_for(scenario, ask)
+    parts = assemble(scenario)
+    serving.admissible(parts, source(scenario.workload), parts.engine())
+    return clauses
+
+
+def clauses_for(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
+    """The clauses of the scenario's SLO, if its traffic can be planned for.
 
     Raises InputError for one that cannot: a mistaken SLO, a live run, a closed loop, a trace too short.
     """
@@ -146,8 +165,6 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
             f"{trace.path or trace.name} has {len(trace):,} requests, too few to show {name}: that takes at least "
             f"{needed:,} of them, so that ten lie beyond it"
         )
-    parts = assemble(scenario)
-    serving.admissible(parts, trace, parts.engine())
     return clauses
 
 

@@ -10,21 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from sim.cost.step import StepCost
 from sim.engine.request import index_of
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
-from sim.scenario import Scenario
+from sim.results.tables import flat
+from sim.scenario import Scenario, as_tables
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.workload import Reading, read_trace, samples, timed
 from sim.specs.workload import WorkloadSettings
-from sim.study.identity import Stamps, looks
+from sim.study.identity import Stamps, ingredients, looks
+from sim.study.plan.limits import limit_shares
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
 from traces.schema import InputError, Trace, keep_rows
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 MOST_REPLICATIONS = 1000
+MOST_MODELS = 8
+"""Cost models that a process keeps with the prices that they remember."""
+_known_prices: dict[tuple[str, tuple[Stamps, ...]], StepCost] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,8 @@ def measure(point: Replication) -> Observation:
         output = table["output_tokens"].to_numpy()
         watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
     try:
-        result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(observer=watch))
+        hooks = serving.Hooks(observer=watch, cost=_prices(point.base, parts.cost))
+        result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
         return Observation(
@@ -90,7 +97,10 @@ def measure(point: Replication) -> Observation:
         work,
         {name: requests[name].to_numpy(np.float64) for name in REQUEST_COLUMNS.values()},
         _gaps(watch, result.step_end_s, limits, len(due_s)) if limits else None,
-        {name: result.summary[name] for name in FACTS if name in result.summary},
+        {
+            **{name: result.summary[name] for name in FACTS if name in result.summary},
+            "limits": limit_shares(result.steps, parts.limits),
+        },
         wall_s=time.perf_counter() - started,
     )
 
@@ -109,6 +119,20 @@ def source(settings: WorkloadSettings) -> Trace:
 def _read(reading: Reading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
     return read_trace(reading)
+
+
+def _prices(base: Scenario, made: StepCost) -> StepCost:
+    """The cost model that an earlier replication of the same scenario used, which remembers its prices; else this one.
+
+    Prices are pure functions, so that no result depends on it.
+    """
+    plain = replace(base, workload=WorkloadSettings(), seed=0, replicas=1, slo="")
+    key = repr(plain), tuple(looks(name) for name in ingredients(flat(as_tables(plain))))
+    if key not in _known_prices:
+        while len(_known_prices) >= MOST_MODELS:
+            del _known_prices[next(iter(_known_prices))]
+        _known_prices[key] = made
+    return _known_prices[key]
 
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:

@@ -55,7 +55,7 @@ def each(
     """
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers; there must be at least 1")
-    given = _or_raise if lost is None else lost
+    given = or_raise if lost is None else lost
     if executor == "processes":
         count = workers or cores()
         if count == 1 and not fresh:
@@ -68,12 +68,12 @@ def each(
     raise InputError(f"executor {executor!r}; known: processes, ray, ray://host:port")
 
 
-def _or_raise(reason: str) -> Any:
+def or_raise(reason: str) -> Any:
     raise WorkerLostError(reason)
 
 
 @dataclass(slots=True)
-class _Worker:
+class Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     index: int = -1
@@ -85,48 +85,48 @@ def _in_processes(
 ) -> Generator[tuple[int, Result], None, None]:
     """One pipe to each worker, so that it is known which item a killed worker had; a new one takes its place."""
     waiting = enumerate(items)
-    busy: dict[Connection, _Worker] = {}
+    busy: dict[Connection, Worker] = {}
     try:
         # One by one: the next is started when there is an item for it.
         for index, item in waiting:
-            _hand(busy, _start(function), index, item)
+            hand(busy, start(function), index, item)
             if len(busy) == count:
                 break
         while busy:
             for pipe in [ready for ready in connection.wait(list(busy)) if isinstance(ready, Connection)]:
-                answer, worker = _answer(busy.pop(pipe), lost)
+                answer, worker = answer_of(busy.pop(pipe), lost)
                 for index, item in waiting:
-                    _hand(busy, worker or _start(function), index, item)
+                    hand(busy, worker or start(function), index, item)
                     break
                 else:
                     if worker is not None:
-                        _stop(worker)
+                        stop(worker)
                 yield answer
     finally:
         for worker in busy.values():
-            _stop(worker)
+            stop(worker)
 
 
-def _answer(worker: _Worker, lost: Callable[[str], Any]) -> tuple[tuple[int, Any], _Worker | None]:
+def answer_of(worker: Worker, lost: Callable[[str], Any]) -> tuple[tuple[int, Any], Worker | None]:
     """((index of the item, its result), the worker unless it was lost)."""
     try:
         raised, result = worker.pipe.recv()
     except (EOFError, OSError):
         return (worker.index, lost(_end_of(worker))), None
     if raised:
-        _stop(worker)
+        stop(worker)
         raise result
     return (worker.index, result), worker
 
 
-def _hand(busy: dict[Connection, _Worker], worker: _Worker, index: int, item: Any) -> None:
+def hand(busy: dict[Connection, Worker], worker: Worker, index: int, item: Any) -> None:
     worker.index = index
     busy[worker.pipe] = worker
     with suppress(BrokenPipeError, ConnectionResetError):  # it was killed just now: reading its answer will tell
         worker.pipe.send(item)
 
 
-def _start(function: Callable[[Any], Any]) -> _Worker:
+def start(function: Callable[[Any], Any]) -> Worker:
     """A fresh interpreter, not `multiprocessing`'s, which would run the user's script once more in each worker.
 
     It looks for modules where this process does and nowhere else: not where the user happens to stand (-P).
@@ -141,19 +141,19 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
         start_new_session=True,  # Ctrl-C is for this process, which ends its workers
     )
     theirs.close()  # so that the end of the worker reads as the end of the pipe
-    worker = _Worker(process, ours)
+    worker = Worker(process, ours)
     with suppress(BrokenPipeError, ConnectionResetError):
         ours.send(function)
     return worker
 
 
-def _stop(worker: _Worker) -> None:
+def stop(worker: Worker) -> None:
     worker.pipe.close()
     worker.process.kill()  # it holds nothing that needs an orderly end
     worker.process.wait()
 
 
-def _end_of(worker: _Worker) -> str:
+def _end_of(worker: Worker) -> str:
     """In words, how a worker ended that closed its pipe without an answer."""
     worker.pipe.close()
     code = worker.process.wait()

@@ -1,0 +1,98 @@
+"""How many GPUs a plan's best may take, by sampling and by what cost models and prices are off; and what binds it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sim.study.plan import errors
+from sim.study.plan.fleet import Fleet
+from sim.study.plan.glance import Glance
+from sim.study.plan.limits import COMPUTE, binding
+from sim.study.plan.observation import STABILITY, Clause
+from sim.study.plan.refine import Standing
+
+
+def range_of(
+    fleet: Fleet,
+    clauses: Sequence[Clause],
+    sources: Mapping[str, float] | None,
+    replicas: int,
+    loads: tuple[float, float | None],
+    *,
+    known: bool,
+) -> dict[str, int | None]:
+    """GPUs {low, likely, high}; without a simulation that met the SLO (`known` is False) the bound's alone.
+
+    loads: multiples of the rate that so many replicas are known to take, and known not to (None: not known). A
+    replica's capacity is then between two values; the cost model's error shifts the bound, and with it both.
+    """
+    faster, slower = fleet.gains(clauses, sources)
+    low, high = loads
+    if not known:
+        return {"low": max(1, math.ceil(replicas / faster - 1e-9)) * fleet.gpus, "likely": None, "high": None}
+    least = replicas if high is None else replicas / high
+    fewest = max(1, math.ceil(least / faster - 1e-9))
+    most = None if slower <= 0 else max(replicas, math.ceil(replicas / low / slower - 1e-9))
+    return {
+        "low": min(fewest, replicas) * fleet.gpus,
+        "likely": replicas * fleet.gpus,
+        "high": None if most is None else most * fleet.gpus,
+    }
+
+
+def usd_range(row: Mapping[str, Any], fleet: Fleet) -> dict[str, float | None] | None:
+    """Dollars an hour for the range of GPUs, its ends moved by what the price may be off; None without a price."""
+    if fleet.usd_per_hour is None:
+        return None
+    each, error = fleet.usd_per_hour / fleet.gpus, errors.price(fleet.price_source).share
+    gpus = row["gpus"]
+    factors = {"low": 1 - error, "likely": 1.0, "high": 1 + error}
+    return {name: None if gpus[name] is None else gpus[name] * each * factor for name, factor in factors.items()}
+
+
+def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas: int) -> dict[str, Any]:
+    """What stands in the way of more: `slo`, the clause that is missed first with a little more load or a replica
+    less (else the one nearest to its limit), and `limit`, at which requests waited (else what binds the bound)."""
+    beyond = [
+        glance
+        for (number, load, _), glances in standing.glances.items()
+        if (number, load) == (replicas - 1, 1.0) or (number == replicas and load > 1)
+        for glance in glances.values()
+        if glance.missed
+    ]
+    whole = standing.whole(replicas)
+    names = Counter(_first_missed(glance, clauses) for glance in beyond)
+    slo: str | None = None
+    if names:
+        slo = min(names, key=lambda name: (-names[name], name))
+    elif whole:
+        slo = nearest_limit(whole, clauses)
+    shares = [glance.facts["limits"] for glance in whole if "limits" in glance.facts]
+    limit = binding(shares)
+    if limit == COMPUTE and fleet.bound.binds not in {clause.name for clause in clauses}:
+        limit = fleet.bound.binds
+    means = {name: float(np.mean([share[name] for share in shares])) for name in shares[0]} if shares else None
+    return {"slo": slo, "limit": limit, "busy_time": means}
+
+
+def _first_missed(glance: Glance, clauses: Sequence[Clause]) -> str:
+    if glance.stopped:
+        return glance.stopped
+    names = [*(clause.name for clause in clauses), STABILITY]
+    return names[int(np.argmax(glance.excess))]
+
+
+def nearest_limit(glances: Sequence[Glance], clauses: Sequence[Clause]) -> str | None:
+    """Of these clauses the one whose own statistic comes nearest to its limit, or is most above it."""
+    ratios = {}
+    for clause in clauses:
+        values = [value for glance in glances if (value := glance.values.get(clause.name)) is not None]
+        if values:
+            mean = float(np.mean(values))
+            ratios[clause.name] = (1 - mean) / clause.share if clause.statistic == "share" else mean / clause.limit_s
+    return max(ratios, key=lambda name: ratios[name]) if ratios else None

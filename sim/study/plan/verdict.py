@@ -1,0 +1,281 @@
+"""What has been found out about a plan's candidates, as the document of docs/plan.md: best, ties, range, nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sim.scenario import Scenario
+from sim.study.plan.document import Document, configuration, mark_pareto, slo_of
+from sim.study.plan.document import inputs_of as inputs_of_run
+from sim.study.plan.fleet import Fleet
+from sim.study.plan.observation import Clause
+from sim.study.plan.ranges import binds, range_of, usd_range
+from sim.study.plan.refine import MARGIN, Refinement, Standing
+from sim.study.plan.rows import money, rate_row, shown
+from sim.study.statistics import CONFIDENCE
+
+ENDED = {"budget": "the budget was spent", "interrupt": "it was stopped"}
+
+
+@dataclass(slots=True)
+class Findings:
+    """All that an answer rests on."""
+
+    scenarios: Mapping[str, Scenario]
+    fleets: Mapping[str, Fleet]
+    cannot_run: Mapping[str, str]
+    refinement: Refinement
+    rate: float
+    ask: Any
+    clauses: tuple[Clause, ...]
+    by_price: bool
+    ended_by: str = ""
+    """"budget" or "interrupt", where not all was finished."""
+    simulations: int = 0
+
+    def look_nearest(self) -> None:
+        """Where nothing meets the SLO, one whole replication of the candidate that gets nearest by its bound."""
+        standing = self.nearest()
+        if standing is not None and standing.candidate.most >= 1:
+            self.refinement.look(standing, standing.candidate.most, 1, whole=True)
+
+    def nearest(self) -> Standing | None:
+        """The candidate that could take most with the most GPUs; None where none has a bound above nothing."""
+        able = [
+            standing
+            for name, standing in self.refinement.standings.items()
+            if not standing.cannot_run and standing.candidate.most >= 1 and self.fleets[name].bound.rate_per_s > 0
+        ]
+        return max(
+            able,
+            key=lambda each: each.candidate.most * self.fleets[each.candidate.name].bound.rate_per_s,
+            default=None,
+        )
+
+
+def answer_of(findings: Findings) -> Document:
+    """The document, of whatever has been found out so far."""
+    rows = {name: _row(findings, name) for name in findings.scenarios}
+    best = _best(findings, rows)
+    table = list(rows.values())
+    mark_pareto(table)
+    refinement, rate = findings.refinement, findings.rate
+    standing = refinement.standings[best["name"]] if best else None
+    glances = standing.whole(best["replicas"]) if best and standing else []
+    unfinished = [name for name, each in refinement.standings.items() if not each.done] if findings.ended_by else []
+    first = next(iter(findings.scenarios.values()))
+    chosen = findings.scenarios[best["name"]] if best else first
+    document: Document = {
+        "slo": slo_of(first, findings.ask.attainment),
+        "rate": rate,
+        "precision": MARGIN,
+        "confidence": CONFIDENCE,
+        "capacity": _capacity(findings, best),
+        "best": best,
+        "candidates": table,
+        "ties": _ties(findings, rows, best),
+        "rates": [rate_row(rate, glances, findings.clauses)] if glances else [],
+        "warm_up": None,
+        "replications": len(glances),
+        "simulations": findings.simulations,
+        "finished": not findings.ended_by,
+        "ended_by": findings.ended_by or None,
+        "unfinished": unfinished,
+        "notes": [],
+        "inputs": inputs_of_run(chosen, glances[0].facts if glances else {}),
+    }
+    if best is None:
+        document |= _nothing(findings, rows)
+    return document
+
+
+def _best(findings: Findings, rows: Mapping[str, Document]) -> Document | None:
+    """The cheapest that is confirmed; where the search was cut short before, the likeliest, which says so."""
+    refinement = findings.refinement
+    if refinement.best is not None:
+        row = rows[refinement.best.candidate.name]
+        row["status"] = "best"
+    elif findings.ended_by:
+        open_ones = [each for each in refinement.standings.values() if not each.done]
+        if not open_ones:
+            return None
+        met = [each for each in open_ones if each.meets]
+        standing = min(met or open_ones, key=lambda each: (each.meets or each.missed + 1) * each.candidate.cost)
+        row = rows[standing.candidate.name]
+    else:
+        return None
+    standing = refinement.standings[row["name"]]
+    fleet = findings.fleets[row["name"]]
+    replicas = row["replicas"]
+    glances = standing.whole(replicas)
+    low, high = _loads(findings, standing)
+    sources = glances[0].facts.get("cost_sources") if glances else None
+    row["gpus"] = range_of(fleet, findings.clauses, sources, replicas, (low, high), known=bool(standing.meets))
+    row["usd_range"] = usd_range(row, fleet)
+    row["binds"] = binds(standing, fleet, findings.clauses, replicas)
+    return row
+
+
+def _loads(findings: Findings, standing: Standing) -> tuple[float, float | None]:
+    """The load that the standing's number of replicas is known to take, and the one that it is known not to."""
+    refinement = findings.refinement
+    if standing is refinement.best and refinement.margin is not None:
+        low, high = refinement.margin
+        return low, None if high == float("inf") else high
+    replicas = standing.meets
+    return 1.0, None if not replicas or replicas - 1 < 1 else replicas / (replicas - 1)
+
+
+def _row(findings: Findings, name: str) -> Document:
+    """A candidate's line of the table; None where a number is not known."""
+    scenario, rate = findings.scenarios[name], findings.rate
+    row: Document = {
+        "name": name, **configuration(scenario), "status": "", "reason": "", "confirmed": False, "replicas": None,
+        "gpus": None, "gpu_count": None, "capacity_per_replica": None, "range_per_replica": None,
+        "bound_per_replica": None, "bound_binds": None, "least_gpus": None,
+        **money((), None, 0), **shown((), findings.clauses),
+    }  # fmt: skip
+    if name in findings.cannot_run:
+        why = findings.cannot_run[name]
+        return {**row, "status": "no price" if why.startswith("no price") else "cannot run", "reason": why}
+    fleet, standing = findings.fleets[name], findings.refinement.standings[name]
+    row |= {"bound_per_replica": fleet.bound.rate_per_s, "bound_binds": fleet.bound.binds}
+    if standing.cannot_run:
+        return {**row, "status": "cannot run", "reason": standing.cannot_run}
+    if fleet.bound.floors:
+        clause, (least_s, limit_s) = next(iter(fleet.bound.floors.items()))
+        reason = f"{clause} at any load: requests alone take {least_s:.3g} s, the limit is {limit_s:g} s"
+        return {**row, "status": "misses the SLO", "reason": reason}
+    row["least_gpus"] = (standing.missed + 1) * fleet.gpus
+    if standing.meets:
+        replicas = standing.meets
+        glances = standing.whole(replicas)
+        row |= money(glances, fleet.usd_per_hour, replicas) | shown(glances, findings.clauses)
+        low, high = _loads(findings, standing)
+        most = fleet.bound.rate_per_s if high is None else min(fleet.bound.rate_per_s, high * rate / replicas)
+        low = min(low * rate / replicas, most)
+        count = replicas * fleet.gpus
+        return {
+            **row, "status": "meets", "confirmed": standing.confirmed == replicas, "replicas": replicas,
+            "gpu_count": count, "gpus": {"low": row["least_gpus"], "likely": count, "high": None},
+            "capacity_per_replica": (low + most) / 2, "range_per_replica": [low, most],
+        }  # fmt: skip
+    if not standing.done:
+        replicas = standing.missed + 1
+        return {
+            **row, **money((), fleet.usd_per_hour, replicas), "status": "not finished", "replicas": replicas,
+            "gpu_count": replicas * fleet.gpus, "gpus": {"low": row["least_gpus"], "likely": None, "high": None},
+            "reason": f"needs at least {row['least_gpus']:,} GPUs; how many more is not known yet",
+        }  # fmt: skip
+    return {**row, "status": "dominated", "reason": _why_out(findings, standing, fleet)}
+
+
+def _why_out(findings: Findings, standing: Standing, fleet: Fleet) -> str:
+    candidate = standing.candidate
+    replicas = standing.missed + 1
+    gpus, cost = replicas * fleet.gpus, replicas * candidate.cost
+    seen = any(glances for glances in standing.glances.values())
+    if replicas > candidate.most:
+        tail = "it misses the SLO with fewer" if seen else "by its bound"
+        return f"needs at least {gpus:,} GPUs, more than {findings.ask.most_gpus:,} ({tail})"
+    price = f", ${cost:,.2f} an hour" if findings.by_price else ""
+    how = f"misses the SLO with {standing.missed}" if seen else "by its bound"
+    return f"needs at least {gpus:,} GPUs{price}: {how}"
+
+
+def _capacity(findings: Findings, best: Document | None) -> Document | None:
+    """What the best takes, between the rates that it met and missed; None where it has not been simulated."""
+    if best is None or best["range_per_replica"] is None:
+        return None
+    low, high = (rate * best["replicas"] for rate in best["range_per_replica"])
+    return {
+        "requests_per_s": (low + high) / 2,
+        "between": [low, high],
+        "relative": (high - low) / (high + low),
+        "replicas": best["replicas"],
+        "bound_by": (best.get("binds") or {}).get("slo"),
+    }
+
+
+def _ties(findings: Findings, rows: Mapping[str, Document], best: Document | None) -> list[str]:
+    """Other candidates that meet the SLO for what the best may cost, or may do so as far as is known."""
+    refinement = findings.refinement
+    if best is None or refinement.best is None:
+        return []
+    top = max(refinement.top_cost(refinement.best), _top(findings, best))
+    return [
+        name
+        for name, each in refinement.standings.items()
+        if each.meets and each is not refinement.best and each.meets * each.candidate.cost <= top * (1 + 1e-9)
+    ]
+
+
+def _top(findings: Findings, best: Document) -> float:
+    high = (best["gpus"] or {}).get("high")
+    fleet = findings.fleets[best["name"]]
+    candidate = findings.refinement.standings[best["name"]].candidate
+    return 0.0 if high is None else high / fleet.gpus * candidate.cost
+
+
+def _nothing(findings: Findings, rows: Mapping[str, Document]) -> Document:
+    """Nothing meets the SLO: the nearest, and the metric that it misses by how much."""
+    count = len(rows)
+    reason = f"None of {count} candidates meets the SLO at {findings.rate:g} requests/s"
+    standing = findings.nearest()
+    if findings.ended_by:
+        return {"nearest": None, "reason": f"{reason}, as far as it was looked at before {ENDED[findings.ended_by]}."}
+    if standing is None:
+        return {**_by_floor(findings, reason)}
+    candidate, fleet = standing.candidate, findings.fleets[standing.candidate.name]
+    glances = standing.whole(candidate.most)
+    if not glances:
+        return {"nearest": None, "reason": f"{reason}."}
+    ratios = {
+        clause.name: (value, clause)
+        for clause in findings.clauses
+        if (value := glances[0].values.get(clause.name)) is not None
+    }
+    nearest: Document = {"name": candidate.name, "replicas": candidate.most, "gpus": candidate.most * fleet.gpus}
+    missed = [(name, value, clause) for name, (value, clause) in ratios.items() if _over(value, clause) > 0]
+    where = f"{candidate.name} with {candidate.most} replicas ({nearest['gpus']:,} GPUs)"
+    if not missed:
+        return {
+            "nearest": {**nearest, "metric": "stability", "by": None},
+            "reason": f"{reason}; nearest is {where}, whose queue grows.",
+        }
+    name, value, clause = max(missed, key=lambda each: _over(each[1], each[2]))
+    over = _over(value, clause)
+    text = (
+        f"{value:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
+        if clause.statistic == "share"
+        else f"{name} is {value:.3g} s, {over:.0%} above {clause.limit_s:g} s"
+    )
+    return {
+        "nearest": {**nearest, "metric": name, "value": value, "by": over},
+        "reason": f"{reason}; nearest is {where}: {text}.",
+    }
+
+
+def _over(value: float, clause: Clause) -> float:
+    """The share of its limit by which a clause's own statistic misses it; at most 0 where it does not."""
+    return (1 - clause.share) - value if clause.statistic == "share" else value / clause.limit_s - 1
+
+
+def _by_floor(findings: Findings, reason: str) -> Document:
+    floors = [
+        (least_s / limit_s - 1, name, clause, least_s, limit_s)
+        for name, fleet in findings.fleets.items()
+        for clause, (least_s, limit_s) in list(fleet.bound.floors.items())[:1]
+    ]
+    if not floors:
+        return {"nearest": None, "reason": f"{reason}."}
+    over, name, clause, least_s, limit_s = min(floors)
+    return {
+        "nearest": {"name": name, "replicas": None, "gpus": None, "metric": clause, "value": least_s, "by": over},
+        "reason": (
+            f"{reason}; nearest is {name}: {clause} takes requests {least_s:.3g} s even alone, {over:.0%} above "
+            f"{limit_s:g} s."
+        ),
+    }
