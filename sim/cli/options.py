@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +94,20 @@ def _with_options(
         "--allow-code", is_flag=True, help="Let files name code to import (module:object); only if you trust them."
     )(wrapped)
     return click.option("--set", "setting", multiple=True, metavar="KEY=VALUE", help=help_of_set)(wrapped)
+
+
+def command_line(command: str, file: str | None, settings: Mapping[str, Any], without: Iterable[str] = ()) -> str:
+    """The command that gives these settings, but those named, as a person types it."""
+    words = ["sim", command, *([file] if file else [])]
+    flags = {key: flag for flag, key in OPTIONS.items()}
+    for key, value in settings.items():
+        if (full := scenario.full_key(key)) in without:
+            continue
+        if full in flags:
+            words += [flags[full]] if value is True else [flags[full], str(value)]
+        else:
+            words += ["--set", f"{full}={value}"]
+    return shlex.join(words)
 
 
 @contextmanager

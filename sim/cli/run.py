@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sim import scenario
-from sim.cli.options import progress_bar, scenario_options
+from sim.cli.options import command_line, progress_bar, scenario_options
 from traces.schema import InputError
+
+if TYPE_CHECKING:
+    from sim.serving.run import Result
 
 
 @click.command()
@@ -44,6 +48,7 @@ def run(
     with nullcontext() if out is None else taken(out, "run") as claim:
         with progress_bar("simulating", quiet) as progress:
             result = api.run(file, progress=progress, allow_code=allow_code, **settings)
+        result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
             text = scenario.dump(result.scenario)
             paths = write_run(result, out, scenario=text, window=window, answers=result.tokens, claim=claim)
@@ -56,3 +61,17 @@ def run(
         show(summary_view(result.summary, warnings=[warning] if warning else []))
     if result.died:
         raise InputError(result.died)
+
+
+def _with_bound(result: Result, command: str) -> Result:
+    """The result of a load that leaves its replicas idle, with what one of them could take at most."""
+    from sim.results.verdict import bounded, rests  # noqa: PLC0415
+    from sim.serving.workload import load_trace  # noqa: PLC0415
+    from sim.study.plan.bounds import saturation  # noqa: PLC0415
+
+    summary, settings = result.summary, result.scenario
+    if settings.executor != "predicted" or not rests(summary, summary["verdict"]["stable"]):
+        return result
+    bound = saturation(settings, load_trace(settings))
+    told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)
+    return replace(result, summary=told)

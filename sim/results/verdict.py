@@ -81,12 +81,16 @@ def verdict(summary: Summary, *, is_stable: bool | None) -> dict[str, Any]:
 
 
 def _sentence(summary: Summary, told: Summary) -> str:
-    load, idle = summary["load"], summary["binding"]["shares"][IDLE]
     if not summary["requests"]["completed"]:
         return f"{_load(summary)}: no request completed."
-    resting = load["kind"] == "recorded" and idle >= IDLE_FROM and told["stable"] is not False
-    parts = [_idle(summary, told)] if resting else [_limits(summary, told)]
+    parts = [_idle(summary, told)] if rests(summary, told["stable"]) else [_limits(summary, told)]
     return f"{_load(summary)}{', the queue grows' if told['stable'] is False else ''}: {'; '.join(parts)}."
+
+
+def rests(summary: Summary, is_stable: bool | None) -> bool:
+    """Whether a recorded load leaves the replicas idle most of the time: what they could take is the question then."""
+    idle = summary["binding"]["shares"][IDLE]
+    return bool(summary["load"]["kind"] == "recorded" and idle >= IDLE_FROM and is_stable is not False)
 
 
 def _limits(summary: Summary, told: Summary) -> str:

@@ -2,10 +2,10 @@
 
 Candidates come with what they can do at best. A number of replicas is judged by one of them alone with its share of
 the load, cut evenly by chance, which is the worst that a router does to them; where that misses by little, and once
-more at the end, by all of them together behind their router. The most promising is sized and confirmed; from then on each other
-one is first asked at the most replicas with which it would still be cheaper, and dropped where it misses the SLO with
-those. The order of the questions depends on answers alone, never on time, so that a search that was cut short, or
-killed and begun again with what it had, goes the same way.
+more at the end, by all of them together behind their router. The most promising is sized and confirmed; from then on
+each other one is first asked at the most replicas with which it would still be cheaper, and dropped where it misses
+the SLO with those. The order of the questions depends on answers alone, never on time, so that a search that was cut
+short, or killed and begun again with what it had, goes the same way.
 """
 
 from __future__ import annotations
