@@ -225,7 +225,7 @@ class Faulty(LawBench):
 
 def test_what_fails_is_told_and_the_rest_measured(tmp_path: Path, clocks: dict[str, float]) -> None:
     class Few(Faulty):
-        fails = staticmethod(lambda case: len(case.prefills) == 4)
+        fails = staticmethod(lambda case: len(case.prefills) == 4 or len(case.decodes) == 1)
 
     made = run(tmp_path / "p", lambda spec: Few(spec, troubles=("no graphs here",))).profile
     assert "decode_attention" in made.tables
@@ -233,6 +233,8 @@ def test_what_fails_is_told_and_the_rest_measured(tmp_path: Path, clocks: dict[s
     assert any("no graphs here" in note for note in notes)
     assert any("failed: RuntimeError: an illegal memory access was encountered" in note for note in notes)
     assert any("prompts at once: 0 of " in note for note in notes)
+    assert sum("failed" in note for note in notes) > MOST_FAILURES
+    assert not any("given up" in note for note in notes)
 
 
 def test_a_device_that_answers_no_more_is_given_up(tmp_path: Path, clocks: dict[str, float]) -> None:
