@@ -23,6 +23,7 @@ from calibrate import device as devices
 from calibrate import measure as measuring
 from calibrate.cases import BETWEEN, DENSITIES, GRID, STEPS, Case, Range, cases
 from calibrate.cli import cli
+from calibrate.harness import middle_run
 from calibrate.journal import Begun, read
 from calibrate.measure import MOST_FAILURES, CasePlan, Reading, Sample, schedule
 from calibrate.order import VALUE, by_value, family
@@ -306,3 +307,9 @@ def test_holds_follow_launches_and_forget_what_was_an_accident() -> None:
     for _ in range(20):
         holds.told("gemm", 100e-6, waited=True)
     assert holds.seconds("gemm") == pytest.approx(MOST_BOOST * usual)
+
+
+def test_one_disturbed_step_is_not_what_steps_take() -> None:
+    runs = iter([(66e-3, 1e-3), (12e-3, 1e-3), (12.2e-3, 1e-3), (1.0, 1.0)])
+    assert middle_run(lambda: next(runs), 3) == (12.2e-3, 1e-3)
+    assert middle_run(lambda: next(runs), 3) == (1.0, 1.0)
