@@ -15,7 +15,7 @@ import click
 
 from backend.prove.folder import ProveFolder
 from backend.prove.run import CUT, FAILED, ProveRun
-from backend.prove.stages import STAGES, Place, chosen
+from backend.prove.stages import STAGES, ProvePlace, chosen
 from backend.prove.table import lines
 from sim.cli.guard import guarded
 from traces.schema import InputError
@@ -52,7 +52,7 @@ def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> No
     folder = ProveFolder(out.resolve())
     work = Path(tempfile.mkdtemp(prefix="foretoken-prove-"))
     try:
-        run = ProveRun(Place(device, small, work), folder, wanted, budget_s, _say, started)
+        run = ProveRun(ProvePlace(device, small, work), folder, wanted, budget_s, _say, started)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.stop)
         run.run()

@@ -19,7 +19,7 @@ from typing import Any
 from backend.prove import outcomes
 from backend.prove.box import Ended, run_boxed
 from backend.prove.folder import MOST_BYTES, ProveFolder
-from backend.prove.stages import BENCHES, ROOT, Place, ProveStage, box_s
+from backend.prove.stages import BENCHES, ROOT, ProvePlace, ProveStage, box_s
 
 SCHEMA = "foretoken-prove/1"
 EVERY_S = 5.0
@@ -55,7 +55,7 @@ class StageRecord:
 
 @dataclass(slots=True)
 class ProveRun:
-    place: Place
+    place: ProvePlace
     folder: ProveFolder
     stages: Sequence[ProveStage]
     budget_s: float

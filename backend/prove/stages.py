@@ -28,7 +28,7 @@ SERVED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ProvePlace:
     """Where a run happens: the device, whether in small shapes, and the folder that stages work in."""
 
     device: str
@@ -54,7 +54,7 @@ class ProveStage:
     name: str
     share_s: float
     about: str
-    command: Callable[[Place, float], Sequence[str] | str]
+    command: Callable[[ProvePlace, float], Sequence[str] | str]
     answers: dict[int, str] = field(default_factory=dict)
 
 
@@ -62,12 +62,12 @@ def python(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def _prepare(place: Place, _box_s: float) -> Sequence[str]:
+def _prepare(place: ProvePlace, _box_s: float) -> Sequence[str]:
     small = ["--small"] if place.small else []
     return python("backend.prove.prepare", "--device", place.device, "--out", place.file("prepare.json"), *small)
 
 
-def _smoke(place: Place, box_s: float) -> Sequence[str]:
+def _smoke(place: ProvePlace, box_s: float) -> Sequence[str]:
     small = ["--small"] if place.small else []
     out = place.file("smoke.json")
     return python(
@@ -75,8 +75,8 @@ def _smoke(place: Place, box_s: float) -> Sequence[str]:
     )
 
 
-def _bench(file: str, groups: str) -> Callable[[Place, float], Sequence[str]]:
-    def command(place: Place, box_s: float) -> Sequence[str]:
+def _bench(file: str, groups: str) -> Callable[[ProvePlace, float], Sequence[str]]:
+    def command(place: ProvePlace, box_s: float) -> Sequence[str]:
         small = ["--small"] if place.small else []
         # No peer may take a large part of the box to compile: flex_attention took over 20 s on an H200.
         ready_s = max(1.0, min(10.0, 0.2 * box_s))
@@ -88,7 +88,7 @@ def _bench(file: str, groups: str) -> Callable[[Place, float], Sequence[str]]:
     return command
 
 
-def _calibrate(place: Place, box_s: float) -> Sequence[str]:
+def _calibrate(place: ProvePlace, box_s: float) -> Sequence[str]:
     budget_s = max(1.0, box_s - max(20.0, 0.2 * box_s))
     if place.on_cpu:
         what: list[object] = ["--gpu", "cpu", "--models", "tiny-llama"]
@@ -101,7 +101,7 @@ def _calibrate(place: Place, box_s: float) -> Sequence[str]:
     return python("calibrate.cli", *what, *how)
 
 
-def _fit(place: Place, _box_s: float) -> Sequence[str] | str:
+def _fit(place: ProvePlace, _box_s: float) -> Sequence[str] | str:
     journal = place.file("profile.journal.jsonl")
     if place.file("profile").is_dir():
         return "calibrate has written its profile"
@@ -110,7 +110,7 @@ def _fit(place: Place, _box_s: float) -> Sequence[str] | str:
     return python("calibrate.cli", "fit", journal, "--out", place.file("profile"), "--json")
 
 
-def _validate(place: Place, _box_s: float) -> Sequence[str]:
+def _validate(place: ProvePlace, _box_s: float) -> Sequence[str]:
     profile = place.file("profile")
     what: list[object] = ["--trace", "chatbot_arena.jsonl", "--device", place.device, "--json", "--quiet"]
     if place.small or place.on_cpu:
@@ -133,7 +133,7 @@ def _gpu_of(profile: Path) -> str:
         return ""
 
 
-def _tests(place: Place, box_s: float) -> Sequence[str] | str:
+def _tests(place: ProvePlace, box_s: float) -> Sequence[str] | str:
     if importlib.util.find_spec("pytest") is None:
         return "pytest is not installed"
     if not (ROOT / "tests").is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sim.results.result import Run
 from sim.results.tables import PREEMPTED, SUMMARY, TERMS, RunTables, flat
 from sim.results.transaction import Claim
 from sim.study.claims import ClaimRow
+from traces.version import product_version
 
 PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
 
@@ -108,7 +108,7 @@ def write_claims(
     """Write claims.json and claims.html; returns the paths. Raises InputError as `write_comparison`."""
     document = as_document(rows, settings)
     mark = run_id.digest(document)
-    page = run_id.page(render_claims(rows, settings, version("foretoken")), mark)
+    page = run_id.page(render_claims(rows, settings, product_version()), mark)
     return files.write_files(folder, {"claims.json": run_id.document(document, mark), "claims.html": page}, claim=claim)
 
 

@@ -21,7 +21,7 @@ from backend.prove import outcomes
 from backend.prove.box import run_boxed
 from backend.prove.command import cli
 from backend.prove.folder import FILES, MOST_BYTES, ProveFolder
-from backend.prove.stages import ROOT, STAGES, Place, box_s, chosen
+from backend.prove.stages import ROOT, STAGES, ProvePlace, box_s, chosen
 from backend.prove.table import WIDTH, lines
 from traces.schema import InputError
 
@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from backend.prove.folder import ProveFolder
 from backend.prove.run import ProveRun
-from backend.prove.stages import STAGES, Place
+from backend.prove.stages import STAGES, ProvePlace
 
 out, work, hangs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 QUICK = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{}')"
@@ -46,7 +46,7 @@ def command(name):
     return made
 
 stages = [replace(stage, command=command(stage.name)) for stage in STAGES]
-ProveRun(Place("cpu", True, work), ProveFolder(out), stages, 10**5, print, time.monotonic()).run()
+ProveRun(ProvePlace("cpu", True, work), ProveFolder(out), stages, 10**5, print, time.monotonic()).run()
 """
 
 
@@ -316,7 +316,7 @@ def test_benchmarks_are_merged_and_a_measured_bar_wins() -> None:
 
 def test_a_validation_is_held_against_the_profile_just_made(tmp_path: Path) -> None:
     (stage,) = chosen("validate")
-    place = Place("cuda", False, tmp_path)
+    place = ProvePlace("cuda", False, tmp_path)
     assert "--profile" not in stage.command(place, 60.0)
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile" / "profile.toml").write_text('gpu = "h200"\n')
@@ -328,4 +328,4 @@ def test_a_validation_is_held_against_the_profile_just_made(tmp_path: Path) -> N
 def test_without_pytest_the_tests_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (stage,) = chosen("tests")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert stage.command(Place("cuda", False, tmp_path), 60.0) == "pytest is not installed"
+    assert stage.command(ProvePlace("cuda", False, tmp_path), 60.0) == "pytest is not installed"

@@ -23,6 +23,7 @@ from calibrate import device as devices
 from calibrate import measure as measuring
 from calibrate.cases import BETWEEN, DENSITIES, GRID, STEPS, Case, Range, cases
 from calibrate.cli import cli
+from calibrate.harness import middle_run
 from calibrate.journal import Begun, read
 from calibrate.measure import MOST_FAILURES, CasePlan, Reading, Sample, schedule
 from calibrate.order import VALUE, by_value, family
@@ -225,7 +226,7 @@ class Faulty(LawBench):
 
 def test_what_fails_is_told_and_the_rest_measured(tmp_path: Path, clocks: dict[str, float]) -> None:
     class Few(Faulty):
-        fails = staticmethod(lambda case: len(case.prefills) == 4)
+        fails = staticmethod(lambda case: len(case.prefills) == 4 or len(case.decodes) == 1)
 
     made = run(tmp_path / "p", lambda spec: Few(spec, troubles=("no graphs here",))).profile
     assert "decode_attention" in made.tables
@@ -233,6 +234,8 @@ def test_what_fails_is_told_and_the_rest_measured(tmp_path: Path, clocks: dict[s
     assert any("no graphs here" in note for note in notes)
     assert any("failed: RuntimeError: an illegal memory access was encountered" in note for note in notes)
     assert any("prompts at once: 0 of " in note for note in notes)
+    assert sum("failed" in note for note in notes) > MOST_FAILURES
+    assert not any("given up" in note for note in notes)
 
 
 def test_a_device_that_answers_no_more_is_given_up(tmp_path: Path, clocks: dict[str, float]) -> None:
@@ -304,3 +307,9 @@ def test_holds_follow_launches_and_forget_what_was_an_accident() -> None:
     for _ in range(20):
         holds.told("gemm", 100e-6, waited=True)
     assert holds.seconds("gemm") == pytest.approx(MOST_BOOST * usual)
+
+
+def test_one_disturbed_step_is_not_what_steps_take() -> None:
+    runs = iter([(66e-3, 1e-3), (12e-3, 1e-3), (12.2e-3, 1e-3), (1.0, 1.0)])
+    assert middle_run(lambda: next(runs), 3) == (12.2e-3, 1e-3)
+    assert middle_run(lambda: next(runs), 3) == (1.0, 1.0)
