@@ -233,7 +233,7 @@ def folder(tmp_path: Path) -> Iterator[ProveFolder]:
 
 def test_a_journal_that_is_too_long_ends_at_a_line(folder: ProveFolder, tmp_path: Path) -> None:
     source = tmp_path / "long"
-    line = b'{"a": "' + b"x" * 990 + b'"}\n'
+    line = b'{"a": "' + b"x" * 991 + b'"}\n'
     source.write_bytes(line * 5000)
     folder.copy(source, "journal.jsonl")
     kept = (folder.path / "journal.jsonl").read_bytes()
