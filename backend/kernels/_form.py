@@ -39,6 +39,11 @@ class Form:
         return self.cache in ("fp8e4nv", "i8")
 
     @property
+    def pairs(self) -> str:
+        """The type of which decode reads two values at a time, as a 16-bit word; empty where it reads one."""
+        return self.cache if self.narrow and self.operand == "fp16" else ""
+
+    @property
     def label(self) -> str:
         features = " windowed" * self.windowed + " capped" * self.capped
         return f"d{self.head_dim} {self.q}/{self.cache} block {self.block_tokens}{features}"

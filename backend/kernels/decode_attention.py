@@ -20,6 +20,7 @@ from backend.kernels._attention import attend, attended_tiles, finish, score_fac
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_power_of_two, processors
 from backend.kernels._decode_plan import DecodePlan, make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
+from backend.kernels._pairs import attend_pairs
 from backend.kernels.prefill_attention import attention_reference
 from traces.schema import InputError
 
@@ -60,6 +61,7 @@ def decode_kernel(
     CAPPED: tl.constexpr,
     SCALAR_SCALES: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
+    PAIRS: tl.constexpr,
     DOT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -79,21 +81,32 @@ def decode_kernel(
     row = tl.minimum(wanted, ROWS - 1)
     inner = (row // GROUP) * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
     at = sequence.to(tl.int64) * (QUERIES * KV_HEADS * GROUP) + inner
-    queries = to_operand(tl.load(q + at[:, None] * HEAD_DIM + dims[None, :]), DOT, UPCAST)
     kv_len = tl.load(kv_lens + sequence)
     positions = kv_len - QUERIES + row // GROUP
     first = tl.maximum(kv_len - QUERIES, 0)
     sink_tiles, skipped, _ = attended_tiles(first, kv_len - 1, window, sinks, BLOCK_N, WINDOWED)
 
-    # All tiles take the masked path: two loops would drain the pipeline of loads between them.
-    acc, peak, total = attend(
-        tl.zeros((BLOCK_M, HEAD_DIM), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
-        tl.zeros((BLOCK_M,), tl.float32), queries, k, v, k_scale, v_scale,
-        tables + sequence.to(tl.int64) * table_stride, head, positions, first - window + 1, kv_len,
-        begin, end, sink_tiles, skipped, window, sinks,
-        score_factor(k_scale, scale, soft_cap, SCALAR_SCALES, CAPPED), soft_cap,
-        KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, WINDOWED, CAPPED, TOKEN_SCALES, False, DOT, UPCAST,
-    )  # fmt: skip
+    factor = score_factor(k_scale, scale, soft_cap, SCALAR_SCALES, CAPPED)
+    table = tables + sequence.to(tl.int64) * table_stride
+    if PAIRS != "":
+        half = tl.arange(0, HEAD_DIM // 2)
+        pairs = q + at[:, None] * HEAD_DIM + 2 * half[None, :]
+        acc, peak, total = attend_pairs(
+            to_operand(tl.load(pairs), DOT, UPCAST), to_operand(tl.load(pairs + 1), DOT, UPCAST),
+            k, v, k_scale, v_scale, table, head, positions, first - window + 1, kv_len,
+            begin, end, sink_tiles, skipped, window, sinks, factor, soft_cap,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_M, BLOCK_N, WINDOWED, CAPPED, TOKEN_SCALES, PAIRS, UPCAST,
+        )  # fmt: skip
+    else:
+        # All tiles take the masked path: two loops would drain the pipeline of loads between them.
+        queries = to_operand(tl.load(q + at[:, None] * HEAD_DIM + dims[None, :]), DOT, UPCAST)
+        acc, peak, total = attend(
+            tl.zeros((BLOCK_M, HEAD_DIM), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
+            tl.zeros((BLOCK_M,), tl.float32), queries, k, v, k_scale, v_scale,
+            table, head, positions, first - window + 1, kv_len,
+            begin, end, sink_tiles, skipped, window, sinks, factor, soft_cap,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, WINDOWED, CAPPED, TOKEN_SCALES, False, DOT, UPCAST,
+        )  # fmt: skip
     result, summed = finish(acc, peak, total, v_scale, SCALAR_SCALES, TOKEN_SCALES)
     if parts == 1:
         attends = positions >= 0
@@ -175,9 +188,10 @@ def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTi
     if form.operand == "fp32":
         return DecodeTile(rows, 16 if form.head_dim == 256 else 32, stages=3, resident=1)
     if form.head_dim == 256:
-        return DecodeTile(rows, 32, stages=5 if rows == 16 and not form.narrow else 3, resident=2)
-    keys = 128 if form.head_dim <= 64 else 64
-    heavy = form.narrow and form.block_tokens % keys and (form.windowed or form.capped)
+        return DecodeTile(rows, 32, stages=5 if rows == 16 and not form.pairs else 3, resident=2)
+    # As many bytes of narrow keys a tile as of others: half the barriers and reductions for each token.
+    keys = 128 if form.head_dim <= 64 or (form.pairs and rows == 16) else 64
+    heavy = form.pairs and (form.windowed or form.capped)
     return DecodeTile(rows, keys, resident=3 if rows == 16 and not heavy else 2)
 
 
@@ -242,10 +256,11 @@ def decode_attention(
     capacity = plan.items.shape[0]
     part_out = torch.empty((capacity, queries, heads, head_dim), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((capacity, queries, heads), dtype=torch.float32, device=q.device)
+    k, v = (x.view(torch.int16) if form.pairs else x for x in (cache.k, cache.v))
     decode_kernel[(form.kv_heads * triton.cdiv(queries * form.group, tile.rows), capacity)](
-        q, cache.k, cache.v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans,
+        q, k, v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans,
         out, lse, part_out, part_lse, sequences, block_tables.stride(0), scale, soft_cap, window, sinks,
-        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, **form.constexprs(),
+        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, PAIRS=form.pairs, **form.constexprs(),
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(queries * heads, sequences)](
@@ -278,7 +293,11 @@ def variant(form: Form, queries: int = 1) -> KernelVariant:
     """The compiled form of the decode kernel for `form` and so many queries."""
     tile = decode_tile(form, queries)
     own = {"items": "*i32", "spans": "*i32", "part_out": "*fp32", "part_lse": "*fp32"}
-    shape: dict[str, Constant] = {"QUERIES": queries, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys}
+    if form.pairs:
+        own |= {"k": "*i16", "v": "*i16"}
+    shape: dict[str, Constant] = {
+        "QUERIES": queries, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "PAIRS": form.pairs
+    }  # fmt: skip
     name = f"decode {tile.rows}x{tile.keys} q{queries} {form.label}"
     return compiled(f"{__name__}:decode_kernel", name, form, own, shape, tile.warps, tile.stages)
 
