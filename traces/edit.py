@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from traces import blocks
-from traces.resample import Sessions
+from traces.resample import SessionRows
 from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
 from traces.sessions import followed, offsets_s, roots
 
@@ -108,7 +108,7 @@ def resample(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     if not 1 <= count <= MAX_REQUESTS:
         raise InputError(f"count is {count}; it must be at least 1 and at most {MAX_REQUESTS:,}")
     requests = trace.requests
-    sessions = Sessions.of(requests)
+    sessions = SessionRows.of(requests)
     gaps = sessions.gaps_s()
     drawn = rng.integers(0, len(sessions), count)
     begin_s = np.concatenate([[0.0], np.cumsum(rng.choice(gaps, count - 1) if len(gaps) else np.zeros(count - 1))])

@@ -23,7 +23,7 @@ LARGEST_CV = 20.0
 """Burstier gaps are so uneven that a float cannot tell most of them from 0."""
 
 
-class Stage(NamedTuple):
+class LoadStage(NamedTuple):
     """A stretch of time at one rate."""
 
     rate_per_s: float
@@ -68,7 +68,7 @@ def redraw(trace: Trace, rate_per_s: float, rng: np.random.Generator, cv: float 
 
 def staged(
     trace: Trace,
-    stages: Sequence[Stage],
+    stages: Sequence[LoadStage],
     draws: np.random.Generator,
     rng: np.random.Generator,
     cv: float | None = None,

@@ -1,4 +1,4 @@
-"""Sessions of a trace taken again, drawn or not: what a file has too few of is drawn anew. It knows no rate."""
+"""SessionRows of a trace taken again, drawn or not: what a file has too few of is drawn anew. It knows no rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
+class SessionRows:
     """The sessions of a table (requests where there are none), in order of their starts."""
 
     requests: pd.DataFrame
@@ -25,7 +25,7 @@ class Sessions:
     """Of each session the rows, the first turn's first."""
 
     @classmethod
-    def of(cls, requests: pd.DataFrame) -> Sessions:
+    def of(cls, requests: pd.DataFrame) -> SessionRows:
         after = followed(requests)
         members = pd.Series(np.arange(len(requests))).groupby(roots(after)).indices
         return cls(requests, [np.asarray(members[int(one)]) for one in np.flatnonzero(after < 0)])
@@ -77,7 +77,7 @@ def enough(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
     lacking = count - len(trace)
     if lacking <= 0:
         return trace
-    sessions = Sessions.of(trace.requests)
+    sessions = SessionRows.of(trace.requests)
     own = np.arange(len(sessions))
     sizes = np.array([len(rows) for rows in sessions.rows])
     drawn = rng.integers(0, len(sessions), lacking)  # each has a request at least

@@ -18,7 +18,7 @@ from sim.serving.source import Workload
 from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.blocks import chained
-from traces.redraw import Stage, own_rate, redraw, staged
+from traces.redraw import LoadStage, own_rate, redraw, staged
 from traces.resample import enough
 from traces.schema import InputError, Trace
 
@@ -34,11 +34,11 @@ def load_trace(plan: Scenario) -> Trace:
     Raises:
         InputError: no trace is named, it cannot be read, or it has no times and none are asked for.
     """
-    return timed(read_trace(Reading.of(plan.workload)), plan.workload, plan.seed)
+    return timed(read_trace(TraceReading.of(plan.workload)), plan.workload, plan.seed)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TraceReading:
     """Of a workload's settings, those that say what to read and how."""
 
     trace: str
@@ -50,7 +50,7 @@ class Reading:
     whole_sessions: bool
 
     @classmethod
-    def of(cls, settings: WorkloadSettings) -> Reading:
+    def of(cls, settings: WorkloadSettings) -> TraceReading:
         return cls(
             settings.trace,
             settings.format,
@@ -62,7 +62,7 @@ class Reading:
         )
 
 
-def read_trace(reading: Reading) -> Trace:
+def read_trace(reading: TraceReading) -> Trace:
     """A trace as its file has it.
 
     Raises:
@@ -124,11 +124,11 @@ def _alone(trace: Trace, sessions: bool) -> Trace:
     return replace(trace, requests=trace.requests.drop(columns=["after", "think_s"], errors="ignore"))
 
 
-def _stages(trace: Trace, settings: WorkloadSettings) -> list[Stage]:
+def _stages(trace: Trace, settings: WorkloadSettings) -> list[LoadStage]:
     if any(stage.rate_scale for stage in settings.stages):
         base = settings.rate or _own_rate(trace, settings)
-        return [Stage(stage.rate or base * stage.rate_scale, stage.duration_s) for stage in settings.stages]
-    return [Stage(stage.rate, stage.duration_s) for stage in settings.stages]
+        return [LoadStage(stage.rate or base * stage.rate_scale, stage.duration_s) for stage in settings.stages]
+    return [LoadStage(stage.rate, stage.duration_s) for stage in settings.stages]
 
 
 def _mean_rate(trace: Trace, settings: WorkloadSettings) -> float:

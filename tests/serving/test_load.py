@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sim import api, scenario
 from sim.results.load import load
-from sim.serving.workload import Reading, load_trace, read_trace, timed
+from sim.serving.workload import TraceReading, load_trace, read_trace, timed
 from sim.specs.workload import StageSettings, WorkloadSettings
 from traces import edit, write
 from traces.redraw import own_rate
@@ -119,15 +119,15 @@ def test_the_rate_is_even_from_the_first_second_to_the_last() -> None:
 @given(limit=st.integers(1, 120))
 def test_a_limit_takes_whole_sessions(limit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = _written(chat(30, 5.0, seed=2), tmp_path_factory)
-    whole = read_trace(Reading.of(WorkloadSettings(trace=path, rate=5.0)))
-    cut = read_trace(Reading.of(WorkloadSettings(trace=path, rate=5.0, limit=limit)))
+    whole = read_trace(TraceReading.of(WorkloadSettings(trace=path, rate=5.0)))
+    cut = read_trace(TraceReading.of(WorkloadSettings(trace=path, rate=5.0, limit=limit)))
     assert len(cut) == min(limit, len(whole))
     sizes, every = cut.requests["session"].value_counts(), whole.requests["session"].value_counts()
     first = whole.requests.loc[whole.requests["after"] < 0, "session"].tolist()
     taken = cut.requests.loc[cut.requests["after"] < 0, "session"].tolist()
     assert taken == first[: len(taken)]
     assert all(sizes[name] == every[name] for name in taken[:-1])
-    rows = read_trace(Reading.of(WorkloadSettings(trace=path, limit=limit)))  # without a rate the first rows
+    rows = read_trace(TraceReading.of(WorkloadSettings(trace=path, limit=limit)))  # without a rate the first rows
     assert rows.requests["arrival_s"].tolist() == whole.requests["arrival_s"].tolist()[:limit]
 
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from sim import api, scenario
 from sim.cli.main import main
 from sim.results.stability import queue_warning
+from sim.serving.workload import TraceReading
+from sim.specs.workload import WorkloadSettings
 from sim.study.identity import made_of
 from sim.study.sweep import grid, sweep
 from sim.study.sweep.grid import Grid
@@ -339,13 +341,13 @@ def test_points_share_a_trace_and_leave_it_alone(trace: str) -> None:
     made = made_of(["foretoken", f"workload.trace={trace}"])
     content = tuple(made[f"workload.trace={trace}"].items())
     simulate = sweep.Simulate({"workload": {"trace": trace}}, str(Path.cwd()), made)
-    shared = sweep._trace(scenario.WorkloadSettings(trace=trace), content)
+    shared = sweep._trace(TraceReading.of(WorkloadSettings(trace=trace)), content)
     before = shared.requests.copy(deep=True)
     for at, policy in enumerate(["chunked", "static", "sjf", "continuous"]):
         for rate in (0.0, 9.0):
             outcome = simulate(grid.Point(at, 0, {"policy": policy, "rate": rate, "allocator": "prefix"}))
             assert outcome.reason is None
-    assert sweep._trace(scenario.WorkloadSettings(trace=trace), content) is shared
+    assert sweep._trace(TraceReading.of(WorkloadSettings(trace=trace)), content) is shared
     pd.testing.assert_frame_equal(shared.requests, before)
 
 

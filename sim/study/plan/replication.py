@@ -18,7 +18,7 @@ from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
-from sim.serving.workload import Reading, read_trace, samples, timed
+from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
 from sim.study.plan.limits import limit_shares
@@ -110,13 +110,13 @@ def source(settings: WorkloadSettings) -> Trace:
 
     Raises InputError as `sim.serving.workload.load_trace`.
     """
-    reading = replace(Reading.of(settings), whole_sessions=settings.sessions)  # a plan always lays arrivals anew
+    reading = replace(TraceReading.of(settings), whole_sessions=settings.sessions)  # a plan always lays arrivals anew
     stamps = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
     return _read(reading, stamps)
 
 
 @lru_cache(maxsize=4)
-def _read(reading: Reading, stamps: Stamps) -> Trace:
+def _read(reading: TraceReading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
     return read_trace(reading)
 

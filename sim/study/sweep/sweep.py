@@ -21,7 +21,7 @@ from sim.results.stability import queue_warning
 from sim.results.tables import flat
 from sim.scenario import build, merge
 from sim.serving import run as serving
-from sim.serving.workload import Reading, read_trace, timed
+from sim.serving.workload import TraceReading, read_trace, timed
 from sim.specs.settings import word
 from sim.study.identity import CODE, Made, check_has_files, differing, digests, ingredients
 from sim.study.sweep.grid import Grid, Point
@@ -114,7 +114,7 @@ class Simulate:
         try:
             scenario = build(self.base, {**point.settings, "seed": point.seed})
             content = tuple(self.made_of.get(f"workload.trace={scenario.workload.trace}", {}).items())
-            trace = timed(_trace(Reading.of(scenario.workload), content), scenario.workload, scenario.seed)
+            trace = timed(_trace(TraceReading.of(scenario.workload), content), scenario.workload, scenario.seed)
             result = serving.simulate(scenario, trace=trace)
             return PointOutcome(None, queue_warning(result.requests) is None, _row(result.summary))
         except InputError as error:
@@ -151,7 +151,7 @@ def _stand_in(folder: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _trace(reading: Reading, content: tuple[tuple[str, str], ...]) -> Trace:
+def _trace(reading: TraceReading, content: tuple[tuple[str, str], ...]) -> Trace:
     """Read once in each process for all points of one trace, as long as its file has this content.
 
     All points share it, so nobody may change it.
