@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.compare.paired import paired_tables
+from sim.report.compare.winners import nearest_words
 from sim.report.measures import MEASURES, best, compared, latency_rows
 from sim.report.run.sentences import (
     answer,
@@ -176,6 +177,8 @@ def compare_view(
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)
         parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
+        if nearest := nearest_words(summaries):
+            parts += ["", remarks([("!", nearest, "yellow")])]
     if pairs:
         parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:

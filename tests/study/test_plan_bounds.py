@@ -55,10 +55,7 @@ def test_beyond_its_bound_a_replica_misses_the_slo(
         },
     )  # fmt: skip
     bound = saturation(plan, source(plan.workload))
-    if bound.rate_per_s == 0:
-        rate = 0.05
-    else:
-        rate = 1.1 * bound.rate_per_s
+    rate = 1.1 * bound.rate_per_s or 0.05
     asked = clauses_of(metrics.parse_slo(slo))
     requests = int(min(4000, max(400, 12 * bound.lifetime_s * rate)))
     cut = requests // 4
@@ -66,12 +63,16 @@ def test_beyond_its_bound_a_replica_misses_the_slo(
     assert seen.missed, (bound, rate, seen)
 
 
+def of(**more: object) -> scenario.Scenario:
+    return scenario.build({}, {"trace": "chatbot_arena.jsonl", "limit": 2000, **more})
+
+
 def test_bounds_move_as_they_must() -> None:
     trace = traces.read("chatbot_arena.jsonl", limit=2000)
     plan = scenario.build({}, {"trace": "chatbot_arena.jsonl", "limit": 2000})
 
     def at(slo: str, **more: object) -> float:
-        return saturation(scenario.build({}, {"trace": "chatbot_arena.jsonl", "limit": 2000, **more}), trace, slo).rate_per_s
+        return saturation(of(**more), trace, slo).rate_per_s
 
     free = saturation(plan, trace)
     assert free.rate_per_s > 0
@@ -79,8 +80,8 @@ def test_bounds_move_as_they_must() -> None:
     assert tight == sorted(tight)
     assert tight[0] < 0.8 * tight[-1] <= free.rate_per_s * (1 + 1e-9)
     assert at("ttft_p99=9", **{"engine.max_num_seqs": 32}) < at("ttft_p99=9", **{"engine.max_num_seqs": 128})
-    assert saturation(scenario.build({}, {"trace": "chatbot_arena.jsonl", "engine.max_num_seqs": 32}), trace).binds == "seats"
-    assert saturation(scenario.build({}, {"trace": "chatbot_arena.jsonl", "kv.blocks": 300}), trace).binds == "KV memory"
+    assert saturation(of(**{"engine.max_num_seqs": 32}), trace).binds == "seats"
+    assert saturation(of(**{"kv.blocks": 300}), trace).binds == "KV memory"
     assert saturation(plan, trace, "tpot_p99=0.01").binds == "tpot_p99"
     parts, asked = assemble(plan), clauses_of(metrics.parse_slo("tpot_p99=0.02"))
     slow, plain, fast = (bound_of(parts, trace, asked, times).rate_per_s for times in (1.2, 1.0, 1 / 1.2))
@@ -107,5 +108,3 @@ def test_a_bound_takes_moments() -> None:
     for _ in range(5):
         saturation(plan, trace, "ttft_p99=0.5,tpot_p99=0.05")
     assert time.process_time() - began_s < 5 * 0.5
-
-

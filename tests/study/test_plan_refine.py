@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from sim.study.plan.glance import Glance
 from sim.study.plan.refine import (
     LOOK_CONFIDENCE,
-    POOLING,
     Candidate,
     CannotRunError,
     Question,
@@ -31,12 +31,10 @@ RATE = 100.0
 
 @dataclass
 class Bench:
-    """Replicas that each take `capacity`, and all together so much more as they pool; `noise` is of the logarithm of
-    the load in one replication."""
+    """Replicas that each take `capacity`; `noise` is of the logarithm of the load in one replication."""
 
     capacity: dict[str, float]
     noise: float = 0.0
-    pooling: float = 1.0
     lasts: float = math.inf
     stops: bool = True
     known: dict[Question, Glance] = field(default_factory=dict)
@@ -49,9 +47,8 @@ class Bench:
         if len(self.asked) >= self.lasts:
             raise OverError
         self.asked.append(question)
-        gain = self.pooling if question.together else 1.0
-        load = question.load * (RATE / question.replicas / self.capacity[question.name]) / gain
-        seed = [int(1e6 * self.capacity[question.name]), question.replicas, question.replication, question.together]
+        load = question.load * (RATE / question.replicas / self.capacity[question.name])
+        seed = [int(1e6 * self.capacity[question.name]), question.replicas, question.replication]
         excess = math.log(load) + float(np.random.default_rng(seed).normal(0, self.noise))
         if excess > 0 and self.stops and not question.whole:
             answer = Glance("ttft_p99")
@@ -71,7 +68,7 @@ def markets(draw: st.DrawFn) -> tuple[list[Candidate], dict[str, float]]:
         bound = capacity[name] * draw(st.floats(1.0, 2.5))
         cost = draw(st.floats(0.5, 20.0))
         most = draw(st.integers(1, 60))
-        candidates.append(Candidate(name, cost, max(1, math.ceil(RATE / bound)), most, draw(st.sampled_from([0, 10**6]))))
+        candidates.append(Candidate(name, cost, max(1, math.ceil(RATE / bound)), most))
     return candidates, capacity
 
 
@@ -102,7 +99,7 @@ def test_it_finds_what_exhaustive_search_finds(market: tuple[list[Candidate], di
     refinement.run()
     assert best_cost(refinement) == pytest.approx(exhaustive(candidates, capacity))
     everything = sum(candidate.most for candidate in candidates if candidate.least <= candidate.most)
-    assert len({(one.name, one.replicas, one.together) for one in bench.asked if one.load == 1.0}) <= 2 * everything
+    assert len({(one.name, one.replicas) for one in bench.asked if one.load == 1.0}) <= everything
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,10 +113,8 @@ def test_the_best_so_far_is_never_worse_with_more_budget(
     last = math.inf
     for budget in range(len(whole.asked) + 1):
         refinement = Refinement(candidates, Bench(capacity, noise, lasts=budget))
-        try:
+        with suppress(OverError):
             refinement.run()
-        except OverError:
-            pass
         cost = best_cost(refinement)
         assert cost <= last
         last = cost
@@ -160,25 +155,6 @@ def test_what_cannot_be_cheaper_is_never_simulated() -> None:
     # Its bound, two replicas for 4, could beat 5: it is asked with the two that would be cheaper, and no others but
     # those that would tie.
     assert {question.replicas for question in bench.asked if question.name == "close"} == {2}
-
-
-def test_replicas_that_pool_do_with_fewer() -> None:
-    """Ten replicas of 9.6 take 96 alone; together 5 percent more."""
-    candidates = [Candidate("gpu", 1.0, 8, 100, fits=100)]
-    together = Refinement(candidates, Bench({"gpu": 9.6}, pooling=1.05))
-    together.run()
-    assert together.standings["gpu"].confirmed == 10
-    assert together.standings["gpu"].together[10]
-    apart = Refinement([Candidate("gpu", 1.0, 8, 100, fits=0)], Bench({"gpu": 9.6}, pooling=1.05))
-    apart.run()
-    assert apart.standings["gpu"].confirmed == 11
-    assert POOLING > 1.05
-
-
-def test_a_router_that_does_worse_than_chance_needs_more() -> None:
-    refinement = Refinement([Candidate("gpu", 1.0, 8, 100, fits=100)], Bench({"gpu": 10.4}, pooling=0.9))
-    refinement.run()
-    assert refinement.standings["gpu"].confirmed == 11
 
 
 def test_the_margin_holds_the_capacity() -> None:

@@ -3,12 +3,14 @@ const xy = {
   points: ({ x, y }) => x.map((value, i) => [value, y[i]]).filter((pair) => pair[0] !== null && pair[1] !== null),
   // With a logarithmic axis what is not above zero cannot be drawn.
   usable: (plot, value, log) => value !== null && (!log || value > 0),
+  // An axis spans at least a tenth of its values to either side, so that it never makes a mountain of noise.
+  room: (low, high, share) => Math.max((high - low || Math.abs(high) || 1) * share, Math.abs(high + low) / 20 - (high - low) / 2),
   range(spec, log) {
     const all = spec.series.flatMap(({ x }) => x).filter((value) => value !== null && (!log || value > 0));
     if (!all.length) return [log ? 0.1 : 0, 1];
     const low = Math.min(...all), high = Math.max(...all);
     if (log) return [low / 1.12, high * 1.12];
-    const room = (high - low || Math.abs(high) || 1) * 0.04;
+    const room = xy.room(low, high, 0.04);
     return [low > 0 && low < 0.4 * high ? 0 : low - room, high + room];
   },
   // Smallest and largest value among the points in view, the limits near them included.
@@ -26,7 +28,7 @@ const xy = {
     let low = Math.min(...values), high = Math.max(...values);
     for (const { y } of plot.spec.limits || []) if (y < 1.5 * high && y > 0) { low = Math.min(low, y); high = Math.max(high, y); }
     if (plot.ylog) return [low / 1.25, high * 1.25];
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    const room = xy.room(low, high, 0.06);
     return [plot.spec.zero === false && low > 0.3 * high ? low - room : Math.min(0, low), high + room];
   },
   top: (plot) => xy.span(plot)[1],

@@ -8,6 +8,7 @@ from typing import Any
 from sim.report.compare.charts import finished_note, kv_charts, latency_charts, listed, queue_charts, waste_chart
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
+from sim.report.compare.winners import holds, nearest_words
 from sim.report.measures import MEASURES, Measure, best, compared, scaled
 from sim.report.run.sentences import answer, notes_of, sources_line, title
 from sim.report.templates import Card, TableColumn, render
@@ -96,10 +97,13 @@ def _differing(variants: Sequence[Variant]) -> list[str]:
 
 
 def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
-    """For each headline measure the variant that is best at it, and the one that is worst."""
+    """For each headline measure the variant that is best at it, of those that may win, and the one that is worst."""
+    if nearest := nearest_words({variant.name: variant.summary for variant in variants}):
+        yield Card("Winner", "none", nearest, "bad")
+        return
     for key, label in CARDS.items():
         measure = MEASURES[key]
-        values = [measure.value(variant.summary) for variant in variants]
+        values = [measure.value(variant.summary) if holds(variant.summary) else None for variant in variants]
         known = [value for value in values if value is not None]
         if len(known) < 2:
             continue
@@ -169,7 +173,7 @@ def _group(measures: Sequence[Measure], variants: Sequence[Variant]) -> tuple[st
         TableColumn(
             measure.short,
             scaled(some, unit.factor) if measure.unit == "s" else measure.texts(some)[1],
-            best(measure, some),
+            {place for place in best(measure, some) if holds(variants[place].summary)},
         )
         for measure, some in zip(measures, values, strict=True)
     ]

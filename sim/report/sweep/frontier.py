@@ -33,8 +33,10 @@ def pareto_chart(sweep: Sweep) -> Chart | None:
     if not choices:
         return None
     rows = _pareto_rows(sweep)
-    note = "Down and to the left is better. Ringed: no other stable point is better in both."
-    note += "" if sweep.good.all() else " Hollow: unstable, or a run failed; such points are never ringed."
+    whose = "point that meets the SLO" if sweep.asked else "stable point"
+    note = f"Down and to the left is better. Ringed: no other {whose} is better in both."
+    why = "unstable, or a run failed" + (", or the SLO is missed" if sweep.asked else "")
+    note += "" if sweep.winners.all() else f" Hollow: {why}; such points are never ringed."
     if len(rows) < len(sweep.points):
         whole = count(len(sweep.points))
         note += f" Thinned: {count(len(rows))} of {whole} points, chosen at random; the ringed are of all."
@@ -65,7 +67,7 @@ def front(costs: Floats, waits: Floats, good: Bools) -> list[int]:
 
 
 def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
-    costs, waits, good = sweep.points.mean[cost.key], sweep.points.mean[wait.key], sweep.good
+    costs, waits, good = sweep.points.mean[cost.key], sweep.points.mean[wait.key], sweep.winners
     best = front(costs, waits, good)
     if not best:
         return None
@@ -78,7 +80,8 @@ def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
 
     known = [row for row in _pareto_rows(sweep) if not (np.isnan(costs[row]) or np.isnan(waits[row]))]
     cheapest, fastest = best[0], best[-1]
-    sentence = f"The cheapest stable point, {sweep.name(cheapest)}, takes {_both(sweep, cost, wait, cheapest)}"
+    kind = "point that meets the SLO" if sweep.asked else "stable point"
+    sentence = f"The cheapest {kind}, {sweep.name(cheapest)}, takes {_both(sweep, cost, wait, cheapest)}"
     if fastest != cheapest:
         sentence += f"; the fastest, {sweep.name(fastest)}, {_both(sweep, cost, wait, fastest)}"
     return choice(
@@ -122,7 +125,8 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
         "y": {"label": down.label, "names": [value_text(value) for value in down.values]},
         "choices": choices,
     }
-    note = "The deeper the colour, the larger the value; outlined: the best. Empty: no stable point."
+    whose = "stable point that meets the SLO" if sweep.asked else "stable point"
+    note = f"The deeper the colour, the larger the value; outlined: the best. Empty: no {whose}."
     return Chart(f"map-{across.key}-{down.key}".replace(".", "-"), f"{down.label} and {across.label}",
                  choices[0]["sentence"], note, spec, "wide")  # fmt: skip
 
@@ -130,7 +134,7 @@ def _map(sweep: Sweep, across: Axis, down: Axis) -> Chart | None:
 def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spec | None:
     """The best of the stable points in each cell; for a latency, at one load that as many cells as can be have."""
     values, at = sweep.points.mean[measure.key], ""
-    usable = sweep.good & ~np.isnan(values)
+    usable = sweep.winners & ~np.isnan(values)
     if sweep.load is not None:
         usable &= ~np.isnan(sweep.loads)
     if measure.unit == "s" and sweep.load is not None and usable.any():

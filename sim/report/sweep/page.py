@@ -105,7 +105,9 @@ def _cards(sweep: Sweep) -> Iterable[Card]:
             continue
         row = sweep.best(measure)
         if row is not None:
-            yield Card(label, sweep.words(measure, row), sweep.name(row))
+            ties = len(sweep.ties(measure, row))
+            name = sweep.name(row) + (f", ties with {ties:,} more" if ties else "")
+            yield Card(label, sweep.words(measure, row), name)
 
 
 def _sources(sweep: Sweep) -> dict[str, float]:
@@ -126,6 +128,8 @@ def _warnings(sweep: Sweep) -> Iterable[str]:
     if len(reasons) > MOST_REASONS:
         rest = sum(runs for _, runs in reasons[MOST_REASONS:])
         yield f"{count(rest)} more runs failed for {count(len(reasons) - MOST_REASONS)} other reasons: see the table."
+    if nearest := sweep.nearest_words():
+        yield nearest
     _, unstable = _counts(sweep)
     if unstable:
         noun, verb = ("point is", "its") if unstable == 1 else ("points are", "their")
@@ -161,7 +165,7 @@ def _shown_rows(sweep: Sweep) -> list[int]:
 
 
 def _table_hint(sweep: Sweep) -> str:
-    text = "Press a heading to sort. Marked: the best stable point of a column. In print: the first 40 rows."
+    text = "Press a heading to sort. Marked: the best of a column, if stable and within the SLO. In print: the first 40 rows."
     rows, ranking = len(_shown_rows(sweep)), _ranking(sweep)
     if rows < len(sweep.points):
         by = f" by {ranking.label.lower()}" if ranking else ""

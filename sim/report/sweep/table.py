@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.report.measures import LATENCIES, MEASURES, Measure, latency
-from sim.report.units import NONE
+from sim.report.units import NONE, percent
+from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -82,6 +83,9 @@ def value_text(value: Any) -> str:
     return NONE if value is None or value is pd.NA or value == "" else str(value)
 
 
+SLO_COLUMNS = "goodput.slo."
+
+
 @dataclass(frozen=True, slots=True)
 class Points:
     """One entry for each combination of the axes' values, in the order of the table; all of one length.
@@ -101,6 +105,10 @@ class Points:
     mean: Mapping[str, Floats]
     low: Mapping[str, Floats]
     high: Mapping[str, Floats]
+    of_limit: Floats
+    """The largest share of its limit that a clause of the SLO reaches in any run; NaN where no SLO was asked."""
+    clause: Sequence[str]
+    """That clause, "" where there is none."""
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -134,6 +142,46 @@ class Sweep:
         """Which points may be offered as best: every run of theirs ended, with a stable queue."""
         fine: Bools = (self.points.failed == 0) & self.points.stable
         return fine
+
+    @property
+    def winners(self) -> Bools:
+        """Which points may win: of the good ones those that meet the SLO in every run, or all where none was asked."""
+        fine: Bools = self.good & ~(self.points.of_limit > 1)
+        return fine
+
+    @property
+    def asked(self) -> bool:
+        """Was an SLO asked?"""
+        return not bool(np.isnan(self.points.of_limit).all())
+
+    def nearest(self) -> int | None:
+        """Where no good point meets the SLO, the row of the one that comes nearest; None otherwise."""
+        if not self.asked or self.winners.any() or not self.good.any():
+            return None
+        return int(np.nanargmin(np.where(self.good, self.points.of_limit, np.nan)))
+
+    def nearest_words(self) -> str:
+        """`nearest: NAME misses ttft_p99 by 40 %`, or nothing where some point meets the SLO or none is stable."""
+        row = self.nearest()
+        if row is None:
+            return ""
+        by = percent(float(self.points.of_limit[row]) - 1)
+        return f"No stable point meets the SLO; nearest: {self.name(row)} misses {self.points.clause[row]} by {by}."
+
+    def ties(self, measure: Measure, row: int) -> list[int]:
+        """Other winners that are not to be told from this one: they read the same, or their seeds' ranges overlap."""
+        points, key = self.points, measure.key
+        low, high = points.low[key], points.high[key]
+        words = self.words(measure, row)
+        return [
+            other
+            for other in np.flatnonzero(self.winners & ~np.isnan(points.mean[key])).tolist()
+            if other != row
+            and (
+                self.words(measure, other) == words
+                or (self.seeds > 1 and low[other] <= high[row] and low[row] <= high[other])
+            )
+        ]
 
     @property
     def loads(self) -> Floats:
@@ -172,8 +220,8 @@ class Sweep:
         return ", ".join(axis.named(self.points.settings[axis.key][row]) for axis in chosen) or "run"
 
     def best(self, measure: Measure) -> int | None:
-        """The row of the best good point; None where there is none."""
-        values = np.where(self.good, self.points.mean[measure.key], np.nan)
+        """The row of the best point that may win; None where there is none."""
+        values = np.where(self.winners, self.points.mean[measure.key], np.nan)
         if not measure.better or np.isnan(values).all():
             return None
         return int(np.nanargmax(measure.better * values))
@@ -235,6 +283,7 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
     for row in np.flatnonzero(~ok).tolist():
         reasons[point[row]] = reasons[point[row]] or str(table["reason"].iloc[row])
     drafted = _column(table, "speculation.drafted_tokens", ok)
+    of_limit, clause = _of_limit(table, ok, point, len(places))
     ranges = {measure.key: _ranges(_column(table, measure.key, ok), point, len(places)) for measure in ALL}
 
     def runs_that(which: Bools) -> Ints:
@@ -251,7 +300,23 @@ def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
         mean={name: span[0] for name, span in ranges.items()},
         low={name: span[1] for name, span in ranges.items()},
         high={name: span[2] for name, span in ranges.items()},
+        of_limit=of_limit,
+        clause=clause,
     )
+
+
+def _of_limit(table: pd.DataFrame, ok: Bools, point: Ints, count: int) -> tuple[Floats, list[str]]:
+    """Of each point the largest share of a limit of the SLO that a run of its reaches, and which limit that is."""
+    worst, names = np.full(count, np.nan), [""] * count
+    for column in (column for column in map(str, table) if column.startswith(SLO_COLUMNS)):
+        name = column.removeprefix(SLO_COLUMNS)
+        metric, statistic = SLO_NAMES[name]
+        shares = _column(table, f"{metric}_s.{statistic}", ok) / _column(table, column, ok)
+        for row in np.flatnonzero(~np.isnan(shares)).tolist():
+            place = point[row]
+            if not shares[row] <= worst[place]:
+                worst[place], names[place] = shares[row], name
+    return worst, names
 
 
 def _column(table: pd.DataFrame, name: str, ok: Bools) -> Floats:

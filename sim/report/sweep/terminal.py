@@ -19,7 +19,9 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
     sweep = Sweep.of(table, axes)
     parts: list[RenderableType] = [Text(_counts(table, sweep), style="bold")]
     best = _best_table(sweep)
-    if best.rows:
+    if nearest := sweep.nearest_words():
+        parts += [Text(""), Text(nearest)]
+    elif best.rows:
         parts += [Text(""), best]
     elif sweep.good.any():
         parts += [Text(""), Text("Every measure reads the same in all of them.")]
@@ -46,9 +48,11 @@ def _best_table(sweep: Sweep) -> Table:
         view.add_column(name, justify="left" if name else "right", overflow="fold")
     for measure in sweep.known(SHOWN):
         best = sweep.best(measure)
-        values = {sweep.words(measure, row) for row in sweep.good.nonzero()[0].tolist()}
+        values = {sweep.words(measure, row) for row in sweep.winners.nonzero()[0].tolist()}
         if best is not None and (len(values) > 1 or len(sweep.points) == 1):
-            view.add_row(measure.label, sweep.words(measure, best), sweep.name(best))
+            ties = len(sweep.ties(measure, best))
+            name = sweep.name(best) + (f" (ties with {ties:,} more)" if ties else "")
+            view.add_row(measure.label, sweep.words(measure, best), name)
     return view
 
 

@@ -200,7 +200,7 @@ def _candidate(each: Fleet, rate: float, ask: Ask, by_price: bool) -> Candidate:
     most = ask.most_gpus // each.gpus
     least = each.bound.replicas(rate)
     cost = each.usd_per_hour if by_price and each.usd_per_hour is not None else float(each.gpus)
-    return Candidate(each.name, cost, most + 1 if least is None else least, most, each.fits(rate))
+    return Candidate(each.name, cost, most + 1 if least is None else least, most)
 
 
 def _table(

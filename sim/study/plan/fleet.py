@@ -22,11 +22,12 @@ from sim.study.plan.search import LONGEST
 from sim.study.workers.crew import Crew
 from traces.schema import InputError
 
-ALONE, TOGETHER = 15.0, 6.0
-"""A replication's arrivals last so many times as long as the 90th percentile of a request's time in the system, of one
-replica and of all together, whose chance averages out."""
-SHORTEST = 4.0
-"""Where the longest replication lasts less than so many of these times, replicas are not simulated together."""
+GROUP = 3
+"""Of more replicas so many, with their share of the load, stand for all: more of them share it only more evenly."""
+FILLING, FALLING, COUNTED = 2, 1, 9
+"""A replication lasts so many times as long as the 90th percentile of a request's time in the system: while the batch
+fills, while the load falls at the end, and between them as long as one replica needs, shared by those that run
+together, whose chance averages out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +52,20 @@ class Fleet:
     def glimpse(self, question: Question, rate: float, clauses: tuple[Clause, ...]) -> Glimpse:
         """What answers a question: how many requests, and which of them count.
 
-        No less than a tenth is cut off at the beginning, and no less than comes in a request's time in the system at
-        the bound, after which the batch is full; that many are also cut off at the end.
+        No less than a tenth is cut off at the beginning, and what comes in twice a request's time in the system at the
+        bound, after which the batch is full; what comes in once that time is cut off at the end.
         """
-        share = 1.0 if question.together else 1.0 / question.replicas
-        rate *= question.load * share
+        group = min(question.replicas, GROUP)
+        rate *= question.load * group / question.replicas
         filling = math.ceil(self.bound.lifetime_s * rate)
-        lifetimes = TOGETHER if question.together else ALONE
-        requests = min(LONGEST, max(self.fewest, 5 * requests_needed(clauses), math.ceil(lifetimes * filling)))
-        window = Window(min(requests // 2, max(requests // 10, filling)), min(filling, requests // 4))
-        base = replace(self.scenario, replicas=question.replicas if question.together else 1)
+        lasting = math.ceil((FILLING + FALLING + COUNTED / group) * filling)
+        requests = min(LONGEST, max(self.fewest, 5 * requests_needed(clauses), lasting))
+        skip = min(requests // 2, max(requests // 10, FILLING * filling))
+        window = Window(skip, min(FALLING * filling, requests // 4))
+        base = replace(self.scenario, replicas=group)
         sessions = math.ceil(requests * self.sessions_per_request)
         point = Replication(base, rate, question.replication, sessions, clauses)
         return Glimpse(point, window, question.whole)
-
-    def fits(self, rate: float) -> int:
-        """How many replicas can be simulated together at a rate: any number, or none."""
-        return LONGEST if SHORTEST * self.bound.lifetime_s * rate <= LONGEST else 0
 
     def gains(self, clauses: Sequence[Clause], sources: Mapping[str, float] | None) -> tuple[float, float]:
         """By how much a replica's capacity differs where steps are faster or slower by the cost model's error: factors

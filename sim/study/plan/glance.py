@@ -72,7 +72,7 @@ def glimpse(asked: Glimpse) -> Glance:
         {clause.name: value_of(observation, clause, window) for clause in clauses},
         latencies,
         1 - observation.share_over(limits, window),
-        {name: plain[name] for name in ("bill", "cost_sources", "inputs", "limits") if name in plain},
+        {name: plain[name] for name in ("bill", "cost_sources", "inputs", "waiting") if name in plain},
     )
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from sim.results.resources import COMPUTE
 from sim.study.plan import errors
 from sim.study.plan.fleet import Fleet
 from sim.study.plan.glance import Glance
-from sim.study.plan.limits import COMPUTE, binding
 from sim.study.plan.observation import STABILITY, Clause
 from sim.study.plan.refine import Standing
+
+WORTH_NAMING = 0.05
+"""A limit at which requests wait for less of the time than so much does not bind."""
 
 
 def range_of(
@@ -60,7 +63,7 @@ def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas:
     less (else the one nearest to its limit), and `limit`, at which requests waited (else what binds the bound)."""
     beyond = [
         glance
-        for (number, load, _), glances in standing.glances.items()
+        for (number, load), glances in standing.glances.items()
         if (number, load) == (replicas - 1, 1.0) or (number == replicas and load > 1)
         for glance in glances.values()
         if glance.missed
@@ -72,12 +75,12 @@ def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas:
         slo = min(names, key=lambda name: (-names[name], name))
     elif whole:
         slo = nearest_limit(whole, clauses)
-    shares = [glance.facts["limits"] for glance in whole if "limits" in glance.facts]
-    limit = binding(shares)
-    if limit == COMPUTE and fleet.bound.binds not in {clause.name for clause in clauses}:
-        limit = fleet.bound.binds
-    means = {name: float(np.mean([share[name] for share in shares])) for name in shares[0]} if shares else None
-    return {"slo": slo, "limit": limit, "busy_time": means}
+    waited = [glance.facts["waiting"] for glance in whole if "waiting" in glance.facts]
+    means = {name: float(np.mean([share[name] for share in waited])) for name in waited[0]} if waited else {}
+    limit = max(means, key=lambda name: means[name], default="")
+    if means.get(limit, 0.0) < WORTH_NAMING:
+        limit = COMPUTE if fleet.bound.binds in {clause.name for clause in clauses} else fleet.bound.binds
+    return {"slo": slo, "limit": limit, "waiting": means or None}
 
 
 def _first_missed(glance: Glance, clauses: Sequence[Clause]) -> str:

@@ -1,11 +1,9 @@
 """Which candidate meets an SLO for least, by as few simulations as that takes. It does not know what runs them.
 
-Candidates come with what they can do at best. A number of replicas is judged by one of them alone with its share of
-the load, cut evenly by chance, which is the worst that a router does to them; where that misses by little, and once
-more at the end, by all of them together behind their router. The most promising is sized and confirmed; from then on
-each other one is first asked at the most replicas with which it would still be cheaper, and dropped where it misses
-the SLO with those. The order of the questions depends on answers alone, never on time, so that a search that was cut
-short, or killed and begun again with what it had, goes the same way.
+Candidates come with what they can do at best. The most promising is sized and confirmed; from then on each other one
+is first asked at the most replicas with which it would still be cheaper, and dropped where it misses the SLO with
+those. The order of the questions depends on answers alone, never on time, so that a search that was cut short, or
+killed and begun again with what it had, goes the same way.
 """
 
 from __future__ import annotations
@@ -28,23 +26,19 @@ LOOK_CONFIDENCE = 0.961
 """Of each look, two-sided: of four looks a rate that misses the SLO is confirmed 5 times of 100 (Pocock 1977)."""
 EFFICIENCY = 0.85
 """Of the bound, the share that the first candidate is tried at."""
-POOLING = 1.1
-"""Replicas that share their load may take so much more than as many alone; where one alone misses the SLO even with
-so much less, all together do."""
 MARGIN = 0.05
 """The rates between which the best one's capacity is told lie so close together."""
 
 
 class Question(NamedTuple):
-    """One replication of a candidate with so many replicas, all `together` or one of them alone with its share of the
-    rate; `load` multiplies the rate that is asked for. A `whole` one is never ended early."""
+    """One replication of a candidate with so many replicas; `load` multiplies the rate that is asked for, and a `whole`
+    one is never ended early."""
 
     name: str
     replicas: int
     replication: int
     whole: bool = False
     load: float = 1.0
-    together: bool = False
 
 
 class CannotRunError(Exception):
@@ -64,8 +58,6 @@ class Candidate:
     cost: float
     least: int
     most: int
-    fits: int = 0
-    """So many replicas at most can be simulated together for long enough."""
 
 
 @dataclass(slots=True)
@@ -81,22 +73,17 @@ class Standing:
     done: bool = False
     cannot_run: str = ""
     """Why it does not run, where that came to light late."""
-    together: dict[int, bool] = field(default_factory=dict)
-    """By replicas, whether it took all of them together to meet the SLO."""
-    glances: dict[tuple[int, float, bool], dict[int, Glance]] = field(default_factory=dict)
-    """By replicas, load and whether together, by replication."""
+    glances: dict[tuple[int, float], dict[int, Glance]] = field(default_factory=dict)
+    """By replicas and load, by replication."""
 
     @property
     def lowest_cost(self) -> float:
         return (self.missed + 1) * self.candidate.cost
 
-    def seen(self, replicas: int) -> list[Glance]:
-        """The replications at the rate that judged so many replicas, those of the test."""
-        key = replicas, 1.0, self.together.get(replicas, False)
-        return [glance for _, glance in sorted(self.glances.get(key, {}).items())]
-
     def whole(self, replicas: int) -> list[Glance]:
-        return [glance for glance in self.seen(replicas) if not glance.stopped]
+        """The replications at the rate with so many replicas that were not ended early."""
+        glances = self.glances.get((replicas, 1.0), {})
+        return [glance for _, glance in sorted(glances.items()) if not glance.stopped]
 
 
 @dataclass(slots=True)
@@ -194,9 +181,6 @@ class Refinement:
     def _meets(self, standing: Standing, replicas: int) -> bool:
         """Screen a number of replicas, and remember what it says of fewer and of more."""
         met = self.screened(standing, replicas)
-        if not met and replicas > 1 and self.screened(standing, replicas, load=1 / POOLING):
-            standing.together[replicas] = replicas <= standing.candidate.fits
-            met = standing.together[replicas] and self.screened(standing, replicas)
         name = f"{standing.candidate.name}, {replicas} {'replica' if replicas == 1 else 'replicas'}"
         self.say(f"{name}: {'meets' if met else 'misses'} the SLO")
         if met:
@@ -215,20 +199,12 @@ class Refinement:
         return 2 * missed < len(glances)
 
     def _confirmed(self, standing: Standing, replicas: int) -> bool:
-        """By Student's test over replications, looked at a few times; of one alone also all together once more."""
+        """By Student's test over replications, looked at a few times."""
         for count in CONFIRMATIONS:
             met = met_by(self.look(standing, replicas, count, whole=True))
             if met is not None:
-                break
-        if not met or standing.together.get(replicas) or not 1 < replicas <= standing.candidate.fits:
-            return bool(met)
-        glances = self.look(standing, replicas, SCREEN, together=True)
-        return not any(glance.missed for glance in glances) or self._confirmed_together(standing, replicas)
-
-    def _confirmed_together(self, standing: Standing, replicas: int) -> bool:
-        """Where the router does worse than chance would, the test is of all together."""
-        standing.together[replicas] = True
-        return self._confirmed(standing, replicas)
+                return met
+        return False
 
     def look(
         self,
@@ -238,15 +214,12 @@ class Refinement:
         *,
         whole: bool = False,
         load: float = 1.0,
-        together: bool | None = None,
     ) -> list[Glance]:
         """So many replications, of which those that are known are not asked for again."""
-        if together is None:
-            together = standing.together.get(replicas, False)
-        known = standing.glances.setdefault((replicas, load, together), {})
+        known = standing.glances.setdefault((replicas, load), {})
         missing = [number for number in range(count) if number not in known or (whole and known[number].stopped)]
         name = standing.candidate.name
-        questions = [Question(name, replicas, number, whole, load, together) for number in missing]
+        questions = [Question(name, replicas, number, whole, load) for number in missing]
         if questions:
             self.asked += len(questions)
             for question, glance in zip(questions, self.ask(questions), strict=True):

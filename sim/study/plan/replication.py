@@ -21,7 +21,6 @@ from sim.serving.assemble import assemble
 from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
-from sim.study.plan.limits import limit_shares
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
 from traces.schema import InputError, Trace, keep_rows
@@ -99,7 +98,7 @@ def measure(point: Replication) -> Observation:
         _gaps(watch, result.step_end_s, limits, len(due_s)) if limits else None,
         {
             **{name: result.summary[name] for name in FACTS if name in result.summary},
-            "limits": limit_shares(result.steps, parts.limits),
+            "waiting": result.summary["binding"]["waiting"],
         },
         wall_s=time.perf_counter() - started,
     )

@@ -1,0 +1,32 @@
+"""Which of several runs may win, and where none may, which comes nearest. It knows no measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sim.report.units import percent
+
+
+def holds(summary: Mapping[str, Any]) -> bool:
+    """Whether a run may win: its queue did not grow, and it meets the SLO, if one was asked."""
+    told = summary.get("verdict") or {}
+    return told.get("stable") is not False and told.get("slo") != "missed"
+
+
+def nearest_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where no run may win, which comes nearest and what it misses by how much; nothing where one may."""
+    if any(holds(summary) for summary in summaries.values()):
+        return ""
+    stable = {name: one for name, one in summaries.items() if (one.get("verdict") or {}).get("stable") is not False}
+    if not stable:
+        return "Every queue grows, so none of them wins: latencies and goodput depend on how long one looks."
+    name, clause = min(
+        (
+            (name, max(one["verdict"]["clauses"], key=lambda clause: clause["of_limit"] or 0.0))
+            for name, one in stable.items()
+        ),
+        key=lambda pair: pair[1]["of_limit"] or 0.0,
+    )
+    by = percent((clause["of_limit"] or 1.0) - 1)
+    return f"None is stable and meets the SLO; nearest: {name} misses {clause['name']} by {by}."
