@@ -22,7 +22,8 @@ from test_report_page import EVIL, Outline
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import front, map_charts, pareto_chart
 from sim.report.sweep.page import render_sweep
-from sim.report.sweep.table import GOODPUT, Sweep, latency
+from sim.report.sweep.table import GOODPUT, PRICE, Sweep, latency
+from sim.results.metrics import SLO_NAMES
 from sim.study.sweep import sweep
 from sim.study.sweep.question import Question
 
@@ -148,13 +149,54 @@ def test_where_the_price_is_not_known_gpu_hours_stand_in() -> None:
     assert "Cost per million output tokens" in {choice["x"]["label"] for choice in priced.spec["choices"]}
 
 
+def meets_slo(table: pd.DataFrame) -> np.ndarray:
+    """By row, whether every clause of the SLO that the table has is met."""
+    met = np.ones(len(table), bool)
+    for column in (column for column in table if column.startswith("goodput.slo.")):
+        metric, statistic = SLO_NAMES[column.removeprefix("goodput.slo.")]
+        met &= (table[f"{metric}_s.{statistic}"] <= table[column]).to_numpy()
+    return met
+
+
+def test_no_point_that_misses_the_slo_wins() -> None:
+    table = sweep_table(AXES)
+    sweep = Sweep.of(table, AXES)
+    met = meets_slo(table)
+    assert met.any()
+    assert not met.all()
+    assert sweep.nearest_words() == ""
+    for measure in (GOODPUT, PRICE):
+        best = sweep.best(measure)
+        assert best is not None
+        assert met[best]
+        assert sweep.points.stable[best]
+    strict = table.assign(**{column: 1e-4 for column in table if column.startswith("goodput.slo.")})
+    nothing = Sweep.of(strict, AXES)
+    row = nothing.nearest()
+    assert row is not None
+    assert nothing.best(GOODPUT) is None
+    assert pareto_chart(nothing) is None
+    assert f"nearest: {nothing.name(row)} misses" in nothing.nearest_words()
+    assert nothing.points.of_limit[row] == min(nothing.points.of_limit[nothing.good])
+    assert "nearest:" in render_sweep(strict, AXES, {})
+
+
+def test_ties_are_told() -> None:
+    table = sweep_table(AXES)
+    same = table.assign(**{GOODPUT.key: 5.0})
+    sweep = Sweep.of(same, AXES)
+    best = sweep.best(GOODPUT)
+    assert best is not None
+    assert len(sweep.ties(GOODPUT, best)) == int(sweep.winners.sum()) - 1
+
+
 def test_the_map_holds_the_best_stable_point_of_each_cell() -> None:
     table = sweep_table(AXES)
     sweep = Sweep.of(table, AXES)
     (chart,) = map_charts(sweep)
     assert (chart.spec["y"]["names"], chart.spec["x"]["names"]) == (["1", "2"], ["chunked", "static"])
     goodput = chart.spec["choices"][0]
-    stable = table[table["stable"].astype(bool)]
+    stable = table[table["stable"].astype(bool) & meets_slo(table)]
     for line, replicas in enumerate([1, 2]):
         for column, policy in enumerate(["chunked", "static"]):
             mine = stable[(stable["replicas"] == replicas) & (stable["policy.name"] == policy)]

@@ -165,7 +165,7 @@ def _shown_rows(sweep: Sweep) -> list[int]:
 
 
 def _table_hint(sweep: Sweep) -> str:
-    text = "Press a heading to sort. Marked: the best of a column, if stable and within the SLO. In print: the first 40 rows."
+    text = "Press a heading to sort. Marked: the best that is stable and meets the SLO. In print: the first 40 rows."
     rows, ranking = len(_shown_rows(sweep)), _ranking(sweep)
     if rows < len(sweep.points):
         by = f" by {ranking.label.lower()}" if ranking else ""

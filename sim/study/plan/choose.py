@@ -154,7 +154,8 @@ def _simulate(findings: Findings, made: Made, over_s: float | None, say: Say) ->
             say(f"{len(journal.known):,} replications are known from {path}")
         elif path is not None and not told:
             say(f"replications are kept in {path} until the plan is done; the same command goes on from there")
-        with Crew[Glimpse, Glance](glimpse, workers=ask.workers, executor=ask.executor, over_s=over_s) as crew:
+        crew: Crew[Glimpse, Glance] = Crew(glimpse, workers=ask.workers, executor=ask.executor, over_s=over_s)
+        with crew:
             bench = Simulations(list(findings.fleets.values()), findings.rate, findings.clauses, journal, crew, made)
             refinement.ask = bench
             try:
