@@ -22,7 +22,7 @@ from sim.report.plan.page import render_plan
 from sim.report.plan.sentences import answer, gpus_words
 from sim.study.plan import choose, errors
 from sim.study.plan.glance import Glance
-from sim.study.plan.journal import Journal, working_file
+from sim.study.plan.journal import PlanJournal, working_file
 from sim.study.workers.crew import Crew, OverError
 from traces.schema import InputError
 
@@ -199,23 +199,23 @@ def test_the_journal_refuses_what_is_damaged_and_keeps_to_its_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "plan.jsonl"
-    journal = Journal(path)
+    journal = PlanJournal(path)
     glance = Glance("", (0.1, -0.2), False, {"ttft_p99": None}, {"ttft_s": {"p50": 1.0}}, 0.5, {"bill": {"gpus": 1}})
     journal.add("a", glance)
     journal.add("b", Glance("ttft_p99"))
     journal.close()
-    again = Journal(path)
+    again = PlanJournal(path)
     assert again.get("a", whole=True) == glance
     assert again.get("b", whole=False) == Glance("ttft_p99")
     assert again.get("b", whole=True) is None
     again.close()
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(InputError, match="line 1 is damaged"):
-        Journal(path)
+        PlanJournal(path)
     link = tmp_path / "link"
     link.symlink_to(path)
     with pytest.raises(InputError, match="cannot write"):
-        Journal(link)
+        PlanJournal(link)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     assert working_file("0123456789abcdefgh").parent.stat().st_mode & 0o077 == 0

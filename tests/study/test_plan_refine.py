@@ -20,7 +20,7 @@ from sim.study.plan.refine import (
     LOOK_CONFIDENCE,
     Candidate,
     CannotRunError,
-    Question,
+    FleetQuestion,
     Refinement,
     met_by,
 )
@@ -37,13 +37,13 @@ class Bench:
     noise: float = 0.0
     lasts: float = math.inf
     stops: bool = True
-    known: dict[Question, Glance] = field(default_factory=dict)
-    asked: list[Question] = field(default_factory=list)
+    known: dict[FleetQuestion, Glance] = field(default_factory=dict)
+    asked: list[FleetQuestion] = field(default_factory=list)
 
-    def __call__(self, questions: Sequence[Question]) -> list[Glance]:
+    def __call__(self, questions: Sequence[FleetQuestion]) -> list[Glance]:
         return [self.known.get(question) or self.draw(question) for question in questions]
 
-    def draw(self, question: Question) -> Glance:
+    def draw(self, question: FleetQuestion) -> Glance:
         if len(self.asked) >= self.lasts:
             raise OverError
         self.asked.append(question)
@@ -129,7 +129,7 @@ def test_killed_at_random_and_begun_again_it_gives_the_same_answer(
     whole = Bench(capacity, noise)
     plain = Refinement(candidates, whole)
     plain.run()
-    known: dict[Question, Glance] = {}
+    known: dict[FleetQuestion, Glance] = {}
     for lasts in [*kills, math.inf]:
         bench = Bench(capacity, noise, lasts=lasts, known=known)
         again = Refinement(candidates, bench)
@@ -171,7 +171,7 @@ def test_the_margin_holds_the_capacity() -> None:
 def test_one_that_turns_out_not_to_run_is_left_out() -> None:
     bench = Bench({"odd": 100.0, "plain": 60.0})
 
-    def ask(questions: Sequence[Question]) -> list[Glance]:
+    def ask(questions: Sequence[FleetQuestion]) -> list[Glance]:
         if questions[0].name == "odd":
             raise CannotRunError("it cannot")
         return bench(questions)

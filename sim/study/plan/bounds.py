@@ -35,7 +35,7 @@ SURELY_OVER = 1.2
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class RateBound:
     """At most so many requests per second and replica, and what binds there."""
 
     rate_per_s: float
@@ -95,7 +95,7 @@ class Mix:
         )
 
 
-def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> Bound:
+def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> RateBound:
     """The most that one replica can take of this trace's requests under an SLO (None: the scenario's, if it has one).
 
     Raises InputError for a scenario that cannot be assembled.
@@ -104,19 +104,19 @@ def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> Boun
     return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)) if text else ())
 
 
-def bound_of(parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float = 1.0) -> Bound:
+def bound_of(parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float = 1.0) -> RateBound:
     """The same of parts and clauses; with `slower`, every step lasts so many times as long as the cost model says."""
     sequences = samples(trace.requests, parts.scenario.workload)
     mix = Mix.of(trace, parts.window.span_tokens if parts.window else 0, sequences is not None)
-    price = Price(parts, mix, slower)
+    price = MeanPrice(parts, mix, slower)
     floors = dict(_floors(price, mix, clauses))
     if floors:
-        return Bound(0.0, next(iter(floors)), 0.0, 0.0, 0.0, floors)
+        return RateBound(0.0, next(iter(floors)), 0.0, 0.0, 0.0, floors)
     ahead = 1 + (parts.scenario.speculation.shape.drafts if parts.drafter is not None else 0)
     decodes = mix.decodes / ahead
     if decodes < 1e-9:
         rate = 1 / price.prompt_s(mix.prompt)
-        return Bound(rate * SLACK / (1 - GROWTH_ALLOWED), "compute", 0.0, 1 / rate, 1 / rate)
+        return RateBound(rate * SLACK / (1 - GROWTH_ALLOWED), "compute", 0.0, 1 / rate, 1 / rate)
     seats, cap, capped_by = parts.limits.max_num_seqs, float(parts.limits.max_num_seqs), "seats"
     if not mix.shared and parts.window is None and parts.pool.tokens / mix.context < cap:
         cap, capped_by = parts.pool.tokens / mix.context, "KV memory"
@@ -135,7 +135,7 @@ def bound_of(parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: floa
     if binds == capped_by and rows + rows * mix.prompt / decodes >= parts.limits.max_num_batched_tokens:
         binds = "token budget"
     lifetime_s = float(np.percentile(mix.outputs, 90)) / ahead * step_s + price.prompt_s(mix.prompt)
-    return Bound(rate * SLACK / (1 - GROWTH_ALLOWED), binds, float(rows), step_s, lifetime_s)
+    return RateBound(rate * SLACK / (1 - GROWTH_ALLOWED), binds, float(rows), step_s, lifetime_s)
 
 
 def _binds(
@@ -147,7 +147,7 @@ def _binds(
     return limited_by or capped_by
 
 
-class Price:
+class MeanPrice:
     """Lower bounds of what steps cost, for a mix of requests."""
 
     def __init__(self, parts: Parts, mix: Mix, slower: float) -> None:
@@ -239,7 +239,7 @@ def _step_limit(clauses: Sequence[Clause], ahead: int) -> tuple[float, str]:
     return limit_s, name
 
 
-def _floors(price: Price, mix: Mix, clauses: Sequence[Clause]) -> Iterator[tuple[str, tuple[float, float]]]:
+def _floors(price: MeanPrice, mix: Mix, clauses: Sequence[Clause]) -> Iterator[tuple[str, tuple[float, float]]]:
     """The clauses that requests miss even if each has the replica to itself: what it takes then, and the limit."""
     answered = float((mix.outputs > 1).mean())
     for clause in clauses:

@@ -22,7 +22,7 @@ from sim.study.identity import Made, differing, ingredients, made_of
 from sim.study.plan.document import Document
 from sim.study.plan.fleet import Fleet, Simulations, fleet
 from sim.study.plan.glance import Glance, Glimpse, glimpse
-from sim.study.plan.journal import Journal, working_file
+from sim.study.plan.journal import PlanJournal, working_file
 from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
 from sim.study.plan.refine import Candidate, Refinement
 from sim.study.plan.verdict import Findings, answer_of
@@ -149,7 +149,7 @@ def _simulate(findings: Findings, made: Made, over_s: float | None, say: Say) ->
     if path is None and ask.keep:
         asked = (made, findings.rate, ask.attainment, ask.requests, ask.most_gpus, repr(findings.scenarios))
         path = working_file(run_id.digest(repr(asked)))
-    with closing(Journal(path)) as journal:
+    with closing(PlanJournal(path)) as journal:
         if journal.known:
             say(f"{len(journal.known):,} replications are known from {path}")
         elif path is not None and not told:

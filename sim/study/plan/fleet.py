@@ -11,12 +11,12 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.study.identity import Made
-from sim.study.plan.bounds import Bound, bound_of
+from sim.study.plan.bounds import RateBound, bound_of
 from sim.study.plan.errors import cost_model
 from sim.study.plan.glance import Glance, Glimpse, key_of
-from sim.study.plan.journal import Journal
+from sim.study.plan.journal import PlanJournal
 from sim.study.plan.observation import Clause, Window, requests_needed
-from sim.study.plan.refine import CannotRunError, Question
+from sim.study.plan.refine import CannotRunError, FleetQuestion
 from sim.study.plan.replication import Replication, source
 from sim.study.plan.search import LONGEST
 from sim.study.workers.crew import Crew
@@ -36,7 +36,7 @@ class Fleet:
 
     name: str
     scenario: Scenario
-    bound: Bound
+    bound: RateBound
     usd_per_hour: float | None
     """Of one replica; None where no price is known."""
     price_source: str
@@ -49,7 +49,7 @@ class Fleet:
         """Of one replica."""
         return self.scenario.tp
 
-    def glimpse(self, question: Question, rate: float, clauses: tuple[Clause, ...]) -> Glimpse:
+    def glimpse(self, question: FleetQuestion, rate: float, clauses: tuple[Clause, ...]) -> Glimpse:
         """What answers a question: how many requests, and which of them count.
 
         No less than a tenth is cut off at the beginning, and what comes in twice a request's time in the system at the
@@ -103,7 +103,7 @@ class Simulations:
         fleets: Sequence[Fleet],
         rate: float,
         clauses: tuple[Clause, ...],
-        journal: Journal,
+        journal: PlanJournal,
         crew: Crew[Glimpse, Glance],
         made: Made,
     ) -> None:
@@ -113,7 +113,7 @@ class Simulations:
         self._admitted: set[str] = set()
         self.runs = 0
 
-    def __call__(self, questions: Sequence[Question]) -> list[Glance]:
+    def __call__(self, questions: Sequence[FleetQuestion]) -> list[Glance]:
         """In the order of the questions. Raises OverError, with what has come kept; CannotRunError; InputError."""
         self._admit({question.name for question in questions})
         asked = [self._fleets[question.name].glimpse(question, self._rate, self._clauses) for question in questions]

@@ -15,7 +15,7 @@ NAME = "plan.jsonl"
 MOST_BYTES = 1 << 30
 
 
-class Journal:
+class PlanJournal:
     """Glances by key, in memory and, with a file, on disk: one write for each, so that a kill loses a line at most.
 
     Raises InputError where the file cannot be read or written, or a whole line of it is damaged.

@@ -30,7 +30,7 @@ MARGIN = 0.05
 """The rates between which the best one's capacity is told lie so close together."""
 
 
-class Question(NamedTuple):
+class FleetQuestion(NamedTuple):
     """One replication of a candidate with so many replicas; `load` multiplies the rate that is asked for, and a `whole`
     one is never ended early."""
 
@@ -45,7 +45,7 @@ class CannotRunError(Exception):
     """A candidate turns out not to run at all; says why."""
 
 
-Ask = Callable[[Sequence[Question]], Sequence[Glance]]
+Ask = Callable[[Sequence[FleetQuestion]], Sequence[Glance]]
 """Answers questions in their order; raises `sim.study.workers.crew.OverError` when the time is over."""
 
 
@@ -219,7 +219,7 @@ class Refinement:
         known = standing.glances.setdefault((replicas, load), {})
         missing = [number for number in range(count) if number not in known or (whole and known[number].stopped)]
         name = standing.candidate.name
-        questions = [Question(name, replicas, number, whole, load) for number in missing]
+        questions = [FleetQuestion(name, replicas, number, whole, load) for number in missing]
         if questions:
             self.asked += len(questions)
             for question, glance in zip(questions, self.ask(questions), strict=True):
