@@ -399,6 +399,12 @@ AROUND = {
     "backend/pair/corpus.py": "texts of this Python's own library",
     "backend/kernels/aot.py": "what its own subprocess prints",
     "backend/model/loader.py": "safetensors maps what `files.is_file` found to be one; its header is checked in Rust",
+    "traces/version.py": "the package's own pyproject.toml",
+    "sim/study/plan/journal.py": "appends to the journal, which is read by `files.content`",
+    **{
+        f"backend/prove/{name}.py": "what its own stages write, in its own working folder"
+        for name in ("box", "command", "folder", "outcomes", "run", "stages", "smoke/driver")
+    },
     "calibrate/device.py": "/proc/cpuinfo, and a digest of the package's own source",
     "calibrate/journal.py": "writes; copies its own settings",
 }
