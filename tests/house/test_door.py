@@ -400,7 +400,7 @@ AROUND = {
     "backend/kernels/aot.py": "what its own subprocess prints",
     "backend/model/loader.py": "safetensors maps what `files.is_file` found to be one; its header is checked in Rust",
     "traces/version.py": "the package's own pyproject.toml",
-    "sim/study/plan/journal.py": "appends to the journal, which is read by `files.content`",
+    "sim/study/plan/journal.py": "its own lines, appended and read again under a lock",
     **{
         f"backend/prove/{name}.py": "what its own stages write, in its own working folder"
         for name in ("box", "command", "folder", "outcomes", "run", "stages", "smoke/driver")
