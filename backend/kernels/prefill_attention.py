@@ -19,7 +19,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
+from backend.kernels._ahead import attend_rotated, attend_scores_ahead
+from backend.kernels._attention import MASKED, attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from traces.schema import InputError
@@ -69,10 +70,16 @@ def prefill_kernel(
     SCALAR_SCALES: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
     TMA: tl.constexpr,
+    ORDER: tl.constexpr,
+    SPLITS: tl.constexpr,
     DOT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One program: BLOCK_M // GROUP tokens of one sequence, the GROUP query heads of one KV head."""
+    """One program: BLOCK_M // GROUP tokens of one sequence, the GROUP query heads of one KV head, one of SPLITS parts.
+
+    A part visits its share of the tiles and leaves its own output and lse at [token, head, part], for `merge_parts`.
+    Rows that a part brings no key end with lse below any real one and finite output: their weight is 0.
+    """
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     head = tl.program_id(0) % KV_HEADS
     # The last tile of a sequence reads the most keys: long programs first leave the short ones to fill the tail.
@@ -99,49 +106,105 @@ def prefill_kernel(
     queries = to_operand(queries, DOT, UPCAST)
 
     sink_tiles, skipped, visits = attended_tiles(first, last, window, sinks, BLOCK_N, WINDOWED)
-    whole = tl.minimum((first + 1) // BLOCK_N - skipped, visits)
+    opening = 0
+    if SPLITS > 1:
+        part = tl.program_id(1)
+        share = tl.cdiv(visits, SPLITS)
+        opening = tl.minimum(part * share, visits)
+        visits = tl.minimum(opening + share, visits)
+    whole = tl.maximum(tl.minimum((first + 1) // BLOCK_N - skipped, visits), opening)
     factor = score_factor(k_scale, scale, soft_cap, SCALAR_SCALES, CAPPED)
     table = tables + sequence.to(tl.int64) * table_stride
     acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    begun = 0
+    begun = opening
     if WINDOWED:
         # Visits before the first tile that lies inside the window of every row; the sinks are among them.
         inside = tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK_N) - skipped
-        begun = tl.minimum(tl.maximum(inside, 0), visits)
+        begun = tl.minimum(tl.maximum(inside, opening), visits)
         acc, peak, total = attend(
             acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, first - window + 1, last + 1,
-            0, begun, sink_tiles, skipped, window, sinks, factor, soft_cap,
+            opening, begun, sink_tiles, skipped, window, sinks, factor, soft_cap,
             KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, True, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
         )  # fmt: skip
     whole = tl.maximum(whole, begun)
-    acc, peak, total = attend(
-        acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, 0, last + 1,
-        begun, whole, sink_tiles, skipped, window, sinks, factor, soft_cap,
-        KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, False, WINDOWED, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
-    )  # fmt: skip
+    if ORDER == "ahead":
+        acc, peak, total = attend_scores_ahead(
+            acc, peak, total, queries, k, v, table, head, begun, whole, factor,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, TMA, DOT, UPCAST,
+        )  # fmt: skip
+    elif ORDER == "rotated":
+        acc, peak, total = attend_rotated(
+            acc, peak, total, queries, k, v, table, head, begun, whole, factor,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, TMA, DOT, UPCAST,
+        )  # fmt: skip
+    else:
+        acc, peak, total = attend(
+            acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, 0, last + 1,
+            begun, whole, sink_tiles, skipped, window, sinks, factor, soft_cap,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, False, WINDOWED, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
+        )  # fmt: skip
     acc, peak, total = attend(
         acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, first - window + 1, last + 1,
         whole, visits, sink_tiles, skipped, window, sinks, factor, soft_cap,
         KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, WINDOWED, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
     )  # fmt: skip
 
+    if SPLITS > 1:
+        empty = opening == visits  # nothing was summed: no 0 / 0, and a weight of 0
+        total = tl.where(empty, 1.0, total)
+        peak = tl.where(empty, MASKED, peak)
     result, summed = finish(acc, peak, total, v_scale, SCALAR_SCALES, TOKEN_SCALES)
     row = at * (KV_HEADS * GROUP) + heads
+    if SPLITS > 1:
+        row = row * SPLITS + tl.program_id(1)
     tl.store(out + row[:, None] * HEAD_DIM + dims[None, :], result.to(out.dtype.element_ty), mask=stored[:, None])
     tl.store(lse + row, summed, mask=stored)
 
 
+@triton.jit
+def merge_parts(part_out, part_lse, out, lse, rows, SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr):
+    """ROWS rows (a row is one head of one token): the parts' outputs weighted by exp(lse), and the lse of all."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    first = row.to(tl.int64) * SPLITS
+    dims = tl.arange(0, HEAD_DIM)
+    peak = tl.load(part_lse + first, mask=live, other=0.0)
+    for part in tl.static_range(1, SPLITS):
+        peak = tl.maximum(peak, tl.load(part_lse + first + part, mask=live, other=0.0))
+    acc = tl.zeros((ROWS, HEAD_DIM), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for part in tl.static_range(SPLITS):
+        weight = tl.exp(tl.load(part_lse + first + part, mask=live, other=0.0) - peak)
+        at = (first + part)[:, None] * HEAD_DIM + dims[None, :]
+        acc += weight[:, None] * tl.load(part_out + at, mask=live[:, None], other=0.0)
+        total += weight
+    target = row.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(out + target, (acc / total[:, None]).to(out.dtype.element_ty), mask=live[:, None])
+    tl.store(lse + row, peak + tl.log(total), mask=live)
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and keys of a program's tile, how it is compiled, and whether the copy engine fetches keys and values."""
+    """Rows and keys of a program's tile, how it is compiled, and whether the copy engine fetches keys and values.
+
+    `order` names the loop over tiles that all rows attend whole: "" is `_attention.attend`'s, the others are
+    `_ahead`'s, for plain scores. `splits` programs share a tile's keys, and a second kernel merges their parts.
+    """
 
     rows: int
     keys: int
     warps: int = 8
     stages: int = 3
     tma: bool = False
+    order: str = ""
+    splits: int = 1
+
+
+ORDERS = ("", "ahead", "rotated")
+MERGE_ROWS = 4
+"""Rows a program merges: few, because few rows are what is split."""
 
 
 SMALL_TILE = Tile(16, 16)
@@ -213,13 +276,24 @@ def prefill_attention(
     block_q, sequences = tile.rows // form.group, kv_lens.shape[0]
     if tokens == 0:
         return out, lse
+    if tile.order not in ORDERS or (tile.order and (form.windowed or form.capped or form.cache == "i8")):
+        raise InputError(f"the order of tiles {tile.order!r}: known are {ORDERS}, the named ones for plain scores")
     k, v = (_descriptor(x, tile.keys) if tile.tma else x for x in (cache.k, cache.v))
-    prefill_kernel[(form.kv_heads * (tokens // block_q + sequences),)](
-        q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, out, lse,
+    part_out, part_lse = out, lse
+    if tile.splits > 1:
+        part_out = torch.empty((tokens, heads, tile.splits, head_dim), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty((tokens, heads, tile.splits), dtype=torch.float32, device=q.device)
+    prefill_kernel[(form.kv_heads * (tokens // block_q + sequences), tile.splits)](
+        q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, part_out, part_lse,
         sequences, q.stride(0), block_tables.stride(0), scale, soft_cap, window, sinks,
-        BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, **form.constexprs(),
+        BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, ORDER=tile.order, SPLITS=tile.splits, **form.constexprs(),
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
+    if tile.splits > 1:
+        merge_parts[(triton.cdiv(tokens * heads, MERGE_ROWS),)](
+            part_out, part_lse, out, lse, tokens * heads,
+            SPLITS=tile.splits, HEAD_DIM=head_dim, ROWS=MERGE_ROWS, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
     return out, lse
 
 
@@ -267,10 +341,18 @@ def variants(capability: int) -> list[KernelVariant]:
 
 def variant(form: Form, capability: int, max_q: int = 4096) -> KernelVariant:
     """The compiled form of the kernel for chunks of up to `max_q` tokens."""
-    tile = tile_for(form, capability, max_q)
+    return variant_of(form, tile_for(form, capability, max_q))
+
+
+def variant_of(form: Form, tile: Tile) -> KernelVariant:
+    """The compiled form of the kernel with this tile."""
     own = {"q_starts": "*i32", "q_stride": "i32"}
     if tile.tma:
         own |= dict.fromkeys(("k", "v"), f"tensordesc<{form.cache}[{tile.keys}, {form.head_dim}]>")
     shape: dict[str, Constant] = {"BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "TMA": tile.tma}
-    name = f"prefill {tile.rows}x{tile.keys} {form.label}"
+    shape |= {"ORDER": tile.order, "SPLITS": tile.splits}
+    if tile.splits > 1:
+        own |= {"out": "*fp32"}
+    manner = f" {tile.order}" * bool(tile.order) + f" in {tile.splits}" * (tile.splits > 1)
+    name = f"prefill {tile.rows}x{tile.keys}{manner} {form.label}"
     return compiled(f"{__name__}:prefill_kernel", name, form, own, shape, tile.warps, tile.stages)
