@@ -38,7 +38,7 @@ WAITING = {
     "unique_consecutive", "_unique2", "repeat_interleave",
 }  # fmt: skip
 """Operations whose result, or its size, the host reads from the device."""
-MIXING = {"copy_", "_to_copy", "to", "index", "index_put_", "index_put", "_index_put_impl_", "set_", "is_pinned"}
+MIXING = {"copy_", "_to_copy", "to", "index", "index_put_", "index_put", "_index_put_impl_", "set_"}
 """Operations that take tensors of the CPU beside those of the GPU (of `index` the indices)."""
 WHOLE = {"scaled_dot_product_attention", "rms_norm", "linear", "einsum", "matmul"}
 """Operations that are not taken apart: their parts ask which device they are on."""
@@ -172,13 +172,11 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     ours = [one for one in tensors if isinstance(one, PretendTensor)]
     places = [one for one in given if isinstance(one, torch.device)]
     if not ours and not any(map(_cuda, places)):
-        return _on_host(func, name, args, kwargs)
+        return _on_host(func, args, kwargs)
     if name not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
         return func.decompose(*args, **kwargs)
     _check(func, name, args, kwargs, tensors, ours, places)
     there = any(map(_cuda, places)) if places else bool(ours)
-    if name == "is_pinned":
-        return False
 
     def host(one: Any) -> Any:
         return one.held if isinstance(one, PretendTensor) else HOST if isinstance(one, torch.device) else one
@@ -206,13 +204,11 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(pretended, made)
 
 
-def _on_host(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+def _on_host(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Operations of the CPU alone, among them those on pinned memory."""
-    if name == "is_pinned":
-        return args[0].untyped_storage().data_ptr() in Device.pinned
-    pinned = kwargs.pop("pin_memory", False) or name in ("_pin_memory", "pin_memory")
+    pinned = kwargs.pop("pin_memory", False)
     with torch.utils._python_dispatch._disable_current_modes():
-        made = args[0].clone() if name in ("_pin_memory", "pin_memory") else func(*args, **kwargs)
+        made = func(*args, **kwargs)
     if pinned:
         Device.pinned.add(made.untyped_storage().data_ptr())
     return made
@@ -472,6 +468,36 @@ def _facts(*_: Any) -> SimpleNamespace:
     )  # fmt: skip
 
 
+def _patch_tensors() -> None:
+    """What torch's own code does with the device's runtime before any mode is asked."""
+    made, move = torch.tensor, torch.Tensor.to
+    tensor_type: Any = torch.Tensor
+
+    def tensor(data: Any, *args: Any, device: Any = None, **more: Any) -> Tensor:
+        plain = made(data, *args, **more)
+        return plain if device is None else plain.to(device)
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not any(isinstance(one, str | torch.device) for one in (*args, *kwargs.values())):
+            return move(self, *args, **kwargs)
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(
+            *args, **{key: value for key, value in kwargs.items() if key != "copy"}
+        )
+        if not _cuda(device):
+            return move(self, *args, **kwargs)
+        with MODE:
+            return aten._to_copy.default(self, dtype=dtype or self.dtype, device=HERE, non_blocking=non_blocking)
+
+    def pin_memory(self: Tensor, *_: Any) -> Tensor:
+        copy = self.clone()
+        Device.pinned.add(copy.untyped_storage().data_ptr())
+        return copy
+
+    torch.tensor = tensor
+    tensor_type.to, tensor_type.pin_memory, tensor_type.is_pinned = to, pin_memory, lambda self, *_: _pinned(self)
+    tensor_type.cuda = lambda self, *_, **__: self.to(HERE)
+
+
 def install() -> None:
     """Makes this process one with an H200. Nothing of it undoes it: use a process of its own."""
     cuda: Any = torch.cuda
@@ -502,10 +528,7 @@ def install() -> None:
         module = importlib.import_module(f"backend.kernels.{file}")
         twin = getattr(importlib.import_module(f"backend.torch_ops.{ops.TORCH_FILES[name]}"), name)
         setattr(module, name, _twinned(name, getattr(module, name), twin))
-    made = torch.tensor
-    torch.tensor = lambda data, *args, device=None, **more: (  # type: ignore[assignment]
-        made(data, *args, **more) if device is None else made(data, *args, **more).to(device)
-    )
+    _patch_tensors()
     MODE.__enter__()
 
 

@@ -1,0 +1,111 @@
+"""The CUDA path to its last line, on a pretended H200 (`pretend_gpu`): live runs, calibration, benchmark, GPU tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+KITS = ROOT / "tests" / "kits"
+RUNS = (
+    "graphs", "eager", "prefix", "swap", "window", "fp8", "int8", "sampled", "n-grams", "draft model",
+    "draft model, sampled",
+)  # fmt: skip
+LIMIT_S = 900
+
+
+def process(script: str, *arguments: str) -> str:
+    """What a process of its own prints; it has the pretended device, whatever this process has."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = os.pathsep.join([str(ROOT), str(KITS)])
+    done = subprocess.run(
+        [sys.executable, str(KITS / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@cache
+def told() -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(process("pretend_runs.py").splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_live_run_answers_as_on_the_cpu(name: str) -> None:
+    run = told()["runs"][name]
+    assert run["cuda"] == run["cpu"]
+    assert {"prefill_kernel", "decode_kernel", "filter_kernel"} <= set(run["kernels"])
+    assert ("copy_kernel" in run["kernels"]) and bool(run["preempted"]) == (name == "swap")  # noqa: PT018
+
+
+def test_eight_bits_run_their_own_kernels() -> None:
+    runs = told()["runs"]
+    assert "_quantise_rows_kernel" in runs["fp8"]["kernels"]
+    assert "_int8_matmul_kernel" in runs["int8"]["kernels"]
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
+    for mistake, sentence in told()["refused"].items():
+        assert sentence, mistake
+        assert ("captur" in sentence) == ("capture" in mistake), (mistake, sentence)
+
+
+def test_it_is_calibrated_and_predicted(tmp_path: Path) -> None:
+    """From the measuring of whole steps, eager and by graph, to a validation against a live run."""
+    profile, out, trace = tmp_path / "profile", tmp_path / "out", tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,15,4\n0.1,31,4\n")
+    sizes = ("--max-tokens", "16", "--max-rows", "2", "--max-context", "64", "--budget-s", "40")
+    process(
+        "pretend_gpu.py", "calibrate.cli", "--gpu", "auto", "--models", "tiny-llama", "--dtype", "bf16", *sizes,
+        "--quiet", "--out", str(profile),
+    )  # fmt: skip
+    assert json.loads(process("pretend_gpu.py", "calibrate.cli", "show", str(profile), "--json"))
+    limits = {"max_num_batched_tokens": 32, "max_num_seqs": 2, "max_model_len": 128}
+    settings = [part for key, value in limits.items() for part in ("--set", f"engine.{key}={value}")]
+    text = process(
+        "pretend_gpu.py", "run_validate.py", "sim.cli.main", "validate", "--trace", str(trace), "--device", "cuda",
+        "--model", "tiny-llama", "--set", "dtype=bf16", "--kv-blocks", "64", *settings, "--profile", str(profile),
+        "--gpu", "h200", "--json", "--quiet", "--out", str(out),
+    )  # fmt: skip
+    assert json.loads(text)["twin"]["identical"]
+
+
+def test_the_benchmark_measures_ours(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    process("pretend_gpu.py", "backend.bench", "--small", "--only", "decode,prefill,step,cliff,swap", "--out", str(report))
+    rows = json.loads(report.read_text())["rows"]
+    ours = [row for row in rows if row["ours"]]
+    assert {row["contender"] for row in ours} >= {"ours, planned before", "ours, CUDA graph", "ours, block 128"}
+    assert [row for row in ours if row["state"] != "measured"] == []
+
+
+GPU_TESTS = (
+    "tests/backend/live/test_live_graphs.py",
+    "tests/backend/live/test_live_moves.py",
+    "tests/backend/test_backend_model.py::test_on_a_gpu_a_captured_decode_gives_the_same_bits",
+    "tests/backend/test_backend_model.py::test_on_a_gpu_every_family_stays_near_the_float64_forward",
+    "tests/backend/kernels/test_kernel_attention.py::test_a_captured_decode_serves_other_lengths",
+)
+
+
+def test_the_tests_that_want_a_gpu_run_on_it() -> None:
+    text = process("pretend_gpu.py", "pytest", "-q", "-m", "gpu", "-n", "0", "-p", "no:randomly", *GPU_TESTS)
+    assert " passed" in text
+    assert "skipped" not in text
+    assert "failed" not in text

@@ -1,0 +1,125 @@
+"""Live runs on the pretended H200 beside the same runs on the CPU, and what that device refuses, as one JSON object.
+
+`python tests/kits/pretend_runs.py`: a process of its own, for nothing takes the pretended device away again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import numpy as np
+import pretend_gpu
+import torch
+from pretend_gpu import Device
+
+pretend_gpu.install()
+
+from backend.live.packing import Stage  # noqa: E402  (the device has to be there before the backend looks for it)
+from sim import api  # noqa: E402
+
+TRACE = "arrival_s,prompt_tokens,output_tokens\n0,15,8\n0,31,6\n0.02,5,3\n"
+BASE = {
+    "executor": "live",
+    "model": "tiny-llama",
+    "kv.blocks": 64,
+    "engine.max_num_batched_tokens": 32,
+    "engine.max_num_seqs": 3,
+    "engine.max_model_len": 128,
+}
+DRAFT = {
+    "model": "byte-target",
+    "policy": "speculative",
+    "speculation.drafter": "draft-model",
+    "speculation.draft_model": "byte-draft",
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "eager": {"engine.cuda_graphs": False},
+    "prefix": {"allocator": "prefix"},
+    "swap": {"kv.blocks": 4, "kv.swap_gib": 0.01},
+    "window": {"allocator.name": "windowed", "allocator.window_tokens": 16, "allocator.sink_tokens": 4},
+    "fp8": {"dtype": "bf16", "kv.dtype": "fp8", "weights": "fp8"},
+    "int8": {"dtype": "bf16", "kv.dtype": "int8", "weights": "int8"},
+    "sampled": {"live.temperature": 0.8, "live.top_k": 50, "live.top_p": 0.9},
+    "n-grams": {"policy": "speculative", "speculation.drafter": "ngram"},
+    "draft model": DRAFT,
+    "draft model, sampled": {**DRAFT, "live.temperature": 0.8},
+}
+
+
+def answers(device: str, settings: dict[str, Any]) -> tuple[list[list[int]], api.Result]:
+    with TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.csv")
+        trace.write_text(TRACE)
+        result = api.run(trace=str(trace), device=device, **{**BASE, **settings})
+    assert result.tokens is not None
+    return [list(map(int, ids)) for ids in result.tokens["token_ids"]], result
+
+
+def compared(settings: dict[str, Any]) -> dict[str, Any]:
+    Device.launches.clear()
+    there, result = answers("cuda", settings)
+    kernels = sorted(set(Device.launches))
+    here, _ = answers("cpu", settings)
+    preempted = 0 if result.preempted is None else len(result.preempted)
+    return {"cuda": there, "cpu": here, "kernels": kernels, "preempted": preempted}
+
+
+def refusals() -> dict[str, str]:
+    """What each mistake gives; nothing where it is not noticed."""
+    x, y = torch.ones(4, device="cuda"), torch.ones(4)
+
+    def captured(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                work()
+
+        return run
+
+    def hurried() -> None:
+        stage = Stage(x.device)
+        one = np.arange(3, dtype=np.int32)
+        stage.send([one])
+        stage.send([one + 1])
+        torch.cuda.synchronize()
+
+    def early() -> None:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        torch.cuda._sleep(10**9)
+        end.record()
+        begin.elapsed_time(end)
+
+    mistakes: dict[str, Callable[[], Any]] = {
+        "numpy": x.numpy,
+        "mixed devices": lambda: x + y,
+        "item in a capture": captured(x.sum().item),
+        "copy down in a capture": captured(x.cpu),
+        "pageable memory in a capture": captured(lambda: x.copy_(y)),
+        "mask in a capture": captured(lambda: x[x > 0]),
+        "pinned memory changed too early": hurried,
+        "event read too early": early,
+    }
+    told = {}
+    for name, mistake in mistakes.items():
+        try:
+            mistake()
+            told[name] = ""
+        except (RuntimeError, TypeError) as error:
+            told[name] = str(error)
+        Device.unread.clear()
+        Device.done_s = 0.0
+    return told
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1].split(",") if len(sys.argv) > 1 else list(RUNS)
+    found = {name: compared(RUNS[name]) for name in wanted}
+    print(json.dumps({"runs": found, "refused": refusals()}))
