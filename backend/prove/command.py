@@ -15,7 +15,7 @@ import click
 
 from backend.prove.folder import ProveFolder
 from backend.prove.run import CUT, FAILED, ProveRun
-from backend.prove.stages import STAGES, ProvePlace, chosen
+from backend.prove.stages import MAKE_PROFILE, STAGES, ProvePlace, ProveStage, chosen
 from backend.prove.table import lines
 from sim.cli.guard import guarded
 from traces.schema import InputError
@@ -31,13 +31,16 @@ LEAST_BUDGET_S, LEAST_SMALL_S = 120.0, 10.0
 @click.option("--device", default="cuda", show_default=True, help="cuda, or cpu (with --small: does everything run?).")
 @click.option("--small", is_flag=True, help="Small shapes, a small model.")
 @click.option("--stages", default="", metavar="NAME,...", help=f"Of {', '.join(one.name for one in STAGES)}.")
-def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> None:
+@click.option(
+    "--profile", type=click.Path(path_type=Path), help="Validate against this profile; nothing is calibrated."
+)
+def cli(out: Path, budget_s: float, device: str, small: bool, stages: str, profile: Path | None) -> None:
     """Prove this backend on a device: operations, speed, a profile, its validation, the tests, in one time box.
 
     Exit code 1 where a stage failed, was cut short or found something wrong; 2 for what you can mend.
     """
     started = time.monotonic()
-    wanted = chosen(stages)
+    wanted = _wanted(stages, profile)
     least_s = LEAST_SMALL_S if small else LEAST_BUDGET_S
     if not budget_s >= least_s:
         raise InputError(f"--budget-s is {budget_s:g}, and the stages need at least {least_s:g}")
@@ -52,6 +55,8 @@ def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> No
     folder = ProveFolder(out.resolve())
     work = Path(tempfile.mkdtemp(prefix="foretoken-prove-"))
     try:
+        if profile is not None:
+            shutil.copytree(profile, work / "profile")
         run = ProveRun(ProvePlace(device, small, work), folder, wanted, budget_s, _say, started)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.stop)
@@ -62,6 +67,18 @@ def cli(out: Path, budget_s: float, device: str, small: bool, stages: str) -> No
     click.echo("\n".join(lines(summary)))
     if any(stage["state"] in (FAILED, CUT) or stage["finding"] for stage in summary["stages"]):
         sys.exit(1)
+
+
+def _wanted(stages: str, profile: Path | None) -> list[ProveStage]:
+    """The stages to run: with a profile made before, none that makes one. Raises InputError."""
+    wanted = chosen(stages)
+    if profile is None:
+        return wanted
+    if not (profile / "profile.toml").is_file():
+        raise InputError(f"--profile: {profile} is no profile, for it has no profile.toml")
+    if stages and any(stage.name in MAKE_PROFILE for stage in wanted):
+        raise InputError("--profile names a profile to validate against: leave calibrate and fit out of --stages")
+    return [stage for stage in wanted if stage.name not in MAKE_PROFILE]
 
 
 def _say(line: str) -> None:

@@ -169,6 +169,7 @@ STAGES: tuple[ProveStage, ...] = (
         "rest", 10, "the other operations", _bench("rest.json", "gemm,cache,swap,norms,sampling,standard")
     ),
 )  # fmt: skip
+MAKE_PROFILE = ("calibrate", "fit")
 BENCHES = ("bench.json", "cliffs.json", "generate.json", "rest.json")
 
 

@@ -204,6 +204,23 @@ def test_bad_input_is_one_sentence_and_writes_nothing(words: list[str], sentence
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("toml", "words", "sentence"),
+    [
+        (False, [], "is no profile, for it has no profile.toml"),
+        (True, ["--stages", "fit,smoke"], "leave calibrate and"),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_refused(toml: bool, words: list[str], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    if toml:
+        (tmp_path / "mine" / "profile.toml").write_text('gpu = "cpu"\n')
+    how = ["--device", "cpu", "--small", "--profile", str(tmp_path / "mine"), *words]
+    with pytest.raises(InputError, match=sentence):
+        cli(["--out", str(tmp_path / "out"), *how], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "simpy" else find(name))
