@@ -50,6 +50,7 @@ def bound_by(**own: Any) -> dict[str, Any]:
         ({**HUGE, "tp": 4, "gpu": "l40s", "cost.efficiency.all_reduce_link": 0.005}, LINK, "tp"),
         ({**HUGE, "slo": "tpot_p99=0.004"}, MEMORY, "weights"),
         ({**HUGE, "slo": "", "rate": 0.0, "concurrency": 8}, MEMORY, "weights"),
+        ({**HUGE, "slo": "", "rate": float("inf"), "limit": 50}, MEMORY, "weights"),
     ],
 )  # fmt: skip
 def test_the_limit_of_a_constructed_run_is_found(own: dict[str, Any], by: str, setting: str) -> None:
