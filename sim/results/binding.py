@@ -26,7 +26,7 @@ NOTHING, IDLE, UNDER_WAY = "nothing", "idle", "step under way"
 BINDS_FROM = 0.1
 """A limit binds where requests waited for it during this share of the time."""
 BUSY_FROM = 0.9
-"""Users who wait for their answers are held up by the steps where these run for this share of the time."""
+"""Users who wait for their answers, and requests that came at once, are held up by steps that run for this share."""
 Codes = npt.NDArray[np.int8]
 
 
@@ -98,7 +98,7 @@ def _as_formed(code: npt.NDArray[Any], forms: npt.NDArray[np.bool_], replica: In
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What of the load decides whether steps hold its users up: do they wait for their answers, is an SLO missed?"""
+    """What of the load decides whether steps hold its users up: all of them are there and wait, or an SLO is missed."""
 
     closed: bool = False
     slo: Sequence[Limit] = ()

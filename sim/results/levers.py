@@ -1,10 +1,8 @@
-"""Which setting of a scenario would move what binds, in words, and the command that asks for more. It knows no run."""
+"""Which setting of a scenario would move what binds, as a key and in words. It knows no run."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 from sim.results.binding import BUDGET, KV, NOTHING, POLICY, SEATS
@@ -72,24 +70,6 @@ def _link(scenario: Scenario) -> Lever:
     if scenario.tp > 1:
         return Lever("tp", "a smaller tp with more replicas, or a GPU with a faster link")
     return Lever("kv.swap_gib", "less swapping, or a faster host link")
-
-
-_FLAGS = ("model", "gpu", "tp", "slo")
-_WORKLOAD_FLAGS = ("trace", "limit")
-
-
-def command_of(scenario: Scenario) -> str:
-    """The command of this scenario, where a few options say it all; else a reference to it."""
-    plain = Scenario()
-    own = {flag: getattr(scenario, flag) for flag in _FLAGS if getattr(scenario, flag) != getattr(plain, flag)}
-    work, default = scenario.workload, plain.workload
-    own |= {flag: value for flag in _WORKLOAD_FLAGS if (value := getattr(work, flag)) != getattr(default, flag)}
-    said = {flag: getattr(scenario, flag) for flag in _FLAGS}
-    named = {flag: getattr(work, flag) for flag in _WORKLOAD_FLAGS}
-    if scenario != replace(plain, **said, workload=replace(default, **named)):
-        return "the same command with"
-    words = [f"--{flag} {shlex.quote(str(own[flag]))}" for flag in (*_WORKLOAD_FLAGS, *_FLAGS) if flag in own]
-    return " ".join(["sim run", *words])
 
 
 LEVERS: Mapping[str, Callable[[Scenario], Lever]] = {

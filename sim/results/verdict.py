@@ -104,7 +104,7 @@ def _load(summary: Summary) -> str:
         return (
             f"{count(load['users'])} users at once, {number(summary['throughput']['requests_per_s'])} requests/s served"
         )
-    if load["kind"] == "at once":
+    if load["kind"] == "at once" or load["offered_per_s"] is None:
         rate = number(summary["throughput"]["requests_per_s"])
         noun = "request" if summary["requests"]["total"] == 1 else "requests"
         total = f"{count(summary['requests']['total'])} {noun} at once"

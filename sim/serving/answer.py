@@ -27,7 +27,7 @@ def answered(
     """The summary of a run, `load` included, with its answer: `verdict` comes first, `load` and `binding` behind it."""
     scenario, load = parts.scenario, summary["load"]
     resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)
-    held_up = Load(closed=load["kind"] == "closed", slo=slo)
+    held_up = Load(closed=load["kind"] in ("closed", "at once"), slo=slo)
     binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, scenario.replicas)
     binds = {**binds, **lever(binds["by"], scenario)._asdict()}
     told = {"load": load, "binding": plain(binds), **{key: summary[key] for key in summary if key != "load"}}

@@ -10,11 +10,10 @@ from command_kit import sim
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import api, scenario
+from sim import api
 from sim.report.run.page import render_page
 from sim.report.terminal import render, summary_view
 from sim.results.binding import IDLE, KV, LIMITS, NOTHING, SEATS
-from sim.results.levers import command_of
 from sim.results.resources import RESOURCES
 from sim.results.stability import grows, queue_warning
 from sim.results.verdict import bounded, clause_name, stable, verdict
@@ -79,6 +78,8 @@ def test_the_sentences_of_made_up_runs() -> None:
     assert verdict(users, is_stable=None)["sentence"].startswith(
         "64 users at once, 0.100 requests/s served: no SLO asked, TTFT p99 100 ms; nothing binds yet (seats 12.0 % full"
     )
+    alone = verdict(made({"ttft": 0.1}, {}, load={"kind": "recorded", "offered_per_s": None}), is_stable=None)
+    assert alone["sentence"].startswith("10 requests at once, 10 completed in 100 s (0.100/s): ")
     undefined = verdict(made({"tpot": None}, {"tpot_p99": 0.05}), is_stable=True)
     assert undefined["slo"] == "missed"
     assert "TPOT p99 has no value" in undefined["sentence"]
@@ -130,14 +131,6 @@ def test_the_money_at_the_bound_is_that_of_its_tokens() -> None:
     # One GPU a replica at $7.20 an hour; 7 requests/s of 300 tokens each.
     assert bound["usd_per_million_tokens"] == pytest.approx(7.2 / 3600 / (0.7 * 10.0 * 300.0) * 1e6)
     assert bound["asked_per_s"] == pytest.approx(7.0)
-
-
-def test_the_command_that_asks_for_more_is_the_runs_own() -> None:
-    own = {"trace": "my trace.csv", "model": "llama-3.1-70b", "tp": 4, "limit": 500}
-    command = "sim run --trace 'my trace.csv' --limit 500 --model llama-3.1-70b --tp 4"
-    assert command_of(scenario.build(own)) == command
-    assert command_of(scenario.build(own | {"engine.max_num_seqs": 4})) == "the same command with"
-    assert command_of(scenario.build({"trace": "a", "seed": 4})) == "the same command with"
 
 
 def test_it_is_the_first_line_of_text_json_and_page(capsys: pytest.CaptureFixture[str]) -> None:
