@@ -286,8 +286,12 @@ class Timer:
             if self._line(deadline_s) is None:
                 return None
         assert self._process.stdin
-        self._process.stdin.write(f"{number}\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(f"{number}\n")
+            self._process.stdin.flush()
+        except OSError:  # it ended after its last answer
+            self.end()
+            return None
         return self._line(deadline_s)
 
     def _line(self, deadline_s: float) -> dict[str, Any] | None:
@@ -365,7 +369,10 @@ def measure(path: Path, budget_s: float, small: bool) -> None:
         reason = error or ("no time left" if left_s < 1.0 else "")
         answer = None if reason else timer.ask(number, left_s)
         failed = {"variant": choice.name, "case": "", "error": reason or "its process ended, or was out of time"}
-        document["rows"] += answer["rows"] if answer else [failed]
+        rows = answer["rows"] if answer else [failed]
+        document["rows"] += rows
+        if any(row["error"] and not row["error"].startswith("wrong") for row in rows):
+            timer.end()  # a fault on the device leaves its process none to go on with
         document["seconds"] = time.monotonic() - begin_s
         save(path, document)
     timer.end()
