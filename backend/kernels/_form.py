@@ -40,8 +40,11 @@ class Form:
 
     @property
     def pairs(self) -> str:
-        """The type of which decode reads two values at a time, as a 16-bit word; empty where it reads one."""
-        return self.cache if self.narrow and self.operand == "fp16" else ""
+        """The type of which decode reads two values at a time, as a 16-bit word; empty where it reads one.
+
+        Each half of the head dim is an operand then, and a matrix instruction takes 16 values at least.
+        """
+        return self.cache if self.narrow and self.operand == "fp16" and self.head_dim >= 32 else ""
 
     @property
     def label(self) -> str:

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from backend.cache.kvcache import LayerCache
 from backend.kernels._ahead import attend_rotated, attend_scores_ahead
 from backend.kernels._attention import MASKED, attend, attended_tiles, finish, score_factor, to_operand
-from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two
+from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two, processors
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from traces.schema import InputError
 
@@ -41,7 +41,7 @@ def find_sequence(q_starts, tile, sequences, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["sequences", "table_stride", "window", "sinks"])
-def prefill_kernel(
+def prefill_kernel(  # noqa: PLR0915  (one program; its branches are compile-time)
     q,
     k,
     v,
@@ -214,9 +214,9 @@ SMALL_TILE = Tile(16, 16)
 def tile_for(form: Form, capability: int, max_q: int) -> Tile:
     """The tile for chunks of up to `max_q` tokens: the largest that spills no register in triton 3.6 and 3.9.
 
-    Read off compiled kernels (`tests/backend/kernels/test_kernel_aot.py`), not measured: at head dim 128 the copy
-    engine frees the registers that 128 x 128 needs; it takes Hopper, plain scores, and blocks of whole tiles. A chunk
-    that fills no 64 rows gets one warpgroup's tile.
+    Read off compiled kernels (`tests/backend/kernels/test_kernel_aot.py`), but for plain scores at head dim 128, which
+    were timed. The copy engine takes Hopper, plain scores, and blocks of whole tiles. A chunk that fills no 64 rows
+    gets one warpgroup's tile.
     """
     if form.operand == "fp32":
         tile = {256: Tile(16, 16, stages=2), 128: Tile(32, 32, stages=2)}.get(form.head_dim, Tile(64, 32, 4, 2))
@@ -234,11 +234,34 @@ def tile_for(form: Form, capability: int, max_q: int) -> Tile:
 
 
 def _tile_128(form: Form, capability: int) -> Tile:
+    """Of the ways to compile plain scores that were timed on an H200 the fastest: two programs of one warpgroup share a
+    processor, one's exponentials beside the other's products (`tests/benchmarks/prefill_variants.py`: 527 TFLOP/s at
+    8,192 tokens with the copy engine and 486 without, where 128 x 128 and 8 warps had 435)."""
     if form.narrow:
         return Tile(128 if capability == 90 else 64, 64)
-    if capability >= 90 and not (form.windowed or form.capped) and form.block_tokens % 128 == 0:
-        return Tile(128, 128, tma=True)
+    if capability == 90 and not (form.windowed or form.capped):
+        return Tile(128, 64, 4, 2, tma=form.block_tokens % 64 == 0)
     return Tile(128, 64)
+
+
+PROGRAMS_AT_ONCE = 2
+"""Of one warpgroup, on a processor."""
+MOST_PARTS = 8
+LEAST_PART_TOKENS = 512
+"""A part shorter than this costs more to merge than it saves; an estimate."""
+
+
+def parts_of(programs: int, slots: int, table_tokens: int) -> int:
+    """Parts that keys are cut into where so many programs leave some of the `slots` idle that run at once.
+
+    The nearest power of two, at least 512 tokens of the longest block table in each: on an H200 a chunk of 128 tokens
+    on 8,192 took 56 us in 8 parts and 172 in one, one of 512 tokens 164 us in 2 and 235 in one.
+    """
+    fitting = min(MOST_PARTS, table_tokens // LEAST_PART_TOKENS)
+    wanted = slots / max(programs, 1)
+    if wanted < 2**0.5 or fitting < 2:
+        return 1
+    return 1 << min(round(math.log2(wanted)), fitting.bit_length() - 1)
 
 
 def prefill_attention(
@@ -271,6 +294,7 @@ def prefill_attention(
     out = torch.empty((tokens, heads, head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
     form = form_of(q.dtype, heads, cache, window, soft_cap)
+    split = tile is None and not INTERPRETED and form.head_dim == 128
     tile = tile or (SMALL_TILE if INTERPRETED else tile_for(form, capability(q.device), max_q))
     tile = replace(tile, rows=max(tile.rows, next_power_of_two(form.group)))
     block_q, sequences = tile.rows // form.group, kv_lens.shape[0]
@@ -278,12 +302,16 @@ def prefill_attention(
         return out, lse
     if tile.order not in ORDERS or (tile.order and (form.windowed or form.capped or form.cache == "i8")):
         raise InputError(f"the order of tiles {tile.order!r}: known are {ORDERS}, the named ones for plain scores")
+    programs = form.kv_heads * (tokens // block_q + sequences)
+    if split and tile.warps == 4 and not (form.windowed or form.capped or form.narrow):
+        slots = PROGRAMS_AT_ONCE * processors(q.device)
+        tile = replace(tile, splits=parts_of(programs, slots, block_tables.shape[1] * form.block_tokens))
     k, v = (_descriptor(x, tile.keys) if tile.tma else x for x in (cache.k, cache.v))
     part_out, part_lse = out, lse
     if tile.splits > 1:
         part_out = torch.empty((tokens, heads, tile.splits, head_dim), dtype=torch.float32, device=q.device)
         part_lse = torch.empty((tokens, heads, tile.splits), dtype=torch.float32, device=q.device)
-    prefill_kernel[(form.kv_heads * (tokens // block_q + sequences), tile.splits)](
+    prefill_kernel[(programs, tile.splits)](
         q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, part_out, part_lse,
         sequences, q.stride(0), block_tables.stride(0), scale, soft_cap, window, sinks,
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, ORDER=tile.order, SPLITS=tile.splits, **form.constexprs(),
@@ -333,10 +361,19 @@ def attention_reference(
 
 
 def variants(capability: int) -> list[KernelVariant]:
-    """The kernel for all `forms` on a GPU of this compute capability, and the forms of short chunks."""
+    """The kernel for all `forms` on a GPU of this compute capability, those of short chunks, and in parts."""
     long = [variant(form, capability) for form in forms()]
     short = [variant(form, capability, 8) for form in forms()]
-    return long + [one for one in short if one not in long]
+    plain = [form for form in forms() if form.head_dim == 128 and form.q == form.cache == "bf16" and not form.windowed]
+    tiles = [(form, tile_for(form, capability, size)) for form in plain for size in (8, 4096)]
+    cut = [
+        variant_of(form, replace(tile, splits=parts))
+        for form, tile in tiles
+        for parts in (2, MOST_PARTS)
+        if tile.warps == 4
+    ]
+    made = long + [one for one in short if one not in long]
+    return made + [one for one in cut if one not in made]
 
 
 def variant(form: Form, capability: int, max_q: int = 4096) -> KernelVariant:

@@ -70,12 +70,19 @@ def built(results: list[Built]) -> dict[int, dict[str, Built]]:
     return {sm: {one.name: one for one in results[:-4] if one.capability == sm} for sm in CAPABILITIES}
 
 
+def spills_allowed(name: str) -> int:
+    """None but of the tile that was fastest on an H200: most of its spills lie in the loop of masked tiles."""
+    fastest = name.startswith("prefill 128x64") and name.split(" d128 ")[-1].startswith(("bf16/bf16", "fp16/fp16"))
+    return 160 if fastest and not name.endswith("capped") else 0
+
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_form_compiles_without_spills_into_the_memory_there_is(
     built: dict[int, dict[str, Built]], capability: int
 ) -> None:
     found = [one for one in built[capability].values() if not one.error.startswith("fp8 caches need")]
-    wrong = [one for one in found if one.error or one.local_loads or one.local_stores]
+    wrong = [one for one in found if one.error or one.local_loads + one.local_stores > spills_allowed(one.name)]
     assert not wrong, "\n" + table(wrong)
     large = [one for one in found if one.shared_bytes > SHARED_LIMIT_BYTES[capability]]
     assert not large, "\n" + table(large)
