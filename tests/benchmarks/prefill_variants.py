@@ -153,7 +153,8 @@ def data_of(case: Case, seed: int) -> Data:
     torch.manual_seed(seed)
     length = case.new + case.past
     shapes = ((case.new, HEADS, HEAD_DIM), (length, KV_HEADS, HEAD_DIM), (length, KV_HEADS, HEAD_DIM))
-    return Data(*(torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for shape in shapes), caches={})
+    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for shape in shapes)
+    return Data(q, k, v, {})
 
 
 def call_of(choice: Choice, case: Case, data: Data) -> Callable[[], Tensor]:
@@ -208,12 +209,12 @@ def times_s(calls: list[Callable[[], Tensor]], most_s: float = 0.08) -> list[flo
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
     hold_s = min(0.05, 2.0 * launch_s * repeats + 1e-3)
     torch.cuda._sleep(int(hold_s * 2e9))  # type: ignore[no-untyped-call]
-    marks[0].record()  # type: ignore[no-untyped-call]
+    marks[0].record()
     for i in range(repeats):
         calls[i % len(calls)]()
-        marks[i + 1].record()  # type: ignore[no-untyped-call]
+        marks[i + 1].record()
     torch.cuda.synchronize()
-    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]  # type: ignore[no-untyped-call]
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
 
 def off_by(found: Tensor, wanted: Tensor) -> float:
