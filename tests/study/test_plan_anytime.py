@@ -243,3 +243,24 @@ def test_the_errors_are_of_the_sources() -> None:
     )
     assert errors.price("price.usd_per_gpu_hour").share == 0
     assert all(entry.source for entry in errors.COST_MODEL.values())
+
+
+def test_a_load_in_stages_is_planned_for_its_peak(trace: str, whole: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "day.toml"
+    stages = "".join(
+        f"[[workload.stages]]\nrate = {rate}\nduration_s = {seconds}\n"
+        for rate, seconds in ((10.0, 7200), (60.0, 3600))
+    )
+    file.write_text(f"[workload]\ntrace = {trace!r}\n{stages}")
+    asked = question(trace)
+    del asked["rate"], asked["trace"]
+    found = api.plan(file, **asked)
+    assert found["rate"] == 60.0
+    assert found["best"] == whole["best"]
+    curve, most = found["load_curve"], found["best"]["gpu_count"]
+    low, peak = (row["gpus"] for row in curve["stages"])
+    assert low <= peak == most
+    assert low / found["best"]["tp"] * found["best"]["range_per_replica"][0] >= 10.0
+    assert curve["gpu_hours"] == {"peak": 3.0 * most, "followed": pytest.approx(2.0 * low + most)}
+    assert curve["usd"]["followed"] <= curve["usd"]["peak"] == pytest.approx(3.0 * found["best"]["usd_per_hour"])
+    assert "GPU-hours" in render_plan(found)
