@@ -41,7 +41,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def question(trace: str, **more: Any) -> dict[str, Any]:
     return {
-        "trace": trace, "slo": SLO, "rate": 60.0, "gpu": ["h100", "l40s"], "requests": 200, "workers": 1, **more,
+        "trace": trace, "slo": SLO, "rate": 60.0, "gpu": ["h100", "h200"], "requests": 200, "workers": 1, **more,
     }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_a_killed_command_goes_on_from_what_it_had(trace: str, whole: dict[str, 
     out = tmp_path / "plan"
     command = [
         sys.executable, "-c", "from sim.cli.main import main; main()", "plan", "--trace", trace, "--slo", SLO,
-        "--rate", "60", "--gpus", "h100,l40s", "--requests", "200", "--workers", "1", "--out", str(out),
+        "--rate", "60", "--gpus", "h100,h200", "--requests", "200", "--workers", "1", "--out", str(out),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ})
     until = time.monotonic() + 120
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(
 def test_where_nothing_will_do_the_nearest_is_named(trace: str) -> None:
     few = api.plan(**question(trace, rate=4000.0), most_gpus=2)
     assert few["best"] is None
-    assert few["nearest"]["name"] in ("h100", "l40s")
+    assert few["nearest"]["name"] in ("h100", "h200")
     assert "nearest is" in few["reason"]
     never = api.plan(**question(trace, slo="tpot_p90=0.001"))
     assert never["best"] is None
