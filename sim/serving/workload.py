@@ -98,7 +98,7 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     cv = None if settings.arrivals == "trace" else settings.arrivals_cv
     rng = stream(seed, "arrivals")
     if settings.stages:
-        return staged(_alone(trace, sessions), _stages(trace, settings), stream(seed, "resample"), rng, cv)
+        return staged(_alone(trace, sessions), stages_of(trace, settings), stream(seed, "resample"), rng, cv)
     if settings.rate == math.inf:
         return edit.at_once(_alone(trace, sessions))
     if cv is not None or (sessions and settings.laid_anew):
@@ -124,7 +124,8 @@ def _alone(trace: Trace, sessions: bool) -> Trace:
     return replace(trace, requests=trace.requests.drop(columns=["after", "think_s"], errors="ignore"))
 
 
-def _stages(trace: Trace, settings: WorkloadSettings) -> list[LoadStage]:
+def stages_of(trace: Trace, settings: WorkloadSettings) -> list[LoadStage]:
+    """The stages of the settings with their rates; a `rate_scale` is of the settings' rate, or of the trace's own."""
     if any(stage.rate_scale for stage in settings.stages):
         base = settings.rate or _own_rate(trace, settings)
         return [LoadStage(stage.rate or base * stage.rate_scale, stage.duration_s) for stage in settings.stages]

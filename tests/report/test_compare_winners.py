@@ -26,6 +26,6 @@ def test_only_a_stable_run_that_meets_its_slo_may_win() -> None:
 def test_the_nearest_is_named_with_what_it_misses() -> None:
     far, near = run_that(True, ttft_p99=3.0, tpot_p99=0.2), run_that(True, ttft_p99=0.5, tpot_p99=1.25)
     text = nearest_words({"far": far, "near": near, "growing": run_that(False, ttft_p99=0.1)})
-    assert text == "None is stable and meets the SLO; nearest: near misses tpot_p99 by 25 %."
+    assert text == "None is stable and meets the SLO; nearest: near misses tpot_p99 by 25.0 %."
     assert nearest_words({"far": far, "fine": run_that(True, ttft_p99=1.0)}) == ""
     assert "Every queue grows" in nearest_words({"one": run_that(False, ttft_p99=0.5), "other": run_that(False)})

@@ -54,7 +54,7 @@ def _deployment(document: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
     if spread and spread["high"] is not None and spread["low"] is not None:
         price += f" ({dollars(spread['low'])} to {dollars(spread['high'])})"
-    if not best["confirmed"] and best["gpus"]["likely"] is None:
+    if not best.get("confirmed", True) and best["gpus"]["likely"] is None:
         replicas = f"at least {replicas}"
     return (
         f"{name}{replicas}, {best['gpu']} GPUs: {gpus_words(best)}{price}, for {number(document['rate'])} requests/s "
@@ -66,12 +66,12 @@ def binds_words(best: Mapping[str, Any]) -> str:
     binds = best.get("binds")
     if not binds:
         return ""
-    slo = "the queue, which grows" if binds["slo"] == STABILITY else binds["slo"]
+    slo = "a queue that would grow" if binds["slo"] == STABILITY else binds["slo"]
     return f", bound by {' and '.join(filter(None, [slo, binds['limit']]))}"
 
 
 def _reservations(document: Mapping[str, Any], best: Mapping[str, Any]) -> Iterable[str]:
-    if best["confirmed"]:
+    if best.get("confirmed", True):
         yield f"{best['replications']} replications confirm it."
     elif best["gpus"]["likely"] is None:
         yield "No simulation confirms it yet: this is what the costs of steps allow at best."
@@ -121,4 +121,12 @@ def remarks(document: Mapping[str, Any]) -> Iterable[str]:
         yield f"A million tokens: {dollars(best['usd_per_million_tokens'])}{tail}. Price: {best['price_source']}."
     if (document["inputs"].get("cost_sources") or {}).get("roofline", 0) >= 1:
         yield ROOFLINE
+    if curve := document.get("load_curve"):
+        hours, usd = curve["gpu_hours"], curve["usd"]
+        price = "" if usd is None else f" ({dollars(usd['peak'])} and {dollars(usd['followed'])})"
+        yield (
+            f"The load in {count(len(curve['stages']))} stages takes {number(hours['peak'])} GPU-hours sized for the "
+            f"peak, and {number(hours['followed'])} with replicas that follow it{price}; stages were not simulated by "
+            "themselves."
+        )
     yield from document["notes"]

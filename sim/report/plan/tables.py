@@ -43,8 +43,8 @@ FLEET: Columns = [
     ("GPUs", lambda row: count(gpu_count(row))),
     ("$/hour", lambda row: dollars(row["usd_per_hour"])),
     ("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"])),
-    ("J/Mtok", lambda row: energy(row["joules_per_million_tokens"])),
 ]
+ENERGY: Columns = [("J/Mtok", lambda row: energy(row["joules_per_million_tokens"]))]
 CANDIDATES: Columns = [*NAME, ("Req/s each", lambda row: number(row["capacity_per_replica"])), *FLEET]
 STATUS: Columns = [("", _status)]
 PAGE_CANDIDATES: Columns = [
@@ -53,6 +53,7 @@ PAGE_CANDIDATES: Columns = [
     ("Requests/s a replica", lambda row: number(row["capacity_per_replica"])),
     ("at most", lambda row: number(row.get("bound_per_replica"))),
     *FLEET,
+    *ENERGY,
 ]
 PAGE_E2E: Columns = _measured(latency("e2e_s", "p50"))
 

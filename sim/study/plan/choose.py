@@ -17,14 +17,17 @@ from sim import catalog
 from sim.results import run_id
 from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables, build, full_key, refuse_unread
+from sim.serving.workload import stages_of
 from sim.specs.settings import word
 from sim.study.identity import Made, differing, ingredients, made_of
+from sim.study.plan.curve import curve_of
 from sim.study.plan.document import Document
 from sim.study.plan.fleet import Fleet, Simulations, fleet
 from sim.study.plan.glance import Glance, Glimpse, glimpse
 from sim.study.plan.journal import PlanJournal, working_file
 from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
 from sim.study.plan.refine import Candidate, Refinement
+from sim.study.plan.replication import source
 from sim.study.plan.verdict import Findings, answer_of
 from sim.study.sweep.grid import of_settings
 from sim.study.workers.crew import Crew, OverError
@@ -46,8 +49,12 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
         raise InputError("a plan is made for one rate and one SLO; use sim sweep to vary them")
     if len(grid) > MOST_CANDIDATES:
         raise InputError(f"that makes {len(grid):,} candidates; a plan takes at most {MOST_CANDIDATES}")
-    rate = build(base, fixed).workload.rate
+    workload = build(base, fixed).workload
+    stages = stages_of(source(workload), workload) if workload.stages else []
+    rate = max((stage.rate_per_s for stage in stages), default=workload.rate)
     fixed["workload.rate"] = 0.0
+    if stages:
+        fixed["workload.stages"] = []
     points = [grid.point(index) for index in range(len(grid))]
     candidates = {name_of(point.settings): build(base, {**fixed, **point.settings}) for point in points}
     refuse_unread(candidates.values())
@@ -59,6 +66,8 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     made = made_of(names)
     if rate:
         document = cheapest(candidates, rate, ask, say, made, any_tp=any_tp)
+        if stages and document["best"]:
+            document["load_curve"] = curve_of(stages, document["best"])
     else:
         if ask.budget_s is not None:
             raise InputError("a budget is for choosing among candidates; give a --rate, or leave it out")
