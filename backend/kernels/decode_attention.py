@@ -188,7 +188,9 @@ def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTi
     if form.operand == "fp32":
         return DecodeTile(rows, 16 if form.head_dim == 256 else 32, stages=3, resident=1)
     if form.head_dim == 256:
-        return DecodeTile(rows, 32, stages=5 if rows == 16 and not form.pairs else 3, resident=2)
+        if form.pairs:
+            return DecodeTile(rows, 64, resident=2) if rows == 16 else DecodeTile(rows, 32, stages=2, resident=2)
+        return DecodeTile(rows, 32, stages=5 if rows == 16 else 3, resident=2)
     # As many bytes of narrow keys a tile as of others: half the barriers and reductions for each token.
     keys = 128 if form.head_dim <= 64 or (form.pairs and rows == 16) else 64
     heavy = form.pairs and (form.windowed or form.capped)
