@@ -18,10 +18,11 @@ from torch import Tensor
 from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_power_of_two, processors
-from backend.kernels._decode_plan import DecodePlan, make_plan, plan_variants
+from backend.kernels._decode_plan import make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from backend.kernels._pairs import attend_pairs
 from backend.kernels.prefill_attention import attention_reference
+from backend.ops import DecodePlan
 from traces.schema import InputError
 
 MAX_QUERIES = 8
