@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -23,6 +24,7 @@ DEVICES = ("cpu", "cuda", "interpret")
 KERNEL_FILES: Mapping[str, str] = {
     "prefill_attention": "prefill_attention",
     "decode_attention": "decode_attention",
+    "plan_decode": "decode_attention",
     "standard_attention": "standard_attention",
     "cache_write": "cache_write",
     "rope_cache_write": "rope",
@@ -40,6 +42,7 @@ KERNEL_FILES: Mapping[str, str] = {
 TORCH_FILES: Mapping[str, str] = {
     "prefill_attention": "attention",
     "decode_attention": "attention",
+    "plan_decode": "attention",
     "standard_attention": "attention",
     "cache_write": "cache",
     "rope_cache_write": "cache",
@@ -53,6 +56,18 @@ TORCH_FILES: Mapping[str, str] = {
     "linear": "linear",
 }
 """Operation to the file of `backend.torch_ops` that has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """Where a step's contexts are cut. All layers of the step may share it (and must share what it was made for).
+
+    items [capacity, 4] int32: (sequence, first visit, end, parts of this sequence); spans [S + 1, 2] int32: (first
+    item, parts) of each sequence, and in the last row (number of items, most visits of a part).
+    """
+
+    items: Tensor
+    spans: Tensor
 
 
 class Ops(Protocol):
@@ -82,6 +97,20 @@ class Ops(Protocol):
         """
         ...
 
+    def plan_decode(
+        self,
+        kv_lens: Tensor,
+        *,
+        queries: int,
+        heads: int,
+        cache: LayerCache,
+        q_dtype: torch.dtype,
+        window: int = 0,
+        sinks: int = 0,
+    ) -> DecodePlan | None:
+        """How decode attention cuts contexts, once for all layers of a step; None where it does not cut."""
+        ...
+
     def decode_attention(
         self,
         q: Tensor,
@@ -93,8 +122,12 @@ class Ops(Protocol):
         window: int = 0,
         sinks: int = 0,
         soft_cap: float = 0.0,
+        plan: DecodePlan | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(out [S, Q, H, D], lse [S, Q, H] fp32) of the last Q tokens of each sequence; kv_len 0 gives 0 and -inf."""
+        """(out [S, Q, H, D], lse [S, Q, H] fp32) of the last Q tokens of each sequence; kv_len 0 gives 0 and -inf.
+
+        `plan` is `plan_decode`'s for the same arguments; without one the operation makes its own.
+        """
         ...
 
     def standard_attention(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:

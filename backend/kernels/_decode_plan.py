@@ -13,8 +13,6 @@ term falls when a context grows or one more has tokens; so neither does the leas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from backend.kernels._attention import attended_tiles
 from backend.kernels._common import KernelVariant
+from backend.ops import DecodePlan
 
 EXACT_SHARES = tl.constexpr(50)
 """Shares up to so many tiles are all tried; from there 1 / EXACT_SHARES is no more than GROWTH leaves out."""
@@ -39,18 +38,6 @@ MERGE_START_TILES = tl.constexpr(2.0)
 """Merging at all, in tiles of keys; an estimate, not measured."""
 MERGE_TILES = tl.constexpr(0.25)
 """One more part to merge, in tiles of keys; an estimate (FlashInfer PR 4904 has 0.22)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """Where a step's contexts are cut. All layers of the step may share it (and must share what it was made for).
-
-    items [capacity, 4] int32: (sequence, first visit, end, parts of this sequence); spans [S + 1, 2] int32: (first
-    item, parts) of each sequence, and in the last row (number of items, most visits of a part).
-    """
-
-    items: Tensor
-    spans: Tensor
 
 
 @triton.jit
@@ -143,7 +130,7 @@ def plan_kernel(
 def item_capacity(sequences: int, programs: int, slots: int) -> int:
     """The most items that a plan has. One sequence has no use for more than run at once."""
     at_once = max(slots // programs, 1)
-    return min(sequences * at_once, 2 * sequences + MOST_WAVES * at_once)
+    return max(min(sequences * at_once, 2 * sequences + MOST_WAVES * at_once), 1)
 
 
 def make_plan(

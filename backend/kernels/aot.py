@@ -43,8 +43,14 @@ INSTRUCTIONS = {
     "mma": "HMMA",
     "tma_loads": "UTMALDG",
     "async_copies": "LDGSTS",
+    "wide_copies": r"LDGSTS\.(\w+\.)*128",
+    "byte_loads": r"LDS\.[US]8",
+    "conversions": "I2F",
 }
-"""What is counted in the machine code, by the fields of `Built`."""
+"""What is counted in the machine code, by the fields of `Built`: patterns of an opcode's beginning."""
+
+CODE_LINE = re.compile(r"^(?:(\.L_\w+):|\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*))", re.MULTILINE)
+"""A line of nvdisasm: (label, opcode with modifiers, operands)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,8 @@ class Built:
     """A compiled variant: registers per thread, shared memory per program, and counts of machine instructions.
 
     `error` is one sentence where the compiler refused; the numbers are 0 then. Spills are local loads and stores.
+    `loop` is the number of instructions in the longest loop that multiplies matrices. `wide_copies` to shared memory
+    are of 16 bytes, `byte_loads` from it of one; `conversions` are integers to floats.
     """
 
     name: str
@@ -67,6 +75,10 @@ class Built:
     mma: int = 0
     tma_loads: int = 0
     async_copies: int = 0
+    wide_copies: int = 0
+    byte_loads: int = 0
+    conversions: int = 0
+    loop: int = 0
 
 
 def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
@@ -78,13 +90,14 @@ def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
 
 
 def table(built: Iterable[Built]) -> str:
-    lines = [
-        f"{'sm':>3} {'regs':>4} {'shared':>7} {'spills':>6} {'wgmma':>5} {'tc05':>4} {'mma':>4} {'tma':>3}  kernel"
-    ]
+    heads = [("regs", 4), ("shared", 7), ("spills", 6), ("wgmma", 5), ("tc05", 4), ("mma", 4), ("tma", 3), ("loop", 5)]
+    heads += [("bytes", 5), ("i2f", 4)]
+    lines = [" sm " + " ".join(f"{head:>{width}}" for head, width in heads) + "  kernel"]
     for one in built:
         spills = one.local_loads + one.local_stores
         numbers = f"{one.registers:4} {one.shared_bytes:7} {spills:6} {one.wgmma:5} {one.tcgen05:4} {one.mma:4}"
-        lines.append(f"{one.capability:3} {numbers} {one.tma_loads:3}  {one.name} {one.error}".rstrip())
+        numbers += f" {one.tma_loads:3} {one.loop:5} {one.byte_loads:5} {one.conversions:4}"
+        lines.append(f"{one.capability:3} {numbers}  {one.name} {one.error}".rstrip())
     return "\n".join(lines)
 
 
@@ -129,16 +142,37 @@ def _compile(variant: KernelVariant, capability: int) -> Built:
         file.flush()
         usage = _tool(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
         code = _tool(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
-    mnemonics = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code, re.MULTILINE)
-    counts: dict[str, Any] = {field: mnemonics.count(mnemonic) for field, mnemonic in INSTRUCTIONS.items()}
+    opcodes, loop = read_code(code)
+    counts: dict[str, Any] = {
+        field: sum(re.match(rf"{pattern}(\.|$)", opcode) is not None for opcode in opcodes)
+        for field, pattern in INSTRUCTIONS.items()
+    }
     return Built(
         name=variant.name,
         capability=capability,
         registers=max(int(found) for found in re.findall(r"REG:(\d+)", usage)),
         shared_bytes=int(compiled.metadata.shared),
-        instructions=len(mnemonics),
+        instructions=len(opcodes),
+        loop=loop,
         **counts,
     )
+
+
+def read_code(code: str) -> tuple[list[str], int]:
+    """Opcodes of a disassembly with modifiers, and how many the longest loop with a matrix instruction has."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    loop = 0
+    for label, opcode, operands in CODE_LINE.findall(code):
+        if label:
+            labels[label] = len(opcodes)
+            continue
+        opcodes.append(opcode)
+        target = re.search(r"(\.L_\w+)", operands) if opcode.startswith("BRA") else None
+        begin = labels.get(target[1], len(opcodes)) if target else len(opcodes)
+        if any(re.match(r"HG?MMA|UTC\w*MMA", inner) for inner in opcodes[begin:]):
+            loop = max(loop, len(opcodes) - begin)
+    return opcodes, loop
 
 
 def _tool(*command: str) -> str:

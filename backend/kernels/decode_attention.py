@@ -18,15 +18,15 @@ from torch import Tensor
 from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_power_of_two, processors
-from backend.kernels._decode_plan import DecodePlan, make_plan, plan_variants
+from backend.kernels._decode_merge import MERGE_BLOCK, merge_kernel, merge_variants
+from backend.kernels._decode_plan import make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from backend.kernels._pairs import attend_pairs
 from backend.kernels.prefill_attention import attention_reference
+from backend.ops import DecodePlan
 from traces.schema import InputError
 
 MAX_QUERIES = 8
-MERGE_BLOCK = 32
-"""Parts that a merging program reads at a time."""
 
 
 @triton.jit(do_not_specialize=["sequences", "table_stride", "window", "sinks"])
@@ -120,50 +120,6 @@ def decode_kernel(
         tl.store(part_lse + at, summed, mask=wanted < ROWS)
 
 
-@triton.jit
-def merge_kernel(
-    spans,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    QUERIES: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program: the parts of one head of one query; nothing to do where a context was not cut.
-
-    A query before its sequence's first token has length < QUERIES, so one part: `decode_kernel` sees to it.
-    """
-    inner = tl.program_id(0)
-    sequence = tl.program_id(1)
-    parts = tl.load(spans + 2 * sequence + 1)
-    if parts == 1:
-        return
-    start = tl.load(spans + 2 * sequence)
-    dims = tl.arange(0, HEAD_DIM)
-    acc = tl.zeros((HEAD_DIM,), tl.float32)
-    peak = float("-inf")
-    total = 0.0
-    for begin in range(0, parts, BLOCK):
-        part = begin + tl.arange(0, BLOCK)
-        at = (start + part).to(tl.int64) * (QUERIES * HEADS) + inner
-        summed = tl.load(part_lse + at, mask=part < parts, other=float("-inf"))
-        values = tl.load(part_out + at[:, None] * HEAD_DIM + dims[None, :], mask=(part < parts)[:, None], other=0.0)
-        risen = tl.maximum(peak, tl.max(summed, 0))
-        weight = tl.exp(summed - risen)
-        fade = tl.exp(peak - risen)
-        acc = acc * fade + tl.sum(values * weight[:, None], 0)
-        total = total * fade + tl.sum(weight, 0)
-        peak = risen
-    attends = parts > 0  # a padding row has no part
-    at = sequence.to(tl.int64) * (QUERIES * HEADS) + inner
-    result = tl.where(attends, acc / tl.where(total > 0.0, total, 1.0), 0.0)
-    tl.store(out + at * HEAD_DIM + dims, result.to(out.dtype.element_ty))
-    tl.store(lse + at, tl.where(attends, peak + tl.log(tl.where(total > 0.0, total, 1.0)), float("-inf")))
-
-
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
     """Rows and keys of a program's tile, how it is compiled, and how many such programs share a multiprocessor."""
@@ -188,7 +144,9 @@ def decode_tile(form: Form, queries: int, interpreted: bool = False) -> DecodeTi
     if form.operand == "fp32":
         return DecodeTile(rows, 16 if form.head_dim == 256 else 32, stages=3, resident=1)
     if form.head_dim == 256:
-        return DecodeTile(rows, 32, stages=5 if rows == 16 and not form.pairs else 3, resident=2)
+        if form.pairs:
+            return DecodeTile(rows, 64, resident=2) if rows == 16 else DecodeTile(rows, 32, stages=2, resident=2)
+        return DecodeTile(rows, 32, stages=5 if rows == 16 else 3, resident=2)
     # As many bytes of narrow keys a tile as of others: half the barriers and reductions for each token.
     keys = 128 if form.head_dim <= 64 or (form.pairs and rows == 16) else 64
     heavy = form.pairs and (form.windowed or form.capped)
@@ -305,15 +263,4 @@ def variant(form: Form, queries: int = 1) -> KernelVariant:
 def variants() -> list[KernelVariant]:
     """Every form with one query, with four and with eight; the merge of 32 heads; plans of 64 sequences."""
     made = [variant(form, queries) for form in forms() for queries in (1, 4, 8)]
-    results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"spans": "*i32"}
-    for head_dim in (64, 128, 256):
-        shape = {"QUERIES": 1, "HEADS": 32, "HEAD_DIM": head_dim, "BLOCK": MERGE_BLOCK}
-        made.append(
-            KernelVariant(
-                name=f"merge d{head_dim}",
-                kernel=f"{__name__}:merge_kernel",
-                signature=results | {"out": "*bf16"},
-                constexprs=shape,
-            )
-        )
-    return [*made, *plan_variants()]
+    return [*made, *merge_variants(), *plan_variants()]

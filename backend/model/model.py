@@ -7,7 +7,7 @@ static buffers (`Model.graphable` says where that holds).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from backend.cache.kvcache import KvCache, LayerCache
 from backend.model.checkpoint import CheckpointConfig
 from backend.model.layers import ExpertMlp, Layer, Weights, experts_are_graphable, mlp
 from backend.model.rope import angles
-from backend.ops import Ops, for_device
+from backend.ops import DecodePlan, Ops, for_device
 from sim.specs.model import ModelSpec
 
 
@@ -65,6 +65,15 @@ class ForwardBatch:
     prefill: PrefillPart | None
     decode: DecodePart | None
     verifies: tuple[DecodePart, ...] = ()
+
+    @property
+    def decodes(self) -> tuple[DecodePart, ...]:
+        """The decode part, where there is one, and those of `verifies`."""
+        return self.verifies if self.decode is None else (self.decode, *self.verifies)
+
+
+Plans = Mapping[int, Sequence[DecodePlan | None]]
+"""By window, how the contexts of each of a batch's `decodes` are cut."""
 
 
 class Model:
@@ -113,9 +122,10 @@ class Model:
         cos, sin = angles(batch.positions, self._frequencies, self.config.rope.attention_factor)
         hidden = F.embedding(batch.tokens, weights.embedding)
         residual: Tensor | None = None
+        plans: Plans = {window: self._plans(batch, cache.layers[0], window) for window in set(self.windows)}
         for at, layer in enumerate(weights.layers):
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
-            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at])
+            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at], plans)
             normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
             hidden = mlp(ops, normed, layer.mlp)
         if batch.logits_rows is not None:
@@ -133,6 +143,7 @@ class Model:
         layer: Layer,
         cache: LayerCache,
         window: int,
+        plans: Plans,
     ) -> Tensor:
         """Self-attention of one layer over the paged cache, projected back to the hidden width."""
         spec, ops = self.spec, self.ops
@@ -146,14 +157,30 @@ class Model:
             q = ops.head_norm(q, layer.q_norm, self.config.norm_eps)
             k = ops.head_norm(k, layer.k_norm, self.config.norm_eps)
         q = ops.rope_cache_write(q, k, v, cos, sin, cache, batch.slots)
-        out = ops.linear(self._attend(q, batch, cache, window).reshape(len(q), -1), layer.output)
+        out = ops.linear(self._attend(q, batch, cache, window, plans[window]).reshape(len(q), -1), layer.output)
         return out if layer.output_bias is None else out + layer.output_bias
 
-    def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int) -> Tensor:
+    def _plans(self, batch: ForwardBatch, cache: LayerCache, window: int) -> list[DecodePlan | None]:
+        """How the contexts of each of the batch's `decodes` are cut in every layer with this window."""
+        return [
+            self.ops.plan_decode(
+                decode.kv_lens,
+                queries=decode.width,
+                heads=self.spec.heads,
+                cache=cache,
+                q_dtype=self.dtype,
+                window=window,
+                sinks=self.sinks,
+            )
+            for decode in batch.decodes
+        ]
+
+    def _attend(
+        self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int, plans: Sequence[DecodePlan | None]
+    ) -> Tensor:
         """Attention [T, H, D]: one launch for each part, so that their costs add."""
         scale, parts = self.spec.head_dim**-0.5, []
-        decodes = batch.verifies if batch.decode is None else (batch.decode, *batch.verifies)
-        prefill = batch.prefill
+        decodes, prefill = batch.decodes, batch.prefill
         first = len(q) - sum(len(decode.kv_lens) * decode.width for decode in decodes)
         if prefill is not None:
             out, _ = self.ops.prefill_attention(
@@ -168,11 +195,18 @@ class Model:
                 sinks=self.sinks,
             )
             parts.append(out)
-        for decode in decodes:
+        for decode, plan in zip(decodes, plans, strict=True):
             last = first + len(decode.kv_lens) * decode.width
             rows = q[first:last].view(len(decode.kv_lens), decode.width, *q.shape[1:])
             out, _ = self.ops.decode_attention(
-                rows, cache, decode.block_tables, decode.kv_lens, scale=scale, window=window, sinks=self.sinks
+                rows,
+                cache,
+                decode.block_tables,
+                decode.kv_lens,
+                scale=scale,
+                window=window,
+                sinks=self.sinks,
+                plan=plan,
             )
             parts.append(out.view(-1, *q.shape[1:]))
             first = last

@@ -67,6 +67,7 @@ def decode_attention(
     window: int = 0,
     sinks: int = 0,
     soft_cap: float = 0.0,
+    plan: None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `backend.kernels.decode_attention`: (output [S, Q, H, D], lse [S, Q, H] fp32) of the last Q tokens of each.
 
@@ -93,6 +94,19 @@ def decode_attention(
     out = out.view(sequences, kv_heads, queries, -1, head_dim).transpose(1, 2)
     lse = total.view(sequences, kv_heads, queries, -1).transpose(1, 2)
     return out.reshape(q.shape).to(q.dtype), lse.reshape(q.shape[:3])
+
+
+def plan_decode(
+    kv_lens: Tensor,
+    *,
+    queries: int,
+    heads: int,
+    cache: LayerCache,
+    q_dtype: torch.dtype,
+    window: int = 0,
+    sinks: int = 0,
+) -> None:
+    """As `backend.kernels.plan_decode`, but no context is cut here."""
 
 
 def standard_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:

@@ -35,6 +35,7 @@ LAWS: dict[str, Callable[..., float]] = {
     "rope_cache_write": lambda q, k, v, *_: 1e-5 + (q.numel() + k.numel() + v.numel()) / 1e9,
     "prefill_attention": _prefill,
     "decode_attention": _decode,
+    "plan_decode": lambda *_, **how: 0.0,
     "sample": lambda logits, **_: 5e-5 + logits.numel() / 1e9,
     "copy_blocks": lambda cache, there, to: 1e-5 + len(there) / 1e6,
     "swap_out": lambda cache, host, there, to: 1e-5 + len(there) / 5e5,

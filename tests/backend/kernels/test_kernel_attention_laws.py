@@ -24,13 +24,13 @@ from backend.kernels._decode_plan import (
     MERGE_START_TILES,
     MERGE_TILES,
     START_UP_TILES,
-    DecodePlan,
     item_capacity,
     make_plan,
 )
 from backend.kernels.decode_attention import decode_attention, plan_decode
 from backend.kernels.prefill_attention import ORDERS, Tile, attention_reference, prefill_attention
 from backend.kernels.standard_attention import standard_attention_reference
+from backend.ops import DecodePlan
 from backend.torch_ops import attention
 from traces.schema import InputError
 
