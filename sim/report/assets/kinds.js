@@ -85,7 +85,7 @@ const stack = {
     }
     return sums;
   },
-  top: (plot) => Math.max(...stack.sums(plot).at(-1)),
+  top: (plot) => plot.spec.most || Math.max(...stack.sums(plot).at(-1)),
   draw(plot, layer, view, px, py) {
     const sums = stack.sums(plot);
     plot.shown().forEach(({ item, index }, i) => {

@@ -11,11 +11,10 @@ from sim.report.compare.variant import Failure, Row, Variant, differences
 from sim.report.compare.winners import holds, nearest_words
 from sim.report.measures import MEASURES, LatencyUnits, Measure, best, compared
 from sim.report.run.sentences import answer, engine_of, heading, load_words, notes_of, sources_line
-from sim.report.templates import Card, TableColumn, render
+from sim.report.templates import Card, TableColumn, render, tone
 from sim.report.units import NONE, count
 from sim.results.metrics import plain
 
-TONES = 8
 # The measures that have a card: which variant is best at it.
 CARDS = {
     "goodput.requests_per_s": "Most goodput",
@@ -26,6 +25,9 @@ CARDS = {
     "kv.useful": "Least KV waste",
     "bill.usd_per_million_output_tokens": "Lowest $/Mtok of output",
 }
+# (heading with the unit, columns)
+Group = tuple[str, Sequence[TableColumn]]
+MOST_COLUMNS = 12
 TITLED = ("trace", "model", "gpu", "tp", "replicas")
 # Groups of measures that the table leaves to the plots, the text and compare.json.
 LEFT_OUT = ("ITL", "Queue", "Costs")
@@ -55,8 +57,8 @@ def render_comparison(rows: Sequence[Row]) -> str:
         lead=_lead(rows, variants),
         headlines=_cards(variants, units),
         places={variant.name: place for place, variant in enumerate(variants)},
-        tones=TONES,
-        groups=list(_groups(variants, units)),
+        tone=tone,
+        tables=_split(_groups(variants, units)),
         rows=[(row.name, row.reason if isinstance(row, Failure) else None) for row in rows],
         against=next(iter(pairs.values())).against if pairs else "",
         pairs=[(name, pair.reason or pairs_text(pair)) for name, pair in pairs.items()],
@@ -165,7 +167,7 @@ def _notes(variants: Sequence[Variant]) -> Iterable[str]:
     return _by_text(notes, len(variants))
 
 
-def _groups(variants: Sequence[Variant], units: LatencyUnits) -> Iterable[tuple[str, Sequence[TableColumn]]]:
+def _groups(variants: Sequence[Variant], units: LatencyUnits) -> Iterable[Group]:
     """(heading with the unit, columns) of each group of measures, with the best of each column."""
     groups: dict[str, list[Measure]] = {}
     for measure in compared(variant.summary for variant in variants):
@@ -177,6 +179,19 @@ def _groups(variants: Sequence[Variant], units: LatencyUnits) -> Iterable[tuple[
     for group, measures in groups.items():
         unit, columns = _group(measures, variants, units)
         yield f"{group}, {unit}" if unit else group, columns
+
+
+def _split(groups: Iterable[Group]) -> list[list[Group]]:
+    """As many tables as it takes for each to be no wider than a sheet of paper; a group stays whole."""
+    tables: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if len(group[1]) > room:
+            tables.append([])
+            room = MOST_COLUMNS
+        tables[-1].append(group)
+        room -= len(group[1])
+    return tables
 
 
 def _group(

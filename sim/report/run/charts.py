@@ -68,7 +68,8 @@ def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
 def phases_chart(requests: pd.DataFrame, unit: TimeUnit, preempted: pd.DataFrame | None = None) -> Chart | None:
     """Where a request's time went, for all completed requests and by how long they took.
 
-    unit: of the page for E2E. preempted: one row per preemption, as `sim.api.Result` has them; None where they were not recorded.
+    unit: of the page for E2E. preempted: one row per preemption, as `sim.api.Result` has them; None where they were not
+    recorded.
     """
     done = requests[requests["status"] == "completed"]
     if not len(done):

@@ -108,8 +108,8 @@ def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, unit: TimeUni
     most = max(means, key=lambda name: np.nan_to_num(means[name][top]))
     at_s, longest_s, share_s = edges_s[top] - clock.start_s, totals[top] / unit.factor, means[most][top] / unit.factor
     sentence = (
-        f"Steps were longest after {clock.words(float(at_s))}: {unit.words(float(longest_s))} on average, most of it {most} "
-        f"({unit.words(float(share_s))})."
+        f"Steps were longest after {clock.words(float(at_s))}: {unit.words(float(longest_s))} on average, "
+        f"most of it {most} ({unit.words(float(share_s))})."
     )
     lines = [{"name": name, "mean": series.compact(values)} for name, values in means.items()]
     axes = {"x": clock.axis(edges_s), "y": axis(unit.name, "step time")}
