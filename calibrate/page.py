@@ -1,21 +1,21 @@
 """The report of a calibration as one page of HTML: errors, predicted against measured, worst cases, the grid's ends.
 
-It runs no script and loads nothing; style and template are those of the simulator's pages.
+It loads nothing; style, plots and template are those of the simulator's pages.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from calibrate.evaluate import Checked, by_group
 from calibrate.report import ERROR_HEADINGS, error_rows, notes, reach, worst
 from sim.cost.profile import Profile
+from sim.report.chart import Chart, axis
 from sim.report.templates import render
 
-SIZE, EDGE = 260, 34
-"""Pixels of a plot's side and of the margin for its axes."""
+FAR = 0.2
+"""A prediction that is off by more than this is marked."""
 
 
 def page(profile: Profile, operations: Sequence[Checked] = (), steps: Sequence[Checked] = ()) -> str:
@@ -24,21 +24,19 @@ def page(profile: Profile, operations: Sequence[Checked] = (), steps: Sequence[C
     groups = by_group(operations) | {f"steps: {kind}": some for kind, some in by_group(steps).items()}
     measured = {"Device": meta.device, "GPU": meta.gpu, "Kind": meta.kind, "Date": meta.date, **meta.software}
     ends = [(name, f"{len(table):,}", reach(table)) for name, table in profile.tables.items()]
+    facts = {"Measured": measured, "Grid": meta.grid, "Clocks": meta.clocks}
     far = [_far(one) for one in worst([*operations, *steps], 20)]
     return render(
         "profile.html",
+        {"predicted": [_chart(place, name, some) for place, (name, some) in enumerate(groups.items())]},
         package="calibrate",
         title=f"Profile {meta.name}",
         lead=f"{meta.device}. {meta.source}",
         errors=_grid(ERROR_HEADINGS, error_rows(profile)),
         notes=notes(profile),
-        plots=[_plot(name, some) for name, some in groups.items()],
-        size=SIZE,
-        edge=EDGE,
-        inner=SIZE - EDGE,
         worst=_grid(("error", "predicted us", "measured us", "what", "size", "source"), far),
         reach=_grid(("table", "rows", "ends"), ends),
-        facts=[("Measured", measured.items()), ("Grid", meta.grid.items()), ("Clocks", meta.clocks.items())],
+        facts=[(heading, rows.items()) for heading, rows in facts.items() if rows],
     )
 
 
@@ -48,28 +46,22 @@ def _far(one: Checked) -> Sequence[str]:
 
 def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> dict[str, Any]:
     """A table's texts, each with the class of its cell: words stand to the left, numbers to the right."""
-    cells = [[(text, "" if text[:1] in "+-0123456789" else "text") for text in row] for row in rows]
+    cells = [[(text, "" if text and text[0] in "+-0123456789" else "text") for text in row] for row in rows]
     numbers = [any(not row[at][1] for row in cells) for at in range(len(heads))]
     return {"heads": [(head, "" if some else "text") for head, some in zip(heads, numbers, strict=True)], "rows": cells}
 
 
-def _plot(name: str, checked: Sequence[Checked]) -> dict[str, Any]:
-    """Predicted over measured, logarithmic, as a picture without a script."""
-    values = [value for one in checked for value in (one.measured_us, one.predicted_us)]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    high = max(high, low + 1)
-
-    def at(us: float) -> float:
-        return (SIZE - EDGE) * (math.log10(us) - low) / (high - low)
-
-    ticks = [{"at": at(10.0**power), "text": f"{10.0**power:g}"} for power in range(low, high + 1)]
-    marks = [
-        {
-            "x": at(one.measured_us),
-            "y": at(one.predicted_us),
-            "far": abs(one.error) > 0.2,
-            "text": f"{one.what}: {one.error:+.0%}",
-        }
-        for one in checked
-    ]
-    return {"name": name, "ticks": ticks, "marks": marks}
+def _chart(place: int, name: str, checked: Sequence[Checked]) -> Chart:
+    """Predicted over measured time of a group, those far off as a series of their own."""
+    parts = {"within a fifth": (0, False), "off by more than a fifth": (7, True)}
+    series = []
+    for label, (tone, far) in parts.items():
+        some = [one for one in checked if (abs(one.error) > FAR) == far]
+        if some:
+            x, y = [one.measured_us for one in some], [one.predicted_us for one in some]
+            names = [f"{one.what} ({one.error:+.0%})" for one in some]
+            series.append({"name": label, "place": tone, "x": x, "y": y, "names": names})
+    within = sum(abs(one.error) <= FAR for one in checked)
+    sentence = f"{within} of {len(checked)} predictions are within a fifth of what was measured."
+    spec = {"kind": "scatter", "x": axis("us", "measured"), "y": axis("us", "predicted"), "series": series}
+    return Chart(f"group-{place}", name, sentence, "", spec)

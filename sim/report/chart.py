@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sim.report.measures import LATENCIES
-from sim.report.units import limit, row_unit
+from sim.report.units import TimeUnit
 from sim.results import series
 from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats
@@ -42,6 +42,7 @@ def distributions(
     key: str,
     stats: Iterable[Mapping[str, Any]],
     lines: Iterable[Spec],
+    unit: TimeUnit,
     *,
     slo: Mapping[str, float] | None = None,
     marks: Iterable[Spec] = (),
@@ -49,24 +50,27 @@ def distributions(
 ) -> Spec:
     """The cumulative distributions of a latency on one axis, with its limits of the SLO.
 
-    stats: of each line; lines: `cdf_line`s; marks: points to name; group: of plots that share a legend. All in seconds.
+    stats: of each line; lines: `cdf_line`s; marks: points to name; group: of plots that share a legend. All in seconds;
+    unit: of the page for this latency.
     """
     largest, middle = zip(*((stat["max"] or 0.0, stat["p50"] or 0.0) for stat in stats), strict=True)
-    unit, factor = row_unit([max(largest)])
     clauses = [(SLO_NAMES[name], limit_s) for name, limit_s in (slo or {}).items()]
     return {
         "kind": "cdf",
         **({"group": group} if group else {}),
-        "x": axis(unit, LATENCIES[key]),
+        "x": axis(unit.name, LATENCIES[key]),
         "y": axis("%", "share at or below"),
         "log": max(largest) > LOG_FROM * min(middle) > 0,
-        "marks": [{**mark, "x": mark["x"] * factor} for mark in marks],
+        "marks": [
+            {**mark, "x": mark["x"] * unit.factor, "label": f"{mark['label']}  {unit.words(mark['x'])}"}
+            for mark in marks
+        ],
         "limits": [
-            {"x": limit_s * factor, "label": f"{statistic} limit {limit(limit_s)}"}
+            {"x": limit_s * unit.factor, "label": f"{statistic} limit {unit.limit(limit_s)}"}
             for (metric, statistic), limit_s in clauses
             if f"{metric}_s" == key
         ],
-        "series": [{**line, "x": series.compact(line["x"] * factor)} for line in lines],
+        "series": [{**line, "x": series.compact(line["x"] * unit.factor)} for line in lines],
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sim.report.units import NONE, dollars, energy, number, percent, row_unit, seconds, size_of
+from sim.report.units import NONE, TimeUnit, dollars, energy, number, percent, row_unit, seconds, size_of, time_unit
 from sim.results.percentiles import STATISTICS
 
 Summary = Mapping[str, Any]
@@ -62,6 +62,12 @@ class Measure:
         """Its name in one line of a table of runs, such as "TTFT p99" or "Requests/s"."""
         name = self.short if self.group in UNLIKE else f"{self.group} {self.short}"
         return f"{name}/s" if self.unit == "per s" else name
+
+    @property
+    def metric(self) -> str:
+        """The latency that it is a statistic of, a key of `LATENCIES`; "" for other measures."""
+        metric = self.key.partition(".")[0]
+        return metric if metric in LATENCIES else ""
 
     def find(self, summary: Summary) -> Any:
         value: Any = summary
@@ -158,22 +164,64 @@ def compared(summaries: Iterable[Summary]) -> list[Measure]:
     ]
 
 
-def latency_rows(summary: Summary, statistics: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+@dataclass(frozen=True, slots=True)
+class LatencyUnits:
+    """The one unit of each latency in a report: that in which its p99, the largest of several runs', is easy to read.
+
+    So sentences, cards, tables, axes and limits agree, with one another and with the verdict, which tells the p99.
+    """
+
+    by: Mapping[str, TimeUnit]
+
+    @classmethod
+    def of(cls, runs: Iterable[Summary]) -> LatencyUnits:
+        """Of summaries, or of any documents that have p99 where a summary has it."""
+        tails: dict[str, list[float]] = {key: [] for key in LATENCIES}
+        for run in runs:
+            for key, known in tails.items():
+                if (tail := (run.get(key) or {}).get("p99")) is not None and not math.isnan(tail):
+                    known.append(tail)
+        return cls({key: time_unit(max(known, default=None)) for key, known in tails.items()})
+
+    def __getitem__(self, metric: str) -> TimeUnit:
+        return self.by[metric]
+
+    def words(self, measure: Measure, value: float | None) -> str:
+        return self.by[measure.metric].words(value) if measure.metric else measure.words(value)
+
+    def scale(self, measure: Measure, values: Values) -> Scale:
+        """The unit of the values, as `Measure.scale` has it for what is no latency."""
+        return Scale(*self.by[measure.metric]) if measure.metric else measure.scale(values)
+
+    def texts(self, measure: Measure, values: Sequence[float | None]) -> tuple[str, list[str]]:
+        """(unit, the values as text) under the measure's title."""
+        if not measure.metric:
+            return measure.texts(values)
+        unit, factor = self.by[measure.metric]
+        return unit, scaled(values, factor)
+
+    def limit(self, clause: str, limit_s: float) -> str:
+        """The limit of a clause of an SLO, such as `ttft_p99`."""
+        return self.by[f"{clause.partition('_')[0]}_s"].limit(limit_s)
+
+
+def latency_rows(
+    summary: Summary, statistics: Sequence[str], units: LatencyUnits
+) -> Iterator[tuple[str, str, list[str]]]:
     """(name, unit, values as text) of each latency, one unit a row."""
     for key, name in LATENCIES.items():
-        values = [summary[key][statistic] for statistic in statistics]
-        unit, factor = row_unit(values)
-        yield name, unit, scaled(values, factor)
+        unit, factor = units[key]
+        yield name, unit, scaled([summary[key][statistic] for statistic in statistics], factor)
 
 
 def scaled(values: Values, factor: float) -> list[str]:
     return [number(None if value is None or math.isnan(value) else value * factor) for value in values]
 
 
-def best(measure: Measure, values: Sequence[float | None]) -> set[int]:
+def best(measure: Measure, values: Sequence[float | None], units: LatencyUnits) -> set[int]:
     """The places of the best values: all that read the same as the best; none where all values read alike."""
     known = {place: value for place, value in enumerate(values) if value is not None}
-    _, shown = measure.texts(values)
+    _, shown = units.texts(measure, values)
     if not measure.better or len({shown[place] for place in known}) < 2:
         return set()
     winner = shown[max(known, key=lambda place: measure.better * known[place])]

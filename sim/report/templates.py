@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 Panels = Iterable[tuple[str, Iterable[tuple[str, Any]]]]
 """Small tables of names and values, each with its heading."""
-SCRIPTS = ("draw.js", "kinds.js", "xy.js", "plot.js", "scatter.js", "table.js", "page.js")
+SCRIPTS = ("draw.js", "kinds.js", "xy.js", "plot.js", "scatter.js", "table.js", "bars.js", "page.js")
+
+
+TONES, PATTERNS = 8, 4
+
+
+def tone(place: int) -> str:
+    """The classes of a line by its place, colour and dashes, as the script's `tone` has them."""
+    return f"c{place % TONES} d{(place + place // TONES) % PATTERNS}"
 
 
 class Card(NamedTuple):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
-from sim.report.measures import MEASURES, best, compared, latency_rows
+from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.sentences import (
     answer,
     binds,
@@ -26,7 +26,7 @@ from sim.report.run.sentences import (
     title,
     warnings_of,
 )
-from sim.report.units import count, limit, number, percent, seconds, size_of
+from sim.report.units import count, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
 from sim.results.verdict import clause_name
@@ -45,13 +45,13 @@ VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undef
 
 
 def latency_table(summary: Mapping[str, Any]) -> Table:
-    """TTFT, TPOT, ITL, E2E and queueing: one row each, in the unit that fits the row."""
+    """TTFT, TPOT, ITL, E2E and queueing: one row each, in the unit that fits its p99."""
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
     table.add_column("Latency", style="bold", width=8)
     table.add_column("", width=2, style="dim")
     for name in SHOWN:
         table.add_column(name, justify="right", width=10)
-    for label, unit, cells in latency_rows(summary, SHOWN):
+    for label, unit, cells in latency_rows(summary, SHOWN, LatencyUnits.of([summary])):
         table.add_row(label, unit, *cells)
     return table
 
@@ -90,11 +90,13 @@ def speculation_lines(drafts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
     if not (goodput := summary.get("goodput")):
         return
+    units = LatencyUnits.of([summary])
     rate, share = number(goodput["requests_per_s"]), percent(goodput["fraction"])
     yield "Goodput", Text(f"{rate} requests/s met every limit: {share} of all requests")
     for clause in verdicts(summary):
         word, style = VERDICTS[clause.met]
-        line = f"{clause_name(clause.name)} {seconds(clause.measured_s)}, limit {limit(clause.limit_s)}: "
+        unit = units[f"{clause.name.partition('_')[0]}_s"]
+        line = f"{clause_name(clause.name)} {unit.words(clause.measured_s)}, limit {unit.limit(clause.limit_s)}: "
         yield "SLO", Text(line).append(word, style=style)
 
 
@@ -192,9 +194,10 @@ def _columns_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("", style="bold", no_wrap=True)
     for name in summaries:
         table.add_column(Text(name, overflow="fold"), justify="right", max_width=18)
+    units = LatencyUnits.of(summaries.values())
     for measure in compared(summaries.values()):
         values = [measure.value(summary) for summary in summaries.values()]
-        unit, shown = measure.texts(values)
+        unit, shown = units.texts(measure, values)
         changes = ["", *(_change(value, values[0]) for value in values[1:])]
         cells = [cell + change for cell, change in zip(shown, changes, strict=True)]
         table.add_row(f"{measure.title} {unit}".strip(), *cells)
@@ -211,19 +214,19 @@ def _rows_table(summaries: Mapping[str, Mapping[str, Any]], width: int) -> Table
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
     longest = min(24, max(map(len, summaries)))
     table.add_column("", style="bold", width=longest, overflow="fold")
-    known = compared(summaries.values())
+    known, units = compared(summaries.values()), LatencyUnits.of(summaries.values())
     columns, used = [], longest
     for key, heading in ROWS_OF.items():
         if (measure := MEASURES[key]) not in known:
             continue
         values = [measure.value(summary) for summary in summaries.values()]
-        unit, shown = measure.texts(values)
+        unit, shown = units.texts(measure, values)
         lines = [*heading.split("\n"), unit]
         wide = max(map(len, [*lines, *shown]))
         if used + 2 + wide > width:
             break
         used += 2 + wide
-        winners = best(measure, values)
+        winners = best(measure, values, units)
         table.add_column("\n".join(lines), justify="right", width=wide)
         columns.append([Text(text, "green" if place in winners else "") for place, text in enumerate(shown)])
     if any(map(binds, summaries.values())):

@@ -145,7 +145,9 @@ def validate(runs: LiveRuns, bounds: Bounds, pricing: Pricing, *, own_capacity: 
 def _inputs(runs: LiveRuns, pricing: Pricing) -> dict[str, Any]:
     """What was run and where, and what priced it: a GPU is named where its data sheet or profile did."""
     gpu = {} if pricing.fitted else {"priced_as": assemble(runs.scenario).gpu.name}
-    return runs.about | {"profile": pricing.name} | gpu
+    scenario = runs.scenario
+    asked = {"engine": scenario.engine.name, "rate": scenario.workload.rate or None}
+    return runs.about | {"profile": pricing.name} | asked | gpu
 
 
 def _predicted(runs: LiveRuns, cost: StepCost, blocks: int | None = None) -> Latencies:

@@ -4,7 +4,8 @@ const PAD = { left: 58, right: 16, top: 22, bottom: 38 };
 const specs = JSON.parse(document.getElementById("data").textContent);
 const zooms = {}; // by name: plots that zoom together, those over time among them
 const groups = {}; // by name: plots that share a legend, and stacks that share a scale
-const TONES = 8;
+const redraws = []; // of figures that are no Plot
+const TONES = 8, PATTERNS = 4;
 
 function make(name, attributes = {}, parent = null, text = null) {
   const made = document.createElementNS(SVG, name);
@@ -22,10 +23,36 @@ function html(name, className, parent, text = "") {
   return made;
 }
 
-// The colour of a series: that of its kind, else by its place; past the last colour the lines are dashed.
+// How a series looks: by its kind, else by its place. Neighbours differ in colour and in how their lines are dashed,
+// so that they are told apart without colours too, and no two of the first 32 are alike.
 function tone({ kind, place }, index) {
+  return kind ? "kind-" + kind : `c${(place ?? index) % TONES} d${pattern({ kind, place }, index)}`;
+}
+
+function pattern({ kind, place }, index) {
   const at = place ?? index;
-  return kind ? "kind-" + kind : "c" + (at % TONES) + (at < TONES ? "" : " dashed");
+  return kind ? 0 : (at + Math.floor(at / TONES)) % PATTERNS;
+}
+
+// A point of a series: disc, square, triangle or diamond, by its pattern.
+function marker(layer, shape, className, x, y, r) {
+  if (!shape) return make("circle", { class: className, cx: x.toFixed(1), cy: y.toFixed(1), r }, layer);
+  const corners = [
+    [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]], [[0, -1.25], [1.15, 0.85], [-1.15, 0.85]], [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
+  ][shape - 1];
+  const d = "M" + corners.map(([across, down]) => (x + r * across).toFixed(1) + " " + (y + r * down).toFixed(1)).join("L") + "Z";
+  return make("path", { class: className, d }, layer);
+}
+
+// The sign of a series before its name in a legend: its area, its line, its point or both.
+function sign(button, { kind, joined }, item, index) {
+  const svg = make("svg", { class: "sign", width: 22, height: 10, "aria-hidden": "true" });
+  const look = tone(item, index), points = kind === "xy" || kind === "scatter";
+  if (kind === "stack" || kind === "bars") make("rect", { class: "area " + look, x: 6, width: 10, height: 10, rx: 3 }, svg);
+  else if (item.front) marker(svg, 0, "front-mark", 11, 5, 4);
+  else if (!points || joined) make("path", { class: "line " + look, d: "M0 5H22" }, svg);
+  if (points && !item.front) marker(svg, pattern(item, index), "point " + look, 11, 5, 3.6);
+  button.prepend(svg);
 }
 
 const digits = (value, most) => value.toLocaleString("en-US", { maximumSignificantDigits: most });
@@ -33,7 +60,6 @@ const exact = (value) => (Math.abs(value) >= 1000 ? Math.round(value).toLocaleSt
 const withUnit = (value, unit) => exact(value) + (unit ? " " + unit : "");
 
 const percent = (share) => (share > 0 && share < 0.05 ? "<0.1" : +share.toFixed(1)) + " %";
-const time = (seconds) => (seconds < 1 ? withUnit(seconds * 1e3, "ms") : withUnit(seconds, "s"));
 
 function tickText(value) {
   const size = Math.abs(value);

@@ -85,7 +85,7 @@ const stack = {
     }
     return sums;
   },
-  top: (plot) => Math.max(...stack.sums(plot).at(-1)),
+  top: (plot) => plot.spec.most || Math.max(...stack.sums(plot).at(-1)),
   draw(plot, layer, view, px, py) {
     const sums = stack.sums(plot);
     plot.shown().forEach(({ item, index }, i) => {
@@ -142,7 +142,7 @@ const cdf = {
       const x = px(mark.x), left = x > plot.width * 0.66;
       make("circle", { class: "mark", cx: x, cy: py(mark.y), r: 3.5 }, layer);
       const at = { class: "mark-text", x: x + (left ? -7 : 7), y: py(mark.y) + (left ? -4 : mark.y > 95 ? -5 : 13), "text-anchor": left ? "end" : "start" };
-      make("text", at, layer, mark.label + "  " + withUnit(mark.x, plot.spec.x.unit));
+      make("text", at, layer, mark.label);
     }
   },
   read: (plot, value) => plot.shown().map(({ item, index }) => {

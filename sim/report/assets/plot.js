@@ -63,7 +63,8 @@ class Plot {
   addLegend(place) {
     const { plots, buttons, hidden } = this.group;
     this.spec.series.forEach((item, index) => {
-      const button = html("button", "key " + tone(item, index), place, item.name);
+      const button = html("button", "key", place, item.name);
+      sign(button, this.spec, item, index);
       const name = item.kind || item.name;
       const press = () => button.setAttribute("aria-pressed", String(!hidden.has(name)));
       const single = (on) => plots.forEach(({ box }) => box.querySelectorAll("path.line").forEach((line) => {
@@ -105,7 +106,7 @@ class Plot {
   draw() {
     const { width, height, spec, at: view } = this;
     const top = Math.max(...this.scaled.map((plot) => plot.kind.top(plot))) || 1;
-    this.bounds = this.kind.span ? this.kind.span(this) : [0, spec.kind === "cdf" ? 103 : top * 1.06];
+    this.bounds = this.kind.span ? this.kind.span(this) : [0, spec.kind === "cdf" ? 103 : spec.most || top * 1.06];
     const px = scale(view[0], view[1], PAD.left, width - PAD.right, this.log);
     const py = scale(...this.bounds, height - PAD.bottom, PAD.top, this.ylog);
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: "0", "aria-label": this.figure.dataset.label });

@@ -8,7 +8,8 @@ function scatter(figure, spec) {
   tip.hidden = true;
   let dots = [];
   spec.series.forEach((item, index) => {
-    const button = html("button", "key " + tone(item, index), tools, item.name);
+    const button = html("button", "key", tools, item.name);
+    sign(button, spec, item, index);
     button.type = "button";
     button.setAttribute("aria-pressed", "true");
     button.addEventListener("click", () => {
@@ -39,8 +40,8 @@ function scatter(figure, spec) {
       if (hidden.has(item.name)) return;
       const layer = make("g", { class: "area " + tone(item, index), "fill-opacity": 0.45 }, svg);
       item.x.forEach((x, i) => {
-        const at = { x: px(x), y: py(item.y[i]), index, text: `${item.name}, step ${item.step[i]}: measured ${withUnit(x, spec.x.unit)}, predicted ${withUnit(item.y[i], spec.y.unit)}` };
-        make("circle", { cx: at.x.toFixed(1), cy: at.y.toFixed(1), r: 2.4 }, layer);
+        const at = { x: px(x), y: py(item.y[i]), index, text: `${item.names[i]}: measured ${withUnit(x, spec.x.unit)}, predicted ${withUnit(item.y[i], spec.y.unit)}` };
+        marker(layer, pattern(item, index), "", at.x, at.y, 2.6);
         dots.push(at);
       });
     });
@@ -58,5 +59,6 @@ function scatter(figure, spec) {
   });
   box.addEventListener("pointerleave", () => { tip.hidden = true; });
   new ResizeObserver(draw).observe(box);
+  redraws.push(draw);
   draw();
 }

@@ -53,7 +53,7 @@ const xy = {
       const radius = item.front ? 5.5 : spec.joined ? 3 : 3.4;
       for (const i of kept) {
         const shape = item.front ? "front-mark" : item.hollow && item.hollow[i] ? "hollow " + tone(item, index) : "point " + tone(item, index);
-        make("circle", { class: shape, cx: px(item.x[i]).toFixed(1), cy: py(item.y[i]).toFixed(1), r: radius }, layer);
+        marker(layer, item.front ? 0 : pattern(item, index), shape, px(item.x[i]), py(item.y[i]), radius);
       }
     }
     for (const { y, label } of spec.limits || []) {

@@ -10,9 +10,10 @@ import numpy as np
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.compare.variant import Timeline, Variant
+from sim.report.measures import LatencyUnits
 from sim.report.run.charts import LATENCY_TEXTS
 from sim.report.run.timeline import KV_TEXTS, TimeAxis
-from sim.report.units import count, number, percent, seconds
+from sim.report.units import TimeUnit, count, number, percent, seconds
 from sim.results import series
 from sim.results.kv import KV_HELD
 from sim.results.percentiles import Floats
@@ -38,15 +39,16 @@ def listed(parts: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{name} {text}" for name, text in parts)
 
 
-def latency_charts(variants: Sequence[Variant]) -> list[Chart]:
+def latency_charts(variants: Sequence[Variant], units: LatencyUnits) -> list[Chart]:
     """The cumulative distributions of TTFT, TPOT, ITL and E2E, one line for each variant."""
-    return [_latency_chart(key, variants) for key in LATENCY_TEXTS if any(key in variant.cdfs for variant in variants)]
+    known = [key for key in LATENCY_TEXTS if any(key in variant.cdfs for variant in variants)]
+    return [_latency_chart(key, variants, units[key]) for key in known]
 
 
-def _latency_chart(key: str, variants: Sequence[Variant]) -> Chart:
+def _latency_chart(key: str, variants: Sequence[Variant], unit: TimeUnit) -> Chart:
     stats = {variant.name: variant.summary[key] for variant in variants if key in variant.cdfs}
     halves, tails = (
-        spread({name: stat[percentile] for name, stat in stats.items()}, seconds) for percentile in ("p50", "p99")
+        spread({name: stat[percentile] for name, stat in stats.items()}, unit.words) for percentile in ("p50", "p99")
     )
     slos = [variant.summary.get("goodput", {}).get("slo", {}) for variant in variants]
     slo = slos[0] if all(other == slos[0] for other in slos) else {}
@@ -55,7 +57,7 @@ def _latency_chart(key: str, variants: Sequence[Variant]) -> Chart:
         for place, variant in enumerate(variants)
         if key in variant.cdfs
     ]
-    spec = distributions(key, stats.values(), lines, slo=slo, group="variants")
+    spec = distributions(key, stats.values(), lines, unit, slo=slo, group="variants")
     title = LATENCY_TEXTS[key][0]
     return Chart(key.removesuffix("_s"), title, f"Median: {halves}. 99 % within: {tails}.", "", spec)
 

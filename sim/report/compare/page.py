@@ -9,13 +9,12 @@ from sim.report.compare.charts import finished_note, kv_charts, latency_charts, 
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
 from sim.report.compare.winners import holds, nearest_words
-from sim.report.measures import MEASURES, Measure, best, compared, scaled
-from sim.report.run.sentences import answer, notes_of, sources_line, title
-from sim.report.templates import Card, TableColumn, render
+from sim.report.measures import MEASURES, LatencyUnits, Measure, best, compared
+from sim.report.run.sentences import answer, engine_of, heading, load_words, notes_of, sources_line
+from sim.report.templates import Card, TableColumn, render, tone
 from sim.report.units import NONE, count
 from sim.results.metrics import plain
 
-TONES = 8
 # The measures that have a card: which variant is best at it.
 CARDS = {
     "goodput.requests_per_s": "Most goodput",
@@ -26,6 +25,10 @@ CARDS = {
     "kv.useful": "Least KV waste",
     "bill.usd_per_million_output_tokens": "Lowest $/Mtok of output",
 }
+# (heading with the unit, columns)
+Group = tuple[str, Sequence[TableColumn]]
+MOST_COLUMNS = 12
+TITLED = ("trace", "model", "gpu", "tp", "replicas")
 # Groups of measures that the table leaves to the plots, the text and compare.json.
 LEFT_OUT = ("ITL", "Queue", "Costs")
 SHARED_INPUTS = {"trace": "trace", "model": "model", "gpu": "GPU", "policy": "policy", "allocator": "allocator",
@@ -38,6 +41,7 @@ def render_comparison(rows: Sequence[Row]) -> str:
     rows: what ran and what did not, in the order asked for, with at least one that ran.
     """
     variants = [row for row in rows if isinstance(row, Variant)]
+    units = LatencyUnits.of(variant.summary for variant in variants)
     waste, pairs, keys = waste_chart(variants), differences(rows), _differing(variants)
     shared = [(label, _common(variants, key)) for key, label in SHARED_INPUTS.items()]
     return render(
@@ -45,20 +49,20 @@ def render_comparison(rows: Sequence[Row]) -> str:
         {
             "waste": [waste] if waste else [],
             "kv": kv_charts(variants),
-            "latency": latency_charts(variants),
+            "latency": latency_charts(variants, units),
             "time": queue_charts(variants),
         },
         version=variants[0].summary["inputs"].get("version") or "",
         title=_title(variants),
         lead=_lead(rows, variants),
-        headlines=_cards(variants),
+        headlines=_cards(variants, units),
         places={variant.name: place for place, variant in enumerate(variants)},
-        tones=TONES,
-        groups=list(_groups(variants)),
+        tone=tone,
+        tables=_split(_groups(variants, units)),
         rows=[(row.name, row.reason if isinstance(row, Failure) else None) for row in rows],
         against=next(iter(pairs.values())).against if pairs else "",
         pairs=[(name, pair.reason or pairs_text(pair)) for name, pair in pairs.items()],
-        paired=list(paired_rows(pairs)),
+        paired=list(paired_rows(pairs, units)),
         warnings=list(_warnings(variants)),
         remarks=_notes(variants),
         differing=keys,
@@ -69,14 +73,26 @@ def render_comparison(rows: Sequence[Row]) -> str:
 
 
 def _common(variants: Sequence[Variant], key: str) -> str | None:
-    values = {variant.summary["inputs"].get(key) for variant in variants}
-    same = values.pop()
-    return None if values or same is None else str(same)
+    same = _same(variant.summary["inputs"].get(key) for variant in variants)
+    return None if same is None else str(same)
 
 
 def _title(variants: Sequence[Variant]) -> str:
-    inputs = {key: _common(variants, key) for key in ("trace", "model", "gpu")}
-    return title({"inputs": inputs}) if inputs["trace"] else "Runs side by side"
+    inputs = {key: _same(variant.summary["inputs"].get(key) for variant in variants) for key in TITLED}
+    engine, load = (
+        _same(texts) or ""
+        for texts in (
+            (engine_of(variant.scenario) for variant in variants),
+            (load_words(variant.summary.get("load") or {}) for variant in variants),
+        )
+    )
+    return heading(inputs, engine, load, inputs["trace"] or "runs side by side")
+
+
+def _same(values: Iterable[Any]) -> Any:
+    """What all have alike; None where they differ."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def _lead(rows: Sequence[Row], variants: Sequence[Variant]) -> str:
@@ -96,7 +112,7 @@ def _differing(variants: Sequence[Variant]) -> list[str]:
     return [key for key in keys if len({repr(variant.settings.get(key)) for variant in variants}) > 1]
 
 
-def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
+def _cards(variants: Sequence[Variant], units: LatencyUnits) -> Iterable[Card]:
     """For each headline measure the variant that is best at it, of those that may win, and the one that is worst."""
     if nearest := nearest_words({variant.name: variant.summary for variant in variants}):
         yield Card("Winner", "none", nearest, "bad")
@@ -107,8 +123,8 @@ def _cards(variants: Sequence[Variant]) -> Iterable[Card]:
         known = [value for value in values if value is not None]
         if len(known) < 2:
             continue
-        unit, shown = measure.texts(values)
-        winners = best(measure, values)
+        unit, shown = units.texts(measure, values)
+        winners = best(measure, values, units)
         if not winners:
             yield Card(label, "all alike", _valued(measure, unit, shown[values.index(known[0])]), "name")
             continue
@@ -151,7 +167,7 @@ def _notes(variants: Sequence[Variant]) -> Iterable[str]:
     return _by_text(notes, len(variants))
 
 
-def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[TableColumn]]]:
+def _groups(variants: Sequence[Variant], units: LatencyUnits) -> Iterable[Group]:
     """(heading with the unit, columns) of each group of measures, with the best of each column."""
     groups: dict[str, list[Measure]] = {}
     for measure in compared(variant.summary for variant in variants):
@@ -161,23 +177,37 @@ def _groups(variants: Sequence[Variant]) -> Iterable[tuple[str, Sequence[TableCo
     if len(set(ended)) > 1:
         yield "", [TableColumn("Completed", ended)]
     for group, measures in groups.items():
-        unit, columns = _group(measures, variants)
+        unit, columns = _group(measures, variants, units)
         yield f"{group}, {unit}" if unit else group, columns
 
 
-def _group(measures: Sequence[Measure], variants: Sequence[Variant]) -> tuple[str, Sequence[TableColumn]]:
+def _split(groups: Iterable[Group]) -> list[list[Group]]:
+    """As many tables as it takes for each to be no wider than a sheet of paper; a group stays whole."""
+    tables: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if len(group[1]) > room:
+            tables.append([])
+            room = MOST_COLUMNS
+        tables[-1].append(group)
+        room -= len(group[1])
+    return tables
+
+
+def _group(
+    measures: Sequence[Measure], variants: Sequence[Variant], units: LatencyUnits
+) -> tuple[str, Sequence[TableColumn]]:
     """(unit, a column for each measure): those of one group share a unit."""
     values = [[measure.value(variant.summary) for variant in variants] for measure in measures]
-    unit = measures[0].side_by_side([value for some in values for value in some])
     columns = [
         TableColumn(
             measure.short,
-            scaled(some, unit.factor) if measure.unit == "s" else measure.texts(some)[1],
-            {place for place in best(measure, some) if holds(variants[place].summary)},
+            units.texts(measure, some)[1],
+            {place for place in best(measure, some, units) if holds(variants[place].summary)},
         )
         for measure, some in zip(measures, values, strict=True)
     ]
-    return "per s" if measures[0].unit == "per s" else unit.unit, columns
+    return "per s" if measures[0].unit == "per s" else units.texts(measures[0], values[0])[0], columns
 
 
 def _value(value: Any) -> str:

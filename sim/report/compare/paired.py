@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.measures import LATENCIES
+from sim.report.measures import LATENCIES, LatencyUnits
 from sim.report.units import NONE, count, row_unit, signed
 from sim.results.paired import PAIRED, Difference, Interval, Paired
 
@@ -91,11 +91,11 @@ class PairedRow(NamedTuple):
     verdict: str
 
 
-def paired_rows(pairs: Mapping[str, Paired]) -> Iterable[PairedRow]:
+def paired_rows(pairs: Mapping[str, Paired], units: LatencyUnits) -> Iterable[PairedRow]:
     """A row for each latency and variant, those of one latency on one scale."""
     for key in PAIRED:
         differences = {name: pair.differences[key] for name, pair in pairs.items() if key in pair.differences}
-        unit, factor = _unit(differences.values())
+        unit, factor = units[key]
         ends = [0.0, *(end for difference in differences.values() for end in difference.mean if end is not None)]
         low_s, wide_s = min(ends), (max(ends) - min(ends)) or 1.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sim.report.measures import LatencyUnits
 from sim.report.units import count, dollars, energy, limit, number, percent
 from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
@@ -92,10 +93,17 @@ def _cost_words(row: Mapping[str, Any]) -> str:
     return f"{gpu_count(row)} GPUs" if row["usd_per_hour"] is None else f"{dollars(row['usd_per_hour'])} an hour"
 
 
-def slo_words(document: Mapping[str, Any]) -> str:
+def units_of(document: Mapping[str, Any]) -> LatencyUnits:
+    """The unit of each latency: of the largest p99 of the rates, or of the candidates, that have one."""
+    return LatencyUnits.of(document["rates"] if document["rate"] is None else document["candidates"])
+
+
+def slo_words(document: Mapping[str, Any], units: LatencyUnits | None = None) -> str:
+    """The SLO as it was asked, or in the units of a page."""
     slo = dict(document["slo"])
     attainment = slo.pop("attainment", None)
-    text = ", ".join(f"{name} {limit(value)}" for name, value in slo.items())
+    words = {name: units.limit(name, value) if units else limit(value) for name, value in slo.items()}
+    text = ", ".join(f"{name} {value}" for name, value in words.items())
     return text if attainment is None else f"{text} for {percent(attainment)} of the requests"
 
 

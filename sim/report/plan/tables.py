@@ -3,75 +3,128 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sim.report.measures import Measure, latency
-from sim.report.plan.sentences import gpu_count
-from sim.report.units import NONE, count, dollars, energy, number, percent, seconds
+from sim.report.measures import LatencyUnits, Measure, latency
+from sim.report.plan.sentences import binds_words, gpu_count, gpus_words
+from sim.report.units import NONE, count, dollars, energy, number, percent
 
-Rows = Iterable[Mapping[str, Any]]
-Columns = Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]]
+Row = Mapping[str, Any]
+Rows = Iterable[Row]
 MET = {True: "met", False: "missed", None: "open"}
 
 
-def _measured(measure: Measure) -> Columns:
-    return [(measure.title, lambda row: measure.words(measure.value(row)))]
+class Column(NamedTuple):
+    heading: str
+    text: Callable[[Row], str]
+    spare: int = 0
+    """The higher, the sooner a narrow terminal leaves it out; 0 always stays."""
+    prose: bool = False
+    """Whether it is words, which stand to the left and may take several lines."""
 
 
-def _tails(*statistics: str) -> Columns:
+Columns = Sequence[Column]
+
+
+def rate_columns(units: LatencyUnits) -> Columns:
+    """Of a rate that was simulated, for the terminal."""
+    return [RATE, *_tails(units, "p99"), *COUNTS, MET_SLO]
+
+
+def page_rate_columns(units: LatencyUnits) -> Columns:
+    return [RATE, MET_SLO, *_tails(units, "p50", "p99"), *COUNTS]
+
+
+def candidate_columns(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
+    """Of a candidate, for the terminal: its reason is told below the table."""
+    return [NAME, CAPACITY, *FLEET, *_limited(document, units), Column("", _status)]
+
+
+def page_candidate_columns(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
+    """Of a candidate, with the range of its GPUs and of its capacity, and what binds it."""
+    return [
+        NAME,
+        Column("Status", _told, prose=True),
+        Column("GPUs", gpus_words, prose=True),
+        Column("Bound by", _binds, prose=True),
+        Column("Replicas", lambda row: count(row["replicas"])),
+        Column("Requests/s a replica", _capacity, prose=True),
+        Column("at most", lambda row: number(row.get("bound_per_replica"))),
+        Column("$/hour", _money, prose=True),
+        *FLEET[-2:],
+        *_limited(document, units),
+        *_measured(latency("e2e_s", "p50"), units),
+    ]
+
+
+def _measured(measure: Measure, units: LatencyUnits) -> Columns:
+    return [Column(measure.title, lambda row: units.words(measure, measure.value(row)))]
+
+
+def _tails(units: LatencyUnits, *statistics: str) -> Columns:
     """TTFT and TPOT by these statistics, and the p99 of E2E."""
     shown = [latency(key, statistic) for key in ("ttft_s", "tpot_s") for statistic in statistics]
-    return [column for measure in (*shown, latency("e2e_s", "p99")) for column in _measured(measure)]
+    return [column for measure in (*shown, latency("e2e_s", "p99")) for column in _measured(measure, units)]
 
 
-def _status(row: Mapping[str, Any]) -> str:
+def _limited(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
+    """One column for each metric of the SLO; "!" marks the one that is nearest to its limit."""
+
+    def words(name: str) -> Callable[[Row], str]:
+        unit = units[f"{name.partition('_')[0]}_s"]
+
+        def text(row: Row) -> str:
+            value = (row.get("slo_values") or {}).get(name)
+            return NONE if value is None else f"{unit.words(value)}{' !' if row.get('slo_nearest') == name else ''}"
+
+        return text
+
+    return [Column(name, words(name)) for name in document["slo"] if name != "attainment"]
+
+
+def _status(row: Row) -> str:
     return f"{row['status']} *" if row.get("pareto") else str(row["status"])
 
 
-RATE: Columns = [("Requests/s", lambda row: number(row["requests_per_s"]))]
-MET_SLO: Columns = [("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")]
-COUNTS: Columns = [
-    ("Goodput", lambda row: percent(row["goodput"]["fraction"])),
-    ("Replications", lambda row: count(row["replications"])),
-]
-RATES: Columns = [*RATE, *_tails("p99"), *COUNTS, *MET_SLO]
-PAGE_RATES: Columns = [*RATE, *MET_SLO, *_tails("p50", "p99"), *COUNTS]
+def _told(row: Row) -> str:
+    return ": ".join(filter(None, [_status(row), row["reason"]]))
 
-NAME: Columns = [("Candidate", lambda row: row["name"])]
+
+def _binds(row: Row) -> str:
+    """What binds it as simulated, or else what the bound of its costs says."""
+    if row.get("binds"):
+        return binds_words(row).removeprefix(", bound by ")
+    return f"{row['bound_binds']}, by its costs" if row.get("bound_binds") else NONE
+
+
+def _capacity(row: Row) -> str:
+    text, span = number(row["capacity_per_replica"]), row.get("range_per_replica")
+    return f"{text} ({number(span[0])} to {number(span[1])})" if span and None not in span else text
+
+
+def _money(row: Row) -> str:
+    text, span = dollars(row["usd_per_hour"]), row.get("usd_range")
+    if not span or span["low"] is None or span["high"] is None:
+        return text
+    return f"{text} ({dollars(span['low'])} to {dollars(span['high'])})"
+
+
+NAME = Column("Candidate", lambda row: str(row["name"]))
+CAPACITY = Column("Req/s each", lambda row: number(row["capacity_per_replica"]))
 FLEET: Columns = [
-    ("Replicas", lambda row: count(row["replicas"])),
-    ("GPUs", lambda row: count(gpu_count(row))),
-    ("$/hour", lambda row: dollars(row["usd_per_hour"])),
-    ("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"])),
+    Column("Replicas", lambda row: count(row["replicas"]), 1),
+    Column("GPUs", lambda row: count(gpu_count(row))),
+    Column("$/hour", lambda row: dollars(row["usd_per_hour"])),
+    Column("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 2),
+    Column("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 3),
 ]
-ENERGY: Columns = [("J/Mtok", lambda row: energy(row["joules_per_million_tokens"]))]
-CANDIDATES: Columns = [*NAME, ("Req/s each", lambda row: number(row["capacity_per_replica"])), *FLEET]
-STATUS: Columns = [("", _status)]
-PAGE_CANDIDATES: Columns = [
-    *NAME,
-    ("", lambda row: " ".join(filter(None, [_status(row), row["reason"]]))),
-    ("Requests/s a replica", lambda row: number(row["capacity_per_replica"])),
-    ("at most", lambda row: number(row.get("bound_per_replica"))),
-    *FLEET,
-    *ENERGY,
+RATE = Column("Requests/s", lambda row: number(row["requests_per_s"]))
+MET_SLO = Column("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")
+COUNTS: Columns = [
+    Column("Goodput", lambda row: percent(row["goodput"]["fraction"]), 1),
+    Column("Replications", lambda row: count(row["replications"]), 2),
 ]
-PAGE_E2E: Columns = _measured(latency("e2e_s", "p50"))
-
-
-def slo_columns(document: Mapping[str, Any]) -> Columns:
-    """One for each metric of the SLO; "!" marks the one that is nearest to its limit."""
-    return [(name, _limited(name)) for name in document["slo"] if name != "attainment"]
-
-
-def _limited(name: str) -> Callable[[Mapping[str, Any]], str]:
-    def words(row: Mapping[str, Any]) -> str:
-        value = (row.get("slo_values") or {}).get(name)
-        if value is None:
-            return NONE
-        return f"{seconds(value)}{' !' if row.get('slo_nearest') == name else ''}"
-
-    return words
 
 
 def cells(columns: Columns, rows: Rows) -> list[list[str]]:
-    return [[text(row) for _, text in columns] for row in rows]
+    return [[column.text(row) for column in columns] for row in rows]

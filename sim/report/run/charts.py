@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sim.report.chart import Chart, cdf_line, distributions
-from sim.report.measures import LATENCIES
-from sim.report.units import count, percent, seconds
+from sim.report.chart import Chart, axis, cdf_line, distributions
+from sim.report.measures import LATENCIES, LatencyUnits
+from sim.report.units import TimeUnit, count, percent
 from sim.results import series
 from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
@@ -39,12 +39,12 @@ E2E_GROUPS = (("all requests", 0, 100), ("fastest half", 0, 50), ("next 40 %", 5
               ("slowest 1 %", 99, 100))  # fmt: skip
 
 
-def latency_charts(run: Run) -> list[Chart]:
+def latency_charts(run: Run, units: LatencyUnits) -> list[Chart]:
     """The cumulative distributions of TTFT, TPOT, ITL and E2E, those that have any value."""
-    return [_latency_chart(run, key) for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None]
+    return [_latency_chart(run, key, units[key]) for key in LATENCY_TEXTS if run.summary[key]["mean"] is not None]
 
 
-def _latency_chart(run: Run, key: str) -> Chart:
+def _latency_chart(run: Run, key: str, unit: TimeUnit) -> Chart:
     """One distribution with its percentiles marked and the limits of the SLO drawn in."""
     stats = run.summary[key]
     title, sentence = LATENCY_TEXTS[key]
@@ -53,8 +53,8 @@ def _latency_chart(run: Run, key: str) -> Chart:
     note = f"Thinned: {count(len(cdf[0]))} percentiles of {count(total)} values." if len(cdf[0]) < total else ""
     marks = [{"x": stats[name], "y": int(name[1:]), "label": name} for name in ("p50", "p90", "p99")]
     slo = run.summary.get("goodput", {}).get("slo")
-    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], cdf)], slo=slo, marks=marks)
-    shown = sentence.format(**{name: seconds(stats[name]) for name in ("p50", "p99", "max")})
+    spec = distributions(key, [stats], [cdf_line(LATENCIES[key], cdf)], unit, slo=slo, marks=marks)
+    shown = sentence.format(**{name: unit.words(stats[name]) for name in ("p50", "p99", "max")})
     return Chart(key.removesuffix("_s"), title, shown, note, spec)
 
 
@@ -65,10 +65,11 @@ def population(requests: pd.DataFrame, itl: Itl, key: str) -> Itl:
     return values, np.ones(len(values), dtype=np.int64)
 
 
-def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) -> Chart | None:
+def phases_chart(requests: pd.DataFrame, unit: TimeUnit, preempted: pd.DataFrame | None = None) -> Chart | None:
     """Where a request's time went, for all completed requests and by how long they took.
 
-    preempted: one row per preemption, as `sim.api.Result` has them; None where they were not recorded.
+    unit: of the page for E2E. preempted: one row per preemption, as `sim.api.Result` has them; None where they were not
+    recorded.
     """
     done = requests[requests["status"] == "completed"]
     if not len(done):
@@ -82,13 +83,13 @@ def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) 
         if group.any():
             means = [float(phase[group].mean()) for phase in spent.values()]
             noun = "request" if group.sum() == 1 else "requests"
-            note = f"{seconds(sum(means))}, {count(int(group.sum()))} {noun}"
-            rows.append({"label": label, "note": note, "values": series.compact(np.array(means))})
+            note = f"{unit.words(sum(means))}, {count(int(group.sum()))} {noun}"
+            rows.append({"label": label, "note": note, "values": series.compact(np.array(means) * unit.factor)})
     shares = [percent(float(phase.sum() / max(e2e_s.sum(), 1e-300))) for phase in spent.values()]
     parts = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]
     noun = "The completed request took" if len(done) == 1 else f"{count(len(done))} completed requests took on average"
     listed = f"{', '.join(parts[:-1])} and {parts[-1]}{_slowest(list(spent.values()), rank)}"
-    sentence = f"{noun} {seconds(float(e2e_s.mean()))}: {listed}"
+    sentence = f"{noun} {unit.words(float(e2e_s.mean()))}: {listed}"
     note = (
         "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
         "decode from the first to the last token; preempted is what passed in either of them from losing the "
@@ -97,7 +98,7 @@ def phases_chart(requests: pd.DataFrame, preempted: pd.DataFrame | None = None) 
         else "Requests are grouped by how long they took. Prefill lasts from the first step to the first token, "
         "decode from the first to the last token; time lost to preemption counts where it fell."
     )
-    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean time"}, "names": list(spent), "rows": rows}
+    spec = {"kind": "bars", "x": axis(unit.name, "mean time"), "names": list(spent), "rows": rows}
     return Chart("phases", "Where a request's time went", sentence, note, spec)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.report.measures import latency, latency_rows
+from sim.report.measures import LatencyUnits, latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     answer,
     bill_rows,
     drafts_by_position,
+    engine_of,
     load_rows,
     notes_of,
     requests_line,
@@ -19,9 +20,9 @@ from sim.report.run.sentences import (
     warnings_of,
 )
 from sim.report.run.terms import term_charts
-from sim.report.run.timeline import time_charts
+from sim.report.run.timeline import step_unit, time_charts
 from sim.report.templates import Card, Panels, render
-from sim.report.units import count, dollars, limit, number, percent, seconds, size_of
+from sim.report.units import count, dollars, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
@@ -43,37 +44,40 @@ INPUT_NAMES = {
 def render_page(run: Run, *, scenario: str = "") -> str:
     """The page of a run as one string of HTML. scenario: the resolved scenario as text, shown as it is."""
     summary = run.summary
-    phases, queue = phases_chart(run.requests, getattr(run, "preempted", None)), queue_warning(run.requests)
+    units, queue = LatencyUnits.of([summary]), queue_warning(run.requests)
+    phases = phases_chart(run.requests, units["e2e_s"], getattr(run, "preempted", None))
     return render(
         "run.html",
         {
-            "latency": latency_charts(run),
-            "time": time_charts(run),
+            "latency": latency_charts(run, units),
+            "time": time_charts(run, units),
             "phases": [phases] if phases else [],
-            "terms": term_charts(run),
+            "terms": term_charts(run, step_unit(run.steps)),
         },
         version=summary["inputs"].get("version") or "",
         answer=answer(summary),
-        title=title(summary),
+        title=title(summary, engine_of(scenario)),
         lead=requests_line(summary),
-        headlines=_cards(summary),
-        clauses=list(_clauses(summary)),
+        headlines=_cards(summary, units),
+        clauses=list(_clauses(summary, units)),
         sources=summary["cost_sources"],
         warnings=[*warnings_of(summary), *([queue] if queue else [])],
         remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary)],
         latency_heads=["", *STATISTICS],
-        latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS)],
+        latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS, units)],
         facts=_facts(summary),
         scenario=scenario,
     )
 
 
-def _cards(summary: Mapping[str, Any]) -> Iterable[Card]:
+def _cards(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[Card]:
     """The headline figures; goodput is coloured by whether the SLO was met."""
     rates, kv = summary["throughput"], summary["kv"]
     for key in ("ttft_s", "tpot_s", "e2e_s"):
         median, tail = latency(key, "p50"), latency(key, "p99")
-        yield Card(median.label, median.words(median.value(summary)), f"p99 {tail.words(tail.value(summary))}")
+        yield Card(
+            median.label, units.words(median, median.value(summary)), f"p99 {units.words(tail, tail.value(summary))}"
+        )
     yield Card("Throughput", f"{number(rates['requests_per_s'])}/s", "requests")
     yield Card("Output", f"{number(rates['output_tokens_per_s'])}/s", "tokens")
     yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
@@ -90,11 +94,15 @@ def _cards(summary: Mapping[str, Any]) -> Iterable[Card]:
         )
 
 
-def _clauses(summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _clauses(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[tuple[str, str]]:
     """(measured and limit, verdict) of each clause of the SLO, over the whole run."""
     for clause in verdicts(summary):
-        measured = f"{clause_name(clause.name)} {seconds(clause.measured_s)}, limit {limit(clause.limit_s)}"
-        yield measured, {True: "met", False: "missed", None: "undefined"}[clause.met]
+        metric = f"{clause.name.partition('_')[0]}_s"
+        measured = f"{clause_name(clause.name)} {units[metric].words(clause.measured_s)}"
+        yield (
+            f"{measured}, limit {units[metric].limit(clause.limit_s)}",
+            {True: "met", False: "missed", None: "undefined"}[clause.met],
+        )
 
 
 def _facts(summary: Mapping[str, Any]) -> Panels:

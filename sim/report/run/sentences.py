@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +17,51 @@ ROOFLINE_WARNING = (
 )
 
 
-def title(summary: Mapping[str, Any]) -> str:
+def title(summary: Mapping[str, Any], engine: str = "") -> str:
+    """`llama-3.1-8b on 2 x h100 (TP 1, 2 replicas), foretoken, 25 requests/s: chat.jsonl`, as far as it is known."""
     inputs = summary["inputs"]
-    parts = [str(inputs.get("trace") or "a trace")]
-    if inputs.get("model"):
-        parts.append(f"on {inputs['model']}")
-    if inputs.get("gpu"):
-        parts.append(f"/ {inputs['gpu']}")
-    return " ".join(parts)
+    return heading(inputs, engine, load_words(summary.get("load") or {}), str(inputs.get("trace") or "a trace"))
+
+
+def heading(inputs: Mapping[str, Any], engine: str, load: str, trace: str) -> str:
+    """Of any report: the model on its GPUs, the engine, the load, and the trace behind them."""
+    where = gpus_words(inputs)
+    what = " on ".join(filter(None, [str(inputs.get("model") or ""), where]))
+    return ": ".join(filter(None, [", ".join(filter(None, [what, engine, load])), trace]))
+
+
+def gpus_words(inputs: Mapping[str, Any]) -> str:
+    """`4 x h100 (TP 2, 2 replicas)`; "" where no GPU is named."""
+    gpu, tp, replicas = (inputs.get(key) for key in ("gpu", "tp", "replicas"))
+    if not gpu:
+        return ""
+    sizes = [f"TP {tp}"] if tp else []
+    if replicas:
+        sizes.append(f"{count(replicas)} {'replica' if replicas == 1 else 'replicas'}")
+    gpus = tp * replicas if tp and replicas else 1
+    many = f"{count(gpus)} x " if gpus > 1 else ""
+    return f"{many}{gpu} ({', '.join(sizes)})" if sizes else f"{many}{gpu}"
+
+
+def load_words(load: Mapping[str, Any]) -> str:
+    """How much was asked for, as a title has it: `25 requests/s`; "" of a run that an earlier version wrote."""
+    words = {
+        "recorded": "at its recorded times",
+        "at once": "all at once",
+        "staged": "in stages",
+        "closed": f"{count(load.get('users'))} users",
+    }
+    asked = load.get("asked_per_s")
+    return f"{asked:g} requests/s" if asked else words.get(load.get("kind", ""), "")
+
+
+def engine_of(scenario: str) -> str:
+    """The engine that a scenario as TOML names; "" where it names none, or is none."""
+    try:
+        name = tomllib.loads(scenario).get("engine", {}).get("name", "")
+    except (tomllib.TOMLDecodeError, AttributeError):
+        return ""
+    return str(name)
 
 
 def answer(summary: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sim.report.chart import Chart
+from sim.report.chart import Chart, axis
 from sim.report.run.timeline import TimeAxis
-from sim.report.units import count, percent, seconds
+from sim.report.units import TimeUnit, count, percent, seconds
 from sim.results import series
 from sim.results.percentiles import Floats
 from sim.results.resources import PRODUCTS
@@ -46,8 +46,8 @@ def group_of(term: str) -> str:
     return "products" if term.endswith((" up", " down")) else term
 
 
-def term_charts(run: Run) -> list[Chart]:
-    """Mean step time by group of terms: over the run, and by what the steps did."""
+def term_charts(run: Run, unit: TimeUnit) -> list[Chart]:
+    """Mean step time by group of terms: over the run, and by what the steps did. unit: of the page's step times."""
     table = term_table(run)
     if table is None:
         return []
@@ -60,7 +60,7 @@ def term_charts(run: Run) -> list[Chart]:
     note = NOTE
     if len(table) < len(run.steps):
         note = f"Thinned: {count(len(table))} of {count(len(run.steps))} spans, evenly chosen. {NOTE}"
-    return [_shares(steps, spent[names], note), _over_time(run, steps, spent[names], note)]
+    return [_shares(steps, spent[names], unit, note), _over_time(run, steps, spent[names], unit, note)]
 
 
 def _grouped(terms: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +71,7 @@ def _grouped(terms: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(groups)
 
 
-def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
+def _shares(steps: pd.DataFrame, spent: pd.DataFrame, unit: TimeUnit, note: str) -> Chart:
     """Bars of the mean step: all, those that prefill, those that only decode."""
     repeats = steps["repeats"].to_numpy(np.float64)
     prefill = steps["prefill_requests"].to_numpy() > 0
@@ -80,25 +80,25 @@ def _shares(steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
     for label, chosen in parts.items():
         if chosen.any():
             means: Floats = np.average(spent.to_numpy()[chosen], axis=0, weights=repeats[chosen])
-            text = f"{seconds(float(means.sum()))} a step"
+            text = f"{unit.words(float(means.sum()))} a step"
             if label != "all steps":
                 text += f", {percent(float(repeats[chosen].sum() / repeats.sum()))} of the steps"
-            rows.append({"label": label, "note": text, "values": series.compact(means)})
+            rows.append({"label": label, "note": text, "values": series.compact(means * unit.factor)})
     overall = np.average(spent.to_numpy(), axis=0, weights=repeats)
     ranked = np.argsort(-overall)[:3]
     largest = [f"{spent.columns[place]} {percent(float(overall[place] / overall.sum()))}" for place in ranked]
     sentence = f"Of the time of a mean step: {', '.join(largest)}."
-    spec = {"kind": "bars", "x": {"unit": "s", "label": "mean step"}, "names": list(spent.columns), "rows": rows}
+    spec = {"kind": "bars", "x": axis(unit.name, "mean step"), "names": list(spent.columns), "rows": rows}
     return Chart("terms", "Step time by term", sentence, note, spec, "wide")
 
 
-def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, note: str) -> Chart:
+def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, unit: TimeUnit, note: str) -> Chart:
     """A stack over the run: the mean over time of a step's duration, by group."""
     clock = TimeAxis.of(run)
     buckets = min(MOST_BUCKETS, max(1, len(steps) // SPANS_PER_BUCKET))
     edges_s = np.linspace(clock.start_s, max(clock.end_s, clock.start_s + 1e-9), buckets + 1)
-    milliseconds = steps.assign(**{f"term {name}": spent[name] * 1e3 for name in spent})
-    spans = series.by_replica(milliseconds, *(f"term {name}" for name in spent))
+    scaled = steps.assign(**{f"term {name}": spent[name] * unit.factor for name in spent})
+    spans = series.by_replica(scaled, *(f"term {name}" for name in spent))
     means: dict[str, Floats] = {}
     for name in spent:
         parts = [part.constant(part.columns[f"term {name}"]) for part in spans]
@@ -106,13 +106,13 @@ def _over_time(run: Run, steps: pd.DataFrame, spent: pd.DataFrame, note: str) ->
     totals = np.nan_to_num(np.array(list(means.values()))).sum(axis=0)
     top = int(np.argmax(totals))
     most = max(means, key=lambda name: np.nan_to_num(means[name][top]))
-    at_s, longest_s, share_s = edges_s[top] - clock.start_s, totals[top] / 1e3, means[most][top] / 1e3
+    at_s, longest_s, share_s = edges_s[top] - clock.start_s, totals[top] / unit.factor, means[most][top] / unit.factor
     sentence = (
-        f"Steps were longest after {seconds(float(at_s))}: {seconds(float(longest_s))} on average, most of it {most} "
-        f"({seconds(float(share_s))})."
+        f"Steps were longest after {clock.words(float(at_s))}: {unit.words(float(longest_s))} on average, "
+        f"most of it {most} ({unit.words(float(share_s))})."
     )
     lines = [{"name": name, "mean": series.compact(values)} for name, values in means.items()]
-    axes = {"x": clock.axis(edges_s), "y": {"unit": "ms", "label": "step time"}}
+    axes = {"x": clock.axis(edges_s), "y": axis(unit.name, "step time")}
     spec = {"kind": "stack", **axes, "nothing": "nothing ran", "series": lines}
     width = seconds(float(edges_s[1] - edges_s[0]))
     return Chart("terms-time", "Step time by term, over time", sentence, f"Means over {width}. {note}", spec, "wide")

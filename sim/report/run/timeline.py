@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sim.report.chart import Chart, axis
-from sim.report.units import count, percent, seconds
+from sim.report.measures import LatencyUnits
+from sim.report.units import TimeUnit, count, percent, seconds, time_unit
 from sim.results import series
 from sim.results.binding import BUDGET, FREE, IDLE, LIMITS, STATES, limits_of, states
 from sim.results.kv import KV_HELD, KV_KINDS, kv_means
@@ -19,6 +20,7 @@ from sim.results.result import Run
 from sim.results.series import Pieces
 
 REQUESTS_PER_BUCKET = 10
+HOURS = TimeUnit("h", 1 / 3600)
 SMALLEST_SHARE = 1e-9
 """Of a bucket's time, what is less is rounding."""
 KV_TEXTS = {
@@ -46,25 +48,34 @@ class TimeAxis:
 
     def axis(self, edges_s: Floats) -> dict[str, Any]:
         """The buckets as the script reads them, in the unit that keeps the numbers short."""
+        unit = self.unit
+        first, width = (edges_s[0] - self.start_s) * unit.factor, (edges_s[1] - edges_s[0]) * unit.factor
+        names = axis(unit.name, "time since first arrival")
+        return {**names, "first": first, "width": width, "buckets": len(edges_s) - 1}
+
+    @property
+    def unit(self) -> TimeUnit:
         length = self.end_s - self.start_s
-        unit, size = ("s", 1.0) if length < 1200 else ("min", 60.0) if length < 72_000 else ("h", 3600.0)
-        first, width = (edges_s[0] - self.start_s) / size, (edges_s[1] - edges_s[0]) / size
-        return {**axis(unit, "time since first arrival"), "first": first, "width": width, "buckets": len(edges_s) - 1}
+        return TimeUnit("s", 1.0) if length < 1200 else TimeUnit("min", 1 / 60) if length < 72_000 else HOURS
+
+    def words(self, after_s: float) -> str:
+        """How long after the first arrival, in the unit of the axis."""
+        return self.unit.words(after_s)
 
     def grid(self, values: int) -> Floats:
         return series.grid(self.start_s, self.end_s, values)
 
 
-def time_charts(run: Run) -> list[Chart]:
+def time_charts(run: Run, units: LatencyUnits) -> list[Chart]:
     if not len(run.steps):
         return []
     clock = TimeAxis.of(run)
     return [
-        queue_chart(run.requests, clock),
         *limit_charts(run, clock),
-        ttft_chart(run.requests, clock),
+        queue_chart(run.requests, clock),
+        ttft_chart(run.requests, units["ttft_s"], clock),
         batch_chart(run.steps, clock),
-        step_chart(run.steps, clock),
+        step_chart(run.steps, step_unit(run.steps), clock),
         kv_chart(run.summary["kv"], run.steps, clock),
     ]
 
@@ -99,8 +110,8 @@ def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
     sentence = f"On average {means[0]:,.2f} requests waited and {means[1]:,.1f} were being served"
     if len(waiting.first) and waiting.first.max() > 0:
         longest = int(np.argmax(waiting.first))
-        at_s = seconds(float(waiting.start_s[longest] - clock.start_s))
-        sentence += f"; the queue was longest after {at_s}, with {count(int(waiting.first[longest]))} waiting"
+        at = clock.words(float(waiting.start_s[longest] - clock.start_s))
+        sentence += f"; the queue was longest after {at}, with {count(int(waiting.first[longest]))} waiting"
     lines = [
         series.banded("waiting", series.busy_means([waiting], edges_s)),
         series.banded("being served", series.busy_means([serving], edges_s)),
@@ -137,30 +148,38 @@ def limit_charts(run: Run, clock: TimeAxis) -> list[Chart]:
     tones: dict[str, dict[str, Any]] = {words[FREE]: {"kind": "free"}, IDLE: {"kind": "external"}}
     tones |= {words.get(name, name): {"place": place} for place, name in enumerate(LIMITS)}
     lines = [
-        {"name": name, "mean": series.compact(values), **tones[name]} for name, values in means.items() if values.any()
+        {"name": name, "mean": series.compact(100 * values), **tones[name]}
+        for name, values in means.items()
+        if values.any()
     ]
-    spec = {"kind": "stack", "x": clock.axis(edges_s), "y": axis("", "share of the time"), "series": lines}
-    return [Chart("limits", "What binds when", sentence, note, spec)]
+    spec = {
+        "kind": "stack",
+        "x": clock.axis(edges_s),
+        "y": axis("%", "share of the time"),
+        "most": 100,
+        "series": lines,
+    }
+    return [Chart("limits", "What binds when", sentence, note, spec, "wide")]
 
 
-def ttft_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
+def ttft_chart(requests: pd.DataFrame, unit: TimeUnit, clock: TimeAxis) -> Chart:
     known = requests[requests["ttft_s"].notna()].sort_values("arrival_s", kind="stable")
-    arrival_s, ttft_ms = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64) * 1e3
+    arrival_s, ttft_s = known["arrival_s"].to_numpy(np.float64), known["ttft_s"].to_numpy(np.float64)
     buckets = min(series.FEWEST_BUCKETS, max(10, len(known) // REQUESTS_PER_BUCKET))
     edges_s = np.linspace(clock.start_s, max(clock.end_s, clock.start_s + 1e-9), buckets + 1)
     half = (clock.start_s + float(requests["arrival_s"].max())) / 2
-    early, late = ttft_ms[arrival_s < half], ttft_ms[arrival_s >= half]
+    early, late = ttft_s[arrival_s < half], ttft_s[arrival_s >= half]
     sentence = "Too few requests to tell the first half of the arrivals from the second."
     if len(early) and len(late):
-        medians = [seconds(float(np.median(part)) / 1e3) for part in (early, late)]
+        medians = [unit.words(float(np.median(part))) for part in (early, late)]
         sentence = (
             f"Requests that arrived in the first half of the time had a median TTFT of {medians[0]}, those "
             f"in the second half {medians[1]}."
         )
     width = seconds(float(edges_s[1] - edges_s[0]))
     note = f"{count(len(known))} requests in buckets of {width}: the line is the mean, the band the whole range."
-    line = series.banded("TTFT", series.point_buckets(arrival_s, ttft_ms, edges_s))
-    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("ms", "TTFT"), "series": [line]}
+    line = series.banded("TTFT", series.point_buckets(arrival_s, ttft_s * unit.factor, edges_s))
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis(unit.name, "TTFT"), "series": [line]}
     return Chart("ttft-time", "TTFT by arrival", sentence, note, spec)
 
 
@@ -185,23 +204,28 @@ def batch_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
     return Chart("batch", "Batch size", sentence, _thinned(edges_s, len(steps), "spans of equal steps"), spec)
 
 
-def step_chart(steps: pd.DataFrame, clock: TimeAxis) -> Chart:
+def step_unit(steps: pd.DataFrame) -> TimeUnit:
+    """The unit of step times: that of the longest."""
+    return time_unit(float(((steps["end_s"] - steps["start_s"]) / steps["repeats"]).max()) if len(steps) else None)
+
+
+def step_chart(steps: pd.DataFrame, unit: TimeUnit, clock: TimeAxis) -> Chart:
     edges_s = clock.grid(len(steps))
     spans = series.by_replica(steps, "repeats", "prefill_tokens")
-    parts = [part.constant((part.end_s - part.start_s) / part.columns["repeats"] * 1e3) for part in spans]
+    parts = [part.constant((part.end_s - part.start_s) / part.columns["repeats"] * unit.factor) for part in spans]
     busy, total = float(sum((part.end_s - part.start_s).sum() for part in parts)), int(steps["repeats"].sum())
     worst = max(range(len(parts)), key=lambda index: parts[index].first.max())
     top = int(np.argmax(parts[worst].first))
     prompt_tokens = count(int(spans[worst].columns["prefill_tokens"][top]))
-    longest = seconds(float(parts[worst].first[top]) / 1e3)
-    at_s = seconds(float(spans[worst].start_s[top]) - clock.start_s)
+    longest = unit.words(float(parts[worst].first[top]) / unit.factor)
+    at = clock.words(float(spans[worst].start_s[top]) - clock.start_s)
     sentence = (
-        f"A step took {seconds(busy / total)} on average; the longest, {longest}, began after {at_s} "
+        f"A step took {unit.words(busy / total)} on average; the longest, {longest}, began after {at} "
         f"with {prompt_tokens} prompt tokens in it."
     )
     line = series.banded("step", series.busy_means(parts, edges_s))
     note = _thinned(edges_s, len(steps), "spans of equal steps")
-    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("ms", "step time"), "series": [line]}
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis(unit.name, "step time"), "series": [line]}
     return Chart("step", "Step time", sentence, note, spec)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sim.report.chart import Chart, Spec, against_load, axis, choice, line
 from sim.report.measures import Measure, Scale, latency
 from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep, value_text
-from sim.report.units import count, limit, number
+from sim.report.units import count, number
 from sim.results import series
 from sim.results.percentiles import Floats
 
@@ -78,7 +78,7 @@ def _line_note(sweep: Sweep, lines: Lines) -> str:
 def _line_choice(sweep: Sweep, combinations: Lines, measure: Measure) -> Spec:
     points, loads, good = sweep.points, sweep.loads, sweep.good
     mean = points.mean[measure.key]
-    shown = measure.scale(mean)
+    shown = sweep.units.scale(measure, mean)
     lines = []
     for place, (name, rows) in enumerate(combinations.items()):
         low, high = (ends[measure.key][rows] * shown.factor for ends in (points.low, points.high))
@@ -128,7 +128,7 @@ def _load_sentence(sweep: Sweep, lines: Lines, measure: Measure) -> str:
     for at in sorted({float(loads[rows].min()), float(loads[rows].max())}):
         best = min((row for row in rows if loads[row] == at), key=lambda row: float(values[row]))
         whose = f" ({sweep.name(best, sweep.others)})" if sweep.others else ""
-        parts.append(f"{measure.words(float(values[best]))} at {load.label} {value_text(at)}{whose}")
+        parts.append(f"{sweep.words(measure, best)} at {load.label} {value_text(at)}{whose}")
     return f"The lowest {measure.label} of a stable point: {', and '.join(parts)}."
 
 
@@ -139,7 +139,7 @@ def limits_at(sweep: Sweep, measure: Measure, shown: Scale) -> list[dict[str, An
     values = sweep.rows[column].dropna().unique().tolist() if column in sweep.rows else []
     if len(values) != 1:
         return []
-    return [{"y": float(values[0]) * shown.factor, "label": f"limit {limit(float(values[0]))}"}]
+    return [{"y": float(values[0]) * shown.factor, "label": f"limit {sweep.units.limit(metric, float(values[0]))}"}]
 
 
 def drafting_chart(sweep: Sweep) -> Chart | None:

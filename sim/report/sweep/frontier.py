@@ -71,7 +71,7 @@ def _pareto_choice(sweep: Sweep, cost: Measure, wait: Measure) -> Spec | None:
     best = front(costs, waits, good)
     if not best:
         return None
-    scales = cost.scale(costs), wait.scale(waits)
+    scales = cost.scale(costs), sweep.units.scale(wait, waits)
 
     def drawn(rows: Sequence[int], **more: Any) -> Spec:
         pairs = zip((costs, waits), scales, strict=True)
@@ -164,13 +164,13 @@ def _map_choice(sweep: Sweep, across: Axis, down: Axis, measure: Measure) -> Spe
     more = len(sweep.others) > 2 or (sweep.load is not None and not at)
     named = [f"{down.named(down.values[place[0]])}, {across.named(across.values[place[1]])}" for place in (best, worst)]
     sentence = f"{measure.label}{at}{', the best over the other axes' if more else ''}: "
-    sentence += f"{measure.words(cell[best])} with {named[0]}"
+    sentence += f"{sweep.units.words(measure, cell[best])} with {named[0]}"
     if best != worst:
-        sentence += f", {measure.words(cell[worst])} with {named[1]}"
+        sentence += f", {sweep.units.words(measure, cell[worst])} with {named[1]}"
     return {
         "label": measure.label,
         "sentence": sentence + ".",
-        "texts": [[measure.words(cell.get(place, math.nan)) for place in line] for line in places],
+        "texts": [[sweep.units.words(measure, cell.get(place, math.nan)) for place in line] for line in places],
         "shades": [[shade.get(place) for place in line] for line in places],
         "best": list(best),
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sim.report.measures import Measure, latency, scaled
-from sim.report.run.sentences import ROOFLINE_WARNING, title
+from sim.report.run.sentences import ROOFLINE_WARNING, engine_of, heading
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
@@ -71,8 +71,25 @@ def render_sweep(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]], about: 
 def _title(sweep: Sweep, about: Mapping[str, Any]) -> str:
     if about.get("title"):
         return str(about["title"])
-    inputs = {key: _common(sweep.rows, f"inputs.{key}") for key in ("trace", "model", "gpu")}
-    return title({"inputs": {**inputs, "trace": inputs["trace"] or "A sweep"}})
+    inputs: dict[str, Any] = {key: _common(sweep.rows, f"inputs.{key}") for key in ("trace", "model", "gpu")}
+    inputs |= {key: _common_count(sweep.rows, f"inputs.{key}") for key in ("tp", "replicas")}
+    engine = engine_of(str(about.get("scenario") or ""))
+    return heading(inputs, engine, _load_words(sweep), inputs["trace"] or "a sweep")
+
+
+def _load_words(sweep: Sweep) -> str:
+    """How much traffic the points have, as a title tells it: from the lowest rate to the highest, or the one of all."""
+    rates = sweep.rows.get("load.asked_per_s", pd.Series(dtype=float)).dropna().astype(float)
+    if not len(rates):
+        return ""
+    low, high = rates.min(), rates.max()
+    return f"{low:g} requests/s" if low == high else f"{low:g} to {high:g} requests/s"
+
+
+def _common_count(table: pd.DataFrame, column: str) -> int | None:
+    """The one number that a column holds; None where it differs or is not there."""
+    text = _common(table, column)
+    return None if text is None else int(float(text))
 
 
 def _common(table: pd.DataFrame, column: str) -> str | None:
@@ -203,7 +220,7 @@ def _columns(sweep: Sweep) -> list[TableColumn]:
 def _column(sweep: Sweep, measure: Measure) -> TableColumn:
     """The best stable point is marked, if it differs from any."""
     values = sweep.points.mean[measure.key]
-    unit, factor = measure.scale(values)
+    unit, factor = sweep.units.scale(measure, values)
     label = measure.label.replace("million output tokens", "Mtok output")
     row = sweep.best(measure) if sweep.differs(measure) else None
     texts, best = scaled(values.tolist(), factor), () if row is None else (row,)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.report.measures import LATENCIES, MEASURES, Measure, latency
+from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, Measure, latency
 from sim.report.units import NONE, percent
 from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats, Ints
@@ -123,6 +123,7 @@ class Sweep:
     points: Points
     seeds: int
     rows: pd.DataFrame
+    units: LatencyUnits
 
     @classmethod
     def of(cls, table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Sweep:
@@ -131,7 +132,8 @@ class Sweep:
         varied = _axes(known)
         settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
         points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), varied)
-        return cls(varied, _load(varied), points, int(table["seed"].nunique()) if len(table) else 0, table)
+        seeds = int(table["seed"].nunique()) if len(table) else 0
+        return cls(varied, _load(varied), points, seeds, table, _units(points))
 
     @property
     def others(self) -> tuple[Axis, ...]:
@@ -209,7 +211,7 @@ class Sweep:
         return float(self.points.mean[measure.key][row])
 
     def words(self, measure: Measure, row: int) -> str:
-        return measure.words(self.value(measure, row))
+        return self.units.words(measure, self.value(measure, row))
 
     def setting(self, axis: Axis, row: int) -> str:
         return value_text(self.points.settings[axis.key][row])
@@ -236,6 +238,15 @@ class Sweep:
             order = np.argsort(np.argsort(at, kind="stable"), kind="stable").tolist()  # NaN (not set) comes last
             rows_of = {name: sorted(rows, key=order.__getitem__) for name, rows in rows_of.items()}
         return rows_of
+
+
+def _units(points: Points) -> LatencyUnits:
+    """The unit of each latency: of the largest p99 of the stable points, or of all where none is stable."""
+    usable = (points.failed == 0) & points.stable
+    rows = np.flatnonzero(usable) if usable.any() else np.arange(len(points))
+    return LatencyUnits.of(
+        {key: {"p99": float(points.mean[f"{key}.p99"][row])} for key in SWEPT_LATENCIES} for row in rows
+    )
 
 
 def _unset(key: str, values: Sequence[Any]) -> Sequence[Any]:

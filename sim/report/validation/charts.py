@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
+from sim.report.measures import LatencyUnits
 from sim.report.run.charts import LATENCY_TEXTS, population
 from sim.report.run.timeline import TimeAxis
-from sim.report.units import count, seconds
+from sim.report.units import TimeUnit, count, seconds, time_unit
 from sim.report.validation.sentences import share
 from sim.results import series
 from sim.results.percentiles import distribution
@@ -24,14 +25,15 @@ MOST_POINTS, WORST_POINTS = 2500, 500
 BUCKETS = 400
 
 
-def latency_charts(validation: Validation) -> list[Chart]:
+def latency_charts(validation: Validation, units: LatencyUnits) -> list[Chart]:
     """The cumulative distributions of TTFT, TPOT, ITL and E2E: a line for each live run and one for the prediction."""
     several = len(validation.live) > 1
     named = {f"live {number + 1}" if several else "live": run for number, run in enumerate(validation.live)}
-    return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named | {"predicted": validation.predicted}))]
+    named["predicted"] = validation.predicted
+    return [chart for key in LATENCY_TEXTS if (chart := _latency(key, named, units[key]))]
 
 
-def _latency(key: str, named: dict[str, Latencies]) -> Chart | None:
+def _latency(key: str, named: dict[str, Latencies], unit: TimeUnit) -> Chart | None:
     stats = {
         name: distribution(*run.itl) if key == "itl_s" else distribution(run.requests[key])
         for name, run in named.items()
@@ -42,9 +44,9 @@ def _latency(key: str, named: dict[str, Latencies]) -> Chart | None:
         cdf_line(name, series.cdf(*population(run.requests, run.itl, key)), place)
         for place, (name, run) in enumerate(named.items())
     ]
-    spec = distributions(key, stats.values(), lines, group="lives")
-    medians = "; ".join(f"{name} {seconds(run['p50'])}" for name, run in stats.items())
-    tails = "; ".join(f"{name} {seconds(run['p99'])}" for name, run in stats.items())
+    spec = distributions(key, stats.values(), lines, unit, group="lives")
+    medians = "; ".join(f"{name} {unit.words(run['p50'])}" for name, run in stats.items())
+    tails = "; ".join(f"{name} {unit.words(run['p99'])}" for name, run in stats.items())
     title = LATENCY_TEXTS[key][0]
     return Chart(key.removesuffix("_s"), title, f"Median: {medians}. 99 % within: {tails}.", "", spec)
 
@@ -58,14 +60,22 @@ def step_charts(validation: Validation) -> list[Chart]:
 
 def _scatter(rows: pd.DataFrame) -> Chart:
     measured_s, predicted_s = totals(rows)
+    unit = time_unit(float(measured_s.max()))
     shown = (measured_s > 0) & (predicted_s > 0) & _thinned(np.abs(predicted_s - measured_s))
     lines = []
     for kind in KINDS:
         drawn = shown & (rows["kind"] == kind).to_numpy()
         if drawn.any():
-            x, y = (series.compact(values[drawn] * 1e3) for values in (measured_s, predicted_s))
-            lines.append({"name": kind, "x": x, "y": y, "step": rows["step"].to_numpy()[drawn].tolist()})
-    spec = {"kind": "scatter", "x": axis("ms", "measured"), "y": axis("ms", "predicted"), "series": lines}
+            x, y = (series.compact(values[drawn] * unit.factor) for values in (measured_s, predicted_s))
+            lines.append(
+                {
+                    "name": kind,
+                    "x": x,
+                    "y": y,
+                    "names": [f"{kind}, step {step}" for step in rows["step"].to_numpy()[drawn]],
+                }
+            )
+    spec = {"kind": "scatter", "x": axis(unit.name, "measured"), "y": axis(unit.name, "predicted"), "series": lines}
     error = np.abs(predicted_s / np.maximum(measured_s, 1e-12) - 1)
     median = share(float(np.median(error)))
     sentence = f"On the dashed line a step took what was predicted; half of the steps are within {median} of that."

@@ -22,6 +22,7 @@ from sim.report.validation.sentences import (
     step_table,
     title,
     twin_line,
+    units_of,
     worst_lines,
 )
 from sim.validate.attribution import STAGES
@@ -39,11 +40,12 @@ REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
 
 def render_validation(validation: Validation) -> str:
     document, inputs = validation.document, validation.document["inputs"]
-    verdict, requests = document["verdict"], list(request_table(document["requests"]))
+    verdict, units = document["verdict"], units_of(document)
+    requests = list(request_table(document["requests"], units))
     wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1
     return render(
         "validation.html",
-        {"latency": latency_charts(validation), "steps": step_charts(validation)},
+        {"latency": latency_charts(validation, units), "steps": step_charts(validation)},
         version=inputs.get("version") or "",
         title=title(document),
         lead=f"{'Within bounds' if verdict['good'] else 'Out of bounds'}: {verdict['reason']}.",
@@ -59,7 +61,7 @@ def render_validation(validation: Validation) -> str:
         steps=step_table(document["steps"]),
         worst=list(worst_lines(document["steps"])),
         stages=list(STAGES),
-        attribution=list(attribution_table(document)),
+        attribution=list(attribution_table(document, units)),
         facts=_facts(document),
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.report.measures import LATENCIES, MEASURES, latency
-from sim.report.units import NONE, count, number, percent, row_unit, seconds, signed
+from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, latency
+from sim.report.run.sentences import heading
+from sim.report.units import NONE, TimeUnit, count, number, percent, row_unit, signed, time_unit
 from sim.validate.attribution import STAGES
 
 Document = Mapping[str, Any]
@@ -48,12 +49,25 @@ def step_table(steps: Document) -> Iterator[tuple[str, str, str, str, str]]:
             yield name, count(errors["steps"]), bias, mape, p90
 
 
-def request_table(requests: Document) -> Iterator[tuple[str, str, str, str, str]]:
+def units_of(document: Document) -> LatencyUnits:
+    """The unit of each latency: of its p99, live or predicted."""
+    requests = document["requests"]
+    sides = ("live", "predicted")
+    return LatencyUnits.of({key: {"p99": requests[key]["p99"][side]} for key in LATENCIES} for side in sides)
+
+
+def step_unit(steps: Document) -> TimeUnit:
+    """The unit of step times: of the longest of the worst."""
+    return time_unit(max((step["measured_s"] for step in steps.get("worst", [])), default=None))
+
+
+def request_table(requests: Document, units: LatencyUnits) -> Iterator[tuple[str, str, str, str, str]]:
     """(measure, live, predicted, error, spread of the live repeats) of all that has a live value."""
     for measure in COMPARED:
         pair = measure.find(requests)
         if pair["live"] is not None:
-            unit, factor = measure.side_by_side([pair["live"], pair["predicted"]])
+            scaled = units.scale(measure, []) if measure.metric else measure.side_by_side([])
+            unit, factor = scaled
             yield f"{measure.title}, {unit}" if unit else measure.title, *_cells(pair, factor)
 
 
@@ -87,12 +101,13 @@ def _percent(fraction: float | None) -> str:
     return NONE if fraction is None else f"{100 * fraction:+.1f}"
 
 
-def attribution_table(document: Document) -> Iterator[tuple[str, ...]]:
+def attribution_table(document: Document, units: LatencyUnits) -> Iterator[tuple[str, ...]]:
     """(measure, live, error and the share of each of `STAGES`) in ms or s."""
     for label, split in document["attribution"].items():
         if "parts" not in split:
             continue
-        unit, factor = row_unit([split["live"], split["predicted"]])
+        metric = MEASURES[label].metric if label in MEASURES else ""
+        unit, factor = units[metric] if metric else row_unit([split["live"], split["predicted"]])
         parts = [signed(split["parts"][stage] * factor) for stage in STAGES]
         name = MEASURES[label].title if label in MEASURES else "Duration"
         yield f"{name}, {unit}", number(split["live"] * factor), signed(split["error"] * factor), *parts
@@ -147,12 +162,15 @@ def _doubtful(sources: Mapping[str, float]) -> str:
 def title(document: Document) -> str:
     inputs = document["inputs"]
     where = inputs.get("device") or inputs.get("gpu") or "a server"
-    return f"{inputs.get('trace') or 'a trace'} on {inputs.get('model') or 'a model'} / {where}: live and simulated"
+    load = f"{inputs['rate']:g} requests/s" if inputs.get("rate") else ""
+    trace = f"{inputs.get('trace') or 'a trace'}, live and simulated"
+    return heading({**inputs, "gpu": where}, str(inputs.get("engine") or ""), load, trace)
 
 
 def worst_lines(steps: Document) -> Iterator[str]:
+    unit = step_unit(steps)
     for step in steps.get("worst", []):
         yield (
             f"live run {step['live']}, step {count(step['step'])}, {step['kind']}, {count(step['tokens'])} tokens: "
-            f"measured {seconds(step['measured_s'])}, predicted {seconds(step['predicted_s'])}"
+            f"measured {unit.words(step['measured_s'])}, predicted {unit.words(step['predicted_s'])}"
         )

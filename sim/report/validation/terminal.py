@@ -19,6 +19,7 @@ from sim.report.validation.sentences import (
     step_table,
     title,
     twin_line,
+    units_of,
 )
 from sim.validate.attribution import STAGES
 from sim.validate.schedules.grades import GRADES
@@ -27,7 +28,7 @@ from sim.validate.schedules.verdicts import ScheduleResult, described
 
 def validation_view(document: Document) -> RenderableType:
     """Verdict, twin check, steps, requests, attribution, and what to know about them."""
-    verdict = document["verdict"]
+    verdict, units = document["verdict"], units_of(document)
     word, style = ("WITHIN", "bold green") if verdict["good"] else ("OUT", "bold red")
     parts: list[RenderableType] = [Text(title(document), style="bold", overflow="fold")]
     parts += [Text(f"{word}: ", style=style).append(verdict["reason"], style="default"), ""]
@@ -35,11 +36,11 @@ def validation_view(document: Document) -> RenderableType:
     steps = list(step_table(document["steps"]))
     if steps:
         parts += [_table((f"Steps ({document['steps']['model']})", "steps", "bias", "MAPE", "P90"), steps), ""]
-    rows = list(request_table(document["requests"]))
+    rows = list(request_table(document["requests"], units))
     heads = ("Requests", "live", "predicted", "error", "spread")
     wide = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
     parts += [_table(heads[:wide], [row[:wide] for row in rows]), ""]
-    split = list(attribution_table(document))
+    split = list(attribution_table(document, units))
     if split:
         parts += [_table(("Why", "live", "error", *STAGES), split), ""]
     texts = (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", []))
