@@ -11,57 +11,57 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[2]
 KITS = ROOT / "tests" / "kits"
 RUNS = (
-    "graphs", "eager", "prefix", "swap", "window", "fp8", "int8", "sampled", "n-grams", "draft model",
-    "draft model, sampled",
-)  # fmt: skip
-LIMIT_S = 900
+    ("graphs", "eager", "prefix", "swap", "window", "sampled"),
+    ("fp8", "int8", "n-grams", "draft model", "draft model sampled"),
+)
 
 
-def process(script: str, *arguments: str) -> str:
+def process(script: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
     """What a process of its own prints; it has the pretended device, whatever this process has."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    paths = os.pathsep.join([str(ROOT), str(KITS)])
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT), str(KITS)]))
     done = subprocess.run(
         [sys.executable, str(KITS / script), *arguments],
         capture_output=True,
         text=True,
         check=False,
-        timeout=LIMIT_S,
+        timeout=PATIENCE_S,
         cwd=ROOT,
         env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.returncode in statuses, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
 @cache
-def told() -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(process("pretend_runs.py").splitlines()[-1])
+def told(names: tuple[str, ...]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(process("pretend_runs.py", ",".join(names)).splitlines()[-1])
     return answer
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_live_run_answers_as_on_the_cpu(name: str) -> None:
-    run = told()["runs"][name]
+@pytest.mark.parametrize(("names", "name"), [(names, name) for names in RUNS for name in names])
+def test_a_live_run_answers_as_on_the_cpu(names: tuple[str, ...], name: str) -> None:
+    run = told(names)["runs"][name]
     assert run["cuda"] == run["cpu"]
     assert {"prefill_kernel", "decode_kernel", "filter_kernel"} <= set(run["kernels"])
     assert ("copy_kernel" in run["kernels"]) and bool(run["preempted"]) == (name == "swap")  # noqa: PT018
 
 
 def test_eight_bits_run_their_own_kernels() -> None:
-    runs = told()["runs"]
+    runs = told(RUNS[1])["runs"]
     assert "_quantise_rows_kernel" in runs["fp8"]["kernels"]
     assert "_int8_matmul_kernel" in runs["int8"]["kernels"]
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
-    for mistake, sentence in told()["refused"].items():
+    for mistake, sentence in told(RUNS[0])["refused"].items():
         assert sentence, mistake
         assert ("captur" in sentence) == ("capture" in mistake), (mistake, sentence)
 
@@ -79,16 +79,18 @@ def test_it_is_calibrated_and_predicted(tmp_path: Path) -> None:
     limits = {"max_num_batched_tokens": 32, "max_num_seqs": 2, "max_model_len": 128}
     settings = [part for key, value in limits.items() for part in ("--set", f"engine.{key}={value}")]
     text = process(
-        "pretend_gpu.py", "run_validate.py", "sim.cli.main", "validate", "--trace", str(trace), "--device", "cuda",
+        "pretend_gpu.py", "sim.cli.main", "validate", "--trace", str(trace), "--device", "cuda",
         "--model", "tiny-llama", "--set", "dtype=bf16", "--kv-blocks", "64", *settings, "--profile", str(profile),
-        "--gpu", "h200", "--json", "--quiet", "--out", str(out),
+        "--gpu", "h200", "--json", "--quiet", "--out", str(out), statuses=(0, 1),
     )  # fmt: skip
     assert json.loads(text)["twin"]["identical"]
 
 
 def test_the_benchmark_measures_ours(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
-    process("pretend_gpu.py", "backend.bench", "--small", "--only", "decode,prefill,step,cliff,swap", "--out", str(report))
+    process(
+        "pretend_gpu.py", "backend.bench", "--small", "--only", "decode,prefill,step,cliff,swap", "--out", str(report)
+    )
     rows = json.loads(report.read_text())["rows"]
     ours = [row for row in rows if row["ours"]]
     assert {row["contender"] for row in ours} >= {"ours, planned before", "ours, CUDA graph", "ours, block 128"}
@@ -98,14 +100,14 @@ def test_the_benchmark_measures_ours(tmp_path: Path) -> None:
 GPU_TESTS = (
     "tests/backend/live/test_live_graphs.py",
     "tests/backend/live/test_live_moves.py",
-    "tests/backend/test_backend_model.py::test_on_a_gpu_a_captured_decode_gives_the_same_bits",
-    "tests/backend/test_backend_model.py::test_on_a_gpu_every_family_stays_near_the_float64_forward",
+    "tests/backend/test_backend_model.py",
     "tests/backend/kernels/test_kernel_attention.py::test_a_captured_decode_serves_other_lengths",
 )
 
 
 def test_the_tests_that_want_a_gpu_run_on_it() -> None:
-    text = process("pretend_gpu.py", "pytest", "-q", "-m", "gpu", "-n", "0", "-p", "no:randomly", *GPU_TESTS)
-    assert " passed" in text
-    assert "skipped" not in text
-    assert "failed" not in text
+    """Those of the host's own work; a kernel's numbers are its twin's here."""
+    options = ("-q", "-m", "gpu", "-n", "0", "-p", "no:randomly", "-k", "not live_run")
+    last = process("pretend_gpu.py", "pytest", *options, *GPU_TESTS).splitlines()[-1]
+    assert "11 passed" in last
+    assert "skipped" not in last
