@@ -78,7 +78,6 @@ def spills_allowed(name: str) -> int:
     return 160 if fastest and not name.endswith("capped") else 0
 
 
-
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_form_compiles_without_spills_into_the_memory_there_is(
     built: dict[int, dict[str, Built]], capability: int
