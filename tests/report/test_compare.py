@@ -170,7 +170,7 @@ def test_measures_read_the_summary() -> None:
 
 
 class Outline(html.parser.HTMLParser):
-    """Tags with their attributes, and the cells of the first table."""
+    """Tags with their attributes, and the cells of the tables side by side."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Outline(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.table = self.table or (tag == "table" and not self.rows)
+        self.table = self.table or (tag == "table" and "side" in (dict(attrs).get("class") or ""))
         if self.table and tag == "tr":
             self.rows.append([])
         if self.table and tag in {"td", "th"}:
@@ -439,8 +439,6 @@ def test_more_variants_than_colours(browser: Browser, rows: list[Row], tmp_path:
     browser.open(path)
     assert browser.value("document.querySelectorAll('[data-chart=ttft] path.line').length") == 11
     assert browser.value("document.querySelectorAll('[data-chart=ttft] path.line.c0').length") == 2
-    dashes = (
-        "[...document.querySelectorAll('[data-chart=ttft] path.line.c0')].map(p => getComputedStyle(p).strokeDasharray)"
-    )
-    assert len(set(browser.value(dashes))) == 2
+    blue = "[...document.querySelectorAll('[data-chart=ttft] path.line.c0')]"
+    assert len(set(browser.value(f"{blue}.map(p => getComputedStyle(p).strokeDasharray)"))) == 2
     assert browser.complaints() == []

@@ -73,15 +73,10 @@ def cost_charts(document: Document, units: LatencyUnits) -> Iterable[Chart]:
     for key, percentile in (("ttft_s", "p99"), ("e2e_s", "p50")):
         name, wait = LATENCIES[key], latency(key, percentile)
         shown, factor = units[key]
+        costs = [row["usd_per_hour"] if priced else gpu_count(row) for row in rows]
         lines = [
-            line(
-                row["name"],
-                place % 8,
-                [row["usd_per_hour"] if priced else gpu_count(row)],
-                [row[key][percentile] * factor],
-                [0],
-            )
-            for place, row in enumerate(rows)
+            line(row["name"], place, [cost], [row[key][percentile] * factor], [0])
+            for place, (row, cost) in enumerate(zip(rows, costs, strict=True))
         ]
         best = document["best"]["name"] if document["best"] else "none"
         sentence = f"{wait.title} of each candidate at {number(document['rate'])} requests/s; {best} is cheapest."
