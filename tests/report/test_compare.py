@@ -24,7 +24,7 @@ from sim.report.compare import variant
 from sim.report.compare.page import render_comparison, summaries_of
 from sim.report.compare.variant import Failure, Row, Timeline, Variant, attempt
 from sim.report.folder import write_comparison
-from sim.report.measures import MEASURES, Measure, best
+from sim.report.measures import MEASURES, LatencyUnits, Measure, best
 from sim.report.run import timeline
 from sim.results import series
 from sim.results.kv import KV_KINDS, KvFacts, kv_summary
@@ -149,7 +149,7 @@ def test_what_the_user_can_mend_is_a_failure_and_nothing_else_is() -> None:
     ],
 )
 def test_best(better: int, values: list[float | None], expected: set[int]) -> None:
-    assert best(Measure("key", "label", "", better), values) == expected  # type: ignore[arg-type]
+    assert best(Measure("key", "label", "", better), values, LatencyUnits.of([])) == expected  # type: ignore[arg-type]
 
 
 def test_measures_read_the_summary() -> None:
@@ -170,7 +170,7 @@ def test_measures_read_the_summary() -> None:
 
 
 class Outline(html.parser.HTMLParser):
-    """Tags with their attributes, and the cells of the first table."""
+    """Tags with their attributes, and the cells of the tables side by side."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Outline(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.table = self.table or (tag == "table" and not self.rows)
+        self.table = self.table or (tag == "table" and "side" in (dict(attrs).get("class") or ""))
         if self.table and tag == "tr":
             self.rows.append([])
         if self.table and tag in {"td", "th"}:
@@ -201,16 +201,20 @@ def specs_of(text: str) -> dict[str, dict]:
 
 def test_the_table_has_every_variant_and_marks_the_best(rows: list[Row]) -> None:
     found = Outline(render_comparison(rows)).rows
-    assert [row[0] for row in found[2:]] == ["slow", "fast", "too-large", "sharing"]
+    assert [row[0] for row in found[2:6]] == ["slow", "fast", "too-large", "sharing"]
     assert found[4] == ["too-large", "did not run: the model does not fit"]
+    second = found[6:]  # what is too much for the width of a page
+    assert [row[0] for row in second[2:]] == ["slow", "fast", "sharing"]
+    assert all(len(row) <= 13 for row in found)
     assert found[1][:2] == ["Variant", "Completed"]
     assert found[1][2:4] == ["Requests", "Output tokens"]
-    by_name = {row[0]: dict(zip(found[1], row, strict=False)) for row in found[2:]}
+    by_name = {row[0]: dict(zip(found[1], row, strict=False)) for row in found[2:6]}
     rate = ran(rows)[1].summary["throughput"]["requests_per_s"]
     assert by_name["fast"]["Requests"] == f"{rate:.1f} (best)"
     assert "best" not in by_name["slow"]["Requests"]
     saving = ran(rows)[2].summary["kv"]["shared"]["saving_mean"]
-    assert by_name["sharing"]["saved"] == f"{100 * saving:.1f} (best)"
+    sharing = dict(zip(second[1], second[-1], strict=True))
+    assert sharing["saved"] == f"{100 * saving:.1f} (best)"
 
 
 def test_it_is_self_contained_and_small(rows: list[Row]) -> None:
@@ -273,7 +277,7 @@ def test_slow_requests_are_drawn_in_seconds() -> None:
     slow = make_run(40, rate=4.0, slo="ttft=20")
     slow.requests["ttft_s"] += 50.0
     slow.summary["ttft_s"] = distribution(slow.requests["ttft_s"])
-    spec = compare_charts.latency_charts([Variant.of("a", slow)])[0].spec
+    spec = compare_charts.latency_charts([Variant.of("a", slow)], LatencyUnits.of([slow.summary]))[0].spec
     assert spec["x"]["unit"] == "s"
     assert 50 < spec["series"][0]["x"][0] < 51
     assert spec["limits"] == [{"x": 20.0, "label": "max limit 20 s"}]
@@ -434,5 +438,7 @@ def test_more_variants_than_colours(browser: Browser, rows: list[Row], tmp_path:
     path.write_text(render_comparison(many), encoding="utf-8")
     browser.open(path)
     assert browser.value("document.querySelectorAll('[data-chart=ttft] path.line').length") == 11
-    assert browser.value("document.querySelectorAll('[data-chart=ttft] path.line.dashed').length") == 3
+    assert browser.value("document.querySelectorAll('[data-chart=ttft] path.line.c0').length") == 2
+    blue = "[...document.querySelectorAll('[data-chart=ttft] path.line.c0')]"
+    assert len(set(browser.value(f"{blue}.map(p => getComputedStyle(p).strokeDasharray)"))) == 2
     assert browser.complaints() == []

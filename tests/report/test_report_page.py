@@ -18,6 +18,7 @@ from sim.engine.batch import Shape
 from sim.report.run.page import render_page
 from sim.report.run.pressure import pressure_lines
 from sim.report.run.terms import GROUPS, group_of, term_charts
+from sim.report.run.timeline import step_unit
 from sim.results import metrics
 from sim.results import terms as results_terms
 from sim.results.kv import KvFacts
@@ -112,6 +113,7 @@ def test_the_page_of_a_real_run_tells_terms_preemption_stability_and_money(real:
     specs = json.loads(Outline(text).scripts[0])
     assert specs["phases"]["names"] == ["queued", "prefill", "decode", "preempted"]
     assert specs["phases"]["rows"][0]["values"][3] > 0
+    assert specs["phases"]["x"]["unit"] == "s"
     assert sum(specs["phases"]["rows"][0]["values"]) == pytest.approx(real.summary["e2e_s"]["mean"], rel=1e-3)
     assert {"products", "attention", "elementwise"} <= set(specs["terms"]["names"])
     for told in ("Utilisation: steps were running ", "KV pressure: ", "preemptions", "Money and energy", "Mtok output"):
@@ -122,14 +124,14 @@ def test_the_page_of_a_real_run_tells_terms_preemption_stability_and_money(real:
 def test_the_bars_by_term_are_the_mean_step(real: api.Result) -> None:
     """All of these spans are explained, so that the bars add up to the device's seconds and the host's exposed ones."""
     assert real.terms is not None
-    bars, over_time = term_charts(real)
+    bars, over_time = term_charts(real, step_unit(real.steps))
     whole = np.array(bars.spec["rows"][0]["values"])
     steps = real.steps
     device_s = steps["device_s"].sum()
     host_s = (
         np.maximum(steps["host_s"] - steps["device_s"], 0.0).sum() if real.terms.overlap_host else steps["host_s"].sum()
     )
-    assert whole.sum() == pytest.approx((device_s + host_s) / steps["repeats"].sum(), rel=5e-3)
+    assert whole.sum() == pytest.approx(1e3 * (device_s + host_s) / steps["repeats"].sum(), rel=5e-3)
     assert bars.note.startswith("Products: ")
     assert [line["name"] for line in over_time.spec["series"]] == bars.spec["names"]
     assert all(len(line["mean"]) == over_time.spec["x"]["buckets"] for line in over_time.spec["series"])
@@ -139,7 +141,7 @@ def test_of_many_spans_an_even_choice_is_explained_and_the_note_says_so(
     real: api.Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results_terms, "MOST_SPANS", 40)
-    for chart in term_charts(real):
+    for chart in term_charts(real, step_unit(real.steps)):
         assert f"Thinned: 40 of {len(real.steps)} spans" in chart.note
 
 

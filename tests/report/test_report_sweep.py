@@ -314,7 +314,7 @@ def test_the_page_of_a_real_small_sweep() -> None:
     page = render_sweep(pd.DataFrame(rows), axes, {"version": "x"})
     assert len(rows_of(page)) == 4
     assert {"load-rate", "load-ttft", "load-tpot", "load-itl", "load-e2e", "pareto"} <= set(data_of(page))
-    assert "chatbot_arena.jsonl on llama-3.1-8b / h100" in page
+    assert "<h1>llama-3.1-8b on h100 (TP 1, 1 replica), " in page
 
 
 @pytest.fixture(scope="module")

@@ -133,8 +133,8 @@ def test_a_change_of_magnitudes_is_a_factor() -> None:
     slow["queue_s"] = dict.fromkeys(slow["queue_s"], 2.046)
     fast["queue_s"] = dict.fromkeys(fast["queue_s"], 0.00337)
     text = terminal.render(terminal.compare_view({"fast": fast, "slow": slow}))
-    row = next(line.split() for line in text.splitlines() if line.startswith("Queue p99 ms"))
-    assert row == ["Queue", "p99", "ms", "3.37", "2,046", "x607"]
+    row = next(line.split() for line in text.splitlines() if line.startswith("Queue p99 s"))
+    assert row == ["Queue", "p99", "s", "0.00337", "2.05", "x607"]
 
 
 def test_many_runs_are_rows_of_one_table() -> None:

@@ -49,8 +49,8 @@ function sign(button, { kind, joined }, item, index) {
   const svg = make("svg", { class: "sign", width: 22, height: 10, "aria-hidden": "true" });
   const look = tone(item, index), points = kind === "xy" || kind === "scatter";
   if (kind === "stack" || kind === "bars") make("rect", { class: "area " + look, x: 6, width: 10, height: 10, rx: 3 }, svg);
-  else if (item.front) marker(svg, 0, "front-mark", 11, 5, 4);
-  else if (!points || joined) make("path", { class: "line " + look, d: "M0 5H22" }, svg);
+  else if (item.front) marker(svg, 0, "front-sign", 11, 5, 4);
+  else if (!points || joined) make("line", { class: "line " + look, x1: 0, x2: 22, y1: 5, y2: 5 }, svg);
   if (points && !item.front) marker(svg, pattern(item, index), "point " + look, 11, 5, 3.6);
   button.prepend(svg);
 }

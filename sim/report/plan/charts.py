@@ -7,7 +7,7 @@ from typing import Any
 
 from sim.report.chart import Chart, against_load, axis, choice, line, scattered
 from sim.report.measures import LATENCIES, LatencyUnits, latency
-from sim.report.plan.sentences import binds_words, gpus_words
+from sim.report.plan.sentences import binds_words, gpu_count, gpus_words
 from sim.report.units import dollars, number
 
 Document = Mapping[str, Any]
@@ -69,13 +69,14 @@ def cost_charts(document: Document, units: LatencyUnits) -> Iterable[Chart]:
     if document["rate"] is None or not rows:
         return
     priced = all(row["usd_per_hour"] is not None for row in rows)
-    cost, label, unit = ("usd_per_hour", "cost of an hour", "$") if priced else ("gpu_count", "GPUs", "")
+    label, unit = ("cost of an hour", "$") if priced else ("GPUs", "")
     for key, percentile in (("ttft_s", "p99"), ("e2e_s", "p50")):
         name, wait = LATENCIES[key], latency(key, percentile)
         shown, factor = units[key]
+        costs = [row["usd_per_hour"] if priced else gpu_count(row) for row in rows]
         lines = [
-            line(row["name"], place % 8, [row[cost]], [row[key][percentile] * factor], [0])
-            for place, row in enumerate(rows)
+            line(row["name"], place, [cost], [row[key][percentile] * factor], [0])
+            for place, (row, cost) in enumerate(zip(rows, costs, strict=True))
         ]
         best = document["best"]["name"] if document["best"] else "none"
         sentence = f"{wait.title} of each candidate at {number(document['rate'])} requests/s; {best} is cheapest."

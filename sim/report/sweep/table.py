@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,8 @@ class Sweep:
         settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
         points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), varied)
         seeds = int(table["seed"].nunique()) if len(table) else 0
-        return cls(varied, _load(varied), points, seeds, table, _units(points))
+        sweep = cls(varied, _load(varied), points, seeds, table, LatencyUnits.of([]))
+        return replace(sweep, units=_units(sweep))
 
     @property
     def others(self) -> tuple[Axis, ...]:
@@ -240,13 +241,12 @@ class Sweep:
         return rows_of
 
 
-def _units(points: Points) -> LatencyUnits:
-    """The unit of each latency: of the largest p99 of the stable points, or of all where none is stable."""
-    usable = (points.failed == 0) & points.stable
-    rows = np.flatnonzero(usable) if usable.any() else np.arange(len(points))
-    return LatencyUnits.of(
-        {key: {"p99": float(points.mean[f"{key}.p99"][row])} for key in SWEPT_LATENCIES} for row in rows
-    )
+def _units(sweep: Sweep) -> LatencyUnits:
+    """The unit of each latency: of the largest p99 of the points that may win; else of the stable ones, else of all."""
+    whole = np.ones(len(sweep.points), bool)
+    chosen = next((rows for rows in (sweep.winners, sweep.good) if rows.any()), whole)
+    tails = {key: sweep.points.mean[latency(key, "p99").key] for key in SWEPT_LATENCIES}
+    return LatencyUnits.of({key: {"p99": float(tails[key][row])} for key in tails} for row in np.flatnonzero(chosen))
 
 
 def _unset(key: str, values: Sequence[Any]) -> Sequence[Any]:
