@@ -23,7 +23,7 @@ RUNS = (
 LIMIT_S = 900
 
 
-def process(script: str, *arguments: str) -> str:
+def process(script: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
     """What a process of its own prints; it has the pretended device, whatever this process has."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     paths = os.pathsep.join([str(ROOT), str(KITS)])
@@ -36,7 +36,7 @@ def process(script: str, *arguments: str) -> str:
         cwd=ROOT,
         env={**environment, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.returncode in statuses, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
@@ -79,9 +79,9 @@ def test_it_is_calibrated_and_predicted(tmp_path: Path) -> None:
     limits = {"max_num_batched_tokens": 32, "max_num_seqs": 2, "max_model_len": 128}
     settings = [part for key, value in limits.items() for part in ("--set", f"engine.{key}={value}")]
     text = process(
-        "pretend_gpu.py", "run_validate.py", "sim.cli.main", "validate", "--trace", str(trace), "--device", "cuda",
+        "pretend_gpu.py", "sim.cli.main", "validate", "--trace", str(trace), "--device", "cuda",
         "--model", "tiny-llama", "--set", "dtype=bf16", "--kv-blocks", "64", *settings, "--profile", str(profile),
-        "--gpu", "h200", "--json", "--quiet", "--out", str(out),
+        "--gpu", "h200", "--json", "--quiet", "--out", str(out), statuses=(0, 1),
     )  # fmt: skip
     assert json.loads(text)["twin"]["identical"]
 
