@@ -1,6 +1,6 @@
 """Live runs on the pretended H200 beside the same runs on the CPU, and what that device refuses, as one JSON object.
 
-`python tests/kits/pretend_runs.py`: a process of its own, for nothing takes the pretended device away again.
+`python tests/kits/pretend_runs.py RUN,...`: a process of its own, for nothing takes the pretended device away again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import numpy as np
 import pretend_gpu
@@ -50,7 +48,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "sampled": {"live.temperature": 0.8, "live.top_k": 50, "live.top_p": 0.9},
     "n-grams": {"policy": "speculative", "speculation.drafter": "ngram"},
     "draft model": DRAFT,
-    "draft model, sampled": {**DRAFT, "live.temperature": 0.8},
+    "draft model sampled": {**DRAFT, "live.temperature": 0.8},
 }
 
 
@@ -120,6 +118,5 @@ def refusals() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1].split(",") if len(sys.argv) > 1 else list(RUNS)
-    found = {name: compared(RUNS[name]) for name in wanted}
+    found = {name: compared(RUNS[name]) for name in sys.argv[1].split(",")}
     print(json.dumps({"runs": found, "refused": refusals()}))
