@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from backend.cache.kvcache import KvCache
@@ -44,9 +45,11 @@ class Mover:
         return len(self._free)
 
     def warm_up(self) -> None:
-        """Build what moving takes, by moves to the null block."""
+        """Build what moving takes, by moves to the null block; waits for them, so that moves may follow at once."""
         kinds = ("copy",) if self._host is None else ("copy", "out", "in")
         self._launch([Move(kind, [(0, 0)]) for kind in kinds])
+        if self._cache.device.type == "cuda":
+            torch.cuda.synchronize(self._cache.device)
 
     def move(self, batch: Batch) -> None:
         """Make the batch's copies and swaps, before it computes anything."""
