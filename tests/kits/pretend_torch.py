@@ -43,10 +43,9 @@ class Device:
     def sync(cls, what: str) -> None:
         if cls.graph is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
-        for source, before in cls.unread:
-            if not torch.equal(source, before):
-                raise RuntimeError("pinned memory was written before the device had read it")
-        cls.unread.clear()
+        unread, cls.unread = cls.unread, []
+        if not all(torch.equal(source, before) for source, before in unread):
+            raise RuntimeError("pinned memory was written before the device had read it")
         time.sleep(max(0.0, cls.done_s - time.monotonic()))
         cls.synced_s = max(cls.done_s, time.monotonic())
 
@@ -90,8 +89,9 @@ class PretendTensor(torch.Tensor):
         device, dtype = device or HERE, dtype or self.dtype
         if not copy and device.type == "cuda" and dtype == self.dtype:
             return self
+        asked = {"dtype": dtype, "device": device, "non_blocking": non_blocking}
         with MODE:
-            return aten._to_copy.default(self, dtype=dtype, device=device, non_blocking=non_blocking)
+            return dispatched(aten._to_copy.default, (self,), asked, asked=True)
 
     def cpu(self, *_: Any) -> Tensor:
         return self.to(HOST)
@@ -148,13 +148,18 @@ def _cuda(place: Any) -> bool:
     return isinstance(place, torch.device) and place.type == "cuda"
 
 
-def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """One operation of torch: done by the host, checked as CUDA checks it, recorded where a graph is captured."""
+def dispatched(func: Any, args: Any, kwargs: dict[str, Any], *, asked: bool = False) -> Any:
+    """One operation of torch: done by the host, checked as CUDA checks it, recorded where a graph is captured.
+
+    `asked`: Python wants a tensor of the device elsewhere. Torch's own code names the CPU where it changes a type.
+    """
     name = func.overloadpacket.__name__
     given, _ = tree_flatten((args, kwargs))
     tensors = [one for one in given if isinstance(one, Tensor)]
     ours = [one for one in tensors if isinstance(one, PretendTensor)]
     places = [one for one in given if isinstance(one, torch.device)]
+    if ours and not asked and name in ("to", "_to_copy"):
+        places = []
     if not ours and not any(map(_cuda, places)):
         return _on_host(func, args, kwargs)
     if name not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
