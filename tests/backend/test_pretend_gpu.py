@@ -26,7 +26,7 @@ RUNS = (
 def process(script: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
     """What a process of its own prints; it has the pretended device, whatever this process has."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    paths = os.pathsep.join([str(ROOT), str(KITS)])
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT), str(KITS)]))
     done = subprocess.run(
         [sys.executable, str(KITS / script), *arguments],
         capture_output=True,
