@@ -14,7 +14,7 @@ Rows = Iterable[Row]
 MET = {True: "met", False: "missed", None: "open"}
 
 
-class Column(NamedTuple):
+class PlanColumn(NamedTuple):
     heading: str
     text: Callable[[Row], str]
     spare: int = 0
@@ -23,7 +23,7 @@ class Column(NamedTuple):
     """Whether it is words, which stand to the left and may take several lines."""
 
 
-Columns = Sequence[Column]
+Columns = Sequence[PlanColumn]
 
 
 def rate_columns(units: LatencyUnits) -> Columns:
@@ -37,20 +37,20 @@ def page_rate_columns(units: LatencyUnits) -> Columns:
 
 def candidate_columns(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
     """Of a candidate, for the terminal: its reason is told below the table."""
-    return [NAME, CAPACITY, *FLEET, *_limited(document, units), Column("", _status)]
+    return [NAME, CAPACITY, *FLEET, *_limited(document, units), PlanColumn("", _status)]
 
 
 def page_candidate_columns(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
     """Of a candidate, with the range of its GPUs and of its capacity, and what binds it."""
     return [
         NAME,
-        Column("Status", _told, prose=True),
-        Column("GPUs", gpus_words, prose=True),
-        Column("Bound by", _binds, prose=True),
-        Column("Replicas", lambda row: count(row["replicas"])),
-        Column("Requests/s a replica", _capacity, prose=True),
-        Column("at most", lambda row: number(row.get("bound_per_replica"))),
-        Column("$/hour", _money, prose=True),
+        PlanColumn("Status", _told, prose=True),
+        PlanColumn("GPUs", gpus_words, prose=True),
+        PlanColumn("Bound by", _binds, prose=True),
+        PlanColumn("Replicas", lambda row: count(row["replicas"])),
+        PlanColumn("Requests/s a replica", _capacity, prose=True),
+        PlanColumn("at most", lambda row: number(row.get("bound_per_replica"))),
+        PlanColumn("$/hour", _money, prose=True),
         *FLEET[-2:],
         *_limited(document, units),
         *_measured(latency("e2e_s", "p50"), units),
@@ -58,7 +58,7 @@ def page_candidate_columns(document: Mapping[str, Any], units: LatencyUnits) -> 
 
 
 def _measured(measure: Measure, units: LatencyUnits) -> Columns:
-    return [Column(measure.title, lambda row: units.words(measure, measure.value(row)))]
+    return [PlanColumn(measure.title, lambda row: units.words(measure, measure.value(row)))]
 
 
 def _tails(units: LatencyUnits, *statistics: str) -> Columns:
@@ -79,7 +79,7 @@ def _limited(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
 
         return text
 
-    return [Column(name, words(name)) for name in document["slo"] if name != "attainment"]
+    return [PlanColumn(name, words(name)) for name in document["slo"] if name != "attainment"]
 
 
 def _status(row: Row) -> str:
@@ -109,20 +109,20 @@ def _money(row: Row) -> str:
     return f"{text} ({dollars(span['low'])} to {dollars(span['high'])})"
 
 
-NAME = Column("Candidate", lambda row: str(row["name"]))
-CAPACITY = Column("Req/s each", lambda row: number(row["capacity_per_replica"]))
+NAME = PlanColumn("Candidate", lambda row: str(row["name"]))
+CAPACITY = PlanColumn("Req/s each", lambda row: number(row["capacity_per_replica"]))
 FLEET: Columns = [
-    Column("Replicas", lambda row: count(row["replicas"]), 1),
-    Column("GPUs", lambda row: count(gpu_count(row))),
-    Column("$/hour", lambda row: dollars(row["usd_per_hour"])),
-    Column("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 2),
-    Column("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 3),
+    PlanColumn("Replicas", lambda row: count(row["replicas"]), 1),
+    PlanColumn("GPUs", lambda row: count(gpu_count(row))),
+    PlanColumn("$/hour", lambda row: dollars(row["usd_per_hour"])),
+    PlanColumn("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 2),
+    PlanColumn("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 3),
 ]
-RATE = Column("Requests/s", lambda row: number(row["requests_per_s"]))
-MET_SLO = Column("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")
+RATE = PlanColumn("Requests/s", lambda row: number(row["requests_per_s"]))
+MET_SLO = PlanColumn("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")
 COUNTS: Columns = [
-    Column("Goodput", lambda row: percent(row["goodput"]["fraction"]), 1),
-    Column("Replications", lambda row: count(row["replications"]), 2),
+    PlanColumn("Goodput", lambda row: percent(row["goodput"]["fraction"]), 1),
+    PlanColumn("Replications", lambda row: count(row["replications"]), 2),
 ]
 
 
