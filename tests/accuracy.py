@@ -71,9 +71,11 @@ def on_a_card(output: str) -> str:
     [tokens], [decode], [mixed] = (
         read(output, pattern)[0]
         for pattern in (
-            r"Output tokens/s[^%]* ([+-]?[0-9.]+) %", r"decode +[0-9,]+ +([+-]?[0-9.]+) %", r"mixed +[0-9,]+ +([+-]?[0-9.]+) %",
+            r"Output tokens/s[^%]* ([+-]?[0-9.]+) %",
+            r"decode +[0-9,]+ +([+-]?[0-9.]+) %",
+            r"mixed +[0-9,]+ +([+-]?[0-9.]+) %",
         )
-    )  # fmt: skip
+    )
     told = ", ".join(f"{name} {error:+.1f} %" for name, error in rows.items())
     return (
         f"all decisions identical; output tokens/s {tokens:+.1f} %, {told}; decode steps {decode:+.1f} %, those with "
