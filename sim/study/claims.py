@@ -137,8 +137,16 @@ def load(name: str) -> FieldClaim:
 
 
 def _situation(table: dict[str, Any], path: Path) -> Situation:
-    runs = tuple(_made(ClaimRun, run, path) for run in table.pop("runs", []))
+    runs = tuple(_made(ClaimRun, {**run, "settings": _beside(run, path)}, path) for run in table.pop("runs", []))
     return _made(Situation, {**table, "runs": runs}, path)  # type: ignore[no-any-return]
+
+
+def _beside(run: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A run's settings; a file named from "./" on lies beside the claim's own."""
+    return {
+        key: str(path.parent / value) if isinstance(value, str) and value.startswith("./") else value
+        for key, value in run.get("settings", {}).items()
+    }
 
 
 def _made(kind: type, table: Mapping[str, Any], path: Path) -> Any:
