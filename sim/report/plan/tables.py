@@ -110,13 +110,13 @@ def _money(row: Row) -> str:
 
 
 NAME = Column("Candidate", lambda row: str(row["name"]))
-CAPACITY = Column("Req/s each", lambda row: number(row["capacity_per_replica"]))
+CAPACITY = Column("Req/s each", lambda row: number(row["capacity_per_replica"]), 1)
 FLEET: Columns = [
-    Column("Replicas", lambda row: count(row["replicas"]), 1),
+    Column("Replicas", lambda row: count(row["replicas"]), 2),
     Column("GPUs", lambda row: count(gpu_count(row))),
     Column("$/hour", lambda row: dollars(row["usd_per_hour"])),
-    Column("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 2),
-    Column("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 3),
+    Column("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 3),
+    Column("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 4),
 ]
 RATE = Column("Requests/s", lambda row: number(row["requests_per_s"]))
 MET_SLO = Column("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")
