@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
+from sim.report.fitted import Fitted
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.sentences import (
     answer,
@@ -31,6 +32,7 @@ from sim.results.metrics import verdicts
 from sim.results.paired import Paired
 from sim.results.verdict import clause_name
 
+MOST_DIGITS = 7
 SHOWN = ("mean", "p50", "p90", "p99", "max")
 # Measures of the table that has a row for each run, the most wanted first, with their headings.
 ROWS_OF = {
@@ -44,13 +46,14 @@ ROWS_OF = {
 VERDICTS = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("undefined", "yellow")}
 
 
-def latency_table(summary: Mapping[str, Any]) -> Table:
+def latency_table(summary: Mapping[str, Any], width: int = 80) -> Table:
     """TTFT, TPOT, ITL, E2E and queueing: one row each, in the unit that fits its p99."""
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
-    table.add_column("Latency", style="bold", width=8)
-    table.add_column("", width=2, style="dim")
+    # What a narrow terminal takes away is the room between the numbers, never the names and units.
+    table.add_column("Latency", style="bold", min_width=8, no_wrap=True)
+    table.add_column("", min_width=2, style="dim", no_wrap=True)
     for name in SHOWN:
-        table.add_column(name, justify="right", width=10)
+        table.add_column(name, justify="right", width=max(MOST_DIGITS, min(10, (width - 12) // len(SHOWN) - 2)))
     for label, unit, cells in latency_rows(summary, SHOWN, LatencyUnits.of([summary])):
         table.add_row(label, unit, *cells)
     return table
@@ -148,7 +151,14 @@ def summary_view(summary: Mapping[str, Any], *, warnings: Iterable[str] = ()) ->
     marked += [("*", text, "dim") for text in notes_of(summary)]
     first: list[RenderableType] = [Text(answer(summary), style="bold"), ""] if answer(summary) else []
     head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
-    parts: list[RenderableType] = [*first, *head, "", latency_table(summary), "", facts_table(summary)]
+    parts: list[RenderableType] = [
+        *first,
+        *head,
+        "",
+        Fitted(lambda width: latency_table(summary, width)),
+        "",
+        facts_table(summary),
+    ]
     return Group(*parts, "", remarks(marked)) if marked else Group(*parts)
 
 

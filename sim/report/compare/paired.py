@@ -63,11 +63,11 @@ def paired_tables(pairs: Mapping[str, Paired]) -> list[Table | Text]:
 
 def _table(rows: Mapping[str, Difference], width: int, *, median: bool) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
-    table.add_column("", style="bold", width=width, overflow="fold")
-    table.add_column("", style="dim", width=2)
+    table.add_column("", style="bold", min_width=width, max_width=width, overflow="fold", no_wrap=width <= 5)
+    table.add_column("", style="dim", min_width=2, no_wrap=True)
     for name, wide in (("mean", 7), ("95 % interval", 16), *([("median", 7)] if median else [])):
-        table.add_column(name, justify="right", width=wide)
-    table.add_column("", width=27, overflow="fold")
+        table.add_column(name, justify="right", min_width=wide, no_wrap=True)
+    table.add_column("", max_width=27, overflow="fold")
     for name, row in rows.items():
         unit, factor = _unit([row])
         cells = [signed(row.mean.value_s * factor), interval_text(row.mean, factor)]

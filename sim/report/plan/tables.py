@@ -110,13 +110,13 @@ def _money(row: Row) -> str:
 
 
 NAME = PlanColumn("Candidate", lambda row: str(row["name"]))
-CAPACITY = PlanColumn("Req/s each", lambda row: number(row["capacity_per_replica"]))
+CAPACITY = PlanColumn("Req/s each", lambda row: number(row["capacity_per_replica"]), 1)
 FLEET: Columns = [
-    PlanColumn("Replicas", lambda row: count(row["replicas"]), 1),
+    PlanColumn("Replicas", lambda row: count(row["replicas"]), 2),
     PlanColumn("GPUs", lambda row: count(gpu_count(row))),
     PlanColumn("$/hour", lambda row: dollars(row["usd_per_hour"])),
-    PlanColumn("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 2),
-    PlanColumn("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 3),
+    PlanColumn("$/Mtok", lambda row: dollars(row["usd_per_million_tokens"]), 3),
+    PlanColumn("Energy/Mtok", lambda row: energy(row["joules_per_million_tokens"]), 4),
 ]
 RATE = PlanColumn("Requests/s", lambda row: number(row["requests_per_s"]))
 MET_SLO = PlanColumn("SLO", lambda row: MET[row["met"]] if row["stable"] else "unstable")

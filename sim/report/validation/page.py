@@ -58,7 +58,7 @@ def render_validation(validation: Validation) -> str:
         request_heads=REQUEST_HEADS[:wide],
         requests=[row[:wide] for row in requests],
         model=document["steps"]["model"],
-        steps=step_table(document["steps"]),
+        steps=list(step_table(document["steps"])),
         worst=list(worst_lines(document["steps"])),
         stages=list(STAGES),
         attribution=list(attribution_table(document, units)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.report.fitted import in_parts
 from sim.report.terminal import remarks
 from sim.report.units import count
 from sim.report.validation.sentences import (
@@ -35,25 +36,16 @@ def validation_view(document: Document) -> RenderableType:
     parts += [Text("Twin check  ", style="bold").append(twin_line(document), style="default"), ""]
     steps = list(step_table(document["steps"]))
     if steps:
-        parts += [_table((f"Steps ({document['steps']['model']})", "steps", "bias", "MAPE", "P90"), steps), ""]
+        parts += [in_parts((f"Steps ({document['steps']['model']})", "steps", "bias", "MAPE", "P90"), steps), ""]
     rows = list(request_table(document["requests"], units))
     heads = ("Requests", "live", "predicted", "error", "spread")
     wide = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
-    parts += [_table(heads[:wide], [row[:wide] for row in rows]), ""]
+    parts += [in_parts(heads[:wide], [row[:wide] for row in rows]), ""]
     split = list(attribution_table(document, units))
     if split:
-        parts += [_table(("Why", "live", "error", *STAGES), split), ""]
+        parts += [in_parts(("Why", "live", "error", *STAGES), split), ""]
     texts = (*document["verdict"]["out"][1:], *notes(document), *document["inputs"].get("notes", []))
     return Group(*parts, remarks([("*", text, "dim") for text in texts]))
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], space: int = 2) -> Table:
-    table = Table(box=None, padding=(0, 0, 0, space), pad_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", style="" if place else "bold", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def collection_view(document: Document) -> RenderableType:
@@ -65,7 +57,7 @@ def collection_view(document: Document) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{word}: ", style=style).append(verdict["reason"], style="default")]
     parts += [Text(f"{count(twin['steps'])} live steps, {again}"), ""]
     heads = ("Errors in %", "steps", "bias", "MAPE", "TTFT90", "TPOT50", "E2E50", "E2E99", "out/s")
-    table = _table(heads, collection_table(document["records"]), space=1)
+    table = in_parts(heads, collection_table(document["records"]), gap=1)
     return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
 
 
