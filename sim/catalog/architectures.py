@@ -85,7 +85,7 @@ def _qwen3_moe(config: Config) -> dict[str, Any]:
     return {
         **_qwen3(config),
         "ffn": 0,
-        "experts": config.count("num_experts"),
+        "experts": config.either("num_experts", "num_local_experts"),
         "experts_per_token": config.count("num_experts_per_tok"),
         "expert_ffn": config.count("moe_intermediate_size"),
     }

@@ -96,13 +96,10 @@ class Decoder:
         return config.flag(flag.removesuffix("!"), flag.endswith("!"))
 
 
-def _listed_experts(count: str, visited: str, width: str) -> Callable[[Config, int], LayerPart]:
-    """Experts without a shared one, by the names of their keys."""
-
-    def part(config: Config, hidden: int) -> LayerPart:
-        return experts(hidden, config.count(count), config.count(visited), config.count(width), module="mlp")
-
-    return part
+def _own_experts(config: Config, hidden: int) -> LayerPart:
+    """Experts without a shared one, as wide as the MLP is elsewhere."""
+    count = config.either("num_local_experts", "num_experts")
+    return experts(hidden, count, config.count("num_experts_per_tok"), config.count("intermediate_size"))
 
 
 def _block_sparse(config: Config, hidden: int) -> LayerPart:
@@ -115,7 +112,7 @@ def _block_sparse(config: Config, hidden: int) -> LayerPart:
 def _qwen2_experts(config: Config, hidden: int) -> LayerPart:
     return experts(
         hidden,
-        config.count("num_experts", 60),
+        config.either("num_experts", "num_local_experts", default=60),
         config.count("num_experts_per_tok", 4),
         config.count("moe_intermediate_size", 1408),
         shared=config.count("shared_expert_intermediate_size", 5632),
@@ -132,7 +129,7 @@ DECODERS: Mapping[str, Family] = {
         norm="layer",
         head_bias="lm_head_bias",
         pattern=0,
-        expert_part=_listed_experts("num_local_experts", "num_experts_per_tok", "intermediate_size"),
+        expert_part=_own_experts,
     ),
     "glm4_moe": Decoder(
         head_norms="head", head_norms_key="use_qk_norm", output_bias=False, expert_part=deepseek_experts
@@ -140,10 +137,10 @@ DECODERS: Mapping[str, Family] = {
     "dots1": Decoder(head_norms="head", expert_part=deepseek_experts),
     "qwen2_moe": Decoder(qkv_bias="qkv_bias!", output_bias=False, expert_part=_qwen2_experts),
     "olmoe": Decoder(
-        head_norms="full", expert_part=_listed_experts("num_experts", "num_experts_per_tok", "intermediate_size")
+        head_norms="full", expert_part=_own_experts
     ),
     "granitemoe": Decoder(
-        expert_part=_listed_experts("num_local_experts", "num_experts_per_tok", "intermediate_size")
+        expert_part=_own_experts
     ),
     "glm": Decoder(output_bias=False),
     "glm4": Decoder(norms=4, output_bias=False),

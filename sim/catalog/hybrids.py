@@ -28,7 +28,7 @@ def _qwen3_hybrid(config: Config) -> Anatomy:
     """Qwen3-Next and Qwen3.5: gated delta nets, every fourth layer gated attention; experts, or an MLP without them."""
     hidden, layers, heads = config.count("hidden_size"), layers_of(config), config.count("num_attention_heads")
     dim = head_dim(config, 256)
-    count = config.optional("num_experts", 0)
+    count = config.either("num_experts", "num_local_experts", default=0)
     own_mlp = set(config.counts("mlp_only_layers") or ())
     step = max(1, config.count("decoder_sparse_step", 1))
     mixers = {

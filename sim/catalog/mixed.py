@@ -16,6 +16,7 @@ from sim.catalog.readings import (
     deepseek_experts,
     layers_of,
     mtp_left_out,
+    overridden,
     sparse_layers,
     windows_of,
 )  # fmt: skip
@@ -47,11 +48,12 @@ def _gemma4(config: Config) -> Anatomy:
 
     def of(index: int, window: int) -> Block:
         kind, kept = (WINDOWED if window else FULL), index < layers - reused
-        dim = dims[kind]
+        own = overridden(config, index)
+        dim = own.get("head_dim", dims[kind])
         mixer = attention(
             hidden,
             heads,
-            kv_heads[kind],
+            own.get("num_key_value_heads", kv_heads[kind]),
             dim,
             window=window,
             bias=bias,
@@ -144,13 +146,15 @@ def _step(config: Config) -> Anatomy:
     if isinstance(listed, list) and len(listed) == layers + further:  # those of the MTP layers stand behind
         config = Config(config.path, {**config.table, "layer_types": listed[:layers]}, config.prefix)
     windows = windows_of(config, layers, 1, 0)
-    own = config.optional("num_sliding_attention_heads", 0) or heads
-    mixers = {
-        window: attention(
-            hidden, own if window else heads, kv_heads, dim, window=window, vectors=2 * dim, gate=1
-        )
-        for window in set(windows)
-    }  # fmt: skip
+    near = config.optional("num_sliding_attention_heads", 0) or heads
+    if isinstance(config.table.get("attention_other_setting"), dict):
+        other = Config(config.path, config.section("attention_other_setting"), "attention_other_setting.")
+        near = other.count("num_attention_heads", near)
+
+    def mixer(index: int, window: int) -> LayerPart:
+        own = overridden(config, index).get("num_attention_heads", near if window else heads)
+        return attention(hidden, own, kv_heads, dim, window=window, vectors=2 * dim, gate=1)
+
     first = config.count("first_k_dense_replace", 3)
     routed = experts(
         hidden,
@@ -162,7 +166,7 @@ def _step(config: Config) -> Anatomy:
     dense = mlp(hidden, config.count("intermediate_size", 11264))
     return Anatomy(
         layers=[
-            layer(mixers[window], dense if index < first else routed, vectors=2 * hidden)
+            layer(mixer(index, window), dense if index < first else routed, vectors=2 * hidden)
             for index, window in enumerate(windows)
         ],
         tied=config.flag("tie_word_embeddings", False),

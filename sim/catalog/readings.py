@@ -67,6 +67,23 @@ def sparse_layers(config: Config, layers: int) -> list[bool]:
     return [index >= first and index % every == 0 for index in range(layers)]
 
 
+def overridden(config: Config, index: int) -> dict[str, int]:
+    """What transformers' `per_layer_config` says of the so many-th layer alone."""
+    table = config.table.get("per_layer_config")
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise InputError(f"{config.path}: {config.prefix}per_layer_config must be an object")
+    entry = next((each for key, each in table.items() if key.isdecimal() and key.lstrip("0") == str(index or "")), None)
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        raise InputError(f"{config.path}: {config.prefix}per_layer_config.{index} must be an object")
+    inner = Config(config.path, entry, f"{config.prefix}per_layer_config.{index}.")
+    keys = ("head_dim", "num_attention_heads", "num_key_value_heads")
+    return {key: inner.count(key) for key in keys if entry.get(key) is not None}
+
+
 def windows_of(config: Config, layers: int, pattern: int, default: int) -> list[int]:
     """The window of each layer, 0 where it attends everything: as `layer_types` lists it, else by the family's rule."""
     tokens = config.optional("sliding_window", default)

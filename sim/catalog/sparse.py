@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sim.catalog.hf_config import Config
 from sim.catalog.layers import Anatomy, LayerPart, attention, experts, latent, layer, mlp
-from sim.catalog.readings import Family, deepseek_experts, layers_of, mtp_left_out, sparse_layers
+from sim.catalog.readings import WINDOWED, Family, deepseek_experts, layers_of, mtp_left_out, sparse_layers
 from sim.specs.blocks import Cache, Matrix, Span, State, whole
 from traces.schema import InputError
 
@@ -65,7 +65,7 @@ def _deepseek_v4(config: Config) -> Anatomy:
     groups, output_rank = max(1, config.count("o_groups")), config.count("o_lora_rank")
     index_heads, index_dim = config.count("index_n_heads"), config.count("index_head_dim")
     ways, window = config.count("hc_mult", 4), config.count("sliding_window", 128)
-    ratios = config.counts("compress_ratios") or []
+    ratios = config.counts("compress_ratios") or _ratios(config, layers)
     if len(ratios) < layers or any(not 0 <= ratio <= 2**20 for ratio in ratios):
         raise InputError(f"{config.path}: compress_ratios must have a number from 0 for each of {layers} layers")
     connections = 2 * ((ways * ways + 2 * ways) * (ways * hidden + 1) + 3)
@@ -120,13 +120,35 @@ def _deepseek_v4(config: Config) -> Anatomy:
         )
 
     mixers = {ratio: mixer(ratio) for ratio in set(ratios[:layers])}
+    hashed = _hashed(config, layers)
+    # Layers that route by a token's hash have nothing to correct.
+    by_hash = routed._replace(vectors=0)
     return Anatomy(
-        layers=[layer(mixers[ratio], routed, vectors=2 * hidden + connections) for ratio in ratios[:layers]],
+        layers=[
+            layer(mixers[ratio], by_hash if index < hashed else routed, vectors=2 * hidden + connections)
+            for index, ratio in enumerate(ratios[:layers])
+        ],
         tied=config.flag("tie_word_embeddings", False),
         beside=ways * ways * hidden + ways + 1,
         counted=mtp_left_out(config),
         unpriced="no kernel for its compressed attention and its hyper-connections is modelled",
     )
+
+
+def _hashed(config: Config, layers: int) -> int:
+    """Layers, the first ones, whose experts a token's id names."""
+    kinds = config.kinds("mlp_layer_types", ("hash_moe", "moe"), layers)
+    return config.count("num_hash_layers", 3) if kinds is None else kinds.count("hash_moe")
+
+
+def _ratios(config: Config, layers: int) -> list[int]:
+    """How many tokens each layer compresses to one, as transformers writes it: by the layers' kinds."""
+    rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+    if config.table.get("compress_rates") is not None:
+        table = Config(config.path, config.section("compress_rates"), "compress_rates.")
+        rates = {kind: table.count(kind, rate) for kind, rate in rates.items()}
+    kinds = config.kinds("layer_types", (WINDOWED, *rates), layers)
+    return [rates.get(kind, 0) for kind in kinds or []]
 
 
 def _fp4(matrix: Matrix) -> Matrix:

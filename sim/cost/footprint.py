@@ -240,23 +240,25 @@ def _kv(model: ModelSpec) -> str:
 
 def _attended(model: ModelSpec, tokens: int) -> tuple[int, str]:
     """Bytes of a sequence's KV that lie in the windows of its layers, and how they come about ("" without a window)."""
-    window = model.attention_window
     if model.blocks:
-        kinds = [kind for kind in model.kv_kinds() if kind.token_bytes]
-        held = sum(
-            kind.layers * kind.token_bytes * (min(tokens, kind.window_tokens) if kind.window_tokens else tokens)
-            for kind in kinds
-        )
-        if window is None or tokens <= window.span_tokens:
-            return held, ""
-        parts = (
-            f"{kind.layers} x {min(tokens, kind.window_tokens or tokens):,} tokens x {kind.token_bytes:,} B"
-            for kind in kinds
-        )
-        return held, " + ".join(parts)
+        return _attended_blocks(model, tokens)
+    window = model.attention_window
     layer_bytes = model.layer_kv_bytes_per_token(SINGLE)
     if window is None or tokens <= window.span_tokens:
         return tokens * model.kv_bytes_per_token, ""
     held = model.full_layers * tokens + window.layers * window.span_tokens
     full = f"{model.full_layers} x {tokens:,} + " if model.full_layers else ""
     return held * layer_bytes, f"({full}{window.layers} layers x {window.span_tokens:,} tokens) x {layer_bytes:,} B"
+
+
+def _attended_blocks(model: ModelSpec, tokens: int) -> tuple[int, str]:
+    """The same of layers of several kinds."""
+    spans = [
+        (kind, min(tokens, kind.window_tokens) if kind.window_tokens else tokens)
+        for kind in model.kv_kinds()
+        if kind.token_bytes
+    ]
+    held = sum(kind.layers * kind.token_bytes * span for kind, span in spans)
+    if all(span == tokens for _, span in spans):
+        return held, ""
+    return held, " + ".join(f"{kind.layers} x {span:,} tokens x {kind.token_bytes:,} B" for kind, span in spans)
