@@ -111,6 +111,8 @@ def _specs(name: str, settings: Settings) -> list[ModelSpec]:
     spec = model_named(name)
     if spec.experts:
         raise InputError(f"model {spec.name!r} routes experts, which cannot be measured yet; name a dense model")
+    if spec.blocks:
+        raise InputError(f"model {spec.name!r} has layers of several kinds, which cannot be measured yet")
     if settings.layers:
         spec = replace(spec, name=f"{spec.name}@{settings.layers}", layers=settings.layers, sliding_layers=0)
     dtype = settings.dtype or None

@@ -173,7 +173,10 @@ class Scenario:
 
     model: str = setting("llama-3.1-8b", "Model (sim list models), a TOML file, or a Hugging Face config.json.")
     dtype: str = setting("auto", "Type of the activations: fp32, fp16, bf16; auto is the model's own.")
-    weights: str = setting("auto", "Type of the weights: the activations', fp8, int8, int4; auto is the model's own.")
+    weights: str = setting(
+        "auto",
+        "Type of the weights: the activations', fp8, int8, int4, nvfp4, mxfp4, int4-g32 ...; auto is the model's own.",
+    )
     gpu: str = setting("h100", "GPU (sim list gpus), or a TOML file.")
     tp: int = setting(1, "GPUs that share one replica's layers (tensor parallelism).", Bound(1, MAX_TP))
     replicas: int = setting(1, "Replicas behind the router.", Bound(1, 10_000))

@@ -44,6 +44,7 @@ class CheckpointConfig:
 def check_supported(spec: ModelSpec) -> None:
     """Raises InputError, naming the families that can be run, for a model of another kind."""
     other = {
+        "layers of several kinds": bool(spec.blocks),
         "latent attention (MLA)": spec.is_latent,
         "norms other than RMSNorm": spec.norm != "rms",
         "four norms a layer": spec.post_norms,

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sim.catalog.hf import from_hf_config
+from sim.catalog.hf import from_hf_config, from_table
+from sim.catalog.hf_config import Config
 from sim.specs.model import GpuSpec, ModelSpec
 from traces import documents, files
 from traces.schema import InputError
@@ -76,6 +77,7 @@ def _model_row(model: ModelSpec) -> Row:
         "dtype": model.dtype,
         "weight_bytes": model.weight_bytes,
         "kv_bytes_per_token": model.kv_bytes_per_token,
+        "state_bytes": model.state_bytes,
         "source": model.source,
     }
 
@@ -143,7 +145,15 @@ def _key(name: str) -> str:
 
 
 def _read_model(path: Path) -> ModelSpec:
-    return _build(ModelSpec, path, documents.toml(path))
+    """A model by the fields of ModelSpec, or by [config], the keys of its published config.json."""
+    table = documents.toml(path)
+    if "config" not in table:
+        return _build(ModelSpec, path, table)
+    config = _table(path, table, "config")
+    table.pop("aliases", None)
+    if set(table) != {"name", "source"} or not all(isinstance(text, str) for text in table.values()):
+        raise InputError(f"{path}: beside [config] there must be the texts name and source, and aliases if any")
+    return from_table(Config(path, config, "config."), **table)
 
 
 def _read_gpu(path: Path) -> GpuSpec:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sim.catalog.hf_config import Config
+from sim.catalog.readings import mtp_left_out
 from traces.schema import InputError
 
 
@@ -84,7 +85,7 @@ def _qwen3_moe(config: Config) -> dict[str, Any]:
     return {
         **_qwen3(config),
         "ffn": 0,
-        "experts": config.count("num_experts"),
+        "experts": config.either("num_experts", "num_local_experts"),
         "experts_per_token": config.count("num_experts_per_tok"),
         "expert_ffn": config.count("moe_intermediate_size"),
     }
@@ -105,6 +106,22 @@ def _opt(config: Config) -> dict[str, Any]:
         "attention_output_bias": bias,
         "mlp_bias": bias,
         "learned_positions": config.count("max_position_embeddings") + 2,
+    }
+
+
+def _phi3(config: Config) -> dict[str, Any]:
+    return {
+        **_gated(config),
+        **_window(config, config.optional("sliding_window", 0), config.count("num_hidden_layers")),
+        "kv_heads": config.count("num_key_value_heads", config.count("num_attention_heads")),
+    }
+
+
+def _gemma(config: Config) -> dict[str, Any]:
+    return {
+        **_gated(config, tied=True),
+        "kv_heads": config.count("num_key_value_heads", 16),
+        "head_dim": config.count("head_dim", 256),
     }
 
 
@@ -162,10 +179,10 @@ def _deepseek_v2(config: Config) -> dict[str, Any]:
         **_gated(config),
         "kv_heads": config.count("num_key_value_heads", config.count("num_attention_heads")),
         "head_dim": nope + rope,
-        "experts": config.count("n_routed_experts"),
+        "experts": config.either("n_routed_experts", "num_routed_experts", "num_local_experts"),
         "experts_per_token": config.count("num_experts_per_tok"),
         "expert_ffn": width,
-        "shared_expert_ffn": width * config.optional("n_shared_experts", 0),
+        "shared_expert_ffn": width * config.either("n_shared_experts", "num_shared_experts", default=0),
         "leading_dense_layers": config.count("first_k_dense_replace", 0),
         "kv_lora_rank": config.count("kv_lora_rank"),
         "q_lora_rank": config.optional("q_lora_rank", 1536),
@@ -176,7 +193,7 @@ def _deepseek_v2(config: Config) -> dict[str, Any]:
 
 
 def _deepseek_v3(config: Config) -> dict[str, Any]:
-    return {**_deepseek_v2(config), "router_bias": True}
+    return {**_deepseek_v2(config), "router_bias": True, "counted": mtp_left_out(config)}
 
 
 ARCHITECTURES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
@@ -187,6 +204,8 @@ ARCHITECTURES: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
     "opt": _opt,
+    "phi3": _phi3,
+    "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "gpt_oss": _gpt_oss,

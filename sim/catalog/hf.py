@@ -1,100 +1,252 @@
-"""A ModelSpec from a Hugging Face config.json. It reads that one file only: no weights, no network, no code."""
+"""A ModelSpec from a Hugging Face checkpoint: its config.json, and beside it what quantisers and safetensors wrote.
+
+No weights are read, no network is used, no code of a checkpoint is run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sim.catalog.architectures import ARCHITECTURES
-from sim.catalog.hf_config import Config
+from sim.catalog.decoders import DECODERS
+from sim.catalog.hf_config import REQUIRED, Config
+from sim.catalog.hybrids import HYBRIDS
+from sim.catalog.layers import Anatomy, typed, uniform
+from sim.catalog.mixed import MIXED
+from sim.catalog.quantization import Scheme, scheme_of
+from sim.catalog.safetensors import checkpoint_bytes
+from sim.catalog.sparse import SPARSE
+from sim.catalog.towers import DEFAULTS, tower_of
+from sim.specs.blocks import Block
 from sim.specs.model import ModelSpec
+from sim.specs.parallel import SINGLE
 from traces.schema import InputError
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "half": "fp16", "float": "fp32"}
-_GEMMA3 = {
-    "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131_072,
+LOADED_AS = {"fp32": "bf16"}
+"""What engines load a type as where nothing else is asked for: vLLM's `dtype=auto` makes float32, and an absent type,
+bf16 (config/model.py, `_resolve_auto_dtype`)."""
+ALIASES = {
+    **dict.fromkeys(("aquila", "yi", "granite", "internlm3", "smollm3", "helium"), "llama"),
+    **dict.fromkeys(("ministral", "ministral3"), "mistral"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), "qwen2"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_text"), "qwen3"),
+    **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text"), "qwen3_moe"),
+    **dict.fromkeys(("kimi_k2", "kimi_k25"), "deepseek_v3"),
+    "phi4": "phi3",
+    "glm4v_text": "glm4",
+    "glm4v_moe_text": "glm4_moe",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "gemma4": "gemma4_text",
+    "nemotron-nas": "nemotron_nas",
+    "deci": "nemotron_nas",
 }
-"""Defaults of transformers' Gemma3TextConfig."""
+"""Families that are another's under a new name, or whose text model another's is."""
+FAMILIES = {**HYBRIDS, **SPARSE, **MIXED, **DECODERS}
+"""By `model_type`: families of which each layer is described for itself."""
+_TEXTS = ("text_config", "llm_config", "language_config")
+
+
+def supported() -> list[str]:
+    """Every `model_type` that can be read."""
+    return [*ARCHITECTURES, *FAMILIES, *ALIASES]
 
 
 def from_hf_config(path: str | Path) -> ModelSpec:
     """The model that a Hugging Face `config.json` describes, named after its folder.
 
     Raises InputError naming the file and the key when the architecture is unknown, a key is missing or of the wrong
-    type, or the file asks for what is not modelled (a quantisation other than fp8, AWQ and GPTQ).
+    type, or the file asks for what is not modelled.
     """
-    config = _text_model(Config.read(Path(path)))
-    kind = config.table.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise InputError(
-            f"{config.path}: model_type = {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}, gemma3"
-        )
+    whole = Config.read(Path(path))
+    return from_table(whole, name=whole.path.resolve().parent.name, source=str(whole.path), beside=True)
+
+
+def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -> ModelSpec:
+    """The same of a table that was read already; with `beside` what lies beside its file is read too."""
+    config = _text_model(whole)
+    kind = config.table["model_type"]
+    scheme = scheme_of(config, whole, beside=beside)
     dtype = _dtype(config)
-    keys = {**_common(config), **ARCHITECTURES[kind](config)}
-    try:
-        return ModelSpec(
-            name=config.path.resolve().parent.name,
-            source=str(config.path),
-            dtype=dtype,
-            kv_dtype=dtype,
-            weights=_weights(config),
-            **keys,
-        )
-    except InputError as error:
-        raise InputError(f"{config.path}: {error}") from None
-
-
-def _text_model(config: Config) -> Config:
-    """The language model of a Gemma 3 that sees images, whose file leaves out what is as in the class."""
-    if config.table.get("model_type") != "gemma3":
-        return config
-    own: dict[str, Any] = {
-        key: config.table[key] for key in ("dtype", "torch_dtype", "quantization_config") if key in config.table
+    common = _common(config)
+    counted: list[str] = []
+    tower = tower_of(whole, counted)
+    keys: dict[str, Any] = {
+        "name": name,
+        "source": source,
+        "dtype": dtype,
+        "kv_dtype": scheme.kv_dtype if scheme and scheme.kv_dtype else dtype,
+        "weights": scheme.weights if scheme else "auto",
     }
-    return Config(config.path, {**_GEMMA3, **own, **config.section("text_config"), "model_type": "gemma3_text"})
+    try:
+        if kind in ARCHITECTURES:
+            spec = ModelSpec(**keys, **{**common, **ARCHITECTURES[kind](config), "beside": tower})
+            if spec.layers <= _MOST_LAYERS and scheme is not None:
+                spec = _with_types(spec, uniform(spec), scheme)
+        else:
+            spec = _with_blocks(FAMILIES[kind](config), common, keys, scheme, tower)
+        counted = [text for text in (spec.counted, *counted) if text]
+        spec = replace(spec, counted="; ".join(counted))
+        if beside:
+            spec = replace(spec, checkpoint_bytes=checkpoint_bytes(whole.path.parent, spec))
+    except InputError as error:
+        sentence = str(error)
+        raise InputError(sentence if str(whole.path) in sentence else f"{whole.path}: {sentence}") from None
+    return spec
 
 
-def _weights(config: Config) -> str:
-    """The type of the weights; of quantised ones, those whose bytes are known."""
-    if config.table.get("quantization_config") is None:
-        return "auto"
-    table = config.section("quantization_config")
-    method, bits, group = (table.get(key) for key in ("quant_method", "bits", "group_size"))
-    if method == "fp8":
-        return "fp8"
-    if (method, bits) in (("awq", 4), ("gptq", 4), ("gptq", 8)) and group == 128:
-        return f"int{bits}"
-    raise InputError(
-        f"{config.path}: quantization_config with quant_method = {method!r}, bits = {bits!r}, group_size = {group!r} "
-        "is not supported; supported are fp8, and awq with 4 bits or gptq with 4 or 8 bits in groups of 128"
+_MOST_LAYERS = 10_000
+
+
+def _with_types(spec: ModelSpec, layers: Sequence[Block], scheme: Scheme) -> ModelSpec:
+    """The model with blocks where its matrices are of several types, and else as it is."""
+    blocks = typed(layers, scheme)
+    kinds = {
+        matrix.weights for block in blocks for matrix in block.matrices if matrix.modules and matrix.name != "router"
+    }
+    if kinds == {"auto"}:
+        return spec
+    if kinds == {"plain"}:
+        return replace(spec, weights="auto")
+    return _main_type(replace(spec, **_uniform_as_blocks(spec), blocks=blocks))
+
+
+def _uniform_as_blocks(spec: ModelSpec) -> dict[str, Any]:
+    """Fields whose arithmetic the blocks have taken over."""
+    return {"kv_lora_rank": 0, "q_lora_rank": 0, "qk_rope_head_dim": 0, "qk_nope_head_dim": 0, "v_head_dim": 0}
+
+
+def _main_type(spec: ModelSpec) -> ModelSpec:
+    """Where the checkpoint names no type for all, the one that most of its quantised parameters have becomes it."""
+    if spec.weights != "auto":
+        return spec
+    sizes: dict[str, int] = {}
+    for block in spec.blocks:
+        for matrix in block.matrices:
+            k, n = matrix.sides(SINGLE)
+            kind = matrix.weights if matrix.weights != "plain" else "auto"
+            sizes[kind] = sizes.get(kind, 0) + block.layers * matrix.count * k * n
+    kinds = {kind: size for kind, size in sizes.items() if kind != "auto"}
+    if not kinds:
+        return spec
+    main = max(kinds, key=lambda kind: kinds[kind])
+    swap = {"auto": "plain", main: "auto"}
+    blocks = tuple(
+        replace(
+            block,
+            matrices=tuple(replace(each, weights=swap.get(each.weights, each.weights)) for each in block.matrices),
+        )
+        for block in spec.blocks
+    )
+    return replace(spec, weights=main, blocks=blocks)
+
+
+def _with_blocks(
+    shape: Anatomy, common: dict[str, Any], keys: dict[str, Any], scheme: Scheme | None, tower: int
+) -> ModelSpec:
+    """A model of layers of several kinds; the fields that describe it are those of its largest kinds."""
+    blocks = typed(shape.layers, scheme)
+    caches = [block.cache for block in blocks if block.cache]
+    attended = max(caches, key=lambda cache: (cache.window_tokens == 0, cache.heads), default=None)
+    windowed = [block for block in blocks if block.window_tokens]
+    fields: dict[str, Any] = {
+        **common,
+        "layers": len(shape.layers),
+        "ffn": max((_width(block, "mlp down") for block in blocks), default=0),
+        "experts": max(block.experts for block in blocks),
+        "experts_per_token": max(block.visited for block in blocks),
+        "expert_ffn": max(_width(block, "expert down") for block in blocks),
+        "shared_expert_ffn": max(_width(block, "shared expert down") for block in blocks),
+        "tied_embeddings": shape.tied,
+        "norm": shape.norm,
+        "sliding_window_tokens": max((block.window_tokens for block in windowed), default=0),
+        "sliding_layers": sum(block.layers for block in windowed),
+    }
+    if fields["experts"]:
+        fields["leading_dense_layers"] = sum(block.layers for block in blocks if not block.experts)
+    if attended is not None:
+        fields |= {
+            "heads": attended.heads,
+            "kv_heads": attended.kv_heads or attended.heads,
+            "head_dim": attended.key_dim,
+        }
+    beside = shape.beside + tower
+    spec = ModelSpec(
+        **keys, **fields, blocks=blocks, beside=beside, counted=shape.counted, unpriced=shape.unpriced
+    )  # fmt: skip
+    return _main_type(spec)
+
+
+def _width(block: Block, name: str) -> int:
+    return next((matrix.sides(SINGLE)[0] for matrix in block.matrices if matrix.name == name), 0)
+
+
+def _text_model(whole: Config) -> Config:
+    """The language model of a checkpoint, with what its class has where a file leaves it out, and its family."""
+    kind = whole.table.get("model_type")
+    config = whole
+    for key in _TEXTS:
+        if isinstance(whole.table.get(key), dict) and whole.table[key]:
+            config = _inner(whole, key)
+            break
+    else:
+        if kind == "gemma3":
+            whole.section("text_config")
+    own = config.table.get("model_type")
+    for name in (own, kind):
+        if isinstance(name, str):
+            family = ALIASES.get(name, name)
+            if family in ARCHITECTURES or family in FAMILIES:
+                return Config(config.path, {**DEFAULTS.get(str(kind), {}), **config.table, "model_type": family})
+    shown = kind if own in (None, kind) else own
+    raise InputError(f"{whole.path}: model_type = {shown!r} is not supported; supported are {', '.join(supported())}")
+
+
+def _inner(whole: Config, key: str) -> Config:
+    """The inner table, with what stands outside of it and holds for it as well."""
+    inner = whole.section(key)
+    outer = ("dtype", "torch_dtype", "quantization_config", "compression_config", "tie_word_embeddings")
+    shared = {name: whole.table[name] for name in outer if whole.table.get(name) is not None}
+    kind = ALIASES.get(str(whole.table.get("model_type")), whole.table.get("model_type"))
+    return Config(
+        whole.path,
+        {"model_type": kind, **shared, **{k: v for k, v in inner.items() if v is not None or k not in shared}},
     )
 
 
 def _dtype(config: Config) -> str:
-    """`dtype` since transformers 4.56, `torch_dtype` before."""
+    """The type that engines load; `dtype` since transformers 4.56, `torch_dtype` before."""
     text = config.table.get("dtype") or config.table.get("torch_dtype") or "float32"
+    if isinstance(text, str) and text.startswith("torch."):
+        text = text.removeprefix("torch.")
     if not isinstance(text, str) or text not in _DTYPES:
         raise InputError(f"{config.path}: dtype = {text!r} is none of {', '.join(_DTYPES)}")
-    return _DTYPES[text]
+    return LOADED_AS.get(_DTYPES[text], _DTYPES[text])
 
 
 def _common(config: Config) -> dict[str, Any]:
-    heads = config.count("num_attention_heads")
+    heads = config.count("num_attention_heads", 1 if config.table["model_type"] in HYBRIDS else REQUIRED)
     hidden = config.count("hidden_size")
     head_dim = hidden // heads if heads > 0 else 0
-    if "head_dim" not in config.table and heads > 0 and hidden % heads:
+    if (
+        config.table.get("head_dim") is None
+        and heads > 0
+        and hidden % heads
+        and config.table["model_type"] in ARCHITECTURES
+    ):
         raise InputError(f"{config.path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     return {
-        "layers": config.count("num_hidden_layers"),
+        "layers": config.count("num_hidden_layers", 1 if config.table["model_type"] == "nemotron_h" else REQUIRED),
         "hidden": hidden,
         "heads": heads,
-        "head_dim": config.count("head_dim", head_dim),
+        "kv_heads": heads,
+        "head_dim": config.count("head_dim", max(1, head_dim)),
         "vocab": config.count("vocab_size"),
         "max_context_tokens": _context_tokens(config),
     }
@@ -107,7 +259,7 @@ def _context_tokens(config: Config) -> int:
     since 5. llama3 scaling, and that of Gemma 3, is already in `max_position_embeddings`; linear, dynamic and yarn
     multiply the length that they start from.
     """
-    positions = config.count("max_position_embeddings")
+    positions = config.count("max_position_embeddings", config.table.get("model_max_length") or REQUIRED)
     if config.table["model_type"] == "gemma3_text":
         return positions
     key = "rope_parameters" if config.table.get("rope_parameters") is not None else "rope_scaling"
@@ -116,10 +268,12 @@ def _context_tokens(config: Config) -> int:
         return positions
     if not isinstance(rope, dict):
         raise InputError(f"{config.path}: {key} must be an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", "llama3", "longrope", "su"):
+    if any(isinstance(each, dict) for each in rope.values()):  # rules by the kind of layer: the widest is the model's
         return positions
-    if kind not in ("linear", "dynamic", "yarn"):
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "llama3", "longrope", "su", "mrope", "proportional"):
+        return positions
+    if kind not in ("linear", "dynamic", "yarn", "deepseek_yarn"):
         raise InputError(f"{config.path}: {key}.rope_type = {kind!r} is not supported")
     factor = rope.get("factor", 1.0)
     original = rope.get("original_max_position_embeddings") or positions

@@ -14,9 +14,10 @@ REQUIRED = object()
 class Config:
     """The JSON object, with lookups that name the file and the key that is wrong."""
 
-    def __init__(self, path: Path, table: dict[str, Any]) -> None:
+    def __init__(self, path: Path, table: dict[str, Any], prefix: str = "") -> None:
         self.path = path
         self.table = table
+        self.prefix = prefix
 
     @classmethod
     def read(cls, path: Path) -> Config:
@@ -30,15 +31,20 @@ class Config:
         """The object at `key`."""
         value = self._get(key, REQUIRED)
         if not isinstance(value, dict):
-            raise InputError(f"{self.path}: {key} must be an object")
+            raise InputError(f"{self.path}: {self.prefix}{key} must be an object")
         return value
 
     def count(self, key: str, default: object = REQUIRED) -> int:
         """The whole number at `key`; a null counts as absent."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{self.path}: {key} = {value!r} must be a whole number")
+            raise InputError(f"{self.path}: {self.prefix}{key} = {value!r} must be a whole number")
         return value
+
+    def either(self, *keys: str, default: object = REQUIRED) -> int:
+        """The whole number at the first of these spellings that is there; the first is named where none is."""
+        key = next((key for key in keys if self.table.get(key) is not None), keys[0])
+        return self.count(key, default)
 
     def optional(self, key: str, default: int) -> int:
         """The whole number at `key`; a null is 0, and only an absent one the default."""
@@ -48,18 +54,41 @@ class Config:
         """The truth value at `key`; a null counts as absent."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {key} = {value!r} must be true or false")
+            raise InputError(f"{self.path}: {self.prefix}{key} = {value!r} must be true or false")
+        return value
+
+    def counts(self, key: str) -> list[int] | None:
+        """The list of whole numbers at `key`; None where it is absent or null."""
+        value = self.table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(isinstance(x, bool) or not isinstance(x, int) for x in value):
+            raise InputError(f"{self.path}: {self.prefix}{key} must be a list of whole numbers")
+        return value
+
+    def kinds(self, key: str, known: tuple[str, ...], layers: int) -> list[str] | None:
+        """The list at `key` of a kind for each of so many layers; None where it is absent or null."""
+        value = self.table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(kind not in known for kind in value):
+            names = f"{', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else known[0]
+            raise InputError(f"{self.path}: {self.prefix}{key} must be a list of {names}")
+        if len(value) != layers:
+            raise InputError(
+                f"{self.path}: {self.prefix}{key} has {len(value)} entries, one for each of {layers} layers is needed"
+            )
         return value
 
     def demand(self, key: str, expected: object, meaning: str) -> None:
         """Refuse a variant that the arithmetic would get wrong."""
         if self._get(key, expected) != expected:
-            raise InputError(f"{self.path}: {key} = {self.table[key]!r} is not supported ({meaning})")
+            raise InputError(f"{self.path}: {self.prefix}{key} = {self.table[key]!r} is not supported ({meaning})")
 
     def _get(self, key: str, default: object) -> object:
         value = self.table.get(key)
         if value is not None:
             return value
         if default is REQUIRED:
-            raise InputError(f"{self.path}: key {key!r} is missing")
+            raise InputError(f"{self.path}: key {self.prefix + key!r} is missing")
         return default

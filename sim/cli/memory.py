@@ -16,7 +16,10 @@ from traces.schema import InputError
 @click.option("--gpu", help="GPUs, such as h100,l40s, or TOML files; left out, all of the catalog.")
 @click.option("--tp", type=int, help="GPUs that share the model; left out, the fewest that do.")
 @click.option("--dtype", help="Type of the activations and plain weights: fp32, fp16, bf16.")
-@click.option("--weights", help="Type of the weight matrices: that of the activations, or fp8, int8, int4.")
+@click.option(
+    "--weights",
+    help="Type of the weight matrices: that of the activations, or fp8, int8, int4, nvfp4, mxfp4, int4-g32 ...",
+)
 @click.option("--kv-dtype", help="Type of the KV cache: fp32, fp16, bf16, fp8, int8, int4.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON, in bytes.")
 def memory(

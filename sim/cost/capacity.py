@@ -34,6 +34,7 @@ class KvCapacity:
 
     With layers offloaded, `weight_bytes` and `block_bytes` are what stays on the GPU, buffers included; the
     blocks that the host memory left beside the offloaded weights can hold are `host_blocks`, None without a limit.
+    `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them.
     """
 
     usable_bytes: int
@@ -43,16 +44,17 @@ class KvCapacity:
     block_bytes: int
     block_tokens: int
     host_blocks: int | None = None
+    state_bytes: int = 0
 
     @property
     def needed_bytes(self) -> int:
         """What must fit before the first block."""
-        return self.weight_bytes + self.activation_bytes + self.overhead_bytes
+        return self.weight_bytes + self.activation_bytes + self.overhead_bytes + self.state_bytes
 
     @property
     def blocks(self) -> int:
         """KV blocks, each holding `block_tokens` tokens of all layers; below 1 the model does not fit."""
-        blocks = (self.usable_bytes - self.needed_bytes) // self.block_bytes
+        blocks = (self.usable_bytes - self.needed_bytes) // max(1, self.block_bytes)
         return blocks if self.host_blocks is None else min(blocks, self.host_blocks)
 
     @property
@@ -98,6 +100,7 @@ def memory_plan(
         (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens,
         block_tokens,
         moved.host_blocks(model, parallel, block_tokens),
+        max_num_seqs * model.gpu_state_bytes(parallel) if model.blocks else 0,
     )
 
 
@@ -159,19 +162,26 @@ def activation_bytes(model: ModelSpec, parallel: Parallel, max_num_batched_token
     A layer holds the residual stream and its input, plus the widest of: projected and attended heads; the MLP's
     projection and activation; the same for every expert a token visits.
     """
-    heads = sum(gemm.n for gemm in model.attention_gemms(parallel)[:-1]) + model.attention_gemms(parallel)[-1].k
-    dense, shared, expert = (
-        sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
-        for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
+    widest = (
+        max(block.activation_width(parallel) for block in model.blocks) if model.blocks else _widest(model, parallel)
     )
-    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
-    widest = max(heads, dense, shared + experts)
     forward = max_num_batched_tokens * (2 * model.hidden + widest) * model.element_bytes
     rows = min(max_num_seqs, max_num_batched_tokens)
     sampling = (
         max_num_batched_tokens * model.hidden * model.element_bytes + rows * model.vocab * SAMPLING_BYTES_PER_LOGIT
     )
     return max(forward, sampling)
+
+
+def _widest(model: ModelSpec, parallel: Parallel) -> int:
+    """Values that the widest part of a layer makes of one token."""
+    heads = sum(gemm.n for gemm in model.attention_gemms(parallel)[:-1]) + model.attention_gemms(parallel)[-1].k
+    dense, shared, expert = (
+        sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
+        for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
+    )
+    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
+    return max(heads, dense, shared + experts)
 
 
 def _check_settings(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sim.cost.capacity import KvCapacity, activation_bytes, memory_plan, possible_splits
+from sim.specs.blocks import matrix_type
 from sim.specs.bounds import Bound
 from sim.specs.dtypes import KV_TYPES
 from sim.specs.gpu import GpuSpec
@@ -55,7 +56,9 @@ class Footprint:
     """The card: bytes of a model and of `batch` sequences of `tokens` tokens, and where they fit.
 
     `kv_attended_bytes` is what of a sequence's KV is still attended after its last token: less than all of it where
-    layers have a window. `step_tokens` and `seats` are what activations were estimated for. Formulas are texts with the
+    layers have a window. `state_bytes_per_sequence` is what linear attention and Mamba keep of a sequence, whatever its
+    length; `counted` says what parameters leave out or include. `step_tokens` and `seats` are what activations were
+    estimated for. Formulas are texts with the
     numbers filled in.
     """
 
@@ -74,6 +77,8 @@ class Footprint:
     kv_attended_bytes: int
     kv_attended_formula: str
     kv_bytes: int
+    state_bytes_per_sequence: int
+    counted: str
     activation_bytes: int
     step_tokens: int
     seats: int
@@ -139,7 +144,7 @@ def footprint(
             activation_bytes=planned.activation_bytes,
             overhead_bytes=planned.overhead_bytes,
             kv_bytes=blocks * planned.block_bytes,
-            sequences=blocks // sequence_blocks,
+            sequences=min(blocks // sequence_blocks, seats if model.state_bytes else blocks),
         )
 
     def fit(gpu: GpuSpec) -> Fit:
@@ -180,6 +185,8 @@ def footprint(
         kv_attended_bytes=attended,
         kv_attended_formula=attended_formula,
         kv_bytes=batch * one,
+        state_bytes_per_sequence=model.state_bytes,
+        counted=model.counted,
         activation_bytes=activation_bytes(model, split, max_num_batched_tokens, seats),
         step_tokens=max_num_batched_tokens,
         seats=seats,
@@ -192,13 +199,33 @@ def footprint(
 def _weights(model: ModelSpec) -> str:
     """How the weights' bytes come about."""
     parameters = f"{model.parameters:,} parameters"
+    if model.checkpoint_bytes:
+        return f"{parameters}: what the checkpoint's safetensors files hold"
+    if model.blocks:
+        return f"{parameters}: {_types(model)}"
     if model.weight_dtype == model.dtype:
         return f"{parameters} x {model.element_bytes} B"
     return f"{parameters}: matrices in {model.weight_dtype} with their scales, the rest in {model.dtype}"
 
 
+def _types(model: ModelSpec) -> str:
+    """The types of the matrices of layers of several kinds, the one with most parameters first."""
+    sizes: dict[str, int] = {}
+    for block in model.blocks:
+        for matrix in block.matrices:
+            kind = matrix_type(matrix, model.weights, model.dtype)
+            sizes[kind] = sizes.get(kind, 0) + block.layers * matrix.parameters(SINGLE)
+    named = sorted((kind for kind in sizes if kind != model.dtype), key=lambda kind: -sizes[kind])
+    if not named:
+        return f"{model.element_bytes} B each"
+    return ", ".join(f"{sizes[kind]:,} in {kind}" for kind in named) + f", the rest in {model.dtype}; scales included"
+
+
 def _kv(model: ModelSpec) -> str:
     """How a token's KV comes about, without its sum."""
+    if model.blocks:
+        parts = [f"{kind.layers} layers x {kind.token_bytes:,} B" for kind in model.kv_kinds() if kind.token_bytes]
+        return " + ".join(parts) or "no layer keeps any"
     kind = KV_TYPES[model.kv_dtype]
     width = model.latent_width if model.is_latent else model.head_dim
     elements = f"{width} / 2 B" if kind.bits == 4 else f"{width} x {kind.bits // 8} B"
@@ -213,6 +240,8 @@ def _kv(model: ModelSpec) -> str:
 
 def _attended(model: ModelSpec, tokens: int) -> tuple[int, str]:
     """Bytes of a sequence's KV that lie in the windows of its layers, and how they come about ("" without a window)."""
+    if model.blocks:
+        return _attended_blocks(model, tokens)
     window = model.attention_window
     layer_bytes = model.layer_kv_bytes_per_token(SINGLE)
     if window is None or tokens <= window.span_tokens:
@@ -220,3 +249,16 @@ def _attended(model: ModelSpec, tokens: int) -> tuple[int, str]:
     held = model.full_layers * tokens + window.layers * window.span_tokens
     full = f"{model.full_layers} x {tokens:,} + " if model.full_layers else ""
     return held * layer_bytes, f"({full}{window.layers} layers x {window.span_tokens:,} tokens) x {layer_bytes:,} B"
+
+
+def _attended_blocks(model: ModelSpec, tokens: int) -> tuple[int, str]:
+    """The same of layers of several kinds."""
+    spans = [
+        (kind, min(tokens, kind.window_tokens) if kind.window_tokens else tokens)
+        for kind in model.kv_kinds()
+        if kind.token_bytes
+    ]
+    held = sum(kind.layers * kind.token_bytes * span for kind, span in spans)
+    if all(span == tokens for _, span in spans):
+        return held, ""
+    return held, " + ".join(f"{kind.layers} x {span:,} tokens x {kind.token_bytes:,} B" for kind, span in spans)

@@ -14,7 +14,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.interpolation import Guide
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Row
-from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
 
 _MOST_POINTS = 1024
@@ -66,7 +66,7 @@ class Kernels:
     def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str, weights: str | None = None) -> None:
         self.gpu, self.eff = gpu, eff
         peak, memory = gpu.flops_per_s(dtype), gpu.memory_bytes_per_s
-        self.computes_fp8 = weights == "fp8" and gpu.fp8_flops_per_s > 0
+        self.computes_fp8 = weights in ("fp8", "mxfp8") and gpu.fp8_flops_per_s > 0
         self._flops_per_s = peak * eff.gemm_compute
         self._linear_flops_per_s = (gpu.fp8_flops_per_s if self.computes_fp8 else peak) * eff.gemm_compute
         self._attention_flops_per_s = peak * eff.prefill_attention_compute
@@ -79,7 +79,7 @@ class Kernels:
         self._element_bytes = DTYPE_BYTES[dtype]
         self._input_bytes = 1 if self.computes_fp8 else self._element_bytes
         self._kv = KV_TYPES[kv_dtype]
-        self._weights = WEIGHT_TYPES[weights or dtype]
+        self._weights = weight_type(weights or dtype)
 
     def gemm_s(self, m: float, k: int, n: int) -> float:
         """[m, k] times [k, n], never quantised: both operands read and the result written once."""
@@ -154,6 +154,32 @@ class Kernels:
         read_s = self._kv.vector_bytes(latent_width) / self._kv_bytes_per_s
         product_s = 2.0 * heads * (latent_width + kv_lora_rank) / self._decode_flops_per_s
         return self.eff.decode_program_s / self.gpu.sms, max(read_s, product_s)
+
+    def attention_of(self, heads: int, kv_heads: int, key_dim: int, value_dim: int) -> Affine:
+        """As `prefill_attention`, of keys and values that may differ in width."""
+        vectors = self._kv.vector_bytes(key_dim) + self._kv.vector_bytes(value_dim)
+        return self._prefill(heads, key_dim + value_dim, kv_heads * vectors / self._stream_bytes_per_s)
+
+    def decode_of(self, kv_heads: int, key_dim: int, value_dim: int) -> tuple[float, float]:
+        """As `decode_attention`, of keys and values that may differ in width."""
+        vectors = self._kv.vector_bytes(key_dim) + self._kv.vector_bytes(value_dim)
+        row_s = self.eff.decode_program_s * kv_heads / self.gpu.sms
+        return row_s, kv_heads * vectors / self._kv_bytes_per_s
+
+    def index_of(self, heads: int, dim: int, key_bytes: int) -> tuple[Affine, float]:
+        """(a slice, a token of a decode row's context) of an indexer: each of its heads scores each key, which is read
+        once (DeepSeek-V3.2, arXiv 2512.02556, equation 1)."""
+        pair_s = 2.0 * heads * dim / self._attention_flops_per_s
+        read_s = key_bytes / self._kv_bytes_per_s
+        return Affine(pair_s, 0.0, key_bytes / self._stream_bytes_per_s), max(pair_s, read_s)
+
+    def moved_s(self, moved_bytes: float) -> float:
+        """Bytes that stream between a kernel and the device's memory, without its launch."""
+        return moved_bytes / self._stream_bytes_per_s
+
+    def attention_flops_s(self, flops: float) -> float:
+        """FLOPs at the rate of prefill attention."""
+        return flops / self._attention_flops_per_s
 
     def small_s(self, moved_bytes: float) -> float:
         """An elementwise or reduction kernel that moves so many bytes."""

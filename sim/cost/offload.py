@@ -34,7 +34,11 @@ class Offload:
         return self.weight_layers > 0 or self.kv_layers > 0
 
     def check(self, model: ModelSpec) -> None:
-        """Raise InputError unless the model has so many layers."""
+        """Raise InputError unless the model has so many layers, all alike."""
+        if self and model.blocks:
+            raise InputError(
+                f"offload moves layers that are alike, and those of {model.name} are of {len(model.blocks)} kinds"
+            )
         for key in ("weight_layers", "kv_layers"):
             if not 0 <= getattr(self, key) <= model.layers:
                 raise InputError(
@@ -78,6 +82,8 @@ class Offload:
 
     def gpu_kv_bytes_per_token(self, model: ModelSpec, parallel: Parallel) -> int:
         """GPU memory for the KV of one token; the buffers must hold all that a step may read of two layers."""
+        if not self.kv_layers:
+            return model.gpu_kv_bytes_per_token(parallel)
         layers = model.layers - self.kv_layers + min(BUFFERS, self.kv_layers)
         return layers * model.layer_kv_bytes_per_token(parallel)
 

@@ -51,12 +51,13 @@ class Operations:
         self._model, self._parallel, self._tables = model, parallel, tables
         self.by_tokens: dict[str, list[Launches]] = {}
         self.by_rows: dict[str, list[Launches]] = {}
-        self._matrices()
-        self._small()
-        if model.experts:
-            self._experts()
+        if not model.blocks:  # layers of several kinds are the roofline's
+            self._matrices()
+            self._small()
+            if model.experts:
+                self._experts()
         self._rows()
-        if parallel.tp > 1:
+        if parallel.tp > 1 and not model.blocks:
             message = model.hidden * model.element_bytes
             kernel = tables.kernel("all_reduce", op="all_reduce", gpus=parallel.tp)
             self._add("all-reduce", [(2 * model.layers, kernel, message)])
@@ -155,7 +156,7 @@ class MeasuredAttention:
         # A window with sinks attends as many tokens as a plain one of the same span.
         spans = [(0, model.layers - windowed), (window.span_tokens if window else 0, windowed)]
         self._windows = {span: layers for span, layers in spans if layers}
-        latent = model.is_latent
+        latent = model.is_latent or bool(model.blocks)
         self._prefill = None if latent else self._kernels("prefill_attention")
         self._decode = None if latent else self._kernels("decode_attention", width=1)
         self._mixed = None if latent else self._kernels("mixed_attention")

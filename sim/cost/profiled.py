@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolation import MEASURED, ROOFLINE, ContextCost, Line, Price
-from sim.cost.layers import row_terms, token_terms
+from sim.cost.layers import row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
 from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, total
@@ -269,7 +269,7 @@ class Profiled(Roofline):
         return min(captured, self.max_graph_tokens)
 
     def _tokens(self, computed: int) -> Terms:
-        roofs = token_terms(self.model, self.kernels, self.parallel, computed)
+        roofs = self._roof_terms(computed)
         return self._best(roofs, self._operations.by_tokens, computed)
 
     def _rows(self, rows: int) -> Terms:

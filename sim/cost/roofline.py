@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from sim.cost.attention import Attention
+from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
 from sim.cost.efficiency import Efficiency
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
@@ -55,7 +56,8 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention", "_context_s", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_row_memo",
+        "_attention", "_by_type", "_context_s", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain",
+        "_row_memo",
         "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model", "parallel",
         "window",
     )  # fmt: skip
@@ -74,21 +76,26 @@ class Roofline:
     ) -> None:
         model.check_parallel(parallel)
         gpu.check_group(parallel.tp)
+        if model.unpriced:
+            raise InputError(f"model {model.name!r} has no price, so that it cannot be run: {model.unpriced}")
         if max_graph_tokens < 1:
             raise InputError(f"max_graph_tokens = {max_graph_tokens} must be at least 1")
         self.model, self.parallel = model, parallel
         self.cuda_graphs, self.max_graph_tokens = cuda_graphs, max_graph_tokens
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
-        self.window = model.attention_window if window == "model" else window
-        self._attention = Attention(model, self.kernels, parallel, self.window)
+        self.window = model.attended_window if window == "model" else window
+        self._attention = _attention(model, self.kernels, parallel, self.window)
+        self._by_type = ByType(model, gpu, self.efficiency) if model.blocks else None
         self._context_s = self._attention.context_s
-        self._stream = Stream(model, self.kernels, parallel, self._attention, offload) if offload else None
+        self._stream = None
+        if offload is not None and not isinstance(self._attention, BlockAttention):
+            self._stream = Stream(model, self.kernels, parallel, self._attention, offload)
         self._plain = self.window is None and self._stream is None
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
-        self._eager_s = launch_s * (launches(model, parallel) + _HEAD_LAUNCHES)
+        self._eager_s = launch_s * (_launches(model, parallel) + _HEAD_LAUNCHES)
         self._token_memo: dict[int, float] = {}
         self._row_memo: dict[int, float] = {}
         self._decode_memo: dict[int, tuple[float, float, float]] = {}
@@ -237,6 +244,12 @@ class Roofline:
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""
         computed = min(graph_tokens(tokens), self.max_graph_tokens) if self._in_graph(tokens) else tokens
+        return self._roof_terms(computed)
+
+    def _roof_terms(self, computed: int) -> Terms:
+        """The same of so many tokens computed, padding included."""
+        if self._by_type is not None:
+            return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed)
         return token_terms(self.model, self.kernels, self.parallel, computed)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
@@ -256,6 +269,27 @@ class Roofline:
             return self._piecewise_s if shape.prefills else 0.0
         kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
         return self._eager_s + self._kernel_s * kinds
+
+
+def _launches(model: ModelSpec, parallel: Parallel) -> int:
+    return block_launches(model, parallel) if model.blocks else launches(model, parallel)
+
+
+def _attention(
+    model: ModelSpec, kernels: Kernels, parallel: Parallel, window: AttentionWindow | None
+) -> Attention | BlockAttention:
+    """Attention of all layers.
+
+    Raises InputError for a window other than the model's on layers of several kinds.
+    """
+    if not model.blocks:
+        return Attention(model, kernels, parallel, window)
+    if window != model.attended_window:
+        raise InputError(
+            f"model {model.name!r} has layers of several kinds, whose own windows cannot be exchanged for one of "
+            f"{window.span_tokens if window else 0} tokens; choose an allocator that drops no tokens"
+        )
+    return BlockAttention(model, kernels, parallel)
 
 
 def _total_s(memo: dict[int, float], size: int, terms: Terms) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from sim.cost.tables import Table, Value
-from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, WEIGHT_TYPES
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
 
 LEAST_US = 0.5
@@ -62,7 +62,7 @@ def _n(row: Fields, name: str) -> float:
 def _gemm(row: Fields) -> _Work:
     m, k, n = _n(row, "tokens"), _n(row, "k"), _n(row, "n")
     weight, dtype = str(row["weight_dtype"]), str(row["dtype"])
-    moved = WEIGHT_TYPES[weight].matrix_bytes(int(k), int(n)) + _input_bytes(row) * m * k + DTYPE_BYTES[dtype] * m * n
+    moved = weight_type(weight).matrix_bytes(int(k), int(n)) + _input_bytes(row) * m * k + DTYPE_BYTES[dtype] * m * n
     return 2.0 * m * k * n, moved, "fp8" if weight in ("fp8", "int8") else dtype
 
 
@@ -75,7 +75,7 @@ def _experts(row: Fields) -> _Work:
     """Only what every routing needs: the rows' FLOPs, and the weights of the experts that one token visits."""
     rows, k, n = _n(row, "tokens") * _n(row, "experts_per_token"), _n(row, "k"), _n(row, "n")
     weight = str(row["weight_dtype"])
-    moved = _n(row, "experts_per_token") * WEIGHT_TYPES[weight].matrix_bytes(int(k), int(n))
+    moved = _n(row, "experts_per_token") * weight_type(weight).matrix_bytes(int(k), int(n))
     return 2.0 * rows * k * n, moved, "fp8" if weight in ("fp8", "int8") else str(row["dtype"])
 
 

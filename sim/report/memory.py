@@ -32,6 +32,10 @@ def _formulas(card: Footprint) -> Table:
     ]
     if card.kv_attended_formula:
         rows.append(("in its windows", card.kv_attended_bytes, card.kv_attended_formula))
+    if card.state_bytes_per_sequence:
+        rows.append(
+            ("State a sequence", card.state_bytes_per_sequence, "whatever its length; set aside for every seat")
+        )
     held = f"{_sequences(card.batch)} x {size_of(card.kv_bytes_per_sequence)}"
     rows.append(("KV of the batch", card.kv_bytes, held))
     peak = f"of a GPU, estimated: a step of {count(card.step_tokens)} tokens, or sampling {count(card.seats)}"
@@ -75,6 +79,8 @@ def _notes(card: Footprint) -> str:
     ]
     if card.kv_attended_formula:
         texts.append("Paged blocks hold all layers in full; the allocator windowed gives back what no window attends.")
+    if card.counted:
+        texts.append(f"Parameters: {card.counted}.")
     reasons: dict[str, list[str]] = {}
     for fit in card.gpus:
         if fit.why:

@@ -257,7 +257,7 @@ def _window(model: ModelSpec, layout: Layout) -> AttentionWindow | None:
     """The window that the allocator keeps to, in the layers that have one or else in all; or the model's own."""
     if layout.recent_tokens:
         return AttentionWindow(layout.recent_tokens, layout.sink_tokens, model.sliding_layers or model.layers)
-    return model.attention_window
+    return model.attended_window
 
 
 def _host_blocks(scenario: Scenario, memory: KvPool, no_swap: str) -> int:

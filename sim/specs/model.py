@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sim.specs.blocks import Block, Cache, KvKind, kv_kinds
 from sim.specs.checks import MAX_COUNT, check_choice, check_count
-from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, QUANTISED, WEIGHT_TYPES
+from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, is_quantised, weight_type
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -59,6 +60,11 @@ class ModelSpec:
     `norm` is "rms" (weights) or "layer" (weights and biases), two a layer, four with `post_norms`; `head_sinks` is one
     more logit per head (gpt-oss); `learned_positions` counts the rows of a position table (OPT), 0 with rotary
     embeddings. `dtype` is that of the activations; `weights` that of the matrices, "auto" the same.
+    `blocks`: layers of several kinds (`sim.specs.blocks`), which then say all of the layers' arithmetic; the fields
+    above describe the largest kind. `beside` counts parameters outside the layers that are neither embedding nor last
+    norm (an image encoder, a bias of the LM head): in `dtype`, on every GPU. `checkpoint_bytes` is what the files of
+    the weights hold, 0 where nobody looked. `counted` says in words what the numbers leave out or include, `unpriced`
+    why no step of the model can be priced.
     Raises InputError, in one sentence, when the numbers cannot be a model.
     """
 
@@ -98,11 +104,18 @@ class ModelSpec:
     dtype: str = "bf16"
     weights: str = "auto"
     kv_dtype: str = "bf16"
+    blocks: tuple[Block, ...] = ()
+    beside: int = 0
+    checkpoint_bytes: int = 0
+    counted: str = ""
+    unpriced: str = ""
 
     def __post_init__(self) -> None:
         self._check_counts()
         self._check_types()
         where = f"model {self.name!r}"
+        if self.blocks and sum(block.layers for block in self.blocks) != self.layers:
+            raise InputError(f"{where}: layers = {self.layers} is not the sum of its blocks' layers")
         if self.heads % self.kv_heads:
             raise InputError(f"{where}: heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.experts and not (1 <= self.experts_per_token <= self.experts and self.expert_ffn):
@@ -130,7 +143,9 @@ class ModelSpec:
             check_count(where, key, getattr(self, key), 0, LARGEST.get(key, MAX_COUNT))
         check_count(where, "sliding_layers", self.sliding_layers, least=0, most=self.layers)
         check_count(where, "leading_dense_layers", self.leading_dense_layers, 0, self.layers if self.experts else 0)
-        check_count(where, "ffn", self.ffn, least=1 if self.dense_layers else 0)
+        check_count(where, "ffn", self.ffn, least=1 if self.dense_layers and not self.blocks else 0)
+        for key in ("beside", "checkpoint_bytes"):
+            check_count(where, key, getattr(self, key), 0, 10**15)
         latent = ("q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
         check_count(where, "kv_lora_rank", self.kv_lora_rank, least=0)
         for key in latent:
@@ -142,13 +157,17 @@ class ModelSpec:
         where = f"model {self.name!r}"
         check_choice(where, "norm", self.norm, NORMS)
         check_choice(where, "dtype", self.dtype, tuple(DTYPE_BYTES))
-        check_choice(where, "weights", self.weights, ("auto", *WEIGHT_TYPES))
+        if self.weights != "auto":
+            try:
+                weight_type(self.weights)
+            except InputError as error:
+                raise InputError(f"{where}: weights = {self.weights!r} is none of auto, {error}") from None
         check_choice(where, "kv_dtype", self.kv_dtype, tuple(KV_TYPES))
-        if self.weights in QUANTISED and self.dtype == "fp32":
+        if self.weights != "auto" and is_quantised(self.weights) and self.dtype == "fp32":
             raise InputError(f"{where}: {self.weights} weights need fp16 or bf16 activations, and dtype is fp32")
         if self.kv_dtype == "int4" and self.head_dim % 2:
             raise InputError(f"{where}: an int4 KV cache needs an even head_dim, and it is {self.head_dim}")
-        if self.is_latent and KV_TYPES[self.kv_dtype].scale_bytes:
+        if (self.is_latent or any(each.rank for each in self.caches)) and KV_TYPES[self.kv_dtype].scale_bytes:
             raise InputError(
                 f"{where}: an {self.kv_dtype} KV cache keeps scales per head, and latent attention has no heads in its "
                 f"cache; known are {', '.join(name for name, kind in KV_TYPES.items() if not kind.scale_bytes)}"
@@ -157,13 +176,28 @@ class ModelSpec:
     def with_dtypes(
         self, dtype: str | None = None, kv_dtype: str | None = None, weights: str | None = None
     ) -> ModelSpec:
-        """The same model in other types: the cache follows `dtype` unless told, and so do weights that are "auto"."""
+        """The same model in other types: the cache follows `dtype` unless told, and so do weights that are "auto".
+
+        With `weights`, all matrices that the model's own checkpoint quantises take that type.
+        """
+        blocks, files_bytes = self.blocks, self.checkpoint_bytes
+        if (weights and weights != self.weights) or (dtype and dtype != self.dtype):
+            files_bytes = 0
+        if weights and weights != self.weights:
+            blocks = tuple(block.unified() for block in blocks)
         return replace(
             self,
             dtype=dtype or self.dtype,
             kv_dtype=kv_dtype or dtype or self.kv_dtype,
             weights=weights or self.weights,
+            blocks=blocks,
+            checkpoint_bytes=files_bytes,
         )
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The caches of its blocks that have one."""
+        return tuple(block.cache for block in self.blocks if block.cache)
 
     @property
     def element_bytes(self) -> int:
@@ -197,15 +231,31 @@ class ModelSpec:
 
     @property
     def attention_window(self) -> AttentionWindow | None:
-        """The window of the layers that have one."""
+        """The window of the layers that have one, beyond which their KV need not be kept."""
         if not self.sliding_window_tokens:
             return None
         return AttentionWindow(self.sliding_window_tokens, 0, self.sliding_layers)
 
     @property
+    def attended_window(self) -> AttentionWindow | None:
+        """The most tokens that some layers attend: those of a window, or those that an indexer chooses (DSA)."""
+        chosen = [block for block in self.blocks if block.cache and block.cache.top_tokens]
+        if self.sliding_window_tokens or not chosen:
+            return self.attention_window
+        tokens = max(block.cache.top_tokens for block in chosen if block.cache)
+        return AttentionWindow(tokens, 0, sum(block.layers for block in chosen))
+
+    @property
     def full_layers(self) -> int:
-        """Layers that attend the whole context."""
+        """Layers that keep the whole context."""
+        if self.blocks:
+            return sum(block.layers for block in self.blocks if block.token_bytes("fp8") and not block.window_tokens)
         return self.layers - self.sliding_layers
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the constant state of one sequence in all layers (linear attention, Mamba)."""
+        return self.gpu_state_bytes(SINGLE)
 
     @property
     def dense_layers(self) -> int:
@@ -225,6 +275,13 @@ class ModelSpec:
     @property
     def active_parameters(self) -> int:
         """Parameters without the experts that a token does not visit."""
+        if self.blocks:
+            routed = ((block.layers, matrix) for block in self.blocks for matrix in block.matrices if matrix.is_routed)
+            idle = (
+                layers * matrix.parameters(SINGLE) // matrix.count * (matrix.count - matrix.visited)
+                for layers, matrix in routed
+            )
+            return self.parameters - sum(idle)
         expert = _count(self.expert_gemms(SINGLE)) + self._biases(self.expert_gemms(SINGLE))
         return self.parameters - self.expert_layers * (self.experts - self.experts_per_token) * expert
 
@@ -241,6 +298,8 @@ class ModelSpec:
     @property
     def flops_per_token(self) -> int:
         """FLOPs of the layers' matrix products for one token: no attention scores, no LM head (2 per weight)."""
+        if self.blocks:
+            return 2 * sum(block.layers * block.visited_parameters for block in self.blocks)
         attention, mlp = _count(self.attention_gemms(SINGLE)), _count(self.mlp_gemms(SINGLE))
         everywhere = self.layers * attention + self.dense_layers * mlp
         experts = self.experts_per_token * _count(self.expert_gemms(SINGLE)) + _count(self.shared_gemms(SINGLE))
@@ -257,6 +316,8 @@ class ModelSpec:
 
     def divides(self, parallel: Parallel) -> bool:
         """Whether `tp` GPUs can share every layer evenly."""
+        if self.blocks:
+            return parallel.tp <= MAX_TP and all(block.divides(parallel.tp) for block in self.blocks)
         widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
         kv_fits = self.is_latent or self.kv_heads % parallel.tp == 0 or parallel.tp % self.kv_heads == 0
         return parallel.tp <= MAX_TP and kv_fits and all(width % parallel.tp == 0 for width in widths)
@@ -266,7 +327,12 @@ class ModelSpec:
         return max(1, self.kv_heads // parallel.tp)
 
     def layer_kv_bytes_per_token(self, parallel: Parallel) -> int:
-        """Bytes that one token's KV takes in one layer on one of `tp` GPUs; a latent is on every GPU in full."""
+        """Bytes that one token's KV takes in one layer on one of `tp` GPUs; a latent is on every GPU in full.
+
+        With `blocks`, the mean of the layers that keep any, rounded up.
+        """
+        if self.blocks:
+            return -(-self.gpu_kv_bytes_per_token(parallel) // max(1, self.full_layers + self.sliding_layers))
         kind = KV_TYPES[self.kv_dtype]
         if self.is_latent:
             return kind.vector_bytes(self.latent_width)
@@ -274,7 +340,24 @@ class ModelSpec:
 
     def gpu_kv_bytes_per_token(self, parallel: Parallel) -> int:
         """Bytes that one token's KV takes on one of `tp` GPUs."""
+        if self.blocks:
+            return sum(block.layers * block.token_bytes(self.kv_dtype, parallel) for block in self.blocks)
         return self.layers * self.layer_kv_bytes_per_token(parallel)
+
+    def gpu_state_bytes(self, parallel: Parallel) -> int:
+        """Bytes that one sequence's constant state takes on one of `tp` GPUs."""
+        return sum(kind.layers * kind.sequence_bytes for kind in self.kv_kinds(parallel))
+
+    def kv_kinds(self, parallel: Parallel = SINGLE) -> tuple[KvKind, ...]:
+        """What the layers keep on one of `tp` GPUs, layers that keep alike together."""
+        if self.blocks:
+            return kv_kinds(self.blocks, self.kv_dtype, self.dtype, parallel)
+        token = self.layer_kv_bytes_per_token(parallel)
+        kinds = (
+            KvKind(self.full_layers, token, 0, 0),
+            KvKind(self.sliding_layers, token, self.sliding_window_tokens, 0),
+        )
+        return tuple(kind for kind in kinds if kind.layers)
 
     def attention_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
         """The projections around attention, on one of `tp` GPUs; the last is the output's.
@@ -316,6 +399,8 @@ class ModelSpec:
 
     def gpu_parameters(self, parallel: Parallel) -> int:
         """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated."""
+        if self.blocks:
+            return sum(block.layers * block.parameters(parallel) for block in self.blocks) + self._outside(parallel)
         dense, expert = (
             sum(count * gemm.k * gemm.n for gemm, count in self._matrices(parallel, kind))
             + self._vectors(parallel, kind)
@@ -324,18 +409,37 @@ class ModelSpec:
         return self.dense_layers * dense + self.expert_layers * expert + self._outside(parallel)
 
     def gpu_weight_bytes(self, parallel: Parallel) -> int:
-        """Bytes of the weights on one of `tp` GPUs, scales included."""
+        """Bytes of the weights on one of `tp` GPUs, scales included.
+
+        Where the checkpoint's files were read, what they hold more or less than the arithmetic is shared evenly.
+        """
+        computed = self._computed_bytes(parallel)
+        if not self.checkpoint_bytes:
+            return computed
+        return max(0, computed + -(-(self.checkpoint_bytes - self._computed_bytes(SINGLE)) // parallel.tp))
+
+    def _computed_bytes(self, parallel: Parallel) -> int:
+        """The same by the arithmetic alone."""
+        if self.blocks:
+            layers = (block.layers * block.weight_bytes(self.weights, self.dtype, parallel) for block in self.blocks)
+            return sum(layers) + self._outside(parallel) * self._plain_bytes()
         dense, expert = (self._layer_bytes(parallel, kind) for kind in (True, False))
         layers_bytes = self.dense_layers * dense + self.expert_layers * expert
         return layers_bytes + self._outside(parallel) * self._plain_bytes()
 
     def last_layers_weight_bytes(self, layers: int, parallel: Parallel) -> int:
-        """Bytes of the weights of the last `layers` layers on one of `tp` GPUs."""
+        """Bytes of the weights of the last `layers` layers on one of `tp` GPUs; of mean layers with `blocks`."""
+        if self.blocks:
+            return -(
+                -layers
+                * (self._computed_bytes(parallel) - self._outside(parallel) * self._plain_bytes())
+                // self.layers
+            )
         dense = max(0, layers - self.expert_layers)
         return dense * self._layer_bytes(parallel, True) + (layers - dense) * self._layer_bytes(parallel, False)
 
     def _layer_bytes(self, parallel: Parallel, dense: bool) -> int:
-        kind = WEIGHT_TYPES[self.weight_dtype]
+        kind = weight_type(self.weight_dtype)
         matrices = self._matrices(parallel, dense)
         matrices_bytes = sum(count * kind.matrix_bytes(gemm.k, gemm.n) for gemm, count in matrices)
         return matrices_bytes + self._vectors(parallel, dense) * self._plain_bytes()
@@ -373,7 +477,7 @@ class ModelSpec:
     def _outside(self, parallel: Parallel) -> int:
         """Parameters outside the layers: embeddings, LM head, positions and the last norm."""
         tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // parallel.tp) * self.hidden
-        return self._norm() + tables + self.learned_positions * self.hidden
+        return self._norm() + tables + self.learned_positions * self.hidden + self.beside
 
 
 def _count(gemms: tuple[Gemm, ...]) -> int:

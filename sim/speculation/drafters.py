@@ -52,6 +52,11 @@ class Drafter:
                     f"{target.name!r} one of {target.vocab}; drafts must be the target's tokens"
                 )
             return cls("draft-model", draft_model, settings.shape)
+        if target.blocks:
+            raise InputError(
+                f"speculation.drafter {settings.drafter!r} is one more layer of the target's, and those of "
+                f"{target.name!r} are of several kinds; choose ngram, or draft-model with speculation.draft_model"
+            )
         name = f"{settings.drafter} of {target.name}"
         layer = replace(target, name=name, layers=1, leading_dense_layers=0, sliding_window_tokens=0, sliding_layers=0)
         return cls(settings.drafter, layer, settings.shape)
