@@ -230,8 +230,8 @@ def _kv(model: ModelSpec) -> str:
     width = model.latent_width if model.is_latent else model.head_dim
     elements = f"{width} / 2 B" if kind.bits == 4 else f"{width} x {kind.bits // 8} B"
     if model.is_latent:
-        parts = f"({model.kv_lora_rank} + {model.qk_rope_head_dim})"
-        return f"{model.layers} layers x {parts} x {kind.bits // 8} B"
+        ranks = f"({model.kv_lora_rank} + {model.qk_rope_head_dim})"
+        return f"{model.layers} layers x {ranks} x {kind.bits // 8} B"
     if kind.scale_bytes:
         elements = f"({elements} + {kind.scale_bytes} B)"
     heads = f"{model.kv_heads} KV head{'s' if model.kv_heads > 1 else ''}"

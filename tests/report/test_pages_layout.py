@@ -80,8 +80,9 @@ def candidate(name: str, **changed: Any) -> dict[str, Any]:
 def a_plan() -> str:
     unfinished = candidate(
         "a100-80, tp 2", gpus={"low": 10, "likely": None, "high": None}, usd_range=None,
-        capacity_per_replica=None, range_per_replica=None, usd_per_million_tokens=None, joules_per_million_tokens=None, slo_values=None,
-        binds=None, status="not finished", reason="needs at least 10 GPUs; how many more is not known yet", pareto=False,
+        capacity_per_replica=None, range_per_replica=None, usd_per_million_tokens=None,
+        joules_per_million_tokens=None, slo_values=None, binds=None, status="not finished",
+        reason="needs at least 10 GPUs; how many more is not known yet", pareto=False,
         ttft_s=None, tpot_s=None, e2e_s=None,
     )  # fmt: skip
     rows = [candidate("h100, tp 1"), candidate("mi300x, tp 8", usd_per_hour=70.0, **latencies(1.76)), unfinished]
