@@ -21,6 +21,8 @@ from backend.model.parameters import Parameter, Piece, assemble, parameters
 from backend.model.weights import QUANT_DTYPES, Weight, quantised
 from sim import catalog
 from sim.catalog import from_hf_config
+from sim.catalog.hf import stored_dtype
+from sim.catalog.hf_config import Config
 from sim.specs.model import ModelSpec
 from traces import documents, files
 from traces.schema import InputError
@@ -48,7 +50,8 @@ def load_checkpoint(
     file, a tensor that is missing, unexpected or of another shape or kind than config.json says, and too little memory.
     """
     path = Path(folder)
-    spec = from_hf_config(path / "config.json").with_dtypes(dtype=dtype, weights=weights)
+    own = stored_dtype(Config.read(path / "config.json"))
+    spec = from_hf_config(path / "config.json").with_dtypes(dtype=dtype or own, weights=weights)
     config = read_config(path, spec)
     place = _prepare(spec, device)
     slots = {item.name: _Slot(item, spec, place) for item in parameters(spec, config)}

@@ -73,7 +73,8 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     config = _text_model(whole)
     kind = config.table["model_type"]
     scheme = scheme_of(config, whole, beside=beside)
-    dtype = _dtype(config)
+    stored = stored_dtype(config)
+    dtype = LOADED_AS.get(stored, stored)
     common = _common(config)
     counted: list[str] = []
     tower = tower_of(whole, counted)
@@ -97,7 +98,7 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
             spec = replace(spec, checkpoint_bytes=checkpoint_bytes(whole.path.parent, spec))
     except InputError as error:
         sentence = str(error)
-        raise InputError(sentence if str(whole.path) in sentence else f"{whole.path}: {sentence}") from None
+        raise InputError(sentence if str(whole.path.parent) in sentence else f"{whole.path}: {sentence}") from None
     return spec
 
 
@@ -220,14 +221,14 @@ def _inner(whole: Config, key: str) -> Config:
     )
 
 
-def _dtype(config: Config) -> str:
-    """The type that engines load; `dtype` since transformers 4.56, `torch_dtype` before."""
+def stored_dtype(config: Config) -> str:
+    """The type that the file names; `dtype` since transformers 4.56, `torch_dtype` before."""
     text = config.table.get("dtype") or config.table.get("torch_dtype") or "float32"
     if isinstance(text, str) and text.startswith("torch."):
         text = text.removeprefix("torch.")
     if not isinstance(text, str) or text not in _DTYPES:
         raise InputError(f"{config.path}: dtype = {text!r} is none of {', '.join(_DTYPES)}")
-    return LOADED_AS.get(_DTYPES[text], _DTYPES[text])
+    return _DTYPES[text]
 
 
 def _common(config: Config) -> dict[str, Any]:

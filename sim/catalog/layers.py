@@ -280,8 +280,7 @@ def uniform(spec: ModelSpec) -> list[Block]:
     norms = (4 if spec.post_norms else 2) * hidden * (2 if spec.norm == "layer" else 1)
     vectors = (2 * spec.head_dim if spec.qk_norm else 0) + (spec.heads if spec.head_sinks else 0)
 
-    def one(index: int) -> Block:
-        window = spec.sliding_window_tokens if index < spec.sliding_layers else 0
+    def one(window: int, routed: bool) -> Block:
         if spec.is_latent:
             mixer = latent(
                 hidden,
@@ -303,7 +302,7 @@ def uniform(spec: ModelSpec) -> list[Block]:
                 output_bias=spec.attention_output_bias,
                 vectors=vectors,
             )
-        if spec.experts and index >= spec.leading_dense_layers:
+        if routed:
             router_bias = spec.experts if spec.router_bias else 0
             shared, bias = spec.shared_expert_ffn, spec.mlp_bias
             ffn = experts(
@@ -314,22 +313,35 @@ def uniform(spec: ModelSpec) -> list[Block]:
             ffn = mlp(hidden, spec.ffn, gated=spec.gated_mlp, bias=spec.mlp_bias)
         return layer(mixer, ffn, vectors=norms, norms=4 if spec.post_norms else 2)
 
-    return [one(index) for index in range(spec.layers)]
+    kinds = [
+        (
+            spec.sliding_window_tokens if index < spec.sliding_layers else 0,
+            spec.experts > 0 and index >= spec.leading_dense_layers,
+        )
+        for index in range(spec.layers)
+    ]
+    made = {kind: one(*kind) for kind in set(kinds)}
+    return [made[kind] for kind in kinds]
 
 
 def typed(layers: Sequence[Block], scheme: Scheme | None) -> tuple[Block, ...]:
     """The layers' kinds, with the types that a checkpoint gives their matrices."""
     if scheme is None:
         return grouped(layers)
+    made: dict[tuple[int, tuple[str, ...]], Block] = {}
+    result = []
+    for index, each in enumerate(layers):
+        kinds = tuple(_type_in(scheme, index, matrix) for matrix in each.matrices)
+        key = (id(each), kinds)
+        if key not in made:
+            pairs = zip(each.matrices, kinds, strict=True)
+            made[key] = replace(each, matrices=tuple(replace(matrix, weights=kind) for matrix, kind in pairs))
+        result.append(made[key])
+    return grouped(result)
 
-    def of(index: int, matrix: Matrix) -> Matrix:
-        if matrix.weights == "plain" or not matrix.modules:
-            return matrix
-        kind = scheme.type_of(index, matrix.modules)
-        return matrix if kind == "auto" else replace(matrix, weights=kind)
 
-    kept = (
-        replace(each, matrices=tuple(of(index, matrix) for matrix in each.matrices))
-        for index, each in enumerate(layers)
-    )
-    return grouped(list(kept))
+def _type_in(scheme: Scheme, layer: int, matrix: Matrix) -> str:
+    if matrix.weights == "plain" or not matrix.modules:
+        return matrix.weights
+    kind = scheme.type_of(layer, matrix.modules)
+    return matrix.weights if kind == "auto" else kind

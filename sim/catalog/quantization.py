@@ -63,7 +63,7 @@ def _chunks(texts: list[str]) -> Iterable[list[str]]:
 def _within_layers(text: str) -> str:
     """A name without what stands before `layers.`, which every family calls otherwise."""
     _, found, rest = text.rpartition("layers.")
-    return f"layers.{rest}" if found else text.strip(".")
+    return f"layers.{rest}".strip(".") if found else text.strip(".")
 
 
 def _expression(where: str, text: str) -> str:

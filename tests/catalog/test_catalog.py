@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sim import catalog
 from sim.catalog import from_hf_config, load_gpu, load_model, names
 from sim.catalog.architectures import ARCHITECTURES
+from sim.catalog.hf import FAMILIES
 from sim.cost.efficiency import Efficiency
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
@@ -23,10 +24,15 @@ FOLDER = Path(catalog.__file__).parent
 GPUS = ["a100-40", "a100-80", "a10g", "b200", "h100", "h200", "l4", "l40s", "mi300x", "rtx-4090", "t4", "v100"]
 MODELS = [
     *("byte-draft", "byte-target"),
-    *("deepseek-v2-lite", "deepseek-v3", "gemma-2-27b", "gemma-2-9b", "gemma-3-27b"),
+    *("deepseek-v2-lite", "deepseek-v3", "deepseek-v3.2", "gemma-2-27b", "gemma-2-2b", "gemma-2-9b"),
+    *("gemma-3-12b", "gemma-3-1b", "gemma-3-27b", "gemma-3-4b", "glm-4.5", "glm-4.5-air", "glm-5"),
+    *("gpt-oss-120b", "gpt-oss-20b", "kimi-k2"),
     *("llama-2-13b", "llama-2-70b", "llama-2-7b", "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b", "llama-3.2-1b"),
-    *("mistral-7b", "mistral-7b-v0.1", "mixtral-8x7b", "opt-13b", "opt-175b", "opt-66b"),
-    *("qwen3-0.6b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "tiny-llama", "vicuna-13b"),
+    *("llama-4-maverick", "llama-4-scout", "minimax-m2"),
+    *("mistral-7b", "mistral-7b-v0.1", "mistral-small-24b", "mixtral-8x7b", "nemotron-3-nano-30b-a3b"),
+    *("nemotron-h-56b", "opt-13b", "opt-175b", "opt-66b", "phi-4", "phi-4-mini"),
+    *("qwen3-0.6b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "qwen3-next-80b-a3b"),
+    *("qwen3.5-122b-a10b", "qwen3.5-35b-a3b", "qwen3.5-397b-a17b", "tiny-llama", "vicuna-13b"),
 ]
 
 LLAMA: dict[str, Any] = {
@@ -59,7 +65,6 @@ MORE: dict[str, Any] = {
     "moe_intermediate_size": 64,
     "first_k_dense_replace": 1,
     "kv_lora_rank": 64,
-    "q_lora_rank": None,
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
@@ -67,6 +72,35 @@ MORE: dict[str, Any] = {
     "text_config": {},
 }
 """What other architectures than Llama's ask for, valid all together."""
+OTHERS: dict[str, Any] = {
+    "linear_attn_config": {"full_attn_layers": [4], "num_heads": 4, "head_dim": 8},
+    "sparse_attention_config": {
+        **{"sparse_num_index_heads": 2, "sparse_index_dim": 16, "sparse_topk_blocks": 2, "sparse_block_size": 16},
+        "sparse_attention_freq": [0] * 16 + [1] * 16,
+    },
+    "dense_intermediate_size": 128,
+    "block_configs": [{"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 1.5}}] * 32,
+    "hybrid_override_pattern": "M*-E" * 8,
+    "moe_shared_expert_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "compress_ratios": [0, 4] + [128] * 30,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 64,
+    "o_groups": 4,
+    "o_lora_rank": 16,
+    "hc_mult": 2,
+    "head_dim": 128,
+    "q_lora_rank": 32,
+    "attention_chunk_size": 64,
+    "hybrid_layer_pattern": [0, 1] * 16,
+    "moe_layer_freq": 1,
+    "layers_block_type": None,
+    "per_layer_config": {"03": {"head_dim": 64}},
+    "top_k_experts": 2,
+    "enable_moe_block": True,
+}
+"""What families of layers of several kinds ask for."""
 JSON = st.recursive(
     st.none() | st.integers() | st.sampled_from(["full_attention", "sliding_attention", "fp8", "awq", "gptq"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["quant_method", "bits", "group_size"]), inner),
@@ -456,9 +490,17 @@ class TestHuggingFace:
     def test_quantised_weights(self, tmp_path: Path, table: dict[str, Any], weights: str) -> None:
         assert from_hf_config(write_config(tmp_path, quantization_config=table)).weights == weights
 
-    @pytest.mark.parametrize("kind", [*sorted(ARCHITECTURES), "gemma3"])
+    @pytest.mark.parametrize("kind", [*sorted(ARCHITECTURES), *sorted(FAMILIES), "gemma3"])
     def test_every_architecture_reads_the_table_that_has_all(self, tmp_path: Path, kind: str) -> None:
-        assert from_hf_config(write_config(tmp_path, **MORE, model_type=kind)).parameters > 0
+        assert from_hf_config(write_config(tmp_path, **MORE, **OTHERS, model_type=kind)).parameters > 0
+
+    @pytest.mark.parametrize("kind", [*sorted(ARCHITECTURES), *sorted(FAMILIES)])
+    @pytest.mark.parametrize("value", [10**9, -1, 0, "32", 10**300, 1.5, [32], {"a": 1}, True])
+    def test_a_hostile_number_of_layers(self, tmp_path: Path, kind: str, value: object) -> None:
+        table = {**MORE, **OTHERS, "num_hidden_layers": value, "quantization_config": {"quant_method": "fp8"}}
+        with pytest.raises(InputError) as caught:
+            from_hf_config(write_config(tmp_path, **table, model_type=kind))
+        assert len(str(caught.value)) < 700
 
     def test_opt(self, tmp_path: Path) -> None:
         table = {
@@ -526,16 +568,16 @@ class TestHuggingFace:
             from_hf_config(write_config(tmp_path, **changes))
 
     @given(
-        kind=st.sampled_from([*sorted(ARCHITECTURES), "gemma3", "mamba"]),
+        kind=st.sampled_from([*sorted(ARCHITECTURES), *sorted(FAMILIES), "gemma3", "mamba"]),
         table=st.dictionaries(
-            st.sampled_from([*sorted(LLAMA), *sorted(MORE)]),
+            st.sampled_from([*sorted(LLAMA), *sorted(MORE), *sorted(OTHERS)]),
             st.none() | st.integers() | st.integers(0, 64) | st.text("a1\n") | st.booleans() | JSON,
         ),
     )
     def test_any_values_give_a_model_or_an_input_error(
         self, tmp_path_factory: pytest.TempPathFactory, kind: str, table: dict[str, Any]
     ) -> None:
-        path = write_config(tmp_path_factory.mktemp("hf"), **{**MORE, **table, "model_type": kind})
+        path = write_config(tmp_path_factory.mktemp("hf"), **{**MORE, **OTHERS, **table, "model_type": kind})
         with suppress(InputError):
             assert from_hf_config(path).parameters > 0
 
