@@ -55,14 +55,14 @@ def _files(folder: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index}: weight_map must be an object of names of files")
     names = sorted(set(weight_map.values()))
-    if any(Path(name).name != name for name in names):
-        raise InputError(f"{index}: weight_map names a file outside of its folder")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise InputError(f"{index}: weight_map names {outside[0][:80]!r}, which is no file of this folder")
     paths = [folder / name for name in names]
     there = [path for path in paths if files.is_file(path)]
     # A copy of the small files alone says nothing of the weights; some of them without the others is a broken one.
     if there and len(there) < len(paths):
         missing = next(path for path in paths if path not in there)
-        raise InputError(f"{index}: {missing.name} is named and not there, and {len(there)} other files are")
+        raise InputError(f"{index}: {missing.name} is named and not there, beside {len(there)} that are")
     return there
 
 

@@ -235,7 +235,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "truncated": (_truncate, r"model-00002-of-00002\.safetensors: not a whole safetensors file"),
     "missing shard": (
         lambda folder, tensors: (folder / "model-00001-of-00002.safetensors").unlink(),
-        r"model-00001-of-00002\.safetensors: missing, and model\.safetensors\.index\.json says that it has \d+ tensors",
+        r"model-00001-of-00002\.safetensors is named and not there, beside 1 that are",
     ),
     "missing tensor": (_replace(K_PROJ, None), rf"model-00002.*: tensor '{K_PROJ}' is missing, and the index"),
     "wrong shape": (
@@ -251,10 +251,10 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
         "tensor 'model.extra' is none that config.json",
     ),
     "twice": (_replace("lm_head.weight", torch.zeros(128, 64)), "tensor 'lm_head.weight' is there twice"),
-    "not an index": (_index("[]"), r"model\.safetensors\.index\.json: not an index of safetensors files"),
+    "not an index": (_index("[]"), r"model\.safetensors\.index\.json: weight_map must be an object of names of files"),
     "an index elsewhere": (
         _index('{"weight_map": {"lm_head.weight": "../secret.safetensors"}}'),
-        r"weight_map names '\.\./secret\.safetensors', which is not a safetensors file of this folder",
+        r"weight_map names '\.\./secret\.safetensors', which is no file of this folder",
     ),
     "pickles": (_pickles, r"only pickled weights \(pytorch_model\.bin\), which are never opened"),
     "nothing": (_nothing, r"neither model\.safetensors nor model\.safetensors\.index\.json is there"),

@@ -303,7 +303,7 @@ class TestSafetensors:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         assert read(tmp_path).checkpoint_bytes == 0
         tensors(tmp_path / "one.safetensors", {"a": ("BF16", 100)})
-        with pytest.raises(InputError, match=r"two\.safetensors is named and not there, and 1 other files are"):
+        with pytest.raises(InputError, match=r"two\.safetensors is named and not there, beside 1 that are"):
             read(tmp_path)
         tensors(tmp_path / "two.safetensors", {"b": ("I32", 60)})
         assert read(tmp_path).checkpoint_bytes == 160
@@ -331,5 +331,5 @@ class TestSafetensors:
 
     def test_an_index_that_leads_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/x.safetensors"}}')
-        with pytest.raises(InputError, match="names a file outside of its folder"):
+        with pytest.raises(InputError, match="which is no file of this folder"):
             read(tmp_path)
