@@ -224,8 +224,8 @@ def _types(model: ModelSpec) -> str:
 def _kv(model: ModelSpec) -> str:
     """How a token's KV comes about, without its sum."""
     if model.blocks:
-        parts = [f"{kind.layers} layers x {kind.token_bytes:,} B" for kind in model.kv_kinds() if kind.token_bytes]
-        return " + ".join(parts) or "no layer keeps any"
+        kept = [f"{each.layers} layers x {each.token_bytes:,} B" for each in model.kv_kinds() if each.token_bytes]
+        return " + ".join(kept) or "no layer keeps any"
     kind = KV_TYPES[model.kv_dtype]
     width = model.latent_width if model.is_latent else model.head_dim
     elements = f"{width} / 2 B" if kind.bits == 4 else f"{width} x {kind.bits // 8} B"

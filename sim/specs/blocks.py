@@ -240,9 +240,13 @@ def matrix_type(matrix: Matrix, weights: str, dtype: str) -> str:
 
 def grouped(layers: Sequence[Block]) -> tuple[Block, ...]:
     """Single layers, in order, as kinds: those that are alike become one block, in the order of their first."""
+    same: dict[int, int] = {}
+    objects = {id(layer): layer for layer in layers}
+    for layer in layers:  # by identity first: hashing a block takes longer than counting it
+        same[id(layer)] = same.get(id(layer), 0) + layer.layers
     counts: dict[Block, int] = {}
-    for layer in layers:
-        counts[layer] = counts.get(layer, 0) + layer.layers
+    for key, count in same.items():
+        counts[objects[key]] = counts.get(objects[key], 0) + count
     return tuple(replace(layer, layers=count) for layer, count in counts.items())
 
 
