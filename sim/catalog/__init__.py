@@ -5,9 +5,10 @@ A name is a file: adding `gpus/NAME.toml` adds a GPU. Names are matched without 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,8 @@ def load_gpu(name: str) -> GpuSpec:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A model by catalog name or alias, a TOML file of the user's, or a Hugging Face config.json (or its folder)."""
+    """A model by catalog name or alias, a TOML file of the user's, a Hugging Face config.json (or its folder), or the
+    name `owner/model` of a checkpoint in the local Hugging Face cache, which the catalog's own names precede."""
     path = user_path(name)
     if path is not None and files.is_dir(path) and files.is_file(path / "config.json"):
         return from_hf_config(path / "config.json")
@@ -51,6 +53,8 @@ def load_model(name: str) -> ModelSpec:
         return from_hf_config(path)
     if path is not None and (path.suffix == ".toml" or files.is_file(path)):
         return _read_model(path)
+    if _known("models", name) is None and (cached := _cached(name)) is not None:
+        return replace(from_hf_config(cached), name=name.rsplit("/", 1)[-1])
     return _read_model(_find("models", name))
 
 
@@ -111,6 +115,25 @@ def user_path(name: str) -> Path | None:
     return path if files.is_dir(path) and files.is_file(path / "config.json") and not _known("models", name) else None
 
 
+def _cached(name: str) -> Path | None:
+    """The config.json of a checkpoint in the local cache: that of the revision `main`, else the only one that is there.
+
+    huggingface_hub keeps `models--owner--name/{refs,snapshots}` in $HF_HUB_CACHE, or `hub` of $HF_HOME.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return None
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+    snapshots = folder / "snapshots"
+    if files.is_file(folder / "refs" / "main"):
+        revision = files.text(folder / "refs" / "main", 200).strip()
+        path = snapshots / revision / "config.json"
+        if re.fullmatch(r"[\w.-]+", revision) and files.is_file(path):
+            return path
+    found = sorted(snapshots.glob("*/config.json")) if files.is_dir(snapshots) else []
+    return found[0] if len(found) == 1 else None
+
+
 def _known(kind: Kind, name: str) -> str | None:
     index = _index(kind)
     return index.get(_key(name)) or index.get(_key(name.rsplit("/", 1)[-1]))
@@ -120,7 +143,11 @@ def _find(kind: Kind, name: str) -> Path:
     stem = _known(kind, name)
     if stem is None:
         noun = "model" if kind == "models" else "GPU"
-        hint = "a TOML file or a Hugging Face config.json" if kind == "models" else "a TOML file"
+        hint = (
+            "a TOML file or a Hugging Face config.json (or its name in the local cache)"
+            if kind == "models"
+            else "a TOML file"
+        )
         near = get_close_matches(_key(name), _index(kind), 1, 0.6)
         nearest = f"; the nearest is {_index(kind)[near[0]]}" if near else ""
         raise InputError(f"unknown {noun} {name!r}; known are {', '.join(names(kind))}, or the path of {hint}{nearest}")

@@ -214,7 +214,8 @@ def _types(model: ModelSpec) -> str:
     for block in model.blocks:
         for matrix in block.matrices:
             kind = matrix_type(matrix, model.weights, model.dtype)
-            sizes[kind] = sizes.get(kind, 0) + block.layers * matrix.parameters(SINGLE)
+            k, n = matrix.sides(SINGLE)
+            sizes[kind] = sizes.get(kind, 0) + block.layers * matrix.count * k * n
     named = sorted((kind for kind in sizes if kind != model.dtype), key=lambda kind: -sizes[kind])
     if not named:
         return f"{model.element_bytes} B each"

@@ -333,3 +333,33 @@ class TestSafetensors:
         (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/x.safetensors"}}')
         with pytest.raises(InputError, match="which is no file of this folder"):
             read(tmp_path)
+
+
+class TestCache:
+    """Checkpoints by name in the local Hugging Face cache."""
+
+    @pytest.mark.parametrize("at", ["HF_HOME", "HF_HUB_CACHE"])
+    def test_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+        monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+        monkeypatch.setenv(at, str(tmp_path))
+        folder = (tmp_path / "hub" if at == "HF_HOME" else tmp_path) / "models--some-one--a.model-8B"
+        with pytest.raises(
+            InputError, match=r"unknown model 'some-one/a.model-8B'; known are .* its name in the local cache"
+        ):
+            load_model("some-one/a.model-8B")
+        for revision in ("abc", "def"):
+            (folder / "snapshots" / revision).mkdir(parents=True)
+            read(folder / "snapshots" / revision, torch_dtype="float16" if revision == "def" else "bfloat16")
+        with pytest.raises(InputError, match="unknown model"):  # which of both is not known
+            load_model("some-one/a.model-8B")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("def")
+        model = load_model("some-one/a.model-8B")
+        assert (model.name, model.dtype, model.parameters) == ("a.model-8B", "fp16", 8_030_261_248)
+
+    def test_the_catalog_comes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+        folder = tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "abc"
+        folder.mkdir(parents=True)
+        read(folder, num_hidden_layers=3)
+        assert load_model("meta-llama/Llama-3.1-8B").layers == 32
