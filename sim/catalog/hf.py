@@ -17,7 +17,7 @@ from sim.catalog.hybrids import HYBRIDS
 from sim.catalog.layers import Anatomy, typed, uniform
 from sim.catalog.mixed import MIXED
 from sim.catalog.quantization import Scheme, scheme_of
-from sim.catalog.safetensors import checkpoint_bytes
+from sim.catalog.safetensors import checkpoint_bytes, has_weights
 from sim.catalog.sparse import SPARSE
 from sim.catalog.towers import DEFAULTS, tower_of
 from sim.specs.blocks import Block
@@ -74,7 +74,8 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     kind = config.table["model_type"]
     scheme = scheme_of(config, whole, beside=beside)
     stored = stored_dtype(config)
-    dtype = LOADED_AS.get(stored, stored)
+    # Weights that lie beside in fp32 are run as they are, live and simulated alike.
+    dtype = stored if beside and has_weights(whole.path.parent) else LOADED_AS.get(stored, stored)
     common = _common(config)
     counted: list[str] = []
     tower = tower_of(whole, counted)

@@ -44,6 +44,11 @@ def checkpoint_bytes(folder: Path, spec: ModelSpec) -> int:
     return total
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether safetensors files lie in the folder."""
+    return bool(_files(folder))
+
+
 def _files(folder: Path) -> list[Path]:
     """The files that the index names, all of which must be there; else those in the folder."""
     index = folder / "model.safetensors.index.json"

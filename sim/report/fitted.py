@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedTable:
     """A view made for a number of columns of text."""
 
     make: Callable[[int], RenderableType]
@@ -19,10 +19,10 @@ class Fitted:
         yield self.make(options.max_width)
 
 
-def in_parts(heads: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> Fitted:
+def in_parts(heads: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> FittedTable:
     """A table of numbers with names in its first column; what is too wide goes below, with the names again."""
     cells = [list(row) for row in rows]
-    return Fitted(lambda width: _stacked(heads, cells, gap, width))
+    return FittedTable(lambda width: _stacked(heads, cells, gap, width))
 
 
 def _stacked(heads: Sequence[str], rows: Sequence[Sequence[str]], gap: int, width: int) -> RenderableType:

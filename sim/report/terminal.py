@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
-from sim.report.fitted import Fitted
+from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.sentences import (
     answer,
@@ -155,7 +155,7 @@ def summary_view(summary: Mapping[str, Any], *, warnings: Iterable[str] = ()) ->
         *first,
         *head,
         "",
-        Fitted(lambda width: latency_table(summary, width)),
+        FittedTable(lambda width: latency_table(summary, width)),
         "",
         facts_table(summary),
     ]

@@ -46,6 +46,9 @@ RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, "answer
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
+UNMARKED = ("simulator", "verdict", "bound")
+"""Parts of a summary that its id does not tell: how fast it was made, and words that name the command that asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunTables:
@@ -71,7 +74,7 @@ class RunTables:
         counted = counts > 0
         itl = gaps_s[counted], counts[counted].astype(np.int64)
         preempted, terms = getattr(run, "preempted", None), term_table(run)
-        timeless = {key: value for key, value in run.summary.items() if key != "simulator"}
+        timeless = {key: value for key, value in run.summary.items() if key not in UNMARKED}
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
         mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
         return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)

@@ -18,6 +18,7 @@ from bench_kit import LawBench
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 from calibrate import device as devices
 from calibrate import measure as measuring
@@ -107,7 +108,7 @@ def test_fitting_needs_no_torch_and_no_device(tmp_path: Path, clocks: dict[str, 
     journal.write_bytes(journal.read_bytes()[:-40])  # killed in the middle of a line
     code = "import sys; sys.modules['torch'] = sys.modules['backend'] = None; from calibrate.cli import main; main()"
     args = [sys.executable, "-c", code, "fit", str(journal), "--out", str(tmp_path / "home"), "--json"]
-    done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(args, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["device"] == "NVIDIA H200"
     made = find(str(tmp_path / "home"))

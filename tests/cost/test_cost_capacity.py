@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
 from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, activation_bytes, kv_capacity
-from sim.specs.model import ModelSpec
+from sim.specs.model import MAX_TP, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
@@ -56,6 +56,8 @@ def test_every_model_fits_or_says_how(name: str) -> None:
     try:
         assert kv_capacity(model, gpu).blocks >= 1
     except InputError as error:
+        if str(error).endswith(f"no tp up to {MAX_TP} fits"):
+            return
         fits = int(str(error).rsplit(" ", 1)[1])
         assert kv_capacity(model, gpu, parallel=Parallel(fits)).blocks >= 1
 

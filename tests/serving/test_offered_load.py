@@ -57,7 +57,7 @@ def standard_error(trace: Trace, per_s: float) -> float:
     return float(per_s * math.sqrt(np.square(sizes).sum()) / sizes.sum())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sessions=st.integers(20, 250),
     think_s=st.sampled_from([0.0, 0.3, 4.0, 60.0, 3000.0]),

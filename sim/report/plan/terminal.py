@@ -9,7 +9,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.fitted import Fitted
+from sim.report.fitted import FittedTable
 from sim.report.plan.sentences import answer, remarks, slo_words, units_of
 from sim.report.plan.tables import Columns, Rows, candidate_columns, cells, rate_columns
 
@@ -29,9 +29,9 @@ def plan_view(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, *([Text(""), *map(Text, lines)] if lines else []))
 
 
-def _table(columns: Columns, rows: Rows, marks: str = "") -> Fitted:
+def _table(columns: Columns, rows: Rows, marks: str = "") -> FittedTable:
     texts = cells(columns, rows)
-    return Fitted(lambda width: _fitted(columns, texts, marks, width))
+    return FittedTable(lambda width: _fitted(columns, texts, marks, width))
 
 
 def _fitted(columns: Columns, texts: list[list[str]], marks: str, width: int) -> RenderableType:
