@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from patience import PATIENCE_S
 
 from sim import api
 from sim.cli.main import cli
@@ -130,7 +131,7 @@ def test_a_killed_command_goes_on_from_what_it_had(trace: str, whole: dict[str, 
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finished = subprocess.run(command, capture_output=True, check=False, timeout=400)
+    finished = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S)
     assert finished.returncode == 0, finished.stderr
     document = json.loads((out / "plan.json").read_text())
     for key in ("best", "candidates", "capacity"):

@@ -29,7 +29,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     gpu=st.sampled_from(["h100", "l40s", "a100-80", "mi300x"]),
     slo=st.sampled_from(

@@ -90,7 +90,7 @@ def best_cost(refinement: Refinement) -> float:
     return math.inf if best is None or best.confirmed is None else best.confirmed * best.candidate.cost
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(markets())
 def test_it_finds_what_exhaustive_search_finds(market: tuple[list[Candidate], dict[str, float]]) -> None:
     candidates, capacity = market
@@ -102,7 +102,7 @@ def test_it_finds_what_exhaustive_search_finds(market: tuple[list[Candidate], di
     assert len({(one.name, one.replicas) for one in bench.asked if one.load == 1.0}) <= everything
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(markets(), st.sampled_from([0.0, 0.02, 0.1]))
 def test_the_best_so_far_is_never_worse_with_more_budget(
     market: tuple[list[Candidate], dict[str, float]], noise: float
@@ -120,7 +120,7 @@ def test_the_best_so_far_is_never_worse_with_more_budget(
         last = cost
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(markets(), st.lists(st.integers(1, 15), max_size=6), st.sampled_from([0.0, 0.05]))
 def test_killed_at_random_and_begun_again_it_gives_the_same_answer(
     market: tuple[list[Candidate], dict[str, float]], kills: list[int], noise: float
