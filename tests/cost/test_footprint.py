@@ -74,8 +74,12 @@ def test_weights_and_a_batch_by_hand() -> None:
     assert quantised.weight_bytes == pytest.approx(7.25e9, rel=0.002)
 
 
+UNIFORM = [one for one in names("models") if not load_model(one).blocks]
+"""Others keep a state of each sequence besides, which a number of tokens does not tell."""
+
+
 @given(
-    st.sampled_from(names("models")), st.sampled_from(names("gpus")), st.integers(1, 2048), st.integers(1, 2000),
+    st.sampled_from(UNIFORM), st.sampled_from(names("gpus")), st.integers(1, 2048), st.integers(1, 2000),
     st.sampled_from([None, 1, 2, 8, 16]),
 )  # fmt: skip
 def test_fits_are_those_that_a_run_would_have(name: str, gpu: str, tokens: int, batch: int, tp: int | None) -> None:
