@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from sim.report.units import count, dollars, energy, number, percent, seconds
 from sim.results.metrics import SOURCES
+from traces import documents
+from traces.schema import InputError
 
 # More preemptions than this for each request are told as a storm.
 STORM = 0.1
@@ -58,10 +59,10 @@ def load_words(load: Mapping[str, Any]) -> str:
 def engine_of(scenario: str) -> str:
     """The engine that a scenario as TOML names; "" where it names none, or is none."""
     try:
-        name = tomllib.loads(scenario).get("engine", {}).get("name", "")
-    except (tomllib.TOMLDecodeError, AttributeError):
+        engine = documents.toml_of(scenario, "the scenario").get("engine")
+    except InputError:
         return ""
-    return str(name)
+    return str(engine.get("name", "")) if isinstance(engine, Mapping) else ""
 
 
 def answer(summary: Mapping[str, Any]) -> str:
