@@ -63,6 +63,7 @@ def test_a_comparison_keeps_its_numbers_and_units(width: int, runs: int) -> None
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_plan_keeps_names_and_units_and_says_what_it_leaves_out(width: int) -> None:
     rows = [candidate(name, **latencies(0.176)) for name in ("h100, tp 1", "mi300x-vf, tp 8")]
+    rows[1] |= {"status": "misses the SLO", "pareto": False}
     document = {
         "rate": 200.0, "rates": [], "candidates": rows, "best": rows[0], "capacity": None, "notes": [],
         "slo": {"ttft_p99": 0.5, "tpot_p99": 0.05}, "inputs": INPUTS, "precision": 0.05,
