@@ -390,7 +390,6 @@ AROUND = {
     "sim/results/files.py": "writes",
     "sim/results/run_id.py": "the footer of a file that `files.plain` opened",
     "sim/report/sweep/folder.py": "`files.read_parquet`, ours",
-    "sim/report/run/sentences.py": "the text of a scenario that was read",
     "sim/report/templates.py": "the package's own style and script",
     "sim/study/sweep/store.py": "appends to the journal, which is read by `files.content`",
     "sim/results/tables.py": "`files.read_parquet`, ours, which takes `documents.frame`",
