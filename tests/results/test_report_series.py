@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import CAPACITY_TOKENS, make_run
 
+from sim.report.measures import LatencyUnits
 from sim.report.run import charts, timeline
 from sim.results import series, stability
 from sim.results.percentiles import distribution
@@ -119,7 +120,7 @@ def test_the_queue_obeys_littles_law() -> None:
 
 def test_the_phases_add_up_to_the_latency() -> None:
     run = make_run(300, rate=16.0)
-    chart = charts.phases_chart(run.requests)
+    chart = charts.phases_chart(run.requests, LatencyUnits.of([run.summary])["e2e_s"])
     assert chart is not None
     first = chart.spec["rows"][0]
     assert sum(first["values"]) == pytest.approx(run.summary["e2e_s"]["mean"], rel=1e-3)
@@ -129,12 +130,14 @@ def test_the_phases_add_up_to_the_latency() -> None:
 
 def test_sentences_state_the_summary() -> None:
     run = make_run(200, rate=14.0, slo="ttft_p99=0.05,ttft=0.2")
-    ttft, *_ = charts.latency_charts(run)
+    ttft, *_ = charts.latency_charts(run, LatencyUnits.of([run.summary]))
     assert f"{run.summary['ttft_s']['p50'] * 1e3:.1f} ms" in ttft.sentence
     assert [limit["label"] for limit in ttft.spec["limits"]] == ["p99 limit 50 ms", "max limit 200 ms"]
     assert [limit["x"] for limit in ttft.spec["limits"]] == pytest.approx([50.0, 200.0])
     assert ttft.note == ""
-    assert json.dumps([chart.spec for chart in timeline.time_charts(run)], allow_nan=False)
+    assert json.dumps(
+        [chart.spec for chart in timeline.time_charts(run, LatencyUnits.of([run.summary]))], allow_nan=False
+    )
 
 
 def arrivals(rate: float, service_s: float, count: int = 800) -> pd.DataFrame:
@@ -171,7 +174,7 @@ def test_mean_waiting_is_the_time_spent_waiting() -> None:
 
 def test_itl_chart_reads_the_weights() -> None:
     run = make_run(50, rate=14.0)
-    itl = charts.latency_charts(run)[2]
+    itl = charts.latency_charts(run, LatencyUnits.of([run.summary]))[2]
     assert itl.name == "itl"
     expanded = np.repeat(*run.itl) * 1e3
     assert itl.spec["series"][0]["x"][-1] == pytest.approx(expanded.max(), rel=1e-3)

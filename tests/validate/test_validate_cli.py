@@ -88,16 +88,16 @@ def test_the_page_in_a_browser(folder: Path) -> None:
             assert browser.complaints() == []
             assert browser.requested() == [page.as_uri()]
             assert browser.value("document.documentElement.scrollWidth") <= width
-        assert int(browser.value("document.querySelectorAll('figure[data-chart=scatter] circle').length")) > 5
+        assert int(browser.value("document.querySelectorAll('figure[data-chart=scatter] .plot circle').length")) > 5
         assert browser.value("document.querySelectorAll('figure[data-chart=e2e] path.line').length") == 3
-        points = "document.querySelectorAll('figure[data-chart=scatter] circle').length"
+        points = "document.querySelectorAll('figure[data-chart=scatter] .plot circle').length"
         shown = browser.value(points)
         browser.value("document.querySelector('figure[data-chart=scatter] button.key').click()")
         assert browser.value(points) < shown
         browser.value("document.querySelector('figure[data-chart=scatter] button.key').click()")
         assert browser.value(points) == shown
         box = browser.value(
-            "(() => { const c = document.querySelector('figure[data-chart=scatter] circle'); c.scrollIntoView(); "
+            "(() => { const c = document.querySelector('figure[data-chart=scatter] .plot circle'); c.scrollIntoView(); "
             "const b = c.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         browser.mouse("mouseMoved", *box)
