@@ -72,7 +72,10 @@ def judge(twin: Report | None, steps: Report | None, requests: Report, attributi
     out = [*_steps_out(steps, bounds), *_requests_out(requests, bounds)]
     if out:
         return Verdict(False, f"{out[0]}{_because(attribution, steps)}", tuple(out))
-    worst = max((abs(_error(requests, *key) or 0.0) for key in bounds.requests), default=0.0)
+    known = [abs(error) for key in bounds.requests if (error := _error(requests, *key)) is not None]
+    if twin is None and not known:
+        return Verdict(False, "none of the judged measures is known of both sides")
+    worst = max(known, default=0.0)
     exact = "every decision of the live run was taken again, and " if twin is not None else ""
     return Verdict(True, f"{exact}the judged measures are within {100 * worst:.1f} % (bounds: docs/validate.md)")
 
