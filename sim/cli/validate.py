@@ -22,6 +22,7 @@ CLOCK = SETTINGS["live.clock"][1]
 @click.option("--clock", type=click.Choice(CLOCK.choices), help=CLOCK.meaning)
 @click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")
+@click.option("--run", default="", metavar="RUN", help="Which run of --against: its number or label; all: a table.")
 @click.option("--recorded", type=click.Path(path_type=Path), help="Folder of kept live runs instead of a new one.")
 @click.option("--schedules", type=click.Path(path_type=Path), help="Folder of a real engine's recorded schedules.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write records, page and trace here.")
