@@ -19,8 +19,13 @@ from traces.schema import InputError
 FORMATS = (
     "llmservingsim",
     "vllm_bench",
+    "sglang_bench",
     "guidellm",
     "aiperf",
+    "genai_perf",
+    "perf_summary",
+    "inference_perf",
+    "prometheus",
 )
 ALL = "all"
 SHOWN_RUNS = 12
