@@ -17,7 +17,7 @@ from sim.serving.workload import TraceReading, read_trace, stream, timed
 from sim.specs.workload import WorkloadSettings
 from sim.validate.against.rows import RandomLengths, SentLoad
 from sim.validate.against.tables import Served
-from traces.schema import InputError, Trace, from_frame
+from traces.schema import InputError, Trace, from_frame, keep_rows
 
 NEAR = 0.1
 MOST_DRAWN = 10**7
@@ -50,7 +50,8 @@ def sent(scenario: Scenario, served: Served) -> Sent:
         assert served.trace is not None
         times_s = served.trace.requests["arrival_s"].to_numpy()
         trace = replace(trace, requests=trace.requests.assign(arrival_s=times_s), has_arrivals=True)
-        return Sent(_without_sessions(scenario, workload), trace, ())
+        # Turns of a session came when they came: none waits for the answer before it.
+        return Sent(replace(scenario, workload=replace(workload, sessions=False)), trace, ())
     trace, notes = _requests(scenario, served)
     own = workload.laid_anew or workload.concurrency > 0
     load = SentLoad() if own else served.load
@@ -60,11 +61,7 @@ def sent(scenario: Scenario, served: Served) -> Sent:
     else:
         trace, workload, note = _laid(trace, workload, load, scenario.seed)
     most = load.concurrency if load.rate and math.isfinite(load.rate) else 0
-    return Sent(_without_sessions(scenario, workload), trace, (*notes, note), most)
-
-
-def _without_sessions(scenario: Scenario, workload: WorkloadSettings) -> Scenario:
-    return replace(scenario, workload=replace(workload, sessions=False))
+    return Sent(replace(scenario, workload=workload), trace, (*notes, note), most)
 
 
 def _refuse_unread(workload: WorkloadSettings) -> None:
@@ -77,7 +74,9 @@ def _refuse_unread(workload: WorkloadSettings) -> None:
 def _same(trace: Trace, served: Served) -> Trace:
     """The trace, if it has the requests of the results; both are in order of arrival, or of sending."""
     assert served.trace is not None
-    ours, theirs = trace.requests, served.trace.requests
+    theirs = served.trace.requests
+    trace = _answered(trace, theirs, served.omitted)
+    ours = trace.requests
     if len(ours) != len(theirs):
         raise InputError(
             f"{trace.path or trace.name} has {len(ours)} requests, and {served.name} results of {len(theirs)}: "
@@ -92,6 +91,26 @@ def _same(trace: Trace, served: Served) -> Trace:
                 f"{ours[name].iat[at]} in {trace.path or trace.name}"
             )
     return trace
+
+
+def _answered(trace: Trace, theirs: pd.DataFrame, omitted: int) -> Trace:
+    """The trace without the requests that the results leave out, where the others, in their order, are theirs."""
+    lengths = ["prompt_tokens", "output_tokens"]
+    if not omitted or len(trace) != len(theirs) + omitted:
+        return trace
+    wanted = theirs[lengths].to_numpy().tolist()
+    kept = np.zeros(len(trace), bool)
+    at = 0
+    for row, pair in enumerate(trace.requests[lengths].to_numpy().tolist()):
+        if at < len(wanted) and pair == wanted[at]:
+            kept[row] = True
+            at += 1
+    if at < len(wanted):
+        return trace
+    return trace.edited(
+        keep_rows(trace.requests, kept),
+        f"{omitted} of its {len(trace)} requests are left out, as in the results: the others have their lengths.",
+    )
 
 
 def _requests(scenario: Scenario, served: Served) -> tuple[Trace, list[str]]:

@@ -250,3 +250,12 @@ def test_files_that_people_have(
     document = json.loads(sim(capsys, *words)[1])
     assert 1e3 * document["requests"]["ttft_s"]["mean"]["live"] == pytest.approx(ttft_ms, abs=1e-3)
     assert told is None or any(told in note for note in document["inputs"]["notes"])
+
+
+def test_a_trace_of_requests_some_of_which_were_not_answered(path: Path, trace: Path) -> None:
+    errors = ["gone" if at in (3, 7) else "" for at in range(40)]
+    work = sending(path, made.vllm(MANY, errors=errors, max_concurrency=2), trace=str(trace))
+    assert work.trace.requests["prompt_tokens"].tolist() == [10 + at for at in range(40) if at not in (3, 7)]
+    assert "2 of its 40 requests are left out, as in the results" in work.trace.notes[-1]
+    with pytest.raises(InputError, match=r"has 40 requests, and results\.json results of 38"):
+        sending(path, made.vllm(MANY, errors=errors, input_lens=[99] * 40), trace=str(trace))

@@ -109,6 +109,8 @@ def _row(where: str, request: dict[str, Any]) -> Row:
     if not EPOCH_S[0] < start_s < EPOCH_S[1]:
         raise BadRow(f"it starts at {start_s:g}, which are no seconds since 1970")
     prompt, output = (either(request, ANY_COUNT, key) for key in ("prompt_tokens", "output_tokens"))
+    if end_s - start_s > (latency_s := maybe(request, "request_latency")) + NEAR_S:
+        raise BadRow(f"its request_latency is {latency_s:g} s, and its last token came after {end_s - start_s:g} s")
     return Row(where, start_s, prompt, output, _ttft_s(request, stamps, start_s), end_s - start_s)
 
 

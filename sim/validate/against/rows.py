@@ -42,7 +42,7 @@ Why = Literal["failed", "empty", "phase", "bad"]
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """A request that is compared on neither side: it failed, was answered with no tokens, is of another phase than the
+    """A request that is compared on neither side: it was not answered, or with no tokens, is of another phase than the
     measured one, or its record cannot be used. `reason` goes on after `where` and a colon."""
 
     where: str

@@ -18,7 +18,7 @@ from traces.schema import InputError, Trace, from_frame
 NAMED = 3
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 REASONS: Mapping[Why, str] = {
-    "failed": "failed at the server",
+    "failed": "were not answered",
     "empty": "had an answer of no tokens",
     "phase": "came in another phase than the measured one",
     "bad": "had a record that cannot be used",
@@ -34,6 +34,7 @@ class Served:
         trace: the requests that the file holds; None where it holds statistics alone.
         latencies: what each of them saw.
         load: how they were sent; None where their arrival times are the recorded ones.
+        omitted: how many requests of the file are in none of these.
         sampled: they are some of `answered` requests only.
         stated, answered, mean_tokens, lengths, more: as of `ToolRun`.
     """
@@ -43,6 +44,7 @@ class Served:
     trace: Trace | None
     latencies: Latencies | None
     load: SentLoad | None
+    omitted: int
     sampled: bool
     stated: Mapping[Key, StatedValue]
     answered: int
@@ -101,6 +103,7 @@ def served(run: ToolRun, path: Path, about: str, *, skip_bad: bool = False) -> S
         trace,
         latencies,
         run.load,
+        len(omitted),
         run.sampled,
         run.stated,
         run.answered or len(answered),
@@ -120,7 +123,7 @@ def _check(answered: Sequence[Row], omitted: Sequence[Omitted], path: Path, abou
     if not answered:
         failed = [row for row in omitted if row.why == "failed"]
         first = (failed or omitted)[0]
-        what = "failed because" if failed else REASONS[first.why]
+        what = "says" if failed else REASONS[first.why]
         raise InputError(f"{path}: no request was answered; the first ({first.where}) {what}: {one_line(first.reason)}")
 
 

@@ -84,7 +84,7 @@ LEFT_OUT = {
     "no object": ("\n".join([*aiperf_lines(0).split("\n")[:4], "7"]), "line 5: it is 7; it must be an object"),
     "cut off": (aiperf_lines(0)[:-20], "line 5: it is not JSON ("),
     "an empty line": ("\n\n" + aiperf_lines(2, request_latency=None), "line 5: request_latency is missing"),
-    "vllm": (json.dumps(made.vllm(FIVE, errors=["", "", "gone", "", ""])), "failed at the server, left out on both"),
+    "vllm": (json.dumps(made.vllm(FIVE, errors=["", "", "gone", "", ""])), "were not answered, left out on both"),
     "vllm, no number": (
         json.dumps(made.vllm(FIVE, input_lens=[10, "many", 12, 13, 14])),
         "request 1: input_len is 'many'; it must be a whole number of at least 0",
@@ -182,7 +182,7 @@ REFUSED = {
     ),
     "all failed": (
         json.dumps(made.vllm(HAND, errors=["gone", "gone"])),
-        "no request was answered; the first (request 0) failed because: gone",
+        "no request was answered; the first (request 0) says: gone",
     ),
     "lists of other lengths": (
         json.dumps(made.vllm(HAND, ttfts=[1.0], num_prompts=1)),
@@ -255,7 +255,7 @@ def test_a_run_of_a_sweep_that_cannot_be_used_costs_itself(path: Path) -> None:
     good, bad = read_all(path).values()
     assert not isinstance(good, InputError)
     assert isinstance(bad, InputError)
-    assert "the first (request 0) failed because: gone" in str(bad)
+    assert "the first (request 0) says: gone" in str(bad)
     path.write_text(made.lines(records[1:]))
     with pytest.raises(InputError, match="no request was answered"):
         read_all(path)
