@@ -64,7 +64,7 @@ def beside(
     live: Measures, stated: Mapping[tuple[str, str], StatedValue], predicted: Latencies, *, complete: bool
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """`compare` with what a file states: statistics beyond the usual ones, too, and where one is known by its bounds
-    alone `spread` (these) and whether the prediction is `inside`.
+    alone `spread` (these), whether the prediction is `inside`, and else `least_error`, the error from the nearer bound.
 
     Args:
         complete: the live measures come from requests, so that only what these do not tell is the file's.
@@ -78,12 +78,17 @@ def beside(
         expected = told if told is not None else _percentile(predicted, key, name)
         row = _pair([value.value], expected)
         if value.low < value.high:
-            row |= {
-                "spread": [value.low, value.high],
-                "inside": expected is not None and value.low <= expected <= value.high,
-            }
+            row |= {"spread": [value.low, value.high]} | _to_bounds(value, expected)
         compared.setdefault(key, {})[name] = row
     return compared
+
+
+def _to_bounds(value: StatedValue, expected: float | None) -> dict[str, Any]:
+    """Whether the prediction lies between the bounds, and if not, its error from the nearer one."""
+    if expected is None or value.low <= expected <= value.high:
+        return {"inside": expected is not None, "least_error": None if expected is None else 0.0}
+    nearer = value.low if expected < value.low else value.high
+    return {"inside": False, "least_error": expected / nearer - 1 if nearer else None}
 
 
 def _percentile(latencies: Latencies, key: str, name: str) -> float | None:

@@ -100,7 +100,9 @@ def _requests_out(requests: Report, bounds: Bounds) -> Iterator[str]:
 
 
 def _error(requests: Report, key: str, name: str) -> float | None:
-    error: float | None = requests[key][name]["error"]
+    """The error; of a value that is known by its bounds alone the least that it can be."""
+    row = requests[key][name]
+    error: float | None = row.get("least_error", row["error"])
     return error
 
 

@@ -171,7 +171,10 @@ def test_a_percentile_that_is_known_by_its_bucket(path: Path, trace: Path) -> No
     lines.insert(1, 'vllm:time_to_first_token_seconds_bucket{le="0.001"} 40')
     path.write_text("\n".join(lines) + "\n")
     document = against(plan, read(path), Bounds.all_within(0.1)).document
-    assert document["requests"]["ttft_s"]["p90"]["inside"] is False
+    row = document["requests"]["ttft_s"]["p90"]
+    assert row["inside"] is False
+    assert row["least_error"] == pytest.approx(row["predicted"] / 0.001 - 1)
+    assert row["error"] > row["least_error"]
     assert document["verdict"]["out"][0].startswith("TTFT p90")
 
 
@@ -208,6 +211,7 @@ def test_a_sweep_as_a_table(path: Path, tmp_path: Path, capsys: pytest.CaptureFi
     out = sim(capsys, *words, "--run", "all")[1]
     assert "TTFT p50, ms" in out or "TTFT p50, s" in out
     assert "3 synchronous is not compared" in out
+    assert out.count("Read as a GuideLLM report") == 1
     assert "give one of them (--run 1)" in refused(capsys, *words, "--run", "all", "--out", tmp_path / "out")
     assert "--run chooses a run of the results" in refused(capsys, "validate", "--run", "1")
 

@@ -74,11 +74,15 @@ def curve_view(document: Document) -> RenderableType:
     word, style = ("WITHIN", "bold green") if verdict["good"] else ("OUT", "bold red")
     parts: list[RenderableType] = [Text(f"{word}: ", style=style).append(verdict["reason"], style="default"), ""]
     heads, rows = curve_table(document["runs"])
-    shared = dict.fromkeys(
-        f"{label}: {note}" for label, run in document["runs"].items() for note in run["inputs"].get("notes", [])
-    )
+    labels: dict[str, list[str]] = {}
+    for label, run in document["runs"].items():
+        for note in run["inputs"].get("notes", []):
+            labels.setdefault(note, []).append(label)
+    notes = [
+        note if len(named) == len(document["runs"]) else f"{', '.join(named)}: {note}" for note, named in labels.items()
+    ]
     left_out = [f"{label} is not compared: {reason}" for label, reason in document["unusable"].items()]
-    return Group(*parts, in_parts(heads, rows), "", remarks([("*", text, "dim") for text in (*left_out, *shared)]))
+    return Group(*parts, in_parts(heads, rows), "", remarks([("*", text, "dim") for text in (*left_out, *notes)]))
 
 
 def schedules_view(verdicts: Sequence[ScheduleResult]) -> RenderableType:
