@@ -17,10 +17,9 @@ from sim.serving.workload import TraceReading, read_trace, stream, timed
 from sim.specs.workload import WorkloadSettings
 from sim.validate.against.rows import RandomLengths, SentLoad
 from sim.validate.against.tables import Served
-from traces.schema import InputError, Trace, from_frame, keep_rows
+from traces.schema import MAX_REQUESTS, InputError, Trace, from_frame, keep_rows
 
 NEAR = 0.1
-MOST_DRAWN = 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def _requests(scenario: Scenario, served: Served) -> tuple[Trace, list[str]]:
     if served.trace is not None:
         return _repeated(served) if served.sampled else (served.trace, [])
     if served.lengths is not None and served.answered:
-        trace = _drawn(served.lengths, min(served.answered, MOST_DRAWN), scenario.seed, served.name)
+        trace = _drawn(served.lengths, _count(served), scenario.seed, served.name)
         return trace, ["The lengths are drawn anew, as the tool drew them.", *_unlike(trace, served)]
     raise InputError(f"{served.name} holds statistics and no requests: give what was sent as --trace{_hint(served)}")
 
@@ -138,10 +137,19 @@ def _hint(served: Served) -> str:
 def _repeated(served: Served) -> tuple[Trace, list[str]]:
     """The sample's requests, in turn, as many as there were."""
     assert served.trace is not None
-    held, total = len(served.trace), min(served.answered, MOST_DRAWN)
+    held, total = len(served.trace), _count(served)
     requests = served.trace.requests.iloc[np.arange(total) % held].reset_index(drop=True)
     note = f"The {held} requests of the sample are sent in turn, {total} in all: the lengths of the others are unknown."
     return served.trace.edited(requests, note), [note]
+
+
+def _count(served: Served) -> int:
+    """How many requests there were; raises InputError for more than a trace may have."""
+    if served.answered > MAX_REQUESTS:
+        raise InputError(
+            f"{served.name} is of {served.answered:,} requests, and a trace has at most {MAX_REQUESTS:,}: give --trace"
+        )
+    return served.answered
 
 
 def _drawn(lengths: RandomLengths, count: int, seed: int, name: str) -> Trace:

@@ -263,3 +263,11 @@ def test_a_trace_of_requests_some_of_which_were_not_answered(path: Path, trace: 
     assert "2 of its 40 requests are left out, as in the results" in work.trace.notes[-1]
     with pytest.raises(InputError, match=r"has 40 requests, and results\.json results of 38"):
         sending(path, made.vllm(MANY, errors=errors, input_lens=[99] * 40), trace=str(trace))
+
+
+def test_more_requests_than_a_trace_has_are_not_made_up(path: Path) -> None:
+    benchmark = made.guidellm_benchmark(HAND, {"type_": "synchronous"}, total=10**12)
+    with pytest.raises(InputError, match=r"is of 1,000,000,000,000 requests, and a trace has at most"):
+        sending(path, made.guidellm(benchmark))
+    with pytest.raises(InputError, match=r"workload\.concurrency"):
+        sending(path, unstamped(max_concurrency=10**15))

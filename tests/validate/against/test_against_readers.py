@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import result_files as made
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from result_files import Asked
 
 from sim.validate.against import Served, read
@@ -198,6 +199,18 @@ def test_an_event_that_comes_in_two_pieces() -> None:
     assert len(served.trace) == 1
 
 
+def test_events_that_end_without_an_empty_line() -> None:
+    document = made.genai_perf(made.HAND)
+    for request in document["experiments"][0]["requests"]:
+        for output in request["response_outputs"]:
+            output["response"] = output["response"].strip()
+        request["response_outputs"].append({"response": "data: [DONE]"})
+        request["response_timestamps"].append(request["response_timestamps"][-1] + 1000)
+    served = reading(json.dumps(document))
+    assert served.latencies is not None
+    assert served.latencies.requests["e2e_s"].tolist() == pytest.approx([1.25, 0.75])
+
+
 def test_the_summary_of_inference_perf() -> None:
     latency = {
         "request_latency": {"mean": 2.0, "median": 1.9, "p99": 3.0, "min": 1.0},
@@ -254,3 +267,24 @@ def test_the_histograms_of_a_server() -> None:
     both = reading(two).stated["ttft_s", "p50"]
     assert (both.value, both.low, both.high) == (ttft["p50"].value, 0.1, 0.5)
     assert reading(two).answered == 20
+
+
+@settings(max_examples=60)
+@given(
+    values=st.lists(st.integers(1, 10_000).map(lambda value: value / 1000), min_size=1, max_size=40),
+    edges=st.sets(st.integers(1, 12).map(float), min_size=1, max_size=8),
+)
+def test_a_percentile_lies_in_its_bucket(values: list[float], edges: set[float]) -> None:
+    name = "vllm:e2e_request_latency_seconds"
+    lines = [f'{name}_bucket{{le="{edge}"}} {sum(value <= edge for value in values)}' for edge in sorted(edges)]
+    lines += [f'{name}_bucket{{le="+Inf"}} {len(values)}', f"{name}_count {len(values)}", f"{name}_sum {sum(values)}"]
+    stated = reading("\n".join(lines)).stated
+    assert stated["e2e_s", "mean"].value == pytest.approx(np.mean(values))
+    for statistic, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
+        true = float(np.percentile(values, percent, method="inverted_cdf"))
+        found = stated.get(("e2e_s", statistic))
+        if found is None:
+            assert true > max(edges)
+        else:
+            assert found.low < true <= found.high
+            assert found.low <= found.value <= found.high
