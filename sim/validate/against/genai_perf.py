@@ -13,9 +13,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from sim.validate.against.rows import NotJson, ResultFile, Row, ToolRun, an_object, each, inner
+from sim.validate.against.rows import ANY_COUNT, NotJson, ResultFile, Row, ToolRun, an_object, each, inner, within
 from traces import documents
-from traces.fields import BadRow, Count, get, real, shown
+from traces.fields import BadRow, get, real, shown
 
 ABOUT = "GenAI-Perf's profile_export.json"
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
@@ -38,8 +38,7 @@ def _run(number: int, experiment: Mapping[str, Any], count: Callable[[str], int]
     requests = experiment.get("requests")
     if not isinstance(requests, list):
         raise BadRow(f"experiment {number} has no list of requests")
-    load = experiment.get("experiment")
-    told = load if isinstance(load, dict) else {}
+    told = within(experiment, "experiment")
     label = f"{told.get('mode') or 'experiment'} {told.get('value', number)}".replace("_", " ")
     records = [(f"request {place}", one) for place, one in enumerate(requests)]
     return ToolRun(label, each(records, partial(_row, count)))
@@ -52,7 +51,7 @@ def _row(count: Callable[[str], int] | None, where: str, request: dict[str, Any]
     usage = next((told for _, _, told in reversed(pieces) if told), None)
     payload = _json(str(inner(request, "request_inputs").get("payload") or ""), "request_inputs.payload")
     if usage is not None:
-        prompt, output = (get(usage, f"{side}_tokens", Count(least=0)) for side in ("prompt", "completion"))
+        prompt, output = (get(usage, f"{side}_tokens", ANY_COUNT) for side in ("prompt", "completion"))
     elif count is None:
         raise BadRow("its answer tells no usage, so that its tokens are not known; give --tokenizer to count them")
     else:

@@ -28,6 +28,7 @@ from sim.validate.against.rows import (
     either,
     inner,
     maybe,
+    within,
 )
 from traces.fields import BadRow, real, shown
 
@@ -93,15 +94,12 @@ def _entries(requests: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
 
 
 def _error(kind: str, request: Any) -> str:
-    info = request.get("info") if isinstance(request, dict) else None
-    error = (info if isinstance(info, dict) else {}).get("error")
-    return str(error or kind)
+    info = within(request, "info") if isinstance(request, dict) else {}
+    return str(info.get("error") or kind)
 
 
 def _row(where: str, request: dict[str, Any]) -> Row:
-    info = request.get("info")
-    timings = info.get("timings") if isinstance(info, dict) else None
-    stamps = request | (timings if isinstance(timings, dict) else {})
+    stamps = request | within(within(request, "info"), "timings")
     start_s = either(stamps, SECONDS, "request_start", "start_time", "request_start_time")
     end_s = either(
         stamps, SECONDS, "last_token_iteration", "last_token_time", "request_end", "end_time", "request_end_time"
@@ -126,11 +124,8 @@ def _ttft_s(request: Mapping[str, Any], stamps: Mapping[str, Any], start_s: floa
 
 
 def _strategy(benchmark: Mapping[str, Any]) -> Mapping[str, Any]:
-    for group in ("config", "args"):
-        holder = benchmark.get(group)
-        if isinstance(holder, dict) and isinstance(found := holder.get("strategy"), dict):
-            return found
-    return {}
+    """Where 0.4 and later have it, or the versions before."""
+    return within(within(benchmark, "config"), "strategy") or within(within(benchmark, "args"), "strategy")
 
 
 def _label(strategy: Mapping[str, Any]) -> str:
@@ -154,12 +149,10 @@ def _load(strategy: Mapping[str, Any]) -> SentLoad:
 
 
 def _total(benchmark: Mapping[str, Any]) -> int | None:
-    for group in (benchmark.get("metrics"), benchmark):
-        totals = group.get("request_totals") if isinstance(group, dict) else None
-        found = real(totals.get("successful")) if isinstance(totals, dict) else None
-        if found is not None:
-            return int(found)
-    return None
+    """How many requests succeeded; None where it is not told."""
+    totals = within(within(benchmark, "metrics"), "request_totals") or within(benchmark, "request_totals")
+    found = real(totals.get("successful"))
+    return None if found is None else int(found)
 
 
 def _phases(benchmark: Mapping[str, Any]) -> list[str]:
@@ -173,19 +166,16 @@ def _phases(benchmark: Mapping[str, Any]) -> list[str]:
 
 def _summary(benchmark: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The statistics of one metric over successful requests; empty where there are none."""
-    metrics = benchmark.get("metrics")
-    found = metrics.get(name) if isinstance(metrics, dict) else None
-    summary = found.get("successful") if isinstance(found, dict) else None
-    return summary if isinstance(summary, dict) else {}
+    return within(within(within(benchmark, "metrics"), name), "successful")
 
 
 def _stated(benchmark: Mapping[str, Any]) -> dict[Key, StatedValue]:
     values: dict[Key, float] = {}
     for name, (measure, factor) in LATENCIES.items():
         summary = _summary(benchmark, name)
-        percentiles = summary.get("percentiles")
+        percentiles = within(summary, "percentiles")
         for statistic, key in PERCENTILES.items():
-            values[measure, statistic] = factor * maybe(percentiles if isinstance(percentiles, dict) else {}, key)
+            values[measure, statistic] = factor * maybe(percentiles, key)
         values |= {(measure, one): factor * maybe(summary, one) for one in ("mean", "max")}
     values["itl_s", "mean"] = 1e-3 * maybe(_summary(benchmark, "inter_token_latency_ms"), "mean")
     values |= {("throughput", rate): maybe(_summary(benchmark, name), "mean") for name, rate in RATES.items()}

@@ -28,6 +28,7 @@ from sim.validate.against.rows import (
     inner,
     maybe,
     seconds_list,
+    within,
 )
 from traces.fields import get
 
@@ -57,8 +58,8 @@ def _row(where: str, record: dict[str, Any]) -> Row | Omitted:
         told = error.get("error_msg") or error.get("error_type") if isinstance(error, dict) else error
         return Omitted(where, "failed", str(told or "an error"))
     info = inner(record, "info")
-    prompt = either(info | _inside(_inside(info, "request_metrics"), "text"), ANY_COUNT, "input_tokens")
-    answer = info | _inside(info, "response_metrics")
+    prompt = either(info | within(within(info, "request_metrics"), "text"), ANY_COUNT, "input_tokens")
+    answer = info | within(info, "response_metrics")
     output = either(answer, ANY_COUNT, "output_tokens")
     start_s, end_s = (get(record, key, SECONDS) for key in ("start_time", "end_time"))
     times_s = seconds_list(answer, "output_token_times") if answer.get("output_token_times") else []
@@ -70,10 +71,10 @@ def _row(where: str, record: dict[str, Any]) -> Row | Omitted:
 
 def _summary(document: Mapping[str, Any]) -> ToolRun:
     successes, asked = inner(document, "successes"), inner(document, "load_summary")
-    latency, rates = (_inside(successes, key) for key in ("latency", "throughput"))
+    latency, rates = (within(successes, key) for key in ("latency", "throughput"))
     stated: dict[Key, StatedValue] = {}
     for name, measure in LATENCIES.items():
-        summary = _inside(latency, name)
+        summary = within(latency, name)
         for key in summary:
             statistic = "p50" if key == "median" else key
             if (statistic in ("mean", "max") or PERCENTILE.fullmatch(statistic)) and maybe(summary, key) >= 0:
@@ -92,10 +93,4 @@ def _summary(document: Mapping[str, Any]) -> ToolRun:
 
 
 def _mean(successes: Mapping[str, Any], *names: str) -> float:
-    return next((maybe(one, "mean") for name in names if (one := _inside(successes, name))), math.nan)
-
-
-def _inside(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The object under a key; an empty one where there is none."""
-    found = record.get(key)
-    return found if isinstance(found, dict) else {}
+    return next((maybe(one, "mean") for name in names if (one := within(successes, name))), math.nan)

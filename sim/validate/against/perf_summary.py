@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from sim.validate.against.aiperf import unit_s
-from sim.validate.against.rows import Key, ResultFile, SentLoad, StatedValue, ToolRun, maybe
+from sim.validate.against.rows import Key, ResultFile, SentLoad, StatedValue, ToolRun, maybe, within
 
 ABOUT = "the statistics of GenAI-Perf or AIPerf"
 MEASURES = {"time_to_first_token": "ttft_s", "inter_token_latency": "tpot_s", "request_latency": "e2e_s"}
@@ -37,13 +37,13 @@ def runs(file: ResultFile) -> list[ToolRun]:
     count = _average(file.value, "request_count")
     tokens = (_average(file.value, "input_sequence_length"), _average(file.value, "output_sequence_length"))
     more = "the profile_export file of the same run holds each request"
-    load = _load(file.value.get("input_config"))
+    load = _load(within(within(within(file.value, "input_config"), "perf_analyzer"), "stimulus"))
     return [ToolRun(ABOUT, (), load, stated, int(count) if count > 0 else 0, mean_tokens=tokens, more=more)]
 
 
 def _statistics(document: dict[str, Any], name: str, measure: str) -> dict[Key, StatedValue]:
-    metric = document.get(name)
-    if not isinstance(metric, dict):
+    metric = within(document, name)
+    if not metric:
         return {}
     factor = unit_s(metric.get("unit"), name)
     names = {"avg": "mean", "max": "max"} | {key: key for key in metric if PERCENTILE.fullmatch(key)}
@@ -52,15 +52,10 @@ def _statistics(document: dict[str, Any], name: str, measure: str) -> dict[Key, 
 
 
 def _average(document: dict[str, Any], name: str) -> float:
-    metric = document.get(name)
-    return maybe(metric if isinstance(metric, dict) else {}, "avg")
+    return maybe(within(document, name), "avg")
 
 
-def _load(config: Any) -> SentLoad:
-    analyzer = config.get("perf_analyzer") if isinstance(config, dict) else None
-    stimulus = analyzer.get("stimulus") if isinstance(analyzer, dict) else None
-    if not isinstance(stimulus, dict):
-        return SentLoad()
+def _load(stimulus: dict[str, Any]) -> SentLoad:
     users, rate = maybe(stimulus, "concurrency"), maybe(stimulus, "request_rate")
     # perf_analyzer spaces requests evenly unless it is told otherwise.
     return SentLoad(rate if rate > 0 else 0.0, 0.0, int(users) if users >= 1 else 0)

@@ -203,6 +203,12 @@ def inner(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     return an_object(record[key], key)
 
 
+def within(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; an empty one where there is none."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def either(record: Mapping[str, Any], kind: Kind, *keys: str) -> Any:
     """The value of the first of the keys that is there; raises BadRow."""
     for key in keys:
