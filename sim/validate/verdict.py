@@ -96,7 +96,8 @@ def _requests_out(requests: Report, bounds: Bounds) -> Iterator[str]:
     for (key, name), most in bounds.requests.items():
         error = _error(requests, key, name)
         if error is not None and abs(error) > most and not requests[key][name].get("inside"):
-            yield f"{key.removesuffix('_s').upper()} {name} {100 * error:+.1f} % (at most {100 * most:g} %)"
+            least = "at least " if "least_error" in requests[key][name] else ""
+            yield f"{key.removesuffix('_s').upper()} {name} {least}{100 * error:+.1f} % (at most {100 * most:g} %)"
 
 
 def _error(requests: Report, key: str, name: str) -> float | None:

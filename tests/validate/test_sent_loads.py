@@ -175,7 +175,7 @@ def test_a_percentile_that_is_known_by_its_bucket(path: Path, trace: Path) -> No
     assert row["inside"] is False
     assert row["least_error"] == pytest.approx(row["predicted"] / 0.001 - 1)
     assert row["error"] > row["least_error"]
-    assert document["verdict"]["out"][0].startswith("TTFT p90")
+    assert document["verdict"]["out"][0].startswith("TTFT p90 at least +")
 
 
 def test_percentiles_that_are_not_of_the_usual_ones(
