@@ -234,6 +234,19 @@ SAMPLES = {
         ),
         [(0.0, 10, 5), (1.5, 20, 6)],
     ),
+    "common-csv": Sample(
+        "common.csv",
+        "timestamp,prompt_tokens,output_tokens\n1.5,10,5\n3,20,6\n",
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "common-jsonl": Sample(
+        "common.jsonl",
+        jsonl(
+            {"createdAtMs": 1_731_000_000_700, "inputTokens": 10, "outputTokens": 5},
+            {"createdAtMs": 1_731_000_001_000, "inputTokens": "20", "outputTokens": 6},
+        ),
+        [(0.0, 10, 5), (0.3, 20, 6)],
+    ),
     "own-lengths": Sample("lengths.csv", "prompt_tokens,output_tokens\n10,5\n20,6\n", NO_TIMES, timed=False),
 }
 KINDS = {
@@ -246,6 +259,8 @@ KINDS = {
     "vidur-lengths": "vidur",
     "blockhash": "llmservingsim",
     "vllm-timed": "vllm_timed",
+    "common-csv": "common",
+    "common-jsonl": "common",
     "own-csv": "foretoken",
     "own-jsonl": "foretoken",
     "own-lengths": "foretoken",
