@@ -16,6 +16,8 @@ Counter = Callable[[str], int]
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 INPUT_COUNTS = ("prompt_tokens", "input_tokens")
 OUTPUT_COUNTS = ("completion_tokens", "output_tokens")
+APART = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Tokens of a prompt that Anthropic's `input_tokens` leaves out (docs.anthropic.com, prompt caching)."""
 LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 """What bounds an answer, the newer names first."""
 
@@ -53,7 +55,8 @@ def usage_of(body: Mapping[str, Any]) -> tuple[int, int] | None:
     prompt, output = (_first(usage, names) for names in (INPUT_COUNTS, OUTPUT_COUNTS))
     if prompt is None or output is None:
         return None
-    return _counted(prompt, usage), _counted(output, usage)
+    cached = sum(_counted(name, usage, 0) for name in APART if usage.get(name) is not None)
+    return _counted(prompt, usage, 0 if cached else 1) + cached, _counted(output, usage)
 
 
 def prompt_tokens(body: Mapping[str, Any], count: Counter) -> int:
@@ -96,8 +99,8 @@ def _first(body: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if body.get(name) is not None), None)
 
 
-def _counted(key: str, body: Mapping[str, Any]) -> int:
+def _counted(key: str, body: Mapping[str, Any], least: int = 1) -> int:
     try:
-        return Count().parse(body[key])
+        return Count(least).parse(body[key])
     except BadRow as rule:
         raise BadRow(f"{key} is {shown(body[key])}; {rule}", f"{key}: {rule}") from None

@@ -67,6 +67,8 @@ def survey(path: Path, skip_bad: bool = False) -> Survey:
     head = head_of(path, skip_bad)
     if head.folder:
         raise InputError(f"{files.named(path)} is a folder; give one file")
+    if head.shape == "log":
+        raise InputError(f"{files.named(path)} holds lines of a server's log, which have no columns")
     sample = list(islice(_rows(path, head), SAMPLE_ROWS))
     if not sample:
         raise InputError(f"{files.named(path)} holds no rows from which its columns could be seen")

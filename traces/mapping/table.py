@@ -32,7 +32,7 @@ def mapped(source: Source, assignments: Sequence[Assignment]) -> pd.DataFrame:
     source.has_arrivals = "arrival" in told
     table = pd.DataFrame(
         {
-            "arrival_s": _arrivals_s(source, raw["arrival"], told["arrival"]) if "arrival" in told else 0.0,
+            "arrival_s": arrivals_s(source, raw["arrival"], told["arrival"]) if "arrival" in told else 0.0,
             "prompt_tokens": raw["prompt"],
             "output_tokens": raw["output"],
             "source_row": raw["source_row"],
@@ -148,7 +148,7 @@ def _elapsed_s(raw: pd.DataFrame) -> npt.NDArray[np.float64] | None:
     return _seconds(took.where((raw["end"] != ABSENT) & (took >= 0), ABSENT))
 
 
-def _arrivals_s(source: Source, ticks: pd.Series, arrival: Assignment) -> pd.Series:
+def arrivals_s(source: Source, ticks: pd.Series, arrival: Assignment) -> pd.Series:
     """Seconds since the first arrival, which a note tells."""
     first = int(ticks.min())
     unit = "dates and times, UTC where they name no zone" if arrival.unit == ISO else f"in {arrival.unit}"
