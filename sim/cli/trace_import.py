@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,14 @@ def _mapped(path: Path, given: dict[str, str], out: Path, yes: bool, how: dict[s
             f"{path}: no column was taken for {' and '.join(lacking)}; name it with --map {example}; "
             f"there are {found.names}"
         )
+    command = assign.command(path, assignments, out)
     if not yes:
-        _confirm(path, assign.command(path, assignments, out))
+        _confirm(path, command)
+    elif doubtful := [one for one in assignments if one.doubtful]:
+        unsure = doubtful[0].column
+        raise traces.InputError(
+            f"{path}: --yes does not take the unit of {unsure.path}, which is a guess; `{command}` says it"
+        )
     return traces.read(path, format=Format("mapped", lambda source: mapped(source, assignments), None, ""), **how)
 
 
@@ -97,7 +103,8 @@ def _confirm(path: Path, command: str) -> None:
         raise traces.InputError(f"{path}: nothing is written; correct the mapping and type `{command}`")
 
 
-def _show(survey: Survey, assignments: Sequence[Assignment]) -> None:
+def _show(survey: Survey, assignments: tuple[Assignment, ...]) -> None:
+    from traces.mapping.guess import misfits  # noqa: PLC0415
     from traces.mapping.names import TARGETS  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -111,10 +118,13 @@ def _show(survey: Survey, assignments: Sequence[Assignment]) -> None:
     if not console.is_terminal:
         console = Console(stderr=True, width=120)
     console.print(table)
+    say = functools.partial(console.print, markup=False, highlight=False)
     used = {one.column.path for one in assignments}
     left = [column.path for column in survey.columns if column.path not in used]
     if left:
-        console.print(f"not used: {', '.join(left)}", markup=False, highlight=False)
+        say(f"not used: {', '.join(left)}")
+    for column in misfits(survey, assignments):
+        say(f"{column.path} is named like arrivals, but holds what is no time that is known, such as {column.example}")
     absent = [target for target in TARGETS if target not in {one.target for one in assignments}]
     if absent:
-        console.print(f"not told: {', '.join(absent)}", markup=False, highlight=False)
+        say(f"not told: {', '.join(absent)}")

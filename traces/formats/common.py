@@ -10,11 +10,10 @@ import pandas as pd
 
 from traces.head import Head
 from traces.mapping.assign import command
-from traces.mapping.guess import guess, missing
+from traces.mapping.guess import guess, misfits, missing
 from traces.mapping.names import counts
 from traces.mapping.survey import survey
 from traces.mapping.table import mapped
-from traces.mapping.times import moments
 from traces.source import Source
 
 GENERAL = True
@@ -31,8 +30,13 @@ def common(source: Source) -> pd.DataFrame:
     assignments = guess(found, {}, exact=True)
     if lacking := missing(assignments):
         source.fail(f"has no column for {' and '.join(lacking)} that holds whole numbers; there are {found.names}")
+    if odd := misfits(found, assignments):
+        source.fail(
+            f"has {odd[0].path} for its times, but they are such as {odd[0].example}; known are numbers, and dates "
+            "such as 2023-11-16 18:15:46.680590"
+        )
     arrival = next((one for one in assignments if one.target == "arrival"), None)
-    if arrival is not None and moments(arrival.column).guessed:
+    if arrival is not None and arrival.doubtful:
         source.fail(
             f"does not say for certain the unit of {arrival.column.path}, which is such as {arrival.column.example}; "
             f"by {command(source.path, assignments)} it is {arrival.unit}"

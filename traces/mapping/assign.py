@@ -18,12 +18,16 @@ TIMED = ("arrival", "end", "duration", "think")
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A field of a request and the column that tells it; `unit` of times alone, `why` says how this is known."""
+    """A field of a request and the column that tells it; `unit` of times alone, `why` says how this is known.
+
+    The unit of a `doubtful` one is a guess.
+    """
 
     target: str
     column: LogColumn
     unit: str = ""
     why: str = ""
+    doubtful: bool = False
 
     @property
     def kind(self) -> str:

@@ -15,7 +15,6 @@ from traces.mapping.kinds import Moment
 from traces.mapping.rows import MISSING, at
 from traces.mapping.survey import survey
 from traces.mapping.table import arrivals_s
-from traces.mapping.times import moments
 from traces.source import Source
 
 
@@ -31,7 +30,7 @@ class Clock:
         """Raises InputError where the unit is a guess."""
         found = guess(survey(source.path, source.skip_bad), {})
         arrival = next((one for one in found if one.target == "arrival"), None)
-        if arrival is not None and moments(arrival.column).guessed:
+        if arrival is not None and arrival.doubtful:
             source.fail(f"does not say for certain the unit of {arrival.column.path}, such as {arrival.column.example}")
         return cls(source, arrival)
 

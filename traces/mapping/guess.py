@@ -41,6 +41,16 @@ def missing(assignments: tuple[Assignment, ...]) -> list[str]:
     return [name for name in REQUIRED if name not in {one.target for one in assignments}]
 
 
+def misfits(survey: Survey, assignments: tuple[Assignment, ...]) -> list[LogColumn]:
+    """Columns named like arrivals whose values are none, where nothing else tells arrivals."""
+    if "arrival" in {one.target for one in assignments}:
+        return []
+    used = {one.column.path for one in assignments}
+    return [
+        one for one in survey.columns if one.path not in used and one.values and rank(one.path, "arrival") is not None
+    ]
+
+
 def _given(survey: Survey, target: str, column: LogColumn, unit: str) -> Assignment:
     if not _fits(target, column) and column.kind != "empty":
         kinds = ", ".join(TARGETS[target].kinds).replace("stamp", "date and time")
@@ -56,7 +66,7 @@ def _given(survey: Survey, target: str, column: LogColumn, unit: str) -> Assignm
 
 
 def _best(survey: Survey, target: str, used: set[str], exact: bool) -> Assignment | None:
-    free = [column for column in survey.columns if column.path not in used and _fits(target, column)]
+    free = [one for one in survey.columns if one.path not in used and not one.first_of_many and _fits(target, one)]
     listed = [(place, column) for column in free if (place := rank(column.path, target)) is not None]
     if exact:
         listed = [(place, column) for place, column in listed if counts(column.path, target) and column.kind != "text"]
@@ -85,7 +95,7 @@ def _assigned(target: str, column: LogColumn, why: str) -> Assignment:
 
 def _timed(target: str, column: LogColumn, why: str) -> Assignment:
     unit = times.moments(column) if target in ("arrival", "end") else times.lengths(column)
-    return Assignment(target, column, unit.unit, f"{why}; {unit.why}")
+    return Assignment(target, column, unit.unit, f"{why}; {unit.why}", unit.guessed)
 
 
 def _fits(target: str, column: LogColumn) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from traces.fields import number_of
 from traces.mapping.assign import command, typed
 from traces.mapping.guess import guess, missing
 from traces.mapping.survey import survey
@@ -18,8 +19,12 @@ def import_hint(path: Path, skip_bad: bool = False) -> str:
         assignments = guess(found, {})
     except InputError:
         return ""
-    if len(found.columns) < 2:
-        return ""
+    names = [column.path for column in found.columns]
+    if found.shape == "csv" and all(isinstance(number_of(name), (int, float)) for name in names):
+        return "; its first line holds numbers, not the names of columns: put a line of names before it"
+    if len(names) < 2:
+        apart = next((sign for sign in (";", "\t", "|") if sign in names[0]), "") if found.shape == "csv" else ""
+        return f"; its columns are set apart by {apart!r}, and only commas are known" if apart else ""
     lacking = missing(assignments)
     if not lacking:
         return f"; its columns are {found.names}: `{command(path, assignments)}` would read them"

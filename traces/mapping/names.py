@@ -39,8 +39,17 @@ TARGETS: Mapping[str, LogField] = {
     "prompt": LogField(
         "tokens of the prompt, or its text",
         (
+            "inputsequencelength",
             *("prompttokens", "inputtokens", "prompttokencount", "inputtokencount", "promptlength", "inputlength"),
-            *("promptlen", "inputlen", "numprompttokens", "numinputtokens", "nprompttokens", "ninputtokens"),
+            *(
+                "promptlen",
+                "inputlen",
+                "numprompttokens",
+                "numinputtokens",
+                "inputsequencelength",
+                "nprompttokens",
+                "ninputtokens",
+            ),
             *("numprefilltokens", "prefilltokens", "contexttokens", "contextlength", "requesttokens", "inputtoks"),
             *("prompttoks", "promptsize", "inputsize", "tokensin", "tokensinput", "tokensprompt", "promptevalcount"),
             *("isl", "nativetokensprompt", "promptntokens", "lenprompt", "querytokens"),
@@ -51,8 +60,16 @@ TARGETS: Mapping[str, LogField] = {
     "output": LogField(
         "tokens of the answer, or its text",
         (
+            "outputsequencelength",
             *("outputtokens", "completiontokens", "outputtokencount", "completiontokencount", "candidatestokencount"),
-            *("outputlength", "completionlength", "outputlen", "completionlen", "numoutputtokens"),
+            *(
+                "outputlength",
+                "completionlength",
+                "outputlen",
+                "completionlen",
+                "numoutputtokens",
+                "outputsequencelength",
+            ),
             *("numcompletiontokens", "numdecodetokens", "decodetokens", "numgeneratedtokens", "generatedtokens"),
             *("generationtokens", "responsetokens", "responselength", "outputtoks", "tokensout", "tokensoutput"),
             *("tokenscompletion", "outputsize", "evalcount", "osl", "nativetokenscompletion", "ngeneratedtokens"),
@@ -123,7 +140,7 @@ def rank(path: str, target: str) -> int | None:
     Of a path its last steps count: `response.body.usage.prompt_tokens` is called `prompt_tokens`.
     """
     field = TARGETS[target]
-    steps = path.split(".")
+    steps = path.removesuffix(".value").split(".")
     known = (*field.names, *field.texts)
     called = ["".join(_bare(" ".join(steps[-count:]), field)) for count in range(min(3, len(steps)), 0, -1)]
     places = [known.index(name) for name in called if name in known]
@@ -145,13 +162,14 @@ def _bare(name: str, field: LogField) -> list[str]:
     return told
 
 
-_SIZES = {"token", "tokens", "tok", "toks", "length", "len", "size", "count"}
+_SIZES = {"token", "tokens", "tok", "toks", "length", "len", "size"}
 _SIDES: Mapping[str, set[str]] = {
     "prompt": {"prompt", "input", "context", "prefill", "request", "in", "query", "question"},
     "output": {"output", "completion", "generated", "generation", "response", "decode", "answer", "out", "reply"},
 }
 _OTHER = {"cached", "cache", "total", "cost", "price", "rate", "per", "max", "min", "ms", "time", "audio", "image",
-          "reasoning", "details", "creation", "read", "rejected", "accepted", "prediction", "id"}  # fmt: skip
+          "reasoning", "details", "creation", "read", "rejected", "accepted", "prediction", "id",
+          "error", "errors", "bytes", "chars", "characters"}  # fmt: skip
 _MOMENT = {"time", "timestamp", "date", "start", "started", "arrival", "arrived", "created", "received", "at", "ts"}
 _LATER = {"end", "ended", "finish", "finished", "first", "last", "completed", "completion", "response", "update",
           "updated", "queue", "ttft", "modified", "deadline"}  # fmt: skip
@@ -159,7 +177,7 @@ _LATER = {"end", "ended", "finish", "finished", "first", "last", "completed", "c
 
 def resembles(path: str, target: str) -> bool:
     """Whether a name says in part what a field is: a length of one side, or a moment that is not a later one."""
-    told = {word for step in path.split(".")[-2:] for word in words(step)}
+    told = {word for step in path.removesuffix(".value").split(".")[-2:] for word in words(step)}
     if target in _SIDES:
         other = _SIDES["output" if target == "prompt" else "prompt"]
         return bool(told & _SIDES[target]) and bool(told & _SIZES) and not told & (other | _OTHER)

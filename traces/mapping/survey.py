@@ -29,13 +29,14 @@ class LogColumn:
     """`path` leads to the value with dots between its steps; `values` are those of the sample that are not empty.
 
     `kind` is whole, number, stamp (a date and time), messages (of a chat), ids (a list of whole numbers), text, other,
-    or empty, where the sample holds no value.
+    or empty, where the sample holds no value. `first_of_many` columns stand in the first of several objects of a list.
     """
 
     path: str
     kind: str
     values: tuple[Any, ...]
     absent: int
+    first_of_many: bool = False
 
     @property
     def example(self) -> str:
@@ -73,11 +74,13 @@ def survey(path: Path, skip_bad: bool = False) -> Survey:
     if not sample:
         raise InputError(f"{files.named(path)} holds no rows from which its columns could be seen")
     values: dict[str, list[Any]] = {}
+    crowded: set[str] = set()
     for record in sample:
-        for name, value in _leaves(record):
+        for name, value, many in _leaves(record):
             if name in values or len(values) < MAX_COLUMNS:
                 values.setdefault(name, []).append(value)
-    columns = tuple(_column(name, found, len(sample)) for name, found in values.items())
+                crowded.update([name] if many else [])
+    columns = tuple(_column(name, found, len(sample), name in crowded) for name, found in values.items())
     return Survey(path, head.shape, columns, len(sample))
 
 
@@ -105,17 +108,17 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
 
 
-def _leaves(record: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(path, value) of what is no object; of a list of objects that are no messages its first one alone."""
+def _leaves(record: Any, path: str = "", many: bool = False, depth: int = 0) -> Iterator[tuple[str, Any, bool]]:
+    """(path, value, is it in the first of many) of what is no object; of a list of objects its first one alone."""
     if isinstance(record, dict) and depth < MAX_NESTING:
         inner: Iterable[tuple[str, Any]] = record.items()
     elif isinstance(record, list) and depth < MAX_NESTING and _objects(record) and not is_messages(record):
-        inner = [("0", record[0])]
+        inner, many = [("0", record[0])], many or len(record) > 1
     else:
-        yield path, record
+        yield path, record, many
         return
     for key, value in inner:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key), depth + 1)
+        yield from _leaves(value, f"{path}.{key}" if path else str(key), many, depth + 1)
 
 
 def _objects(value: list[Any]) -> bool:
@@ -127,9 +130,9 @@ def is_messages(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
-def _column(path: str, found: list[Any], rows: int) -> LogColumn:
+def _column(path: str, found: list[Any], rows: int, many: bool) -> LogColumn:
     values = [value for value in found if value is not None and value not in ("", [])]
-    return LogColumn(path, _kind(values), tuple(values), rows - len(values))
+    return LogColumn(path, _kind(values), tuple(values), rows - len(values), many)
 
 
 def _kind(values: list[Any]) -> str:

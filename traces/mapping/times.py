@@ -16,8 +16,8 @@ UNITS = ("s", "ms", "us", "ns", ISO)
 EPOCHS = {"s": 1e9, "ms": 1e12, "us": 1e15, "ns": 1e18}
 """What a time since 1970 has at least, of a day between 2001 and 2103."""
 _TICKS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-SPARSE_S = 600.0
-"""A mean gap above this is taken to be told in a smaller unit."""
+SPARSE_S = 20.0
+"""Where seconds give a greater mean gap, they may be another unit: real traces have 0.1 to 200 s between requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class ClockUnit:
             "written": "dates as text",
             "named": "its name says the unit",
             "dated": "dates between 2001 and 2103 in this unit alone",
-            "gaps": f"a guess: in seconds requests would come over {SPARSE_S:.0f} s apart",
+            "gaps": f"a guess: in seconds requests would come more than {SPARSE_S:.0f} s apart",
             "against": "a guess: its name says another unit, in which these are no dates",
             "plain": "nothing says a unit; seconds fit",
         }[self.known_by]
@@ -60,9 +60,9 @@ def moments(column: LogColumn) -> ClockUnit:
     if named:
         return ClockUnit(named, "named")
     gap = (most - least) / (len(values) - 1) if len(values) > 1 else 0.0
-    if column.kind == "number" or gap <= SPARSE_S:
+    if gap <= SPARSE_S:
         return ClockUnit("s", "plain")
-    nearest = min(("ms", "us", "ns"), key=lambda unit: _distance(gap / _TICKS_PER_S[unit]))
+    nearest = min(_TICKS_PER_S, key=lambda unit: _distance(gap / _TICKS_PER_S[unit]))
     return ClockUnit(nearest, "gaps")
 
 

@@ -91,6 +91,16 @@ def test_what_is_given_wins_over_guesses(capsys: pytest.CaptureFixture[str], log
     assert traces.read("out.jsonl").requests["output_tokens"].tolist() == [10, 11, 12]
 
 
+def test_yes_takes_no_guessed_unit(capsys: pytest.CaptureFixture[str], log: Path) -> None:
+    Path("a.csv").write_text("ts,alpha,beta\n0,1,1\n3000,1,1\n")
+    given = "prompt=alpha,output=beta"
+    code, err = sim(capsys, "trace", "import", "a.csv", "--map", given, "-o", "out.csv", "--yes")
+    assert (code, Path("out.csv").exists()) == (2, False)
+    assert "--yes does not take the unit of ts, which is a guess" in err
+    assert sim(capsys, *shlex.split(err.split("`")[1])[1:])[0] == 0
+    assert lengths("out.csv") == [(0.0, 1, 1), (3.0, 1, 1)]
+
+
 def test_a_known_format_needs_no_mapping(capsys: pytest.CaptureFixture[str], log: Path) -> None:
     Path("a.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n")
     code, err = sim(capsys, "trace", "import", "a.csv", "-o", "out.csv")

@@ -192,10 +192,11 @@ def test_names_are_guessed(tmp_path: Path, header: str) -> None:
         (["1700000000000000000", "1700000060000000000"], "ns"),
         (["2023-11-16 18:15:46", "2023-11-16 18:15:50.25"], "iso"),
         (["2023-11-16T18:15:46Z", "2023-11-16T18:15:50+02:00"], "iso"),
-        (["0", "60"], "s"),
+        (["0", "19"], "s"),
+        (["0.5", "12.5"], "s"),
         (["0", "3000"], "ms"),
         (["0", "300000000"], "ns"),
-        (["0.5", "3000.5"], "s"),
+        (["0.5", "3000.5"], "ms"),
     ],
 )
 def test_units_are_guessed_from_values(tmp_path: Path, values: list[str], unit: str) -> None:
@@ -291,6 +292,23 @@ def test_a_doubtful_unit_is_asked_for(tmp_path: Path) -> None:
         traces.read(path)
 
 
+def test_times_that_are_no_times_are_not_passed_over(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.csv", "timestamp,prompt_tokens,output_tokens", "11/16/2023 6:15:46 PM,374,44")
+    with pytest.raises(
+        InputError, match="has timestamp for its times, but they are such as 11/16/2023 6:15:46 PM; known"
+    ):
+        traces.read(path)
+
+
+def test_one_of_several_objects_in_a_row_is_no_request(tmp_path: Path) -> None:
+    """A result of a benchmark, whose one row holds all requests: nothing is guessed of its first one."""
+    requests = [{"prompt_tokens": at, "output_tokens": 1} for at in (1, 2)]
+    path = put(tmp_path, "result.json", {"tool": "x", "done": {"requests": requests}})
+    found = survey(path)
+    assert missing(guess(found, {})) == ["prompt", "output"]
+    assert "done.requests.0.prompt_tokens" in found.names
+
+
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 LOG = ("ts,alpha,beta,text", "1,10,5,x", "2,20,6,y")
@@ -379,6 +397,26 @@ def test_an_unknown_file_is_told_its_columns_and_the_command(tmp_path: Path) -> 
         f"`sim trace import {path} --map arrival=when:iso,prompt=usage.prompt_tokens,output=COLUMN -o OUT.csv`" in told
     )
     assert told.endswith("once you name output, a number of tokens or a text")
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (("ts;prompt_tokens;output_tokens", "1;10;5"), "its columns are set apart by ';', and only commas are known"),
+        (
+            ("ts\tprompt_tokens\toutput_tokens", "1\t10\t5"),
+            "its columns are set apart by '\\t', and only commas are known",
+        ),
+        (
+            ("0.5,10,5", "1.5,20,6"),
+            "its first line holds numbers, not the names of columns: put a line of names before it",
+        ),
+    ],
+)
+def test_what_is_no_csv_of_ours_is_told_why(tmp_path: Path, lines: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        traces.read(put(tmp_path, "a.csv", *lines))
+    assert str(error.value).endswith(sentence)
 
 
 def test_the_command_of_a_refusal_reads_the_file(tmp_path: Path) -> None:
