@@ -104,7 +104,7 @@ def _confirm(path: Path, command: str) -> None:
 
 
 def _show(survey: Survey, assignments: tuple[Assignment, ...]) -> None:
-    from traces.mapping.guess import misfits  # noqa: PLC0415
+    from traces.mapping.guess import apart, misfits  # noqa: PLC0415
     from traces.mapping.names import TARGETS  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -125,6 +125,8 @@ def _show(survey: Survey, assignments: tuple[Assignment, ...]) -> None:
         say(f"not used: {', '.join(left)}")
     for column in misfits(survey, assignments):
         say(f"{column.path} is named like arrivals, but holds what is no time that is known, such as {column.example}")
+    if beside := apart(survey, assignments):
+        say(beside)
     absent = [target for target in TARGETS if target not in {one.target for one in assignments}]
     if absent:
         say(f"not told: {', '.join(absent)}")

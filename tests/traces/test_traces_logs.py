@@ -256,6 +256,7 @@ def test_answers_tell_lengths_where_they_are_logged(tmp_path: Path) -> None:
         + received("chatcmpl-b", time="08-21 10:00:01")
         + received("chatcmpl-c", time="08-21 10:00:02")
         + generated("cmpl-a", "x", [5, 6, 7])
+        + generated("chatcmpl-c (streaming delta)", "abcd", [1])
         + generated("chatcmpl-b (streaming delta)", "abcd", [1])
         + generated("chatcmpl-b (streaming complete)", "abcdefgh", None)
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from traces.head import Head
 from traces.mapping.assign import command
-from traces.mapping.guess import guess, misfits, missing
+from traces.mapping.guess import apart, guess, misfits, missing
 from traces.mapping.names import counts
 from traces.mapping.survey import survey
 from traces.mapping.table import mapped
@@ -41,5 +41,7 @@ def common(source: Source) -> pd.DataFrame:
             f"does not say for certain the unit of {arrival.column.path}, which is such as {arrival.column.example}; "
             f"by {command(source.path, assignments)} it is {arrival.unit}"
         )
+    if beside := apart(found, assignments):
+        source.notes.append(beside)
     source.notes.append(f"Read by its columns: {', '.join(map(str, assignments))}.")
     return mapped(source, assignments)

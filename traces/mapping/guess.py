@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from traces.chats import APART
 from traces.fields import shown
 from traces.mapping import status, times
 from traces.mapping.assign import TIMED, Assignment, named, typed
@@ -49,6 +50,16 @@ def misfits(survey: Survey, assignments: tuple[Assignment, ...]) -> list[LogColu
     return [
         one for one in survey.columns if one.path not in used and one.values and rank(one.path, "arrival") is not None
     ]
+
+
+def apart(survey: Survey, assignments: tuple[Assignment, ...]) -> str:
+    """A sentence on columns of cached tokens beside the prompt's, which some interfaces count apart; or nothing."""
+    prompt = next((one.column.path for one in assignments if one.target == "prompt"), "")
+    beside = [prompt.rpartition(".")[0] + "." * ("." in prompt) + name for name in APART]
+    found = [name for name in beside if survey.column(name) is not None]
+    if not prompt.endswith("input_tokens") or not found:
+        return ""
+    return f"Anthropic's interfaces count the tokens of {' and '.join(found)} beside {prompt}; here they are not added."
 
 
 def _given(survey: Survey, target: str, column: LogColumn, unit: str) -> Assignment:

@@ -18,7 +18,7 @@ import traces
 from traces import write
 from traces.formats import Format
 from traces.mapping import assign
-from traces.mapping.guess import guess, missing
+from traces.mapping.guess import apart, guess, missing
 from traces.mapping.rows import MISSING, at
 from traces.mapping.survey import survey
 from traces.mapping.table import mapped
@@ -228,6 +228,18 @@ def test_a_log_with_everything(tmp_path: Path) -> None:
     assert trace.dropped_reasons == {"requests that failed by their status_code": 1}
 
 
+def test_an_answered_request_has_both_lengths(tmp_path: Path) -> None:
+    rows = ("1,success,10,5", "2,failure,,", "3,success,10,", "4,success,10,6")
+    path = put(tmp_path, "a.csv", "ts,status,prompt_tokens,output_tokens", *rows)
+    with pytest.raises(InputError) as error:
+        read(path)
+    told = "output_tokens is 0 or absent; a request that was answered has at least 1 token"
+    assert str(error.value) == f"{path} line 4: {told}"
+    kept = read(path, skip_bad=True)
+    assert rows_of(kept) == [(0.0, 10, 5), (3.0, 10, 6)]
+    assert kept.dropped_reasons == {"requests that failed by their status": 1, told: 1}
+
+
 def test_texts_and_chats_are_counted_by_the_stated_rule(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "a" * 8}, {"role": "user", "content": [{"type": "text", "text": "b" * 9}]}]
     path = put(tmp_path, "log.jsonl", {"messages": chat, "response": "c" * 12, "t": 1})
@@ -263,6 +275,14 @@ def test_parquet_with_nested_columns_and_stamps(tmp_path: Path) -> None:
     ).to_parquet(path)
     assert guessed(path) == "arrival=request_time:iso,prompt=usage.input_tokens,output=usage.output_tokens"
     assert_rows(read(path), [(0.0, 3, 4), (1 - 0.123456789, 5, 6)])
+
+
+@pytest.mark.parametrize(("inside", "path"), [(True, "usage."), (False, "")])
+def test_cached_tokens_that_are_counted_apart_are_told(tmp_path: Path, inside: bool, path: str) -> None:
+    usage = {"input_tokens": 1, "cache_read_input_tokens": 900, "output_tokens": 2}
+    found = survey(put(tmp_path, "a.jsonl", {"usage": usage} if inside else usage))
+    assert f"the tokens of {path}cache_read_input_tokens beside {path}input_tokens" in apart(found, guess(found, {}))
+    assert not apart(found, guess(found, {"prompt": ""}))
 
 
 # ---- common names are read without a word ---------------------------------------------------------------------------
