@@ -13,7 +13,7 @@ from traces.chats import answer_tokens, limit_of, prompt_tokens, usage_of
 from traces.fields import BadRow, Count, Text, broken, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
-from traces.mapping.clock import Clock
+from traces.mapping.arrivals import ArrivalColumn
 from traces.source import Source
 
 SENT = ("messages", "prompt", "input")
@@ -28,7 +28,7 @@ def detect(head: Head) -> bool:
 
 
 def openai_log(source: Source) -> pd.DataFrame:
-    clock = Clock.of(source)
+    clock = ArrivalColumn.of(source)
     limited = 0
 
     def row(record: dict[str, Any], line: int) -> dict[str, Any]:

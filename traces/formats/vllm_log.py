@@ -50,7 +50,7 @@ def vllm_log(source: Source) -> pd.DataFrame:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Logged:
     """A request as far as the log tells it."""
 
     line: int
@@ -65,7 +65,7 @@ class _Asked:
 @dataclass(slots=True)
 class _Log:
     source: Source
-    requests: dict[str, _Asked] = field(default_factory=dict)
+    requests: dict[str, _Logged] = field(default_factory=dict)
     answered: bool = False
     outer: bool | None = None
     last_day: int = 0
@@ -82,7 +82,7 @@ class _Log:
                 raise BadRow(f"request {name} is received twice", "received twice")
             prompt, behind = self._tokens(rest, "prompt")
             limit, samples = _LIMIT.search(behind), _SAMPLES.search(behind)
-            self.requests[name] = _Asked(
+            self.requests[name] = _Logged(
                 number,
                 *self._time(text[: event.start()]),
                 prompt,
@@ -120,7 +120,7 @@ class _Log:
         found = pd.DataFrame(list(kept.values()))
         return found.assign(arrival_s=(found["arrival_s"] - found["arrival_s"].min()) / 1e9)
 
-    def _row(self, name: str, asked: _Asked) -> dict[str, Any] | None:
+    def _row(self, name: str, asked: _Logged) -> dict[str, Any] | None:
         if self.answered and asked.output is None:
             self.source.dropped["requests whose answer is not logged"] += 1
             return None
@@ -137,7 +137,7 @@ class _Log:
             "samples": asked.samples,
         }
 
-    def _of(self, name: str) -> _Asked | None:
+    def _of(self, name: str) -> _Logged | None:
         """The request of that name; an answer may lack the number that its prompt has in a completion of several."""
         return self.requests.get(name) or self.requests.get(f"{name}-0")
 

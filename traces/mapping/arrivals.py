@@ -19,14 +19,14 @@ from traces.source import Source
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class ArrivalColumn:
     """The column of a file that tells when requests came; None where there is none."""
 
     source: Source
     arrival: Assignment | None
 
     @classmethod
-    def of(cls, source: Source) -> Clock:
+    def of(cls, source: Source) -> ArrivalColumn:
         """Raises InputError where the unit is a guess."""
         found = guess(survey(source.path, source.skip_bad), {})
         arrival = next((one for one in found if one.target == "arrival"), None)
