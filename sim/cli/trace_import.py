@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     metavar="FIELD=COLUMN,...",
     help="As arrival=ts:ms,prompt=usage.prompt_tokens (units s, ms, us, ns, iso); beats guesses; session= drops one.",
 )
+@click.option("--rows", default="", metavar="PATH", help="JSON: the list inside of each record whose objects are rows.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="A .csv, .jsonl or .parquet file.")
 @click.option("--yes", is_flag=True, help="Take the mapping as it is shown, and ask nothing.")
 @click.option("--tokenizer", type=click.Path(), help="A tokenizer.json, for text without token counts.")
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N requests.")
-def import_(name: Path, given: tuple[str, ...], out: Path, yes: bool, **how: Any) -> None:
+def import_(name: Path, given: tuple[str, ...], rows: str, out: Path, yes: bool, **how: Any) -> None:
     """Write the requests of a log (CSV, JSON Lines, JSON, Parquet) as a trace.
 
     Which column tells what is guessed from names and values, and shown. A file of a known format needs no mapping.
@@ -42,9 +43,9 @@ def import_(name: Path, given: tuple[str, ...], out: Path, yes: bool, **how: Any
 
     write.check(out)
     wanted = assign.parse(given)
-    requests = None if wanted else _of_known_format(name, how)
+    requests = None if wanted or rows else _of_known_format(name, how)
     if requests is None:
-        requests = _mapped(name, wanted, out, yes, how)
+        requests = _mapped(name, wanted, rows, out, yes, how)
     write.write(requests, out)
     for note in requests.notes:
         click.echo(note, err=True)
@@ -65,24 +66,25 @@ def _of_known_format(path: Path, how: dict[str, Any]) -> Trace | None:
     return traces.read(path, format=found[0], **how)
 
 
-def _mapped(path: Path, given: dict[str, str], out: Path, yes: bool, how: dict[str, Any]) -> Trace:
+def _mapped(path: Path, given: dict[str, str], rows: str, out: Path, yes: bool, how: dict[str, Any]) -> Trace:
     import traces  # noqa: PLC0415
     from traces.formats import Format  # noqa: PLC0415
     from traces.mapping import assign  # noqa: PLC0415
     from traces.mapping.guess import guess, missing  # noqa: PLC0415
-    from traces.mapping.survey import survey  # noqa: PLC0415
+    from traces.mapping.survey import shortened, survey  # noqa: PLC0415
     from traces.mapping.table import mapped  # noqa: PLC0415
 
-    found = survey(path, how["skip_bad"])
+    found = survey(path, how["skip_bad"], rows)
     assignments = guess(found, given)
     _show(found, assignments)
     if lacking := missing(assignments):
         example = ",".join(f"{target}=COLUMN" for target in lacking)
+        lists = f" (or --rows PATH, of the lists of objects at {shortened(found.lists)})" if found.lists else ""
         raise traces.InputError(
-            f"{path}: no column was taken for {' and '.join(lacking)}; name it with --map {example}; "
+            f"{path}: no column was taken for {' and '.join(lacking)}; name it with --map {example}{lists}; "
             f"there are {found.names}"
         )
-    command = assign.command(path, assignments, out)
+    command = assign.command(path, assignments, out, rows)
     if not yes:
         _confirm(path, command)
     elif doubtful := [one for one in assignments if one.doubtful]:
@@ -90,7 +92,7 @@ def _mapped(path: Path, given: dict[str, str], out: Path, yes: bool, how: dict[s
         raise traces.InputError(
             f"{path}: --yes does not take the unit of {unsure.path}, which is a guess; `{command}` says it"
         )
-    return traces.read(path, format=Format("mapped", lambda source: mapped(source, assignments), None, ""), **how)
+    return traces.read(path, format=Format("mapped", lambda source: mapped(source, assignments, rows), None, ""), **how)
 
 
 def _confirm(path: Path, command: str) -> None:
@@ -106,6 +108,7 @@ def _confirm(path: Path, command: str) -> None:
 def _show(survey: Survey, assignments: tuple[Assignment, ...]) -> None:
     from traces.mapping.guess import apart, misfits  # noqa: PLC0415
     from traces.mapping.names import TARGETS  # noqa: PLC0415
+    from traces.mapping.survey import shortened  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("field", "column", "read as", "example", "known by"):
@@ -122,7 +125,7 @@ def _show(survey: Survey, assignments: tuple[Assignment, ...]) -> None:
     used = {one.column.path for one in assignments}
     left = [column.path for column in survey.columns if column.path not in used]
     if left:
-        say(f"not used: {', '.join(left)}")
+        say(f"not used: {shortened(left)}")
     for column in misfits(survey, assignments):
         say(f"{column.path} is named like arrivals, but holds what is no time that is known, such as {column.example}")
     if beside := apart(survey, assignments):

@@ -42,10 +42,12 @@ def typed(assignments: Iterable[Assignment]) -> str:
     return ",".join(map(str, assignments))
 
 
-def command(path: Path, assignments: Iterable[Assignment], out: Path | None = None) -> str:
+def command(path: Path, assignments: Iterable[Assignment], out: Path | None = None, inside: str = "") -> str:
     """The command that imports a file by a mapping, ready to be typed."""
     written = out or Path(f"{path.name.split('.')[0] or 'log'}.trace.csv")
-    return shlex.join(["sim", "trace", "import", str(path), "--map", typed(assignments), "-o", str(written), "--yes"])
+    rows = ["--rows", inside] if inside else []
+    words = ["sim", "trace", "import", str(path), *rows, "--map", typed(assignments), "-o", str(written), "--yes"]
+    return shlex.join(words)
 
 
 def parse(texts: Sequence[str]) -> dict[str, str]:

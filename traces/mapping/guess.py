@@ -63,6 +63,11 @@ def apart(survey: Survey, assignments: tuple[Assignment, ...]) -> str:
 
 
 def _given(survey: Survey, target: str, column: LogColumn, unit: str) -> Assignment:
+    if column.first_of_many:
+        raise InputError(
+            f"--map {target}={column.path}: that is of the first of several objects in each row of {survey.path}; "
+            f"--rows PATH takes each object of a list for a row, such as of {column.path.rpartition('.0.')[0]}"
+        )
     if not _fits(target, column) and column.kind != "empty":
         kinds = ", ".join(TARGETS[target].kinds).replace("stamp", "date and time")
         raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from traces import documents, files
+from traces.fields import BadRow
 from traces.source import Source
 
 HOLDERS = ("data", "requests", "records", "items", "rows", "results", "logs", "entries", "events", "spans", "traces")
@@ -14,8 +15,31 @@ HOLDERS = ("data", "requests", "records", "items", "rows", "results", "logs", "e
 MISSING = object()
 
 
-def record_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+def record_rows(source: Source, inside: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
     """(line or number, record) of a JSON file. What cannot be read is rejected as `Source.records` does it.
+
+    With `inside`, the objects of the list at that path of each record, numbered through the file.
+    """
+    if not inside:
+        yield from _whole_rows(source)
+        return
+    number = 0
+    for line, record in _whole_rows(source):
+        held = at(record, inside)
+        if not isinstance(held, list):
+            source.reject(line, BadRow(f"has no list at {inside}"))
+            continue
+        source.where = "record"
+        for one in held:
+            number += 1
+            if isinstance(one, dict):
+                yield number, one
+            else:
+                source.reject(number, BadRow("is not a JSON object"))
+
+
+def _whole_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file.
 
     One object that is no JSON Lines file holds its rows in a list: under a name of `HOLDERS`, else the only list of
     objects that it has; without such a list it is the one row itself.

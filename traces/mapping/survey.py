@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,30 +47,44 @@ class LogColumn:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The columns of a file, in its order, from its first `SAMPLE_ROWS` rows."""
+    """The columns of a file, in its order, from its first `SAMPLE_ROWS` rows.
+
+    `inside` is the path to the lists whose objects are the rows (nothing: the records are); `lists` are paths to lists
+    of several objects.
+    """
 
     path: Path
     shape: str
     columns: tuple[LogColumn, ...]
     rows: int
+    inside: str = ""
+    lists: tuple[str, ...] = ()
 
     def column(self, path: str) -> LogColumn | None:
         return next((one for one in self.columns if one.path == path), None)
 
     @property
     def names(self) -> str:
-        found = [one.path for one in self.columns]
-        return ", ".join(found[:30]) + (f", ... ({len(found)} in all)" if len(found) > 30 else "")
+        return shortened([one.path for one in self.columns])
 
 
-def survey(path: Path, skip_bad: bool = False) -> Survey:
+def shortened(names: Sequence[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
+
+
+def survey(path: Path, skip_bad: bool = False, inside: str = "") -> Survey:
     """The columns of a CSV, JSON or Parquet file. Raises InputError where it is none, or no row can be read."""
     head = head_of(path, skip_bad)
     if head.folder:
         raise InputError(f"{files.named(path)} is a folder; give one file")
     if head.shape == "log":
         raise InputError(f"{files.named(path)} holds lines of a server's log, which have no columns")
-    sample = list(islice(_rows(path, head), SAMPLE_ROWS))
+    if inside and head.shape != "json":
+        raise InputError(f"{files.named(path)} is {head.shape}, not JSON: no list inside of its rows is read")
+    sample = list(islice(_rows(path, head, inside), SAMPLE_ROWS))
+    if not sample and inside:
+        raise InputError(f"{files.named(path)} has no list of objects at {inside} in any record")
     if not sample:
         raise InputError(f"{files.named(path)} holds no rows from which its columns could be seen")
     values: dict[str, list[Any]] = {}
@@ -81,17 +95,18 @@ def survey(path: Path, skip_bad: bool = False) -> Survey:
                 values.setdefault(name, []).append(value)
                 crowded.update([name] if many else [])
     columns = tuple(_column(name, found, len(sample), name in crowded) for name, found in values.items())
-    return Survey(path, head.shape, columns, len(sample))
+    lists = dict.fromkeys(name.rpartition(".0.")[0] for name in crowded)
+    return Survey(path, head.shape, columns, len(sample), inside, tuple(sorted(lists)))
 
 
-def _rows(path: Path, head: Head) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, head: Head, inside: str) -> Iterator[dict[str, Any]]:
     if head.shape == "csv":
         return _csv_rows(path)
     if head.shape == "parquet":
         return (record for _, record in parquet_rows(path))
     # What cannot be read is told by the reader, which meets it again.
     source = Source(path, Options(skip_bad=True))
-    return (record for _, record in record_rows(source))
+    return (record for _, record in record_rows(source, inside))
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,11 +21,14 @@ from traces.source import Source
 LENGTHS = ("prompt", "output")
 
 
-def mapped(source: Source, assignments: Sequence[Assignment]) -> pd.DataFrame:
-    """The requests that the assignments tell. Raises InputError naming file, line, column and rule."""
+def mapped(source: Source, assignments: Sequence[Assignment], inside: str = "") -> pd.DataFrame:
+    """The requests that the assignments tell; `inside` as of `record_rows`.
+
+    Raises InputError naming file, line, column and rule.
+    """
     told = {one.target: one for one in assignments}
     kinds = {one.target: _kind(one, source, failures="status" in told) for one in assignments}
-    raw = _csv(source, told, kinds) if source.head.shape == "csv" else _records(source, told, kinds)
+    raw = _csv(source, told, kinds) if source.head.shape == "csv" else _records(source, told, kinds, inside)
     raw = _answered(source, raw, told)
     if raw.empty:
         source.nothing()
@@ -67,12 +70,12 @@ def _csv(source: Source, told: Mapping[str, Assignment], kinds: Mapping[str, Kin
     return table.rename(columns={one.column.path: target for target, one in told.items()})
 
 
-def _records(source: Source, told: Mapping[str, Assignment], kinds: Mapping[str, Kind]) -> pd.DataFrame:
+def _records(source: Source, told: Mapping[str, Assignment], kinds: Mapping[str, Kind], inside: str) -> pd.DataFrame:
     if source.head.shape == "parquet":
         source.where = "row"
         rows: Iterator[tuple[int, dict[str, Any]]] = parquet_rows(source.path)
     else:
-        rows = record_rows(source)
+        rows = record_rows(source, inside)
     out: dict[str, list[Any]] = {target: [] for target in ("source_row", *told)}
     for number, record in rows:
         source.synthetic |= record.get("synthetic") is True

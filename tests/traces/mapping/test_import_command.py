@@ -91,6 +91,25 @@ def test_what_is_given_wins_over_guesses(capsys: pytest.CaptureFixture[str], log
     assert traces.read("out.jsonl").requests["output_tokens"].tolist() == [10, 11, 12]
 
 
+def test_rows_that_lie_deeper(capsys: pytest.CaptureFixture[str], log: Path) -> None:
+    """As of a benchmark's result; the sentence says where lists are, and the command keeps the option."""
+    requests = [{"start_time": 10.5 + at, "prompt_tokens": 10 + at, "output_tokens": 5} for at in range(3)]
+    Path("result.json").write_text(json.dumps({"tool": "x", "runs": [{"done": {"requests": requests}}]}, indent=1))
+    code, err = sim(capsys, "trace", "import", "result.json", "-o", "out.csv", "--yes")
+    assert code == 2
+    assert "(or --rows PATH, of the lists of objects at done.requests)" in " ".join(err.split())
+    given = "prompt=done.requests.0.prompt_tokens"
+    code, err = sim(capsys, "trace", "import", "result.json", "--map", given, "-o", "out.csv", "--yes")
+    assert code == 2
+    assert "of the first of several objects in each row" in err
+    code, err = sim(capsys, "trace", "import", "result.json", "--rows", "done.requests", "-o", "out.csv")
+    assert (code, Path("out.csv").exists()) == (2, False)
+    assert sim(capsys, *shlex.split(err.split("`")[1])[1:])[0] == 0
+    assert lengths("out.csv") == [(0.0, 10, 5), (1.0, 11, 5), (2.0, 12, 5)]
+    code, err = sim(capsys, "trace", "import", "result.json", "--rows", "done", "-o", "out.csv")
+    assert (code, "has no list of objects at done in any record" in err) == (2, True)
+
+
 def test_yes_takes_no_guessed_unit(capsys: pytest.CaptureFixture[str], log: Path) -> None:
     Path("a.csv").write_text("ts,alpha,beta\n0,1,1\n3000,1,1\n")
     given = "prompt=alpha,output=beta"
