@@ -18,8 +18,8 @@ from traces.schema import InputError
 from traces.tables import header_of
 
 WINDOW_BYTES = (1 << 16, 1 << 20, files.MAX_LINE_BYTES)
-_SERVER_LOG = re.compile(rb"^[^\n]{0,200}\] Received request \S+: ", re.MULTILINE)
-"""A line of a server's log, as vLLM prints them; such a file has neither header nor keys."""
+_SERVER_LOG = re.compile(rb"^[^\n{]{0,200}\] Received request \S+: ", re.MULTILINE)
+"""A line of a server's log, as vLLM prints them; such a file has neither header nor keys. Lines of JSON are none."""
 JSON_SUFFIXES = (".json", ".json.gz", ".json.xz")
 
 

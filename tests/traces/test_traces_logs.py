@@ -327,6 +327,16 @@ def test_any_prompt_is_read_as_python_wrote_it(tmp_path: Path, prompt: str) -> N
     assert rows_of(traces.read(path)) == [(0.0, count_bytes(prompt), 5)]
 
 
+def test_lines_that_docker_wrapped_in_json_are_no_log(tmp_path: Path) -> None:
+    path = put(tmp_path, "container.log", jsonl({"log": received("a"), "time": "2026-08-21T10:00:00.2Z"}))
+    assert "is in no known format by its keys of the first record: log, time" in f"x {said(path)}"
+
+
+def test_a_first_line_of_another_program_is_passed_over(tmp_path: Path) -> None:
+    text = "[W socket.cpp:697] warning\n" + received("a")
+    assert rows_of(traces.read(put(tmp_path, "vllm.log", text))) == [(0.0, 1, 5)]
+
+
 def test_a_servers_log_has_no_columns(tmp_path: Path) -> None:
     from traces.mapping.survey import survey
 
