@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from sim.engines.environment import Installed
+from sim.report.validation.drift import drift_view
 from sim.report.validation.page import lanes_json, render_validation
 from sim.report.validation.terminal import collection_view, curve_view, schedules_view, validation_view
 from sim.results import files, run_id
@@ -20,6 +22,7 @@ from sim.serving.run import Progress
 from sim.validate import store
 from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results
+from sim.validate.drift import drift, preset_of
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
 from sim.validate.schedules.grades import GRADES
@@ -29,11 +32,13 @@ from sim.validate.verdict import ON_CPU, ON_GPU, Bounds
 from traces.schema import InputError
 
 AGAINST = Bounds.all_within(0.10)
+SOURCES = ("against", "recorded", "schedules", "against_engine")
+"""Options that name what is compared with, instead of a live run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidateOptions:
-    """The options of the command; at most one of `against`, `recorded` and `schedules` is given."""
+    """The options of the command; at most one of those in `SOURCES` is given."""
 
     settings: dict[str, Any]
     file: str | None = None
@@ -44,6 +49,7 @@ class ValidateOptions:
     run: str = ""
     recorded: Path | None = None
     schedules: Path | None = None
+    against_engine: str | None = None
     out: Path | None = None
     allow_code: bool = False
 
@@ -63,7 +69,7 @@ def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    sources = [name for name in ("against", "recorded", "schedules") if getattr(options, name) is not None]
+    sources = [name.replace("_", "-") for name in SOURCES if getattr(options, name) is not None]
     if len(sources) > 1:
         raise InputError(f"--{sources[0]} and --{sources[1]} exclude one another")
     if sources and (options.repeats > 1 or options.clock):
@@ -72,6 +78,8 @@ def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer
         raise InputError("--run chooses a run of the results given with --against")
     if options.within is not None and not 0 < options.within < 1000:
         raise InputError(f"--within is {options.within:g}; it must lie between 0 and 1000 percent")
+    if options.against_engine is not None:
+        return _against_engine(options, options.against_engine, progress)
     if options.schedules is not None:
         return _schedules(options, options.schedules)
     if options.recorded is not None and (folders := store.folders(options.recorded)):
@@ -111,6 +119,14 @@ def _curve(documents: Mapping[str, dict[str, Any]], unusable: Mapping[str, str])
         "verdict": {"good": not out, "reason": reason, "out": out},
     }
     return Answer(document, curve_view(document))
+
+
+def _against_engine(options: ValidateOptions, engine: str, progress: Progress | None) -> Answer:
+    if options.out is not None or options.within is not None:
+        raise InputError("--against-engine compares decisions, without bounds or page: leave out --within and --out")
+    preset = {} if "engine.preset" in options.settings else {"engine.preset": preset_of(Installed.of(engine)).name}
+    document = drift(_scenario(options, {"executor": "predicted", **preset}), engine, progress).document
+    return Answer(document, drift_view(document))
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:

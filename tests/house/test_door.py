@@ -433,6 +433,7 @@ AROUND = {
     "backend/pair/corpus.py": "texts of this Python's own library",
     "backend/kernels/aot.py": "what its own subprocess prints",
     "backend/model/loader.py": "safetensors maps what `files.is_file` found to be one; its header is checked in Rust",
+    "sim/engines/drivers/vllm_v1.py": "runs in another environment, and reads what `sim/engines/pipe.py` writes",
     "traces/version.py": "the package's own pyproject.toml",
     "sim/study/plan/journal.py": "its own lines, appended and read again under a lock",
     **{
