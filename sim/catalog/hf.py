@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sim.catalog.architectures import ARCHITECTURES
+from sim.catalog.assembly import typed, uniform
 from sim.catalog.decoders import DECODERS
 from sim.catalog.hf_config import REQUIRED, Config
 from sim.catalog.hybrids import HYBRIDS
-from sim.catalog.layers import Anatomy, typed, uniform
+from sim.catalog.layers import Anatomy
 from sim.catalog.mixed import MIXED
-from sim.catalog.quantization import Scheme, scheme_of
+from sim.catalog.quantization import scheme_of
 from sim.catalog.safetensors import checkpoint_bytes, has_weights
+from sim.catalog.schemes import Scheme
 from sim.catalog.sparse import SPARSE
 from sim.catalog.towers import DEFAULTS, tower_of
 from sim.specs.blocks import Block

@@ -245,7 +245,7 @@ def test_alike_layers_as_blocks_have_the_same_numbers(name: str) -> None:
     """Two ways to count one model: by the fields of ModelSpec, and as blocks of one layer after another."""
     from dataclasses import replace
 
-    from sim.catalog.layers import typed, uniform
+    from sim.catalog.assembly import typed, uniform
 
     model = load_model(name)
     latent = {"kv_lora_rank": 0, "q_lora_rank": 0, "qk_rope_head_dim": 0, "qk_nope_head_dim": 0, "v_head_dim": 0}

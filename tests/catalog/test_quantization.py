@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import from_hf_config, load_model
-from sim.catalog.quantization import Patterns
+from sim.catalog.patterns import Patterns
 from sim.specs.dtypes import WEIGHT_TYPES, weight_type
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
