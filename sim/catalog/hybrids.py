@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sim.catalog.hf_config import Config
+from sim.catalog.latents import latent_part
 from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import FULL, LINEAR, MAX_LAYERS, Family, head_dim, layers_of, mtp_left_out, state_type
 from sim.catalog.recurrent import gated_delta, mamba2
-from sim.catalog.sparse import latent_part
 from sim.specs.blocks import Block, Matrix, Span, State, whole
 from traces.schema import InputError
 

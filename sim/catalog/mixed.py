@@ -26,78 +26,6 @@ from traces.schema import InputError
 CHUNKED = "chunked_attention"
 
 
-def _gemma4(config: Config) -> Anatomy:
-    """Gemma 4: full layers have wider heads, of which keys may be values; experts beside an MLP, inputs per layer."""
-    hidden, layers, heads = config.count("hidden_size", 2304), layers_of(config), config.count("num_attention_heads", 8)
-    dims = {WINDOWED: config.count("head_dim", 256), FULL: config.count("global_head_dim", 512)}
-    same = config.flag("attention_k_eq_v", False)
-    kv_heads = {WINDOWED: config.count("num_key_value_heads", 4)}
-    kv_heads[FULL] = (config.count("num_global_key_value_heads", kv_heads[WINDOWED]) if same else 0) or kv_heads[
-        WINDOWED
-    ]
-    windows = windows_of(config, layers, 6, 512)
-    if config.table.get("layer_types") is None:
-        windows[-1] = 0
-    reused = config.count("num_kv_shared_layers", 0)
-    if not 0 <= reused < layers:
-        raise InputError(f"{config.path}: num_kv_shared_layers = {reused} must lie between 0 and {layers - 1}")
-    per_layer = config.optional("hidden_size_per_layer_input", 256)
-    routed = config.flag("enable_moe_block", False)
-    bias, ffn = config.flag("attention_bias", False), config.count("intermediate_size", 9216)
-    wide = config.flag("use_double_wide_mlp", False)
-
-    def of(index: int, window: int) -> Block:
-        kind, kept = (WINDOWED if window else FULL), index < layers - reused
-        own = overridden(config, index)
-        dim = own.get("head_dim", dims[kind])
-        mixer = attention(
-            hidden,
-            heads,
-            own.get("num_key_value_heads", kv_heads[kind]),
-            dim,
-            window=window,
-            bias=bias,
-            output_bias=bias,
-            vectors=(2 if kept else 1) * dim,
-            keys_are_values=same and kind == FULL,
-            kept=kept,
-        )
-        parts = [mixer, mlp(hidden, ffn * (2 if wide and not kept else 1))]
-        vectors = 4 * hidden
-        if routed:
-            count = config.count("num_experts")
-            parts.append(
-                experts(
-                    hidden,
-                    count,
-                    config.count("top_k_experts"),
-                    config.count("moe_intermediate_size"),
-                    router_bias=count + hidden,
-                    module="",
-                )
-            )
-            vectors += 3 * hidden
-        if per_layer:
-            parts.append(_projected(hidden, per_layer))
-            vectors += hidden
-        return layer(*parts, vectors=vectors, norms=7 if routed else 4)
-
-    table = config.count("vocab_size_per_layer_input", config.count("vocab_size", 262_144)) if per_layer else 0
-    beside = per_layer * (table * layers + hidden * layers + 1)
-    return Anatomy(
-        layers=[of(index, window) for index, window in enumerate(windows)],
-        tied=config.flag("tie_word_embeddings", True),
-        beside=beside,
-        counted="embeddings of every layer included" if per_layer else "",
-    )
-
-
-def _projected(hidden: int, width: int) -> LayerPart:
-    """Gemma's input of each layer: down to its width and up again."""
-    part = mlp(hidden, width, gated=False, module="per_layer", name="layer input")
-    return LayerPart(tuple(each for each in part.matrices))
-
-
 def _mimo(config: Config) -> Anatomy:
     """MiMo-V2: windowed layers have sinks and KV heads of their own; values are narrower than keys."""
     hidden, layers, heads = config.count("hidden_size"), layers_of(config), config.count("num_attention_heads")
@@ -230,7 +158,6 @@ def _llama4(config: Config) -> Anatomy:
 
 
 MIXED: Mapping[str, Family] = {
-    "gemma4_text": _gemma4,
     "mimo_v2_flash": _mimo,
     "step3p7": _step,
     "step3p7_text": _step,

@@ -62,7 +62,8 @@ def sparse_layers(config: Config, layers: int) -> list[bool]:
                 "layers is needed"
             )
         return [value > 0 for value in chosen]
-    first = config.optional("first_k_dense_replace", config.optional("first_dense_layers", 0))
+    named = ("first_k_dense_replace", "first_dense_layers", "num_dense_layers")
+    first = config.optional(next((key for key in named if key in config.table), named[0]), 0)
     every = max(1, config.count("moe_layer_freq", 1))
     return [index >= first and index % every == 0 for index in range(layers)]
 

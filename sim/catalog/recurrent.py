@@ -1,6 +1,8 @@
-"""Parts of layers that keep a constant state of a sequence: gated delta nets, Mamba. It reads no file."""
+"""Parts of layers that keep a constant state of a sequence: delta nets, Mamba, convolutions. It reads no file."""
 
 from __future__ import annotations
+
+from math import gcd
 
 from sim.catalog.layers import LayerPart
 from sim.specs.blocks import Matrix, Span, State, whole
@@ -52,18 +54,74 @@ def mamba2(
     conv_bias: bool,
     dtype: str,
     norm: bool = True,
+    output_bias: bool | None = None,
     module: str = "mixer",
 ) -> LayerPart:
-    """Mamba-2 (arXiv 2405.21060): inputs, gate, B, C and time steps from one projection."""
+    """Mamba-2 (arXiv 2405.21060): inputs, gate, B, C and time steps from one projection. `output_bias` None: `bias`."""
+    last = bias if output_bias is None else output_bias
     inner = heads * dim
     channels = inner + 2 * groups * state_size
     shared = Span(groups, 2 * state_size, "repeat") if groups else whole(0)
     matrices = (
         Matrix("mamba in", (whole(hidden),), (Span(heads, 2 * dim + 1), shared), (f"{module}.in_proj",), bias=bias),
-        Matrix("mamba out", (Span(heads, dim),), (whole(hidden),), (f"{module}.out_proj",), bias=bias),
+        Matrix("mamba out", (Span(heads, dim),), (whole(hidden),), (f"{module}.out_proj",), bias=last),
     )
     vectors = channels * (kernel + (1 if conv_bias else 0)) + 3 * heads + (inner if norm else 0)
     state = State(
         heads=heads, key_dim=state_size, value_dim=dim, conv_channels=channels, conv_tokens=kernel - 1, dtype=dtype
     )
     return LayerPart(matrices, vectors, None, state)
+
+
+def mamba1(
+    hidden: int,
+    *,
+    inner: int,
+    state_size: int,
+    rank: int,
+    kernel: int,
+    bias: bool,
+    conv_bias: bool,
+    dtype: str,
+    vectors: int = 0,
+    module: str = "mixer",
+) -> LayerPart:
+    """Mamba (arXiv 2312.00752): a state of `state_size` for each of `inner` channels; time steps, B and C from them."""
+    lanes = gcd(inner, 64)  # channels are independent: GPUs share them in any portions
+    matrices = (
+        Matrix("mamba in", (whole(hidden),), (Span(inner, 2),), (f"{module}.in_proj",), bias=bias),
+        Matrix("mamba time and state", (Span(inner),), (whole(rank + 2 * state_size),), (f"{module}.x_proj",)),
+        Matrix("mamba time", (whole(rank),), (Span(inner),), (f"{module}.dt_proj",), bias=True),
+        Matrix("mamba out", (Span(inner),), (whole(hidden),), (f"{module}.out_proj",), bias=bias),
+    )
+    own = inner * (state_size + 1 + kernel + (1 if conv_bias else 0))
+    state = State(
+        heads=lanes,
+        key_dim=state_size,
+        value_dim=inner // lanes,
+        conv_channels=inner,
+        conv_tokens=kernel - 1,
+        dtype=dtype,
+    )
+    return LayerPart(matrices, own + vectors, None, state)
+
+
+def short_convolution(hidden: int, *, kernel: int, bias: bool, module: str) -> LayerPart:
+    """LFM2's gated convolution over the last `kernel` tokens: its only state is their inputs."""
+    matrices = (
+        Matrix("convolution in", (whole(hidden),), (Span(hidden, 3),), (f"{module}.in_proj",), bias=bias),
+        Matrix("convolution out", (Span(hidden),), (whole(hidden),), (f"{module}.out_proj",), bias=bias),
+    )
+    state = State(heads=0, key_dim=0, value_dim=0, conv_channels=hidden, conv_tokens=kernel - 1)
+    return LayerPart(matrices, hidden * (kernel + (1 if bias else 0)), None, state)
+
+
+def lightning(hidden: int, *, heads: int, dim: int, module: str = "self_attn") -> LayerPart:
+    """Lightning attention (arXiv 2401.04658) as MiniMax-Text-01 has it: a matrix for each head, and a gate."""
+    name = f"{module}."
+    matrices = (
+        Matrix("linear attention in", (whole(hidden),), (Span(heads, 3 * dim),), (f"{name}qkv_proj",)),
+        Matrix("linear attention gates", (whole(hidden),), (Span(heads, dim),), (f"{name}output_gate",)),
+        Matrix("linear attention out", (Span(heads, dim),), (whole(hidden),), (f"{name}out_proj",)),
+    )
+    return LayerPart(matrices, heads * dim, None, State(heads=heads, key_dim=dim, value_dim=dim))

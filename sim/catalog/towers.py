@@ -7,22 +7,8 @@ they take no part in a step of text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from sim.catalog.hf_config import Config
-
-DEFAULTS: Mapping[str, dict[str, Any]] = {
-    "gemma3": {
-        "vocab_size": 262_208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 131_072,
-    },
-}
-"""What the text model of a class has where its file leaves it out: those of Gemma3TextConfig."""
 
 
 def tower_of(whole: Config, counted: list[str]) -> int:
