@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import Family, layers_of
 from traces.schema import InputError
@@ -129,12 +129,11 @@ def _mpt(config: Config) -> Anatomy:
     kind = inner.table.get("attn_type") or "multihead_attention"
     if kind == "multiquery_attention":
         kv_heads: int | None = 1
-    elif kind in kinds:
+    elif isinstance(kind, str) and kind in kinds:
         kv_heads = kinds[kind]
     else:
-        raise InputError(
-            f"{config.path}: attn_config.attn_type = {kind!r} is none of {', '.join((*kinds, 'multiquery_attention'))}"
-        )
+        known = ", ".join((*kinds, "multiquery_attention"))
+        raise InputError(f"{config.path}: attn_config.attn_type = {shown(kind)} is none of {known}")
     return _alike(
         config,
         config.count("expansion_ratio", 4) * hidden,

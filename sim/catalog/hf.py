@@ -13,7 +13,7 @@ from typing import Any
 from sim.catalog.architectures import ARCHITECTURES
 from sim.catalog.assembly import typed, uniform
 from sim.catalog.families import ALIASES, FAMILIES, REFUSED, STATEFUL, family_of, supported
-from sim.catalog.hf_config import REQUIRED, Config
+from sim.catalog.hf_config import REQUIRED, Config, shown
 from sim.catalog.layers import Anatomy
 from sim.catalog.quantization import scheme_of
 from sim.catalog.safetensors import checkpoint_bytes, has_weights
@@ -21,7 +21,8 @@ from sim.catalog.schemes import Scheme
 from sim.catalog.spellings import CLASSES, SPELLINGS, TEXTS
 from sim.catalog.towers import tower_of
 from sim.specs.blocks import Block
-from sim.specs.model import ModelSpec
+from sim.specs.checks import MAX_COUNT
+from sim.specs.model import LARGEST, ModelSpec
 from sim.specs.parallel import SINGLE
 from traces.schema import InputError
 
@@ -65,7 +66,7 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     try:
         if kind in ARCHITECTURES:
             spec = ModelSpec(**keys, **{**common, **ARCHITECTURES[kind](config), "beside": tower})
-            if spec.layers <= _MOST_LAYERS and scheme is not None:
+            if scheme is not None:
                 spec = _with_types(spec, uniform(spec), scheme)
         else:
             spec = _with_blocks(FAMILIES[kind](config), common, keys, scheme, tower)
@@ -77,9 +78,6 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
         sentence = str(error)
         raise InputError(sentence if str(whole.path.parent) in sentence else f"{whole.path}: {sentence}") from None
     return spec
-
-
-_MOST_LAYERS = 10_000
 
 
 def _with_types(spec: ModelSpec, layers: Sequence[Block], scheme: Scheme) -> ModelSpec:
@@ -185,8 +183,10 @@ def _text_model(whole: Config) -> Config:
             return _completed(config, str(name), family, outer=str(kind) if config is not whole else "")
         if isinstance(name, str) and name in REFUSED:
             raise InputError(f"{whole.path}: model_type = {name!r} is not supported: {REFUSED[name]}")
-    shown = kind if own in (None, kind) else own
-    raise InputError(f"{whole.path}: model_type = {shown!r} is not supported; supported are {', '.join(supported())}")
+    unknown = kind if own in (None, kind) else own
+    raise InputError(
+        f"{whole.path}: model_type = {shown(unknown)} is not supported; supported are {', '.join(supported())}"
+    )
 
 
 def _completed(config: Config, name: str, family: str, outer: str) -> Config:
@@ -216,28 +216,29 @@ def stored_dtype(config: Config) -> str:
     if isinstance(text, str) and text.startswith("torch."):
         text = text.removeprefix("torch.")
     if not isinstance(text, str) or text not in _DTYPES:
-        raise InputError(f"{config.path}: dtype = {text!r} is none of {', '.join(_DTYPES)}")
+        raise InputError(f"{config.path}: dtype = {shown(text)} is none of {', '.join(_DTYPES)}")
     return _DTYPES[text]
 
 
 def _common(config: Config) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 1 if config.table["model_type"] in STATEFUL else REQUIRED)
-    hidden = config.count("hidden_size")
-    head_dim = hidden // heads if heads > 0 else 0
-    if (
-        config.table.get("head_dim") is None
-        and heads > 0
-        and hidden % heads
-        and config.table["model_type"] in ARCHITECTURES
-    ):
+    lacking = 1 if config.table["model_type"] in STATEFUL else REQUIRED
+    heads = config.within("num_attention_heads", 1, LARGEST["heads"], lacking)
+    hidden = config.within("hidden_size", 1, LARGEST["hidden"])
+    head_dim = hidden // heads
+    if config.table.get("head_dim") is None and hidden % heads and config.table["model_type"] in ARCHITECTURES:
         raise InputError(f"{config.path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     return {
-        "layers": config.count("num_hidden_layers", 1 if config.table["model_type"] == "nemotron_h" else REQUIRED),
+        "layers": config.within(
+            "num_hidden_layers",
+            1,
+            LARGEST["layers"],
+            1 if config.table["model_type"] == "nemotron_h" else REQUIRED,
+        ),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": config.count("head_dim", max(1, head_dim)),
-        "vocab": config.count("vocab_size"),
+        "head_dim": config.within("head_dim", 1, LARGEST["head_dim"], max(1, head_dim)),
+        "vocab": config.within("vocab_size", 1, MAX_COUNT),
         "max_context_tokens": _context_tokens(config),
     }
 
@@ -249,7 +250,7 @@ def _context_tokens(config: Config) -> int:
     since 5. llama3 scaling, and that of Gemma 3, is already in `max_position_embeddings`; linear, dynamic and yarn
     multiply the length that they start from.
     """
-    positions = config.count("max_position_embeddings", config.table.get("model_max_length") or REQUIRED)
+    positions = config.within("max_position_embeddings", 1, MAX_COUNT, config.table.get("model_max_length") or REQUIRED)
     if config.table["model_type"] == "gemma3_text":
         return positions
     key = "rope_parameters" if config.table.get("rope_parameters") is not None else "rope_scaling"
@@ -264,7 +265,7 @@ def _context_tokens(config: Config) -> int:
     if kind in ("default", "llama3", "longrope", "su", "mrope", "proportional"):
         return positions
     if kind not in ("linear", "dynamic", "yarn", "deepseek_yarn"):
-        raise InputError(f"{config.path}: {key}.rope_type = {kind!r} is not supported")
+        raise InputError(f"{config.path}: {key}.rope_type = {shown(kind)} is not supported")
     factor = rope.get("factor", 1.0)
     original = rope.get("original_max_position_embeddings") or positions
     numbers = (factor, original)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +12,13 @@ from traces import documents
 from traces.schema import InputError
 
 REQUIRED = object()
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlong, _SHORT.maxstring = 2, 4, 2, 40, 60
+
+
+def shown(value: object) -> str:
+    """A value of a file as a sentence may show it, shortened where it is long."""
+    return _SHORT.repr(value)
 
 
 class Config:
@@ -48,7 +56,14 @@ class Config:
         """The whole number at `key`; a null counts as absent."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{self.path}: {self.named(key)} = {value!r} must be a whole number")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must be a whole number")
+        return value
+
+    def within(self, key: str, least: int, most: int, default: object = REQUIRED) -> int:
+        """The whole number at `key`, which must lie between two."""
+        value = self.count(key, default)
+        if not least <= value <= most:
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must lie between {least} and {most}")
         return value
 
     def either(self, *keys: str, default: object = REQUIRED) -> int:
@@ -64,7 +79,7 @@ class Config:
         """The truth value at `key`; a null counts as absent."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.named(key)} = {value!r} must be true or false")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must be true or false")
         return value
 
     def counts(self, key: str) -> list[int] | None:
@@ -93,7 +108,7 @@ class Config:
     def demand(self, key: str, expected: object, meaning: str) -> None:
         """Refuse a variant that the arithmetic would get wrong."""
         if self._get(key, expected) != expected:
-            raise InputError(f"{self.path}: {self.named(key)} = {self.table[key]!r} is not supported ({meaning})")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(self.table[key])} is not supported ({meaning})")
 
     def _get(self, key: str, default: object) -> object:
         value = self.table.get(key)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.latents import latent_part
 from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import FULL, LINEAR, MAX_LAYERS, Family, head_dim, layers_of, mtp_left_out, state_type
@@ -168,7 +168,9 @@ def _nemotron_nas(config: Config) -> Anatomy:
             elif each is ffn and not each.flag("no_op", False):
                 factor = each.table.get("ffn_mult")
                 if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1000:
-                    raise InputError(f"{config.path}: {each.prefix}ffn_mult = {factor!r} must lie between 0 and 1000")
+                    raise InputError(
+                        f"{config.path}: {each.prefix}ffn_mult = {shown(factor)} must lie between 0 and 1000"
+                    )
                 parts.append(mlp(hidden, -(-int(2 * factor * hidden / 3) // 256) * 256))
                 vectors += hidden
         return layer(*parts, vectors=vectors, norms=len(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.patterns import Patterns
 from sim.catalog.schemes import Scheme, group_of, integers, kv_type, plain_modules
 from traces.schema import InputError
@@ -36,7 +36,9 @@ def _algorithm(table: Config) -> str:
     if isinstance(name, str) and name.upper() in _GROUPED:
         return integers(_GROUPED[name.upper()], group_of(table, "group_size"), symmetric=True)
     known = (*_ALGORITHMS, *_GROUPED, "MIXED_PRECISION")
-    raise InputError(f"{table.path}: {table.prefix}quant_algo = {name!r} is not modelled; known are {', '.join(known)}")
+    raise InputError(
+        f"{table.path}: {table.prefix}quant_algo = {shown(name)} is not modelled; known are {', '.join(known)}"
+    )
 
 
 def modelopt(table: Config) -> Scheme:
@@ -54,7 +56,7 @@ def quantized_layers(table: Config) -> Iterable[tuple[Patterns, str]]:
     by_type: dict[str, list[str]] = {}
     for name, entry in table.section("quantized_layers").items():
         if not isinstance(entry, dict):
-            raise InputError(f"{table.path}: {table.prefix}quantized_layers[{name!r}] must be an object")
+            raise InputError(f"{table.path}: {table.prefix}quantized_layers[{shown(name)}] must be an object")
         by_type.setdefault(_algorithm(Config(table.path, entry, f"{table.prefix}quantized_layers.")), []).append(name)
     where = f"{table.path}: {table.prefix}quantized_layers"
     return [(Patterns(where, names), kind) for kind, names in by_type.items()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.modelopt import modelopt, quantized_layers
 from sim.catalog.patterns import Patterns
 from sim.catalog.schemes import Scheme, bits_of, group_of, integers, kv_type, plain_modules
@@ -49,7 +49,7 @@ def _read(table: Config, sibling: Config | None) -> Scheme:
         raise InputError(f"{table.path}: {table.prefix}quant_method is missing; known are {', '.join(_METHODS)}")
     if not isinstance(method, str) or method not in _METHODS:
         raise InputError(
-            f"{table.path}: the weights are quantised by {method!r}, whose bytes are not modelled; known are "
+            f"{table.path}: the weights are quantised by {shown(method)}, whose bytes are not modelled; known are "
             f"{', '.join(_METHODS)}"
         )
     if method.startswith("modelopt") and sibling is not None and "config_groups" not in table.table:
@@ -122,6 +122,35 @@ def _hqq(table: Config) -> Scheme:
     )
 
 
+def _of(kind: str) -> Callable[[Config], Scheme]:
+    """A method that has one type; what it leaves out is told in one of two ways."""
+    return lambda table: Scheme(
+        kind, plain_modules(table, "modules_to_not_convert", "ignored_layers"), (), kv_type(table)
+    )
+
+
+_TORCHAO = {
+    **dict.fromkeys(("float8wo", "float8_weight_only", "float8dq", "float8_dynamic_activation_float8_weight"), "fp8"),
+    **dict.fromkeys(("Float8WeightOnlyConfig", "Float8DynamicActivationFloat8WeightConfig"), "fp8"),
+    **dict.fromkeys(("int8wo", "int8_weight_only", "int8dq"), "int8-channel-sym"),
+    **dict.fromkeys(("int8_dynamic_activation_int8_weight", "Int8WeightOnlyConfig"), "int8-channel-sym"),
+    "Int8DynamicActivationInt8WeightConfig": "int8-channel-sym",
+}
+
+
+def _torchao(table: Config) -> Scheme:
+    """torchao's 8 bits, by the name of its configuration, which may stand in a table under "default"."""
+    kind = table.table.get("quant_type")
+    for key in ("default", "_type"):
+        kind = kind.get(key) if isinstance(kind, dict) else kind
+    if not isinstance(kind, str) or kind not in _TORCHAO:
+        raise InputError(
+            f"{table.path}: {table.prefix}quant_type is torchao's {shown(kind)}, which is not modelled; known are "
+            f"{', '.join(_TORCHAO)}"
+        )
+    return Scheme(_TORCHAO[kind], plain_modules(table, "modules_to_not_convert"))
+
+
 def _compressed_tensors(table: Config) -> Scheme:
     """llm-compressor: groups of modules, each with a scheme of its weights."""
     sparsity = table.table.get("sparsity_config") or {}
@@ -164,7 +193,7 @@ def _compressed(weights: Config) -> str:
             return integers(bits, -1, symmetric)
         return integers(bits, group_of(weights, "group_size"), symmetric)
     raise InputError(
-        f"{weights.path}: {weights.prefix}num_bits = {bits!r}, type = {kind!r}, group_size = {group!r} is not "
+        f"{weights.path}: {weights.prefix}num_bits = {shown(bits)}, type = {shown(kind)}, group_size = {shown(group)} is not "
         "modelled; known are float with 8 bits, or 4 bits in groups of 16 (NVFP4) or 32 (MXFP4), int with 2 to 8 bits"
     )
 
@@ -181,7 +210,9 @@ def _quark(table: Config) -> Scheme:
         return Scheme("mxfp4", plain)
     if isinstance(kind, str) and kind in ("int4", "uint4", "int8", "uint8"):
         return Scheme(integers(int(kind[-1]), group_of(weight, "group_size", default=-1)), plain)
-    raise InputError(f"{table.path}: {weight.prefix}dtype = {kind!r} is not modelled; known are fp8, fp4, int4, int8")
+    raise InputError(
+        f"{table.path}: {weight.prefix}dtype = {shown(kind)} is not modelled; known are fp8, fp4, int4, int8"
+    )
 
 
 _METHODS: Mapping[str, Callable[[Config], Scheme]] = {
@@ -192,8 +223,16 @@ _METHODS: Mapping[str, Callable[[Config], Scheme]] = {
     "modelopt_fp4": modelopt,
     "modelopt_mixed": modelopt,
     "mxfp4": _mxfp4,
+    "mxfp8": _of("mxfp8"),
+    "nvfp4": _of("nvfp4"),
+    "w8a8_fp8": _of("fp8"),
+    "w8a8_int8": _of("int8-channel-sym"),
+    "eetq": _of("int8-channel-sym"),
+    "torchao": _torchao,
     "awq": _awq,
+    "awq_marlin": _awq,
     "gptq": _gptq,
+    "gptq_marlin": _gptq,
     "auto-round": _gptq,
     "intel/auto-round": _gptq,
     "bitsandbytes": _bitsandbytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.patterns import Patterns
 from traces.schema import InputError
 
@@ -80,5 +80,5 @@ def kv_type(table: Config) -> str:
     if isinstance(value, str) and value.upper() in kinds:
         return kinds[value.upper()]
     raise InputError(
-        f"{table.path}: the checkpoint's KV cache is {value!r}, which is not modelled; known are FP8, INT8"
+        f"{table.path}: the checkpoint's KV cache is {shown(value)}, which is not modelled; known are FP8, INT8"
     )

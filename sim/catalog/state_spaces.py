@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import FULL, LINEAR, Family, head_dim, layers_of, state_type
 from sim.catalog.recurrent import lightning, mamba1, mamba2, short_convolution
@@ -212,7 +212,7 @@ def _lfm2_width(config: Config) -> int:
     width = int(2 * width / 3)
     if factor is not None:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1000:
-            raise InputError(f"{config.path}: block_ffn_dim_multiplier = {factor!r} must lie between 0 and 1000")
+            raise InputError(f"{config.path}: block_ffn_dim_multiplier = {shown(factor)} must lie between 0 and 1000")
         width = int(factor * width)
     return unit * -(-width // unit)
 
