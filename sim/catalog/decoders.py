@@ -137,6 +137,7 @@ DECODERS: Mapping[str, Family] = {
     ),
     "glm": Decoder(output_bias=False),
     "glm4": Decoder(norms=4, output_bias=False),
+    "glm4v_text": Decoder(norms=4, qkv_bias=True, output_bias=False),
     "cohere": Decoder(norms=1, tied=True),
     "cohere2": Decoder(norms=1, tied=True, pattern=4, window=4096),
     "olmo2": Decoder(head_norms="full"),

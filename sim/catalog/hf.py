@@ -55,7 +55,7 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     dtype = stored if beside and has_weights(whole.path.parent) else LOADED_AS.get(stored, stored)
     common = _common(config)
     counted: list[str] = []
-    tower = tower_of(whole, counted)
+    tower = tower_of(whole, common["hidden"], counted)
     keys: dict[str, Any] = {
         "name": name,
         "source": source,

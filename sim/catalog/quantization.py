@@ -193,8 +193,9 @@ def _compressed(weights: Config) -> str:
             return integers(bits, -1, symmetric)
         return integers(bits, group_of(weights, "group_size"), symmetric)
     raise InputError(
-        f"{weights.path}: {weights.prefix}num_bits = {shown(bits)}, type = {shown(kind)}, group_size = {shown(group)} is not "
-        "modelled; known are float with 8 bits, or 4 bits in groups of 16 (NVFP4) or 32 (MXFP4), int with 2 to 8 bits"
+        f"{weights.path}: {weights.prefix}num_bits = {shown(bits)}, type = {shown(kind)}, group_size = {shown(group)} "
+        "is not modelled; known are float with 8 bits, or 4 bits in groups of 16 (NVFP4) or 32 (MXFP4), int with 2 to "
+        "8 bits"
     )
 
 
