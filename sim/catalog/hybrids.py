@@ -77,6 +77,31 @@ def _qwen3_hybrid(config: Config) -> Anatomy:
     )
 
 
+def _olmo_hybrid(config: Config) -> Anatomy:
+    """OLMo Hybrid: gated delta nets, every fourth layer full attention with norms as wide as all heads."""
+    hidden, layers, heads = config.count("hidden_size"), layers_of(config), config.count("num_attention_heads")
+    kv_heads, dim = config.count("num_key_value_heads", heads), head_dim(config)
+    bias = config.flag("attention_bias", False)
+    mixers = {
+        LINEAR: gated_delta(
+            hidden,
+            key_heads=config.count("linear_num_key_heads", heads),
+            value_heads=config.count("linear_num_value_heads", heads),
+            key_dim=config.count("linear_key_head_dim", dim * 3 // 4),
+            value_dim=config.count("linear_value_head_dim", 2 * (dim * 3 // 4)),
+            kernel=config.count("linear_conv_kernel_dim", 4),
+            dtype=state_type(config, "mamba_ssm_dtype"),
+        ),
+        FULL: attention(
+            hidden, heads, kv_heads, dim, bias=bias, output_bias=bias, vectors=(heads + kv_heads) * dim
+        ),
+    }  # fmt: skip
+    ffn = mlp(hidden, config.count("intermediate_size"))
+    made = {kind: layer(mixer, ffn, vectors=2 * hidden) for kind, mixer in mixers.items()}
+    kinds = _intervals(config, layers, (LINEAR, FULL))
+    return Anatomy(layers=[made[kind] for kind in kinds], tied=config.flag("tie_word_embeddings", False))
+
+
 def _nemotron_h(config: Config) -> Anatomy:
     """Nemotron-H: each layer is one of Mamba-2, attention, an MLP, or experts (some of a projected width)."""
     hidden = config.count("hidden_size")
@@ -232,6 +257,7 @@ HYBRIDS: Mapping[str, Family] = {
     "qwen3_next": _qwen3_hybrid,
     "qwen3_5_text": _qwen3_hybrid,
     "qwen3_5_moe_text": _qwen3_hybrid,
+    "olmo_hybrid": _olmo_hybrid,
     "nemotron_h": _nemotron_h,
     "nemotron_nas": _nemotron_nas,
     "kimi_linear": _kimi_linear,

@@ -20,7 +20,7 @@ from sim.catalog.readings import (
     sparse_layers,
     windows_of,
 )  # fmt: skip
-from sim.specs.blocks import Block
+from sim.specs.blocks import Block, Matrix, Span, whole
 from traces.schema import InputError
 
 CHUNKED = "chunked_attention"
@@ -61,6 +61,39 @@ def _mimo(config: Config) -> Anatomy:
         layers=[layer(near if local else full, routed if r else dense, vectors=2 * hidden) for local, r in chosen],
         tied=config.flag("tie_word_embeddings", False),
         counted=mtp_left_out(config),
+    )
+
+
+def _step3(config: Config) -> Anatomy:
+    """Step-3 (arXiv 2507.19427): queries through a low rank, one KV head for all (MFA), experts in listed layers."""
+    hidden, layers = config.count("hidden_size"), layers_of(config)
+    heads, dim, rank = config.count("num_attention_heads"), config.count("head_dim"), config.count("share_q_dim")
+    groups = config.count("num_attention_groups", 1)
+    whole_mixer = attention(hidden, heads, groups, dim, vectors=rank)
+    inner = (
+        Matrix("query down", (whole(hidden),), (whole(rank),), ("self_attn.q_proj",)),
+        Matrix("query up", (whole(rank),), (Span(heads, dim),), ("self_attn.wq",)),
+        Matrix("key and value", (whole(hidden),), (Span(groups, 2 * dim, "repeat"),), ("self_attn.k_proj",)),
+    )
+    mixer = whole_mixer._replace(matrices=(*inner, whole_mixer.matrices[-1]))
+    listed = config.table.get("moe_layers_enum")
+    if not isinstance(listed, str) or any(not each.strip().isdecimal() for each in listed.split(",") if listed):
+        raise InputError(f"{config.path}: {config.named('moe_layers_enum')} must be a text of layers, as 4,5,6")
+    routes = {int(each) for each in listed.split(",")[: layers + 1]} if listed else set()
+    width = config.count("moe_intermediate_size")
+    routed = experts(
+        hidden,
+        config.count("moe_num_experts"),
+        config.count("moe_top_k"),
+        width,
+        shared=config.count("share_expert_dim", width),
+        module="moe",
+        shared_module="share_expert",
+    )
+    dense = mlp(hidden, config.count("intermediate_size"))
+    return Anatomy(
+        layers=[layer(mixer, routed if index in routes else dense, vectors=2 * hidden) for index in range(layers)],
+        tied=config.flag("tie_word_embeddings", False),
     )
 
 
@@ -159,6 +192,7 @@ def _llama4(config: Config) -> Anatomy:
 
 MIXED: Mapping[str, Family] = {
     "mimo_v2_flash": _mimo,
+    "step3_text": _step3,
     "step3p7": _step,
     "step3p7_text": _step,
     "llama4_text": _llama4,

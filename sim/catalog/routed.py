@@ -60,6 +60,14 @@ def laguna_experts(config: Config, hidden: int) -> LayerPart:
     )
 
 
+def cohere_experts(config: Config, hidden: int) -> LayerPart:
+    """Command's experts: shared ones as one MLP, all as wide as the MLP elsewhere."""
+    config.demand("prefix_dense_intermediate_size", None, "layers without experts must be as wide as an expert")
+    width, count = config.count("intermediate_size"), config.count("num_experts", 8)
+    shared = config.optional("num_shared_experts", 0) * width
+    return experts(hidden, count, config.count("num_experts_per_tok", 2), width, shared=shared)
+
+
 def ernie_experts(config: Config, hidden: int) -> LayerPart:
     """ERNIE 4.5: the shared ones are one MLP that many times as wide."""
     config.demand("use_bias", False, "experts must have no biases")

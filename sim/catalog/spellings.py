@@ -44,6 +44,7 @@ NO_LENGTH = 2**20
 CLASSES: Mapping[str, Mapping[str, Any]] = {
     **{kind: {"max_position_embeddings": NO_LENGTH} for kind in ("mamba", "mamba2", "falcon_mamba")},
     "minicpm": {"tie_word_embeddings": True},
+    "gemma4_unified_text": {"hidden_size_per_layer_input": 0},
     "bloom": {"max_position_embeddings": 2048},
     "falcon": {"max_position_embeddings": 2048},
     "gemma3": {

@@ -103,6 +103,8 @@ OTHERS: dict[str, Any] = {
     "moe_topk": 2,
     "ffn_hidden_size": 256,
     "num_heads": 64,
+    "share_q_dim": 64,
+    "moe_layers_enum": "1,2",
 }
 """What families of layers of several kinds ask for."""
 JSON = st.recursive(

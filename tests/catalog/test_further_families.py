@@ -65,6 +65,11 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("mellum", {**EXPERTS, "head_dim": 16}),
     ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
     ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 40, "mlp_only_layers": [0, 3]}),
+    ("granite_swa", {"sliding_window": 32, "mlp_bias": True}),
+    ("granitemoe_swa", {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 40}),
+    ("cohere2_moe", {"num_experts": 8, "num_shared_experts": 2, "head_dim": 16}),
+    ("gemma4_unified_text", {"head_dim": 16, "global_head_dim": 32}),
+    ("olmo_hybrid", {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "attention_bias": True}),
     ("flex_olmo", {"num_experts": 8, "num_experts_per_tok": 2}),
     ("granitemoeshared", {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 40}),
     ("aria_text", {"moe_num_experts": 8, "moe_topk": 2}),
@@ -140,7 +145,14 @@ def test_every_family_is_compared() -> None:
 
     transformers = pytest.importorskip("transformers")
     compared = {kind for kind, _ in (*CLASSES, *FIRST)} | {
-        *{"longcat_flash", "mllama_text_model", "olmo", "deepseek_v4", "kimi_linear"},  # below, or in `test_families`
+        *{
+            "glm4v_text",
+            "longcat_flash",
+            "mllama_text_model",
+            "olmo",
+            "deepseek_v4",
+            "kimi_linear",
+        },  # below, or in `test_families`
         *{table["model_type"] for table, _, _, _ in PUBLISHED},
         *{"opt", "deepseek_ref", "minimax_m3", "nemotron_nas", "step3p7", "step3p7_text"},  # with a checkpoint's keys
     }
@@ -204,6 +216,16 @@ PUBLISHED: list[tuple[dict[str, Any], float, int, int]] = [
         16_375_728_128,
         28 * 2 * 16 * 128 * 2,
         3,
+    ),
+    (
+        {"model_type": "step3_text", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 64}
+        | {"num_attention_groups": 1, "head_dim": 256, "share_q_dim": 2048, "intermediate_size": 18432}
+        | {"moe_layers_enum": ",".join(map(str, range(4, 60))), "moe_num_experts": 48, "moe_top_k": 3}
+        | {"moe_intermediate_size": 5120, "share_expert_dim": 5120, "vocab_size": 128_815}
+        | {"max_position_embeddings": 65536},
+        316e9,
+        61 * 2 * 256 * 2,
+        38,
     ),
     (
         {"model_type": "grok-1", "hidden_size": 6144, "num_hidden_layers": 64, "num_attention_heads": 48}
