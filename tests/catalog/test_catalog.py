@@ -105,6 +105,7 @@ OTHERS: dict[str, Any] = {
     "num_heads": 64,
     "share_q_dim": 64,
     "moe_layers_enum": "1,2",
+    "moe_top_k": 2,
 }
 """What families of layers of several kinds ask for."""
 JSON = st.recursive(

@@ -145,16 +145,10 @@ def test_every_family_is_compared() -> None:
 
     transformers = pytest.importorskip("transformers")
     compared = {kind for kind, _ in (*CLASSES, *FIRST)} | {
-        *{
-            "glm4v_text",
-            "longcat_flash",
-            "mllama_text_model",
-            "olmo",
-            "deepseek_v4",
-            "kimi_linear",
-        },  # below, or in `test_families`
+        # Below, in `test_families` and in `test_towers`.
+        *{"longcat_flash", "mllama_text_model", "olmo", "minimax_m3", "deepseek_v4", "kimi_linear", "glm4v_text"},
         *{table["model_type"] for table, _, _, _ in PUBLISHED},
-        *{"opt", "deepseek_ref", "minimax_m3", "nemotron_nas", "step3p7", "step3p7_text"},  # with a checkpoint's keys
+        *{"opt", "deepseek_ref", "nemotron_nas", "step3p7", "step3p7_text"},  # with a checkpoint's keys
     }
     assert {*ARCHITECTURES, *FAMILIES} - compared == set()
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
@@ -170,6 +164,28 @@ def test_longcat(tmp_path: Path) -> None:
     assert model.parameters == expected - 3 * 4 * 2 * 48 * 64
     assert model.kv_bytes_per_token == 3 * 2 * (16 + 4) * 2
     assert (model.layers, model.experts, model.experts_per_token) == (6, 8, 2)
+
+
+def test_minimax_m3(tmp_path: Path) -> None:
+    """The class spells in lists what the published file has in a section of its own."""
+    sizes = {"num_local_experts": 8, "num_experts_per_tok": 2, "dense_intermediate_size": 80, "head_dim": 16}
+    sizes |= {"shared_intermediate_size": 48, "intermediate_size": 48}
+    sparse = [False, False, True, True, False, True]
+    lists = {
+        "mlp_layer_types": ["sparse" if each else "dense" for each in sparse],
+        "layer_types": ["minimax_m3_sparse" if each else "full_attention" for each in sparse],
+    }
+    index = {"index_n_heads": 2, "index_head_dim": 8, "index_topk_blocks": 2, "index_block_size": 16}
+    expected, _ = count_of("minimax_m3_vl_text", {**sizes, **lists, **index})
+    section = {"sparse_num_index_heads": 2, "sparse_index_dim": 8, "sparse_topk_blocks": 2, "sparse_block_size": 16}
+    published = {
+        **{**SMALL, **sizes, "model_type": "minimax_m3", "torch_dtype": "bfloat16", "n_shared_experts": 1},
+        "moe_layer_freq": [int(each) for each in sparse],
+        "sparse_attention_config": {**section, "sparse_attention_freq": [int(each) for each in sparse]},
+    }
+    model = read(tmp_path, published)
+    assert model.parameters == expected
+    assert model.kv_bytes_per_token == 6 * 2 * 2 * 16 * 2 + 3 * (8 + 4)
 
 
 def test_olmo_and_llama_vision(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ VALUES = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from([*ARCHITECTURES, *FAMILIES]), st.data())
 def test_any_family_with_any_bad_value(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
