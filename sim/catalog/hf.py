@@ -22,8 +22,9 @@ from sim.catalog.spellings import CLASSES, SPELLINGS, TEXTS
 from sim.catalog.towers import tower_of
 from sim.specs.blocks import Block
 from sim.specs.checks import MAX_COUNT
-from sim.specs.model import LARGEST, ModelSpec
+from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE
+from sim.specs.shape import LARGEST
 from traces.schema import InputError
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "half": "fp16", "float": "fp32"}
