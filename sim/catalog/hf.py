@@ -11,51 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from sim.catalog.architectures import ARCHITECTURES
-from sim.catalog.decoders import DECODERS
-from sim.catalog.hf_config import REQUIRED, Config
-from sim.catalog.hybrids import HYBRIDS
-from sim.catalog.layers import Anatomy, typed, uniform
-from sim.catalog.mixed import MIXED
-from sim.catalog.quantization import Scheme, scheme_of
+from sim.catalog.assembly import typed, uniform
+from sim.catalog.families import ALIASES, FAMILIES, REFUSED, STATEFUL, family_of, supported
+from sim.catalog.hf_config import REQUIRED, Config, shown
+from sim.catalog.layers import Anatomy
+from sim.catalog.quantization import scheme_of
 from sim.catalog.safetensors import checkpoint_bytes, has_weights
-from sim.catalog.sparse import SPARSE
-from sim.catalog.towers import DEFAULTS, tower_of
+from sim.catalog.schemes import Scheme
+from sim.catalog.spellings import CLASSES, SPELLINGS, TEXTS
+from sim.catalog.towers import tower_of
 from sim.specs.blocks import Block
+from sim.specs.checks import MAX_COUNT
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE
+from sim.specs.shape import LARGEST
 from traces.schema import InputError
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "half": "fp16", "float": "fp32"}
 LOADED_AS = {"fp32": "bf16"}
 """What engines load a type as where nothing else is asked for: vLLM's `dtype=auto` makes float32, and an absent type,
 bf16 (config/model.py, `_resolve_auto_dtype`)."""
-ALIASES = {
-    **dict.fromkeys(("aquila", "yi", "granite", "internlm3", "smollm3", "helium"), "llama"),
-    **dict.fromkeys(("ministral", "ministral3"), "mistral"),
-    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"), "qwen2"),
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_text"), "qwen3"),
-    **dict.fromkeys(("qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text"), "qwen3_moe"),
-    **dict.fromkeys(("kimi_k2", "kimi_k25"), "deepseek_v3"),
-    "phi4": "phi3",
-    "glm4v_text": "glm4",
-    "glm4v_moe_text": "glm4_moe",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-    "gemma3": "gemma3_text",
-    "llama4": "llama4_text",
-    "gemma4": "gemma4_text",
-    "nemotron-nas": "nemotron_nas",
-    "deci": "nemotron_nas",
-}
-"""Families that are another's under a new name, or whose text model another's is."""
-FAMILIES = {**HYBRIDS, **SPARSE, **MIXED, **DECODERS}
-"""By `model_type`: families of which each layer is described for itself."""
 _TEXTS = ("text_config", "llm_config", "language_config")
-
-
-def supported() -> list[str]:
-    """Every `model_type` that can be read."""
-    return [*ARCHITECTURES, *FAMILIES, *ALIASES]
 
 
 def from_hf_config(path: str | Path) -> ModelSpec:
@@ -70,6 +46,8 @@ def from_hf_config(path: str | Path) -> ModelSpec:
 
 def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -> ModelSpec:
     """The same of a table that was read already; with `beside` what lies beside its file is read too."""
+    if isinstance(whole.table.get("thinker_config"), dict):  # Qwen's Omni models speak with a part of their own
+        whole = _inner(whole, "thinker_config")
     config = _text_model(whole)
     kind = config.table["model_type"]
     scheme = scheme_of(config, whole, beside=beside)
@@ -78,7 +56,7 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     dtype = stored if beside and has_weights(whole.path.parent) else LOADED_AS.get(stored, stored)
     common = _common(config)
     counted: list[str] = []
-    tower = tower_of(whole, counted)
+    tower = tower_of(whole, common["hidden"], counted)
     keys: dict[str, Any] = {
         "name": name,
         "source": source,
@@ -89,7 +67,7 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
     try:
         if kind in ARCHITECTURES:
             spec = ModelSpec(**keys, **{**common, **ARCHITECTURES[kind](config), "beside": tower})
-            if spec.layers <= _MOST_LAYERS and scheme is not None:
+            if scheme is not None:
                 spec = _with_types(spec, uniform(spec), scheme)
         else:
             spec = _with_blocks(FAMILIES[kind](config), common, keys, scheme, tower)
@@ -101,9 +79,6 @@ def from_table(whole: Config, *, name: str, source: str, beside: bool = False) -
         sentence = str(error)
         raise InputError(sentence if str(whole.path.parent) in sentence else f"{whole.path}: {sentence}") from None
     return spec
-
-
-_MOST_LAYERS = 10_000
 
 
 def _with_types(spec: ModelSpec, layers: Sequence[Block], scheme: Scheme) -> ModelSpec:
@@ -202,12 +177,26 @@ def _text_model(whole: Config) -> Config:
             whole.section("text_config")
     own = config.table.get("model_type")
     for name in (own, kind):
-        if isinstance(name, str):
-            family = ALIASES.get(name, name)
-            if family in ARCHITECTURES or family in FAMILIES:
-                return Config(config.path, {**DEFAULTS.get(str(kind), {}), **config.table, "model_type": family})
-    shown = kind if own in (None, kind) else own
-    raise InputError(f"{whole.path}: model_type = {shown!r} is not supported; supported are {', '.join(supported())}")
+        family = family_of(name)
+        if family == "deepseek_v2" and config.table.get("use_mla") is False:
+            family = "deepseek"  # the first DeepSeek's attention under the second's name (DeepSeek-VL2-tiny, -OCR)
+        if family is not None:
+            return _completed(config, str(name), family, outer=str(kind) if config is not whole else "")
+        if isinstance(name, str) and name in REFUSED:
+            raise InputError(f"{whole.path}: model_type = {name!r} is not supported: {REFUSED[name]}")
+    unknown = kind if own in (None, kind) else own
+    raise InputError(
+        f"{whole.path}: model_type = {shown(unknown)} is not supported; supported are {', '.join(supported())}"
+    )
+
+
+def _completed(config: Config, name: str, family: str, outer: str) -> Config:
+    """The table with what its class has where the file leaves it out, and with the catalog's spellings."""
+    defaults = {**CLASSES.get(outer, {}), **CLASSES.get(name, {}), **(TEXTS.get(family, {}) if outer else {})}
+    there = {key: value for key, value in config.table.items() if value is not None or key not in defaults}
+    return Config(
+        config.path, {**defaults, **there, "model_type": family}, config.prefix, SPELLINGS.get(name, {})
+    )  # fmt: skip
 
 
 def _inner(whole: Config, key: str) -> Config:
@@ -228,28 +217,29 @@ def stored_dtype(config: Config) -> str:
     if isinstance(text, str) and text.startswith("torch."):
         text = text.removeprefix("torch.")
     if not isinstance(text, str) or text not in _DTYPES:
-        raise InputError(f"{config.path}: dtype = {text!r} is none of {', '.join(_DTYPES)}")
+        raise InputError(f"{config.path}: dtype = {shown(text)} is none of {', '.join(_DTYPES)}")
     return _DTYPES[text]
 
 
 def _common(config: Config) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 1 if config.table["model_type"] in HYBRIDS else REQUIRED)
-    hidden = config.count("hidden_size")
-    head_dim = hidden // heads if heads > 0 else 0
-    if (
-        config.table.get("head_dim") is None
-        and heads > 0
-        and hidden % heads
-        and config.table["model_type"] in ARCHITECTURES
-    ):
+    lacking = 1 if config.table["model_type"] in STATEFUL else REQUIRED
+    heads = config.within("num_attention_heads", 1, LARGEST["heads"], lacking)
+    hidden = config.within("hidden_size", 1, LARGEST["hidden"])
+    head_dim = hidden // heads
+    if config.table.get("head_dim") is None and hidden % heads and config.table["model_type"] in ARCHITECTURES:
         raise InputError(f"{config.path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     return {
-        "layers": config.count("num_hidden_layers", 1 if config.table["model_type"] == "nemotron_h" else REQUIRED),
+        "layers": config.within(
+            "num_hidden_layers",
+            1,
+            LARGEST["layers"],
+            1 if config.table["model_type"] == "nemotron_h" else REQUIRED,
+        ),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": config.count("head_dim", max(1, head_dim)),
-        "vocab": config.count("vocab_size"),
+        "head_dim": config.within("head_dim", 1, LARGEST["head_dim"], max(1, head_dim)),
+        "vocab": config.within("vocab_size", 1, MAX_COUNT),
         "max_context_tokens": _context_tokens(config),
     }
 
@@ -261,7 +251,7 @@ def _context_tokens(config: Config) -> int:
     since 5. llama3 scaling, and that of Gemma 3, is already in `max_position_embeddings`; linear, dynamic and yarn
     multiply the length that they start from.
     """
-    positions = config.count("max_position_embeddings", config.table.get("model_max_length") or REQUIRED)
+    positions = config.within("max_position_embeddings", 1, MAX_COUNT, config.table.get("model_max_length") or REQUIRED)
     if config.table["model_type"] == "gemma3_text":
         return positions
     key = "rope_parameters" if config.table.get("rope_parameters") is not None else "rope_scaling"
@@ -276,7 +266,7 @@ def _context_tokens(config: Config) -> int:
     if kind in ("default", "llama3", "longrope", "su", "mrope", "proportional"):
         return positions
     if kind not in ("linear", "dynamic", "yarn", "deepseek_yarn"):
-        raise InputError(f"{config.path}: {key}.rope_type = {kind!r} is not supported")
+        raise InputError(f"{config.path}: {key}.rope_type = {shown(kind)} is not supported")
     factor = rope.get("factor", 1.0)
     original = rope.get("original_max_position_embeddings") or positions
     numbers = (factor, original)

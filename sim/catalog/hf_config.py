@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
+from types import MappingProxyType
 from typing import Any
 
 from traces import documents
 from traces.schema import InputError
 
 REQUIRED = object()
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlong, _SHORT.maxstring = 2, 4, 2, 40, 60
+
+
+def shown(value: object) -> str:
+    """A value of a file as a sentence may show it, shortened where it is long."""
+    return _SHORT.repr(value)
 
 
 class Config:
     """The JSON object, with lookups that name the file and the key that is wrong."""
 
-    def __init__(self, path: Path, table: dict[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self, path: Path, table: dict[str, Any], prefix: str = "", spellings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`spellings` are what the file calls keys that it spells otherwise; both names are then known."""
         self.path = path
-        self.table = table
+        self.table = {**table, **{key: table[own] for key, own in spellings.items() if table.get(own) is not None}}
         self.prefix = prefix
+        self.spellings = spellings
+
+    def named(self, key: str) -> str:
+        """The key as the file spells it, with where it stands."""
+        return self.prefix + self.spellings.get(key, key)
 
     @classmethod
     def read(cls, path: Path) -> Config:
@@ -31,14 +49,21 @@ class Config:
         """The object at `key`."""
         value = self._get(key, REQUIRED)
         if not isinstance(value, dict):
-            raise InputError(f"{self.path}: {self.prefix}{key} must be an object")
+            raise InputError(f"{self.path}: {self.named(key)} must be an object")
         return value
 
     def count(self, key: str, default: object = REQUIRED) -> int:
         """The whole number at `key`; a null counts as absent."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{self.path}: {self.prefix}{key} = {value!r} must be a whole number")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must be a whole number")
+        return value
+
+    def within(self, key: str, least: int, most: int, default: object = REQUIRED) -> int:
+        """The whole number at `key`, which must lie between two."""
+        value = self.count(key, default)
+        if not least <= value <= most:
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must lie between {least} and {most}")
         return value
 
     def either(self, *keys: str, default: object = REQUIRED) -> int:
@@ -54,7 +79,7 @@ class Config:
         """The truth value at `key`; a null counts as absent."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise InputError(f"{self.path}: {self.prefix}{key} = {value!r} must be true or false")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(value)} must be true or false")
         return value
 
     def counts(self, key: str) -> list[int] | None:
@@ -63,7 +88,7 @@ class Config:
         if value is None:
             return None
         if not isinstance(value, list) or any(isinstance(x, bool) or not isinstance(x, int) for x in value):
-            raise InputError(f"{self.path}: {self.prefix}{key} must be a list of whole numbers")
+            raise InputError(f"{self.path}: {self.named(key)} must be a list of whole numbers")
         return value
 
     def kinds(self, key: str, known: tuple[str, ...], layers: int) -> list[str] | None:
@@ -73,22 +98,22 @@ class Config:
             return None
         if not isinstance(value, list) or any(kind not in known for kind in value):
             names = f"{', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else known[0]
-            raise InputError(f"{self.path}: {self.prefix}{key} must be a list of {names}")
+            raise InputError(f"{self.path}: {self.named(key)} must be a list of {names}")
         if len(value) != layers:
             raise InputError(
-                f"{self.path}: {self.prefix}{key} has {len(value)} entries, one for each of {layers} layers is needed"
+                f"{self.path}: {self.named(key)} has {len(value)} entries, one for each of {layers} layers is needed"
             )
         return value
 
     def demand(self, key: str, expected: object, meaning: str) -> None:
         """Refuse a variant that the arithmetic would get wrong."""
         if self._get(key, expected) != expected:
-            raise InputError(f"{self.path}: {self.prefix}{key} = {self.table[key]!r} is not supported ({meaning})")
+            raise InputError(f"{self.path}: {self.named(key)} = {shown(self.table[key])} is not supported ({meaning})")
 
     def _get(self, key: str, default: object) -> object:
         value = self.table.get(key)
         if value is not None:
             return value
         if default is REQUIRED:
-            raise InputError(f"{self.path}: key {self.prefix + key!r} is missing")
+            raise InputError(f"{self.path}: key {self.named(key)!r} is missing")
         return default

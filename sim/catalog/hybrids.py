@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sim.catalog.hf_config import Config
-from sim.catalog.layers import Anatomy, LayerPart, attention, experts, gated_delta, layer, mamba2, mlp
+from sim.catalog.hf_config import Config, shown
+from sim.catalog.latents import latent_part
+from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import FULL, LINEAR, MAX_LAYERS, Family, head_dim, layers_of, mtp_left_out, state_type
-from sim.catalog.sparse import latent_part
+from sim.catalog.recurrent import gated_delta, mamba2
 from sim.specs.blocks import Block, Matrix, Span, State, whole
 from traces.schema import InputError
 
@@ -74,6 +75,31 @@ def _qwen3_hybrid(config: Config) -> Anatomy:
         tied=config.flag("tie_word_embeddings", False),
         counted=mtp_left_out(config),
     )
+
+
+def _olmo_hybrid(config: Config) -> Anatomy:
+    """OLMo Hybrid: gated delta nets, every fourth layer full attention with norms as wide as all heads."""
+    hidden, layers, heads = config.count("hidden_size"), layers_of(config), config.count("num_attention_heads")
+    kv_heads, dim = config.count("num_key_value_heads", heads), head_dim(config)
+    bias = config.flag("attention_bias", False)
+    mixers = {
+        LINEAR: gated_delta(
+            hidden,
+            key_heads=config.count("linear_num_key_heads", heads),
+            value_heads=config.count("linear_num_value_heads", heads),
+            key_dim=config.count("linear_key_head_dim", dim * 3 // 4),
+            value_dim=config.count("linear_value_head_dim", 2 * (dim * 3 // 4)),
+            kernel=config.count("linear_conv_kernel_dim", 4),
+            dtype=state_type(config, "mamba_ssm_dtype"),
+        ),
+        FULL: attention(
+            hidden, heads, kv_heads, dim, bias=bias, output_bias=bias, vectors=(heads + kv_heads) * dim
+        ),
+    }  # fmt: skip
+    ffn = mlp(hidden, config.count("intermediate_size"))
+    made = {kind: layer(mixer, ffn, vectors=2 * hidden) for kind, mixer in mixers.items()}
+    kinds = _intervals(config, layers, (LINEAR, FULL))
+    return Anatomy(layers=[made[kind] for kind in kinds], tied=config.flag("tie_word_embeddings", False))
 
 
 def _nemotron_h(config: Config) -> Anatomy:
@@ -167,7 +193,9 @@ def _nemotron_nas(config: Config) -> Anatomy:
             elif each is ffn and not each.flag("no_op", False):
                 factor = each.table.get("ffn_mult")
                 if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1000:
-                    raise InputError(f"{config.path}: {each.prefix}ffn_mult = {factor!r} must lie between 0 and 1000")
+                    raise InputError(
+                        f"{config.path}: {each.prefix}ffn_mult = {shown(factor)} must lie between 0 and 1000"
+                    )
                 parts.append(mlp(hidden, -(-int(2 * factor * hidden / 3) // 256) * 256))
                 vectors += hidden
         return layer(*parts, vectors=vectors, norms=len(parts))
@@ -229,6 +257,7 @@ HYBRIDS: Mapping[str, Family] = {
     "qwen3_next": _qwen3_hybrid,
     "qwen3_5_text": _qwen3_hybrid,
     "qwen3_5_moe_text": _qwen3_hybrid,
+    "olmo_hybrid": _olmo_hybrid,
     "nemotron_h": _nemotron_h,
     "nemotron_nas": _nemotron_nas,
     "kimi_linear": _kimi_linear,

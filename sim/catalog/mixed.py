@@ -20,82 +20,10 @@ from sim.catalog.readings import (
     sparse_layers,
     windows_of,
 )  # fmt: skip
-from sim.specs.blocks import Block
+from sim.specs.blocks import Block, Matrix, Span, whole
 from traces.schema import InputError
 
 CHUNKED = "chunked_attention"
-
-
-def _gemma4(config: Config) -> Anatomy:
-    """Gemma 4: full layers have wider heads, of which keys may be values; experts beside an MLP, inputs per layer."""
-    hidden, layers, heads = config.count("hidden_size", 2304), layers_of(config), config.count("num_attention_heads", 8)
-    dims = {WINDOWED: config.count("head_dim", 256), FULL: config.count("global_head_dim", 512)}
-    same = config.flag("attention_k_eq_v", False)
-    kv_heads = {WINDOWED: config.count("num_key_value_heads", 4)}
-    kv_heads[FULL] = (config.count("num_global_key_value_heads", kv_heads[WINDOWED]) if same else 0) or kv_heads[
-        WINDOWED
-    ]
-    windows = windows_of(config, layers, 6, 512)
-    if config.table.get("layer_types") is None:
-        windows[-1] = 0
-    reused = config.count("num_kv_shared_layers", 0)
-    if not 0 <= reused < layers:
-        raise InputError(f"{config.path}: num_kv_shared_layers = {reused} must lie between 0 and {layers - 1}")
-    per_layer = config.optional("hidden_size_per_layer_input", 256)
-    routed = config.flag("enable_moe_block", False)
-    bias, ffn = config.flag("attention_bias", False), config.count("intermediate_size", 9216)
-    wide = config.flag("use_double_wide_mlp", False)
-
-    def of(index: int, window: int) -> Block:
-        kind, kept = (WINDOWED if window else FULL), index < layers - reused
-        own = overridden(config, index)
-        dim = own.get("head_dim", dims[kind])
-        mixer = attention(
-            hidden,
-            heads,
-            own.get("num_key_value_heads", kv_heads[kind]),
-            dim,
-            window=window,
-            bias=bias,
-            output_bias=bias,
-            vectors=(2 if kept else 1) * dim,
-            keys_are_values=same and kind == FULL,
-            kept=kept,
-        )
-        parts = [mixer, mlp(hidden, ffn * (2 if wide and not kept else 1))]
-        vectors = 4 * hidden
-        if routed:
-            count = config.count("num_experts")
-            parts.append(
-                experts(
-                    hidden,
-                    count,
-                    config.count("top_k_experts"),
-                    config.count("moe_intermediate_size"),
-                    router_bias=count + hidden,
-                    module="",
-                )
-            )
-            vectors += 3 * hidden
-        if per_layer:
-            parts.append(_projected(hidden, per_layer))
-            vectors += hidden
-        return layer(*parts, vectors=vectors, norms=7 if routed else 4)
-
-    table = config.count("vocab_size_per_layer_input", config.count("vocab_size", 262_144)) if per_layer else 0
-    beside = per_layer * (table * layers + hidden * layers + 1)
-    return Anatomy(
-        layers=[of(index, window) for index, window in enumerate(windows)],
-        tied=config.flag("tie_word_embeddings", True),
-        beside=beside,
-        counted="embeddings of every layer included" if per_layer else "",
-    )
-
-
-def _projected(hidden: int, width: int) -> LayerPart:
-    """Gemma's input of each layer: down to its width and up again."""
-    part = mlp(hidden, width, gated=False, module="per_layer", name="layer input")
-    return LayerPart(tuple(each for each in part.matrices))
 
 
 def _mimo(config: Config) -> Anatomy:
@@ -133,6 +61,39 @@ def _mimo(config: Config) -> Anatomy:
         layers=[layer(near if local else full, routed if r else dense, vectors=2 * hidden) for local, r in chosen],
         tied=config.flag("tie_word_embeddings", False),
         counted=mtp_left_out(config),
+    )
+
+
+def _step3(config: Config) -> Anatomy:
+    """Step-3 (arXiv 2507.19427): queries through a low rank, one KV head for all (MFA), experts in listed layers."""
+    hidden, layers = config.count("hidden_size"), layers_of(config)
+    heads, dim, rank = config.count("num_attention_heads"), config.count("head_dim"), config.count("share_q_dim")
+    groups = config.count("num_attention_groups", 1)
+    whole_mixer = attention(hidden, heads, groups, dim, vectors=rank)
+    inner = (
+        Matrix("query down", (whole(hidden),), (whole(rank),), ("self_attn.q_proj",)),
+        Matrix("query up", (whole(rank),), (Span(heads, dim),), ("self_attn.wq",)),
+        Matrix("key and value", (whole(hidden),), (Span(groups, 2 * dim, "repeat"),), ("self_attn.k_proj",)),
+    )
+    mixer = whole_mixer._replace(matrices=(*inner, whole_mixer.matrices[-1]))
+    listed = config.table.get("moe_layers_enum")
+    if not isinstance(listed, str) or any(not each.strip().isdecimal() for each in listed.split(",") if listed):
+        raise InputError(f"{config.path}: {config.named('moe_layers_enum')} must be a text of layers, as 4,5,6")
+    routes = {int(each) for each in listed.split(",")[: layers + 1]} if listed else set()
+    width = config.count("moe_intermediate_size")
+    routed = experts(
+        hidden,
+        config.count("moe_num_experts"),
+        config.count("moe_top_k"),
+        width,
+        shared=config.count("share_expert_dim", width),
+        module="moe",
+        shared_module="share_expert",
+    )
+    dense = mlp(hidden, config.count("intermediate_size"))
+    return Anatomy(
+        layers=[layer(mixer, routed if index in routes else dense, vectors=2 * hidden) for index in range(layers)],
+        tied=config.flag("tie_word_embeddings", False),
     )
 
 
@@ -230,8 +191,8 @@ def _llama4(config: Config) -> Anatomy:
 
 
 MIXED: Mapping[str, Family] = {
-    "gemma4_text": _gemma4,
     "mimo_v2_flash": _mimo,
+    "step3_text": _step3,
     "step3p7": _step,
     "step3p7_text": _step,
     "llama4_text": _llama4,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sim.catalog.hf_config import Config
+from sim.catalog.hf_config import Config, shown
 from sim.catalog.layers import Anatomy, LayerPart, experts
 from traces.schema import InputError
 
@@ -36,7 +36,7 @@ def state_type(config: Config, key: str) -> str:
     kinds = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "auto": "auto"}
     value = config.table.get(key) or "auto"
     if not isinstance(value, str) or value not in kinds:
-        raise InputError(f"{config.path}: {config.prefix}{key} = {value!r} is none of {', '.join(kinds)}")
+        raise InputError(f"{config.path}: {config.prefix}{key} = {shown(value)} is none of {', '.join(kinds)}")
     return kinds[value]
 
 
@@ -62,7 +62,8 @@ def sparse_layers(config: Config, layers: int) -> list[bool]:
                 "layers is needed"
             )
         return [value > 0 for value in chosen]
-    first = config.optional("first_k_dense_replace", config.optional("first_dense_layers", 0))
+    named = ("first_k_dense_replace", "first_dense_layers", "num_dense_layers")
+    first = config.optional(next((key for key in named if key in config.table), named[0]), 0)
     every = max(1, config.count("moe_layer_freq", 1))
     return [index >= first and index % every == 0 for index in range(layers)]
 
@@ -97,7 +98,7 @@ def windows_of(config: Config, layers: int, pattern: int, default: int) -> list[
     own = config.table.get("sliding_window_pattern")
     if isinstance(own, str):
         if not own or set(own) - set("LG"):
-            raise InputError(f"{config.path}: {config.prefix}sliding_window_pattern = {own!r} must be of L and G")
+            raise InputError(f"{config.path}: {config.prefix}sliding_window_pattern = {shown(own)} must be of L and G")
         return [tokens if own[index % len(own)] == "L" else 0 for index in range(layers)]
     every = config.count("sliding_window_pattern", pattern) if pattern != 1 else 1
     if every < 0:

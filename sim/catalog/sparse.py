@@ -9,36 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sim.catalog.hf_config import Config
-from sim.catalog.layers import Anatomy, LayerPart, attention, experts, latent, layer, mlp
+from sim.catalog.latents import latent_part
+from sim.catalog.layers import Anatomy, LayerPart, attention, experts, layer, mlp
 from sim.catalog.readings import WINDOWED, Family, deepseek_experts, layers_of, mtp_left_out, sparse_layers
 from sim.specs.blocks import Cache, Matrix, Span, State, whole
 from traces.schema import InputError
-
-
-def latent_part(config: Config, shares_index: bool = False, sparse: bool = False) -> LayerPart:
-    """DeepSeek's latent attention, with its indexer if it is sparse."""
-    index = None
-    if sparse:
-        index = (
-            config.count("index_n_heads", 64),
-            config.count("index_head_dim", 128),
-            config.count("index_topk", 2048),
-        )
-    rank = config.optional("q_lora_rank", 1536)
-    if index and not rank:
-        raise InputError(f"{config.path}: an indexer (index_n_heads) needs q_lora_rank, and it is null or 0")
-    return latent(
-        config.count("hidden_size"),
-        config.count("num_attention_heads"),
-        rank=config.count("kv_lora_rank", 512),
-        query_rank=rank,
-        nope=config.count("qk_nope_head_dim", 128),
-        rope=config.count("qk_rope_head_dim", 64),
-        value_dim=config.count("v_head_dim", 128),
-        bias=config.flag("attention_bias", False),
-        index=index,
-        shares_index=shares_index,
-    )
 
 
 def _sparse_latent(config: Config) -> Anatomy:

@@ -34,7 +34,8 @@ class KvCapacity:
 
     With layers offloaded, `weight_bytes` and `block_bytes` are what stays on the GPU, buffers included; the
     blocks that the host memory left beside the offloaded weights can hold are `host_blocks`, None without a limit.
-    `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them.
+    `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them. Where no
+    layer keeps anything of a token, blocks hold no bytes, and there are `seat_blocks`: what all seats can name at most.
     """
 
     usable_bytes: int
@@ -45,6 +46,7 @@ class KvCapacity:
     block_tokens: int
     host_blocks: int | None = None
     state_bytes: int = 0
+    seat_blocks: int = 0
 
     @property
     def needed_bytes(self) -> int:
@@ -54,7 +56,10 @@ class KvCapacity:
     @property
     def blocks(self) -> int:
         """KV blocks, each holding `block_tokens` tokens of all layers; below 1 the model does not fit."""
-        blocks = (self.usable_bytes - self.needed_bytes) // max(1, self.block_bytes)
+        left = self.usable_bytes - self.needed_bytes
+        if not self.block_bytes:
+            return self.seat_blocks if left >= 0 else 0
+        blocks = left // self.block_bytes
         return blocks if self.host_blocks is None else min(blocks, self.host_blocks)
 
     @property
@@ -101,6 +106,7 @@ def memory_plan(
         block_tokens,
         moved.host_blocks(model, parallel, block_tokens),
         max_num_seqs * model.gpu_state_bytes(parallel) if model.blocks else 0,
+        max_num_seqs * -(-model.max_context_tokens // block_tokens),
     )
 
 

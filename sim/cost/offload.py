@@ -78,6 +78,8 @@ class Offload:
         if not self.host_limit_bytes or not self.kv_layers:
             return None
         block_bytes = self.host_kv_bytes_per_token(model, parallel) * block_tokens
+        if not block_bytes:
+            return None
         return (self.host_limit_bytes - self.host_weight_bytes(model, parallel)) // block_bytes
 
     def gpu_kv_bytes_per_token(self, model: ModelSpec, parallel: Parallel) -> int:

@@ -299,6 +299,10 @@ def _window(model: ModelSpec, layout: Layout) -> AttentionWindow | None:
 
 
 def _host_blocks(scenario: Scenario, memory: KvPool, no_swap: str) -> int:
+    if not memory.block_bytes:
+        if scenario.kv.swap_gib:
+            raise InputError(f"kv.swap_gib = {scenario.kv.swap_gib:g} is for a KV cache, and the model keeps none")
+        return 0
     blocks = int(scenario.kv.swap_gib * 2**30) // memory.block_bytes
     if blocks and no_swap:
         raise InputError(f"kv.swap_gib and the {scenario.allocator.name} allocator exclude one another: {no_swap}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sim import catalog
 from sim.catalog import from_hf_config, load_gpu, load_model, names
 from sim.catalog.architectures import ARCHITECTURES
-from sim.catalog.hf import FAMILIES
+from sim.catalog.families import FAMILIES
 from sim.cost.efficiency import Efficiency
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from traces.schema import InputError
@@ -99,6 +99,13 @@ OTHERS: dict[str, Any] = {
     "per_layer_config": {"03": {"head_dim": 64}},
     "top_k_experts": 2,
     "enable_moe_block": True,
+    "moe_num_experts": 8,
+    "moe_topk": 2,
+    "ffn_hidden_size": 256,
+    "num_heads": 64,
+    "share_q_dim": 64,
+    "moe_layers_enum": "1,2",
+    "moe_top_k": 2,
 }
 """What families of layers of several kinds ask for."""
 JSON = st.recursive(
@@ -531,7 +538,7 @@ class TestHuggingFace:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; supported are llama, mistral"),
+            ({"model_type": "mamba9"}, "model_type = 'mamba9' is not supported; supported are llama, mistral"),
             ({"model_type": "absent"}, "model_type = None is not supported"),
             ({"model_type": ["llama"]}, "is not supported"),
             ({"quantization_config": {"quant_method": "gptq"}}, r"key 'quantization_config\.bits' is missing"),

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_classes import count_of, read
 
-from sim.catalog import from_hf_config, load_model, names
-from sim.catalog.architectures import ARCHITECTURES
-from sim.catalog.hf import ALIASES, FAMILIES
+from sim.catalog import load_model, names
 from sim.specs.blocks import KvKind
-from sim.specs.model import AttentionWindow, ModelSpec
+from sim.specs.model import AttentionWindow
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
-SMALL = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 ROUTED = {
     **{"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
@@ -105,31 +90,6 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("llama4_text", {**LOCAL, "head_dim": 16, "intermediate_size_mlp": 80, "interleave_moe_layer_step": 2}),
     ("mimo_v2_flash", MIMO),
 ]
-MAX_SECONDS = 30
-"""What the classes here may take together; the check of time is the suite's own."""
-
-
-def count_of(kind: str, changes: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """(parameters of transformers' class with the router's correcting biases, its config as a file has it)."""
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    logging.disable(logging.WARNING)
-    try:
-        keys = {key: value for key, value in {**SMALL, **changes}.items() if value is not None}
-        config = transformers.AutoConfig.for_model(kind, **keys)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
-    finally:
-        logging.disable(logging.NOTSET)
-    total = sum(each.numel() for each in model.parameters())
-    total += sum(each.numel() for name, each in model.named_buffers() if name.endswith("e_score_correction_bias"))
-    return total, {**config.to_dict(), "dtype": "bfloat16"}
-
-
-def read(folder: Path, table: dict[str, Any]) -> ModelSpec:
-    path = folder / "config.json"
-    path.write_text(json.dumps(table))
-    return from_hf_config(path)
 
 
 @pytest.mark.parametrize(("kind", "changes"), CLASSES)
@@ -138,17 +98,6 @@ def test_parameters_are_those_of_the_class(tmp_path: Path, kind: str, changes: d
     model = read(tmp_path, table)
     assert model.parameters == expected
     assert sum(kind.layers for kind in model.kv_kinds()) <= model.layers
-
-
-def test_every_family_that_transformers_has_is_compared() -> None:
-    transformers = pytest.importorskip("transformers")
-    compared = {kind for kind, _ in CLASSES}
-    # OPT and the layers of these are compared elsewhere, or need a checkpoint's own keys; two are in no transformers.
-    elsewhere = {"opt", "deepseek_v4", "deepseek_ref", "kimi_linear", "minimax_m3", "nemotron_nas", "step3p7"}
-    assert {*ARCHITECTURES, *FAMILIES} - compared - elsewhere == {"step3p7_text"}
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    assert {"deepseek_v4", "kimi_linear", "step3p7"} <= set(known)
-    assert set(ALIASES.values()) <= {*ARCHITECTURES, *FAMILIES}
 
 
 def test_deepseek_v4_and_kimi_linear(tmp_path: Path) -> None:
@@ -245,7 +194,7 @@ def test_alike_layers_as_blocks_have_the_same_numbers(name: str) -> None:
     """Two ways to count one model: by the fields of ModelSpec, and as blocks of one layer after another."""
     from dataclasses import replace
 
-    from sim.catalog.layers import typed, uniform
+    from sim.catalog.assembly import typed, uniform
 
     model = load_model(name)
     latent = {"kv_lora_rank": 0, "q_lora_rank": 0, "qk_rope_head_dim": 0, "qk_nope_head_dim": 0, "v_head_dim": 0}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import from_hf_config, load_model
-from sim.catalog.quantization import Patterns
+from sim.catalog.patterns import Patterns
 from sim.specs.dtypes import WEIGHT_TYPES, weight_type
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
@@ -81,6 +81,16 @@ def groups(**weights: Any) -> dict[str, Any]:
         ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, "nvfp4", 4.5),
         ({"quant_algo": "FP8"}, "fp8", 8 + 32 / 128**2),
         ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128}, "int4-g128-sym", 4.125),
+        ({"quant_method": "mxfp8"}, "mxfp8", 8.25),
+        ({"quant_method": "nvfp4", "modules_to_not_convert": ["lm_head"]}, "nvfp4", 4.5),
+        ({"quant_method": "w8a8_int8"}, "int8-channel-sym", 8.003),
+        ({"quant_method": "eetq"}, "int8-channel-sym", 8.003),
+        ({"quant_method": "gptq_marlin", "bits": 4, "group_size": 128}, "int4", 4 + 20 / 128),
+        ({"quant_method": "torchao", "quant_type": "int8wo"}, "int8-channel-sym", 8.003),
+        (
+            {"quant_method": "torchao", "quant_type": {"default": {"_type": "Float8WeightOnlyConfig"}}},
+            *("fp8", 8 + 32 / 128**2),
+        ),
         (
             {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
             *("int4-g64", 4 + 20 / 64),
@@ -225,6 +235,11 @@ def test_engines_load_16_bits(tmp_path: Path) -> None:
     ("table", "sentence"),
     [
         ({"quant_method": "aqlm"}, r"quantised by 'aqlm', whose bytes are not modelled; known are fp8"),
+        (
+            {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},
+            "quant_type is torchao's 'Int4WeightOnlyConfig', which is not modelled; known are float8wo",
+        ),
+        ({"quant_method": "torchao"}, "quant_type is torchao's None"),
         ({"bits": 4}, r"quantization_config\.quant_method is missing; known are fp8"),
         ({"quant_method": ["awq"]}, r"quantised by \['awq'\]"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "group_size = 0 must be -1 or lie between"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model
-from sim.catalog.layers import typed, uniform
+from sim.catalog.assembly import typed, uniform
 from sim.cost.capacity import memory_plan
 from sim.cost.footprint import footprint
 from sim.cost.offload import Offload

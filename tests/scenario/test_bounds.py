@@ -19,8 +19,8 @@ from sim.cli.validate import validate
 from sim.scenario import SETTINGS, Scenario, build
 from sim.specs.bounds import Bound
 from sim.specs.gpu import PHYSICAL
-from sim.specs.model import LARGEST
 from sim.specs.settings import word
+from sim.specs.shape import LARGEST
 from traces import edit, from_frame
 from traces.schema import InputError
 
