@@ -28,6 +28,7 @@ LOADED: dict[str, Any] = {
 }  # fmt: skip
 PROMPTS = {"rate": 2000.0, "limit": 1000, "engine.max_num_seqs": 10_000, "engine.max_num_batched_tokens": 2048}
 SLOW_HOST = {"cost.efficiency.host_step_s": 0.1}
+SHORT = {"kv.allow_short": True}
 HUGE = {"engine.max_num_seqs": 10_000, "engine.max_num_batched_tokens": 100_000}
 
 
@@ -47,7 +48,7 @@ def bound_by(**own: Any) -> dict[str, Any]:
         ({"policy": "static", "policy.batch_size": 2}, POLICY, "policy.name"),
         ({**HUGE, **SLOW_HOST}, HOST, "replicas"),
         ({**HUGE, **SLOW_HOST, "engine.async_scheduling": False}, HOST, "engine.async_scheduling"),
-        ({**HUGE, "tp": 4, "gpu": "l40s", "cost.efficiency.all_reduce_link": 0.005}, LINK, "tp"),
+        ({**HUGE, **SHORT, "tp": 4, "gpu": "l40s", "cost.efficiency.all_reduce_link": 0.005}, LINK, "tp"),
         ({**HUGE, "slo": "tpot_p99=0.004"}, MEMORY, "weights"),
         ({**HUGE, "slo": "", "rate": 0.0, "concurrency": 8}, MEMORY, "weights"),
         ({**HUGE, "slo": "", "rate": float("inf"), "limit": 50}, MEMORY, "weights"),

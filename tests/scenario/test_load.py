@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,8 @@ def test_every_trait_that_is_read_is_declared() -> None:
     for path in (Path(load.__file__).parent).rglob("*.py"):
         text = path.read_text()
         found |= {(noun.replace("base", "policy"), name) for noun, name in reads.findall(text)}
-        for told in re.findall(r"_tell\(allocator, (.*)\)", text):
-            found |= {("allocator", name) for name in re.findall(r"(\w+)=", told)}
-    assert len(found) >= 8
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            if getattr(call.func, "id", "") == "_tell":
+                found |= {("allocator", keyword.arg) for keyword in call.keywords if keyword.arg}
+    assert len(found) >= 14
     assert {one for one in found if one[1] not in TRAITS[one[0]]} == set()
