@@ -34,13 +34,16 @@ class Moment:
         return None
 
     def parse(self, value: object) -> float:
-        if not isinstance(value, str):
-            return Time(self.unit).parse(value)
+        name = UNITS[self.unit][0]
         try:
-            return Stamp().parse(value) / 1e9
-        except BadRow as rule:
-            name = UNITS[self.unit][0]
-            raise BadRow(f"{rule}, or a number of {name}" if "such as" in str(rule) else str(rule)) from None
+            return Stamp().parse(value) / 1e9 if isinstance(value, str) else Time(self.unit).parse(value)
+        except BadRow as why:
+            rule = str(why)
+            if "such as" in rule:
+                rule += f", or a number of {name}"
+            elif other := _unit_of(rule):
+                rule += f": give --time-unit {other}"
+            raise BadRow(rule) from None
 
 
 def stamped(source: Source, table: pd.DataFrame, key: str, given: Mask) -> pd.DataFrame:
@@ -75,14 +78,19 @@ def other_unit(times_s: Sequence[float], unit: str) -> str:
         return ""
     first = min(stamped) * per_second
     if hint := looks_like(first, name):
-        other = next(key for key, (long, _) in UNITS.items() if hint.endswith(f"{long} since 1970"))
+        other = _unit_of(hint)
         why = f"has no timestamp below {first:.0f}; the format counts {name} from the start{hint}"
         return f"{why}: give --time-unit {other}"
     span = max(stamped) - min(stamped)
     fractions = any(abs(time * per_second - round(time * per_second)) > 1e-6 for time in stamped)
     if fractions and (len(stamped) - 1) / FASTEST_PER_S > span:
         return (
-            f"has {len(stamped):,} requests within {span * per_second:.6g} of its timestamp's units, with fractions: "
-            "say what these are with --time-unit s or --time-unit ms"
+            f"has {len(stamped):,} requests within {span * per_second:.6g} ms if its timestamps count milliseconds, and "
+            "they have fractions: say what they count with --time-unit s or --time-unit ms"
         )
     return ""
+
+
+def _unit_of(hint: str) -> str:
+    """The unit that `looks_like` names at the end of a sentence; "" where there is none."""
+    return next((key for key, (name, _) in UNITS.items() if hint.endswith(f" {name} since 1970")), "")

@@ -182,5 +182,5 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None,
         has_arrivals=source.has_arrivals,
         dropped=sum(source.dropped.values()),
         dropped_reasons=dict(source.dropped),
-        turns=source.turns_are if "after" in ordered else "",
+        turns=source.turns_are if (followed(ordered) >= 0).any() else "",
     )

@@ -13,6 +13,11 @@ from traces.schema import Mask, validate
 from traces.source import Source
 
 TURNS = ("auto", "whole", "new")
+ASKED = {
+    "new": "As asked for, the length of a session's later turn is taken as that of its new text: its prompt repeats "
+    "prompt and answer before it.",
+    "whole": "As asked for, the length of a session's later turn is taken as that of the whole prompt.",
+}
 
 
 def told(table: pd.DataFrame, among: Mask) -> str:
@@ -46,6 +51,7 @@ def asked(source: Source, table: pd.DataFrame) -> pd.DataFrame:
     clean, dropped = validate(table, str(source.path), source.skip_bad, source.where)
     source.dropped.update(dropped)
     source.turns_are = "new"
+    source.notes.append(ASKED["new"])
     return whole_prompts(clean, np.ones(len(clean), bool))
 
 

@@ -224,8 +224,8 @@ def arena_(out: Path, votes: int, days: float, seed: int) -> None:
 
 
 _TURNS = {
-    "whole": "a later turn's length in the file is the whole prompt",
-    "new": "a later turn's length in the file is its new text; prompts here hold what went before too",
+    "whole": "told as whole prompts",
+    "new": "told as new text; prompts here hold what went before too",
 }
 
 

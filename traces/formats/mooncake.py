@@ -105,8 +105,7 @@ def _whole(source: Source, table: pd.DataFrame) -> pd.DataFrame:
                 "does not show for certain whether the input_length of a session's later turn is the whole prompt or "
                 "its new text alone; say so with --turns whole or --turns new"
             )
-        if asked == "auto":
-            source.notes.append(_WHY[found])
+        source.notes.append(_WHY[found] if asked == "auto" else turns.ASKED[found])
         source.turns_are = found
         new = new | (open_rows & (found == "new"))
     return turns.whole_prompts(table, new)
