@@ -77,9 +77,16 @@ def test_the_user_wins_over_what_the_ids_show(tmp_path: Path) -> None:
     assert any(note.startswith("As asked for") for note in trace.notes)
 
 
-@pytest.mark.parametrize(
-    "rows", [UNSAID, (*NEW, turn(2200, 10, [0, 1, 3, 5, 10]), turn(3000, 10, [0, 1, 3, 5, 11, 12]))], ids=["no", "both"]
-)
+OPEN = {
+    "no ids": UNSAID,
+    "both kinds": (*NEW, turn(2200, 10, [0, 1, 3, 5, 10]), turn(3000, 10, [0, 1, 3, 5, 11, 12])),
+    "no full block to repeat": (turn(100, 5, [0], timestamp=0), turn(300, 5, [1])),
+    "a history that was cut": (FIRST, turn(1100, 5, [0, 5, 6])),
+    "ids of one turn alone": (FIRST, turn(100, 5)),
+}
+
+
+@pytest.mark.parametrize("rows", OPEN.values(), ids=OPEN.keys())
 def test_what_is_not_certain_is_asked_for(tmp_path: Path, rows: tuple[dict[str, Any], ...]) -> None:
     path = put(tmp_path, *rows)
     assert said(path) == (
