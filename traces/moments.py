@@ -85,8 +85,8 @@ def other_unit(times_s: Sequence[float], unit: str) -> str:
     fractions = any(abs(time * per_second - round(time * per_second)) > 1e-6 for time in stamped)
     if fractions and (len(stamped) - 1) / FASTEST_PER_S > span:
         return (
-            f"has {len(stamped):,} requests within {span * per_second:.6g} ms if its timestamps count milliseconds, and "
-            "they have fractions: say what they count with --time-unit s or --time-unit ms"
+            f"has {len(stamped):,} requests within {span * per_second:.6g} ms if its timestamps count milliseconds, "
+            "and they have fractions: say what they count with --time-unit s or --time-unit ms"
         )
     return ""
 
