@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,12 +117,33 @@ class Reblocked(Sequence[int]):
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self[:])
+        return iter(self._names(range(self._length)))
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same blocks of the file up to the same length."""
+        if not isinstance(other, Reblocked) or (self._block_tokens, len(self)) != (other._block_tokens, len(other)):
+            return False
+        last = len(self) * self._block_tokens - 1
+        mine, theirs = (int(np.searchsorted(one._starts, last, side="right")) for one in (self, other))
+        return (
+            mine == theirs
+            and np.array_equal(self._ids[:mine], other._ids[:mine])
+            and np.array_equal(self._starts[:mine], other._starts[:mine])
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, place: int | slice) -> Any:
+        """An id, or those of a slice, which from the start on are as small as these."""
         if not isinstance(place, slice):
-            return self[: self._length][place]
-        places = np.arange(*place.indices(self._length), dtype=np.int64)
-        last = (places + 1) * self._block_tokens - 1
+            return self._names(range(self._length)[place : place + 1 or None])[0]
+        places = range(self._length)[place]
+        if places.start == 0 and places.step == 1:
+            return Reblocked(self._ids, self._starts, len(places) * self._block_tokens, self._block_tokens)
+        return self._names(places)
+
+    def _names(self, places: range) -> list[int]:
+        at = np.array(places, dtype=np.int64)
+        last = (at + 1) * self._block_tokens - 1
         names = self._ids[np.searchsorted(self._starts, last, side="right") - 1]
-        return [(name << self._PLACE_BITS) + at for name, at in zip(names.tolist(), places.tolist(), strict=True)]
+        return [(name << self._PLACE_BITS) + one for name, one in zip(names.tolist(), places, strict=True)]

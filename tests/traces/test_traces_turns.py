@@ -17,6 +17,7 @@ from trace_samples import chat, jsonl
 import traces
 from sim.cli.main import cli
 from traces import edit, write
+from traces.blocks import Reblocked
 from traces.names import LARGEST, settled
 from traces.reuse import reuse
 from traces.schema import InputError, from_frame
@@ -175,6 +176,25 @@ def test_a_long_session_takes_no_more_room_than_a_short_one(turns: int) -> None:
     told = whole_prompts(table, place > 0)
     assert told["prompt_tokens"].tolist() == (3 + 5 * place).tolist()
     assert {len(ids) for ids in told["prefix_blocks"]} == {1}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    cut=st.integers(0, 40),
+    size=st.sampled_from([1, 4, 16]),
+)
+def test_equal_blocks_of_unequal_ones_are_named_by_their_last_token(lengths: list[int], cut: int, size: int) -> None:
+    starts = np.cumsum([0, *lengths[:-1]])
+    ids, tokens = np.arange(10, 10 + len(lengths)), sum(lengths)
+    found = Reblocked(ids, starts, tokens, size)
+    each = [name for name, length in zip(ids.tolist(), lengths, strict=True) for _ in range(length)]
+    names = [(each[end - 1] << 24) + place for place, end in enumerate(range(size, tokens + 1, size))]
+    assert list(found) == names
+    assert list(found[:cut]) == names[:cut]
+    assert list(found[1:cut]) == names[1:cut]
+    assert [found[place] for place in range(-len(names), len(names))] == names * 2
+    assert found[:cut] == Reblocked(ids, starts, min(cut * size, tokens), size)
+    assert len(names) == 0 or found != Reblocked(ids + 1, starts, tokens, size)
 
 
 # ---- times ----------------------------------------------------------------------------------------------------------
