@@ -45,6 +45,10 @@ class _Text:
     starts: Sequence[int]
     tokens: int
 
+    def ends(self) -> list[int]:
+        """Of each block, within the text."""
+        return [*(min(end, self.tokens) for end in self.starts[1 : len(self.names)]), self.tokens][: len(self.names)]
+
 
 def reuse(requests: pd.DataFrame) -> Reuse | None:
     """Prefix reuse by prefix_blocks, else by full blocks of 16 token ids; None where a trace has neither.
@@ -68,7 +72,8 @@ def reuse(requests: pd.DataFrame) -> Reuse | None:
         starts = [np.asarray(one).tolist() for one in requests["prefix_starts"]]
         asked = [_Text(*row) for row in zip(rows, starts, prompts, strict=True)]
         told = _answered(requests, asked)
-    hits, reused = _found(asked, [(one, two) for one, two in zip(asked, told, strict=True)])
+    left = [(two,) if one.names is two.names else (one, two) for one, two in zip(asked, told, strict=True)]
+    hits, reused = _found(asked, left)
     outputs = requests["output_tokens"].tolist()
     kept = [
         _Text(one.names, one.starts, min(one.tokens, prompt + output - 1))
@@ -96,8 +101,7 @@ def _found(
     reach: dict[int, int] = {}
     hits, tokens = np.zeros(len(asked), np.int64), np.zeros(len(asked), np.int64)
     for row, (text, leaves) in enumerate(zip(asked, left, strict=True)):
-        for place, (name, start) in enumerate(zip(text.names, text.starts, strict=False)):
-            end = min(text.starts[place + 1], text.tokens) if place + 1 < len(text.names) else text.tokens
+        for place, (name, start, end) in enumerate(zip(text.names, text.starts, text.ends(), strict=False)):
             known = reach.get((name << _PLACE_BITS) + place, 0)
             if known <= start or end <= start:
                 break
@@ -106,9 +110,7 @@ def _found(
                 break
             hits[row] += 1
         for one in leaves:
-            last = len(one.names) - 1
-            for place, name in enumerate(one.names):
-                end = one.tokens if place == last else min(one.starts[place + 1], one.tokens)
+            for place, (name, end) in enumerate(zip(one.names, one.ends(), strict=True)):
                 key = (name << _PLACE_BITS) + place
                 if reach.get(key, 0) < end:
                     reach[key] = end
