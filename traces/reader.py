@@ -47,11 +47,11 @@ def read(
 
     `format` names the reader (or is one) instead of detecting it; `tokenizer` is a local tokenizer.json for files that
     hold text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival, with `whole_sessions`
-    the requests of the first sessions by start; `side` picks one side of a two-sided conversation. `turns` says what the
-    length of a session's later turn is, the whole prompt or the new text alone, `time_unit` in what times are (s, ms,
-    us, ns), `block_tokens` the size of the blocks that hash ids name, where a format's files differ in these; auto and
-    0 leave it to the format and to what the file shows for certain. Raises InputError for anything that the user can
-    mend.
+    the requests of the first sessions by start; `side` picks one side of a two-sided conversation. `turns` says what
+    the length of a session's later turn is, the whole prompt or the new text alone, `time_unit` in what times are (s,
+    ms, us, ns), `block_tokens` the size of the blocks that hash ids name, where a format's files differ in these; auto
+    and 0 leave it to the format and to what the file shows for certain. Raises InputError for anything that the user
+    can mend.
     """
     for what, value, known in (("side", side, SIDES), ("turns", turns, TURNS), ("time unit", time_unit, TIME_UNITS)):
         if value not in known:
