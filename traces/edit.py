@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from traces import blocks
+from traces import blocks, turns
 from traces.resample import SessionRows
 from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
 from traces.sessions import followed, offsets_s, roots
@@ -138,6 +138,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
         raise InputError(
             f"traces with prefix blocks of {' and '.join(map(str, sorted(sizes)))} tokens cannot be merged"
         )
+    unlike = any("prefix_starts" in one.requests for one in traces)
     tables = []
     rows = next_block = 0
     for number, one in enumerate(traces):
@@ -147,6 +148,8 @@ def merge(traces: Sequence[Trace]) -> Trace:
             table["after"] = np.where(table["after"] >= 0, table["after"] + rows, -1)
         if "session" in table:
             table["session"] = table["session"].where(table["session"] == "", f"{number}:" + table["session"])
+        if unlike:
+            table = turns.with_starts(table)
         if sizes:
             table, next_block = _shifted_blocks(table, sizes, next_block)
         rows += len(table)

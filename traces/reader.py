@@ -10,12 +10,23 @@ import pandas as pd
 from traces import files, formats
 from traces.head import head_of
 from traces.mapping.hint import import_hint
-from traces.schema import InputError, Trace, in_order, keep_rows, validate
+from traces.moments import TIME_UNITS
+from traces.names import settled
+from traces.schema import MAX_TOKENS, InputError, Trace, in_order, keep_rows, validate
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
+from traces.turns import TURNS
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
+FLAGS = {
+    "tokenizer": "--tokenizer",
+    "side": "--side",
+    "turns": "--turns",
+    "time_unit": "--time-unit",
+    "block_tokens": "--trace-block-tokens",
+}
+"""By option of `read` its name on the command line."""
 SYNTHETIC_NOTE = "Synthetic: made by a generator, not recorded from users."
 
 
@@ -28,23 +39,32 @@ def read(
     limit: int | None = None,
     side: str = "both",
     whole_sessions: bool = False,
+    turns: str = "auto",
+    time_unit: str = "auto",
+    block_tokens: int = 0,
 ) -> Trace:
     """Reads a trace: a file (or a folder of WEKA sessions), else a bundled trace of that name.
 
     `format` names the reader (or is one) instead of detecting it; `tokenizer` is a local tokenizer.json for files that
     hold text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival, with `whole_sessions`
-    the requests of the first sessions by start; `side` picks one side of a two-sided conversation. Raises InputError
-    for anything that the user can mend.
+    the requests of the first sessions by start; `side` picks one side of a two-sided conversation. `turns` says what
+    the length of a session's later turn is, the whole prompt or the new text alone, `time_unit` in what times are (s,
+    ms, us, ns), `block_tokens` the size of the blocks that hash ids name, where a format's files differ in these; auto
+    and 0 leave it to the format and to what the file shows for certain. Raises InputError for anything that the user
+    can mend.
     """
-    if side not in SIDES:
-        raise InputError(f"unknown side {side!r}; known are {', '.join(SIDES)}")
+    for what, value, known in (("side", side, SIDES), ("turns", turns, TURNS), ("time unit", time_unit, TIME_UNITS)):
+        if value not in known:
+            raise InputError(f"unknown {what} {value!r}; known are {', '.join(known)}")
+    if not 0 <= block_tokens <= MAX_TOKENS:
+        raise InputError(f"block_tokens is {block_tokens}; it must be from 1 to {MAX_TOKENS:,}, or 0 for the format's")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be at least 1")
     path = locate(path_or_name)
     if isinstance(format, str):
         format = formats.load(format)
     reader = format or recognise(path, skip_bad)
-    source = Source(path, Options(tokenizer, skip_bad, side))
+    source = Source(path, Options(tokenizer, skip_bad, side, turns, time_unit, block_tokens))
     try:
         table = reader.read(source)
     except MemoryError:
@@ -53,11 +73,23 @@ def read(
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
     if "source_row" not in table:
         source.where = "row"
-    if tokenizer is not None and "tokenizer" not in source.used:
-        raise InputError(f"{path} needs no tokenizer ({reader.name} gives token counts); leave --tokenizer out")
-    if side != "both" and "side" not in source.used:
-        raise InputError(f"{path} has no sides ({reader.name}); leave --side out")
+    _refuse_unused(source, reader.name)
     return _finished(table, source, reader.name, limit, whole_sessions)
+
+
+def _refuse_unused(source: Source, kind: str) -> None:
+    """Raises InputError for an option that this file has no use for."""
+    options = source.options
+    why = {
+        "tokenizer": (options.tokenizer is not None, f"needs no tokenizer ({kind} gives token counts)"),
+        "side": (options.side != "both", f"has no sides ({kind})"),
+        "turns": (options.turns != "auto", f"has no turns whose length could be another than it is ({kind})"),
+        "time_unit": (options.time_unit != "auto", f"has times in the unit of its format alone ({kind})"),
+        "block_tokens": (options.block_tokens != 0, f"has no hash ids of blocks of another size ({kind})"),
+    }
+    for name, (given, reason) in why.items():
+        if given and name not in source.used:
+            raise InputError(f"{source.path} {reason}; leave {FLAGS[name]} out")
 
 
 def locate(path_or_name: str | Path) -> Path:
@@ -119,6 +151,15 @@ def _first(ordered: pd.DataFrame, limit: int, whole_sessions: bool, notes: list[
 
 def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None, whole_sessions: bool) -> Trace:
     clean, bad = validate(table, str(source.path), source.skip_bad, source.where)
+    if "prefix_blocks" in clean:
+        rows = [np.asarray(ids, np.int64) for ids in clean["prefix_blocks"]]
+        names, renamed = settled(rows)
+        clean["prefix_blocks"] = pd.Series(names, dtype=object)
+        if renamed:
+            source.notes.append(
+                f"Ids of blocks that stand behind different ones: {renamed:,}. A block is taken as the same only where "
+                "everything before it is the same too."
+            )
     ordered = in_order(clean)
     if not source.has_arrivals:
         source.notes.append("The file has no arrival times: they have to come from a rate or a number of clients.")
@@ -141,4 +182,5 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None,
         has_arrivals=source.has_arrivals,
         dropped=sum(source.dropped.values()),
         dropped_reasons=dict(source.dropped),
+        turns=source.turns_are if (followed(ordered) >= 0).any() else "",
     )

@@ -30,6 +30,7 @@ DTYPES: Mapping[str, str] = {
     "think_s": "float64",
     "prefix_blocks": "object",
     "prefix_block_tokens": "int64",
+    "prefix_starts": "object",
     "token_ids": "object",
     "output_token_ids": "object",
     "model": "string",
@@ -50,8 +51,10 @@ class Trace:
     """Requests in order of arrival, and what a reader of a report has to know about them.
 
     `requests` has a RangeIndex and the columns of `DTYPES`: the first four always, the others where the
-    source has them. `notes` are sentences: how arrivals were derived, how tokens were counted. `window_s` is the length
-    of the stretch that arrivals were laid over evenly (`traces.redraw`), None where they were not.
+    source has them. `turns` is what the length of a session's later turn is in the source, "whole" (prompts) or "new"
+    (text alone), "" where no request follows another; prompts here are whole. `notes` are sentences: how arrivals were
+    derived, how tokens were counted. `window_s` is the length of the stretch that arrivals were laid over evenly
+    (`traces.redraw`), None where they were not.
     """
 
     requests: pd.DataFrame
@@ -64,6 +67,7 @@ class Trace:
     dropped: int = 0
     dropped_reasons: Mapping[str, int] = field(default_factory=dict)
     window_s: float | None = None
+    turns: str = ""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -173,6 +177,8 @@ def _check_columns(table: pd.DataFrame, path: str) -> None:
         raise InputError(f"{path} has unknown columns {', '.join(unknown)}; known are {', '.join(DTYPES)}")
     if "prefix_blocks" in names and "prefix_block_tokens" not in names:
         raise InputError(f"{path} has prefix_blocks but no prefix_block_tokens")
+    if "prefix_starts" in names and "prefix_blocks" not in names:
+        raise InputError(f"{path} has prefix_starts but no prefix_blocks")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} has the column {twice[0]} twice")
 
@@ -218,8 +224,24 @@ def _time_problems(table: pd.DataFrame, column: str) -> Iterator[tuple[Mask, str
 def _block_problems(table: pd.DataFrame) -> Iterator[tuple[Mask, str, str]]:
     size = _numbers(table["prefix_block_tokens"])
     yield size != size[0], "prefix_block_tokens", "it must be the same in every row"
+    if "prefix_starts" in table:
+        yield _unlike_starts(table), "prefix_starts", "it must rise from 0, below the prompt's end, one for each block"
+        return
     most = np.ceil(_numbers(table["prompt_tokens"]) / size)
     yield _lengths(table["prefix_blocks"]) > most, "prefix_blocks", "it names more blocks than the prompt has"
+
+
+def _unlike_starts(table: pd.DataFrame) -> Mask:
+    starts, prompts = table["prefix_starts"], _numbers(table["prompt_tokens"])
+    rising = np.array(
+        [
+            not len(row) or (row[0] == 0 and row[-1] < prompt and bool((np.diff(row) > 0).all()))
+            for row, prompt in zip(starts, prompts, strict=True)
+        ],
+        dtype=bool,
+    )
+    uneven: Mask = _lengths(starts) != _lengths(table["prefix_blocks"])
+    return ~rising | uneven
 
 
 def _after_problems(table: pd.DataFrame) -> Iterator[tuple[Mask, str, str]]:

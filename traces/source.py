@@ -30,13 +30,16 @@ class Options:
     tokenizer: str | Path | None = None
     skip_bad: bool = False
     side: str = "both"
+    turns: str = "auto"
+    time_unit: str = "auto"
+    block_tokens: int = 0
 
 
 class Source(os.PathLike[str]):
     """What a format's function gets: a path (any library opens it as one) with help around it.
 
-    `notes`, `dropped` (rows by reason), `synthetic` and `has_arrivals` end up in the Trace; `rejected` are the
-    rows that skip_bad let go.
+    `notes`, `dropped` (rows by reason), `synthetic`, `has_arrivals` and `turns_are` (what a later turn's length in the
+    file is, whole or new) end up in the Trace; `rejected` are the rows that skip_bad let go.
     """
 
     def __init__(self, path: Path, options: Options = Options()) -> None:
@@ -46,9 +49,10 @@ class Source(os.PathLike[str]):
         self.rejected: list[int] = []
         self.synthetic = False
         self.has_arrivals = True
+        self.turns_are = "whole"
         self.where = "line"
         self.used: set[str] = set()
-        self._options = options
+        self.options = options
         self._count: Callable[[str], int] | None = None
 
     def __fspath__(self) -> str:
@@ -56,25 +60,43 @@ class Source(os.PathLike[str]):
 
     @property
     def skip_bad(self) -> bool:
-        return self._options.skip_bad
+        return self.options.skip_bad
 
     @property
     def side(self) -> str:
         """Which side of a two-sided conversation is asked for: both, a or b."""
         self.used.add("side")
-        return self._options.side
+        return self.options.side
+
+    @property
+    def turns(self) -> str:
+        """What the user says that a later turn's length is: whole, new, or auto for what the file shows."""
+        self.used.add("turns")
+        return self.options.turns
+
+    @property
+    def time_unit(self) -> str:
+        """The unit of its times that the user names; auto for the format's."""
+        self.used.add("time_unit")
+        return self.options.time_unit
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of hash ids that the user names; 0 for what the format says or the file shows."""
+        self.used.add("block_tokens")
+        return self.options.block_tokens
 
     def tokens(self, text: str) -> int:
         """Tokens of a text, by the tokenizer given or by the stated rule, which becomes a note."""
         if self._count is None:
             self.used.add("tokenizer")
-            self._count, rule = counter(self._options.tokenizer)
+            self._count, rule = counter(self.options.tokenizer)
             self.notes.append(rule)
         return self._count(text)
 
     def sibling(self, path: Path) -> Source:
         """Another file of the same trace, read under the same options; `adopt` it when read."""
-        return Source(path, self._options)
+        return Source(path, self.options)
 
     def adopt(self, other: Source) -> None:
         """Take over what was noted and dropped while another file of the trace was read."""
@@ -150,18 +172,19 @@ class Source(os.PathLike[str]):
         return table
 
     def clock(
-        self, table: pd.DataFrame, key: str, unit: str = "s", *, ordered: bool, shift: bool = True
+        self, table: pd.DataFrame, key: str, unit: str = "s", *, ordered: bool, shift: bool = True, epoch: bool = False
     ) -> pd.DataFrame:
         """Checks `arrival_s` (already in seconds) against what the format says, and lets the first be 0.
 
-        With `ordered`, a row earlier than one before it is bad. `key` and `unit` are the file's own.
+        With `ordered`, a row earlier than one before it is bad. `key` and `unit` are the file's own; `epoch` where
+        dates have been looked for.
         """
         if table.empty:
             self.nothing()
         times = table["arrival_s"].to_numpy(dtype=np.float64)
         name, per_second = UNITS[unit]
         first = float(times.min()) * per_second
-        if (unit == "ms" or not shift) and (hint := looks_like(first, name if shift else "")):
+        if (unit == "ms" or not shift) and not epoch and (hint := looks_like(first, name if shift else "")):
             self.fail(f"has no {key} below {first:.0f}; the format counts {name} from the start{hint}")
         if ordered and (late := times < np.maximum.accumulate(times)).any():
             raw = times * per_second

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from traces.blocks import reuse
+from traces.reuse import KV_BLOCK_TOKENS, reuse
 from traces.schema import Trace
 
 
 def describe(trace: Trace) -> dict[str, Any]:
     """Plain numbers. Times in seconds; rate = (requests - 1) / span; `cv` is of the gaps between sorted arrivals;
-    percentiles by linear interpolation; `prefix` and `sessions` are None where the trace has none.
+    percentiles by linear interpolation; `prefix` and `sessions` are None where the trace has none; `turns` is what the
+    length of a later turn is in the file, whole or new.
     """
     requests = trace.requests
     return {
@@ -25,6 +26,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "prompt_tokens": _spread(requests["prompt_tokens"]),
         "output_tokens": _spread(requests["output_tokens"]),
         "sessions": _sessions(requests) if "session" in requests else None,
+        "turns": trace.turns or None,
         "prefix": _prefix(requests),
         "models": requests["model"].nunique() if "model" in requests else None,
         "dropped": trace.dropped,
@@ -64,7 +66,7 @@ def _sessions(requests: pd.DataFrame) -> dict[str, float | int]:
     }
 
 
-def _prefix(requests: pd.DataFrame) -> dict[str, float | int] | None:
+def _prefix(requests: pd.DataFrame) -> dict[str, float | int | None] | None:
     found = reuse(requests)
     if found is None:
         return None
@@ -77,4 +79,7 @@ def _prefix(requests: pd.DataFrame) -> dict[str, float | int] | None:
         "reused_tokens": found.reused_tokens,
         "reused_token_share": found.reused_tokens / found.tokens,
         "covered_prompts": found.covered_prompts,
+        "kv_block_tokens": KV_BLOCK_TOKENS,
+        "kv_reused_tokens": found.kv_reused_tokens,
+        "kv_reused_token_share": found.kv_reused_tokens / found.tokens,
     }

@@ -19,6 +19,9 @@ from traces.schema import InputError
 OPTIONS = {
     "--trace": "workload.trace",
     "--format": "workload.format",
+    "--turns": "workload.turns",
+    "--time-unit": "workload.time_unit",
+    "--trace-block-tokens": "workload.block_tokens",
     "--model": "model",
     "--gpu": "gpu",
     "--engine": "engine.preset",

@@ -33,14 +33,32 @@ def reading(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def collected(**options: Any) -> None:
-        names = ("format", "tokenizer", "skip_bad", "limit", "side")
-        command(how={name: options.pop(name) for name in names}, **options)
+        names = ("format", "tokenizer", "skip_bad", "limit", "side", "turns", "time_unit")
+        how = {name: options.pop(name) for name in names}
+        command(how=how | {"block_tokens": options.pop("trace_block_tokens") or 0}, **options)
 
     wrapped: Callable[..., None] = collected
     for option in (
         click.option("--side", type=click.Choice(["both", "a", "b"]), default="both", help="Side of each battle."),
         click.option("--limit", type=click.IntRange(min=1), help="Only the first N requests."),
         click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and count them."),
+        click.option(
+            "--trace-block-tokens",
+            type=click.IntRange(min=1),
+            help="Tokens of a block of its hash ids, where files of its format differ.",
+        ),
+        click.option(
+            "--time-unit",
+            type=click.Choice(["auto", "s", "ms", "us", "ns"]),
+            default="auto",
+            help="Unit of its times, where files of its format differ.",
+        ),
+        click.option(
+            "--turns",
+            type=click.Choice(["auto", "whole", "new"]),
+            default="auto",
+            help="What the length of a session's later turn is: the whole prompt, or the new text.",
+        ),
         click.option("--tokenizer", type=click.Path(), help="A tokenizer.json, for text without token counts."),
         click.option("--format", help="Format of the trace, instead of detecting it."),
     ):
@@ -205,6 +223,12 @@ def arena_(out: Path, votes: int, days: float, seed: int) -> None:
     click.echo(f"wrote {votes:,} battles to {out}", err=True)
 
 
+_TURNS = {
+    "whole": "told as whole prompts",
+    "new": "told as new text; prompts here hold what went before too",
+}
+
+
 def _show(facts: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -226,11 +250,18 @@ def _show(facts: dict[str, Any]) -> None:
         many = f"{sessions['sessions']:,} of {sessions['requests']:,} requests"
         turns = f"turns mean {sessions['turns_mean']:.2f}, max {sessions['turns_max']}"
         table.add_row("sessions", f"{many}, {turns}, think p50 {sessions['think_p50_s']:.3g} s")
+    if facts["turns"]:
+        table.add_row("turns", _TURNS[facts["turns"]])
     if prefix := facts["prefix"]:
-        blocks = f"{prefix['reused_blocks']:,} of {prefix['blocks']:,} blocks of {prefix['block_tokens']}"
-        table.add_row("reusable prefix", f"{blocks} ({prefix['reused_block_share']:.2%})")
+        label = "reusable prefix"
+        if prefix["block_tokens"]:
+            blocks = f"{prefix['reused_blocks']:,} of {prefix['blocks']:,} blocks of {prefix['block_tokens']}"
+            table.add_row(label, f"{blocks} ({prefix['reused_block_share']:.2%})")
+            label = ""
         tokens = f"{prefix['reused_tokens']:,} of {prefix['tokens']:,} tokens ({prefix['reused_token_share']:.2%})"
-        table.add_row("", f"{tokens}, unbounded cache, order of the trace")
+        table.add_row(label, f"{tokens}, unbounded cache, order of the trace")
+        found = f"{prefix['kv_reused_tokens']:,} tokens ({prefix['kv_reused_token_share']:.2%})"
+        table.add_row("", f"{found} in KV blocks of {prefix['kv_block_tokens']}, as --allocator prefix finds them")
     for place, note in enumerate(facts["notes"]):
         table.add_row("notes" if not place else "", note)
     console = Console()

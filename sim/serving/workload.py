@@ -17,9 +17,10 @@ from sim.scenario import Scenario
 from sim.serving.source import Workload
 from sim.specs.workload import WorkloadSettings
 from traces import edit
-from traces.blocks import chained
+from traces.blocks import Reblocked, chained
 from traces.redraw import LoadStage, own_rate, redraw, staged
 from traces.resample import enough
+from traces.reuse import name_answers
 from traces.schema import InputError, Trace
 
 
@@ -48,6 +49,9 @@ class TraceReading:
     limit: int
     side: str
     whole_sessions: bool
+    turns: str
+    time_unit: str
+    block_tokens: int
 
     @classmethod
     def of(cls, settings: WorkloadSettings) -> TraceReading:
@@ -59,6 +63,9 @@ class TraceReading:
             settings.limit,
             settings.side,
             settings.sessions and settings.laid_anew,
+            settings.turns,
+            settings.time_unit,
+            settings.block_tokens,
         )
 
 
@@ -78,6 +85,9 @@ def read_trace(reading: TraceReading) -> Trace:
         limit=reading.limit or None,
         side=reading.side,
         whole_sessions=reading.whole_sessions,
+        turns=reading.turns,
+        time_unit=reading.time_unit,
+        block_tokens=reading.block_tokens,
     )
 
 
@@ -157,12 +167,15 @@ def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Worklo
     follow = settings.sessions and "after" in requests
     prefix: list[Sequence[int]] | None = None
     unit_tokens = block_tokens
-    if "prefix_blocks" in requests:
+    prompt, output = requests["prompt_tokens"].tolist(), requests["output_tokens"].tolist()
+    if "prefix_starts" in requests:
+        parts = zip(requests["prefix_blocks"], requests["prefix_starts"], prompt, strict=True)
+        prefix = [Reblocked(ids, starts, tokens, block_tokens) for ids, starts, tokens in parts]
+    elif "prefix_blocks" in requests:
         prefix = [ids.tolist() for ids in map(np.asarray, requests["prefix_blocks"])]
         unit_tokens = int(requests["prefix_block_tokens"].iloc[0])
     elif "token_ids" in requests:
         prefix = [ids.tolist() for ids in chained(list(requests["token_ids"]), block_tokens)]
-    prompt, output = requests["prompt_tokens"].tolist(), requests["output_tokens"].tolist()
     known: list[int] | None = None
     if prefix is not None and follow and plan.executor != "live":  # a live answer is what the model says
         known = name_answers(prefix, unit_tokens, prompt, output, requests["after"].tolist())
@@ -186,31 +199,6 @@ def samples(requests: pd.DataFrame, settings: WorkloadSettings) -> list[int] | N
     if settings.samples:
         return [settings.samples] * len(requests) if settings.samples > 1 else None
     return requests["samples"].tolist() if "samples" in requests else None
-
-
-def name_answers(
-    ids: list[Sequence[int]],
-    unit_tokens: int,
-    prompt_tokens: Sequence[int],
-    output_tokens: Sequence[int],
-    after: Sequence[int],
-) -> list[int]:
-    """Extend each request's ids over its answer where the next turn's prompt repeats it; returns the tokens named.
-
-    The next turn repeats prompt and answer if its own prompt is at least as long as both and its ids begin with the
-    ids of the prompt's full units. The last unit may be longer in the next turn, and then has another name there.
-    """
-    known = list(prompt_tokens)
-    for row, parent in enumerate(after):
-        if parent < 0 or known[parent] > prompt_tokens[parent]:
-            continue
-        text, units = prompt_tokens[parent] + output_tokens[parent], prompt_tokens[parent] // unit_tokens
-        if prompt_tokens[row] >= text and ids[row][:units] == ids[parent][:units]:
-            named = text // unit_tokens
-            if named > units:
-                ids[parent] = ids[row][:named]
-                known[parent] = named * unit_tokens
-    return known
 
 
 def beam_draws(seed: int, churn: float, index: int) -> BeamDraw:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from sim.specs.bounds import Bound
 from sim.specs.settings import Where, check, setting, word
+from traces.moments import TIME_UNITS
 from traces.redraw import LARGEST_CV
-from traces.schema import MAX_REQUESTS, InputError
+from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError
+from traces.turns import TURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,20 @@ class WorkloadSettings:
     )
     side: str = setting("both", "Side of each battle of an arena trace: both, a, b.")
     tokenizer: str = setting("", "A tokenizer.json, for traces that hold text without token counts.")
+    turns: str = setting(
+        "auto",
+        "What the length of a session's later turn is in the trace: the whole prompt, or the new text; auto is what "
+        "the format says, or its hash ids show.",
+        choices=TURNS,
+    )
+    time_unit: str = setting(
+        "auto", "Unit of the trace's times, where files of its format differ; auto is the format's.", choices=TIME_UNITS
+    )
+    block_tokens: int = setting(
+        0,
+        "Tokens of a block of the trace's hash ids, where files of its format differ.",
+        Bound(0, MAX_TOKENS, "the format's, or the only one that fits"),
+    )
     skip_bad: bool = setting(False, "Leave out rows that cannot be used, and count them.")
     samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
     beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")

@@ -113,7 +113,7 @@ def read(folder: Path, *, allow_code: bool = False) -> LiveRuns:
     about = _about(folder)
     run_scenario = scenario.build(scenario.read(folder / "scenario.toml", allow_code=allow_code), {})
     requests = files.read_parquet(folder / "trace.parquet")
-    for name in ("prefix_blocks", "token_ids", "output_token_ids"):
+    for name in ("prefix_blocks", "prefix_starts", "token_ids", "output_token_ids"):
         if name in requests:
             requests[name] = pd.Series([np.asarray(ids) for ids in requests[name]], dtype=object)
     facts = about["trace"]

@@ -113,11 +113,19 @@ SAMPLES = {
     "aiperf": Sample(
         "aiperf.jsonl",
         jsonl(
-            {"session_id": "x", "timestamp": 1000, "input_length": 10, "output_length": 5},
-            {"session_id": "x", "delay": 500, "input_length": 30, "output_length": 6},
+            {"session_id": "x", "timestamp": 1000, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]},
+            {"session_id": "x", "delay": 500, "input_length": 1030, "output_length": 6, "hash_ids": [0, 2, 3]},
             {"timestamp": 1200, "text_input": "a" * 41, "output_length": 7},
         ),
-        [(0.0, 10, 5), (0.2, 11, 7), (0.5, 30, 6)],
+        [(0.0, 600, 5), (0.2, 11, 7), (0.5, 1030, 6)],
+    ),
+    "aiperf-new-text": Sample(
+        "aiperf_new.jsonl",
+        jsonl(
+            {"session_id": "x", "timestamp": 1000, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]},
+            {"session_id": "x", "delay": 500, "input_length": 30, "output_length": 6, "hash_ids": [2]},
+        ),
+        [(0.0, 600, 5), (0.5, 635, 6)],
     ),
     "bailian": Sample(
         "bailian.jsonl",
@@ -149,6 +157,17 @@ SAMPLES = {
                 {"id": "two", "conversations": [{"from": "gpt", "value": "b" * 20}]},
             ],
             indent=2,
+        ),
+        [(0.0, 10, 5), (0.0, 17, 1)],
+        timed=False,
+    ),
+    "lmsys": Sample(
+        "lmsys.jsonl",
+        jsonl(
+            {
+                **{"conversation_id": "c", "model": "vicuna-13b", "turn": 2, "language": "English", "redacted": False},
+                "conversation": chat("a" * 40, "b" * 20, "c" * 8, "d" * 4),
+            }
         ),
         [(0.0, 10, 5), (0.0, 17, 1)],
         timed=False,
@@ -427,6 +446,8 @@ KINDS = {
     "burstgpt-v1": "burstgpt",
     "burstgpt-v2": "burstgpt",
     "aiperf": "mooncake",
+    "aiperf-new-text": "mooncake",
+    "lmsys": "lmsys_chat",
     "arena": "chatbot_arena",
     "vidur-lengths": "vidur",
     "blockhash": "llmservingsim",

@@ -171,10 +171,15 @@ ROWS = {
         r"line 2: output_length is missing",
     ),
     "moon unsorted": ("x.jsonl", moon() + moon(timestamp=2000), r"line 2: timestamp goes back to 2000 after 3000"),
-    "moon seconds": (
+    "moon no time": (
         "x.jsonl",
-        GOOD_MOON + moon(timestamp=1.5),
-        r"line 2: timestamp is 1\.5; it must be a whole number of mill",
+        jsonl({"input_length": 600, "output_length": 5, "hash_ids": [0, 1]}) + GOOD_MOON + moon(),
+        r"line 1: timestamp is missing; 2 other rows have one, the first in line 2 \(--skip-bad",
+    ),
+    "moon no date": (
+        "x.jsonl",
+        moon(timestamp="2026-01-01 10:00:00") + moon(timestamp="soon"),
+        r"line 2: timestamp is 'soon'; it must be a date and time such as .*, or a number of milliseconds",
     ),
     "moon huge time": (
         "x.jsonl",
@@ -185,7 +190,7 @@ ROWS = {
     "moon blocks": (
         "x.jsonl",
         GOOD_MOON + moon(hash_ids=list(range(38))),
-        r"line 2: hash_ids names 38 blocks; a prompt of 600 tokens has 2 of 512 .*--format vllm_timed",
+        r"line 2: hash_ids names 38 blocks; a prompt of 600 tokens has 2 of 512 .*--trace-block-tokens N",
     ),
     "moon fraction id": (
         "x.jsonl",
@@ -260,6 +265,21 @@ ROWS = {
         "x.jsonl",
         jsonl(battle(1.0, "a", "b"), battle(None, "a", "b")),
         r"line 2: tstamp is missing",
+    ),
+    "arena first without time": (
+        "x.jsonl",
+        jsonl(battle(None, "a", "b"), battle(1.0, "a", "b")),
+        r"line 1: tstamp is missing; another row has one, the first in line 2",
+    ),
+    "own first without time": (
+        "x.jsonl",
+        jsonl({"prompt_tokens": 1, "output_tokens": 1}, {"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}),
+        r"line 1: arrival_s is missing, and other rows have one",
+    ),
+    "own starts": (
+        "x.csv",
+        OWN[:-1] + ",prefix_blocks,prefix_block_tokens,prefix_starts\n0,16,1,0 1,16,0 16\n",
+        r"line 2: prefix_starts is 2 ids; it must rise from 0, below the prompt's end, one for each block",
     ),
     "arena epoch ms": (
         "x.jsonl",

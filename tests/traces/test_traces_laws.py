@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import traces
 from traces import blocks, edit, fields, tables, write
 from traces.fields import BadRow
+from traces.names import settled
+from traces.reuse import reuse
 from traces.schema import DTYPES, InputError, Trace, from_frame, in_order, keep_rows, validate
 
 QUICK = settings(max_examples=40)
@@ -46,7 +48,7 @@ def traces_(draw: st.DrawFn, *, most: int = 12) -> Trace:
             np.array(draw(st.lists(st.integers(0, 99), max_size=min(4, prompt)))) for prompt in table["prompt_tokens"]
         ]
         ids = [one[: -(-prompt // size)] for one, prompt in zip(ids, table["prompt_tokens"], strict=True)]
-        table["prefix_blocks"] = pd.Series([one.astype(np.int64) for one in ids], dtype=object)
+        table["prefix_blocks"] = pd.Series(settled([one.astype(np.int64) for one in ids])[0], dtype=object)
         table["prefix_block_tokens"] = size
     if draw(st.booleans()):
         table["priority"] = draw(st.lists(st.integers(-5, 5), min_size=count, max_size=count))
@@ -380,12 +382,12 @@ def test_reuse_counts_what_a_slow_model_counts(rows: list[list[int]], size: int)
     table = pd.DataFrame({"prompt_tokens": [max(1, len(row) * size) for row in rows], "output_tokens": 1})
     table["prefix_blocks"] = pd.Series([np.array(row, dtype=np.int64) for row in rows], dtype=object)
     table["prefix_block_tokens"] = size
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     expected = 0
     for row in rows:
-        expected += next((place for place, name in enumerate(row) if name not in seen), len(row))
-        seen |= set(row)
-    found = blocks.reuse(table)
+        expected += next((place for place, name in enumerate(row) if (place, name) not in seen), len(row))
+        seen |= set(enumerate(row))
+    found = reuse(table)
     assert found is not None
     assert (found.blocks, found.reused_blocks) == (sum(map(len, rows)), expected)
 

@@ -9,7 +9,7 @@ import pytest
 
 import traces
 from traces import servegen
-from traces.blocks import reuse
+from traces.reuse import reuse
 from traces.schema import Trace
 from traces.stats import describe
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from traces.fields import BadRow, Count, Ids, Text, Time, get
+from traces.fields import BadRow, Count, Text, Time, get
 from traces.head import Head
+from traces.names import BlockNames
 from traces.sessions import Rows
 from traces.source import Source
 
@@ -29,7 +30,7 @@ def bailian(source: Source) -> pd.DataFrame:
     def add(record: dict[str, Any], line: int) -> None:
         nonlocal orphans
         prompt = get(record, "input_length", Count())
-        ids = get(record, "hash_ids", Ids(optional=True))
+        ids = get(record, "hash_ids", BlockNames(optional=True))
         if len(ids) > -(-prompt // BLOCK_TOKENS):
             reason = f"more blocks than a prompt of {prompt:,} tokens has of {BLOCK_TOKENS}"
             raise BadRow(f"hash_ids names {len(ids):,} blocks; {reason}", "hash_ids: more blocks than the prompt has")

@@ -5,12 +5,14 @@ One row is a battle: both sides answer each turn at once, so it gives 2 x turns 
 and no token counts are recorded.
 """
 
+import math
 from typing import Any
 
 import pandas as pd
 
 from traces.fields import Text, Time, get
 from traces.head import Head
+from traces.moments import stamped
 from traces.sessions import ASSUMED_THINK_S, THINK_NOTE, Rows, answers
 from traces.source import Source
 from traces.texts import message_tokens
@@ -31,35 +33,32 @@ def chatbot_arena(source: Source) -> pd.DataFrame:
     source.each(battles.add)
     if not battles.rows.count:
         source.nothing()
-    source.has_arrivals = bool(battles.timed)
     shown = "both sides of each battle" if source.side == "both" else f"side {source.side} of each battle"
     source.notes.append(f"Requests are the answers of {shown}; a prompt is all of its side's messages before it.")
     table = battles.rows.table()
+    table = stamped(source, table, "tstamp", table["arrival_s"].notna().to_numpy())
     if table["turn"].any():
         source.notes += [TURN_NOTE, THINK_NOTE]
-    if not battles.timed:
+    if not source.has_arrivals:
         return table
     source.notes.append(ARRIVAL_NOTE)
     return source.clock(table, "tstamp", ordered=False)
 
 
 class _Battles:
-    """Turns records into rows. The first record decides whether the file has times."""
+    """Turns records into rows; a battle without a time arrives at NaN."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.rows = Rows()
         self.sides = ("a", "b") if source.side == "both" else (source.side,)
-        self.timed: bool | None = None
         self.seen: set[str] = set()
 
     def add(self, record: dict[str, Any], row: int) -> None:
         if any(record.get(f"conversation_{side}") in (None, []) for side in self.sides):
             self.source.dropped["battles whose conversation is None or empty"] += 1
             return
-        if self.timed is None:
-            self.timed = "tstamp" in record
-        arrival = get(record, "tstamp", Time("s")) if self.timed else 0.0
+        arrival = get(record, "tstamp", Time("s")) if "tstamp" in record else math.nan
         found = {}
         for side in self.sides:
             key = f"conversation_{side}"
@@ -72,5 +71,4 @@ class _Battles:
         if not any(turns for _, turns in found.values()):
             self.source.dropped["battles without an answer to a question"] += 1
         for side, (model, turns) in found.items():
-            think_s = ASSUMED_THINK_S if self.timed else 0.0
-            self.rows.add_turns(turns, arrival, think_s, source_row=row, session=f"{name}/{side}", model=model)
+            self.rows.add_turns(turns, arrival, ASSUMED_THINK_S, source_row=row, session=f"{name}/{side}", model=model)

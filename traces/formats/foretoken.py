@@ -1,7 +1,8 @@
 """Foretoken's own CSV, JSON Lines and Parquet: the columns of the trace contract under their own names, in seconds.
 
 Times stay as they are. In CSV, lists of ids stand with blanks between them; `after` counts data rows from 0. A
-column `synthetic` marks a generated trace. Without arrival_s the file holds lengths only.
+column `synthetic` marks a generated trace. Without arrival_s the file holds lengths only. Prompts are whole, unless the
+user says that a later turn's length is that of its new text.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from traces import documents
+from traces import documents, turns
 from traces.fields import BadRow, Count, Ids, Kind, Probability, Text, Time, get
 from traces.head import Head
+from traces.names import BlockNames
 from traces.schema import DTYPES, MAX_TOKENS
 from traces.source import Source
 
@@ -25,8 +27,9 @@ COLUMNS: Mapping[str, Kind] = {
     "turn": Count(0, default=0),
     "after": Count(-1, default=-1),
     "think_s": Time("s", optional=True),
-    "prefix_blocks": Ids(optional=True),
+    "prefix_blocks": BlockNames(optional=True),
     "prefix_block_tokens": Count(),
+    "prefix_starts": Ids(optional=True),
     "token_ids": Ids(optional=True),
     "output_token_ids": Ids(optional=True),
     "model": Text(optional=True),
@@ -52,8 +55,8 @@ def foretoken(source: Source) -> pd.DataFrame:
         table["think_s"] = table["think_s"].fillna(0.0)
     source.has_arrivals = "arrival_s" in table
     if not source.has_arrivals:
-        return table.assign(arrival_s=0.0)
-    return source.clock(table, "arrival_s", ordered=True, shift=False)
+        return turns.asked(source, table.assign(arrival_s=0.0))
+    return turns.asked(source, source.clock(table, "arrival_s", ordered=True, shift=False))
 
 
 def _csv(source: Source) -> pd.DataFrame:
@@ -70,21 +73,20 @@ def _csv(source: Source) -> pd.DataFrame:
 
 def _json(source: Source) -> pd.DataFrame:
     present: set[str] = set()
-    timed: bool | None = None
 
     def row(record: dict[str, Any], line: int) -> dict[str, Any]:
-        nonlocal timed
         if unknown := [key for key in record if key not in COLUMNS and key not in UNREAD]:
             raise BadRow(f"has the unknown key {unknown[0]!r}; known are {', '.join(COLUMNS)}", "unknown key")
-        timed = "arrival_s" in record if timed is None else timed
         found = {name: get(record, name, COLUMNS[name]) for name in record if name in COLUMNS}
-        if missing := [name for name in (*LENGTHS, "arrival_s") if name not in found and (timed or name in LENGTHS)]:
+        if missing := [name for name in LENGTHS if name not in found]:
             raise BadRow(f"{missing[0]} is missing")
         found["source_row"] = line
         present.update(found)
         return found
 
     rows = source.each(row)
+    if "arrival_s" in present:
+        rows = [found for found in rows if _timed(source, found)]
     columns = {}
     for name in ("source_row", *(name for name in COLUMNS if name in present)):
         kind = COLUMNS.get(name)
@@ -92,6 +94,13 @@ def _json(source: Source) -> pd.DataFrame:
         values = [found.get(name, absent) for found in rows]
         columns[name] = pd.Series(values, dtype="object" if DTYPES[name] == "object" else None)
     return pd.DataFrame(columns)
+
+
+def _timed(source: Source, found: dict[str, Any]) -> bool:
+    """Whether the row has a time, as others have."""
+    if "arrival_s" not in found:
+        source.reject(found["source_row"], BadRow("arrival_s is missing, and other rows have one", "no arrival_s"))
+    return "arrival_s" in found
 
 
 def _parquet(source: Source) -> pd.DataFrame:

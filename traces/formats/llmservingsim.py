@@ -14,6 +14,7 @@ import pandas as pd
 from traces.blocks import full
 from traces.fields import BadRow, Count, Ids, Record, Text, Time, broken, get
 from traces.head import Head
+from traces.names import BlockNames
 from traces.sessions import Rows
 from traces.source import Source
 
@@ -73,7 +74,7 @@ def _pause_s(part: Record) -> float:
 
 def _request(record: Record) -> dict[str, Any]:
     prompt, output = get(record, "input_toks", Count()), get(record, "output_toks", Count())
-    blocks = get(record, "block16_hash_ids", Ids(optional=True))
+    blocks = get(record, "block16_hash_ids", BlockNames(optional=True))
     return {
         "prompt_tokens": prompt,
         "output_tokens": output,
