@@ -226,13 +226,20 @@ SCHEDULES = "sim validate --schedules ../shared/measured/"
 
 CLAIMS = (
     Claim(
-        "same decisions as vLLM 0.19's V1 scheduler, on 140 recorded schedules",
+        "same decisions as the V1 scheduler of vLLM 0.19 and 0.33, on 140 and 98 recorded schedules",
         tuple(
-            SCHEDULES + name for name in ("vllm_v1_schedules", "vllm_v1_schedules_more", "vllm_0.33_schedules/of_0.19")
+            SCHEDULES + name
+            for name in (
+                "vllm_v1_schedules",
+                "vllm_v1_schedules_more",
+                "vllm_0.33_schedules/of_0.19",
+                "vllm_0.33_schedules",
+            )
         ),
         schedules,
         SHARED,
-        f"`{SCHEDULES}vllm_v1_schedules`, `.../vllm_v1_schedules_more`, `.../vllm_0.33_schedules/of_0.19`",
+        f"`{SCHEDULES}vllm_v1_schedules`, `.../vllm_v1_schedules_more`, `.../vllm_0.33_schedules/of_0.19`, "
+        "`.../vllm_0.33_schedules`",
         in_readme=True,
     ),
     Claim(
