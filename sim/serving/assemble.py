@@ -17,9 +17,10 @@ from sim.cost.step import StepCost
 from sim.engine.batch import Limits
 from sim.engine.drafting import Proposer
 from sim.engine.memory import KvPool, Layout
+from sim.engine.pages import mixed_layers
 from sim.engine.protocol import ServingEngine
 from sim.engine.wiring import wire
-from sim.load import OURS, build, find
+from sim.load import MIXED, OURS, build, find, names
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.specs.bounds import MAX_BLOCKS
@@ -43,6 +44,8 @@ class Parts:
     """What allocators are given."""
     layout: Layout
     """What the allocator makes of it."""
+    allocators: str
+    """The package that the allocator's name is looked up in."""
     traits: Mapping[str, Any]
     """What the allocator declares of itself (`sim.specs.traits`)."""
     limits: Limits
@@ -71,7 +74,7 @@ class Parts:
             lookahead_tokens = drafts if self.drafter.has_cache else 0
         return wire(
             build("sim.policies", scenario.policy.name, scenario.policy.parameters),
-            build("sim.allocators", scenario.allocator.name, scenario.allocator.parameters, self.memory),
+            build(self.allocators, scenario.allocator.name, scenario.allocator.parameters, self.memory),
             self.limits,
             ahead=self.asynchronous,
             proposer=proposer,
@@ -129,7 +132,10 @@ def assemble(scenario: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
-    engine_class, policy, traits = _schedulers(scenario)
+    layers, state_bytes = mixed_layers(model.kv_kinds(parallel))
+    mixed = bool(layers) and not why_alike(scenario)
+    allocators = MIXED if mixed else "sim.allocators"
+    engine_class, policy, traits = _schedulers(scenario, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     blocks = (
         scenario.kv.blocks
@@ -143,10 +149,12 @@ def assemble(scenario: Scenario) -> Parts:
             max_num_seqs=engine.max_num_seqs,
             offload=offload,
             drafter=drafter,
+            pools_states=mixed,
         ).blocks
     )
     own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
     block_bytes = scenario.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
+    layers = mixed_layers(model.kv_kinds(parallel), own_bytes)[0] if mixed else ()
     native = model.attention_window
     _check_blocks(scenario, blocks)
     memory = KvPool(
@@ -158,6 +166,8 @@ def assemble(scenario: Scenario) -> Parts:
         window_tokens=native.recent_tokens if native else 0,
         full_layers=model.full_layers,
         window_layers=model.sliding_layers,
+        layers=layers,
+        state_bytes=state_bytes if mixed else 0,
     )
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
@@ -195,6 +205,7 @@ def assemble(scenario: Scenario) -> Parts:
         gpu,
         memory,
         layout,
+        allocators,
         traits,
         limits,
         cost,
@@ -207,14 +218,28 @@ def assemble(scenario: Scenario) -> Parts:
     )
 
 
-def _schedulers(scenario: Scenario) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def why_alike(scenario: Scenario) -> str:
+    """Why an allocator is given all layers as if every one kept every token, whatever the model; "" if it is not."""
+    name = scenario.allocator.name
+    if scenario.engine.name != OURS:
+        return f"the engine {scenario.engine.name} brings its own KV manager"
+    if scenario.executor == "live":
+        return "the tensors of a live run hold every layer alike"
+    if name not in names(MIXED):
+        return f"the {name} allocator has one table for all layers"
+    if scenario.offload.kv_layers:
+        return "KV of offloaded layers is counted by layers that are alike"
+    return ""
+
+
+def _schedulers(scenario: Scenario, allocators: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
     Raises InputError where the scenario names what another's engine does not read.
     """
     if scenario.engine.name == OURS:
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
-        _, allocator = find("sim.allocators", scenario.allocator.name, scenario.allocator.parameters)
+        _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
         return None, policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
     default = Scenario()

@@ -33,6 +33,7 @@ from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.notes import kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
@@ -367,6 +368,8 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
     scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
+    notes = [spanning] if spanning else []
+    notes += [*kv_notes(parts, trace.requests), *trace.notes, *([f"Cut short: {died}."] if died else [])]
     return {
         "executor": scenario.executor,
         **measured,
@@ -382,5 +385,5 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
         "version": product_version(),
-        "notes": [*([spanning] if spanning else []), *trace.notes, *([f"Cut short: {died}."] if died else [])],
+        "notes": notes,
     }

@@ -53,6 +53,11 @@ class WindowCost:
         return []
 
 
+def full_groups(allocator: Any) -> int:
+    """Groups of layers without a window, whose tables come first."""
+    return sum(group.blocks for group in allocator.groups if not group.window_tokens)
+
+
 class WindowContents(Contents):
     """Each group of layers has a table of its own, and tokens in a layer with a window attend few others."""
 
@@ -85,7 +90,7 @@ class WindowContents(Contents):
         return [list(table) for table in self.allocator.tables(req)]
 
     def attended(self, layers: int, position: int) -> list[int]:
-        if layers < self.allocator.full_groups:
+        if layers < full_groups(self.allocator):
             return list(range(position))
         first = max(0, position - self.allocator.recent_tokens + 1)
         return [*range(min(first, self.allocator.sink_tokens)), *range(first, position)]
@@ -116,7 +121,7 @@ class WindowContents(Contents):
                 held = {at for at, block in enumerate(table) if block != NULL_BLOCK}
                 rows = -(-(past + tokens) // size)
                 assert len(table) == rows
-                if layers < allocator.full_groups:
+                if layers < full_groups(allocator):
                     assert held == set(range(rows))
                     continue
                 sinks = range(min(rows, -(-allocator.sink_tokens // size)))
@@ -298,7 +303,7 @@ def test_sinks_stay() -> None:
 def test_layers_with_full_attention_keep_their_table() -> None:
     # Of 6 layers 2 attend all: a unit of one such group and two with the window, and blocks a third as large.
     allocator, req = allocated(16, (2, 4))
-    assert (allocator.full_groups, allocator.window_groups) == (1, 2)
+    assert [tuple(group) for group in allocator.groups] == [(1, 0), (2, 6)]
     assert allocator.pool.blocks == 60
     assert allocator.grow(req, 1)
     full, *windowed = allocator.tables(req)
