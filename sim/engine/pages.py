@@ -1,4 +1,4 @@
-"""A pool for layers of several kinds: which kinds a model has, groups of equal bytes, and what a sequence holds of each.
+"""A pool for layers of several kinds: what each kind keeps, and groups of equal bytes that share one pool.
 
 vLLM V1's hybrid KV cache (`kv_cache_utils.py`, `_get_kv_cache_groups_uniform_page_size`): layers are grouped by kind,
 all groups have blocks of one size, and each takes them from one pool.
