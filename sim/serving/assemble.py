@@ -8,7 +8,6 @@ from typing import Any
 
 from sim import catalog
 from sim.cost import profile as profiles
-from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
@@ -17,13 +16,12 @@ from sim.cost.step import StepCost
 from sim.engine.batch import Limits
 from sim.engine.drafting import Proposer
 from sim.engine.memory import KvPool, Layout
-from sim.engine.pages import mixed_layers
 from sim.engine.protocol import ServingEngine
 from sim.engine.wiring import wire
-from sim.load import MIXED, OURS, build, find, names
+from sim.load import OURS, build, find
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
-from sim.specs.bounds import MAX_BLOCKS
+from sim.serving.memory import allocator_package, kv_pool
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
@@ -132,43 +130,10 @@ def assemble(scenario: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
-    layers, state_bytes = mixed_layers(model.kv_kinds(parallel))
-    mixed = bool(layers) and not why_alike(scenario)
-    allocators = MIXED if mixed else "sim.allocators"
+    allocators = allocator_package(scenario, model)
     engine_class, policy, traits = _schedulers(scenario, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
-    blocks = (
-        scenario.kv.blocks
-        or kv_capacity(
-            model,
-            gpu,
-            parallel=parallel,
-            block_tokens=scenario.kv.block_tokens,
-            gpu_memory_utilization=scenario.kv.gpu_memory_utilization,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
-            offload=offload,
-            drafter=drafter,
-            pools_states=mixed,
-        ).blocks
-    )
-    own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
-    block_bytes = scenario.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
-    layers = mixed_layers(model.kv_kinds(parallel), own_bytes)[0] if mixed else ()
-    native = model.attention_window
-    _check_blocks(scenario, blocks)
-    memory = KvPool(
-        blocks,
-        scenario.kv.block_tokens,
-        longest,
-        block_bytes,
-        max_step_tokens=engine.max_num_batched_tokens,
-        window_tokens=native.recent_tokens if native else 0,
-        full_layers=model.full_layers,
-        window_layers=model.sliding_layers,
-        layers=layers,
-        state_bytes=state_bytes if mixed else 0,
-    )
+    memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
@@ -218,20 +183,6 @@ def assemble(scenario: Scenario) -> Parts:
     )
 
 
-def why_alike(scenario: Scenario) -> str:
-    """Why an allocator is given all layers as if every one kept every token, whatever the model; "" if it is not."""
-    name = scenario.allocator.name
-    if scenario.engine.name != OURS:
-        return f"the engine {scenario.engine.name} brings its own KV manager"
-    if scenario.executor == "live":
-        return "the tensors of a live run hold every layer alike"
-    if name not in names(MIXED):
-        return f"the {name} allocator has one table for all layers"
-    if scenario.offload.kv_layers:
-        return "KV of offloaded layers is counted by layers that are alike"
-    return ""
-
-
 def _schedulers(scenario: Scenario, allocators: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
@@ -248,16 +199,6 @@ def _schedulers(scenario: Scenario, allocators: str) -> tuple[Any, dict[str, Any
     if named:
         raise InputError(f"engine.name is {scenario.engine.name}, which reads no {named[0]}: it brings its own")
     return engine, declared(None, "policy") | traits, declared(None, "allocator")
-
-
-def _check_blocks(scenario: Scenario, blocks: int) -> None:
-    """Refuse more KV blocks than this machine can keep account of."""
-    if blocks * scenario.replicas > MAX_BLOCKS:
-        whose = f"{scenario.replicas:,} replicas of {blocks:,}" if scenario.replicas > 1 else "a replica of so many"
-        raise InputError(
-            f"kv.blocks comes to {blocks * scenario.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
-            "set a larger kv.block_tokens or fewer replicas"
-        )
 
 
 def _offload(scenario: Scenario, model: ModelSpec) -> Offload:

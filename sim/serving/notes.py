@@ -8,7 +8,8 @@ import pandas as pd
 
 from sim.engine.pages import mixed_layers
 from sim.load import MIXED
-from sim.serving.assemble import Parts, why_alike
+from sim.serving.assemble import Parts
+from sim.serving.memory import why_alike
 from sim.specs.parallel import Parallel
 
 
