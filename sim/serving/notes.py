@@ -46,8 +46,8 @@ def _by_kind(parts: Parts) -> str:
     each = layout.most_blocks(pool.blocks_for(longest), 2 if parts.drafter is not None else 1)
     return (
         f"KV is kept by kind of layer, a block for each group of layers: {' and '.join(kinds)}{state}. A slot of the "
-        f"KV figures is a token in one group; a sequence of {longest:,} tokens holds {_blocks(each)} at most, of which "
-        f"{pool.blocks / each:,.1f} fit."
+        f"KV figures is a token in one group; a sequence of {longest:,} tokens holds at most {_blocks(each)}, and "
+        f"{pool.blocks / each:,.1f} such sequences fit at once."
     )
 
 

@@ -25,7 +25,7 @@ from sim.engine.pages import in_groups, mixed_layers
 from sim.engine.request import Request, SharedPrefix
 from sim.specs.blocks import KvKind
 
-few = settings(laws, max_examples=EXAMPLES or 8)
+few = settings(laws, max_examples=EXAMPLES or 5)
 KINDS: list[list[tuple[int, int]]] = [
     [(1, 0), (1, 5)],
     [(1, 0), (3, 8)],

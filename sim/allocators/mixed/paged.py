@@ -204,6 +204,8 @@ class Paged(paged.Paged):
         # A row that a window leaves and another one shares comes back to nobody.
         lost = sum(self._weights[kind] * sum(self._sharings[kind].holders.values()) for kind, _ in self._windows)
         steps = self._affordable(tick, limit, self.free_blocks - lost)
+        if lost and steps < limit:
+            steps = max(steps, super().headroom(tick, limit))
         if self._gains:
             # A step that gives back more than it takes may let somebody in, so no other is repeated into it.
             steps = min(steps, min(self._gains.values()) - tick)
@@ -219,6 +221,9 @@ class Paged(paged.Paged):
             if left < 0:
                 return 0
         return 1
+
+    def _free_rows(self) -> int:
+        return self.free_blocks // self._groups
 
     def _affordable(self, tick: int, limit: int, left: int) -> int:
         """Steps, at most `limit`, for whose rows `left` blocks are enough, each at the most that it takes by now."""
