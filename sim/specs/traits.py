@@ -42,6 +42,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "drops_last_hit": Trait("switch", "set where a drafter needs the last block computed"),
             "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
             "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
+            "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
         "router": {},

@@ -203,7 +203,7 @@ class Paged(paged.Paged):
     def headroom(self, tick: int, limit: int) -> int:
         # A row that a window leaves and another one shares comes back to nobody.
         lost = sum(self._weights[kind] * sum(self._sharings[kind].holders.values()) for kind, _ in self._windows)
-        steps = self._affordable(tick, limit, self.free_blocks - lost)
+        steps = self._affordable(tick, limit, self.free_blocks - lost, self._costs)
         if lost and steps < limit:
             steps = max(steps, super().headroom(tick, limit))
         if self._gains:
@@ -225,10 +225,9 @@ class Paged(paged.Paged):
     def _free_rows(self) -> int:
         return self.free_blocks // self._groups
 
-    def _affordable(self, tick: int, limit: int, left: int) -> int:
-        """Steps, at most `limit`, for whose rows `left` blocks are enough, each at the most that it takes by now."""
-        size, costs = self.pool.block_tokens, self._costs
-        total = sum(costs)
+    def _affordable(self, tick: int, limit: int, left: int, costs: list[int]) -> int:
+        """Steps, at most `limit`, for whose rows `left` blocks are enough; `costs` are those of a tick, by its phase."""
+        size, total = self.pool.block_tokens, sum(costs)
         if left < 0:
             return 0
         if left >= total * (limit // size + 1):

@@ -102,6 +102,20 @@ class Prefix(prefix.Prefix, Paged):
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
 
+    def undisturbed(self, tick: int, limit: int) -> int:
+        """How many ticks from `tick` on take no row that can be found.
+
+        With such a row a hit ends earlier, perhaps where others hold the window before it: who waits may need less.
+        """
+        costs = [self._groups * count for count in self._crossings]
+        enough = sum(costs) * (limit // self.pool.block_tokens + 1)
+        left = self.pool.blocks + 1 - self._fresh + len(self._left)
+        for row in self._idle:
+            if left >= enough or row in self._key_of:
+                break
+            left += len(self._blocks(row))
+        return self._affordable(tick, limit, left, costs)
+
     def _first_held(self, kind: int, computed: int) -> int:
         window_tokens = self.groups[kind].window_tokens
         return self._first_needed(window_tokens, computed) if window_tokens else 0
