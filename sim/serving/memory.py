@@ -29,7 +29,7 @@ def why_alike(scenario: Scenario) -> str:
     if scenario.executor == "live":
         return "the tensors of a live run hold every layer alike"
     if name not in names(MIXED):
-        return f"the {name} allocator has one table for all layers"
+        return f"the {name} allocator is given blocks of all layers"
     if scenario.offload.kv_layers:
         return "KV of offloaded layers is counted by layers that are alike"
     return ""
