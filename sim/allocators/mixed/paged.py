@@ -226,7 +226,7 @@ class Paged(paged.Paged):
         return self.free_blocks // self._groups
 
     def _affordable(self, tick: int, limit: int, left: int, costs: list[int]) -> int:
-        """Steps, at most `limit`, for whose rows `left` blocks are enough; `costs` are those of a tick, by its phase."""
+        """Steps, at most `limit`, for which `left` blocks are enough; `costs` are those of a tick, by its phase."""
         size, total = self.pool.block_tokens, sum(costs)
         if left < 0:
             return 0
