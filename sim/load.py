@@ -33,7 +33,7 @@ MOVED = {
 OURS = "foretoken"
 """The engine of `sim.engine.engine`, by name."""
 MIXED = "sim.allocators.mixed"
-"""Allocators, by the names of `sim.allocators`, for layers that do not keep alike (`KvPool.layers`)."""
+"""For layers that do not keep alike (`KvPool.layers`), by the names of `sim.allocators`: its `paged` is `MixedPaged`."""
 _KINDS = {
     "policies": "policy",
     "allocators": "allocator",
@@ -85,7 +85,7 @@ def load(package: str, name: str) -> Callable[..., Any]:
     modules = _modules(package)
     if stem in modules:
         module = importlib.import_module(modules[stem])
-        camel = "".join(part.capitalize() for part in stem.split("_"))
+        camel = ("Mixed" if package == MIXED else "") + "".join(part.capitalize() for part in stem.split("_"))
         return getattr(module, camel, None) or getattr(module, stem)  # type: ignore[no-any-return]
     for point in _entry_points(package):
         if point.name == name:

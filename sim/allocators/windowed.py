@@ -6,12 +6,12 @@ from dataclasses import replace
 from math import gcd
 from typing import Any
 
-from sim.allocators.mixed.paged import Paged
+from sim.allocators.mixed.paged import MixedPaged
 from sim.engine.memory import KvGroups, KvPool, Layout
 from traces.schema import InputError
 
 
-class Windowed(Paged):
+class Windowed(MixedPaged):
     """Holds the newest `window_tokens` tokens of a request and its first `sink_tokens`; the rest of its table is null.
 
     Jiang et al. 2023 (Mistral 7B), section 2; Xiao et al. 2023 (StreamingLLM), section 3.2: attention sinks. Where only

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from law_cases import EXAMPLES, chained
 
-from sim.allocators.mixed import paged as mixed
-from sim.allocators.mixed.prefix import Prefix as MixedPrefix
+from sim.allocators.mixed.paged import MixedPaged
+from sim.allocators.mixed.prefix import MixedPrefix
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
         return req.computed + self.tick - self.joined[req] if req in self.joined else req.computed
 
     def tables(self, req: Request) -> list[list[int]]:
-        if isinstance(self.ours, mixed.Paged):
+        if isinstance(self.ours, MixedPaged):
             return [list(table) for table in self.ours.tables(req)]
         return [list(self.ours.table(req))]
 
@@ -503,7 +503,7 @@ class Machine(RuleBasedStateMachine):
         # A member stops with its last token, as an engine's span does.
         limit = min(limit, *(req.final_kv_tokens - self.computed(req) for req in members))
         steps, possible = self.ours.headroom(self.tick, limit), self.most_steps(members, limit)
-        if isinstance(self.ours, mixed.Paged):
+        if isinstance(self.ours, MixedPaged):
             # On the safe side: what falls out of the window helps with the first step at most, and a step that gives
             # back more than it takes is none of a span's, since it may let somebody in.
             assert steps <= possible
@@ -575,7 +575,7 @@ class Machine(RuleBasedStateMachine):
         model, ours = self.model, self.ours
         assert {req: self.tables(req) for req in self.held} == model.tables
         assert ours.free_blocks == model.free_blocks()
-        if isinstance(ours, mixed.Paged):
+        if isinstance(ours, MixedPaged):
             assert all(ours.states(req) == list(flattened(model.states[req])) for req in self.held)
         assert ours.copies == model.copies
         for req in self.held:
@@ -656,7 +656,7 @@ class MixedMachine(Machine):
     ) -> None:
         layers = tuple(KvLayers(4 * count, window) for count, window in kinds)
         pool = KvPool(blocks, size, 0, 4 * size, STEP, layers=layers, state_bytes=4 * size * states)
-        ours = MixedPrefix(pool) if prefix else mixed.Paged(pool)
+        ours = MixedPrefix(pool) if prefix else MixedPaged(pool)
         assert ours.pool.blocks == blocks
         assert [tuple(group) for group in ours.groups] == kinds
         self.start(ours, (PrefixModel if prefix else Model)(blocks, size, kinds, states=states), rows)

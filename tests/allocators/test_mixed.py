@@ -16,8 +16,8 @@ from law_cases import EXAMPLES, Case, Chaos, Row, cases, laws
 from law_watchers import Counters, check_nothing_leaked, same_decisions, watched
 from window_watchers import WindowContents
 
-from sim.allocators.mixed.paged import Paged
-from sim.allocators.mixed.prefix import Prefix
+from sim.allocators.mixed.paged import MixedPaged
+from sim.allocators.mixed.prefix import MixedPrefix
 from sim.catalog import load_model
 from sim.engine.batch import Limits
 from sim.engine.memory import NULL_BLOCK, KvLayers, KvPool
@@ -182,7 +182,7 @@ def test_a_drafters_own_layers_keep_every_token() -> None:
 
 
 def test_a_window_gives_its_rows_back_and_the_full_table_stays() -> None:
-    allocator = Paged(pool_of(40, 4, [(1, 0), (2, 6)]))
+    allocator = MixedPaged(pool_of(40, 4, [(1, 0), (2, 6)]))
     req = Request(0, 0.0, 100, 100)
     assert allocator.grow(req, 16)
     assert allocator.free_blocks == 40 - 3 * 4
@@ -199,7 +199,7 @@ def test_a_window_gives_its_rows_back_and_the_full_table_stays() -> None:
 
 
 def test_a_state_is_held_from_admission_to_the_end() -> None:
-    allocator = Paged(pool_of(12, 4, [(1, 0)], states=5))
+    allocator = MixedPaged(pool_of(12, 4, [(1, 0)], states=5))
     first, second = Request(0, 0.0, 7, 2), Request(1, 0.0, 3, 2)
     assert allocator.admit(first, 7)
     assert allocator.free_blocks == 12 - 5 - 2
@@ -212,7 +212,7 @@ def test_a_state_is_held_from_admission_to_the_end() -> None:
 
 
 def test_sequences_of_one_request_have_a_state_each() -> None:
-    allocator = Paged(pool_of(20, 4, [(1, 0)], states=3))
+    allocator = MixedPaged(pool_of(20, 4, [(1, 0)], states=3))
     req = Request(0, 0.0, 4, 4)
     req.split(3)
     assert allocator.admit(req, 4)
@@ -228,9 +228,9 @@ def test_sequences_of_one_request_have_a_state_each() -> None:
     assert allocator.free_blocks == 13
 
 
-def cached(kinds: list[tuple[int, int]], prompt: int, states: int = 0) -> Prefix:
+def cached(kinds: list[tuple[int, int]], prompt: int, states: int = 0) -> MixedPrefix:
     """A pool in which a request of so many tokens ran and ended, 64 blocks of 4 tokens."""
-    allocator, done = Prefix(pool_of(64, 4, kinds, states, 64)), asking(0, prompt)
+    allocator, done = MixedPrefix(pool_of(64, 4, kinds, states, 64)), asking(0, prompt)
     assert allocator.admit(done, prompt)
     done.computed = prompt
     done.finished = True

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
-from sim.allocators import paged
-from sim.allocators.paged import Sharing
+from sim.allocators.paged import Holding, Paged, Sharing
 from sim.engine.memory import MAX_POOL_TOKENS, NULL_BLOCK, Drift, KvPool, Layout, Usage
 from sim.engine.pages import in_groups
 from sim.engine.request import Request
 
 
-class Holding(paged.Holding):
+class MixedHolding(Holding):
     """What a sequence holds: of each kind of layers a table of rows, each told by the first of its blocks."""
 
     def __init__(
@@ -36,7 +35,7 @@ class Holding(paged.Holding):
         """In lockstep, by kind: does each row from now on give one back?"""
 
 
-class Paged(paged.Paged):
+class MixedPaged(Paged):
     """A row of `pool.block_tokens` tokens takes a block for each group of layers, and what leaves a window is free.
 
     Blocks outside a window are given back when the next tokens are allocated (vLLM V1, `remove_skipped_blocks`), here
@@ -77,7 +76,7 @@ class Paged(paged.Paged):
         self._members: dict[int, list[int]] = {}
         """Of rows and states of several blocks, by the first of them, all."""
         self._costs = [0] * size
-        self._gains: dict[paged.Holding, int] = {}
+        self._gains: dict[Holding, int] = {}
         self._dropped_blocks = 0
 
     @staticmethod
@@ -128,7 +127,7 @@ class Paged(paged.Paged):
 
     def grow(self, req: Request, tokens: int) -> bool:
         holding = self._holdings.get(req)
-        opened = holding if isinstance(holding, Holding) else None
+        opened = holding if isinstance(holding, MixedHolding) else None
         slots = req.computed + tokens
         if opened is not None and opened.ahead_tokens and self._looks_ahead:
             most = self.pool.max_request_tokens or MAX_POOL_TOKENS
@@ -216,7 +215,7 @@ class Paged(paged.Paged):
         # What falls out of the window may pay for one step where the free blocks alone do not.
         left = self.free_blocks
         for member in self._phases[tick % self.pool.block_tokens]:
-            assert isinstance(member, Holding)
+            assert isinstance(member, MixedHolding)
             left += self._freed(member, member.base + tick) - self._groups
             if left < 0:
                 return 0
@@ -241,7 +240,7 @@ class Paged(paged.Paged):
         size = self.pool.block_tokens
         phase = tick % size
         for member in self._phases[phase]:
-            assert isinstance(member, Holding)
+            assert isinstance(member, MixedHolding)
             computed = member.base + tick
             self._gains.pop(member, None)
             self._drop(member, computed)
@@ -276,9 +275,9 @@ class Paged(paged.Paged):
     _looks_ahead = True
     """Are slots taken for a drafter's own KV?"""
 
-    def _of(self, req: Request) -> Holding:
+    def _of(self, req: Request) -> MixedHolding:
         holding = self._holdings[req]
-        assert isinstance(holding, Holding)
+        assert isinstance(holding, MixedHolding)
         return holding
 
     def _blocks(self, row: int) -> list[int]:
@@ -304,7 +303,7 @@ class Paged(paged.Paged):
         """Row of the first token, sinks aside, that the next token attends."""
         return max(self._sink_blocks, max(0, computed - window_tokens + 1) // self.pool.block_tokens)
 
-    def _freed(self, holding: Holding, computed: int) -> int:
+    def _freed(self, holding: MixedHolding, computed: int) -> int:
         """Blocks that come back with the rows that no token from the `computed`-th on attends."""
         freed = 0
         for kind, group in self._windows:
@@ -314,7 +313,7 @@ class Paged(paged.Paged):
                 freed += self._weights[kind] * sum(row not in holders for row in holding.tables[kind][start:end])
         return freed
 
-    def _drop(self, holding: Holding, computed: int) -> None:
+    def _drop(self, holding: MixedHolding, computed: int) -> None:
         """Give back the rows that no token from the `computed`-th on attends."""
         for kind, group in self._windows:
             start, end = holding.dropped[kind], self._first_needed(group.window_tokens, computed)
@@ -326,7 +325,7 @@ class Paged(paged.Paged):
                 self._dropped_blocks += (end - start) * self._weights[kind]
                 self._give_back(kind, stale)
 
-    def _add_row(self, holding: Holding) -> None:
+    def _add_row(self, holding: MixedHolding) -> None:
         for table, weight in zip(holding.tables, self._weights, strict=True):
             table.append(self._take_together(weight))
         over = len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens
@@ -335,12 +334,12 @@ class Paged(paged.Paged):
 
     def _open_with(
         self, req: Request, states: int, tables: list[list[int]] | None = None, dropped: Iterable[int] = ()
-    ) -> Holding:
+    ) -> MixedHolding:
         """What a sequence holds from now on, its tables and so many states, one more than it forks, included."""
         kept = [self._first_kept(kind) for kind in range(len(self._weights))]
         start = list(dropped) or kept
         self._opened += 1
-        holding = Holding(req, self._opened, self.pool.block_tokens, tables or [[] for _ in self._weights], start)
+        holding = MixedHolding(req, self._opened, self.pool.block_tokens, tables or [[] for _ in self._weights], start)
         self._holdings[req] = holding
         for weight, first, row in zip(self._weights, kept, start, strict=True):
             self._dropped_blocks += (row - first) * weight
@@ -348,8 +347,8 @@ class Paged(paged.Paged):
             holding.states = [self._take_together(self._state_blocks) for _ in range(states)]
         return holding
 
-    def _copy_tail(self, req: Request, holding: paged.Holding) -> None:
-        assert isinstance(holding, Holding)
+    def _copy_tail(self, req: Request, holding: Holding) -> None:
+        assert isinstance(holding, MixedHolding)
         at = req.computed // self.pool.block_tokens
         for kind, table in enumerate(holding.tables):
             copy = self._take_together(self._weights[kind])

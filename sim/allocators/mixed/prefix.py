@@ -6,14 +6,14 @@ As vLLM V1 does it (`kv_cache_coordinator.py`, `HybridKVCacheCoordinator.find_lo
 
 from __future__ import annotations
 
-from sim.allocators import prefix
-from sim.allocators.mixed.paged import Holding, Paged
-from sim.allocators.paged import Holding as AnyHolding
+from sim.allocators.mixed.paged import MixedHolding, MixedPaged
+from sim.allocators.paged import Holding
+from sim.allocators.prefix import Prefix
 from sim.engine.memory import NULL_BLOCK, KvPool
 from sim.engine.request import Request
 
 
-class Prefix(prefix.Prefix, Paged):
+class MixedPrefix(Prefix, MixedPaged):
     """A hit of n rows needs all n of layers without a window, and of the others those that the next token attends.
 
     What a window has passed stays findable until its blocks are taken: by others whose prompts part there. A row is
@@ -124,15 +124,15 @@ class Prefix(prefix.Prefix, Paged):
         """The name of a row of these layers."""
         return key * len(self.groups) + kind
 
-    def _name(self, req: Request, holding: AnyHolding, first: int, last: int) -> None:
-        assert isinstance(holding, Holding)
+    def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
+        assert isinstance(holding, MixedHolding)
         keys = self._keys(req, first, last)
         for kind, table in enumerate(holding.tables):
             rows = zip(keys, table[first:last], strict=True)
             self._name_all((self._key(kind, key), row) for key, row in rows if row != NULL_BLOCK)
 
-    def _unname(self, holding: AnyHolding, first: int, last: int) -> None:
-        assert isinstance(holding, Holding)
+    def _unname(self, holding: Holding, first: int, last: int) -> None:
+        assert isinstance(holding, MixedHolding)
         for table in holding.tables:
             for row in table[first:last]:
                 if row in self._key_of:
