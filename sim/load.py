@@ -33,7 +33,7 @@ MOVED = {
 OURS = "foretoken"
 """The engine of `sim.engine.engine`, by name."""
 MIXED = "sim.allocators.mixed"
-"""For layers that do not keep alike (`KvPool.layers`), by the same names as `sim.allocators`: `MixedPaged` is `paged`."""
+"""For layers that do not keep alike (`KvPool.layers`), by the same names as `sim.allocators`: `paged`, `prefix`."""
 _KINDS = {
     "policies": "policy",
     "allocators": "allocator",

@@ -61,6 +61,7 @@ class EngineSettings:
     """Which engine, and the limits of a step, named as in vLLM."""
 
     name: str = setting("foretoken", "The engine: foretoken, or module:object of one that brings its own policy.")
+    preset: str = setting("", "Whose defaults and rules hold where nothing else is set (sim list engines).")
     max_num_seqs: int = setting(256, "Sequences that run at once, at most.", Bound(1, 1_000_000))
     max_num_batched_tokens: int = setting(8192, "Tokens of a step, at most.", Bound(1, 10**9))
     max_model_len: int = setting(0, "Tokens of prompt and answer, at most.", Bound(0, 10**9, "the model's own"))
@@ -83,6 +84,7 @@ class KvSettings:
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
     swap_gib: float = setting(0.0, "Host memory per GPU for KV of preempted requests.", Bound(0.0, 1e6, "none"))
     dtype: str = setting("auto", "Type of the cache: fp32, fp16, bf16, fp8, int8, int4; auto is the activations'.")
+    allow_short: bool = setting(False, "Run where the cache cannot hold a request of max_model_len tokens.")
 
     def __post_init__(self) -> None:
         check("kv", self)
@@ -346,7 +348,21 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     Raises:
         InputError: an unknown key or a value of the wrong type; the sentence lists the known keys.
     """
-    return _make(Scenario, merge(tables, settings or {}), "")  # type: ignore[no-any-return]
+    return _make(Scenario, _with_preset(merge(tables, settings or {})), "")  # type: ignore[no-any-return]
+
+
+def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables on top of what the engine that they name sets on their GPU."""
+    engine, cost = tables.get("engine"), tables.get("cost")
+    preset = engine.get("preset") if isinstance(engine, Mapping) else None
+    if not preset or not isinstance(preset, str):
+        return tables
+    from sim.catalog import presets  # noqa: PLC0415  (the start of every command would pay for it)
+    from sim.cost import profile  # noqa: PLC0415
+
+    named = str(cost.get("profile", "roofline")) if isinstance(cost, Mapping) else "roofline"
+    gpu = profile.gpu_of(named, str(tables.get("gpu", SETTINGS["gpu"][0])))
+    return merge(presets.load(preset).defaults(gpu), tables)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip benchmarks where pytest-benchmark is absent."""
+    """Skip rehearsals that nobody asked for, and benchmarks where pytest-benchmark is absent."""
+    if "rehearsal" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("rehearsal"):
+                item.add_marker(pytest.mark.skip(reason="minutes; pytest -m rehearsal runs it"))
     if not hasattr(config.option, "benchmark_skip"):
         for item in items:
             if "benchmark" in getattr(item, "fixturenames", ()):

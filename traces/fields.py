@@ -24,6 +24,7 @@ MAX_TEXT = 1_000
 UNITS: Mapping[str, tuple[str, float]] = {
     "s": ("seconds", 1.0),
     "ms": ("milliseconds", 1e3),
+    "us": ("microseconds", 1e6),
     "ns": ("nanoseconds", 1e9),
 }
 Record = Mapping[str, Any]

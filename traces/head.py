@@ -6,6 +6,7 @@ Magnitudes are never looked at.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,12 +18,14 @@ from traces.schema import InputError
 from traces.tables import header_of
 
 WINDOW_BYTES = (1 << 16, 1 << 20, files.MAX_LINE_BYTES)
+_SERVER_LOG = re.compile(rb"^[^\n{]{0,200}\] Received request \S+: ", re.MULTILINE)
+"""A line of a server's log, as vLLM prints them; such a file has neither header nor keys. Lines of JSON are none."""
 JSON_SUFFIXES = (".json", ".json.gz", ".json.xz")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`shape` is csv, json or parquet; `keys` are column names or the first record's keys."""
+    """`shape` is csv, json, parquet or log (lines of a server); `keys` are column names, or the first record's keys."""
 
     shape: str
     keys: tuple[str, ...]
@@ -33,7 +36,7 @@ class Head:
         return all(name in self.keys for name in names)
 
     def __str__(self) -> str:
-        what = "keys of the first record" if self.shape == "json" else "column names"
+        what = {"json": "keys of the first record", "log": "lines"}.get(self.shape, "column names")
         return f"{what}: {', '.join(self.keys[:20])}" + (", ..." if len(self.keys) > 20 else "")
 
 
@@ -50,6 +53,8 @@ def head_of(path: Path, skip_bad: bool = False) -> Head:
         raise InputError(f"{path} is a tar archive; `sim trace synth servegen` reads ServeGen's parameters from one")
     if b"\0" in data:
         raise InputError(f"{path} is neither text (CSV, JSON) nor Parquet")
+    if _SERVER_LOG.search(files.start(path, WINDOW_BYTES[1])):
+        return Head("log", ("Received request",))
     begin = data.lstrip()
     if not begin:
         raise InputError(f"{path} is empty")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from traces import files, formats
 from traces.head import head_of
+from traces.mapping.hint import import_hint
 from traces.schema import InputError, Trace, in_order, keep_rows, validate
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
@@ -21,7 +22,7 @@ SYNTHETIC_NOTE = "Synthetic: made by a generator, not recorded from users."
 def read(
     path_or_name: str | Path,
     *,
-    format: str | None = None,
+    format: str | formats.Format | None = None,
     tokenizer: str | Path | None = None,
     skip_bad: bool = False,
     limit: int | None = None,
@@ -30,17 +31,19 @@ def read(
 ) -> Trace:
     """Reads a trace: a file (or a folder of WEKA sessions), else a bundled trace of that name.
 
-    `format` names the reader instead of detecting it; `tokenizer` is a local tokenizer.json for files that hold
-    text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival, with `whole_sessions` the
-    requests of the first sessions by start; `side` picks one side of a two-sided conversation. Raises InputError for
-    anything that the user can mend.
+    `format` names the reader (or is one) instead of detecting it; `tokenizer` is a local tokenizer.json for files that
+    hold text; `skip_bad` drops and counts bad rows; `limit` keeps the first requests by arrival, with `whole_sessions`
+    the requests of the first sessions by start; `side` picks one side of a two-sided conversation. Raises InputError
+    for anything that the user can mend.
     """
     if side not in SIDES:
         raise InputError(f"unknown side {side!r}; known are {', '.join(SIDES)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be at least 1")
     path = locate(path_or_name)
-    reader = formats.load(format) if format else recognise(path, skip_bad)
+    if isinstance(format, str):
+        format = formats.load(format)
+    reader = format or recognise(path, skip_bad)
     source = Source(path, Options(tokenizer, skip_bad, side))
     try:
         table = reader.read(source)
@@ -85,7 +88,8 @@ def recognise(path: Path, skip_bad: bool = False) -> formats.Format:
         could = " or ".join(one.name for one in found)
         raise InputError(f"{path} could be {could} by its {head}; name it with --format")
     known = ", ".join(formats.names())
-    raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one)")
+    hint = import_hint(path, skip_bad)
+    raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one){hint}")
 
 
 def _name(path: Path) -> str:

@@ -231,7 +231,7 @@ class DraftingLive(Live):
         for at, req in enumerate(plan.requests):
             first.setdefault(req, at)
         right = {}
-        for req, drafts, _ in batch.sampled:
+        for req, drafts, _, real in batch.sampled:
             rows = slice(first[req], first[req] + drafts + 1)
             own, places = tokens[rows].copy(), plan.places[rows]
             guesses = self.sequences.tokens(places[:drafts])
@@ -239,7 +239,7 @@ class DraftingLive(Live):
             if doubted and drafts:
                 stays, instead = answer[count:][rows][:drafts] > 0, answer[2 * count :][rows]
                 own[:drafts] = np.where(stays, guesses, instead[:drafts])
-            right[req] = drafts if stays.all() else int(stays.argmin())
+            right[req] = 0 if not real else drafts if stays.all() else int(stays.argmin())
             self.sequences.put(places[: right[req] + 1], own[: right[req] + 1])
         return right
 

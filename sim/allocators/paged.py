@@ -22,15 +22,19 @@ class FreeQueue:
     All of a pool are in it at first; those that were never taken are no list but a range.
     """
 
-    __slots__ = ("_end", "_fresh", "_head", "_ids")
+    __slots__ = ("_end", "_first", "_fresh", "_head", "_ids")
 
     def __init__(self, blocks: int) -> None:
+        self._first: list[int] = []
         self._fresh = 1
         self._end = blocks + 1
         self._ids: list[int] = []
         self._head = 0
 
     def take(self, count: int) -> list[int]:
+        if self._first:
+            taken = taken_from(self._first, count)
+            return taken if len(taken) == count else taken + self.take(count - len(taken))
         fresh = self._fresh
         if fresh < self._end:
             self._fresh = end = min(fresh + count, self._end)
@@ -46,6 +50,17 @@ class FreeQueue:
 
     def put(self, ids: Iterable[int]) -> None:
         self._ids.extend(ids)
+
+    def put_first(self, ids: Sequence[int]) -> None:
+        """These are the next to leave, in this order."""
+        self._first += reversed(ids)
+
+
+def taken_from(stack: list[int], count: int) -> list[int]:
+    """Up to `count` ids off the end of a stack, the last one first."""
+    taken = stack[: -count - 1 : -1]
+    del stack[len(stack) - len(taken) :]
+    return taken
 
 
 class Sharing:
@@ -121,7 +136,7 @@ class Paged:
     """Blocks of `pool.block_tokens` tokens, each request holding just those that its computed tokens need.
 
     Args:
-        watermark: share of all blocks that an admission must leave free (vLLM V0 used 0.01; V1 has none).
+        watermark: share of all blocks that an admission must leave free (vLLM V0 used 0.01; V1 has it since 0.33).
         reserve_full_prompt: admission asks that blocks for all known tokens be free, though only the first chunk's
             are taken (vLLM V1, `scheduler_reserve_full_isl`, `kv_cache_manager.allocate_slots`).
     """
@@ -130,12 +145,17 @@ class Paged:
     lookahead_tokens = 0
     """Slots that an admitted request gets beyond what it computes, as far as it may become so long at all: a drafter's
     own KV (vLLM V1, EAGLE)."""
+    lookahead_at_admission = False
+    unhashed_blocks_first = False
+    watermark_beside_others = False
+    """As `sim.engine.rules.Rules` has them."""
 
     def __init__(self, pool: KvPool, *, watermark: float = 0.0, reserve_full_prompt: bool = True) -> None:
         if not 0 <= watermark < 1:
             raise InputError(f"allocator.watermark is {watermark}; it must be at least 0 and below 1")
         self.pool = pool
         self._reserve_full_prompt = reserve_full_prompt
+        self._watermark = watermark
         self._watermark_blocks = int(watermark * pool.blocks)
         self._free = FreeQueue(pool.blocks)
         self.free_blocks = pool.blocks
@@ -152,7 +172,8 @@ class Paged:
         # Sequences of one request share at least the full blocks of its prompt.
         each = self.pool.blocks_for(req.final_kv_tokens)
         shared = req.prompt_tokens // self.pool.block_tokens
-        need = self._most_blocks(each) + (req.seats - 1) * self._most_blocks(each - shared) + self._watermark_blocks
+        need = self._most_blocks(each) + (req.seats - 1) * self._most_blocks(each - shared)
+        need += 0 if self.watermark_beside_others else self._watermark_blocks
         if need <= self.pool.blocks:
             return None
         who = f"with its {req.seats} sequences it" if req.seats > 1 else "it"
@@ -162,17 +183,38 @@ class Paged:
         return 0
 
     def admit(self, req: Request, tokens: int) -> bool:
-        asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self._most_blocks(self.pool.blocks_for(asked)) > self.free_blocks - self._watermark_blocks:
+        if self._most_blocks(self._asked_blocks(req, tokens)) > self._free_for_admission():
             return False
         return self._admitted(req, tokens)
 
+    def _asked_blocks(self, req: Request, tokens: int) -> int:
+        """Blocks that have to be free, hits aside, for a request to be admitted with so many tokens."""
+        first = req.computed + tokens
+        if self.lookahead_at_admission:
+            first = self._with_lookahead(first, self.lookahead_tokens)
+        return self.pool.blocks_for(max(first, req.known) if self._reserve_full_prompt else first)
+
+    def _with_lookahead(self, slots: int, ahead_tokens: int) -> int:
+        most = self.pool.max_request_tokens or MAX_POOL_TOKENS
+        return max(slots, min(slots + ahead_tokens, most))
+
+    def _free_for_admission(self) -> int:
+        """Blocks that an admission may count on."""
+        if not self.watermark_beside_others:
+            return self.free_blocks - self._watermark_blocks
+        # vLLM V1 counts its null block too, which no pool of ours has.
+        return self.free_blocks - int(self._watermark * (self.pool.blocks + 1)) if self._holdings else self.free_blocks
+
     def _admitted(self, req: Request, tokens: int) -> bool:
         """Room for the first tokens of a request; who gets none holds nothing."""
+        ahead = self.lookahead_tokens
+        if ahead and self.lookahead_at_admission:
+            holding = self._holdings.get(req) or self._open(req)
+            holding.ahead_tokens = ahead
         if not self.grow(req, tokens):
             return False
-        if self.lookahead_tokens:
-            self._holdings[req].ahead_tokens = self.lookahead_tokens
+        if ahead:
+            self._holdings[req].ahead_tokens = ahead
         return True
 
     def _open(self, req: Request) -> Holding:
@@ -190,8 +232,7 @@ class Paged:
             holding = self._open(req)
         else:
             if holding.ahead_tokens:
-                most = self.pool.max_request_tokens or MAX_POOL_TOKENS
-                count = self.pool.blocks_for(max(slots, min(slots + holding.ahead_tokens, most)))
+                count = self.pool.blocks_for(self._with_lookahead(slots, holding.ahead_tokens))
             count -= len(holding.blocks)
             if self._sharing.holders and not self.owns_tail(req):
                 if max(count, 0) + 1 > self.free_blocks:
@@ -222,7 +263,7 @@ class Paged:
         holding = self._holdings.pop(req, None)
         if holding is not None:
             self._forget_overhang(holding)
-            self._return(holding.blocks[::-1])
+            self._return(holding.blocks[::-1], holding.cached_blocks)
 
     def table(self, req: Request) -> Sequence[int]:
         holding = self._holdings.get(req)
@@ -245,11 +286,11 @@ class Paged:
         self.free_blocks -= count
         return self._free.take(count)
 
-    def _return(self, blocks: list[int]) -> None:
-        """Give back one holder's share of these blocks, in this order."""
+    def _return(self, blocks: list[int], hashed: int = 0) -> None:
+        """Give back one holder's share of these blocks, in this order; the last `hashed` of them have a hash."""
         if self._sharing.holders:
             blocks = self._sharing.drop(blocks)
-        self._free.put(blocks)
+        (self._free.put_first if self.unhashed_blocks_first else self._free.put)(blocks)
         self.free_blocks += len(blocks)
 
     def _copy_tail(self, req: Request, holding: Holding) -> None:

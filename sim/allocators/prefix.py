@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from sim.allocators.paged import Holding, Paged
+from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, index_of
 
@@ -38,6 +38,8 @@ class Prefix(Paged):
     the next allocation."""
     drops_last_hit = False
     """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
+    hashes_look_ahead = False
+    """Instead of that, as `sim.engine.rules.Rules` has it."""
 
     def __init__(
         self,
@@ -52,6 +54,8 @@ class Prefix(Paged):
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._unnamed: list[int] = []
+        """Of those, the ones to take before all others, the last one first."""
         self._key_of: dict[int, int] = {}
         self._found: dict[int, int] = {}
         # Content computed twice stands in two blocks; look-ups find the one entered first, then the next.
@@ -72,8 +76,7 @@ class Prefix(Paged):
         shared = [self._found[key] for key in self._keys(req, 0, hits)]
         # A hit block that nobody holds leaves the free queue like a new one.
         unheld = [block for block in shared if block in self._idle]
-        asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.pool.blocks_for(asked) - hits + len(unheld) > self.free_blocks - self._watermark_blocks:
+        if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
             return False
         if len(unheld) < len(shared):
             held = [block for block in shared if block not in self._idle]
@@ -93,7 +96,7 @@ class Prefix(Paged):
         if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
             # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
-            self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
+            self._enter(req, self._nameable(req.computed + tokens, certain))
         return True
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -108,10 +111,15 @@ class Prefix(Paged):
             return
         if not req.finished:
             self._enter_own(req, holding)
-        elif (self.late_outputs or not self.drafting) and len(self._shareable(req)) > holding.cached_blocks:
+        elif self._named_with_outputs or not self.drafting:
             # Drafts that the last step found right are named by the next allocation, which never comes.
-            self._enter(req, req.computed // self.pool.block_tokens)
+            self._enter(req, self._nameable(req.computed, req.computed + 1))
         super().release(req)
+
+    def _nameable(self, computed: int, certain: int) -> int:
+        """Blocks that have a name, of so many tokens with KV, when so many tokens are certain."""
+        size = self.pool.block_tokens
+        return min(computed, certain - 1 if self.hashes_look_ahead else certain) // size
 
     def _enter(self, req: Request, blocks: int) -> None:
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
@@ -137,6 +145,7 @@ class Prefix(Paged):
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
         self._name(req, holding, min(len(self._shareable(req)), holding.cached_blocks), known)
+        holding.cached_blocks = known
 
     def _settled(self, req: Request, holding: Holding) -> int:
         """Of the tokens for which a preempted request was given memory, those that are known by now."""
@@ -144,7 +153,12 @@ class Prefix(Paged):
             given = min(req.computed + req.seat.withdrawn_tokens, req.known)
             # What was known at the last admission was never waited for, though its last token may have come alone.
             return max(given - req.seat.in_flight, min(given, holding.certain_tokens))
-        return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self.late_outputs else 0
+        return min(req.computed, req.prompt_tokens + req.confirmed - 1) if self._named_with_outputs else 0
+
+    @property
+    def _named_with_outputs(self) -> bool:
+        """Does a block that right drafts filled get its name when that is known, not with the next allocation?"""
+        return self.late_outputs or self.hashes_look_ahead
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
@@ -169,6 +183,8 @@ class Prefix(Paged):
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
+        first = taken_from(self._unnamed, count) if self._unnamed else []
+        count -= len(first)
         fresh = self._fresh
         if fresh <= self.pool.blocks:
             self._fresh = min(fresh + count, self.pool.blocks + 1)
@@ -178,9 +194,15 @@ class Prefix(Paged):
         for block in taken:
             if block in self._key_of:
                 self._drop_key(block)
-        return [*range(fresh, self._fresh), *taken] if fresh < self._fresh else taken
+        return [*first, *range(fresh, self._fresh), *taken] if first or fresh < self._fresh else taken
 
-    def _return(self, blocks: list[int]) -> None:
+    def _return(self, blocks: list[int], hashed: int = 0) -> None:
+        if self.unhashed_blocks_first and (unhashed := len(blocks) - hashed):
+            loose, blocks = blocks[:unhashed], blocks[unhashed:]
+            if self._sharing.holders:
+                loose = self._sharing.drop(loose)
+            self._unnamed += reversed(loose)
+            self.free_blocks += len(loose)
         if self._sharing.holders:
             blocks = self._sharing.drop(blocks)
         for block in blocks:
@@ -203,7 +225,7 @@ class Prefix(Paged):
         """Names of the leading blocks that another request may have too."""
         size = self.pool.block_tokens
         if req.block_names is None or req.block_names[0] != size:
-            req.block_names = size, _prefix_keys(req, size)
+            req.block_names = size, _prefix_keys(req, size, ahead=self.hashes_look_ahead)
         return req.block_names[1]
 
     def _keys(self, req: Request, first: int, last: int) -> list[int]:
@@ -223,19 +245,21 @@ class Prefix(Paged):
         return names
 
 
-def _prefix_keys(req: Request, block_tokens: int) -> list[int]:
+def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> list[int]:
     """Names of the blocks that the request's prefix ids cover, re-blocked from their unit to the engine's block.
 
-    An id names its unit and everything before it, so a block is told by the unit of its last token and its index.
+    An id names its unit and everything before it, so a block is told by the unit of its last token and its index; with
+    `ahead` by the unit of the token behind it, as far as that is covered.
     """
     if req.prefix is None:
         return []
     ids, unit, known = req.prefix
     # Of several answers to one prompt, the next turn goes on from one, and nobody says from which.
     named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
-    blocks = min(len(ids) * unit, named) // block_tokens
-    if unit % block_tokens:
-        return [(ids[((at + 1) * block_tokens - 1) // unit] << _INDEX_BITS) + at for at in range(blocks)]
+    blocks = (min(len(ids) * unit, named) - ahead) // block_tokens
+    if ahead or unit % block_tokens:
+        behind = 0 if ahead else 1
+        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at for at in range(blocks)]
     per_unit = unit // block_tokens
     keys: list[int] = []
     for number, name in enumerate(ids):

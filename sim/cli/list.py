@@ -58,6 +58,21 @@ def _gpus() -> list[Row]:
     return catalog.gpu_rows()
 
 
+def _engines() -> list[Row]:
+    from sim.catalog import presets  # noqa: PLC0415
+
+    return [
+        {
+            "name": engine.name,
+            "policies": ", ".join(engine.policies),
+            "allocators": ", ".join(engine.allocators),
+            "rules": len(engine.rules),
+            "about": engine.description,
+        }
+        for engine in map(presets.load, presets.names())
+    ]
+
+
 def _profiles() -> list[Row]:
     """The roofline, and the profiles that come along; one of a folder's own is named by its path."""
     from sim.cost import profile  # noqa: PLC0415
@@ -134,6 +149,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "routers": lambda: _parts("sim.routers"),
     "models": _models,
     "gpus": _gpus,
+    "engines": _engines,
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
     "formats": _formats,

@@ -6,6 +6,7 @@ import click
 
 from sim.cli.claims import claims
 from sim.cli.compare import compare
+from sim.cli.engine import engine
 from sim.cli.guard import Commands, guarded, version_option
 from sim.cli.list import list_
 from sim.cli.memory import memory
@@ -25,7 +26,7 @@ def cli() -> None:
     """Foretoken: how an LLM serving deployment will behave, and how sure that is."""
 
 
-for command in (run, compare, validate, list_, memory, plan, claims, report, sweep, trace):
+for command in (run, compare, validate, list_, memory, plan, claims, report, sweep, trace, engine):
     cli.add_command(command)
 
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "--format": "workload.format",
     "--model": "model",
     "--gpu": "gpu",
+    "--engine": "engine.preset",
     "--profile": "cost.profile",
     "--executor": "executor",
     "--device": "device",

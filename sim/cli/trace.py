@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sim.cli.trace_import import import_
+
 if TYPE_CHECKING:
     from traces import Trace
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 @click.group()
 def trace() -> None:
     """Look at traces, convert them, and make synthetic ones."""
+
+
+trace.add_command(import_)
 
 
 def reading(command: Callable[..., None]) -> Callable[..., None]:

@@ -22,16 +22,18 @@ CLOCK = SETTINGS["live.clock"][1]
 @click.option("--clock", type=click.Choice(CLOCK.choices), help=CLOCK.meaning)
 @click.option("--within", type=float, metavar="PERCENT", help="Bound of every judged error, instead of the usual ones.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of a real server instead of a live run.")
+@click.option("--run", default="", metavar="RUN", help="Which run of --against: its number or label; all: a table.")
 @click.option("--recorded", type=click.Path(path_type=Path), help="Folder of kept live runs instead of a new one.")
 @click.option("--schedules", type=click.Path(path_type=Path), help="Folder of a real engine's recorded schedules.")
+@click.option("--against-engine", metavar="NAME", help="An installed engine's own scheduler, such as vllm==0.33.0.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write records, page and trace here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Run a trace live and simulate the same: the same decisions? how far off, and why?
 
-    With --against, --recorded or --schedules nothing runs live. FILE is a scenario (TOML). Exit code 1 where
-    something is out of bounds, or a decision differs.
+    With --against, --recorded, --schedules or --against-engine nothing runs live. FILE is a scenario (TOML). Exit
+    code 1 where something is out of bounds, or a decision differs.
     """
     from sim.cli.validation import ValidateOptions, answer  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415

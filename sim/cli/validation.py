@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,15 +10,19 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from sim.engines.environment import Installed
+from sim.report.validation.drift import drift_view
 from sim.report.validation.page import lanes_json, render_validation
-from sim.report.validation.terminal import collection_view, schedules_view, validation_view
+from sim.report.validation.terminal import collection_view, curve_view, schedules_view, validation_view
 from sim.results import files, run_id
 from sim.results.folder import taken
 from sim.results.transaction import Claim
 from sim.scenario import Scenario, load, refuse_unread
 from sim.serving.run import Progress
 from sim.validate import store
+from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results
+from sim.validate.drift import drift, preset_of
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
 from sim.validate.schedules.grades import GRADES
@@ -28,11 +32,13 @@ from sim.validate.verdict import ON_CPU, ON_GPU, Bounds
 from traces.schema import InputError
 
 AGAINST = Bounds.all_within(0.10)
+SOURCES = ("against", "recorded", "schedules", "against_engine")
+"""Options that name what is compared with, instead of a live run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidateOptions:
-    """The options of the command; at most one of `against`, `recorded` and `schedules` is given."""
+    """The options of the command; at most one of those in `SOURCES` is given."""
 
     settings: dict[str, Any]
     file: str | None = None
@@ -40,8 +46,10 @@ class ValidateOptions:
     clock: str | None = None
     within: float | None = None
     against: Path | None = None
+    run: str = ""
     recorded: Path | None = None
     schedules: Path | None = None
+    against_engine: str | None = None
     out: Path | None = None
     allow_code: bool = False
 
@@ -61,13 +69,17 @@ def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer
     Raises:
         InputError: anything that the user can mend, in one sentence.
     """
-    sources = [name for name in ("against", "recorded", "schedules") if getattr(options, name) is not None]
+    sources = [name.replace("_", "-") for name in SOURCES if getattr(options, name) is not None]
     if len(sources) > 1:
         raise InputError(f"--{sources[0]} and --{sources[1]} exclude one another")
     if sources and (options.repeats > 1 or options.clock):
         raise InputError(f"--repeats and --clock are of a live run, and with --{sources[0]} nothing runs live")
+    if options.run and options.against is None:
+        raise InputError("--run chooses a run of the results given with --against")
     if options.within is not None and not 0 < options.within < 1000:
         raise InputError(f"--within is {options.within:g}; it must lie between 0 and 1000 percent")
+    if options.against_engine is not None:
+        return _against_engine(options, options.against_engine, progress)
     if options.schedules is not None:
         return _schedules(options, options.schedules)
     if options.recorded is not None and (folders := store.folders(options.recorded)):
@@ -83,9 +95,38 @@ def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer
 def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> Answer:
     if claim is not None and store.names(claim.folder):
         raise InputError(f"{claim.folder} holds records of live runs; give another --out, or delete that folder")
-    scenario = _scenario(options, {"executor": "predicted"})
-    validation = against(scenario, read_results(results), _bounds(options, AGAINST))
+    scenario, bounds = _scenario(options, {"executor": "predicted"}), _bounds(options, AGAINST)
+    how: dict[str, Any] = {"skip_bad": scenario.workload.skip_bad, "tokenizer": scenario.workload.tokenizer}
+    if options.run == ALL:
+        if claim is not None:
+            raise InputError(f"--run {ALL} tells a line for each run; give one of them (--run 1) to write its page")
+        runs = read_all(results, **how)
+        unusable = {label: str(one) for label, one in runs.items() if isinstance(one, InputError)}
+        usable = {label: one for label, one in runs.items() if not isinstance(one, InputError)}
+        return _curve({label: against(scenario, one, bounds).document for label, one in usable.items()}, unusable)
+    validation = against(scenario, read_results(results, options.run, **how), bounds)
     return _written(validation, claim, run_id.digest(validation.document), ())
+
+
+def _curve(documents: Mapping[str, dict[str, Any]], unusable: Mapping[str, str]) -> Answer:
+    """Several benchmarks of one server, such as a sweep over rates: a line for each, and why some have none."""
+    out = [label for label, document in documents.items() if not document["verdict"]["good"]]
+    reason = f"{out[0]}: {documents[out[0]]['verdict']['reason']}" if out else "every run is within its bounds"
+    document = {
+        "twin": {"identical": None, "steps": 0, "first_difference": None},
+        "runs": documents,
+        "unusable": unusable,
+        "verdict": {"good": not out, "reason": reason, "out": out},
+    }
+    return Answer(document, curve_view(document))
+
+
+def _against_engine(options: ValidateOptions, engine: str, progress: Progress | None) -> Answer:
+    if options.out is not None or options.within is not None:
+        raise InputError("--against-engine compares decisions, without bounds or page: leave out --within and --out")
+    preset = {} if "engine.preset" in options.settings else {"engine.preset": preset_of(Installed.of(engine)).name}
+    document = drift(_scenario(options, {"executor": "predicted", **preset}), engine, progress).document
+    return Answer(document, drift_view(document))
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:

@@ -85,6 +85,12 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in _FOLDER.glob(f"*/{DESCRIPTION}"))
 
 
+def gpu_of(name: str, gpu: str) -> GpuSpec:
+    """The data sheet that a run goes by: the profile's own, where it has one (a CPU is in no catalog), or `gpu`'s."""
+    profile = find(name) if name != "roofline" else None
+    return profile.device if profile and profile.device else catalog.load_gpu(gpu)
+
+
 def find(name: str) -> Profile:
     """The profile of a folder, or of the catalog by name; InputError lists the known ones."""
     path = Path(name)

@@ -86,6 +86,8 @@ class Sampled(NamedTuple):
     request: Request
     drafts: int
     next_drafts: int
+    real: bool = True
+    """False of drafts that nobody proposed: placeholders, all wrong (`Rules.pads_one_token_admissions`)."""
 
 
 class Swap(NamedTuple):

@@ -14,6 +14,7 @@ from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
 from sim.engine.engine import Engine
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
+from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy
 from sim.specs.tree import DraftTree
 
@@ -107,6 +108,7 @@ class DraftingEngine(Engine):
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
+        rules: Rules = OF_VLLM_0_19,
     ) -> None:
         super().__init__(
             policy,
@@ -116,6 +118,8 @@ class DraftingEngine(Engine):
             host_blocks=host_blocks,
             window_tokens=window_tokens,
             ranks=ranks,
+            rules=rules,
+            most_drafts=proposer.most,
         )
         self.proposer = proposer
         self.tally = Tally()
@@ -176,7 +180,8 @@ class DraftingEngine(Engine):
             if drafts < 0:
                 continue
             proposed = self.proposer.propose(req, len(self.running))
-            batch.sampled.append(Sampled(req, drafts, proposed))
+            real = req.seat.seq < self._step.admitted_before or not drafts
+            batch.sampled.append(Sampled(req, drafts, proposed, real))
             req.known = req.computed + 1
             req.seat.in_flight += 1
             if self._early:
@@ -197,17 +202,17 @@ class DraftingEngine(Engine):
         ended: list[Request] = []
         right = self._right(batch, outcome)
         ready = outcome.proposed or [sampled.next_drafts for sampled in batch.sampled]
-        for (req, drafts, wanted), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
+        for (req, drafts, wanted, real), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
             req.seat.in_flight -= 1
             if req.finished:
                 continue  # it was scheduled once more before its end was known
             self._take_back(req, drafts - accepted)
             if req.confirmed:
-                self.tally.verified(req, self._levels(drafts), accepted)
+                self.tally.verified(req, self._levels(drafts) if real else 0, accepted)
             if not req.confirmed:
                 first_tokens.append(req)
             self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch.first_step)
-            if drafts:
+            if drafts and real:
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed < req.output_tokens and req.seat.seq >= 0:
                 self.tally.proposed(*map(self._levels, (wanted, proposed)))

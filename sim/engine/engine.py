@@ -18,6 +18,7 @@ from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
 from sim.engine.request import NO_SEAT, Group, Handover, Request
 from sim.engine.roster import Roster
+from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.shapes import computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
 from sim.engine.tokens import TokenClock
@@ -38,6 +39,8 @@ class Engine:
             moved back when it resumes; 0 drops it always, and it is computed anew (vLLM paper, section 4.5).
         window_tokens: the most tokens that one attends in layers with an attention window; 0 where no layer has one.
         ranks: tell the longest context of each step's decode rows, for cost models that know what it does.
+        rules: those of the engine's version.
+        most_drafts: of one request in one step; 0 where nothing drafts.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Engine:
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
+        rules: Rules = OF_VLLM_0_19,
+        most_drafts: int = 0,
     ) -> None:
         self.policy = policy
         self.allocator = allocator
@@ -70,7 +75,16 @@ class Engine:
         self._repeatable = spans and not getattr(policy, "every_step", False)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
         self._step = Step(
-            policy, self.limits, self.roster, allocator, self.host, self._groups, self.tokens, self._under_way
+            policy,
+            self.limits,
+            self.roster,
+            allocator,
+            self.host,
+            self._groups,
+            self.tokens,
+            self._under_way,
+            rules,
+            most_drafts,
         )
 
     @property

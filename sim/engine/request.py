@@ -98,6 +98,7 @@ class Seat:
         "granted_step",
         "in_flight",
         "last_token_step",
+        "prefill_tokens",
         "run_first_step",
         "seq",
         "withdrawn_tokens",
@@ -112,6 +113,8 @@ class Seat:
         """The last step that it got a share of."""
         self.drafts = 0
         """Tokens proposed and not verified yet."""
+        self.prefill_tokens = 0
+        """All that was known at its last admission: what it computes before it decodes."""
         self.in_flight = 0
         """Batches under way that sample for it, where it drafts; else those at its last preemption."""
         self.withdrawn_tokens = 0

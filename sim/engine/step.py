@@ -13,6 +13,7 @@ from sim.engine.memory import Allocator, LockstepAllocator
 from sim.engine.queues import WaitingQueue
 from sim.engine.request import Request
 from sim.engine.roster import Roster
+from sim.engine.rules import Rules
 from sim.engine.tokens import TokenClock
 
 
@@ -42,15 +43,19 @@ class Step:
         "_groups",
         "_host",
         "_limits",
+        "_placeholders",
         "_roster",
+        "_rules",
         "_scans_by_place",
         "_tokens",
         "_under_way",
         "_victim",
+        "admitted_before",
         "advanced",
         "budget_tokens",
         "entries",
         "evicted",
+        "holds_prefill",
         "now_s",
         "padded",
         "passed",
@@ -70,7 +75,11 @@ class Step:
         groups: Groups,
         tokens: TokenClock,
         under_way: Callable[[Request], int],
+        rules: Rules,
+        most_drafts: int,
     ) -> None:
+        self._rules = rules
+        self._placeholders = most_drafts if rules.pads_one_token_admissions else 0
         self._limits = limits
         self._roster = roster
         self._allocator = allocator
@@ -95,7 +104,9 @@ class Step:
         self.tokens_left = self.budget_tokens
         self.entries: list[Entry] = []
         self.evicted: list[Request] = []
+        self.holds_prefill = False
         self.passed: Collection[Request] = ()
+        self.admitted_before = self._roster.admissions
         self.advanced = False
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
@@ -119,6 +130,32 @@ class Step:
     def prefilling(self) -> bool:
         """Does a running request still have more than one token to compute, its repetitions without a cache aside?"""
         return any(req.known - req.computed > 1 and not (self._forgets and req.generated) for req in self._roster.loose)
+
+    def cap(self, threshold: int, *, adaptive: bool = False) -> int:
+        """Most tokens of one request in this step by a threshold; 0 (no cap) for a lone request, by the rules.
+
+        adaptive: at least an even share of the budget. To be asked before anything is granted.
+        """
+        requests = len(self.running) + len(self.waiting)
+        if requests == 1 and self._rules.lone_request_uncapped:
+            return 0
+        return max(threshold, self.budget_tokens // requests) if adaptive and requests else threshold
+
+    @property
+    def decoding(self) -> bool:
+        """Does a running request decode? One whose last token is under way does."""
+        roster = self._roster
+        if roster.lockstep.count or any(req.computed >= req.seat.prefill_tokens for req in roster.loose):
+            return True
+        return any(req in roster.running for req in roster.draining)
+
+    @property
+    def prefilled(self) -> bool:
+        """Does this step, so far, compute prompts (or what a preemption dropped)? An admission's last token is none."""
+        return any(
+            past < req.seat.prefill_tokens and not (req.seat.seq >= self.admitted_before and req.known - past == 1)
+            for req, _, past in self.entries
+        )
 
     def computed(self, req: Request) -> int:
         """KV tokens that the request has by now, this step's included."""
@@ -216,7 +253,9 @@ class Step:
             seat = req.seat
             if seat.granted_step == step or seat.seq < 0 or req in self.passed:
                 continue
-            if not self._serve(req, most):
+            if self.holds_prefill and req.computed < seat.prefill_tokens:
+                continue
+            if not self._serve(req, most) and not self._rules.scan_outlives_self_preemption:
                 return
 
     def pad(self, rows: int, context_tokens: int) -> None:
@@ -298,14 +337,21 @@ class Step:
             return 0
         arriving = req.handover
         hit = arriving.tokens if arriving is not None else self._allocator.match(req)
+        if self.holds_prefill and req.known - hit > 1:
+            return 0
         tokens = self._cut(req.known - hit, most, whole)
         if tokens <= 0:
+            return 0
+        padding = self._padding(req, hit)
+        tokens += padding
+        if tokens > self.tokens_left:
             return 0
         req.computed = hit
         if not self._allocator.admit(req, tokens):
             req.computed = 0
             return 0
         self._roster.admit(req)
+        req.seat.prefill_tokens = req.known
         if math.isnan(req.first_scheduled_s):
             req.first_scheduled_s = self.now_s
             req.prefix_hit_tokens = hit
@@ -315,6 +361,16 @@ class Step:
             req.handover = None
         self._enter(req, tokens)
         return tokens
+
+    def _padding(self, req: Request, hit: int) -> int:
+        """Placeholders beside the one token left of an admission (`Rules.pads_one_token_admissions`)."""
+        if not self._placeholders or req.known - hit != 1 or not (hit or self._roster.running):
+            return 0
+        prefills = any(
+            entry.past < entry.request.seat.prefill_tokens and entry.request.seat.seq < self.admitted_before
+            for entry in self.entries
+        )
+        return 0 if prefills else self._placeholders
 
     def _enter(self, req: Request, tokens: int) -> None:
         self.entries.append(Entry(req, tokens, req.computed))

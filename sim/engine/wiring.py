@@ -8,6 +8,7 @@ from sim.engine.batch import Limits
 from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.engine import Engine
 from sim.engine.memory import Allocator
+from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy
 from sim.specs.tree import DraftTree
 
@@ -22,6 +23,7 @@ def wire(
     tree: DraftTree | None = None,
     lookahead_tokens: int = 0,
     needs_last_hit: bool = False,
+    rules: Rules = OF_VLLM_0_19,
     **settings: Any,
 ) -> Engine:
     """An engine of these parts, which are its own from now on; an allocator is told what it has a trait for.
@@ -32,12 +34,27 @@ def wire(
         tree: what the drafts of one proposal are to each other; None for a chain.
         lookahead_tokens: slots that a drafter's own KV takes ahead of what is computed.
         needs_last_hit: the drafter needs the target's last block computed, found or not.
+        rules: those of the engine's version.
         settings: `spans`, `host_blocks`, `window_tokens`, `ranks` of the engine.
     """
-    _tell(allocator, late_outputs=ahead, drafting=proposer is not None)
+    _tell(
+        allocator,
+        late_outputs=ahead,
+        drafting=proposer is not None,
+        unhashed_blocks_first=rules.unhashed_blocks_first,
+        lookahead_at_admission=rules.lookahead_at_admission,
+        watermark_beside_others=rules.watermark_beside_others,
+    )
+    settings["rules"] = rules
     if proposer is None:
         return Engine(policy, allocator, limits, **settings)
-    _tell(allocator, lookahead_tokens=lookahead_tokens, drops_last_hit=needs_last_hit)
+    looks_ahead = needs_last_hit and rules.hashes_look_ahead
+    _tell(
+        allocator,
+        lookahead_tokens=lookahead_tokens,
+        drops_last_hit=needs_last_hit and not looks_ahead,
+        hashes_look_ahead=looks_ahead,
+    )
     settings.pop("spans", None)  # how many tokens a step with drafts gives is known only after it
     return DraftingEngine(policy, allocator, limits, proposer, tree=tree, early=ahead, **settings)
 

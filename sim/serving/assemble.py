@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim import catalog
+from sim.catalog import presets
+from sim.catalog.presets import EnginePreset
 from sim.cost import profile as profiles
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
@@ -17,11 +19,13 @@ from sim.engine.batch import Limits
 from sim.engine.drafting import Proposer
 from sim.engine.memory import KvPool, Layout
 from sim.engine.protocol import ServingEngine
+from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
 from sim.load import OURS, build, find
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.memory import allocator_package, kv_pool
+from sim.serving.startup import check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
@@ -56,6 +60,10 @@ class Parts:
     drafter: Drafter | None
     offloaded_bytes: int
     """Host memory that each GPU's offloaded weights and KV take."""
+    preset: EnginePreset | None
+    """Whose defaults hold; None for those of no engine."""
+    rules: Rules
+    """Of the engine's version."""
 
     def engine(self, *, spans: bool = True) -> ServingEngine:
         """A fresh engine, with a policy and an allocator of its own unless it is another's."""
@@ -78,6 +86,7 @@ class Parts:
             proposer=proposer,
             tree=speculation.shape if speculation.tree else None,
             lookahead_tokens=lookahead_tokens,
+            rules=self.rules,
             needs_last_hit=self.drafter is not None and self.drafter.kind == "eagle",
             spans=spans,
             host_blocks=self.host_blocks,
@@ -114,8 +123,7 @@ def assemble(scenario: Scenario) -> Parts:
         InputError: an unknown name, a model that does not fit, a setting that contradicts another.
     """
     profile = profiles.find(scenario.cost.profile) if scenario.cost.profile != "roofline" else None
-    # A device that is in no catalog (a CPU) has its data sheet in the profile that was measured on it.
-    gpu = profile.device if profile and profile.device else catalog.load_gpu(scenario.gpu)
+    gpu = profiles.gpu_of(scenario.cost.profile, scenario.gpu)
     model = catalog.load_model(scenario.model)
     model = model.with_dtypes(_chosen(scenario.dtype), _chosen(scenario.kv.dtype), _chosen(scenario.weights))
     parallel = Parallel(scenario.tp)
@@ -131,12 +139,14 @@ def assemble(scenario: Scenario) -> Parts:
             f"{model.max_context_tokens} tokens"
         )
     allocators = allocator_package(scenario, model)
-    engine_class, policy, traits = _schedulers(scenario, allocators)
+    preset = presets.load(engine.preset) if engine.preset else None
+    engine_class, policy, traits = _schedulers(scenario, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
+    _check_start(scenario, model, preset, limits, memory, starts=engine_class is None and not traits["keeps_nothing"])
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
     efficiency = Efficiency.of(gpu, scenario.cost.efficiency)
     window = _window(model, layout)
@@ -152,18 +162,11 @@ def assemble(scenario: Scenario) -> Parts:
         draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
         cost = Drafted(target, drafter, draft)
     _check_no_cache(scenario, traits)
-    chosen = scenario.engine.async_scheduling
-    asynchronous = chosen if isinstance(chosen, bool) else policy["async_by_default"]
+    asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
     if scenario.live.stop_at_eos and (scenario.executor != "live" or drafter is not None):
         raise InputError(
             "live.stop_at_eos is true, and where an answer ends is known to a live run without drafting alone"
         )
-    if scenario.executor == "live":
-        if chosen is True:
-            raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
-        asynchronous = False
-    if drafter is not None and asynchronous and drafter.kind == "ngram":
-        raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
     return Parts(
         scenario,
         model,
@@ -180,18 +183,30 @@ def assemble(scenario: Scenario) -> Parts:
         window,
         drafter,
         offloaded_bytes,
+        preset,
+        rules_of(preset.rules if preset else ()),
     )
 
 
-def _schedulers(scenario: Scenario, allocators: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _schedulers(
+    scenario: Scenario, preset: EnginePreset | None, allocators: str
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
     Raises InputError where the scenario names what another's engine does not read.
     """
-    if scenario.engine.name == OURS:
+    if preset is not None and (why := preset.refusal(scenario.policy.name, scenario.allocator.name)):
+        raise InputError(why)
+    installed = "==" in scenario.engine.name
+    if scenario.engine.name == OURS or installed:
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
         _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
-        return None, policy, allocator
+        if not installed:
+            return None, policy, allocator
+        from sim.engines.vllm import vllm_engine  # noqa: PLC0415  (few ask for it)
+
+        asynchronous = _asynchronous(scenario, None, by_default=policy["async_by_default"])
+        return vllm_engine(scenario, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
     default = Scenario()
     named = [key for key in ("policy", "allocator") if getattr(scenario, key) != getattr(default, key)]
@@ -199,6 +214,33 @@ def _schedulers(scenario: Scenario, allocators: str) -> tuple[Any, dict[str, Any
     if named:
         raise InputError(f"engine.name is {scenario.engine.name}, which reads no {named[0]}: it brings its own")
     return engine, declared(None, "policy") | traits, declared(None, "allocator")
+
+
+def _asynchronous(scenario: Scenario, drafter: Drafter | None, *, by_default: bool) -> bool:
+    chosen = scenario.engine.async_scheduling
+    if scenario.executor == "live":
+        if chosen is True:
+            raise InputError("engine.async_scheduling is true, and a live run has one batch in flight at a time")
+        return False
+    asynchronous = chosen if isinstance(chosen, bool) else by_default
+    if drafter is not None and asynchronous and drafter.kind == "ngram":
+        raise InputError("engine.async_scheduling needs drafts before the last tokens are known; ngram has none then")
+    return asynchronous
+
+
+def _check_start(
+    scenario: Scenario, model: ModelSpec, preset: EnginePreset | None, limits: Limits, memory: KvPool, *, starts: bool
+) -> None:
+    """Refuse what the engine would not start with; a number of blocks that was given is a study's own, of no engine."""
+    whose = f"{scenario.model} on {f'{scenario.tp} x ' if scenario.tp > 1 else ''}{scenario.gpu}"
+    who = f"{preset.name} with {whose}" if preset else f"a server of {whose}"
+    if preset is not None:
+        check_refusals(who, preset.refuses, limits, memory.max_request_tokens)
+    if starts and not scenario.kv.allow_short and (preset is not None or not scenario.kv.blocks):
+        allocator = build(
+            allocator_package(scenario, model), scenario.allocator.name, scenario.allocator.parameters, memory
+        )
+        check_longest(allocator, memory.max_request_tokens, who)
 
 
 def _offload(scenario: Scenario, model: ModelSpec) -> Offload:

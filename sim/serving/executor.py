@@ -34,7 +34,7 @@ class Accepting:
 
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
-        accepted = [self._draw(sampled.request, sampled.drafts) for sampled in batch.sampled]
+        accepted = [self._draw(sampled.request, sampled.drafts) if sampled.real else 0 for sampled in batch.sampled]
         if self._found is None:
             return outcome._replace(accepted=accepted)
         proposed = [self._found(sampled.request, sampled.next_drafts) for sampled in batch.sampled]

@@ -17,6 +17,7 @@ from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
+from sim.engine.rules import Rules
 from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
@@ -27,7 +28,7 @@ from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
-from sim.scenario import Scenario
+from sim.scenario import Scenario, settings_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
@@ -40,6 +41,7 @@ from sim.serving.source import RequestSource
 from sim.serving.workload import asked_per_s, columns, load_trace, samples
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
+from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
 from traces.schema import InputError, Trace, keep_rows
 from traces.version import product_version
@@ -91,6 +93,7 @@ class Hooks:
         wrap: is given the executor of each replica and returns the one to use.
         observer: told of every decision, beside the run's own log.
         cost: prices instead of the profile that the scenario names.
+        rules: of another version of the engine than the scenario names.
         spans: whether the engine may repeat steps unasked; None leaves it to the executor.
     """
 
@@ -98,6 +101,7 @@ class Hooks:
     wrap: Callable[[Executor], Executor] | None = None
     observer: Observer | None = None
     cost: StepCost | None = None
+    rules: Rules | None = None
     spans: bool | None = None
 
 
@@ -115,6 +119,8 @@ def simulate(
     parts = assemble(scenario)
     if hooks.cost is not None:
         parts = replace(parts, cost=hooks.cost)
+    if hooks.rules is not None:
+        parts = replace(parts, rules=hooks.rules)
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
     pools = [Pool(parts, scenario.replicas)]
@@ -364,12 +370,27 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
         return None
 
 
+def _engine_notes(parts: Parts) -> list[str]:
+    """Whose defaults these are, what was set otherwise, and what of the engine is not modelled."""
+    preset, scenario = parts.preset, parts.scenario
+    if preset is None:
+        return []
+    values = {key: value for key, value, _ in settings_of(scenario)}
+    own = preset.defaults(parts.gpu)
+    other = [key for key, value in own.items() if values[key] != value]
+    changed = [f"{key} {word(values[key])} (its own: {word(own[key])})" for key in other]
+    whose = f"{preset.description}; its defaults on {parts.gpu.name}"
+    return [
+        f"Engine {preset.name}: {whose}{', but ' + ', '.join(changed) if changed else ''}.",
+        f"Not modelled of {preset.name}: {'; '.join(preset.lacks)}.",
+    ]
+
+
 def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
     scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
-    notes = [spanning] if spanning else []
-    notes += [*kv_notes(parts, trace.requests), *trace.notes, *([f"Cut short: {died}."] if died else [])]
+    ended = [f"Cut short: {died}."] if died else []
     return {
         "executor": scenario.executor,
         **measured,
@@ -381,9 +402,16 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "gpu": parts.gpu.name if session is None else None,
         "tp": scenario.tp,
         "replicas": scenario.replicas,
+        "engine": parts.preset.name if parts.preset else scenario.engine.name,
         "policy": scenario.policy.name,
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
         "version": product_version(),
-        "notes": notes,
+        "notes": [
+            *_engine_notes(parts),
+            *filter(None, [spanning]),
+            *kv_notes(parts, trace.requests),
+            *trace.notes,
+            *ended,
+        ],
     }

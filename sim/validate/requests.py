@@ -5,11 +5,17 @@ It does not know where the numbers come from: another engine's results will do a
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from sim.results.percentiles import weighted_percentiles
+from sim.validate.against.rows import StatedValue
+from sim.validate.retime import Latencies
 
 Measures = Mapping[str, Mapping[str, float | None]]
 SHOWN = {
@@ -52,6 +58,52 @@ def _pair(live: Sequence[float | None], predicted: float | None) -> dict[str, An
         inside = predicted is not None and bool(known) and min(known) <= predicted <= max(known)
         row |= {"spread": [min(known), max(known)] if known else None, "inside": inside}
     return row
+
+
+def beside(
+    live: Measures, stated: Mapping[tuple[str, str], StatedValue], predicted: Latencies, *, complete: bool
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """`compare` with what a file states: statistics beyond the usual ones, too, and where one is known by its bounds
+    alone `spread` (these), whether the prediction is `inside`, and else `least_error`, the error from the nearer bound.
+
+    Args:
+        complete: the live measures come from requests, so that only what these do not tell is the file's.
+    """
+    measures = predicted.measures()
+    compared = compare([live], measures)
+    if complete:
+        return compared
+    for (key, name), value in stated.items():
+        told = _value(measures, key, name)
+        expected = told if told is not None else _percentile(predicted, key, name)
+        row = _pair([value.value], expected)
+        if value.low < value.high:
+            row |= {"spread": [value.low, value.high]} | _to_bounds(value, expected)
+        compared.setdefault(key, {})[name] = row
+    return compared
+
+
+def _to_bounds(value: StatedValue, expected: float | None) -> dict[str, Any]:
+    """Whether the prediction lies between the bounds, and if not, its error from the nearer one."""
+    if expected is None or value.low <= expected <= value.high:
+        return {"inside": expected is not None, "least_error": None if expected is None else 0.0}
+    nearer = value.low if expected < value.low else value.high
+    return {"inside": False, "least_error": expected / nearer - 1 if nearer else None}
+
+
+def _percentile(latencies: Latencies, key: str, name: str) -> float | None:
+    """A percentile such as "p75" of a latency; None for what is none or where there is nothing."""
+    if key == "itl_s":
+        values, weights = latencies.itl
+    elif key in latencies.requests:
+        values = latencies.requests[key].dropna().to_numpy(np.float64)
+        weights = np.ones(len(values), np.int64)
+    else:
+        return None
+    percent = float(name[1:]) if re.fullmatch(r"p\d+(\.\d+)?", name) else math.nan
+    if not 0 <= percent <= 100 or not weights.sum():
+        return None
+    return float(weighted_percentiles(values, weights, [percent])[0])
 
 
 def paired(live: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:

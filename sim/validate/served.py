@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from sim.cost.step import StepCost
 from sim.results.metrics import plain
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
-from sim.serving.workload import load_trace
-from sim.validate.against import Served
-from sim.validate.requests import Measures, compare, paired
+from sim.validate.against.tables import Served
+from sim.validate.requests import Measures, beside, compare, paired
 from sim.validate.retime import Latencies
 from sim.validate.run import Validation, WithoutHost
+from sim.validate.sent import Sent, sent
 from sim.validate.verdict import Bounds, judge
 from traces.schema import InputError, Trace
 
@@ -26,43 +29,79 @@ NUDGE = 0.1
 
 
 def against(scenario: Scenario, served: Served, bounds: Bounds) -> Validation:
-    """Simulate the requests as they came and compare.
+    """Simulate the requests as they came, or as the tool was asked to send them, and compare.
 
     Where the scenario names a trace, its requests (which may share prefixes) are sent at the recorded times.
 
     Raises:
-        InputError: no number of KV blocks; a trace of other requests.
+        InputError: no number of KV blocks; what `sent` raises.
     """
     if not scenario.kv.blocks:
         raise InputError(
             "the number of KV blocks decides when requests wait, so it is not guessed here: give --kv-blocks "
             '(vLLM logs it at its start as "GPU KV cache size", in tokens: divide by the block size)'
         )
-    if scenario.workload.laid_anew or scenario.workload.concurrency:
-        raise InputError("--against takes the arrivals as they were recorded: leave out rates, stages and users")
-    trace = _timed(load_trace(scenario), served) if scenario.workload.trace else served.trace
-    scenario = replace(scenario, workload=replace(scenario.workload, sessions=False))
+    work = sent(scenario, served)
+    scenario, trace = work.scenario, work.trace
     result = serving.simulate(scenario, trace=trace)
-    predicted = Latencies(result.requests, result.steps, result.itl)
-    live = served.latencies.measures()
-    requests_part = compare([live], predicted.measures())
-    verdict = judge(None, None, requests_part, {}, bounds)
-    moved = _moved(scenario, trace, predicted.measures())
+    predicted = _like(served, Latencies(result.requests, result.steps, result.itl))
+    live = served.measures()
+    compared = beside(live, served.stated, predicted, complete=served.complete)
+    verdict = judge(None, None, compared, {}, _judging(served, bounds))
+    moved = _moved(scenario, trace, served, predicted.measures())
+    notes = [*served.notes, *work.notes, *_most_at_once(work, result.requests), _settings(scenario)]
     document = {
         "twin": {"identical": None, "steps": 0, "first_difference": None},
         "steps": {"model": scenario.cost.profile, "sources": result.summary["cost_sources"]},
-        "requests": requests_part | {"paired": paired(served.latencies.requests, result.requests)},
+        "requests": compared | _paired(served, predicted),
         "attribution": {
-            "without_host": compare([live], _again(scenario, trace, WithoutHost(assemble(scenario).cost))),
+            "without_host": compare([live], _again(scenario, trace, served, WithoutHost(assemble(scenario).cost))),
             "kv_blocks": {"given": scenario.kv.blocks, "moved_by": moved},
         },
         "verdict": {"good": verdict.good, "reason": verdict.reason, "out": list(verdict.out)},
         "lives": 1,
         "died": [],
         "inputs": result.summary["inputs"]
-        | {"notes": [*served.notes, _settings(scenario), *result.summary["inputs"]["notes"]]},
+        | {"notes": list(dict.fromkeys([*notes, *result.summary["inputs"]["notes"]]))},
     }
-    return Validation(plain(document), None, [served.latencies], predicted)
+    live_runs = [served.latencies] if served.latencies is not None else []
+    return Validation(plain(document), None, live_runs, predicted)
+
+
+def _judging(served: Served, bounds: Bounds) -> Bounds:
+    """The bounds; of a file of statistics every one that it states is judged, since it may have none of the usual."""
+    if served.complete:
+        return bounds
+    most = max(bounds.requests.values())
+    told = [key for key in served.stated if key[0] != "duration_s" and key[1] != "max"]
+    return replace(bounds, requests=dict(bounds.requests) | dict.fromkeys(told, most))
+
+
+def _like(served: Served, predicted: Latencies) -> Latencies:
+    """The prediction without the first tokens of requests whose own are not known, where each is known by itself."""
+    if served.latencies is None or not served.complete:
+        return predicted
+    unknown = served.latencies.requests["ttft_s"].isna().to_numpy()
+    requests = predicted.requests.assign(**{key: predicted.requests[key].mask(unknown) for key in ("ttft_s", "tpot_s")})
+    return replace(predicted, requests=requests)
+
+
+def _paired(served: Served, predicted: Latencies) -> dict[str, Any]:
+    """Request by request, where each is known by itself."""
+    if served.latencies is None or not served.complete:
+        return {}
+    return {"paired": paired(served.latencies.requests, predicted.requests)}
+
+
+def _most_at_once(work: Sent, requests: pd.DataFrame) -> list[str]:
+    """What a limit of requests under way beside a rate would have changed: here nothing holds requests back."""
+    if not work.most:
+        return []
+    starts, ends = (np.sort(requests[name].dropna().to_numpy()) for name in ("arrival_s", "finish_s"))
+    under_way = np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right")
+    peak = int(under_way.max(initial=0))
+    held = "so that it changed nothing" if peak <= work.most else "and here nothing holds requests back"
+    return [f"The tool let at most {work.most:,} requests be under way; simulated were up to {peak:,}, {held}."]
 
 
 def _settings(scenario: Scenario) -> str:
@@ -74,38 +113,19 @@ def _settings(scenario: Scenario) -> str:
     )
 
 
-def _timed(trace: Trace, served: Served) -> Trace:
-    """The trace's requests at the recorded times; both are in order of arrival."""
-    ours, theirs = trace.requests, served.trace.requests
-    if len(ours) != len(theirs):
-        raise InputError(
-            f"{trace.path or trace.name} has {len(ours)} requests, and {served.trace.name} results of {len(theirs)}: "
-            "they must be of the same requests"
-        )
-    for name in ("prompt_tokens", "output_tokens"):
-        differing = (ours[name].to_numpy() != theirs[name].to_numpy()).nonzero()[0]
-        if len(differing):
-            at = int(differing[0])
-            raise InputError(
-                f"{served.trace.name} is of another trace: request {at} has {theirs[name].iat[at]} {name}, and "
-                f"{ours[name].iat[at]} in {trace.path or trace.name}"
-            )
-    return replace(trace, requests=ours.assign(arrival_s=theirs["arrival_s"].to_numpy()))
-
-
-def _again(scenario: Scenario, trace: Trace, cost: StepCost | None = None) -> Measures:
+def _again(scenario: Scenario, trace: Trace, served: Served, cost: StepCost | None = None) -> Measures:
     result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(cost=cost))
-    return Latencies(result.requests, result.steps, result.itl).measures()
+    return _like(served, Latencies(result.requests, result.steps, result.itl)).measures()
 
 
-def _moved(scenario: Scenario, trace: Trace, base: Measures) -> dict[str, Any]:
+def _moved(scenario: Scenario, trace: Trace, served: Served, base: Measures) -> dict[str, Any]:
     """What a tenth fewer and a tenth more KV blocks change, as relative changes of the prediction; None where the
     scenario cannot run with so few."""
     changes: dict[str, Any] = {}
     for label, factor in (("fewer", 1 - NUDGE), ("more", 1 + NUDGE)):
         blocks = max(1, round(scenario.kv.blocks * factor))
         try:
-            other = _again(replace(scenario, kv=replace(scenario.kv, blocks=blocks)), trace)
+            other = _again(replace(scenario, kv=replace(scenario.kv, blocks=blocks)), trace, served)
         except InputError:
             changes[label] = None
             continue

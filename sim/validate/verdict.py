@@ -72,7 +72,10 @@ def judge(twin: Report | None, steps: Report | None, requests: Report, attributi
     out = [*_steps_out(steps, bounds), *_requests_out(requests, bounds)]
     if out:
         return Verdict(False, f"{out[0]}{_because(attribution, steps)}", tuple(out))
-    worst = max((abs(_error(requests, *key) or 0.0) for key in bounds.requests), default=0.0)
+    known = [abs(error) for key in bounds.requests if (error := _error(requests, *key)) is not None]
+    if twin is None and not known:
+        return Verdict(False, "none of the judged measures is known of both sides")
+    worst = max(known, default=0.0)
     exact = "every decision of the live run was taken again, and " if twin is not None else ""
     return Verdict(True, f"{exact}the judged measures are within {100 * worst:.1f} % (bounds: docs/validate.md)")
 
@@ -93,11 +96,14 @@ def _requests_out(requests: Report, bounds: Bounds) -> Iterator[str]:
     for (key, name), most in bounds.requests.items():
         error = _error(requests, key, name)
         if error is not None and abs(error) > most and not requests[key][name].get("inside"):
-            yield f"{key.removesuffix('_s').upper()} {name} {100 * error:+.1f} % (at most {100 * most:g} %)"
+            least = "at least " if "least_error" in requests[key][name] else ""
+            yield f"{key.removesuffix('_s').upper()} {name} {least}{100 * error:+.1f} % (at most {100 * most:g} %)"
 
 
 def _error(requests: Report, key: str, name: str) -> float | None:
-    error: float | None = requests[key][name]["error"]
+    """The error; of a value that is known by its bounds alone the least that it can be."""
+    row = requests[key][name]
+    error: float | None = row.get("least_error", row["error"])
     return error
 
 

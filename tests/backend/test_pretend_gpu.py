@@ -17,10 +17,13 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[2]
 KITS = ROOT / "tests" / "kits"
-RUNS = (
-    ("graphs", "eager", "prefix", "swap", "window", "sampled"),
-    ("fp8", "int8", "n-grams", "draft model", "draft model sampled"),
-)
+QUICK = ("graphs", "swap", "fp8", "draft model")
+"""In every run of the suite: steps by graph, moves, narrow values, drafts; what is left is for rehearsals."""
+REST = ("eager", "prefix", "window", "sampled", "int8", "n-grams", "draft model sampled")
+RUNS = [
+    *((QUICK, name) for name in QUICK),
+    *(pytest.param(REST, name, marks=pytest.mark.rehearsal) for name in REST),
+]
 
 
 def process(script: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
@@ -46,7 +49,7 @@ def told(names: tuple[str, ...]) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize(("names", "name"), [(names, name) for names in RUNS for name in names])
+@pytest.mark.parametrize(("names", "name"), RUNS)
 def test_a_live_run_answers_as_on_the_cpu(names: tuple[str, ...], name: str) -> None:
     run = told(names)["runs"][name]
     assert run["cuda"] == run["cpu"]
@@ -54,14 +57,19 @@ def test_a_live_run_answers_as_on_the_cpu(names: tuple[str, ...], name: str) -> 
     assert ("copy_kernel" in run["kernels"]) and bool(run["preempted"]) == (name == "swap")  # noqa: PT018
 
 
-def test_eight_bits_run_their_own_kernels() -> None:
-    runs = told(RUNS[1])["runs"]
-    assert "_quantise_rows_kernel" in runs["fp8"]["kernels"]
-    assert "_int8_matmul_kernel" in runs["int8"]["kernels"]
+@pytest.mark.parametrize(
+    ("names", "name", "kernel"),
+    [
+        (QUICK, "fp8", "_quantise_rows_kernel"),
+        pytest.param(REST, "int8", "_int8_matmul_kernel", marks=pytest.mark.rehearsal),
+    ],
+)
+def test_eight_bits_run_their_own_kernels(names: tuple[str, ...], name: str, kernel: str) -> None:
+    assert kernel in told(names)["runs"][name]["kernels"]
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
-    for mistake, sentence in told(RUNS[0])["refused"].items():
+    for mistake, sentence in told(QUICK)["refused"].items():
         assert sentence, mistake
         assert ("captur" in sentence) == ("capture" in mistake), (mistake, sentence)
 
@@ -79,6 +87,7 @@ def calibrated(folder: Path) -> Path:
     return profile
 
 
+@pytest.mark.rehearsal
 def test_it_is_calibrated_and_predicted(tmp_path: Path) -> None:
     """From the measuring of whole steps, eager and by graph, to a validation against a live run."""
     out, trace = tmp_path / "out", tmp_path / "trace.csv"
@@ -95,6 +104,7 @@ def test_it_is_calibrated_and_predicted(tmp_path: Path) -> None:
     assert json.loads(text)["twin"]["identical"]
 
 
+@pytest.mark.rehearsal
 def test_the_benchmark_measures_ours(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     process(
@@ -114,6 +124,7 @@ GPU_TESTS = (
 )
 
 
+@pytest.mark.rehearsal
 def test_the_tests_that_want_a_gpu_run_on_it() -> None:
     """Those of the host's own work; a kernel's numbers are its twin's here."""
     options = ("-q", "-m", "gpu", "-n", "0", "-p", "no:randomly", "-k", "not live_run")

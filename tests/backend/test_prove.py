@@ -146,6 +146,7 @@ def test_boxes_never_exceed_what_is_left_and_later_stages_get_what_is_unused(use
     assert box_s(STAGES, len(STAGES) - 1, 7.0) == pytest.approx(7.0)
 
 
+@pytest.mark.rehearsal
 def test_the_whole_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     """Every stage, small: each runs, and all files say so; no CPU that others share is asked to be fast."""
     out = tmp_path / "out"

@@ -33,12 +33,33 @@ from sim.study.sweep import grid, store
 from sim.validate import against
 from sim.validate.schedules import verdicts as schedules
 from traces import documents, files, servegen
+from traces.formats import Format
+from traces.mapping.guess import guess, missing
+from traces.mapping.survey import survey
+from traces.mapping.table import mapped
 from traces.schema import InputError
 from traces.tokens import counter
 
 ROOT = Path(__file__).resolve().parents[2]
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n" + b"".join(
     b"2023-11-16 18:00:%02d.0000000,%d,%d\n" % (at, 50 + at, 5 + at) for at in range(20)
+)
+VLLM = (
+    b"INFO 08-21 10:00:05 [logger.py:41] Received request cmpl-a: prompt: 'a\\'b', params: SamplingParams(n=1, "
+    b"max_tokens=5), prompt_token_ids: [1, 2], lora_request: None.\n"
+)
+SPAN = {"startTimeUnixNano": "1731000000500000000", "attributes": [
+    {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "10"}},
+    {"key": "gen_ai.usage.output_tokens", "value": {"intValue": 5}}]}  # fmt: skip
+SPANS = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [SPAN]}]}]}, indent=1).encode()
+ANSWERS = b"".join(
+    b'{"created": 171165279%d, "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}\n' % at
+    for at in range(3)
+)
+LOG = b"".join(
+    b'{"ts": "2026-01-01T00:00:0%dZ", "in": {"messages": [{"role": "user", "content": "hi"}]}, "n_out_tokens": 5}\n'
+    % at
+    for at in range(3)
 )
 LINES = b"".join(b'{"arrival_s": %d, "prompt_tokens": 5, "output_tokens": 3}\n' % at for at in range(2))
 DRAFTED = json.dumps({"speculation": {"rate_by_position": [0.5, None], "found_by_position": [0.4]}}).encode()
@@ -76,6 +97,14 @@ def tar_bytes() -> bytes:
     return out.getvalue()
 
 
+def read_log(path: Path) -> object:
+    """By the mapping that is guessed."""
+    found = survey(path)
+    if missing(assignments := guess(found, {})):
+        raise InputError(f"{files.named(path)}: no column was taken; there are {files.named(found.names)}")
+    return traces.read(path, format=Format("mapped", lambda source: mapped(source, assignments), None, ""))
+
+
 def read_scenario(path: Path) -> object:
     return scenario.build(scenario.read(path))
 
@@ -99,6 +128,11 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "trace, xz": ("a.csv.xz", lzma.compress(AZURE), traces.read),
     "trace, JSON Lines": ("a.jsonl", LINES, traces.read),
     "trace, Parquet": ("a.parquet", table_bytes(), traces.read),
+    "trace, vLLM's log": ("a.log", VLLM, traces.read),
+    "trace, spans": ("a.json", SPANS, traces.read),
+    "trace, answers": ("a.jsonl", ANSWERS, traces.read),
+    "log of any shape": ("a.jsonl", LOG, read_log),
+    "log, CSV": ("a.csv", b"ts,messages,n_out_tokens\n1,hello there,5\n2,hello,6\n", read_log),
     "ServeGen": ("a.tar.gz", tar_bytes(), servegen.read_clients),
     "scenario": ("a.toml", scenario.dump(scenario.Scenario()).encode(), read_scenario),
     "GPU": ("gpu.toml", GPU.read_bytes(), read_gpu),
@@ -399,6 +433,7 @@ AROUND = {
     "backend/pair/corpus.py": "texts of this Python's own library",
     "backend/kernels/aot.py": "what its own subprocess prints",
     "backend/model/loader.py": "safetensors maps what `files.is_file` found to be one; its header is checked in Rust",
+    "sim/engines/drivers/vllm_v1.py": "runs in another environment, and reads what `sim/engines/pipe.py` writes",
     "traces/version.py": "the package's own pyproject.toml",
     "sim/study/plan/journal.py": "its own lines, appended and read again under a lock",
     **{

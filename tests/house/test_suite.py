@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import MOST_PROCESSES, pytest_cmdline_main
+from conftest import MOST_PROCESSES, pytest_cmdline_main, pytest_collection_modifyitems
 from hypothesis import HealthCheck, settings
 from patience import PATIENCE_S
 
@@ -98,6 +98,24 @@ def test_the_command_for_a_gpu_needs_no_plugin_of_pytest() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "deselected" in done.stdout
+
+
+def test_a_rehearsal_runs_where_it_is_asked_for_and_elsewhere_says_that_it_does_not() -> None:
+    class Item:
+        def __init__(self, *marks: str) -> None:
+            self.marks, self.added = marks, list[pytest.MarkDecorator]()
+
+        def get_closest_marker(self, name: str) -> bool:
+            return name in self.marks
+
+        def add_marker(self, mark: pytest.MarkDecorator) -> None:
+            self.added.append(mark)
+
+    for markexpr, skipped in (("", 1), ("gpu", 1), ("rehearsal", 0)):
+        items = [Item("rehearsal"), Item()]
+        config = SimpleNamespace(option=SimpleNamespace(markexpr=markexpr, benchmark_skip=True))
+        pytest_collection_modifyitems(config, items)  # type: ignore[arg-type]
+        assert [len(item.added) for item in items] == [skipped, 0]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ class Drafts(Setup):
             tree=self.tree,
             lookahead_tokens=most if self.lookahead else 0,
             host_blocks=self.host_blocks,
+            needs_last_hit=self.lookahead,
+            rules=self.rules,
         )
         assert isinstance(engine, DraftingEngine)
         return engine

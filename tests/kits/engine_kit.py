@@ -21,6 +21,7 @@ from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
+from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy
 from sim.engine.wiring import wire
 from sim.load import MIXED, build
@@ -58,6 +59,7 @@ class Setup:
     replicas: int = 1
     host_blocks: int = 0
     window_tokens: int = 0
+    rules: Rules = OF_VLLM_0_19
 
     def engine(self) -> Engine:
         policy = self.policy
@@ -73,6 +75,7 @@ class Setup:
             spans=self.spans,
             host_blocks=self.host_blocks,
             window_tokens=self.window_tokens,
+            rules=self.rules,
         )
 
 

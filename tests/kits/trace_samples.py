@@ -57,6 +57,22 @@ def weka_request(t: float, tokens: int, out: int, **extra: Any) -> dict[str, Any
     return {"t": t, "type": "n", "model": "m", "in": tokens, "out": out, "hash_ids": ids} | extra
 
 
+def answer(created: int, prompt: int, output: int) -> dict[str, Any]:
+    """What an OpenAI-like interface answers."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "?"}}]
+    top = {"id": "chatcmpl-1", "object": "chat.completion", "created": created, "model": "m"}
+    return {**top, "choices": choices, "usage": usage}
+
+
+def span(start: str, prompt: int, output: int, **attributes: str) -> dict[str, Any]:
+    """A span of OTLP's JSON that takes 100 ms; 64-bit numbers stand as texts there."""
+    counts = {"gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": output}
+    found = [{"key": key, "value": {"intValue": str(value)}} for key, value in counts.items()]
+    found += [{"key": key, "value": {"stringValue": value}} for key, value in attributes.items()]
+    return {"startTimeUnixNano": start, "endTimeUnixNano": str(int(start) + 10**8), "attributes": found}
+
+
 RAG_PARTS = {"sys_prompt": [1], "passages_ids": [2, 3], "history": [], "web_search": [], "user_input": [4]}
 NO_TIMES = [(0.0, 10, 5), (0.0, 20, 6)]
 
@@ -234,6 +250,175 @@ SAMPLES = {
         ),
         [(0.0, 10, 5), (1.5, 20, 6)],
     ),
+    "batch-sent": Sample(
+        "batch_input.jsonl",
+        jsonl(
+            {
+                **{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"},
+                "body": {"model": "m", "messages": chat("a" * 40), "max_tokens": 5},
+            },
+            {
+                **{"custom_id": "2", "method": "POST", "url": "/v1/completions"},
+                "body": {"model": "m", "prompt": "b" * 77, "max_tokens": 6},
+            },
+        ),
+        [(0.0, 10, 5), (0.0, 20, 6)],
+        timed=False,
+    ),
+    "batch-answered": Sample(
+        "batch_output.jsonl",
+        jsonl(
+            {
+                "id": "b1",
+                "custom_id": "1",
+                "error": None,
+                "response": {"status_code": 200, "body": answer(1_711_652_795, 10, 5)},
+            },
+            {"id": "b2", "custom_id": "2", "error": {"code": "x"}, "response": None},
+            {
+                "id": "b3",
+                "custom_id": "3",
+                "error": None,
+                "response": {"status_code": 200, "body": answer(1_711_652_793, 20, 6)},
+            },
+        ),
+        [(0.0, 20, 6), (2.0, 10, 5)],
+    ),
+    "openai-answers": Sample(
+        "answers.jsonl",
+        jsonl(answer(1_711_652_795, 10, 5), answer(1_711_652_797, 20, 6)),
+        [(0.0, 10, 5), (2.0, 20, 6)],
+    ),
+    "openai-pairs": Sample(
+        "pairs.jsonl",
+        jsonl(
+            {
+                "timestamp": "2026-01-01T00:00:00Z",
+                "request": {"model": "m", "messages": chat("a" * 40)},
+                "response": {"choices": [{"message": {"role": "assistant", "content": "b" * 18}}]},
+            },
+            {
+                "timestamp": "2026-01-01T00:00:01.5Z",
+                "request": {"body": {"model": "m", "messages": chat("a" * 4)}},
+                "response": {"body": answer(1, 20, 6)},
+            },
+        ),
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "openai-sent": Sample(
+        "sent.jsonl",
+        jsonl(
+            {"model": "m", "messages": chat("a" * 40), "max_completion_tokens": 5},
+            {"model": "m", "input": "b" * 80, "max_output_tokens": 6},
+        ),
+        NO_TIMES,
+        timed=False,
+    ),
+    "otlp": Sample(
+        "otlp.json",
+        json.dumps(
+            {
+                "resourceSpans": [
+                    {
+                        "scopeSpans": [
+                            {"spans": [span("1731000000500000000", 20, 6), span("1731000000000000000", 10, 5)]}
+                        ]
+                    }
+                ]
+            },
+            indent=1,
+        ),
+        [(0.0, 10, 5), (0.5, 20, 6)],
+    ),
+    "otel-flat": Sample(
+        "spans.jsonl",
+        jsonl(
+            {"name": "GET", "start_time": "2026-01-01T00:00:00Z", "attributes": {"http.method": "GET"}},
+            {
+                "start_time": "2026-01-01T00:00:01Z",
+                "attributes": {"gen_ai.usage.prompt_tokens": 10, "gen_ai.usage.completion_tokens": 5},
+            },
+            {
+                "start_time": "2026-01-01T00:00:03.5Z",
+                "attributes": {"llm.token_count.prompt": 20, "llm.token_count.completion": 6},
+            },
+        ),
+        [(0.0, 10, 5), (2.5, 20, 6)],
+    ),
+    "genai-perf": Sample(
+        "inputs.json",
+        json.dumps(
+            {
+                "data": [
+                    {"payload": [{"model": "m", "messages": chat("a" * 40), "stream": True, "max_tokens": 5}]},
+                    {"payload": [{"model": "m", "messages": chat("b" * 80), "stream": True, "max_tokens": 6}]},
+                ]
+            }
+        ),
+        NO_TIMES,
+        timed=False,
+    ),
+    "litellm": Sample(
+        "spend_logs.csv",
+        "request_id,call_type,spend,total_tokens,prompt_tokens,completion_tokens,startTime,endTime,completionStartTime,"
+        "model,user,status,session_id\n"
+        "a,acompletion,0.1,15,10,5,2026-01-01T00:00:00.000Z,2026-01-01T00:00:01.000Z,,m,u,success,s\n"
+        "b,acompletion,0,0,0,0,2026-01-01T00:00:02.000Z,2026-01-01T00:00:02.100Z,,m,u,failure,s\n"
+        "c,acompletion,0.1,26,20,6,2026-01-01T00:00:03.250Z,2026-01-01T00:00:04.000Z,,m,u,success,s\n",
+        [(0.0, 10, 5), (3.25, 20, 6)],
+    ),
+    "helicone": Sample(
+        "helicone.jsonl",
+        jsonl(
+            {
+                **{"request_id": "a", "request_created_at": "2026-01-01T00:00:00+00:00", "delay_ms": 900},
+                **{"response_created_at": "2026-01-01T00:00:00.9+00:00", "response_status": 200, "request_model": "m"},
+                **{"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "time_to_first_token": 70},
+            },
+            {
+                **{"request_id": "b", "request_created_at": "2026-01-01T00:00:01+00:00", "delay_ms": 9},
+                **{"response_created_at": "2026-01-01T00:00:01.9+00:00", "response_status": 429, "request_model": "m"},
+                **{"prompt_tokens": None, "completion_tokens": None, "total_tokens": None, "time_to_first_token": None},
+            },
+            {
+                **{"request_id": "c", "request_created_at": "2026-01-01T00:00:02+00:00", "delay_ms": 800},
+                **{"response_created_at": "2026-01-01T00:00:02.8+00:00", "response_status": 200, "request_model": "m"},
+                **{"prompt_tokens": 20, "completion_tokens": 6, "total_tokens": 26, "time_to_first_token": 80},
+            },
+        ),
+        [(0.0, 10, 5), (2.0, 20, 6)],
+    ),
+    "blis": Sample(
+        "trace_data.csv",
+        "request_id,client_id,tenant_id,slo_class,session_id,round_index,input_tokens,output_tokens,model,deadline_us,"
+        "server_input_tokens,arrival_time_us,send_time_us,first_chunk_time_us,last_chunk_time_us,num_chunks,status,"
+        "error_message,finish_reason,think_time_us\n"
+        "0,c,t,batch,s,0,10,5,m,0,10,500000,500100,510000,600000,5,ok,,stop,0\n"
+        "1,c,t,batch,s,1,20,6,m,0,20,2000000,2000100,2010000,2600000,6,ok,,stop,1000000\n",
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "vllm-log": Sample(
+        "server.log",
+        "INFO 08-21 10:00:00 [api_server.py:1] vLLM API server version 0.10.0\n"
+        "INFO 08-21 10:00:05 [logger.py:41] Received request cmpl-a-0: prompt: 'a\\'" + "b" * 38 + "', params: "
+        "SamplingParams(n=1, temperature=1.0, max_tokens=5, min_tokens=0), prompt_token_ids: None, lora_request: None\n"
+        "(APIServer pid=7) INFO 08-21 10:00:07 [logger.py:41] Received request chatcmpl-b: prompt: None, params: "
+        "SamplingParams(n=2, max_tokens=6), prompt_token_ids: [" + ", ".join(["7"] * 20) + "], lora_request: None.\n",
+        [(0.0, 10, 5), (2.0, 20, 6)],
+    ),
+    "common-csv": Sample(
+        "common.csv",
+        "timestamp,prompt_tokens,output_tokens\n1.5,10,5\n3,20,6\n",
+        [(0.0, 10, 5), (1.5, 20, 6)],
+    ),
+    "common-jsonl": Sample(
+        "common.jsonl",
+        jsonl(
+            {"createdAtMs": 1_731_000_000_700, "inputTokens": 10, "outputTokens": 5},
+            {"createdAtMs": 1_731_000_001_000, "inputTokens": "20", "outputTokens": 6},
+        ),
+        [(0.0, 10, 5), (0.3, 20, 6)],
+    ),
     "own-lengths": Sample("lengths.csv", "prompt_tokens,output_tokens\n10,5\n20,6\n", NO_TIMES, timed=False),
 }
 KINDS = {
@@ -246,6 +431,20 @@ KINDS = {
     "vidur-lengths": "vidur",
     "blockhash": "llmservingsim",
     "vllm-timed": "vllm_timed",
+    "batch-sent": "openai_batch",
+    "batch-answered": "openai_batch",
+    "openai-answers": "openai_log",
+    "openai-pairs": "openai_log",
+    "openai-sent": "openai_log",
+    "otlp": "otel",
+    "otel-flat": "otel",
+    "vllm-log": "vllm_log",
+    "genai-perf": "genai_perf",
+    "litellm": "common",
+    "helicone": "common",
+    "blis": "common",
+    "common-csv": "common",
+    "common-jsonl": "common",
     "own-csv": "foretoken",
     "own-jsonl": "foretoken",
     "own-lengths": "foretoken",

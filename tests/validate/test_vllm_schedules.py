@@ -7,13 +7,16 @@ import json
 import lzma
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sim.cli.main import cli as command
+from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, Rules
 from sim.validate.schedules.grades import compare
+from sim.validate.schedules.replay import ScheduleReplay
 from sim.validate.schedules.verdicts import ScheduleResult, replay, replay_folder
 from traces.schema import InputError
 
@@ -93,6 +96,7 @@ def write(folder: Path, scenario: Any = SCENARIO, steps: list[Any] = STEPS) -> P
         ("vllm_v1_schedules", 57, 100_000),
         ("vllm_v1_schedules_more", 71, 18_000),
         ("vllm_0.33_schedules/of_0.19", 12, 2_000),
+        ("vllm_0.33_schedules", 98, 20_000),
     ],
 )
 def test_every_schedule_is_vllms(shared: Path, folder: str, schedules: int, steps: int) -> None:
@@ -349,8 +353,8 @@ def test_an_unknown_way_of_drafting_is_unsupported_not_wrong(tmp_path: Path) -> 
     ("setting", "status"),
     [
         ({"watermark": 0.0, "max_num_active_seqs": None, "prefill_schedule_interval": 1}, "identical"),
-        ({"watermark": 0.1}, "unsupported"),
-        ({"prefill_schedule_interval": 4}, "unsupported"),
+        ({"watermark": 0.1, "prefill_schedule_interval": 4}, "identical"),
+        ({"max_num_partial_prefills": 2}, "unsupported"),
     ],
 )
 def test_a_setting_that_is_not_known_is_not_passed_over(tmp_path: Path, setting: dict[str, Any], status: str) -> None:
@@ -361,6 +365,27 @@ def test_a_setting_that_is_not_known_is_not_passed_over(tmp_path: Path, setting:
     assert verdict.detail == (
         "" if status == "identical" else f"setting {(one := next(iter(setting)))} = {setting[one]}"
     )
+
+
+def test_a_version_that_is_not_known_is_unsupported(tmp_path: Path) -> None:
+    verdict = replay(write(tmp_path, {**copy.deepcopy(SCENARIO), "vllm": "0.41.0"}))
+    assert (verdict.status, verdict.detail) == ("unsupported", "vLLM 0.41.0 (known: 0.19, 0.33)")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("rule", [rule.name for rule in fields(Rules)])
+def test_each_rule_of_a_version_is_needed(shared: Path, rule: str) -> None:
+    """With one rule as the other version has it, some schedule of the newer one is decided otherwise."""
+    changed_rules = replace(OF_VLLM_0_33, **{rule: getattr(OF_VLLM_0_19, rule)})
+    folder = shared / "measured/vllm_0.33_schedules"
+    for path in sorted(folder.glob("[nt]*.scenario.json")):
+        scenario = json.loads(path.read_text())
+        ours, theirs = (ScheduleReplay(scenario, rules) for rules in (changed_rules, OF_VLLM_0_33))
+        ours.run()
+        theirs.run()
+        if ours.steps != theirs.steps:
+            return
+    pytest.fail("no schedule tells the versions apart by it")
 
 
 # ---- bad folders and files ------------------------------------------------------------------------------------------

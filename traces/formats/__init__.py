@@ -28,12 +28,16 @@ GROUP = "foretoken.formats"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A reader with its name, its predicate (None: never detected) and one line about it."""
+    """A reader with its name, its predicate (None: never detected) and one line about it.
+
+    A `general` one (`GENERAL = True` in its module) knows kinds of files, and is asked where no other knows the file.
+    """
 
     name: str
     read: Callable[[Source], pd.DataFrame]
     detect: Callable[[Head], bool] | None
     summary: str
+    general: bool = False
 
 
 def names() -> list[str]:
@@ -54,12 +58,14 @@ def load(name: str) -> Format:
 
 
 def detect(head: Head) -> list[Format]:
-    """The formats that recognise the head; installed ones are asked where no built-in one does."""
+    """The formats that recognise the head; installed ones are asked where no built-in one does, general ones last."""
     built_in = [load(name) for name in _built_in()]
-    if found := [one for one in built_in if one.detect is not None and one.detect(head)]:
-        return found
     added = [load(point.name) for point in entry_points(group=GROUP)]
-    return [one for one in added if one.detect is not None and one.detect(head)]
+    groups = ([one for one in built_in if not one.general], added, [one for one in built_in if one.general])
+    for group in groups:
+        if found := [one for one in group if one.detect is not None and one.detect(head)]:
+            return found
+    return []
 
 
 def _built_in() -> list[str]:
@@ -80,4 +86,4 @@ def _of(module: ModuleType, function: str, name: str) -> Format:
     except TypeError:
         raise InputError(f"trace format {name!r} is not a function of a source (docs/traces.md)") from None
     summary = (module.__doc__ or "").strip().split("\n", 1)[0]
-    return Format(name, read, getattr(module, "detect", None), summary)
+    return Format(name, read, getattr(module, "detect", None), summary, getattr(module, "GENERAL", False))

@@ -62,7 +62,7 @@ def engine_of(scenario: str) -> str:
         engine = documents.toml_of(scenario, "the scenario").get("engine")
     except InputError:
         return ""
-    return str(engine.get("name", "")) if isinstance(engine, Mapping) else ""
+    return str(engine.get("preset") or engine.get("name", "")) if isinstance(engine, Mapping) else ""
 
 
 def answer(summary: Mapping[str, Any]) -> str:

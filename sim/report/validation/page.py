@@ -19,6 +19,7 @@ from sim.report.validation.sentences import (
     request_table,
     share,
     signed_share,
+    spread_heading,
     step_table,
     title,
     twin_line,
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 CARDS = {MEASURES[key]: MEASURES[key].label for key in ("tpot_s.p50", "ttft_s.p90", "e2e_s.p99")} | {
     MEASURES["throughput.output_tokens_per_s"]: "Output rate"
 }
-REQUEST_HEADS = ("", "live", "predicted", "error", "spread of the live runs")
+REQUEST_HEADS = ("", "live", "predicted", "error")
 
 
 def render_validation(validation: Validation) -> str:
     document, inputs = validation.document, validation.document["inputs"]
     verdict, units = document["verdict"], units_of(document)
-    requests = list(request_table(document["requests"], units))
-    wide = len(REQUEST_HEADS) if any(row[-1] for row in requests) else len(REQUEST_HEADS) - 1
+    requests = list(request_table(document, units))
+    heads = (*REQUEST_HEADS, spread_heading(document)) if any(row[-1] for row in requests) else REQUEST_HEADS
     return render(
         "validation.html",
         {"latency": latency_charts(validation, units), "steps": step_charts(validation)},
@@ -55,8 +56,8 @@ def render_validation(validation: Validation) -> str:
         twin=twin_line(document),
         out=verdict["out"],
         notes=[*notes(document), *inputs.get("notes", [])],
-        request_heads=REQUEST_HEADS[:wide],
-        requests=[row[:wide] for row in requests],
+        request_heads=heads,
+        requests=[row[: len(heads)] for row in requests],
         model=document["steps"]["model"],
         steps=list(step_table(document["steps"])),
         worst=list(worst_lines(document["steps"])),
@@ -76,7 +77,8 @@ def _cards(document: Document) -> Iterator[Card]:
     for measure, label in CARDS.items():
         pair = measure.find(document["requests"])
         if pair["error"] is not None:
-            small = "within the live spread" if pair.get("inside") else "prediction's error"
+            where = "within the live spread" if twin is not None else "within the known bounds"
+            small = where if pair.get("inside") else "prediction's error"
             yield Card(label, signed_share(pair["error"]), small)
 
 
@@ -100,16 +102,18 @@ class _Lanes:
 def lanes_json(validation: Validation, mark: str = "") -> Iterator[str]:
     """Trace Event JSON with a lane of the first live run's steps and one of the simulated ones, as pieces of text.
 
-    Of a real server no steps are known: only the simulated lane and the requests of both are there.
+    Of a real server no steps are known: only the simulated lane and the requests of both are there, those of the
+    server where it is known when each came.
     """
-    live, predicted = validation.live[0], validation.predicted
-    names = ("live", "simulated")
-    requests = pd.concat([_lane(live, 0, 0), _lane(predicted, 1, len(live.requests))], ignore_index=True)
-    steps = [predicted.steps.assign(replica=1)]
-    if "replica" in live.steps:
-        steps.insert(0, live.steps.assign(replica=0))
-    lanes = _Lanes(requests, pd.concat(steps, ignore_index=True), live.itl, {})
-    return trace_json(lanes, names=names, mark=mark)
+    predicted = validation.predicted
+    timed = [live for live in validation.live[:1] if live.requests["arrival_s"].notna().all()]
+    first = sum(len(live.requests) for live in timed)
+    lives = [_lane(live, 0, 0) for live in timed]
+    requests = pd.concat([*lives, _lane(predicted, 1, first)], ignore_index=True)
+    steps = [live.steps.assign(replica=0) for live in timed if "replica" in live.steps]
+    steps.append(predicted.steps.assign(replica=1))
+    lanes = _Lanes(requests, pd.concat(steps, ignore_index=True), predicted.itl, {})
+    return trace_json(lanes, names=("live", "simulated"), mark=mark)
 
 
 def _lane(latencies: Latencies, replica: int, first: int) -> pd.DataFrame:

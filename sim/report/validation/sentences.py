@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, latency
+from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, Measure, latency
 from sim.report.run.sentences import heading
 from sim.report.units import NONE, TimeUnit, count, number, percent, row_unit, signed, time_unit
 from sim.validate.attribution import STAGES
@@ -61,14 +61,34 @@ def step_unit(steps: Document) -> TimeUnit:
     return time_unit(max((step["measured_s"] for step in steps.get("worst", [])), default=None))
 
 
-def request_table(requests: Document, units: LatencyUnits) -> Iterator[tuple[str, str, str, str, str]]:
-    """(measure, live, predicted, error, spread of the live repeats) of all that has a live value."""
-    for measure in COMPARED:
+def spread_heading(document: Document) -> str:
+    """What the last column of `request_table` holds: of a real server the bounds between which a value is known."""
+    return "known between" if document["twin"]["identical"] is None else "spread of the live runs"
+
+
+def request_table(document: Document, units: LatencyUnits) -> Iterator[tuple[str, str, str, str, str]]:
+    """(measure, live, predicted, error, spread of the live repeats or bounds) of all that has a live value.
+
+    Where requests are not known by themselves, every statistic that is known of them all.
+    """
+    requests = document["requests"]
+    by_itself = document["twin"]["identical"] is not None or "paired" in requests
+    for measure in COMPARED if by_itself else _stated_measures(requests):
         pair = measure.find(requests)
         if pair["live"] is not None:
             scaled = units.scale(measure, []) if measure.metric else measure.side_by_side([])
             unit, factor = scaled
             yield f"{measure.title}, {unit}" if unit else measure.title, *_cells(pair, factor)
+
+
+def _stated_measures(requests: Document) -> list[Measure]:
+    """The mean and the percentiles of each latency that it has, in their order, and the rates."""
+    latencies = [(key, name) for key in LATENCIES for name in sorted(requests.get(key, {}), key=_place)]
+    return [*(latency(key, name) for key, name in latencies), *COMPARED[-2:]]
+
+
+def _place(statistic: str) -> float:
+    return {"mean": -1.0, "max": 101.0}.get(statistic) or float(statistic[1:])
 
 
 def _cells(pair: Document, factor: float) -> tuple[str, str, str, str]:
@@ -95,6 +115,36 @@ def collection_table(records: Mapping[str, Document]) -> Iterator[tuple[str, ...
         errors = (_percent(pair["error"]) + ("*" if pair.get("inside") else "") for pair in pairs)
         mape = _percent(overall["mape"]).lstrip("+")
         yield name, count(record["twin"]["steps"]), _percent(overall["bias"]), mape, *errors
+
+
+def curve_table(runs: Mapping[str, Document]) -> tuple[list[str], list[list[str]]]:
+    """(heads, a row for each run) of what was measured and what is predicted: latencies, and output tokens a second.
+
+    A latency is told by its median, or by its mean where no run has a median.
+    """
+    columns: list[tuple[str, list[str]]] = []
+    for measure in (*(_told_by(runs, key) for key in CURVE), MEASURES["throughput.output_tokens_per_s"]):
+        pairs = [measure.find(run["requests"]) or {} for run in runs.values()]
+        values = [pair.get(side) for pair in pairs for side in ("live", "predicted")]
+        unit, factor = measure.side_by_side(values)
+        name = f"{measure.title}, {unit}" if unit else measure.title
+        for side, head in (("live", name), ("predicted", "predicted")):
+            known = [pair.get(side) for pair in pairs]
+            columns.append((head, [number(None if value is None else value * factor) for value in known]))
+        columns.append(("error", [signed_share(pair.get("error")) for pair in pairs]))
+    rows = [[label, *(cells[at] for _, cells in columns)] for at, label in enumerate(runs)]
+    return ["Run", *(head for head, _ in columns)], rows
+
+
+CURVE = ("ttft_s", "tpot_s", "e2e_s")
+
+
+def _told_by(runs: Mapping[str, Document], key: str) -> Measure:
+    measures = (latency(key, name) for name in ("p50", "mean"))
+    return next(
+        (one for one in measures if any((one.find(run["requests"]) or {}).get("live") for run in runs.values())),
+        latency(key, "p50"),
+    )
 
 
 def _percent(fraction: float | None) -> str:

@@ -15,6 +15,7 @@ from sim.report.validation.sentences import (
     Document,
     attribution_table,
     collection_table,
+    curve_table,
     notes,
     request_table,
     step_table,
@@ -37,8 +38,14 @@ def validation_view(document: Document) -> RenderableType:
     steps = list(step_table(document["steps"]))
     if steps:
         parts += [in_parts((f"Steps ({document['steps']['model']})", "steps", "bias", "MAPE", "P90"), steps), ""]
-    rows = list(request_table(document["requests"], units))
-    heads = ("Requests", "live", "predicted", "error", "spread")
+    rows = list(request_table(document, units))
+    heads = (
+        "Requests",
+        "live",
+        "predicted",
+        "error",
+        "spread" if document["twin"]["identical"] is not None else "between",
+    )
     wide = len(heads) if any(row[-1] for row in rows) else len(heads) - 1
     parts += [in_parts(heads[:wide], [row[:wide] for row in rows]), ""]
     split = list(attribution_table(document, units))
@@ -59,6 +66,23 @@ def collection_view(document: Document) -> RenderableType:
     heads = ("Errors in %", "steps", "bias", "MAPE", "TTFT90", "TPOT50", "E2E50", "E2E99", "out/s")
     table = in_parts(heads, collection_table(document["records"]), gap=1)
     return Group(*parts, table, Text("* inside the spread of the live runs", style="dim"))
+
+
+def curve_view(document: Document) -> RenderableType:
+    """One line for each run of a server: what was measured, and what is predicted."""
+    verdict = document["verdict"]
+    word, style = ("WITHIN", "bold green") if verdict["good"] else ("OUT", "bold red")
+    parts: list[RenderableType] = [Text(f"{word}: ", style=style).append(verdict["reason"], style="default"), ""]
+    heads, rows = curve_table(document["runs"])
+    labels: dict[str, list[str]] = {}
+    for label, run in document["runs"].items():
+        for note in run["inputs"].get("notes", []):
+            labels.setdefault(note, []).append(label)
+    notes = [
+        note if len(named) == len(document["runs"]) else f"{', '.join(named)}: {note}" for note, named in labels.items()
+    ]
+    left_out = [f"{label} is not compared: {reason}" for label, reason in document["unusable"].items()]
+    return Group(*parts, in_parts(heads, rows), "", remarks([("*", text, "dim") for text in (*left_out, *notes)]))
 
 
 def schedules_view(verdicts: Sequence[ScheduleResult]) -> RenderableType:

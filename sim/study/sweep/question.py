@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim import scenario
+from sim.catalog import presets
 from sim.results import metrics
 from sim.results.tables import flat
 from sim.scenario import Scenario
@@ -57,7 +58,7 @@ class Question:
         """
         given, lists = _lists_of(scenario.tables_of(base, settings, allow_code=allow_code), settings)
         fixed, grid = grids.of_settings({**lists, **settings}, listed=_listed(points, allow_code))
-        tables = scenario.merge(scenario.as_tables(Scenario()), given, fixed)
+        tables = scenario.merge(_spelled_out(scenario.merge(given, fixed), grid), given, fixed)
         grid = Grid(grid.axes, grid.listed, _seeds(seeds, tables["seed"]))
         if tables["executor"] != "predicted":
             raise InputError(f"executor is {tables['executor']!r}, and a sweep only simulates (executor predicted)")
@@ -107,6 +108,19 @@ class Question:
     def made_of_point(self, point: int) -> set[str]:
         """What a point is made of (`sim.study.identity`), by its number."""
         return set(ingredients({**flat(self.base), **self.grid.point(point).settings}))
+
+
+def _spelled_out(tables: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Every setting's default, but for what an engine that some point names sets for its GPU."""
+    engine = tables.get("engine")
+    named = {engine.get("preset")} if isinstance(engine, Mapping) else set()
+    named |= set(grid.values("engine.preset")) if "engine.preset" in grid.keys else set()
+    own = {key for name in named if name and isinstance(name, str) for key in presets.load(name).keys}
+    defaults = scenario.as_tables(Scenario())
+    for key in own:
+        section, _, name = key.partition(".")
+        del defaults[section][name]
+    return defaults
 
 
 def _scenarios(tables: Mapping[str, Any], grid: Grid) -> Iterator[Scenario]:

@@ -1,43 +1,60 @@
 """AIPerf's records of single requests (profile_export.jsonl): metadata, metrics with their units, an error or none.
 
-Written from AIPerf's documented output, not yet tried on a file of a real run.
+Source: aiperf/common/models/record_models.py (0.13), and records of 2025, which have `timestamp_ns` for
+`request_start_ns`, `ttft` for `time_to_first_token`, and `credit_phase` for `benchmark_phase`. A record of a warm-up is
+counted and left out.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from sim.validate.against import Row
+from sim.validate.against.rows import ANY_COUNT, Omitted, ResultFile, Row, ToolRun, each, either, inner, seconds_list
+from traces.fields import BadRow, Time, get, real, shown
 
 ABOUT = "AIPerf's profile_export.jsonl"
-SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
-PHASES = ("warmup", "profiling")
+UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
+MEASURED = "profiling"
+STAMP = Time("ns", whole=True)
 LATE_S = 1e-3
 
 
-def detect(document: Any) -> bool:
-    first = document[0] if isinstance(document, list) and document else document
-    return isinstance(first, dict) and isinstance(first.get("metadata"), dict) and "metrics" in first
+def detect(file: ResultFile) -> bool:
+    return any(isinstance(record.get("metadata"), dict) and "metrics" in record for record in file.sample())
 
 
-def rows(document: Any) -> Iterator[Row]:
-    for number, record in enumerate(document if isinstance(document, list) else [document], 1):
-        where, metadata, metrics = f"line {number}", record["metadata"], record["metrics"]
-        phase = metadata.get("benchmark_phase", "profiling")
-        if phase not in PHASES:
-            raise ValueError(f"{where} is of the phase {phase!r}; known: {', '.join(PHASES)}")
-        if phase == "warmup":
-            continue
-        start_s = int(metadata["request_start_ns"]) / 1e9
-        if record.get("error") or metadata.get("was_cancelled"):
-            yield Row(where, start_s, 1, 1, 0.0, 0.0, failed=_why(record.get("error")))
-            continue
-        prompt, output = (_tokens(metrics[f"{side}_sequence_length"]) for side in ("input", "output"))
-        ttft_s, e2e_s = _seconds(metrics["time_to_first_token"]), _seconds(metrics["request_latency"])
-        if (end_ns := metadata.get("request_end_ns")) is not None:
-            lasted_s = (int(end_ns) - int(metadata["request_start_ns"])) / 1e9
-            if e2e_s > lasted_s + LATE_S:
-                raise ValueError(f"{where} has a latency of {e2e_s:g} s, and ended after {lasted_s:g} s")
-        yield Row(where, start_s, prompt, output, ttft_s, e2e_s, gaps_s=_gaps_s(metrics))
+def runs(file: ResultFile) -> list[ToolRun]:
+    return [ToolRun(ABOUT, each(file.records, _row))]
+
+
+def _row(where: str, record: dict[str, Any]) -> Row | Omitted:
+    metadata = inner(record, "metadata")
+    phase = metadata.get("benchmark_phase") or metadata.get("credit_phase") or MEASURED
+    if phase != MEASURED:
+        return Omitted(where, "phase", shown(phase))
+    if record.get("error") or metadata.get("was_cancelled"):
+        return Omitted(where, "failed", _why(record.get("error")))
+    metrics = inner(record, "metrics")
+    start_s = either(metadata, STAMP, "request_start_ns", "timestamp_ns")
+    start_ns = next(value for key in ("request_start_ns", "timestamp_ns") if (value := metadata.get(key)) is not None)
+    prompt, output = (_tokens(metrics, f"{side}_sequence_length") for side in ("input", "output"))
+    e2e_s = _seconds(metrics, "request_latency")
+    first = next((key for key in ("time_to_first_token", "ttft") if metrics.get(key) is not None), None)
+    ttft_s = math.nan if first is None else _seconds(metrics, first)
+    _check_end(record, int(start_ns), e2e_s)
+    return Row(where, start_s, prompt, output, ttft_s, e2e_s, gaps_s=_gaps_s(metrics))
+
+
+def _check_end(record: Mapping[str, Any], start_ns: int, e2e_s: float) -> None:
+    """The end that the record tells as a stamp must not come before that of its latency."""
+    end_ns = record["metadata"].get("request_end_ns")
+    if end_ns is None and isinstance(stamp := record["metrics"].get("max_response_timestamp"), dict):
+        end_ns = stamp.get("value")
+    lasted_ns = None if real(end_ns) is None else int(end_ns) - start_ns
+    if lasted_ns is not None and e2e_s > lasted_ns / 1e9 + LATE_S:
+        raise BadRow(f"its request_latency is {e2e_s:g} s, and it ended after {lasted_ns / 1e9:g} s")
 
 
 def _why(error: Any) -> str:
@@ -46,24 +63,38 @@ def _why(error: Any) -> str:
     return str(error or "cancelled")
 
 
-def _gaps_s(metrics: Any) -> list[float]:
+def _gaps_s(metrics: Mapping[str, Any]) -> list[float] | None:
     chunks = metrics.get("inter_chunk_latency")
-    if not chunks or not isinstance(chunks.get("value"), list):
-        return []
-    return [float(gap) * _unit(chunks) for gap in chunks["value"]]
+    if not isinstance(chunks, dict) or not isinstance(chunks.get("value"), list):
+        return None
+    return seconds_list(chunks, "value", _unit(chunks, "inter_chunk_latency"))
 
 
-def _tokens(metric: Any) -> int:
-    if metric["unit"] != "tokens":
-        raise ValueError(f"a length is in {metric['unit']!r}, not in tokens")
-    return int(metric["value"])
+def _tokens(metrics: Mapping[str, Any], key: str) -> int:
+    metric = inner(metrics, key)
+    if metric.get("unit") != "tokens":
+        raise BadRow(f"{key} is in {shown(metric.get('unit'))}, not in tokens")
+    return int(_value(metric, key, ANY_COUNT))
 
 
-def _seconds(metric: Any) -> float:
-    return float(metric["value"]) * _unit(metric)
+def _seconds(metrics: Mapping[str, Any], key: str) -> float:
+    metric = inner(metrics, key)
+    return float(_value(metric, key, Time("s"))) * _unit(metric, key)
 
 
-def _unit(metric: Any) -> float:
-    if metric["unit"] not in SECONDS:
-        raise ValueError(f"unknown unit {metric['unit']!r}; known: {', '.join(SECONDS)}")
-    return SECONDS[metric["unit"]]
+def _value(metric: Mapping[str, Any], key: str, kind: Any) -> Any:
+    try:
+        return get(metric, "value", kind)
+    except BadRow as bad:
+        raise BadRow(f"{key}: {bad}") from None
+
+
+def _unit(metric: Mapping[str, Any], key: str) -> float:
+    return unit_s(metric.get("unit"), key)
+
+
+def unit_s(unit: object, key: str) -> float:
+    """The seconds of a unit; raises BadRow, naming the key, for one that is not known."""
+    if not isinstance(unit, str) or unit not in UNITS_S:
+        raise BadRow(f"{key} is in {shown(unit)}; known units: {', '.join(UNITS_S)}")
+    return UNITS_S[unit]

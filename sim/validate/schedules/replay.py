@@ -18,6 +18,7 @@ from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.request import Request, SharedPrefix
+from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, Rules
 from sim.engine.wiring import wire
 from sim.policies.chunked import Chunked
 from sim.policies.priority import Priority
@@ -54,16 +55,28 @@ class _Script:
 
 
 class _Named(Priority):
-    """As vLLM 0.19 has it: ids are text, so that "10" goes before "9"; and the running list is scanned by place."""
-
-    scans_by_place = True
+    """As vLLM has it: ids are text, so that "10" goes before "9"."""
 
     def queue_key(self, req: Request) -> Any:
         return req.priority, req.arrival_s, str(req.id)
 
 
-POLICIES: dict[str, type[Chunked]] = {"fcfs": Chunked, "priority": _Named}
-"""Of each scheduling policy of vLLM: what takes its decisions here."""
+class _ByPlace(_Named):
+    """vLLM 0.19 scans the running list by place."""
+
+    scans_by_place = True
+
+
+POLICIES = ("fcfs", "priority")
+"""Scheduling policies of vLLM that have one here."""
+
+RULES = {"0.19": OF_VLLM_0_19, "0.33": OF_VLLM_0_33}
+"""Of each version whose records can be replayed; a record that tells none is of the first."""
+
+
+def line_of(scenario: dict[str, Any]) -> str:
+    """The first two numbers of the version that a scenario was recorded with."""
+    return ".".join(str(scenario.get("vllm", "0.19")).split(".")[:2])
 
 
 class ScheduleReplay(Observer):
@@ -75,9 +88,11 @@ class ScheduleReplay(Observer):
     (`step_with_batch_queue`). What was free, and who queued, is read at those moments.
     """
 
-    def __init__(self, scenario: dict[str, Any]) -> None:
+    def __init__(self, scenario: dict[str, Any], rules: Rules | None = None) -> None:
+        """rules: others than those of the version that the scenario names."""
         self._scenario = scenario
-        self.requests = _requests(scenario)
+        self._rules = rules or RULES[line_of(scenario)]
+        self.requests = requests_of(scenario)
         self.steps: list[dict[str, Any]] = []
         self._depth = 2 if scenario["settings"]["async_scheduling"] else 1
         self._by_step = "arrival_step" in scenario["requests"][0]
@@ -114,10 +129,10 @@ class ScheduleReplay(Observer):
 
     def _engine(self) -> Engine:
         settings = self._scenario["settings"]
-        policy = POLICIES[settings["policy"]](long_prefill_token_threshold=settings["long_prefill_token_threshold"])
+        policy = policy_of(settings, self._rules)
         limits = Limits(
-            settings["max_num_seqs"],
-            settings["max_num_batched_tokens"],
+            settings.get("max_num_active_seqs") or settings["max_num_seqs"],
+            settings.get("max_num_scheduled_tokens") or settings["max_num_batched_tokens"],
             settings["max_model_len"],
             settings["enable_chunked_prefill"],
         )
@@ -125,12 +140,13 @@ class ScheduleReplay(Observer):
         eagle = bool(drafting) and drafting["method"] == "eagle"
         return wire(
             policy,
-            _allocator(settings),
+            allocator_of(settings),
             limits,
             ahead=self._depth == 2,
             proposer=self._script,
             lookahead_tokens=drafting["num_speculative_tokens"] if eagle else 0,
             needs_last_hit=eagle,
+            rules=self._rules,
             spans=False,
         )
 
@@ -230,15 +246,26 @@ class ScheduleReplay(Observer):
                 del step[key]
 
 
-def _allocator(settings: dict[str, Any]) -> Allocator:
+def policy_of(settings: dict[str, Any], rules: Rules) -> Chunked:
+    named = _ByPlace if rules == OF_VLLM_0_19 else _Named
+    threshold = settings["long_prefill_token_threshold"]
+    return (named if settings["policy"] == "priority" else Chunked)(
+        long_prefill_token_threshold=threshold,
+        long_prefill_token_threshold_adaptive=bool(threshold)
+        and settings.get("long_prefill_token_threshold_adaptive", False),
+        prefill_schedule_interval=settings.get("prefill_schedule_interval", 1),
+    )
+
+
+def allocator_of(settings: dict[str, Any]) -> Allocator:
     pool = KvPool(settings["num_gpu_blocks"] - 1, settings["block_size"], settings["max_model_len"])
-    reserve = settings["scheduler_reserve_full_isl"]
+    reserve, watermark = settings["scheduler_reserve_full_isl"], settings.get("watermark", 0.0)
     if not settings["enable_prefix_caching"]:
-        return Paged(pool, reserve_full_prompt=reserve)
-    return Prefix(pool, reserve_full_prompt=reserve, keep_uncomputed=True)
+        return Paged(pool, watermark=watermark, reserve_full_prompt=reserve)
+    return Prefix(pool, watermark=watermark, reserve_full_prompt=reserve, keep_uncomputed=True)
 
 
-def _requests(scenario: dict[str, Any]) -> list[Request]:
+def requests_of(scenario: dict[str, Any]) -> list[Request]:
     rows = scenario["requests"]
     names: dict[tuple[int, int], int] = {}
     # Arrivals told in steps keep their order as such: two steps may be planned at one moment.

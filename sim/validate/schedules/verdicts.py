@@ -14,7 +14,7 @@ from typing import Any
 
 from sim.serving.replica import NoProgressError
 from sim.validate.schedules.grades import Grade, compare
-from sim.validate.schedules.replay import POLICIES, ScheduleReplay
+from sim.validate.schedules.replay import POLICIES, RULES, ScheduleReplay, line_of
 from traces import documents, files
 from traces.schema import InputError
 
@@ -54,7 +54,7 @@ def replay(path: Path) -> ScheduleResult:
     name = path.name.removesuffix(".scenario.json")
     scenario = documents.json_of(files.text(path), str(path), documents.finite)
     _check(scenario, path)
-    if missing := _unsupported(scenario["settings"]):
+    if missing := _unsupported(scenario):
         return ScheduleResult(name, "unsupported", 0, missing)
     recorded = list(_recorded_steps(path.with_name(name + ".steps.jsonl")))
     ours = ScheduleReplay(scenario)
@@ -68,22 +68,25 @@ def replay(path: Path) -> ScheduleResult:
     return ScheduleResult(name, status, len(recorded), described(first) if first else "", first, comparison.grades)
 
 
-def _unsupported(settings: dict[str, Any]) -> str:
+def _unsupported(scenario: dict[str, Any]) -> str:
+    settings = scenario["settings"]
+    if line_of(scenario) not in RULES:
+        return f"vLLM {scenario['vllm']} (known: {', '.join(RULES)})"
     drafting = settings["speculative"]
     if drafting and drafting["method"] not in DRAFTING:
         return f"speculative decoding ({drafting['method']})"
-    for key in sorted(settings.keys() - _SETTINGS.keys() - {"speculative"}):
-        if settings[key] and settings[key] != _IDLE.get(key):
-            return f"setting {key} = {_short(settings[key])}"
+    for key in sorted(settings.keys() - _SETTINGS.keys() - {"speculative"} - _NEWER):
+        if settings[key]:
+            return f"setting {key} = {short(settings[key])}"
     return ""
 
 
 def described(difference: dict[str, Any]) -> str:
-    recorded, ours = _short(difference["recorded"]), _short(difference["ours"])
+    recorded, ours = short(difference["recorded"]), short(difference["ours"])
     return f"step {difference['step']}, key {difference['key']}: recorded {recorded}, ours {ours}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -101,8 +104,14 @@ _SETTINGS: dict[str, type] = {
     "policy": str,
     "async_scheduling": bool,
 }
-_IDLE = {"prefill_schedule_interval": 1}
-"""Of settings that came after vLLM 0.19: the value that changes nothing, where that is not 0, false or null."""
+_NEWER = {
+    "long_prefill_token_threshold_adaptive",
+    "max_num_active_seqs",
+    "max_num_scheduled_tokens",
+    "prefill_schedule_interval",
+    "watermark",
+}
+"""Settings that came after vLLM 0.19."""
 
 _STEP_TIME: dict[str, type] = {"base_ns": int, "per_token_ns": int, "per_context_token_ns": int}
 
@@ -133,12 +142,12 @@ def _check(scenario: Any, path: Path) -> None:
         if row["id"] != number or row["prompt"] < 1 or row["output"] < 1 or row[arrival] < 0:
             raise InputError(f"{path}: {where} needs its number as id, and a prompt and an output of at least 1 token")
         if type(row.get("priority", 0)) is not int:
-            raise InputError(f"{path}: {where}: priority is {_short(row['priority'])}; expected int")
+            raise InputError(f"{path}: {where}: priority is {short(row['priority'])}; expected int")
         if not _pairs(row.get("prefix", [])):
-            raise InputError(f"{path}: {where}: prefix is {_short(row['prefix'])}; expected [first unit, count] pairs")
+            raise InputError(f"{path}: {where}: prefix is {short(row['prefix'])}; expected [first unit, count] pairs")
         for key in ("accept", "draft") if drafting and drafting["method"] in DRAFTING else ():
             if not _counts(row.get(key)) or not row[key]:
-                raise InputError(f"{path}: {where}: {key} is {_short(row.get(key))}; expected numbers of tokens")
+                raise InputError(f"{path}: {where}: {key} is {short(row.get(key))}; expected numbers of tokens")
 
 
 def _pairs(value: Any) -> bool:
@@ -151,12 +160,12 @@ def _counts(value: Any) -> bool:
 
 def _check_keys(table: Any, keys: dict[str, type], path: Path, where: str) -> None:
     if not isinstance(table, dict):
-        raise InputError(f"{path}: {where} is {_short(table)}; expected an object")
+        raise InputError(f"{path}: {where} is {short(table)}; expected an object")
     for key, kind in keys.items():
         if key not in table:
             raise InputError(f"{path}: {where} has no {key!r}")
         if type(table[key]) is not kind:
-            raise InputError(f"{path}: {where}: {key} is {_short(table[key])}; expected {kind.__name__}")
+            raise InputError(f"{path}: {where}: {key} is {short(table[key])}; expected {kind.__name__}")
 
 
 def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
@@ -167,5 +176,5 @@ def _recorded_steps(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in files.lines(source):
         step = documents.json_of(line, f"{source} line {number}", documents.finite)
         if not isinstance(step, dict):
-            raise InputError(f"{source} line {number}: expected an object, found {_short(step)}")
+            raise InputError(f"{source} line {number}: expected an object, found {short(step)}")
         yield step

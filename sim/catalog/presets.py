@@ -1,0 +1,100 @@
+"""Engines by name and version: their defaults by GPU, their rules, what they have, from the files in `engines/`.
+
+A name is a file; a new version of an engine is a file with what changed, and the rules that it brought
+(`sim.engine.rules`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sim.specs.model import GpuSpec
+from traces import documents
+from traces.schema import InputError
+
+_FOLDER = Path(__file__).parent / "engines"
+Settings = Mapping[str, Any]
+"""Values by dotted key."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePreset:
+    """The facts of one engine's file.
+
+    Attributes:
+        rules: names of the switches of `sim.engine.rules.Rules` that are on.
+        policies, allocators: those that it has, by our names.
+        refuses: what it does not start with, by the names of `sim.serving.startup.REFUSALS`.
+        lacks: what of it is not modelled, in words.
+        settings: its defaults; `by_gpu` has those that hold on GPUs of so many GiB and more, but for some.
+        sources: of each part of the file, where it was read.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    description: str
+    rules: tuple[str, ...]
+    policies: tuple[str, ...]
+    allocators: tuple[str, ...]
+    refuses: tuple[str, ...]
+    lacks: tuple[str, ...]
+    settings: Settings
+    by_gpu: tuple[tuple[float, tuple[str, ...], Settings], ...]
+    sources: Mapping[str, str]
+
+    @property
+    def keys(self) -> set[str]:
+        """All settings that it has a default for, on one GPU or another."""
+        return set(self.settings).union(*(settings for _, _, settings in self.by_gpu))
+
+    def defaults(self, gpu: GpuSpec) -> dict[str, Any]:
+        """What it sets where nobody says otherwise, by dotted key; of two rows for a GPU the larger memory's wins."""
+        told = dict(self.settings)
+        for memory_gib, but, settings in sorted(self.by_gpu, key=lambda row: row[0]):
+            if gpu.memory_bytes >= memory_gib * 2**30 and gpu.name not in but:
+                told |= settings
+        return told
+
+    def refusal(self, policy: str, allocator: str) -> str | None:
+        """Why the engine is not one with these, in a sentence; None where it has them."""
+        for noun, name, known in (("policy", policy, self.policies), ("allocator", allocator, self.allocators)):
+            if name not in known:
+                return f"engine.preset is {self.name}, which has no {noun} {name!r}; it has {', '.join(known)}"
+        return None
+
+
+def names() -> list[str]:
+    """Names of all engines, sorted."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+@lru_cache
+def load(name: str) -> EnginePreset:
+    """An engine by its name or an alias; InputError names the known ones and the nearest."""
+    every = {stem: _read(_FOLDER / f"{stem}.toml") for stem in names()}
+    spellings = {_plain(word): stem for stem, engine in every.items() for word in (stem, *engine.aliases)}
+    if (stem := spellings.get(_plain(name))) is not None:
+        return every[stem]
+    near = get_close_matches(_plain(name), spellings, 1, 0.6)
+    nearest = f"; the nearest is {spellings[near[0]]}" if near else ""
+    raise InputError(f"unknown engine {name!r}; known are {', '.join(every)}{nearest}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+
+def _read(path: Path) -> EnginePreset:
+    table = documents.toml(path)
+    rows = tuple((row["memory_gib"], tuple(row.get("but", ())), row["settings"]) for row in table.get("by_gpu", ()))
+    texts = {key: tuple(table[key]) for key in ("aliases", "rules", "policies", "allocators", "refuses", "lacks")}
+    return EnginePreset(
+        name=table["name"], description=table["description"], settings=table["settings"], by_gpu=rows,
+        sources=table["sources"], **texts,
+    )  # fmt: skip

@@ -1,0 +1,243 @@
+"""An installed engine's scheduler over a pipe: what it decides, and what is told when it dies, hangs or differs.
+
+A small stand-in speaks for it everywhere; vLLM's own is asked where `sim engine` has made its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from oracle_cases import compared, decided, limits
+from patience import PATIENCE_S
+
+from sim import api
+from sim.cli.main import cli as command
+from sim.engine.memory import KvPool
+from sim.engine.rules import OF_VLLM_0_19
+from sim.engine.wiring import wire
+from sim.engines import environment
+from sim.engines.environment import LINES, Installed
+from sim.engines.pipe import SchedulerLostError, SchedulerProcess
+from sim.engines.vllm import VllmEngine
+from sim.validate.schedules.grades import compare
+from sim.validate.schedules.replay import allocator_of, policy_of
+from traces.schema import InputError
+
+STAND_IN = [sys.executable, str(Path(__file__).parents[1] / "kits" / "stand_in_scheduler.py")]
+SETTINGS: dict[str, Any] = {
+    "policy": "fcfs",
+    "num_gpu_blocks": 41,
+    "block_size": 4,
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 16,
+    "max_model_len": 128,
+    "enable_chunked_prefill": True,
+    "enable_prefix_caching": False,
+    "scheduler_reserve_full_isl": True,
+    "long_prefill_token_threshold": 0,
+    "async_scheduling": False,
+    "speculative": None,
+}
+SCENARIO: dict[str, Any] = {
+    "settings": SETTINGS,
+    "prefix_unit_tokens": 4,
+    "requests": [
+        {"id": id, "arrival_ns": 0.004 * id, "prompt": 5 + 7 * (id % 3), "output": 1 + 3 * (id % 4)} for id in range(12)
+    ],
+}
+SMALL: dict[str, Any] = {
+    "workload.trace": "chatbot_arena.jsonl",
+    "workload.limit": 12,
+    "workload.rate": 20.0,
+    "kv.blocks": 4000,
+    "kv.allow_short": True,
+    "engine.preset": "vllm-0.33",
+    "allocator": "paged",
+}
+
+
+def process(*words: str, patience_s: float = PATIENCE_S) -> SchedulerProcess:
+    return SchedulerProcess([*STAND_IN, *words], "vllm 0.33.0", patience_s=patience_s)
+
+
+def engine(process: SchedulerProcess) -> VllmEngine:
+    return VllmEngine(process, SETTINGS, limits(SETTINGS), KvPool(40, 4, 128))
+
+
+def ours(**changed: Any) -> Any:
+    settings = {**SETTINGS, **changed}
+    return wire(policy_of(settings, OF_VLLM_0_19), allocator_of(settings), limits(settings), spans=False)
+
+
+def test_the_stand_in_decides_as_our_engine_does() -> None:
+    theirs = decided(SCENARIO, engine(process()))
+    assert len(theirs) > 20
+    assert compare(theirs, decided(SCENARIO, ours())).first_difference is None
+
+
+def test_a_planted_deviation_is_found_at_its_first_step() -> None:
+    theirs = decided(SCENARIO, engine(process()))
+    first = compare(theirs, decided(SCENARIO, ours(long_prefill_token_threshold=11))).first_difference
+    assert first is not None
+    at = next(step for step in theirs if any(tokens > 11 for _, tokens, _ in step["sched"]))
+    assert first["step"] == at["i"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (("dies", "7"), r"vllm 0.33.0 died when asked to \w+ \(question 7\); its last words: out of memory, said"),
+        (("babbles", "4"), r"vllm 0.33.0 answered b'Segmentation fault' when asked to \w+ \(question 4\)"),
+        (("refuses", "4"), r"^vllm 0.33.0: KeyError: no such block$"),
+    ],
+)
+def test_a_scheduler_that_is_lost_says_at_which_question(fault: tuple[str, ...], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        decided(SCENARIO, engine(process(*fault)))
+
+
+def test_a_scheduler_that_hangs_is_ended() -> None:
+    """The start of Python counts too, so the first answer is waited for with patience."""
+    hanging = process("hangs", "2")
+    asked = engine(hanging)
+    hanging._patience_s = 0.2
+    with pytest.raises(SchedulerLostError, match=r"gave no answer in 0.2 s when asked to schedule \(question 2\)"):
+        asked.plan(0.0)
+    assert hanging._process.poll() is not None
+
+
+def test_what_cannot_be_started_is_said() -> None:
+    with pytest.raises(SchedulerLostError, match="vllm 1 cannot be started: "):
+        SchedulerProcess(["/nowhere/python"], "vllm 1")
+
+
+# ---- by its name ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """An environment whose python runs the stand-in, whatever driver it is given."""
+    monkeypatch.setenv(environment.HOME, str(tmp_path))
+
+    def made(*fault: str) -> None:
+        python = tmp_path / "vllm-0.33.0" / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(f"#!/bin/sh\nexec {' '.join([*STAND_IN, *fault])}\n")
+        python.chmod(0o755)
+
+    return made
+
+
+def test_a_scenario_runs_it_with_the_tables_of_ours(installed: Callable[..., None]) -> None:
+    installed()
+    mine, theirs = api.run(**SMALL), api.run(**SMALL, **{"engine.name": "vllm==0.33.0"})
+    assert mine.requests.equals(theirs.requests)
+    assert theirs.summary["itl_s"] == pytest.approx(mine.summary["itl_s"], rel=1e-9)
+
+
+def drift(*words: str) -> tuple[int, str, str]:
+    traffic = ("--trace", "chatbot_arena.jsonl", "--limit", "30", "--rate", "30", "--kv-blocks", "4000")
+    settings = ("--set", "kv.allow_short=true", "--allocator", "paged", "--quiet")
+    base = ("validate", "--against-engine", "vllm==0.33.0", *traffic, *settings)
+    done = CliRunner().invoke(command, [*base, *words], standalone_mode=False)
+    error = f"{done.exception}" if done.exception is not None and not isinstance(done.exception, SystemExit) else ""
+    return done.exit_code, done.stdout, error
+
+
+def test_the_command_says_identical(installed: Callable[..., None]) -> None:
+    installed()
+    code, out, _ = drift("--json")
+    document = json.loads(out)
+    assert (code, document["twin"]["identical"], document["rule"]) == (0, True, None)
+    assert document["verdict"]["reason"] == f"identical to vllm==0.33.0 for all {document['twin']['steps']:,} steps"
+    assert document["latencies"]["ttft_s"]["p99"]["off"] == 0
+    assert document["engine"]["steps_per_s"] > 0
+    code, out, _ = drift()
+    assert "IDENTICAL: identical to vllm==0.33.0" in out
+
+
+def test_the_command_names_the_first_difference_and_what_it_does(installed: Callable[..., None]) -> None:
+    """The stand-in knows no threshold, so a threshold of ours parts the two."""
+    installed()
+    code, out, _ = drift("--json", "--set", "policy.long_prefill_token_threshold=200")
+    document = json.loads(out)
+    assert (code, document["twin"]["identical"]) == (1, False)
+    first = document["twin"]["first_difference"]
+    assert first["key"] in ("tokens", "sched")
+    assert document["latencies"]["ttft_s"]["p99"]["off"] > 0
+    _, out, _ = drift("--set", "policy.long_prefill_token_threshold=200")
+    assert f"parts from vllm==0.33.0 at step {first['step']}" in " ".join(out.split())
+    assert "No single rule that is known explains it." in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--policy", "sjf"), "has no policy 'sjf'"),
+        (("--replicas", "2"), "drift is of one scheduler; leave out replicas"),
+        (("--out", "x"), "--against-engine compares decisions, without bounds or page"),
+        (("--set", "allocator.name=windowed"), "has no allocator 'windowed'"),
+        (("--recorded", "x"), "--recorded and --against-engine exclude one another"),
+    ],
+)
+def test_mistakes_of_the_command(installed: Callable[..., None], words: tuple[str, ...], told: str) -> None:
+    installed()
+    assert told in drift(*words)[2]
+
+
+def test_it_dies_in_the_middle_of_a_run(installed: Callable[..., None]) -> None:
+    installed("dies", "9")
+    assert "died when asked to" in drift()[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vllm==0.41.0", "engine.name is vllm==0.41.0; those that can be driven are vllm==0.19.x, vllm==0.33.x"),
+        ("sglang==0.5", "those that can be driven are vllm==0.19.x, vllm==0.33.x"),
+        ("vllm==0.33.7", r"vllm==0.33.7 has no environment here; `sim engine vllm==0.33.7` makes one in "),
+    ],
+)
+def test_an_engine_that_is_not_there(installed: Callable[..., None], name: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        api.run(**SMALL, **{"engine.name": name})
+
+
+def test_an_environment_that_cannot_be_made_leaves_nothing(
+    installed: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(folder: Path, *_: Any, **__: Any) -> None:
+        (folder / "bin").mkdir(parents=True)
+        (folder / "lib/python3/site-packages").mkdir(parents=True)
+        (folder / "bin/python").write_text("#!/bin/sh\necho No matching distribution >&2\nexit 1\n")
+        (folder / "bin/python").chmod(0o755)
+
+    monkeypatch.setattr(environment.venv, "create", nothing)
+    said: list[str] = []
+    with pytest.raises(InputError, match=r"pip install .* failed: No matching distribution"):
+        Installed.of("vllm==0.33.9").make(said.append)
+    assert [path.name for path in tmp_path.iterdir()] == []
+    assert said[0].startswith("making ")
+
+
+# ---- vLLM's own -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_vllms_own_scheduler_decides_as_ours(line: str) -> None:
+    """Twenty scenarios; `python -m tests.oracle NAME` draws as many as are asked for (docs/validate.md)."""
+    found = Installed.of(f"{line}.0")
+    try:
+        asked = SchedulerProcess(found.command, str(found), patience_s=PATIENCE_S)
+    except InputError as error:
+        pytest.skip(str(error))
+    for seed in range(1000, 1020):
+        comparison, steps = compared(seed, line.partition("==")[2], asked)
+        assert comparison.first_difference is None, (seed, comparison.first_difference)
+        assert steps
