@@ -119,9 +119,8 @@ class MixedPaged(Paged):
     # ---- one request ----------------------------------------------------------------------------------------------
 
     def admit(self, req: Request, tokens: int) -> bool:
-        asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        need = self._most_blocks(self.pool.blocks_for(asked)) + (req.seats - 1) * self._state_blocks
-        if need > self.free_blocks - self._watermark_blocks:
+        need = self._most_blocks(self._asked_blocks(req, tokens)) + (req.seats - 1) * self._state_blocks
+        if need > self._free_for_admission():
             return False
         return self._admitted(req, tokens)
 
@@ -332,6 +331,9 @@ class MixedPaged(Paged):
         if over > 0:
             self._overhang_tokens += min(over, self.pool.block_tokens)
 
+    def _open(self, req: Request) -> MixedHolding:
+        return self._open_with(req, req.seats)
+
     def _open_with(
         self, req: Request, states: int, tables: list[list[int]] | None = None, dropped: Iterable[int] = ()
     ) -> MixedHolding:
@@ -374,5 +376,5 @@ class MixedPaged(Paged):
         """Rows or states that nobody holds any more."""
         for row in rows:
             blocks = self._members.pop(row, None) or [row]
-            self._free.put(blocks)
+            (self._free.put_first if self.unhashed_blocks_first else self._free.put)(blocks)
             self.free_blocks += len(blocks)

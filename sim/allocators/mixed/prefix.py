@@ -80,13 +80,13 @@ class MixedPrefix(Prefix, MixedPaged):
         unheld = [[row for row in rows if row in self._idle] for rows in found]
         # A row that is hit and that nobody holds leaves the free queue like a new one.
         idle_blocks = sum(w * len(rows) for w, rows in zip(self._weights, unheld, strict=True))
-        asked = self.pool.blocks_for(req.known if self._reserve_full_prompt else req.computed + tokens)
+        asked = self._asked_blocks(req, tokens)
         now = self.pool.blocks_for(req.computed + tokens)
         need = req.seats * self._state_blocks + idle_blocks
         for group, start in zip(self.groups, starts, strict=True):
             most = max(self._layout.most_rows(group, asked - start, 2 if self.drafting else 1), now - start)
             need += group.blocks * max(0, most - (hits - start))
-        if need > self.free_blocks - self._watermark_blocks:
+        if need > self._free_for_admission():
             return False
         for sharing, rows in zip(self._sharings, found, strict=True):
             held = [row for row in rows if row not in self._idle]
@@ -161,3 +161,7 @@ class MixedPrefix(Prefix, MixedPaged):
         for row in rows:
             self._idle[row] = None
             self.free_blocks += len(self._blocks(row))
+        if self.unhashed_blocks_first:
+            for row in reversed(rows):
+                if row not in self._key_of:
+                    self._idle.move_to_end(row, last=False)
