@@ -32,7 +32,15 @@ MOVED = {
 """Modules that users' own policies, allocators and routers may import, by where they were in version 0.1."""
 OURS = "foretoken"
 """The engine of `sim.engine.engine`, by name."""
-_KINDS = {"policies": "policy", "allocators": "allocator", "routers": "router", "engines": "engine"}
+MIXED = "sim.allocators.mixed"
+"""For layers that do not keep alike (`KvPool.layers`), by the same names as `sim.allocators`: `paged`, `prefix`."""
+_KINDS = {
+    "policies": "policy",
+    "allocators": "allocator",
+    "mixed": "allocator",
+    "routers": "router",
+    "engines": "engine",
+}
 _TAKES = {"policy": ("step",), "router": ("request", "replicas")}
 _METHODS = {
     "allocator": ("refusal", "match", "admit", "grow", "release", "table", "usage"),
@@ -60,7 +68,8 @@ def _modules(package: str) -> dict[str, str]:
     if package == "sim.engines":
         return {OURS: "sim.engine.wiring"}
     folder = importlib.import_module(package)
-    return {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(folder.__path__)}
+    modules = (module for module in pkgutil.iter_modules(folder.__path__) if not module.ispkg)
+    return {module.name: f"{package}.{module.name}" for module in modules}
 
 
 def load(package: str, name: str) -> Callable[..., Any]:
@@ -76,7 +85,7 @@ def load(package: str, name: str) -> Callable[..., Any]:
     modules = _modules(package)
     if stem in modules:
         module = importlib.import_module(modules[stem])
-        camel = "".join(part.capitalize() for part in stem.split("_"))
+        camel = ("Mixed" if package == MIXED else "") + "".join(part.capitalize() for part in stem.split("_"))
         return getattr(module, camel, None) or getattr(module, stem)  # type: ignore[no-any-return]
     for point in _entry_points(package):
         if point.name == name:

@@ -7,6 +7,7 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import KvPool
@@ -136,9 +137,7 @@ class Prefix(Paged):
         size = self.pool.block_tokens
         computed = req.computed // size
         if self._forget and computed < holding.cached_blocks:
-            for block in holding.blocks[computed : holding.cached_blocks]:
-                if block in self._key_of:
-                    self._drop_key(block)
+            self._unname(holding, computed, holding.cached_blocks)
             holding.cached_blocks = computed
         settled = self._settled(req, holding) // size
         known = max(holding.cached_blocks, min(settled, computed if self._forget else len(holding.blocks)))
@@ -163,8 +162,11 @@ class Prefix(Paged):
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
+        self._name_all(zip(self._keys(req, first, last), holding.blocks[first:last], strict=True))
+
+    def _name_all(self, named: Iterable[tuple[int, int]]) -> None:
         found, key_of = self._found, self._key_of
-        for key, block in zip(self._keys(req, first, last), holding.blocks[first:last], strict=True):
+        for key, block in named:
             if key_of.get(block) == key:
                 continue
             key_of[block] = key
@@ -172,6 +174,12 @@ class Prefix(Paged):
                 self._duplicates.setdefault(key, []).append(block)
             else:
                 found[key] = block
+
+    def _unname(self, holding: Holding, first: int, last: int) -> None:
+        """Let nobody find a request's blocks from `first` to before `last`."""
+        for block in holding.blocks[first:last]:
+            if block in self._key_of:
+                self._drop_key(block)
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count

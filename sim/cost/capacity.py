@@ -34,8 +34,9 @@ class KvCapacity:
 
     With layers offloaded, `weight_bytes` and `block_bytes` are what stays on the GPU, buffers included; the
     blocks that the host memory left beside the offloaded weights can hold are `host_blocks`, None without a limit.
-    `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them. Where no
-    layer keeps anything of a token, blocks hold no bytes, and there are `seat_blocks`: what all seats can name at most.
+    `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them; where the
+    pool holds states, it is 0, and one of them has `pooled_state_bytes`. Where no layer keeps anything of a token,
+    blocks hold no bytes, and there are `seat_blocks`: what all seats can name at most.
     """
 
     usable_bytes: int
@@ -46,7 +47,13 @@ class KvCapacity:
     block_tokens: int
     host_blocks: int | None = None
     state_bytes: int = 0
+    pooled_state_bytes: int = 0
     seat_blocks: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Is there room for a block, and for the state of a sequence?"""
+        return self.blocks >= 1 and self.blocks * self.block_bytes >= self.pooled_state_bytes + self.block_bytes
 
     @property
     def needed_bytes(self) -> int:
@@ -86,8 +93,12 @@ def memory_plan(
     max_num_seqs: int = 256,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
+    pools_states: bool = False,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, settings named as in vLLM; below 1 block the model does not fit.
+
+    With `pools_states` a sequence's constant state is taken from the blocks, where there are any; else it is set aside
+    for every seat.
 
     Raises:
         InputError: the model cannot be split so, a setting is impossible, or more layers are offloaded than there are.
@@ -96,16 +107,20 @@ def memory_plan(
     _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
     moved = offload or Offload()
     moved.check(model)
+    state_bytes = model.gpu_state_bytes(parallel) if model.blocks else 0
     drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
+    block_bytes = (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens
+    pooled = pools_states and block_bytes > 0
     return KvCapacity(
         int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization),
         moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
         activation_bytes(model, parallel, max_num_batched_tokens, max_num_seqs),
         CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
-        (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens,
+        block_bytes,
         block_tokens,
         moved.host_blocks(model, parallel, block_tokens),
-        max_num_seqs * model.gpu_state_bytes(parallel) if model.blocks else 0,
+        0 if pooled else max_num_seqs * state_bytes,
+        state_bytes if pooled else 0,
         max_num_seqs * -(-model.max_context_tokens // block_tokens),
     )
 
@@ -121,6 +136,7 @@ def kv_capacity(
     max_num_seqs: int = 256,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
+    pools_states: bool = False,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, as `memory_plan`, of a model that fits.
 
@@ -139,19 +155,22 @@ def kv_capacity(
             max_num_seqs=max_num_seqs,
             offload=offload,
             drafter=drafter,
+            pools_states=pools_states,
         )
 
     planned = capacity(parallel)
     (offload or Offload()).host_bytes(model, parallel, block_tokens)
-    if planned.blocks >= 1:
+    if planned.fits:
         return planned
     splits = possible_splits(model, gpu)
-    fitting = [split.tp for split in splits if capacity(split).blocks >= 1]
+    fitting = [split.tp for split in splits if capacity(split).fits]
+    least_bytes = planned.needed_bytes + planned.block_bytes + planned.pooled_state_bytes
+    states = ", a sequence's state" if planned.pooled_state_bytes else ""
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
     advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {splits[-1].tp} fits"
     raise InputError(
-        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: weights, activations and a "
-        f"block need {(planned.needed_bytes + planned.block_bytes) / GIB:.1f} GiB of each GPU{drafts}, "
+        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: "
+        f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
     )
 

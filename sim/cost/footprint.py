@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sim.cost.capacity import KvCapacity, activation_bytes, memory_plan, possible_splits
+from sim.engine.memory import KvPool
+from sim.engine.pages import in_groups, mixed_layers
 from sim.specs.blocks import matrix_type
 from sim.specs.bounds import Bound
 from sim.specs.dtypes import KV_TYPES
@@ -105,8 +107,9 @@ def footprint(
 ) -> Footprint:
     """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, settings as of `memory_plan`.
 
-    A batch beyond `max_num_seqs` is given so many seats. Only paged caches are counted, whose blocks of `block_tokens`
-    tokens hold all layers, whatever their windows.
+    A batch beyond `max_num_seqs` is given so many seats. Caches are those of the allocator `paged`, in blocks of
+    `block_tokens` tokens: where layers keep different tokens or a state, a sequence counts what it holds at most at one
+    time, windows with a step's tokens beside them (`sim.engine.pages`).
 
     Raises:
         InputError: more tokens than the model has positions for, no tokens, no batch, or an impossible `tp`.
@@ -131,7 +134,26 @@ def footprint(
             gpu_memory_utilization=gpu_memory_utilization,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=seats,
+            pools_states=True,
         )
+
+    def held(planned: KvCapacity, split: Parallel) -> int:
+        """Sequences that a pool holds at once."""
+        if not planned.fits:
+            return 0
+        layers, state_bytes = mixed_layers(model.kv_kinds(split))
+        if not layers:
+            return planned.blocks // sequence_blocks
+        pool = KvPool(
+            planned.blocks,
+            block_tokens,
+            block_bytes=planned.block_bytes,
+            max_step_tokens=max_num_batched_tokens,
+            layers=layers,
+            state_bytes=state_bytes,
+        )
+        layout = in_groups(pool)
+        return layout.pool.blocks // layout.most_blocks(sequence_blocks)
 
     def place(gpu: GpuSpec, split: Parallel) -> Placement:
         planned = plan(gpu, split)
@@ -144,7 +166,7 @@ def footprint(
             activation_bytes=planned.activation_bytes,
             overhead_bytes=planned.overhead_bytes,
             kv_bytes=blocks * planned.block_bytes,
-            sequences=min(blocks // sequence_blocks, seats if model.state_bytes else blocks),
+            sequences=held(planned, split),
         )
 
     def fit(gpu: GpuSpec) -> Fit:

@@ -6,7 +6,7 @@ simulation and a live run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
@@ -63,6 +63,7 @@ class Engine:
         self.limits = replace(limits, chunked_prefill=False) if self.forgets else limits
         self.tokens = TokenClock()
         self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._undisturbed: Callable[[int, int], int] | None = getattr(allocator, "undisturbed", None)
         lockstep = Lockstep(window_tokens, ranks=ranks)
         self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), lockstep, self.tokens, self._grouped)
         self.waiting, self.running = self.roster.waiting, self.roster.running
@@ -229,6 +230,8 @@ class Engine:
                 more = min(more, roster.lockstep.window_tokens - step.padded[1])
             else:
                 more = min(more, roster.lockstep.steps_to_saturation() or 0)
+        if self.waiting and self._undisturbed is not None:
+            more = min(more, self._undisturbed(roster.lockstep.tick, more))
         return 1 + self._grouped.headroom(roster.lockstep.tick, more)
 
     def _settle(self, batch: Batch) -> None:

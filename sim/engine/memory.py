@@ -15,6 +15,22 @@ NULL_BLOCK = 0
 """Block id that no request owns; padding rows of a live kernel may point at it (vLLM's null block)."""
 
 
+class KvLayers(NamedTuple):
+    """Layers that keep alike: `token_bytes` of each token, all of them together, for the newest `window_tokens`."""
+
+    token_bytes: int
+    window_tokens: int
+    """0: for all tokens."""
+
+
+class KvGroups(NamedTuple):
+    """Groups of layers that keep alike: a row of `KvPool.block_tokens` tokens takes `blocks` blocks, one for each."""
+
+    blocks: int
+    window_tokens: int
+    """Newest tokens that are kept; 0 for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvPool:
     """The memory that an allocator hands out: `blocks` blocks of `block_tokens` tokens, ids 1 to `blocks`.
@@ -24,6 +40,9 @@ class KvPool:
 
     `window_tokens` is the model's attention window, 0 without one. Where only some layers have it, `full_layers` and
     `window_layers` stand in the proportion of both; without a window they are (1, 0).
+
+    `layers` tells what they keep where it is not alike (a window, a state of `state_bytes` a sequence), for an
+    allocator that makes groups of them (`sim.engine.pages`); empty where every layer keeps every token, or is to.
     """
 
     blocks: int
@@ -34,6 +53,8 @@ class KvPool:
     window_tokens: int = 0
     full_layers: int = 1
     window_layers: int = 0
+    layers: tuple[KvLayers, ...] = ()
+    state_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
@@ -63,6 +84,29 @@ class Layout(NamedTuple):
     """Newest tokens of a request that are kept, where the layers have a window or else in all; 0 for all tokens."""
     sink_tokens: int = 0
     """First tokens that stay beside them."""
+    groups: tuple[KvGroups, ...] = ()
+    """Groups of layers whose tables it keeps; empty where one table is all."""
+    state_blocks: int = 0
+    """Blocks of the constant state of one sequence."""
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks that `pool.block_tokens` tokens take in all groups."""
+        return sum(group.blocks for group in self.groups) or 1
+
+    def most_blocks(self, rows: int, steps: int = 1) -> int:
+        """Blocks held at most by a sequence of so many rows, `steps` steps of the most tokens under way."""
+        if not self.groups:
+            return rows
+        return self.state_blocks + sum(group.blocks * self.most_rows(group, rows, steps) for group in self.groups)
+
+    def most_rows(self, group: KvGroups, rows: int, steps: int = 1) -> int:
+        """Rows of such groups held at most: those of the window and of what a step computes, and one for two edges."""
+        pool = self.pool
+        if not group.window_tokens or not pool.max_step_tokens:
+            return rows
+        kept = group.window_tokens + steps * pool.max_step_tokens
+        return min(rows, pool.blocks_for(self.sink_tokens) + pool.blocks_for(kept) + 1)
 
 
 class Usage(NamedTuple):

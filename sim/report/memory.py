@@ -33,9 +33,7 @@ def _formulas(card: Footprint) -> Table:
     if card.kv_attended_formula:
         rows.append(("in its windows", card.kv_attended_bytes, card.kv_attended_formula))
     if card.state_bytes_per_sequence:
-        rows.append(
-            ("State a sequence", card.state_bytes_per_sequence, "whatever its length; set aside for every seat")
-        )
+        rows.append(("State a sequence", card.state_bytes_per_sequence, "whatever its length; in blocks while it runs"))
     held = f"{_sequences(card.batch)} x {size_of(card.kv_bytes_per_sequence)}"
     rows.append(("KV of the batch", card.kv_bytes, held))
     peak = f"of a GPU, estimated: a step of {count(card.step_tokens)} tokens, or sampling {count(card.seats)}"
@@ -78,7 +76,10 @@ def _notes(card: Footprint) -> str:
         f"what CUDA and NCCL take, in blocks of {card.block_tokens} tokens."
     ]
     if card.kv_attended_formula:
-        texts.append("Paged blocks hold all layers in full; the allocator windowed gives back what no window attends.")
+        texts.append(
+            "What no window attends is given back, in blocks of a group of layers each; a sequence counts its windows "
+            f"and the {count(card.step_tokens)} tokens of a step beside them."
+        )
     if card.counted:
         texts.append(f"Parameters: {card.counted}.")
     reasons: dict[str, list[str]] = {}

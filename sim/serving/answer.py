@@ -45,7 +45,8 @@ def step_limits(parts: Parts, requests: pd.DataFrame) -> StepLimits:
     elif own == "contiguous-pow2":
         longest = 2 * longest
     spare = scenario.allocator.parameters.get("watermark", 0.0) * pool.tokens
-    needed = pool.blocks_for(longest + 1) * pool.block_tokens + int(spare)
+    most = parts.layout.most_blocks(pool.blocks_for(longest + 1), 2 if parts.drafter is not None else 1)
+    needed = most * pool.block_tokens + int(spare)
     widest = int(requests["samples"].max()) if len(requests) else 1
     base = policy.parameters.get("base", policy.name)
     return StepLimits(

@@ -10,7 +10,6 @@ from sim import catalog
 from sim.catalog import presets
 from sim.catalog.presets import EnginePreset
 from sim.cost import profile as profiles
-from sim.cost.capacity import kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
@@ -25,8 +24,8 @@ from sim.engine.wiring import wire
 from sim.load import OURS, build, find
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
+from sim.serving.memory import allocator_package, kv_pool
 from sim.serving.startup import check_longest, check_refusals
-from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
@@ -47,6 +46,8 @@ class Parts:
     """What allocators are given."""
     layout: Layout
     """What the allocator makes of it."""
+    allocators: str
+    """The package that the allocator's name is looked up in."""
     traits: Mapping[str, Any]
     """What the allocator declares of itself (`sim.specs.traits`)."""
     limits: Limits
@@ -79,7 +80,7 @@ class Parts:
             lookahead_tokens = drafts if self.drafter.has_cache else 0
         return wire(
             build("sim.policies", scenario.policy.name, scenario.policy.parameters),
-            build("sim.allocators", scenario.allocator.name, scenario.allocator.parameters, self.memory),
+            build(self.allocators, scenario.allocator.name, scenario.allocator.parameters, self.memory),
             self.limits,
             ahead=self.asynchronous,
             proposer=proposer,
@@ -137,41 +138,15 @@ def assemble(scenario: Scenario) -> Parts:
             f"engine.max_model_len is {engine.max_model_len} and {model.name} has positions for "
             f"{model.max_context_tokens} tokens"
         )
+    allocators = allocator_package(scenario, model)
     preset = presets.load(engine.preset) if engine.preset else None
-    engine_class, policy, traits = _schedulers(scenario, preset)
+    engine_class, policy, traits = _schedulers(scenario, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
-    blocks = (
-        scenario.kv.blocks
-        or kv_capacity(
-            model,
-            gpu,
-            parallel=parallel,
-            block_tokens=scenario.kv.block_tokens,
-            gpu_memory_utilization=scenario.kv.gpu_memory_utilization,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
-            offload=offload,
-            drafter=drafter,
-        ).blocks
-    )
-    own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
-    block_bytes = scenario.kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes)
-    native = model.attention_window
-    _check_blocks(scenario, blocks)
-    memory = KvPool(
-        blocks,
-        scenario.kv.block_tokens,
-        longest,
-        block_bytes,
-        max_step_tokens=engine.max_num_batched_tokens,
-        window_tokens=native.recent_tokens if native else 0,
-        full_layers=model.full_layers,
-        window_layers=model.sliding_layers,
-    )
+    memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
-    _check_start(scenario, preset, limits, memory, starts=engine_class is None and not traits["keeps_nothing"])
+    _check_start(scenario, model, preset, limits, memory, starts=engine_class is None and not traits["keeps_nothing"])
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
     efficiency = Efficiency.of(gpu, scenario.cost.efficiency)
     window = _window(model, layout)
@@ -198,6 +173,7 @@ def assemble(scenario: Scenario) -> Parts:
         gpu,
         memory,
         layout,
+        allocators,
         traits,
         limits,
         cost,
@@ -212,7 +188,9 @@ def assemble(scenario: Scenario) -> Parts:
     )
 
 
-def _schedulers(scenario: Scenario, preset: EnginePreset | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _schedulers(
+    scenario: Scenario, preset: EnginePreset | None, allocators: str
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
     Raises InputError where the scenario names what another's engine does not read.
@@ -222,7 +200,7 @@ def _schedulers(scenario: Scenario, preset: EnginePreset | None) -> tuple[Any, d
     installed = "==" in scenario.engine.name
     if scenario.engine.name == OURS or installed:
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
-        _, allocator = find("sim.allocators", scenario.allocator.name, scenario.allocator.parameters)
+        _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
         if not installed:
             return None, policy, allocator
         from sim.engines.vllm import vllm_engine  # noqa: PLC0415  (few ask for it)
@@ -251,7 +229,7 @@ def _asynchronous(scenario: Scenario, drafter: Drafter | None, *, by_default: bo
 
 
 def _check_start(
-    scenario: Scenario, preset: EnginePreset | None, limits: Limits, memory: KvPool, *, starts: bool
+    scenario: Scenario, model: ModelSpec, preset: EnginePreset | None, limits: Limits, memory: KvPool, *, starts: bool
 ) -> None:
     """Refuse what the engine would not start with; a number of blocks that was given is a study's own, of no engine."""
     whose = f"{scenario.model} on {f'{scenario.tp} x ' if scenario.tp > 1 else ''}{scenario.gpu}"
@@ -259,18 +237,10 @@ def _check_start(
     if preset is not None:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)
     if starts and not scenario.kv.allow_short and (preset is not None or not scenario.kv.blocks):
-        allocator = build("sim.allocators", scenario.allocator.name, scenario.allocator.parameters, memory)
-        check_longest(allocator, memory.max_request_tokens, who)
-
-
-def _check_blocks(scenario: Scenario, blocks: int) -> None:
-    """Refuse more KV blocks than this machine can keep account of."""
-    if blocks * scenario.replicas > MAX_BLOCKS:
-        whose = f"{scenario.replicas:,} replicas of {blocks:,}" if scenario.replicas > 1 else "a replica of so many"
-        raise InputError(
-            f"kv.blocks comes to {blocks * scenario.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
-            "set a larger kv.block_tokens or fewer replicas"
+        allocator = build(
+            allocator_package(scenario, model), scenario.allocator.name, scenario.allocator.parameters, memory
         )
+        check_longest(allocator, memory.max_request_tokens, who)
 
 
 def _offload(scenario: Scenario, model: ModelSpec) -> Offload:

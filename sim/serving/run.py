@@ -34,6 +34,7 @@ from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.notes import kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
@@ -406,5 +407,11 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
         "version": product_version(),
-        "notes": [*_engine_notes(parts), *filter(None, [spanning]), *trace.notes, *ended],
+        "notes": [
+            *_engine_notes(parts),
+            *filter(None, [spanning]),
+            *kv_notes(parts, trace.requests),
+            *trace.notes,
+            *ended,
+        ],
     }

@@ -46,6 +46,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "watermark_beside_others": Trait("switch", "set where a watermark binds only beside other requests"),
             "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
             "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
+            "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
         "router": {},

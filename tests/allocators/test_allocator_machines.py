@@ -1,4 +1,4 @@
-"""Paged, prefix and windowed memory under any order of admissions, forks, copies, decoding together and releases.
+"""Paged, prefix, windowed and mixed memory under any order of admissions, forks, copies, joint decoding and releases.
 
 A state machine does at random what an engine may do, and holds every allocator to an obvious model: a list of free
 blocks, a list of block ids per sequence and group of layers, and a dict of what each block contains.
@@ -7,7 +7,9 @@ blocks, a list of block ids per sequence and group of layers, and a dict of what
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from copy import copy
+from itertools import accumulate, chain
 from typing import Any
 
 from hypothesis import settings
@@ -15,13 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from law_cases import EXAMPLES, chained
 
+from sim.allocators.mixed.paged import MixedPaged
+from sim.allocators.mixed.prefix import MixedPrefix
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.allocators.windowed import Windowed
-from sim.engine.memory import NULL_BLOCK, KvPool, Usage
+from sim.engine.memory import NULL_BLOCK, KvLayers, KvPool, Usage
 from sim.engine.request import Request, Seat, SharedPrefix, index_of
 
 Token = tuple[int, ...]
+STEP = 20
+"""The most tokens that one sequence computes in a step."""
+flattened = chain.from_iterable
 PICK = st.integers(0, 10_000)
 UNITS = st.lists(st.integers(0, 1), max_size=5).map(tuple)
 ROW = st.tuples(st.integers(1, 14), st.integers(1, 12), UNITS, st.sampled_from([1, 1, 2, 3]), st.booleans())
@@ -30,16 +37,29 @@ ROWS = st.lists(ROW, min_size=2, max_size=6)
 
 
 class Model:
-    """Blocks in lists; a block is free if it is in no table. Windows drop what nobody attends when a row is added."""
+    """Blocks in lists; a block is free if it is in no table. Windows drop what nobody attends when a row is added.
 
-    def __init__(self, blocks: int, size: int, *, full: int = 1, windowed: int = 0, recent: int = 0, sinks: int = 0):
-        self.size, self.full, self.groups = size, full, full + windowed
-        self.recent, self.sinks = recent, sinks
-        self.blocks = blocks * self.groups
-        self.free = list(range(1, self.blocks + 1))
+    `kinds` are layers that keep alike, as (groups, window): each group has a table, and a row's blocks of one kind come
+    and go together. A sequence holds `states` blocks beside its tables, and those of sequences that it will fork.
+    """
+
+    def __init__(
+        self, blocks: int, size: int, kinds: Sequence[tuple[int, int]] = ((1, 0),), *, sinks: int = 0, states: int = 0
+    ):
+        self.size, self.kinds, self.sinks, self.state_blocks = size, list(kinds), sinks, states
+        self.groups = sum(count for count, _ in kinds)
+        ends = list(accumulate(count for count, _ in kinds))
+        self.places = [range(end - count, end) for (count, _), end in zip(kinds, ends, strict=True)]
+        self.windows = [window for count, window in kinds for _ in range(count)]
+        self.blocks = blocks
+        self.free = [[block] for block in range(1, self.blocks + 1)]
         self.tables: dict[Request, list[list[int]]] = {}
+        self.states: dict[Request, list[list[int]]] = {}
         self.copies: list[tuple[int, int]] = []
         self.slots: dict[tuple[int, int], Token] = {}
+
+    def free_blocks(self) -> int:
+        return sum(map(len, self.free))
 
     def others(self, block: int) -> int:
         """Holders of a block but one."""
@@ -48,21 +68,35 @@ class Model:
     def rows(self, tokens: int) -> int:
         return len(range(0, tokens, self.size))
 
-    def take(self) -> int:
+    def take(self, count: int) -> list[int]:
+        taken: list[int] = []
+        while len(taken) < count:
+            blocks = self.pop()
+            taken, rest = taken + blocks[: count - len(taken)], blocks[count - len(taken) :]
+            if rest:
+                self.free.insert(0, rest)
+        return taken
+
+    def pop(self) -> list[int]:
         return self.free.pop(0)
 
-    def give_back(self, block: int) -> None:
-        """Call it when the block is in no table any more of him who held it."""
-        if self.others(block) < 0:
-            self.free.append(block)
+    def give_back(self, blocks: list[int]) -> None:
+        """Call it when a row's blocks are in no table any more of him who held them."""
+        if blocks[0] != NULL_BLOCK and self.others(blocks[0]) < 0:
+            self.free.append(blocks)
 
-    def stale(self, req: Request, computed: int) -> list[int]:
-        """Rows that no token from `computed` on attends, where there is a window."""
-        if req not in self.tables or self.groups == self.full:
-            return []
-        sink_rows, first = self.rows(self.sinks), max(0, computed - self.recent + 1) // self.size
-        table = self.tables[req][-1]
-        return [at for at in range(sink_rows, min(first, len(table))) if table[at] != NULL_BLOCK]
+    def first_needed(self, window: int, computed: int) -> int:
+        return max(self.rows(self.sinks), max(0, computed - window + 1) // self.size) if window else 0
+
+    def stale(self, req: Request, computed: int) -> list[tuple[range, int]]:
+        """(tables, row) that no token from `computed` on attends, where there is a window."""
+        found = []
+        for places, (_, window) in zip(self.places, self.kinds, strict=True):
+            if req in self.tables and window:
+                table = self.tables[req][places[0]]
+                rows = range(self.rows(self.sinks), min(self.first_needed(window, computed), len(table)))
+                found += [(places, at) for at in rows if table[at] != NULL_BLOCK]
+        return found
 
     def wants(self, req: Request, computed: int, tokens: int) -> tuple[int, bool]:
         """(rows to add, does the row that it writes first need a copy)."""
@@ -74,44 +108,63 @@ class Model:
     def can_grow(self, req: Request, computed: int, tokens: int) -> bool:
         rows, shared = self.wants(req, computed, tokens)
         stale = self.stale(req, computed) if rows or shared else []
-        dropped = [table[at] for table in self.tables.get(req, [])[self.full :] for at in stale]
-        return (rows + shared) * self.groups <= len(self.free) + sum(self.others(block) == 0 for block in dropped)
+        dropped = [self.tables[req][place][at] for places, at in stale for place in places]
+        need = (rows + shared) * self.groups + (0 if req in self.tables else req.seats * self.state_blocks)
+        return need <= self.free_blocks() + sum(self.others(block) == 0 for block in dropped)
+
+    def open(self, req: Request, tables: list[list[int]], states: int) -> None:
+        self.tables[req] = tables
+        self.states[req] = [self.take(self.state_blocks) for _ in range(states if self.state_blocks else 0)]
 
     def grow(self, req: Request, computed: int, tokens: int) -> bool:
         if not self.can_grow(req, computed, tokens):
             return False
         rows, shared = self.wants(req, computed, tokens)
-        tables = self.tables.setdefault(req, [[] for _ in range(self.groups)])
-        stale = self.stale(req, computed) if rows or shared else []
-        for table in tables[self.full :]:
-            for at in stale:
-                block, table[at] = table[at], NULL_BLOCK
-                self.give_back(block)
-        if shared:
-            for table in tables:
-                block = self.take()
-                self.copies.append((table[computed // self.size], block))
-                table[computed // self.size] = block
+        if req not in self.tables:
+            self.open(req, [[] for _ in range(self.groups)], req.seats)
+        tables = self.tables[req]
+        for places, at in self.stale(req, computed) if rows or shared else []:
+            blocks = [tables[place][at] for place in places]
+            for place in places:
+                tables[place][at] = NULL_BLOCK
+            self.give_back(blocks)
+        for places in self.places if shared else ():
+            for place, block in zip(places, self.take(len(places)), strict=True):
+                self.copies.append((tables[place][computed // self.size], block))
+                tables[place][computed // self.size] = block
         for _ in range(rows):
-            for table in tables:
-                table.append(self.take())
+            for places in self.places:
+                for place, block in zip(places, self.take(len(places)), strict=True):
+                    tables[place].append(block)
         return True
 
     def match(self, req: Request) -> int:
         return 0
 
+    def most(self, rows: int) -> int:
+        """Blocks of so many rows in all tables at one time, if no step computes more than `STEP` tokens."""
+        kept = [self.rows(self.sinks) + self.rows(window + STEP) + 1 if window else rows for window in self.windows]
+        return sum(min(rows, most) for most in kept)
+
     def admit(self, req: Request, tokens: int) -> bool:
-        return self.rows(req.known) * self.groups <= len(self.free) and self.grow(req, req.computed, tokens)
+        need = self.most(self.rows(req.known)) + req.seats * self.state_blocks
+        return need <= self.free_blocks() and self.grow(req, req.computed, tokens)
 
     def fork(self, parent: Request, child: Request) -> None:
+        begun = child in self.tables
         self.release(child, child.computed)
-        self.tables[child] = [list(table) for table in self.tables[parent]]
+        self.open(child, [list(table) for table in self.tables[parent]], int(begun))
+        if self.state_blocks:
+            if not begun:
+                self.states[child].append(self.states[parent].pop())
+            self.copies += zip(self.states[parent][0], self.states[child][0], strict=True)
 
     def release(self, req: Request, computed: int) -> None:
-        for table in self.tables.pop(req, []):
-            for block in reversed(table):
-                if block != NULL_BLOCK:
-                    self.give_back(block)
+        tables = self.tables.pop(req, [])
+        for places in self.places if tables else ():
+            for row in reversed(list(zip(*(tables[place] for place in places), strict=True))):
+                self.give_back(list(row))
+        self.free += self.states.pop(req, [])
 
     def usage(self, computed: dict[Request, int]) -> Usage:
         held: Counter[tuple[int, int]] = Counter()
@@ -126,17 +179,20 @@ class Model:
                     held.update(slot for position, slot in slots if position < computed[req])
                     never.update(slot for position, slot in slots if position >= req.final_kv_tokens)
         shared = sum(count > 1 for count in held.values())
-        free = len(self.free) * size
-        reserved = self.blocks * size - len(held) - len(never) - free
-        return Usage(len(held) - shared, shared, reserved, len(never), 0, free, held.total() - len(held))
+        free = self.free_blocks() * size
+        used = len(held) - shared + len(self.tables) * self.state_blocks * size
+        reserved = self.blocks * size - used - shared - len(never) - free
+        return Usage(used, shared, reserved, len(never), 0, free, held.total() - len(held))
 
 
 class PrefixModel(Model):
-    """Beside that, a list of (all tokens up to a block's end, the block), in order of entry."""
+    """Beside that, a list of (all tokens up to a row's end, kind of layers, the row's blocks), in order of entry."""
 
-    def __init__(self, blocks: int, size: int) -> None:
-        super().__init__(blocks, size)
-        self.cached: list[tuple[tuple[Token, ...], int]] = []
+    def __init__(
+        self, blocks: int, size: int, kinds: Sequence[tuple[int, int]] = ((1, 0),), *, states: int = 0
+    ) -> None:
+        super().__init__(blocks, size, kinds, states=states)
+        self.cached: list[tuple[tuple[Token, ...], int, list[int]]] = []
         self.entered: dict[Request, int] = {}
 
     def text(self, req: Request, tokens: int) -> tuple[Token, ...]:
@@ -148,32 +204,48 @@ class PrefixModel(Model):
             for at in range(tokens)
         )
 
-    def take(self) -> int:
-        block = super().take()
-        self.cached = [entry for entry in self.cached if entry[1] != block]
-        return block
+    def pop(self) -> list[int]:
+        blocks = super().pop()
+        self.cached = [entry for entry in self.cached if entry[2][0] != blocks[0]]
+        return blocks
 
-    def hits(self, req: Request, most: int) -> list[int]:
-        found: list[int] = []
-        while len(found) < most:
-            wanted = self.text(req, (len(found) + 1) * self.size)
-            block = next((block for known, block in self.cached if known == wanted), None)
-            if block is None:
-                break
-            found.append(block)
+    def hit_rows(self, req: Request, rows: int) -> list[list[list[int]]] | None:
+        """By kind, the blocks of the rows that a token behind so many rows attends; None where one is not cached."""
+        found = []
+        for kind, (_, window) in enumerate(self.kinds):
+            hits = []
+            for at in range(self.first_needed(window, rows * self.size), rows):
+                wanted = self.text(req, (at + 1) * self.size)
+                row = next((row for known, of, row in self.cached if known == wanted and of == kind), None)
+                if row is None:
+                    return None
+                hits.append(row)
+            found.append(hits)
         return found
 
     def match(self, req: Request) -> int:
-        return self.size * len(self.hits(req, (req.known - 1) // self.size))
+        most = 0 if self.state_blocks else (req.known - 1) // self.size
+        return self.size * next(rows for rows in range(most, -1, -1) if self.hit_rows(req, rows) is not None)
 
     def admit(self, req: Request, tokens: int) -> bool:
-        hits = self.hits(req, req.computed // self.size)
-        idle = [block for block in hits if block in self.free]
-        if self.rows(req.known) - len(hits) + len(idle) > len(self.free):
+        rows = req.computed // self.size
+        hits = self.hit_rows(req, rows)
+        assert hits is not None
+        idle = [row for kind in hits for row in kind if row in self.free]
+        need = req.seats * self.state_blocks + sum(map(len, idle))
+        for (count, window), kind in zip(self.kinds, hits, strict=True):
+            held = self.rows(req.known) - rows + len(kind)
+            if window:
+                held = min(held, self.rows(window + STEP) + 1)
+            need += count * max(0, held - len(kind))
+        if need > self.free_blocks():
             return False
-        for block in idle:
-            self.free.remove(block)
-        self.tables[req] = [list(hits)]
+        self.free = [row for row in self.free if row not in idle]
+        tables = []
+        for places, kind in zip(self.places, hits, strict=True):
+            nothing = [NULL_BLOCK] * (rows - len(kind))
+            tables += [[*nothing, *(row[group] for row in kind)] for group in range(len(places))]
+        self.open(req, tables, req.seats)
         return self.grow(req, req.computed, tokens)
 
     def grow(self, req: Request, computed: int, tokens: int) -> bool:
@@ -183,15 +255,17 @@ class PrefixModel(Model):
             self.enter(req, (computed + tokens) // self.size)
         return True
 
-    def enter(self, req: Request, blocks: int) -> None:
-        self.entered[req] = max(blocks, self.entered.get(req, 0))
+    def enter(self, req: Request, rows: int) -> None:
+        self.entered[req] = max(rows, self.entered.get(req, 0))
         if req.group is not None and req.group.draw_beams:
             # What follows the prompt may be another beam's next time.
-            blocks = min(blocks, req.prompt_tokens // self.size)
-        for at in range(blocks):
-            entry = (self.text(req, (at + 1) * self.size), self.tables[req][0][at])
-            if entry not in self.cached:
-                self.cached.append(entry)
+            rows = min(rows, req.prompt_tokens // self.size)
+        for at in range(rows):
+            for kind, places in enumerate(self.places):
+                row = [self.tables[req][place][at] for place in places]
+                entry = (self.text(req, (at + 1) * self.size), kind, row)
+                if row[0] != NULL_BLOCK and entry not in self.cached:
+                    self.cached.append(entry)
 
     def fork(self, parent: Request, child: Request) -> None:
         super().fork(parent, child)
@@ -200,8 +274,9 @@ class PrefixModel(Model):
     def release(self, req: Request, computed: int) -> None:
         """A preempted sequence's blocks can be found by itself; what it never computed cannot."""
         if req in self.tables and not req.finished:
-            lost = set(self.tables[req][0][computed // self.size : self.entered.get(req, 0)])
-            self.cached = [entry for entry in self.cached if entry[1] not in lost]
+            tables = self.tables[req]
+            lost = {block for table in tables for block in table[computed // self.size : self.entered.get(req, 0)]}
+            self.cached = [entry for entry in self.cached if entry[2][0] not in lost]
             self.enter(req, computed // self.size)
         self.entered.pop(req, None)
         super().release(req, computed)
@@ -240,7 +315,7 @@ class Machine(RuleBasedStateMachine):
         return req.computed + self.tick - self.joined[req] if req in self.joined else req.computed
 
     def tables(self, req: Request) -> list[list[int]]:
-        if isinstance(self.ours, Windowed):
+        if isinstance(self.ours, MixedPaged):
             return [list(table) for table in self.ours.tables(req)]
         return [list(self.ours.table(req))]
 
@@ -428,7 +503,7 @@ class Machine(RuleBasedStateMachine):
         # A member stops with its last token, as an engine's span does.
         limit = min(limit, *(req.final_kv_tokens - self.computed(req) for req in members))
         steps, possible = self.ours.headroom(self.tick, limit), self.most_steps(members, limit)
-        if isinstance(self.ours, Windowed):
+        if isinstance(self.ours, MixedPaged):
             # On the safe side: what falls out of the window helps with the first step at most, and a step that gives
             # back more than it takes is none of a span's, since it may let somebody in.
             assert steps <= possible
@@ -448,6 +523,7 @@ class Machine(RuleBasedStateMachine):
         """So many steps can all take in admission order, tried on a copy of the model."""
         trial = copy(self.model)
         trial.free = list(self.model.free)
+        trial.states = dict(self.model.states)
         trial.tables = {req: [list(table) for table in tables] for req, tables in self.model.tables.items()}
         for step in range(limit):
             if not all(trial.grow(req, self.computed(req) + step, 1) for req in members):
@@ -487,7 +563,8 @@ class Machine(RuleBasedStateMachine):
     def read(self, req: Request, past: int, tokens: int) -> None:
         model = self.model
         for layers, table in enumerate(model.tables[req]):
-            first = 0 if layers < model.full else max(0, past - model.recent + 1)
+            window = model.windows[layers]
+            first = max(0, past - window + 1) if window else 0
             for position in {*range(min(first, model.sinks)), *range(first, past + tokens)}:
                 assert model.slots[table[position // model.size], position % model.size] == self.text[req][position]
 
@@ -497,7 +574,9 @@ class Machine(RuleBasedStateMachine):
     def agrees(self) -> None:
         model, ours = self.model, self.ours
         assert {req: self.tables(req) for req in self.held} == model.tables
-        assert ours.free_blocks == len(model.free)
+        assert ours.free_blocks == model.free_blocks()
+        if isinstance(ours, MixedPaged):
+            assert all(ours.states(req) == list(flattened(model.states[req])) for req in self.held)
         assert ours.copies == model.copies
         for req in self.held:
             table, at = model.tables[req][-1], self.computed(req) // model.size
@@ -542,14 +621,50 @@ class WindowedMachine(Machine):
         rows=ROWS,
     )
     def begin(self, blocks: int, size: int, recent: int, sinks: int, layers: tuple[int, int], rows: list[Any]) -> None:
-        pool = KvPool(blocks, size, full_layers=layers[0], window_layers=layers[1])
-        full, windowed = layers if layers[1] else (0, 1)
-        model = Model(blocks, size, full=full, windowed=windowed, recent=recent, sinks=sinks)
+        pool = KvPool(blocks, size, full_layers=layers[0], window_layers=layers[1], max_step_tokens=STEP)
+        kinds = [(layers[0], 0), (layers[1], recent)] if layers[1] else [(1, recent)]
+        model = Model(blocks * sum(count for count, _ in kinds), size, kinds, sinks=sinks)
         self.start(Windowed(pool, window_tokens=recent, sink_tokens=sinks), model, rows)
+
+
+KINDS = st.sampled_from(
+    [
+        [(1, 0), (1, 5)],
+        [(1, 0), (3, 6)],
+        [(2, 0), (1, 9)],
+        [(1, 7)],
+        [(1, 0)],
+        [(1, 0), (2, 3), (1, 8)],
+    ]
+)
+"""Layers as (groups, window)."""
+
+
+class MixedMachine(Machine):
+    """`paged` or `prefix` for layers of several kinds, a constant state now and then."""
+
+    @initialize(
+        prefix=st.booleans(),
+        blocks=st.integers(6, 60),
+        size=st.sampled_from([1, 2, 4]),
+        kinds=KINDS,
+        states=st.sampled_from([0, 0, 0, 1, 3]),
+        rows=ROWS,
+    )
+    def begin(
+        self, prefix: bool, blocks: int, size: int, kinds: list[tuple[int, int]], states: int, rows: list[Any]
+    ) -> None:
+        layers = tuple(KvLayers(4 * count, window) for count, window in kinds)
+        pool = KvPool(blocks, size, 0, 4 * size, STEP, layers=layers, state_bytes=4 * size * states)
+        ours = MixedPrefix(pool) if prefix else MixedPaged(pool)
+        assert ours.pool.blocks == blocks
+        assert [tuple(group) for group in ours.groups] == kinds
+        self.start(ours, (PrefixModel if prefix else Model)(blocks, size, kinds, states=states), rows)
 
 
 often = settings(max_examples=EXAMPLES or 60, stateful_step_count=50)
 TestPaged = PagedMachine.TestCase
 TestPrefix = PrefixMachine.TestCase
 TestWindowed = WindowedMachine.TestCase
-TestPaged.settings = TestPrefix.settings = TestWindowed.settings = often
+TestMixed = MixedMachine.TestCase
+TestPaged.settings = TestPrefix.settings = TestWindowed.settings = TestMixed.settings = often

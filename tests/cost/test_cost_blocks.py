@@ -124,6 +124,9 @@ class TestMemory:
         assert few.blocks > many.blocks
         assert few.block_bytes == 16 * HYBRID.gpu_kv_bytes_per_token(Parallel(2))
         assert memory_plan(load_model("llama-3.1-8b"), H200).state_bytes == 0
+        pooled = memory_plan(HYBRID, H200, parallel=Parallel(2), pools_states=True)
+        assert (pooled.state_bytes, pooled.pooled_state_bytes) == (0, HYBRID.gpu_state_bytes(Parallel(2)))
+        assert pooled.blocks > many.blocks
 
     def test_the_card(self) -> None:
         card = footprint(HYBRID, [H200], tokens=1000, tp=2)
@@ -131,7 +134,10 @@ class TestMemory:
         assert card.kv_formula == "12 layers x 2,048 B"
         least = card.gpus[0].least
         assert least is not None
-        assert least.sequences <= 256  # as many as there are states
+        # A sequence takes 63 blocks of 16 tokens, and those that its state fills.
+        block_bytes = 16 * HYBRID.gpu_kv_bytes_per_token(Parallel(2))
+        state_blocks = -(-HYBRID.gpu_state_bytes(Parallel(2)) // block_bytes)
+        assert least.sequences == least.kv_bytes // (block_bytes * (63 + state_blocks))
         windowed = footprint(MIXED, [H200], tokens=1000)
         assert windowed.kv_attended_bytes == 12 * 2048 * 128 + 12 * 2048 * 1000
         assert windowed.weight_formula.startswith(

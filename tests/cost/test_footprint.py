@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.cost.capacity import kv_capacity, memory_plan
+from sim.cost.capacity import KvCapacity, kv_capacity, memory_plan
 from sim.cost.footprint import Footprint, footprint
 from sim.scenario import EngineSettings, KvSettings
+from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
@@ -94,17 +95,32 @@ def test_fits_are_those_that_a_run_would_have(name: str, gpu: str, tokens: int, 
     for split in map(Parallel, range(1, 65) if tp is None else [tp]):
         allowed = model.divides(split) and (split.tp <= 8 or sheet.network_bytes_per_s)
         if allowed and (model.dtype != "bf16" or sheet.bf16_flops_per_s):
-            plan = memory_plan(model, sheet, parallel=split, max_num_seqs=max(256, batch))
-            holds[split.tp] = max(0, plan.blocks) // -(-tokens // 16)
+            plan = memory_plan(model, sheet, parallel=split, max_num_seqs=max(256, batch), pools_states=True)
+            holds[split.tp] = sequences(model, split, plan, tokens)
     for placed, wanted in ((found.least, 1), (found.batch, batch)):
         first = next((tp for tp, sequences in holds.items() if sequences >= wanted), None)
         assert (placed.tp if placed else None) == first
         if placed:
             assert placed.sequences == holds[placed.tp]
             room = kv_capacity(model, sheet, parallel=Parallel(placed.tp), max_num_seqs=max(256, batch))
-            assert placed.sequences * tokens <= room.tokens
+            assert placed.sequences * tokens <= room.tokens or model.sliding_layers
             assert placed.nodes == -(-placed.tp // 8)
     assert bool(found.why) == (found.batch is None)
+
+
+def sequences(model: ModelSpec, split: Parallel, plan: KvCapacity, tokens: int) -> int:
+    """How many sequences fit, by counting the blocks of one in each group of layers of equal bytes."""
+    rows = -(-tokens // 16)
+    kept = {False: 0, True: 0}
+    for kind in model.kv_kinds(split):
+        kept[bool(kind.window_tokens)] += kind.layers * kind.token_bytes
+    if not kept[True]:
+        return max(0, plan.blocks) // rows
+    sizes = [size for size in kept.values() if size]
+    group = max(sizes) if max(sizes) < 1.25 * min(sizes) else min(sizes)
+    within = min(rows, -(-(model.sliding_window_tokens + 8192) // 16) + 1)
+    one = -(-kept[False] // group) * rows + -(-kept[True] // group) * within
+    return max(0, plan.blocks * plan.block_bytes // (16 * group)) // one
 
 
 def test_why_a_gpu_holds_nothing() -> None:
@@ -147,3 +163,14 @@ def test_a_larger_node_needs_no_network() -> None:
     fit = footprint(load_model("deepseek-v3"), [replace(H100, node_gpus=72)], tokens=4096).gpus[0]
     assert fit.least is not None
     assert (fit.least.tp, fit.least.nodes) == (16, 1)
+
+
+def test_a_hybrid_counts_a_state_and_its_blocks() -> None:
+    """Qwen3-Next on two H200: 24,576 B of KV and 37 MiB of state a sequence on each, in blocks of 16 x 12,288 B."""
+    model, gpu = load_model("qwen3-next-80b-a3b"), load_gpu("h200")
+    found = footprint(model, [gpu], tokens=1600, tp=2).gpus[0].batch
+    plan = memory_plan(model, gpu, parallel=Parallel(2), pools_states=True)
+    state = -(-model.gpu_state_bytes(Parallel(2)) // (16 * 12_288))
+    assert plan.block_bytes == 16 * 12_288
+    assert found is not None
+    assert found.sequences == plan.blocks // (100 + state)

@@ -100,7 +100,7 @@ def summary_differences(run: Run, other: Run, *, loose: bool = False) -> Iterato
     skip = {"simulator", "binding", "verdict", *(("cost_terms", "cost_sources") if loose else ())}
     # Steps of a span are taken as equally long, and a window gives blocks back between them.
     even = run.case.cost is not None and not run.case.cost.per_context_token_s
-    even = even and run.plan.allocator.name != "windowed"
+    even = even and not run.parts.layout.groups
     for key, told in run.summary.items():
         if key in skip:
             continue

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from sim import catalog
+from sim.engine.pages import mixed_layers
 from sim.load import names
 
 from .case import Case, Row, Steps
@@ -72,6 +73,8 @@ def _agree(settings: dict[str, Any]) -> None:
         settings["allocator.window_tokens"] = max(block, settings.get("allocator.window_tokens", 2 * block))
     if {"offload.kv_layers", "kv.swap_gib"} <= set(settings):
         del settings["kv.swap_gib"]
+    if settings["allocator"] == "paged" and mixed_layers(catalog.load_model(settings["model"]).kv_kinds())[0]:
+        settings.pop("kv.swap_gib", None)
     for key in ("offload.weight_layers", "offload.kv_layers"):
         if tiny and key in settings:
             settings[key] = min(2, settings[key])

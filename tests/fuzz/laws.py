@@ -211,7 +211,7 @@ def memory(run: Run) -> Iterator[str]:
 
 def content(run: Run) -> Iterator[str]:
     """What the pool holds is what was computed or found, less that of requests that have ended."""
-    done, simple = run.done, run.plan.allocator.name not in ("windowed", "no-cache")
+    done, simple = run.done, not run.parts.layout.groups and run.plan.allocator.name != "no-cache"
     if not simple or run.plan.policy.name in ("static", "speculative") or not run.one_each or done["preemptions"].any():
         return
     for index in range(run.plan.replicas):

@@ -28,8 +28,8 @@ def spans(run: Run) -> Iterator[str]:
     if (single.steps["repeats"] != 1).any():
         yield "a step was repeated, and spans are off"
     mine, wanted = single_columns(run.steps), put_together(run, single.steps)
-    if run.plan.allocator.name == "windowed" and not run.one_each:
-        # Where a window drops blocks that samples share, a span's means count them as used (docs/metrics.md).
+    if run.parts.layout.groups and (not run.one_each or run.plan.allocator.name == "prefix"):
+        # Where a window drops blocks that others share, a span's means count them as used (docs/metrics.md).
         means = [name for name in mine if name.endswith("_mean_tokens")]
         mine, wanted = mine.drop(columns=means), wanted.drop(columns=means)
     yield from differences(run, single, steps=mine, wanted_steps=wanted)

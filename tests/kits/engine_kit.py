@@ -24,7 +24,7 @@ from sim.engine.request import Request
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy
 from sim.engine.wiring import wire
-from sim.load import build
+from sim.load import MIXED, build
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.clock import Clock
@@ -65,7 +65,8 @@ class Setup:
         policy = self.policy
         if isinstance(policy, str):
             policy = build("sim.policies", policy, self.policy_parameters)
-        allocator = build("sim.allocators", self.allocator, self.allocator_parameters, self.pool)
+        package = MIXED if self.pool.layers else "sim.allocators"
+        allocator = build(package, self.allocator, self.allocator_parameters, self.pool)
         return wire(
             policy,
             allocator,

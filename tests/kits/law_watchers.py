@@ -365,10 +365,16 @@ class Contents(Observer):
         last: dict[int, Token] = {}
         filled: Counter[tuple[int, int]] = Counter()
         unfillable: set[tuple[int, int]] = set()
-        spare_blocks = spare_internal = 0
+        spare_blocks = spare_internal = state_blocks = 0
+        states = getattr(engine.allocator, "states", None)
         for req in (*engine.running, *engine.roster.held):
             computed = lockstep.computed(req) if req in lockstep else req.computed
             text = self.text.setdefault(req.id, self._prompt(req))
+            for block in states(req) if states else ():
+                assert block not in last, "a state's block is held twice"
+                last[block] = (req.id,)
+            # Those of sequences that are yet to be forked hold nothing.
+            state_blocks += len(states(req)) // req.seats if states else 0
             for table in self.tables(engine, req):
                 held = [(at, block) for at, block in enumerate(table) if block != NULL_BLOCK]
                 assert len({block for _, block in held}) == len(held)
@@ -391,7 +397,7 @@ class Contents(Observer):
         usage = engine.usage()
         assert sum(usage[:-1]) == engine.allocator.pool.tokens
         assert min(usage) >= 0
-        assert usage.used + usage.shared == len(filled)
+        assert usage.used + usage.shared == len(filled) + state_blocks * size
         assert usage.shared == sum(count > 1 for count in filled.values())
         assert usage.saved == filled.total() - len(filled)
         assert usage.internal == len(unfillable) + spare_internal

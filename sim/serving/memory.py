@@ -1,0 +1,88 @@
+"""The KV memory of a scenario: how many blocks, and whether its layers are kept by kind or alike. It builds nothing."""
+
+from __future__ import annotations
+
+from sim.cost.capacity import kv_capacity
+from sim.cost.offload import Offload
+from sim.engine.memory import KvPool
+from sim.engine.pages import mixed_layers
+from sim.load import MIXED, OURS, names
+from sim.scenario import Scenario
+from sim.specs.bounds import MAX_BLOCKS
+from sim.specs.model import GpuSpec, ModelSpec
+from sim.specs.parallel import Parallel
+from sim.speculation.drafters import Drafter
+from traces.schema import InputError
+
+
+def allocator_package(scenario: Scenario, model: ModelSpec) -> str:
+    """The package that the allocator's name is looked up in: that for layers that do not keep alike, or the other."""
+    layers, _ = mixed_layers(model.kv_kinds(Parallel(scenario.tp)))
+    return MIXED if layers and not why_alike(scenario) else "sim.allocators"
+
+
+def why_alike(scenario: Scenario) -> str:
+    """Why an allocator is given all layers as if every one kept every token, whatever the model; "" if it is not."""
+    name = scenario.allocator.name
+    if scenario.engine.name != OURS:
+        return f"the engine {scenario.engine.name} brings its own KV manager"
+    if scenario.executor == "live":
+        return "the tensors of a live run hold every layer alike"
+    if name not in names(MIXED):
+        return f"the {name} allocator is given blocks of all layers"
+    if scenario.offload.kv_layers:
+        return "KV of offloaded layers is counted by layers that are alike"
+    return ""
+
+
+def kv_pool(
+    scenario: Scenario, model: ModelSpec, gpu: GpuSpec, offload: Offload, drafter: Drafter | None, longest: int
+) -> KvPool:
+    """The memory of a replica's allocator, for requests of at most `longest` tokens.
+
+    Raises:
+        InputError: the model does not fit, or more blocks than are simulated.
+    """
+    parallel, kv, engine = Parallel(scenario.tp), scenario.kv, scenario.engine
+    mixed = allocator_package(scenario, model) == MIXED
+    blocks = (
+        kv.blocks
+        or kv_capacity(
+            model,
+            gpu,
+            parallel=parallel,
+            block_tokens=kv.block_tokens,
+            gpu_memory_utilization=kv.gpu_memory_utilization,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            offload=offload,
+            drafter=drafter,
+            pools_states=mixed,
+        ).blocks
+    )
+    _check_blocks(scenario, blocks)
+    own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
+    layers, state_bytes = mixed_layers(model.kv_kinds(parallel), own_bytes) if mixed else ((), 0)
+    native = model.attention_window
+    return KvPool(
+        blocks,
+        kv.block_tokens,
+        longest,
+        kv.block_tokens * (model.gpu_kv_bytes_per_token(parallel) + own_bytes),
+        max_step_tokens=engine.max_num_batched_tokens,
+        window_tokens=native.recent_tokens if native else 0,
+        full_layers=model.full_layers,
+        window_layers=model.sliding_layers,
+        layers=layers,
+        state_bytes=state_bytes,
+    )
+
+
+def _check_blocks(scenario: Scenario, blocks: int) -> None:
+    """Refuse more KV blocks than this machine can keep account of."""
+    if blocks * scenario.replicas > MAX_BLOCKS:
+        whose = f"{scenario.replicas:,} replicas of {blocks:,}" if scenario.replicas > 1 else "a replica of so many"
+        raise InputError(
+            f"kv.blocks comes to {blocks * scenario.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
+            "set a larger kv.block_tokens or fewer replicas"
+        )
