@@ -10,7 +10,7 @@ from sim import catalog
 from sim.catalog import presets
 from sim.catalog.presets import EnginePreset
 from sim.cost import profile as profiles
-from sim.cost.capacity import kv_capacity
+from sim.cost.capacity import MemorySettings, kv_capacity
 from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
@@ -145,11 +145,13 @@ def assemble(scenario: Scenario) -> Parts:
         or kv_capacity(
             model,
             gpu,
+            MemorySettings(
+                scenario.kv.block_tokens,
+                scenario.kv.gpu_memory_utilization,
+                engine.max_num_batched_tokens,
+                engine.max_num_seqs,
+            ),
             parallel=parallel,
-            block_tokens=scenario.kv.block_tokens,
-            gpu_memory_utilization=scenario.kv.gpu_memory_utilization,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
             offload=offload,
             drafter=drafter,
         ).blocks
