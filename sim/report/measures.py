@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sim.report.units import NONE, TimeUnit, dollars, energy, number, percent, row_unit, seconds, size_of, time_unit
 from sim.results.percentiles import STATISTICS
+from sim.results.units import NONE, TimeUnit, dollars, energy, number, percent, row_unit, seconds, size_of, time_unit
 
 Summary = Mapping[str, Any]
 Values = Iterable[float | None]

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.cost.footprint import Footprint, Placement
-from sim.report.units import NONE, count, size_of
+from sim.results.units import NONE, count, size_of
 
 
 def memory_view(card: Footprint) -> RenderableType:

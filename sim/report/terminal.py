@@ -27,9 +27,9 @@ from sim.report.run.sentences import (
     title,
     warnings_of,
 )
-from sim.report.units import count, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
+from sim.results.units import count, number, percent, seconds, size_of
 from sim.results.verdict import clause_name
 
 MOST_DIGITS = 7

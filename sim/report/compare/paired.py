@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.measures import LATENCIES, LatencyUnits
-from sim.report.units import NONE, count, row_unit, signed
 from sim.results.paired import PAIRED, Difference, Interval, Paired
+from sim.results.units import NONE, count, row_unit, signed
 
 # With more variants than this the terminal shows this latency of each alone.
 FULL = 3

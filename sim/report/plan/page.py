@@ -11,7 +11,7 @@ from sim.report.plan.sentences import ROOFLINE, answer, binds_words, gpus_words,
 from sim.report.plan.tables import cells, page_candidate_columns, page_rate_columns
 from sim.report.run.sentences import ROOFLINE_WARNING, heading
 from sim.report.templates import Card, Panels, halves, render
-from sim.report.units import count, dollars, energy, number, percent
+from sim.results.units import count, dollars, energy, number, percent
 
 Document = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits
-from sim.report.units import count, dollars, energy, limit, number, percent
+from sim.results.units import count, dollars, energy, limit, number, percent
 from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sim.report.measures import LatencyUnits, Measure, latency
 from sim.report.plan.sentences import binds_words, gpu_count, gpus_words
-from sim.report.units import NONE, count, dollars, energy, number, percent
+from sim.results.units import NONE, count, dollars, energy, number, percent
 
 Row = Mapping[str, Any]
 Rows = Iterable[Row]

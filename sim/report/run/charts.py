@@ -7,10 +7,10 @@ import pandas as pd
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.measures import LATENCIES, LatencyUnits
-from sim.report.units import TimeUnit, count, percent
 from sim.results import series
 from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
+from sim.results.units import TimeUnit, count, percent
 
 LATENCY_TEXTS = {
     "ttft_s": (

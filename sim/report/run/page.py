@@ -22,11 +22,11 @@ from sim.report.run.sentences import (
 from sim.report.run.terms import term_charts
 from sim.report.run.timeline import step_unit, time_charts
 from sim.report.templates import Card, Panels, render
-from sim.report.units import count, dollars, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
+from sim.results.units import count, dollars, number, percent, seconds, size_of
 from sim.results.verdict import clause_name
 
 INPUT_NAMES = {

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sim.report.units import count, number, percent
 from sim.results.kv import KV_HELD, busy_s, kv_tokens
 from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
+from sim.results.units import count, number, percent
 
 # A pool that is fuller than this is under pressure: the next admission may have to wait or to preempt.
 FULL = 0.9

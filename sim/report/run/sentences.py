@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.report.units import count, dollars, energy, number, percent, seconds
 from sim.results.metrics import SOURCES
+from sim.results.units import count, dollars, energy, number, percent, seconds
 from traces import documents
 from traces.schema import InputError
 

@@ -9,12 +9,12 @@ import pandas as pd
 
 from sim.report.chart import Chart, axis
 from sim.report.run.timeline import TimeAxis
-from sim.report.units import TimeUnit, count, percent, seconds
 from sim.results import series
 from sim.results.percentiles import Floats
 from sim.results.resources import PRODUCTS
 from sim.results.result import Run
 from sim.results.terms import term_table
+from sim.results.units import TimeUnit, count, percent, seconds
 
 # More spans than this are not explained for a page: an even choice says the same.
 SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150

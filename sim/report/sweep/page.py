@@ -16,8 +16,8 @@ from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
 from sim.report.templates import Card, Panels, TableColumn, render
-from sim.report.units import count
 from sim.results.metrics import SOURCES
+from sim.results.units import count
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500

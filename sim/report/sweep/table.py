@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, Measure, latency
-from sim.report.units import NONE, percent
 from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats, Ints
+from sim.results.units import NONE, percent
 
 Bools = npt.NDArray[np.bool_]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
