@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sim.study.plan.glance import Glance
+from sim.study.plan.observation import decided
+from sim.study.plan.rates import rounded
 from sim.study.statistics import Estimate, by_skewed_replications
 
 SCREEN, MAJORITY = 2, 5
@@ -258,10 +260,6 @@ class Refinement:
         return best.confirmed * best.candidate.cost * (1 + MARGIN)
 
 
-def rounded(load: float) -> float:
-    return float(f"{load:.4g}")
-
-
 def estimates(glances: Sequence[Glance], confidence: float = LOOK_CONFIDENCE) -> list[Estimate]:
     """Of each clause and of the stability, the mean excess over replications that were not ended early."""
     rows = np.array([glance.excess for glance in glances if not glance.stopped])
@@ -271,8 +269,4 @@ def estimates(glances: Sequence[Glance], confidence: float = LOOK_CONFIDENCE) ->
 def met_by(glances: Sequence[Glance]) -> bool | None:
     """Is the SLO met, by the test over whole replications? None where they cannot say."""
     intervals = estimates(glances)
-    if not intervals:
-        return None
-    if all(interval.high <= 0 for interval in intervals):
-        return True
-    return False if any(interval.low > 0 for interval in intervals) else None
+    return decided(intervals) if intervals else None
