@@ -27,6 +27,11 @@ def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,d}"
 
 
+def count_of(value: int, noun: str) -> str:
+    """So many of them: 1 replica, 2,048 tokens."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as percent with one decimal; never 100.0 % or 0.0 % for what is not all or nothing."""
     if fraction is None:

@@ -71,7 +71,7 @@ def _limited(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
     """One column for each metric of the SLO; "!" marks the one that is nearest to its limit."""
 
     def words(name: str) -> Callable[[Row], str]:
-        unit = units[f"{name.partition('_')[0]}_s"]
+        unit = units.of_clause(name)
 
         def text(row: Row) -> str:
             value = (row.get("slo_values") or {}).get(name)

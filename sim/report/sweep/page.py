@@ -17,7 +17,7 @@ from sim.report.sweep.frontier import map_charts, pareto_chart
 from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
 from sim.report.templates import Card, Panels, TableColumn, render
 from sim.results.metrics import SOURCES
-from sim.results.units import count
+from sim.results.units import count, count_of
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500
@@ -99,8 +99,7 @@ def _common(table: pd.DataFrame, column: str) -> str | None:
 
 
 def _lead(sweep: Sweep) -> str:
-    points = len(sweep.points)
-    text = f"{count(points)} {'point' if points == 1 else 'points'}"
+    text = count_of(len(sweep.points), "point")
     if sweep.axes:
         text += " over " + ", ".join(f"{axis.label} ({len(axis.values)})" for axis in sweep.axes)
     if sweep.seeds > 1:

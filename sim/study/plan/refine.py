@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.results.units import count_of
 from sim.study.plan.glance import Glance
 from sim.study.plan.observation import decided
 from sim.study.plan.rates import rounded
@@ -183,7 +184,7 @@ class Refinement:
     def _meets(self, standing: Standing, replicas: int) -> bool:
         """Screen a number of replicas, and remember what it says of fewer and of more."""
         met = self.screened(standing, replicas)
-        name = f"{standing.candidate.name}, {replicas} {'replica' if replicas == 1 else 'replicas'}"
+        name = f"{standing.candidate.name}, {count_of(replicas, 'replica')}"
         self.say(f"{name}: {'meets' if met else 'misses'} the SLO")
         if met:
             standing.meets = replicas if standing.meets is None else min(standing.meets, replicas)

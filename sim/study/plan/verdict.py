@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sim.results.units import count_of
 from sim.scenario import Scenario
 from sim.study.plan.document import Document, configuration, mark_pareto, money, slo_of
 from sim.study.plan.document import inputs_of as inputs_of_run
@@ -238,7 +239,7 @@ def _nothing(findings: Findings) -> Document:
         for clause in findings.clauses
         if (value := glances[0].values.get(clause.name)) is not None and (over := _over(value, clause)) > 0
     ]
-    where = f"{candidate.name} with {candidate.most} replicas ({nearest['gpus']:,} GPUs)"
+    where = f"{candidate.name} with {count_of(candidate.most, 'replica')} ({nearest['gpus']:,} GPUs)"
     if not missed:
         return {
             "nearest": {**nearest, "metric": "stability", "by": None},
