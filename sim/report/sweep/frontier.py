@@ -12,7 +12,8 @@ import numpy as np
 from sim.report.chart import Chart, Spec, axis, choice, scattered
 from sim.report.measures import Measure, latency
 from sim.report.sweep.charts import UNSTABLE, limits_at, steep
-from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep, value_text
+from sim.report.sweep.points import COSTS, GPU_HOURS, RATES, Bools, value_text
+from sim.report.sweep.table import Axis, Sweep
 from sim.results import series
 from sim.results.percentiles import Floats
 from sim.results.units import count

@@ -14,7 +14,8 @@ from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, engine_of, heading
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
-from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
+from sim.report.sweep.points import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, value_text
+from sim.report.sweep.table import Sweep
 from sim.report.templates import Card, Panels, TableColumn, render
 from sim.results.metrics import SOURCES
 from sim.results.units import count, count_of
@@ -104,15 +105,9 @@ def _lead(sweep: Sweep) -> str:
         text += " over " + ", ".join(f"{axis.label} ({len(axis.values)})" for axis in sweep.axes)
     if sweep.seeds > 1:
         text += f", {sweep.seeds} seeds each"
-    failed, unstable = _counts(sweep)
+    failed, unstable = int((sweep.points.failed > 0).sum()), sweep.unstable
     rest = [f"{count(failed)} failed" if failed else "", f"{count(unstable)} unstable" if unstable else ""]
     return f"{text}: {', '.join(filter(None, [f'{count(int(sweep.good.sum()))} stable', *rest]))}."
-
-
-def _counts(sweep: Sweep) -> tuple[int, int]:
-    """How many points (failed in any run, were unstable in any run that ended)."""
-    failed = sweep.points.failed > 0
-    return int(failed.sum()), int((~failed & ~sweep.points.stable).sum())
 
 
 def _cards(sweep: Sweep) -> Iterable[Card]:
@@ -146,12 +141,11 @@ def _warnings(sweep: Sweep) -> Iterable[str]:
         yield f"{count(rest)} more runs failed for {count(len(reasons) - MOST_REASONS)} other reasons: see the table."
     if nearest := sweep.nearest_words():
         yield nearest
-    _, unstable = _counts(sweep)
-    if unstable:
-        noun, verb = ("point is", "its") if unstable == 1 else ("points are", "their")
+    if sweep.unstable:
+        noun, verb = ("point is", "its") if sweep.unstable == 1 else ("points are", "their")
         yield (
-            f"{count(unstable)} {noun} unstable: the queue kept growing while requests arrived, so {verb} latencies "
-            "depend on the length of the trace. They are drawn hollow and never offered as best."
+            f"{count(sweep.unstable)} {noun} unstable: the queue kept growing while requests arrived, so {verb} "
+            "latencies depend on the length of the trace. They are drawn hollow and never offered as best."
         )
 
 
