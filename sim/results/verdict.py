@@ -33,11 +33,8 @@ def clause_name(name: str) -> str:
 
 def stable(requests: pd.DataFrame, load: Summary) -> bool | None:
     """Whether the queue did not grow; None where that cannot be told: too few requests, or no open load."""
-    return None if load["kind"] in ("closed", "at once") else _negated(grows(requests))
-
-
-def _negated(value: bool | None) -> bool | None:
-    return None if value is None else not value
+    grown = None if load["kind"] in ("closed", "at once") else grows(requests)
+    return None if grown is None else not grown
 
 
 def bounded(summary: Summary, bound: Summary, command: str) -> dict[str, Any]:
