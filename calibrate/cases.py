@@ -7,7 +7,7 @@ steps give attention by sequences and context; mixed ones what a step costs besi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,7 +120,8 @@ def chosen(
     return density, expected_s
 
 
-def describe(measured: list[Case]) -> dict[str, str]:
+def describe(models: Iterable[str], measured: Sequence[Case], density: Density) -> dict[str, str]:
+    """What a calibration measures of each of these models, in words."""
     grid = [case for case in measured if case.role == GRID]
     even = [case.decodes for case in grid if len(set(case.decodes)) == 1 and not case.prefills]
     sizes = {
@@ -132,7 +133,12 @@ def describe(measured: list[Case]) -> dict[str, str]:
     }
     counts = {role: sum(case.role == role for case in measured) for role in (GRID, BETWEEN, STEPS)}
     texts = {name: ", ".join(map(str, sorted(values))) for name, values in sizes.items() if values}
-    return {**texts, "cases": f"{counts[GRID]} fitted, {counts[BETWEEN]} between, {counts[STEPS]} whole steps"}
+    return {
+        "models": "; ".join(models),
+        **texts,
+        "cases": f"{counts[GRID]} fitted, {counts[BETWEEN]} between, {counts[STEPS]} whole steps",
+        "passes": f"{density.passes}, the middle of {density.repeats} in each",
+    }
 
 
 def _sizes(least: int, most: int, ratio: int) -> list[int]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from calibrate.commands import check, derive, fit, name_of, show, write_out
 from sim.cli.guard import Commands, guarded, version_option
@@ -21,6 +17,9 @@ from traces.schema import InputError
 if TYPE_CHECKING:
     from calibrate.result import Calibration
     from calibrate.run import Job, Settings
+
+WIDEST_NAME = 48
+"""Letters of what is measured that stand before the bar of progress."""
 
 # Commands import what they need when they run, so that `calibrate --help` and a mistyped option answer at once.
 
@@ -112,10 +111,16 @@ def _measure(
 def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
     from calibrate.harness import Harness  # noqa: PLC0415
     from calibrate.run import calibrate  # noqa: PLC0415
+    from sim.cli.options import naming_bar  # noqa: PLC0415
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     seed, on = job.settings.seed, job.target.device
-    with _progress(quiet) as progress:
+    with naming_bar("measuring", quiet) as bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            if bar is not None:
+                bar(what[:WIDEST_NAME], done, total)
+
         return calibrate(
             job,
             lambda spec, limits: Harness(spec, on, limits, seed),
@@ -157,18 +162,6 @@ def _show_plan(job: Job, as_json: bool) -> None:
         return
     for name, value in facts.items():
         click.echo(f"{name}: {value}")
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _what, _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("measuring", total=None)
-        yield lambda what, done, total: bar.update(task, description=what[:48], completed=done, total=total)
 
 
 for command in (fit, show, check, derive):

@@ -6,8 +6,6 @@ import hashlib
 import math
 import os
 import platform
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 import backend
 from backend.bench.record import version_of
 from backend.cache.memory import device_bytes
+from backend.smi import smi
 from calibrate.sheet import CPU
 from sim import catalog
 from traces.schema import InputError
@@ -92,7 +91,7 @@ def others(goal: Target) -> str:
     """
     if goal.is_cpu:
         return ""
-    told = _smi("--query-compute-apps=pid,process_name")
+    told = smi("--query-compute-apps=pid,process_name")
     return next((line for line in told if line.split(",")[0].strip() != str(os.getpid())), "")
 
 
@@ -104,7 +103,7 @@ def telemetry(goal: Target) -> dict[str, float]:
         return {"load": os.getloadavg()[0]}
     for prefix in (*_REASON_PREFIXES, ""):
         names = {**_QUERY, **({f"{prefix}.{reason}": key for reason, key in _REASONS.items()} if prefix else {})}
-        lines = _smi(f"--query-gpu={','.join(names)}")
+        lines = smi(f"--query-gpu={','.join(names)}")
         if lines:
             parts = zip(names.values(), (part.strip() for part in lines[0].split(",")), strict=False)
             numbers = ((key, _number(text)) for key, text in parts)
@@ -134,7 +133,7 @@ def software(goal: Target) -> dict[str, str]:
     versions = {**packages, "kernels_sha256": source_hash(Path(backend.__file__).parent, folder)}
     if goal.is_cpu:
         return {**versions, "threads": "1"}  # which `Harness` sees to
-    drivers = _smi("--query-gpu=driver_version")
+    drivers = smi("--query-gpu=driver_version")
     return {
         **versions,
         "triton": version_of("triton") or "unknown",
@@ -167,21 +166,3 @@ def _cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, one thread"
-
-
-def _smi(*query: str) -> list[str]:
-    """Lines that nvidia-smi answers; none where there is no nvidia-smi, or it does not know."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        done = subprocess.run(
-            [program, *query, "--format=csv,noheader,nounits", "--id=0"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []

@@ -46,7 +46,7 @@ class Header:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**asdict(self), "specs": {name: asdict(spec) for name, spec in self.specs.items()}}
+        return asdict(self)
 
     @classmethod
     def of(cls, told: Any, path: Path) -> Header:

@@ -21,10 +21,11 @@ def planned(header: Header) -> list[Case]:
 
 def lacks(header: Header, entries: Sequence[JournalEntry]) -> list[str]:
     """Sentences on what of the plan was not measured; none of a calibration that was finished."""
+    plan, passes = planned(header), header.density.passes
     return [
         f"{model}: {sentence}"
         for model in header.specs
-        for sentence in _lacks(planned(header), header.density.passes, [one for one in entries if one.model == model])
+        for sentence in _lacks(plan, passes, [one for one in entries if one.model == model])
     ]
 
 

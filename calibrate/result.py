@@ -89,7 +89,7 @@ def fitted(
         clocks=_clock_range([entry.clocks for entry in entries if entry.clocks]),
         included={"embedding": "launch"} if header.synchronous else {},
         synchronous=header.synchronous,
-        grid=_grid(header),
+        grid=describe(header.specs, planned(header), header.density),
         accuracy={one: replace(UNKNOWN, form=", ".join(chosen)) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, chip if header.synchronous else None, text)
@@ -112,15 +112,6 @@ def _nothing(dropped: Sequence[Dropped], troubles: Sequence[Trouble]) -> str:
     told_of = [*dropped_notes(dropped), *map(str, troubles)]
     more = f" (and {len(told_of) - 1} more)" if len(told_of) > 1 else ""
     return f"{told_of[0]}{more}" if told_of else "the journal has no measurements"
-
-
-def _grid(header: Header) -> dict[str, str]:
-    density = header.density
-    return {
-        "models": "; ".join(header.specs),
-        **describe(planned(header)),
-        "passes": f"{density.passes}, the middle of {density.repeats} in each",
-    }
 
 
 def _clock_range(clocks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -61,12 +61,7 @@ class Job:
     settings: Settings
 
     def grid(self) -> dict[str, str]:
-        first = next(iter(self.subjects.values()))
-        return {
-            "models": "; ".join(self.subjects),
-            **describe(list(first.cases)),
-            "passes": f"{self.density.passes}, the middle of {self.density.repeats} in each",
-        }
+        return describe(self.subjects, next(iter(self.subjects.values())).cases, self.density)
 
     def header(self, date: str) -> Header:
         """What a journal must be of to be gone on with, and to be fitted."""

@@ -1,4 +1,4 @@
-"""SessionRows of a trace taken again, drawn or not: what a file has too few of is drawn anew. It knows no rate."""
+"""Sessions of a trace taken again, drawn or not: what a file has too few of is drawn anew. It knows no rate."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -23,7 +22,8 @@ from typing import Any
 
 import torch
 
-from traces.schema import InputError
+from backend.atomic import replace_file
+from backend.smi import smi
 
 SCHEMA = "foretoken-bench/1"
 
@@ -120,14 +120,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that a run that is killed leaves the last case whole. Raises InputError."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            part.unlink(missing_ok=True)
+        replace_file(path, (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode())
 
 
 def environment(device: torch.device, small: bool, command: Sequence[str]) -> dict[str, Any]:
@@ -154,8 +147,8 @@ def environment(device: torch.device, small: bool, command: Sequence[str]) -> di
         "memory_bytes": properties.total_memory,
         "l2_bytes": l2_bytes(device),
         "cuda": torch.version.cuda,
-        "driver": _nvidia_smi("driver_version"),
-        "power_limit_w": _nvidia_smi("power.limit"),
+        "driver": next(iter(smi("--query-gpu=driver_version")), None),
+        "power_limit_w": next(iter(smi("--query-gpu=power.limit")), None),
     }
 
 
@@ -181,18 +174,9 @@ def _source_hash() -> str:
 
 def _git(*arguments: str) -> str | None:
     """What git says about the checkout that this file lies in; None where it says nothing."""
-    return _output("git", "-C", str(Path(__file__).parent), *arguments)
-
-
-def _nvidia_smi(query: str) -> str | None:
-    answer = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
-    return answer.splitlines()[0] if answer else None
-
-
-def _output(*command: str) -> str | None:
-    """A command's output; None where it is not there, fails or says nothing."""
-    if shutil.which(command[0]) is None:
+    if shutil.which("git") is None:
         return None
+    command = ("git", "-C", str(Path(__file__).parent), *arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backend.cache.kvcache import LayerCache
-from backend.kernels._ahead import attend_rotated, attend_scores_ahead
 from backend.kernels._attention import MASKED, attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two, processors
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
@@ -70,7 +69,6 @@ def prefill_kernel(  # noqa: PLR0915  (one program; its branches are compile-tim
     SCALAR_SCALES: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
     TMA: tl.constexpr,
-    ORDER: tl.constexpr,
     SPLITS: tl.constexpr,
     DOT: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -129,22 +127,11 @@ def prefill_kernel(  # noqa: PLR0915  (one program; its branches are compile-tim
             KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, True, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
         )  # fmt: skip
     whole = tl.maximum(whole, begun)
-    if ORDER == "ahead":
-        acc, peak, total = attend_scores_ahead(
-            acc, peak, total, queries, k, v, table, head, begun, whole, factor,
-            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, TMA, DOT, UPCAST,
-        )  # fmt: skip
-    elif ORDER == "rotated":
-        acc, peak, total = attend_rotated(
-            acc, peak, total, queries, k, v, table, head, begun, whole, factor,
-            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, TMA, DOT, UPCAST,
-        )  # fmt: skip
-    else:
-        acc, peak, total = attend(
-            acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, 0, last + 1,
-            begun, whole, sink_tiles, skipped, window, sinks, factor, soft_cap,
-            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, False, WINDOWED, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
-        )  # fmt: skip
+    acc, peak, total = attend(
+        acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, 0, last + 1,
+        begun, whole, sink_tiles, skipped, window, sinks, factor, soft_cap,
+        KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, False, WINDOWED, CAPPED, TOKEN_SCALES, TMA, DOT, UPCAST,
+    )  # fmt: skip
     acc, peak, total = attend(
         acc, peak, total, queries, k, v, k_scale, v_scale, table, head, positions, first - window + 1, last + 1,
         whole, visits, sink_tiles, skipped, window, sinks, factor, soft_cap,
@@ -189,8 +176,7 @@ def merge_parts(part_out, part_lse, out, lse, rows, SPLITS: tl.constexpr, HEAD_D
 class Tile:
     """Rows and keys of a program's tile, how it is compiled, and whether the copy engine fetches keys and values.
 
-    `order` names the loop over tiles that all rows attend whole: "" is `_attention.attend`'s, the others are
-    `_ahead`'s, for plain scores. `splits` programs share a tile's keys, and a second kernel merges their parts.
+    `splits` programs share a tile's keys, and a second kernel merges their parts.
     """
 
     rows: int
@@ -198,11 +184,9 @@ class Tile:
     warps: int = 8
     stages: int = 3
     tma: bool = False
-    order: str = ""
     splits: int = 1
 
 
-ORDERS = ("", "ahead", "rotated")
 MERGE_ROWS = 4
 """Rows a program merges: few, because few rows are what is split."""
 
@@ -300,8 +284,6 @@ def prefill_attention(
     block_q, sequences = tile.rows // form.group, kv_lens.shape[0]
     if tokens == 0:
         return out, lse
-    if tile.order not in ORDERS or (tile.order and (form.windowed or form.capped or form.cache == "i8")):
-        raise InputError(f"the order of tiles {tile.order!r}: known are {ORDERS}, the named ones for plain scores")
     programs = form.kv_heads * (tokens // block_q + sequences)
     if split and tile.warps == 4 and not (form.windowed or form.capped or form.narrow):
         slots = PROGRAMS_AT_ONCE * processors(q.device)
@@ -314,7 +296,7 @@ def prefill_attention(
     prefill_kernel[(programs, tile.splits)](
         q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, part_out, part_lse,
         sequences, q.stride(0), block_tables.stride(0), scale, soft_cap, window, sinks,
-        BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, ORDER=tile.order, SPLITS=tile.splits, **form.constexprs(),
+        BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, SPLITS=tile.splits, **form.constexprs(),
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     if tile.splits > 1:
@@ -386,10 +368,14 @@ def variant_of(form: Form, tile: Tile) -> KernelVariant:
     own = {"q_starts": "*i32", "q_stride": "i32"}
     if tile.tma:
         own |= dict.fromkeys(("k", "v"), f"tensordesc<{form.cache}[{tile.keys}, {form.head_dim}]>")
-    shape: dict[str, Constant] = {"BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "TMA": tile.tma}
-    shape |= {"ORDER": tile.order, "SPLITS": tile.splits}
+    shape: dict[str, Constant] = {
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.keys,
+        "TMA": tile.tma,
+        "SPLITS": tile.splits,
+    }
     if tile.splits > 1:
         own |= {"out": "*fp32"}
-    manner = f" {tile.order}" * bool(tile.order) + f" in {tile.splits}" * (tile.splits > 1)
-    name = f"prefill {tile.rows}x{tile.keys}{manner} {form.label}"
+    parts = f" in {tile.splits}" * (tile.splits > 1)
+    name = f"prefill {tile.rows}x{tile.keys}{parts} {form.label}"
     return compiled(f"{__name__}:prefill_kernel", name, form, own, shape, tile.warps, tile.stages)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from backend.atomic import replace_file
 from traces.schema import InputError
 
 FILES = (
@@ -52,15 +51,7 @@ class ProveFolder:
         if len(content) > MOST_BYTES:
             self.left_out[name] = f"{len(content):,} bytes, more than {MOST_BYTES:,}"
             return
-        part = self.path / f".{name}.{os.getpid()}.part"
-        try:
-            part.write_bytes(content)
-            os.replace(part, self.path / name)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path / name}: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        replace_file(self.path / name, content)
         self.left_out.pop(name, None)
 
     def copy(self, source: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,7 @@ def smoke(work: Path) -> Document:
     """Counts by state, and each operation's line."""
     found = read_json(work / "smoke.json") or {}
     lines = found.get("operations", [])
-    counts: dict[str, int] = {}
-    for line in lines:
-        counts[line["state"]] = counts.get(line["state"], 0) + 1
-    return {"counts": counts, "operations": lines}
+    return {"counts": dict(Counter(line["state"] for line in lines)), "operations": lines}
 
 
 def bench_in(name: str) -> Callable[[Path], Document]:
@@ -75,9 +73,7 @@ def bench_in(name: str) -> Callable[[Path], Document]:
         found = read_json(work / name)
         if found is None:
             return {}
-        rows: dict[str, int] = {}
-        for row in found["rows"]:
-            rows[row["state"]] = rows.get(row["state"], 0) + 1
+        rows = dict(Counter(row["state"] for row in found["rows"]))
         failed = [f"{row['case']}, {row['contender']}: {row['reason']}" for row in found["rows"]
                   if row["state"] == "failed" and row["ours"]]  # fmt: skip
         return {"rows": rows, "failed_of_ours": failed, "unfinished": found["unfinished"]}

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from typing import Any
 import click
 import torch
 
+from backend.atomic import replace_file
 from backend.bench.record import environment, version_of
+from backend.smi import smi
 from traces.version import product_version
 
 PACKAGES = ("simpy", "tomli-w", "pandas", "scipy", "pyarrow", "click", "rich", "jinja2", "pytest", "pytest-xdist",
@@ -66,25 +66,13 @@ def matrix_flops_per_s(device: torch.device, size: int, dtype: torch.dtype) -> f
 
 def card() -> dict[str, str]:
     """What nvidia-smi tells, by its names; empty where there is none or it fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    try:
-        done = subprocess.run(
-            [program, f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader,nounits", "--id=0"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    values = [part.strip() for part in done.stdout.partition("\n")[0].split(",")]
-    return dict(zip(_SMI, values, strict=True)) if done.returncode == 0 and len(values) == len(_SMI) else {}
+    values = [part.strip() for line in smi(f"--query-gpu={','.join(_SMI)}")[:1] for part in line.split(",")]
+    return dict(zip(_SMI, values, strict=True)) if len(values) == len(_SMI) else {}
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Replace a JSON file at once."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Replace a JSON file at once. Raises InputError."""
+    replace_file(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 @click.command()

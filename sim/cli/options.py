@@ -115,7 +115,8 @@ def command_line(command: str, file: str | None, settings: Mapping[str, Any], wi
 
 
 @contextmanager
-def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def naming_bar(what: str, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar that is told (what is done now, how much is done, of how much); None where nobody would see it."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield None
@@ -123,4 +124,11 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """The same of one thing: told (how much is done, of how much)."""
+    with naming_bar(what, quiet) as bar:
+        yield None if bar is None else lambda done, total: bar(what, done, total)

@@ -36,7 +36,6 @@ def run(
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
-    from sim.report.folder import write_run  # noqa: PLC0415
     from sim.report.run.perfetto import parse_window  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
     from sim.results.folder import taken  # noqa: PLC0415
@@ -50,6 +49,8 @@ def run(
             result = api.run(file, progress=progress, allow_code=allow_code, **settings)
         result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
+            from sim.report.folder import write_run  # noqa: PLC0415
+
             text = scenario.dump(result.scenario)
             paths = write_run(result, out, scenario=text, window=window, answers=result.tokens, claim=claim)
     if out is not None:
@@ -66,12 +67,11 @@ def run(
 def _with_bound(result: Result, command: str) -> Result:
     """The result of a load that leaves its replicas idle, with what one of them could take at most."""
     from sim.results.verdict import bounded, rests  # noqa: PLC0415
-    from sim.serving.workload import load_trace  # noqa: PLC0415
     from sim.study.plan.bounds import saturation  # noqa: PLC0415
 
     summary, settings = result.summary, result.scenario
     if settings.executor != "predicted" or not rests(summary, summary["verdict"]["stable"]):
         return result
-    bound = saturation(settings, load_trace(settings))
+    bound = saturation(settings, result.trace)
     told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)
     return replace(result, summary=told)

@@ -82,58 +82,75 @@ class DrafterMemory(Protocol):
     def kv_bytes_per_token(self, parallel: Parallel) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class MemorySettings:
+    """The settings of an engine that decide how large its KV cache is, named and with the defaults as in vLLM.
+
+    Raises:
+        InputError: one is impossible.
+    """
+
+    block_tokens: int = 16
+    gpu_memory_utilization: float = 0.9
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InputError(f"gpu_memory_utilization = {self.gpu_memory_utilization} must be above 0 and at most 1")
+        for name in ("block_tokens", "max_num_batched_tokens", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+DEFAULTS = MemorySettings()
+
+
 def memory_plan(
     model: ModelSpec,
     gpu: GpuSpec,
+    settings: MemorySettings = DEFAULTS,
     *,
     parallel: Parallel = SINGLE,
-    block_tokens: int = 16,
-    gpu_memory_utilization: float = 0.9,
-    max_num_batched_tokens: int = 8192,
-    max_num_seqs: int = 256,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
     pools_states: bool = False,
 ) -> KvCapacity:
-    """The memory plan of each of `tp` GPUs, settings named as in vLLM; below 1 block the model does not fit.
+    """The memory plan of each of `tp` GPUs; below 1 block the model does not fit.
 
     With `pools_states` a sequence's constant state is taken from the blocks, where there are any; else it is set aside
     for every seat.
 
     Raises:
-        InputError: the model cannot be split so, a setting is impossible, or more layers are offloaded than there are.
+        InputError: the model cannot be split so, or more layers are offloaded than there are.
     """
     model.check_parallel(parallel)
-    _check_settings(block_tokens, gpu_memory_utilization, max_num_batched_tokens, max_num_seqs)
     moved = offload or Offload()
     moved.check(model)
     state_bytes = model.gpu_state_bytes(parallel) if model.blocks else 0
     drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
-    block_bytes = (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * block_tokens
+    block_bytes = (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * settings.block_tokens
     pooled = pools_states and block_bytes > 0
     return KvCapacity(
-        int((gpu.memory_bytes - DRIVER_BYTES) * gpu_memory_utilization),
+        int((gpu.memory_bytes - DRIVER_BYTES) * settings.gpu_memory_utilization),
         moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
-        activation_bytes(model, parallel, max_num_batched_tokens, max_num_seqs),
+        activation_bytes(model, parallel, settings.max_num_batched_tokens, settings.max_num_seqs),
         CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
         block_bytes,
-        block_tokens,
-        moved.host_blocks(model, parallel, block_tokens),
-        0 if pooled else max_num_seqs * state_bytes,
+        settings.block_tokens,
+        moved.host_blocks(model, parallel, settings.block_tokens),
+        0 if pooled else settings.max_num_seqs * state_bytes,
         state_bytes if pooled else 0,
-        max_num_seqs * -(-model.max_context_tokens // block_tokens),
+        settings.max_num_seqs * -(-model.max_context_tokens // settings.block_tokens),
     )
 
 
 def kv_capacity(
     model: ModelSpec,
     gpu: GpuSpec,
+    settings: MemorySettings = DEFAULTS,
     *,
     parallel: Parallel = SINGLE,
-    block_tokens: int = 16,
-    gpu_memory_utilization: float = 0.9,
-    max_num_batched_tokens: int = 8192,
-    max_num_seqs: int = 256,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
     pools_states: bool = False,
@@ -144,22 +161,13 @@ def kv_capacity(
         InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
     """
 
-    def capacity(parallel: Parallel) -> KvCapacity:
+    def capacity(split: Parallel) -> KvCapacity:
         return memory_plan(
-            model,
-            gpu,
-            parallel=parallel,
-            block_tokens=block_tokens,
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            offload=offload,
-            drafter=drafter,
-            pools_states=pools_states,
+            model, gpu, settings, parallel=split, offload=offload, drafter=drafter, pools_states=pools_states
         )
 
     planned = capacity(parallel)
-    (offload or Offload()).host_bytes(model, parallel, block_tokens)
+    (offload or Offload()).host_bytes(model, parallel, settings.block_tokens)
     if planned.fits:
         return planned
     splits = possible_splits(model, gpu)
@@ -171,7 +179,8 @@ def kv_capacity(
     raise InputError(
         f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: "
         f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}, "
-        f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization {gpu_memory_utilization:g}); {advice}"
+        f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization "
+        f"{settings.gpu_memory_utilization:g}); {advice}"
     )
 
 
@@ -207,17 +216,3 @@ def _widest(model: ModelSpec, parallel: Parallel) -> int:
     )
     experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
     return max(heads, dense, shared + experts)
-
-
-def _check_settings(
-    block_tokens: int, gpu_memory_utilization: float, max_num_batched_tokens: int, max_num_seqs: int
-) -> None:
-    if not 0 < gpu_memory_utilization <= 1:
-        raise InputError(f"gpu_memory_utilization = {gpu_memory_utilization} must be above 0 and at most 1")
-    for name, value in (
-        ("block_tokens", block_tokens),
-        ("max_num_batched_tokens", max_num_batched_tokens),
-        ("max_num_seqs", max_num_seqs),
-    ):
-        if value < 1:
-            raise InputError(f"{name} = {value} must be at least 1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sim.cost.capacity import KvCapacity, activation_bytes, memory_plan, possible_splits
+from sim.cost.capacity import DEFAULTS, KvCapacity, MemorySettings, activation_bytes, memory_plan, possible_splits
 from sim.engine.memory import KvPool
 from sim.engine.pages import in_groups, mixed_layers
 from sim.specs.blocks import matrix_type
@@ -100,16 +100,12 @@ def footprint(
     tokens: int,
     batch: int = 1,
     tp: int | None = None,
-    block_tokens: int = 16,
-    gpu_memory_utilization: float = 0.9,
-    max_num_batched_tokens: int = 8192,
-    max_num_seqs: int = 256,
 ) -> Footprint:
-    """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, settings as of `memory_plan`.
+    """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, with an engine's default settings.
 
-    A batch beyond `max_num_seqs` is given so many seats. Caches are those of the allocator `paged`, in blocks of
-    `block_tokens` tokens: where layers keep different tokens or a state, a sequence counts what it holds at most at one
-    time, windows with a step's tokens beside them (`sim.engine.pages`).
+    A batch beyond the default `max_num_seqs` is given so many seats. Caches are those of the allocator `paged`: where
+    layers keep different tokens or a state, a sequence counts what it holds at most at one time, windows with a step's
+    tokens beside them (`sim.engine.pages`).
 
     Raises:
         InputError: more tokens than the model has positions for, no tokens, no batch, or an impossible `tp`.
@@ -122,20 +118,9 @@ def footprint(
     BATCH.check("batch", batch)
     if tp is not None:
         model.check_parallel(Parallel(tp))
-    seats = max(max_num_seqs, batch)
-    sequence_blocks = -(-tokens // block_tokens)
-
-    def plan(gpu: GpuSpec, split: Parallel) -> KvCapacity:
-        return memory_plan(
-            model,
-            gpu,
-            parallel=split,
-            block_tokens=block_tokens,
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=seats,
-            pools_states=True,
-        )
+    settings = MemorySettings(max_num_seqs=max(DEFAULTS.max_num_seqs, batch))
+    seats = settings.max_num_seqs
+    sequence_blocks = -(-tokens // settings.block_tokens)
 
     def held(planned: KvCapacity, split: Parallel) -> int:
         """Sequences that a pool holds at once."""
@@ -146,9 +131,9 @@ def footprint(
             return planned.blocks // sequence_blocks
         pool = KvPool(
             planned.blocks,
-            block_tokens,
+            settings.block_tokens,
             block_bytes=planned.block_bytes,
-            max_step_tokens=max_num_batched_tokens,
+            max_step_tokens=settings.max_num_batched_tokens,
             layers=layers,
             state_bytes=state_bytes,
         )
@@ -156,7 +141,7 @@ def footprint(
         return layout.pool.blocks // layout.most_blocks(sequence_blocks)
 
     def place(gpu: GpuSpec, split: Parallel) -> Placement:
-        planned = plan(gpu, split)
+        planned = memory_plan(model, gpu, settings, parallel=split, pools_states=True)
         blocks = max(0, planned.blocks)
         return Placement(
             tp=split.tp,
@@ -209,11 +194,11 @@ def footprint(
         kv_bytes=batch * one,
         state_bytes_per_sequence=model.state_bytes,
         counted=model.counted,
-        activation_bytes=activation_bytes(model, split, max_num_batched_tokens, seats),
-        step_tokens=max_num_batched_tokens,
+        activation_bytes=activation_bytes(model, split, settings.max_num_batched_tokens, seats),
+        step_tokens=settings.max_num_batched_tokens,
         seats=seats,
-        block_tokens=block_tokens,
-        gpu_memory_utilization=gpu_memory_utilization,
+        block_tokens=settings.block_tokens,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         gpus=tuple(map(fit, gpus)),
     )
 

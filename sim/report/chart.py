@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sim.report.measures import LATENCIES
-from sim.report.units import TimeUnit
 from sim.results import series
 from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats
+from sim.results.units import TimeUnit
 
 Spec = dict[str, Any]
 Cdf = tuple[Floats, Floats]

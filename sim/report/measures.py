@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sim.report.units import NONE, TimeUnit, dollars, energy, number, percent, row_unit, seconds, size_of, time_unit
 from sim.results.percentiles import STATISTICS
+from sim.results.units import NONE, TimeUnit, dollars, energy, number, percent, row_unit, seconds, size_of, time_unit
 
 Summary = Mapping[str, Any]
 Values = Iterable[float | None]
@@ -187,6 +187,10 @@ class LatencyUnits:
     def __getitem__(self, metric: str) -> TimeUnit:
         return self.by[metric]
 
+    def of_clause(self, name: str) -> TimeUnit:
+        """That of the latency which a clause of an SLO limits, such as `ttft_p99`."""
+        return self.by[f"{name.partition('_')[0]}_s"]
+
     def words(self, measure: Measure, value: float | None) -> str:
         return self.by[measure.metric].words(value) if measure.metric else measure.words(value)
 
@@ -202,8 +206,8 @@ class LatencyUnits:
         return unit, scaled(values, factor)
 
     def limit(self, clause: str, limit_s: float) -> str:
-        """The limit of a clause of an SLO, such as `ttft_p99`."""
-        return self.by[f"{clause.partition('_')[0]}_s"].limit(limit_s)
+        """The limit of a clause of an SLO."""
+        return self.of_clause(clause).limit(limit_s)
 
 
 def latency_rows(

@@ -7,13 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.cost.footprint import Footprint, Placement
-from sim.report.units import NONE, count, size_of
+from sim.results.units import NONE, count, count_of, size_of
 
 
 def memory_view(card: Footprint) -> RenderableType:
     """The whole card, for a console of 80 columns and more."""
     types = f"{card.weights} weights, {card.dtype} activations, {card.kv_dtype} KV"
-    batch = f"{_sequences(card.batch)} of {count(card.tokens)} tokens"
+    batch = f"{count_of(card.batch, 'sequence')} of {count(card.tokens)} tokens"
     title = Text(f"{card.model}: {types}; {batch}", style="bold", overflow="fold")
     notes = Text(_notes(card), style="dim")
     return Group(title, "", _formulas(card), "", _gpus(card), "", notes)
@@ -34,7 +34,7 @@ def _formulas(card: Footprint) -> Table:
         rows.append(("in its windows", card.kv_attended_bytes, card.kv_attended_formula))
     if card.state_bytes_per_sequence:
         rows.append(("State a sequence", card.state_bytes_per_sequence, "whatever its length; in blocks while it runs"))
-    held = f"{_sequences(card.batch)} x {size_of(card.kv_bytes_per_sequence)}"
+    held = f"{count_of(card.batch, 'sequence')} x {size_of(card.kv_bytes_per_sequence)}"
     rows.append(("KV of the batch", card.kv_bytes, held))
     peak = f"of a GPU, estimated: a step of {count(card.step_tokens)} tokens, or sampling {count(card.seats)}"
     rows.append(("Activations", card.activation_bytes, f"{peak} sequences"))
@@ -88,7 +88,3 @@ def _notes(card: Footprint) -> str:
             reasons.setdefault(fit.why, []).append(fit.gpu)
     texts += [f"{', '.join(gpus)}: {why}." for why, gpus in reasons.items()]
     return "\n".join(texts)
-
-
-def _sequences(number: int) -> str:
-    return f"{count(number)} sequence{'' if number == 1 else 's'}"

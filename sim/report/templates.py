@@ -9,8 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.report import units
 from sim.report.chart import Chart
+from sim.results import units
 
 if TYPE_CHECKING:
     from jinja2 import Environment

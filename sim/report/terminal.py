@@ -17,6 +17,7 @@ from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_
 from sim.report.run.sentences import (
     answer,
     binds,
+    clause_words,
     drafts_by_position,
     energy_line,
     load_line,
@@ -27,10 +28,9 @@ from sim.report.run.sentences import (
     title,
     warnings_of,
 )
-from sim.report.units import count, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
-from sim.results.verdict import clause_name
+from sim.results.units import count, number, percent, seconds, size_of
 
 MOST_DIGITS = 7
 SHOWN = ("mean", "p50", "p90", "p99", "max")
@@ -98,9 +98,7 @@ def slo_lines(summary: Mapping[str, Any]) -> Iterable[tuple[str, Text]]:
     yield "Goodput", Text(f"{rate} requests/s met every limit: {share} of all requests")
     for clause in verdicts(summary):
         word, style = VERDICTS[clause.met]
-        unit = units[f"{clause.name.partition('_')[0]}_s"]
-        line = f"{clause_name(clause.name)} {unit.words(clause.measured_s)}, limit {unit.limit(clause.limit_s)}: "
-        yield "SLO", Text(line).append(word, style=style)
+        yield "SLO", Text(f"{clause_words(clause, units)}: ").append(word, style=style)
 
 
 def facts_table(summary: Mapping[str, Any]) -> Table:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtrit
 
 from sim.results.percentiles import Floats
+from sim.results.student import t_quantile
 
 PAIRED = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 BATCHES = 10
@@ -194,7 +194,7 @@ def _batch_means(values: Floats) -> Floats:
 
 
 def _half_width(means: Floats) -> float:
-    student = float(stdtrit(BATCHES - 1, 0.5 + CONFIDENCE / 2))
+    student = t_quantile(0.5 + CONFIDENCE / 2, BATCHES - 1)
     return student * float(means.std(ddof=1)) / math.sqrt(BATCHES)
 
 

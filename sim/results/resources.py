@@ -1,7 +1,8 @@
 """What the seconds of steps are made of: arithmetic, memory traffic, links, the host. It prices nothing itself.
 
-Which terms belong to which resource is a table; products of matrices are split by asking the cost model how much of
-their time goes with the number of tokens (that is arithmetic) and how much stays (that is reading the weights).
+Which kinds of terms (`sim.cost.terms`) belong to which resource is a table; products of matrices are split by asking
+the cost model how much of their time goes with the number of tokens (that is arithmetic) and how much stays (that is
+reading the weights).
 """
 
 from __future__ import annotations
@@ -14,36 +15,30 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.cost.step import StepCost, Term, shape_rows, shape_tokens
+from sim.cost.terms import COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVES, PRODUCTS, kind_of
+from sim.cost.terms import HOST as ON_HOST
 from sim.engine.batch import Shape
 from sim.results.percentiles import Floats, Ints
 from sim.results.terms import StepTerms, exposed
 
 COMPUTE, MEMORY, LINK, HOST, DEVICE = RESOURCES = ("compute", "memory bandwidth", "link", "host", "device")
-"""`DEVICE` is what no term tells apart: the measured seconds of a live run, or a term that this table does not know."""
+"""`DEVICE` is what no term tells apart: the measured seconds of a live run, or what was fitted to whole steps."""
 MOST_SPANS = 512
-TERMS = {
+OF_TERM = {
     "prefill attention": COMPUTE,
     "mixed attention": COMPUTE,
+    "draft prefill": COMPUTE,
     "decode attention": MEMORY,
     "verify attention": MEMORY,
-    **dict.fromkeys(
-        ("embedding", "norms", "final norm", "latent norms", "query and key norms", "rope", "activation", "KV write",
-         "shared expert activation", "expert activation", "expert combine", "sampling", "block copies"),
-        MEMORY,
-    ),
-    "drafting": MEMORY,
-    "draft heads": MEMORY,
-    "draft prefill": COMPUTE,
-    **dict.fromkeys(("all-reduce", "logits gather", "swap", "offload wait"), LINK),
-    **dict.fromkeys(("launches", "launch gaps", "host"), HOST),
-}  # fmt: skip
-PRODUCTS = ("qkv", "attention output", "query", "LM head", "router", "embedding product")
+    "block copies": MEMORY,
+}
+OF_KIND = {ELEMENTWISE: MEMORY, DRAFTING: MEMORY, COMMUNICATION: LINK, MOVES: LINK, LAUNCHING: HOST, ON_HOST: HOST}
 _OF_ROWS = ("LM head",)
 
 
-def is_product(term: str) -> bool:
-    """Is it a product with a matrix of weights?"""
-    return term in PRODUCTS or (term.endswith((" up", " down")) and term not in TERMS)
+def resource_of(term: str) -> str:
+    """What a term that is no product takes."""
+    return OF_TERM.get(term) or OF_KIND.get(kind_of(term), DEVICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,8 @@ class Resources:
 def _split(
     cost: StepCost, name: str, shape: Shape, seconds: float, halves: dict[tuple[str, int], float]
 ) -> Mapping[str, float]:
-    if not is_product(name):
-        return {TERMS.get(name, DEVICE): seconds}
+    if kind_of(name) != PRODUCTS:
+        return {resource_of(name): seconds}
     size = shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape)
     key = (name, size)
     if key not in halves:

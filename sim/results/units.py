@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 NONE = "-"
 
@@ -24,6 +25,11 @@ def signed(value: float) -> str:
 
 def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,d}"
+
+
+def count_of(value: int, noun: str) -> str:
+    """So many of them: 1 replica, 2,048 tokens."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def percent(fraction: float | None) -> str:
@@ -80,3 +86,31 @@ def row_unit(values: list[float | None]) -> tuple[str, float]:
     """(unit, factor) in which a row of seconds is easy to read: ms while all are below 10 s."""
     largest = max((value for value in values if value is not None), default=0.0)
     return ("ms", 1e3) if largest < 10 else ("s", 1.0)
+
+
+class TimeUnit(NamedTuple):
+    """The unit in which a page writes one quantity of time, whatever the size of the single value."""
+
+    name: str
+    factor: float
+    """Of it in a second."""
+
+    def words(self, value_s: float | None) -> str:
+        """A value with the unit, to three digits: `0.932 s`; a dash for none."""
+        if value_s is None or math.isnan(value_s):
+            return NONE
+        return f"{number(value_s * self.factor)} {self.name}"
+
+    def limit(self, value_s: float) -> str:
+        """A limit as the user gave it, without padding digits: `0.5 s`."""
+        return f"{value_s * self.factor:,.6f}".rstrip("0").rstrip(".") + f" {self.name}"
+
+
+def time_unit(typical_s: float | None) -> TimeUnit:
+    """The unit that `seconds` would write `typical_s` in, up to seconds; ms where nothing is known."""
+    if not typical_s or math.isnan(typical_s):
+        return TimeUnit("ms", 1e3)
+    for below, factor, name in ((0.001, 1e6, "us"), (1.0, 1e3, "ms")):
+        if typical_s < below:
+            return TimeUnit(name, factor)
+    return TimeUnit("s", 1.0)

@@ -14,7 +14,7 @@ from sim.results.binding import BINDS_FROM, BUDGET, IDLE, KV, NOTHING, POLICY, S
 from sim.results.metrics import verdicts
 from sim.results.resources import HOST, LINK
 from sim.results.stability import grows
-from sim.results.units import count, dollars, limit, number, percent, seconds
+from sim.results.units import count, count_of, dollars, limit, number, percent, seconds
 
 IDLE_FROM = 0.5
 """A recorded load that leaves the replicas idle for this share of the time is told to do so."""
@@ -33,11 +33,8 @@ def clause_name(name: str) -> str:
 
 def stable(requests: pd.DataFrame, load: Summary) -> bool | None:
     """Whether the queue did not grow; None where that cannot be told: too few requests, or no open load."""
-    return None if load["kind"] in ("closed", "at once") else _negated(grows(requests))
-
-
-def _negated(value: bool | None) -> bool | None:
-    return None if value is None else not value
+    grown = None if load["kind"] in ("closed", "at once") else grows(requests)
+    return None if grown is None else not grown
 
 
 def bounded(summary: Summary, bound: Summary, command: str) -> dict[str, Any]:
@@ -106,8 +103,7 @@ def _load(summary: Summary) -> str:
         )
     if load["kind"] == "at once" or load["offered_per_s"] is None:
         rate = number(summary["throughput"]["requests_per_s"])
-        noun = "request" if summary["requests"]["total"] == 1 else "requests"
-        total = f"{count(summary['requests']['total'])} {noun} at once"
+        total = f"{count_of(summary['requests']['total'], 'request')} at once"
         return f"{total}, {count(done)} completed in {seconds(summary['duration_s'])} ({rate}/s)"
     return f"{number(load['offered_per_s'])} requests/s offered, {number(load['served_per_s'])}/s served"
 

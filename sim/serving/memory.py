@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.cost.capacity import kv_capacity
+from sim.cost.capacity import MemorySettings, kv_capacity
 from sim.cost.offload import Offload
 from sim.engine.memory import KvPool
 from sim.engine.pages import mixed_layers
@@ -50,11 +50,10 @@ def kv_pool(
         or kv_capacity(
             model,
             gpu,
+            MemorySettings(
+                kv.block_tokens, kv.gpu_memory_utilization, engine.max_num_batched_tokens, engine.max_num_seqs
+            ),
             parallel=parallel,
-            block_tokens=kv.block_tokens,
-            gpu_memory_utilization=kv.gpu_memory_utilization,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_num_seqs=engine.max_num_seqs,
             offload=offload,
             drafter=drafter,
             pools_states=mixed,

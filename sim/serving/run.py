@@ -61,6 +61,8 @@ class Result:
     """The step clock of each replica: the end of every single step."""
     itl: Itl
     """(seconds between two tokens of a request, how often)."""
+    trace: Trace
+    """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
     """Of a live run: `request`, `sample` (0 is the first) and `token_ids`, the answer of each sequence; also its `text`
     where the model's tokens are bytes."""
@@ -179,6 +181,7 @@ def simulate(
         steps,
         list(gaps.step_end_s),
         itl,
+        trace,
         tokens,
         died,
         simulation.steps.preemptions(sent_rows),

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+
+from sim.results.student import t_quantile
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +48,7 @@ class Estimate:
 
 def student_t(confidence: float, degrees: int) -> float:
     """The quantile t for a two-sided interval: P(-t < T < t) = confidence."""
-    return float(stdtrit(degrees, (1 + confidence) / 2))
+    return t_quantile((1 + confidence) / 2, degrees)
 
 
 def by_replications(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
@@ -123,7 +124,7 @@ class Growth:
     @property
     def unstable(self) -> bool:
         """Did it grow, by more than chance and more than a busy queue does?"""
-        return self.share > GROWTH_ALLOWED and self.score > float(stdtrit(SPANS - 1, GROWTH_CONFIDENCE))
+        return self.share > GROWTH_ALLOWED and self.score > t_quantile(GROWTH_CONFIDENCE, SPANS - 1)
 
 
 def growth(arrival_s: Floats, finish_s: Floats, work: Floats, begin_s: float, end_s: float) -> Growth:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.cost.step import StepCost
+from sim.cost.terms import ATTENTION, ELEMENTWISE, PRODUCTS, kind_of
 from sim.engine.batch import Batch, Outcome, Shape
 from sim.serving.executor import Executor
 
@@ -28,20 +29,14 @@ OPERATIONS = {
     "rope_cache_write": "elementwise",
 }
 """Operation of a model (`backend.ops.Ops`) to its term."""
-REST = frozenset({"embedding", "sampling", "launches", "launch gaps", "block copies", "swap", "offload wait", "rest",
-                  "drafting", "draft prefill", "all-reduce", "logits gather"})  # fmt: skip
-ELEMENTWISE = frozenset({"activation", "shared expert activation", "expert activation", "norms", "final norm", "rope",
-                         "KV write", "query and key norms", "latent norms", "expert combine",
-                         "elementwise"})  # fmt: skip
-ATTENTION = frozenset({"prefill attention", "decode attention", "verify attention", "mixed attention", "attention"})
+OF_KIND = {PRODUCTS: "matrices", ATTENTION: "attention", ELEMENTWISE: "elementwise"}
+NOT_TIMED = ("embedding", "sampling")
+"""Elementwise, but no operation of `OPERATIONS`."""
 
 
 def term_of(name: str) -> str:
-    """The one of `TERMS` that a price of `StepCost.explain` belongs to; what is nothing else is a matrix product."""
-    for term, names in (("rest", REST), ("elementwise", ELEMENTWISE), ("attention", ATTENTION)):
-        if name in names:
-            return term
-    return "matrices"
+    """The one of `TERMS` that a price of `StepCost.explain` belongs to."""
+    return "rest" if name in NOT_TIMED else OF_KIND.get(kind_of(name), "rest")
 
 
 def by_term(cost: StepCost, shape: Shape) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -15,29 +14,24 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from patience import PATIENCE_S, wait_for
-from rich.console import Console
 
 from backend.bench import attention as bench_attention
 from backend.bench import cliff as bench_cliff
 from backend.bench import model as bench_model
 from backend.bench import peers as bench_peers
 from backend.bench import run as bench
-from backend.bench.attention import causal_flops
-from backend.bench.cliff import CliffLine, CliffPoint, _beside_switches, cuts, judge
+from backend.bench.cliff import CliffLine, _beside_switches, cuts
 from backend.bench.clock import LateError, within
-from backend.bench.inputs import CHUNK_TOKENS, BenchPool, BenchSequences, Heads
-from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, BenchRow, ClockLog, Report, Stats
+from backend.bench.inputs import BenchPool, BenchSequences, Heads
+from backend.bench.record import ABSENT, FAILED, MEASURED, SKIPPED, ClockLog, Report, Stats
 from backend.bench.timing import AbsentError, Bench, BenchTask, Check, Offer
-from backend.bench.verdict import MET, MISSED, NOT_MEASURED, bars, show
+from backend.bench.verdict import NOT_MEASURED
 from backend.cache.kvcache import KvCache
 from backend.kernels.prefill_attention import attention_reference
 from backend.model.loader import random_model
 from backend.model.weights import Weight
 from backend.ops import for_device
-from traces.schema import InputError
 
 CPU = torch.device("cpu")
 QUICK = ",".join(group for group in bench.GROUPS if group != "generate")
@@ -278,60 +272,6 @@ def test_stats_are_median_and_percentiles() -> None:
     assert Stats.of([2.0]) == Stats(2.0, 2.0, 2.0, 1)
 
 
-# ---- inputs ---------------------------------------------------------------------------------------------------------
-
-
-@given(
-    st.integers(1, 3),
-    st.integers(1, 300),
-    st.integers(1, 3),
-    st.sampled_from((16, 128)),
-    st.sampled_from((None, CHUNK_TOKENS)),
-)
-def test_tables_permute_the_room_of_each_sequence(
-    count: int, context: int, sets: int, block_tokens: int, grain: int | None
-) -> None:
-    pool = BenchPool(Heads(2, 1, 2), BenchSequences.room(count, context, sets), torch.float32, CPU)
-    inputs = BenchSequences(pool, count, context, 1, sets, grain)
-    everything: list[int] = []
-    for turn, (table, memory) in enumerate(
-        zip(inputs.tables(block_tokens), map(inputs.memory, range(sets)), strict=True)
-    ):
-        assert table.shape == (count, -(-context // block_tokens))
-        for sequence in range(count):
-            slots = inputs.slots(turn, sequence, block_tokens)
-            there = pool.k[slots.sort().values]
-            assert torch.equal(there, memory[0][sequence])  # the same tokens, in another order
-            everything += slots.tolist()
-    assert len(set(everything)) == len(everything)
-    assert min(everything) >= CHUNK_TOKENS  # never the null block
-    if grain is not None:
-        orders = [inputs.in_order(0, size)[0] for size in (16, 128)]
-        assert torch.equal(*orders)
-
-
-def test_blocks_are_scattered() -> None:
-    pool = BenchPool(Heads(2, 1, 2), 4096, torch.float32, CPU)
-    table = BenchSequences(pool, 1, 4096, 1, 1).tables(16)[0][0].tolist()
-    assert table != sorted(table)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.float8_e4m3fn, torch.int8])
-def test_the_reference_is_attention(kind: torch.dtype) -> None:
-    pool = BenchPool(Heads(4, 2, 16), BenchSequences.room(1, 40, 1), kind, CPU)
-    inputs = BenchSequences(pool, 1, 40, 5, 1, CHUNK_TOKENS)
-    k, v = pool.exact(inputs.slots(0, 0, 16))
-    whole, _ = attention_reference(inputs.q[0], [k], [v], [0, 5], scale=inputs.scale)
-    torch.testing.assert_close(inputs.expected(3, 16), whole[-3:])
-
-
-@given(st.integers(1, 40), st.integers(0, 40))
-def test_flops_count_pairs(new: int, past: int) -> None:
-    heads = Heads(3, 1, 8)
-    pairs = sum(past + at for at in range(new)) + new / 2  # S^2 / 2 of a prompt, as published tables count
-    assert causal_flops(heads, new, past) == pytest.approx(4 * 3 * 8 * pairs, abs=4 * 3 * 8)
-
-
 def test_a_step_moves_the_bytes_of_the_weights_and_the_context() -> None:
     spec = bench_model.spec_of(True)
     weights = random_model(spec, CPU).weights
@@ -412,115 +352,6 @@ def test_the_kernels_own_cut_is_used_and_told() -> None:
         assert sides[0] != sides[1]
 
 
-# ---- cliffs and bars ------------------------------------------------------------------------------------------------
-
-
-def points(times: list[tuple[int, float, int]]) -> list[CliffPoint]:
-    return [CliffPoint(work, 4096, work * 1000, seconds, parts) for work, seconds, parts in times]
-
-
-@given(st.lists(st.integers(1, 500), min_size=2, max_size=9, unique=True), st.floats(0, 10), st.floats(0.01, 10))
-def test_a_start_up_and_a_bandwidth_are_no_cliff(work: list[int], start: float, rate: float) -> None:
-    told = judge(points([(one, start + rate * one, one % 3) for one in sorted(work)]))
-    assert told.findings == ()
-    assert max(told.fall, told.jump, told.switch_jump) < 1e-9
-
-
-def test_cliffs_are_found() -> None:
-    told = judge(points([(10, 10.0, 4), (11, 11.0, 4), (12, 24.0, 1), (13, 20.0, 1)]))
-    assert told.jump == told.switch_jump == pytest.approx(24 / 11 / (12 / 11) - 1)
-    assert told.fall == pytest.approx(1 - 20 / 24)
-    assert told.findings == (
-        "time grows by 100.0% beyond its bytes from 11 sequences of 4096 to 12 sequences of 4096, "
-        "where the cut changes from 4 to 1 parts",
-        "time falls by 16.7% from 12 sequences of 4096 to 13 sequences of 4096",
-    )
-    unswitched = judge(points([(10, 10.0, 4), (11, 14.0, 4)]))
-    assert unswitched.switch_jump == 0.0 < unswitched.jump
-
-
-def row(group: str, case: str, contender: str, median_s: float, **more: Any) -> BenchRow:
-    ours = contender.startswith("ours")
-    time = Stats(median_s, median_s, median_s, 5)
-    return BenchRow(group=group, case=case, contender=contender, state=MEASURED, ours=ours, time=time, **more)
-
-
-def gpu_report(name: str, slower: float = 1.0) -> Report:
-    """A run that meets every bar; all of ours and the recorded step take `slower` times as long."""
-    report = Report({"device_type": "cuda", "device": name, "small": False})
-    gb = 2 * 10**9
-    for cache, tb_per_s in (("bf16", 4.2), ("fp8", 3.6)):
-        sizes = {"cache": cache, "sequences": 32, "context": 8192}
-        best = gb / tb_per_s / 1e12
-        report.rows += [
-            row("decode", f"decode {cache}", "ours, block 16", best * slower, bytes=gb, sizes=sizes),
-            row("decode", f"decode {cache}", "ours, planned before", best / 2, bytes=gb, sizes=sizes),
-            row("decode", f"decode {cache}", "FlashInfer paged", best, bytes=gb, sizes=sizes),
-        ]
-    middle = {"cache": "bf16", "sequences": 8, "context": 4096}
-    for contender, seconds in (("ours, block 16", 0.5), ("fa3-fwd", 1.0)):
-        report.rows.append(row("decode", "middle", contender, seconds, bytes=10**8, sizes=middle))
-    small = {"cache": "bf16", "sequences": 1, "context": 128}
-    report.rows.append(row("decode", "small", "ours, block 16", 1.0, bytes=10**6, sizes=small))
-    flops = causal_flops(Heads(32, 8, 128), 8192, 0)
-    whole, chunk = ({"new_tokens": new, "past_tokens": past} for new, past in ((8192, 0), (512, 8192)))
-    report.rows += [
-        row("prefill", "prefill 8192", "ours, block 128", flops / 620e12 * slower, flops=flops, sizes=whole),
-        row("chunk", "chunk", "ours, block 16", 1.0 * slower, sizes=chunk),
-        row("chunk", "chunk", "fa3-fwd", 0.9, sizes=chunk),
-        row("copy", "copy", "torch copy_", 1.0, bytes=4 * 10**12),
-        row("step", "step", "ours, eager", 9.0, bytes=4 * 10**12, sizes={"sequences": 1}),
-        row("step", "step", "ours, CUDA graph", 1.1 * slower, bytes=4 * 10**12, sizes={"sequences": 1}),
-    ]
-    report.cliffs["batch"] = {"fall": 0.01, "jump": 0.04 * slower, "switch_jump": 0.0, "points": 9, "findings": []}
-    return report
-
-
-def test_bars_are_met_missed_or_set_for_another_gpu() -> None:
-    states = [bar.state for bar in bars(gpu_report("NVIDIA H200"))]
-    assert states == [MET] * 10
-    slow = {bar.name: bar for bar in bars(gpu_report("NVIDIA H200", 1.5))}
-    missed = [name for name, bar in slow.items() if bar.state == MISSED]
-    assert len(missed) == 8
-    assert {name for name in slow if name not in missed} == {
-        "decode time falls with more work",
-        "the same where the cut changes",
-    }
-    assert slow["decode time over the best peer, from 64 MB on"].found == pytest.approx(1.5)
-    assert slow["batch-1 step over bytes / copy bandwidth"].found == pytest.approx(1.65)
-    other = {bar.name: bar for bar in bars(gpu_report("NVIDIA H100 80GB HBM3"))}
-    assert other["decode bf16, 1 GB of KV and more"].state == NOT_MEASURED
-    assert other["decode bf16, 1 GB of KV and more"].found == pytest.approx(4.2)
-    assert other["prefill 8192, first"].state == MET
-
-
-def test_bars_without_their_cases_are_not_measured() -> None:
-    empty = Report({"device_type": "cuda", "device": "NVIDIA H200", "small": False})
-    assert {bar.state for bar in bars(empty)} == {NOT_MEASURED}
-    alone = gpu_report("NVIDIA H200")
-    alone.rows = [one for one in alone.rows if one.ours]
-    told = {bar.name: bar for bar in bars(alone)}
-    assert told["chunk 512 on 8192, speed over the best peer"].why == "no peer was measured beside ours"
-    small = gpu_report("NVIDIA H200")
-    small.environment = {**small.environment, "small": True}
-    assert {bar.why for bar in bars(small)} == {"small shapes"}
-
-
-def test_what_is_printed_says_what_is_missing() -> None:
-    report = gpu_report("NVIDIA H200")
-    report.rows.append(BenchRow(group="decode", case="decode bf16", contender="peer", state=ABSENT, reason="not here"))
-    report.unfinished["swap 64"] = "3 s left, it wants 5 s"
-    report.bars = [bar.as_dict() for bar in bars(report)]
-    console = Console(width=150, record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    with console.file:
-        show(report, console)
-    text = console.export_text()
-    assert "peer: absent: not here (decode bf16)" in text
-    assert "not run: swap 64: 3 s left" in text
-    assert "prefill 8192, then" in text
-    assert "4,200" in text
-
-
 # ---- where it ran ---------------------------------------------------------------------------------------------------
 
 
@@ -553,15 +384,6 @@ def test_without_nvidia_smi_nothing_is_logged(monkeypatch: pytest.MonkeyPatch) -
     log.start()
     assert log.since(0.0) == {}
     log.stop()
-
-
-def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write"):
-        Report({}).write(tmp_path / "none" / "bench.json")
-    report = Report({}, rows=[row("x", "x", "ours", 1.0, error=math.inf)])
-    with pytest.raises(ValueError, match="JSON compliant"):
-        report.write(tmp_path / "bench.json")
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- on a GPU -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Choice:
     def name(self) -> str:
         t = self.tile
         parts = ["gathered from 16" if self.gathered else f"block {self.block_tokens}"]
-        parts += [f"{t.rows}x{t.keys} w{t.warps} s{t.stages}", "tma" * t.tma, t.order]
+        parts += [f"{t.rows}x{t.keys} w{t.warps} s{t.stages}", "tma" * t.tma]
         return " ".join(part for part in [*parts, f"in {t.splits}" * (t.splits > 1)] if part)
 
     def serves(self, case: Case) -> bool:
@@ -87,41 +87,29 @@ class Choice:
 
 
 PLAIN = Tile(128, 128, 8, 3, True)
-ROTATED = Tile(128, 128, 8, 2, True, "rotated")
 SHARED = Tile(128, 64, 4, 2, True)
 """Two programs of one warpgroup share a multiprocessor: one's softmax beside the other's products."""
-NARROW = Tile(128, 64, 8, 3, True, "rotated")
 GATHERING = Tile(128, 64, 8, 3)
 
 CHOICES = (
     Choice(PLAIN),
-    Choice(ROTATED),
     Choice(SHARED),
-    Choice(NARROW),
     Choice(GATHERING, 16),
     Choice(PLAIN, gathered=True),
-    Choice(replace(GATHERING, order="rotated"), 16),
     Choice(replace(PLAIN, splits=4)),
     Choice(replace(SHARED, splits=8)),
     Choice(Tile(64, 64, 4, 3, True)),
-    Choice(replace(SHARED, order="rotated")),
-    Choice(Tile(128, 128, 8, 2, True, "ahead")),
     Choice(replace(SHARED, splits=2)),
     Choice(replace(SHARED, tma=False), 16),
     Choice(replace(PLAIN, stages=2)),
-    Choice(replace(ROTATED, splits=4)),
-    Choice(Tile(64, 64, 4, 3, True, "rotated")),
     Choice(Tile(128, 64, 8, 3, True)),
     Choice(Tile(64, 64, 4, 3, True, splits=4)),
     Choice(replace(GATHERING, splits=4), 16),
-    Choice(replace(GATHERING, order="ahead"), 16),
-    Choice(Tile(64, 128, 4, 2, True, "rotated")),
 )
 """Most promising first, after the one that is the default where this was written."""
 SMALL_CHOICES = (
     Choice(Tile(16, 16, 4, tma=True), 32),
-    Choice(Tile(16, 16, 4, tma=True, order="rotated"), 32),
-    Choice(Tile(16, 16, 4, order="ahead", splits=3), 4),
+    Choice(Tile(16, 16, 4, splits=3), 4),
     Choice(Tile(16, 16, 4, tma=True), 32, gathered=True),
     Choice(Tile(16, 16, 4, tma=True), 24),  # no block of whole tiles: the check has to tell it
 )

@@ -244,7 +244,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(
-        devices, "_smi", lambda query: next((lines for key, lines in answers.items() if query.startswith(key)), [])
+        devices, "smi", lambda query: next((lines for key, lines in answers.items() if query.startswith(key)), [])
     )
     return answers
 

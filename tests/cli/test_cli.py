@@ -293,8 +293,9 @@ def test_list_tells_which_way_a_measure_is_better(capsys: pytest.CaptureFixture[
     assert "kv.preemptions" in sim(capsys, "list", "measures")[1]
 
 
-def test_the_installed_command_needs_no_torch(trace: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; from sim.cli.main import main; main()"
+def test_the_installed_command_needs_no_torch_and_waits_for_no_scipy(trace: Path) -> None:
+    """scipy takes a third of a second to import, and a run asks for no quantile."""
+    blocked = "import sys; sys.modules['torch'] = sys.modules['scipy'] = None; from sim.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", blocked, "run", "--trace", str(trace), "--json"],
         capture_output=True,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model
 from sim.catalog.assembly import typed, uniform
-from sim.cost.capacity import memory_plan
+from sim.cost.capacity import MemorySettings, memory_plan
 from sim.cost.footprint import footprint
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
@@ -119,7 +119,9 @@ def test_quantised_experts_read_fewer_bytes() -> None:
 
 class TestMemory:
     def test_states_of_all_seats_are_set_aside(self) -> None:
-        few, many = (memory_plan(HYBRID, H200, parallel=Parallel(2), max_num_seqs=seats) for seats in (16, 256))
+        few, many = (
+            memory_plan(HYBRID, H200, MemorySettings(max_num_seqs=seats), parallel=Parallel(2)) for seats in (16, 256)
+        )
         assert many.state_bytes - few.state_bytes == 240 * HYBRID.gpu_state_bytes(Parallel(2))
         assert few.blocks > many.blocks
         assert few.block_bytes == 16 * HYBRID.gpu_kv_bytes_per_token(Parallel(2))

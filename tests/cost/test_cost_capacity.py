@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, activation_bytes, kv_capacity
+from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, MemorySettings, activation_bytes, kv_capacity
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -45,7 +45,9 @@ def test_vllm_paper_table_1(model: str, gpu: str, tp: int, slots: int) -> None:
 
     66B on four 40 GB cards is where they weigh most: 1.5 GiB of a GPU's 5.5 left beside the weights.
     """
-    found = kv_capacity(load_model(model), load_gpu(gpu), parallel=Parallel(tp), max_num_batched_tokens=2560)
+    found = kv_capacity(
+        load_model(model), load_gpu(gpu), MemorySettings(max_num_batched_tokens=2560), parallel=Parallel(tp)
+    )
     assert 0.7 * slots < found.tokens < slots
     without = found.blocks + (found.activation_bytes + found.overhead_bytes + DRIVER_BYTES) // found.block_bytes
     assert without * 16 == pytest.approx(slots, rel=0.1)
@@ -84,9 +86,7 @@ def test_more_memory_and_less_work_leave_more_blocks(name: str, share: float, to
     model, gpu = load_model(name), load_gpu("a100-80")
 
     def blocks(model: ModelSpec = model, share: float = share, tokens: int = tokens, seqs: int = seqs) -> int:
-        return kv_capacity(
-            model, gpu, gpu_memory_utilization=share, max_num_batched_tokens=tokens, max_num_seqs=seqs
-        ).blocks
+        return kv_capacity(model, gpu, MemorySettings(16, share, tokens, seqs)).blocks
 
     assert blocks() <= blocks(share=1.0)
     assert blocks() <= blocks(tokens=1)
@@ -103,9 +103,13 @@ def test_more_memory_and_less_work_leave_more_blocks(name: str, share: float, to
         {"block_tokens": 0},
         {"max_num_batched_tokens": 0},
         {"max_num_seqs": 0},
-        {"parallel": Parallel(3)},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="tp = 3" if "parallel" in settings else next(iter(settings))):
-        kv_capacity(load_model("llama-3.1-8b"), load_gpu("h100"), **settings)
+    with pytest.raises(InputError, match=next(iter(settings))):
+        MemorySettings(**settings)
+
+
+def test_an_impossible_split_is_refused() -> None:
+    with pytest.raises(InputError, match="tp = 3"):
+        kv_capacity(load_model("llama-3.1-8b"), load_gpu("h100"), parallel=Parallel(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.cost.capacity import KvCapacity, kv_capacity, memory_plan
+from sim.cost.capacity import KvCapacity, MemorySettings, kv_capacity, memory_plan
 from sim.cost.footprint import Footprint, footprint
 from sim.scenario import EngineSettings, KvSettings
 from sim.specs.model import ModelSpec
@@ -95,14 +94,16 @@ def test_fits_are_those_that_a_run_would_have(name: str, gpu: str, tokens: int, 
     for split in map(Parallel, range(1, 65) if tp is None else [tp]):
         allowed = model.divides(split) and (split.tp <= 8 or sheet.network_bytes_per_s)
         if allowed and (model.dtype != "bf16" or sheet.bf16_flops_per_s):
-            plan = memory_plan(model, sheet, parallel=split, max_num_seqs=max(256, batch), pools_states=True)
+            seats = MemorySettings(max_num_seqs=max(256, batch))
+            plan = memory_plan(model, sheet, seats, parallel=split, pools_states=True)
             holds[split.tp] = sequences(model, split, plan, tokens)
     for placed, wanted in ((found.least, 1), (found.batch, batch)):
         first = next((tp for tp, sequences in holds.items() if sequences >= wanted), None)
         assert (placed.tp if placed else None) == first
         if placed:
             assert placed.sequences == holds[placed.tp]
-            room = kv_capacity(model, sheet, parallel=Parallel(placed.tp), max_num_seqs=max(256, batch))
+            seats = MemorySettings(max_num_seqs=max(256, batch))
+            room = kv_capacity(model, sheet, seats, parallel=Parallel(placed.tp))
             assert placed.sequences * tokens <= room.tokens or model.sliding_layers
             assert placed.nodes == -(-placed.tp // 8)
     assert bool(found.why) == (found.batch is None)
@@ -151,12 +152,12 @@ def test_impossible_questions_are_refused(asked: dict[str, int], message: str) -
 
 def test_the_defaults_are_those_of_a_run() -> None:
     engine, kv = EngineSettings(), KvSettings()
-    for function in (footprint, memory_plan, kv_capacity):
-        defaults = {name: item.default for name, item in inspect.signature(function).parameters.items()}
-        assert defaults["block_tokens"] == kv.block_tokens
-        assert defaults["gpu_memory_utilization"] == kv.gpu_memory_utilization
-        assert defaults["max_num_batched_tokens"] == engine.max_num_batched_tokens
-        assert defaults["max_num_seqs"] == engine.max_num_seqs
+    assert MemorySettings() == MemorySettings(
+        block_tokens=kv.block_tokens,
+        gpu_memory_utilization=kv.gpu_memory_utilization,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+    )
 
 
 def test_a_larger_node_needs_no_network() -> None:

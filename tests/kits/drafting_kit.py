@@ -15,6 +15,7 @@ from engine_kit import Run, Setup, Watch, check_littles_law
 from law_cases import Case
 from law_watchers import on_host
 
+from sim import catalog
 from sim.allocators.windowed import Windowed
 from sim.engine.batch import Batch, Swap
 from sim.engine.drafting import DraftingEngine, Proposer
@@ -32,7 +33,16 @@ from sim.serving.source import RequestSource, Workload
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
-from sim.speculation.drafters import FixedDrafts
+from sim.speculation.drafters import Drafter, FixedDrafts
+from sim.speculation.settings import SpeculationSettings
+
+DRAFTERS: dict[str, dict[str, Any]] = {
+    "ngram": {},
+    "eagle": {},
+    "medusa": {},
+    "draft-model": {"draft_model": "llama-3.2-1b"},
+}
+"""Settings of each kind of drafter, beside how many it makes."""
 
 
 @dataclass
@@ -271,3 +281,10 @@ def watched(case: Case) -> tuple[Run, Slots]:
     assert not engine.roster.draining
     assert not engine.roster.loose
     return done, slots
+
+
+def drafter(kind: str, k: int = 4) -> Drafter:
+    """A drafter of Llama-3.1-8B."""
+    settings = SpeculationSettings(drafter=kind, k=k, **DRAFTERS[kind])
+    own = catalog.load_model(settings.draft_model) if settings.draft_model else None
+    return Drafter.of(settings, catalog.load_model("llama-3.1-8b"), own)

@@ -12,7 +12,8 @@ from report_sweeps import sweep_table
 
 from sim import api
 from sim.report.measures import FORMATS, LATENCIES, MEASURES, compared, latency, listed
-from sim.report.sweep.table import ALL, Sweep
+from sim.report.sweep.points import ALL
+from sim.report.sweep.table import Sweep
 from sim.results.percentiles import STATISTICS
 from sim.results.tables import flat
 

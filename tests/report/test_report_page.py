@@ -13,17 +13,15 @@ import pandas as pd
 import pytest
 from report_samples import Run, make_run
 
-from sim import api, scenario
-from sim.engine.batch import Shape
+from sim import api
 from sim.report.run.page import render_page
 from sim.report.run.pressure import pressure_lines
-from sim.report.run.terms import GROUPS, group_of, term_charts
+from sim.report.run.terms import term_charts
 from sim.report.run.timeline import step_unit
 from sim.results import metrics
 from sim.results import terms as results_terms
 from sim.results.kv import KvFacts
 from sim.results.percentiles import merge_itl
-from sim.serving.assemble import assemble
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
 
@@ -143,19 +141,6 @@ def test_of_many_spans_an_even_choice_is_explained_and_the_note_says_so(
     monkeypatch.setattr(results_terms, "MOST_SPANS", 40)
     for chart in term_charts(real, step_unit(real.steps)):
         assert f"Thinned: 40 of {len(real.steps)} spans" in chart.note
-
-
-def test_every_term_of_every_price_has_a_group() -> None:
-    """A new term would be drawn under its own name: this says where to add it."""
-    for settings in (
-        {},
-        {"tp": 2},
-        {"model": "mixtral-8x7b", "tp": 2},
-        {"model": "deepseek-v3", "gpu": "h200", "tp": 8},
-    ):
-        cost = assemble(scenario.build(settings)).cost
-        shape = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 100),))
-        assert {group_of(name) for name in cost.explain(shape)} <= set(GROUPS), settings
 
 
 def test_a_run_without_trouble_says_so() -> None:

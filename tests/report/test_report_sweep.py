@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from report_sweeps import sweep_table
 from test_report_page import EVIL, Outline
 
+from sim.report.measures import latency
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import front, map_charts, pareto_chart
 from sim.report.sweep.page import render_sweep
-from sim.report.sweep.table import GOODPUT, PRICE, Sweep, latency
+from sim.report.sweep.points import GOODPUT, PRICE
+from sim.report.sweep.table import Sweep
 from sim.results.metrics import SLO_NAMES
 from sim.study.sweep import sweep
 from sim.study.sweep.question import Question

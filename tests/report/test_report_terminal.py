@@ -8,8 +8,9 @@ import pytest
 from report_samples import make_run
 from rich.console import Console
 
-from sim.report import terminal, units
+from sim.report import terminal
 from sim.report.run.sentences import ROOFLINE_WARNING, notes_of, sources_line
+from sim.results import units
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sim.report.plan.page import render_plan
 from sim.report.run.page import render_page
 from sim.report.run.sentences import engine_of, heading, load_words, title
 from sim.report.sweep.page import render_sweep
-from sim.report.units import seconds, time_unit
+from sim.results.units import seconds, time_unit
 
 TIMES = st.floats(1e-7, 119.0)
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}

@@ -17,12 +17,12 @@ from report_samples import make_run
 
 from sim import api, catalog, scenario
 from sim.catalog import load_gpu, names
-from sim.report import terminal, units
+from sim.report import terminal
 from sim.report.compare.page import render_comparison
 from sim.report.compare.variant import Variant
 from sim.report.measures import MEASURES, compared
 from sim.report.run import sentences as words
-from sim.results import metrics
+from sim.results import metrics, units
 from sim.results.bill import NO_POWER, NO_PRICE, Rates, bill
 from sim.results.kv import busy_s
 from sim.scenario import PriceSettings

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from drafting_kit import Drafts, run_drafts
+from drafting_kit import Drafts, drafter, run_drafts
 from engine_kit import Run, Setup, run, workload
 from scipy import stats
 
-from sim import api, catalog, scenario
-from sim.cost.capacity import kv_capacity
+from sim import catalog
 from sim.cost.roofline import Roofline
-from sim.cost.step import Constant, FixedCost, Term, device_seconds
+from sim.cost.step import Constant, FixedCost, Term
 from sim.engine.batch import Limits, Shape
 from sim.engine.drafting import DraftingEngine, Tally
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
-from sim.report.run.page import render_page
-from sim.report.run.sentences import drafts_by_position
-from sim.report.terminal import render, summary_view
-from sim.serving.workload import load_trace
-from sim.specs.parallel import SINGLE, Parallel
+from sim.specs.parallel import SINGLE
 from sim.specs.tree import DraftTree
-from sim.speculation.acceptance import Acceptance, acceptance_rates
+from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
 from sim.speculation.drafters import Drafted, Drafter
 from sim.speculation.settings import SpeculationSettings
 from sim.speculation.tables import summary as draft_summary
-from traces.schema import InputError, Trace
 
 ALONE = Limits(max_num_seqs=1)
 LONG = KvPool(4096, 16, 65536)
@@ -255,18 +247,6 @@ def test_a_tree_costs_all_its_drafts() -> None:
     assert heads.weight_bytes(SINGLE) == drafter("medusa", 3).weight_bytes(SINGLE)
 
 
-def test_a_run_with_a_tree() -> None:
-    """A tree of the same depth gives more tokens a step than the chain, at the price of a larger batch."""
-    chain = drafted(drafter="medusa", k=3, acceptance=0.5)
-    tree = drafted(drafter="medusa", k=3, acceptance=0.5, tree="3,2,1")
-    found = tree.summary["speculation"]
-    # Levels: 1 - 0.5^3, 1 - 0.5^2, 0.5.
-    assert found["acceptance_by_position"] == pytest.approx([0.875, 0.65625, 0.328125], abs=0.02)
-    assert found["tokens_per_target_step"] > 1.3 * chain.summary["speculation"]["tokens_per_target_step"]
-    assert tree.steps["draft_tokens"].sum() == 15 * found["drafted_tokens"] / 3
-    assert tree.summary["speculation"]["draft_weight_bytes"] == chain.summary["speculation"]["draft_weight_bytes"]
-
-
 # ---- how many drafts -------------------------------------------------------------------------------------------------
 
 
@@ -370,274 +350,3 @@ def test_adapting_forgets_who_has_ended() -> None:
         proposer.verified(req, 4, 2)
         req.finished = id % 100 > 0
     assert len(proposer._records._of) < 2000
-
-
-# ---- what it costs and takes -----------------------------------------------------------------------------------------
-
-DRAFTERS: dict[str, dict[str, Any]] = {
-    "ngram": {},
-    "eagle": {},
-    "medusa": {},
-    "draft-model": {"draft_model": "llama-3.2-1b"},
-}
-
-
-def drafter(kind: str, k: int = 4) -> Drafter:
-    settings = SpeculationSettings(drafter=kind, k=k, **DRAFTERS[kind])
-    own = catalog.load_model(settings.draft_model) if settings.draft_model else None
-    return Drafter.of(settings, catalog.load_model("llama-3.1-8b"), own)
-
-
-def priced(kind: str, k: int = 4) -> Drafted:
-    gpu, made = catalog.load_gpu("h100"), drafter(kind, k)
-    own = Roofline(made.model, gpu) if made.model is not None and made.has_cache else None
-    return Drafted(Roofline(catalog.load_model("llama-3.1-8b"), gpu), made, own)
-
-
-@pytest.mark.parametrize("kind", DRAFTERS)
-def test_the_price_of_a_step_adds_up(kind: str) -> None:
-    cost = priced(kind)
-    for shape in (
-        Shape(),
-        Shape(((700, 0), (60, 512))),
-        Shape(((700, 0),), 3, 900, proposals=(4, 16, 4), proposal_context=1600),
-        Shape(verifies=((5, 300), (2, 90)), proposals=(2, 8, 4), proposal_context=400),
-    ):
-        (device_s,), _ = cost.span_s(shape, 1)
-        terms = cost.explain(shape)
-        assert device_s == pytest.approx(device_seconds(terms.values()), rel=1e-12)
-        assert all(term.seconds > 0 for term in terms.values() if not term.on_host)
-        made = {name for name in terms if name.startswith("draft")}
-        prefill = {"draft prefill"} if shape.prefills and kind in ("eagle", "draft-model") else set()
-        step = {"ngram": set(), "medusa": {"draft heads"}}.get(kind, {"drafting"}) if shape.proposals[0] else set()
-        assert made == prefill | step
-
-
-@pytest.mark.parametrize("kind", ["eagle", "draft-model"])
-def test_drafts_are_made_one_after_the_other(kind: str) -> None:
-    """k drafts take k steps of the drafter, each of which attends one token more of every row."""
-    made = drafter(kind)
-    assert made.model is not None
-    own = Roofline(made.model, catalog.load_gpu("h100"))
-    rows, context = 6, 6 * 500
-    found = priced(kind).explain(Shape(proposals=(rows, rows * 4, 4), proposal_context=context))["drafting"].seconds
-    steps = [own.span_s(Shape((), rows, context + rows * (1 + at)), 1)[0][0] for at in range(4)]
-    assert found == pytest.approx(math.fsum(steps), rel=1e-12)
-
-
-def test_heads_are_run_once_for_all_rows() -> None:
-    """A head is a layer and a vocabulary matrix: its price hardly grows with the rows, and grows with each head."""
-    price = {
-        (rows, k): priced("medusa")
-        .explain(Shape(proposals=(rows, rows * k, k), proposal_context=9))["draft heads"]
-        .seconds
-        for rows, k in ((1, 1), (1, 4), (8, 4))
-    }
-    assert price[1, 4] == pytest.approx(4 * price[1, 1], rel=1e-12)
-    assert price[8, 4] < 1.5 * price[1, 4]
-    gpu, model = catalog.load_gpu("h100"), catalog.load_model("llama-3.1-8b")
-    read_s = 2 * model.hidden * (model.hidden + model.vocab) / gpu.memory_bytes_per_s
-    assert read_s < price[1, 1] < 2 * read_s
-
-
-def test_verifying_costs_more_than_decoding_and_less_than_as_many_steps() -> None:
-    cost = priced("ngram")
-    one, five = (cost.span_s(Shape(verifies=((n, 500),) * 16), 1)[0][0] for n in (2, 5))
-    decode = cost.span_s(Shape((), 16, 16 * 501), 1)[0][0]
-    assert decode < one < five < 5 * decode
-
-
-@pytest.mark.parametrize("kind", DRAFTERS)
-@pytest.mark.parametrize("tp", [1, 4])
-def test_the_memory_of_the_drafter(kind: str, tp: int) -> None:
-    """Its weights and its KV leave fewer blocks to the target."""
-    model, gpu, made = catalog.load_model("llama-3.1-8b"), catalog.load_gpu("h100"), drafter(kind)
-    parallel = Parallel(tp)
-    plain, ours = (kv_capacity(model, gpu, parallel=parallel, drafter=drafts) for drafts in (None, made))
-    assert ours.weight_bytes - plain.weight_bytes == made.weight_bytes(parallel)
-    assert ours.block_bytes - plain.block_bytes == 16 * made.kv_bytes_per_token(parallel)
-    assert (ours.blocks < plain.blocks) == (kind != "ngram")
-    hidden, vocab = model.hidden, model.vocab
-    one = catalog.load_model("llama-3.2-1b")
-    assert made.kv_bytes_per_token(parallel) == {
-        "draft-model": one.kv_bytes_per_token // tp,
-        "eagle": model.kv_bytes_per_token // model.layers // tp,
-    }.get(kind, 0)
-    if kind == "medusa":
-        assert made.weight_bytes(Parallel(tp)) == 4 * (hidden * hidden + hidden * vocab) * 2 // tp
-    if kind == "draft-model" and tp == 1:
-        assert made.weight_bytes(SINGLE) == one.weight_bytes
-
-
-# ---- the whole run ---------------------------------------------------------------------------------------------------
-
-ARENA: dict[str, Any] = {"trace": "chatbot_arena.jsonl", "limit": 60, "rate": 3.0}
-
-
-@cache
-def arena_trace() -> Trace:
-    return load_trace(scenario.build({}, ARENA))
-
-
-@cache
-def arena(**settings: Any) -> api.Result:
-    named = {key.replace("__", "."): value for key, value in settings.items()}
-    return api.simulate(scenario.build({}, {**ARENA, **named}), trace=arena_trace())
-
-
-def drafted(**settings: Any) -> api.Result:
-    return arena(policy="speculative", **{f"speculation__{key}": value for key, value in settings.items()})
-
-
-def test_the_summary_of_a_run() -> None:
-    done = drafted(k=4, acceptance="0.8,0.6", drafter="eagle")
-    found = done.summary["speculation"]
-    rates, rows = (0.8, 0.6, 0.6, 0.6), found["drafted_tokens"] / 4
-    assert found["drafter"] == "eagle"
-    assert found["acceptance_by_position"] == pytest.approx(list(np.cumprod(rates)), abs=4 * 0.5 / math.sqrt(rows))
-    assert found["acceptance"] == pytest.approx(np.mean(found["acceptance_by_position"]))
-    assert found["tokens_per_target_step"] == pytest.approx(1 + sum(found["acceptance_by_position"]))
-    assert found["accepted_tokens"] == pytest.approx(found["acceptance"] * found["drafted_tokens"])
-    assert done.steps["draft_tokens"].sum() == found["drafted_tokens"]
-    assert 0.02 < found["drafting_share"] < 0.5
-    assert found["draft_weight_bytes"] > 1e8
-    assert done.summary["requests"]["completed"] == 60
-    plain = arena(**{"engine__async_scheduling": False})
-    assert plain.summary["tpot_s"]["p50"] > 1.3 * done.summary["tpot_s"]["p50"]
-    assert "speculation" not in plain.summary
-    assert not plain.steps["draft_tokens"].any()
-
-
-def test_a_run_replays_the_acceptance_of_another(tmp_path: Path) -> None:
-    """A summary gives the rates by position under which it was made, each given that all before were right."""
-    first = drafted(k=3, acceptance="0.8,0.5,0.4")
-    (tmp_path / "summary.json").write_text(json.dumps(first.summary))
-    rates = acceptance_rates(str(tmp_path / "summary.json"))
-    assert rates == pytest.approx((0.8, 0.5, 0.4), abs=0.03)
-    assert list(rates) == first.summary["speculation"]["rate_by_position"]
-    (tmp_path / "rates.json").write_text("[0.75, 0.25]")
-    assert acceptance_rates(str(tmp_path / "rates.json")) == (0.75, 0.25)
-    again = drafted(k=3, acceptance=str(tmp_path / "summary.json")).summary["speculation"]
-    assert again["acceptance_by_position"] == pytest.approx(
-        first.summary["speculation"]["acceptance_by_position"], abs=0.03
-    )
-
-
-def test_a_trace_says_how_well_each_request_drafts(tmp_path: Path) -> None:
-    path = tmp_path / "unlike.csv"
-    path.write_text("arrival_s,prompt_tokens,output_tokens,acceptance\n0,9,41,1\n0,9,41,0\n0,9,41,\n")
-    settings: dict[str, Any] = {"speculation.k": 3, "speculation.acceptance": 0.5, "engine.max_num_seqs": 1}
-    done = api.run(trace=str(path), policy="speculative", **settings)
-    steps = done.steps[done.steps["draft_tokens"] > 0]["start_s"].to_numpy()
-    ends = done.requests["finish_s"].to_numpy()
-    each = np.diff([0, *(int((steps < end).sum()) for end in ends)])
-    assert each[:2].tolist() == [10, 40]
-    assert 15 < each[2] < 30
-
-
-@pytest.mark.parametrize("base", ["continuous", "priority", "sjf"])
-def test_every_base(base: str) -> None:
-    done = arena(policy="speculative", policy__base=base, speculation__k=2)
-    assert done.summary["requests"]["completed"] == 60
-    assert done.summary["speculation"]["tokens_per_target_step"] > 1.9
-
-
-def test_the_base_takes_its_own_parameters() -> None:
-    """A threshold cuts prompts as it does without drafts; what the base does not know is refused in its name."""
-    cut = arena(policy="speculative", policy__long_prefill_token_threshold=16)
-    whole = arena(policy="speculative")
-    prefills = [done.steps["prefill_tokens"].max() for done in (cut, whole)]
-    assert prefills[0] < prefills[1]
-    with pytest.raises(InputError, match="policy 'continuous' has no parameter 'long_prefill_token_threshold'"):
-        arena(policy="speculative", policy__base="continuous", policy__long_prefill_token_threshold=16)
-
-
-def test_reports_tell_of_drafts() -> None:
-    done = drafted(k=4, acceptance="0.8,0.6", drafter="eagle")
-    found = done.summary["speculation"]
-    shares = [f"{100 * share:.1f} %" for share in found["acceptance_by_position"]]
-    text = " ".join(render(summary_view(done.summary), 200).split())
-    assert f"Drafts {found['tokens_per_target_step']:.2f} tokens a target step; right by position: " in text
-    assert ", ".join(shares) in text
-    weights = f"{found['draft_weight_bytes'] / 2**20:.0f} MiB"
-    assert f"Drafter eagle, {100 * found['drafting_share']:.1f} % of the time; weights {weights}, KV 4.00 KiB" in text
-    page = render_page(done)
-    for shown in ("Speculative decoding", ", ".join(shares), weights, f"{100 * found['drafting_share']:.1f} %"):
-        assert shown in page
-    assert "Speculative decoding" not in render_page(arena())
-    assert "Draft" not in render(summary_view(arena().summary))
-
-
-def test_reports_of_long_drafts_and_of_none() -> None:
-    shares = [0.9**at for at in range(1, 13)]
-    assert drafts_by_position({"acceptance_by_position": shares}).endswith("43.0 % .. 28.2 %")
-    assert drafts_by_position({"acceptance_by_position": []}) == "nothing was drafted"
-
-
-# ---- mistakes --------------------------------------------------------------------------------------------------------
-
-
-EAGLE = {"speculation.drafter": "eagle"}
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (
-            {"speculation.drafter": "oracle"},
-            "speculation.drafter is 'oracle'; known: ngram, draft-model, eagle, medusa",
-        ),
-        ({"speculation.k": 0}, "speculation.k is 0; it must be at least 1 and at most 64"),
-        ({"speculation.k": 65}, "speculation.k is 65; it must be at least 1 and at most 64"),
-        ({"speculation.acceptance": 1.5}, "speculation.acceptance is 1.5; it must be at least 0 and at most 1"),
-        ({"speculation.acceptance": 2}, "speculation.acceptance is 2.0; it must be at least 0 and at most 1"),
-        ({"speculation.acceptance": "0.8,-0.1"}, "speculation.acceptance is '0.8,-0.1'; expected probabilities"),
-        ({"speculation.acceptance": "often"}, "speculation.acceptance is 'often'; expected probabilities"),
-        ({"speculation.acceptance": math.nan}, "speculation.acceptance is nan; it must be at least 0"),
-        ({"speculation.acceptance": "none.json"}, "speculation.acceptance: none.json does not exist"),
-        ({"speculation.drafter": "draft-model"}, "speculation.draft_model names the model"),
-        ({"speculation.draft_model": "llama-3.2-1b"}, "speculation.drafter is 'ngram'"),
-        (
-            {"speculation.drafter": "draft-model", "speculation.draft_model": "llama-2-7b"},
-            "'llama-2-7b' has a vocabulary of 32000 tokens and 'llama-3.1-8b' one of 128256",
-        ),
-        ({"engine.async_scheduling": True}, "ngram has none then"),
-        ({"speculation.tree": "2,2", "speculation.k": 2}, "speculation.tree needs the drafter eagle or medusa"),
-        ({**EAGLE, "speculation.tree": "2,2"}, "speculation.tree '2,2' has 2 levels and speculation.k is 4; set it so"),
-        ({**EAGLE, "speculation.tree": "2,x"}, "speculation.tree is '2,x'; expected candidates by level"),
-        ({**EAGLE, "speculation.tree": "2,0,1,1"}, "speculation.tree is '2,0,1,1'; expected candidates by level"),
-        ({**EAGLE, "speculation.tree": "3,3,3,3"}, "has 120 drafts; at most 64 are verified"),
-        ({**EAGLE, "speculation.tree": "2,1,1,1", "speculation.adaptive": True}, "exclude one another"),
-        ({"workload.samples": 2}, "drafting serves one for each request"),
-        ({"policy.base": "static"}, "policy.base is 'static'; speculative works on top of"),
-        ({"policy.base": "speculative"}, "policy.base is 'speculative'; speculative works on top of"),
-        ({"policy.base": "unheard-of"}, "unknown name 'unheard-of' in policies"),
-        ({"allocator": "no-cache"}, "without a KV cache there is nothing that drafts could be verified against"),
-        (
-            {"policy": "chunked", "speculation.k": 3},
-            "speculation.k is 3, and it is read only where policy.name is speculative",
-        ),
-        (
-            {"speculation.drafter": "draft-model", "speculation.draft_model": "llama-3.1-70b"},
-            "(the drafter's 131.4 GiB of weights included)",
-        ),
-    ],
-)
-def test_mistakes_are_one_sentence(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(InputError) as caught:
-        api.run(**{**ARENA, "limit": 3, "policy": "speculative", **settings})
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("rate", [0, 1])
-def test_certainty_may_be_a_whole_number(rate: int) -> None:
-    assert drafted(acceptance=rate).summary["speculation"]["acceptance"] == rate
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "[0.5, 2]", '"x"', "{}", '{"speculation": {}}', "7", "[null]"])
-def test_a_file_that_holds_no_rates(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "rates.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"speculation\.acceptance"):
-        acceptance_rates(str(path))

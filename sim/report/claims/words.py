@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sim.report.units import NONE, number, percent, seconds
+from sim.results.units import NONE, number, percent, seconds
 from sim.study.claims import ABSENT, HOLDS, LESS, MORE, NOT, ClaimRow
 
 STYLES = {HOLDS: "green", MORE: "green", LESS: "yellow", NOT: "red", ABSENT: "dim"}

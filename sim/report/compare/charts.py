@@ -13,10 +13,10 @@ from sim.report.compare.variant import Timeline, Variant
 from sim.report.measures import LatencyUnits
 from sim.report.run.charts import LATENCY_TEXTS
 from sim.report.run.timeline import KV_TEXTS, TimeAxis
-from sim.report.units import TimeUnit, count, number, percent, seconds
 from sim.results import series
 from sim.results.kv import KV_HELD
 from sim.results.percentiles import Floats
+from sim.results.units import TimeUnit, count, number, percent, seconds
 
 ENDED = "had ended"
 QUEUES = {"serving": ("Requests being served", "were being served"), "waiting": ("Requests waiting", "waited")}

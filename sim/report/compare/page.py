@@ -12,8 +12,8 @@ from sim.report.compare.winners import holds, nearest_words
 from sim.report.measures import MEASURES, LatencyUnits, Measure, best, compared
 from sim.report.run.sentences import answer, engine_of, heading, load_words, notes_of, sources_line
 from sim.report.templates import Card, TableColumn, render, tone
-from sim.report.units import NONE, count
 from sim.results.metrics import plain
+from sim.results.units import NONE, count
 
 # The measures that have a card: which variant is best at it.
 CARDS = {

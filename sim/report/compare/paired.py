@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.measures import LATENCIES, LatencyUnits
-from sim.report.units import NONE, count, row_unit, signed
 from sim.results.paired import PAIRED, Difference, Interval, Paired
+from sim.results.units import NONE, count, count_of, row_unit, signed
 
 # With more variants than this the terminal shows this latency of each alone.
 FULL = 3
@@ -26,8 +26,7 @@ def interval_text(interval: Interval, factor: float) -> str:
 
 
 def pairs_text(pair: Paired) -> str:
-    noun = "request" if pair.pairs == 1 else "requests"
-    parts = [f"{count(pair.pairs)} {noun} paired"]
+    parts = [f"{count_of(pair.pairs, 'request')} paired"]
     if pair.left_out:
         where = [
             (pair.completed_there_only, f"completed in {pair.against} alone"),

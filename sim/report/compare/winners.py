@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.report.units import percent
+from sim.results.units import percent
 
 
 def holds(summary: Mapping[str, Any]) -> bool:

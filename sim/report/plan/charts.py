@@ -8,7 +8,7 @@ from typing import Any
 from sim.report.chart import Chart, against_load, axis, choice, line, scattered
 from sim.report.measures import LATENCIES, LatencyUnits, latency
 from sim.report.plan.sentences import binds_words, gpu_count, gpus_words
-from sim.report.units import dollars, number
+from sim.results.units import dollars, number
 
 Document = Mapping[str, Any]
 SPAN = ("low", "likely", "high")

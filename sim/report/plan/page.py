@@ -11,7 +11,7 @@ from sim.report.plan.sentences import ROOFLINE, answer, binds_words, gpus_words,
 from sim.report.plan.tables import cells, page_candidate_columns, page_rate_columns
 from sim.report.run.sentences import ROOFLINE_WARNING, heading
 from sim.report.templates import Card, Panels, halves, render
-from sim.report.units import count, dollars, energy, number, percent
+from sim.results.units import count, count_of, dollars, energy, number, percent
 
 Document = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def _cards(document: Document, units: LatencyUnits) -> Iterable[Card]:
         yield Card("Bounded by", str(capacity["bound_by"]), slo_words(document, units), "name")
     else:
         first = "Cheapest" if best.get("confirmed", True) else "Best so far"
-        yield Card(first, str(best["name"]), f"{count(best['replicas'])} replicas", "name")
+        yield Card(first, str(best["name"]), count_of(best["replicas"], "replica"), "name")
         if best.get("binds"):
             yield Card("Bound by", binds_words(best).removeprefix(", bound by "), slo_words(document, units), "name")
         yield Card("GPUs", gpus_words(best), str(best["gpu"]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits
-from sim.report.units import count, dollars, energy, limit, number, percent
+from sim.results.units import count, count_of, dollars, energy, limit, number, percent
 from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 
@@ -50,7 +50,7 @@ def gpu_count(row: Mapping[str, Any]) -> int | None:
 
 def _deployment(document: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     name = "" if best["name"] == "run" else f"{best['name']}: "
-    replicas = f"{count(best['replicas'])} {'replica' if best['replicas'] == 1 else 'replicas'}"
+    replicas = count_of(best["replicas"], "replica")
     spread = best.get("usd_range")
     price = "" if best["usd_per_hour"] is None else f", {dollars(best['usd_per_hour'])} an hour"
     if spread and spread["high"] is not None and spread["low"] is not None:

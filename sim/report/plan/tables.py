@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sim.report.measures import LatencyUnits, Measure, latency
 from sim.report.plan.sentences import binds_words, gpu_count, gpus_words
-from sim.report.units import NONE, count, dollars, energy, number, percent
+from sim.results.units import NONE, count, dollars, energy, number, percent
 
 Row = Mapping[str, Any]
 Rows = Iterable[Row]
@@ -71,7 +71,7 @@ def _limited(document: Mapping[str, Any], units: LatencyUnits) -> Columns:
     """One column for each metric of the SLO; "!" marks the one that is nearest to its limit."""
 
     def words(name: str) -> Callable[[Row], str]:
-        unit = units[f"{name.partition('_')[0]}_s"]
+        unit = units.of_clause(name)
 
         def text(row: Row) -> str:
             value = (row.get("slo_values") or {}).get(name)

@@ -7,10 +7,10 @@ import pandas as pd
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.measures import LATENCIES, LatencyUnits
-from sim.report.units import TimeUnit, count, percent
 from sim.results import series
 from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
+from sim.results.units import TimeUnit, count, count_of, percent
 
 LATENCY_TEXTS = {
     "ttft_s": (
@@ -82,8 +82,7 @@ def phases_chart(requests: pd.DataFrame, unit: TimeUnit, preempted: pd.DataFrame
         group = (rank >= len(done) * low / 100) & (rank < len(done) * high / 100)
         if group.any():
             means = [float(phase[group].mean()) for phase in spent.values()]
-            noun = "request" if group.sum() == 1 else "requests"
-            note = f"{unit.words(sum(means))}, {count(int(group.sum()))} {noun}"
+            note = f"{unit.words(sum(means))}, {count_of(int(group.sum()), 'request')}"
             rows.append({"label": label, "note": note, "values": series.compact(np.array(means) * unit.factor)})
     shares = [percent(float(phase.sum() / max(e2e_s.sum(), 1e-300))) for phase in spent.values()]
     parts = [f"{share} {words}" for share, words in zip(shares, PHASE_WORDS, strict=False)]

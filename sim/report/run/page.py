@@ -11,6 +11,7 @@ from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     answer,
     bill_rows,
+    clause_words,
     drafts_by_position,
     engine_of,
     load_rows,
@@ -22,12 +23,11 @@ from sim.report.run.sentences import (
 from sim.report.run.terms import term_charts
 from sim.report.run.timeline import step_unit, time_charts
 from sim.report.templates import Card, Panels, render
-from sim.report.units import count, dollars, number, percent, seconds, size_of
 from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
-from sim.results.verdict import clause_name
+from sim.results.units import count, count_of, dollars, number, percent, seconds, size_of
 
 INPUT_NAMES = {
     "trace": "Trace",
@@ -83,9 +83,8 @@ def _cards(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[Card]:
     yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
     bill = summary.get("bill") or {}
     if bill.get("usd_per_million_output_tokens") is not None:
-        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count(bill['gpus'])} GPU"
-        noun = "" if bill["gpus"] == 1 else "s"
-        yield Card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour + noun)
+        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count_of(bill['gpus'], 'GPU')}"
+        yield Card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour)
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
         style = "good" if all(clause.met for clause in clauses) else "bad"
@@ -97,12 +96,7 @@ def _cards(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[Card]:
 def _clauses(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[tuple[str, str]]:
     """(measured and limit, verdict) of each clause of the SLO, over the whole run."""
     for clause in verdicts(summary):
-        metric = f"{clause.name.partition('_')[0]}_s"
-        measured = f"{clause_name(clause.name)} {units[metric].words(clause.measured_s)}"
-        yield (
-            f"{measured}, limit {units[metric].limit(clause.limit_s)}",
-            {True: "met", False: "missed", None: "undefined"}[clause.met],
-        )
+        yield clause_words(clause, units), {True: "met", False: "missed", None: "undefined"}[clause.met]
 
 
 def _facts(summary: Mapping[str, Any]) -> Panels:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sim.report.units import count, number, percent
 from sim.results.kv import KV_HELD, busy_s, kv_tokens
 from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
+from sim.results.units import count, count_of, number, percent
 
 # A pool that is fuller than this is under pressure: the next admission may have to wait or to preempt.
 FULL = 0.9
@@ -44,7 +44,7 @@ def pressure_lines(run: Run) -> Iterable[str]:
         held = sum(kv_tokens(steps, kind) for kind in KV_HELD) / summary["kv"]["capacity_tokens"]
         pressed = float(np.dot(busy, held > FULL) / max(busy.sum(), 1e-300))
         preemptions = summary["kv"]["preemptions"]
-        lost = "no preemption" if not preemptions else f"{count(preemptions)} preemption{'s' * (preemptions > 1)}"
+        lost = count_of(preemptions, "preemption") if preemptions else "no preemption"
         yield (
             f"KV pressure: {percent(summary['kv']['peak_held'])} of the pool was taken at the peak, more than "
             f"{100 * FULL:.0f} % during {percent(pressed)} of the busy time, with {lost}."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.report.units import count, dollars, energy, number, percent, seconds
-from sim.results.metrics import SOURCES
+from sim.report.measures import LatencyUnits
+from sim.results.metrics import SOURCES, SloResult
+from sim.results.units import count, count_of, dollars, energy, number, percent, seconds
+from sim.results.verdict import clause_name
 from traces import documents
 from traces.schema import InputError
 
@@ -38,7 +40,7 @@ def gpus_words(inputs: Mapping[str, Any]) -> str:
         return ""
     sizes = [f"TP {tp}"] if tp else []
     if replicas:
-        sizes.append(f"{count(replicas)} {'replica' if replicas == 1 else 'replicas'}")
+        sizes.append(count_of(replicas, "replica"))
     gpus = tp * replicas if tp and replicas else 1
     many = f"{count(gpus)} x " if gpus > 1 else ""
     return f"{many}{gpu} ({', '.join(sizes)})" if sizes else f"{many}{gpu}"
@@ -81,8 +83,7 @@ def requests_line(summary: Mapping[str, Any]) -> str:
     if counts.get("dropped"):
         rest.append(f"{count(counts['dropped'])} rows of the trace dropped")
     ended = ", ".join([f"{count(counts['completed'])} completed", *rest])
-    noun = "request" if counts["total"] == 1 else "requests"
-    return f"{count(counts['total'])} {noun} in {seconds(summary['duration_s'])}: {ended}"
+    return f"{count_of(counts['total'], 'request')} in {seconds(summary['duration_s'])}: {ended}"
 
 
 def load_line(load: Mapping[str, Any]) -> str:
@@ -107,6 +108,12 @@ def load_rows(load: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Window in which they came", seconds(load["window_s"])),
         ("From its end to the last answer", seconds(load["drain_s"])),
     ]
+
+
+def clause_words(clause: SloResult, units: LatencyUnits) -> str:
+    """A clause of the SLO with what was measured: `TTFT p99 0.932 s, limit 0.5 s`."""
+    unit = units.of_clause(clause.name)
+    return f"{clause_name(clause.name)} {unit.words(clause.measured_s)}, limit {unit.limit(clause.limit_s)}"
 
 
 def notes_of(summary: Mapping[str, Any]) -> list[str]:
@@ -155,7 +162,7 @@ def money_line(bill: Mapping[str, Any]) -> str:
     """What a million tokens cost, and at which price; or that none is known."""
     if bill["usd"] is None:
         return str(bill["price_source"])
-    whose = f"{_gpus(bill)} at {dollars(bill['usd_per_gpu_hour'])} an hour"
+    whose = f"{count_of(bill['gpus'], 'GPU')} at {dollars(bill['usd_per_gpu_hour'])} an hour"
     if bill["usd_per_million_tokens"] is None:
         return f"{dollars(bill['usd'])} for {whose}, and no request completed"
     every, output = (dollars(bill[f"usd_per_million_{kind}"]) for kind in ("tokens", "output_tokens"))
@@ -196,7 +203,3 @@ def bill_rows(bill: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(power if bill["joules"] is not None else []),
         ("Power", bill["power_source"]),
     ]
-
-
-def _gpus(bill: Mapping[str, Any]) -> str:
-    return f"{count(bill['gpus'])} GPU{'' if bill['gpus'] == 1 else 's'}"

@@ -7,43 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.cost.terms import KINDS, kind_of
 from sim.report.chart import Chart, axis
 from sim.report.run.timeline import TimeAxis
-from sim.report.units import TimeUnit, count, percent, seconds
 from sim.results import series
 from sim.results.percentiles import Floats
-from sim.results.resources import PRODUCTS
 from sim.results.result import Run
 from sim.results.terms import term_table
+from sim.results.units import TimeUnit, count, percent, seconds
 
 # More spans than this are not explained for a page: an even choice says the same.
 SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150
-GROUPS = ("products", "attention", "elementwise", "communication", "memory moves", "drafting", "launching", "host")
-NAMED = {
-    "products": PRODUCTS,
-    "elementwise": ("embedding", "norms", "latent norms", "query and key norms", "rope", "activation",
-                    "shared expert activation", "expert activation", "expert combine", "KV write", "sampling"),
-    "communication": ("all-reduce", "logits gather"),
-    "memory moves": ("block copies", "swap", "offload wait"),
-    "launching": ("launches", "launch gaps"),
-    "host": ("host",),
-}  # fmt: skip
 NOTE = (
     "Products: all matrix products, the LM head included; elementwise: norms, activations, rotation, sampling, KV "
     "writes; launching: gaps between kernels; host: what the device does not hide."
 )
-
-
-def group_of(term: str) -> str:
-    """The group that a term of a step's cost belongs to; a term that none knows is a group of its own."""
-    for group, names in NAMED.items():
-        if term in names:
-            return group
-    if term.startswith("draft"):
-        return "drafting"
-    if term.endswith(" attention"):
-        return "attention"
-    return "products" if term.endswith((" up", " down")) else term
 
 
 def term_charts(run: Run, unit: TimeUnit) -> list[Chart]:
@@ -52,8 +30,7 @@ def term_charts(run: Run, unit: TimeUnit) -> list[Chart]:
     if table is None:
         return []
     spent = _grouped(table.drop(columns="row"))
-    known = [*(name for name in GROUPS if name in spent), *(name for name in spent if name not in GROUPS)]
-    names = [str(name) for name in known if spent[name].any()]
+    names = [kind for kind in KINDS if kind in spent and spent[kind].any()]
     if not names:
         return []
     steps = run.steps.iloc[table["row"].to_numpy()].reset_index(drop=True)
@@ -66,7 +43,7 @@ def term_charts(run: Run, unit: TimeUnit) -> list[Chart]:
 def _grouped(terms: pd.DataFrame) -> pd.DataFrame:
     groups: dict[str, Any] = {}
     for name in terms:
-        group = group_of(str(name))
+        group = kind_of(str(name))
         groups[group] = groups[group] + terms[name] if group in groups else terms[name]
     return pd.DataFrame(groups)
 

@@ -11,13 +11,13 @@ import pandas as pd
 
 from sim.report.chart import Chart, axis
 from sim.report.measures import LatencyUnits
-from sim.report.units import TimeUnit, count, percent, seconds, time_unit
 from sim.results import series
 from sim.results.binding import BUDGET, FREE, IDLE, LIMITS, STATES, limits_of, states
 from sim.results.kv import KV_HELD, KV_KINDS, kv_means
 from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.series import Pieces
+from sim.results.units import TimeUnit, count, percent, seconds, time_unit
 
 REQUESTS_PER_BUCKET = 10
 HOURS = TimeUnit("h", 1 / 3600)

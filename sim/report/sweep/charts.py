@@ -10,10 +10,11 @@ import numpy as np
 
 from sim.report.chart import Chart, Spec, against_load, axis, choice, line
 from sim.report.measures import Measure, Scale, latency
-from sim.report.sweep.table import RATES, STATISTICS, SWEPT_LATENCIES, Axis, Sweep, value_text
-from sim.report.units import count, number
+from sim.report.sweep.points import RATES, STATISTICS, SWEPT_LATENCIES, value_text
+from sim.report.sweep.table import Axis, Sweep
 from sim.results import series
 from sim.results.percentiles import Floats
+from sim.results.units import count, number
 
 Lines = dict[str, list[int]]
 """By name of a combination the rows of its points, in the order of the load."""

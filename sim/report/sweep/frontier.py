@@ -12,10 +12,11 @@ import numpy as np
 from sim.report.chart import Chart, Spec, axis, choice, scattered
 from sim.report.measures import Measure, latency
 from sim.report.sweep.charts import UNSTABLE, limits_at, steep
-from sim.report.sweep.table import COSTS, GPU_HOURS, RATES, Axis, Bools, Sweep, value_text
-from sim.report.units import count
+from sim.report.sweep.points import COSTS, GPU_HOURS, RATES, Bools, value_text
+from sim.report.sweep.table import Axis, Sweep
 from sim.results import series
 from sim.results.percentiles import Floats
+from sim.results.units import count
 
 # More points or cells than this make a blot, or a page of megabytes.
 MOST_POINTS, MOST_CELLS, MOST_MAPS = 2500, 30, 3

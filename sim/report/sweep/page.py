@@ -14,10 +14,11 @@ from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, engine_of, heading
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
-from sim.report.sweep.table import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, Sweep, value_text
+from sim.report.sweep.points import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, value_text
+from sim.report.sweep.table import Sweep
 from sim.report.templates import Card, Panels, TableColumn, render
-from sim.report.units import count
 from sim.results.metrics import SOURCES
+from sim.results.units import count, count_of
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500
@@ -99,21 +100,14 @@ def _common(table: pd.DataFrame, column: str) -> str | None:
 
 
 def _lead(sweep: Sweep) -> str:
-    points = len(sweep.points)
-    text = f"{count(points)} {'point' if points == 1 else 'points'}"
+    text = count_of(len(sweep.points), "point")
     if sweep.axes:
         text += " over " + ", ".join(f"{axis.label} ({len(axis.values)})" for axis in sweep.axes)
     if sweep.seeds > 1:
         text += f", {sweep.seeds} seeds each"
-    failed, unstable = _counts(sweep)
+    failed, unstable = int((sweep.points.failed > 0).sum()), sweep.unstable
     rest = [f"{count(failed)} failed" if failed else "", f"{count(unstable)} unstable" if unstable else ""]
     return f"{text}: {', '.join(filter(None, [f'{count(int(sweep.good.sum()))} stable', *rest]))}."
-
-
-def _counts(sweep: Sweep) -> tuple[int, int]:
-    """How many points (failed in any run, were unstable in any run that ended)."""
-    failed = sweep.points.failed > 0
-    return int(failed.sum()), int((~failed & ~sweep.points.stable).sum())
 
 
 def _cards(sweep: Sweep) -> Iterable[Card]:
@@ -147,12 +141,11 @@ def _warnings(sweep: Sweep) -> Iterable[str]:
         yield f"{count(rest)} more runs failed for {count(len(reasons) - MOST_REASONS)} other reasons: see the table."
     if nearest := sweep.nearest_words():
         yield nearest
-    _, unstable = _counts(sweep)
-    if unstable:
-        noun, verb = ("point is", "its") if unstable == 1 else ("points are", "their")
+    if sweep.unstable:
+        noun, verb = ("point is", "its") if sweep.unstable == 1 else ("points are", "their")
         yield (
-            f"{count(unstable)} {noun} unstable: the queue kept growing while requests arrived, so {verb} latencies "
-            "depend on the length of the trace. They are drawn hollow and never offered as best."
+            f"{count(sweep.unstable)} {noun} unstable: the queue kept growing while requests arrived, so {verb} "
+            "latencies depend on the length of the trace. They are drawn hollow and never offered as best."
         )
 
 

@@ -1,4 +1,4 @@
-"""The rows of a sweep as points: which axis is the load, what is measured, means and ranges over the seeds.
+"""A sweep's points with their axes: which axis is the load, which points may win, what they are called.
 
 It draws nothing and knows no file.
 """
@@ -11,48 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, Measure, latency
-from sim.report.units import NONE, percent
-from sim.results.metrics import SLO_NAMES
-from sim.results.percentiles import Floats, Ints
+from sim.report.measures import LatencyUnits, Measure, latency
+from sim.report.sweep.points import SWEPT_LATENCIES, Bools, Points, points_of, value_text
+from sim.results.percentiles import Floats
+from sim.results.units import NONE, percent
 
-Bools = npt.NDArray[np.bool_]
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
 LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")
 # Of these 0 says "not set": the trace's own times, which are no load of 0.
 UNSET_AT_0 = ("workload.rate", "workload.concurrency")
-STATISTICS = ("p99", "p95", "p90", "p50", "mean")
-SWEPT_LATENCIES = {key: name for key, name in LATENCIES.items() if key != "queue_s"}
-GOODPUT, REQUESTS, OUTPUT = RATES = tuple(
-    MEASURES[f"{key}_per_s"] for key in ("goodput.requests", "throughput.requests", "throughput.output_tokens")
-)
-PRICE, GPU_HOURS, GPUS, ENERGY = COSTS = tuple(
-    MEASURES[key]
-    for key in (
-        "bill.usd_per_million_output_tokens",
-        "gpu_hours_per_million_output_tokens",
-        "gpus",
-        "bill.joules_per_million_output_tokens",
-    )
-)
-# What the table of points shows, where any point has it.
-SHOWN = (
-    GOODPUT,
-    MEASURES["goodput.fraction"],
-    REQUESTS,
-    OUTPUT,
-    *(latency(key, statistic) for key in ("ttft_s", "tpot_s", "e2e_s") for statistic in ("p50", "p99")),
-    MEASURES["kv.mean_used"],
-    MEASURES["kv.preemptions"],
-    GPUS,
-    PRICE,
-    GPU_HOURS,
-    ENERGY,
-)
-ALL = dict.fromkeys((*SHOWN, *(latency(key, statistic) for key in SWEPT_LATENCIES for statistic in STATISTICS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,45 +44,6 @@ class Axis:
         return text if isinstance(value, str) and text not in {"on", "off", "auto"} else f"{self.label} {text}"
 
 
-def value_text(value: Any) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "on" if value else "off"
-    if isinstance(value, float | np.floating):
-        return NONE if np.isnan(value) else f"{value:.6g}"
-    return NONE if value is None or value is pd.NA or value == "" else str(value)
-
-
-SLO_COLUMNS = "goodput.slo."
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """One entry for each combination of the axes' values, in the order of the table; all of one length.
-
-    `settings` holds the values by axis; `mean`, `low` and `high` those of each measure over the seeds, by its column
-    (NaN where no run has it); `reasons` says why a run failed, "" where none did.
-    """
-
-    settings: Mapping[str, Sequence[Any]]
-    number: Sequence[int]
-    """Of the first row of each, as the table numbers it."""
-    runs: Ints
-    failed: Ints
-    stable: Bools
-    drafts: Bools
-    reasons: Sequence[str]
-    mean: Mapping[str, Floats]
-    low: Mapping[str, Floats]
-    high: Mapping[str, Floats]
-    of_limit: Floats
-    """The largest share of its limit that a clause of the SLO reaches in any run; NaN where no SLO was asked."""
-    clause: Sequence[str]
-    """That clause, "" where there is none."""
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """A sweep's points with their axes, of which `load` says how much traffic comes; `rows` is the whole table."""
@@ -131,7 +61,7 @@ class Sweep:
         known = {key: _unset(key, values) for key, values in axes.items() if key != "seed" and key in table}
         varied = _axes(known)
         settings = {key: _unset(key, table[key].tolist()) for key in UNSET_AT_0 if key in known}
-        points = _points(_with_gpus(table.reset_index(drop=True).assign(**settings)), varied)
+        points = points_of(table.reset_index(drop=True).assign(**settings), [axis.key for axis in varied])
         seeds = int(table["seed"].nunique()) if len(table) else 0
         sweep = cls(varied, _load(varied), points, seeds, table, LatencyUnits.of([]))
         return replace(sweep, units=_units(sweep))
@@ -145,6 +75,11 @@ class Sweep:
         """Which points may be offered as best: every run of theirs ended, with a stable queue."""
         fine: Bools = (self.points.failed == 0) & self.points.stable
         return fine
+
+    @property
+    def unstable(self) -> int:
+        """How many points ran with a queue that grew."""
+        return int(((self.points.failed == 0) & ~self.points.stable).sum())
 
     @property
     def winners(self) -> Bools:
@@ -270,81 +205,3 @@ def _load(axes: Sequence[Axis]) -> Axis | None:
         if key in numeric:
             return numeric[key]
     return max(numeric.values(), key=lambda axis: len(axis.values), default=None)
-
-
-def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the number of GPUs, and the hours of them that a million output tokens take."""
-    unknown = pd.Series(np.nan, table.index)
-    gpus = table.get("bill.gpus", unknown)
-    counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
-    gpus = gpus.astype(float).fillna(counted.astype(float))
-    rate = table.get(OUTPUT.key, unknown).astype(float)
-    hours = gpus * 1e6 / 3600 / rate.where(rate > 0)
-    return table.assign(**{GPUS.key: gpus, GPU_HOURS.key: hours})
-
-
-def _points(table: pd.DataFrame, axes: Sequence[Axis]) -> Points:
-    keys = [tuple(map(value_text, values)) for values in zip(*(table[axis.key] for axis in axes), strict=True)]
-    places: dict[tuple[str, ...], int] = {}
-    point = np.array([places.setdefault(key, len(places)) for key in keys or [()] * len(table)], dtype=np.int64)
-    _, first = np.unique(point, return_index=True)
-    ok = (table["status"] == "ok").to_numpy(dtype=bool)
-    stable = np.array([value is True or value == 1 for value in table["stable"].tolist()], dtype=bool)
-    reasons = [""] * len(places)
-    for row in np.flatnonzero(~ok).tolist():
-        reasons[point[row]] = reasons[point[row]] or str(table["reason"].iloc[row])
-    drafted = _column(table, "speculation.drafted_tokens", ok)
-    of_limit, clause = _of_limit(table, ok, point, len(places))
-    ranges = {measure.key: _ranges(_column(table, measure.key, ok), point, len(places)) for measure in ALL}
-
-    def runs_that(which: Bools) -> Ints:
-        return np.bincount(point[which], minlength=len(places))
-
-    return Points(
-        settings={axis.key: table[axis.key].iloc[first].tolist() for axis in axes},
-        number=table["point"].iloc[first].tolist(),
-        runs=runs_that(np.ones(len(point), bool)),
-        failed=runs_that(~ok),
-        stable=runs_that(ok & ~stable) == 0,
-        drafts=runs_that(~np.isnan(drafted)) > 0,
-        reasons=reasons,
-        mean={name: span[0] for name, span in ranges.items()},
-        low={name: span[1] for name, span in ranges.items()},
-        high={name: span[2] for name, span in ranges.items()},
-        of_limit=of_limit,
-        clause=clause,
-    )
-
-
-def _of_limit(table: pd.DataFrame, ok: Bools, point: Ints, count: int) -> tuple[Floats, list[str]]:
-    """Of each point the largest share of a limit of the SLO that a run of its reaches, and which limit that is."""
-    worst, names = np.full(count, np.nan), [""] * count
-    for column in (column for column in map(str, table) if column.startswith(SLO_COLUMNS)):
-        name = column.removeprefix(SLO_COLUMNS)
-        metric, statistic = SLO_NAMES[name]
-        shares = _column(table, f"{metric}_s.{statistic}", ok) / _column(table, column, ok)
-        for row in np.flatnonzero(~np.isnan(shares)).tolist():
-            place = point[row]
-            if not shares[row] <= worst[place]:
-                worst[place], names[place] = shares[row], name
-    return worst, names
-
-
-def _column(table: pd.DataFrame, name: str, ok: Bools) -> Floats:
-    """A column's values in the rows that ran; NaN elsewhere, and where there is no such column."""
-    if name not in table:
-        return np.full(len(table), np.nan)
-    return np.where(ok, table[name].to_numpy(dtype=np.float64, na_value=np.nan), np.nan)
-
-
-def _ranges(values: Floats, point: Ints, count: int) -> tuple[Floats, Floats, Floats]:
-    known = ~np.isnan(values)
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    np.minimum.at(low, point[known], values[known])
-    np.maximum.at(high, point[known], values[known])
-    sums = np.bincount(point[known], values[known], minlength=count)
-    counts = np.bincount(point[known], minlength=count)
-    some = counts > 0
-    mean = np.where(some, sums / np.maximum(counts, 1), np.nan)
-    low, high = np.where(some, low, np.nan), np.where(some, high, np.nan)
-    return np.clip(mean, low, high), low, high

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.sweep.table import SHOWN, Sweep
+from sim.report.sweep.points import SHOWN
+from sim.report.sweep.table import Sweep
 
 MOST_REASONS = 5
 
@@ -33,11 +34,10 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
 
 def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
     failed = int((table["status"] == "failed").sum())
-    unstable = int(((sweep.points.failed == 0) & ~sweep.points.stable).sum())
     text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
     text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
-    if unstable:
-        text += f"; {unstable:,} are left out below, for their queue kept growing"
+    if sweep.unstable:
+        text += f"; {sweep.unstable:,} are left out below, for their queue kept growing"
     return text
 
 

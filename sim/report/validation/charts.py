@@ -11,10 +11,10 @@ from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.measures import LatencyUnits
 from sim.report.run.charts import LATENCY_TEXTS, population
 from sim.report.run.timeline import TimeAxis
-from sim.report.units import TimeUnit, count, seconds, time_unit
 from sim.report.validation.sentences import share
 from sim.results import series
 from sim.results.percentiles import distribution
+from sim.results.units import TimeUnit, count, seconds, time_unit
 from sim.validate.steps import KINDS, totals
 
 if TYPE_CHECKING:

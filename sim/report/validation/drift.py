@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sim.report.fitted import in_parts
 from sim.report.terminal import remarks
-from sim.report.units import NONE, count, number, signed
+from sim.results.units import NONE, count, number, signed
 from sim.validate.schedules.verdicts import short
 
 HEADS = ("Latency", "engine", "ours", "off")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sim.report.measures import LATENCIES, MEASURES, LatencyUnits, Measure, latency
 from sim.report.run.sentences import heading
-from sim.report.units import NONE, TimeUnit, count, number, percent, row_unit, signed, time_unit
+from sim.results.units import NONE, TimeUnit, count, number, percent, row_unit, signed, time_unit
 from sim.validate.attribution import STAGES
 
 Document = Mapping[str, Any]

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from sim.report.fitted import in_parts
 from sim.report.terminal import remarks
-from sim.report.units import count
 from sim.report.validation.sentences import (
     Document,
     attribution_table,
@@ -23,6 +22,7 @@ from sim.report.validation.sentences import (
     twin_line,
     units_of,
 )
+from sim.results.units import count
 from sim.validate.attribution import STAGES
 from sim.validate.schedules.grades import GRADES
 from sim.validate.schedules.verdicts import ScheduleResult, described

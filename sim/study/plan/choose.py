@@ -16,6 +16,7 @@ from typing import Any
 from sim import catalog
 from sim.results import run_id
 from sim.results.tables import flat
+from sim.results.units import count_of
 from sim.scenario import Scenario, as_tables, build, full_key, refuse_unread
 from sim.serving.workload import stages_of
 from sim.specs.settings import word
@@ -227,7 +228,7 @@ def _table(
         price = f", ${offer.least * offer.cost:,.2f} an hour" if by_price else ""
         yield (
             f"  {each.name}: up to {each.bound.rate_per_s:.3g} requests/s a replica ({each.bound.binds}), so at least "
-            f"{offer.least} {'replica' if offer.least == 1 else 'replicas'}, {offer.least * each.gpus} GPUs{price}"
+            f"{count_of(offer.least, 'replica')}, {offer.least * each.gpus} GPUs{price}"
         )
     for name, why in reasons.items():
         yield f"  {name}: {why}"

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sim.results import metrics
-from sim.results.percentiles import Floats
 from sim.scenario import Scenario
-from sim.study.plan.observation import STABILITY, Clause, Observation, Window
+from sim.study.plan.observation import SHOWN, Clause, Window, conditions, latencies
 from sim.study.plan.rates import AtRate
 from sim.study.plan.replication import source
 from sim.study.plan.search import Capacity, UnmetError
+from sim.study.statistics import Estimate
 from traces.version import product_version
 
 Document = dict[str, Any]
-SHOWN = ("ttft_s", "tpot_s", "e2e_s")
-PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 
 
 def slo_of(scenario: Scenario, attainment: float | None) -> Document:
@@ -51,47 +49,37 @@ def warm_up_words(capacity: Capacity) -> Document:
 
 def rate_row(at: AtRate, clauses: Sequence[Clause], window: Window) -> Document:
     """What the replications at one rate gave; latencies only of a queue that does not grow."""
-    values = {column: _counted(at, window, column) for column in SHOWN}
-    latencies = {
-        column: {name: float(np.percentile(some, percent)) for name, percent in PERCENTS}
-        if len(some) and not at.unstable
-        else None
-        for column, some in values.items()
-    }
-    met = [good_share(observation, clauses, window) for observation in at.observations]
-    share = float(np.mean(met))
-    names = [*(clause.name for clause in clauses), STABILITY]
+
+    def shown(column: str) -> dict[str, float] | None:
+        counted = [observation.counted(column, window) for observation in at.observations]
+        return None if at.unstable else latencies(np.concatenate(counted))
+
+    share = float(np.mean([observation.good_share(clauses, window) for observation in at.observations]))
     return {
         "requests_per_s": at.rate_per_s,
         "replications": len(at.observations),
         "met": at.met,
         "stable": not at.unstable,
-        **latencies,
+        **{column: shown(column) for column in SHOWN},
         "goodput": {"requests_per_s": share * at.rate_per_s, "fraction": share},
-        "excess": {
-            name: {"mean": excess.mean, "ci95": [excess.low, excess.high]}
-            for name, excess in zip(names, at.excess, strict=True)
-        },
+        "excess": excess_row(clauses, at.excess),
     }
 
 
-def _counted(at: AtRate, window: Window, column: str) -> Floats:
-    """One latency of the requests that count, of all replications; without NaN."""
-    values = np.concatenate(
-        [observation.values[column][window.slice(len(observation))] for observation in at.observations]
-    )
-    known: Floats = values[~np.isnan(values)]
-    return known
-
-
-def good_share(observation: Observation, clauses: Sequence[Clause], window: Window) -> float:
-    """The share of requests that meet every limit by their own values (goodput)."""
-    return 1 - observation.share_over([limit for clause in clauses for limit in clause.limits], window)
+def excess_row(clauses: Sequence[Clause], excess: Sequence[Estimate]) -> Document:
+    """The mean excess of each condition with its interval, by name."""
+    return {
+        name: {"mean": estimate.mean, "ci95": [estimate.low, estimate.high]}
+        for name, estimate in zip(conditions(clauses), excess, strict=True)
+    }
 
 
 def row_of(scenario: Scenario, capacity: Capacity) -> Document:
     """The configuration with its price, at its capacity: means over the replications at the rate nearest below it."""
     below = [at for at in capacity.rates if at.rate_per_s <= capacity.interval.mean] or list(capacity.rates[:1])
+    facts = [observation.facts for observation in below[-1].observations]
+    bill = facts[0].get("bill", {})
+    usd_per_hour = None if bill.get("usd_per_gpu_hour") is None else bill["usd_per_gpu_hour"] * bill["gpus"]
     return {
         **configuration(scenario),
         "replicas": scenario.replicas,
@@ -99,7 +87,7 @@ def row_of(scenario: Scenario, capacity: Capacity) -> Document:
         "gpu_count": scenario.replicas * scenario.tp,
         "capacity_per_replica": capacity.interval.mean / scenario.replicas,
         "ci95_per_replica": [capacity.interval.low / scenario.replicas, capacity.interval.high / scenario.replicas],
-        **money(below[-1].observations),
+        **money(facts, usd_per_hour),
     }
 
 
@@ -115,22 +103,22 @@ def configuration(scenario: Scenario) -> Document:
     }
 
 
-def money(observations: Sequence[Observation]) -> Document:
-    """Dollars and joules as means over runs; None where no price or no power is known."""
-    bills = [observation.facts.get("bill", {}) for observation in observations]
+def money(facts: Sequence[Mapping[str, Any]], usd_per_hour: float | None) -> Document:
+    """Dollars and joules as means over runs; None where no price or no power is known, or there is no run."""
+    bills = [each.get("bill", {}) for each in facts]
     first = bills[0] if bills else {}
-    price = first.get("usd_per_gpu_hour")
     return {
-        "usd_per_hour": None if price is None else price * first["gpus"],
-        "usd_per_million_tokens": _mean([bill.get("usd_per_million_tokens") for bill in bills]),
-        "joules_per_million_tokens": _mean([bill.get("joules_per_million_tokens") for bill in bills]),
+        "usd_per_hour": usd_per_hour,
+        "usd_per_million_tokens": mean(bill.get("usd_per_million_tokens") for bill in bills),
+        "joules_per_million_tokens": mean(bill.get("joules_per_million_tokens") for bill in bills),
         "joules_upper_bound": first.get("joules_upper_bound"),
         "price_source": first.get("price_source"),
         "power_source": first.get("power_source"),
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that are known; None where none is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -140,34 +128,20 @@ def unmet_words(unmet: UnmetError, clauses: Sequence[Clause]) -> Document:
     observation, window = unmet.observation, Window(len(unmet.observation) // 10)
     clause = next((clause for clause in clauses if clause.name == unmet.clause), clauses[0])
     rate = f"{observation.rate_per_s:.3g} requests/s"
+    best = {clause.name: observation.statistic(clause, window)}
     if clause.statistic == "share":
-        share = good_share(observation, clauses, window)
-        best = {"goodput": share}
-        shortfall = f"{share:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
-        reason = f"at the lowest load tried, {rate}, {shortfall}"
+        shortfall = f"{best[clause.name]:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
     else:
-        value_s = lowest_s(observation, clause, window)
-        best = {clause.name: value_s}
-        reason = f"at the lowest load tried, {rate}, {clause.name} is {value_s:.3g} s, above {clause.limit_s:g} s"
+        shortfall = f"{clause.name} is {best[clause.name]:.3g} s, above {clause.limit_s:g} s"
     return {
         "capacity": None,
         "best": None,
         "candidates": [],
         "rates": [],
         "at_lowest_load": {"requests_per_s": observation.rate_per_s, **best},
-        "reason": f"No load meets the SLO: {reason}.",
+        "reason": f"No load meets the SLO: at the lowest load tried, {rate}, {shortfall}.",
         "notes": [],
     }
-
-
-def lowest_s(observation: Observation, clause: Clause, window: Window) -> float:
-    """A clause's statistic in the requests that count (of gaps between tokens, each request's longest)."""
-    limit = clause.limits[0]
-    values = observation.values[metrics.REQUEST_COLUMNS[limit.metric]][window.slice(len(observation))]
-    values = values[~np.isnan(values)]
-    if clause.statistic in ("mean", "max"):
-        return float(getattr(values, clause.statistic)())
-    return float(np.percentile(values, float(clause.statistic[1:])))
 
 
 def inputs_of(scenario: Scenario, known: Mapping[str, Any]) -> Document:

@@ -17,7 +17,7 @@ from sim.study.plan.glance import Glance, Glimpse, key_of
 from sim.study.plan.journal import PlanJournal
 from sim.study.plan.observation import Clause, Window, requests_needed
 from sim.study.plan.refine import CannotRunError, FleetQuestion
-from sim.study.plan.replication import Replication, source
+from sim.study.plan.replication import Replication, sessions_per_request, source
 from sim.study.plan.search import LONGEST
 from sim.study.workers.crew import Crew
 from traces.schema import InputError
@@ -48,6 +48,10 @@ class Fleet:
     def gpus(self) -> int:
         """Of one replica."""
         return self.scenario.tp
+
+    def hourly(self, replicas: int) -> float | None:
+        """Dollars an hour of so many replicas; None where no price is known."""
+        return None if self.usd_per_hour is None else self.usd_per_hour * replicas
 
     def glimpse(self, question: FleetQuestion, rate: float, clauses: tuple[Clause, ...]) -> Glimpse:
         """What answers a question: how many requests, and which of them count.
@@ -82,15 +86,13 @@ def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int)
     trace = source(scenario.workload)
     parts = assemble(scenario)
     rates = Rates.of(scenario.tp, parts.gpu, scenario.price)
-    requests = trace.requests
-    sessions = int((requests["after"] < 0).sum()) if "after" in requests else len(requests)
     return Fleet(
         name,
         scenario,
         bound_of(parts, trace, clauses),
         None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.tp,
         rates.price_source,
-        sessions / len(requests),
+        sessions_per_request(trace),
         fewest,
     )
 

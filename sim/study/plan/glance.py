@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import numpy as np
 
 from sim.results import metrics
 from sim.results.tables import flat
 from sim.scenario import as_tables
 from sim.study.identity import Made
-from sim.study.plan.observation import Clause, Observation, Window, excesses
+from sim.study.plan.observation import SHOWN, Window, excesses, latencies
 from sim.study.plan.replication import Replication, measure
-
-SHOWN = ("ttft_s", "tpot_s", "e2e_s")
-PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +51,16 @@ def glimpse(asked: Glimpse) -> Glance:
     if observation.stopped:
         return Glance(observation.stopped)
     window, clauses = asked.window, point.clauses
-    counted = window.slice(len(observation))
-    latencies: dict[str, Mapping[str, float] | None] = {}
-    for column in SHOWN:
-        known = observation.values[column][counted]
-        known = known[~np.isnan(known)]
-        latencies[column] = {name: float(np.percentile(known, at)) for name, at in PERCENTS} if len(known) else None
     plain: Any = metrics.plain(observation.facts)
-    limits = [limit for clause in clauses for limit in clause.limits]
     return Glance(
         "",
         tuple(float(excess) for excess in excesses(observation, clauses, window)),
         observation.growth(window).unstable,
-        {clause.name: value_of(observation, clause, window) for clause in clauses},
-        latencies,
-        1 - observation.share_over(limits, window),
+        {clause.name: observation.statistic(clause, window) for clause in clauses},
+        {column: latencies(observation.counted(column, window)) for column in SHOWN},
+        observation.good_share(clauses, window),
         {name: plain[name] for name in ("bill", "cost_sources", "inputs", "waiting") if name in plain},
     )
-
-
-def value_of(observation: Observation, clause: Clause, window: Window) -> float | None:
-    """A clause's statistic over the requests that count (of gaps between tokens, each request's longest)."""
-    if clause.statistic == "share":
-        return 1 - observation.share_over(clause.limits, window)
-    values = observation.values[metrics.REQUEST_COLUMNS[clause.limits[0].metric]][window.slice(len(observation))]
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return None
-    if clause.statistic in ("mean", "max"):
-        return float(getattr(values, clause.statistic)())
-    return float(np.percentile(values, float(clause.statistic[1:])))
 
 
 def to_line(key: str, glance: Glance) -> bytes:
@@ -112,7 +86,3 @@ def key_of(asked: Glimpse, made: Made) -> str:
         [asked.window.skip, asked.window.drop],
     )
     return hashlib.sha256(json.dumps(told, allow_nan=False).encode()).hexdigest()
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

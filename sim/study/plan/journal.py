@@ -24,7 +24,6 @@ class PlanJournal:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.known: dict[str, Glance] = {}
-        self.reused = 0
         self._file: int | None = None
         if path is None:
             return

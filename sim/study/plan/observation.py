@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results.metrics import REQUEST_COLUMNS, Limit
-from sim.study.statistics import GROWTH_ALLOWED, Growth, growth
+from sim.study.statistics import GROWTH_ALLOWED, Estimate, Growth, growth
 from traces.schema import InputError
 
 Floats = npt.NDArray[np.float64]
 STABILITY = "stability"
+SHOWN = ("ttft_s", "tpot_s", "e2e_s")
+"""Latencies that a plan's tables show."""
+PERCENTS = (("p50", 50), ("p90", 90), ("p99", 99))
 FEWEST_BEYOND = 10
 """A percentile is asked only of a trace that has so many requests beyond it."""
 
@@ -71,6 +74,11 @@ def clauses_of(slo: Sequence[Limit], attainment: float | None = None) -> tuple[C
     )
 
 
+def conditions(clauses: Iterable[Clause]) -> list[str]:
+    """What `excesses` tells of, by name: the clauses, and the queue's stability last."""
+    return [*(clause.name for clause in clauses), STABILITY]
+
+
 def requests_needed(clauses: Sequence[Clause]) -> int:
     """The fewest requests that can show these percentiles: ten beyond the rarest."""
     shares = [clause.share for clause in clauses if clause.share > 0]
@@ -114,10 +122,34 @@ class Observation:
     def growth(self, window: Window) -> Growth:
         return grown(self.due_s, self.arrival_s, self.finish_s, self.work_tokens, window)
 
+    def counted(self, column: str, window: Window) -> Floats:
+        """The values of the requests that count, without those that have none."""
+        values = self.values[column][window.slice(len(self))]
+        known: Floats = values[~np.isnan(values)]
+        return known
+
     def share_over(self, limits: Iterable[Limit], window: Window) -> float:
         """The share of requests that are over any of these limits by their own values."""
         over = [self.values[REQUEST_COLUMNS[limit.metric]] > limit.limit_s for limit in limits]
         return float(np.any(over, axis=0)[window.slice(len(self))].mean())
+
+    def good_share(self, clauses: Iterable[Clause], window: Window) -> float:
+        """The share of requests that meet every limit of these clauses by their own values (goodput)."""
+        return 1 - self.share_over([limit for clause in clauses for limit in clause.limits], window)
+
+    def statistic(self, clause: Clause, window: Window) -> float | None:
+        """The clause's statistic over the requests that count (of gaps between tokens, each request's longest).
+
+        In seconds, or the share that meets every limit; None where no request has a value.
+        """
+        if clause.statistic == "share":
+            return self.good_share([clause], window)
+        values = self.counted(REQUEST_COLUMNS[clause.limits[0].metric], window)
+        if not len(values):
+            return None
+        if clause.statistic in ("mean", "max"):
+            return float(getattr(values, clause.statistic)())
+        return float(np.percentile(values, float(clause.statistic[1:])))
 
 
 def grown(due_s: Floats, arrival_s: Floats, finish_s: Floats, work: Floats, window: Window) -> Growth:
@@ -138,14 +170,12 @@ def excesses(observation: Observation, clauses: Sequence[Clause], window: Window
 
 
 def _excess(observation: Observation, clause: Clause, window: Window) -> float:
-    part = window.slice(len(observation))
     if clause.statistic == "share":
         return observation.share_over(clause.limits, window) - clause.share
     limit = clause.limits[0]
     if limit.metric == "itl" and clause.statistic != "max" and observation.gaps is not None:
-        return _gap_excess(observation.gaps, clause, part)
-    values = observation.values[REQUEST_COLUMNS[limit.metric]][part]
-    values = values[~np.isnan(values)]
+        return _gap_excess(observation.gaps, clause, window.slice(len(observation)))
+    values = observation.counted(REQUEST_COLUMNS[limit.metric], window)
     if not len(values):
         return -clause.share
     if clause.statistic in ("mean", "max"):
@@ -166,4 +196,16 @@ def _gap_excess(gaps: Gaps, clause: Clause, part: slice) -> float:
 def verdict(excess: Floats, clauses: Sequence[Clause]) -> str:
     """The first clause that is missed ("stability" last), or nothing."""
     missed = np.flatnonzero(excess > 0)
-    return "" if not len(missed) else [*(clause.name for clause in clauses), STABILITY][missed[0]]
+    return conditions(clauses)[missed[0]] if len(missed) else ""
+
+
+def decided(excess: Sequence[Estimate]) -> bool | None:
+    """Is every condition met, by these intervals of its excess? None where they cannot say."""
+    if all(estimate.high <= 0 for estimate in excess):
+        return True
+    return False if any(estimate.low > 0 for estimate in excess) else None
+
+
+def latencies(values: Floats) -> dict[str, float] | None:
+    """The percentiles that a plan's tables show; None of nothing."""
+    return {name: float(np.percentile(values, percent)) for name, percent in PERCENTS} if len(values) else None

@@ -25,7 +25,7 @@ from sim.study.plan.document import (
     warm_up_words,
 )
 from sim.study.plan.observation import Clause, clauses_of, requests_needed
-from sim.study.plan.rates import AtRate
+from sim.study.plan.rates import AtRate, rounded
 from sim.study.plan.replication import source
 from sim.study.plan.search import FEWEST, LONGEST, Aim, Capacity, Search, Trial, UnmetError
 from sim.study.plan.trials import Simulated
@@ -170,7 +170,7 @@ def clauses_for(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
 
 def _curve(bench: Simulated, search: Search, capacity: Capacity) -> list[AtRate]:
     """Further rates, for the plots; they change no answer."""
-    rates = [float(f"{share * capacity.interval.mean:.4g}") for share in CURVE]
+    rates = [rounded(share * capacity.interval.mean) for share in CURVE]
     rates = [rate for rate in rates if rate not in search.observations]
     trials = [Trial(rate, number, capacity.requests) for rate in rates for number in range(CURVE_REPLICATIONS)]
     for trial, observation in zip(trials, bench(trials), strict=True):

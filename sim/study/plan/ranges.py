@@ -13,7 +13,7 @@ from sim.results.resources import COMPUTE
 from sim.study.plan import errors
 from sim.study.plan.fleet import Fleet
 from sim.study.plan.glance import Glance
-from sim.study.plan.observation import STABILITY, Clause
+from sim.study.plan.observation import Clause, conditions
 from sim.study.plan.refine import Standing
 
 WORTH_NAMING = 0.05
@@ -86,8 +86,7 @@ def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas:
 def _first_missed(glance: Glance, clauses: Sequence[Clause]) -> str:
     if glance.stopped:
         return glance.stopped
-    names = [*(clause.name for clause in clauses), STABILITY]
-    return names[int(np.argmax(glance.excess))]
+    return conditions(clauses)[int(np.argmax(glance.excess))]
 
 
 def nearest_limit(glances: Sequence[Glance], clauses: Sequence[Clause]) -> str | None:

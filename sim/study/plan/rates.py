@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.results.metrics import REQUEST_COLUMNS
-from sim.study.plan.observation import Clause, Floats, Observation, Window
+from sim.study.plan.observation import Clause, Floats, Observation, Window, decided
 from sim.study.statistics import Estimate, mser5
 
 
@@ -25,9 +25,7 @@ class AtRate:
     @property
     def met(self) -> bool | None:
         """Is the SLO met, by the test? None where the replications cannot say."""
-        if all(estimate.high <= 0 for estimate in self.excess):
-            return True
-        return False if any(estimate.low > 0 for estimate in self.excess) else None
+        return decided(self.excess)
 
     @property
     def unstable(self) -> bool:

@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.results.units import count_of
 from sim.study.plan.glance import Glance
+from sim.study.plan.observation import decided
+from sim.study.plan.rates import rounded
 from sim.study.statistics import Estimate, by_skewed_replications
 
 SCREEN, MAJORITY = 2, 5
@@ -181,7 +184,7 @@ class Refinement:
     def _meets(self, standing: Standing, replicas: int) -> bool:
         """Screen a number of replicas, and remember what it says of fewer and of more."""
         met = self.screened(standing, replicas)
-        name = f"{standing.candidate.name}, {replicas} {'replica' if replicas == 1 else 'replicas'}"
+        name = f"{standing.candidate.name}, {count_of(replicas, 'replica')}"
         self.say(f"{name}: {'meets' if met else 'misses'} the SLO")
         if met:
             standing.meets = replicas if standing.meets is None else min(standing.meets, replicas)
@@ -258,10 +261,6 @@ class Refinement:
         return best.confirmed * best.candidate.cost * (1 + MARGIN)
 
 
-def rounded(load: float) -> float:
-    return float(f"{load:.4g}")
-
-
 def estimates(glances: Sequence[Glance], confidence: float = LOOK_CONFIDENCE) -> list[Estimate]:
     """Of each clause and of the stability, the mean excess over replications that were not ended early."""
     rows = np.array([glance.excess for glance in glances if not glance.stopped])
@@ -271,8 +270,4 @@ def estimates(glances: Sequence[Glance], confidence: float = LOOK_CONFIDENCE) ->
 def met_by(glances: Sequence[Glance]) -> bool | None:
     """Is the SLO met, by the test over whole replications? None where they cannot say."""
     intervals = estimates(glances)
-    if not intervals:
-        return None
-    if all(interval.high <= 0 for interval in intervals):
-        return True
-    return False if any(interval.low > 0 for interval in intervals) else None
+    return decided(intervals) if intervals else None

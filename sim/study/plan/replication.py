@@ -114,6 +114,12 @@ def source(settings: WorkloadSettings) -> Trace:
     return _read(reading, stamps)
 
 
+def sessions_per_request(trace: Trace) -> float:
+    """Of a trace: 1 where each request is by itself, less where requests follow one another."""
+    requests = trace.requests
+    return int((requests["after"] < 0).sum()) / len(requests) if "after" in requests else 1.0
+
+
 @lru_cache(maxsize=4)
 def _read(reading: TraceReading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""

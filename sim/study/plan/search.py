@@ -20,6 +20,7 @@ from sim.study.plan.observation import (
     Floats,
     Observation,
     Window,
+    conditions,
     excesses,
     requests_needed,
     verdict,
@@ -77,7 +78,7 @@ class Aim:
     @property
     def names(self) -> list[str]:
         """Of the conditions, the queue's stability last."""
-        return [*(clause.name for clause in self.clauses), STABILITY]
+        return conditions(self.clauses)
 
 
 class UnmetError(Exception):

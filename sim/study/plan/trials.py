@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.scenario import Scenario
 from sim.study.plan.observation import Clause, Observation
-from sim.study.plan.replication import Replication, measure, source
+from sim.study.plan.replication import Replication, measure, sessions_per_request, source
 from sim.study.plan.search import Trial
 from sim.study.workers.cores import cores
 from sim.study.workers.pool import each
@@ -39,9 +39,7 @@ class Simulated:
         self.scenario = scenario
         self.clauses = tuple(clauses)
         self._workers, self._executor = workers, executor
-        requests = source(scenario.workload).requests
-        sessions = int((requests["after"] < 0).sum()) if "after" in requests else len(requests)
-        self._sessions_per_request = sessions / len(requests)
+        self._sessions_per_request = sessions_per_request(source(scenario.workload))
         self.runs = 0
         self._cost_s = 0.0
         """Wall seconds of a run, the slowest so far."""

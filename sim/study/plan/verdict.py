@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from sim.results.units import count_of
 from sim.scenario import Scenario
-from sim.study.plan.document import Document, configuration, mark_pareto, slo_of
+from sim.study.plan.document import Document, configuration, mark_pareto, money, slo_of
 from sim.study.plan.document import inputs_of as inputs_of_run
 from sim.study.plan.fleet import Fleet
 from sim.study.plan.observation import Clause
+from sim.study.plan.plan import Ask
 from sim.study.plan.ranges import binds, range_of, usd_range
 from sim.study.plan.refine import MARGIN, Refinement, Standing
-from sim.study.plan.rows import money, rate_row, shown
+from sim.study.plan.rows import rate_row, shown
 from sim.study.statistics import CONFIDENCE
 
 ENDED = {"budget": "the budget was spent", "interrupt": "it was stopped"}
@@ -28,7 +30,7 @@ class Findings:
     cannot_run: Mapping[str, str]
     refinement: Refinement
     rate: float
-    ask: Any
+    ask: Ask
     clauses: tuple[Clause, ...]
     by_price: bool
     ended_by: str = ""
@@ -75,7 +77,7 @@ def answer_of(findings: Findings) -> Document:
         "capacity": _capacity(findings, best),
         "best": best,
         "candidates": table,
-        "ties": _ties(findings, rows, best),
+        "ties": _ties(findings, best),
         "rates": [rate_row(rate, glances, findings.clauses)] if glances else [],
         "warm_up": None,
         "replications": len(glances),
@@ -87,7 +89,7 @@ def answer_of(findings: Findings) -> Document:
         "inputs": inputs_of_run(chosen, glances[0].facts if glances else {}),
     }
     if best is None:
-        document |= _nothing(findings, rows)
+        document |= _nothing(findings)
     return document
 
 
@@ -123,9 +125,9 @@ def _loads(findings: Findings, standing: Standing) -> tuple[float, float | None]
     refinement = findings.refinement
     if standing is refinement.best and refinement.margin is not None:
         low, high = refinement.margin
-        return low, None if high == float("inf") else high
+        return low, None if math.isinf(high) else high
     replicas = standing.meets
-    return 1.0, None if not replicas or replicas - 1 < 1 else replicas / (replicas - 1)
+    return 1.0, replicas / (replicas - 1) if replicas and replicas > 1 else None
 
 
 def _row(findings: Findings, name: str) -> Document:
@@ -135,7 +137,7 @@ def _row(findings: Findings, name: str) -> Document:
         "name": name, **configuration(scenario), "status": "", "reason": "", "confirmed": False, "replicas": None,
         "gpus": None, "gpu_count": None, "capacity_per_replica": None, "range_per_replica": None,
         "bound_per_replica": None, "bound_binds": None, "least_gpus": None,
-        **money((), None, 0), **shown((), findings.clauses),
+        **money((), None), **shown((), findings.clauses),
     }  # fmt: skip
     if name in findings.cannot_run:
         why = findings.cannot_run[name]
@@ -152,7 +154,7 @@ def _row(findings: Findings, name: str) -> Document:
     if standing.meets:
         replicas = standing.meets
         glances = standing.whole(replicas)
-        row |= money(glances, fleet.usd_per_hour, replicas) | shown(glances, findings.clauses)
+        row |= money([glance.facts for glance in glances], fleet.hourly(replicas)) | shown(glances, findings.clauses)
         low, high = _loads(findings, standing)
         most = fleet.bound.rate_per_s if high is None else min(fleet.bound.rate_per_s, high * rate / replicas)
         low = min(low * rate / replicas, most)
@@ -165,7 +167,7 @@ def _row(findings: Findings, name: str) -> Document:
     if not standing.done:
         replicas = standing.missed + 1
         return {
-            **row, **money((), fleet.usd_per_hour, replicas), "status": "not finished", "replicas": replicas,
+            **row, **money((), fleet.hourly(replicas)), "status": "not finished", "replicas": replicas,
             "gpu_count": replicas * fleet.gpus, "gpus": {"low": row["least_gpus"], "likely": None, "high": None},
             "reason": f"needs at least {row['least_gpus']:,} GPUs; how many more is not known yet",
         }  # fmt: skip
@@ -199,7 +201,7 @@ def _capacity(findings: Findings, best: Document | None) -> Document | None:
     }
 
 
-def _ties(findings: Findings, rows: Mapping[str, Document], best: Document | None) -> list[str]:
+def _ties(findings: Findings, best: Document | None) -> list[str]:
     """Other candidates that meet the SLO for what the best may cost, or may do so as far as is known."""
     refinement = findings.refinement
     if best is None or refinement.best is None:
@@ -219,41 +221,38 @@ def _top(findings: Findings, best: Document) -> float:
     return 0.0 if high is None else high / fleet.gpus * candidate.cost
 
 
-def _nothing(findings: Findings, rows: Mapping[str, Document]) -> Document:
+def _nothing(findings: Findings) -> Document:
     """Nothing meets the SLO: the nearest, and the metric that it misses by how much."""
-    count = len(rows)
-    reason = f"None of {count} candidates meets the SLO at {findings.rate:g} requests/s"
+    reason = f"None of {len(findings.scenarios)} candidates meets the SLO at {findings.rate:g} requests/s"
     standing = findings.nearest()
     if findings.ended_by:
         return {"nearest": None, "reason": f"{reason}, as far as it was looked at before {ENDED[findings.ended_by]}."}
     if standing is None:
-        return {**_by_floor(findings, reason)}
+        return _by_floor(findings, reason)
     candidate, fleet = standing.candidate, findings.fleets[standing.candidate.name]
     glances = standing.whole(candidate.most)
     if not glances:
         return {"nearest": None, "reason": f"{reason}."}
-    ratios = {
-        clause.name: (value, clause)
-        for clause in findings.clauses
-        if (value := glances[0].values.get(clause.name)) is not None
-    }
     nearest: Document = {"name": candidate.name, "replicas": candidate.most, "gpus": candidate.most * fleet.gpus}
-    missed = [(name, value, clause) for name, (value, clause) in ratios.items() if _over(value, clause) > 0]
-    where = f"{candidate.name} with {candidate.most} replicas ({nearest['gpus']:,} GPUs)"
+    missed = [
+        (over, value, clause)
+        for clause in findings.clauses
+        if (value := glances[0].values.get(clause.name)) is not None and (over := _over(value, clause)) > 0
+    ]
+    where = f"{candidate.name} with {count_of(candidate.most, 'replica')} ({nearest['gpus']:,} GPUs)"
     if not missed:
         return {
             "nearest": {**nearest, "metric": "stability", "by": None},
             "reason": f"{reason}; nearest is {where}, whose queue grows.",
         }
-    name, value, clause = max(missed, key=lambda each: _over(each[1], each[2]))
-    over = _over(value, clause)
+    over, value, clause = max(missed, key=lambda each: each[0])
     text = (
         f"{value:.2%} of the requests meet every limit, not {1 - clause.share:.2%}"
         if clause.statistic == "share"
-        else f"{name} is {value:.3g} s, {over:.0%} above {clause.limit_s:g} s"
+        else f"{clause.name} is {value:.3g} s, {over:.0%} above {clause.limit_s:g} s"
     )
     return {
-        "nearest": {**nearest, "metric": name, "value": value, "by": over},
+        "nearest": {**nearest, "metric": clause.name, "value": value, "by": over},
         "reason": f"{reason}; nearest is {where}: {text}.",
     }
 

@@ -28,7 +28,7 @@ from backend.kernels._decode_plan import (
     make_plan,
 )
 from backend.kernels.decode_attention import decode_attention, plan_decode
-from backend.kernels.prefill_attention import ORDERS, Tile, attention_reference, prefill_attention
+from backend.kernels.prefill_attention import Tile, attention_reference, prefill_attention
 from backend.kernels.standard_attention import standard_attention_reference
 from backend.ops import DecodePlan
 from backend.torch_ops import attention
@@ -145,13 +145,12 @@ def test_the_copy_engines_tiles_are_float64s(window: int) -> None:
 
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("tma", [False, True])
-@pytest.mark.parametrize("order", ORDERS)
-def test_every_order_and_split_is_float64s(order: str, tma: bool, splits: int) -> None:
+def test_every_split_is_float64s(tma: bool, splits: int) -> None:
     """Chunks whose parts are empty, lie before every row, or hold the diagonal alone; poison beyond the last token."""
     case = Case((9, 1), (75, 0), heads=2, kv_heads=1, block_tokens=32 if tma else 4)
     inputs = build(case)
     x = inputs.to(torch.device(DEVICE))
-    tile = Tile(16, 16, 4, tma=tma, order=order, splits=splits)
+    tile = Tile(16, 16, 4, tma=tma, splits=splits)
     found = prefill_attention(x.q, x.cache, x.tables, x.q_starts, x.kv_lens, max_q=9, tile=tile, **case.scoring)
     wanted = attention_reference(inputs.q, inputs.keys, inputs.values, inputs.q_starts.tolist(), **case.scoring)
     check(found, wanted, case.q_type)
@@ -165,16 +164,6 @@ def test_parts_of_a_window_with_sinks_are_float64s() -> None:
     found = prefill_attention(x.q, x.cache, x.tables, x.q_starts, x.kv_lens, max_q=20, tile=tile, **case.scoring)
     wanted = attention_reference(inputs.q, inputs.keys, inputs.values, inputs.q_starts.tolist(), **case.scoring)
     check(found, wanted, case.q_type)
-
-
-@pytest.mark.parametrize(("order", "window"), [("sideways", 0), ("rotated", 5)])
-def test_an_order_that_is_not_known_or_not_for_these_scores_is_refused(order: str, window: int) -> None:
-    case = Case((3,), (0,), window=window)
-    x = build(case).to(torch.device(DEVICE))
-    with pytest.raises(InputError, match="the order of tiles"):
-        prefill_attention(
-            x.q, x.cache, x.tables, x.q_starts, x.kv_lens, max_q=3, tile=Tile(16, 16, order=order), **case.scoring
-        )
 
 
 def tiles_read(length: int, queries: int, window: int, sinks: int, keys: int) -> int:
