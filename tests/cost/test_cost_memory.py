@@ -332,7 +332,7 @@ class TestOffload:
 
     def test_host_memory_bounds_the_cache(self) -> None:
         away = {"kv_layers": 32, "host_gib": 10.0}
-        parts = assemble(build({"offload": away}))
+        parts = assemble(build({"offload": away, "kv": {"allow_short": True}}))
         assert parts.pool.blocks == int(10 * 2**30 / (16 * 32 * 4096))
         assert parts.offloaded_bytes == parts.pool.tokens * LLAMA.kv_bytes_per_token
         parts = assemble(build({"offload": {**away, "host_gib": 0.0}}))

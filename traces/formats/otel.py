@@ -14,7 +14,7 @@ import pandas as pd
 
 from traces.fields import BadRow, Count, Text, broken
 from traces.head import Head
-from traces.mapping.kinds import Moment
+from traces.mapping.kinds import LoggedTime
 from traces.mapping.rows import record_rows
 from traces.mapping.times import EPOCHS, ISO
 from traces.sessions import linked
@@ -143,7 +143,7 @@ def _moment(span: Mapping[str, Any], names: tuple[str, ...]) -> int:
     else:
         unit = ISO
     try:
-        return Moment(unit).parse(number)
+        return LoggedTime(unit).parse(number)
     except BadRow as rule:
         raise broken(key, value, rule) from None
 

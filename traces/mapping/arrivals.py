@@ -11,7 +11,7 @@ import pandas as pd
 from traces.fields import BadRow, broken
 from traces.mapping.assign import Assignment
 from traces.mapping.guess import guess
-from traces.mapping.kinds import Moment
+from traces.mapping.kinds import LoggedTime
 from traces.mapping.rows import MISSING, at
 from traces.mapping.survey import survey
 from traces.mapping.table import arrivals_s
@@ -42,7 +42,7 @@ class ArrivalColumn:
         if (value := at(record, path)) is MISSING:
             raise BadRow(f"{path} is missing")
         try:
-            return Moment(self.arrival.unit).parse(value)
+            return LoggedTime(self.arrival.unit).parse(value)
         except BadRow as rule:
             raise broken(path, value, rule) from None
 

@@ -25,7 +25,7 @@ _STAMP = Stamp()
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class LoggedTime:
     """A time or length of time, in whole nanoseconds (dates: since 1970); ABSENT where an optional one is not told.
 
     Nanoseconds, since seconds since 1970 leave a float no microsecond.

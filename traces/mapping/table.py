@@ -11,7 +11,7 @@ import pandas as pd
 
 from traces.fields import BadRow, Count, Kind, Text, broken
 from traces.mapping.assign import Assignment
-from traces.mapping.kinds import ABSENT, Answered, Length, Moment
+from traces.mapping.kinds import ABSENT, Answered, Length, LoggedTime
 from traces.mapping.rows import MISSING, at, parquet_rows, record_rows
 from traces.mapping.times import EPOCHS, ISO
 from traces.schema import MAX_TOKENS, keep_rows
@@ -52,10 +52,10 @@ def mapped(source: Source, assignments: Sequence[Assignment], inside: str = "") 
 
 def _kind(one: Assignment, source: Source, failures: bool) -> Kind:
     makers: Mapping[str, Callable[[], Kind]] = {
-        "arrival": lambda: Moment(one.unit),
-        "end": lambda: Moment(one.unit, optional=True),
-        "duration": lambda: Moment(one.unit, optional=True),
-        "think": lambda: Moment(one.unit, optional=True),
+        "arrival": lambda: LoggedTime(one.unit),
+        "end": lambda: LoggedTime(one.unit, optional=True),
+        "duration": lambda: LoggedTime(one.unit, optional=True),
+        "think": lambda: LoggedTime(one.unit, optional=True),
         "prompt": lambda: Length(one.kind, source.tokens, failures),
         "output": lambda: Length(one.kind, source.tokens, failures),
         "samples": lambda: Count(default=1),
