@@ -236,7 +236,9 @@ def _check_start(
     who = f"{preset.name} with {whose}" if preset else f"a server of {whose}"
     if preset is not None:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)
-    if starts and not scenario.kv.allow_short and (preset is not None or not scenario.kv.blocks):
+    asked = starts and not scenario.kv.allow_short and (preset is not None or not scenario.kv.blocks)
+    # Twice the tokens are enough for whatever an allocator rounds up to.
+    if asked and memory.tokens < 2 * memory.max_request_tokens:
         allocator = build(
             allocator_package(scenario, model), scenario.allocator.name, scenario.allocator.parameters, memory
         )

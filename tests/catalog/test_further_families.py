@@ -13,7 +13,7 @@ from sim.catalog import load_gpu
 from sim.catalog.architectures import ARCHITECTURES
 from sim.catalog.families import ALIASES, FAMILIES, REFUSED
 from sim.catalog.spellings import NO_LENGTH
-from sim.cost.capacity import memory_plan
+from sim.cost.capacity import MemorySettings, memory_plan
 from traces.schema import InputError
 
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -360,10 +360,10 @@ class TestStatesAlone:
 
     def test_memory(self, tmp_path: Path) -> None:
         model, gpu = read(tmp_path, self.TABLE), load_gpu("h100")
-        planned = memory_plan(model, gpu, max_num_seqs=64)
+        planned = memory_plan(model, gpu, MemorySettings(max_num_seqs=64))
         assert (planned.block_bytes, planned.state_bytes) == (0, 64 * model.state_bytes)
         assert planned.blocks == 64 * NO_LENGTH // 16
-        assert memory_plan(model, gpu, max_num_seqs=10_000).blocks == 0  # their states do not fit
+        assert memory_plan(model, gpu, MemorySettings(max_num_seqs=10_000)).blocks == 0  # their states do not fit
         assert "no limit of the context" in model.counted
 
     def test_a_run(self, tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ def _unsupported(scenario: dict[str, Any]) -> str:
     drafting = settings["speculative"]
     if drafting and drafting["method"] not in DRAFTING:
         return f"speculative decoding ({drafting['method']})"
-    for key in sorted(settings.keys() - _SETTINGS.keys() - {"speculative"} - _NEWER):
-        if settings[key]:
+    known = _SETTINGS.keys() | {"speculative"} | (set() if line_of(scenario) == "0.19" else _NEWER)
+    for key in sorted(settings.keys() - known):
+        if settings[key] and settings[key] != _IDLE.get(key):
             return f"setting {key} = {short(settings[key])}"
     return ""
 
@@ -112,6 +113,8 @@ _NEWER = {
     "watermark",
 }
 """Settings that came after vLLM 0.19."""
+_IDLE = {"prefill_schedule_interval": 1}
+"""The value that changes nothing, where that is not 0, false or null."""
 
 _STEP_TIME: dict[str, type] = {"base_ns": int, "per_token_ns": int, "per_context_token_ns": int}
 
