@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sim.load import OURS
 from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
 from sim.report.fitted import FittedTable
@@ -148,7 +149,9 @@ def summary_view(summary: Mapping[str, Any], *, warnings: Iterable[str] = ()) ->
     marked = [("!", text, "yellow") for text in (*warnings_of(summary), *warnings)]
     marked += [("*", text, "dim") for text in notes_of(summary)]
     first: list[RenderableType] = [Text(answer(summary), style="bold"), ""] if answer(summary) else []
-    head = (Text(title(summary), style="bold", overflow="fold"), Text(requests_line(summary)))
+    engine = str(summary["inputs"].get("engine") or OURS)
+    whole = title(summary, "" if engine == OURS else engine)
+    head = (Text(whole, style="bold", overflow="fold"), Text(requests_line(summary)))
     parts: list[RenderableType] = [
         *first,
         *head,
