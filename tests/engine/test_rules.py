@@ -121,6 +121,9 @@ def test_a_hash_that_looks_ahead_needs_no_block_dropped() -> None:
     new, old = both("hashes_look_ahead", rows, **settings)
     assert (new[1]["hit"], old[1]["hit"]) == ([[1, 8]], [[1, 8]])
     assert (new[2]["hit"], old[2]["hit"]) == ([[2, 4]], [[2, 4]])
+    parting = [asked(14, 9, prefix=[[0, 3]]), asked(14, 2, at=1, prefix=[[0, 2], [9, 1]])]
+    new, old = both("hashes_look_ahead", parting, **settings)
+    assert (new[1]["hit"], old[1]["hit"]) == ([[1, 4]], [[1, 4]])
     whole = [asked(14, 9, prefix=[[0, 4]]), asked(14, 2, at=1, prefix=[[0, 4]])]
     new, old = both("hashes_look_ahead", whole, **settings)
     assert (new[1]["hit"], old[1]["hit"]) == ([[1, 12]], [[1, 8]])

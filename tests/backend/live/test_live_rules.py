@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def test_padded_admissions_change_no_answer(tmp_path: Path) -> None:
-    """Of six prompts of 65 tokens the first 64 are the same, so that five admissions, one after the other, have one token left."""
+    """Of six prompts of 65 tokens the first 64 are the same, so that five admissions have one token left."""
     trace = tmp_path / "shared.jsonl"
     row = {"prompt_tokens": 65, "output_tokens": 12, "prefix_blocks": [1, 2, 3, 4], "prefix_block_tokens": 16}
     trace.write_text("".join(json.dumps({"arrival_s": 0.0, **row}) + "\n" for _ in range(6)))
