@@ -76,7 +76,11 @@ class Prefix(Paged):
         shared = [self._found[key] for key in self._keys(req, 0, hits)]
         # A hit block that nobody holds leaves the free queue like a new one.
         unheld = [block for block in shared if block in self._idle]
-        if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
+        asked = req.known if self._reserve_full_prompt else req.computed + tokens
+        if self.lookahead_at_admission:
+            asked = max(asked, self._with_lookahead(req.computed + tokens, self.lookahead_tokens))
+        free = self._free_beside_others() if self.watermark_beside_others else self.free_blocks - self._watermark_blocks
+        if self.pool.blocks_for(asked) - hits + len(unheld) > free:
             return False
         if len(unheld) < len(shared):
             held = [block for block in shared if block not in self._idle]
@@ -96,7 +100,9 @@ class Prefix(Paged):
         if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
             # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
-            self._enter(req, self._nameable(req.computed + tokens, certain))
+            if self.hashes_look_ahead:
+                certain -= 1
+            self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
         return True
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -111,15 +117,12 @@ class Prefix(Paged):
             return
         if not req.finished:
             self._enter_own(req, holding)
-        elif self._named_with_outputs or not self.drafting:
+        elif (self._named_with_outputs or not self.drafting) and (
+            self.unhashed_blocks_first or len(self._shareable(req)) > holding.cached_blocks
+        ):
             # Drafts that the last step found right are named by the next allocation, which never comes.
-            self._enter(req, self._nameable(req.computed, req.computed + 1))
+            self._enter(req, req.computed // self.pool.block_tokens)
         super().release(req)
-
-    def _nameable(self, computed: int, certain: int) -> int:
-        """Blocks that have a name, of so many tokens with KV, when so many tokens are certain."""
-        size = self.pool.block_tokens
-        return min(computed, certain - 1 if self.hashes_look_ahead else certain) // size
 
     def _enter(self, req: Request, blocks: int) -> None:
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""

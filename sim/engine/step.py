@@ -342,10 +342,10 @@ class Step:
         tokens = self._cut(req.known - hit, most, whole)
         if tokens <= 0:
             return 0
-        padding = self._padding(req, hit)
-        tokens += padding
-        if tokens > self.tokens_left:
-            return 0
+        if self._placeholders:
+            tokens += self._padding(req, hit)
+            if tokens > self.tokens_left:
+                return 0
         req.computed = hit
         if not self._allocator.admit(req, tokens):
             req.computed = 0
@@ -364,7 +364,7 @@ class Step:
 
     def _padding(self, req: Request, hit: int) -> int:
         """Placeholders beside the one token left of an admission (`Rules.pads_one_token_admissions`)."""
-        if not self._placeholders or req.known - hit != 1 or not (hit or self._roster.running):
+        if req.known - hit != 1 or not (hit or self._roster.running):
             return 0
         prefills = any(
             entry.past < entry.request.seat.prefill_tokens and entry.request.seat.seq < self.admitted_before
