@@ -362,7 +362,8 @@ def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
 
     named = str(cost.get("profile", "roofline")) if isinstance(cost, Mapping) else "roofline"
     gpu = profile.gpu_of(named, str(tables.get("gpu", SETTINGS["gpu"][0])))
-    return merge(presets.load(preset).defaults(gpu), tables)
+    found = presets.load(preset)
+    return merge(found.defaults(gpu), tables, {"engine.preset": found.name})
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

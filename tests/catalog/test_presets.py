@@ -77,7 +77,7 @@ def test_what_is_set_wins_and_is_said() -> None:
         **SMALL, gpu="a100-80", **{"kv.allow_short": True, "engine.preset": "vllm", "engine.max_num_seqs": 64}
     )
     assert result.scenario.engine.max_num_seqs == 64
-    assert result.summary["inputs"]["engine"] == "vllm-0.33"
+    assert result.summary["inputs"]["engine"] == result.scenario.engine.preset == "vllm-0.33"
     note = result.summary["inputs"]["notes"][0]
     assert note.startswith("Engine vllm-0.33: ")
     assert note.endswith("its defaults on a100-80, but engine.max_num_seqs 64 (its own: 256).")
