@@ -118,6 +118,13 @@ def test_what_cannot_be_run_yet_says_so() -> None:
     assert as_document([row], {})["claims"][0]["missing"]
 
 
+def test_a_window_bounds_what_is_held() -> None:
+    """30,500 tokens beside 4,096 and a step's 512: 6.6 times, whatever allocators come to know of windows."""
+    [row] = claims.tried([claims.load("sliding-window")])
+    assert row.value == pytest.approx(30_500 / (4096 + 512), rel=0.02)
+    assert row.verdict == HOLDS
+
+
 def test_unknown_claims_and_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown claim 'kv-fp9'; did you mean kv-fp8\?; known are .*cuda-graphs"):
         claims.load("kv-fp9")
