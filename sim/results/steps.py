@@ -71,6 +71,8 @@ class StepLog(Observer):
         """(row, shape, repeats) of every span, or of every so many-th: at most `_SAMPLES`, evenly over the run."""
         self._evicted: dict[int, int] = {}
         self._preempted_id, self._preempted_s, self._resumed_s = array("q"), array("d"), array("d")
+        self._preempted_at = array("q")
+        """The replica."""
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         if self._evicted:
@@ -82,6 +84,7 @@ class StepLog(Observer):
             self._evicted[req.id] = len(self._preempted_id)
             self._preempted_id.append(req.id)
             self._preempted_s.append(batch.planned_s)
+            self._preempted_at.append(replica.index)
             self._resumed_s.append(NEVER_S)
 
     def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
@@ -148,17 +151,19 @@ class StepLog(Observer):
     def preemptions(self, sent: np.ndarray) -> pd.DataFrame:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
 
+        In order of time, of one moment by replica, and there as they were decided.
         `end_s` is NaN where it never did: it had its last step planned already, or the run ended first. Of a beam
         search only the first beam is told. sent: which requests of the
         trace were sent, as for `request_table`.
         """
         ids = np.frombuffer(self._preempted_id, np.int64)
+        order = np.lexsort((np.frombuffer(self._preempted_at, np.int64), np.frombuffer(self._preempted_s)))
         return pd.DataFrame(
             {
-                "request": np.flatnonzero(sent)[index_of(ids)],
-                "sequence": ids >> SAMPLE_BITS,
-                "start_s": np.frombuffer(self._preempted_s),
-                "end_s": np.frombuffer(self._resumed_s),
+                "request": np.flatnonzero(sent)[index_of(ids)][order],
+                "sequence": (ids >> SAMPLE_BITS)[order],
+                "start_s": np.frombuffer(self._preempted_s)[order],
+                "end_s": np.frombuffer(self._resumed_s)[order],
             }
         )
 
