@@ -125,7 +125,7 @@ def _against_engine(options: ValidateOptions, engine: str, progress: Progress | 
     if options.out is not None or options.within is not None:
         raise InputError("--against-engine compares decisions, without bounds or page: leave out --within and --out")
     preset = {} if "engine.preset" in options.settings else {"engine.preset": preset_of(Installed.of(engine)).name}
-    document = drift(_scenario(options, {"executor": "predicted", **preset}), engine, progress).document
+    document = drift(_scenario(options, {"executor": "predicted", **preset}), engine, progress)
     return Answer(document, drift_view(document))
 
 

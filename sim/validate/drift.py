@@ -7,7 +7,7 @@ a GPU. Where they part, the rules of `sim.engine.rules` are switched one by one,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sim.catalog import presets
@@ -65,19 +65,8 @@ class Schedule(Observer):
         step["finished"] = [req.id for req in flight.committed.ended]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineDrift:
-    """What two engines made of one trace; `document` is the JSON of docs/validate.md."""
-
-    document: dict[str, Any]
-
-    @property
-    def identical(self) -> bool:
-        return bool(self.document["twin"]["identical"])
-
-
-def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> EngineDrift:
-    """Let an installed engine and ours decide a scenario.
+def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> dict[str, Any]:
+    """Let an installed engine and ours decide a scenario; what comes back is the JSON of docs/engines.md.
 
     Args:
         engine: such as `vllm==0.33.0`; ours follows the rules of that version (`sim.catalog.presets`), unless the
@@ -100,17 +89,15 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
     comparison = compare(theirs, ours)
     first = comparison.first_difference
     speed = len(theirs) / their_result.summary["simulator"]["wall_s"]
-    return EngineDrift(
-        {
-            "engine": {"name": engine, "rules_of": preset.name, "steps_per_s": speed},
-            "twin": {"identical": first is None, "steps": len(theirs), "first_difference": first},
-            "grades": {name: asdict(grade) for name, grade in comparison.grades.items()},
-            "rule": _rule(scenario, trace, rules, theirs, first) if first else None,
-            "latencies": _latencies(their_result, our_result),
-            "verdict": {"good": first is None, "reason": _reason(engine, len(theirs), first)},
-            "inputs": our_result.summary["inputs"],
-        }
-    )
+    return {
+        "engine": {"name": engine, "rules_of": preset.name, "steps_per_s": speed},
+        "twin": {"identical": first is None, "steps": len(theirs), "first_difference": first},
+        "grades": {name: asdict(grade) for name, grade in comparison.grades.items()},
+        "rule": _rule(scenario, trace, rules, theirs, first) if first else None,
+        "latencies": _latencies(their_result, our_result),
+        "verdict": {"good": first is None, "reason": _reason(engine, len(theirs), first)},
+        "inputs": our_result.summary["inputs"],
+    }
 
 
 def preset_of(installed: Installed) -> presets.EnginePreset:
