@@ -72,7 +72,8 @@ class Engine:
         self._table = None if self.forgets else allocator.table
         self._groups = Groups(allocator, self.roster)
         self._forking = self._groups.forking
-        self._repeatable = spans and not getattr(policy, "every_step", False)
+        self._by_step: bool = getattr(policy, "every_step", False)
+        self._repeatable = spans and not self._by_step
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
         self._step = Step(
             policy,
@@ -265,7 +266,10 @@ class Engine:
             batch.finishing.append(req)
 
     def _may_join(self, req: Request) -> bool:
-        return req.known - req.computed == 1 and req.known > req.prompt_tokens and self._groups.may_join(req)
+        if req.known - req.computed != 1 or req.known <= req.prompt_tokens:
+            return False
+        # The last token that a preemption dropped is a prompt's to a policy that asks who decodes.
+        return (not self._by_step or req.computed >= req.seat.prefill_tokens) and self._groups.may_join(req)
 
     # ---- seal -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from oracle_cases import compared, decided, limits
+from oracle_cases import compared, decided, drawn, limits
+from oracle_cases import ours as ours_of
 from patience import PATIENCE_S
 
 from sim import api
@@ -224,6 +225,13 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(
         Installed.of("vllm==0.33.9").make(said.append)
     assert [path.name for path in tmp_path.iterdir()] == []
     assert said[0].startswith("making ")
+
+
+@pytest.mark.parametrize(("seed", "steps"), [(714, 240), (846, 430)])
+def test_what_a_preemption_dropped_is_a_prompt_to_its_last_token(seed: int, steps: int) -> None:
+    """Scenarios whose intervals part otherwise; the numbers of steps are those that vLLM 0.33.0 took."""
+    scenario = drawn(seed, "0.33")
+    assert len(decided(scenario, ours_of(scenario, "0.33"))) == steps
 
 
 # ---- vLLM's own -----------------------------------------------------------------------------------------------------
