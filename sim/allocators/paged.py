@@ -183,20 +183,25 @@ class Paged:
         return 0
 
     def admit(self, req: Request, tokens: int) -> bool:
+        if self._most_blocks(self._asked_blocks(req, tokens)) > self._free_for_admission():
+            return False
+        return self._admitted(req, tokens)
+
+    def _asked_blocks(self, req: Request, tokens: int) -> int:
+        """Rows that have to be free, hits aside, for a request to be admitted with so many tokens."""
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
         if self.lookahead_at_admission:
             asked = max(asked, self._with_lookahead(req.computed + tokens, self.lookahead_tokens))
-        free = self._free_beside_others() if self.watermark_beside_others else self.free_blocks - self._watermark_blocks
-        if self._most_blocks(self.pool.blocks_for(asked)) > free:
-            return False
-        return self._admitted(req, tokens)
+        return self.pool.blocks_for(asked)
 
     def _with_lookahead(self, slots: int, ahead_tokens: int) -> int:
         most = self.pool.max_request_tokens or MAX_POOL_TOKENS
         return max(slots, min(slots + ahead_tokens, most))
 
-    def _free_beside_others(self) -> int:
-        """Blocks that an admission may count on, all of them where nobody holds any."""
+    def _free_for_admission(self) -> int:
+        """Blocks that an admission may count on."""
+        if not self.watermark_beside_others:
+            return self.free_blocks - self._watermark_blocks
         # vLLM V1 counts its null block too, which no pool of ours has.
         return self.free_blocks - int(self._watermark * (self.pool.blocks + 1)) if self._holdings else self.free_blocks
 

@@ -76,11 +76,7 @@ class Prefix(Paged):
         shared = [self._found[key] for key in self._keys(req, 0, hits)]
         # A hit block that nobody holds leaves the free queue like a new one.
         unheld = [block for block in shared if block in self._idle]
-        asked = req.known if self._reserve_full_prompt else req.computed + tokens
-        if self.lookahead_at_admission:
-            asked = max(asked, self._with_lookahead(req.computed + tokens, self.lookahead_tokens))
-        free = self._free_beside_others() if self.watermark_beside_others else self.free_blocks - self._watermark_blocks
-        if self.pool.blocks_for(asked) - hits + len(unheld) > free:
+        if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
             return False
         if len(unheld) < len(shared):
             held = [block for block in shared if block not in self._idle]

@@ -118,17 +118,6 @@ class MixedPaged(Paged):
 
     # ---- one request ----------------------------------------------------------------------------------------------
 
-    def _asked_blocks(self, req: Request, tokens: int) -> int:
-        """Rows that have to be free, hits aside, for a request to be admitted with so many tokens (`Paged.admit`)."""
-        first = req.computed + tokens
-        if self.lookahead_at_admission:
-            first = self._with_lookahead(first, self.lookahead_tokens)
-        return self.pool.blocks_for(max(first, req.known) if self._reserve_full_prompt else first)
-
-    def _free_for_admission(self) -> int:
-        """Blocks that an admission may count on."""
-        return self._free_beside_others() if self.watermark_beside_others else self.free_blocks - self._watermark_blocks
-
     def admit(self, req: Request, tokens: int) -> bool:
         need = self._most_blocks(self._asked_blocks(req, tokens)) + (req.seats - 1) * self._state_blocks
         if need > self._free_for_admission():
