@@ -5,13 +5,15 @@ An oracle, not a fast engine: each step is two calls of vLLM's (0.4 to 1.4 ms). 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sim.engine.batch import Batch, Committed, Entry, Limits, Outcome, Shape
+from sim.engine.batch import Batch, Committed, Entry, Limits, Outcome
+from sim.engine.lockstep import Lockstep
 from sim.engine.memory import KvPool, Usage
 from sim.engine.protocol import Counts
 from sim.engine.request import Request, Seat
+from sim.engine.shapes import step_shape
 from sim.engine.tokens import TokenClock
 from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerProcess
@@ -50,6 +52,8 @@ class VllmEngine:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._limits = limits
+        self._together = Lockstep(ranks=True)
+        """Nobody: vLLM's steps are told row by row."""
         self._process = process
         self._new: list[dict[str, Any]] = []
         self._live: dict[int, Request] = {}
@@ -123,7 +127,6 @@ class VllmEngine:
             req.preemptions += 1
         entries = [Entry(live[id], tokens, past) for id, tokens, past in said["shares"]]
         batch = Batch(self.tokens.next_step, now_s, entries, 0, evicted)
-        batch.shape = _shape(entries)
         self.tokens.next_step += bool(entries)
         admitted = set(said["admitted"])
         samples = set(said["samples"])
@@ -136,6 +139,7 @@ class VllmEngine:
                 self.tokens.give(req, batch.first_step)
                 batch.first_tokens += [req] if req.generated == 1 else []
                 batch.finishing += [req] if req.generated == req.output_tokens else []
+        batch.shape = step_shape(batch, self._together, (0, 0))
         self.running[:] = [live[id] for id in said["running"]]
         self.waiting[:] = [live[id] for id in said["waiting"]]
         self._free = said["free"]
@@ -174,12 +178,6 @@ class VllmEngine:
         return 0
 
 
-def _shape(entries: Sequence[Entry]) -> Shape:
-    decodes = [past + 1 for _, tokens, past in entries if tokens == 1 and past]
-    prefills = tuple((tokens, past) for _, tokens, past in entries if not (tokens == 1 and past))
-    return Shape(prefills, len(decodes), sum(decodes), decode_longest=max(decodes, default=0))
-
-
 def vllm_engine(scenario: Scenario, asynchronous: bool) -> Callable[[Limits, KvPool], VllmEngine]:
     """What makes the engine of a scenario that names an installed vLLM.
 
@@ -205,6 +203,11 @@ def vllm_engine(scenario: Scenario, asynchronous: bool) -> Callable[[Limits, KvP
     command, who = installed.command, f"{installed.name} {installed.version}"
 
     def made(limits: Limits, pool: KvPool) -> VllmEngine:
+        if pool.layers:
+            raise InputError(
+                f"engine.name is {installed}, which is driven with layers that all keep every token; those of "
+                f"{scenario.model} do not"
+            )
         return VllmEngine(SchedulerProcess(command, who), settings, limits, pool)
 
     return made

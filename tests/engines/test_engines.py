@@ -142,6 +142,12 @@ def test_a_scenario_runs_it_with_the_tables_of_ours(installed: Callable[..., Non
     assert theirs.summary["itl_s"] == pytest.approx(mine.summary["itl_s"], rel=1e-9)
 
 
+def test_layers_that_do_not_keep_alike_are_refused(installed: Callable[..., None]) -> None:
+    installed()
+    with pytest.raises(InputError, match="driven with layers that all keep every token; those of gemma-3-1b do not"):
+        api.run(**SMALL, model="gemma-3-1b", **{"engine.name": "vllm==0.33.0"})
+
+
 def drift(*words: str) -> tuple[int, str, str]:
     traffic = ("--trace", "chatbot_arena.jsonl", "--limit", "30", "--rate", "30", "--kv-blocks", "4000")
     settings = ("--set", "kv.allow_short=true", "--allocator", "paged", "--quiet")
