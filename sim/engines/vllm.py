@@ -11,6 +11,7 @@ from typing import Any
 from sim.engine.batch import Batch, Committed, Entry, Limits, Outcome
 from sim.engine.lockstep import Lockstep
 from sim.engine.memory import KvPool, Usage
+from sim.engine.pages import mixed_layers
 from sim.engine.protocol import Counts
 from sim.engine.request import Request, Seat
 from sim.engine.shapes import step_shape
@@ -18,6 +19,8 @@ from sim.engine.tokens import TokenClock
 from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerProcess
 from sim.scenario import Part, Scenario
+from sim.specs.model import ModelSpec
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 POLICIES = {"chunked": "fcfs", "priority": "priority"}
@@ -178,7 +181,7 @@ class VllmEngine:
         return 0
 
 
-def vllm_engine(scenario: Scenario, asynchronous: bool) -> Callable[[Limits, KvPool], VllmEngine]:
+def vllm_engine(scenario: Scenario, model: ModelSpec, asynchronous: bool) -> Callable[[Limits, KvPool], VllmEngine]:
     """What makes the engine of a scenario that names an installed vLLM.
 
     Raises:
@@ -187,6 +190,11 @@ def vllm_engine(scenario: Scenario, asynchronous: bool) -> Callable[[Limits, KvP
     installed = Installed.of(scenario.engine.name)
     if scenario.executor == "live":
         raise InputError(f"engine.name is {scenario.engine.name}: its scheduler decides here, and drives no kernels")
+    if mixed_layers(model.kv_kinds(Parallel(scenario.tp)))[0]:
+        raise InputError(
+            f"engine.name is {installed}, which is driven with layers that all keep every token; those of "
+            f"{model.name} do not"
+        )
     settings: dict[str, Any] = {
         "policy": _known("policy", scenario.policy, POLICIES, installed),
         "enable_prefix_caching": _known("allocator", scenario.allocator, CACHING, installed),
@@ -203,11 +211,6 @@ def vllm_engine(scenario: Scenario, asynchronous: bool) -> Callable[[Limits, KvP
     command, who = installed.command, f"{installed.name} {installed.version}"
 
     def made(limits: Limits, pool: KvPool) -> VllmEngine:
-        if pool.layers:
-            raise InputError(
-                f"engine.name is {installed}, which is driven with layers that all keep every token; those of "
-                f"{scenario.model} do not"
-            )
         return VllmEngine(SchedulerProcess(command, who), settings, limits, pool)
 
     return made

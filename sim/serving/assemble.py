@@ -140,7 +140,7 @@ def assemble(scenario: Scenario) -> Parts:
         )
     allocators = allocator_package(scenario, model)
     preset = presets.load(engine.preset) if engine.preset else None
-    engine_class, policy, traits = _schedulers(scenario, preset, allocators)
+    engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
@@ -189,7 +189,7 @@ def assemble(scenario: Scenario) -> Parts:
 
 
 def _schedulers(
-    scenario: Scenario, preset: EnginePreset | None, allocators: str
+    scenario: Scenario, model: ModelSpec, preset: EnginePreset | None, allocators: str
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
@@ -206,7 +206,7 @@ def _schedulers(
         from sim.engines.vllm import vllm_engine  # noqa: PLC0415  (few ask for it)
 
         asynchronous = _asynchronous(scenario, None, by_default=policy["async_by_default"])
-        return vllm_engine(scenario, asynchronous), policy, allocator
+        return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
     default = Scenario()
     named = [key for key in ("policy", "allocator") if getattr(scenario, key) != getattr(default, key)]
