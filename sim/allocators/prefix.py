@@ -28,6 +28,7 @@ class Prefix(Paged):
             vLLM 0.19 does, and may then hit KV that no step wrote; off, they are forgotten.
     """
 
+    finds_prefixes = True
     no_swap = "a dropped prefix stays findable"
     late_outputs = False
     """Set where the next step is planned before the last one's tokens are known (vLLM V1, `AsyncScheduler`): a block

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
 from sim.engine.groups import Groups, completed
-from sim.engine.host import DEVICE, HostMemory
+from sim.engine.host import HostMemory
 from sim.engine.lockstep import Lockstep
 from sim.engine.memory import Allocator, LockstepAllocator, Usage
 from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
-from sim.engine.request import NO_SEAT, Group, Handover, Request
+from sim.engine.request import NO_SEAT, Group, Request
 from sim.engine.roster import Roster
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.shapes import computed_tokens, padded_shape, step_shape
@@ -69,6 +69,8 @@ class Engine:
         self.waiting, self.running = self.roster.waiting, self.roster.running
         self.host = HostMemory(allocator.pool, host_blocks)
         self.wake_s: float | None = None
+        self.sends = False
+        """Whether who ends keeps its memory until `sent`, since it goes on in another engine."""
         self._table = None if self.forgets else allocator.table
         self._groups = Groups(allocator, self.roster)
         self._forking = self._groups.forking
@@ -130,30 +132,56 @@ class Engine:
         for sequence in sequences:
             if sequence in self.running:
                 self._vacate(sequence)
+            elif sequence in self.roster.expected:
+                del self.roster.expected[sequence]
+            elif sequence in self.roster.placed:
+                del self.roster.placed[sequence]
+                self.allocator.release(sequence)
             elif sequence.seat is not NO_SEAT:
                 self.roster.leave_queue(sequence)
                 self.host.give_back(sequence)
+                if self.roster.landed.pop(sequence, 0) is None:
+                    self.allocator.release(sequence)
             sequence.finished = True
         self._release_held()
         return True
 
-    def hand_over(self, req: Request, target: str) -> Handover:
-        """Let a running request go on in another engine, with all its KV, of which nothing stays here.
+    # ---- KV that comes from another engine, or goes there ---------------------------------------------------------
 
-        The other engine's `add` takes it; its admission there computes nothing that has come along.
+    def expect(self, req: Request) -> None:
+        """Take a request that another engine began; its KV, that `handover` tells, comes when it has memory."""
+        self.roster.expect(req)
 
-        Raises:
-            ValueError: the request does not run, is one of several sequences, or has tokens under way.
+    def place(self) -> list[Request]:
+        """Give memory to those expected, first come first served, and not ahead of who waits here for longer.
+
+        Each gets the slot of its next token too: who holds memory can then be served, and preempted, whatever others
+        hold. Returns who got some: their KV may be sent now. To be asked where no batch repeats unsealed.
         """
-        if req not in self.running or req.group is not None or req.seat.drained or self._under_way(req):
-            raise ValueError(f"{req} cannot be handed over now")
-        self.roster.take_out(req)
-        pool = self.allocator.pool
-        req.handover = Handover(req.computed, pool.blocks_for(req.computed) * pool.block_bytes, DEVICE, target)
-        self._vacate(req)
-        req.seat = NO_SEAT
-        self._release_held()
-        return req.handover
+        placed, roster = [], self.roster
+        for req in tuple(roster.expected):
+            first = next((other for other in self.waiting if other not in roster.landed), None)
+            if first is not None and first.arrival_s < req.arrival_s:
+                break
+            assert req.handover is not None
+            req.computed = self.allocator.match(req)
+            has_room = self.allocator.admit(req, req.known - req.computed)
+            req.handover = req.handover._replace(found_tokens=req.computed)
+            req.computed = 0
+            if not has_room:
+                break
+            roster.place(req)
+            placed.append(req)
+        return placed
+
+    def land(self, req: Request) -> None:
+        """The KV of a request that was placed is here; it is served before all others who wait."""
+        self.roster.land(req)
+
+    def sent(self, req: Request) -> None:
+        """The KV of a request that ended here is elsewhere, or is not wanted: its memory is free."""
+        del self.roster.sending[req]
+        self.allocator.release(req)
 
     def _vacate(self, req: Request) -> None:
         """Take a running sequence out, with its memory and without a trace."""
@@ -174,6 +202,9 @@ class Engine:
         step, roster = self._step, self.roster
         lockstep = roster.lockstep
         step.begin(now_s)
+        for req in tuple(roster.landed):
+            if not step.grant(req):
+                break
         self.policy(step)
         if lockstep.count and not step.advanced:
             roster.scatter()
@@ -331,6 +362,8 @@ class Engine:
             self.tokens.close(req)
             if not self.roster.finish(req, hold=self._holds_finished):
                 self.host.give_back(req)
+            elif self.sends:
+                self.roster.sending[req] = None
             elif not self._holds_finished:
                 self.allocator.release(req)
         self._release_held()
@@ -355,6 +388,12 @@ class Engine:
             computed += req.computed
         for req in roster.held:
             computed += req.computed
+        for req in roster.sending:
+            computed += req.computed
+        for req in roster.placed:
+            computed += req.handover.found_tokens if req.handover else 0
+        for req in roster.landed:
+            computed += req.handover.tokens if req.handover else 0
         return self.allocator.usage(computed)
 
     def counts(self) -> Counts:

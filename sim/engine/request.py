@@ -44,6 +44,8 @@ class Handover(NamedTuple):
     bytes: int
     source: str
     target: str
+    found_tokens: int = 0
+    """Those whose KV the target's cache held when it made room: they need not be sent."""
 
 
 BeamDraw = Callable[[int], Sequence[int]]
@@ -170,6 +172,7 @@ class Request:
         "prompt_tokens",
         "seat",
         "seats",
+        "session",
     )
 
     def __init__(
@@ -187,6 +190,8 @@ class Request:
         self.output_tokens = output_tokens
         self.priority = priority
         self.prefix = prefix
+        self.session = id
+        """The same number for all requests of a session, where somebody asks for it."""
         self.group: Group | None = None
         self.seats = 1
         """Sequences that are to be served in its place: those of its group until they are forked, else 1."""

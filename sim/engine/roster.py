@@ -23,6 +23,10 @@ class Roster:
         lockstep: each gets a token in every step;
         draining: its last token is computed by a batch under way (who is preempted then waits, and drains yet).
         held: finished, with seat and memory kept until nobody runs.
+        sending: finished, with memory kept until their KV has left for another engine.
+        expected: from another engine, whose KV has no memory here yet, in the order in which they came.
+        placed: those of them that have memory and await their KV.
+        landed: those whose KV is here: they keep their memory, and wait for a seat before all others who wait.
     """
 
     def __init__(
@@ -34,6 +38,10 @@ class Roster:
         self.lockstep = lockstep
         self.draining: dict[Request, None] = {}
         self.held: list[Request] = []
+        self.sending: dict[Request, None] = {}
+        self.expected: dict[Request, None] = {}
+        self.placed: dict[Request, None] = {}
+        self.landed: dict[Request, None] = {}
         self.seats_promised = 0
         """Sequences that admitted requests will fork."""
         self.admissions = 0
@@ -46,9 +54,27 @@ class Roster:
         req.seat = Seat()
         self.waiting.add(req)
 
+    def expect(self, req: Request) -> None:
+        """Take a request whose KV comes from another engine."""
+        req.seat = Seat()
+        self.expected[req] = None
+
+    def place(self, req: Request) -> None:
+        """It has memory for the KV that is to come."""
+        del self.expected[req]
+        self.placed[req] = None
+
+    def land(self, req: Request) -> None:
+        """Its KV is here."""
+        del self.placed[req]
+        self.landed[req] = None
+        self.waiting.add(req)
+
     def admit(self, req: Request) -> None:
         """From the queue to the running list, loose."""
         self.waiting.remove(req)
+        if self.landed:
+            self.landed.pop(req, None)
         self.seats_promised += req.seats - 1
         self._run(req)
 
@@ -167,6 +193,12 @@ class Roster:
         _law(not any(req.seat.drained for req in (*self.loose, *lockstep)), "who is served has tokens to compute")
         _law(all(req.seat.seq < 0 and req not in self.running for req in self.waiting), "who waits does not run")
         _law(all(req.finished and req not in self.running for req in self.held), "who is held has finished")
+        _law(all(req.finished and req not in self.running for req in self.sending), "who is sent has finished here")
+        arriving = [*self.expected, *self.placed, *self.landed]
+        _law(all(req.handover is not None for req in arriving), "who is expected brings KV")
+        _law(len(set(arriving)) == len(arriving), "who comes is expected, placed or landed")
+        _law(not any(req in self.running for req in arriving), "who comes does not run")
+        _law({*self.landed} == {*arriving} & {*self.waiting}, "of those who come, the landed wait for a seat")
         _law(self.seats_promised == sum(req.seats - 1 for req in running), "seats are promised for sequences to come")
         members = list(lockstep)
         _law(lockstep.count == len(members), "lockstep counts its members")

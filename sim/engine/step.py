@@ -347,7 +347,8 @@ class Step:
             if tokens > self.tokens_left:
                 return 0
         req.computed = hit
-        if not self._allocator.admit(req, tokens):
+        placed = arriving is not None and req in self._roster.landed
+        if not (self._allocator.grow(req, tokens) if placed else self._allocator.admit(req, tokens)):
             req.computed = 0
             return 0
         self._roster.admit(req)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from sim.engine.request import Request
-from sim.serving.cluster import Snapshot
+from sim.serving.snapshot import Snapshot
+
+_OUTSTANDING = attrgetter("outstanding")
 
 
 class LeastOutstanding:
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        return min(replicas, key=lambda replica: replica.outstanding)
+        return min(replicas, key=_OUTSTANDING)

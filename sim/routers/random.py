@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sim.engine.request import Request
-from sim.serving.cluster import Snapshot
+from sim.serving.snapshot import Snapshot
 
 
 class Random:

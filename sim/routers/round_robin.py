@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.engine.request import Request
-from sim.serving.cluster import Snapshot
+from sim.serving.snapshot import Snapshot
 
 
 class RoundRobin:

@@ -57,6 +57,8 @@ class Replica:
         self._wake: Event | None = None
         self._wake_s = 0.0
         self._last_step_s = 0.0
+        self.moving = 0
+        """Requests here whose KV is awaited, or is being sent: what they hold will be of use, or free."""
 
     @property
     def outstanding(self) -> int:
@@ -66,14 +68,30 @@ class Replica:
     def submit(self, req: Request) -> None:
         """Take a request now; it is seen by the next planning, at a step boundary."""
         self.engine.add(req)
-        now_s = self.clock.now
+        self.wake()
+
+    def wake(self) -> None:
+        """Plan anew as soon as a step may begin: something has changed."""
         if not self._flights:
+            now_s = self.clock.now
             if self._wake is None or self._wake_s > now_s:
                 self._wake_at(now_s)
             return
         last = self._flights[-1]
-        if last.sealed or len(last.times_s) == 2:
+        if not last.sealed:
+            self._end_span(last)
+
+    def settle(self) -> None:
+        """Let the engine's counters stand as at this moment: a span under way is cut, and sealed."""
+        if self._flights and not self._flights[-1].sealed:
+            self._end_span(self._flights[-1])
+            self._seal(self._flights[-1])
+
+    def _end_span(self, last: Flight) -> None:
+        """Cut a span to the steps that are planned by now, as single steps would have been."""
+        if len(last.times_s) == 2:
             return
+        now_s = self.clock.now
         times_s = last.times_s
         repeats = bisect_left(times_s, now_s, 1) if self._depth == 1 else bisect_left(times_s, now_s) + 1
         if repeats < len(times_s) - 1:
@@ -135,7 +153,7 @@ class Replica:
             if batch.evicted and not flights and self._empty_plans < MOST_EMPTY_PLANS:
                 return  # the memory of those that were preempted may serve another plan at once
             self._stalled = True
-            if not flights and self.engine.wake_s is None:
+            if not flights and self.engine.wake_s is None and not self.moving:
                 head = next(iter(self.engine.waiting), None)
                 raise NoProgressError(
                     f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}"

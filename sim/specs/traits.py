@@ -47,9 +47,14 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
             "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
             "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
+            "finds_prefixes": Trait("switch", "another request may find what a prompt left behind"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
-        "router": {},
+        "router": {
+            "reads_cache": Trait("switch", "asks what a replica's cache holds of a prompt"),
+            "reads_memory": Trait("switch", "asks for a replica's free KV blocks or running tokens"),
+            "follows_sessions": Trait("switch", "asks which session a request is of"),
+        },
         "engine": {"async_by_default": Trait("switch", "the next step is planned while the current one runs")},
     }
 )

@@ -1,0 +1,19 @@
+"""The replica with the largest share of free KV blocks; among equals the one with the fewest unfinished requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.engine.request import Request
+from sim.serving.snapshot import Snapshot
+
+
+class LeastKv:
+    reads_memory = True
+
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
+        return min(replicas, key=_taken)
+
+
+def _taken(replica: Snapshot) -> tuple[float, int]:
+    return -replica.free_kv, replica.outstanding

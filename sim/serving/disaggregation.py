@@ -1,0 +1,172 @@
+"""Prompts are computed in some pools and answers decoded in others, which the KV comes to over links.
+
+DistServe (OSDI 24), Splitwise (ISCA 24): a request gives its first token where its prompt is computed. Its KV stays
+there until it is sent, and it is sent when the replica that will decode has room for it.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim.engine.engine import Engine
+from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.request import Handover, Request
+from sim.serving.cluster import Cluster
+from sim.serving.links import Links
+from sim.serving.replica import Replica
+
+TRANSFER_COLUMNS = {
+    "request": "q", "source": "q", "target": "q", "tokens": "q", "bytes": "d",
+    "asked_s": "d", "placed_s": "d", "landed_s": "d",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Journey:
+    """A request whose prompt is computed in one replica and whose answer is decoded in another."""
+
+    asked: Request
+    """As it was sent."""
+    prompt: Request
+    """What the source computes: the prompt, and one token."""
+    source: Replica | None = None
+    target: Replica | None = None
+    tokens: int = 0
+    size: float = 0.0
+    asked_s: float = math.nan
+    placed_s: float = math.nan
+
+
+class Disaggregated:
+    """Sends requests to where prompts are computed, and from there with their KV to where they are decoded.
+
+    Args:
+        kv_bytes: of so many tokens, on all GPUs of a replica together.
+        bytes_per_s: of the links of a replica, by its number.
+        layers: of the model, where each layer's KV is sent as soon as it is computed (as if there had been room from
+            the start, and nothing else on the links); 0 where KV is sent when the prompt is computed.
+        min_prompt_tokens: shorter prompts are computed where they are decoded.
+    """
+
+    def __init__(
+        self,
+        prefilling: Cluster,
+        decoding: Cluster,
+        links: Links,
+        *,
+        kv_bytes: Callable[[int], float],
+        bytes_per_s: Sequence[float],
+        layers: int = 0,
+        min_prompt_tokens: int = 0,
+    ) -> None:
+        self._prefilling = prefilling
+        self._decoding = decoding
+        self._links = links
+        self._kv_bytes = kv_bytes
+        self._bytes_per_s = bytes_per_s
+        self._layers = layers
+        self._min_prompt_tokens = min_prompt_tokens
+        self._journeys: dict[int, Journey] = {}
+        self._log: dict[str, array[Any]] = {name: array(kind) for name, kind in TRANSFER_COLUMNS.items()}
+
+    def submit(self, req: Request) -> None:
+        """Take a request as its source sends it."""
+        if req.prompt_tokens < self._min_prompt_tokens:
+            self._decoding.submit(req)
+            return
+        prompt = Request(req.id, req.arrival_s, req.prompt_tokens, 1, req.priority, req.prefix)
+        prompt.session = req.session
+        self._journeys[req.id] = Journey(req, prompt)
+        self._prefilling.submit(prompt)
+
+    def prefilled(self, prompt: Request, source: Replica) -> bool:
+        """A replica has given a request's first token; returns whether that was the whole answer."""
+        journey = self._journeys[prompt.id]
+        req = journey.asked
+        if req.output_tokens == 1:
+            del self._journeys[prompt.id]
+            _ours(source).sent(prompt)
+            return True
+        journey.tokens = prompt.prompt_tokens
+        req.known += 1
+        req.confirmed = 1
+        req.first_scheduled_s, req.first_token_s = prompt.first_scheduled_s, prompt.first_token_s
+        req.prefix_hit_tokens, req.preemptions = prompt.prefix_hit_tokens, prompt.preemptions
+        target = self._decoding.choose(req)
+        req.handover = Handover(journey.tokens, 0, str(source.index), str(target.index))
+        journey.source, journey.target, journey.asked_s = source, target, source.clock.now
+        source.moving += 1
+        target.moving += 1
+        _ours(target).expect(req)
+        self.place(target)
+        return False
+
+    def place(self, target: Replica) -> None:
+        """Begin to send the KV of those that a replica has room for now."""
+        engine = _ours(target)
+        if not engine.roster.expected:
+            return
+        target.settle()
+        for req in engine.place():
+            journey = self._journeys[req.id]
+            assert journey.source is not None
+            assert req.handover is not None
+            journey.placed_s = target.clock.now
+            journey.tokens -= req.handover.found_tokens
+            journey.size = self._kv_bytes(journey.tokens)
+            left = journey.size - self._sent_before(journey)
+            self._links.send(journey.source.index, target.index, left, partial(self._landed, req))
+
+    def _sent_before(self, journey: Journey) -> float:
+        """Bytes that were sent while later layers were computed: never those of the last layer."""
+        if not self._layers or journey.source is None or journey.target is None:
+            return 0.0
+        most = journey.size * (1.0 - 1.0 / self._layers)
+        rate = min(self._bytes_per_s[journey.source.index], self._bytes_per_s[journey.target.index])
+        computing_s = journey.prompt.first_token_s - journey.prompt.first_scheduled_s
+        return min(most, rate * computing_s) if computing_s > 0.0 else 0.0
+
+    def _landed(self, req: Request) -> None:
+        journey = self._journeys.pop(req.id)
+        source, target = journey.source, journey.target
+        assert source is not None
+        assert target is not None
+        row = (req.id, source.index, target.index, journey.tokens, journey.size, journey.asked_s, journey.placed_s)
+        for column, value in zip(self._log.values(), (*row, target.clock.now), strict=True):
+            column.append(value)
+        _ours(source).sent(journey.prompt)
+        _ours(target).land(req)
+        for replica in (source, target):
+            replica.moving -= 1
+            replica.wake()
+
+    def transfers(self, sent: np.ndarray) -> pd.DataFrame:
+        """One row per transfer, in order of landing; `sent`: which requests of the trace were sent."""
+        table = pd.DataFrame({name: np.array(column) for name, column in self._log.items()})
+        table["request"] = np.flatnonzero(sent)[table["request"].to_numpy(np.int64)]
+        return table
+
+
+class Places(Observer):
+    """Asks for room in a replica after each of its steps."""
+
+    disaggregated: Disaggregated | None = None
+    """Set once there is one: it is made of the replicas that this observes."""
+
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
+        assert isinstance(replica, Replica)
+        assert self.disaggregated is not None
+        self.disaggregated.place(replica)
+
+
+def _ours(replica: Replica) -> Engine:
+    assert isinstance(replica.engine, Engine)
+    return replica.engine

@@ -1,0 +1,82 @@
+"""What a router sees of a replica, as it is now or as it was when it was last asked."""
+
+from __future__ import annotations
+
+from sim.engine.request import Request
+from sim.serving.clock import Clock
+from sim.serving.replica import Replica
+
+
+class Snapshot:
+    """A replica as it is at the moment of the question."""
+
+    __slots__ = ("_kv_blocks", "_replica", "index", "outstanding", "outstanding_tokens")
+
+    def __init__(self, replica: Replica, index: int, kv_blocks: int) -> None:
+        self._replica = replica
+        self._kv_blocks = kv_blocks
+        self.index = index
+        self.outstanding = 0
+        """Requests there that have not finished."""
+        self.outstanding_tokens = 0
+        """Their prompts' tokens: what a router knows of the work that it sent there."""
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since this was true."""
+        return 0.0
+
+    @property
+    def running_tokens(self) -> int:
+        """KV tokens of the requests that run there."""
+        self._replica.settle()
+        return self._replica.engine.counts().tokens
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds."""
+        self._replica.settle()
+        return self._replica.engine.counts().free_blocks
+
+    @property
+    def free_kv(self) -> float:
+        """Share of its KV blocks that nobody holds."""
+        return self.free_blocks / self._kv_blocks if self._kv_blocks else 1.0
+
+    def cached_tokens(self, req: Request) -> int:
+        """Leading tokens of a request's prompt whose KV is there now; a router's index of it is fed by events."""
+        return self._replica.engine.cached_tokens(req)
+
+
+class Polled(Snapshot):
+    """A replica as it was when it was last asked."""
+
+    __slots__ = ("_clock", "_free_blocks", "_running_tokens", "_taken_s")
+
+    def __init__(self, replica: Replica, index: int, kv_blocks: int, clock: Clock) -> None:
+        super().__init__(replica, index, kv_blocks)
+        self._clock = clock
+        self._taken_s = 0.0
+        self._running_tokens = 0
+        self._free_blocks = replica.engine.counts().free_blocks
+
+    def take(self, now: Snapshot, *, with_memory: bool) -> None:
+        """See the replica as it is now; `with_memory` its KV too, which ends its span of steps."""
+        self._taken_s = self._clock.now
+        self.outstanding = now.outstanding
+        self.outstanding_tokens = now.outstanding_tokens
+        if with_memory:
+            self._running_tokens = now.running_tokens
+            self._free_blocks = now.free_blocks
+
+    @property
+    def age_s(self) -> float:
+        return self._clock.now - self._taken_s
+
+    @property
+    def running_tokens(self) -> int:
+        return self._running_tokens
+
+    @property
+    def free_blocks(self) -> int:
+        return self._free_blocks
