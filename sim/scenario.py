@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,6 +18,7 @@ import tomli_w
 
 from sim.load import plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
+from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.model import MAX_TP
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
@@ -42,6 +44,13 @@ _SHORT = {
 
 _PARTS = ("policy", "allocator", "router")
 """Sections whose texts may name code, such as policy.name and policy.base."""
+
+
+_OF_THE_FLEET = (
+    "workload", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools"
+)  # fmt: skip
+"""Settings that no pool has of its own."""
+_MOST_REPLICAS = 10_000
 
 
 class UnknownSettingError(InputError):
@@ -170,6 +179,22 @@ _DRAFTING = Where(  # whether a policy of the user's own drafts is not known bef
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Replicas that are alike: a whole scenario with what the pool says otherwise."""
+
+    scenario: Scenario
+    """With `replicas` as many as the pool has."""
+    role: str = setting("both", "What its replicas do: prefill, decode, or both.", choices=ROLES)
+
+    def __post_init__(self) -> None:
+        check("", self)
+
+    @property
+    def count(self) -> int:
+        return self.scenario.replicas
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """All that a run depends on. The same scenario gives the same bytes."""
 
@@ -181,7 +206,7 @@ class Scenario:
     )
     gpu: str = setting("h100", "GPU (sim list gpus), or a TOML file.")
     tp: int = setting(1, "GPUs that share one replica's layers (tensor parallelism).", Bound(1, MAX_TP))
-    replicas: int = setting(1, "Replicas behind the router.", Bound(1, 10_000))
+    replicas: int = setting(1, "Replicas behind the router.", Bound(1, _MOST_REPLICAS))
     seed: int = setting(0, "Seed of everything random.", Bound(0, MAX_SEED))
     slo: str = setting("", "Limits in seconds for goodput, such as ttft=0.5,tpot=0.05.")
     executor: str = setting(
@@ -199,8 +224,12 @@ class Scenario:
     router: Part = setting(Part("round-robin"), "Which replica gets a request (sim list routers).")
     cost: CostSettings = section(CostSettings)
     price: PriceSettings = section(PriceSettings)
+    routing: RoutingSettings = section(RoutingSettings)
+    transfer: TransferSettings = section(TransferSettings)
     live: LiveSettings = section(LiveSettings, _LIVE)
     speculation: SpeculationSettings = section(SpeculationSettings, _DRAFTING)
+    pools: Mapping[str, PoolSettings] = field(default_factory=dict)
+    """By name; none where all replicas are alike."""
 
     def __post_init__(self) -> None:
         check("", self)
@@ -212,6 +241,8 @@ def settings_of(settings: Any, prefix: str = "", where: Where | None = None) -> 
         key, value = f"{prefix}{entry.name}", getattr(settings, entry.name)
         if "where" in entry.metadata:
             yield from settings_of(value, f"{key}.", entry.metadata["where"])
+            continue
+        if "setting" not in entry.metadata:
             continue
         about: Setting = entry.metadata["setting"]
         if where is not None:
@@ -348,7 +379,38 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     Raises:
         InputError: an unknown key or a value of the wrong type; the sentence lists the known keys.
     """
-    return _make(Scenario, _with_preset(merge(tables, settings or {})), "")  # type: ignore[no-any-return]
+    tables = merge(tables, settings or {})
+    pools = tables.pop("pools", {})
+    scenario = _made(tables)
+    return dataclasses.replace(scenario, pools=_pools(tables, pools)) if pools else scenario
+
+
+def _made(tables: dict[str, Any]) -> Scenario:
+    return _make(Scenario, _with_preset(tables), "")  # type: ignore[no-any-return]
+
+
+def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
+    """The pools of a scenario whose other tables these are: what a pool does not say is taken from there."""
+    if not isinstance(pools, Mapping) or not all(isinstance(own, Mapping) for own in pools.values()):
+        raise InputError("pools is no table of pools; a pool is a section [pools.NAME] of role, count and settings")
+    if "replicas" in tables:
+        raise InputError("replicas stands beside pools, and each pool says its own count (pools.NAME.count)")
+    shared = {key: value for key, value in tables.items() if key not in ("routing", "transfer")}
+    made = {}
+    for name, own in pools.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(f"pools.{name}: a pool's name is made of letters, digits, - and _")
+        settings = merge(own)
+        role, count = settings.pop("role", "both"), settings.pop("count", 1)
+        if fleet := [key for key in settings if key in _OF_THE_FLEET]:
+            raise InputError(f"pools.{name}.{fleet[0]} is no pool's own; say it for all of them ({fleet[0]})")
+        if type(count) is not int or not 1 <= count <= _MOST_REPLICAS:
+            raise InputError(f"pools.{name}.count is {count!r}; it must be a whole number from 1 to {_MOST_REPLICAS:,}")
+        try:
+            made[name] = PoolSettings(_made(merge(shared, settings, {"replicas": count})), role)
+        except InputError as error:
+            raise type(error)(f"pools.{name}: {error}") from None
+    return made
 
 
 def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
@@ -390,12 +452,22 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for entry in dataclasses.fields(scenario):
         value = getattr(scenario, entry.name)
+        if entry.name == "pools":
+            if value:
+                tables["pools"] = {name: _pool_table(pool) for name, pool in value.items()}
+                del tables["replicas"]
+            continue
         if isinstance(value, Part):
             value = {"name": value.name, **value.parameters}
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = dataclasses.asdict(value)
         tables[entry.name] = value
     return tables
+
+
+def _pool_table(pool: PoolSettings) -> dict[str, Any]:
+    own = {key: value for key, value in as_tables(pool.scenario).items() if key not in _OF_THE_FLEET}
+    return {"role": pool.role, "count": pool.count, **own}
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

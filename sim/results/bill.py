@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,41 @@ def bill(rates: Rates, *, duration_s: float, busy_gpu_s: float, tokens: int, out
         "price_source": rates.price_source,
         "power_source": rates.power_source,
     }
+
+
+def bill_of_all(bills: Sequence[Mapping[str, Any]], *, tokens: int, output_tokens: int) -> dict[str, Any]:
+    """One bill of several pools': sums, and None where one of them does not know; a GPU's own rates are their means."""
+    gpus = sum(each["gpus"] for each in bills)
+
+    def total(key: str, each_gpu: bool = False) -> float | None:
+        values = [each[key] if not each_gpu or each[key] is None else each[key] * each["gpus"] for each in bills]
+        return None if any(value is None for value in values) else sum(values)
+
+    def mean(key: str) -> float | None:
+        whole = total(key, each_gpu=True)
+        return None if whole is None else whole / gpus
+
+    usd, joules = total("usd"), total("joules")
+    bounds = [each["joules_upper_bound"] for each in bills]
+    return {
+        "gpus": gpus,
+        "usd_per_gpu_hour": mean("usd_per_gpu_hour"),
+        "usd": usd,
+        "usd_per_million_tokens": _per_million(usd, tokens),
+        "usd_per_million_output_tokens": _per_million(usd, output_tokens),
+        "watts_per_gpu": mean("watts_per_gpu"),
+        "idle_watts_per_gpu": mean("idle_watts_per_gpu"),
+        "joules": joules,
+        "joules_upper_bound": None if joules is None else any(bounds),
+        "joules_per_million_tokens": _per_million(joules, tokens),
+        "joules_per_million_output_tokens": _per_million(joules, output_tokens),
+        "price_source": _sources(bills, "price_source"),
+        "power_source": _sources(bills, "power_source"),
+    }
+
+
+def _sources(bills: Sequence[Mapping[str, Any]], key: str) -> str:
+    return " | ".join(dict.fromkeys(each[key] for each in bills))
 
 
 def _per_million(amount: float | None, tokens: int) -> float | None:

@@ -25,11 +25,21 @@ PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix
 
 @dataclass(frozen=True, slots=True)
 class KvFacts:
-    """What the tables do not say about the KV pools: the size of one replica's."""
+    """What the tables do not say about the KV pools: the size of one replica's, or of each where they differ."""
 
     capacity_tokens: int
     block_tokens: int
     replicas: int = 1
+    each_tokens: tuple[int, ...] = ()
+
+    @property
+    def alike(self) -> bool:
+        return len(set(self.each_tokens)) < 2
+
+    @property
+    def whole_tokens(self) -> int:
+        """Of all replicas."""
+        return self.capacity_tokens * self.replicas if self.alike else sum(self.each_tokens)
 
 
 def busy_s(steps: pd.DataFrame) -> Floats:
@@ -78,7 +88,7 @@ def kv_integrals(steps: pd.DataFrame) -> dict[str, float]:
 def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
     """Use and waste of the KV pools as time-weighted means (idle: nothing held), peaks, sharing, hits, what moved."""
     token_s = kv_integrals(steps)
-    whole = float(kv.capacity_tokens) * kv.replicas * duration
+    whole = float(kv.whole_tokens) * duration
     data_s = sum(token_s[kind] for kind in KV_DATA)
     held_s = sum(token_s[kind] for kind in KV_HELD)
     token_s["free"] = whole - held_s
@@ -86,7 +96,7 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
     scheduled = requests[requests["first_scheduled_s"].notna()]
     hits = {name: int(scheduled[name].sum()) for name in PREFIX_COLUMNS}
     return {
-        "capacity_tokens": kv.capacity_tokens,
+        "capacity_tokens": kv.capacity_tokens if kv.alike else None,
         "block_tokens": kv.block_tokens,
         "peak_used": _peak(steps, kv, *KV_DATA),
         "mean_used": _share(data_s, whole),
@@ -109,7 +119,9 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
 def _peak(steps: pd.DataFrame, kv: KvFacts, *kinds: str) -> float:
     """The most slots of these classes together that any replica had at the end of a span, of its capacity."""
     slots = sum(kv_tokens(steps, kind) for kind in kinds)
-    return float(np.max(slots, initial=0.0)) / kv.capacity_tokens
+    if kv.alike:
+        return float(np.max(slots, initial=0.0)) / kv.capacity_tokens
+    return float(np.max(slots / np.asarray(kv.each_tokens)[steps["replica"].to_numpy()], initial=0.0))
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,12 @@ def request_table(
     rejected: Mapping[int, str],
     log: RequestLog,
     longest_gap_s: np.ndarray,
-    block_tokens: int,
+    block_tokens: Sequence[int],
 ) -> pd.DataFrame:
-    """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log."""
+    """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log.
+
+    block_tokens: of each replica.
+    """
 
     def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
         return _spread(np.asarray(values), sent, empty)
@@ -64,6 +67,8 @@ def request_table(
     status, reason = _ends(finish_s, rejected)
     prompt = trace["prompt_tokens"].to_numpy()
     hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
+    replica = spread(log.replica, -1).astype("i8")
+    size = np.asarray(block_tokens)[replica]
     table = pd.DataFrame(
         {
             "request": np.arange(len(trace)),
@@ -72,13 +77,13 @@ def request_table(
             "output_tokens": output,
             "status": status,
             "reason": reason,
-            "replica": spread(log.replica, -1).astype("i8"),
+            "replica": replica,
             **_latencies(arrival_s, first_scheduled_s, first_token_s, finish_s, output),
             "max_itl_s": spread(longest_gap_s, np.nan),
             "preemptions": spread(log.preemptions, 0).astype("i8"),
             "prefix_hit_tokens": hit_tokens,
-            "prefix_hit_blocks": hit_tokens // block_tokens,
-            "prefix_blocks": (prompt - 1) // block_tokens,
+            "prefix_hit_blocks": hit_tokens // size,
+            "prefix_blocks": (prompt - 1) // size,
             "samples": spread(log.samples, 1).astype("i8"),
         }
     )

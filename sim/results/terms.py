@@ -47,6 +47,33 @@ class StepTerms:
         return term_seconds(self.cost, pairs, overlap_host=self.overlap_host)
 
 
+class FleetTerms:
+    """The recorded spans of several pools, with the prices of each; as `StepTerms`."""
+
+    def __init__(self, pools: Sequence[StepTerms]) -> None:
+        self._pools = pools
+        rows = [each.rows for each in pools]
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        self.rows = np.concatenate(rows)[order]
+        where = [(pool, place) for pool, each in enumerate(rows) for place in range(len(each))]
+        self._where = [where[at] for at in order.tolist()]
+        self.spans = [pools[pool].spans[place] for pool, place in self._where]
+
+    def of(self, place: int) -> dict[str, float]:
+        pool, at = self._where[place]
+        terms: dict[str, float] = self._pools[pool].of(at)
+        return terms
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds by (term, source), each pool's by its share of the recorded spans."""
+        total: dict[tuple[str, str], float] = {}
+        for pool in self._pools:
+            chosen = -(-len(pool.spans) // MOST_FOR_SHARES) or 1
+            for key, seconds in pool.seconds().items():
+                total[key] = total.get(key, 0.0) + seconds * chosen
+        return total
+
+
 def exposed(cost: StepCost, shape: Shape, repeats: int, *, overlap_host: bool) -> dict[str, float]:
     """Seconds by term of the middle step of a span; of the host's terms, those that the device does not hide."""
     terms = cost.explain(advanced(shape, repeats // 2))
@@ -91,9 +118,9 @@ def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str,
 MOST_SPANS = 5000
 
 
-def terms_of(run: Run) -> StepTerms | None:
+def terms_of(run: Run) -> StepTerms | FleetTerms | None:
     """The terms of a run's steps; None where they were measured as a whole, or the run has no step."""
-    terms: StepTerms | None = getattr(run, "terms", None)
+    terms: StepTerms | FleetTerms | None = getattr(run, "terms", None)
     return terms if terms is not None and terms.spans else None
 
 

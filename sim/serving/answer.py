@@ -25,14 +25,27 @@ def answered(
     slo: Sequence[Limit],
 ) -> dict[str, Any]:
     """The summary of a run, `load` included, with its answer: `verdict` comes first, `load` and `binding` behind it."""
-    scenario, load = parts.scenario, summary["load"]
-    resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)
-    held_up = Load(closed=load["kind"] in ("closed", "at once"), slo=slo)
-    binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, scenario.replicas)
-    binds = {**binds, **lever(binds["by"], scenario)._asdict()}
+    load = summary["load"]
+    binds = binding_of(summary, parts, requests, steps, terms, slo, parts.scenario.replicas)
     told = {"load": load, "binding": plain(binds), **{key: summary[key] for key in summary if key != "load"}}
     first = verdict(told, is_stable=stable(requests, load))
     return {"verdict": plain(first), **told}
+
+
+def binding_of(
+    summary: Mapping[str, Any],
+    parts: Parts,
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    terms: StepTerms | None,
+    slo: Sequence[Limit],
+    replicas: int,
+) -> dict[str, Any]:
+    """What binds replicas of these parts, with the setting that would change it."""
+    resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)
+    held_up = Load(closed=summary["load"]["kind"] in ("closed", "at once"), slo=slo)
+    binds = binding(requests, steps, step_limits(parts, requests), resources, summary, held_up, replicas)
+    return {**binds, **lever(binds["by"], parts.scenario)._asdict()}
 
 
 def step_limits(parts: Parts, requests: pd.DataFrame) -> StepLimits:

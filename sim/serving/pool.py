@@ -1,21 +1,181 @@
-"""Replicas that are alike: a run is a list of pools, of which there is one today."""
+"""Replicas that are alike, and the pools of them that a scenario names, checked against each other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
-from sim.serving.assemble import Parts
+from sim.load import find
+from sim.scenario import Scenario
+from sim.serving.assemble import Parts, assemble, resolved
+from sim.specs.fleet import BOTH, DECODE, PREFILL
+from sim.specs.parallel import Parallel
+from traces.schema import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`count` replicas of the same parts, whose `role` is "both": they serve requests from the prompt to the end."""
+    """`count` replicas of the same parts. `role`: "both" serve requests from the prompt to the end."""
 
     parts: Parts
     count: int
-    role: str = "both"
+    role: str = BOTH
+    name: str = ""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
         """A fresh engine for each replica."""
-        return [self.parts.engine(spans=spans) for _ in range(self.count)]
+        engines = [self.parts.engine(spans=spans) for _ in range(self.count)]
+        if self.role == PREFILL:
+            for engine in engines:
+                assert isinstance(engine, Engine)
+                engine.sends = True
+        return engines
+
+    @property
+    def gpus(self) -> int:
+        return self.count * self.parts.scenario.tp
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Of a replica's links to others: each of its GPUs has its own."""
+        return self.parts.scenario.tp * self.parts.scenario.transfer.bytes_per_s
+
+
+def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
+    """The pools of a scenario; of one without any, all its replicas.
+
+    Raises:
+        InputError: as `assemble`, naming the pool; pools that do not go together.
+    """
+    if not scenario.pools:
+        return (Pool(assemble(scenario), scenario.replicas),)
+    if scenario.executor == "live":
+        raise InputError("executor is live, and a live run has one model on one device; pools are simulated")
+    made = []
+    for name, pool in scenario.pools.items():
+        own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing)
+        try:
+            made.append(Pool(assemble(own), own.replicas, pool.role, name))
+        except InputError as error:
+            raise type(error)(f"pools.{name}: {error}") from None
+    drafting = [pool for pool in made if pool.parts.drafter is not None]
+    if drafting and len(made) > 1:
+        raise InputError(f"pools.{drafting[0].name}: policy.name is speculative, and drafts are told of one pool alone")
+    _check_model(made)
+    _check_roles(made, scenario)
+    return tuple(made)
+
+
+def resolved_pools(scenario: Scenario, pools: Sequence[Pool]) -> Scenario:
+    """The scenario with what was derived spelled out, in each of its pools."""
+    if not scenario.pools:
+        return resolved(scenario, pools[0].parts)
+    own = {pool.name: pool for pool in pools}
+    return replace(
+        scenario,
+        pools={
+            name: replace(pool, scenario=resolved(pool.scenario, own[name].parts))
+            for name, pool in scenario.pools.items()
+        },
+    )
+
+
+def router_traits(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Any]:
+    """What the router of these pools declares of itself.
+
+    Raises:
+        InputError: it asks for what no replica tells.
+    """
+    _, traits = find("sim.routers", scenario.router.name, scenario.router.parameters)
+    if traits["reads_cache"]:
+        for pool in pools:
+            if not pool.parts.traits["finds_prefixes"]:
+                raise InputError(
+                    f"router {scenario.router.name} asks what a replica's cache holds of a prompt, and allocator "
+                    f"{pool.parts.scenario.allocator.name}{_where(pool)} finds no prefixes; --allocator prefix does"
+                )
+    return traits
+
+
+def _where(pool: Pool) -> str:
+    return f" of pools.{pool.name}" if pool.name else ""
+
+
+def _check_model(pools: Sequence[Pool]) -> None:
+    first = pools[0]
+    for pool in pools[1:]:
+        if pool.parts.model.name != first.parts.model.name:
+            raise InputError(
+                f"pools.{pool.name}.model is {pool.parts.model.name} and that of pools.{first.name} is "
+                f"{first.parts.model.name}: all pools of a run serve one model"
+            )
+
+
+def _check_roles(pools: Sequence[Pool], scenario: Scenario) -> None:
+    """Refuse pools whose roles or caches do not go together, and links without a rate."""
+    by_role = {role: [pool for pool in pools if pool.role == role] for role in (PREFILL, DECODE, BOTH)}
+    one, other = (PREFILL, DECODE) if by_role[PREFILL] else (DECODE, PREFILL)
+    if by_role[one] and not by_role[other]:
+        raise InputError(f"pools.{by_role[one][0].name}.role is {one}, and no pool has the role {other}")
+    if not by_role[PREFILL]:
+        return
+    if by_role[BOTH]:
+        raise InputError(
+            f"pools.{by_role['both'][0].name}.role is both, beside pools of the roles prefill and decode; "
+            "give it one of these (transfer.min_prompt_tokens lets short prompts be computed where they are decoded)"
+        )
+    if not scenario.transfer.gb_per_s:
+        raise InputError(
+            "transfer.gb_per_s is not set: KV goes from prefill to decode pools over a link of so many 1e9 bytes per "
+            "second and GPU (50 for 400 Gbit/s InfiniBand; inf takes no time)"
+        )
+    for pool in pools:
+        _check_sends(pool)
+    kept = {pool.name: _kept(pool) for pool in pools}
+    sender, *others = kept
+    for name in others:
+        for what, value in kept[name].items():
+            if value != kept[sender][what]:
+                raise InputError(
+                    f"pools.{name}: {what} is {value} and that of pools.{sender} is {kept[sender][what]}; KV that is "
+                    "sent must be kept alike"
+                )
+
+
+def _kept(pool: Pool) -> dict[str, Any]:
+    parts = pool.parts
+    return {
+        "kv.dtype": parts.model.kv_dtype,
+        "kv.block_tokens": parts.pool.block_tokens,
+        "what the allocator keeps": parts.layout.recent_tokens or "all tokens",
+    }
+
+
+def _check_sends(pool: Pool) -> None:
+    """Refuse parts from which, or to which, no KV can be sent."""
+    parts, where = pool.parts, f"pools.{pool.name}"
+    named = f"policy {parts.scenario.policy.name}"
+    if parts.engine_class is not None:
+        raise InputError(f"{where}: engine.name is {parts.scenario.engine.name}, which sends no KV and takes none")
+    _, policy = find("sim.policies", parts.scenario.policy.name, parts.scenario.policy.parameters)
+    why = {
+        f"{named} holds the memory of finished requests itself": policy["holds_finished"],
+        f"{named} drafts, and drafts of requests that come from elsewhere are not modelled": policy["drafts"],
+        f"allocator {parts.scenario.allocator.name} keeps no KV": parts.traits["keeps_nothing"],
+        "its layers keep KV of several kinds, whose transfer is not modelled": bool(parts.layout.groups),
+        "kv.swap_gib is set, and swapping beside transfers is not modelled": bool(parts.host_blocks),
+        "offload.kv_layers is set, and KV in host memory is not sent": bool(parts.scenario.offload.kv_layers),
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise InputError(f"{where}.role is {pool.role}, and {reason}")
+
+
+def kv_bytes(pool: Pool, tokens: int) -> float:
+    """Bytes of the KV of so many tokens, on all GPUs of a replica together; heads that GPUs repeat are sent once."""
+    tp = pool.parts.scenario.tp
+    own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(tp))
+    return float(tokens * min(own * tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))

@@ -18,27 +18,27 @@ from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.engine.rules import Rules
-from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.gaps import TokenGaps
-from sim.results.kv import KvFacts
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
-from sim.results.terms import StepTerms, term_shares
+from sim.results.terms import FleetTerms, StepTerms, term_shares
 from sim.scenario import Scenario, settings_of
 from sim.serving.answer import answered
-from sim.serving.assemble import Parts, assemble, resolved
+from sim.serving.assemble import Parts
 from sim.serving.clock import Clock, WallClock
-from sim.serving.cluster import Cluster
+from sim.serving.entrance import Entrance
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, shared
 from sim.serving.notes import kv_notes
-from sim.serving.pool import Pool
+from sim.serving.pool import Pool, pools_of, resolved_pools
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
 from sim.serving.workload import asked_per_s, columns, load_trace, samples
+from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
 from sim.specs.settings import word
@@ -70,8 +70,10 @@ class Result:
     """Why a live run ended before its time: its tables hold what was measured until then."""
     preempted: pd.DataFrame | None = None
     """Every preemption: `request`, `sequence`, `start_s`, `end_s`."""
-    terms: StepTerms | None = None
+    terms: StepTerms | FleetTerms | None = None
     """What its steps cost by term; None where they were measured."""
+    transfers: pd.DataFrame | None = None
+    """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
 
 
 class LiveSession(Protocol):
@@ -118,33 +120,34 @@ def simulate(
     backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:
         scenario = backend.fitted(scenario)
-    parts = assemble(scenario)
-    if hooks.cost is not None:
-        parts = replace(parts, cost=hooks.cost)
-    if hooks.rules is not None:
-        parts = replace(parts, rules=hooks.rules)
+    pools = [_hooked(pool, hooks) for pool in pools_of(scenario)]
+    parts = pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
-    pools = [Pool(parts, scenario.replicas)]
-    engines = [engine for pool in pools for engine in pool.engines(spans=spans)]
-    sent_rows, rejected = admissible(parts, trace, engines[0])
+    engines = [pool.engines(spans=spans) for pool in pools]
+    sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
     sent = keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
-    simulation = _Simulation(parts, engines, sent, progress, session, hooks)
+    simulation = _Simulation(scenario, pools, engines, sent, progress, session, hooks)
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
     gaps = simulation.gaps()
     requests = request_table(
-        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
+        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), _block_tokens(pools)
     )
     itl = gaps.itl()
     steps = simulation.steps.table()
     speculation = None
     terms: Mapping[tuple[str, str], float] = {}
-    step_terms = None
+    step_terms: StepTerms | FleetTerms | None = None
+    of_pools: list[StepTerms] = []
     if session is None:
-        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
+        of_pools = [
+            StepTerms(pool.parts.cost, spans_of, pool.parts.asynchronous)
+            for pool, spans_of in zip(pools, by_pool(pools, simulation.steps.sample, steps), strict=True)
+        ]
+        step_terms = of_pools[0] if len(pools) == 1 else FleetTerms(of_pools)
         terms = step_terms.seconds()
         sources = _by_source(terms)
     else:
@@ -154,28 +157,32 @@ def simulate(
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
         measured_s = sources.get("measured", 0.0)
         speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
+    transfers = simulation.entrance.transfers(sent_rows)
     summary = metrics.summarise(
         requests,
         steps,
         itl,
-        KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
+        kv_facts(pools),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(parts, trace, session, died),
+        inputs=_inputs(scenario, pools, trace, session, died),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)
     summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
-    summary = answered(summary, parts, requests, steps, step_terms, slo)
+    if scenario.pools:
+        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
+    else:
+        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
     tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)
     return Result(
-        resolved(scenario, parts),
+        resolved_pools(scenario, pools),
         summary,
         requests,
         steps,
@@ -186,6 +193,7 @@ def simulate(
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
+        transfers,
     )
 
 
@@ -194,39 +202,54 @@ class _Simulation:
 
     def __init__(
         self,
-        parts: Parts,
-        engines: Sequence[ServingEngine],
+        scenario: Scenario,
+        pools: Sequence[Pool],
+        engines: Sequence[Sequence[ServingEngine]],
         admissible: pd.DataFrame,
         progress: Progress | None,
         session: LiveSession | None,
         hooks: Hooks,
     ) -> None:
-        scenario = parts.scenario
         count = len(admissible)
         self.clock = WallClock() if session is not None and scenario.live.clock == "wall" else Clock()
         self._session = session
         self._hooks = hooks
         self.requests = RequestLog(count)
-        self.steps = StepLog(scenario.replicas)
+        self.steps = StepLog(sum(pool.count for pool in pools))
         self._progress = progress
         self._every = max(1, count // 200)
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
-        self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
-        router = build("sim.routers", scenario.router.name, scenario.router.parameters)
-        cluster = Cluster(self.replicas, router)
-        work = columns(admissible, scenario, parts.pool.block_tokens)
-        self._source = RequestSource(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
+        self.entrance = Entrance(
+            scenario,
+            pools,
+            engines,
+            lambda pool, engine, index, **others: self._replica(pool.parts, engine, index, **others),
+            self._answered,
+        )
+        self.replicas = self.entrance.replicas
+        sessions = self.entrance.follows_sessions
+        work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=sessions)
+        submit, users = self.entrance.submit, scenario.workload.concurrency
+        self._source = RequestSource(self.clock, work, submit, concurrency=users)
 
-    def _replica(self, parts: Parts, engine: ServingEngine, index: int) -> Replica:
-        def finished(req: Request) -> None:
-            self.requests.finished(req, index)
-            self._source.finished(req)
-            self._finished += 1
-            if self._progress is not None and self._finished % self._every == 0:
-                self._progress(self._finished, self._count)
+    def _answered(self, req: Request, replica: Replica) -> None:
+        self.requests.finished(req, replica.index)
+        self._source.finished(req)
+        self._finished += 1
+        if self._progress is not None and self._finished % self._every == 0:
+            self._progress(self._finished, self._count)
 
+    def _replica(
+        self,
+        parts: Parts,
+        engine: ServingEngine,
+        index: int,
+        *,
+        on_finish: Callable[[Request, Replica], None],
+        observer: Observer | None = None,
+    ) -> Replica:
         hooks = self._hooks
         executor: Executor = (
             parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
@@ -235,15 +258,17 @@ class _Simulation:
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
         if hooks.wrap is not None:
             executor = hooks.wrap(executor)
-        return Replica(
+        others = [other for other in (hooks.observer, observer) if other is not None]
+        replica = Replica(
             self.clock,
             engine,
             executor,
             depth=parts.depth,
-            on_finish=finished,
-            observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
+            on_finish=lambda req: on_finish(req, replica),
+            observer=Audience([self.steps, *others]) if others else self.steps,
             index=index,
         )
+        return replica
 
     def run(self, *, keep: bool) -> str:
         """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
@@ -277,6 +302,34 @@ class _Simulation:
             "events": self.clock.events,
             "requests_per_wall_s": self._count / loop_s,
         }
+
+
+def _hooked(pool: Pool, hooks: Hooks) -> Pool:
+    parts = pool.parts
+    if hooks.cost is not None:
+        parts = replace(parts, cost=hooks.cost)
+    if hooks.rules is not None:
+        parts = replace(parts, rules=hooks.rules)
+    return replace(pool, parts=parts)
+
+
+def _block_tokens(pools: Sequence[Pool]) -> list[int]:
+    """Of each replica."""
+    return [pool.parts.pool.block_tokens for pool in pools for _ in range(pool.count)]
+
+
+def admissible_in_all(
+    pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token."""
+    sent_rows = np.ones(len(trace.requests), bool)
+    rejected: dict[int, str] = {}
+    for pool, engine in zip(pools, engines, strict=True):
+        asked = trace if pool.role != PREFILL else replace(trace, requests=trace.requests.assign(output_tokens=1))
+        rows, refused = admissible(pool.parts, asked, engine)
+        sent_rows &= rows
+        rejected = {**refused, **rejected}
+    return sent_rows, rejected
 
 
 def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
@@ -389,8 +442,10 @@ def _engine_notes(parts: Parts) -> list[str]:
     ]
 
 
-def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
-    scenario = parts.scenario
+def _inputs(
+    scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str
+) -> dict[str, Any]:
+    parts = pools[0].parts
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
     ended = [f"Cut short: {died}."] if died else []
@@ -402,18 +457,19 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "synthetic": trace.synthetic,
         "profile": scenario.cost.profile,
         "model": parts.model.name,
-        "gpu": parts.gpu.name if session is None else None,
-        "tp": scenario.tp,
-        "replicas": scenario.replicas,
+        "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
+        "tp": shared(pool.parts.scenario.tp for pool in pools),
+        "replicas": sum(pool.count for pool in pools),
+        **pool_inputs(pools),
         "engine": parts.preset.name if parts.preset else scenario.engine.name,
-        "policy": scenario.policy.name,
-        "allocator": scenario.allocator.name,
+        "policy": shared(pool.parts.scenario.policy.name for pool in pools),
+        "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),
         "seed": scenario.seed,
         "version": product_version(),
         "notes": [
-            *_engine_notes(parts),
+            *dict.fromkeys(note for pool in pools for note in _engine_notes(pool.parts)),
             *filter(None, [spanning]),
-            *kv_notes(parts, trace.requests),
+            *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.requests)),
             *trace.notes,
             *ended,
         ],

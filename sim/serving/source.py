@@ -33,6 +33,8 @@ class Workload:
     samples: Sequence[int] | None = None
     draw_beams: Callable[[int], BeamDraw] | None = None
     """For beam searches: from a request's index to its draws (see `sim.engine.request.Group`)."""
+    session: Sequence[int] | None = None
+    """The same number for all requests of a session, where a router asks for it."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -49,6 +51,8 @@ class Workload:
             self.priority[index] if self.priority is not None else 0,
             SharedPrefix(ids, self.prefix_unit_tokens, known) if ids is not None else None,
         )
+        if self.session is not None:
+            req.session = self.session[index]
         size = self.samples[index] if self.samples is not None else 1
         if size > 1:
             req.split(size, self.draw_beams(index) if self.draw_beams else None)
@@ -80,7 +84,7 @@ class RequestSource:
             for index, before in enumerate(after):
                 if before >= 0:
                     self._followers.setdefault(before, []).append(index)
-        self._session = _sessions(after) if after is not None and concurrency else None
+        self._session = session_numbers(after) if after is not None and concurrency else None
         self._unfinished = Counter(self._session)
         self._next_root = 0
 
@@ -141,7 +145,7 @@ class RequestSource:
         self._submit(self._workload.request(index, self._clock.now))
 
 
-def _sessions(after: Sequence[int]) -> list[int]:
+def session_numbers(after: Sequence[int]) -> list[int]:
     """For each request the first one of its session."""
     first: list[int] = []
     for index, before in enumerate(after):

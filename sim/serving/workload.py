@@ -14,7 +14,7 @@ import pandas as pd
 import traces
 from sim.engine.request import BeamDraw
 from sim.scenario import Scenario
-from sim.serving.source import Workload
+from sim.serving.source import Workload, session_numbers
 from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.blocks import Reblocked, chained
@@ -158,7 +158,7 @@ def _own_rate(trace: Trace, settings: WorkloadSettings) -> float:
     return rate
 
 
-def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Workload:
+def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int, *, with_sessions: bool = False) -> Workload:
     """The requests as plain columns; with `workload.sessions`, later turns wait for the answer before them.
 
     Shared prefixes follow from the trace's block ids or, in blocks of `block_tokens`, from its token ids.
@@ -191,6 +191,20 @@ def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int) -> Worklo
         requests["think_s"].tolist() if follow else None,
         samples(requests, settings),
         partial(beam_draws, plan.seed, settings.beam_churn) if settings.beam_search else None,
+        _session_numbers(requests, plan) if with_sessions else None,
+    )
+
+
+def _session_numbers(requests: pd.DataFrame, plan: Scenario) -> list[int]:
+    """Of each request one number for its session; raises InputError where the trace tells none."""
+    if "session" in requests:
+        numbers: list[int] = pd.factorize(requests["session"])[0].tolist()
+        return numbers
+    if "after" in requests:
+        return session_numbers(requests["after"].tolist())
+    raise InputError(
+        f"router {plan.router.name} follows sessions, and the trace tells none; known routers that need none: "
+        "round-robin, least-outstanding"
     )
 
 

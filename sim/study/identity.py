@@ -48,9 +48,10 @@ _known: dict[tuple[str, str], tuple[Stamps, Digests]] = {}
 def ingredients(settings: Mapping[str, Any]) -> Iterator[str]:
     """What a point with these settings, by dotted key, is made of."""
     yield PRODUCT
-    for key in (*FILES, *CODE):
-        value = settings.get(key)
-        if isinstance(value, str) and value:
+    named = (*FILES, *CODE)
+    for full, value in settings.items():
+        key = full.split(".", 2)[2] if full.startswith("pools.") else full
+        if key in named and isinstance(value, str) and value:
             yield f"{key}={value}"
 
 

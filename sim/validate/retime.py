@@ -114,5 +114,5 @@ def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, blo
     ):
         log.samples[sequence] = samples
     sent = np.ones(count, bool)
-    requests = request_table(record.requests, sent, {}, log, gaps.longest_s(count), block_tokens)
+    requests = request_table(record.requests, sent, {}, log, gaps.longest_s(count), [block_tokens])
     return Latencies(requests, record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())

@@ -12,10 +12,16 @@ from engine_kit import Setup
 
 from sim import api
 from sim.allocators.prefix import Prefix
+from sim.cost.step import FixedCost
+from sim.engine.engine import Engine
+from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
 from sim.policies.chunked import Chunked
-from sim.serving.cluster import Snapshot
+from sim.serving.clock import Clock
+from sim.serving.executor import Predicted
+from sim.serving.replica import Replica
+from sim.serving.snapshot import Snapshot
 from traces.schema import InputError
 
 RUN: dict[str, Any] = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 20, "workload.rate": 20.0}
@@ -85,9 +91,16 @@ def test_a_router_sees_what_each_replica_holds() -> None:
 def test_a_snapshot_tells_the_prefix_that_is_cached_there() -> None:
     engine = Setup(allocator="prefix", pool=KvPool(64, 4)).engine()
     first, second = (Request(id, 0.0, 12, 2, prefix=SharedPrefix([7, 8, 9], 4)) for id in range(2))
-    snapshot = Snapshot(engine, 0)
+    snapshot = Snapshot(replica_of(engine), 0, 64)
+    snapshot.outstanding = 1
     assert snapshot.cached_tokens(second) == 0
     engine.add(first)
     engine.plan(0.0)
     assert snapshot.cached_tokens(second) == 8
     assert (snapshot.outstanding, snapshot.running_tokens, snapshot.free_blocks) == (1, 12, 61)
+    assert snapshot.free_kv == 61 / 64
+
+
+def replica_of(engine: Engine) -> Replica:
+    executor = Predicted(FixedCost(base_s=1.0), overlap_host=False)
+    return Replica(Clock(), engine, executor, on_finish=lambda req: None, observer=Observer())

@@ -21,7 +21,7 @@ import pandas as pd
 from sim.report.run.charts import PHASES
 from sim.results.percentiles import Floats, Ints
 from sim.results.result import Run
-from sim.results.terms import StepTerms, terms_of
+from sim.results.terms import FleetTerms, StepTerms, terms_of
 from traces.schema import InputError
 
 Window = tuple[float, float]
@@ -76,13 +76,13 @@ def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] =
 class Explained:
     """Which rows of the steps table have their terms told, and what the file says about it."""
 
-    terms: StepTerms | None
+    terms: StepTerms | FleetTerms | None
     places: Mapping[int, int]
     """By row its place among those that can be explained."""
     note: str
 
     @classmethod
-    def of(cls, terms: StepTerms | None, rows: Ints) -> Explained:
+    def of(cls, terms: StepTerms | FleetTerms | None, rows: Ints) -> Explained:
         if terms is None:
             return cls(None, {}, "not known: the steps were measured as a whole")
         places = np.flatnonzero(np.isin(terms.rows, rows))
