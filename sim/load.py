@@ -8,7 +8,6 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, cast
 
@@ -158,6 +157,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 
 def _entry_points(package: str) -> list[Any]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow, and asked of others' parts alone
+
     return list(entry_points(group=f"foretoken.{package.rpartition('.')[2]}"))
 
 

@@ -29,9 +29,10 @@ from sim.serving.startup import check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
-from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
+from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
 from sim.speculation.drafters import Drafted, Drafter, FixedDrafts
+from sim.speculation.rates import acceptance_rates, found_shares
 from traces.schema import InputError
 
 

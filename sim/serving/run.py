@@ -43,7 +43,8 @@ from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
 from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
-from traces.schema import InputError, Trace, keep_rows
+from traces.rows import keep_rows
+from traces.schema import InputError, Trace
 from traces.version import product_version
 
 Progress = Callable[[int, int], None]

@@ -16,7 +16,8 @@ from sim import api, scenario
 from sim.results import metrics, percentiles
 from sim.results.kv import KV_KINDS, KvFacts, busy_s, kv_integrals
 from sim.results.percentiles import STATISTICS, distribution, itl_from_segments, merge_itl, weighted_percentiles
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 
 FACTS = KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
 pairs = st.lists(st.tuples(st.floats(0, 1e3, allow_nan=False), st.integers(0, 6)), min_size=1, max_size=40).filter(

@@ -23,7 +23,8 @@ from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop, Watch
-from traces.schema import InputError, Trace, keep_rows
+from traces.rows import keep_rows
+from traces.schema import InputError, Trace
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 MOST_REPLICATIONS = 1000

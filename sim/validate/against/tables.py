@@ -13,7 +13,8 @@ import pandas as pd
 from sim.results.percentiles import Itl, distribution
 from sim.validate.against.rows import Key, Omitted, RandomLengths, Row, SentLoad, StatedValue, ToolRun, Why, one_line
 from sim.validate.retime import Latencies
-from traces.schema import InputError, Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError, Trace
 
 NAMED = 3
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
