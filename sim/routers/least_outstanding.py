@@ -10,4 +10,5 @@ from sim.serving.cluster import Snapshot
 
 class LeastOutstanding:
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        return min(replicas, key=lambda replica: replica.outstanding)
+        counts = [replica.outstanding for replica in replicas]
+        return replicas[counts.index(min(counts))]

@@ -244,6 +244,7 @@ class _Simulation:
             on_finish=finished,
             observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
             index=index,
+            alone=parts.scenario.replicas == 1,
         )
 
     def run(self, *, keep: bool) -> str:

@@ -28,7 +28,7 @@ from sim.load import MIXED, build
 from sim.results.steps import StepLog
 from sim.routers.round_robin import RoundRobin
 from sim.serving.clock import Clock
-from sim.serving.cluster import Cluster
+from sim.serving.cluster import Cluster, Router
 from sim.serving.executor import Predicted
 from sim.serving.replica import Replica
 from sim.serving.source import RequestSource, Workload
@@ -60,6 +60,7 @@ class Setup:
     host_blocks: int = 0
     window_tokens: int = 0
     rules: Rules = OF_VLLM_0_19
+    router: Callable[[], Router] = RoundRobin
 
     def engine(self) -> Engine:
         policy = self.policy
@@ -250,10 +251,11 @@ def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, 
             on_finish=taker(index),
             observer=watch,
             index=index,
+            alone=setup.replicas == 1,
         )
         for index, engine in enumerate(engines)
     ]
-    cluster = Cluster(replicas, RoundRobin())
+    cluster = Cluster(replicas, setup.router())
 
     def submit(req: Request) -> None:
         assert engines[0].refusal(req) is None, f"{req} should not have been sent"
