@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from sim.engine.rules import Rules
 from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
+from sim.results.clients import ClientLog, by_process
 from sim.results.gaps import TokenGaps
 from sim.results.kv import KvFacts
 from sim.results.load import load
@@ -34,6 +36,7 @@ from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.notes import kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
@@ -60,7 +63,7 @@ class Result:
     step_end_s: list[np.ndarray]
     """The step clock of each replica: the end of every single step."""
     itl: Itl
-    """(seconds between two tokens of a request, how often)."""
+    """(seconds between two tokens of a request as its client saw them, how often)."""
     trace: Trace
     """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
@@ -72,6 +75,8 @@ class Result:
     """Every preemption: `request`, `sequence`, `start_s`, `end_s`."""
     terms: StepTerms | None = None
     """What its steps cost by term; None where they were measured."""
+    engine_itl: Itl | None = None
+    """As `itl`, of the tokens as the engine gave them; without a front end the same."""
 
 
 class LiveSession(Protocol):
@@ -97,6 +102,7 @@ class Hooks:
         cost: prices instead of the profile that the scenario names.
         rules: of another version of the engine than the scenario names.
         spans: whether the engine may repeat steps unasked; None leaves it to the executor.
+        gaps: is given the gaps between the tokens that clients saw, once the run is over.
     """
 
     session: LiveSession | None = None
@@ -105,6 +111,7 @@ class Hooks:
     cost: StepCost | None = None
     rules: Rules | None = None
     spans: bool | None = None
+    gaps: Callable[[TokenGaps], None] | None = None
 
 
 NO_HOOKS = Hooks()
@@ -135,10 +142,25 @@ def simulate(
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
     gaps = simulation.gaps()
+    engine_itl = itl = gaps.itl()
+    step_end_s = list(gaps.step_end_s)
+    clients = simulation.clients
+    if clients is not None:
+        gaps = simulation.client_gaps(clients)
+        itl = gaps.itl()
+        places = np.flatnonzero(sent_rows)
+        rejected |= {int(places[at]): f"the front end refused it (503): {why}" for at, why in clients.refused.items()}
+    if hooks.gaps is not None:
+        hooks.gaps(gaps)
     requests = request_table(
-        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
+        trace.requests,
+        sent_rows,
+        rejected,
+        simulation.requests,
+        gaps.longest_s(len(sent)),
+        parts.pool.block_tokens,
+        clients,
     )
-    itl = gaps.itl()
     steps = simulation.steps.table()
     speculation = None
     terms: Mapping[tuple[str, str], float] = {}
@@ -166,6 +188,8 @@ def simulate(
         inputs=_inputs(parts, trace, session, died),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
+        front_end=simulation.front_end_facts(scenario),
+        engine_itl=None if clients is None else engine_itl,
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)
@@ -179,13 +203,14 @@ def simulate(
         summary,
         requests,
         steps,
-        list(gaps.step_end_s),
+        step_end_s,
         itl,
         trace,
         tokens,
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
+        engine_itl,
     )
 
 
@@ -213,21 +238,47 @@ class _Simulation:
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
+        self.clients = ClientLog(count) if scenario.front_end.on else None
+        self.front_ends = self._front_ends(scenario, self.clients) if self.clients is not None else []
         self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
+        for front_end, replica in zip(self.front_ends, self.replicas, strict=False):
+            front_end.serve(replica)
         router = build("sim.routers", scenario.router.name, scenario.router.parameters)
-        cluster = Cluster(self.replicas, router)
+        cluster = Cluster(self.front_ends or self.replicas, router)
         work = columns(admissible, scenario, parts.pool.block_tokens)
         self._source = RequestSource(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
 
+    def _front_ends(self, scenario: Scenario, clients: ClientLog) -> list[FrontEnd]:
+        """One for each replica."""
+        draws = Draws(self._count, scenario.front_end.spread, scenario.seed)
+
+        def refused(req: Request, told_s: float) -> None:
+            self._ended(req, told_s)
+
+        return [
+            FrontEnd(self.clock, scenario.front_end, clients, draws, refused) for _ in range(scenario.replicas)
+        ]
+
+    def _ended(self, req: Request, seen_s: float | None) -> None:
+        """A request is answered or refused, which its client sees then (None: now)."""
+        self._source.finished(req, seen_s)
+        self._finished += 1
+        if self._progress is not None and self._finished % self._every == 0:
+            self._progress(self._finished, self._count)
+
     def _replica(self, parts: Parts, engine: ServingEngine, index: int) -> Replica:
+        clients = self.clients
+
         def finished(req: Request) -> None:
             self.requests.finished(req, index)
-            self._source.finished(req)
-            self._finished += 1
-            if self._progress is not None and self._finished % self._every == 0:
-                self._progress(self._finished, self._count)
+            self._ended(req, None if clients is None else clients.finish_s[req.id])
 
         hooks = self._hooks
+        observers: list[Observer] = [self.steps]
+        if self.front_ends:
+            observers.append(self.front_ends[index])
+        if hooks.observer is not None:
+            observers.append(hooks.observer)
         executor: Executor = (
             parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
         )
@@ -241,7 +292,7 @@ class _Simulation:
             executor,
             depth=parts.depth,
             on_finish=finished,
-            observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
+            observer=observers[0] if len(observers) == 1 else Audience(observers),
             index=index,
         )
 
@@ -265,6 +316,23 @@ class _Simulation:
     def gaps(self) -> TokenGaps:
         """The gaps between all tokens."""
         return TokenGaps([replica.engine.tokens for replica in self.replicas], self.step_end_s())
+
+    def client_gaps(self, clients: ClientLog) -> TokenGaps:
+        """The gaps between all tokens as clients saw them."""
+        clocks, ends_s = [], []
+        for front_end, replica in zip(self.front_ends, self.replicas, strict=True):
+            seen_s = front_end.seen_s
+            clocks += by_process(replica.engine.tokens, clients.process, len(seen_s))
+            ends_s += [np.frombuffer(each) if len(each) else np.empty(0) for each in seen_s]
+        return TokenGaps(clocks, ends_s)
+
+    def front_end_facts(self, scenario: Scenario) -> dict[str, Any] | None:
+        """What the summary tells of the front ends; None where there are none."""
+        if self.clients is None:
+            return None
+        busy_s = sum(front_end.busy_s for front_end in self.front_ends)
+        refused = dict(Counter(self.clients.refused.values()))
+        return {**scenario.front_end.facts(), "busy_s": busy_s, "refused": refused}
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""
