@@ -377,7 +377,7 @@ def _with_front_end(tables: dict[str, Any]) -> dict[str, Any]:
         return tables
     from sim.catalog import presets  # noqa: PLC0415
 
-    found = presets.front_end(name)
+    found = presets.with_front_end(name)
     return merge({"front_end": found.front_end}, tables, {"front_end.name": found.name})
 
 

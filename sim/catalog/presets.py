@@ -89,6 +89,19 @@ def load(name: str) -> EnginePreset:
     raise InputError(f"unknown engine {name!r}; known are {', '.join(every)}{nearest}")
 
 
+def with_front_end(name: str) -> EnginePreset:
+    """The engine of that name, where its front end is known; InputError names those that are."""
+    known = [engine for engine in names() if load(engine).front_end]
+    listed = ", ".join((OFF, CUSTOM, *known))
+    try:
+        found = load(name)
+    except InputError:
+        raise InputError(f"front_end.name is {name!r}; known: {listed}") from None
+    if not found.front_end:
+        raise InputError(f"front_end.name is {name}, an engine whose front end is not known; known: {listed}")
+    return found
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 

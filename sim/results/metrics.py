@@ -108,7 +108,7 @@ def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
 
 
 def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
-    """Seconds from the first arrival to the end of the last step, or to what comes later: the last token, or arrival."""
+    """Seconds from the first arrival to the end of the last step, or the last token or arrival that is seen later."""
     if not len(requests):
         return 0.0
     last_s = float(requests[["arrival_s", "finish_s"]].max().max())
@@ -207,8 +207,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
-    Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` what the engine does is what
-    clients see.
+    Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
+    does, when it does it.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)

@@ -26,7 +26,6 @@ from sim.serving.replica import Replica
 from sim.serving.workload import stream
 from sim.specs.front_end import FrontEndSettings
 
-
 Refusal = Callable[[Request, float], None]
 """Told of a refused request, and when its client knows."""
 
@@ -148,8 +147,8 @@ class FrontEnd(Observer):
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         if not batch.empty:
             step = batch.first_step
-            told = batch.sampled or [entry for entry in batch.entries if entry.request.seat.last_token_step == step]
-            self._rows.append(batch.lockstep + len(told))
+            told = sum(entry.request.seat.last_token_step == step for entry in batch.entries)
+            self._rows.append(batch.lockstep + (len(batch.sampled) or told))
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         self._stream(flight.ends_s[self._streamed :], self._rows.popleft())
@@ -184,13 +183,17 @@ class FrontEnd(Observer):
     def _stream(self, ends_s: list[float], rows: int) -> None:
         """The outputs of steps that end then and give so many each, of which every process has its share."""
         settings = self._settings
-        work_s = settings.step_s + rows / settings.processes * settings.output_s if rows else 0.0
-        self.busy_s += work_s * settings.processes * len(ends_s)
+        share = rows / settings.processes
+        work_s = settings.step_s + share * settings.output_s if rows else 0.0
+        stream_s = share * settings.stream_s
         for at, seen_s in enumerate(self.seen_s):
-            free_s = self._free_s[at]
+            free_s, sent = self._free_s[at], 0
             for end_s in ends_s:
-                if free_s < end_s:
-                    free_s = end_s
-                free_s += work_s
+                if free_s <= end_s:
+                    free_s = end_s + work_s + stream_s
+                    sent += 1
+                else:  # what a client has not been sent yet takes the new output along (`RequestOutputCollector`)
+                    free_s += work_s
                 seen_s.append(free_s)
             self._free_s[at] = free_s
+            self.busy_s += work_s * len(ends_s) + stream_s * sent

@@ -37,7 +37,7 @@ from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
 from sim.serving.front_end import Draws, FrontEnd
-from sim.serving.notes import kv_notes
+from sim.serving.notes import front_end_notes, kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
@@ -64,6 +64,8 @@ class Result:
     """The step clock of each replica: the end of every single step."""
     itl: Itl
     """(seconds between two tokens of a request as its client saw them, how often)."""
+    engine_itl: Itl
+    """The same of the tokens as the engine gave them, which without a front end is the same."""
     trace: Trace
     """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
@@ -75,8 +77,6 @@ class Result:
     """Every preemption: `request`, `sequence`, `start_s`, `end_s`."""
     terms: StepTerms | None = None
     """What its steps cost by term; None where they were measured."""
-    engine_itl: Itl | None = None
-    """As `itl`, of the tokens as the engine gave them; without a front end the same."""
 
 
 class LiveSession(Protocol):
@@ -141,21 +141,16 @@ def simulate(
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
-    gaps = simulation.gaps()
-    engine_itl = itl = gaps.itl()
-    step_end_s = list(gaps.step_end_s)
-    clients = simulation.clients
-    if clients is not None:
-        gaps = simulation.client_gaps(clients)
-        itl = gaps.itl()
-        places = np.flatnonzero(sent_rows)
-        rejected |= {int(places[at]): f"the front end refused it (503): {why}" for at, why in clients.refused.items()}
+    clients, steps_s = simulation.clients, simulation.step_end_s()
+    gaps = simulation.gaps(steps_s)
+    itl = gaps.itl()
+    engine_itl = itl if clients is None else simulation.engine_gaps(steps_s).itl()
     if hooks.gaps is not None:
         hooks.gaps(gaps)
     requests = request_table(
         trace.requests,
         sent_rows,
-        rejected,
+        rejected | simulation.refusals(np.flatnonzero(sent_rows)),
         simulation.requests,
         gaps.longest_s(len(sent)),
         parts.pool.block_tokens,
@@ -163,14 +158,7 @@ def simulate(
     )
     steps = simulation.steps.table()
     speculation = None
-    terms: Mapping[tuple[str, str], float] = {}
-    step_terms = None
-    if session is None:
-        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
-        terms = step_terms.seconds()
-        sources = _by_source(terms)
-    else:
-        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    step_terms, terms, sources = _costs(parts, simulation.steps, steps, session)
     if parts.drafter is not None:
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
@@ -203,14 +191,14 @@ def simulate(
         summary,
         requests,
         steps,
-        step_end_s,
+        steps_s,
         itl,
+        engine_itl,
         trace,
         tokens,
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
-        engine_itl,
     )
 
 
@@ -255,9 +243,7 @@ class _Simulation:
         def refused(req: Request, told_s: float) -> None:
             self._ended(req, told_s)
 
-        return [
-            FrontEnd(self.clock, scenario.front_end, clients, draws, refused) for _ in range(scenario.replicas)
-        ]
+        return [FrontEnd(self.clock, scenario.front_end, clients, draws, refused) for _ in range(scenario.replicas)]
 
     def _ended(self, req: Request, seen_s: float | None) -> None:
         """A request is answered or refused, which its client sees then (None: now)."""
@@ -313,18 +299,25 @@ class _Simulation:
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
 
-    def gaps(self) -> TokenGaps:
-        """The gaps between all tokens."""
-        return TokenGaps([replica.engine.tokens for replica in self.replicas], self.step_end_s())
+    def engine_gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
+        """The gaps between all tokens as the engines gave them."""
+        return TokenGaps([replica.engine.tokens for replica in self.replicas], step_end_s)
 
-    def client_gaps(self, clients: ClientLog) -> TokenGaps:
+    def gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
         """The gaps between all tokens as clients saw them."""
+        if self.clients is None:
+            return self.engine_gaps(step_end_s)
         clocks, ends_s = [], []
         for front_end, replica in zip(self.front_ends, self.replicas, strict=True):
             seen_s = front_end.seen_s
-            clocks += by_process(replica.engine.tokens, clients.process, len(seen_s))
+            clocks += by_process(replica.engine.tokens, self.clients.process, len(seen_s))
             ends_s += [np.frombuffer(each) if len(each) else np.empty(0) for each in seen_s]
         return TokenGaps(clocks, ends_s)
+
+    def refusals(self, places: np.ndarray) -> dict[int, str]:
+        """Why front ends refused requests, by their places in the trace."""
+        refused = {} if self.clients is None else self.clients.refused
+        return {int(places[at]): f"the front end refused it (503): {limit}" for at, limit in refused.items()}
 
     def front_end_facts(self, scenario: Scenario) -> dict[str, Any] | None:
         """What the summary tells of the front ends; None where there are none."""
@@ -388,6 +381,17 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     if not sent_rows.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _costs(
+    parts: Parts, log: StepLog, steps: pd.DataFrame, session: LiveSession | None
+) -> tuple[StepTerms | None, Mapping[tuple[str, str], float], dict[str, float]]:
+    """(what steps cost by term, None where they were measured; seconds by term and source; seconds by source)."""
+    if session is not None:
+        return None, {}, {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    step_terms = StepTerms(parts.cost, log.sample, parts.asynchronous)
+    terms = step_terms.seconds()
+    return step_terms, terms, _by_source(terms)
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
@@ -481,6 +485,7 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "notes": [
             *_engine_notes(parts),
             *filter(None, [spanning]),
+            *front_end_notes(parts),
             *kv_notes(parts, trace.requests),
             *trace.notes,
             *ended,

@@ -1,4 +1,4 @@
-"""The settings of a front end: what stands between a client and an engine, and what its processes cost. It runs none."""
+"""The settings of a front end: what stands between clients and an engine, and what its processes cost. It runs none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ class FrontEndSettings:
         0.0, "Seconds of a process for each step that gave outputs, however many.", Bound(0.0, 60.0), where=ON
     )
     output_s: float = setting(
-        0.0, "Seconds of a process for each output of a request in a step: detokenise, stream.", Bound(0.0, 1.0), where=ON
+        0.0, "Seconds of a process for each output of a request in a step: detokenise.", Bound(0.0, 1.0), where=ON
+    )
+    stream_s: float = setting(
+        0.0,
+        "Seconds of a process to send an output to its client; what comes while it is behind goes with what it sends.",
+        Bound(0.0, 1.0),
+        where=ON,
     )
     latency_s: float = setting(
         0.0,
@@ -45,7 +51,10 @@ class FrontEndSettings:
         where=ON,
     )
     spread: float = setting(
-        0.0, "Standard deviation of request_s and latency_s as a share of them, drawn by request.", Bound(0.0, 10.0), where=ON
+        0.0,
+        "Standard deviation of request_s and latency_s as a share of them, drawn by request.",
+        Bound(0.0, 10.0),
+        where=ON,
     )
     max_num_queued_reqs: int = setting(
         0, "Requests under way at most; others are refused (503).", Bound(0, 10**9, "no limit"), where=ON
@@ -63,10 +72,6 @@ class FrontEndSettings:
     @property
     def on(self) -> bool:
         return self.name != OFF
-
-    def request_work_s(self, prompt_tokens: int) -> float:
-        """Seconds of a process to take in a request."""
-        return self.request_s + self.prompt_token_s * prompt_tokens
 
     def facts(self) -> dict[str, Any]:
         """What the summary tells of it."""
