@@ -120,9 +120,17 @@ class CostSettings:
 
     profile: str = setting("roofline", "Where step times come from (sim list profiles), or a profile's folder.")
     efficiency: Mapping[str, float] = setting({}, "Constants of the roofline, by name.", EFFICIENCY)
+    noise: float | str = setting(
+        "auto",
+        "Standard deviation of a step's seconds as a share of them, drawn from the seed; auto is how the profile's own "
+        "repeats vary for a closed loop of equal requests, and none otherwise.",
+        Bound(0.0, 1.0),
+    )
 
     def __post_init__(self) -> None:
         check("cost", self)
+        if isinstance(self.noise, str) and self.noise != "auto":
+            raise InputError(f"cost.noise is {self.noise!r}; it must be auto, or at least 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)

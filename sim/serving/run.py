@@ -37,6 +37,7 @@ from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
 from sim.serving.front_end import Draws, FrontEnd
+from sim.serving.noise import Noisy, noise_notes, noise_of
 from sim.serving.notes import front_end_notes, kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
@@ -173,7 +174,7 @@ def simulate(
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(parts, trace, session, died),
+        inputs=_inputs(parts, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(scenario),
@@ -226,6 +227,7 @@ class _Simulation:
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
+        self.noise = noise_of(scenario, parts.cost, admissible) if session is None else 0.0
         self.clients = ClientLog(count) if scenario.front_end.on else None
         self.front_ends = self._front_ends(scenario, self.clients) if self.clients is not None else []
         self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
@@ -268,6 +270,8 @@ class _Simulation:
         executor: Executor = (
             parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
         )
+        if self.noise:
+            executor = Noisy(executor, self.noise, parts.scenario.seed, index)
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
         if hooks.wrap is not None:
@@ -461,7 +465,7 @@ def _engine_notes(parts: Parts) -> list[str]:
     ]
 
 
-def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
+def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str, noise: float) -> dict[str, Any]:
     scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
@@ -486,6 +490,7 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
             *_engine_notes(parts),
             *filter(None, [spanning]),
             *front_end_notes(parts),
+            *noise_notes(scenario, noise),
             *kv_notes(parts, trace.requests),
             *trace.notes,
             *ended,
