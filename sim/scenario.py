@@ -17,6 +17,7 @@ import tomli_w
 
 from sim.load import plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
+from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
 from sim.specs.model import MAX_TP
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
@@ -119,9 +120,17 @@ class CostSettings:
 
     profile: str = setting("roofline", "Where step times come from (sim list profiles), or a profile's folder.")
     efficiency: Mapping[str, float] = setting({}, "Constants of the roofline, by name.", EFFICIENCY)
+    noise: float | str = setting(
+        "auto",
+        "Standard deviation of a step's seconds as a share of them, drawn from the seed; auto is how the profile's own "
+        "repeats vary for a closed loop of equal requests, and none otherwise.",
+        Bound(0.0, 1.0),
+    )
 
     def __post_init__(self) -> None:
         check("cost", self)
+        if isinstance(self.noise, str) and self.noise != "auto":
+            raise InputError(f"cost.noise is {self.noise!r}; it must be auto, or at least 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +201,7 @@ class Scenario:
     device: str = setting("auto", "Device of a live run: cpu, cuda; auto is CUDA where there is one.", where=_LIVE)
     workload: WorkloadSettings = section(WorkloadSettings)
     engine: EngineSettings = section(EngineSettings)
+    front_end: FrontEndSettings = section(FrontEndSettings)
     kv: KvSettings = section(KvSettings)
     offload: OffloadSettings = section(OffloadSettings)
     policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
@@ -348,7 +358,8 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     Raises:
         InputError: an unknown key or a value of the wrong type; the sentence lists the known keys.
     """
-    return _make(Scenario, _with_preset(merge(tables, settings or {})), "")  # type: ignore[no-any-return]
+    given = merge(tables, settings or {})
+    return _make(Scenario, _with_front_end(_with_preset(given)), "")  # type: ignore[no-any-return]
 
 
 def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
@@ -364,6 +375,18 @@ def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
     gpu = profile.gpu_of(named, str(tables.get("gpu", SETTINGS["gpu"][0])))
     found = presets.load(preset)
     return merge(found.defaults(gpu), tables, {"engine.preset": found.name})
+
+
+def _with_front_end(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables on top of what the engine whose front end they name has found it to cost."""
+    section = tables.get("front_end")
+    name = section.get("name", OFF) if isinstance(section, Mapping) else OFF
+    if not isinstance(name, str) or name in (OFF, CUSTOM):
+        return tables
+    from sim.catalog import presets  # noqa: PLC0415
+
+    found = presets.with_front_end(name)
+    return merge({"front_end": found.front_end}, tables, {"front_end.name": found.name})
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sim.specs.front_end import CUSTOM, OFF
 from sim.specs.model import GpuSpec
 from traces import documents
 from traces.schema import InputError
@@ -33,6 +34,7 @@ class EnginePreset:
         refuses: what it does not start with, by the names of `sim.serving.startup.REFUSALS`.
         lacks: what of it is not modelled, in words.
         settings: its defaults; `by_gpu` has those that hold on GPUs of so many GiB and more, but for some.
+        front_end: what its front end costs, by the names of `sim.specs.front_end`; empty where that is not known.
         sources: of each part of the file, where it was read.
     """
 
@@ -46,6 +48,7 @@ class EnginePreset:
     lacks: tuple[str, ...]
     settings: Settings
     by_gpu: tuple[tuple[float, tuple[str, ...], Settings], ...]
+    front_end: Settings
     sources: Mapping[str, str]
 
     @property
@@ -86,6 +89,19 @@ def load(name: str) -> EnginePreset:
     raise InputError(f"unknown engine {name!r}; known are {', '.join(every)}{nearest}")
 
 
+def with_front_end(name: str) -> EnginePreset:
+    """The engine of that name, where its front end is known; InputError names those that are."""
+    known = [engine for engine in names() if load(engine).front_end]
+    listed = ", ".join((OFF, CUSTOM, *known))
+    try:
+        found = load(name)
+    except InputError:
+        raise InputError(f"front_end.name is {name!r}; known: {listed}") from None
+    if not found.front_end:
+        raise InputError(f"front_end.name is {name}, an engine whose front end is not known; known: {listed}")
+    return found
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 
@@ -96,5 +112,5 @@ def _read(path: Path) -> EnginePreset:
     texts = {key: tuple(table[key]) for key in ("aliases", "rules", "policies", "allocators", "refuses", "lacks")}
     return EnginePreset(
         name=table["name"], description=table["description"], settings=table["settings"], by_gpu=rows,
-        sources=table["sources"], **texts,
+        front_end=table.get("front_end", {}), sources=table["sources"], **texts,
     )  # fmt: skip

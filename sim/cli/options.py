@@ -23,6 +23,7 @@ OPTIONS = {
     "--model": "model",
     "--gpu": "gpu",
     "--engine": "engine.preset",
+    "--front-end": "front_end.name",
     "--profile": "cost.profile",
     "--executor": "executor",
     "--device": "device",

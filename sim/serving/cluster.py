@@ -1,34 +1,49 @@
-"""Replicas behind a router, which sees snapshots of them and nothing else."""
+"""Servers behind a router, which sees snapshots of them and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
-from sim.serving.replica import Replica
+
+
+class Server(Protocol):
+    """What a router sends requests to: a replica, or the front end before one."""
+
+    @property
+    def engine(self) -> ServingEngine: ...
+    @property
+    def outstanding(self) -> int:
+        """Requests there that have not finished."""
+        ...
+
+    def submit(self, req: Request) -> None: ...
+    def settle(self) -> None:
+        """Bring the engine's counts to this moment."""
+        ...
 
 
 class Snapshot:
-    """What a router sees of a replica: its number, and what its engine held `age_s` seconds ago.
+    """What a router sees of a server: its number, and what it and its engine held `age_s` seconds ago.
 
     Age 0 alone is there today, and then what is asked is read at the moment of the question: `settle` brings the
     engine's counts there, which stand still while a span is under way. Who waits and who runs does not change in one.
     """
 
-    __slots__ = ("_engine", "_settle", "age_s", "index")
+    __slots__ = ("_engine", "_server", "age_s", "index")
 
-    def __init__(self, engine: ServingEngine, index: int, settle: Callable[[], None] | None = None) -> None:
-        self._engine = engine
-        self._settle = settle
+    def __init__(self, server: Server, index: int) -> None:
+        self._server = server
+        self._engine = server.engine
         self.index = index
         self.age_s = 0.0
 
     @property
     def outstanding(self) -> int:
         """Requests there that have not finished."""
-        return len(self._engine.waiting) + len(self._engine.running)
+        return self._server.outstanding
 
     @property
     def running_tokens(self) -> int:
@@ -45,8 +60,7 @@ class Snapshot:
         return self._settled().cached_tokens(req)
 
     def _settled(self) -> ServingEngine:
-        if self._settle is not None:
-            self._settle()
+        self._server.settle()
         return self._engine
 
 
@@ -57,14 +71,14 @@ class Router(Protocol):
 
 
 class Cluster:
-    """The replicas that one router sends requests to."""
+    """The servers that one router sends requests to."""
 
-    def __init__(self, replicas: Sequence[Replica], router: Router) -> None:
-        self._replicas = replicas
-        self._snapshots = [Snapshot(replica.engine, index, replica.settle) for index, replica in enumerate(replicas)]
+    def __init__(self, servers: Sequence[Server], router: Router) -> None:
+        self._servers = servers
+        self._snapshots = [Snapshot(server, index) for index, server in enumerate(servers)]
         self._router = router
 
     def submit(self, req: Request) -> None:
-        """Send a request to the replica that the router names."""
-        alone = len(self._replicas) == 1
-        self._replicas[0 if alone else self._router(req, self._snapshots).index].submit(req)
+        """Send a request to the server that the router names."""
+        alone = len(self._servers) == 1
+        self._servers[0 if alone else self._router(req, self._snapshots).index].submit(req)

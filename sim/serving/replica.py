@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sim.engine.flight import Flight, Observer
 from sim.engine.protocol import ServingEngine
@@ -62,6 +62,11 @@ class Replica:
         self._wake_s = 0.0
         self._last_step_s = 0.0
         self._last_repeats = 0
+
+    @property
+    def flights(self) -> Sequence[Flight]:
+        """Batches under way, the oldest first."""
+        return self._flights
 
     @property
     def outstanding(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from sim.engine.rules import Rules
 from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
+from sim.results.clients import ClientLog, by_process
 from sim.results.gaps import TokenGaps
 from sim.results.kv import KvFacts
 from sim.results.load import load
@@ -34,7 +36,9 @@ from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Executor, OnTheWall
-from sim.serving.notes import kv_notes
+from sim.serving.front_end import Draws, FrontEnd
+from sim.serving.noise import Noisy, noise_notes, noise_of
+from sim.serving.notes import front_end_notes, kv_notes
 from sim.serving.pool import Pool
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.source import RequestSource
@@ -61,7 +65,9 @@ class Result:
     step_end_s: list[np.ndarray]
     """The step clock of each replica: the end of every single step."""
     itl: Itl
-    """(seconds between two tokens of a request, how often)."""
+    """(seconds between two tokens of a request as its client saw them, how often)."""
+    engine_itl: Itl
+    """The same of the tokens as the engine gave them, which without a front end is the same."""
     trace: Trace
     """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
@@ -98,6 +104,7 @@ class Hooks:
         cost: prices instead of the profile that the scenario names.
         rules: of another version of the engine than the scenario names.
         spans: whether the engine may repeat steps unasked; None leaves it to the executor.
+        gaps: is given the gaps between the tokens that clients saw, once the run is over.
     """
 
     session: LiveSession | None = None
@@ -106,6 +113,7 @@ class Hooks:
     cost: StepCost | None = None
     rules: Rules | None = None
     spans: bool | None = None
+    gaps: Callable[[TokenGaps], None] | None = None
 
 
 NO_HOOKS = Hooks()
@@ -135,21 +143,24 @@ def simulate(
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
-    gaps = simulation.gaps()
-    requests = request_table(
-        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), parts.pool.block_tokens
-    )
+    clients, steps_s = simulation.clients, simulation.step_end_s()
+    gaps = simulation.gaps(steps_s)
     itl = gaps.itl()
+    engine_itl = itl if clients is None else simulation.engine_gaps(steps_s).itl()
+    if hooks.gaps is not None:
+        hooks.gaps(gaps)
+    requests = request_table(
+        trace.requests,
+        sent_rows,
+        rejected | simulation.refusals(np.flatnonzero(sent_rows)),
+        simulation.requests,
+        gaps.longest_s(len(sent)),
+        parts.pool.block_tokens,
+        clients,
+    )
     steps = simulation.steps.table()
     speculation = None
-    terms: Mapping[tuple[str, str], float] = {}
-    step_terms = None
-    if session is None:
-        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
-        terms = step_terms.seconds()
-        sources = _by_source(terms)
-    else:
-        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    step_terms, terms, sources = _costs(parts, simulation.steps, steps, session)
     if parts.drafter is not None:
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
@@ -164,9 +175,11 @@ def simulate(
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(parts, trace, session, died),
+        inputs=_inputs(parts, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
+        front_end=simulation.front_end_facts(scenario),
+        engine_itl=None if clients is None else engine_itl,
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)
@@ -180,8 +193,9 @@ def simulate(
         summary,
         requests,
         steps,
-        list(gaps.step_end_s),
+        steps_s,
         itl,
+        engine_itl,
         trace,
         tokens,
         died,
@@ -214,24 +228,51 @@ class _Simulation:
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
+        self.noise = noise_of(scenario, parts.cost, admissible) if session is None else 0.0
+        self.clients = ClientLog(count) if scenario.front_end.on else None
+        self.front_ends = self._front_ends(scenario, self.clients) if self.clients is not None else []
         self.replicas = [self._replica(parts, engine, index) for index, engine in enumerate(engines)]
+        for front_end, replica in zip(self.front_ends, self.replicas, strict=False):
+            front_end.serve(replica)
         router = build("sim.routers", scenario.router.name, scenario.router.parameters)
-        cluster = Cluster(self.replicas, router)
+        cluster = Cluster(self.front_ends or self.replicas, router)
         work = columns(admissible, scenario, parts.pool.block_tokens)
         self._source = RequestSource(self.clock, work, cluster.submit, concurrency=scenario.workload.concurrency)
 
+    def _front_ends(self, scenario: Scenario, clients: ClientLog) -> list[FrontEnd]:
+        """One for each replica."""
+        draws = Draws(self._count, scenario.front_end.spread, scenario.seed)
+
+        def refused(req: Request, told_s: float) -> None:
+            self._ended(req, told_s)
+
+        return [FrontEnd(self.clock, scenario.front_end, clients, draws, refused) for _ in range(scenario.replicas)]
+
+    def _ended(self, req: Request, seen_s: float | None) -> None:
+        """A request is answered or refused, which its client sees then (None: now)."""
+        self._source.finished(req, seen_s)
+        self._finished += 1
+        if self._progress is not None and self._finished % self._every == 0:
+            self._progress(self._finished, self._count)
+
     def _replica(self, parts: Parts, engine: ServingEngine, index: int) -> Replica:
+        clients = self.clients
+
         def finished(req: Request) -> None:
             self.requests.finished(req, index)
-            self._source.finished(req)
-            self._finished += 1
-            if self._progress is not None and self._finished % self._every == 0:
-                self._progress(self._finished, self._count)
+            self._ended(req, None if clients is None else clients.finish_s[req.id])
 
         hooks = self._hooks
+        observers: list[Observer] = [self.steps]
+        if self.front_ends:
+            observers.append(self.front_ends[index])
+        if hooks.observer is not None:
+            observers.append(hooks.observer)
         executor: Executor = (
             parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
         )
+        if self.noise:
+            executor = Noisy(executor, self.noise, parts.scenario.seed, index)
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
         if hooks.wrap is not None:
@@ -242,7 +283,7 @@ class _Simulation:
             executor,
             depth=parts.depth,
             on_finish=finished,
-            observer=self.steps if hooks.observer is None else Audience([self.steps, hooks.observer]),
+            observer=observers[0] if len(observers) == 1 else Audience(observers),
             index=index,
             alone=parts.scenario.replicas == 1,
         )
@@ -264,9 +305,33 @@ class _Simulation:
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
 
-    def gaps(self) -> TokenGaps:
-        """The gaps between all tokens."""
-        return TokenGaps([replica.engine.tokens for replica in self.replicas], self.step_end_s())
+    def engine_gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
+        """The gaps between all tokens as the engines gave them."""
+        return TokenGaps([replica.engine.tokens for replica in self.replicas], step_end_s)
+
+    def gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
+        """The gaps between all tokens as clients saw them."""
+        if self.clients is None:
+            return self.engine_gaps(step_end_s)
+        clocks, ends_s = [], []
+        for front_end, replica in zip(self.front_ends, self.replicas, strict=True):
+            seen_s = front_end.seen_s
+            clocks += by_process(replica.engine.tokens, self.clients.process, len(seen_s))
+            ends_s += [np.frombuffer(each) if len(each) else np.empty(0) for each in seen_s]
+        return TokenGaps(clocks, ends_s)
+
+    def refusals(self, places: np.ndarray) -> dict[int, str]:
+        """Why front ends refused requests, by their places in the trace."""
+        refused = {} if self.clients is None else self.clients.refused
+        return {int(places[at]): f"the front end refused it (503): {limit}" for at, limit in refused.items()}
+
+    def front_end_facts(self, scenario: Scenario) -> dict[str, Any] | None:
+        """What the summary tells of the front ends; None where there are none."""
+        if self.clients is None:
+            return None
+        busy_s = sum(front_end.busy_s for front_end in self.front_ends)
+        refused = dict(Counter(self.clients.refused.values()))
+        return {**scenario.front_end.facts(), "busy_s": busy_s, "refused": refused}
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""
@@ -322,6 +387,17 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     if not sent_rows.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _costs(
+    parts: Parts, log: StepLog, steps: pd.DataFrame, session: LiveSession | None
+) -> tuple[StepTerms | None, Mapping[tuple[str, str], float], dict[str, float]]:
+    """(what steps cost by term, None where they were measured; seconds by term and source; seconds by source)."""
+    if session is not None:
+        return None, {}, {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    step_terms = StepTerms(parts.cost, log.sample, parts.asynchronous)
+    terms = step_terms.seconds()
+    return step_terms, terms, _by_source(terms)
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
@@ -391,7 +467,7 @@ def _engine_notes(parts: Parts) -> list[str]:
     ]
 
 
-def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) -> dict[str, Any]:
+def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str, noise: float) -> dict[str, Any]:
     scenario = parts.scenario
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
@@ -415,6 +491,8 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str) 
         "notes": [
             *_engine_notes(parts),
             *filter(None, [spanning]),
+            *front_end_notes(parts),
+            *noise_notes(scenario, noise),
             *kv_notes(parts, trace.requests),
             *trace.notes,
             *ended,

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_kit import Setup
+from engine_kit import MS, Setup
 
 from sim import api
 from sim.allocators.prefix import Prefix
+from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
 from sim.policies.chunked import Chunked
+from sim.serving.clock import Clock
 from sim.serving.cluster import Snapshot
+from sim.serving.executor import Predicted
+from sim.serving.replica import Replica
 from traces.schema import InputError
 
 RUN: dict[str, Any] = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 20, "workload.rate": 20.0}
@@ -84,8 +88,9 @@ def test_a_router_sees_what_each_replica_holds() -> None:
 
 def test_a_snapshot_tells_the_prefix_that_is_cached_there() -> None:
     engine = Setup(allocator="prefix", pool=KvPool(64, 4)).engine()
+    replica = Replica(Clock(), engine, Predicted(MS, overlap_host=False), on_finish=print, observer=Observer())
     first, second = (Request(id, 0.0, 12, 2, prefix=SharedPrefix([7, 8, 9], 4)) for id in range(2))
-    snapshot = Snapshot(engine, 0)
+    snapshot = Snapshot(replica, 0)
     assert snapshot.cached_tokens(second) == 0
     engine.add(first)
     engine.plan(0.0)
