@@ -22,7 +22,6 @@ from sim.load import build
 from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.gaps import TokenGaps
-from sim.results.kv import KvFacts
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
@@ -158,7 +157,7 @@ def simulate(
         requests,
         steps,
         itl,
-        KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
+        parts.kv_facts,
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
