@@ -76,6 +76,12 @@ class EngineSettings:
         check("engine", self)
 
 
+_PREDICTED = Where("executor is predicted", lambda scenario: scenario.executor == "predicted")
+_DERIVED = _PREDICTED & Where(
+    "neither kv.blocks nor kv.from_log is set", lambda scenario: not (scenario.kv.blocks or scenario.kv.from_log)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class KvSettings:
     """The KV cache."""
@@ -83,12 +89,28 @@ class KvSettings:
     blocks: int = setting(0, "KV blocks of each replica.", Bound(0, MAX_BLOCKS, "derived from the memory"))
     block_tokens: int = setting(16, "Tokens of a block.", Bound(1, 1_000_000))
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
+    from_log: str = setting(
+        "", "A line that the server wrote at its start, or a file with one: blocks are as it says.", where=_PREDICTED
+    )
+    accounting: str = setting(
+        "auto",
+        "Whose start-up accounting blocks are derived by: auto is engine.preset's (docs/kv.md).",
+        where=_DERIVED & _PREDICTED,
+    )
+    estimate: str = setting(
+        "expected",
+        "The end of the capacity's band that is taken.",
+        choices=("expected", "least", "most"),
+        where=_DERIVED,
+    )
     swap_gib: float = setting(0.0, "Host memory per GPU for KV of preempted requests.", Bound(0.0, 1e6, "none"))
     dtype: str = setting("auto", "Type of the cache: fp32, fp16, bf16, fp8, int8, int4; auto is the activations'.")
     allow_short: bool = setting(False, "Run where the cache cannot hold a request of max_model_len tokens.")
 
     def __post_init__(self) -> None:
         check("kv", self)
+        if self.blocks and self.from_log:
+            raise InputError("kv.blocks and kv.from_log both say how many KV blocks there are; leave one out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sim.catalog.memory_facts import accounting
+from sim.specs.accounting import PLAIN, Accounting
 from sim.specs.front_end import CUSTOM, OFF
 from sim.specs.model import GpuSpec
 from traces import documents
@@ -36,6 +38,7 @@ class EnginePreset:
         settings: its defaults; `by_gpu` has those that hold on GPUs of so many GiB and more, but for some.
         front_end: what its front end costs, by the names of `sim.specs.front_end`; empty where that is not known.
         sources: of each part of the file, where it was read.
+        memory: how it counts its memory at its start, and how earlier versions did that have no file; none: not known.
     """
 
     name: str
@@ -50,6 +53,12 @@ class EnginePreset:
     by_gpu: tuple[tuple[float, tuple[str, ...], Settings], ...]
     front_end: Settings
     sources: Mapping[str, str]
+    memory: tuple[Accounting, ...] = ()
+
+    @property
+    def accounting(self) -> Accounting:
+        """How it counts its memory at its start; the plain estimate where that is not known."""
+        return self.memory[0] if self.memory else PLAIN
 
     @property
     def keys(self) -> set[str]:
@@ -75,6 +84,24 @@ class EnginePreset:
 def names() -> list[str]:
     """Names of all engines, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def accountings() -> dict[str, Accounting]:
+    """By name, of an engine and version: every way to count memory at the start that is known."""
+    return {each.name: each for name in names() for each in load(name).memory}
+
+
+def accounting_of(name: str, preset: str) -> Accounting:
+    """By a name, or with `auto` that of an engine by its name, or the plain estimate of none.
+
+    Raises InputError for an unknown name, with the known ones.
+    """
+    if name == "auto":
+        return load(preset).accounting if preset else PLAIN
+    known = {"plain": PLAIN, **accountings()}
+    if name not in known:
+        raise InputError(f"kv.accounting is {name!r}; known are auto, {', '.join(known)}")
+    return known[name]
 
 
 @lru_cache
@@ -112,5 +139,6 @@ def _read(path: Path) -> EnginePreset:
     texts = {key: tuple(table[key]) for key in ("aliases", "rules", "policies", "allocators", "refuses", "lacks")}
     return EnginePreset(
         name=table["name"], description=table["description"], settings=table["settings"], by_gpu=rows,
-        front_end=table.get("front_end", {}), sources=table["sources"], **texts,
+        front_end=table.get("front_end", {}), sources=table["sources"],
+        memory=tuple(map(accounting, table.get("memory", ()))), **texts,
     )  # fmt: skip

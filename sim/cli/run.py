@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables and page here.")
 @click.option("--perfetto", is_flag=True, help="With --out: also trace.perfetto.json, for ui.perfetto.dev.")
 @click.option("--trace-window", metavar="START:END", help="Seconds of the run that trace.perfetto.json shows.")
+@click.option(
+    "--kv-ends",
+    is_flag=True,
+    help="Where an estimated KV capacity limits, also run both ends of its band (two more runs).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def run(
@@ -35,6 +40,7 @@ def run(
     out: Path | None,
     perfetto: bool,
     trace_window: str | None,
+    kv_ends: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -46,7 +52,7 @@ def run(
     window = _window(trace_window, perfetto, out)
     with nullcontext() if out is None else _taken(out) as claim:
         with progress_bar("simulating", quiet) as progress:
-            result = api.run(file, progress=progress, allow_code=allow_code, **settings)
+            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, **settings)
         result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
             from sim.report.folder import write_run  # noqa: PLC0415

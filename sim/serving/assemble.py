@@ -22,9 +22,10 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
 from sim.load import OURS, build, find
+from sim.results.kv import KvFacts
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
-from sim.serving.memory import allocator_package, kv_pool
+from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
@@ -65,6 +66,8 @@ class Parts:
     """Whose defaults hold; None for those of no engine."""
     rules: Rules
     """Of the engine's version."""
+    room: KvRoom
+    """How many blocks the memory has, and how that is known."""
 
     def engine(self, *, spans: bool = True) -> ServingEngine:
         """A fresh engine, with a policy and an allocator of its own unless it is another's."""
@@ -112,6 +115,15 @@ class Parts:
         return self.layout.pool
 
     @property
+    def kv_facts(self) -> KvFacts:
+        """The KV pool for the summary: its tokens, the band that these are in, and how they are known."""
+        pool, room = self.pool, self.room
+        band = (pool.tokens * room.least // room.blocks, pool.tokens * room.most // room.blocks)
+        return KvFacts(
+            pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
+        )
+
+    @property
     def depth(self) -> int:
         """Batches in flight."""
         return 2 if self.asynchronous else 1
@@ -143,7 +155,8 @@ def assemble(scenario: Scenario) -> Parts:
     preset = presets.load(engine.preset) if engine.preset else None
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
-    memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
+    room = kv_room(scenario, model, gpu, offload, drafter)
+    memory = kv_pool(scenario, model, room, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
@@ -186,6 +199,7 @@ def assemble(scenario: Scenario) -> Parts:
         offloaded_bytes,
         preset,
         rules_of(preset.rules if preset else ()),
+        room,
     )
 
 
@@ -298,5 +312,5 @@ def resolved(scenario: Scenario, parts: Parts) -> Scenario:
     return replace(
         scenario,
         engine=replace(scenario.engine, max_model_len=parts.limits.max_model_len, async_scheduling=parts.asynchronous),
-        kv=replace(scenario.kv, blocks=parts.memory.blocks),
+        kv=replace(scenario.kv, blocks=parts.memory.blocks, from_log="", accounting="auto", estimate="expected"),
     )

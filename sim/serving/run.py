@@ -24,7 +24,6 @@ from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.clients import ClientLog, by_process
 from sim.results.gaps import TokenGaps
-from sim.results.kv import KvFacts
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
@@ -170,7 +169,7 @@ def simulate(
         requests,
         steps,
         itl,
-        KvFacts(parts.pool.tokens, parts.pool.block_tokens, scenario.replicas),
+        parts.kv_facts,
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,

@@ -21,7 +21,8 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.results.gaps import TokenGaps
 from sim.serving.run import Hooks, Result, simulate
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 
 
 class Fixed(FixedCost):

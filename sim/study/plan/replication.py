@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.cost.step import StepCost
 from sim.engine.request import index_of
+from sim.results.binding import kv_limits
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.results.tables import flat
@@ -104,6 +105,7 @@ def measure(point: Replication) -> Observation:
         {
             **{name: result.summary[name] for name in FACTS if name in result.summary},
             "waiting": result.summary["binding"]["waiting"],
+            "kv_limits": kv_limits(result.summary),
         },
         wall_s=time.perf_counter() - started,
     )
