@@ -71,6 +71,11 @@ def _modules(package: str) -> dict[str, str]:
     return {module.name: f"{package}.{module.name}" for module in modules}
 
 
+def installed(engine: str) -> bool:
+    """Does an engine's name tell another's scheduler, by its version (`vllm==0.33.0`)?"""
+    return "==" in engine
+
+
 def load(package: str, name: str) -> Callable[..., Any]:
     """The object that a name stands for: `sjf` is `Sjf` or `sjf` in the package's file `sjf.py`.
 

@@ -34,8 +34,10 @@ class Prefix(Paged):
     that right drafts filled then enters the cache when that is known."""
 
     drafting = False
-    """Set where a step's tokens are certain only after it: but for `late_outputs` a block then enters the cache with
-    the next allocation."""
+    """Set where a step's tokens are certain only after it: as a rule a block then enters the cache with the next
+    allocation."""
+    names_right_drafts_at_once = False
+    """As `sim.engine.rules.Rules` has it; with `late_outputs` it is so in any case."""
     drops_last_hit = False
     """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
     hashes_look_ahead = False
@@ -157,7 +159,7 @@ class Prefix(Paged):
     @property
     def _named_with_outputs(self) -> bool:
         """Does a block that right drafts filled get its name when that is known, not with the next allocation?"""
-        return self.late_outputs or self.hashes_look_ahead
+        return self.late_outputs or self.names_right_drafts_at_once
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
 from sim.engine.engine import Engine
@@ -83,6 +83,13 @@ class Tally:
             self.found[at] += at < drafts
 
 
+@runtime_checkable
+class Drafting(Protocol):
+    """An engine that drafts, ours or another's."""
+
+    tally: Tally
+
+
 class DraftingEngine(Engine):
     """An engine whose requests compute drafts beside their last token and keep those that were right.
 
@@ -125,12 +132,7 @@ class DraftingEngine(Engine):
         self.tally = Tally()
         self._tree = tree
         self._early = early
-        # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
-        # tokens come on top.
-        ahead: int = getattr(allocator, "lookahead_tokens", 0)
-        self._room = (2 if early else 1) * proposer.most + ahead
-        # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
-        self._most_slots = limits.max_model_len - (0 if ahead else 1)
+        self._ahead: int = getattr(allocator, "lookahead_tokens", 0)
 
     def refusal(self, req: Request) -> str | None:
         if req.seats > 1:
@@ -145,10 +147,8 @@ class DraftingEngine(Engine):
         super().add(req)
 
     def _make_room(self, req: Request) -> None:
-        most = _answer_kv_tokens(req) + self._room
-        if self.limits.max_model_len:
-            most = min(most, max(self._most_slots, _answer_kv_tokens(req)))
-        req.final_kv_tokens = most
+        most = self.proposer.most
+        req.final_kv_tokens = kv_tokens_with_drafts(req, self.limits, most, self._ahead, early=self._early)
 
     def plan(self, now_s: float) -> Batch:
         cut = self._cut_to_length()
@@ -264,6 +264,18 @@ class DraftingEngine(Engine):
         if not req.seat.drained:
             self.roster.take_out(req)
             self.roster.drain(req)
+
+
+def kv_tokens_with_drafts(req: Request, limits: Limits, most: int, ahead: int, *, early: bool) -> int:
+    """Tokens that a request may have slots for at one time, with `most` drafts and `ahead` slots of a drafter's own."""
+    # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
+    # tokens come on top.
+    answer = _answer_kv_tokens(req)
+    tokens = answer + (2 if early else 1) * most + ahead
+    if not limits.max_model_len:
+        return tokens
+    # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
+    return min(tokens, max(limits.max_model_len - (0 if ahead else 1), answer))
 
 
 def _answer_kv_tokens(req: Request) -> int:

@@ -21,7 +21,7 @@ from sim.engine.memory import KvPool, Layout
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
-from sim.load import OURS, build, find
+from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
@@ -212,15 +212,15 @@ def _schedulers(
     """
     if preset is not None and (why := preset.refusal(scenario.policy.name, scenario.allocator.name)):
         raise InputError(why)
-    installed = "==" in scenario.engine.name
-    if scenario.engine.name == OURS or installed:
+    if scenario.engine.name == OURS or installed(scenario.engine.name):
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
         _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
-        if not installed:
+        if scenario.engine.name == OURS:
             return None, policy, allocator
-        from sim.engines.vllm import vllm_engine  # noqa: PLC0415  (few ask for it)
+        from sim.engines.vllm_scenario import vllm_engine  # noqa: PLC0415  (few ask for it)
 
-        asynchronous = _asynchronous(scenario, None, by_default=policy["async_by_default"])
+        drafter = _drafter(scenario, model) if policy["drafts"] else None
+        asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
         return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
     default = Scenario()

@@ -9,7 +9,7 @@ from sim.cost.capacity import GIB, MemorySettings, kv_capacity
 from sim.cost.offload import Offload
 from sim.engine.memory import KvPool
 from sim.engine.pages import mixed_layers
-from sim.load import MIXED, OURS, names
+from sim.load import MIXED, OURS, installed, names
 from sim.scenario import Scenario
 from sim.serving.startup_log import logged_room
 from sim.specs.bounds import MAX_BLOCKS
@@ -28,7 +28,7 @@ def allocator_package(scenario: Scenario, model: ModelSpec) -> str:
 def why_alike(scenario: Scenario) -> str:
     """Why an allocator is given all layers as if every one kept every token, whatever the model; "" if it is not."""
     name = scenario.allocator.name
-    if scenario.engine.name != OURS:
+    if scenario.engine.name != OURS and not installed(scenario.engine.name):
         return f"the engine {scenario.engine.name} brings its own KV manager"
     if scenario.executor == "live":
         return "the tensors of a live run hold every layer alike"

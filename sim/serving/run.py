@@ -14,7 +14,7 @@ import pandas as pd
 
 from sim import catalog
 from sim.cost.step import StepCost
-from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.drafting import Drafting, Tally
 from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
@@ -334,7 +334,7 @@ class _Simulation:
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""
-        return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, DraftingEngine)]
+        return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, Drafting)]
 
     def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
         return {
