@@ -31,6 +31,8 @@ from traces.schema import InputError
 class _Script:
     """Drafts and acceptances as a scenario dictates them: the j-th time, the j-th of a cyclic list."""
 
+    steady = False
+
     def __init__(self, rows: list[dict[str, Any]], most: int, *, fixed: bool) -> None:
         self.most = most
         self._rows = rows
