@@ -103,6 +103,9 @@ class Prefix(Paged):
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
         return True
 
+    def room(self, req: Request) -> int:
+        return 0  # any share may give blocks their names
+
     def fork(self, parent: Request, child: Request) -> None:
         super().fork(parent, child)
         own = self._holdings[child]

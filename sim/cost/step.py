@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from sim.engine.batch import Shape
@@ -118,3 +119,18 @@ class FixedCost:
         """As `StepCost.describe`."""
         names = ("base_s", "per_token_s", "per_context_token_s")
         return [Constant(name, getattr(self, name), "given") for name in names]
+
+
+def course_s(cost: StepCost, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+    """Device seconds of steps that follow one another, and host seconds of each.
+
+    The steps are alike but for what their rows have computed before (`sim.engine.batch.Courses`). Steps from the first
+    one on whose host seconds are others are left out. A cost may have a quicker way, of the same seconds.
+    """
+    quick = getattr(cost, "course_s", None)
+    if quick is not None:
+        priced: tuple[list[float], float] = quick(shapes)
+        return priced
+    each = [cost.span_s(shape, 1) for shape in shapes]
+    host_s = each[0][1]
+    return [device[0] for device, _ in takewhile(lambda one: one[1] == host_s, each)], host_s

@@ -16,7 +16,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost
 from sim.engine.batch import Limits
-from sim.engine.drafting import Proposer
+from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.memory import KvPool, Layout
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules, rules_of
@@ -98,15 +98,22 @@ class Parts:
             ranks=bool(getattr(self.cost, "needs_longest", False)),
         )
 
-    def executor(self, acceptance: Sequence[float] | None = None) -> Executor:
-        """Prices batches for one replica, and says which drafts are right; `acceptance` is that of each request."""
+    def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:
+        """Prices batches for one replica, and says which drafts are right.
+
+        Args:
+            acceptance: that of each request.
+            engine: may know beforehand how many drafts will be right, and repeat steps unasked.
+        """
         predicted = Predicted(self.cost, overlap_host=self.asynchronous)
         if self.drafter is None:
             return predicted
         speculation = self.scenario.speculation
         rates, tree = acceptance_rates(speculation.acceptance), speculation.shape if speculation.tree else None
         shares = found_shares(speculation.acceptance) if self.drafter.kind == "ngram" else ()
-        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, shares)
+        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, shares, speculation.k)
+        if isinstance(engine, DraftingEngine) and not shares:
+            engine.foresight = draw
         return Accepting(predicted, draw, draw.found if shares else None)
 
     @property

@@ -138,7 +138,7 @@ def simulate(
     sent_rows, rejected = admissible(parts, trace, engines[0])
     sent = keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
-    simulation = _Simulation(parts, engines, sent, progress, session, hooks)
+    simulation = _Simulation(parts, engines, sent, progress, session, hooks, spans)
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
@@ -214,12 +214,14 @@ class _Simulation:
         progress: Progress | None,
         session: LiveSession | None,
         hooks: Hooks,
+        spans: bool,
     ) -> None:
         scenario = parts.scenario
         count = len(admissible)
         self.clock = WallClock() if session is not None and scenario.live.clock == "wall" else Clock()
         self._session = session
         self._hooks = hooks
+        self._spans = spans
         self.requests = RequestLog(count)
         self.steps = StepLog(scenario.replicas)
         self._progress = progress
@@ -267,8 +269,9 @@ class _Simulation:
             observers.append(self.front_ends[index])
         if hooks.observer is not None:
             observers.append(hooks.observer)
+        ahead = engine if self._spans and hooks.wrap is None else None
         executor: Executor = (
-            parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
+            parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)
         )
         if self.noise:
             executor = Noisy(executor, self.noise, parts.scenario.seed, index)

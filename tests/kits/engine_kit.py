@@ -124,8 +124,11 @@ class Watch(StepLog):
         batch = flight.batch
         first = self._planned.pop(id(batch))
         self._frozen[id(batch)] = contents(batch)
+        unlike = batch.courses.until(batch.repeats) if batch.courses is not None else []
         for repeat in range(batch.repeats):
-            self.steps[replica.index].append([(req, tokens, past + repeat) for req, tokens, past in first])
+            pasts = [past for _, past in unlike[repeat].verifies] if unlike else [past + repeat for _, _, past in first]
+            step = [(req, tokens, past) for (req, tokens, _), past in zip(first, pasts, strict=True)]
+            self.steps[replica.index].append(step)
         for watcher in self._watchers:
             watcher.sealed(replica, flight)
 

@@ -31,6 +31,8 @@ from traces.schema import InputError
 class Script:
     """Drafts and acceptances as a scenario dictates them: the j-th time, the j-th of a cyclic list."""
 
+    steady = False
+
     @classmethod
     def of(cls, scenario: dict[str, Any]) -> Script | None:
         """The script of a scenario; None where nobody drafts."""
