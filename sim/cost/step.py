@@ -30,6 +30,23 @@ class Constant(NamedTuple):
     source: str
 
 
+class HostGap(NamedTuple):
+    """Seconds between steps in which the device waits for the host though scheduling is asynchronous: `step_s`, and
+    `row_s` for each row of logits."""
+
+    step_s: float = 0.0
+    row_s: float = 0.0
+
+    def of(self, shape: Shape) -> float:
+        """Seconds after a step of this shape; none after one that samples nothing."""
+        rows = shape_rows(shape)
+        return self.step_s + self.row_s * rows if rows else 0.0
+
+
+HIDDEN = HostGap()
+"""All of the host's time is hidden that the device outlasts."""
+
+
 class StepCost(Protocol):
     """A pure function of a step's shape: the same shape costs the same, whatever was asked before."""
 

@@ -144,7 +144,7 @@ def simulate(
     terms: Mapping[tuple[str, str], float] = {}
     step_terms = None
     if session is None:
-        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous)
+        step_terms = StepTerms(parts.cost, simulation.steps.sample, parts.asynchronous, parts.gap)
         terms = step_terms.seconds()
         sources = _by_source(terms)
     else:
