@@ -73,6 +73,7 @@ def advanced(shape: Shape, steps: int) -> Shape:
         decode_context=shape.decode_context + steps * shape.decodes,
         decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
         decode_longest=shape.decode_longest + steps if shape.decode_longest else 0,
+        decode_lengths=tuple((rows, tokens + steps * rows) for rows, tokens in shape.decode_lengths),
     )
 
 
