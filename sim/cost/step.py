@@ -31,6 +31,23 @@ class Constant(NamedTuple):
     source: str
 
 
+class HostGap(NamedTuple):
+    """Seconds between steps in which the device waits for the host though scheduling is asynchronous: `step_s`, and
+    `row_s` for each row of logits."""
+
+    step_s: float = 0.0
+    row_s: float = 0.0
+
+    def of(self, shape: Shape) -> float:
+        """Seconds after a step of this shape; none after one that samples nothing."""
+        rows = shape_rows(shape)
+        return self.step_s + self.row_s * rows if rows else 0.0
+
+
+HIDDEN = HostGap()
+"""All of the host's time is hidden that the device outlasts."""
+
+
 class StepCost(Protocol):
     """A pure function of a step's shape: the same shape costs the same, whatever was asked before."""
 
@@ -57,6 +74,7 @@ def advanced(shape: Shape, steps: int) -> Shape:
         decode_context=shape.decode_context + steps * shape.decodes,
         decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
         decode_longest=shape.decode_longest + steps if shape.decode_longest else 0,
+        decode_lengths=tuple((rows, tokens + steps * rows) for rows, tokens in shape.decode_lengths),
     )
 
 

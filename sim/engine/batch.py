@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from sim.engine.lockstep import Lockstep
+from sim.engine.lockstep import Lengths, Lockstep
 from sim.engine.memory import Drift, Usage
 from sim.engine.request import Request
 from traces.schema import InputError
@@ -64,6 +64,8 @@ class Shape(NamedTuple):
     """KV tokens of the proposing rows, all together."""
     decode_longest: int = 0
     """Most KV tokens that one decode row attends in the first repeat, one more in each that follows; 0: unknown."""
+    decode_lengths: Lengths = ()
+    """The decode rows' contexts in the first repeat, where they are all in lockstep and somebody asks; else unknown."""
 
 
 NOTHING = Shape()

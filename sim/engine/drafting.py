@@ -419,7 +419,7 @@ def kv_tokens_with_drafts(req: Request, limits: Limits, most: int, ahead: int, *
     if not limits.max_model_len:
         return tokens
     # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
-    return min(tokens, max(limits.max_model_len - (0 if self._ahead else 1), answer))
+    return min(tokens, max(limits.max_model_len - (0 if ahead else 1), answer))
 
 
 def _answer_kv_tokens(req: Request) -> int:

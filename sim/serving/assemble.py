@@ -14,7 +14,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
-from sim.cost.step import StepCost
+from sim.cost.step import HostGap, StepCost
 from sim.engine.batch import Limits
 from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.memory import KvPool, Layout
@@ -62,6 +62,8 @@ class Parts:
     drafter: Drafter | None
     offloaded_bytes: int
     """Host memory that each GPU's offloaded weights and KV take."""
+    gap: HostGap
+    """What of the host's work the device waits for between steps though scheduling is asynchronous."""
     preset: EnginePreset | None
     """Whose defaults hold; None for those of no engine."""
     rules: Rules
@@ -105,7 +107,7 @@ class Parts:
             acceptance: that of each request.
             engine: may know beforehand how many drafts will be right, and repeat steps unasked.
         """
-        predicted = Predicted(self.cost, overlap_host=self.asynchronous)
+        predicted = Predicted(self.cost, overlap_host=self.asynchronous, gap=self.gap)
         if self.drafter is None:
             return predicted
         speculation = self.scenario.speculation
@@ -204,6 +206,7 @@ def assemble(scenario: Scenario) -> Parts:
         window,
         drafter,
         offloaded_bytes,
+        HostGap(efficiency.host_gap_s, efficiency.host_gap_row_s),
         preset,
         rules_of(preset.rules if preset else ()),
         room,

@@ -397,7 +397,7 @@ def _costs(
     """(what steps cost by term, None where they were measured; seconds by term and source; seconds by source)."""
     if session is not None:
         return None, {}, {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
-    step_terms = StepTerms(parts.cost, log.sample, parts.asynchronous)
+    step_terms = StepTerms(parts.cost, log.sample, parts.asynchronous, parts.gap)
     terms = step_terms.seconds()
     return step_terms, terms, _by_source(terms)
 
