@@ -81,5 +81,5 @@ class VllmDraftingEngine(VllmEngine):
             if req.confirmed == req.output_tokens:
                 ended.append(req)
             elif req.seat.seq >= 0:
-                self.tally.proposed(wanted, proposed)
+                self.tally.proposals[wanted, proposed] += 1
         return self._ended(batch, first_tokens, ended, said, end_s)
