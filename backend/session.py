@@ -28,12 +28,13 @@ from backend.model.loader import load_model
 from backend.model.model import Model
 from backend.pair.corpus import as_text
 from sim import catalog
-from sim.cost.capacity import activation_bytes
+from sim.cost.profile_run import activations
 from sim.cost.roofline import graph_tokens
 from sim.engine.drafting import DraftingEngine
 from sim.engine.protocol import ServingEngine
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts
+from sim.specs.accounting import PLAIN
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE
 from traces.schema import InputError
@@ -66,8 +67,8 @@ def fitted(scenario: Scenario) -> Scenario:
         room = min(CPU_CACHE_BYTES, device_bytes(device) // 4)
     else:
         limits = scenario.engine
-        activations = activation_bytes(model, SINGLE, limits.max_num_batched_tokens, limits.max_num_seqs)
-        room = int(device_bytes(device) * scenario.kv.gpu_memory_utilization) - weights - activations
+        held = activations(model, SINGLE, limits.max_num_batched_tokens, limits.max_num_seqs, PLAIN).expected
+        room = int(device_bytes(device) * scenario.kv.gpu_memory_utilization) - weights - held
     if room < 2 * block:
         beside = f" and the draft model {scenario.speculation.draft_model}" if scenario.speculation.draft_model else ""
         raise InputError(

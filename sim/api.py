@@ -33,6 +33,7 @@ def run(
     *,
     progress: Progress | None = None,
     allow_code: bool = False,
+    kv_ends: bool = False,
     **settings: Any,
 ) -> Result:
     """Simulate a scenario.
@@ -41,6 +42,8 @@ def run(
         base: a `Scenario` or the path of a TOML file; nothing for the defaults.
         progress: called now and then with (requests finished, requests in all).
         allow_code: let the file name code to import (`module:object`); a `Scenario` and settings always may.
+        kv_ends: where an estimated KV capacity limits the run, also simulate the least and the most that it may be
+            (`kv.ends` of the summary); two more runs.
         settings: scenario keys on top of it, such as `trace="azure.csv"`, `policy="sjf"` or, for a key in a section,
             `**{"engine.max_num_seqs": 64}`.
 
@@ -49,7 +52,12 @@ def run(
     """
     loaded = scenario.load(base, settings, allow_code=allow_code)
     scenario.refuse_unread([loaded])
-    return simulate(loaded, progress=progress)
+    result = simulate(loaded, progress=progress)
+    if not kv_ends:
+        return result
+    from sim.study.kv_ends import with_ends  # noqa: PLC0415
+
+    return with_ends(result, loaded)
 
 
 def sweep(

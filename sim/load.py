@@ -8,7 +8,6 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, cast
 
@@ -70,6 +69,11 @@ def _modules(package: str) -> dict[str, str]:
     folder = importlib.import_module(package)
     modules = (module for module in pkgutil.iter_modules(folder.__path__) if not module.ispkg)
     return {module.name: f"{package}.{module.name}" for module in modules}
+
+
+def installed(engine: str) -> bool:
+    """Does an engine's name tell another's scheduler, by its version (`vllm==0.33.0`)?"""
+    return "==" in engine
 
 
 def load(package: str, name: str) -> Callable[..., Any]:
@@ -158,6 +162,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 
 def _entry_points(package: str) -> list[Any]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow, and asked of others' parts alone
+
     return list(entry_points(group=f"foretoken.{package.rpartition('.')[2]}"))
 
 

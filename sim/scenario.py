@@ -19,6 +19,7 @@ import tomli_w
 from sim.load import plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
+from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
 from sim.specs.model import MAX_TP
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
@@ -47,7 +48,7 @@ _PARTS = ("policy", "allocator", "router")
 
 
 _OF_THE_FLEET = (
-    "workload", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools"
+    "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools"
 )  # fmt: skip
 """Settings that no pool has of its own."""
 _MOST_REPLICAS = 10_000
@@ -84,6 +85,12 @@ class EngineSettings:
         check("engine", self)
 
 
+_PREDICTED = Where("executor is predicted", lambda scenario: scenario.executor == "predicted")
+_DERIVED = _PREDICTED & Where(
+    "neither kv.blocks nor kv.from_log is set", lambda scenario: not (scenario.kv.blocks or scenario.kv.from_log)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class KvSettings:
     """The KV cache."""
@@ -91,12 +98,28 @@ class KvSettings:
     blocks: int = setting(0, "KV blocks of each replica.", Bound(0, MAX_BLOCKS, "derived from the memory"))
     block_tokens: int = setting(16, "Tokens of a block.", Bound(1, 1_000_000))
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
+    from_log: str = setting(
+        "", "A line that the server wrote at its start, or a file with one: blocks are as it says.", where=_PREDICTED
+    )
+    accounting: str = setting(
+        "auto",
+        "Whose start-up accounting blocks are derived by: auto is engine.preset's (docs/kv.md).",
+        where=_DERIVED & _PREDICTED,
+    )
+    estimate: str = setting(
+        "expected",
+        "The end of the capacity's band that is taken.",
+        choices=("expected", "least", "most"),
+        where=_DERIVED,
+    )
     swap_gib: float = setting(0.0, "Host memory per GPU for KV of preempted requests.", Bound(0.0, 1e6, "none"))
     dtype: str = setting("auto", "Type of the cache: fp32, fp16, bf16, fp8, int8, int4; auto is the activations'.")
     allow_short: bool = setting(False, "Run where the cache cannot hold a request of max_model_len tokens.")
 
     def __post_init__(self) -> None:
         check("kv", self)
+        if self.blocks and self.from_log:
+            raise InputError("kv.blocks and kv.from_log both say how many KV blocks there are; leave one out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +151,17 @@ class CostSettings:
 
     profile: str = setting("roofline", "Where step times come from (sim list profiles), or a profile's folder.")
     efficiency: Mapping[str, float] = setting({}, "Constants of the roofline, by name.", EFFICIENCY)
+    noise: float | str = setting(
+        "auto",
+        "Standard deviation of a step's seconds as a share of them, drawn from the seed; auto is how the profile's own "
+        "repeats vary for a closed loop of equal requests, and none otherwise.",
+        Bound(0.0, 1.0),
+    )
 
     def __post_init__(self) -> None:
         check("cost", self)
+        if isinstance(self.noise, str) and self.noise != "auto":
+            raise InputError(f"cost.noise is {self.noise!r}; it must be auto, or at least 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +248,7 @@ class Scenario:
     device: str = setting("auto", "Device of a live run: cpu, cuda; auto is CUDA where there is one.", where=_LIVE)
     workload: WorkloadSettings = section(WorkloadSettings)
     engine: EngineSettings = section(EngineSettings)
+    front_end: FrontEndSettings = section(FrontEndSettings)
     kv: KvSettings = section(KvSettings)
     offload: OffloadSettings = section(OffloadSettings)
     policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
@@ -386,7 +418,7 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
 
 
 def _made(tables: dict[str, Any]) -> Scenario:
-    return _make(Scenario, _with_preset(tables), "")  # type: ignore[no-any-return]
+    return _make(Scenario, _with_front_end(_with_preset(tables)), "")  # type: ignore[no-any-return]
 
 
 def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
@@ -426,6 +458,18 @@ def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
     gpu = profile.gpu_of(named, str(tables.get("gpu", SETTINGS["gpu"][0])))
     found = presets.load(preset)
     return merge(found.defaults(gpu), tables, {"engine.preset": found.name})
+
+
+def _with_front_end(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables on top of what the engine whose front end they name has found it to cost."""
+    section = tables.get("front_end")
+    name = section.get("name", OFF) if isinstance(section, Mapping) else OFF
+    if not isinstance(name, str) or name in (OFF, CUSTOM):
+        return tables
+    from sim.catalog import presets  # noqa: PLC0415
+
+    found = presets.with_front_end(name)
+    return merge({"front_end": found.front_end}, tables, {"front_end.name": found.name})
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from traces import blocks, turns
 from traces.resample import SessionRows
-from traces.schema import MAX_REQUESTS, InputError, Mask, Trace, in_order, keep_rows
+from traces.rows import Mask, in_order, keep_rows
+from traces.schema import MAX_REQUESTS, InputError, Trace
 from traces.sessions import followed, offsets_s, roots
 
 Floats = npt.NDArray[np.float64]

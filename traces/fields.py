@@ -18,15 +18,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from traces.choices import UNITS
 from traces.schema import MAX_TIME_S, MAX_TOKENS
 
 MAX_TEXT = 1_000
-UNITS: Mapping[str, tuple[str, float]] = {
-    "s": ("seconds", 1.0),
-    "ms": ("milliseconds", 1e3),
-    "us": ("microseconds", 1e6),
-    "ns": ("nanoseconds", 1e9),
-}
 Record = Mapping[str, Any]
 
 

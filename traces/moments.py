@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import pandas as pd
 import pyarrow as pa
 
-from traces.fields import UNITS, BadRow, Stamp, Time, looks_like, number_of
-from traces.schema import Mask, keep_rows
+from traces.choices import UNITS
+from traces.fields import BadRow, Stamp, Time, looks_like, number_of
+from traces.rows import Mask, keep_rows
 from traces.source import Source
 
-TIME_UNITS = ("auto", *UNITS)
 FASTEST_PER_S = 100.0
 """Requests per second beyond which stamps with fractions are not taken for milliseconds unasked."""
 

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 
 from traces import files, formats
+from traces.choices import TIME_UNITS, TURNS
 from traces.head import head_of
-from traces.mapping.hint import import_hint
-from traces.moments import TIME_UNITS
 from traces.names import settled
-from traces.schema import MAX_TOKENS, InputError, Trace, in_order, keep_rows, validate
+from traces.rows import in_order, keep_rows, validate
+from traces.schema import MAX_TOKENS, InputError, Trace
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
-from traces.turns import TURNS
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
@@ -119,6 +118,8 @@ def recognise(path: Path, skip_bad: bool = False) -> formats.Format:
     if found:
         could = " or ".join(one.name for one in found)
         raise InputError(f"{path} could be {could} by its {head}; name it with --format")
+    from traces.mapping.hint import import_hint  # noqa: PLC0415 - for the sentence alone
+
     known = ", ".join(formats.names())
     hint = import_hint(path, skip_bad)
     raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one){hint}")

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from traces.choices import LARGEST_CV
 from traces.edit import AT_ONCE_S
 from traces.resample import enough
-from traces.schema import InputError, Trace, in_order, keep_rows
+from traces.rows import in_order, keep_rows
+from traces.schema import InputError, Trace
 from traces.sessions import by_session, followed, offsets_s, roots
 
 Floats = npt.NDArray[np.float64]
-LARGEST_CV = 20.0
-"""Burstier gaps are so uneven that a float cannot tell most of them from 0."""
 
 
 class LoadStage(NamedTuple):

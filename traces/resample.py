@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from traces.schema import MAX_REQUESTS, InputError, Trace, in_order
+from traces.rows import in_order
+from traces.schema import MAX_REQUESTS, InputError, Trace
 from traces.sessions import followed, roots
 
 Floats = npt.NDArray[np.float64]

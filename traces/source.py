@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from traces import documents, files, tables
-from traces.fields import UNITS, BadRow, Kind, looks_like
+from traces.choices import UNITS
+from traces.fields import BadRow, Kind, looks_like
 from traces.head import Head, head_of
-from traces.schema import InputError, keep_rows
+from traces.rows import keep_rows
+from traces.schema import InputError
 from traces.tokens import counter
 
 T = TypeVar("T")

@@ -14,7 +14,8 @@ import pandas as pd
 from traces import arrivals, blocks
 from traces.lengths import Counts, FromTrace, Independent, Pairs, parse
 from traces.reader import SYNTHETIC_NOTE, read
-from traces.schema import MAX_REQUESTS, InputError, Trace, in_order, validate
+from traces.rows import in_order, validate
+from traces.schema import MAX_REQUESTS, InputError, Trace
 
 Floats = npt.NDArray[np.float64]
 Arrivals = Callable[[int, np.random.Generator], Floats]

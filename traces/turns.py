@@ -9,10 +9,9 @@ import pandas as pd
 
 from traces.blocks import NO_IDS, TOKEN_ID_BLOCK, Ids
 from traces.names import settled
-from traces.schema import Mask, validate
+from traces.rows import Mask, validate
 from traces.source import Source
 
-TURNS = ("auto", "whole", "new")
 ASKED = {
     "new": "As asked for, the length of a session's later turn is taken as that of its new text: its prompt repeats "
     "prompt and answer before it.",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 UNKNOWN = "unknown"
@@ -16,6 +14,8 @@ def product_version() -> str:
 
     "unknown" where neither is there, as of packages that were copied out of their checkout.
     """
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - as slow as all of `sim --help`
+
     try:
         return version("foretoken")
     except PackageNotFoundError:
@@ -24,6 +24,8 @@ def product_version() -> str:
 
 def _beside(path: Path) -> str:
     """The version that a project file tells; UNKNOWN where there is none, or it is another project's."""
+    import tomllib  # noqa: PLC0415 - see above
+
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
     except (OSError, ValueError):

@@ -20,7 +20,8 @@ from backend.model.loader import DTYPES, random_model
 from backend.model.model import DecodePart, ForwardBatch, Model
 from sim import api, catalog, scenario
 from sim.specs.model import ModelSpec
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 
 BLOCK_TOKENS = 16
 MODEL, SMALL_MODEL = "llama-3.1-8b", "tiny-llama"

@@ -78,6 +78,7 @@ def _meta(draft: Draft, tables: dict[str, Table], options: ImportOptions, name: 
         notes=(f"Read from {', '.join(files)}; times in {draft.unit}.", *draft.notes, *left),
         software=draft.facts,
         included={term: table for term, table in draft.included.items() if table in tables},
+        decode_splits=draft.decode_splits,
         grid={table: f"{len(rows)} points" for table, rows in tables.items()},
         accuracy=accuracies(tables, options.gpu),
     )

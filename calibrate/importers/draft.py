@@ -38,7 +38,8 @@ class LeftOut:
 
 @dataclass(slots=True)
 class Draft:
-    """Grows while files are read. `facts` end up in the profile's software, `notes` and `included` as they are."""
+    """Grows while files are read. `facts` end up in the profile's software; `notes`, `included` and `decode_splits` as
+    they are."""
 
     source: str
     unit: str = "us"
@@ -48,6 +49,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     included: dict[str, str] = field(default_factory=dict)
+    decode_splits: str = ""
     _left: dict[tuple[str, str], list[Place]] = field(default_factory=dict)
 
     def add(self, table: str, place: Place, **row: Value) -> None:

@@ -247,6 +247,24 @@ class Paged:
                 self._overhang_tokens += min(over, count * self.pool.block_tokens)
         return True
 
+    def room(self, req: Request) -> int:
+        """Slots to which a request, whose blocks are its own alone, grows without being given any block."""
+        holding = self._holdings[req]
+        return len(holding.blocks) * self.pool.block_tokens - holding.ahead_tokens
+
+    def fits(self, slots: Sequence[tuple[Request, int]]) -> bool:
+        """May these requests, which hold blocks of their own alone, all grow to so many slots? Takes nothing."""
+        if self._sharing.holders:
+            return False
+        need = 0
+        for req, most in slots:
+            holding = self._holdings[req]
+            count = self.pool.blocks_for(
+                self._with_lookahead(most, holding.ahead_tokens) if holding.ahead_tokens else most
+            )
+            need += max(0, count - len(holding.blocks))
+        return need <= self.free_blocks
+
     def fork(self, parent: Request, child: Request) -> None:
         if child in self._holdings:
             self.release(child)

@@ -35,8 +35,10 @@ class Prefix(Paged):
     that right drafts filled then enters the cache when that is known."""
 
     drafting = False
-    """Set where a step's tokens are certain only after it: but for `late_outputs` a block then enters the cache with
-    the next allocation."""
+    """Set where a step's tokens are certain only after it: as a rule a block then enters the cache with the next
+    allocation."""
+    names_right_drafts_at_once = False
+    """As `sim.engine.rules.Rules` has it; with `late_outputs` it is so in any case."""
     drops_last_hit = False
     """Set where a drafter needs the target's hidden states of the last block (vLLM V1, EAGLE)."""
     hashes_look_ahead = False
@@ -102,6 +104,9 @@ class Prefix(Paged):
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
         return True
 
+    def room(self, req: Request) -> int:
+        return 0  # any share may give blocks their names
+
     def fork(self, parent: Request, child: Request) -> None:
         super().fork(parent, child)
         own = self._holdings[child]
@@ -158,7 +163,7 @@ class Prefix(Paged):
     @property
     def _named_with_outputs(self) -> bool:
         """Does a block that right drafts filled get its name when that is known, not with the next allocation?"""
-        return self.late_outputs or self.hashes_look_ahead
+        return self.late_outputs or self.names_right_drafts_at_once
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""

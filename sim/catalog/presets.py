@@ -14,6 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sim.catalog.memory_facts import accounting
+from sim.specs.accounting import PLAIN, Accounting
+from sim.specs.front_end import CUSTOM, OFF
 from sim.specs.model import GpuSpec
 from traces import documents
 from traces.schema import InputError
@@ -33,7 +36,9 @@ class EnginePreset:
         refuses: what it does not start with, by the names of `sim.serving.startup.REFUSALS`.
         lacks: what of it is not modelled, in words.
         settings: its defaults; `by_gpu` has those that hold on GPUs of so many GiB and more, but for some.
+        front_end: what its front end costs, by the names of `sim.specs.front_end`; empty where that is not known.
         sources: of each part of the file, where it was read.
+        memory: how it counts its memory at its start, and how earlier versions did that have no file; none: not known.
     """
 
     name: str
@@ -46,7 +51,14 @@ class EnginePreset:
     lacks: tuple[str, ...]
     settings: Settings
     by_gpu: tuple[tuple[float, tuple[str, ...], Settings], ...]
+    front_end: Settings
     sources: Mapping[str, str]
+    memory: tuple[Accounting, ...] = ()
+
+    @property
+    def accounting(self) -> Accounting:
+        """How it counts its memory at its start; the plain estimate where that is not known."""
+        return self.memory[0] if self.memory else PLAIN
 
     @property
     def keys(self) -> set[str]:
@@ -74,6 +86,24 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def accountings() -> dict[str, Accounting]:
+    """By name, of an engine and version: every way to count memory at the start that is known."""
+    return {each.name: each for name in names() for each in load(name).memory}
+
+
+def accounting_of(name: str, preset: str) -> Accounting:
+    """By a name, or with `auto` that of an engine by its name, or the plain estimate of none.
+
+    Raises InputError for an unknown name, with the known ones.
+    """
+    if name == "auto":
+        return load(preset).accounting if preset else PLAIN
+    known = {"plain": PLAIN, **accountings()}
+    if name not in known:
+        raise InputError(f"kv.accounting is {name!r}; known are auto, {', '.join(known)}")
+    return known[name]
+
+
 @lru_cache
 def load(name: str) -> EnginePreset:
     """An engine by its name or an alias; InputError names the known ones and the nearest."""
@@ -86,6 +116,19 @@ def load(name: str) -> EnginePreset:
     raise InputError(f"unknown engine {name!r}; known are {', '.join(every)}{nearest}")
 
 
+def with_front_end(name: str) -> EnginePreset:
+    """The engine of that name, where its front end is known; InputError names those that are."""
+    known = [engine for engine in names() if load(engine).front_end]
+    listed = ", ".join((OFF, CUSTOM, *known))
+    try:
+        found = load(name)
+    except InputError:
+        raise InputError(f"front_end.name is {name!r}; known: {listed}") from None
+    if not found.front_end:
+        raise InputError(f"front_end.name is {name}, an engine whose front end is not known; known: {listed}")
+    return found
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 
@@ -96,5 +139,6 @@ def _read(path: Path) -> EnginePreset:
     texts = {key: tuple(table[key]) for key in ("aliases", "rules", "policies", "allocators", "refuses", "lacks")}
     return EnginePreset(
         name=table["name"], description=table["description"], settings=table["settings"], by_gpu=rows,
-        sources=table["sources"], **texts,
+        front_end=table.get("front_end", {}), sources=table["sources"],
+        memory=tuple(map(accounting, table.get("memory", ()))), **texts,
     )  # fmt: skip

@@ -21,6 +21,9 @@ from traces.schema import InputError
     help="Type of the weight matrices: that of the activations, or fp8, int8, int4, nvfp4, mxfp4, int4-g32 ...",
 )
 @click.option("--kv-dtype", help="Type of the KV cache: fp32, fp16, bf16, fp8, int8, int4.")
+@click.option(
+    "--engine", help="Whose defaults and start-up accounting count (sim list engines); left out, no engine's."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON, in bytes.")
 def memory(
     model: str,
@@ -31,12 +34,14 @@ def memory(
     dtype: str | None,
     weights: str | None,
     kv_dtype: str | None,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Weights, KV and activations of a model with their formulas, and which GPUs hold a batch of sequences."""
     from rich.console import Console  # noqa: PLC0415
 
     from sim import catalog  # noqa: PLC0415
+    from sim.catalog import presets  # noqa: PLC0415
     from sim.cost.footprint import footprint  # noqa: PLC0415
     from sim.report.memory import memory_view  # noqa: PLC0415
 
@@ -46,7 +51,8 @@ def memory(
         raise InputError(f"--gpu is {gpu!r}; give names with commas between them, such as h100,l40s")
     # A GPU that is named twice, also by an alias, is one row.
     gpus = {sheet.name: sheet for sheet in map(catalog.load_gpu, named)}
-    card = footprint(spec, list(gpus.values()), tokens=tokens, batch=batch, tp=tp)
+    whose = presets.load(engine) if engine else None
+    card = footprint(spec, list(gpus.values()), tokens=tokens, batch=batch, tp=tp, engine=whose)
     if as_json:
         click.echo(json.dumps(card.document(), indent=2, allow_nan=False))
     else:

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim import scenario
 from sim.scenario import SETTINGS
@@ -25,6 +23,7 @@ OPTIONS = {
     "--model": "model",
     "--gpu": "gpu",
     "--engine": "engine.preset",
+    "--front-end": "front_end.name",
     "--profile": "cost.profile",
     "--executor": "executor",
     "--device": "device",
@@ -117,8 +116,14 @@ def command_line(command: str, file: str | None, settings: Mapping[str, Any], wi
 @contextmanager
 def naming_bar(what: str, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """A bar that is told (what is done now, how much is done, of how much); None where nobody would see it."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -15,14 +15,22 @@ from sim.cli.options import command_line, progress_bar, scenario_options
 from traces.schema import InputError
 
 if TYPE_CHECKING:
+    from sim.report.run.perfetto import Window
+    from sim.results.transaction import Claim
     from sim.serving.run import Result
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @scenario_options
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables, page and trace here.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write tables and page here.")
+@click.option("--perfetto", is_flag=True, help="With --out: also trace.perfetto.json, for ui.perfetto.dev.")
 @click.option("--trace-window", metavar="START:END", help="Seconds of the run that trace.perfetto.json shows.")
+@click.option(
+    "--kv-ends",
+    is_flag=True,
+    help="Where an estimated KV capacity limits, also run both ends of its band (two more runs).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def run(
@@ -30,29 +38,29 @@ def run(
     settings: dict[str, Any],
     allow_code: bool,
     out: Path | None,
+    perfetto: bool,
     trace_window: str | None,
+    kv_ends: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
     from sim import api  # noqa: PLC0415
-    from sim.report.run.perfetto import parse_window  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
-    from sim.results.folder import taken  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
 
-    window = parse_window(trace_window) if trace_window else None
-    if window and out is None:
-        raise InputError("--trace-window cuts the trace that --out writes; give --out too")
-    with nullcontext() if out is None else taken(out, "run") as claim:
+    window = _window(trace_window, perfetto, out)
+    with nullcontext() if out is None else _taken(out) as claim:
         with progress_bar("simulating", quiet) as progress:
-            result = api.run(file, progress=progress, allow_code=allow_code, **settings)
+            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, **settings)
         result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
             from sim.report.folder import write_run  # noqa: PLC0415
 
             text = scenario.dump(result.scenario)
-            paths = write_run(result, out, scenario=text, window=window, answers=result.tokens, claim=claim)
+            paths = write_run(
+                result, out, scenario=text, perfetto=perfetto, window=window, answers=result.tokens, claim=claim
+            )
     if out is not None:
         click.echo(f"wrote {', '.join(path.name for path in paths)} to {out}", err=True)
     if as_json:
@@ -62,6 +70,24 @@ def run(
         show(summary_view(result.summary, warnings=[warning] if warning else []))
     if result.died:
         raise InputError(result.died)
+
+
+def _window(text: str | None, perfetto: bool, out: Path | None) -> Window | None:
+    if perfetto and out is None:
+        raise InputError("--perfetto writes its trace into the folder --out; give --out too")
+    if not text:
+        return None
+    if not perfetto:
+        raise InputError("--trace-window cuts the trace that --perfetto writes; give --perfetto too")
+    from sim.report.run.perfetto import parse_window  # noqa: PLC0415
+
+    return parse_window(text)
+
+
+def _taken(out: Path) -> Claim:
+    from sim.results.folder import taken  # noqa: PLC0415
+
+    return taken(out, "run")
 
 
 def _with_bound(result: Result, command: str) -> Result:

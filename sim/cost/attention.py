@@ -61,7 +61,7 @@ class Attention:
         if not rows:
             return 0.0
         context = sum(past + new for new, past in rows)
-        within = sum(min(past, self._span_tokens) + new for new, past in rows)
+        within = sum(min(past, self._span_tokens) + new for new, past in rows) if self._window_layers else 0
         return self.decode_rows_s(len(rows)) + self.context_s * context + self.window_s * within
 
     def moved_tokens(self, slices: Slices, layers: int) -> int:

@@ -1,9 +1,9 @@
-"""How many KV blocks a GPU has room for, by the accounting that vLLM does at start-up. It knows no allocator.
+"""How many KV blocks a GPU has room for, by the accounting that an engine does at its start. It knows no allocator.
 
 vLLM (v1/worker/gpu_worker.py, determine_available_memory) runs one step of `max_num_batched_tokens` tokens and
 `max_num_seqs` logits rows, and gives the cache what is left of `gpu_memory_utilization` of the memory. Weights here
-are exact; activations and what lies outside the framework are estimates, made below. CUDA graphs are captured
-afterwards and do not count.
+are exact; what else is held then (`sim.cost.profile_run`) is an estimate with a least and a most, and so is the number
+of blocks.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.cost.offload import Offload
+from sim.cost.profile_run import activations, overheads
+from sim.specs.accounting import PLAIN, Accounting, total
 from sim.specs.model import MAX_TP, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 GIB = 2**30
-# nvidia-smi's total less what CUDA offers: on an H100 81559 MiB less 79.10 GiB.
 DRIVER_BYTES = int(0.55 * GIB)
-# CUDA context and libraries; vLLM logs non_torch_memory 0.14 GiB on one H100.
-CONTEXT_BYTES = int(0.15 * GIB)
-# NCCL's buffers once there is a second GPU: 342 to 392 MiB (aiconfigurator, h100_sxm.yaml, nccl_mem).
-COLLECTIVE_BYTES = 392 * 2**20
-# Sampling holds, for each logit, its 16-bit and fp32 value (2 + 4), sorted values and their indices (4 + 8),
-# probabilities and their running sum (4 + 4).
-SAMPLING_BYTES_PER_LOGIT = 26
+"""nvidia-smi's total less what CUDA offers: on an H100 81559 MiB less 79.10 GiB."""
+DRIVER_SPREAD_BYTES = int(0.1 * GIB)
+"""By so much that differs from card to card; an RTX 4090 has 24564 MiB less 25,250,627,584 B, 0.47 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,7 @@ class KvCapacity:
     `state_bytes` is the constant state (linear attention, Mamba) of every seat, set aside for all of them; where the
     pool holds states, it is 0, and one of them has `pooled_state_bytes`. Where no layer keeps anything of a token,
     blocks hold no bytes, and there are `seat_blocks`: what all seats can name at most.
+    What is held beside weights and states may be `less_bytes` less than told here, or `more_bytes` more.
     """
 
     usable_bytes: int
@@ -49,6 +47,10 @@ class KvCapacity:
     state_bytes: int = 0
     pooled_state_bytes: int = 0
     seat_blocks: int = 0
+    less_bytes: int = 0
+    more_bytes: int = 0
+    null_blocks: int = 0
+    """Blocks that the engine has and gives to no request."""
 
     @property
     def fits(self) -> bool:
@@ -63,10 +65,23 @@ class KvCapacity:
     @property
     def blocks(self) -> int:
         """KV blocks, each holding `block_tokens` tokens of all layers; below 1 the model does not fit."""
-        left = self.usable_bytes - self.needed_bytes
+        return self._blocks_with(0)
+
+    @property
+    def least_blocks(self) -> int:
+        """The fewest blocks that there may be: all that is estimated is as large as it may be."""
+        return max(0, self._blocks_with(self.more_bytes))
+
+    @property
+    def most_blocks(self) -> int:
+        """The most blocks that there may be."""
+        return max(0, self._blocks_with(-self.less_bytes))
+
+    def _blocks_with(self, more_bytes: int) -> int:
+        left = self.usable_bytes - self.needed_bytes - more_bytes
         if not self.block_bytes:
             return self.seat_blocks if left >= 0 else 0
-        blocks = left // self.block_bytes
+        blocks = left // self.block_bytes - self.null_blocks
         return blocks if self.host_blocks is None else min(blocks, self.host_blocks)
 
     @property
@@ -84,7 +99,7 @@ class DrafterMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemorySettings:
-    """The settings of an engine that decide how large its KV cache is, named and with the defaults as in vLLM.
+    """The settings of an engine that decide how large its KV cache is, named as in vLLM, and how it accounts for them.
 
     Raises:
         InputError: one is impossible.
@@ -94,6 +109,8 @@ class MemorySettings:
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 256
+    cuda_graphs: bool = True
+    accounting: Accounting = PLAIN
 
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -131,17 +148,25 @@ def memory_plan(
     drafter_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
     block_bytes = (moved.gpu_kv_bytes_per_token(model, parallel) + drafter_bytes) * settings.block_tokens
     pooled = pools_states and block_bytes > 0
+    accounting, step = settings.accounting, (settings.max_num_batched_tokens, settings.max_num_seqs)
+    peak = activations(model, parallel, *step, accounting)
+    outside = total(overheads(model, gpu, parallel, *step, accounting, graphs=settings.cuda_graphs).values())
+    driver_bytes = int(DRIVER_SPREAD_BYTES * settings.gpu_memory_utilization)
+    both = peak.plus(outside)
     return KvCapacity(
         int((gpu.memory_bytes - DRIVER_BYTES) * settings.gpu_memory_utilization),
         moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
-        activation_bytes(model, parallel, settings.max_num_batched_tokens, settings.max_num_seqs),
-        CONTEXT_BYTES + (COLLECTIVE_BYTES if parallel.tp > 1 else 0),
+        peak.expected,
+        outside.expected,
         block_bytes,
         settings.block_tokens,
         moved.host_blocks(model, parallel, settings.block_tokens),
         0 if pooled else settings.max_num_seqs * state_bytes,
         state_bytes if pooled else 0,
         settings.max_num_seqs * -(-model.max_context_tokens // settings.block_tokens),
+        both.expected - both.least + driver_bytes,
+        both.most - both.expected + driver_bytes,
+        accounting.null_blocks,
     )
 
 
@@ -188,31 +213,3 @@ def possible_splits(model: ModelSpec, gpu: GpuSpec) -> list[Parallel]:
     """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising."""
     joined = (tp for tp in range(1, MAX_TP + 1) if gpu.network_bytes_per_s or gpu.nodes(tp) == 1)
     return [split for split in map(Parallel, joined) if model.divides(split)]
-
-
-def activation_bytes(model: ModelSpec, parallel: Parallel, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """Estimated peak of one GPU's activations: a full step's widest layer, or sampling after it, whichever is more.
-
-    A layer holds the residual stream and its input, plus the widest of: projected and attended heads; the MLP's
-    projection and activation; the same for every expert a token visits.
-    """
-    widest = (
-        max(block.activation_width(parallel) for block in model.blocks) if model.blocks else _widest(model, parallel)
-    )
-    forward = max_num_batched_tokens * (2 * model.hidden + widest) * model.element_bytes
-    rows = min(max_num_seqs, max_num_batched_tokens)
-    sampling = (
-        max_num_batched_tokens * model.hidden * model.element_bytes + rows * model.vocab * SAMPLING_BYTES_PER_LOGIT
-    )
-    return max(forward, sampling)
-
-
-def _widest(model: ModelSpec, parallel: Parallel) -> int:
-    """Values that the widest part of a layer makes of one token."""
-    heads = sum(gemm.n for gemm in model.attention_gemms(parallel)[:-1]) + model.attention_gemms(parallel)[-1].k
-    dense, shared, expert = (
-        sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
-        for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
-    )
-    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
-    return max(heads, dense, shared + experts)

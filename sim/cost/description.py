@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sim.cost.schema import TABLES
+from sim.cost.splits import RULES
 from traces import documents
 from traces.schema import InputError
 
@@ -54,6 +55,8 @@ class Meta:
     the table whose measurements they are part of. `synchronous`: the host computes itself and waits for nothing (a
     CPU), so that launching adds to a step's operations instead of hiding behind them. `captured_tokens` are the sizes
     that CUDA graphs were captured for; none: those of vLLM.
+    `decode_splits` names the kernel whose rule says what decode rows of unequal contexts cost (`sim.cost.splits`);
+    where it is empty the tables' uneven batches say it, by the number of rows.
     `accuracy` is by table, `step_accuracy` by kind of step (decode, prefill, mixed; graph or eager).
     """
 
@@ -70,6 +73,7 @@ class Meta:
     included: Mapping[str, str] = field(default_factory=dict)
     synchronous: bool = False
     captured_tokens: tuple[int, ...] = ()
+    decode_splits: str = ""
     grid: Mapping[str, str] = field(default_factory=dict)
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     step_accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -84,6 +88,8 @@ class Meta:
                 raise InputError(f"{key} is empty")
         if list(self.captured_tokens) != sorted(set(self.captured_tokens)) or min(self.captured_tokens, default=1) < 1:
             raise InputError("captured_tokens must rise from 1 on")
+        if self.decode_splits and self.decode_splits not in RULES:
+            raise InputError(f"decode_splits {self.decode_splits!r} is none of {', '.join(RULES)}")
         for name in self.accuracy:
             if name not in TABLES:
                 raise InputError(f"[accuracy.{name}] is no table; known are {', '.join(TABLES)}")

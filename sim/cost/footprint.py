@@ -6,12 +6,16 @@ blocks by (`sim.cost.capacity`); this file only asks them, and writes the formul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sim.cost.capacity import DEFAULTS, KvCapacity, MemorySettings, activation_bytes, memory_plan, possible_splits
+from sim.catalog.presets import EnginePreset
+from sim.cost.capacity import DEFAULTS, KvCapacity, MemorySettings, memory_plan, possible_splits
+from sim.cost.profile_run import activations
 from sim.engine.memory import KvPool
 from sim.engine.pages import in_groups, mixed_layers
+from sim.specs.accounting import PLAIN
 from sim.specs.blocks import matrix_type
 from sim.specs.bounds import Bound
 from sim.specs.dtypes import KV_TYPES
@@ -26,7 +30,10 @@ BATCH = Bound(1, 10**6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A model on `tp` GPUs of one kind: where the memory of each goes, in bytes, and how many sequences fit at most."""
+    """A model on `tp` GPUs of one kind: where the memory of each goes, in bytes, and how many sequences fit at most.
+
+    `kv_low_bytes`, `kv_high_bytes` and `sequences_low` are the ends of the band that the estimates of start-up leave.
+    """
 
     tp: int
     nodes: int
@@ -35,7 +42,10 @@ class Placement:
     activation_bytes: int
     overhead_bytes: int
     kv_bytes: int
+    kv_low_bytes: int
+    kv_high_bytes: int
     sequences: int
+    sequences_low: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,8 @@ class Footprint:
     `kv_attended_bytes` is what of a sequence's KV is still attended after its last token: less than all of it where
     layers have a window. `state_bytes_per_sequence` is what linear attention and Mamba keep of a sequence, whatever its
     length; `counted` says what parameters leave out or include. `step_tokens` and `seats` are what activations were
-    estimated for. Formulas are texts with the
+    estimated for, and `engine` is whose accounting that is, "" for a plain estimate; an engine has settings of its own
+    for some GPUs, which count in `gpus`. Formulas are texts with the
     numbers filled in.
     """
 
@@ -86,6 +97,7 @@ class Footprint:
     seats: int
     block_tokens: int
     gpu_memory_utilization: float
+    engine: str
     gpus: tuple[Fit, ...]
 
     def document(self) -> dict[str, object]:
@@ -100,8 +112,9 @@ def footprint(
     tokens: int,
     batch: int = 1,
     tp: int | None = None,
+    engine: EnginePreset | None = None,
 ) -> Footprint:
-    """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, with an engine's default settings.
+    """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, with default settings, or an engine's.
 
     A batch beyond the default `max_num_seqs` is given so many seats. Caches are those of the allocator `paged`: where
     layers keep different tokens or a state, a sequence counts what it holds at most at one time, windows with a step's
@@ -118,19 +131,19 @@ def footprint(
     BATCH.check("batch", batch)
     if tp is not None:
         model.check_parallel(Parallel(tp))
-    settings = MemorySettings(max_num_seqs=max(DEFAULTS.max_num_seqs, batch))
+    settings = _settings(engine.settings if engine else {}, engine, batch)
     seats = settings.max_num_seqs
     sequence_blocks = -(-tokens // settings.block_tokens)
 
-    def held(planned: KvCapacity, split: Parallel) -> int:
-        """Sequences that a pool holds at once."""
-        if not planned.fits:
+    def held(planned: KvCapacity, split: Parallel, blocks: int) -> int:
+        """Sequences that a pool of so many blocks holds at once."""
+        if not planned.fits or not blocks:
             return 0
         layers, state_bytes = mixed_layers(model.kv_kinds(split))
         if not layers:
-            return planned.blocks // sequence_blocks
+            return blocks // sequence_blocks
         pool = KvPool(
-            planned.blocks,
+            blocks,
             settings.block_tokens,
             block_bytes=planned.block_bytes,
             max_step_tokens=settings.max_num_batched_tokens,
@@ -141,7 +154,8 @@ def footprint(
         return layout.pool.blocks // layout.most_blocks(sequence_blocks)
 
     def place(gpu: GpuSpec, split: Parallel) -> Placement:
-        planned = memory_plan(model, gpu, settings, parallel=split, pools_states=True)
+        own = _settings(engine.defaults(gpu), engine, batch) if engine else settings
+        planned = memory_plan(model, gpu, own, parallel=split, pools_states=True)
         blocks = max(0, planned.blocks)
         return Placement(
             tp=split.tp,
@@ -151,7 +165,10 @@ def footprint(
             activation_bytes=planned.activation_bytes,
             overhead_bytes=planned.overhead_bytes,
             kv_bytes=blocks * planned.block_bytes,
-            sequences=held(planned, split),
+            kv_low_bytes=planned.least_blocks * planned.block_bytes,
+            kv_high_bytes=planned.most_blocks * planned.block_bytes,
+            sequences=held(planned, split, blocks),
+            sequences_low=held(planned, split, planned.least_blocks),
         )
 
     def fit(gpu: GpuSpec) -> Fit:
@@ -194,12 +211,28 @@ def footprint(
         kv_bytes=batch * one,
         state_bytes_per_sequence=model.state_bytes,
         counted=model.counted,
-        activation_bytes=activation_bytes(model, split, settings.max_num_batched_tokens, seats),
+        activation_bytes=activations(
+            model, split, settings.max_num_batched_tokens, seats, settings.accounting
+        ).expected,
         step_tokens=settings.max_num_batched_tokens,
         seats=seats,
         block_tokens=settings.block_tokens,
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        engine=engine.name if engine else "",
         gpus=tuple(map(fit, gpus)),
+    )
+
+
+def _settings(told: Mapping[str, Any], engine: EnginePreset | None, batch: int) -> MemorySettings:
+    """What decides the KV memory, of an engine's settings by dotted key; the defaults where these say nothing."""
+    plain = DEFAULTS
+    return MemorySettings(
+        told.get("kv.block_tokens", plain.block_tokens),
+        told.get("kv.gpu_memory_utilization", plain.gpu_memory_utilization),
+        told.get("engine.max_num_batched_tokens", plain.max_num_batched_tokens),
+        max(told.get("engine.max_num_seqs", plain.max_num_seqs), batch),
+        told.get("engine.cuda_graphs", plain.cuda_graphs),
+        engine.accounting if engine else PLAIN,
     )
 
 

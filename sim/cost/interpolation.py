@@ -1,4 +1,4 @@
-"""Between and beyond measured points: nested interpolation on ragged grids, and decode attention along contexts.
+"""Between and beyond measured points: nested interpolation on ragged grids, and straight pieces over whole numbers.
 
 A point that was measured has its own value. Between points the price is interpolated, axis by axis from the last one
 outwards, in one of the `FORMS`. Outside the grid the efficiency at its edge is held: the price is the edge's, times
@@ -17,7 +17,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from sim.cost.tables import Floats
-from sim.engine.batch import Shape
 
 Point: TypeAlias = tuple[float, ...]
 Guide: TypeAlias = Callable[[Point], float]
@@ -30,9 +29,6 @@ MEASURED, INTERPOLATED, DERIVED, EXTRAPOLATED, ROOFLINE = range(len(SOURCES))
 FORMS = ("linear", "sqrt", "efficiency")
 """Seconds linear along the axis; their square root linear (quadratic growth, as prefill attention has it); or their
 ratio to the guide linear."""
-# From these lengths on numpy beats a list comprehension, where contexts are even and where they are not; both give the
-# same bits.
-_VECTOR_SPAN, _UNEVEN_VECTOR_SPAN = 64, 12
 
 
 class Price(NamedTuple):
@@ -209,6 +205,11 @@ class Line:
         start, value, slope, _ = self.piece(x)
         return value + slope * (x - start)
 
+    @property
+    def rate(self) -> float:
+        """Seconds per one at the far end of what was measured."""
+        return self._slopes[-2] if len(self._slopes) > 1 else self._slopes[-1]
+
     def along(self, xs: Floats) -> Floats:
         """Seconds at each of `xs`."""
         starts, values, slopes = self._vectors
@@ -224,57 +225,6 @@ class Line:
         if at + 1 == len(self._starts):
             return max(self._ranks[at], EXTRAPOLATED)
         return max(self._ranks[at], self._ranks[at + 1], INTERPOLATED)
-
-
-class ContextCost(NamedTuple):
-    """Decode attention of so many rows by the sum of their contexts.
-
-    `line` is for rows that are alike. Uneven ones cost `uneven` of the way from rows of their mean to rows that are
-    all as long as the longest: 0 for kernels that share work out evenly, 1 for those that pad.
-    """
-
-    line: Line
-    uneven: float
-
-    def at(self, context: int, longest: int) -> float:
-        """Seconds where contexts add up to `context`, and would to `longest` were all as the longest; 0: unknown."""
-        seconds = self.line.at(context)
-        if longest <= context or not self.uneven:
-            return seconds
-        return seconds + self.uneven * (self.line.at(longest) - seconds)
-
-    def along(self, contexts: Floats, longest: Floats) -> Floats:
-        """The same of a span's steps, bit for bit."""
-        seconds = self.line.along(contexts)
-        if not self.uneven or not longest[-1]:
-            return seconds
-        # Once all rows fill their window both sums are alike, and the longest must not become the lesser.
-        return seconds + self.uneven * (self.line.along(np.maximum(longest, contexts)) - seconds)
-
-    def price(self, context: int, longest: int) -> Price:
-        """The same with its source."""
-        ranks = [self.line.rank(context)]
-        if longest > context and self.uneven:
-            ranks.append(max(self.line.rank(longest), INTERPOLATED))
-        return Price(self.at(context, longest), max(ranks))
-
-    def span_s(self, shape: Shape, repeats: int, fixed_s: float, least_s: float) -> list[float]:
-        """Seconds of each of a span's steps: `fixed_s` and attention, at least `least_s`."""
-        decodes, context, longest = shape.decodes, shape.decode_context, shape.decode_longest * shape.decodes
-        last = context + decodes * (repeats - 1)
-        start, value, slope, end = self.line.piece(context)
-        even = longest <= context or not self.uneven
-        if even and last < end and repeats < _VECTOR_SPAN:
-            steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
-            return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
-        if repeats < _UNEVEN_VECTOR_SPAN:
-            grown = range(0, decodes * repeats, decodes)
-            bent_s = [fixed_s + self.at(context + more, longest + more if longest else 0) for more in grown]
-            return [step_s if step_s > least_s else least_s for step_s in bent_s]
-        steps = decodes * np.arange(repeats, dtype=np.float64)
-        seconds = fixed_s + self.along(context + steps, longest + steps if longest else 0 * steps)
-        times_s: list[float] = np.maximum(seconds, least_s).tolist()
-        return times_s
 
 
 def left_out(points: Mapping[Point, Price], guide: Guide, axis: int, form: str) -> Iterator[tuple[Point, float]]:

@@ -112,6 +112,11 @@ class Stream:
         self.context_s = full * kernels.stream_s(self._layer_bytes)
         self.window_s = (offload.kv_layers - full) * kernels.stream_s(self._layer_bytes)
 
+    @property
+    def idle(self) -> bool:
+        """Is nothing offloaded?"""
+        return not self.weights_s and not self.offload.kv_layers
+
     def fixed_s(self, slices: Slices) -> float:
         """All of a step that computes something but what grows with the decode rows' contexts."""
         if not slices or not self.offload.kv_layers:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sim.cost.attention import Slices
-from sim.cost.interpolation import INTERPOLATED, MEASURED, ContextCost, Price
+from sim.cost.contexts import ContextCost
+from sim.cost.interpolation import INTERPOLATED, MEASURED, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
+from sim.cost.splits import Cut, Tail, keys_of
 from sim.cost.step import MEMO_SIZE
 from sim.cost.tables import Value
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
@@ -141,10 +143,22 @@ class Operations:
 
 
 class MeasuredAttention:
-    """Attention of all layers; what is None is in no table."""
+    """Attention of all layers; what is None is in no table.
 
-    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables, window: AttentionWindow | None) -> None:
+    `processors` are those that decode rows are cut for by FlashAttention-2's rule; 0 where a kernel has another.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        parallel: Parallel,
+        tables: Tables,
+        window: AttentionWindow | None,
+        processors: int = 0,
+    ) -> None:
         self._tables = tables
+        self._processors = processors
+        self._longest = model.max_context_tokens
         self._heads: dict[str, Value] = {
             "dtype": model.dtype,
             "kv_dtype": model.kv_dtype,
@@ -200,7 +214,7 @@ class MeasuredAttention:
     @property
     def uneven(self) -> bool:
         """Whether decode rows cost more when their contexts differ."""
-        return any(
+        return bool(self._processors and self._decode) or any(
             max(kernel.uneven.shares, default=0.0) > 0.0 for _, kernel in (*(self._decode or ()), *(self._mixed or ()))
         )
 
@@ -230,15 +244,28 @@ class MeasuredAttention:
             prices.append(Price(layers * price.seconds, price.rank))
         return prices[0] if len(prices) == 1 else total(prices)
 
-    def context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None] | None:
-        """Decode attention by the sum of contexts, of full layers and of those with a window."""
+    def context_costs(self, decodes: int, captured: int = 0) -> tuple[ContextCost | None, ContextCost | None] | None:
+        """Decode attention by the sum of contexts, of full layers and of those with a window.
+
+        `captured` are the rows that a CUDA graph was captured for; 0 where the kernel is launched by itself.
+        """
         if self._decode is None:
             return None
-        costs = {
-            bool(span): ContextCost(kernel.context_line(decodes, layers), kernel.uneven.at(decodes))
-            for span, (layers, kernel) in zip(self._windows, self._decode, strict=True)
-        }
+        costs = {}
+        for span, (layers, kernel) in zip(self._windows, self._decode, strict=True):
+            line = kernel.context_line(decodes, layers)
+            if not self._processors:
+                costs[bool(span)] = ContextCost(line, kernel.uneven.at(decodes))
+                continue
+            # Rows that fill their window are alike.
+            tail = None if span else Tail(layers * kernel.at(1, 0.0).seconds, line.rate, self._cut(decodes, captured))
+            costs[bool(span)] = ContextCost(line, tail=tail)
         return costs.get(False), costs.get(True)
+
+    def _cut(self, decodes: int, captured: int) -> Cut:
+        keys = keys_of(int(self._heads["head_dim"]))
+        most_blocks = -(-self._longest // keys) if captured else 0
+        return Cut(captured or decodes, int(self._heads["kv_heads"]), self._processors, keys, most_blocks)
 
     def _mean(
         self,

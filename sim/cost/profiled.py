@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolation import MEASURED, ROOFLINE, ContextCost, Line, Price
+from sim.cost.interpolation import MEASURED, ROOFLINE, Line, Price
 from sim.cost.layers import row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
@@ -78,9 +79,9 @@ class Profiled(Roofline):
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
         self._operations = Operations(model, parallel, tables)
-        self._priced = MeasuredAttention(model, parallel, tables, self.window)
+        self._priced = MeasuredAttention(model, parallel, tables, self.window, gpu.sms if meta.decode_splits else 0)
         self._overheads = Overheads(model.layers, tables)
-        self._costs: dict[int, tuple[ContextCost | None, ContextCost | None]] = {}
+        self._costs: dict[tuple[int, bool], tuple[ContextCost | None, ContextCost | None]] = {}
 
     @property
     def needs_longest(self) -> bool:
@@ -103,16 +104,16 @@ class Profiled(Roofline):
             return [max(fixed_s, launch_s, link_s)] * repeats, host_s
         if not self._plain:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        cost = self._context_costs(decodes)[0]
+        cost = self._context_costs(shape, plain=plain)[0]
         assert cost is not None, "without a window all layers are full ones"
         if repeats == 1:
-            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes)
+            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))
             return [step_s if step_s > launch_s else launch_s], host_s
         return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory."""
-        _, decodes, context, _, _, within, growth = shape[:7]
+        prefills, decodes, context, copied_bytes, swapped_bytes, within, growth = shape[:7]
         if self.window is not None and not within:
             raise ValueError(f"{decodes} decode rows attend {within} tokens within the window of {self.window}")
         steps = np.arange(repeats)
@@ -121,9 +122,11 @@ class Profiled(Roofline):
         span = self.window.span_tokens * decodes if self.window else 0
         seconds = np.full(repeats, fixed_s)
         sums = ((contexts, longest), (withins, np.minimum(longest, span)))
-        for cost, (tokens, most) in zip(self._context_costs(decodes), sums, strict=True):
+        plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
+        for cost, (tokens, most) in zip(self._context_costs(shape, plain=plain), sums, strict=True):
             if cost is not None:
-                seconds = seconds + cost.along(tokens.astype(np.float64), most.astype(np.float64))
+                floats = tokens.astype(np.float64), most.astype(np.float64)
+                seconds = seconds + cost.along(*floats, cost.lengths(shape), steps)
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * contexts + link_window_s * withins
         times_s: list[float] = np.maximum(np.maximum(seconds, launch_s), busy_s).tolist()
@@ -206,22 +209,28 @@ class Profiled(Roofline):
         longest = shape.decode_longest * shape.decodes
         span = self.window.span_tokens * shape.decodes if self.window else 0
         sums = ((shape.decode_context, longest), (shape.decode_window_context, min(longest, span)))
-        costs = zip(self._context_costs(shape.decodes), sums, strict=True)
-        return total([cost.price(*tokens) for cost, tokens in costs if cost is not None])
+        plain = not (shape.prefills or shape.copied_bytes or shape.swapped_bytes or shape.verifies)
+        costs = zip(self._context_costs(shape, plain=plain), sums, strict=True)
+        return total([cost.price(*tokens, cost.lengths(shape)) for cost, tokens in costs if cost is not None])
 
-    def _context_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
-        """Decode attention by the sum of contexts, of full layers and of those with a window."""
-        costs = self._costs.get(decodes)
+    def _context_costs(self, shape: Shape, *, plain: bool) -> tuple[ContextCost | None, ContextCost | None]:
+        """Decode attention by the sum of contexts, of full layers and of those with a window.
+
+        A `plain` step of decode rows alone may be a CUDA graph, whose kernel is cut as it was when it was captured.
+        """
+        decodes = shape.decodes
+        costs = self._costs.get((decodes, plain))
         if costs is None:
-            costs = self._priced.context_costs(decodes) or self._roof_costs(decodes)
+            captured = self._computed(decodes, 1) if plain and self._in_graph(decodes) else 0
+            costs = self._priced.context_costs(decodes, captured) or self._roof_costs(decodes)
             if len(self._costs) < MEMO_SIZE:
-                self._costs[decodes] = costs
+                self._costs[decodes, plain] = costs
         return costs
 
     def _roof_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
         attention, rows_s = self._attention, self._attention.decode_rows_s(decodes)
-        full = ContextCost(Line([(0.0, _roof(rows_s))], attention.context_s), 0.0)
-        return full, ContextCost(Line([(0.0, _roof(0.0))], attention.window_s), 0.0) if self.window else None
+        full = ContextCost(Line([(0.0, _roof(rows_s))], attention.context_s))
+        return full, ContextCost(Line([(0.0, _roof(0.0))], attention.window_s)) if self.window else None
 
     def _decode(self, decodes: int) -> tuple[float, float, float]:
         """(device seconds without attention, launch bound, host seconds) of a pure decode step."""

@@ -6,6 +6,7 @@ communication with compute.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class Roofline:
         self._stream = None
         if offload is not None and not isinstance(self._attention, BlockAttention):
             self._stream = Stream(model, self.kernels, parallel, self._attention, offload)
-        self._plain = self.window is None and self._stream is None
+        self._plain = self.window is None and (self._stream is None or self._stream.idle)
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
@@ -124,6 +125,23 @@ class Roofline:
         steps_s = fixed_s + slope_s * np.arange(context, context + decodes * repeats, decodes)
         times_s: list[float] = np.maximum(steps_s, launch_s).tolist()
         return times_s, host_s
+
+    def course_s(self, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+        """As `sim.cost.step.course_s`, of steps that verify drafts: only attention differs between them."""
+        first = shapes[0]
+        if not self._plain or not first.verifies or first.prefills or first.decodes:
+            each = [self.span_s(shape, 1) for shape in shapes]
+            return [device[0] for device, _ in each], each[0][1]
+        tokens = sum(new for new, _ in first.verifies)
+        work_s, verify_s = self._work_s(tokens, tokens), self._attention.verify_s
+        launch_s = self._launch_s(tokens, first)
+        return [max(work_s + verify_s(shape.verifies), launch_s) for shape in shapes], self._host_s(tokens, first)
+
+    def decode_steps_s(self, decodes: int, contexts: Sequence[int]) -> list[float]:
+        """Device seconds of steps of so many decode rows each, by the tokens that these attend; without a window."""
+        fixed_s, launch_s, _ = self._decode_memo.get(decodes) or self._decode(decodes)
+        slope_s = self._context_s
+        return [max(fixed_s + slope_s * context, launch_s) for context in contexts]
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory: the greater of lines in both contexts."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from sim.engine.batch import Shape
@@ -28,6 +29,23 @@ class Constant(NamedTuple):
     name: str
     value: float
     source: str
+
+
+class HostGap(NamedTuple):
+    """Seconds between steps in which the device waits for the host though scheduling is asynchronous: `step_s`, and
+    `row_s` for each row of logits."""
+
+    step_s: float = 0.0
+    row_s: float = 0.0
+
+    def of(self, shape: Shape) -> float:
+        """Seconds after a step of this shape; none after one that samples nothing."""
+        rows = shape_rows(shape)
+        return self.step_s + self.row_s * rows if rows else 0.0
+
+
+HIDDEN = HostGap()
+"""All of the host's time is hidden that the device outlasts."""
 
 
 class StepCost(Protocol):
@@ -56,6 +74,7 @@ def advanced(shape: Shape, steps: int) -> Shape:
         decode_context=shape.decode_context + steps * shape.decodes,
         decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
         decode_longest=shape.decode_longest + steps if shape.decode_longest else 0,
+        decode_lengths=tuple((rows, tokens + steps * rows) for rows, tokens in shape.decode_lengths),
     )
 
 
@@ -118,3 +137,18 @@ class FixedCost:
         """As `StepCost.describe`."""
         names = ("base_s", "per_token_s", "per_context_token_s")
         return [Constant(name, getattr(self, name), "given") for name in names]
+
+
+def course_s(cost: StepCost, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+    """Device seconds of steps that follow one another, and host seconds of each.
+
+    The steps are alike but for what their rows have computed before (`sim.engine.batch.Courses`). Steps from the first
+    one on whose host seconds are others are left out. A cost may have a quicker way, of the same seconds.
+    """
+    quick = getattr(cost, "course_s", None)
+    if quick is not None:
+        priced: tuple[list[float], float] = quick(shapes)
+        return priced
+    each = [cost.span_s(shape, 1) for shape in shapes]
+    host_s = each[0][1]
+    return [device[0] for device, _ in takewhile(lambda one: one[1] == host_s, each)], host_s

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from sim.engine.lockstep import Lockstep
-from sim.engine.memory import Drift
+from sim.engine.lockstep import Lengths, Lockstep
+from sim.engine.memory import Drift, Usage
 from sim.engine.request import Request
 from traces.schema import InputError
 
@@ -64,6 +64,8 @@ class Shape(NamedTuple):
     """KV tokens of the proposing rows, all together."""
     decode_longest: int = 0
     """Most KV tokens that one decode row attends in the first repeat, one more in each that follows; 0: unknown."""
+    decode_lengths: Lengths = ()
+    """The decode rows' contexts in the first repeat, where they are all in lockstep and somebody asks; else unknown."""
 
 
 NOTHING = Shape()
@@ -102,12 +104,46 @@ class Swap(NamedTuple):
     after: int
 
 
+class Courses:
+    """The rows of a span that verifies drafts of which it is known beforehand how many are right.
+
+    Each row computes its last known token and its drafts, keeps those that were right and the target's own token, and
+    so on; the steps differ by what the rows have computed before, and nothing else.
+
+    Attributes:
+        width: tokens that each row computes in each step.
+        right: by step the right drafts of each row, in the order of the batch's entries.
+        usages: by step, once the span is sealed, how the KV cache is used.
+    """
+
+    __slots__ = ("_pasts", "_shapes", "right", "usages", "width")
+
+    def __init__(self, width: int, pasts: Sequence[int], right: Sequence[tuple[int, ...]], first: Shape) -> None:
+        self.width = width
+        self.right = right
+        self.usages: list[Usage] = []
+        self._shapes = [first]
+        self._pasts = pasts
+
+    def until(self, steps: int) -> list[Shape]:
+        """The shapes of the first `steps` steps; all rows propose as many drafts as before."""
+        width, pasts, shapes = self.width, self._pasts, self._shapes
+        for right in self.right[len(shapes) - 1 : steps - 1]:
+            pasts = [past + more + 1 for past, more in zip(pasts, right, strict=True)]
+            rows = tuple([(width, past) for past in pasts])
+            context = sum(pasts) + width * len(rows)
+            shapes.append(shape_of((*shapes[0][:7], rows, shapes[0].proposals, context, *shapes[0][10:])))
+        self._pasts = pasts
+        return shapes[:steps]
+
+
 class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
     `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
     Of a drafting engine, `sampled` are the entries that sample.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
+    Where `courses` are told, the repeats verify drafts: how many are right is known, and each repeat has its own shape.
     `drift` is how the KV pool changed over the repeats; None where there was one.
     `first_tokens` are the sequences whose first token this step samples, `finishing` those whose last; a drafting
     engine knows neither before the output is there.
@@ -117,6 +153,7 @@ class Batch:
 
     __slots__ = (
         "copies",
+        "courses",
         "drift",
         "empty",
         "entries",
@@ -156,6 +193,7 @@ class Batch:
         self.padding_tokens = 0
         self.sampled: list[Sampled] = []
         self.drift: Drift | None = None
+        self.courses: Courses | None = None
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
         self.running = 0

@@ -6,11 +6,13 @@ Until then the engine counts on all drafts being right, so that a next batch can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, runtime_checkable
 
-from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
+from sim.engine.batch import Batch, Committed, Courses, Limits, Outcome, Sampled
 from sim.engine.engine import Engine
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
@@ -24,6 +26,8 @@ class Proposer(Protocol):
 
     most: int
     """Never more than so many."""
+    steady: bool
+    """Always `most`, whatever was accepted."""
 
     def propose(self, req: Request, running: int) -> int:
         """Drafts of a request that has just been given a share of a step in which `running` requests run."""
@@ -34,53 +38,98 @@ class Proposer(Protocol):
         ...
 
 
+class Foresight(Protocol):
+    """Knows how many of a request's drafts will be right, which only a simulation does."""
+
+    def ahead(self, req: Request, drafts: int, tokens: int, steps: int) -> Sequence[int]:
+        """Right drafts of the coming steps of `drafts` drafts each: of all that begin before `tokens` tokens are
+        given, at most `steps`."""
+        ...
+
+    def skip(self, req: Request, tokens: int) -> None:
+        """Steps that it was not asked about one by one have given so many tokens."""
+        ...
+
+
 @dataclass(slots=True)
 class Tally:
     """What drafting gave, over a run. The step that ends a prompt, whose one token is nobody's draft, is left out."""
 
-    rows: int = 0
-    """Times that a request got tokens from a step of the target model, its first token aside."""
-    tokens: int = 0
-    """What these steps gave: right drafts and the target's own token, beyond the answer's end too (as vLLM V1 counts
-    its mean acceptance length, `SpecDecodingLogging`)."""
-    drafted: list[int] = field(default_factory=list)
-    """Drafts verified, by position in the draft; of a tree, its levels."""
-    accepted: list[int] = field(default_factory=list)
-    """Of these, drafts that were right and so were all before them; levels where one was."""
-    looked_at: list[int] = field(default_factory=list)
-    """Drafts verified, by position, but for those behind a wrong one."""
-    asked: list[int] = field(default_factory=list)
-    """Times that a draft was asked for, by position."""
-    found: list[int] = field(default_factory=list)
-    """Of these, times that the drafter had one: a look-up may find nothing."""
+    verifies: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Times that a request got tokens from a step of the target model, its first token aside, by (drafts verified, of a
+    tree its levels; of these, drafts that were right and so were all before them)."""
+    proposals: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Times that drafts were asked for, by (how many; how many the drafter had: a look-up may find nothing)."""
     requests: dict[int, list[int]] = field(default_factory=dict)
     """By request: drafts verified, right ones, and those looked at, which are the right ones and the first wrong."""
     drafting_s: float = 0.0
     """What a real drafter took."""
 
     def verified(self, req: Request, drafts: int, accepted: int) -> None:
+        self.verifies[drafts, accepted] += 1
+        self.counted(req, drafts, accepted, min(accepted + 1, drafts))
+
+    def counted(self, req: Request, drafts: int, accepted: int, looked_at: int) -> None:
+        """Count drafts of a request by their sums alone, which `verifies` has been told."""
         own = self.requests.setdefault(req.id, [0, 0, 0])
         own[0] += drafts
         own[1] += accepted
-        own[2] += min(accepted + 1, drafts)
-        self.rows += 1
-        self.tokens += accepted + 1
-        while len(self.drafted) < drafts:
-            self.drafted.append(0)
-            self.accepted.append(0)
-            self.looked_at.append(0)
-        for at in range(drafts):
-            self.drafted[at] += 1
-            self.accepted[at] += at < accepted
-            self.looked_at[at] += at <= accepted
+        own[2] += looked_at
 
-    def proposed(self, wanted: int, drafts: int) -> None:
-        while len(self.asked) < wanted:
-            self.asked.append(0)
-            self.found.append(0)
-        for at in range(wanted):
-            self.asked[at] += 1
-            self.found[at] += at < drafts
+    @property
+    def rows(self) -> int:
+        return self.verifies.total()
+
+    @property
+    def tokens(self) -> int:
+        """What these steps gave: right drafts and the target's own token, beyond the answer's end too.
+
+        So vLLM V1 counts its mean acceptance length (`SpecDecodingLogging`).
+        """
+        return sum(times * (right + 1) for (_, right), times in self.verifies.items())
+
+    @property
+    def drafted(self) -> list[int]:
+        """Drafts verified, by position in the draft; of a tree, its levels."""
+        return _by_position((drafts, drafts, times) for (drafts, _), times in self.verifies.items())
+
+    @property
+    def accepted(self) -> list[int]:
+        """Of these, drafts that were right and so were all before them; levels where one was."""
+        return _by_position((drafts, right, times) for (drafts, right), times in self.verifies.items())
+
+    @property
+    def looked_at(self) -> list[int]:
+        """Drafts verified, by position, but for those behind a wrong one."""
+        return _by_position((drafts, right + 1, times) for (drafts, right), times in self.verifies.items())
+
+    @property
+    def asked(self) -> list[int]:
+        """Times that a draft was asked for, by position."""
+        return _by_position((wanted, wanted, times) for (wanted, _), times in self.proposals.items())
+
+    @property
+    def found(self) -> list[int]:
+        """Of these, times that the drafter had one."""
+        return _by_position((wanted, had, times) for (wanted, had), times in self.proposals.items())
+
+
+def _by_position(counts: Iterable[tuple[int, int, int]]) -> list[int]:
+    """By position, as far as any goes, how often the first so many were: (positions, so many, how often)."""
+    told = list(counts)
+    longest = max((positions for positions, _, _ in told), default=0)
+    return [sum(times for positions, first, times in told if at < min(positions, first)) for at in range(longest)]
+
+
+HORIZON_STEPS = 64
+"""Steps that are looked at ahead, at most."""
+
+
+@runtime_checkable
+class Drafting(Protocol):
+    """An engine that drafts, ours or another's."""
+
+    tally: Tally
 
 
 class DraftingEngine(Engine):
@@ -122,15 +171,19 @@ class DraftingEngine(Engine):
             most_drafts=proposer.most,
         )
         self.proposer = proposer
+        self.foresight: Foresight | None = None
+        """Says how many drafts will be right, so that steps in which nobody comes or goes are planned at once."""
         self.tally = Tally()
         self._tree = tree
         self._early = early
+        self._room_of: Callable[[Request], int] | None = getattr(allocator, "room", None)
+        self._fits: Callable[[Sequence[tuple[Request, int]]], bool] | None = getattr(allocator, "fits", None)
         # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
         # tokens come on top.
-        ahead: int = getattr(allocator, "lookahead_tokens", 0)
-        self._room = (2 if early else 1) * proposer.most + ahead
+        self._ahead: int = getattr(allocator, "lookahead_tokens", 0)
+        self._room = (2 if early else 1) * proposer.most + self._ahead
         # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
-        self._most_slots = limits.max_model_len - (0 if ahead else 1)
+        self._most_slots = limits.max_model_len - (0 if self._ahead else 1)
 
     def refusal(self, req: Request) -> str | None:
         if req.seats > 1:
@@ -145,10 +198,8 @@ class DraftingEngine(Engine):
         super().add(req)
 
     def _make_room(self, req: Request) -> None:
-        most = _answer_kv_tokens(req) + self._room
-        if self.limits.max_model_len:
-            most = min(most, max(self._most_slots, _answer_kv_tokens(req)))
-        req.final_kv_tokens = most
+        most = self.proposer.most
+        req.final_kv_tokens = kv_tokens_with_drafts(req, self.limits, most, self._ahead, early=self._early)
 
     def plan(self, now_s: float) -> Batch:
         cut = self._cut_to_length()
@@ -156,7 +207,97 @@ class DraftingEngine(Engine):
         for req, drafts in cut.items():
             if req.seat.granted_step != batch.first_step and req.seat.seq >= 0:
                 req.seat.drafts = drafts
+        if self.foresight is not None and not batch.empty:
+            self._look_ahead(batch, self.foresight)
         return batch
+
+    def _look_ahead(self, batch: Batch, foresight: Foresight) -> None:
+        """Let a step repeat that the policy would plan again: all verify all their drafts, nobody ends or waits."""
+        drafts = self.proposer.most
+        if (
+            not (drafts and self.proposer.steady)
+            or self._early
+            or self._by_step
+            or self.waiting
+            or len(batch.sampled) != len(self.running)
+            or batch.evicted
+            or batch.swaps
+            or self.wake_s is not None
+        ):
+            return
+        length = self.limits.max_model_len
+        courses, pasts = [], []
+        for (req, verified, _, real), (_, _, past) in zip(batch.sampled, batch.entries, strict=True):
+            if verified != drafts or not real:
+                return
+            tokens = req.output_tokens - req.confirmed
+            if length:
+                tokens = min(tokens, length - drafts - 1 - past)
+            courses.append(foresight.ahead(req, drafts, tokens, HORIZON_STEPS))
+            pasts.append(past)
+        right = list(zip(*courses, strict=False))
+        steps = self._steps_that_fit(batch, right, drafts)
+        if steps > 1:
+            batch.courses = Courses(drafts + 1, pasts, right[:steps], batch.shape)
+            batch.repeats = steps
+
+    def _steps_that_fit(self, batch: Batch, right: Sequence[tuple[int, ...]], drafts: int) -> int:
+        """For how many of these steps there is memory; about as many, where it is not enough for all."""
+        fits = self._fits
+        if fits is None:
+            return 1
+        steps = len(right)
+        while steps > 1:
+            given = map(sum, zip(*right[: steps - 1], strict=True))
+            slots = [entry.past + more + steps + drafts for entry, more in zip(batch.entries, given, strict=True)]
+            if fits([(entry.request, most) for entry, most in zip(batch.entries, slots, strict=True)]):
+                break
+            steps //= 2
+        return steps
+
+    def seal(self, batch: Batch, repeats: int) -> None:
+        super().seal(batch, repeats)
+        if batch.courses is not None and repeats > 1:
+            self._follow(batch, batch.courses, repeats)
+
+    def _follow(self, batch: Batch, courses: Courses, repeats: int) -> None:
+        """Take in the output of all repeats but the last, and plan the next one after each."""
+        requests = [sampled.request for sampled in batch.sampled]
+        width, foresight = courses.width, self.foresight
+        assert foresight is not None
+        levels, room = self._levels(width - 1), self._room_of or (lambda req: 0)
+        courses.usages.append(self.usage())
+        for right in courses.right[: repeats - 1]:
+            for req, more in zip(requests, right, strict=True):
+                req.confirmed += more + 1
+                req.computed = computed = req.computed + more + 1 - width
+                req.known = computed + width + 1
+                if computed + width > room(req):
+                    req.known = computed + 1
+                    if not self.allocator.grow(req, width):
+                        raise RuntimeError(f"{req} does not fit, though it was to")
+                    req.known = computed + width + 1
+                req.computed = computed + width
+            courses.usages.append(self.usage())
+        last_step = batch.first_step + repeats - 1
+        self.tokens.next_step = last_step + 1
+        tally, before = self.tally, courses.right[: repeats - 1]
+        for right_drafts, times in Counter(chain.from_iterable(before)).items():
+            tally.verifies[levels, right_drafts] += times
+        tally.proposals[levels, levels] += len(requests) * (repeats - 1)
+        last = courses.right[repeats - 1]
+        for req, course, final in zip(requests, zip(*before, strict=True), last, strict=True):
+            self.tokens.give(req, batch.first_step)
+            req.seat.last_token_step = last_step - 1
+            req.seat.granted_step = last_step
+            given = sum(course)
+            self.tokens.same_step += given
+            tally.counted(req, levels * len(course), given, given + len(course) - course.count(levels))
+            foresight.skip(req, given - course[0] + final + repeats - 1)
+            if req.confirmed + req.seat.in_flight >= req.output_tokens:
+                self.roster.drain(req)
+        if self.roster.draining:
+            self.roster.sort(lambda req: False)
 
     def _cut_to_length(self) -> dict[Request, int]:
         """Leave out drafts for which the model has no position (vLLM V1, `Scheduler.schedule`); says what they were.
@@ -201,6 +342,7 @@ class DraftingEngine(Engine):
         first_tokens: list[Request] = []
         ended: list[Request] = []
         right = self._right(batch, outcome)
+        step = batch.first_step + batch.repeats - 1
         ready = outcome.proposed or [sampled.next_drafts for sampled in batch.sampled]
         for (req, drafts, wanted, real), accepted, proposed in zip(batch.sampled, right, ready, strict=True):
             req.seat.in_flight -= 1
@@ -211,11 +353,11 @@ class DraftingEngine(Engine):
                 self.tally.verified(req, self._levels(drafts) if real else 0, accepted)
             if not req.confirmed:
                 first_tokens.append(req)
-            self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), batch.first_step)
+            self._give(req, min(accepted + 1, req.output_tokens - req.confirmed), step)
             if drafts and real:
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed < req.output_tokens and req.seat.seq >= 0:
-                self.tally.proposed(*map(self._levels, (wanted, proposed)))
+                self.tally.proposals[self._levels(wanted), self._levels(proposed)] += 1
             if req.confirmed == req.output_tokens:
                 self._end(req)
                 ended.append(req)
@@ -223,7 +365,7 @@ class DraftingEngine(Engine):
                 req.seat.drafts = proposed
             elif req.seat.in_flight and req.confirmed + req.seat.in_flight >= req.output_tokens:
                 self._drain_early(req)
-        self.tokens.committed_step = batch.first_step
+        self.tokens.committed_step = step
         return self._finish(first_tokens, ended, end_s)
 
     def _under_way(self, req: Request) -> int:
@@ -233,6 +375,8 @@ class DraftingEngine(Engine):
         return drafts if self._tree is None else self._tree.levels(drafts)
 
     def _right(self, batch: Batch, outcome: Outcome) -> Sequence[int]:
+        if batch.courses is not None and batch.repeats > 1:
+            return batch.courses.right[batch.repeats - 1]
         right = outcome.accepted or []
         if any(sampled.drafts for sampled in batch.sampled) and len(right) != len(batch.sampled):
             raise ValueError("the executor did not say how many drafts were right")
@@ -264,6 +408,18 @@ class DraftingEngine(Engine):
         if not req.seat.drained:
             self.roster.take_out(req)
             self.roster.drain(req)
+
+
+def kv_tokens_with_drafts(req: Request, limits: Limits, most: int, ahead: int, *, early: bool) -> int:
+    """Tokens that a request may have slots for at one time, with `most` drafts and `ahead` slots of a drafter's own."""
+    # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
+    # tokens come on top.
+    answer = _answer_kv_tokens(req)
+    tokens = answer + (2 if early else 1) * most + ahead
+    if not limits.max_model_len:
+        return tokens
+    # The last position is never computed, since a token would follow it, but a drafter may have a slot there.
+    return min(tokens, max(limits.max_model_len - (0 if ahead else 1), answer))
 
 
 def _answer_kv_tokens(req: Request) -> int:

@@ -5,10 +5,15 @@ It knows counters only: no memory, no queue, no clock. A member's `computed` is 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from sim.engine.request import Request
+
+Lengths = tuple[tuple[int, int], ...]
+"""Contexts of decode rows, from the longest on: (rows, KV tokens that they attend together) of groups of rows, the
+first two of one row each, each further one as large as all before it."""
 
 
 class Lockstep:
@@ -19,6 +24,7 @@ class Lockstep:
         "_bases",
         "_drain_tick",
         "_drains",
+        "_groups",
         "_saturation_tick",
         "_saturations",
         "_short",
@@ -33,8 +39,9 @@ class Lockstep:
 
     def __init__(self, window_tokens: int = 0, *, ranks: bool = False) -> None:
         self.ranks = ranks
-        """Whether the longest member is looked for."""
-        self._bases: list[tuple[int, int, Request]] = []
+        """Whether the members' lengths are told."""
+        self._bases: list[int] = []
+        self._groups: list[tuple[int, int]] = []
         self.window_tokens = window_tokens
         """Tokens that a member attends at most; 0 where nothing limits them."""
         self._short = 0
@@ -84,7 +91,8 @@ class Lockstep:
             heappush(self._saturations, (self.window_tokens - base, seq, req))
         heappush(self._drains, (drain_tick, seq, req))
         if self.ranks:
-            heappush(self._bases, (-base, seq, req))
+            insort(self._bases, base)
+            self._groups.clear()
 
     def leave(self, req: Request) -> None:
         """Give a member its own counters back."""
@@ -96,18 +104,28 @@ class Lockstep:
         self.base_sum -= base
         req.computed = base + self.tick
         req.known = req.computed + 1
+        if self.ranks:
+            del self._bases[bisect_left(self._bases, base)]
+            self._groups.clear()
         if not self.count:
             self.last_seq = -1
             self._drains.clear()
             self._saturations.clear()
-            self._bases.clear()
 
     def longest(self) -> int:
         """Computed tokens of the longest member; 0 without members, or where nobody asked to know."""
-        bases = self._bases
-        while bases and self._base.get(bases[0][2]) != -bases[0][0]:
-            heappop(bases)
-        return self.tick - bases[0][0] if bases else 0
+        return self.tick + self._bases[-1] if self._bases else 0
+
+    def lengths(self) -> Lengths:
+        """Computed tokens of the members in groups, from the longest on: the groups stay as long as the members do."""
+        groups, tick = self._groups, self.tick
+        if not groups:
+            end, size = len(self._bases), 1
+            while end:
+                begin = max(0, end - size)
+                groups.append((end - begin, sum(self._bases[begin:end])))
+                size, end = max(1, len(self._bases) - begin), begin
+        return tuple([(rows, bases + rows * tick) for rows, bases in groups])
 
     def within_window(self) -> tuple[int, int]:
         """(tokens that the step at this tick attends within the window, members still shorter than it)."""

@@ -24,12 +24,16 @@ class Rules:
     """A running request that gives way itself does not end the serving of those behind it (S)."""
     pads_one_token_admissions: bool = False
     """An admission with one token left to compute is scheduled with so many placeholders of drafts as the drafter
-    makes at most, unless a running request of the step prefills; none of them is right (S)."""
+    makes at most, if it was hit or the step has a share of one that ran before, unless one of these prefills or the
+    model has no position for them; none of them is right (S)."""
     lookahead_at_admission: bool = False
     """The slots of a drafter's own KV are taken with the admission too, not only when a running request grows (S)."""
     hashes_look_ahead: bool = False
     """For a drafter that needs the target's hidden states: a block's name tells the token behind it too, and no block
     of a hit is dropped; else names are plain and the last block of a hit is computed anew (S, U)."""
+    names_right_drafts_at_once: bool = False
+    """Blocks that right drafts filled are named when that is known; else with the next allocation, unless outputs come
+    late (S)."""
     watermark_beside_others: bool = False
     """A watermark binds an admission only while others hold blocks, so that nobody is too large for it (S); else it
     binds every admission, as in V0."""
@@ -45,4 +49,4 @@ def rules_of(on: Iterable[str]) -> Rules:
 
 
 OF_VLLM_0_19 = Rules()
-OF_VLLM_0_33 = Rules(True, True, True, True, True, True, True)
+OF_VLLM_0_33 = Rules(True, True, True, True, True, True, True, True)

@@ -33,7 +33,10 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
         else:
             prefills.append((tokens, past))
     shape = Shape(tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
-    return shape._replace(decode_longest=longest) if lockstep.ranks else shape
+    if not lockstep.ranks:
+        return shape
+    together = decodes == batch.lockstep > 0
+    return shape._replace(decode_longest=longest, decode_lengths=lockstep.lengths() if together else ())
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:

@@ -342,10 +342,11 @@ class Step:
         tokens = self._cut(req.known - hit, most, whole)
         if tokens <= 0:
             return 0
-        if self._placeholders:
-            tokens += self._padding(req, hit)
-            if tokens > self.tokens_left:
+        if self._placeholders and req.known - hit == 1:
+            padded = 1 + self._padding(hit)
+            if padded > self.tokens_left:
                 return 0
+            tokens = min(padded, most) if most else padded
         req.computed = hit
         placed = arriving is not None and req in self._roster.landed
         if not (self._allocator.grow(req, tokens) if placed else self._allocator.admit(req, tokens)):
@@ -363,14 +364,15 @@ class Step:
         self._enter(req, tokens)
         return tokens
 
-    def _padding(self, req: Request, hit: int) -> int:
+    def _padding(self, hit: int) -> int:
         """Placeholders beside the one token left of an admission (`Rules.pads_one_token_admissions`)."""
-        if req.known - hit != 1 or not (hit or self._roster.running):
+        longest = self._limits.max_model_len
+        if longest and hit + 2 + self._placeholders > longest:
             return 0
-        prefills = any(
-            entry.past < entry.request.seat.prefill_tokens and entry.request.seat.seq < self.admitted_before
-            for entry in self.entries
-        )
+        running = [entry for entry in self.entries if entry.request.seat.seq < self.admitted_before]
+        if not running and not hit:
+            return 0
+        prefills = any(entry.past < entry.request.seat.prefill_tokens for entry in running)
         return 0 if prefills else self._placeholders
 
     def _enter(self, req: Request, tokens: int) -> None:

@@ -44,6 +44,7 @@ def wire(
         unhashed_blocks_first=rules.unhashed_blocks_first,
         lookahead_at_admission=rules.lookahead_at_admission,
         watermark_beside_others=rules.watermark_beside_others,
+        names_right_drafts_at_once=rules.names_right_drafts_at_once,
     )
     settings["rules"] = rules
     if proposer is None:

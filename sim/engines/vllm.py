@@ -1,43 +1,21 @@
 """vLLM's own scheduler as the engine of a scenario: it decides in its own process, our cost model says how long.
 
-An oracle, not a fast engine: each step is two calls of vLLM's (0.4 to 1.4 ms). No drafts, no parallel samples.
+An oracle, not a fast engine: each step is two calls of vLLM's (0.4 to 1.4 ms). No parallel samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.engine.batch import Batch, Committed, Entry, Limits, Outcome
 from sim.engine.lockstep import Lockstep
-from sim.engine.memory import KvPool, Usage
-from sim.engine.pages import mixed_layers
+from sim.engine.memory import Layout, Usage
 from sim.engine.protocol import Counts
 from sim.engine.request import Request, Seat
 from sim.engine.shapes import step_shape
 from sim.engine.tokens import TokenClock
-from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerProcess
-from sim.scenario import Part, Scenario
-from sim.specs.model import ModelSpec
-from sim.specs.parallel import Parallel
-from traces.schema import InputError
-
-POLICIES = {"chunked": "fcfs", "priority": "priority"}
-"""vLLM's name of each policy that it has."""
-CACHING = {"paged": False, "prefix": True}
-"""Of each allocator that it has, whether prefixes are cached."""
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "policy": {
-        "long_prefill_token_threshold": 0,
-        "long_prefill_token_threshold_adaptive": False,
-        "prefill_schedule_interval": 1,
-    },
-    "allocator": {"watermark": 0.0, "reserve_full_prompt": True},
-}
-"""Of both, the parameters that it reads, with their defaults."""
-DEFAULTS: dict[str, Any] = {**PARAMETERS["policy"], **PARAMETERS["allocator"]}
-OLD_LACKS = ("watermark", "long_prefill_token_threshold_adaptive", "prefill_schedule_interval")
 
 
 class VllmEngine:
@@ -45,35 +23,47 @@ class VllmEngine:
 
     Args:
         process: its driver (`drivers/vllm_v1.py`).
-        settings: of vLLM, but for what limits and pool say.
+        settings: of vLLM, but for what limits and layout say.
+        layout: the blocks, and of layers of several kinds the groups.
+        window_tokens: what a row attends where layers have a window, for the price of a step.
     """
 
     async_by_default = True
 
-    def __init__(self, process: SchedulerProcess, settings: Mapping[str, Any], limits: Limits, pool: KvPool) -> None:
+    def __init__(
+        self,
+        process: SchedulerProcess,
+        settings: Mapping[str, Any],
+        limits: Limits,
+        layout: Layout,
+        *,
+        window_tokens: int = 0,
+    ) -> None:
+        pool = layout.pool
         self.pool, self.tokens, self.wake_s = pool, TokenClock(), None
+        self._layout = layout
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._limits = limits
-        self._together = Lockstep(ranks=True)
+        self._together = Lockstep(window_tokens, ranks=True)
         """Nobody: vLLM's steps are told row by row."""
         self._process = process
         self._new: list[dict[str, Any]] = []
         self._live: dict[int, Request] = {}
         self._free = pool.blocks
-        started = process.ask(
-            "start",
-            {
-                "block_size": pool.block_tokens,
-                "num_gpu_blocks": pool.blocks + 1,
-                "max_num_seqs": limits.max_num_seqs,
-                "max_num_batched_tokens": limits.max_num_batched_tokens,
-                "max_model_len": limits.max_model_len,
-                "enable_chunked_prefill": limits.chunked_prefill,
-                **settings,
-            },
-        )
-        self.version: str = started["vllm"]
+        self._admissions = 0
+        self.settings: dict[str, Any] = {
+            "block_size": pool.block_tokens,
+            "num_gpu_blocks": pool.blocks + 1,
+            "max_num_seqs": limits.max_num_seqs,
+            "max_num_batched_tokens": limits.max_num_batched_tokens,
+            "max_model_len": limits.max_model_len,
+            "enable_chunked_prefill": limits.chunked_prefill,
+            "speculative": None,
+            **settings,
+        }
+        """As vLLM names them."""
+        self.version: str = process.ask("start", {**self.settings, "groups": _groups(layout)})["vllm"]
 
     @property
     def busy(self) -> bool:
@@ -85,8 +75,11 @@ class VllmEngine:
             return f"its {length} tokens (prompt and output) exceed max_model_len {most}"
         if req.seats > 1:
             return "it asks for several sequences, which vLLM's front end splits"
-        need = self.pool.blocks_for(req.final_kv_tokens)
+        need = self._most_blocks(req)
         return None if need <= self.pool.blocks else f"it needs {need} KV blocks and the cache has {self.pool.blocks}"
+
+    def _most_blocks(self, req: Request) -> int:
+        return self._layout.most_blocks(self.pool.blocks_for(req.final_kv_tokens))
 
     def add(self, req: Request) -> None:
         req.seat = Seat()
@@ -126,52 +119,63 @@ class VllmEngine:
         live = self._live
         evicted = [live[id] for id in said["preempted"]]
         for req in evicted:
-            req.computed = 0
+            req.computed, req.seat.seq = 0, -1
             req.preemptions += 1
         entries = [Entry(live[id], tokens, past) for id, tokens, past in said["shares"]]
         batch = Batch(self.tokens.next_step, now_s, entries, 0, evicted)
         self.tokens.next_step += bool(entries)
         admitted = set(said["admitted"])
-        samples = set(said["samples"])
         for req, tokens, past in entries:
-            if req.id in admitted and not req.preemptions:
-                req.first_scheduled_s, req.prefix_hit_tokens = now_s, past
+            if req.id in admitted:
+                req.seat.seq, self._admissions = self._admissions, self._admissions + 1
+                if not req.preemptions:
+                    req.first_scheduled_s, req.prefix_hit_tokens = now_s, past
             req.computed = past + tokens
-            if req.id in samples:
-                req.known += 1
-                self.tokens.give(req, batch.first_step)
-                batch.first_tokens += [req] if req.generated == 1 else []
-                batch.finishing += [req] if req.generated == req.output_tokens else []
         batch.shape = step_shape(batch, self._together, (0, 0))
         self.running[:] = [live[id] for id in said["running"]]
         self.waiting[:] = [live[id] for id in said["waiting"]]
+        self._settle(batch, [live[id] for id in said["samples"]], said)
         self._free = said["free"]
         batch.running, batch.waiting = len(self.running), len(self.waiting)
         return batch
+
+    def _settle(self, batch: Batch, samples: Sequence[Request], said: Mapping[str, Any]) -> None:
+        """Count what the step will have sampled; `said` is all that was answered."""
+        for req in samples:
+            req.known += 1
+            self.tokens.give(req, batch.first_step)
+            batch.first_tokens += [req] if req.generated == 1 else []
+            batch.finishing += [req] if req.generated == req.output_tokens else []
 
     def seal(self, batch: Batch, repeats: int) -> None:
         """It plans one step at a time."""
 
     def commit(self, batch: Batch, outcome: Outcome, end_s: float) -> Committed:
-        self.tokens.committed_step = batch.first_step
         said = self._process.ask("update", {})
-        told = ([req.id for req in batch.first_tokens], [req.id for req in batch.finishing])
+        return self._ended(batch, batch.first_tokens, batch.finishing, said, end_s)
+
+    def _ended(
+        self, batch: Batch, first_tokens: list[Request], ended: list[Request], said: Mapping[str, Any], end_s: float
+    ) -> Committed:
+        """Let those end that do; `said` is what the other side says of it."""
+        self.tokens.committed_step = batch.first_step
+        told = ([req.id for req in first_tokens], [req.id for req in ended])
         if (sorted(said["first"]), sorted(said["ended"])) != (sorted(told[0]), sorted(told[1])):
             raise RuntimeError(f"vLLM says {said['first']} started and {said['ended']} ended where {told} were to")
-        for req in batch.first_tokens:
+        for req in first_tokens:
             req.first_token_s = end_s
-        for req in batch.finishing:
+        for req in ended:
             req.finished, req.finish_s = True, end_s
             self.tokens.close(req)
             del self._live[req.id]
             (self.running if req in self.running else self.waiting).remove(req)
         self._free = said["free"]
-        return Committed(batch.first_tokens, batch.finishing, batch.finishing)
+        return Committed(first_tokens, ended, ended)
 
     def usage(self) -> Usage:
-        """Used and free are vLLM's; what of it is shared is not asked for, so the used tokens of sharers count once."""
+        """Used and free are vLLM's; what is shared, or has left a window, is not asked for: used is at most held."""
         held = (self.pool.blocks - self._free) * self.pool.block_tokens
-        used = min(sum(req.computed for req in self.running), held)
+        used = min(sum(req.computed for req in self.running) * self._layout.row_blocks, held)
         return Usage(used, 0, held - used, 0, 0, self._free * self.pool.block_tokens)
 
     def counts(self) -> Counts:
@@ -181,47 +185,16 @@ class VllmEngine:
         return 0
 
 
-def vllm_engine(scenario: Scenario, model: ModelSpec, asynchronous: bool) -> Callable[[Limits, KvPool], VllmEngine]:
-    """What makes the engine of a scenario that names an installed vLLM.
+def _groups(layout: Layout) -> list[tuple[str, int]]:
+    """(what it keeps, window) of each group of layers of vLLM's, of those that a row of ours has blocks for.
 
-    Raises:
-        InputError: it is not installed, or the scenario sets what it has not; the sentence names the key.
+    A state is so many groups of one block a sequence as it has blocks here; vLLM makes attention's blocks so large
+    instead that one is enough for a layer's.
     """
-    installed = Installed.of(scenario.engine.name)
-    if scenario.executor == "live":
-        raise InputError(f"engine.name is {scenario.engine.name}: its scheduler decides here, and drives no kernels")
-    if mixed_layers(model.kv_kinds(Parallel(scenario.tp)))[0]:
-        raise InputError(
-            f"engine.name is {installed}, which is driven with layers that all keep every token; those of "
-            f"{model.name} do not"
-        )
-    settings: dict[str, Any] = {
-        "policy": _known("policy", scenario.policy, POLICIES, installed),
-        "enable_prefix_caching": _known("allocator", scenario.allocator, CACHING, installed),
-        "async_scheduling": asynchronous,
-        **DEFAULTS,
-        **scenario.policy.parameters,
-        **scenario.allocator.parameters,
-    }
-    settings["scheduler_reserve_full_isl"] = settings.pop("reserve_full_prompt")
-    if installed.version.startswith("0.19"):
-        for key in OLD_LACKS:
-            if settings[key] != DEFAULTS[key]:
-                raise InputError(f"{key} is {settings[key]}, and vLLM {installed.version} has no such setting")
-    command, who = installed.command, f"{installed.name} {installed.version}"
-
-    def made(limits: Limits, pool: KvPool) -> VllmEngine:
-        return VllmEngine(SchedulerProcess(command, who), settings, limits, pool)
-
-    return made
-
-
-def _known(section: str, part: Part, ours: Mapping[str, Any], installed: Installed) -> Any:
-    """vLLM's word for a part of a scenario; raises InputError for one, or a parameter of one, that it has not."""
-    who = f"engine.name is {installed}"
-    if part.name not in ours:
-        raise InputError(f"{who}, which has no {section} {part.name!r}; it has {', '.join(ours)}")
-    for key in part.parameters:
-        if key not in PARAMETERS[section]:
-            raise InputError(f"{who}, which reads no {section}.{key}; it reads {', '.join(PARAMETERS[section])}")
-    return ours[part.name]
+    if not layout.groups:
+        return [("full", 0)]
+    told = [("window" if group.window_tokens else "full", group.window_tokens) for group in layout.groups]
+    blocks = [group.blocks for group in layout.groups]
+    return [one for one, count in zip(told, blocks, strict=True) for _ in range(count)] + [
+        ("state", 0)
+    ] * layout.state_blocks

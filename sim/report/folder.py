@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,14 +14,16 @@ from sim.report.compare.page import render_comparison, summaries_of
 from sim.report.compare.variant import Row
 from sim.report.plan.page import render_plan
 from sim.report.run.page import render_page
-from sim.report.run.perfetto import Window, trace_json
 from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
-from sim.results.tables import PREEMPTED, SUMMARY, TERMS, RunTables, flat
+from sim.results.tables import PERFETTO, PREEMPTED, SUMMARY, TERMS, RunTables, flat
 from sim.results.transaction import Claim
 from sim.study.claims import ClaimRow
 from traces.version import product_version
+
+if TYPE_CHECKING:
+    from sim.report.run.perfetto import Window
 
 PLAN_KEYS = ("capacity", "best", "candidates", "rates", "slo", "rate", "inputs", "notes")
 
@@ -31,16 +33,17 @@ def write_run(
     folder: Path,
     *,
     scenario: str,
+    perfetto: bool = False,
     window: Window | None = None,
     answers: pd.DataFrame | None = None,
     claim: Claim | None = None,
 ) -> list[Path]:
-    """Write the tables of a run, its page and its trace (docs/metrics.md); nothing of an earlier run stays.
+    """Write the tables of a run and its page (docs/metrics.md); nothing of an earlier run stays.
 
-    scenario: the resolved scenario as TOML. window: (start_s, end_s) that the trace is cut to; the other files hold
-    the whole run. answers: of a live run, for answers.parquet. claim: of the folder, where it has been taken. Returns
-    the paths; raises InputError where the folder holds something else or the operating system refuses, and then leaves
-    it as it was.
+    scenario: the resolved scenario as TOML. perfetto: also a trace for ui.perfetto.dev, some kilobytes a request.
+    window: (start_s, end_s) that this trace is cut to; the other files hold the whole run. answers: of a live run, for
+    answers.parquet. claim: of the folder, where it has been taken. Returns the paths; raises InputError where the
+    folder holds something else or the operating system refuses, and then leaves it as it was.
     """
     check_free(folder, "run")
     tables = RunTables.of(run, scenario, answers)
@@ -49,12 +52,18 @@ def write_run(
         {
             **tables.writers(),
             PAGE: _page(tables),
-            "trace.perfetto.json": files.text(trace_json(run, window=window, mark=tables.mark)),
+            **(_lanes(run, window, tables.mark) if perfetto else {}),
             **({} if answers is None else {ANSWERS: run_id.table(answers, tables.mark)}),
         },
-        stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS)),
+        stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS, PERFETTO)),
         claim=claim,
     )
+
+
+def _lanes(run: Run, window: Window | None, mark: str) -> dict[str, files.Writer]:
+    from sim.report.run.perfetto import trace_json  # noqa: PLC0415 - most runs do not ask for it
+
+    return {PERFETTO: files.text(trace_json(run, window=window, mark=mark))}
 
 
 def _of_run(folder: Path, names: Iterable[str]) -> list[str]:

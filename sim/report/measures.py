@@ -14,6 +14,9 @@ Summary = Mapping[str, Any]
 Values = Iterable[float | None]
 Unit = Literal["", "per s", "s", "%", "bytes", "usd", "J"]
 LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "itl_s": "ITL", "e2e_s": "E2E", "queue_s": "Queue"}
+"""What a client sees, and the wait in the engine."""
+OF_THE_ENGINE = {f"engine_{key}": f"Engine {name}" for key, name in LATENCIES.items() if key != "queue_s"}
+"""What the engine does behind a front end; without one the same as a client sees, and then not shown."""
 
 
 class Scale(NamedTuple):
@@ -103,9 +106,10 @@ UNLIKE = ("Throughput", "Load", "KV moved", "Money", "Energy", "Costs")
 
 
 def _latency(key: str, statistic: str) -> Measure:
-    label = f"{LATENCIES[key]} {'median' if statistic == 'p50' else statistic}"
-    compared: Literal["always", "never"] = "always" if statistic in ("p50", "p99") else "never"
-    return Measure(f"{key}.{statistic}", label, "s", -1, LATENCIES[key], statistic, compared)
+    name = LATENCIES.get(key) or OF_THE_ENGINE[key]
+    label = f"{name} {'median' if statistic == 'p50' else statistic}"
+    compared: Literal["always", "never"] = "always" if key in LATENCIES and statistic in ("p50", "p99") else "never"
+    return Measure(f"{key}.{statistic}", label, "s", -1, name, statistic, compared)
 
 
 MEASURES = {
@@ -118,7 +122,7 @@ MEASURES = {
         Measure("load.offered_per_s", "Requests offered", "per s", 0, "Load", "Offered", "if any"),
         Measure("load.admitted_per_s", "Requests admitted", "per s", 0, "Load", "Admitted", "if any"),
         Measure("load.served_per_s", "Requests served while others came", "per s", 1, "Load", "Served", "if any"),
-        *(_latency(key, statistic) for key in LATENCIES for statistic in STATISTICS),
+        *(_latency(key, statistic) for key in (*LATENCIES, *OF_THE_ENGINE) for statistic in STATISTICS),
         Measure("kv.mean_used", "KV used", "%", 0, "KV used", "mean", "always"),
         Measure("kv.peak_used", "KV used at the peak", "%", 0, "KV used", "peak", "always"),
         Measure("kv.useful", "Useful share of the KV held", "%", 1, "KV held", "useful", "always"),
@@ -213,9 +217,10 @@ class LatencyUnits:
 def latency_rows(
     summary: Summary, statistics: Sequence[str], units: LatencyUnits
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, unit, values as text) of each latency, one unit a row."""
-    for key, name in LATENCIES.items():
-        unit, factor = units[key]
+    """(name, unit, values as text) of each latency, one unit a row; the engine's where a front end stands before it."""
+    behind = OF_THE_ENGINE if summary.get("front_end") else {}
+    for key, name in (LATENCIES | behind).items():
+        unit, factor = units[key.removeprefix("engine_")]
         yield name, unit, scaled([summary[key][statistic] for statistic in statistics], factor)
 
 

@@ -48,14 +48,15 @@ def _gpus(card: Footprint) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("\nGPU", overflow="fold")
     heads = ["\nmemory", "one\nTP", "\nholds"] if card.batch > 1 else ["\nmemory"]
-    for head in (*heads, "batch\nTP", "\nholds", "weights\na GPU", "KV room\na GPU"):
+    least = [] if card.batch > 1 else ["at\nleast"]  # beside the columns of one sequence there is no room for it
+    for head in (*heads, "batch\nTP", "\nholds", "weights\na GPU", "KV room\na GPU", *least):
         table.add_column(head, justify="right", no_wrap=True)
     for fit in card.gpus:
         first = _placed(fit.least) if card.batch > 1 else []
-        sizes = [NONE, NONE]
-        if fit.batch is not None:
-            sizes = [size_of(fit.batch.weight_bytes), size_of(fit.batch.kv_bytes)]
-        table.add_row(fit.gpu, size_of(fit.memory_bytes), *first, *_placed(fit.batch), *sizes)
+        batch, sizes = fit.batch, [NONE, NONE, NONE]
+        if batch is not None:
+            sizes = [size_of(each) for each in (batch.weight_bytes, batch.kv_bytes, batch.kv_low_bytes)]
+        table.add_row(fit.gpu, size_of(fit.memory_bytes), *first, *_placed(fit.batch), *sizes[: 2 + len(least)])
     return table
 
 
@@ -67,13 +68,18 @@ def _placed(placed: Placement | None) -> list[str]:
     return [f"{placed.tp}{spread}", count(placed.sequences)]
 
 
+def _accounting(card: Footprint) -> str:
+    return f"By what {card.engine} does at its start, with its defaults on each GPU" if card.engine else "Room for KV"
+
+
 def _notes(card: Footprint) -> str:
     """What the table rests on, and why rows are empty."""
     which = "one sequence, or the batch" if card.batch > 1 else "the batch"
+    least = "" if card.batch > 1 else "; at least: where all that is estimated is at its most"
     texts = [
         f"TP: the fewest GPUs that hold {which}; (2x8) are 2 nodes of 8. Holds: sequences of so many tokens at once. "
-        f"By what vLLM does at start-up: {card.gpu_memory_utilization:g} of the memory, less weights, activations and "
-        f"what CUDA and NCCL take, in blocks of {card.block_tokens} tokens."
+        f"{_accounting(card)}: {card.gpu_memory_utilization:g} of the memory, less weights, activations and what CUDA "
+        f"and NCCL take, in blocks of {card.block_tokens} tokens{least}."
     ]
     if card.kv_attended_formula:
         texts.append(

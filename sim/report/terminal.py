@@ -21,6 +21,8 @@ from sim.report.run.sentences import (
     clause_words,
     drafts_by_position,
     energy_line,
+    kv_capacity_lines,
+    kv_capacity_words,
     load_line,
     money_line,
     notes_of,
@@ -61,7 +63,7 @@ def latency_table(summary: Mapping[str, Any], width: int = 80) -> Table:
 
 
 def kv_lines(kv: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    size = f"{count(kv['capacity_tokens'])} tokens in blocks of {count(kv['block_tokens'])}"
+    size = f"{kv_capacity_words(kv)} in blocks of {count(kv['block_tokens'])}"
     yield "KV pool", f"mean {percent(kv['mean_used'])}, peak {percent(kv['peak_used'])} used of {size}"
     held = kv["waste"]["of_held"]
     waste = ", ".join(f"{percent(held[kind])} {kind}" for kind in ("reserved", "internal", "external"))
@@ -116,6 +118,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
         )
     lines += kv_lines(summary["kv"])
+    lines += [("KV band", line) for line in kv_capacity_lines(summary)[1:]]
     if drafts := summary.get("speculation"):
         lines += speculation_lines(drafts)
     lines += slo_lines(summary)

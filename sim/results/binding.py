@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sim.results.kv import busy_s
+from sim.results.kv import FULL, busy_s
 from sim.results.metrics import REQUEST_COLUMNS, Limit, verdicts
 from sim.results.percentiles import Floats, Ints
 from sim.results.resources import COMPUTE, DEVICE, RESOURCES, Resources
@@ -211,3 +211,13 @@ def _of(part: float, whole: float) -> float:
 def limits_of(kept: Mapping[str, Any]) -> StepLimits:
     """The limits that a summary's `binding` keeps."""
     return StepLimits(**{key: value for key, value in kept.items() if key != "budget_is"})
+
+
+def kv_limits(summary: Mapping[str, Any]) -> bool:
+    """Does the capacity of the KV pools decide this run's answer, and is it an estimate?
+
+    It decides where requests waited for memory or were preempted, or where the pool was all but full.
+    """
+    kv, by = summary["kv"], summary.get("binding", {}).get("by")
+    estimated = kv.get("capacity_low_tokens", 0) < kv.get("capacity_high_tokens", 0)
+    return bool(estimated and (by == KV or kv["preemptions"] > 0 or kv["peak_held"] > FULL))

@@ -20,16 +20,25 @@ KV_DATA = KV_KINDS[:2]
 # Those that change within a span, for which the tables have the mean over its steps too.
 KV_CHANGING = ("used", "reserved", "internal", "free")
 KV_MEAN_COLUMNS = {f"kv_{kind}_mean_tokens": kind for kind in KV_CHANGING}
+FULL = 0.9
+"""A pool that is fuller than this is under pressure: the next admission may have to wait or to preempt."""
 PREFIX_COLUMNS = ("prompt_tokens", "prefix_hit_tokens", "prefix_blocks", "prefix_hit_blocks")
 
 
 @dataclass(frozen=True, slots=True)
 class KvFacts:
-    """What the tables do not say about the KV pools: the size of one replica's, or of each where they differ."""
+    """What the tables do not say about the KV pools: the size of one replica's, and how that is known.
+
+    Where it is estimated, `band` are the fewest and the most tokens that it may be; `source` says whose accounting that
+    is, or which line of a server; "" where the number of blocks was given. `each_tokens` has the size of each replica's
+    where they differ.
+    """
 
     capacity_tokens: int
     block_tokens: int
     replicas: int = 1
+    band: tuple[int, int] | None = None
+    source: str = ""
     each_tokens: tuple[int, ...] = ()
 
     @property
@@ -96,7 +105,7 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
     scheduled = requests[requests["first_scheduled_s"].notna()]
     hits = {name: int(scheduled[name].sum()) for name in PREFIX_COLUMNS}
     return {
-        "capacity_tokens": kv.capacity_tokens if kv.alike else None,
+        **_capacity(kv),
         "block_tokens": kv.block_tokens,
         "peak_used": _peak(steps, kv, *KV_DATA),
         "mean_used": _share(data_s, whole),
@@ -113,6 +122,22 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
         "preemptions": int(requests["preemptions"].sum()),
         "swapped_bytes": int(steps["swapped_bytes"].sum()),
         "copied_bytes": int(steps["copied_bytes"].sum()),
+    }
+
+
+def _capacity(kv: KvFacts) -> dict[str, Any]:
+    """The size of one replica's pool and its band; None where the replicas' differ."""
+    if not kv.alike:
+        return {
+            **dict.fromkeys(("capacity_tokens", "capacity_low_tokens", "capacity_high_tokens")),
+            "capacity_source": "",
+        }
+    low, high = kv.band or (kv.capacity_tokens, kv.capacity_tokens)
+    return {
+        "capacity_tokens": kv.capacity_tokens,
+        "capacity_low_tokens": low,
+        "capacity_high_tokens": high,
+        "capacity_source": kv.source,
     }
 
 

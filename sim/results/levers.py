@@ -40,7 +40,7 @@ def _bandwidth(scenario: Scenario) -> Lever:
 
 
 def _memory(scenario: Scenario) -> Lever:
-    own = scenario.kv.blocks > 0
+    own = scenario.kv.blocks > 0 or bool(scenario.kv.from_log)
     first = "kv.blocks" if own else "kv.gpu_memory_utilization"
     words = [f"a larger {first}"] if own or scenario.kv.gpu_memory_utilization < 1 else []
     narrow = scenario.kv.dtype in NARROW

@@ -108,13 +108,23 @@ def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
 
 
 def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
-    """Seconds from the first arrival to the end of the last step (or the last arrival, if that is later)."""
+    """Seconds from the first arrival to the end of the last step, or the last token or arrival that is seen later."""
     if not len(requests):
         return 0.0
-    last_s = float(requests["arrival_s"].max())
+    last_s = float(requests[["arrival_s", "finish_s"]].max().max())
     if len(steps):
         last_s = max(last_s, float(steps["end_s"].max()))
     return last_s - float(requests["arrival_s"].min())
+
+
+def latencies(requests: pd.DataFrame, itl: Itl, whose: str = "") -> dict[str, dict[str, float | None]]:
+    """The distributions of what clients see, or with `whose` "engine_" of what the engine does."""
+    return {
+        "ttft_s": distribution(requests[f"{whose}ttft_s"]),
+        "tpot_s": distribution(requests[f"{whose}tpot_s"]),
+        "itl_s": distribution(*itl),
+        "e2e_s": distribution(requests[f"{whose}e2e_s"]),
+    }
 
 
 def request_counts(requests: pd.DataFrame, dropped: int = 0) -> dict[str, int]:
@@ -192,22 +202,26 @@ def summarise(
     inputs: Mapping[str, Any],
     speculation: Mapping[str, Any] | None = None,
     rates: Rates | None = None,
+    front_end: Mapping[str, Any] | None = None,
+    engine_itl: Itl | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
-    Without `rates` each replica is one GPU of unknown price and power.
+    Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
+    does, when it does it.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)
+    seen = latencies(requests, itl)
+    done = seen if engine_itl is None else latencies(requests, engine_itl, "engine_")
     summary: dict[str, Any] = {
         "requests": request_counts(requests, dropped),
         "duration_s": duration,
         "throughput": throughput(requests, duration),
-        "ttft_s": distribution(requests["ttft_s"]),
-        "tpot_s": distribution(requests["tpot_s"]),
-        "itl_s": distribution(*itl),
-        "e2e_s": distribution(requests["e2e_s"]),
+        **seen,
         "queue_s": distribution(requests["queue_s"]),
+        **{f"engine_{key}": value for key, value in done.items()},
+        **({"front_end": front_end} if front_end is not None else {}),
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
         "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration),

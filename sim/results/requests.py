@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sim.engine.request import Request
+from sim.results.clients import ClientLog
 
 
 class RequestLog:
@@ -47,20 +48,25 @@ def request_table(
     log: RequestLog,
     longest_gap_s: np.ndarray,
     block_tokens: Sequence[int],
+    clients: ClientLog | None = None,
 ) -> pd.DataFrame:
     """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log.
 
-    block_tokens: of each replica.
+    `block_tokens` is of each replica; `clients` is what they saw behind a front end; without it they see what the
+    engine does, when it does it.
     """
 
     def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
         return _spread(np.asarray(values), sent, empty)
 
-    arrival_s = spread(log.arrival_s, np.nan)
-    arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
-    first_scheduled_s, first_token_s, finish_s = (
-        spread(times_s, np.nan) for times_s in (log.first_scheduled_s, log.first_token_s, log.finish_s)
-    )
+    def times(of: RequestLog | ClientLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        arrival_s = spread(of.arrival_s, np.nan)
+        arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
+        return arrival_s, spread(of.first_token_s, np.nan), spread(of.finish_s, np.nan)
+
+    engine_s = times(log)
+    arrival_s, first_token_s, finish_s = engine_s if clients is None else times(clients)
+    first_scheduled_s = spread(log.first_scheduled_s, np.nan)
     # An answer may have ended before the length that the trace gives it (end of sequence).
     made = spread(log.output_tokens, 0).astype("i8")
     output = np.where(made > 0, made, trace["output_tokens"].to_numpy())
@@ -78,7 +84,13 @@ def request_table(
             "status": status,
             "reason": reason,
             "replica": replica,
-            **_latencies(arrival_s, first_scheduled_s, first_token_s, finish_s, output),
+            "first_scheduled_s": first_scheduled_s,
+            "first_token_s": first_token_s,
+            "finish_s": finish_s,
+            "queue_s": first_scheduled_s - engine_s[0],
+            **_latencies(arrival_s, first_token_s, finish_s, output, ""),
+            "engine_arrival_s": engine_s[0],
+            **_latencies(*engine_s, output, "engine_"),
             "max_itl_s": spread(longest_gap_s, np.nan),
             "preemptions": spread(log.preemptions, 0).astype("i8"),
             "prefix_hit_tokens": hit_tokens,
@@ -103,21 +115,13 @@ def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:
 
 
 def _latencies(
-    arrival_s: np.ndarray,
-    first_scheduled_s: np.ndarray,
-    first_token_s: np.ndarray,
-    finish_s: np.ndarray,
-    output: np.ndarray,
+    arrival_s: np.ndarray, first_token_s: np.ndarray, finish_s: np.ndarray, output: np.ndarray, whose: str
 ) -> dict[str, np.ndarray]:
-    """The time stamps of the requests and what lies between them, by column."""
+    """What lies between the time stamps of the requests, by column."""
     return {
-        "first_scheduled_s": first_scheduled_s,
-        "first_token_s": first_token_s,
-        "finish_s": finish_s,
-        "queue_s": first_scheduled_s - arrival_s,
-        "ttft_s": first_token_s - arrival_s,
-        "tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
-        "e2e_s": finish_s - arrival_s,
+        f"{whose}ttft_s": first_token_s - arrival_s,
+        f"{whose}tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
+        f"{whose}e2e_s": finish_s - arrival_s,
     }
 
 

@@ -55,7 +55,8 @@ class Resources:
         halves: dict[tuple[str, int], float] = {}
         seconds = np.zeros((len(chosen), len(RESOURCES)))
         for place, (_, shape, repeats) in enumerate(chosen):
-            for name, exposed_s in exposed(terms.cost, shape, repeats, overlap_host=terms.overlap_host).items():
+            parts = exposed(terms.cost, shape, repeats, overlap_host=terms.overlap_host, gap=terms.gap)
+            for name, exposed_s in parts.items():
                 split = _split(terms.cost, name, shape, exposed_s, halves)
                 for resource, part_s in split.items():
                     seconds[place, RESOURCES.index(resource)] += part_s * repeats

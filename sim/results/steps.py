@@ -8,7 +8,7 @@ from struct import Struct
 import numpy as np
 import pandas as pd
 
-from sim.engine.batch import Batch, Shape
+from sim.engine.batch import Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
@@ -94,6 +94,9 @@ class StepLog(Observer):
         batch, times_s = flight.batch, flight.times_s
         _, device_each_s, host_s = flight.outcome[:3]
         repeats = batch.repeats
+        if batch.courses is not None and repeats > 1:
+            self._follow(replica.index, flight, batch.courses)
+            return
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = batch.shape[:8]
         new = past = drafts = 0
         for tokens, before in prefills:
@@ -110,9 +113,7 @@ class StepLog(Observer):
         else:
             device_s = sum(device_each_s[:repeats])
             self.step_end_s[replica.index].extend(flight.ends_s)
-        if self._seen % self._stride == 0:
-            self._keep(batch)
-        self._seen += 1
+        self._keep(batch.shape, repeats)
         self._rows += _pack_row(
             replica.index,
             batch.first_step,
@@ -136,17 +137,58 @@ class StepLog(Observer):
             *flight.usage,
             *(batch.drift or STILL),
         )
+        self._fill()
+
+    def _follow(self, index: int, flight: Flight, courses: Courses) -> None:
+        """A row for each repeat of a span whose repeats are unlike."""
+        batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
+        rows, width = len(batch.entries), courses.width
+        ends_s = flight.ends_s
+        self.step_end_s[index].extend(ends_s)
+        for at, shape in enumerate(courses.until(batch.repeats)):
+            self._keep(shape, 1)
+            self._rows += _pack_row(
+                index,
+                batch.first_step + at,
+                1,
+                times_s[at],
+                ends_s[at],
+                0,
+                0,
+                0,
+                rows,
+                shape.proposal_context,
+                rows * (width - 1),
+                0,
+                outcome.device_s[at],
+                outcome.host_s,
+                batch.running,
+                batch.waiting,
+                0,
+                0,
+                0,
+                *courses.usages[at],
+                *STILL,
+            )
+        self._fill()
+
+    def _fill(self) -> None:
         if len(self._rows) >= _CHUNK_BYTES:
             self._full.append(self._rows)
             self._rows = bytearray()
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, shape: Shape, repeats: int) -> None:
+        """Sample the next row's shape, if its turn has come."""
+        seen = self._seen
+        self._seen = seen + 1
+        if seen % self._stride:
+            return
         if len(self.sample) == _SAMPLES:
             del self.sample[1::2]
             self._stride *= 2
-            if self._seen % self._stride:
+            if seen % self._stride:
                 return
-        self.sample.append((self._seen, batch.shape, batch.repeats))
+        self.sample.append((seen, shape, repeats))
 
     def preemptions(self, sent: np.ndarray) -> pd.DataFrame:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.

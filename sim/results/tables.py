@@ -19,7 +19,7 @@ from sim.results.terms import term_table
 from sim.results.transaction import settle
 from traces import files as inputs
 
-SCENARIO, SUMMARY = "scenario.toml", "summary.json"
+SCENARIO, SUMMARY, PERFETTO = "scenario.toml", "summary.json", "trace.perfetto.json"
 REQUESTS, STEPS, GAPS, PREEMPTED, TERMS = (
     f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms")
 )
@@ -42,7 +42,7 @@ REQUEST_COLUMNS = (
     "tpot_s", "e2e_s", "preemptions",
 )  # fmt: skip
 RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, "answers.parquet", "report.html",
-             "trace.perfetto.json")  # fmt: skip
+             PERFETTO)  # fmt: skip
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sim.cost.step import StepCost, Term, advanced, device_seconds
+from sim.cost.step import HIDDEN, HostGap, StepCost, Term, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.results.result import Run
 
@@ -26,6 +26,8 @@ class StepTerms:
     cost: StepCost
     spans: Sequence[tuple[int, Shape, int]]
     overlap_host: bool
+    gap: HostGap = HIDDEN
+    """What of the host's work the device waits for although the rest is hidden."""
 
     @property
     def every(self) -> int:
@@ -38,13 +40,13 @@ class StepTerms:
     def of(self, place: int) -> dict[str, float]:
         """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""
         _, shape, repeats = self.spans[place]
-        return exposed(self.cost, shape, repeats, overlap_host=self.overlap_host)
+        return exposed(self.cost, shape, repeats, overlap_host=self.overlap_host, gap=self.gap)
 
     def seconds(self) -> dict[tuple[str, str], float]:
         """Seconds by (term, source) of an even choice of the spans: `term_seconds`."""
         chosen = self.spans[:: -(-len(self.spans) // MOST_FOR_SHARES) or 1]
         pairs = [(shape, repeats) for _, shape, repeats in chosen]
-        return term_seconds(self.cost, pairs, overlap_host=self.overlap_host)
+        return term_seconds(self.cost, pairs, overlap_host=self.overlap_host, gap=self.gap)
 
 
 class FleetTerms:
@@ -74,23 +76,26 @@ class FleetTerms:
         return total
 
 
-def exposed(cost: StepCost, shape: Shape, repeats: int, *, overlap_host: bool) -> dict[str, float]:
+def exposed(
+    cost: StepCost, shape: Shape, repeats: int, *, overlap_host: bool, gap: HostGap = HIDDEN
+) -> dict[str, float]:
     """Seconds by term of the middle step of a span; of the host's terms, those that the device does not hide."""
     terms = cost.explain(advanced(shape, repeats // 2))
-    return {name: seconds for (name, _), seconds in _exposed(terms, overlap_host=overlap_host).items()}
+    gap_s = gap.of(shape) if overlap_host else 0.0
+    return {name: seconds for (name, _), seconds in _exposed(terms, gap_s, overlap_host=overlap_host).items()}
 
 
-def _exposed(terms: Mapping[str, Term], *, overlap_host: bool) -> dict[tuple[str, str], float]:
+def _exposed(terms: Mapping[str, Term], gap_s: float, *, overlap_host: bool) -> dict[tuple[str, str], float]:
     """Seconds by (term, source) of one step; of the host's terms, those that the device does not hide."""
     hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
     return {
-        (name, term.source): max(0.0, term.seconds - hidden_s) if term.on_host else term.seconds
+        (name, term.source): max(0.0, term.seconds - hidden_s) + gap_s if term.on_host else term.seconds
         for name, term in terms.items()
     }
 
 
 def term_seconds(
-    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool
+    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool, gap: HostGap = HIDDEN
 ) -> dict[tuple[str, str], float]:
     """Seconds by (term, source) over a sample of spans; of the host's, those that the device does not hide.
 
@@ -99,7 +104,8 @@ def term_seconds(
     seconds: dict[tuple[str, str], float] = {}
     for shape, repeats in sample:
         terms = cost.explain(advanced(shape, repeats // 2))
-        for key, exposed_s in _exposed(terms, overlap_host=overlap_host).items():
+        gap_s = gap.of(shape) if overlap_host else 0.0
+        for key, exposed_s in _exposed(terms, gap_s, overlap_host=overlap_host).items():
             seconds[key] = seconds.get(key, 0.0) + exposed_s * repeats
     return seconds
 

@@ -14,24 +14,26 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
-from sim.cost.step import StepCost
+from sim.cost.step import HostGap, StepCost
 from sim.engine.batch import Limits
-from sim.engine.drafting import Proposer
+from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.memory import KvPool, Layout
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
-from sim.load import OURS, build, find
+from sim.load import OURS, build, find, installed
+from sim.results.kv import KvFacts
 from sim.scenario import Scenario
 from sim.serving.executor import Accepting, Executor, Predicted
-from sim.serving.memory import allocator_package, kv_pool
+from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
-from sim.speculation.acceptance import Acceptance, acceptance_rates, found_shares
+from sim.speculation.acceptance import Acceptance
 from sim.speculation.adaptive import Adaptive
 from sim.speculation.drafters import Drafted, Drafter, FixedDrafts
+from sim.speculation.rates import acceptance_rates, found_shares
 from traces.schema import InputError
 
 
@@ -60,10 +62,14 @@ class Parts:
     drafter: Drafter | None
     offloaded_bytes: int
     """Host memory that each GPU's offloaded weights and KV take."""
+    gap: HostGap
+    """What of the host's work the device waits for between steps though scheduling is asynchronous."""
     preset: EnginePreset | None
     """Whose defaults hold; None for those of no engine."""
     rules: Rules
     """Of the engine's version."""
+    room: KvRoom
+    """How many blocks the memory has, and how that is known."""
 
     def engine(self, *, spans: bool = True) -> ServingEngine:
         """A fresh engine, with a policy and an allocator of its own unless it is another's."""
@@ -94,21 +100,37 @@ class Parts:
             ranks=bool(getattr(self.cost, "needs_longest", False)),
         )
 
-    def executor(self, acceptance: Sequence[float] | None = None) -> Executor:
-        """Prices batches for one replica, and says which drafts are right; `acceptance` is that of each request."""
-        predicted = Predicted(self.cost, overlap_host=self.asynchronous)
+    def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:
+        """Prices batches for one replica, and says which drafts are right.
+
+        Args:
+            acceptance: that of each request.
+            engine: may know beforehand how many drafts will be right, and repeat steps unasked.
+        """
+        predicted = Predicted(self.cost, overlap_host=self.asynchronous, gap=self.gap)
         if self.drafter is None:
             return predicted
         speculation = self.scenario.speculation
         rates, tree = acceptance_rates(speculation.acceptance), speculation.shape if speculation.tree else None
         shares = found_shares(speculation.acceptance) if self.drafter.kind == "ngram" else ()
-        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, shares)
+        draw = Acceptance(rates, self.scenario.seed, acceptance, tree, shares, speculation.k)
+        if isinstance(engine, DraftingEngine) and not shares:
+            engine.foresight = draw
         return Accepting(predicted, draw, draw.found if shares else None)
 
     @property
     def pool(self) -> KvPool:
         """The blocks that the allocator makes of the memory, which may be smaller."""
         return self.layout.pool
+
+    @property
+    def kv_facts(self) -> KvFacts:
+        """The KV pool for the summary: its tokens, the band that these are in, and how they are known."""
+        pool, room = self.pool, self.room
+        band = (pool.tokens * room.least // room.blocks, pool.tokens * room.most // room.blocks)
+        return KvFacts(
+            pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
+        )
 
     @property
     def depth(self) -> int:
@@ -142,7 +164,8 @@ def assemble(scenario: Scenario) -> Parts:
     preset = presets.load(engine.preset) if engine.preset else None
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
-    memory = kv_pool(scenario, model, gpu, offload, drafter, longest)
+    room = kv_room(scenario, model, gpu, offload, drafter)
+    memory = kv_pool(scenario, model, room, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
@@ -183,8 +206,10 @@ def assemble(scenario: Scenario) -> Parts:
         window,
         drafter,
         offloaded_bytes,
+        HostGap(efficiency.host_gap_s, efficiency.host_gap_row_s),
         preset,
         rules_of(preset.rules if preset else ()),
+        room,
     )
 
 
@@ -197,15 +222,15 @@ def _schedulers(
     """
     if preset is not None and (why := preset.refusal(scenario.policy.name, scenario.allocator.name)):
         raise InputError(why)
-    installed = "==" in scenario.engine.name
-    if scenario.engine.name == OURS or installed:
+    if scenario.engine.name == OURS or installed(scenario.engine.name):
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
         _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
-        if not installed:
+        if scenario.engine.name == OURS:
             return None, policy, allocator
-        from sim.engines.vllm import vllm_engine  # noqa: PLC0415  (few ask for it)
+        from sim.engines.vllm_scenario import vllm_engine  # noqa: PLC0415  (few ask for it)
 
-        asynchronous = _asynchronous(scenario, None, by_default=policy["async_by_default"])
+        drafter = _drafter(scenario, model) if policy["drafts"] else None
+        asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
         return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
     default = Scenario()
@@ -297,5 +322,5 @@ def resolved(scenario: Scenario, parts: Parts) -> Scenario:
     return replace(
         scenario,
         engine=replace(scenario.engine, max_model_len=parts.limits.max_model_len, async_scheduling=parts.asynchronous),
-        kv=replace(scenario.kv, blocks=parts.memory.blocks),
+        kv=replace(scenario.kv, blocks=parts.memory.blocks, from_log="", accounting="auto", estimate="expected"),
     )

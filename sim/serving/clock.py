@@ -47,11 +47,14 @@ class Clock(simpy.Environment):
         """Calls asked for so far."""
         return self._calls
 
-    def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False) -> Event:
-        """Call `action(event)` at `time_s`; among calls at one time, `first` ones precede the others."""
+    def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
+        """Call `action(event)` at `time_s`.
+
+        Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
+        """
         event = _Call(action)
         self._calls = number = next(self._eid)
-        heappush(self._queue, (time_s, URGENT if first else NORMAL, number, event))
+        heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
         return event
 
     def run_out(self) -> None:

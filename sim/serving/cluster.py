@@ -1,4 +1,4 @@
-"""Replicas behind a router, which sees snapshots of them and nothing else."""
+"""Servers behind a router, which sees snapshots of them and nothing else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sim.engine.request import Request
-from sim.serving.clock import Event
-from sim.serving.replica import Replica
-from sim.serving.snapshot import Polled, Snapshot
+from sim.serving.clock import Clock, Event
+from sim.serving.snapshot import Polled, Server, Snapshot
 
 
 class Router(Protocol):
@@ -19,59 +18,60 @@ class Router(Protocol):
 
 
 class Cluster:
-    """The replicas that one router sends requests to.
+    """The servers that one router sends requests to.
 
     Args:
-        kv_blocks: of each replica; without them, all its blocks count as free.
-        poll_s: the router sees each replica as it was at the last multiple of so many seconds; 0: as it is.
+        kv_blocks: of each; without them, all its blocks count as free.
+        clock: what looks at them are timed by; not needed without `poll_s`.
+        poll_s: the router sees each as it was at the last multiple of so many seconds; 0: as it is.
         polls_memory: whether such a look reads the KV cache too.
     """
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
+        servers: Sequence[Server],
         router: Router,
         kv_blocks: Sequence[int] = (),
         *,
+        clock: Clock | None = None,
         poll_s: float = 0.0,
         polls_memory: bool = False,
     ) -> None:
-        self._clock = clock = replicas[0].clock
-        self._replicas = replicas
+        self._servers = servers
         self._router = router
-        self._alone = len(replicas) == 1
-        self._places = {replica.index: place for place, replica in enumerate(replicas)}
-        sizes = kv_blocks or [0] * len(replicas)
-        self._now = [Snapshot(replica, place, sizes[place]) for place, replica in enumerate(replicas)]
-        polled = replicas if poll_s and not self._alone else ()
-        self._polled = [Polled(replica, place, sizes[place], clock) for place, replica in enumerate(polled)]
+        self._alone = len(servers) == 1
+        sizes = kv_blocks or [0] * len(servers)
+        self._now = [Snapshot(server, place, sizes[place]) for place, server in enumerate(servers)]
+        self._polled: list[Polled] = []
+        if clock is not None and poll_s and not self._alone:
+            self._polled = [Polled(server, place, sizes[place], clock) for place, server in enumerate(servers)]
+            self._clock = clock
         self._seen: Sequence[Snapshot] = self._polled or self._now
         self._poll_s = poll_s
         self._polls_memory = polls_memory
         self._polling = False
 
     def submit(self, req: Request) -> None:
-        """Send a request to the replica that the router names."""
-        self.choose(req).submit(req)
+        """Send a request to the server that the router names."""
+        self._servers[self.choose(req)].submit(req)
 
-    def choose(self, req: Request) -> Replica:
-        """The replica that the router names, where the request counts until it is `finished`."""
+    def choose(self, req: Request) -> int:
+        """The place of the server that the router names, where the request counts until it is `finished`."""
         if self._alone:
-            return self._replicas[0]
+            return 0
         if self._polled and not self._polling:
             self._poll_next()
-        at = self._router(req, self._seen).index
-        chosen = self._now[at]
+        place = self._router(req, self._seen).index
+        chosen = self._now[place]
         chosen.outstanding += 1
         chosen.outstanding_tokens += req.prompt_tokens
-        return self._replicas[at]
+        return place
 
-    def finished(self, req: Request, replica: Replica) -> None:
-        """Take note that a replica has answered a request."""
-        if not self._alone:
-            there = self._now[self._places[replica.index]]
-            there.outstanding -= 1
-            there.outstanding_tokens -= req.prompt_tokens
+    def finished(self, req: Request, place: int) -> None:
+        """Take note that a server has answered a request."""
+        there = self._now[place]
+        there.outstanding -= 1
+        there.outstanding_tokens -= req.prompt_tokens
 
     def _poll_next(self) -> None:
         self._polling = True

@@ -49,6 +49,7 @@ class Disaggregated:
     """Sends requests to where prompts are computed, and from there with their KV to where they are decoded.
 
     Args:
+        decoders: the replicas of `decoding`, by place.
         kv_bytes: of so many tokens, on all GPUs of a replica together.
         bytes_per_s: of the links of a replica, by its number.
         layers: of the model, where each layer's KV is sent as soon as it is computed (as if there had been room from
@@ -60,6 +61,7 @@ class Disaggregated:
         self,
         prefilling: Cluster,
         decoding: Cluster,
+        decoders: Sequence[Replica],
         links: Links,
         *,
         kv_bytes: Callable[[int], float],
@@ -69,6 +71,7 @@ class Disaggregated:
     ) -> None:
         self._prefilling = prefilling
         self._decoding = decoding
+        self._decoders = decoders
         self._links = links
         self._kv_bytes = kv_bytes
         self._bytes_per_s = bytes_per_s
@@ -100,7 +103,7 @@ class Disaggregated:
         req.confirmed = 1
         req.first_scheduled_s, req.first_token_s = prompt.first_scheduled_s, prompt.first_token_s
         req.prefix_hit_tokens, req.preemptions = prompt.prefix_hit_tokens, prompt.preemptions
-        target = self._decoding.choose(req)
+        target = self._decoders[self._decoding.choose(req)]
         req.handover = Handover(journey.tokens, 0, str(source.index), str(target.index))
         journey.source, journey.target, journey.asked_s = source, target, source.clock.now
         source.moving += 1

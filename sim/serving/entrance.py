@@ -19,6 +19,7 @@ from sim.serving.disaggregation import Disaggregated, Places
 from sim.serving.links import Links
 from sim.serving.pool import Pool, kv_bytes, router_traits
 from sim.serving.replica import Replica
+from sim.serving.snapshot import Server
 from sim.specs.fleet import BOTH, DECODE, PREFILL
 
 Answered = Callable[[Request, Replica], None]
@@ -26,11 +27,11 @@ Answered = Callable[[Request, Replica], None]
 
 
 class MakesReplicas(Protocol):
-    """Makes a replica of a pool; `on_finish` is called with each request that it has answered, and itself."""
+    """Makes a replica of a pool, and what stands before it; `on_finish` is told of each request that it answered."""
 
     def __call__(
-        self, pool: Pool, engine: ServingEngine, index: int, *, on_finish: Answered, observer: Observer | None = None
-    ) -> Replica: ...
+        self, pool: Pool, engine: ServingEngine, index: int, *, on_finish: Answered, observer: Observer | None
+    ) -> tuple[Server, Replica]: ...
 
 
 class Entrance:
@@ -51,52 +52,57 @@ class Entrance:
     ) -> None:
         self._scenario = scenario
         self._answered = answered
-        self._clusters: dict[str, Cluster] = {}
         self._disaggregated: Disaggregated | None = None
         self.follows_sessions = False
         self.replicas: list[Replica] = []
-        self._placed: list[tuple[Pool, Replica]] = []
+        self._where: list[tuple[Cluster, int]] = []
+        """Of each replica the cluster that it is in, and its place there."""
         places = Places()
         alone = sum(pool.count for pool in pools) == 1
+        servers: dict[str, list[tuple[Pool, Server]]] = {}
         for pool, own in zip(pools, engines, strict=True):
             for engine in own:
                 observer = places if pool.role == DECODE else None
                 on_finish: Answered = answered if alone else self._finished
                 if pool.role == PREFILL:
                     on_finish = self._prefilled
-                replica = make(pool, engine, len(self.replicas), on_finish=on_finish, observer=observer)
+                server, replica = make(pool, engine, len(self.replicas), on_finish=on_finish, observer=observer)
                 self.replicas.append(replica)
-                self._placed.append((pool, replica))
-        roles = list(dict.fromkeys(pool.role for pool in pools))
-        for role in roles:
-            self._clusters[role] = self._cluster([pool for pool in pools if pool.role == role])
-        self._role_of = [pool.role for pool, _ in self._placed]
-        if PREFILL in roles:
+                servers.setdefault(pool.role, []).append((pool, server))
+        self._clusters = {role: self._cluster(own) for role, own in servers.items()}
+        count = dict.fromkeys(servers, 0)
+        for pool in pools:
+            for _ in range(pool.count):
+                self._where.append((self._clusters[pool.role], count[pool.role]))
+                count[pool.role] += 1
+        if PREFILL in servers:
             places.disaggregated = self._disaggregated = self._disaggregation(pools)
             self.submit = self._disaggregated.submit
         else:
             self.submit = self._clusters[BOTH].submit
 
-    def _cluster(self, pools: Sequence[Pool]) -> Cluster:
-        """The replicas of these pools behind the router of the first, which is that of all unless it says otherwise."""
-        scenario = pools[0].parts.scenario
-        traits = router_traits(scenario, pools)
+    def _cluster(self, servers: Sequence[tuple[Pool, Server]]) -> Cluster:
+        """These behind the router of the first pool, which is that of all unless a pool says otherwise."""
+        scenario = servers[0][0].parts.scenario
+        traits = router_traits(scenario, [pool for pool, _ in servers])
         self.follows_sessions = self.follows_sessions or traits["follows_sessions"]
-        mine = [(pool, replica) for pool, replica in self._placed if pool in pools]
         return Cluster(
-            [replica for _, replica in mine],
+            [server for _, server in servers],
             build("sim.routers", scenario.router.name, _seeded(scenario)),
-            [pool.parts.pool.blocks for pool, _ in mine],
+            [pool.parts.pool.blocks for pool, _ in servers],
+            clock=self.replicas[0].clock,
             poll_s=self._scenario.routing.poll_s,
             polls_memory=traits["reads_memory"],
         )
 
     def _disaggregation(self, pools: Sequence[Pool]) -> Disaggregated:
         transfer = self._scenario.transfer
-        rates = [pool.link_bytes_per_s for pool, _ in self._placed]
+        rates = [pool.link_bytes_per_s for pool in pools for _ in range(pool.count)]
+        decoding = self._clusters[DECODE]
         return Disaggregated(
             self._clusters[PREFILL],
-            self._clusters[DECODE],
+            decoding,
+            [replica for replica, (cluster, _) in zip(self.replicas, self._where, strict=True) if cluster is decoding],
             Links(self.replicas[0].clock, dict(enumerate(rates)), transfer.latency_s),
             kv_bytes=lambda tokens: kv_bytes(pools[0], tokens),
             bytes_per_s=rates,
@@ -104,12 +110,17 @@ class Entrance:
             min_prompt_tokens=transfer.min_prompt_tokens,
         )
 
+    def left(self, req: Request, index: int) -> None:
+        """Take note that a replica, or what stands before it, is done with a request."""
+        cluster, place = self._where[index]
+        cluster.finished(req, place)
+
     def _finished(self, req: Request, replica: Replica) -> None:
-        self._clusters[self._role_of[replica.index]].finished(req, replica)
+        self.left(req, replica.index)
         self._answered(req, replica)
 
     def _prefilled(self, prompt: Request, replica: Replica) -> None:
-        self._clusters[PREFILL].finished(prompt, replica)
+        self.left(prompt, replica.index)
         assert self._disaggregated is not None
         if self._disaggregated.prefilled(prompt, replica):
             self._answered(prompt, replica)

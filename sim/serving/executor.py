@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sim.cost.step import StepCost
+from sim.cost.step import HIDDEN, HostGap, StepCost, course_s
 from sim.engine.batch import Batch, Outcome, Shape, outcome_of
 from sim.engine.request import Request
 
@@ -113,18 +113,37 @@ class Predicted:
         cost: device and host seconds as pure functions of the batch's shape.
         overlap_host: the host prepares the next step while the device runs this one (async scheduling), so that a
             step takes the longer of the two instead of their sum.
+        gap: what of the host's work the device waits for even then.
     """
 
-    def __init__(self, cost: StepCost, *, overlap_host: bool) -> None:
+    def __init__(self, cost: StepCost, *, overlap_host: bool, gap: HostGap = HIDDEN) -> None:
         self.cost = cost
         self.overlap_host = overlap_host
+        self._gap = gap if overlap_host else HIDDEN
 
     def execute(self, batch: Batch) -> Outcome:
         repeats = batch.repeats
+        if batch.courses is not None and repeats > 1:
+            return self._along(batch.courses.until(repeats))
         device, host_s = self.cost.span_s(batch.shape, repeats)
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
             seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
+            if self._gap is not HIDDEN:
+                gap_s = self._gap.of(batch.shape)
+                seconds = [busy_s + gap_s for busy_s in seconds]
         else:
             seconds = [device_s + host_s for device_s in device] if host_s else device
+        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+
+    def _along(self, shapes: Sequence[Shape]) -> Outcome:
+        """One step after the other, each of its own shape; those behind one whose host seconds differ are left out."""
+        device, host_s = course_s(self.cost, shapes)
+        if self.overlap_host:
+            seconds = [max(device_s, host_s) for device_s in device]
+            if self._gap is not HIDDEN:
+                gaps_s = map(self._gap.of, shapes)
+                seconds = [busy_s + gap_s for busy_s, gap_s in zip(seconds, gaps_s, strict=False)]
+        else:
+            seconds = [device_s + host_s for device_s in device]
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))

@@ -52,6 +52,16 @@ def pool_inputs(pools: Sequence[Pool]) -> dict[str, Any]:
     return {"pools": told}
 
 
+def pool_notes(pools: Sequence[Pool]) -> list[str]:
+    """What a run of pools does not model."""
+    if all(pool.role != PREFILL for pool in pools):
+        return []
+    return [
+        "No front end is modelled where prompts and answers are of different pools: clients see what the engines do, "
+        "when they do it."
+    ]
+
+
 def numbers(pools: Sequence[Pool]) -> list[range]:
     """The replicas of each pool."""
     ends = np.cumsum([pool.count for pool in pools]).tolist()
@@ -74,8 +84,9 @@ def by_pool(
 
 def kv_facts(pools: Sequence[Pool]) -> KvFacts:
     """Of all replicas."""
+    first = pools[0].parts.kv_facts
     sizes = tuple(pool.parts.pool.tokens for pool in pools for _ in range(pool.count))
-    return KvFacts(pools[0].parts.pool.tokens, pools[0].parts.pool.block_tokens, len(sizes), sizes)
+    return replace(first, replicas=len(sizes), each_tokens=sizes)
 
 
 def fleet_summary(
@@ -99,7 +110,7 @@ def fleet_summary(
         of_pool = steps["replica"].isin(mine).to_numpy()
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
-        facts = KvFacts(pool.parts.pool.tokens, pool.parts.pool.block_tokens, pool.count)
+        facts = replace(pool.parts.kv_facts, replicas=pool.count)
         rates = Rates.of(pool.gpus, pool.parts.gpu, pool.parts.scenario.price)
         billed = metrics.run_bill(served, its_steps, rates, pool.count, duration)
         bills.append(billed)

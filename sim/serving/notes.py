@@ -1,4 +1,4 @@
-"""What a run says of its KV accounting, in sentences: how it was done, and what it cannot show."""
+"""What a run says of its front end and of its KV accounting, in sentences: how it was done, and what it cannot show."""
 
 from __future__ import annotations
 
@@ -8,9 +8,34 @@ import pandas as pd
 
 from sim.engine.pages import mixed_layers
 from sim.load import MIXED
+from sim.results.units import seconds
 from sim.serving.assemble import Parts
 from sim.serving.memory import why_alike
 from sim.specs.parallel import Parallel
+
+
+def front_end_notes(parts: Parts) -> Iterator[str]:
+    """What stands before the engine, and whose latencies are whose."""
+    front_end = parts.scenario.front_end
+    if not front_end.on:
+        return
+    processes = f"{front_end.processes:,} process{'' if front_end.processes == 1 else 'es'}"
+    costs = ", ".join(
+        f"{seconds(value)} {what}"
+        for what, value in (
+            ("a request", front_end.request_s),
+            ("a prompt token", front_end.prompt_token_s),
+            ("a step", front_end.step_s),
+            ("an output", front_end.output_s),
+            ("to send it", front_end.stream_s),
+            ("on the way each way", front_end.latency_s),
+        )
+        if value
+    )
+    yield (
+        f"Front end {front_end.name} before each replica: {processes}, {costs or 'which cost nothing'}. ttft_s, tpot_s,"
+        " itl_s and e2e_s are what a client sees, engine_ttft_s and so on what the engine does."
+    )
 
 
 def kv_notes(parts: Parts, requests: pd.DataFrame) -> Iterator[str]:

@@ -12,6 +12,7 @@ from sim.load import find
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.specs.fleet import BOTH, DECODE, PREFILL
+from sim.specs.front_end import FrontEndSettings
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
@@ -56,7 +57,8 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         raise InputError("executor is live, and a live run has one model on one device; pools are simulated")
     made = []
     for name, pool in scenario.pools.items():
-        own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing)
+        front_end = served_by(scenario).front_end
+        own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing, front_end=front_end)
         try:
             made.append(Pool(assemble(own), own.replicas, pool.role, name))
         except InputError as error:
@@ -67,6 +69,13 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     _check_model(made)
     _check_roles(made, scenario)
     return tuple(made)
+
+
+def served_by(scenario: Scenario) -> Scenario:
+    """The scenario without a front end where prompts and answers are of different pools: none is modelled there."""
+    if scenario.front_end.on and any(pool.role == PREFILL for pool in scenario.pools.values()):
+        return replace(scenario, front_end=FrontEndSettings())
+    return scenario
 
 
 def resolved_pools(scenario: Scenario, pools: Sequence[Pool]) -> Scenario:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sim.engine.flight import Flight, Observer
 from sim.engine.protocol import ServingEngine
@@ -30,6 +30,8 @@ class Replica:
         depth: batches in flight at most. 1: the next step is planned when the last one has ended. 2: it is planned
             while that one runs (async scheduling; vLLM V1, `EngineCore.step_with_batch_queue`).
         on_finish: called with each finished request at its finish time.
+        index: its number among the replicas of a clock: what falls on one moment happens in this order.
+        alone: no other replica is on the clock, so that its next event is the next that can cut a span.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Replica:
         on_finish: Callable[[Request], None],
         observer: Observer,
         index: int = 0,
+        alone: bool = True,
     ) -> None:
         self.clock = clock
         self.engine = engine
         self.executor = executor
         self.index = index
         self._depth = depth
+        self._alone = alone
         self._on_finish = on_finish
         self._observer = observer
         self._before_plan = observer.before_plan if type(observer).before_plan is not Observer.before_plan else None
@@ -57,8 +61,14 @@ class Replica:
         self._wake: Event | None = None
         self._wake_s = 0.0
         self._last_step_s = 0.0
+        self._last_repeats = 0
         self.moving = 0
         """Requests here whose KV is awaited, or is being sent: what they hold will be of use, or free."""
+
+    @property
+    def flights(self) -> Sequence[Flight]:
+        """Batches under way, the oldest first."""
+        return self._flights
 
     @property
     def outstanding(self) -> int:
@@ -77,25 +87,24 @@ class Replica:
             if self._wake is None or self._wake_s > now_s:
                 self._wake_at(now_s)
             return
-        last = self._flights[-1]
-        if not last.sealed:
-            self._end_span(last)
+        self._cut(self._flights[-1], self.clock.now)
 
     def settle(self) -> None:
-        """Let the engine's counters stand as at this moment: a span under way is cut, and sealed."""
-        if self._flights and not self._flights[-1].sealed:
-            self._end_span(self._flights[-1])
-            self._seal(self._flights[-1])
+        """Bring the engine's counts to this moment: a span under way ends with the step that an arrival would see."""
+        if self._flights:
+            last = self._flights[-1]
+            self._cut(last, self.clock.now)
+            if not last.sealed and len(last.times_s) > 2:
+                self._seal(last)
 
-    def _end_span(self, last: Flight) -> None:
-        """Cut a span to the steps that are planned by now, as single steps would have been."""
-        if len(last.times_s) == 2:
+    def _cut(self, flight: Flight, now_s: float) -> None:
+        """Let a span end before the first step that is planned after this moment."""
+        times_s = flight.times_s
+        if flight.sealed or len(times_s) == 2:
             return
-        now_s = self.clock.now
-        times_s = last.times_s
         repeats = bisect_left(times_s, now_s, 1) if self._depth == 1 else bisect_left(times_s, now_s) + 1
         if repeats < len(times_s) - 1:
-            last.cut(repeats)
+            flight.cut(repeats)
             if len(self._flights) == 1:
                 self._wake_at(times_s[-self._depth])
 
@@ -161,16 +170,22 @@ class Replica:
             return
         self._empty_plans = 0
         if batch.repeats > 4 and self._last_step_s > 0.0:
-            # Whatever comes next cuts the span: pricing steps far beyond it would be wasted.
-            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
-            if ahead < batch.repeats:
-                batch.repeats = int(ahead)
+            batch.repeats = self._worth_pricing(batch.repeats, start_s)
         outcome = self.executor.execute(batch)
         self._last_step_s = outcome.seconds[0]
         flights.append(Flight(batch, outcome, start_s))
 
+    def _worth_pricing(self, repeats: int, start_s: float) -> int:
+        """Of a span's steps, those before something is likely to cut it: pricing more would be wasted."""
+        ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
+        if not self._alone:
+            # What the clock has next is mostly of another replica; who comes here, and when, the router alone knows.
+            ahead = max(ahead, 2 * self._last_repeats + 16)
+        return int(ahead) if ahead < repeats else repeats
+
     def _seal(self, flight: Flight) -> None:
-        self.engine.seal(flight.batch, len(flight.times_s) - 1)
+        self._last_repeats = len(flight.times_s) - 1
+        self.engine.seal(flight.batch, self._last_repeats)
         flight.sealed = True
         self._observer.sealed(self, flight)
 
@@ -187,4 +202,4 @@ class Replica:
         if self._wake is not None and self._wake_s == time_s:
             return
         self._wake_s = time_s
-        self._wake = self.clock.call_at(time_s, self._woken)
+        self._wake = self.clock.call_at(time_s, self._woken, rank=self.index)

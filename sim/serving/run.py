@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sim import catalog
-from sim.cost.step import StepCost
-from sim.engine.drafting import DraftingEngine, Tally
-from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
-from sim.engine.rules import Rules
 from sim.results import metrics
 from sim.results.bill import Rates
-from sim.results.gaps import TokenGaps
 from sim.results.load import load
 from sim.results.percentiles import Itl
-from sim.results.requests import RequestLog, request_table
+from sim.results.requests import request_table
 from sim.results.steps import StepLog
 from sim.results.terms import FleetTerms, StepTerms, term_shares
 from sim.scenario import Scenario, settings_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
-from sim.serving.clock import Clock, WallClock
-from sim.serving.entrance import Entrance
-from sim.serving.executor import Executor, OnTheWall
-from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, shared
-from sim.serving.notes import kv_notes
-from sim.serving.pool import Pool, pools_of, resolved_pools
-from sim.serving.replica import NoProgressError, Replica
-from sim.serving.source import RequestSource
-from sim.serving.workload import asked_per_s, columns, load_trace, samples
+from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
+from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
+from sim.serving.noise import noise_notes
+from sim.serving.notes import front_end_notes, kv_notes
+from sim.serving.pool import Pool, pools_of, resolved_pools, served_by
+from sim.serving.simulation import Simulation
+from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
 from sim.specs.parallel import Parallel
 from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
-from traces.schema import InputError, Trace, keep_rows
+from traces.rows import keep_rows
+from traces.schema import InputError, Trace
 from traces.version import product_version
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,9 @@ class Result:
     step_end_s: list[np.ndarray]
     """The step clock of each replica: the end of every single step."""
     itl: Itl
-    """(seconds between two tokens of a request, how often)."""
+    """(seconds between two tokens of a request as its client saw them, how often)."""
+    engine_itl: Itl
+    """The same of the tokens as the engine gave them, which without a front end is the same."""
     trace: Trace
     """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
@@ -76,42 +70,6 @@ class Result:
     """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
 
 
-class LiveSession(Protocol):
-    """What a live run needs of the backend (`backend.session.Session`)."""
-
-    device_name: str
-
-    def executor(self, engine: ServingEngine) -> Executor: ...
-
-    def outputs(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(sequence id, prompt tokens, ids of prompt and answer) of each sequence."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What a validation puts into a run: nothing by default.
-
-    Args:
-        session: runs the batches of a live scenario, whose settings are taken as they are, instead of the backend.
-        wrap: is given the executor of each replica and returns the one to use.
-        observer: told of every decision, beside the run's own log.
-        cost: prices instead of the profile that the scenario names.
-        rules: of another version of the engine than the scenario names.
-        spans: whether the engine may repeat steps unasked; None leaves it to the executor.
-    """
-
-    session: LiveSession | None = None
-    wrap: Callable[[Executor], Executor] | None = None
-    observer: Observer | None = None
-    cost: StepCost | None = None
-    rules: Rules | None = None
-    spans: bool | None = None
-
-
-NO_HOOKS = Hooks()
-
-
 def simulate(
     scenario: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
 ) -> Result:
@@ -121,43 +79,45 @@ def simulate(
     if backend is not None:
         scenario = backend.fitted(scenario)
     pools = [_hooked(pool, hooks) for pool in pools_of(scenario)]
-    parts = pools[0].parts
+    scenario, parts = served_by(scenario), pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
     engines = [pool.engines(spans=spans) for pool in pools]
     sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
     sent = keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
-    simulation = _Simulation(scenario, pools, engines, sent, progress, session, hooks)
+    simulation = Simulation(scenario, pools, engines, sent, progress, session, hooks, spans)
     started = time.perf_counter()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     loop_s = time.perf_counter() - started
-    gaps = simulation.gaps()
-    requests = request_table(
-        trace.requests, sent_rows, rejected, simulation.requests, gaps.longest_s(len(sent)), _block_tokens(pools)
-    )
+    clients, steps_s = simulation.clients, simulation.step_end_s()
+    gaps = simulation.gaps(steps_s)
     itl = gaps.itl()
+    engine_itl = itl if clients is None else simulation.engine_gaps(steps_s).itl()
+    if hooks.gaps is not None:
+        hooks.gaps(gaps)
+    requests = request_table(
+        trace.requests,
+        sent_rows,
+        rejected | simulation.refusals(np.flatnonzero(sent_rows)),
+        simulation.requests,
+        gaps.longest_s(len(sent)),
+        [pool.parts.pool.block_tokens for pool in pools for _ in range(pool.count)],
+        clients,
+    )
     steps = simulation.steps.table()
     speculation = None
-    terms: Mapping[tuple[str, str], float] = {}
-    step_terms: StepTerms | FleetTerms | None = None
-    of_pools: list[StepTerms] = []
-    if session is None:
-        of_pools = [
-            StepTerms(pool.parts.cost, spans_of, pool.parts.asynchronous)
-            for pool, spans_of in zip(pools, by_pool(pools, simulation.steps.sample, steps), strict=True)
-        ]
-        step_terms = of_pools[0] if len(pools) == 1 else FleetTerms(of_pools)
-        terms = step_terms.seconds()
-        sources = _by_source(terms)
-    else:
+    of_pools = _costs(pools, simulation.steps, steps) if session is None else []
+    step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
+    terms = {} if step_terms is None else step_terms.seconds()
+    sources = _by_source(terms)
+    if step_terms is None:
         sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
     if parts.drafter is not None:
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
         measured_s = sources.get("measured", 0.0)
         speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
-    transfers = simulation.entrance.transfers(sent_rows)
     summary = metrics.summarise(
         requests,
         steps,
@@ -167,13 +127,16 @@ def simulate(
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, loop_s),
-        inputs=_inputs(scenario, pools, trace, session, died),
+        inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
+        front_end=simulation.front_end_facts(scenario),
+        engine_itl=None if clients is None else engine_itl,
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)
     summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
+    transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
     else:
@@ -186,8 +149,9 @@ def simulate(
         summary,
         requests,
         steps,
-        list(gaps.step_end_s),
+        steps_s,
         itl,
+        engine_itl,
         trace,
         tokens,
         died,
@@ -197,113 +161,6 @@ def simulate(
     )
 
 
-class _Simulation:
-    """One simulated time with its replicas, and the logs of what happened in it."""
-
-    def __init__(
-        self,
-        scenario: Scenario,
-        pools: Sequence[Pool],
-        engines: Sequence[Sequence[ServingEngine]],
-        admissible: pd.DataFrame,
-        progress: Progress | None,
-        session: LiveSession | None,
-        hooks: Hooks,
-    ) -> None:
-        count = len(admissible)
-        self.clock = WallClock() if session is not None and scenario.live.clock == "wall" else Clock()
-        self._session = session
-        self._hooks = hooks
-        self.requests = RequestLog(count)
-        self.steps = StepLog(sum(pool.count for pool in pools))
-        self._progress = progress
-        self._every = max(1, count // 200)
-        self._finished = 0
-        self._count = count
-        self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
-        self.entrance = Entrance(
-            scenario,
-            pools,
-            engines,
-            lambda pool, engine, index, **others: self._replica(pool.parts, engine, index, **others),
-            self._answered,
-        )
-        self.replicas = self.entrance.replicas
-        sessions = self.entrance.follows_sessions
-        work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=sessions)
-        submit, users = self.entrance.submit, scenario.workload.concurrency
-        self._source = RequestSource(self.clock, work, submit, concurrency=users)
-
-    def _answered(self, req: Request, replica: Replica) -> None:
-        self.requests.finished(req, replica.index)
-        self._source.finished(req)
-        self._finished += 1
-        if self._progress is not None and self._finished % self._every == 0:
-            self._progress(self._finished, self._count)
-
-    def _replica(
-        self,
-        parts: Parts,
-        engine: ServingEngine,
-        index: int,
-        *,
-        on_finish: Callable[[Request, Replica], None],
-        observer: Observer | None = None,
-    ) -> Replica:
-        hooks = self._hooks
-        executor: Executor = (
-            parts.executor(self._acceptance) if self._session is None else self._session.executor(engine)
-        )
-        if isinstance(self.clock, WallClock):
-            executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
-        if hooks.wrap is not None:
-            executor = hooks.wrap(executor)
-        others = [other for other in (hooks.observer, observer) if other is not None]
-        replica = Replica(
-            self.clock,
-            engine,
-            executor,
-            depth=parts.depth,
-            on_finish=lambda req: on_finish(req, replica),
-            observer=Audience([self.steps, *others]) if others else self.steps,
-            index=index,
-        )
-        return replica
-
-    def run(self, *, keep: bool) -> str:
-        """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
-        self._source.start()
-        try:
-            self.clock.run_out()
-        except NoProgressError as error:
-            raise InputError(f"the run cannot go on: {error}") from None
-        except (InputError, MemoryError, RuntimeError) as error:
-            if not keep or not self._finished:
-                raise
-            return f"the live run died when {self._finished:,} of {self._count:,} requests had finished: {error}"
-        del self._source  # a million requests as columns are worth their memory
-        return ""
-
-    def step_end_s(self) -> list[np.ndarray]:
-        return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
-
-    def gaps(self) -> TokenGaps:
-        """The gaps between all tokens."""
-        return TokenGaps([replica.engine.tokens for replica in self.replicas], self.step_end_s())
-
-    def tallies(self) -> list[Tally]:
-        """What drafting gave, of each replica that drafts."""
-        return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, DraftingEngine)]
-
-    def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
-        return {
-            "wall_s": loop_s,
-            "steps": int(steps["repeats"].sum()),
-            "events": self.clock.events,
-            "requests_per_wall_s": self._count / loop_s,
-        }
-
-
 def _hooked(pool: Pool, hooks: Hooks) -> Pool:
     parts = pool.parts
     if hooks.cost is not None:
@@ -311,11 +168,6 @@ def _hooked(pool: Pool, hooks: Hooks) -> Pool:
     if hooks.rules is not None:
         parts = replace(parts, rules=hooks.rules)
     return replace(pool, parts=parts)
-
-
-def _block_tokens(pools: Sequence[Pool]) -> list[int]:
-    """Of each replica."""
-    return [pool.parts.pool.block_tokens for pool in pools for _ in range(pool.count)]
 
 
 def admissible_in_all(
@@ -373,6 +225,15 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     if not sent_rows.any():
         raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame) -> list[StepTerms]:
+    """What the steps of each pool cost by term."""
+    spans = by_pool(pools, log.sample, steps)
+    return [
+        StepTerms(pool.parts.cost, own, pool.parts.asynchronous, pool.parts.gap)
+        for pool, own in zip(pools, spans, strict=True)
+    ]
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
@@ -443,7 +304,7 @@ def _engine_notes(parts: Parts) -> list[str]:
 
 
 def _inputs(
-    scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str
+    scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str, noise: float
 ) -> dict[str, Any]:
     parts = pools[0].parts
     measured = {} if session is None else {"device": session.device_name}
@@ -469,6 +330,9 @@ def _inputs(
         "notes": [
             *dict.fromkeys(note for pool in pools for note in _engine_notes(pool.parts)),
             *filter(None, [spanning]),
+            *front_end_notes(parts),
+            *pool_notes(pools),
+            *noise_notes(scenario, noise),
             *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.requests)),
             *trace.notes,
             *ended,

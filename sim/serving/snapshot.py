@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.serving.clock import Clock
-from sim.serving.replica import Replica
+
+
+class Server(Protocol):
+    """What a router sends requests to: a replica, or the front end before one."""
+
+    @property
+    def engine(self) -> ServingEngine: ...
+    def submit(self, req: Request) -> None: ...
+    def settle(self) -> None:
+        """Bring the engine's counts to this moment."""
+        ...
 
 
 class Snapshot:
     """A replica as it is at the moment of the question."""
 
-    __slots__ = ("_kv_blocks", "_replica", "index", "outstanding", "outstanding_tokens")
+    __slots__ = ("_kv_blocks", "_server", "index", "outstanding", "outstanding_tokens")
 
-    def __init__(self, replica: Replica, index: int, kv_blocks: int) -> None:
-        self._replica = replica
+    def __init__(self, server: Server, index: int, kv_blocks: int) -> None:
+        self._server = server
         self._kv_blocks = kv_blocks
         self.index = index
         self.outstanding = 0
@@ -29,14 +42,14 @@ class Snapshot:
     @property
     def running_tokens(self) -> int:
         """KV tokens of the requests that run there."""
-        self._replica.settle()
-        return self._replica.engine.counts().tokens
+        self._server.settle()
+        return self._server.engine.counts().tokens
 
     @property
     def free_blocks(self) -> int:
         """KV blocks that nobody holds."""
-        self._replica.settle()
-        return self._replica.engine.counts().free_blocks
+        self._server.settle()
+        return self._server.engine.counts().free_blocks
 
     @property
     def free_kv(self) -> float:
@@ -45,7 +58,8 @@ class Snapshot:
 
     def cached_tokens(self, req: Request) -> int:
         """Leading tokens of a request's prompt whose KV is there now; a router's index of it is fed by events."""
-        return self._replica.engine.cached_tokens(req)
+        self._server.settle()
+        return self._server.engine.cached_tokens(req)
 
 
 class Polled(Snapshot):
@@ -53,12 +67,12 @@ class Polled(Snapshot):
 
     __slots__ = ("_clock", "_free_blocks", "_running_tokens", "_taken_s")
 
-    def __init__(self, replica: Replica, index: int, kv_blocks: int, clock: Clock) -> None:
-        super().__init__(replica, index, kv_blocks)
+    def __init__(self, server: Server, index: int, kv_blocks: int, clock: Clock) -> None:
+        super().__init__(server, index, kv_blocks)
         self._clock = clock
         self._taken_s = 0.0
         self._running_tokens = 0
-        self._free_blocks = replica.engine.counts().free_blocks
+        self._free_blocks = server.engine.counts().free_blocks
 
     def take(self, now: Snapshot, *, with_memory: bool) -> None:
         """See the replica as it is now; `with_memory` its KV too, which ends its span of steps."""

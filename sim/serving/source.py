@@ -95,18 +95,20 @@ class RequestSource:
         elif self._roots:
             self._clock.call_at(self._workload.arrival_s[self._roots[0]], self._arrive, first=True)
 
-    def finished(self, req: Request) -> None:
-        """Take note that a request has ended; its successors follow.
+    def finished(self, req: Request, seen_s: float | None = None) -> None:
+        """Take note that a request has ended, which its client sees at `seen_s` (None: now); its successors follow.
 
         Nobody answers in no time: what follows at once comes just after the end, so that the step which begins at that
         very moment never holds it, as an engine's next `schedule()` comes before a client has seen the last output.
         """
-        soonest_s = math.nextafter(self._clock.now, math.inf)
+        if seen_s is None:
+            seen_s = self._clock.now
+        soonest_s = math.nextafter(seen_s, math.inf)
         followers = self._followers.get(req.id)
         if followers:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
-                self._clock.call_at(max(soonest_s, self._clock.now + think_s), partial(self._follow, index), first=True)
+                self._clock.call_at(max(soonest_s, seen_s + think_s), partial(self._follow, index), first=True)
         if self._concurrency and self._ends_session(req.id):
             self._clock.call_at(soonest_s, lambda event: self._send_next_root(), first=True)
 

@@ -24,9 +24,9 @@ from traces.reuse import name_answers
 from traces.schema import InputError, Trace
 
 
-def stream(seed: int, purpose: str) -> np.random.Generator:
-    """The random numbers of one purpose, independent of all others drawn from the same seed."""
-    return np.random.default_rng([seed, crc32(purpose.encode())])
+def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """The random numbers of one purpose (and of what it numbers), independent of all others drawn from the seed."""
+    return np.random.default_rng([seed, crc32(purpose.encode()), *numbers])
 
 
 def load_trace(plan: Scenario) -> Trace:

@@ -41,6 +41,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "drafting": Trait("switch", "set where a step's tokens are certain only after it"),
             "drops_last_hit": Trait("switch", "set where a drafter needs the last block computed"),
             "hashes_look_ahead": Trait("switch", "set where instead a block's name tells the token behind it"),
+            "names_right_drafts_at_once": Trait("switch", "set where right drafts enter the cache when they are known"),
             "lookahead_at_admission": Trait("switch", "set where lookahead_tokens are taken at admission too"),
             "unhashed_blocks_first": Trait("switch", "set where returned blocks without a name are taken next"),
             "watermark_beside_others": Trait("switch", "set where a watermark binds only beside other requests"),

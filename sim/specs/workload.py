@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from sim.specs.bounds import Bound
 from sim.specs.settings import Where, check, setting, word
-from traces.moments import TIME_UNITS
-from traces.redraw import LARGEST_CV
+from traces.choices import LARGEST_CV, TIME_UNITS, TURNS
 from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError
-from traces.turns import TURNS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,82 +1,46 @@
-"""How often a draft is right: the rates, where they come from, and a draw for each draft. It knows no drafter."""
+"""How many drafts are right: a draw for each draft. It knows no drafter, and not where the rates come from."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import isnan
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.engine.request import Request
 from sim.specs.tree import DraftTree
 from sim.speculation.adaptive import RequestMap
-from traces import documents
-from traces.schema import InputError
-
-MOST_DRAFTS = 64
-
-
-def acceptance_rates(given: float | str) -> tuple[float, ...]:
-    """The rates by position; InputError where one is no probability, or a file says none."""
-    values: Sequence[object]
-    if isinstance(given, str) and given.endswith(".json"):
-        values = _recorded_rates(given)
-    else:
-        values = given.split(",") if isinstance(given, str) else [given]
-    try:
-        rates = tuple(float(one) for one in values)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        rates = ()
-    if not rates or not all(0.0 <= rate <= 1.0 for rate in rates):
-        raise InputError(f"speculation.acceptance is {given!r}; expected probabilities from 0 to 1, such as 0.8,0.7")
-    return rates[:MOST_DRAFTS]
-
-
-def _recorded_rates(path: str) -> Sequence[object]:
-    """A list of rates, or those that a run's summary has; of a position that nobody reached, 0."""
-    try:
-        summary = documents.json_file(Path(path))
-        if isinstance(summary, dict):
-            summary = [0.0 if rate is None else rate for rate in summary["speculation"]["rate_by_position"]]
-    except InputError as error:
-        raise InputError(f"speculation.acceptance: {error}") from None
-    except (KeyError, TypeError):
-        raise InputError(
-            f"speculation.acceptance: {path} is no list of rates and no summary of a run that drafted"
-        ) from None
-    return summary if isinstance(summary, list) else [summary]
-
-
-def found_shares(given: float | str) -> tuple[float, ...]:
-    """By position, how often a look-up found a draft in the run of this summary; () for anything else than one."""
-    if not (isinstance(given, str) and given.endswith(".json")):
-        return ()
-    try:
-        summary = documents.json_file(Path(given))
-        shares = tuple(map(float, summary["speculation"]["found_by_position"])) if isinstance(summary, dict) else ()
-    except InputError as error:
-        raise InputError(f"speculation.acceptance: {error}") from None
-    except (KeyError, TypeError, ValueError):
-        return ()
-    if not all(0.0 <= share <= 1.0 for share in shares):
-        raise InputError(f"speculation.acceptance: {given} has a found_by_position that is no share from 0 to 1")
-    return shares
+from sim.speculation.rates import MOST_DRAFTS
 
 
 class Luck:
-    """Two numbers from 0 to 1 for each token of an answer: is a draft of it right, and does a look-up find one.
+    """What was drawn for each token of an answer, and how many of them the target has `given` so far.
 
-    `given` is how many tokens of it the target has given so far.
+    `right` says at each place how many drafts from there on are right, `look_ups` has a number from 0 to 1. `course`
+    are the right drafts of the steps that begin at the places `starts`, of equally many drafts each.
     """
 
-    __slots__ = ("given", "look_ups", "numbers")
+    __slots__ = ("course", "drafts", "given", "look_ups", "right", "starts")
 
-    def __init__(self, numbers: Sequence[float], look_ups: Sequence[float]) -> None:
-        self.numbers = numbers
+    def __init__(self, right: list[int], look_ups: list[float]) -> None:
+        self.right = right
         self.look_ups = look_ups
         self.given = 0
+        self.drafts = -1
+        self.course: list[int] = []
+        self.starts: list[int] = []
+
+    def follow(self, drafts: int) -> None:
+        """Lay out the course of steps of so many drafts each from here on."""
+        self.drafts, self.course, self.starts = drafts, [], []
+        at, end = self.given, len(self.right)
+        while at < end:
+            self.starts.append(at)
+            self.course.append(min(self.right[at], drafts))
+            at += self.course[-1] + 1
 
 
 class Acceptance:
@@ -95,6 +59,7 @@ class Acceptance:
         tree: of w candidates one is right with 1 - (1 - rate)^w, as if each were right or wrong by itself; that is
             an assumption, and a kind one, since a drafter's second choice is worse than its first.
         found: by position, how often the drafter has a draft where one is wanted; () for always.
+        most: drafts of a step, of a tree its levels, at most.
     """
 
     def __init__(
@@ -104,8 +69,10 @@ class Acceptance:
         own: Sequence[float] | None = None,
         tree: DraftTree | None = None,
         found: Sequence[float] = (),
+        most: int = MOST_DRAFTS,
     ) -> None:
-        self._rates = [*rates, *[rates[-1]] * (MOST_DRAFTS - len(rates))]
+        self._rates = [*rates, *[rates[-1]] * (most - len(rates))][:most]
+        self._most = most
         self._own = own
         self._tree = tree
         self._seed = seed
@@ -115,19 +82,33 @@ class Acceptance:
     def __call__(self, req: Request, drafts: int) -> int:
         """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""
         luck = self._luck[req]
-        rates = self._rates
-        if self._own is not None and not isnan(rate := self._own[req.id]):
-            rates = [rate] * MOST_DRAFTS
-        if self._tree is not None:
-            drafts = self._tree.levels(drafts)
-            rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
-        right = 0
-        for number, rate in zip(luck.numbers[luck.given : luck.given + drafts], rates, strict=False):
-            if number >= rate:
-                break
-            right += 1
+        right = min(luck.right[luck.given], drafts if self._tree is None else self._tree.levels(drafts))
         luck.given += right + 1
         return right
+
+    def _rates_of(self, req: Request) -> list[float]:
+        """By position, or of a tree by level, how often a draft of the request is right."""
+        rates = self._rates
+        if self._own is not None and not isnan(rate := self._own[req.id]):
+            rates = [rate] * self._most
+        if self._tree is not None:
+            rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
+        return rates
+
+    def ahead(self, req: Request, drafts: int, tokens: int, steps: int) -> list[int]:
+        """As `sim.engine.drafting.Foresight.ahead`. The draws go on as if nobody had asked."""
+        luck = self._luck[req]
+        levels = drafts if self._tree is None else self._tree.levels(drafts)
+        given = luck.given
+        at = bisect_left(luck.starts, given)
+        if levels != luck.drafts or at == len(luck.starts) or luck.starts[at] != given:
+            luck.follow(levels)
+            at = 0
+        return luck.course[at : min(at + steps, bisect_left(luck.starts, given + tokens))]
+
+    def skip(self, req: Request, tokens: int) -> None:
+        """As `sim.engine.drafting.Foresight.skip`."""
+        self._luck[req].given += tokens
 
     def found(self, req: Request, drafts: int) -> int:
         """Of so many drafts wanted next, how many the drafter has; to be asked after a step's right ones."""
@@ -138,7 +119,21 @@ class Acceptance:
     def _draw(self, req: Request) -> Luck:
         # One step may go beyond the end, and one that was planned before the end was known still further.
         tokens = req.output_tokens + 2 * (MOST_DRAFTS + 1)
-        numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens).tolist()
+        numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens)
+        right = _runs(numbers, self._rates_of(req)).tolist()
         if not self._shares:
-            return Luck(numbers, ())
-        return Luck(numbers, np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist())
+            return Luck(right, [])
+        return Luck(right, np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist())
+
+
+def _runs(numbers: npt.NDArray[np.float64], rates: Sequence[float]) -> npt.NDArray[np.int64]:
+    """At each place, how many numbers in a row are below the rates, of which the first is for this place."""
+    runs = np.zeros(len(numbers), np.int64)
+    below = np.ones(len(numbers), bool)
+    for at, rate in enumerate(rates):
+        below[: len(numbers) - at] &= numbers[at:] < rate
+        below[len(numbers) - at :] = False
+        if not below.any():
+            break
+        runs += below
+    return runs

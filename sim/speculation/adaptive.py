@@ -59,6 +59,7 @@ class Adaptive:
         window_tokens: most tokens that one attends in layers with an attention window; 0 without one.
     """
 
+    steady = False
     RETRY = 64
     PRIOR = 16
     LEVELS = 20

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.cost.roofline import SOURCE, Roofline
-from sim.cost.step import Constant, Term
+from sim.cost.step import Constant, Term, course_s
 from sim.engine.batch import Shape
 from sim.engine.request import Request
 from sim.specs.model import ModelSpec
@@ -17,6 +18,8 @@ from traces.schema import InputError
 
 class FixedDrafts:
     """Always `k` drafts."""
+
+    steady = True
 
     def __init__(self, k: int) -> None:
         self.most = k
@@ -106,6 +109,23 @@ class Drafted:
         device, host_s = self._target.span_s(shape, repeats)
         drafting_s = sum(self._drafting(shape).values())
         return [one + drafting_s for one in device] if drafting_s else device, host_s
+
+    def course_s(self, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+        """As `sim.cost.step.course_s`."""
+        device, host_s = course_s(self._target, shapes)
+        first, draft = shapes[0], self._draft
+        rows, _, most = first.proposals
+        shapes = shapes[: len(device)]
+        if draft is None or draft.window or not rows or first.prefills:
+            drafting = [sum(self._drafting(shape).values()) for shape in shapes]
+            return [one + more if more else one for one, more in zip(device, drafting, strict=True)], host_s
+        sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
+        contexts = [shape.proposal_context for shape in shapes]
+        levels = [
+            draft.decode_steps_s(rows * size, [(context + rows * at) * size for context in contexts])
+            for at, size in enumerate(sizes, 1)
+        ]
+        return [one + sum(each) for one, *each in zip(device, *levels, strict=True)], host_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""

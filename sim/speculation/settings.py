@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sim.specs.bounds import Bound
 from sim.specs.settings import check, setting
 from sim.specs.tree import DraftTree
-from sim.speculation.acceptance import MOST_DRAFTS, acceptance_rates
+from sim.speculation.rates import MOST_DRAFTS, acceptance_rates
 from traces.schema import MAX_TOKENS, InputError
 
 LOOKUP_TOKENS = 5

@@ -18,6 +18,7 @@ import traces as traces_package
 from sim import catalog
 from sim.cost import profile
 from sim.load import plug_in
+from sim.serving.startup_log import log_file
 from sim.study import user_code as code
 from traces import files as inputs
 from traces.schema import InputError
@@ -33,7 +34,7 @@ CODE = {
 }
 """Settings that may name code, with the package that has the built-in ones."""
 FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model",
-         "speculation.acceptance")  # fmt: skip
+         "speculation.acceptance", "kv.from_log")  # fmt: skip
 """Settings that may name a file or a folder."""
 SOURCES = (".py", ".toml", ".csv", ".jsonl", ".gz", ".xz")
 """Of the product's own packages, what numbers come from: code, the catalog, the bundled traces."""
@@ -83,6 +84,8 @@ def looks(ingredient: str) -> Stamps:
 
 def _parts(ingredient: str) -> tuple[Digests, list[Path]]:
     key, _, value = ingredient.partition("=")
+    if key == "kv.from_log":
+        return {}, [log] if (log := log_file(value)) is not None else []
     return _code(key, value) if key in CODE else ({}, _files(key, value))
 
 

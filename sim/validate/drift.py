@@ -50,6 +50,7 @@ class Schedule(Observer):
             "new": [req.id for req, _, _ in admitted if not req.preemptions],
             "resumed": [req.id for req, _, _ in admitted if req.preemptions],
             "preempted": [req.id for req in batch.evicted],
+            "spec": sorted([sample.request.id, sample.drafts] for sample in batch.sampled if sample.drafts),
             "hit": [[req.id, past] for req, _, past in admitted if past],
             "free": replica.engine.counts().free_blocks,
             "running": [req.id for req in replica.engine.running],
@@ -61,6 +62,10 @@ class Schedule(Observer):
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         step = self._under_way.pop(flight.batch.first_step)
         step["t0"], step["t1"] = flight.times_s
+        right = zip(flight.batch.sampled, flight.outcome.accepted or (), strict=False)
+        step["spec"] = sorted(
+            [sample.request.id, sample.drafts, accepted] for sample, accepted in right if sample.drafts
+        )
         step["first"] = [req.id for req in flight.committed.first_tokens]
         step["finished"] = [req.id for req in flight.committed.ended]
 

@@ -14,7 +14,8 @@ from sim.serving.workload import load_trace
 from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
 from sim.validate.terms import Watched
-from traces.schema import InputError, Trace, keep_rows
+from traces.rows import keep_rows
+from traces.schema import InputError, Trace
 
 
 @dataclass(frozen=True, slots=True)

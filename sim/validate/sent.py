@@ -17,7 +17,8 @@ from sim.serving.workload import TraceReading, read_trace, stream, timed
 from sim.specs.workload import WorkloadSettings
 from sim.validate.against.rows import RandomLengths, SentLoad
 from sim.validate.against.tables import Served
-from traces.schema import MAX_REQUESTS, InputError, Trace, from_frame, keep_rows
+from traces.rows import from_frame, keep_rows
+from traces.schema import MAX_REQUESTS, InputError, Trace
 
 NEAR = 0.1
 

@@ -17,6 +17,7 @@ from sim.results.metrics import plain
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
+from sim.specs.front_end import FrontEndSettings
 from sim.validate.against.tables import Served
 from sim.validate.requests import Measures, beside, compare, paired
 from sim.validate.retime import Latencies
@@ -42,14 +43,20 @@ def against(scenario: Scenario, served: Served, bounds: Bounds) -> Validation:
             '(vLLM logs it at its start as "GPU KV cache size", in tokens: divide by the block size)'
         )
     work = sent(scenario, served)
-    scenario, trace = work.scenario, work.trace
+    scenario, trace = _placed(work.scenario, served), work.trace
     result = serving.simulate(scenario, trace=trace)
-    predicted = _like(served, Latencies(result.requests, result.steps, result.itl))
+    predicted = _seen(served, result)
     live = served.measures()
     compared = beside(live, served.stated, predicted, complete=served.complete)
     verdict = judge(None, None, compared, {}, _judging(served, bounds))
     moved = _moved(scenario, trace, served, predicted.measures())
-    notes = [*served.notes, *work.notes, *_most_at_once(work, result.requests), _settings(scenario)]
+    notes = [
+        *served.notes,
+        *work.notes,
+        _whose(served, work.scenario),
+        *_most_at_once(work, result.requests),
+        _settings(scenario),
+    ]
     document = {
         "twin": {"identical": None, "steps": 0, "first_difference": None},
         "steps": {"model": scenario.cost.profile, "sources": result.summary["cost_sources"]},
@@ -75,6 +82,35 @@ def _judging(served: Served, bounds: Bounds) -> Bounds:
     most = max(bounds.requests.values())
     told = [key for key in served.stated if key[0] != "duration_s" and key[1] != "max"]
     return replace(bounds, requests=dict(bounds.requests) | dict.fromkeys(told, most))
+
+
+def _placed(scenario: Scenario, served: Served) -> Scenario:
+    """The scenario without a front end, where requests come at times that the engine wrote down: they are behind it."""
+    behind = served.measured_at == "engine" and served.load is None
+    return replace(scenario, front_end=FrontEndSettings()) if behind else scenario
+
+
+def _whose(served: Served, scenario: Scenario) -> str:
+    """Whose latencies are compared, in a sentence."""
+    front_end = scenario.front_end
+    if served.measured_at == "engine":
+        behind = ", and requests come to it when they did, behind any front end" if served.load is None else ""
+        return f"The file has the engine's latencies: compared with the engine's{behind}."
+    if front_end.on:
+        return f"The file has a client's latencies: compared with a client's, behind the front end {front_end.name}."
+    return (
+        "The file has a client's latencies, and no front end is simulated, so that HTTP, tokenising and streaming take "
+        "no time here (--front-end)."
+    )
+
+
+def _seen(served: Served, result: serving.Result) -> Latencies:
+    """What the file measured, a client's latencies or the engine's, as predicted."""
+    requests, itl = result.requests, result.itl
+    if served.measured_at == "engine":
+        own = {key: requests[f"engine_{key}"] for key in ("ttft_s", "tpot_s", "e2e_s")}
+        requests, itl = requests.assign(**own), result.engine_itl
+    return _like(served, Latencies(requests, result.steps, itl))
 
 
 def _like(served: Served, predicted: Latencies) -> Latencies:
@@ -115,7 +151,7 @@ def _settings(scenario: Scenario) -> str:
 
 def _again(scenario: Scenario, trace: Trace, served: Served, cost: StepCost | None = None) -> Measures:
     result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(cost=cost))
-    return _like(served, Latencies(result.requests, result.steps, result.itl)).measures()
+    return _seen(served, result).measures()
 
 
 def _moved(scenario: Scenario, trace: Trace, served: Served, base: Measures) -> dict[str, Any]:

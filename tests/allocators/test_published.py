@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from sim import api, scenario
-from traces.schema import Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import Trace
 
 PUBLISHED_USED = {"contiguous-max": 0.204, "contiguous-pow2": 0.268, "contiguous-oracle": 0.382, "paged": 0.963}
 

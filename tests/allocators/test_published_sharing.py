@@ -23,7 +23,8 @@ import pytest
 
 from sim import api, scenario
 from sim.specs.workload import WorkloadSettings
-from traces.schema import Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import Trace
 
 MEANS = {"Alpaca": (19.3, 58.4), "ShareGPT": (161.3, 338.1)}
 PARALLEL = {("Alpaca", 2): 0.0609, ("Alpaca", 6): 0.0979, ("ShareGPT", 2): 0.162, ("ShareGPT", 6): 0.305}

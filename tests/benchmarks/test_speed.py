@@ -12,7 +12,8 @@ import pytest
 
 import traces
 from sim import api, scenario
-from traces.schema import Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import Trace
 
 AZURE = "azure-llm-2023/AzureLLMInferenceTrace_conv.csv"
 

@@ -33,6 +33,7 @@ def test_a_file_names_only_what_there_is(name: str) -> None:
         "settings",
         *(["by_gpu"] if preset.by_gpu else []),
         *(["rules"] if "vllm" in name else []),
+        *(["memory"] if preset.memory else []),
     }
     assert preset.lacks
     for gpu in catalog.names("gpus"):

@@ -56,7 +56,7 @@ def test_json_is_the_summary_alone(capsys: pytest.CaptureFixture[str], trace: Pa
 
 def test_out_writes_every_file(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    code, _, _ = sim(capsys, "run", "--trace", trace, "--out", folder)
+    code, _, _ = sim(capsys, "run", "--trace", trace, "--out", folder, "--perfetto")
     assert code == 0
     assert {path.name for path in folder.iterdir()} == {
         "scenario.toml",
@@ -76,6 +76,25 @@ def test_out_writes_every_file(capsys: pytest.CaptureFixture[str], trace: Path, 
     assert steps.filter(regex="^kv_[a-z]*_tokens$").sum(axis=1).eq(capacity).all()
     again = scenario.build(scenario.read(folder / "scenario.toml"))
     assert again.kv.blocks * again.kv.block_tokens == capacity
+
+
+def test_a_trace_for_perfetto_only_where_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path
+) -> None:
+    """One of an earlier run is no part of the next."""
+    out = tmp_path / "out"
+    words = ["run", "--trace", trace, "--out", out]
+    assert sim(capsys, *words, "--perfetto", "--trace-window", "0:1")[0] == 0
+    assert (out / "trace.perfetto.json").exists()
+    assert sim(capsys, *words)[0] == 0
+    assert not (out / "trace.perfetto.json").exists()
+    for asked, said in (
+        (["--out", out, "--trace-window", "0:1"], "give --perfetto too"),
+        (["--perfetto"], "give --out too"),
+    ):
+        code, _, err = sim(capsys, "run", "--trace", trace, *asked)
+        assert code == 2
+        assert said in err
 
 
 def test_a_written_scenario_runs_the_same_again(

@@ -38,6 +38,22 @@ def test_one_sequence_has_one_column_of_gpus(capsys: pytest.CaptureFixture[str])
     assert " one " not in out.partition("TP:")[0]
 
 
+def test_an_engine_brings_its_defaults_on_each_gpu_and_its_accounting(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("memory", "--model", "qwen3-32b", "--tokens", "8000", "--gpu", "h100,l40s")
+    out = sim(capsys, *asked, "--engine", "vllm-0.33")[1]
+    assert "By what vllm-0.33 does at its start, with its defaults on each GPU" in " ".join(out.split())
+    told, plain = (
+        {row["gpu"]: row["batch"] for row in json.loads(sim(capsys, *asked, *more, "--json")[1])["gpus"]}
+        for more in (("--engine", "vllm-0.33"), ())
+    )
+    assert told["h100"]["usable_bytes"] > plain["h100"]["usable_bytes"]  # 0.92 of the memory, not 0.9
+    assert told["h100"]["activation_bytes"] > told["l40s"]["activation_bytes"]  # 1,024 sequences, and 256
+    for row in (*told.values(), *plain.values()):
+        assert 0 < row["kv_low_bytes"] < row["kv_bytes"] < row["kv_high_bytes"]
+        assert 0 < row["sequences_low"] <= row["sequences"]
+    assert "unknown engine 'vlm'" in refused(capsys, *asked, "--engine", "vlm")
+
+
 def test_a_window_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     out = sim(capsys, "memory", "--model", "gemma-3-27b", "--tokens", "16384", "--gpu", "h100,l40s,H100")[1]
     assert "(10 x 16,384 + 52 layers x 1,024 tokens) x 8,192 B" in out

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
-from sim.cost.capacity import CONTEXT_BYTES, DRIVER_BYTES, MemorySettings, activation_bytes, kv_capacity
+from sim.cost.capacity import DRIVER_BYTES, MemorySettings, kv_capacity
+from sim.cost.profile_run import activations
+from sim.specs.accounting import PLAIN
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -24,7 +26,7 @@ def test_llama_on_h100_by_hand() -> None:
     assert found.usable_bytes == int((85_520_809_984 - DRIVER_BYTES) * 0.9)
     assert found.weight_bytes == 16_060_522_496
     assert found.activation_bytes == 26 * 256 * 128_256 + 8192 * 4096 * 2
-    assert found.overhead_bytes == CONTEXT_BYTES
+    assert found.overhead_bytes == int(0.15 * GIB)
     assert found.block_bytes == 2 * 2**20
     free = found.usable_bytes - found.weight_bytes - found.activation_bytes - found.overhead_bytes
     assert found.blocks == free // (2 * 2**20)
@@ -33,7 +35,9 @@ def test_llama_on_h100_by_hand() -> None:
 
 def test_widest_layer_by_hand() -> None:
     """Llama-2-7B, 8,192 tokens: residual and input (2 x 4096), then gate, up and activation (3 x 11008), 2 B each."""
-    assert activation_bytes(load_model("llama-2-7b"), SINGLE, 8192, 1) == 8192 * (2 * 4096 + 3 * 11008) * 2
+    found = activations(load_model("llama-2-7b"), SINGLE, 8192, 1, PLAIN)
+    assert found.expected == 8192 * (2 * 4096 + 3 * 11008) * 2
+    assert (found.least, found.most) == (8192 * (4096 + 3 * 11008) * 2, 8192 * (3 * 4096 + 3 * 11008) * 2)
 
 
 @pytest.mark.parametrize(

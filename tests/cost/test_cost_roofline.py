@@ -253,6 +253,8 @@ class TestEfficiency:
     @pytest.mark.parametrize("key", [item.name for item in fields(Efficiency) if item.name != "origins"])
     def test_every_constant_matters(self, key: str) -> None:
         """Changed by a third or a half, it changes the price of some step: no constant is accepted and ignored."""
+        if key.startswith("host_gap_"):
+            pytest.skip("between steps: tests/serving/test_host_gap.py")
         kv_dtype = key.rsplit("_", 1)[1]
         network = key.startswith("network_")
         model = load_model("deepseek-v3" if network or key == "decode_attention_compute" else "qwen3-30b-a3b")

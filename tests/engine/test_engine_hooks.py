@@ -97,7 +97,7 @@ class Longest(Observer):
     """Compares the longest context that a shape tells with that of every decode row."""
 
     def __init__(self) -> None:
-        self.compared = 0
+        self.compared = self.told = 0
 
     def planned(self, replica: Replica, batch: Batch) -> None:
         lockstep = replica.engine.roster.lockstep
@@ -106,6 +106,14 @@ class Longest(Observer):
         if batch.lockstep:
             rows += [lockstep.computed(req) for req in lockstep if req not in listed]
         assert batch.shape.decode_longest == max(rows, default=0)
+        if lengths := batch.shape.decode_lengths:
+            # From the longest on, each group as large as all before it.
+            rest, size = sorted(rows, reverse=True), 1
+            for count, tokens in lengths:
+                assert (count, tokens) == (len(rest[:size]), sum(rest[:size]))
+                rest, size = rest[size:], len(rows) - len(rest[size:])
+            assert not rest
+            self.told += 1
         self.compared += len(rows) > 1
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
@@ -130,6 +138,7 @@ def test_the_longest_context_of_a_step(spans: bool, blocks: int) -> None:
     clock.run()
     assert len(finished) == 30
     assert watch.compared > 20
+    assert watch.told > 20
 
 
 def test_on_the_wall_a_step_lasts_until_it_has_ended() -> None:

@@ -28,7 +28,8 @@ from sim.engine.step import Step
 from sim.load import names
 from sim.serving.replica import Replica
 from sim.serving.source import Workload
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 
 few = settings(laws, max_examples=EXAMPLES or 10)
 # What drafts has laws of its own.

@@ -13,19 +13,21 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from oracle_cases import compared, decided, drawn, limits
+from oracle_cases import KINDS, Made, compared, decided, drawn, limits
 from oracle_cases import ours as ours_of
 from patience import PATIENCE_S
 
 from sim import api
 from sim.cli.main import cli as command
-from sim.engine.memory import KvPool
+from sim.engine.memory import KvPool, Layout
+from sim.engine.protocol import ServingEngine
 from sim.engine.rules import OF_VLLM_0_19
 from sim.engine.wiring import wire
 from sim.engines import environment
 from sim.engines.environment import LINES, Installed
 from sim.engines.pipe import SchedulerLostError, SchedulerProcess
 from sim.engines.vllm import VllmEngine
+from sim.engines.vllm_drafts import VllmDraftingEngine
 from sim.validate.schedules.grades import compare
 from sim.validate.schedules.replay import allocator_of, policy_of
 from traces.schema import InputError
@@ -67,23 +69,50 @@ def process(*words: str, patience_s: float = PATIENCE_S) -> SchedulerProcess:
     return SchedulerProcess([*STAND_IN, *words], "vllm 0.33.0", patience_s=patience_s)
 
 
-def engine(process: SchedulerProcess) -> VllmEngine:
-    return VllmEngine(process, SETTINGS, limits(SETTINGS), KvPool(40, 4, 128))
+def theirs_of(asked: SchedulerProcess) -> Made:
+    return lambda scenario, script: VllmEngine(asked, SETTINGS, limits(SETTINGS), Layout(KvPool(40, 4, 128)))
 
 
-def ours(**changed: Any) -> Any:
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3}
+DRAFTED: dict[str, Any] = {
+    **SCENARIO,
+    "settings": {**SETTINGS, "speculative": DRAFTS},
+    "requests": [{**row, "accept": [2, 0, 3, 1], "draft": [3, 1, 0, 2, 3]} for row in SCENARIO["requests"]],
+}
+
+
+def engine(asked: SchedulerProcess) -> ServingEngine:
+    return theirs_of(asked)(SCENARIO, None)
+
+
+def ours(**changed: Any) -> Made:
     settings = {**SETTINGS, **changed}
-    return wire(policy_of(settings, OF_VLLM_0_19), allocator_of(settings), limits(settings), spans=False)
+
+    def made(*_: Any) -> ServingEngine:
+        return wire(policy_of(settings, OF_VLLM_0_19), allocator_of(settings), limits(settings), spans=False)
+
+    return made
 
 
 def test_the_stand_in_decides_as_our_engine_does() -> None:
-    theirs = decided(SCENARIO, engine(process()))
+    theirs = decided(SCENARIO, theirs_of(process()))
     assert len(theirs) > 20
     assert compare(theirs, decided(SCENARIO, ours())).first_difference is None
 
 
+def test_drafts_are_told_both_ways() -> None:
+    """What is right is drawn here, what is proposed follows from it, and the other side decides by both."""
+
+    def theirs(scenario: dict[str, Any], script: Any) -> ServingEngine:
+        return VllmDraftingEngine(process(), scenario["settings"], limits(SETTINGS), Layout(KvPool(40, 4, 128)), script)
+
+    steps = decided(DRAFTED, theirs)
+    assert any(accepted for step in steps for _, _, accepted in step["spec"])
+    assert compare(steps, decided(DRAFTED, ours_of("0.19"))).first_difference is None
+
+
 def test_a_planted_deviation_is_found_at_its_first_step() -> None:
-    theirs = decided(SCENARIO, engine(process()))
+    theirs = decided(SCENARIO, theirs_of(process()))
     first = compare(theirs, decided(SCENARIO, ours(long_prefill_token_threshold=11))).first_difference
     assert first is not None
     at = next(step for step in theirs if any(tokens > 11 for _, tokens, _ in step["sched"]))
@@ -100,7 +129,7 @@ def test_a_planted_deviation_is_found_at_its_first_step() -> None:
 )
 def test_a_scheduler_that_is_lost_says_at_which_question(fault: tuple[str, ...], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        decided(SCENARIO, engine(process(*fault)))
+        decided(SCENARIO, theirs_of(process(*fault)))
 
 
 def test_a_scheduler_that_hangs_is_ended() -> None:
@@ -146,6 +175,24 @@ def test_layers_that_do_not_keep_alike_are_refused(installed: Callable[..., None
     installed()
     with pytest.raises(InputError, match="driven with layers that all keep every token; those of gemma-3-1b do not"):
         api.run(**SMALL, model="gemma-3-1b", **{"engine.name": "vllm==0.33.0"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"speculation.tree": "2,2,1,1", "speculation.drafter": "eagle"}, "a chain of one length: leave out .*tree"),
+        ({"speculation.adaptive": True}, "a chain of one length: leave out speculation.adaptive"),
+        (
+            {"speculation.drafter": "draft-model", "speculation.draft_model": "llama-3.2-1b"},
+            "driven with the drafters ngram, eagle, medusa, and speculation.drafter is 'draft-model'",
+        ),
+        ({"policy.base": "sjf"}, "has no policy 'sjf'; it has chunked, priority"),
+    ],
+)
+def test_drafts_that_it_is_not_driven_with(installed: Callable[..., None], settings: dict[str, Any], told: str) -> None:
+    installed()
+    with pytest.raises(InputError, match=told):
+        api.run(**{**SMALL, "policy": "speculative", "engine.name": "vllm==0.33.0", **settings})
 
 
 def drift(*words: str) -> tuple[int, str, str]:
@@ -237,14 +284,35 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(
 def test_what_a_preemption_dropped_is_a_prompt_to_its_last_token(seed: int, steps: int) -> None:
     """Scenarios whose intervals part otherwise; the numbers of steps are those that vLLM 0.33.0 took."""
     scenario = drawn(seed, "0.33")
-    assert len(decided(scenario, ours_of(scenario, "0.33"))) == steps
+    assert len(decided(scenario, ours_of("0.33"))) == steps
+
+
+@pytest.mark.parametrize(
+    ("version", "seed", "steps", "tokens"),
+    [
+        ("0.33", 3, 133, 1569),  # who runs without a share pads nobody
+        ("0.33", 8, 61, 238),  # nor does who was admitted in the same step
+        ("0.33", 10, 150, 3422),
+        ("0.33", 22, 205, 2373),  # right drafts are found at once
+        ("0.33", 25, 52, 329),
+        ("0.33", 75, 108, 859),
+        ("0.19", 3, 210, 2259),
+        ("0.19", 8, 176, 1336),
+    ],
+)
+def test_drafts_as_vllm_has_them(version: str, seed: int, steps: int, tokens: int) -> None:
+    """The numbers are of what vLLM's own scheduler decided."""
+    scenario = drawn(seed, version, "drafts")
+    mine = decided(scenario, ours_of(version))
+    assert (len(mine), sum(step["tokens"] for step in mine)) == (steps, tokens)
 
 
 # ---- vLLM's own -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("line", LINES)
-def test_vllms_own_scheduler_decides_as_ours(line: str) -> None:
+def test_vllms_own_scheduler_decides_as_ours(line: str, kind: str) -> None:
     """Twenty scenarios; `python -m tests.oracle NAME` draws as many as are asked for (docs/validate.md)."""
     found = Installed.of(f"{line}.0")
     try:
@@ -252,6 +320,6 @@ def test_vllms_own_scheduler_decides_as_ours(line: str) -> None:
     except InputError as error:
         pytest.skip(str(error))
     for seed in range(1000, 1020):
-        comparison, steps = compared(seed, line.partition("==")[2], asked)
+        comparison, steps = compared(seed, line.partition("==")[2], asked, kind)
         assert comparison.first_difference is None, (seed, comparison.first_difference)
         assert steps

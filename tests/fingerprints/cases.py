@@ -39,6 +39,8 @@ EFFICIENCY = {
     "launch_s": 2.5e-05,
     "host_step_s": 0.001,
     "host_row_s": 1.5e-05,
+    "host_gap_s": 0.0,
+    "host_gap_row_s": 0.0,
 }
 BASE: Settings = {
     "workload.trace": "open.csv",

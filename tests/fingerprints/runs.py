@@ -164,7 +164,7 @@ def _written(settings: dict[str, Any]) -> Outcome:
     found = Outcome()
     with _files(settings) as (path,):
         out = path.parent / "out"
-        text = command("run", path, "--out", out, "--quiet", "--trace-window", "0:1000")
+        text = command("run", path, "--out", out, "--quiet", "--perfetto", "--trace-window", "0:1000")
         for one in sorted(out.glob("*.parquet")):
             found.table(one.stem, pd.read_parquet(one))
         found.tree("summary.json", _without_speed(json.loads((out / "summary.json").read_text())))

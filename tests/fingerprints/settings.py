@@ -47,6 +47,8 @@ def heeded(key: str, scenario: Mapping[str, Any]) -> bool:
         return bool(scenario["policy.name"] == "speculative")
     if section in ("live", "device"):
         return bool(scenario["executor"] == "live")
+    if section == "front_end":
+        return key == "front_end.name" or bool(scenario["front_end.name"] != "off")
     if section == "router":
         return bool(scenario["replicas"] > 1)
     return True

@@ -14,7 +14,44 @@ WINDOW = {"engine.max_model_len": 8192, "workload.trace": "long.csv", "kv.blocks
 SEVERAL = {"workload.trace": "samples.csv", "kv.blocks": 60}
 OVER_CHUNKED = {"policy.name": "speculative", "policy.base": "chunked", "engine.async_scheduling": False}
 MERCIFUL = {"workload.skip_bad": True}
+FRONT_END: Settings = {
+    "front_end.name": "custom",
+    "front_end.request_s": 0.004,
+    "front_end.prompt_token_s": 5e-06,
+    "front_end.step_s": 0.0003,
+    "front_end.output_s": 0.0002,
+    "front_end.stream_s": 0.0006,
+    "front_end.latency_s": 0.0005,
+    "front_end.spread": 0.3,
+}
 FEATURES: dict[str, Settings] = {
+    "front-end/open": FRONT_END,
+    "front-end/closed/3-processes": {
+        **FRONT_END,
+        "front_end.processes": 3,
+        "workload.concurrency": 9,
+        "engine.async_scheduling": False,
+    },
+    "front-end/sessions/2-replicas": {
+        **FRONT_END,
+        "replicas": 2,
+        "router.name": "least-outstanding",
+        "workload.trace": "sessions.csv",
+        "workload.sessions": True,
+        "kv.blocks": 70,
+        "allocator.name": "prefix",
+    },
+    "front-end/refusals/drafts": {
+        **FRONT_END,
+        **DRAFTS["eagle"],
+        "policy.name": "speculative",
+        "policy.base": "chunked",
+        "engine.async_scheduling": False,
+        "front_end.max_num_queued_reqs": 9,
+        "front_end.max_num_queued_tokens": 2500,
+    },
+    "noise/open": {"cost.noise": 0.05},
+    "noise/closed/2-replicas": {"cost.noise": 0.03, "workload.concurrency": 9, "replicas": 2},
     "swap/paged/async": {"kv.swap_gib": 0.15},
     "swap/paged/sync/scant": {"kv.swap_gib": 0.01, "engine.async_scheduling": False},
     "swap/contiguous-oracle/priority": {

@@ -18,7 +18,8 @@ from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble
 from sim.serving.replica import Replica
 from sim.serving.workload import timed
-from traces.schema import Trace, from_frame, keep_rows
+from traces.rows import from_frame, keep_rows
+from traces.schema import Trace
 
 from . import assets
 

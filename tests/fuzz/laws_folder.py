@@ -22,7 +22,7 @@ def folder(run: Run) -> Iterator[str]:
     """The files hold the tables and the summary; the page made again from them is the same page."""
     with tempfile.TemporaryDirectory() as path:
         out = Path(path, "out")
-        write_run(run.result, out, scenario=scenario.dump(run.result.scenario))
+        write_run(run.result, out, scenario=scenario.dump(run.result.scenario), perfetto=True)
         kept = {"requests": run.requests, "steps": run.steps, "preempted": run.result.preempted}
         for name, table in kept.items():
             if table is not None and not pd.read_parquet(out / f"{name}.parquet").equals(table):

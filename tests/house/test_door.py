@@ -27,7 +27,7 @@ from sim import catalog, scenario
 from sim.cost.description import read_meta
 from sim.cost.tables import read_table
 from sim.results import files as results
-from sim.speculation import acceptance
+from sim.speculation import rates
 from sim.study import identity as made_of
 from sim.study.sweep import grid, store
 from sim.validate import against
@@ -118,7 +118,7 @@ def read_model(path: Path) -> object:
 
 
 def read_acceptance(path: Path) -> object:
-    return acceptance.acceptance_rates(str(path)), acceptance.found_shares(str(path))
+    return rates.acceptance_rates(str(path)), rates.found_shares(str(path))
 
 
 GPU, MODEL = (ROOT / "sim" / "catalog" / name for name in ("gpus/h100.toml", "models/qwen3-8b.toml"))

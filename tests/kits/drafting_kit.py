@@ -57,6 +57,8 @@ class Drafts(Setup):
     lookahead: bool = False
     tree: DraftTree | None = None
     draw: Callable[[Request, int], int] | None = None
+    ahead: bool = False
+    """The engine knows which drafts will be right, and plans many steps at once."""
 
     def engine(self) -> DraftingEngine:
         policy = build("sim.policies", "speculative", {"base": self.base, **self.policy_parameters})
@@ -96,7 +98,10 @@ def run_drafts(setup: Drafts, workload: Workload, watchers: Sequence[Observer] =
         source.finished(req)
 
     engine = setup.engine()
-    draw = setup.draw or Acceptance(setup.rates, setup.seed, tree=setup.tree)
+    luck = Acceptance(setup.rates, setup.seed, tree=setup.tree)
+    draw = setup.draw or luck
+    if setup.ahead:
+        engine.foresight = luck
     executor = Accepting(Predicted(setup.cost, overlap_host=setup.depth == 2), draw)
     replica = Replica(clock, engine, executor, depth=setup.depth, on_finish=take, observer=watch)
     cluster = Cluster([replica], RoundRobin())

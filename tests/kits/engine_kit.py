@@ -60,7 +60,7 @@ class Setup:
     host_blocks: int = 0
     window_tokens: int = 0
     rules: Rules = OF_VLLM_0_19
-    router: Router = field(default_factory=RoundRobin)
+    router: Callable[[], Router] = RoundRobin
 
     def engine(self) -> Engine:
         policy = self.policy
@@ -124,8 +124,11 @@ class Watch(StepLog):
         batch = flight.batch
         first = self._planned.pop(id(batch))
         self._frozen[id(batch)] = contents(batch)
+        unlike = batch.courses.until(batch.repeats) if batch.courses is not None else []
         for repeat in range(batch.repeats):
-            self.steps[replica.index].append([(req, tokens, past + repeat) for req, tokens, past in first])
+            pasts = [past for _, past in unlike[repeat].verifies] if unlike else [past + repeat for _, _, past in first]
+            step = [(req, tokens, past) for (req, tokens, _), past in zip(first, pasts, strict=True)]
+            self.steps[replica.index].append(step)
         for watcher in self._watchers:
             watcher.sealed(replica, flight)
 
@@ -237,7 +240,7 @@ def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, 
             finished[req.id] = req
             replica_of[req.id] = index
             watch.tick(replicas[index], -1)
-            cluster.finished(req, replicas[index])
+            cluster.finished(req, index)
             source.finished(req)
 
         return take
@@ -252,10 +255,11 @@ def run(setup: Setup, workload: Workload, watchers: Sequence[Observer] = (), *, 
             on_finish=taker(index),
             observer=watch,
             index=index,
+            alone=setup.replicas == 1,
         )
         for index, engine in enumerate(engines)
     ]
-    cluster = Cluster(replicas, setup.router, [setup.pool.blocks] * setup.replicas)
+    cluster = Cluster(replicas, setup.router(), [setup.pool.blocks] * setup.replicas)
 
     def submit(req: Request) -> None:
         assert engines[0].refusal(req) is None, f"{req} should not have been sent"

@@ -79,7 +79,7 @@ def serve(
     def ends(index: int) -> Callable[[Request], None]:
         def finished(req: Request) -> None:
             cluster = prefilling if index < counts[0] else decoding
-            cluster.finished(req, replicas[index])
+            cluster.finished(req, index if index < counts[0] else index - counts[0])
             if index >= counts[0] or disaggregated.prefilled(req, replicas[index]):
                 answered(req, index)
 
@@ -107,6 +107,7 @@ def serve(
     places.disaggregated = disaggregated = Disaggregated(
         prefilling,
         decoding,
+        replicas[counts[0] :],
         Links(clock, dict(enumerate(rates)), between.latency_s),
         kv_bytes=float,
         bytes_per_s=rates,

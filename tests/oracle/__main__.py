@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kits"))
 
-from oracle_cases import compared
+from oracle_cases import KINDS, compared
 
 from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerProcess
@@ -21,22 +21,23 @@ def main() -> int:
     parser.add_argument("engine", help="such as vllm==0.33.0; `sim engine` makes its environment")
     parser.add_argument("--scenarios", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="the first one's")
+    parser.add_argument("--kind", choices=KINDS, default="plain", help="what the scenarios are about")
     asked = parser.parse_args()
     installed = Installed.of(asked.engine)
     version = ".".join(installed.version.split(".")[:2])
     process = SchedulerProcess(installed.command, str(installed))
     steps, different, started = 0, 0, time.process_time()
     for seed in range(asked.seed, asked.seed + asked.scenarios):
-        comparison, count = compared(seed, version, process)
+        comparison, count = compared(seed, version, process, asked.kind)
         steps += count
         if comparison.first_difference is not None:
             different += 1
-            print(f"seed {seed}: {described(comparison.first_difference)}", flush=True)
+            print(f"{asked.kind} seed {seed}: {described(comparison.first_difference)}", flush=True)
     last = asked.seed + asked.scenarios - 1
     seconds = time.process_time() - started
     print(
-        f"{asked.engine}, seeds {asked.seed} to {last}: {asked.scenarios - different} of {asked.scenarios} identical "
-        f"in {steps:,} steps ({seconds:.0f} CPU s of ours)"
+        f"{asked.engine}, {asked.kind}, seeds {asked.seed} to {last}: {asked.scenarios - different} of "
+        f"{asked.scenarios} identical in {steps:,} steps ({seconds:.0f} CPU s of ours)"
     )
     return 1 if different else 0
 

@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_of_a_run_comes_again_byte_for_byte(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With preemptions, terms and an SLO; and the command prints what `sim run` printed."""
-    words = ["--trace", "small.csv", "--kv-blocks", 60, "--slo", "ttft_p99=0.1", "--out", "out", "--json"]
+    words = ["--trace", "small.csv", "--kv-blocks", 60, "--slo", "ttft_p99=0.1", "--out", "out", "--perfetto", "--json"]
     code, printed, _ = sim(capsys, "run", *words)
     page, trace = Path("out/report.html"), Path("out/trace.perfetto.json")
     there, lanes = page.read_bytes(), trace.read_bytes()

@@ -16,7 +16,8 @@ from sim import api, scenario
 from sim.results import metrics, percentiles
 from sim.results.kv import KV_KINDS, KvFacts, busy_s, kv_integrals
 from sim.results.percentiles import STATISTICS, distribution, itl_from_segments, merge_itl, weighted_percentiles
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 
 FACTS = KvFacts(capacity_tokens=CAPACITY_TOKENS, block_tokens=16)
 pairs = st.lists(st.tuples(st.floats(0, 1e3, allow_nan=False), st.integers(0, 6)), min_size=1, max_size=40).filter(
@@ -148,6 +149,7 @@ def hand_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "ttft_s": [1.0, 2.0, nan],
             "tpot_s": [1.5, nan, nan],
             "e2e_s": [4.0, 2.0, nan],
+            "finish_s": [5.0, 4.0, nan],
             "max_itl_s": [2.0, nan, nan],
             "preemptions": [1, 0, 0],
             "prefix_hit_tokens": [0, 15, 0],
@@ -258,6 +260,10 @@ def test_hand_worked_summary() -> None:
         "itl_s",
         "e2e_s",
         "queue_s",
+        "engine_ttft_s",
+        "engine_tpot_s",
+        "engine_itl_s",
+        "engine_e2e_s",
         "goodput",
         "computed",
         "kv",

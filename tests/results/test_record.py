@@ -14,7 +14,7 @@ from sim.engine.memory import KvPool
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import met_slo, parse_slo, verdicts
 from sim.serving.source import Workload
-from traces.schema import from_frame
+from traces.rows import from_frame
 
 COST = FixedCost(0.5, per_context_token_s=0.25)
 WORK = Workload([0.0, 3.0, 4.0], [5, 9, 2], [20, 30, 11])

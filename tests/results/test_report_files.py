@@ -87,8 +87,8 @@ def test_json_without_nan(tmp_path: Path) -> None:
 
 def test_a_run_folder_holds_everything_and_is_the_same_twice(tmp_path: Path) -> None:
     run = make_run(40, rate=14.0)
-    paths = folder.write_run(run, tmp_path / "a", scenario="[engine]\n")
-    folder.write_run(run, tmp_path / "b", scenario="[engine]\n", window=(0.0, 1e9))
+    paths = folder.write_run(run, tmp_path / "a", scenario="[engine]\n", perfetto=True)
+    folder.write_run(run, tmp_path / "b", scenario="[engine]\n", perfetto=True, window=(0.0, 1e9))
     tables = ["requests.parquet", "steps.parquet", "gaps.parquet"]  # a toy tells no preemptions and no terms
     names = ["scenario.toml", "summary.json", *tables, "report.html", "trace.perfetto.json"]
     assert [path.name for path in paths] == names

@@ -171,8 +171,8 @@ def test_one_writer_at_a_time(here: Path, capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.parametrize("name", [*RUN_FILES[:5], "report.html", "trace.perfetto.json"])
 def test_a_mixture_is_refused(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Of any file that a run writes; the sentence names two files and both ids."""
-    folder.write_run(make_run(30, rate=14.0), here / "out", scenario="a")
-    folder.write_run(new_run(), here / "other", scenario="b")
+    folder.write_run(make_run(30, rate=14.0), here / "out", scenario="a", perfetto=True)
+    folder.write_run(new_run(), here / "other", scenario="b", perfetto=True)
     ids = [run_id.mark_of(here / one / "summary.json") for one in ("out", "other")]
     shutil.copy(here / "other" / name, here / "out" / name)
     told = refused(capsys, "report", "out")

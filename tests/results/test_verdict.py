@@ -159,7 +159,7 @@ def test_a_run_of_an_earlier_version_is_shown_without_it() -> None:
 
 
 def test_stability_is_one_rule() -> None:
-    for rate, expected in ((25.0, True), (400.0, False)):
+    for rate, expected in ((20.0, True), (400.0, False)):
         result = api.run(**{**LOADED, "rate": rate, "engine.max_num_seqs": 32})
         assert grows(result.requests) is (not expected)
         assert (queue_warning(result.requests) is None) is expected

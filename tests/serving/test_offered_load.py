@@ -18,7 +18,8 @@ from sim.serving.workload import TraceReading, load_trace, read_trace, timed
 from sim.specs.workload import StageSettings, WorkloadSettings
 from traces import edit, write
 from traces.redraw import own_rate
-from traces.schema import InputError, Trace, from_frame, validate
+from traces.rows import from_frame, validate
+from traces.schema import InputError, Trace
 from traces.sessions import followed, roots
 
 ARENA = "chatbot_arena.jsonl"

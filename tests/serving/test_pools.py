@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_kit import Setup
+from engine_kit import MS, Setup
 
 from sim import api
 from sim.allocators.prefix import Prefix
-from sim.cost.step import FixedCost
-from sim.engine.engine import Engine
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix
@@ -90,8 +88,9 @@ def test_a_router_sees_what_each_replica_holds() -> None:
 
 def test_a_snapshot_tells_the_prefix_that_is_cached_there() -> None:
     engine = Setup(allocator="prefix", pool=KvPool(64, 4)).engine()
+    replica = Replica(Clock(), engine, Predicted(MS, overlap_host=False), on_finish=print, observer=Observer())
     first, second = (Request(id, 0.0, 12, 2, prefix=SharedPrefix([7, 8, 9], 4)) for id in range(2))
-    snapshot = Snapshot(replica_of(engine), 0, 64)
+    snapshot = Snapshot(replica, 0, 64)
     snapshot.outstanding = 1
     assert snapshot.cached_tokens(second) == 0
     engine.add(first)
@@ -99,8 +98,3 @@ def test_a_snapshot_tells_the_prefix_that_is_cached_there() -> None:
     assert snapshot.cached_tokens(second) == 8
     assert (snapshot.outstanding, snapshot.running_tokens, snapshot.free_blocks) == (1, 12, 61)
     assert snapshot.free_kv == 61 / 64
-
-
-def replica_of(engine: Engine) -> Replica:
-    executor = Predicted(FixedCost(base_s=1.0), overlap_host=False)
-    return Replica(Clock(), engine, executor, on_finish=lambda req: None, observer=Observer())

@@ -16,7 +16,8 @@ from sim.engine.memory import KvPool
 from sim.scenario import Scenario
 from sim.serving.workload import columns
 from traces.reuse import KV_BLOCK_TOKENS, reuse
-from traces.schema import Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import Trace
 from traces.turns import whole_prompts
 
 SYSTEM = list(range(1000, 1100))

@@ -100,7 +100,7 @@ def sojourn_s(router: Any, replicas: int, load: float, count: int, seed: int) ->
     """Of exponential services of mean 1 s at Poisson arrivals."""
     rng = np.random.default_rng(seed)
     prompts = np.maximum(1, np.rint(rng.exponential(UNIT, count))).astype(int)
-    setup = replace(ONE_SEAT, replicas=replicas, router=router)
+    setup = replace(ONE_SEAT, replicas=replicas, router=lambda: router)
     done = run(setup, single_steps(poisson(load * replicas, count, seed + 1), prompts.tolist()))
     return done.column("finish_s") - done.column("arrival_s")
 
@@ -175,7 +175,7 @@ def test_a_look_into_a_span_sees_what_single_steps_would_show(router: str) -> No
         case = replace(case, setup=replace(case.setup, replicas=3)).admissible()
         assume(case.rows)
         ran = [
-            run(replace(each.setup, router=build("sim.routers", router, {})), each.workload())
+            run(replace(each.setup, router=lambda: build("sim.routers", router, {})), each.workload())
             for each in (case, case.without_spans())
         ]
         for name in ("first_scheduled_s", "first_token_s", "finish_s"):

@@ -16,7 +16,8 @@ import pytest
 
 import sim
 from sim import api, scenario
-from traces.schema import Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import Trace
 
 SIM = str(Path(next(iter(sim.__path__))))
 REQUESTS = 50

@@ -16,7 +16,7 @@ from sim.report.run.page import render_page
 from sim.report.run.sentences import drafts_by_position
 from sim.report.terminal import render, summary_view
 from sim.serving.workload import load_trace
-from sim.speculation.acceptance import acceptance_rates
+from sim.speculation.rates import acceptance_rates
 from traces.schema import InputError, Trace
 
 ARENA: dict[str, Any] = {"trace": "chatbot_arena.jsonl", "limit": 60, "rate": 3.0}

@@ -13,7 +13,8 @@ from sim.serving.workload import timed
 from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.redraw import redraw
-from traces.schema import InputError, Trace, from_frame, validate
+from traces.rows import from_frame, validate
+from traces.schema import InputError, Trace
 
 PLAIN = from_frame(
     pd.DataFrame({"arrival_s": np.arange(4000.0), "prompt_tokens": np.arange(1, 4001), "output_tokens": 7})

@@ -17,7 +17,8 @@ from trace_samples import SAMPLES, battle, jsonl, weka, weka_request
 
 import traces
 from traces import files
-from traces.schema import InputError, Trace, from_frame, validate
+from traces.rows import from_frame, validate
+from traces.schema import InputError, Trace
 
 OWN = "arrival_s,prompt_tokens,output_tokens\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

@@ -17,7 +17,8 @@ from traces import blocks, edit, fields, tables, write
 from traces.fields import BadRow
 from traces.names import settled
 from traces.reuse import reuse
-from traces.schema import DTYPES, InputError, Trace, from_frame, in_order, keep_rows, validate
+from traces.rows import from_frame, in_order, keep_rows, validate
+from traces.schema import DTYPES, InputError, Trace
 
 QUICK = settings(max_examples=40)
 TIMES = st.one_of(st.floats(0, 1e7, allow_subnormal=False), st.integers(0, 5).map(float))

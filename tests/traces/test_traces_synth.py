@@ -22,7 +22,8 @@ from traces import arena, arrivals, servegen
 from traces.lengths import Empirical, Fixed, FromTrace, Lognormal, Quantiles, parse
 from traces.reader import DATA
 from traces.reuse import reuse
-from traces.schema import InputError, Trace, from_frame, validate
+from traces.rows import from_frame, validate
+from traces.schema import InputError, Trace
 from traces.synth import Recipe
 
 COUNT = 20_000

@@ -20,7 +20,8 @@ from traces import edit, write
 from traces.blocks import Reblocked
 from traces.names import LARGEST, settled
 from traces.reuse import reuse
-from traces.schema import InputError, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError
 from traces.turns import whole_prompts
 
 

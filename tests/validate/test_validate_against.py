@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import result_files
 from command_kit import sim
 
 from sim import scenario
@@ -67,6 +68,45 @@ def test_against_results_by_hand(results: Path) -> None:
     assert -1 < document["requests"]["ttft_s"]["mean"]["error"] < -0.9
     assert document["attribution"]["kv_blocks"]["moved_by"]["fewer"]["e2e_s"] == 0.0
     assert not document["verdict"]["good"]
+
+
+FRONT_END = {"front_end.name": "custom", "front_end.request_s": 0.125, "front_end.step_s": 0.001}
+
+
+def test_a_file_of_the_engine_s_is_compared_with_the_engine(results: Path, tmp_path: Path) -> None:
+    """Its requests come to the engine when they did, so that a front end before it changes nothing."""
+    bounds, settings = Bounds.all_within(0.5), {"kv_blocks": 100, "gpu": "h100"}
+    bare, behind = (
+        against(scenario.build({}, settings | more), read(results), bounds).document for more in ({}, FRONT_END)
+    )
+    assert behind["requests"] == bare["requests"]
+    note = "The file has the engine's latencies: compared with the engine's, and requests come to it when they did"
+    assert any(told.startswith(note) for told in behind["inputs"]["notes"])
+    # Histograms tell no times: requests go through the front end, and what the engine does is compared.
+    metrics = tmp_path / "metrics.txt"
+    lines = [f"vllm:time_to_first_token_seconds_{name}" for name in ('bucket{le="+Inf"} 4', "count 4", "sum 2.0")]
+    metrics.write_text("\n".join(lines))
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{at},8,5\n" for at in range(4)))
+    told = settings | FRONT_END | {"trace": str(trace)}
+    ttft = against(scenario.build({}, told), read(metrics), bounds).document["requests"]["ttft_s"]["mean"]
+    assert ttft["live"] == 0.5
+    assert ttft["predicted"] < 0.1
+
+
+def test_a_file_of_a_client_s_is_compared_with_what_a_client_sees(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    asked = result_files.Asked(0.0, 8, 0.5, (0.1, 0.1, 0.1, 0.1))
+    path.write_text(json.dumps(result_files.vllm([asked])))
+    settings = {"kv_blocks": 100, "gpu": "h100"}
+    bare, behind = (
+        against(scenario.build({}, settings | more), read(path), Bounds.all_within(0.5)).document
+        for more in ({}, FRONT_END)
+    )
+    told = [document["requests"]["ttft_s"]["mean"]["predicted"] for document in (bare, behind)]
+    assert told[1] - told[0] == pytest.approx(0.126)
+    assert any("no front end is simulated" in note for note in bare["inputs"]["notes"])
+    assert any("behind the front end custom." in note for note in behind["inputs"]["notes"])
 
 
 @pytest.mark.shared

@@ -25,7 +25,7 @@ from sim.validate.record import Recorder
 from sim.validate.run import ModelSession, Pricing, Validation, validate
 from sim.validate.terms import Watched, by_term, term_of
 from sim.validate.verdict import Bounds
-from traces.schema import from_frame
+from traces.rows import from_frame
 
 
 @dataclass(frozen=True)

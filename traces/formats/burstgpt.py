@@ -11,7 +11,7 @@ import pandas as pd
 
 from traces.fields import Count, Kind, Text, Time
 from traces.head import Head
-from traces.schema import keep_rows
+from traces.rows import keep_rows
 from traces.sessions import linked
 from traces.source import Source
 

@@ -20,7 +20,7 @@ from traces.fields import BadRow, Count, Record, Text, Time, get
 from traces.head import Head
 from traces.moments import Moment, other_unit, stamped
 from traces.names import BlockNames
-from traces.schema import Mask, keep_rows
+from traces.rows import Mask, keep_rows
 from traces.sessions import Rows
 from traces.source import Source
 from traces.texts import message_tokens

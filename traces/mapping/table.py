@@ -14,7 +14,8 @@ from traces.mapping.assign import Assignment
 from traces.mapping.kinds import ABSENT, Answered, Length, LoggedTime
 from traces.mapping.rows import MISSING, at, parquet_rows, record_rows
 from traces.mapping.times import EPOCHS, ISO
-from traces.schema import MAX_TOKENS, keep_rows
+from traces.rows import keep_rows
+from traces.schema import MAX_TOKENS
 from traces.sessions import ASSUMED_THINK_S, THINK_NOTE, linked
 from traces.source import Source
 

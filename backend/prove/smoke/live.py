@@ -11,7 +11,7 @@ import torch
 from backend.live.graphs import CudaRecorder
 from backend.prove.smoke.case import SkipError, SmokeCase, SmokeGround, SmokeResult, distance, generator
 from sim import api, scenario
-from traces.schema import from_frame
+from traces.rows import from_frame
 
 MODEL = "tiny-llama"
 STEPS = 20

@@ -12,6 +12,7 @@ from statistics import median
 from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Place, Sheet, Unusable, count, number, scalars
 from sim.catalog import load_model
+from sim.cost.splits import FLASH_ATTENTION_2
 from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
 from sim.specs.model import ModelSpec
@@ -25,6 +26,8 @@ _HEADERS = {
     "skew": ("regime", "n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"),
 }
 _SAME_SCALE = 0.1
+_NOT_FLASH_ATTENTION_2 = ("h100", "h200", "b200")
+"""GPUs on which vLLM attends with FlashAttention-3 (Hopper) or FlashInfer (Blackwell of data centres)."""
 _Kernel = tuple[str, dict[str, Value]]
 
 
@@ -83,6 +86,9 @@ def _described(sheet: Sheet, draft: Draft, options: ImportOptions) -> tuple[Mode
     draft.date = said.get("profiled_at", draft.date)
     draft.facts |= {key: said[key] for key in ("vllm_version", "cuda_version", "profiler_version") if key in said}
     draft.included |= {"KV write": "mixed_attention"}
+    if options.gpu.name not in _NOT_FLASH_ATTENTION_2:
+        draft.decode_splits = FLASH_ATTENTION_2
+        draft.note("What decode rows of unequal contexts cost alone is by the rule of FlashAttention-2, vLLM's kernel.")
     draft.note(f"Matrices are those of {model.name} on one of {parallel.tp} GPUs, weights and cache in {dtype}.")
     draft.note("Attention was timed as vLLM's layer, which also writes the new tokens' keys and values to the cache.")
     draft.note("A decode row's context is kv_decode; whether the new token is one of it the source does not say.")

@@ -7,84 +7,41 @@ sampled is made up, so that every request makes exactly its output. One JSON obj
     {"start": SETTINGS}                       ->  {"vllm": VERSION}
     {"schedule": {"add": [REQUEST, ...]}}     ->  {"shares": [[id, tokens, computed before], ...], "free": blocks,
                                                    "admitted": [id, ...], "preempted": [...], "samples": [...],
-                                                   "running": [...], "waiting": [...]}
-    {"update": {}}                            ->  {"first": [id, ...], "ended": [id, ...], "free": blocks}
+                                                   "drafts": [[id, drafts], ...], "running": [...], "waiting": [...]}
+    {"update": {"accepted": [drafts, ...],    ->  {"first": [id, ...], "ended": [id, ...], "free": blocks}
+                "proposed": [drafts, ...]}}   (both left out without drafts)
     {"abort": id}                             ->  {"free": blocks}
 
 A step is scheduled before the last one's output is taken in where SETTINGS has async_scheduling; `update` takes in the
-oldest. What cannot be done is {"error": SENTENCE}. Written against vLLM 0.19 and 0.33.
+oldest, and tells of each that samples how many of its drafts were right, and how many it has for its next step. What
+cannot be done is {"error": SENTENCE}. Written against vLLM 0.19 and 0.33.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import json
-import logging
 import os
 import sys
-import types
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # whatever prints goes to the log; the answers alone go up
 
+# ruff: noqa: E402  (answers go up before anything can print, and `vllm_config` silences and stands in)
+from vllm_config import NEWER, config_of, groups_of
 
-class AbsentModule(types.ModuleType):
-    """A package that the scheduler names and never uses."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-class AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        absent = name.partition(".")[0] == "xgrammar"
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if absent else None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = AbsentModule(spec.name)
-        module.__path__ = []
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        pass
-
-
-sys.meta_path.insert(0, AbsentFinder())
-logging.disable(logging.ERROR)
-
-# ruff: noqa: E402  (stand-ins and silence come first)
-import torch
+# isort: split
 import vllm
-from vllm.config import CacheConfig, ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-NEWER = hasattr(VllmConfig, "num_lookahead_tokens")
-"""Is it of the line of 0.33, and not of 0.19?"""
-DERIVED = (
-    "num_speculative_tokens",
-    "num_lookahead_tokens",
-    "num_prefill_lookahead_tokens",
-    "num_hash_lookahead_tokens",
-    "max_concurrent_batches",
-    "max_in_flight_tokens",
-)
-"""Of the newer line: what vLLM's own configuration class works out from the rest."""
 OWN_TOKENS = 1 << 44
 """From here on token ids are a request's own; below they are those of prefix units."""
 
@@ -97,75 +54,14 @@ def token_ids(request: dict[str, Any], start: int, end: int) -> list[int]:
     return [ids[at // unit] * unit + at % unit if at < named else own + at for at in range(start, end)]
 
 
-def scheduler_config(settings: dict[str, Any]) -> SchedulerConfig:
-    newer = {key: settings[key] for key in ("watermark", "prefill_schedule_interval")} if NEWER else {}
-    if NEWER:
-        newer["long_prefill_token_threshold_adaptive"] = settings["long_prefill_token_threshold_adaptive"]
-    return SchedulerConfig(
-        max_model_len=settings["max_model_len"],
-        is_encoder_decoder=False,
-        max_num_batched_tokens=settings["max_num_batched_tokens"],
-        max_num_seqs=settings["max_num_seqs"],
-        enable_chunked_prefill=settings["enable_chunked_prefill"],
-        long_prefill_token_threshold=settings["long_prefill_token_threshold"],
-        scheduler_reserve_full_isl=settings["scheduler_reserve_full_isl"],
-        policy=settings["policy"],
-        async_scheduling=settings["async_scheduling"],
-        **newer,
-    )
-
-
-def config_of(settings: dict[str, Any]) -> Any:
-    """What the scheduler reads of a `VllmConfig`, which itself cannot be made without a model and a device."""
-    cache = CacheConfig(block_size=settings["block_size"], enable_prefix_caching=settings["enable_prefix_caching"])
-    cache.num_gpu_blocks = settings["num_gpu_blocks"]
-    model = SimpleNamespace(
-        is_encoder_decoder=False, max_model_len=settings["max_model_len"], enable_return_routed_experts=False
-    )
-    observability = SimpleNamespace(kv_cache_metrics=False, enable_mfu_metrics=False)
-    absent = ("lora", "kv_events", "kv_transfer", "ec_transfer", "speculative")
-    parts: dict[str, Any] = {f"{name}_config": None for name in absent}
-    parts |= {
-        "scheduler_config": scheduler_config(settings),
-        "cache_config": cache,
-        "parallel_config": ParallelConfig(),
-        "model_config": model,
-        "observability_config": observability,
-    }
-    if not NEWER:
-        return SimpleNamespace(**parts)
-    vars(model).update(
-        uses_mrope=False,
-        runner_type="generate",
-        is_diffusion=False,
-        supports_multimodal_inputs=False,
-        return_sampling_mask=False,
-    )
-    vars(observability).update(
-        per_request_spec_decode_metrics=None, enable_logging_iteration_details=False, kv_cache_metrics_sample=0.01
-    )
-    plain = type("PlainConfig", (SimpleNamespace,), {name: VllmConfig.__dict__[name] for name in DERIVED})
-    return plain(
-        **parts,
-        diffusion_config=None,
-        is_mm_encoder_only=False,
-        use_v2_model_runner=True,
-        aux_output_config=SimpleNamespace(enabled=False),
-        ec_manager_config=SimpleNamespace(get_encoder_cache_manager_obj=lambda: None),
-    )
-
-
 class Driver:
     """One scheduler and its requests."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        spec = FullAttentionSpec(block_size=settings["block_size"], num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
-        groups = [KVCacheGroupSpec(["layers"], spec)]
-        cache = KVCacheConfig(num_blocks=settings["num_gpu_blocks"], kv_cache_tensors=[], kv_cache_groups=groups)
         self.preempted: list[int] = []
         self.scheduler = self._class(settings["async_scheduling"])(
             vllm_config=config_of(settings),
-            kv_cache_config=cache,
+            kv_cache_config=groups_of(settings),
             structured_output_manager=SimpleNamespace(
                 should_advance=lambda request: False,
                 validate_tokens=lambda request, tokens: tokens,
@@ -183,7 +79,11 @@ class Driver:
         self.asked: dict[int, dict[str, Any]] = {}
         self.live: dict[int, Request] = {}
         self.sampled: dict[int, int] = {}
-        self.under_way: deque[tuple[Any, Any]] = deque()
+        self.under_way: deque[tuple[Any, list[int]]] = deque()
+        """(vLLM's output of a step, who samples in it)."""
+        self.most_drafts = 0
+        if settings["speculative"] and not settings["async_scheduling"]:
+            self.most_drafts = settings["speculative"]["num_speculative_tokens"]
 
     def _class(self, ahead: bool) -> type:
         """vLLM's scheduler, which tells in which order it preempts: its own output has a set of them."""
@@ -223,13 +123,11 @@ class Driver:
         before.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         shares = [[int(id), tokens, before[id]] for id, tokens in out.num_scheduled_tokens.items()]
         samples = [id for id, _, _ in shares if not self.live[id].is_prefill_chunk]
-        ids = [str(id) for id, _, _ in shares]
-        tokens = [self._sample(id) if id in samples else [] for id, _, _ in shares]
-        made = ModelRunnerOutput(ids, {id: at for at, id in enumerate(ids)}, sampled_token_ids=tokens)
+        drafts = [[int(id), len(drafted)] for id, drafted in out.scheduled_spec_decode_tokens.items()]
         if shares:
-            self.under_way.append((out, made))
+            self.under_way.append((out, samples))
         else:
-            self.scheduler.update_from_output(out, made)
+            self.scheduler.update_from_output(out, self._output(out, {}))
         admitted = [*(request.req_id for request in out.scheduled_new_reqs), *cached.resumed_req_ids]
         queue = self.scheduler.kv_holding_waiting if NEWER else self.scheduler.skipped_waiting
         return {
@@ -237,20 +135,31 @@ class Driver:
             "admitted": [int(id) for id in admitted],
             "preempted": list(self.preempted),
             "samples": samples,
+            "drafts": drafts,
             "running": [int(request.request_id) for request in self.scheduler.running],
             "waiting": [int(request.request_id) for request in (*queue, *self.scheduler.waiting)],
             "free": self.free,
         }
 
-    def _sample(self, id: int) -> list[int]:
+    def _output(self, out: Any, sampled: dict[int, int]) -> ModelRunnerOutput:
+        """What a model would have made of a step: so many tokens of each that samples."""
+        ids = list(out.num_scheduled_tokens)
+        tokens = [self._sample(int(id), sampled[int(id)]) if int(id) in sampled else [] for id in ids]
+        return ModelRunnerOutput(ids, {id: at for at, id in enumerate(ids)}, sampled_token_ids=tokens)
+
+    def _sample(self, id: int, count: int) -> list[int]:
+        if id not in self.asked:
+            return []  # scheduled once more before its end was known
         asked = self.asked[id]
         at = asked["prompt"] + self.sampled[id]
-        self.sampled[id] += 1
-        return token_ids(asked, at, at + 1)
+        self.sampled[id] += count
+        return token_ids(asked, at, at + count)
 
-    def update(self) -> dict[str, Any]:
+    def update(self, accepted: list[int] | None = None, proposed: list[int] | None = None) -> dict[str, Any]:
         first, ended = [], []
-        for group in self.scheduler.update_from_output(*self.under_way.popleft()).values():
+        out, samples = self.under_way.popleft()
+        sampled = {id: 1 + right for id, right in zip(samples, accepted or [0] * len(samples), strict=True)}
+        for group in self.scheduler.update_from_output(out, self._output(out, sampled)).values():
             for output in group.outputs:
                 id = int(output.request_id)
                 if output.new_token_ids and self.live[id].num_output_tokens == len(output.new_token_ids):
@@ -259,7 +168,17 @@ class Driver:
                     ended.append(id)
         for id in ended:
             del self.live[id], self.asked[id], self.sampled[id]
+        if self.most_drafts and proposed:
+            self._propose({id: count for id, count in zip(samples, proposed, strict=True) if id in self.live})
         return {"first": first, "ended": ended, "free": self.free}
+
+    def _propose(self, counts: dict[int, int]) -> None:
+        """Hand over drafts of a synchronous step; an asynchronous scheduler has placeholders of its own."""
+        drafts = []
+        for id, count in counts.items():
+            at = self.live[id].num_tokens
+            drafts.append(token_ids(self.asked[id], at, at + min(count, self.most_drafts)))
+        self.scheduler.update_draft_token_ids(DraftTokenIds(list(map(str, counts)), drafts))
 
     def abort(self, id: int) -> dict[str, Any]:
         self.scheduler.finish_requests(str(id), RequestStatus.FINISHED_ABORTED)
@@ -274,7 +193,7 @@ def answer(driver: Driver | None, question: dict[str, Any]) -> tuple[Driver | No
         return None, {"error": f"{what} before start"}
     if what == "schedule":
         return driver, driver.schedule(told["add"])
-    return driver, driver.update() if what == "update" else driver.abort(told)
+    return driver, driver.update(**told) if what == "update" else driver.abort(told)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits
-from sim.results.units import count, count_of, dollars, energy, limit, number, percent
+from sim.report.run.sentences import kv_capacity_words
+from sim.results.units import count, count_of, dollars, energy, limit, number, percent, seconds
 from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 
@@ -107,6 +108,25 @@ def slo_words(document: Mapping[str, Any], units: LatencyUnits | None = None) ->
     return text if attainment is None else f"{text} for {percent(attainment)} of the requests"
 
 
+def kv_lines(document: Mapping[str, Any]) -> Iterable[str]:
+    """The band of the chosen one's KV capacity, and what its ends do where memory limits."""
+    kv = (document["best"] or {}).get("kv")
+    if not kv or kv["capacity_low_tokens"] == kv["capacity_high_tokens"]:
+        return
+    yield f"A replica's KV capacity: {kv_capacity_words(kv)}, {kv['capacity_source']} (docs/kv.md)."
+    for end, told in kv["ends"].items():
+        lead = f"With the {end} KV memory, one replication"
+        if "cannot_run" in told:
+            yield f"{lead} cannot run: {told['cannot_run']}."
+            continue
+        values = [
+            f"{name} {percent(value) if name == 'goodput' else seconds(value)}"
+            for name, value in told["slo_values"].items()
+            if value is not None
+        ]
+        yield f"{lead} {'meets' if told['met'] else 'misses'} the SLO: {', '.join(values)}."
+
+
 def remarks(document: Mapping[str, Any]) -> Iterable[str]:
     if document.get("requests_per_replication"):
         warm = document["warm_up"]
@@ -127,6 +147,7 @@ def remarks(document: Mapping[str, Any]) -> Iterable[str]:
         power = best["joules_per_million_tokens"]
         tail = "" if power is None else f", {bound}{energy(power)}"
         yield f"A million tokens: {dollars(best['usd_per_million_tokens'])}{tail}. Price: {best['price_source']}."
+    yield from kv_lines(document)
     if (document["inputs"].get("cost_sources") or {}).get("roofline", 0) >= 1:
         yield ROOFLINE
     if curve := document.get("load_curve"):

@@ -14,6 +14,8 @@ from sim.report.run.sentences import (
     clause_words,
     drafts_by_position,
     engine_of,
+    kv_capacity_lines,
+    kv_capacity_words,
     load_rows,
     notes_of,
     requests_line,
@@ -62,7 +64,7 @@ def render_page(run: Run, *, scenario: str = "") -> str:
         clauses=list(_clauses(summary, units)),
         sources=summary["cost_sources"],
         warnings=[*warnings_of(summary), *([queue] if queue else [])],
-        remarks=[*stability_lines(run), *pressure_lines(run), *notes_of(summary)],
+        remarks=[*stability_lines(run), *pressure_lines(run), *kv_capacity_lines(summary), *notes_of(summary)],
         latency_heads=["", *STATISTICS],
         latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS, units)],
         facts=_facts(summary),
@@ -113,7 +115,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     held = [(f"Of what was taken: {name}", percent(share)) for name, share in kv["waste"]["of_held"].items()]
     moved = [("Copied on write", size_of(kv["copied_bytes"])), ("Swapped", size_of(kv["swapped_bytes"]))]
     pool = [
-        ("Capacity of a replica", f"{count(kv['capacity_tokens'])} tokens"),
+        ("Capacity of a replica", kv_capacity_words(kv)),
         ("Block", f"{count(kv['block_tokens'])} tokens"),
     ]
     reuse = [

@@ -6,13 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sim.results.kv import KV_HELD, busy_s, kv_tokens
+from sim.results.kv import FULL, KV_HELD, busy_s, kv_tokens
 from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
 from sim.results.units import count, count_of, number, percent
 
-# A pool that is fuller than this is under pressure: the next admission may have to wait or to preempt.
-FULL = 0.9
 DOUBTFUL = {"extrapolated": "outside the calibrated range", "roofline": "from data-sheet rooflines"}
 
 

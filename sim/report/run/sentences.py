@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.report.measures import LatencyUnits
+from sim.report.measures import LatencyUnits, latency
+from sim.results.binding import kv_limits
 from sim.results.metrics import SOURCES, SloResult
 from sim.results.units import count, count_of, dollars, energy, number, percent, seconds
 from sim.results.verdict import clause_name
@@ -123,6 +124,48 @@ def notes_of(summary: Mapping[str, Any]) -> list[str]:
     if inputs.get("synthetic") and not any(note.startswith("Synthetic") for note in texts):
         texts.insert(0, "Synthetic: the trace was made, not recorded.")
     return list(dict.fromkeys(texts))
+
+
+def kv_capacity_words(kv: Mapping[str, Any]) -> str:
+    """`437,376 tokens (425,040 to 441,232)`: a pool's size, with its band where it is estimated."""
+    low, high = kv.get("capacity_low_tokens"), kv.get("capacity_high_tokens")
+    band = f" ({count(low)} to {count(high)})" if low != high else ""
+    return f"{count(kv['capacity_tokens'])} tokens{band}"
+
+
+def kv_capacity_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How the size of a KV pool is known, and what the ends of its band do; nothing of a size that was given."""
+    kv = summary["kv"]
+    source = kv.get("capacity_source")
+    if not source:
+        return []
+    low, high = kv["capacity_low_tokens"], kv["capacity_high_tokens"]
+    if low == high:
+        return [f"The KV capacity of {count(kv['capacity_tokens'])} tokens is what a server wrote: {source}."]
+    told = (
+        f"The KV capacity of {count(kv['capacity_tokens'])} tokens is estimated, {count(low)} to {count(high)}: "
+        f"{source} (docs/kv.md); kv.from_log takes it from a line that the server writes at its start."
+    )
+    if not kv_limits(summary):
+        return [told]
+    if ends := kv.get("ends"):
+        return [told, *(_end_words(name, figures, summary) for name, figures in ends.items())]
+    return [told, "KV memory limits this run, so that its answer hangs on that band: sim run --kv-ends tells how far."]
+
+
+def _end_words(end: str, figures: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The figures at one end of the band beside those of the run."""
+    if "cannot_run" in figures:
+        return f"With the {end} KV memory it does not run: {figures['cannot_run']}."
+    units = LatencyUnits.of([summary, figures])
+    latencies = [(latency(key, statistic), key) for key, statistic in (("ttft_s", "p99"), ("tpot_s", "p50"))]
+    moved = [f"{each.label} {units.words(each, each.value(figures))}" for each, _ in latencies]
+    share = figures["goodput_fraction"]
+    goodput = "" if share is None else f", {percent(share)} of the requests within the SLO"
+    return (
+        f"With the {end} KV memory ({count(figures['capacity_tokens'])} tokens): {', '.join(moved)}, "
+        f"{number(figures['requests_per_s'])} requests/s, {count_of(figures['preemptions'], 'preemption')}{goodput}."
+    )
 
 
 def sources_line(summary: Mapping[str, Any]) -> str:

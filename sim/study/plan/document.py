@@ -76,8 +76,7 @@ def excess_row(clauses: Sequence[Clause], excess: Sequence[Estimate]) -> Documen
 
 def row_of(scenario: Scenario, capacity: Capacity) -> Document:
     """The configuration with its price, at its capacity: means over the replications at the rate nearest below it."""
-    below = [at for at in capacity.rates if at.rate_per_s <= capacity.interval.mean] or list(capacity.rates[:1])
-    facts = [observation.facts for observation in below[-1].observations]
+    facts = [observation.facts for observation in nearest_below(capacity).observations]
     bill = facts[0].get("bill", {})
     usd_per_hour = None if bill.get("usd_per_gpu_hour") is None else bill["usd_per_gpu_hour"] * bill["gpus"]
     return {
@@ -89,6 +88,12 @@ def row_of(scenario: Scenario, capacity: Capacity) -> Document:
         "ci95_per_replica": [capacity.interval.low / scenario.replicas, capacity.interval.high / scenario.replicas],
         **money(facts, usd_per_hour),
     }
+
+
+def nearest_below(capacity: Capacity) -> AtRate:
+    """The highest rate that was tried and is not above the capacity."""
+    below = [at for at in capacity.rates if at.rate_per_s <= capacity.interval.mean]
+    return below[-1] if below else capacity.rates[0]
 
 
 def configuration(scenario: Scenario) -> Document:

@@ -15,6 +15,9 @@ from sim.study.identity import Made
 from sim.study.plan.observation import SHOWN, Window, excesses, latencies
 from sim.study.plan.replication import Replication, measure
 
+KEPT = ("bill", "cost_sources", "inputs", "waiting", "kv", "kv_limits")
+"""Of the facts of a run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Glance:
@@ -59,7 +62,7 @@ def glimpse(asked: Glimpse) -> Glance:
         {clause.name: observation.statistic(clause, window) for clause in clauses},
         {column: latencies(observation.counted(column, window)) for column in SHOWN},
         observation.good_share(clauses, window),
-        {name: plain[name] for name in ("bill", "cost_sources", "inputs", "waiting") if name in plain},
+        {name: plain[name] for name in KEPT if name in plain},
     )
 
 

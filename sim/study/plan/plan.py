@@ -18,12 +18,15 @@ from sim.study.plan.document import (
     Document,
     capacity_words,
     inputs_of,
+    nearest_below,
     rate_row,
     row_of,
     slo_of,
     unmet_words,
     warm_up_words,
 )
+from sim.study.plan.glance import Glimpse
+from sim.study.plan.memory_band import kv_ends, kv_row
 from sim.study.plan.observation import Clause, clauses_of, requests_needed
 from sim.study.plan.rates import AtRate, rounded
 from sim.study.plan.replication import source
@@ -115,6 +118,12 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     if ask.curve:
         rates = sorted([*rates, *_curve(bench, search, capacity)], key=lambda at: at.rate_per_s)
     row = row_of(scenario, capacity)
+    at = nearest_below(capacity)
+    row["kv"] = kv_row([observation.facts for observation in at.observations])
+    if row["kv"]["limits"]:
+        row["kv"]["ends"] = kv_ends(
+            Glimpse(bench.point(Trial(at.rate_per_s, 0, capacity.requests)), capacity.window, True)
+        )
     return jsonable(
         {
             **about,

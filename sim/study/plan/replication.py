@@ -12,6 +12,7 @@ import numpy as np
 
 from sim.cost.step import StepCost
 from sim.engine.request import index_of
+from sim.results.binding import kv_limits
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.results.tables import flat
@@ -22,8 +23,9 @@ from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
-from sim.study.plan.stop import HopelessError, Stop, Watch
-from traces.schema import InputError, Trace, keep_rows
+from sim.study.plan.stop import HopelessError, Stop
+from traces.rows import keep_rows
+from traces.schema import InputError, Trace
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 MOST_REPLICATIONS = 1000
@@ -53,6 +55,9 @@ class Replication:
         workload = self.base.workload
         if workload.stages:
             raise InputError("a plan is made for one rate; leave out workload.stages")
+        for limit in ("max_num_queued_reqs", "max_num_queued_tokens"):
+            if getattr(self.base.front_end, limit):
+                raise InputError(f"a plan asks for the load whose every request is served; leave out front_end.{limit}")
         drawn = "poisson" if workload.arrivals == "trace" else workload.arrivals
         work = replace(workload, arrivals=drawn, rate=self.rate_per_s, rate_scale=1.0, resample=self.sessions)
         return replace(self.base, workload=work, seed=self.base.seed + self.replication, slo="")
@@ -72,12 +77,13 @@ def measure(point: Replication) -> Observation:
     table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, scenario.workload)
-    watch = Watch()
-    if point.window is not None:
+    watch: Stop | None = None
+    if point.window is not None and not scenario.front_end.on:  # behind one, what passes in the engine bounds no TPOT
         output = table["output_tokens"].to_numpy()
         watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
     try:
-        hooks = serving.Hooks(observer=watch, cost=_prices(point.base, parts.cost))
+        kept: list[TokenGaps] = []
+        hooks = serving.Hooks(observer=watch, cost=_prices(point.base, parts.cost), gaps=kept.append)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
@@ -95,10 +101,11 @@ def measure(point: Replication) -> Observation:
         requests["finish_s"].to_numpy(np.float64),
         work,
         {name: requests[name].to_numpy(np.float64) for name in REQUEST_COLUMNS.values()},
-        _gaps(watch, result.step_end_s, limits, len(due_s)) if limits else None,
+        _gaps(kept[0], limits, len(due_s)) if limits else None,
         {
             **{name: result.summary[name] for name in FACTS if name in result.summary},
             "waiting": result.summary["binding"]["waiting"],
+            "kv_limits": kv_limits(result.summary),
         },
         wall_s=time.perf_counter() - started,
     )
@@ -147,12 +154,10 @@ def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:
     return work
 
 
-def _gaps(watch: Watch, step_end_s: list[np.ndarray], limits: list[Limit], requests: int) -> Gaps:
+def _gaps(gaps: TokenGaps, limits: list[Limit], requests: int) -> Gaps:
     """The gaps between each request's tokens, from the runs of steps that gave it one each."""
     count, sum_s = np.zeros(requests), np.zeros(requests)
     over = {limit.limit_s: np.zeros(requests) for limit in limits}
-    clocks = [watch.replicas[index].engine.tokens for index in sorted(watch.replicas)]
-    gaps = TokenGaps(clocks, [step_end_s[index] for index in sorted(watch.replicas)])
     for (sequence, first, last), ends_s in zip(gaps.runs, gaps.step_end_s, strict=True):
         if not len(sequence):
             continue

@@ -25,17 +25,7 @@ class HopelessError(Exception):
         self.clause = clause
 
 
-class Watch(Observer):
-    """Remembers the replicas of a run, whose engines know when each token came."""
-
-    def __init__(self) -> None:
-        self.replicas: dict[int, ObservedReplica] = {}
-
-    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
-        self.replicas[replica.index] = replica
-
-
-class Stop(Watch):
+class Stop(Observer):
     """Raises HopelessError once a clause is certain to be missed by the requests that count, or the queue to grow.
 
     It rests on lower bounds alone. A latency that has not ended is at least what has passed of it; a share is certain
@@ -58,7 +48,7 @@ class Stop(Watch):
         work_tokens: Floats,
         single: bool = True,
     ) -> None:
-        super().__init__()
+        self._replicas: dict[int, ObservedReplica] = {}
         self._window = window
         self._due_s, self._work = due_s, work_tokens
         counted = window.slice(len(due_s))
@@ -71,6 +61,9 @@ class Stop(Watch):
         self._finish_s = np.full(len(due_s), np.nan)
         self._batches = 0
         self._grown = False
+
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
+        self._replicas[replica.index] = replica
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         if not self._single:
@@ -88,7 +81,7 @@ class Stop(Watch):
     def _look(self, now_s: float) -> None:
         live = [
             req
-            for replica in self.replicas.values()
+            for replica in self._replicas.values()
             for queue in (replica.engine.running, replica.engine.waiting)
             for req in queue
         ]

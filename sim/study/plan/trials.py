@@ -45,7 +45,7 @@ class Simulated:
         """Wall seconds of a run, the slowest so far."""
 
     def __call__(self, trials: Sequence[Trial]) -> list[Observation]:
-        points = [self._point(trial) for trial in trials]
+        points = [self.point(trial) for trial in trials]
         observations: dict[int, Observation] = {}
         for index, observation in each(measure, points, workers=self._crew(points), executor=self._executor):
             observations[index] = observation
@@ -58,7 +58,8 @@ class Simulated:
         [observation] = self([Trial(1e6, 0, BURST)])
         return BURST / float(np.nanmax(observation.finish_s))
 
-    def _point(self, trial: Trial) -> Replication:
+    def point(self, trial: Trial) -> Replication:
+        """What a trial simulates."""
         sessions = math.ceil(trial.requests * self._sessions_per_request)
         return Replication(self.scenario, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window)
 

@@ -11,10 +11,11 @@ from sim.scenario import Scenario
 from sim.study.plan.document import Document, configuration, mark_pareto, money, slo_of
 from sim.study.plan.document import inputs_of as inputs_of_run
 from sim.study.plan.fleet import Fleet
+from sim.study.plan.memory_band import kv_ends, kv_row
 from sim.study.plan.observation import Clause
 from sim.study.plan.plan import Ask
 from sim.study.plan.ranges import binds, range_of, usd_range
-from sim.study.plan.refine import MARGIN, Refinement, Standing
+from sim.study.plan.refine import MARGIN, FleetQuestion, Refinement, Standing
 from sim.study.plan.rows import rate_row, shown
 from sim.study.statistics import CONFIDENCE
 
@@ -117,6 +118,10 @@ def _best(findings: Findings, rows: Mapping[str, Document]) -> Document | None:
     row["gpus"] = range_of(fleet, findings.clauses, sources, replicas, (low, high), known=bool(standing.meets))
     row["usd_range"] = usd_range(row, fleet)
     row["binds"] = binds(standing, fleet, findings.clauses, replicas)
+    row["kv"] = kv_row([glance.facts for glance in glances])
+    if row["kv"] and row["kv"]["limits"] and not findings.ended_by:
+        question = FleetQuestion(fleet.name, replicas, 0, whole=True)
+        row["kv"]["ends"] = kv_ends(fleet.glimpse(question, findings.rate, findings.clauses))
     return row
 
 

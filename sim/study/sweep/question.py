@@ -117,6 +117,8 @@ def _spelled_out(tables: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     named |= set(grid.values("engine.preset")) if "engine.preset" in grid.keys else set()
     own = {key for name in named if name and isinstance(name, str) for key in presets.load(name).keys}
     defaults = scenario.as_tables(Scenario())
+    # What a front end costs is its engine's fact, whichever point names it.
+    defaults["front_end"] = {"name": defaults["front_end"]["name"]}
     for key in own:
         section, _, name = key.partition(".")
         del defaults[section][name]

@@ -41,8 +41,8 @@ def read(path: Path, run: str = "", *, skip_bad: bool = False, tokenizer: str = 
     Raises:
         InputError: no such file or run, several runs and none named, an unknown format, nothing answered.
     """
-    known, about = _runs(path, tokenizer)
-    return served(_chosen(known, run, path), path, about, skip_bad=skip_bad)
+    known, reader = _runs(path, tokenizer)
+    return served(_chosen(known, run, path), path, reader, skip_bad=skip_bad)
 
 
 def read_all(path: Path, *, skip_bad: bool = False, tokenizer: str = "") -> dict[str, Served | InputError]:
@@ -51,11 +51,11 @@ def read_all(path: Path, *, skip_bad: bool = False, tokenizer: str = "") -> dict
     Raises:
         InputError: no such file, an unknown format, no run that can be compared.
     """
-    known, about = _runs(path, tokenizer)
+    known, reader = _runs(path, tokenizer)
     found: dict[str, Served | InputError] = {}
     for number, one in enumerate(known, 1):
         try:
-            found[f"{number} {one_line(one.label)}"] = served(one, path, about, skip_bad=skip_bad)
+            found[f"{number} {one_line(one.label)}"] = served(one, path, reader, skip_bad=skip_bad)
         except InputError as error:
             found[f"{number} {one_line(one.label)}"] = error
     if all(isinstance(one, InputError) for one in found.values()):
@@ -78,8 +78,8 @@ def _chosen(known: Sequence[ToolRun], run: str, path: Path) -> ToolRun:
     return named[0]
 
 
-def _runs(path: Path, tokenizer: str) -> tuple[list[ToolRun], str]:
-    """(the runs of a file, what it is)."""
+def _runs(path: Path, tokenizer: str) -> tuple[list[ToolRun], Reader]:
+    """(the runs of a file, who read it)."""
     file = _parsed(path, tokens.counter(tokenizer)[0] if tokenizer else None)
     readers: list[Reader] = [_reader(name) for name in FORMATS]
     known = [reader for reader in readers if reader.detect(file)]
@@ -91,7 +91,7 @@ def _runs(path: Path, tokenizer: str) -> tuple[list[ToolRun], str]:
         raise InputError(f"{path}, read as {known[0].ABOUT}: {one_line(bad)}") from None
     if not runs:
         raise InputError(f"{path}, read as {known[0].ABOUT}: it holds no run")
-    return runs, known[0].ABOUT
+    return runs, known[0]
 
 
 def _reader(name: str) -> Any:

@@ -15,6 +15,7 @@ from sim.validate.against.rows import ANY_COUNT, Omitted, ResultFile, Row, ToolR
 from traces.fields import BadRow, Time, get, real, shown
 
 ABOUT = "AIPerf's profile_export.jsonl"
+MEASURED_AT = "client"
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 MEASURED = "profiling"
 STAMP = Time("ns", whole=True)

@@ -18,6 +18,7 @@ from traces import documents
 from traces.fields import BadRow, get, real, shown
 
 ABOUT = "GenAI-Perf's profile_export.json"
+MEASURED_AT = "client"
 CHAT, COMPLETIONS = "v1/chat/completions", "v1/completions"
 
 

@@ -33,6 +33,7 @@ from sim.validate.against.rows import (
 from traces.fields import BadRow, real, shown
 
 ABOUT = "a GuideLLM report"
+MEASURED_AT = "client"
 EPOCH_S = (1e8, 1e10)
 """Seconds since 1970 lie here; milliseconds and nanoseconds do not."""
 NEAR_S = 2e-3

@@ -33,6 +33,7 @@ from sim.validate.against.rows import (
 from traces.fields import get
 
 ABOUT = "inference-perf's lifecycle metrics"
+MEASURED_AT = "client"
 LATENCIES = {"time_to_first_token": "ttft_s", "time_per_output_token": "tpot_s",
              "inter_token_latency": "itl_s", "request_latency": "e2e_s"}  # fmt: skip
 RATES = {"requests_per_sec": "requests_per_s", "output_tokens_per_sec": "output_tokens_per_s"}

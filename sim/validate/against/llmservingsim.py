@@ -10,6 +10,7 @@ from sim.validate.against.rows import ANY_COUNT, SECONDS, ResultFile, Row, ToolR
 from traces.fields import get
 
 ABOUT = "LLMServingSim's records of vLLM"
+MEASURED_AT = "engine"
 STAMPS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 
 

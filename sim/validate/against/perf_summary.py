@@ -15,6 +15,7 @@ from sim.validate.against.aiperf import unit_s
 from sim.validate.against.rows import Key, ResultFile, SentLoad, StatedValue, ToolRun, maybe, within
 
 ABOUT = "the statistics of GenAI-Perf or AIPerf"
+MEASURED_AT = "client"
 MEASURES = {"time_to_first_token": "ttft_s", "inter_token_latency": "tpot_s", "request_latency": "e2e_s"}
 RATES = {"request_throughput": "requests_per_s", "output_token_throughput": "output_tokens_per_s"}
 PERCENTILE = re.compile(r"p\d+(\.\d+)?")

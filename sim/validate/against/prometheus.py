@@ -17,6 +17,7 @@ from sim.validate.against.rows import Key, ResultFile, SentLoad, StatedValue, To
 from traces.fields import BadRow, number_of, shown
 
 ABOUT = "the metrics of a vLLM server"
+MEASURED_AT = "engine"
 HISTOGRAMS = {
     "vllm:time_to_first_token_seconds": "ttft_s",
     "vllm:request_time_per_output_token_seconds": "tpot_s",

@@ -142,10 +142,15 @@ class ResultFile:
         return (record for _, record in self.records[:100] if isinstance(record, dict))
 
 
+MeasuredAt = Literal["client", "engine"]
+"""Whose clock and whose latencies a file has: those of a client behind the front end, or those of the engine itself."""
+
+
 class Reader(Protocol):
     """A module of this package. `runs` raises BadRow for what makes no run of the file."""
 
     ABOUT: str
+    MEASURED_AT: MeasuredAt
 
     def detect(self, file: ResultFile) -> bool: ...
 

@@ -14,6 +14,7 @@ from sim.validate.against.rows import RandomLengths, ResultFile, ToolRun, maybe
 from traces.schema import MAX_TOKENS
 
 ABOUT = "the result of SGLang's bench_serving"
+MEASURED_AT = "client"
 
 
 def detect(file: ResultFile) -> bool:

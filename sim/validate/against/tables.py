@@ -11,9 +11,22 @@ import numpy as np
 import pandas as pd
 
 from sim.results.percentiles import Itl, distribution
-from sim.validate.against.rows import Key, Omitted, RandomLengths, Row, SentLoad, StatedValue, ToolRun, Why, one_line
+from sim.validate.against.rows import (
+    Key,
+    MeasuredAt,
+    Omitted,
+    RandomLengths,
+    Reader,
+    Row,
+    SentLoad,
+    StatedValue,
+    ToolRun,
+    Why,
+    one_line,
+)
 from sim.validate.retime import Latencies
-from traces.schema import InputError, Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError, Trace
 
 NAMED = 3
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
@@ -34,6 +47,7 @@ class Served:
         trace: the requests that the file holds; None where it holds statistics alone.
         latencies: what each of them saw.
         load: how they were sent; None where their arrival times are the recorded ones.
+        measured_at: whose clock these are of.
         omitted: how many requests of the file are in none of these.
         sampled: they are some of `answered` requests only.
         stated, answered, mean_tokens, lengths, more: as of `ToolRun`.
@@ -44,6 +58,7 @@ class Served:
     trace: Trace | None
     latencies: Latencies | None
     load: SentLoad | None
+    measured_at: MeasuredAt
     omitted: int
     sampled: bool
     stated: Mapping[Key, StatedValue]
@@ -77,12 +92,13 @@ class Served:
         return {key: distribution(requests[key]) for key in LATENCIES} | {"itl_s": distribution(*self.latencies.itl)}
 
 
-def served(run: ToolRun, path: Path, about: str, *, skip_bad: bool = False) -> Served:
+def served(run: ToolRun, path: Path, reader: Reader, *, skip_bad: bool = False) -> Served:
     """A run as it is compared.
 
     Raises:
         InputError: it holds nothing to compare, or more records that cannot be used than others.
     """
+    about = reader.ABOUT
     answered = [row for row in run.rows if isinstance(row, Row)]
     omitted = [row for row in run.rows if isinstance(row, Omitted)]
     if run.rows:
@@ -103,6 +119,7 @@ def served(run: ToolRun, path: Path, about: str, *, skip_bad: bool = False) -> S
         trace,
         latencies,
         run.load,
+        reader.MEASURED_AT,
         len(omitted),
         run.sampled,
         run.stated,

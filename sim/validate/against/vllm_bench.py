@@ -12,6 +12,7 @@ from sim.validate.against import bench
 from sim.validate.against.rows import ResultFile, ToolRun, maybe
 
 ABOUT = "the result of vllm bench serve"
+MEASURED_AT = "client"
 
 
 def detect(file: ResultFile) -> bool:

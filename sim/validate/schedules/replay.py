@@ -28,8 +28,19 @@ from sim.serving.replica import Replica
 from traces.schema import InputError
 
 
-class _Script:
+class Script:
     """Drafts and acceptances as a scenario dictates them: the j-th time, the j-th of a cyclic list."""
+
+    steady = False
+
+    @classmethod
+    def of(cls, scenario: dict[str, Any]) -> Script | None:
+        """The script of a scenario; None where nobody drafts."""
+        settings = scenario["settings"]
+        if not settings["speculative"]:
+            return None
+        most = settings["speculative"]["num_speculative_tokens"]
+        return cls(scenario["requests"], most, fixed=settings["async_scheduling"])
 
     def __init__(self, rows: list[dict[str, Any]], most: int, *, fixed: bool) -> None:
         self.most = most
@@ -103,8 +114,7 @@ class ScheduleReplay(Observer):
         self._admissions = 0
         self._ended_s = 0.0
         self.clock = Clock()
-        rows, drafting = scenario["requests"], scenario["settings"]["speculative"]
-        self._script = _Script(rows, drafting["num_speculative_tokens"], fixed=self._depth == 2) if drafting else None
+        self._script = Script.of(scenario)
 
     def run(self) -> None:
         """Serve all requests.

@@ -25,7 +25,8 @@ from sim.api import Result
 from sim.cli.main import cli
 from sim.report.terminal import render, summary_view
 from sim.validate.twin import check_twin
-from traces.schema import InputError, Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError, Trace
 
 SMALL: dict[str, Any] = {
     "engine.max_num_seqs": 6,

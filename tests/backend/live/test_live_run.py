@@ -27,7 +27,8 @@ from backend.model.model import Model
 from sim import api, scenario
 from sim.api import Result
 from sim.cli.main import cli
-from traces.schema import InputError, Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError, Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMES = {"start_s", "end_s", "device_s", "host_s"}

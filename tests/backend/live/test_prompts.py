@@ -25,7 +25,8 @@ from sim import api, scenario
 from sim.api import Result
 from sim.cli.main import cli
 from sim.engine.request import Request, SharedPrefix
-from traces.schema import InputError, Trace, from_frame
+from traces.rows import from_frame
+from traces.schema import InputError, Trace
 
 SERVED: dict[str, Any] = {
     "executor": "live",

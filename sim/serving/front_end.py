@@ -1,0 +1,203 @@
+"""What stands before a replica: server processes that take requests in and stream outputs back, by turns.
+
+Each process is one queue, first come, first served, of two kinds of work: requests, and the outputs of a step. When a
+piece of work will be done is known when it comes (Lindley 1952: a process is free at F = max(F, now) + work), so that
+nothing is simulated but the hand-over of a request to the engine. The outputs of the steps of a span are taken into
+account before whatever comes after them, so that spans change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from heapq import heappop, heappush
+
+from sim.engine.batch import Batch
+from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.protocol import ServingEngine
+from sim.engine.request import Request
+from sim.results.clients import ClientLog
+from sim.serving.clock import Clock, Event
+from sim.serving.replica import Replica
+from sim.serving.workload import stream
+from sim.specs.front_end import FrontEndSettings
+
+Refusal = Callable[[Request, float], None]
+"""Told of a refused request, and when its client knows."""
+
+
+class Draws:
+    """By request, the factors of its own work and of its way to the engine; 1 where nothing is drawn."""
+
+    def __init__(self, requests: int, spread: float, seed: int) -> None:
+        self.work = self.way = [1.0] * requests
+        if spread:
+            # A lognormal of mean 1 whose standard deviation is the spread.
+            sigma = math.sqrt(math.log1p(spread * spread))
+            drawn = stream(seed, "front end").lognormal(-sigma * sigma / 2, sigma, (2, requests))
+            self.work, self.way = drawn.tolist()
+
+
+class FrontEnd(Observer):
+    """Before one replica. A router sends to it; it hands on to the replica, and is told of its outputs as an observer.
+
+    Args:
+        settings: what its processes cost.
+        log: of all clients' requests.
+        draws: of all requests.
+        on_refusal: called with a request that is refused, when its client is told.
+    """
+
+    def __init__(
+        self, clock: Clock, settings: FrontEndSettings, log: ClientLog, draws: Draws, on_refusal: Refusal
+    ) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._log = log
+        self._draws = draws
+        self._on_refusal = on_refusal
+        count = settings.processes
+        self._free_s = [0.0] * count
+        """When each process will have done all that has come so far."""
+        self._connections = [0] * count
+        self.seen_s = [array("d") for _ in range(count)]
+        """Of each process the end of its outputs of each step."""
+        self.busy_s = 0.0
+        """Seconds of work of all processes so far."""
+        self._rows: deque[int] = deque()
+        self._streamed = 0
+        """Steps of the oldest batch under way whose outputs are taken into account."""
+        self._coming = 0
+        self._limited = settings.max_num_queued_reqs or settings.max_num_queued_tokens
+        self._under_way = 0
+        self._prefilling_tokens = 0
+        self._leaving: list[tuple[float, int, int]] = []
+        """(when clients' outputs are sent, sequences that end, prompt tokens that wait no more)."""
+
+    def serve(self, replica: Replica) -> None:
+        """Stand before this replica."""
+        self._replica = replica
+
+    @property
+    def engine(self) -> ServingEngine:
+        return self._replica.engine
+
+    @property
+    def outstanding(self) -> int:
+        """Requests here and in the replica that have not finished."""
+        return self._coming + self._replica.outstanding
+
+    def settle(self) -> None:
+        """As `Replica.settle`."""
+        self._replica.settle()
+
+    # ---- requests ---------------------------------------------------------------------------------------------------
+
+    def submit(self, req: Request) -> None:
+        """Take a client's request now; the engine gets it when a process has taken it in."""
+        now_s, log, settings = self._clock.now, self._log, self._settings
+        self._stream_until(now_s)
+        free_s, connections = self._free_s, self._connections
+        # A connection is accepted by the process that has the fewest (vLLM 0.33, `vllm/v1/utils.py`).
+        at = 0 if len(free_s) == 1 else connections.index(min(connections))
+        connections[at] += 1
+        log.arrival_s[req.id] = now_s
+        log.process[req.id] = at
+        work_s = settings.request_s * self._draws.work[req.id] + settings.prompt_token_s * req.prompt_tokens
+        self.busy_s += work_s
+        free_s[at] = done_s = max(free_s[at], now_s) + work_s
+        ready_s = done_s + settings.latency_s * self._draws.way[req.id]
+        if ready_s > now_s:
+            self._coming += 1
+            self._clock.call_at(ready_s, partial(self._taken_in, req), first=True)
+        else:
+            self._hand_over(req)
+
+    def _taken_in(self, req: Request, event: Event) -> None:
+        self._coming -= 1
+        self._hand_over(req)
+
+    def _hand_over(self, req: Request) -> None:
+        if self._limited and (limit := self._limit_met(req)):
+            self._log.refused[req.id] = limit
+            self._connections[self._log.process[req.id]] -= 1
+            self._on_refusal(req, self._clock.now + self._settings.latency_s)
+            return
+        req.arrival_s = self._clock.now
+        self._replica.submit(req)
+
+    def _limit_met(self, req: Request) -> str:
+        """The limit that keeps the request out; else it is counted (vLLM 0.33, `AsyncLLM.check_admission`)."""
+        settings, now_s = self._settings, self._clock.now
+        self._stream_until(now_s)
+        while self._leaving and self._leaving[0][0] <= now_s:
+            _, sequences, tokens = heappop(self._leaving)
+            self._under_way -= sequences
+            self._prefilling_tokens -= tokens
+        if settings.max_num_queued_reqs and self._under_way + req.seats > settings.max_num_queued_reqs:
+            return "max_num_queued_reqs"
+        if settings.max_num_queued_tokens and self._prefilling_tokens >= settings.max_num_queued_tokens:
+            return "max_num_queued_tokens"
+        self._under_way += req.seats
+        self._prefilling_tokens += req.prompt_tokens
+        return ""
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
+        if not batch.empty:
+            step = batch.first_step
+            told = sum(entry.request.seat.last_token_step == step for entry in batch.entries)
+            self._rows.append(batch.lockstep + (len(batch.sampled) or told))
+
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
+        self._stream(flight.ends_s[self._streamed :], self._rows.popleft())
+        self._streamed = 0
+        log, latency_s = self._log, self._settings.latency_s
+        for req in flight.committed.first_tokens:
+            if req.id < len(log.first_token_s):  # of several samples, the first tells for all
+                sent_s = self.seen_s[log.process[req.id]][-1]
+                log.first_token_s[req.id] = sent_s + latency_s
+                if self._limited:
+                    heappush(self._leaving, (sent_s, 0, req.prompt_tokens))
+        for req in flight.committed.finished:
+            at = log.process[req.id]
+            sent_s = self.seen_s[at][-1]
+            log.finish_s[req.id] = sent_s + latency_s
+            self._connections[at] -= 1
+            if self._limited:
+                heappush(self._leaving, (sent_s, req.group.size if req.group is not None else 1, 0))
+
+    def _stream_until(self, now_s: float) -> None:
+        """Take into account the outputs of the steps that have ended by now."""
+        flights = self._replica.flights
+        if not flights:
+            return
+        flight = flights[0]
+        late_s = flight.outcome.late_s
+        ended = bisect_right(flight.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
+        if ended > self._streamed:
+            self._stream(flight.ends_s[self._streamed : ended], self._rows[0])
+            self._streamed = ended
+
+    def _stream(self, ends_s: list[float], rows: int) -> None:
+        """The outputs of steps that end then and give so many each, of which every process has its share."""
+        settings = self._settings
+        share = rows / settings.processes
+        work_s = settings.step_s + share * settings.output_s if rows else 0.0
+        stream_s = share * settings.stream_s
+        for at, seen_s in enumerate(self.seen_s):
+            free_s, sent = self._free_s[at], 0
+            for end_s in ends_s:
+                if free_s <= end_s:
+                    free_s = end_s + work_s + stream_s
+                    sent += 1
+                else:  # what a client has not been sent yet takes the new output along (`RequestOutputCollector`)
+                    free_s += work_s
+                seen_s.append(free_s)
+            self._free_s[at] = free_s
+            self.busy_s += work_s * len(ends_s) + stream_s * sent

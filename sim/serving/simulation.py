@@ -1,0 +1,188 @@
+"""One simulated time with its replicas, from the first arrival to the last answer, and the logs of what happened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sim.engine.drafting import Drafting, Tally
+from sim.engine.flight import Audience, Observer
+from sim.engine.protocol import ServingEngine
+from sim.engine.request import Request
+from sim.results.clients import ClientLog, by_process
+from sim.results.gaps import TokenGaps
+from sim.results.requests import RequestLog
+from sim.results.steps import StepLog
+from sim.scenario import Scenario
+from sim.serving.clock import Clock, WallClock
+from sim.serving.entrance import Answered, Entrance
+from sim.serving.executor import Executor, OnTheWall
+from sim.serving.front_end import Draws, FrontEnd
+from sim.serving.hooks import Hooks, LiveSession, Progress
+from sim.serving.noise import Noisy, noise_of
+from sim.serving.pool import Pool
+from sim.serving.replica import NoProgressError, Replica
+from sim.serving.snapshot import Server
+from sim.serving.source import RequestSource
+from sim.serving.workload import columns
+from traces.schema import InputError
+
+
+class Simulation:
+    """One simulated time with its replicas, and the logs of what happened in it."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        pools: Sequence[Pool],
+        engines: Sequence[Sequence[ServingEngine]],
+        admissible: pd.DataFrame,
+        progress: Progress | None,
+        session: LiveSession | None,
+        hooks: Hooks,
+        spans: bool,
+    ) -> None:
+        count = len(admissible)
+        self.clock = WallClock() if session is not None and scenario.live.clock == "wall" else Clock()
+        self._session = session
+        self._hooks = hooks
+        self._spans = spans
+        self._replica_count = sum(pool.count for pool in pools)
+        self.requests = RequestLog(count)
+        self.steps = StepLog(self._replica_count)
+        self._progress = progress
+        self._every = max(1, count // 200)
+        self._finished = 0
+        self._count = count
+        self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
+        self._noise = [
+            noise_of(pool.parts.scenario, pool.parts.cost, admissible) if session is None else 0.0 for pool in pools
+        ]
+        self.noise = max(self._noise)
+        self._noise_of = {id(pool.parts): noise for pool, noise in zip(pools, self._noise, strict=True)}
+        self.clients = ClientLog(count) if scenario.front_end.on else None
+        self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
+        self.front_ends: list[FrontEnd] = []
+        self.entrance = Entrance(scenario, pools, engines, self._replica, self._answered)
+        self.replicas = self.entrance.replicas
+        with_sessions = self.entrance.follows_sessions
+        work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=with_sessions)
+        users = scenario.workload.concurrency
+        self._source = RequestSource(self.clock, work, self.entrance.submit, concurrency=users)
+
+    def _answered(self, req: Request, replica: Replica) -> None:
+        self.requests.finished(req, replica.index)
+        self._ended(req, None if self.clients is None else self.clients.finish_s[req.id])
+
+    def _ended(self, req: Request, seen_s: float | None) -> None:
+        """A request is answered or refused, which its client sees then (None: now)."""
+        self._source.finished(req, seen_s)
+        self._finished += 1
+        if self._progress is not None and self._finished % self._every == 0:
+            self._progress(self._finished, self._count)
+
+    def _replica(
+        self, pool: Pool, engine: ServingEngine, index: int, *, on_finish: Answered, observer: Observer | None
+    ) -> tuple[Server, Replica]:
+        """A replica, behind its front end where there is one."""
+        parts, hooks = pool.parts, self._hooks
+        observers: list[Observer] = [self.steps]
+        front_end = self._front_end(pool, index)
+        observers += [each for each in (front_end, observer, hooks.observer) if each is not None]
+        ahead = engine if self._spans and hooks.wrap is None else None
+        executor: Executor = (
+            parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)
+        )
+        if noise := self._noise_of[id(parts)]:
+            executor = Noisy(executor, noise, parts.scenario.seed, index)
+        if isinstance(self.clock, WallClock):
+            executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
+        if hooks.wrap is not None:
+            executor = hooks.wrap(executor)
+        replica = Replica(
+            self.clock,
+            engine,
+            executor,
+            depth=parts.depth,
+            on_finish=lambda req: on_finish(req, replica),
+            observer=observers[0] if len(observers) == 1 else Audience(observers),
+            index=index,
+            alone=self._replica_count == 1,
+        )
+        if front_end is None:
+            return replica, replica
+        front_end.serve(replica)
+        return front_end, replica
+
+    def _front_end(self, pool: Pool, index: int) -> FrontEnd | None:
+        if self.clients is None:
+            return None
+
+        def refused(req: Request, told_s: float) -> None:
+            self.entrance.left(req, index)
+            self._ended(req, told_s)
+
+        front_end = FrontEnd(self.clock, pool.parts.scenario.front_end, self.clients, self._draws, refused)
+        self.front_ends.append(front_end)
+        return front_end
+
+    def run(self, *, keep: bool) -> str:
+        """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
+        self._source.start()
+        try:
+            self.clock.run_out()
+        except NoProgressError as error:
+            raise InputError(f"the run cannot go on: {error}") from None
+        except (InputError, MemoryError, RuntimeError) as error:
+            if not keep or not self._finished:
+                raise
+            return f"the live run died when {self._finished:,} of {self._count:,} requests had finished: {error}"
+        del self._source  # a million requests as columns are worth their memory
+        return ""
+
+    def step_end_s(self) -> list[np.ndarray]:
+        return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
+
+    def engine_gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
+        """The gaps between all tokens as the engines gave them."""
+        return TokenGaps([replica.engine.tokens for replica in self.replicas], step_end_s)
+
+    def gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
+        """The gaps between all tokens as clients saw them."""
+        if self.clients is None:
+            return self.engine_gaps(step_end_s)
+        clocks, ends_s = [], []
+        for front_end, replica in zip(self.front_ends, self.replicas, strict=True):
+            seen_s = front_end.seen_s
+            clocks += by_process(replica.engine.tokens, self.clients.process, len(seen_s))
+            ends_s += [np.frombuffer(each) if len(each) else np.empty(0) for each in seen_s]
+        return TokenGaps(clocks, ends_s)
+
+    def refusals(self, places: np.ndarray) -> dict[int, str]:
+        """Why front ends refused requests, by their places in the trace."""
+        refused = {} if self.clients is None else self.clients.refused
+        return {int(places[at]): f"the front end refused it (503): {limit}" for at, limit in refused.items()}
+
+    def front_end_facts(self, scenario: Scenario) -> dict[str, Any] | None:
+        """What the summary tells of the front ends; None where there are none."""
+        if self.clients is None:
+            return None
+        busy_s = sum(front_end.busy_s for front_end in self.front_ends)
+        refused = dict(Counter(self.clients.refused.values()))
+        return {**scenario.front_end.facts(), "busy_s": busy_s, "refused": refused}
+
+    def tallies(self) -> list[Tally]:
+        """What drafting gave, of each replica that drafts."""
+        return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, Drafting)]
+
+    def speed(self, steps: pd.DataFrame, loop_s: float) -> dict[str, Any]:
+        return {
+            "wall_s": loop_s,
+            "steps": int(steps["repeats"].sum()),
+            "events": self.clock.events,
+            "requests_per_wall_s": self._count / loop_s,
+        }

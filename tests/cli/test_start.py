@@ -1,0 +1,92 @@
+"""What a command imports before it answers: seconds are in tests/benchmarks, here are the modules that take them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from patience import PATIENCE_S
+
+import sim.cli
+from sim.cli.main import SUMMARIES, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = {"numpy", "pandas", "pyarrow", "scipy"}
+SHOWN = {"jinja2", "rich"}
+LOADED = """
+import sys
+from sim.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+finally:
+    print("\\nLOADED", *sys.modules)
+"""
+
+
+def loaded(*words: object) -> set[str]:
+    """The modules that a process has after it answered a command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("\nLOADED ")[2].split())
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.partition(".")[0] in ("sim", "traces", "backend", "calibrate")}
+
+
+def test_help_imports_nothing_of_the_commands() -> None:
+    modules = loaded("--help")
+    assert modules.isdisjoint(NUMBERS | SHOWN | {"simpy", "importlib.metadata"})
+    assert ours(modules) == {
+        "sim",
+        "sim.cli",
+        "sim.cli.guard",
+        "sim.cli.main",
+        "traces",
+        "traces.code",
+        "traces.schema",
+        "traces.version",
+    }
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["sweep", "-h"], ["plan", "-h"], ["validate", "-h"]])
+def test_the_help_of_a_command_imports_no_tables(words: list[str]) -> None:
+    modules = loaded(*words)
+    assert modules.isdisjoint(NUMBERS | {"jinja2", "simpy"})
+    assert not {name for name in ours(modules) if name.startswith(("sim.serving", "sim.report", "sim.study"))}
+
+
+def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
+    """Pages, traces of steps, files of results, fits and drafters' seconds are other commands', or asked for."""
+    trace = tmp_path / "ten.csv"
+    rows = "".join(f"{0.1 * at:.1f},{50 + 7 * at},{5 + at}\n" for at in range(10))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    modules = loaded("run", "--trace", trace, "--quiet")
+    assert modules.isdisjoint({"scipy", "jinja2", "pyarrow.parquet", "torch", "rich.progress"})
+    of_sim = {name for name in modules if name.startswith(("sim.report", "sim.results.files", "sim.study"))}
+    assert not {name for name in of_sim if "perfetto" in name or "page" in name or "files" in name or "sweep" in name}
+    assert len(ours(modules)) <= 210, sorted(ours(modules))
+
+
+def test_the_list_of_commands_says_what_they_say() -> None:
+    """Kept beside the group, so that it can be shown without them."""
+    context = cli.make_context("sim", [], resilient_parsing=True)
+    files = {path.stem for path in Path(sim.cli.__file__).parent.glob("*.py")}
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert name in files
+        assert SUMMARIES[name] == command.get_short_help_str(10_000)
+    assert cli.get_command(context, "magic") is None

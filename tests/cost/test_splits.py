@@ -1,0 +1,140 @@
+"""What uneven decode rows cost by the rule of FlashAttention-2: its own cut, and the idle memory at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from heapq import heapify, heappop, heapreplace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profile_kit import GPU, MODEL, llama_profile
+
+from sim.cost.profiled import Profiled
+from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, keys_of, parts, two_lengths
+from sim.engine.batch import Shape
+from sim.engine.lockstep import Lengths
+from traces.schema import InputError
+
+PLAIN = llama_profile(1.3)
+RULED = replace(PLAIN, meta=replace(PLAIN.meta, decode_splits=FLASH_ATTENTION_2))
+CONTEXTS = st.lists(st.integers(1, 20_000), min_size=1, max_size=80)
+
+
+def grouped(contexts: list[int]) -> Lengths:
+    """As `Lockstep.lengths` has them."""
+    rest, groups, size = sorted(contexts, reverse=True), [], 1
+    while rest:
+        groups.append((len(rest[:size]), sum(rest[:size])))
+        rest, size = rest[size:], sum(rows for rows, _ in groups)
+    return tuple(groups)
+
+
+def scheduled_tokens(contexts: list[int], heads: int, processors: int) -> float:
+    """Rows of one part each, started in order (rows within heads), that share the memory's rate evenly, none more than
+    `SATURATING` times its share: token times of one row until the last has ended, beyond those of all tokens."""
+    works = [float(context) for _ in range(heads) for context in contexts]
+    running, waiting = works[:processors], works[processors:]
+    heapify(running)
+    done = spent = 0.0
+    while running:
+        each = min(SATURATING / processors, 1.0 / len(running))
+        spent += (running[0] - done) / each
+        done = running[0]
+        heapreplace(running, done + waiting.pop(0)) if waiting else heappop(running)
+    return spent / heads - sum(contexts)
+
+
+@pytest.mark.parametrize(
+    ("programs", "processors", "blocks", "expected"),
+    [
+        (256, 128, 256, 1),  # 32 rows of 8 heads fill an RTX 4090: 256 of 2 x 128 places
+        (192, 128, 256, 4),  # 24 do not: 1, 2 and 3 parts leave a quarter idle, 4 are three full waves
+        (128, 128, 12, 2),
+        (256, 188, 256, 4),  # and 32 leave a third of an RTX PRO 6000 idle
+        (304, 188, 256, 1),
+        (8, 128, 1, 1),  # one block of keys cannot be cut
+        (8, 128, 256, 29),  # ceil(256 / 29) = 9 blocks a part; 28 parts have 10, as 26 and 27 do
+    ],
+)
+def test_the_cut_of_flash_attention_2(programs: int, processors: int, blocks: int, expected: int) -> None:
+    assert parts(programs, processors, blocks) == expected
+
+
+@given(st.integers(1, 4096), st.integers(1, 200), st.integers(1, 1024))
+def test_no_part_is_for_nobody(programs: int, processors: int, blocks: int) -> None:
+    count = parts(programs, processors, blocks)
+    assert 1 <= count <= min(128, 2 * processors, blocks) or count == 1
+    assert programs < 0.8 * 2 * processors or count == 1
+
+
+@given(CONTEXTS, st.integers(1, 16), st.integers(1, 200), st.integers(0, 300), st.sampled_from([0, 256]))
+def test_one_step_and_a_span_give_the_same_bits(
+    contexts: list[int], heads: int, processors: int, step: int, most_blocks: int
+) -> None:
+    cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
+    idle = cut.idle_tokens(lengths, step)
+    assert idle >= 0.0
+    assert cut.along(lengths, np.arange(step, step + 3))[0] == idle
+    later = tuple((rows, tokens + step * rows) for rows, tokens in lengths)
+    assert cut.idle_tokens(later, 0) == idle
+
+
+@given(st.integers(20, 80), st.integers(200, 3000), st.floats(2.0, 5.0), st.integers(0, 2**32 - 1))
+def test_it_is_about_what_scheduling_gives(rows: int, mean: int, times: float, seed: int) -> None:
+    """A list schedule of the same programs, its rows in any order: within a seventh of the whole time."""
+    heads, processors = 8, 4 * rows
+    rng = np.random.default_rng(seed)
+    contexts = rng.integers(mean // 2, 3 * mean // 2, rows).tolist()
+    contexts[int(rng.integers(rows))] = int(times * mean)
+    idle = Cut(rows, heads, processors, 128).idle_tokens(grouped(contexts), 0)
+    assert parts(rows * heads, processors, -(-max(contexts) // 128)) == 1
+    assert idle == pytest.approx(scheduled_tokens(contexts, heads, processors), abs=0.15 * sum(contexts))
+
+
+def seconds(contexts: list[int], found: Profiled, *, lengths: bool = True) -> float:
+    shape = Shape(decodes=len(contexts), decode_context=sum(contexts), decode_longest=max(contexts))
+    shape = shape._replace(decode_lengths=grouped(contexts)) if lengths else shape
+    return found.explain(shape)["decode attention"].seconds
+
+
+COST, EVEN = Profiled(MODEL, GPU, RULED), Profiled(MODEL, GPU, PLAIN)
+
+
+@given(CONTEXTS)
+def test_uneven_rows_take_no_less_than_even_ones(contexts: list[int]) -> None:
+    assert seconds(contexts, COST) >= seconds(contexts, EVEN)
+    same = [contexts[0]] * len(contexts)
+    assert seconds(same, COST) == seconds(same, EVEN)
+
+
+def test_whole_rows_wait_for_the_longest_and_cut_ones_hardly() -> None:
+    """32 rows of 8 heads are not cut on an H100's 132 processors, 24 rows are."""
+    assert COST.needs_longest
+    assert not EVEN.needs_longest
+    whole, cut = ([1000] * (rows - 1) + [4000] for rows in (32, 24))
+    assert seconds(whole, COST) > 1.2 * seconds(whole, EVEN)
+    assert seconds(cut, COST) < 1.05 * seconds(cut, EVEN)
+
+
+def test_of_two_lengths_the_sum_and_the_longest_say_all() -> None:
+    """What was measured, or made by hand, tells no more; a distribution of the same two numbers costs less or more."""
+    two = [8000, *[1000] * 63]
+    assert seconds(two, COST, lengths=False) == seconds(two, COST)
+    assert two_lengths(64, sum(two), 8000) == ((1, 8000), (63, 63_000))
+    assert two_lengths(3, 10, 30) == ((3, 10),)
+    assert seconds([8000] * 4 + [467] * 60, COST) != seconds(two, COST)
+
+
+def test_blocks_of_keys_and_rows_beside_a_prompt() -> None:
+    assert keys_of(64) == 256
+    assert keys_of(128) == 128
+    assert keys_of(256) == 64
+    prompt = Shape(((512, 0),), 64, 71_000, decode_longest=8000)
+    assert COST.explain(prompt)["decode attention"].seconds > EVEN.explain(prompt)["decode attention"].seconds
+
+
+def test_an_unknown_rule_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="decode_splits 'mine' is none of flash-attention-2"):
+        replace(PLAIN.meta, decode_splits="mine")

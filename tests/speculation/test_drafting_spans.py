@@ -1,0 +1,122 @@
+"""Steps with drafts planned at once, since it is known which drafts will be right, are those planned one by one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import pytest
+from drafting_kit import Drafts, drafting, run_drafts
+from engine_kit import Run, workload
+from hypothesis import given
+from law_cases import Case, laws, pressed
+from law_watchers import same_decisions
+from test_drafting_laws import draft_cases
+
+from sim.engine.batch import Limits
+from sim.engine.drafting import DraftingEngine
+from sim.engine.memory import KvPool
+from sim.engine.request import Request
+from sim.specs.tree import DraftTree
+from sim.speculation.acceptance import Acceptance
+
+LONG = KvPool(4000, 4, 4000)
+
+
+def both(setup: Drafts, work: Any) -> tuple[Run, Run, int]:
+    """(with foresight, without, steps that were planned with others) of a workload, which come out alike to the bit."""
+    at_once, single = run_drafts(replace(setup, ahead=True), work()), run_drafts(setup, work())
+    same_decisions(at_once, single)
+    assert at_once.ends_s.tolist() == single.ends_s.tolist()
+    pd.testing.assert_frame_equal(at_once.table, single.table, check_exact=True)
+    assert at_once.watch.sample == single.watch.sample
+    engines = at_once.engine, single.engine
+    assert all(isinstance(engine, DraftingEngine) for engine in engines)
+    ours, theirs = (engine.tally for engine in engines)  # type: ignore[attr-defined]
+    assert (+ours.verifies, +ours.proposals, ours.requests) == (+theirs.verifies, +theirs.proposals, theirs.requests)
+    clocks = [(list(one.first_step), list(one.last_step), one.same_step) for one in (e.tokens for e in engines)]
+    assert clocks[0] == clocks[1]
+    return at_once, single, single.clock.events - at_once.clock.events
+
+
+@laws
+@given(draft_cases())
+def test_in_small_cases(case: Case) -> None:
+    if case.rows:
+        assert isinstance(case.setup, Drafts)
+        both(case.setup, case.workload)
+
+
+@pytest.mark.parametrize("allocator", ["paged", "prefix"])
+def test_under_pressure(allocator: str) -> None:
+    """Requests are preempted where memory runs out, and not a step earlier or later."""
+    preempted = saved = 0
+    for seed, base in product(range(3), ("chunked", "continuous", "priority", "sjf")):
+        rng = random.Random(f"{base}{allocator}{seed}")
+        case = pressed(seed, "speculative", allocator)
+        pool = KvPool(rng.choice((18, 20, 34)), 3, 60)
+        k, rates = rng.choice((1, 2, 4)), rng.choice(((0.7,), (0.9, 0.5, 0.2), (1.0,)))
+        case = drafting(case, base=base, k=k, rates=rates, seed=seed, pool=pool, lookahead=rng.random() < 0.3)
+        assert isinstance(case.setup, Drafts)
+        done, _, steps = both(case.setup, case.workload)
+        preempted += done.engine.preemptions
+        saved += steps
+    assert preempted
+    assert saved
+
+
+@pytest.mark.parametrize("widths", [(2, 2, 1), (1, 1, 1, 1), (3,)])
+def test_with_trees(widths: tuple[int, ...]) -> None:
+    setup = Drafts(tree=DraftTree(widths), rates=(0.6, 0.4), pool=LONG, limits=Limits(6, 64))
+    work = [(0.3 * at, 3 + at, 60) for at in range(9)]
+    assert both(setup, lambda: workload(work))[2] > 50
+
+
+def test_up_to_the_longest_context() -> None:
+    """Near the last position of the model drafts are left out, and those steps are planned by themselves."""
+    setup = Drafts(k=4, rates=(0.8,), pool=LONG, limits=Limits(4, 64, max_model_len=70))
+    assert both(setup, lambda: workload([(0.0, 9 + at, 70 - 9 - at) for at in range(4)]))[2] > 10
+
+
+def test_steps_are_saved_where_nobody_comes_or_goes() -> None:
+    """Four answers of 400 tokens: about 150 steps, and one plan for up to 64 of them."""
+    setup = Drafts(k=4, rates=(0.7,), pool=LONG, limits=Limits(4))
+    done, _, saved = both(setup, lambda: workload([(0.0, 8, 400)] * 4))
+    assert saved > 0.85 * len(done.ends_s)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_the_steps_ahead_have_the_analytic_distribution(rate: float, k: int) -> None:
+    """Leviathan et al. 2023: n < k drafts are right with a^n (1 - a), all with a^k;
+    a step gives (1 - a^(k+1)) / (1 - a) tokens."""
+    luck = Acceptance([rate], seed=3)
+    right: Counter[int] = Counter()
+    for at in range(40):
+        req = Request(at, 0.0, 4, 1000)
+        course = luck.ahead(req, k, 900, 10**6)
+        assert sum(course) + len(course) >= 900 > sum(course[:-1]) + len(course) - 1
+        assert [luck(req, k) for _ in course] == list(course)
+        right.update(course)
+    total = right.total()
+    for n in range(k + 1):
+        share = rate**n * (1 - rate) if n < k else rate**k
+        assert right[n] / total == pytest.approx(share, abs=4 * (max(share * (1 - share), 1e-9) / total) ** 0.5)
+    mean = 1 + sum(n * times for n, times in right.items()) / total
+    assert mean == pytest.approx((1 - rate ** (k + 1)) / (1 - rate), rel=0.03)
+
+
+def test_what_is_ahead_follows_what_was_drawn() -> None:
+    """A step of fewer drafts in between shifts all that come; asking alone shifts nothing."""
+    luck, other = Acceptance([0.7, 0.6, 0.5], seed=5), Acceptance([0.7, 0.6, 0.5], seed=5)
+    req = Request(7, 0.0, 4, 300)
+    assert luck.ahead(req, 4, 50, 5) == luck.ahead(req, 4, 50, 9)[:5]
+    assert luck(req, 2) == other(req, 2)
+    coming = luck.ahead(req, 4, 300, 20)
+    assert coming == [other(req, 4) for _ in range(20)]
+    luck.skip(req, sum(coming) + 20)
+    assert luck.ahead(req, 4, 300, 3) == [other(req, 4) for _ in range(3)]
