@@ -33,7 +33,13 @@ class Fixed(FixedCost):
 
 
 COST = Fixed(base_s=0.01, per_token_s=0.0001, per_context_token_s=0.000001)
-SETTINGS: dict[str, Any] = {"kv.blocks": 400, "engine.max_num_seqs": 8, "engine.max_num_batched_tokens": 256}
+SETTINGS: dict[str, Any] = {
+    "kv.blocks": 400,
+    "engine.max_num_seqs": 8,
+    "engine.max_num_batched_tokens": 256,
+    "cost.efficiency.host_gap_s": 0.0,
+    "cost.efficiency.host_gap_row_s": 0.0,
+}
 BUSY: dict[str, Any] = {
     "front_end.name": "custom",
     "front_end.request_s": 0.004,
