@@ -91,7 +91,7 @@ class Roofline:
         self._stream = None
         if offload is not None and not isinstance(self._attention, BlockAttention):
             self._stream = Stream(model, self.kernels, parallel, self._attention, offload)
-        self._plain = self.window is None and self._stream is None
+        self._plain = self.window is None and (self._stream is None or not self._stream.offload)
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
