@@ -102,7 +102,7 @@ class Profiled(Roofline):
         if not decodes:
             link_s, _, _ = self._link(shape)
             return [max(fixed_s, launch_s, link_s)] * repeats, host_s
-        if not self._plain:
+        if not self._plain or swapped_bytes:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
         cost = self._context_costs(shape, plain=plain)[0]
         assert cost is not None, "without a window all layers are full ones"
