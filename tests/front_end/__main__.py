@@ -54,7 +54,7 @@ async def measured(words: list[str]) -> dict[str, float]:
 
     timeout, connector = aiohttp.ClientTimeout(total=900), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        for _ in range(600):
+        for _ in range(2400):  # importing vLLM takes a while
             try:
                 await counted(session, [], 1, 0)
                 break

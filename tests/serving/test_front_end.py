@@ -230,7 +230,7 @@ def test_limits_are_those_of_vllm() -> None:
     table = pd.DataFrame({"arrival_s": 0.0, "prompt_tokens": [100] * 10, "output_tokens": [2] * 10})
     front_end = {"front_end.name": "custom", "front_end.request_s": 0.003}
 
-    def taken(**limit: int) -> list[int]:
+    def taken(table: pd.DataFrame = table, **limit: int) -> list[int]:
         settings = {f"front_end.{key}": value for key, value in limit.items()}
         done = serve(table, Hooks(cost=Fixed(base_s=1.0)), **front_end, **settings)
         return np.flatnonzero(done.requests["status"] == "completed").tolist()
@@ -239,6 +239,19 @@ def test_limits_are_those_of_vllm() -> None:
     # The third request finds 200 tokens that wait, the fourth 300, which is what is allowed.
     assert taken(max_num_queued_tokens=300) == [0, 1, 2]
     assert taken(max_num_queued_tokens=301) == [0, 1, 2, 3]
+    # Who has had a first output, or has ended, counts no more: a minute later it is all the same.
+    again = pd.concat([table, table.assign(arrival_s=60.0)], ignore_index=True)
+    assert taken(again, max_num_queued_reqs=4) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert taken(again, max_num_queued_tokens=300) == [0, 1, 2, 10, 11, 12]
+
+
+def test_a_user_goes_on_after_a_refusal() -> None:
+    table = pd.DataFrame({"arrival_s": 0.0, "prompt_tokens": [100] * 9, "output_tokens": [2] * 9})
+    settings = {**BUSY, "front_end.max_num_queued_reqs": 1, "workload.concurrency": 3}
+    done = serve(table, **settings).summary
+    assert done["requests"]["unfinished"] == 0
+    assert done["front_end"]["refused"] == {"max_num_queued_reqs": done["requests"]["rejected"]}
+    assert 0 < done["requests"]["rejected"] < 9
 
 
 @pytest.mark.parametrize(
