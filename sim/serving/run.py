@@ -19,7 +19,7 @@ from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.engine.rules import Rules
-from sim.load import build
+from sim.load import OURS, build
 from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.clients import ClientLog, by_process
@@ -29,7 +29,7 @@ from sim.results.percentiles import Itl
 from sim.results.requests import RequestLog, request_table
 from sim.results.steps import StepLog
 from sim.results.terms import StepTerms, term_shares
-from sim.scenario import Scenario, settings_of
+from sim.scenario import Scenario, as_tables, policies_of, settings_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.clock import Clock, WallClock
@@ -453,15 +453,20 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
 def _engine_notes(parts: Parts) -> list[str]:
     """Whose defaults these are, what was set otherwise, and what of the engine is not modelled."""
     preset, scenario = parts.preset, parts.scenario
-    if preset is None:
+    if preset.name == OURS:
         return []
     values = {key: value for key, value, _ in settings_of(scenario)}
     own = preset.defaults(parts.gpu)
     other = [key for key, value in own.items() if values[key] != value]
     changed = [f"{key} {word(values[key])} (its own: {word(own[key])})" for key in other]
-    whose = f"{preset.description}; its defaults on {parts.gpu.name}"
+    told = f"its defaults on {parts.gpu.name}{', but ' + ', '.join(changed) if changed else ''}."
+    if parts.mixed:
+        why = preset.refusal(policies_of(as_tables(scenario)), scenario.allocator.name)
+        return [f"No engine of that name: {why}. Foretoken runs it with {preset.name}'s rules and {told}"]
+    if parts.engine_class is not None and "==" not in scenario.engine.name:
+        return [f"Engine {scenario.engine.name} decides; what it reads of limits and memory is {preset.name}'s: {told}"]
     return [
-        f"Engine {preset.name}: {whose}{', but ' + ', '.join(changed) if changed else ''}.",
+        f"Engine {preset.name}: {preset.description}; {told}",
         f"Not modelled of {preset.name}: {'; '.join(preset.lacks)}.",
     ]
 
@@ -482,7 +487,7 @@ def _inputs(parts: Parts, trace: Trace, session: LiveSession | None, died: str, 
         "gpu": parts.gpu.name if session is None else None,
         "tp": scenario.tp,
         "replicas": scenario.replicas,
-        "engine": parts.preset.name if parts.preset else scenario.engine.name,
+        "engine": parts.engine_name,
         "policy": scenario.policy.name,
         "allocator": scenario.allocator.name,
         "seed": scenario.seed,
