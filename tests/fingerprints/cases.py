@@ -41,6 +41,7 @@ EFFICIENCY = {
     "host_row_s": 1.5e-05,
 }
 BASE: Settings = {
+    "engine.preset": "foretoken",
     "workload.trace": "open.csv",
     "seed": 7,
     "kv.blocks": 130,
