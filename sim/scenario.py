@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from datetime import date
 from datetime import time as clock_time
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from sim.load import plug_in
+from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
@@ -71,8 +71,11 @@ class EngineSettings:
     """Which engine, and the limits of a step, named as in vLLM."""
 
     name: str = setting("foretoken", "The engine: foretoken, or module:object of one that brings its own policy.")
-    preset: str = setting("", "Whose defaults and rules hold where nothing else is set (sim list engines).")
-    max_num_seqs: int = setting(256, "Sequences that run at once, at most.", Bound(1, 1_000_000))
+    preset: str = setting("vllm-0.33", "Whose defaults and rules hold where nothing else is set (sim list engines).")
+    allow_mix: bool = setting(
+        False, "Run policies and allocators that the engine has not, with its defaults and rules."
+    )
+    max_num_seqs: int = setting(1024, "Sequences that run at once, at most.", Bound(1, 1_000_000))
     max_num_batched_tokens: int = setting(8192, "Tokens of a step, at most.", Bound(1, 10**9))
     max_model_len: int = setting(0, "Tokens of prompt and answer, at most.", Bound(0, 10**9, "the model's own"))
     chunked_prefill: bool = setting(True, "A prompt may be cut to what a step has left.")
@@ -97,7 +100,7 @@ class KvSettings:
 
     blocks: int = setting(0, "KV blocks of each replica.", Bound(0, MAX_BLOCKS, "derived from the memory"))
     block_tokens: int = setting(16, "Tokens of a block.", Bound(1, 1_000_000))
-    gpu_memory_utilization: float = setting(0.9, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
+    gpu_memory_utilization: float = setting(0.92, "Share of a GPU to derive blocks from.", Bound(0.0, 1.0, above=True))
     from_log: str = setting(
         "", "A line that the server wrote at its start, or a file with one: blocks are as it says.", where=_PREDICTED
     )
@@ -227,7 +230,10 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All that a run depends on. The same scenario gives the same bytes."""
+    """All that a run depends on. The same scenario gives the same bytes.
+
+    Defaults are those of the default engine on the default GPU; `build` takes those of the engine and GPU named.
+    """
 
     model: str = setting("llama-3.1-8b", "Model (sim list models), a TOML file, or a Hugging Face config.json.")
     dtype: str = setting("auto", "Type of the activations: fp32, fp16, bf16; auto is the model's own.")
@@ -252,7 +258,7 @@ class Scenario:
     kv: KvSettings = section(KvSettings)
     offload: OffloadSettings = section(OffloadSettings)
     policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
-    allocator: Part = setting(Part("paged"), "KV-cache allocator (sim list allocators).")
+    allocator: Part = setting(Part("prefix"), "KV-cache allocator (sim list allocators).")
     router: Part = setting(Part("round-robin"), "Which replica gets a request (sim list routers).")
     cost: CostSettings = section(CostSettings)
     price: PriceSettings = section(PriceSettings)
@@ -284,6 +290,21 @@ def settings_of(settings: Any, prefix: str = "", where: Where | None = None) -> 
 
 SETTINGS = {key: (default, about) for key, default, about in settings_of(Scenario())}
 """By dotted key the default of every setting of a scenario, and what it is."""
+
+
+ENGINE_KEYS = frozenset(
+    {
+        "policy.name",
+        "allocator.name",
+        "kv.block_tokens",
+        "kv.gpu_memory_utilization",
+        "engine.chunked_prefill",
+        "engine.cuda_graphs",
+        "engine.max_num_seqs",
+        "engine.max_num_batched_tokens",
+    }
+)
+"""What every engine's file says (sim/catalog/engines)."""
 
 
 def refuse_unread(scenarios: Iterable[Scenario]) -> None:
@@ -334,6 +355,9 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     tables = documents.toml(Path(path))
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
+    if {key for key, _ in _leaves(tables)} >= ENGINE_KEYS:
+        # As results were written before engines had names: nothing is left that one could set.
+        tables["engine"].setdefault("preset", OURS)
     return tables
 
 
@@ -446,18 +470,59 @@ def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
 
 
 def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
-    """The tables on top of what the engine that they name sets on their GPU."""
-    engine, cost = tables.get("engine"), tables.get("cost")
-    preset = engine.get("preset") if isinstance(engine, Mapping) else None
-    if not preset or not isinstance(preset, str):
+    """The tables on top of what their engine sets on their GPU: the one that they name, or the default one.
+
+    What would be refused of an engine by its name is allowed where nobody named it: policies and allocators that it
+    has not, a number of KV blocks, which is a study's own, and swapping, for which its blocks are paged ones.
+    """
+    preset = _at(tables, "engine.preset", None)
+    if not isinstance(preset, str | None):
         return tables
-    from sim.catalog import presets  # noqa: PLC0415  (the start of every command would pay for it)
+    from sim.catalog import load_model, presets  # noqa: PLC0415  (the start of every command would pay for it)
     from sim.cost import profile  # noqa: PLC0415
 
-    named = str(cost.get("profile", "roofline")) if isinstance(cost, Mapping) else "roofline"
-    gpu = profile.gpu_of(named, str(tables.get("gpu", SETTINGS["gpu"][0])))
-    found = presets.load(preset)
-    return merge(found.defaults(gpu), tables, {"engine.preset": found.name})
+    found = presets.load(_unnamed(tables) if preset is None else preset or OURS)
+    given = dict(_leaves(tables))
+    if preset is not None and found.keys <= set(given):
+        return merge(tables, {"engine.preset": found.name})  # a resolved scenario: nothing is left to the engine
+    gpu = profile.gpu_of(str(_at(tables, "cost.profile")), str(_at(tables, "gpu")))
+
+    def longest() -> int:
+        told = _at(tables, "engine.max_model_len")
+        return told if told and isinstance(told, int) else load_model(str(_at(tables, "model"))).max_context_tokens
+
+    made = merge(found.defaults(gpu, given, longest), tables, {"engine.preset": found.name})
+    if preset is None:
+        if _at(made, "kv.swap_gib") and "allocator.name" not in given:
+            made = merge(made, {"allocator.name": "paged"})  # no prefix that stays findable is moved to the host
+        mixed = found.refusal(policies_of(made), str(_at(made, "allocator.name")))
+        made = merge({"engine.allow_mix": bool(mixed), "kv.allow_short": bool(_at(made, "kv.blocks"))}, made)
+    return made
+
+
+def _unnamed(tables: Mapping[str, Any]) -> str:
+    """The preset where none is named: that of the version of an installed engine, or the default one."""
+    from sim.catalog import presets  # noqa: PLC0415
+
+    engine, _, version = str(_at(tables, "engine.name")).partition("==")
+    own = presets.of_line(engine, version)
+    return own if own in presets.names() else SETTINGS["engine.preset"][0]
+
+
+def policies_of(tables: Mapping[str, Any]) -> list[str]:
+    """The policy of a scenario's tables and the one that it is based on, by name."""
+    named = (_at(tables, "policy.name"), _at(tables, "policy.base", ""))
+    return [name for name in named if isinstance(name, str) and name]
+
+
+def _at(tables: Mapping[str, Any], key: str, default: Any = MISSING) -> Any:
+    """What nested tables have at a dotted key, or the default of the setting."""
+    value: Any = tables
+    for part in key.split("."):
+        value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
+    if value is not MISSING:
+        return value
+    return SETTINGS[key][0] if default is MISSING else default
 
 
 def _with_front_end(tables: dict[str, Any]) -> dict[str, Any]:

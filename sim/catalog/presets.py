@@ -7,12 +7,13 @@ A name is a file; a new version of an engine is a file with what changed, and th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sim.catalog.memory_facts import accounting
 from sim.specs.accounting import PLAIN, Accounting
@@ -22,8 +23,46 @@ from traces import documents
 from traces.schema import InputError
 
 _FOLDER = Path(__file__).parent / "engines"
+ANY = "any"
+"""Among an engine's policies or allocators: all that there are, a user's own too."""
 Settings = Mapping[str, Any]
 """Values by dotted key."""
+
+
+def _seats_within_budget(told: Settings, given: Settings, longest: Callable[[], int]) -> dict[str, Any]:
+    if "engine.max_num_seqs" in given or "engine.max_num_batched_tokens" not in given:
+        return {}
+    tokens = given["engine.max_num_batched_tokens"]
+    return {"engine.max_num_seqs": max(1, min(told["engine.max_num_seqs"], tokens))} if type(tokens) is int else {}
+
+
+def _budget_of_longest(told: Settings, given: Settings, longest: Callable[[], int]) -> dict[str, Any]:
+    if "engine.max_num_batched_tokens" in given or given.get("engine.chunked_prefill") is not False:
+        return {}
+    return {"engine.max_num_batched_tokens": max(told["engine.max_num_batched_tokens"], longest())}
+
+
+DERIVED: Mapping[str, Callable[[Settings, Settings, Callable[[], int]], dict[str, Any]]] = {
+    "seats within a budget that is set": _seats_within_budget,
+    "budget of the longest context without chunks": _budget_of_longest,
+}
+"""Defaults that follow what is set, by the name that an engine's file has for them (`EnginePreset.derives`)."""
+
+
+class ByGpu(NamedTuple):
+    """Defaults on GPUs of so many GiB and more whose name has one of `only` in it, where there are any, and none of
+    `but`."""
+
+    memory_gib: float
+    only: tuple[str, ...]
+    but: tuple[str, ...]
+    settings: Settings
+
+    def holds(self, gpu: GpuSpec) -> bool:
+        name = gpu.name.lower()
+        if gpu.memory_bytes < self.memory_gib * 2**30 or any(word in name for word in self.but):
+            return False
+        return not self.only or any(word in name for word in self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +71,10 @@ class EnginePreset:
 
     Attributes:
         rules: names of the switches of `sim.engine.rules.Rules` that are on.
-        policies, allocators: those that it has, by our names.
+        policies, allocators: those that it has, by our names; "any" is all.
         refuses: what it does not start with, by the names of `sim.serving.startup.REFUSALS`.
         lacks: what of it is not modelled, in words.
-        settings: its defaults; `by_gpu` has those that hold on GPUs of so many GiB and more, but for some.
+        settings: its defaults; `by_gpu` has those that hold on some GPUs, `derives` names of `DERIVED`.
         front_end: what its front end costs, by the names of `sim.specs.front_end`; empty where that is not known.
         sources: of each part of the file, where it was read.
         memory: how it counts its memory at its start, and how earlier versions did that have no file; none: not known.
@@ -50,7 +89,8 @@ class EnginePreset:
     refuses: tuple[str, ...]
     lacks: tuple[str, ...]
     settings: Settings
-    by_gpu: tuple[tuple[float, tuple[str, ...], Settings], ...]
+    by_gpu: tuple[ByGpu, ...]
+    derives: tuple[str, ...]
     front_end: Settings
     sources: Mapping[str, str]
     memory: tuple[Accounting, ...] = ()
@@ -63,21 +103,32 @@ class EnginePreset:
     @property
     def keys(self) -> set[str]:
         """All settings that it has a default for, on one GPU or another."""
-        return set(self.settings).union(*(settings for _, _, settings in self.by_gpu))
+        return set(self.settings).union(*(row.settings for row in self.by_gpu))
 
-    def defaults(self, gpu: GpuSpec) -> dict[str, Any]:
-        """What it sets where nobody says otherwise, by dotted key; of two rows for a GPU the larger memory's wins."""
+    def defaults(
+        self, gpu: GpuSpec, given: Settings = MappingProxyType({}), longest: Callable[[], int] = int
+    ) -> dict[str, Any]:
+        """What it sets where nobody says otherwise, by dotted key; of two rows for a GPU the larger memory's wins.
+
+        Args:
+            given: what is set on top, which some defaults follow.
+            longest: tokens of the longest context, asked only where a default follows it.
+        """
         told = dict(self.settings)
-        for memory_gib, but, settings in sorted(self.by_gpu, key=lambda row: row[0]):
-            if gpu.memory_bytes >= memory_gib * 2**30 and gpu.name not in but:
-                told |= settings
+        for row in sorted(self.by_gpu, key=lambda row: row.memory_gib):
+            if row.holds(gpu):
+                told |= row.settings
+        for name in self.derives:
+            told |= DERIVED[name](told, given, longest)
         return told
 
-    def refusal(self, policy: str, allocator: str) -> str | None:
+    def refusal(self, policies: Iterable[str], allocator: str) -> str | None:
         """Why the engine is not one with these, in a sentence; None where it has them."""
-        for noun, name, known in (("policy", policy, self.policies), ("allocator", allocator, self.allocators)):
-            if name not in known:
-                return f"engine.preset is {self.name}, which has no {noun} {name!r}; it has {', '.join(known)}"
+        asked = (("policy", policies, self.policies), ("allocator", (allocator,), self.allocators))
+        for noun, some, known in asked:
+            for name in some:
+                if name not in known and ANY not in known:
+                    return f"{self.name} has no {noun} {name!r}; it has {', '.join(known)}"
         return None
 
 
@@ -129,16 +180,24 @@ def with_front_end(name: str) -> EnginePreset:
     return found
 
 
+def of_line(engine: str, version: str) -> str:
+    """The name of the file for an engine's version, such as vllm-0.33 for 0.33.1; whether there is one is not asked."""
+    return f"{engine}-{'.'.join(version.split('.')[:2])}"
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
 def _read(path: Path) -> EnginePreset:
     table = documents.toml(path)
-    rows = tuple((row["memory_gib"], tuple(row.get("but", ())), row["settings"]) for row in table.get("by_gpu", ()))
+    rows = tuple(
+        ByGpu(row.get("memory_gib", 0), tuple(row.get("only", ())), tuple(row.get("but", ())), row["settings"])
+        for row in table.get("by_gpu", ())
+    )
     texts = {key: tuple(table[key]) for key in ("aliases", "rules", "policies", "allocators", "refuses", "lacks")}
     return EnginePreset(
         name=table["name"], description=table["description"], settings=table["settings"], by_gpu=rows,
-        front_end=table.get("front_end", {}), sources=table["sources"],
+        derives=tuple(table.get("derives", ())), front_end=table.get("front_end", {}), sources=table["sources"],
         memory=tuple(map(accounting, table.get("memory", ()))), **texts,
     )  # fmt: skip

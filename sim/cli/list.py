@@ -13,7 +13,7 @@ from rich.table import Table
 
 import traces
 from sim.load import load, names
-from sim.scenario import SETTINGS
+from sim.scenario import ENGINE_KEYS, SETTINGS
 from sim.specs.settings import Setting, word
 from sim.specs.traits import TRAITS
 
@@ -61,9 +61,11 @@ def _gpus() -> list[Row]:
 def _engines() -> list[Row]:
     from sim.catalog import presets  # noqa: PLC0415
 
+    default = SETTINGS["engine.preset"][0]
     return [
         {
             "name": engine.name,
+            "default": "yes" if engine.name == default else "",
             "policies": ", ".join(engine.policies),
             "allocators": ", ".join(engine.allocators),
             "rules": len(engine.rules),
@@ -98,8 +100,14 @@ def _measures() -> list[Row]:
 
 
 def _settings() -> list[Row]:
+    own = f" {SETTINGS['engine.preset'][0]}'s on an {SETTINGS['gpu'][0]}: another engine or GPU has its own."
     return [
-        {"name": key, "default": default, "may be": _values(default, about), "about": _about(about)}
+        {
+            "name": key,
+            "default": default,
+            "may be": _values(default, about),
+            "about": _about(about) + (own if key in ENGINE_KEYS else ""),
+        }
         for key, (default, about) in SETTINGS.items()
     ]
 

@@ -23,7 +23,7 @@ from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
 from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
-from sim.scenario import Scenario
+from sim.scenario import Part, Scenario, as_tables, policies_of
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import check_longest, check_refusals
@@ -64,8 +64,10 @@ class Parts:
     """Host memory that each GPU's offloaded weights and KV take."""
     gap: HostGap
     """What of the host's work the device waits for between steps though scheduling is asynchronous."""
-    preset: EnginePreset | None
-    """Whose defaults hold; None for those of no engine."""
+    preset: EnginePreset
+    """Whose defaults hold."""
+    mixed: bool
+    """Whether it runs a policy or allocator that this engine has not."""
     rules: Rules
     """Of the engine's version."""
     room: KvRoom
@@ -132,6 +134,12 @@ class Parts:
             pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
         )
 
+    def engine_name(self) -> str:
+        """What outputs call the engine: by name and version, if it is one."""
+        if self.scenario.engine.name != OURS:
+            return self.scenario.engine.name
+        return f"{OURS} with {self.preset.name}'s defaults" if self.mixed else self.preset.name
+
     @property
     def depth(self) -> int:
         """Batches in flight."""
@@ -161,7 +169,8 @@ def assemble(scenario: Scenario) -> Parts:
             f"{model.max_context_tokens} tokens"
         )
     allocators = allocator_package(scenario, model)
-    preset = presets.load(engine.preset) if engine.preset else None
+    preset = presets.load(engine.preset)
+    mixed = _mixed(scenario, preset)
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     room = kv_room(scenario, model, gpu, offload, drafter)
@@ -169,7 +178,8 @@ def assemble(scenario: Scenario) -> Parts:
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
     layout = lay_out(memory, **scenario.allocator.parameters) if lay_out else Layout(memory)
-    _check_start(scenario, model, preset, limits, memory, starts=engine_class is None and not traits["keeps_nothing"])
+    starts = engine_class is None and not traits["keeps_nothing"]
+    _check_start(scenario, model, preset, limits, memory, starts=starts, mixed=mixed)
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
     efficiency = Efficiency.of(gpu, scenario.cost.efficiency)
     window = _window(model, layout)
@@ -208,21 +218,36 @@ def assemble(scenario: Scenario) -> Parts:
         offloaded_bytes,
         HostGap(efficiency.host_gap_s, efficiency.host_gap_row_s),
         preset,
-        rules_of(preset.rules if preset else ()),
+        mixed,
+        rules_of(preset.rules),
         room,
     )
 
 
+def _mixed(scenario: Scenario, preset: EnginePreset) -> bool:
+    """Does the scenario run a policy or an allocator that its engine has not? InputError where it may not."""
+    why = preset.refusal(policies_of(as_tables(scenario)), scenario.allocator.name) if _ours(scenario) else None
+    if why is not None and not scenario.engine.allow_mix:
+        raise InputError(
+            f"engine.preset is {preset.name}, and {why}; engine.allow_mix=true runs it all the same, with the "
+            f"defaults and rules of {preset.name}"
+        )
+    return why is not None
+
+
+def _ours(scenario: Scenario) -> bool:
+    """Does the scenario's own policy decide, in our engine or in an installed one?"""
+    return scenario.engine.name == OURS or installed(scenario.engine.name)
+
+
 def _schedulers(
-    scenario: Scenario, model: ModelSpec, preset: EnginePreset | None, allocators: str
+    scenario: Scenario, model: ModelSpec, preset: EnginePreset, allocators: str
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(the class of another's engine or None for ours, traits of the policy, traits of the allocator).
 
     Raises InputError where the scenario names what another's engine does not read.
     """
-    if preset is not None and (why := preset.refusal(scenario.policy.name, scenario.allocator.name)):
-        raise InputError(why)
-    if scenario.engine.name == OURS or installed(scenario.engine.name):
+    if _ours(scenario):
         _, policy = find("sim.policies", scenario.policy.name, scenario.policy.parameters)
         _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
         if scenario.engine.name == OURS:
@@ -233,8 +258,8 @@ def _schedulers(
         asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
         return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
-    default = Scenario()
-    named = [key for key in ("policy", "allocator") if getattr(scenario, key) != getattr(default, key)]
+    parts = {"policy": scenario.policy, "allocator": scenario.allocator}
+    named = [key for key, part in parts.items() if part != Part(preset.settings[f"{key}.name"])]
     named += ["kv.swap_gib"] if scenario.kv.swap_gib else []
     if named:
         raise InputError(f"engine.name is {scenario.engine.name}, which reads no {named[0]}: it brings its own")
@@ -254,14 +279,21 @@ def _asynchronous(scenario: Scenario, drafter: Drafter | None, *, by_default: bo
 
 
 def _check_start(
-    scenario: Scenario, model: ModelSpec, preset: EnginePreset | None, limits: Limits, memory: KvPool, *, starts: bool
+    scenario: Scenario,
+    model: ModelSpec,
+    preset: EnginePreset,
+    limits: Limits,
+    memory: KvPool,
+    *,
+    starts: bool,
+    mixed: bool,
 ) -> None:
-    """Refuse what the engine would not start with; a number of blocks that was given is a study's own, of no engine."""
+    """Refuse what the engine would not start with."""
     whose = f"{scenario.model} on {f'{scenario.tp} x ' if scenario.tp > 1 else ''}{scenario.gpu}"
-    who = f"{preset.name} with {whose}" if preset else f"a server of {whose}"
-    if preset is not None:
+    who = f"{preset.name} with {whose}" if preset.name != OURS and not mixed else f"a server of {whose}"
+    if not mixed:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)
-    asked = starts and not scenario.kv.allow_short and (preset is not None or not scenario.kv.blocks)
+    asked = starts and not scenario.kv.allow_short and not (preset.name == OURS and scenario.kv.blocks)
     # Twice the tokens are enough for whatever an allocator rounds up to.
     if asked and memory.tokens < 2 * memory.max_request_tokens:
         allocator = build(

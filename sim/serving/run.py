@@ -14,6 +14,7 @@ import pandas as pd
 from sim import catalog
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
+from sim.load import OURS
 from sim.results import metrics
 from sim.results.bill import Rates
 from sim.results.load import load
@@ -21,7 +22,7 @@ from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
 from sim.results.terms import FleetTerms, StepTerms, term_shares
-from sim.scenario import Scenario, settings_of
+from sim.scenario import Scenario, as_tables, policies_of, settings_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
 from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
@@ -290,15 +291,20 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
 def _engine_notes(parts: Parts) -> list[str]:
     """Whose defaults these are, what was set otherwise, and what of the engine is not modelled."""
     preset, scenario = parts.preset, parts.scenario
-    if preset is None:
+    if preset.name == OURS:
         return []
     values = {key: value for key, value, _ in settings_of(scenario)}
     own = preset.defaults(parts.gpu)
     other = [key for key, value in own.items() if values[key] != value]
     changed = [f"{key} {word(values[key])} (its own: {word(own[key])})" for key in other]
-    whose = f"{preset.description}; its defaults on {parts.gpu.name}"
+    told = f"its defaults on {parts.gpu.name}{', but ' + ', '.join(changed) if changed else ''}."
+    if parts.mixed:
+        why = preset.refusal(policies_of(as_tables(scenario)), scenario.allocator.name)
+        return [f"No engine of that name: {why}. Foretoken runs it with {preset.name}'s rules and {told}"]
+    if parts.engine_class is not None and "==" not in scenario.engine.name:
+        return [f"Engine {scenario.engine.name} decides; what it reads of limits and memory is {preset.name}'s: {told}"]
     return [
-        f"Engine {preset.name}: {whose}{', but ' + ', '.join(changed) if changed else ''}.",
+        f"Engine {preset.name}: {preset.description}; {told}",
         f"Not modelled of {preset.name}: {'; '.join(preset.lacks)}.",
     ]
 
@@ -322,7 +328,7 @@ def _inputs(
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),
         **pool_inputs(pools),
-        "engine": parts.preset.name if parts.preset else scenario.engine.name,
+        "engine": shared(pool.parts.engine_name for pool in pools),
         "policy": shared(pool.parts.scenario.policy.name for pool in pools),
         "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),
         "seed": scenario.seed,

@@ -85,7 +85,7 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
         raise InputError("drift is of one scheduler; leave out replicas")
     if scenario.engine.name != OURS:
         raise InputError(f"engine.name is {scenario.engine.name}; the other engine is named by --against-engine")
-    preset = presets.load(scenario.engine.preset) if scenario.engine.preset else preset_of(installed)
+    preset = presets.load(scenario.engine.preset)
     rules = rules_of(preset.rules)
     trace = load_trace(scenario)
     named = replace(scenario, engine=replace(scenario.engine, name=engine))
@@ -107,7 +107,7 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
 
 def preset_of(installed: Installed) -> presets.EnginePreset:
     """The preset of an installed engine's line."""
-    return presets.load(f"{installed.name}-{'.'.join(installed.version.split('.')[:2])}")
+    return presets.load(presets.of_line(installed.name, installed.version))
 
 
 def _decided(

@@ -8,9 +8,10 @@ import pytest
 
 from sim import api, catalog
 from sim.catalog import presets
+from sim.catalog.presets import ANY, DERIVED
 from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, rules_of
 from sim.load import names
-from sim.scenario import SETTINGS, build
+from sim.scenario import ENGINE_KEYS, SETTINGS, build
 from sim.serving.assemble import assemble
 from sim.serving.startup import REFUSALS
 from traces.schema import InputError
@@ -23,19 +24,21 @@ SMALL = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 20}
 def test_a_file_names_only_what_there_is(name: str) -> None:
     preset = presets.load(name)
     assert preset.name == name
-    assert set(preset.policies) <= set(names("sim.policies"))
-    assert set(preset.allocators) <= set(names("sim.allocators"))
+    assert set(preset.policies) - {ANY} <= set(names("sim.policies"))
+    assert set(preset.allocators) - {ANY} <= set(names("sim.allocators"))
     assert set(preset.refuses) <= set(REFUSALS)
     rules_of(preset.rules)
-    told = {key for settings in (preset.settings, *(row[2] for row in preset.by_gpu)) for key in settings}
-    assert told <= set(SETTINGS)
+    assert set(preset.settings) >= ENGINE_KEYS
+    assert preset.keys <= set(SETTINGS)
+    assert set(preset.derives) <= set(DERIVED)
     assert set(preset.sources) == {
         "settings",
         *(["by_gpu"] if preset.by_gpu else []),
-        *(["rules"] if "vllm" in name else []),
+        *(["rules"] if preset.rules or "vllm" in name else []),
+        *(["derives"] if preset.derives else []),
         *(["memory"] if preset.memory else []),
     }
-    assert preset.lacks
+    assert preset.lacks or name == "foretoken"
     for gpu in catalog.names("gpus"):
         assemble(
             build(
@@ -110,15 +113,18 @@ def test_the_rules_of_a_version_reach_the_engine() -> None:
             {"engine.preset": "vllm-0.34"},
             "unknown engine 'vllm-0.34'; known are fastertransformer, .*nearest is vllm-0.33",
         ),
-        ({"engine.preset": "vllm", "policy": "sjf"}, "vllm-0.33, which has no policy 'sjf'; it has chunked, priority"),
-        ({"engine.preset": "orca", "allocator": "paged"}, "orca, which has no allocator 'paged'; it has contiguous"),
         (
-            {"engine.preset": "vllm", "engine.max_num_batched_tokens": 128},
+            {"engine.preset": "vllm", "policy": "sjf"},
+            "is vllm-0.33, and vllm-0.33 has no policy 'sjf'; it has chunked, priority, .*allow_mix=true",
+        ),
+        ({"engine.preset": "orca", "allocator": "paged"}, "orca has no allocator 'paged'; it has contiguous"),
+        (
+            {"engine.max_num_seqs": 1024, "engine.max_num_batched_tokens": 128},
             "vllm-0.33 with llama-3.1-8b on h100 would not start: engine.max_num_batched_tokens is 128 and "
             "engine.max_num_seqs 1024",
         ),
         (
-            {"engine.preset": "vllm", "engine.chunked_prefill": False},
+            {"engine.chunked_prefill": False, "engine.max_num_batched_tokens": 8192},
             "engine.chunked_prefill is off, and engine.max_num_batched_tokens 8192 is below the longest prompt",
         ),
         (
@@ -126,10 +132,10 @@ def test_the_rules_of_a_version_reach_the_engine() -> None:
             r"needs 8192 KV blocks at its longest and the cache has 100; set engine.max_model_len=1600 or less",
         ),
         (
-            {"gpu": "l4"},
+            {"gpu": "l4", "engine.preset": "foretoken"},
             r"a server of llama-3.1-8b on l4 would not start: .*131,072 tokens\) does not fit the KV cache",
         ),
-        ({"gpu": "l4", "engine.preset": "vllm"}, "vllm-0.33 with llama-3.1-8b on l4 would not start"),
+        ({"gpu": "l4"}, "vllm-0.33 with llama-3.1-8b on l4 would not start"),
     ],
 )
 def test_what_would_not_start_is_refused(settings: dict[str, Any], told: str) -> None:

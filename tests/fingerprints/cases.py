@@ -43,6 +43,7 @@ EFFICIENCY = {
     "host_gap_row_s": 0.0,
 }
 BASE: Settings = {
+    "engine.preset": "foretoken",
     "workload.trace": "open.csv",
     "seed": 7,
     "kv.blocks": 130,

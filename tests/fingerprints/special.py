@@ -13,6 +13,7 @@ CHUNKED = {"policy.name": "chunked", "engine.async_scheduling": True}
 WINDOW = {"engine.max_model_len": 8192, "workload.trace": "long.csv", "kv.blocks": 470}
 SEVERAL = {"workload.trace": "samples.csv", "kv.blocks": 60}
 OVER_CHUNKED = {"policy.name": "speculative", "policy.base": "chunked", "engine.async_scheduling": False}
+VLLM = {"engine.preset": "vllm-0.33", "kv.allow_short": True, "policy.name": "chunked", "allocator.name": "prefix"}
 MERCIFUL = {"workload.skip_bad": True}
 FRONT_END: Settings = {
     "front_end.name": "custom",
@@ -164,6 +165,18 @@ FEATURES: dict[str, Settings] = {
     "rejected/pool-too-small": {**MERCIFUL, "kv.blocks": 30},
     "rejected/samples-without-room": {**MERCIFUL, **SEVERAL, "kv.blocks": 40, "allocator.name": "contiguous-oracle"},
     "rejected/whole-prompts": {**MERCIFUL, "engine.chunked_prefill": False, "engine.max_num_batched_tokens": 400},
+    "engine/vllm-0.33/sessions": {**VLLM, "workload.trace": "sessions.csv", "kv.blocks": 60},
+    "engine/vllm-0.33/eagle": {
+        **VLLM,
+        **DRAFTS["eagle"],
+        "workload.trace": "sessions.csv",
+        "kv.blocks": 60,
+        "policy.name": "speculative",
+        "policy.base": "chunked",
+        "engine.async_scheduling": False,
+    },
+    "engine/vllm-0.33/threshold": {**VLLM, "policy.long_prefill_token_threshold": 64, "engine.async_scheduling": False},
+    "engine/vllm-0.33/mixed": {**VLLM, **POLICIES["sjf"], "engine.allow_mix": True},
     "slo/every-kind": {"slo": "ttft_p50=0.3,ttft_p99=2,tpot_mean=0.01,itl_p99=0.03,e2e=5,queue_p90=0.5"},
     "step/whole-prompts": {"engine.chunked_prefill": False, "engine.max_num_batched_tokens": 2048},
     "step/eager": {"engine.cuda_graphs": False},

@@ -27,7 +27,13 @@ SLO = "ttft_p99=0.5,tpot_p99=0.05"
 LOADED: dict[str, Any] = {
     "trace": "chatbot_arena.jsonl", "workload.sessions": False, "rate": 25.0, "limit": 300, "slo": SLO,
 }  # fmt: skip
-PROMPTS = {"rate": 2000.0, "limit": 1000, "engine.max_num_seqs": 10_000, "engine.max_num_batched_tokens": 2048}
+PROMPTS = {
+    "engine.preset": "foretoken",
+    "rate": 2000.0,
+    "limit": 1000,
+    "engine.max_num_seqs": 10_000,
+    "engine.max_num_batched_tokens": 2048,
+}
 SLOW_HOST = {"cost.efficiency.host_step_s": 0.1}
 SHORT = {"kv.allow_short": True}
 HUGE = {"engine.max_num_seqs": 10_000, "engine.max_num_batched_tokens": 100_000}

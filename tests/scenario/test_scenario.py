@@ -162,7 +162,7 @@ def test_a_section_may_be_given_whole_on_top_of_the_file() -> None:
         ("policy", "sjf", ("policy", "name")),
         ("allocator", "prefix", ("allocator", "name")),
         ("router", "least-outstanding", ("router", "name")),
-        ("profile", "h100-vllm", ("cost", "profile")),
+        ("profile", "h200-llama-3.1-8b", ("cost", "profile")),
     ],
 )
 def test_short_keys(short: str, value: str, where: tuple[str, str]) -> None:

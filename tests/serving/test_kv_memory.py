@@ -54,7 +54,7 @@ def test_windowed_layers_hold_their_window_under_the_default_allocators(trace: s
 
 
 def test_a_state_is_taken_for_who_runs_and_not_for_every_seat(trace: str) -> None:
-    settings = {"model": "qwen3-next-80b-a3b", "gpu": "h200", "tp": 2}
+    settings = {"engine.preset": "foretoken", "model": "qwen3-next-80b-a3b", "gpu": "h200", "tp": 2}
     alike, by_kind = (parts(**settings, **{"allocator.name": name}) for name in ("contiguous-oracle", "paged"))
     state_bytes = by_kind.model.gpu_state_bytes(Parallel(2))
     freed = (by_kind.memory.blocks - alike.memory.blocks) * by_kind.memory.block_bytes
@@ -104,7 +104,7 @@ def test_a_state_that_no_room_is_left_for_is_refused() -> None:
 def test_prefix_on_a_trace_that_tells_no_prefixes_says_so(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(sim(capsys, "run", "--trace", trace, "--allocator", "prefix")[1].split())
     assert "No request can hit what another has cached: the trace tells no prefixes" in text
-    assert "No request can hit" not in notes(api.run(trace=trace))
+    assert "No request can hit" not in notes(api.run(trace=trace, allocator="paged"))
 
 
 def test_prefix_beside_a_state_says_that_nothing_is_found(trace: str) -> None:
@@ -113,7 +113,7 @@ def test_prefix_beside_a_state_says_that_nothing_is_found(trace: str) -> None:
 
 
 def test_models_that_keep_every_token_say_nothing(trace: str) -> None:
-    assert notes(api.run(trace=trace, model="llama-3.1-8b")) == ""
+    assert notes(api.run(trace=trace, model="llama-3.1-8b", **{"engine.preset": "foretoken"})) == ""
 
 
 @pytest.mark.shared

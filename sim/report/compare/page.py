@@ -82,7 +82,7 @@ def _title(variants: Sequence[Variant]) -> str:
     engine, load = (
         _same(texts) or ""
         for texts in (
-            (engine_of(variant.scenario) for variant in variants),
+            (engine_of(variant.summary["inputs"], variant.scenario) for variant in variants),
             (load_words(variant.summary.get("load") or {}) for variant in variants),
         )
     )

@@ -58,7 +58,7 @@ def render_page(run: Run, *, scenario: str = "") -> str:
         },
         version=summary["inputs"].get("version") or "",
         answer=answer(summary),
-        title=title(summary, engine_of(scenario)),
+        title=title(summary, engine_of(summary["inputs"], scenario)),
         lead=requests_line(summary),
         headlines=_cards(summary, units),
         clauses=list(_clauses(summary, units)),

@@ -59,8 +59,10 @@ def load_words(load: Mapping[str, Any]) -> str:
     return f"{asked:g} requests/s" if asked else words.get(load.get("kind", ""), "")
 
 
-def engine_of(scenario: str) -> str:
-    """The engine that a scenario as TOML names; "" where it names none, or is none."""
+def engine_of(inputs: Mapping[str, Any], scenario: str) -> str:
+    """What a run calls its engine; of an earlier version, which says none, what its scenario as TOML does, or ""."""
+    if inputs.get("engine"):
+        return str(inputs["engine"])
     try:
         engine = documents.toml_of(scenario, "the scenario").get("engine")
     except InputError:

@@ -74,8 +74,10 @@ def _title(sweep: Sweep, about: Mapping[str, Any]) -> str:
         return str(about["title"])
     inputs: dict[str, Any] = {key: _common(sweep.rows, f"inputs.{key}") for key in ("trace", "model", "gpu")}
     inputs |= {key: _common_count(sweep.rows, f"inputs.{key}") for key in ("tp", "replicas")}
-    engine = engine_of(str(about.get("scenario") or ""))
-    return heading(inputs, engine, _load_words(sweep), inputs["trace"] or "a sweep")
+    engine = _common(sweep.rows, "inputs.engine")
+    if "inputs.engine" not in sweep.rows:
+        engine = engine_of({}, str(about.get("scenario") or ""))
+    return heading(inputs, engine or "", _load_words(sweep), inputs["trace"] or "a sweep")
 
 
 def _load_words(sweep: Sweep) -> str:

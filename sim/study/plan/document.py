@@ -160,7 +160,7 @@ def inputs_of(scenario: Scenario, known: Mapping[str, Any]) -> Document:
         "arrivals": arrivals,
         "arrivals_cv": scenario.workload.arrivals_cv,
         "profile": scenario.cost.profile,
-        "engine": scenario.engine.name,
+        "engine": facts.get("engine", scenario.engine.preset),
         **configuration(scenario),
         "seed": scenario.seed,
         "cost_sources": known.get("cost_sources"),

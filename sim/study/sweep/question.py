@@ -111,11 +111,13 @@ class Question:
 
 
 def _spelled_out(tables: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
-    """Every setting's default, but for what an engine that some point names sets for its GPU."""
+    """Every setting's default, but for what an engine sets for the GPU of a point."""
     engine = tables.get("engine")
-    named = {engine.get("preset")} if isinstance(engine, Mapping) else set()
+    named = {engine.get("preset")} if isinstance(engine, Mapping) else {None}
     named |= set(grid.values("engine.preset")) if "engine.preset" in grid.keys else set()
     own = {key for name in named if name and isinstance(name, str) for key in presets.load(name).keys}
+    if None in named:  # each point finds the default one, and what it may run
+        own |= {*scenario.ENGINE_KEYS, "engine.preset", "engine.allow_mix", "kv.allow_short"}
     defaults = scenario.as_tables(Scenario())
     # What a front end costs is its engine's fact, whichever point names it.
     defaults["front_end"] = {"name": defaults["front_end"]["name"]}
