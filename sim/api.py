@@ -10,7 +10,8 @@ import pandas as pd
 
 from sim import scenario
 from sim.scenario import Scenario
-from sim.serving.run import NO_HOOKS, Hooks, LiveSession, Progress, Result, admissible, on_device, simulate
+from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
+from sim.serving.run import Result, admissible, on_device, simulate
 
 __all__ = [
     "NO_HOOKS",

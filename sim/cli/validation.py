@@ -18,7 +18,7 @@ from sim.results import files, run_id
 from sim.results.folder import taken
 from sim.results.transaction import Claim
 from sim.scenario import Scenario, load, refuse_unread
-from sim.serving.run import Progress
+from sim.serving.hooks import Progress
 from sim.validate import store
 from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results

@@ -17,7 +17,8 @@ from sim.engine.rules import Rules, rules_of
 from sim.engines.environment import Installed
 from sim.load import OURS
 from sim.scenario import Scenario
-from sim.serving.run import Hooks, Progress, Result, simulate
+from sim.serving.hooks import Hooks, Progress
+from sim.serving.run import Result, simulate
 from sim.serving.workload import load_trace
 from sim.validate.schedules.grades import GRADES, Step, compare
 from traces.schema import InputError, Trace
@@ -80,7 +81,7 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
     Raises:
         InputError: the engine is not installed, or the scenario asks for what one of both has not.
     """
-    installed = Installed.of(engine)
+    Installed.of(engine)
     if scenario.replicas != 1:
         raise InputError("drift is of one scheduler; leave out replicas")
     if scenario.engine.name != OURS:

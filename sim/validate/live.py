@@ -10,6 +10,7 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
+from sim.serving.hooks import Hooks
 from sim.serving.workload import load_trace
 from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
@@ -69,7 +70,7 @@ def _run_once(
         watched.append(Watched(executor, model))
         return watched[-1]
 
-    hooks = serving.Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
+    hooks = Hooks(wrap=wrap, observer=recorder, cost=Ranked(parts.cost))
     about, died = _about(parts, trace), ""
     try:
         about |= serving.simulate(scenario, trace=trace, progress=progress, hooks=hooks).summary["inputs"]

@@ -20,6 +20,7 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.executor import Executor, Predicted
+from sim.serving.hooks import Hooks
 from sim.validate import attribution, fitted
 from sim.validate.drafts import Drafts, measured
 from sim.validate.live import LiveRuns, Ranked
@@ -156,7 +157,7 @@ def _predicted(runs: LiveRuns, cost: StepCost, blocks: int | None = None) -> Lat
     if blocks is not None:
         scenario = replace(scenario, kv=replace(scenario.kv, blocks=blocks))
     session = ModelSession(cost, measured(runs.records), scenario.seed)
-    hooks = serving.Hooks(session=session, spans=True, cost=Ranked(assemble(scenario).cost))
+    hooks = Hooks(session=session, spans=True, cost=Ranked(assemble(scenario).cost))
     result = serving.simulate(scenario, trace=runs.trace, hooks=hooks)
     return Latencies(result.requests, result.steps, result.itl)
 

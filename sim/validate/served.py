@@ -17,6 +17,7 @@ from sim.results.metrics import plain
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
+from sim.serving.hooks import Hooks
 from sim.specs.front_end import FrontEndSettings
 from sim.validate.against.tables import Served
 from sim.validate.requests import Measures, beside, compare, paired
@@ -150,7 +151,7 @@ def _settings(scenario: Scenario) -> str:
 
 
 def _again(scenario: Scenario, trace: Trace, served: Served, cost: StepCost | None = None) -> Measures:
-    result = serving.simulate(scenario, trace=trace, hooks=serving.Hooks(cost=cost))
+    result = serving.simulate(scenario, trace=trace, hooks=Hooks(cost=cost))
     return _seen(served, result).measures()
 
 

@@ -15,7 +15,8 @@ from sim.engine.batch import Outcome
 from sim.engine.protocol import ServingEngine
 from sim.scenario import Scenario
 from sim.serving.executor import Executor, RecordEndedError, Replayed
-from sim.serving.run import Hooks, Result, simulate
+from sim.serving.hooks import Hooks
+from sim.serving.run import Result, simulate
 from sim.validate.record import Decision, Record, Recorder
 from traces.schema import InputError, Trace
 

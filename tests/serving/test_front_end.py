@@ -20,7 +20,8 @@ from sim.cost.step import FixedCost, Term
 from sim.engine.batch import Batch, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.results.gaps import TokenGaps
-from sim.serving.run import Hooks, Result, simulate
+from sim.serving.hooks import Hooks
+from sim.serving.run import Result, simulate
 from traces.rows import from_frame
 from traces.schema import InputError
 

@@ -13,8 +13,8 @@ from sim import scenario
 from sim.cost.profile import find
 from sim.cost.step import StepCost
 from sim.serving.assemble import assemble
+from sim.serving.hooks import Hooks
 from sim.serving.noise import UNKNOWN_SPREAD, repeat_spread
-from sim.serving.run import Hooks
 from traces.schema import InputError
 
 EQUAL = pd.DataFrame({"arrival_s": 0.0, "prompt_tokens": [100] * 24, "output_tokens": [20] * 24})

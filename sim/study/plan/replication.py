@@ -19,6 +19,7 @@ from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
+from sim.serving.hooks import Hooks
 from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
@@ -83,7 +84,7 @@ def measure(point: Replication) -> Observation:
         watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
     try:
         kept: list[TokenGaps] = []
-        hooks = serving.Hooks(observer=watch, cost=_prices(point.base, parts.cost), gaps=kept.append)
+        hooks = Hooks(observer=watch, cost=_prices(point.base, parts.cost), gaps=kept.append)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
