@@ -10,7 +10,7 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
-from sim.serving.hooks import Hooks
+from sim.serving.hooks import Hooks, Progress
 from sim.serving.workload import load_trace
 from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
@@ -35,7 +35,7 @@ class LiveRuns:
         return [shape for record in self.records for shape in record.shapes]
 
 
-def run_live(scenario: Scenario, repeats: int, progress: serving.Progress | None = None) -> LiveRuns:
+def run_live(scenario: Scenario, repeats: int, progress: Progress | None = None) -> LiveRuns:
     """Run the scenario live `repeats` times, each with a fresh engine and model.
 
     Requests that can never be served are left out where the scenario says so.
@@ -60,7 +60,7 @@ def run_live(scenario: Scenario, repeats: int, progress: serving.Progress | None
 
 
 def _run_once(
-    scenario: Scenario, parts: Parts, trace: Trace, progress: serving.Progress | None
+    scenario: Scenario, parts: Parts, trace: Trace, progress: Progress | None
 ) -> tuple[Record, dict[str, Any]]:
     recorder = Recorder(trace.requests)
     watched: list[Watched] = []
