@@ -134,6 +134,7 @@ class Parts:
             pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
         )
 
+    @property
     def engine_name(self) -> str:
         """What outputs call the engine: by name and version, if it is one."""
         if self.scenario.engine.name != OURS:
