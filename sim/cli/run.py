@@ -96,7 +96,7 @@ def _with_bound(result: Result, command: str) -> Result:
     from sim.study.plan.bounds import saturation  # noqa: PLC0415
 
     summary, settings = result.summary, result.scenario
-    if settings.executor != "predicted" or not rests(summary, summary["verdict"]["stable"]):
+    if settings.executor != "predicted" or settings.pools or not rests(summary, summary["verdict"]["stable"]):
         return result
     bound = saturation(settings, result.trace)
     told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)

@@ -14,10 +14,11 @@ from sim.report.compare.page import render_comparison, summaries_of
 from sim.report.compare.variant import Row
 from sim.report.plan.page import render_plan
 from sim.report.run.page import render_page
+from sim.report.run.pools import replica_names
 from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
-from sim.results.tables import PERFETTO, PREEMPTED, SUMMARY, TERMS, RunTables, flat
+from sim.results.tables import PERFETTO, PREEMPTED, SUMMARY, TERMS, TRANSFERS, RunTables, flat
 from sim.results.transaction import Claim
 from sim.study.claims import ClaimRow
 from traces.version import product_version
@@ -55,7 +56,7 @@ def write_run(
             **(_lanes(run, window, tables.mark) if perfetto else {}),
             **({} if answers is None else {ANSWERS: run_id.table(answers, tables.mark)}),
         },
-        stale=_of_run(folder, (PREEMPTED, TERMS, ANSWERS, PERFETTO)),
+        stale=_of_run(folder, (PREEMPTED, TERMS, TRANSFERS, ANSWERS, PERFETTO)),
         claim=claim,
     )
 
@@ -63,7 +64,7 @@ def write_run(
 def _lanes(run: Run, window: Window | None, mark: str) -> dict[str, files.Writer]:
     from sim.report.run.perfetto import trace_json  # noqa: PLC0415 - most runs do not ask for it
 
-    return {PERFETTO: files.text(trace_json(run, window=window, mark=mark))}
+    return {PERFETTO: files.text(trace_json(run, window=window, names=replica_names(run.summary), mark=mark))}
 
 
 def _of_run(folder: Path, names: Iterable[str]) -> list[str]:

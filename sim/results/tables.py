@@ -20,8 +20,8 @@ from sim.results.transaction import settle
 from traces import files as inputs
 
 SCENARIO, SUMMARY, PERFETTO = "scenario.toml", "summary.json", "trace.perfetto.json"
-REQUESTS, STEPS, GAPS, PREEMPTED, TERMS = (
-    f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms")
+REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS = (
+    f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms", "transfers")
 )
 SUMMARY_KEYS = (
     "requests",
@@ -41,7 +41,7 @@ REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
 )  # fmt: skip
-RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, "answers.parquet", "report.html",
+RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, "answers.parquet", "report.html",
              PERFETTO)  # fmt: skip
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
@@ -66,6 +66,8 @@ class RunTables:
     term_table: pd.DataFrame | None
     scenario: str = ""
     mark: str = ""
+    transfers: pd.DataFrame | None = None
+    """KV sent between pools; None where none sends any."""
 
     @classmethod
     def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
@@ -75,9 +77,11 @@ class RunTables:
         itl = gaps_s[counted], counts[counted].astype(np.int64)
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key not in UNMARKED}
+        transfers = getattr(run, "transfers", None)
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
+        tables += [] if transfers is None else [transfers]
         mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
-        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark)
+        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark, transfers)
 
     def writers(self) -> dict[str, files.Writer]:
         """By name the files; those of tables that were not recorded are not among them."""
@@ -87,6 +91,7 @@ class RunTables:
             GAPS: _gaps(self.itl),
             PREEMPTED: self.preempted,
             TERMS: self.term_table,
+            TRANSFERS: self.transfers,
         }
         return {
             SCENARIO: run_id.toml(self.scenario, self.mark),
@@ -104,7 +109,7 @@ class RunTables:
         settle(folder)
         scenario = inputs.text(folder / SCENARIO)
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
-        preempted, terms = folder / PREEMPTED, folder / TERMS
+        preempted, terms, transfers = folder / PREEMPTED, folder / TERMS, folder / TRANSFERS
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
         summary.pop(run_id.KEY, None)
         return cls(
@@ -116,6 +121,7 @@ class RunTables:
             files.read_parquet(terms, ("row",)) if inputs.exists(terms) else None,
             run_id.without_comment(scenario),
             run_id.check_one(folder, RUN_FILES),
+            files.read_parquet(transfers, ("request", "source", "target")) if inputs.exists(transfers) else None,
         )
 
 

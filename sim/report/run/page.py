@@ -7,6 +7,7 @@ from typing import Any
 
 from sim.report.measures import LatencyUnits, latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
+from sim.report.run.pools import pool_panels
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     answer,
@@ -105,7 +106,11 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     """Provenance, counts and KV figures as three small tables."""
     inputs, kv, simulator = summary["inputs"], summary["kv"], summary["simulator"]
     known = [(label, inputs[key]) for key, label in INPUT_NAMES.items() if inputs.get(key) is not None]
-    rest = [(key, value) for key, value in inputs.items() if key not in {*INPUT_NAMES, "notes"} and value is not None]
+    rest = [
+        (key, value)
+        for key, value in inputs.items()
+        if key not in {*INPUT_NAMES, "notes", "pools"} and value is not None
+    ]
     yield ("Inputs", [*known, *rest])
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]
     pace = [("Steps", count(simulator.get("steps"))), ("Wall time", seconds(simulator.get("wall_s")))]
@@ -124,6 +129,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
     yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    yield from pool_panels(summary)
     if speculation := summary.get("speculation"):
         yield ("Speculative decoding", _drafting(speculation))
     if bill := summary.get("bill"):

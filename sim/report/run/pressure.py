@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sim.results.kv import FULL, KV_HELD, busy_s, kv_tokens
+from sim.results.kv import FULL, KV_HELD, KV_KINDS, busy_s, kv_tokens
 from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
 from sim.results.units import count, count_of, number, percent
@@ -39,7 +39,8 @@ def pressure_lines(run: Run) -> Iterable[str]:
         if len(shares) > 1:
             each += f" (mean of {count(len(shares))} replicas: {percent(shares.min())} to {percent(shares.max())})"
         yield f"Utilisation: steps were running {each} of the time."
-        held = sum(kv_tokens(steps, kind) for kind in KV_HELD) / summary["kv"]["capacity_tokens"]
+        capacity = sum(kv_tokens(steps, kind) for kind in KV_KINDS)
+        held = sum(kv_tokens(steps, kind) for kind in KV_HELD) / np.maximum(capacity, 1.0)
         pressed = float(np.dot(busy, held > FULL) / max(busy.sum(), 1e-300))
         preemptions = summary["kv"]["preemptions"]
         lost = count_of(preemptions, "preemption") if preemptions else "no preemption"

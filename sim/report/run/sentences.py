@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency
+from sim.report.run.pools import pool_words
 from sim.results.binding import kv_limits
 from sim.results.metrics import SOURCES, SloResult
 from sim.results.units import count, count_of, dollars, energy, number, percent, seconds
@@ -36,6 +37,8 @@ def heading(inputs: Mapping[str, Any], engine: str, load: str, trace: str) -> st
 
 def gpus_words(inputs: Mapping[str, Any]) -> str:
     """`4 x h100 (TP 2, 2 replicas)`; "" where no GPU is named."""
+    if pools := inputs.get("pools"):
+        return " and ".join(f"{name} {pool_words(pool)}" for name, pool in pools.items())
     gpu, tp, replicas = (inputs.get(key) for key in ("gpu", "tp", "replicas"))
     if not gpu:
         return ""
@@ -130,6 +133,8 @@ def notes_of(summary: Mapping[str, Any]) -> list[str]:
 
 def kv_capacity_words(kv: Mapping[str, Any]) -> str:
     """`437,376 tokens (425,040 to 441,232)`: a pool's size, with its band where it is estimated."""
+    if kv["capacity_tokens"] is None:
+        return "pools of several sizes"
     low, high = kv.get("capacity_low_tokens"), kv.get("capacity_high_tokens")
     band = f" ({count(low)} to {count(high)})" if low != high else ""
     return f"{count(kv['capacity_tokens'])} tokens{band}"
