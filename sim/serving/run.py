@@ -175,6 +175,11 @@ def admissible_in_all(
     pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine]
 ) -> tuple[np.ndarray, dict[int, str]]:
     """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token."""
+    if any(pool.role == PREFILL for pool in pools) and samples(trace.requests, pools[0].parts.scenario.workload):
+        raise InputError(
+            "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
+            "alone is handed over"
+        )
     sent_rows = np.ones(len(trace.requests), bool)
     rejected: dict[int, str] = {}
     for pool, engine in zip(pools, engines, strict=True):

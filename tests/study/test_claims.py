@@ -112,10 +112,19 @@ def test_figures_in_their_units() -> None:
 
 
 def test_what_cannot_be_run_yet_says_so() -> None:
-    [row] = claims.tried([claims.load("disaggregation")])
+    [row] = claims.tried([claims.load("flash-attention")])
     assert row.verdict == ABSENT
     assert ours(row) == "-"
     assert as_document([row], {})["claims"][0]["missing"]
+
+
+def test_pools_of_their_own_gain_under_tight_limits_and_lose_where_prompts_are_short_of_gpus() -> None:
+    tight, chunks, loose = claims.tried([claims.load("disaggregation")])
+    assert tight.verdict == HOLDS
+    assert chunks.verdict == LESS
+    assert loose.verdict == NOT
+    assert loose.value is not None
+    assert loose.value < 0.8
 
 
 def test_a_window_bounds_what_is_held() -> None:
@@ -143,7 +152,7 @@ def test_unknown_claims_and_files_that_are_none(tmp_path: Path, monkeypatch: pyt
 
 def test_the_command_writes_page_and_document(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = CliRunner().invoke(cli, ["claims", "kv-fp8", "disaggregation", "--out", str(out), "--quiet"])
+    done = CliRunner().invoke(cli, ["claims", "kv-fp8", "flash-attention", "--out", str(out), "--quiet"])
     assert done.exit_code == 0, done.output
     assert "ours: 2.0 times, holds: bf16" in done.output
     assert "ours: not available" in done.output
