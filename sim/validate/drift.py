@@ -75,8 +75,8 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
     """Let an installed engine and ours decide a scenario; what comes back is the JSON of docs/engines.md.
 
     Args:
-        engine: such as `vllm==0.33.0`; ours follows the rules of that version (`sim.catalog.presets`), unless the
-            scenario names a preset.
+        engine: such as `vllm==0.33.0`; ours follows the rules of the scenario's preset, which the command sets to
+            that of this version where none is given.
 
     Raises:
         InputError: the engine is not installed, or the scenario asks for what one of both has not.

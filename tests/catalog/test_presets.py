@@ -37,6 +37,7 @@ def test_a_file_names_only_what_there_is(name: str) -> None:
         *(["rules"] if preset.rules or "vllm" in name else []),
         *(["derives"] if preset.derives else []),
         *(["memory"] if preset.memory else []),
+        *(["front_end"] if preset.front_end else []),
     }
     assert preset.lacks or name == "foretoken"
     for gpu in catalog.names("gpus"):

@@ -305,7 +305,10 @@ def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "small.csv"
     path.write_text("arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n1.0,50,1\n")
     found = [
-        Variant.of(name, api.run(trace=str(path), allocator=name, **{"engine.max_model_len": 4096}))
+        Variant.of(
+            name,
+            api.run(trace=str(path), allocator=name, **{"engine.max_model_len": 4096, "engine.preset": "foretoken"}),
+        )
         for name in ("paged", "contiguous-oracle")
     ]
     text = render_comparison(found)

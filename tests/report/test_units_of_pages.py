@@ -178,7 +178,7 @@ def test_a_title_tells_model_gpus_engine_load_and_trace() -> None:
     inputs = {"trace": "chat.jsonl", "model": "llama-3.1-8b", "gpu": "h100", "tp": 2, "replicas": 3}
     summary = {"inputs": inputs, "load": {"kind": "open", "asked_per_s": 12.5}}
     whole = "llama-3.1-8b on 6 x h100 (TP 2, 3 replicas), foretoken, 12.5 requests/s: chat.jsonl"
-    assert title(summary, engine_of('[engine]\nname = "foretoken"\n')) == whole
+    assert title(summary, engine_of({}, '[engine]\nname = "foretoken"\n')) == whole
     assert heading({"model": "m", "gpu": "g"}, "", "", "t") == "m on g: t"
     assert heading({}, "", "", "t") == "t"
     assert heading(inputs | {"tp": 1, "replicas": 1}, "", "", "t") == "llama-3.1-8b on h100 (TP 1, 1 replica): t"
@@ -186,4 +186,5 @@ def test_a_title_tells_model_gpus_engine_load_and_trace() -> None:
 
 @pytest.mark.parametrize("scenario", ["", "[engine]\n", "not toml <", "engine = 3\n"])
 def test_a_scenario_that_names_no_engine(scenario: str) -> None:
-    assert engine_of(scenario) == ""
+    assert engine_of({}, scenario) == ""
+    assert engine_of({"engine": "vllm-0.33"}, scenario) == "vllm-0.33"

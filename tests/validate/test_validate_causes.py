@@ -62,7 +62,13 @@ def _kept(blocks: int, rate: float, **settings: Any) -> LiveRuns:
         }
     )
     trace = from_frame(requests, name="made", kind="own")
-    fixed = {"executor": "live", "model": "llama-3.1-8b", "gpu": "h100", "kv_blocks": blocks}
+    fixed = {
+        "engine.preset": "foretoken",
+        "executor": "live",
+        "model": "llama-3.1-8b",
+        "gpu": "h100",
+        "kv_blocks": blocks,
+    }
     plan = replace(scenario.build({}, fixed | settings), device="cuda:0")
     true = assemble(plan).cost
     recorder, watched = Recorder(trace.requests), []
@@ -119,7 +125,9 @@ def test_what_is_wrong_is_named(kept: LiveRuns, wrong: dict[str, Any], stage: st
 def test_too_few_blocks_are_named() -> None:
     """The live device had half the blocks that the simulator derives from the data sheet of its GPU."""
     memory = {"kv.gpu_memory_utilization": 0.29, "kv.allow_short": True}
-    derived = assemble(scenario.build({}, {"model": "llama-3.1-8b", "gpu": "h100", **memory})).pool.blocks
+    derived = assemble(
+        scenario.build({}, {"engine.preset": "foretoken", "model": "llama-3.1-8b", "gpu": "h100", **memory})
+    ).pool.blocks
     made = _kept(derived // 2, 8.0, **memory)
     assert sum(len(one.evicted) for one in made.records[0].decisions) > 0
     found = _validated(made, own_capacity=True)
@@ -181,7 +189,13 @@ def test_both_clocks_take_the_same_decisions(policy: str, monkeypatch: pytest.Mo
     arrivals = [0.0, 1 / 64, 5 / 64, 6 / 64, 30 / 64, 4.0]
     requests = pd.DataFrame({"arrival_s": arrivals, "prompt_tokens": 90, "output_tokens": [9, 5, 7, 3, 8, 4]})
     trace = from_frame(requests, name="made", kind="own")
-    fixed = {"executor": "live", "model": "tiny-llama", "kv_blocks": 30, "engine.max_num_batched_tokens": 128}
+    fixed = {
+        "engine.preset": "foretoken",
+        "executor": "live",
+        "model": "tiny-llama",
+        "kv_blocks": 30,
+        "engine.max_num_batched_tokens": 128,
+    }
     told, slept_s = [], []
     for clock in ("virtual", "wall"):
         plan = scenario.build({}, fixed | {"policy": policy, "live.clock": clock, "engine.max_model_len": 128})
