@@ -44,6 +44,7 @@ def memory(
     from sim.catalog import presets  # noqa: PLC0415
     from sim.cost.footprint import footprint  # noqa: PLC0415
     from sim.report.memory import memory_view  # noqa: PLC0415
+    from sim.scenario import SETTINGS  # noqa: PLC0415
 
     spec = catalog.load_model(model).with_dtypes(dtype, kv_dtype, weights)
     named = catalog.names("gpus") if gpu is None else [name.strip() for name in gpu.split(",")]
@@ -51,7 +52,7 @@ def memory(
         raise InputError(f"--gpu is {gpu!r}; give names with commas between them, such as h100,l40s")
     # A GPU that is named twice, also by an alias, is one row.
     gpus = {sheet.name: sheet for sheet in map(catalog.load_gpu, named)}
-    whose = presets.load(engine) if engine else None
+    whose = presets.load(engine or SETTINGS["engine.preset"][0])
     card = footprint(spec, list(gpus.values()), tokens=tokens, batch=batch, tp=tp, engine=whose)
     if as_json:
         click.echo(json.dumps(card.document(), indent=2, allow_nan=False))

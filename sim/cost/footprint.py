@@ -70,8 +70,8 @@ class Footprint:
     `kv_attended_bytes` is what of a sequence's KV is still attended after its last token: less than all of it where
     layers have a window. `state_bytes_per_sequence` is what linear attention and Mamba keep of a sequence, whatever its
     length; `counted` says what parameters leave out or include. `step_tokens` and `seats` are what activations were
-    estimated for, and `engine` is whose accounting that is, "" for a plain estimate; an engine has settings of its own
-    for some GPUs, which count in `gpus`. Formulas are texts with the
+    estimated for, and `accounting` is whose way of counting that is, "" for a plain estimate; `engine` has settings of
+    its own for some GPUs, which count in `gpus`. Formulas are texts with the
     numbers filled in.
     """
 
@@ -98,6 +98,7 @@ class Footprint:
     block_tokens: int
     gpu_memory_utilization: float
     engine: str
+    accounting: str
     gpus: tuple[Fit, ...]
 
     def document(self) -> dict[str, object]:
@@ -219,6 +220,7 @@ def footprint(
         block_tokens=settings.block_tokens,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         engine=engine.name if engine else "",
+        accounting=settings.accounting.name,
         gpus=tuple(map(fit, gpus)),
     )
 

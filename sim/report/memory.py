@@ -69,7 +69,8 @@ def _placed(placed: Placement | None) -> list[str]:
 
 
 def _accounting(card: Footprint) -> str:
-    return f"By what {card.engine} does at its start, with its defaults on each GPU" if card.engine else "Room for KV"
+    whose = f", with {card.engine}'s defaults on each GPU" if card.engine else ""
+    return f"By what {card.accounting} does at its start{whose}" if card.accounting else f"Room for KV{whose}"
 
 
 def _notes(card: Footprint) -> str:

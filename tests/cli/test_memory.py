@@ -41,10 +41,13 @@ def test_one_sequence_has_one_column_of_gpus(capsys: pytest.CaptureFixture[str])
 def test_an_engine_brings_its_defaults_on_each_gpu_and_its_accounting(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("memory", "--model", "qwen3-32b", "--tokens", "8000", "--gpu", "h100,l40s")
     out = sim(capsys, *asked, "--engine", "vllm-0.33")[1]
-    assert "By what vllm-0.33 does at its start, with its defaults on each GPU" in " ".join(out.split())
+    assert "By what vllm-0.33 does at its start, with vllm-0.33's defaults on each GPU" in " ".join(out.split())
+    assert out == sim(capsys, *asked)[1]  # the default of a run is that of the card
+    plain_out = sim(capsys, *asked, "--engine", "foretoken")[1]
+    assert "Room for KV, with foretoken's defaults on each GPU: 0.9 of the memory" in " ".join(plain_out.split())
     told, plain = (
         {row["gpu"]: row["batch"] for row in json.loads(sim(capsys, *asked, *more, "--json")[1])["gpus"]}
-        for more in (("--engine", "vllm-0.33"), ())
+        for more in (("--engine", "vllm-0.33"), ("--engine", "foretoken"))
     )
     assert told["h100"]["usable_bytes"] > plain["h100"]["usable_bytes"]  # 0.92 of the memory, not 0.9
     assert told["h100"]["activation_bytes"] > told["l40s"]["activation_bytes"]  # 1,024 sequences, and 256

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
+from sim.catalog.presets import load
 from sim.cost.capacity import KvCapacity, MemorySettings, kv_capacity, memory_plan
 from sim.cost.footprint import Footprint, footprint
-from sim.scenario import EngineSettings, KvSettings
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
@@ -150,13 +150,15 @@ def test_impossible_questions_are_refused(asked: dict[str, int], message: str) -
         footprint(load_model("llama-2-13b"), [H100], **asked)
 
 
-def test_the_defaults_are_those_of_a_run() -> None:
-    engine, kv = EngineSettings(), KvSettings()
+def test_the_defaults_are_those_of_no_engine() -> None:
+    """What `sim memory` takes where no engine is named are a run's: tests/cli/test_memory.py."""
+    told = load("foretoken").settings
     assert MemorySettings() == MemorySettings(
-        block_tokens=kv.block_tokens,
-        gpu_memory_utilization=kv.gpu_memory_utilization,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        max_num_seqs=engine.max_num_seqs,
+        block_tokens=told["kv.block_tokens"],
+        gpu_memory_utilization=told["kv.gpu_memory_utilization"],
+        max_num_batched_tokens=told["engine.max_num_batched_tokens"],
+        max_num_seqs=told["engine.max_num_seqs"],
+        accounting=load("foretoken").accounting,
     )
 
 
