@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sim.cli.options import progress_bar, scenario_options
+from sim.cli.options import naming_bar, scenario_options
 from sim.scenario import SETTINGS
 
 CLOCK = SETTINGS["live.clock"][1]
@@ -26,6 +26,11 @@ CLOCK = SETTINGS["live.clock"][1]
 @click.option("--recorded", type=click.Path(path_type=Path), help="Folder of kept live runs instead of a new one.")
 @click.option("--schedules", type=click.Path(path_type=Path), help="Folder of a real engine's recorded schedules.")
 @click.option("--against-engine", metavar="NAME", help="An installed engine's own scheduler, such as vllm==0.33.0.")
+@click.option(
+    "--record",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the schedule of --against-engine here, as --schedules reads it.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write records, page and trace here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -38,7 +43,7 @@ def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: b
     from sim.cli.validation import ValidateOptions, answer  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415
 
-    with progress_bar("running live", quiet) as progress:
+    with naming_bar("running", quiet) as progress:
         validation = answer(ValidateOptions(settings=settings, out=out, **options), progress)
     if validation.written:
         click.echo(f"wrote {', '.join(path.name for path in validation.written)} to {out}", err=True)

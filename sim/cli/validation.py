@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import RenderableType
 
 from sim.engines.environment import Installed
 from sim.report.validation.drift import drift_view
+from sim.report.validation.drift_page import render_drift
 from sim.report.validation.page import lanes_json, render_validation
 from sim.report.validation.terminal import collection_view, curve_view, schedules_view, validation_view
 from sim.results import files, run_id
@@ -22,9 +24,10 @@ from sim.serving.hooks import Progress
 from sim.validate import store
 from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results
-from sim.validate.drift import drift, preset_of
+from sim.validate.drift import Naming, drift, preset_of
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
+from sim.validate.schedules import store as schedules
 from sim.validate.schedules.grades import GRADES
 from sim.validate.schedules.verdicts import replay_folder
 from sim.validate.served import against
@@ -50,6 +53,7 @@ class ValidateOptions:
     recorded: Path | None = None
     schedules: Path | None = None
     against_engine: str | None = None
+    record: Path | None = None
     out: Path | None = None
     allow_code: bool = False
 
@@ -63,7 +67,7 @@ class Answer:
     written: Sequence[Path] = ()
 
 
-def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer:
+def answer(options: ValidateOptions, naming: Naming | None = None) -> Answer:
     """Do what the options ask for.
 
     Raises:
@@ -78,8 +82,13 @@ def answer(options: ValidateOptions, progress: Progress | None = None) -> Answer
         raise InputError("--run chooses a run of the results given with --against")
     if options.within is not None and not 0 < options.within < 1000:
         raise InputError(f"--within is {options.within:g}; it must lie between 0 and 1000 percent")
+    if options.record is not None and options.against_engine is None:
+        raise InputError(
+            "--record keeps the schedule of an engine named by --against-engine; name one, or leave it out"
+        )
     if options.against_engine is not None:
-        return _against_engine(options, options.against_engine, progress)
+        return _against_engine(options, options.against_engine, naming)
+    progress = None if naming is None else partial(naming, "running live")
     if options.schedules is not None:
         return _schedules(options, options.schedules)
     if options.recorded is not None and (folders := store.folders(options.recorded)):
@@ -121,12 +130,27 @@ def _curve(documents: Mapping[str, dict[str, Any]], unusable: Mapping[str, str])
     return Answer(document, curve_view(document))
 
 
-def _against_engine(options: ValidateOptions, engine: str, progress: Progress | None) -> Answer:
-    if options.out is not None or options.within is not None:
-        raise InputError("--against-engine compares decisions, without bounds or page: leave out --within and --out")
+def _against_engine(options: ValidateOptions, engine: str, progress: Naming | None) -> Answer:
+    if options.within is not None:
+        raise InputError("--against-engine compares decisions, without bounds: leave out --within")
+    if options.out is not None and options.record is not None and options.out.resolve() == options.record.resolve():
+        raise InputError(f"--out and --record are both {options.out}; give each a folder of its own")
     preset = {} if "engine.preset" in options.settings else {"engine.preset": preset_of(Installed.of(engine)).name}
-    document = drift(_scenario(options, {"executor": "predicted", **preset}), engine, progress)
-    return Answer(document, drift_view(document))
+    scenario = _scenario(options, {"executor": "predicted", **preset})
+    with (
+        nullcontext() if options.out is None else taken(options.out, "validation") as claim,
+        nullcontext() if options.record is None else schedules.taken(options.record) as record,
+    ):
+        found = drift(scenario, engine, progress, record)
+        written: list[Path] = []
+        if claim is not None:
+            mark = run_id.digest(found.document)
+            pages = {
+                "validate.json": run_id.document(found.document, mark),
+                "validate.html": run_id.page(render_drift(found), mark),
+            }
+            written = claim.write(pages, stale=[*store.names(claim.folder), *store.PAGES])
+    return Answer(found.document, drift_view(found.document), written)
 
 
 def _collection(options: ValidateOptions, folders: Sequence[Path]) -> Answer:

@@ -16,7 +16,9 @@ from traces import documents
 from traces.schema import InputError
 
 PATIENCE_S = 120.0
-"""So long an answer may take; a scheduler takes about a millisecond, and its start some ten seconds."""
+"""So long an answer may take; a scheduler takes about a millisecond."""
+START_PATIENCE_S = 600.0
+"""And so long the first one, before which it is imported: ten to twenty seconds, minutes where others compute."""
 LAST_WORDS = 400
 
 
@@ -29,7 +31,7 @@ class SchedulerProcess:
 
     Args:
         who: what the process is to a person.
-        patience_s: seconds after which an answer is no longer waited for.
+        patience_s: seconds after which an answer is no longer waited for, the first one (`START_PATIENCE_S`) aside.
     """
 
     def __init__(self, command: Sequence[str], who: str, *, patience_s: float = PATIENCE_S) -> None:
@@ -63,7 +65,7 @@ class SchedulerProcess:
             self._asks.flush()
         except OSError:
             raise self._lost(f"died before it was asked to {what}") from None
-        line = self._line(what)
+        line = self._line(what, self._patience_s if self.questions > 1 else max(START_PATIENCE_S, self._patience_s))
         try:
             answer = documents.json_of(line, self.who)
         except InputError:
@@ -74,12 +76,12 @@ class SchedulerProcess:
             raise InputError(f"{self.who}: {answer['error']}")
         return answer
 
-    def _line(self, what: str) -> bytes:
-        ends_s = time.monotonic() + self._patience_s
+    def _line(self, what: str, patience_s: float) -> bytes:
+        ends_s = time.monotonic() + patience_s
         while b"\n" not in self._unread:
             left_s = ends_s - time.monotonic()
             if left_s <= 0 or not select.select([self._answers], [], [], left_s)[0]:
-                raise self._lost(f"gave no answer in {self._patience_s:g} s when asked to {what}")
+                raise self._lost(f"gave no answer in {patience_s:g} s when asked to {what}")
             piece = os.read(self._answers.fileno(), 1 << 16)
             if not piece:
                 raise self._lost(f"died when asked to {what}")

@@ -253,7 +253,7 @@ def _schedulers(
         _, allocator = find(allocators, scenario.allocator.name, scenario.allocator.parameters)
         if scenario.engine.name == OURS:
             return None, policy, allocator
-        from sim.engines.vllm_scenario import vllm_engine  # noqa: PLC0415  (few ask for it)
+        from sim.engines.settings import vllm_engine  # noqa: PLC0415  (few ask for it)
 
         drafter = _drafter(scenario, model) if policy["drafts"] else None
         asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])

@@ -6,25 +6,37 @@ a GPU. Where they part, the rules of `sim.engine.rules` are switched one by one,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sim.catalog import presets
 from sim.engine.batch import Batch
-from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.flight import Audience, Flight, ObservedReplica, Observer
 from sim.engine.rules import Rules, rules_of
 from sim.engines.environment import Installed
+from sim.engines.pipe import SchedulerLostError
+from sim.engines.vllm import VllmEngine
 from sim.load import OURS
+from sim.results.transaction import Claim
 from sim.scenario import Scenario
-from sim.serving.hooks import Hooks, Progress
+from sim.serving.assemble import assemble
+from sim.serving.hooks import Hooks
 from sim.serving.run import Result, simulate
 from sim.serving.workload import load_trace
+from sim.validate.schedules import store
 from sim.validate.schedules.grades import GRADES, Step, compare
+from sim.validate.schedules.recording import ScheduleLog
+from sim.validate.schedules.store import NS, InWholeNs
 from traces.schema import InputError, Trace
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 STATISTICS = ("mean", "p50", "p99")
+PACE_S = 0.5
+"""So often the speed is told while an engine decides."""
+
+Naming = Callable[[str, int, int], None]
 
 
 class Schedule(Observer):
@@ -71,12 +83,25 @@ class Schedule(Observer):
         step["finished"] = [req.id for req in flight.committed.ended]
 
 
-def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Let an installed engine and ours decide a scenario; what comes back is the JSON of docs/engines.md.
+@dataclass(frozen=True, slots=True)
+class EngineDrift:
+    """How two engines decided: the JSON of docs/engines.md, the steps of both, and what their requests saw."""
+
+    document: dict[str, Any]
+    steps: tuple[list[Step], list[Step]]
+    """The engine's and ours."""
+    results: tuple[Result, Result]
+
+
+def drift(scenario: Scenario, engine: str, progress: Naming | None = None, record: Claim | None = None) -> EngineDrift:
+    """Let an installed engine and ours decide a scenario.
 
     Args:
+        progress: told (what is done now, with its steps/s; requests that ended; of how many).
         engine: such as `vllm==0.33.0`; ours follows the rules of the scenario's preset, which the command sets to
             that of this version where none is given.
+        record: where the engine's schedule is kept, as `sim.validate.schedules.store` does; arrivals and steps are
+            then of whole nanoseconds.
 
     Raises:
         InputError: the engine is not installed, or the scenario asks for what one of both has not.
@@ -89,21 +114,47 @@ def drift(scenario: Scenario, engine: str, progress: Progress | None = None) -> 
     preset = presets.load(scenario.engine.preset)
     rules = rules_of(preset.rules)
     trace = load_trace(scenario)
+    if record is not None:
+        trace = in_whole_ns(trace)
     named = replace(scenario, engine=replace(scenario.engine, name=engine))
-    theirs, their_result = _decided(named, trace, None, progress)
-    ours, our_result = _decided(scenario, trace, rules, None)
+    recording = _recording(named) if record is not None else None
+    whole_ns = recording is not None
+    schedule = Schedule()
+    observers: list[Observer] = [schedule] if recording is None else [schedule, recording]
+    if progress is not None:
+        observers.append(_Pace(engine, len(trace.requests), progress))
+    try:
+        their_result = _run(named, trace, None, Audience(observers), whole_ns=whole_ns)
+    except SchedulerLostError as error:
+        ours, _ = _decided(scenario, trace, rules, whole_ns=whole_ns)
+        raise InputError(f"{error}; {_until_then(schedule.steps, ours)}") from None
+    theirs = schedule.steps
+    if recording is not None and record is not None:
+        asked = recording.engine
+        assert isinstance(asked, VllmEngine)
+        store.write(record, recording, asked.settings, asked.version)
+    ours, our_result = _decided(scenario, trace, rules, whole_ns=whole_ns)
     comparison = compare(theirs, ours)
     first = comparison.first_difference
     speed = len(theirs) / their_result.summary["simulator"]["wall_s"]
-    return {
+    document = {
         "engine": {"name": engine, "rules_of": preset.name, "steps_per_s": speed},
         "twin": {"identical": first is None, "steps": len(theirs), "first_difference": first},
         "grades": {name: asdict(grade) for name, grade in comparison.grades.items()},
-        "rule": _rule(scenario, trace, rules, theirs, first) if first else None,
+        "rule": _rule(scenario, trace, rules, theirs, first, whole_ns=whole_ns) if first else None,
         "latencies": _latencies(their_result, our_result),
         "verdict": {"good": first is None, "reason": _reason(engine, len(theirs), first)},
         "inputs": our_result.summary["inputs"],
     }
+    return EngineDrift(document, (theirs, ours), (their_result, our_result))
+
+
+def _until_then(theirs: list[Step], ours: list[Step]) -> str:
+    """How the steps before an engine was lost compare; those whose output was never taken in are left out."""
+    known = [step for step in theirs if "first" in step]
+    first = compare(known, ours[: len(known)]).first_difference
+    told = f"ours differs from step {first['step']:,} on, in {first['key']}" if first else "ours is identical in them"
+    return f"of the {len(known):,} steps until then, {told}"
 
 
 def preset_of(installed: Installed) -> presets.EnginePreset:
@@ -111,23 +162,59 @@ def preset_of(installed: Installed) -> presets.EnginePreset:
     return presets.load(presets.of_line(installed.name, installed.version))
 
 
-def _decided(
-    scenario: Scenario, trace: Trace, rules: Rules | None, progress: Progress | None
-) -> tuple[list[Step], Result]:
+def in_whole_ns(trace: Trace) -> Trace:
+    """The trace with arrivals of whole nanoseconds."""
+    requests = trace.requests
+    return replace(trace, requests=requests.assign(arrival_s=(requests["arrival_s"] * NS).round() / NS))
+
+
+def _recording(scenario: Scenario) -> ScheduleLog:
+    """What observes the run of a scenario for a record; InputError where the form has no place for it."""
+    parts = assemble(scenario)
+    if parts.layout.groups:
+        raise InputError(
+            f"--record keeps schedules of layers that all keep every token; those of {parts.model.name} do not"
+        )
+    return ScheduleLog(parts.depth, NS)
+
+
+class _Pace(Observer):
+    """Tells how fast an engine decides, now and then while it does."""
+
+    def __init__(self, name: str, requests: int, progress: Naming) -> None:
+        self._name, self._requests, self._progress = name, requests, progress
+        self._steps = self._ended = 0
+        self._started_s = self._told_s = time.monotonic()
+
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
+        self._steps += 1
+        self._ended += len(flight.committed.finished)
+        now_s = time.monotonic()
+        if now_s - self._told_s >= PACE_S:
+            self._told_s = now_s
+            pace = round(self._steps / (now_s - self._started_s))
+            self._progress(f"{self._name}: {self._steps:,} steps, {pace:,} steps/s", self._ended, self._requests)
+
+
+def _decided(scenario: Scenario, trace: Trace, rules: Rules | None, *, whole_ns: bool) -> tuple[list[Step], Result]:
     schedule = Schedule()
-    hooks = Hooks(observer=schedule, rules=rules, spans=False)
-    return schedule.steps, simulate(scenario, trace=trace, progress=progress, hooks=hooks)
+    return schedule.steps, _run(scenario, trace, rules, schedule, whole_ns=whole_ns)
+
+
+def _run(scenario: Scenario, trace: Trace, rules: Rules | None, observer: Observer, *, whole_ns: bool) -> Result:
+    hooks = Hooks(observer=observer, rules=rules, spans=False, wrap=InWholeNs if whole_ns else None)
+    return simulate(scenario, trace=trace, hooks=hooks)
 
 
 def _rule(
-    scenario: Scenario, trace: Trace, rules: Rules, theirs: list[Step], first: Mapping[str, Any]
+    scenario: Scenario, trace: Trace, rules: Rules, theirs: list[Step], first: Mapping[str, Any], *, whole_ns: bool
 ) -> dict[str, Any] | None:
     """The one rule whose switching agrees for longest, if for longer than ours did, and up to which step."""
     best: dict[str, Any] | None = None
     reached = int(first["step"])
     for name in (rule.name for rule in fields(Rules)):
         switched = replace(rules, **{name: not getattr(rules, name)})
-        steps, _ = _decided(scenario, trace, switched, None)
+        steps, _ = _decided(scenario, trace, switched, whole_ns=whole_ns)
         found = compare(theirs, steps).first_difference
         until = len(theirs) if found is None else int(found["step"])
         if until > reached:

@@ -6,6 +6,7 @@ A small stand-in speaks for it everywhere; vLLM's own is asked where `sim engine
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,14 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.rules import OF_VLLM_0_19
 from sim.engine.wiring import wire
 from sim.engines import environment
+from sim.engines.drafts import VllmDraftingEngine
 from sim.engines.environment import LINES, Installed
 from sim.engines.pipe import SchedulerLostError, SchedulerProcess
 from sim.engines.vllm import VllmEngine
-from sim.engines.vllm_drafts import VllmDraftingEngine
+from sim.report.validation.drift_page import apart
 from sim.validate.schedules.grades import compare
 from sim.validate.schedules.replay import allocator_of, policy_of
+from sim.validate.schedules.verdicts import replay_folder
 from traces.schema import InputError
 
 STAND_IN = [sys.executable, str(Path(__file__).parents[1] / "kits" / "stand_in_scheduler.py")]
@@ -196,7 +199,7 @@ def test_drafts_that_it_is_not_driven_with(installed: Callable[..., None], setti
 
 
 def drift(*words: str) -> tuple[int, str, str]:
-    traffic = ("--trace", "chatbot_arena.jsonl", "--limit", "30", "--rate", "30", "--kv-blocks", "4000")
+    traffic = ("--trace", "chatbot_arena.jsonl", "--limit", "14", "--rate", "30", "--kv-blocks", "4000")
     settings = ("--set", "kv.allow_short=true", "--allocator", "paged", "--quiet")
     base = ("validate", "--against-engine", "vllm==0.33.0", *traffic, *settings)
     done = CliRunner().invoke(command, [*base, *words], standalone_mode=False)
@@ -235,7 +238,8 @@ def test_the_command_names_the_first_difference_and_what_it_does(installed: Call
     [
         (("--policy", "sjf"), "has no policy 'sjf'"),
         (("--replicas", "2"), "drift is of one scheduler; leave out replicas"),
-        (("--out", "x"), "--against-engine compares decisions, without bounds or page"),
+        (("--within", "5"), "--against-engine compares decisions, without bounds: leave out --within"),
+        (("--out", "x", "--record", "x"), "--out and --record are both x; give each a folder of its own"),
         (("--set", "allocator.name=windowed"), "has no allocator 'windowed'"),
         (("--recorded", "x"), "--recorded and --against-engine exclude one another"),
     ],
@@ -245,9 +249,69 @@ def test_mistakes_of_the_command(installed: Callable[..., None], words: tuple[st
     assert told in drift(*words)[2]
 
 
-def test_it_dies_in_the_middle_of_a_run(installed: Callable[..., None]) -> None:
-    installed("dies", "9")
-    assert "died when asked to" in drift()[2]
+def test_it_dies_in_the_middle_of_a_run(installed: Callable[..., None], tmp_path: Path) -> None:
+    """What was compared so far is told, and no part of a record is kept."""
+    installed("dies", "19")
+    told = drift("--record", str(tmp_path / "record"))[2]
+    assert re.search(
+        r"died when asked to \w+ \(question 19\); .* of the 8 steps until then, ours is identical in them$", told
+    )
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_schedule_is_kept_and_read_back(installed: Callable[..., None], tmp_path: Path) -> None:
+    installed()
+    folder = tmp_path / "record"
+    for _ in range(2):  # a second one takes the place of the first
+        code, out, _ = drift("--json", "--record", str(folder))
+        assert code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["schedule.scenario.json", "schedule.steps.jsonl.xz"]
+    (verdict,) = replay_folder(folder)
+    assert (verdict.status, verdict.detail) == ("identical", "")
+    assert verdict.steps >= json.loads(out)["twin"]["steps"]
+    # Where ours decides otherwise than what was kept, it is found.
+    path = folder / "schedule.scenario.json"
+    scenario = json.loads(path.read_text())
+    scenario["settings"]["long_prefill_token_threshold"] = 200
+    path.write_text(json.dumps(scenario))
+    assert replay_folder(folder)[0].status == "different"
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "schedule.scenario.json", "schedule.steps.jsonl.xz"])
+def test_a_record_goes_to_no_folder_of_something_else(
+    installed: Callable[..., None], tmp_path: Path, name: str
+) -> None:
+    installed()
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / name).write_text("{}")
+    assert f"holds {name}, which --record has not written" in drift("--record", str(tmp_path / "record"))[2]
+    assert [path.name for path in (tmp_path / "record").iterdir()] == [name]
+
+
+def test_a_record_needs_an_engine(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["validate", "--record", str(tmp_path)], standalone_mode=False)
+    assert "--record keeps the schedule of an engine named by --against-engine" in f"{done.exception}"
+
+
+def test_the_page_shows_where_the_two_part(installed: Callable[..., None], tmp_path: Path) -> None:
+    installed()
+    code, out, _ = drift("--json", "--out", str(tmp_path / "out"), "--set", "policy.long_prefill_token_threshold=200")
+    document = json.loads(out)
+    page = (tmp_path / "out" / "validate.html").read_text()
+    first = document["twin"]["first_difference"]
+    assert (code, json.loads((tmp_path / "out" / "validate.json").read_text())["twin"]) == (1, document["twin"])
+    assert f"parts from vllm==0.33.0 at step {first['step']:,}" in page
+    assert "No single rule that is known explains it." in page
+    assert f"{first['step']:,} *" in page  # the step itself stands there, with both sides
+    assert "Time to first token" in page
+
+
+def test_values_are_told_by_what_is_not_alike() -> None:
+    assert apart([[0, 1, 5], [1, 8, 0]], [[0, 1, 5], [1, 4, 0]]) == ("[1, 8, 0], and 1 alike", "[1, 4, 0], and 1 alike")
+    assert apart([1, 2], [2, 1]) == ("[1, 2]", "[2, 1]")
+    assert apart([1], []) == ("1", "nothing")
+    assert apart([3], [3]) == ("1 alike", "1 alike")
+    assert apart(7, None) == ("7", "null")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from sim.engine.memory import Allocator, KvLayers, KvPool, Layout
 from sim.engine.pages import in_groups
 from sim.engine.protocol import ServingEngine
 from sim.engine.wiring import wire
+from sim.engines.drafts import VllmDraftingEngine
 from sim.engines.pipe import SchedulerProcess
 from sim.engines.vllm import VllmEngine
-from sim.engines.vllm_drafts import VllmDraftingEngine
 from sim.serving.clock import Clock
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.replica import Replica

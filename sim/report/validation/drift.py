@@ -22,7 +22,7 @@ def drift_view(document: Mapping[str, Any]) -> RenderableType:
     verdict = Text(f"{word}: ", style=style).append(document["verdict"]["reason"], style="default")
     parts: list[RenderableType] = [verdict]
     parts += [Text(line, overflow="fold") for line in _differences(document)]
-    parts += ["", in_parts(HEADS, list(_rows(document["latencies"]))), ""]
+    parts += ["", in_parts(HEADS, list(latency_rows(document["latencies"]))), ""]
     speed = document["engine"]["steps_per_s"]
     notes = [f"Ours decides by the rules of {document['engine']['rules_of']}."]
     if speed:
@@ -36,12 +36,15 @@ def _differences(document: Mapping[str, Any]) -> list[str]:
         for name, grade in document["grades"].items()
         if grade["first_difference"]
     ]
+    return [*lines, sentence] if (sentence := rule_sentence(document)) else lines
+
+
+def rule_sentence(document: Mapping[str, Any]) -> str:
+    """Which rule explains that decisions differ; "" where none differs."""
     if rule := document["rule"]:
         how = "all of it" if rule["explains_all"] else f"it up to step {count(rule['identical_steps'])}"
-        lines.append(f"Rule {rule['name']}, switched {'on' if rule['on'] else 'off'}, explains {how}.")
-    elif document["grades"]["decisions"]["first_difference"]:
-        lines.append("No single rule that is known explains it.")
-    return lines
+        return f"Rule {rule['name']}, switched {'on' if rule['on'] else 'off'}, explains {how}."
+    return "No single rule that is known explains it." if document["grades"]["decisions"]["first_difference"] else ""
 
 
 def _told(difference: Mapping[str, Any]) -> str:
@@ -49,7 +52,8 @@ def _told(difference: Mapping[str, Any]) -> str:
     return f"first at step {difference['step']:,}, {difference['key']}: the engine {engine}, ours {ours}"
 
 
-def _rows(latencies: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def latency_rows(latencies: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row of `HEADS` for each latency and statistic."""
     rows = []
     for key, statistics in latencies.items():
         for name, told in statistics.items():

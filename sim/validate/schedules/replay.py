@@ -1,22 +1,22 @@
 """A recorded schedule's scenario, run through our engine: our own steps, in the record's form.
 
-The record tells when its engine loop looked: what is free and who queues "after the step" is read when that loop takes
-in the step's output (`ScheduleReplay`). Times are whole nanoseconds; floats hold them exactly here.
+Times are whole nanoseconds; floats hold them exactly here.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Any
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
 from sim.cost.step import FixedCost
-from sim.engine.batch import Batch, Limits
+from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.engine import Engine
-from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.flight import ObservedReplica
 from sim.engine.memory import Allocator, KvPool
+from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request, SharedPrefix
 from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, Rules
 from sim.engine.wiring import wire
@@ -25,6 +25,7 @@ from sim.policies.priority import Priority
 from sim.serving.clock import Clock
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.replica import Replica
+from sim.validate.schedules.recording import ScheduleLog
 from traces.schema import InputError
 
 
@@ -90,31 +91,32 @@ def line_of(scenario: dict[str, Any]) -> str:
     return ".".join(str(scenario.get("vllm", "0.19")).split(".")[:2])
 
 
-class ScheduleReplay(Observer):
-    """Runs a scenario and writes down our steps in the record's own form.
+class Durations:
+    """Steps as long as a record has them, one after the other; beyond its end as long as its last one."""
 
-    The record's loop keeps a queue of the batches under way, those of empty steps too. A synchronous loop takes in a
-    step's output before it schedules the next. An asynchronous one schedules a second batch behind the first, unless
-    the second is empty, and then takes in the oldest: an empty one, that is, right after another was scheduled
-    (`step_with_batch_queue`). What was free, and who queued, is read at those moments.
-    """
+    def __init__(self, durations_ns: Sequence[int]) -> None:
+        self._durations = durations_ns
+
+    def execute(self, batch: Batch) -> Outcome:
+        """As `Executor.execute`, in nanoseconds."""
+        seconds = float(self._durations[min(batch.first_step, len(self._durations) - 1)])
+        return Outcome([seconds], [seconds], 0.0)
+
+
+class ScheduleReplay(ScheduleLog):
+    """Runs a scenario through our engine and writes down our steps in the record's own form."""
 
     def __init__(self, scenario: dict[str, Any], rules: Rules | None = None) -> None:
         """rules: others than those of the version that the scenario names."""
+        super().__init__(2 if scenario["settings"]["async_scheduling"] else 1)
         self._scenario = scenario
         self._rules = rules or RULES[line_of(scenario)]
         self.requests = requests_of(scenario)
-        self.steps: list[dict[str, Any]] = []
-        self._depth = 2 if scenario["settings"]["async_scheduling"] else 1
         self._by_step = "arrival_step" in scenario["requests"][0]
         self._next_arrival = 0
-        self._index = 0
-        self._arrived: list[int] = []
-        self._under_way: deque[dict[str, Any]] = deque()
-        self._admissions = 0
-        self._ended_s = 0.0
         self.clock = Clock()
         self._script = Script.of(scenario)
+        self._allocator: Allocator
 
     def run(self) -> None:
         """Serve all requests.
@@ -123,23 +125,24 @@ class ScheduleReplay(Observer):
             InputError: a setting that has no meaning, or a request that can never be served.
             NoProgressError: the engine would compute nothing for ever.
         """
-        self.engine = self._engine()
+        engine = self._engine()
         replica = Replica(
-            self.clock, self.engine, self._executor(), depth=self._depth, on_finish=lambda req: None, observer=self
+            self.clock, engine, self._executor(), depth=self._depth, on_finish=lambda req: None, observer=self
         )
         for req in self.requests:
-            if reason := self.engine.refusal(req):
+            if reason := engine.refusal(req):
                 raise InputError(f"request {req.id} can never be served: {reason}")
         if self._by_step:
             self.idle(replica)
         else:
             for req in self.requests:
-                self.clock.call_at(req.arrival_s, lambda event, req=req: self._arrive(replica, req), first=True)  # type: ignore[misc]
+                self.clock.call_at(req.arrival_s, lambda event, req=req: replica.submit(req), first=True)  # type: ignore[misc]
         self.clock.run()
 
     def _engine(self) -> Engine:
         settings = self._scenario["settings"]
         policy = policy_of(settings, self._rules)
+        self._allocator = allocator_of(settings)
         limits = Limits(
             settings.get("max_num_active_seqs") or settings["max_num_seqs"],
             settings.get("max_num_scheduled_tokens") or settings["max_num_batched_tokens"],
@@ -150,7 +153,7 @@ class ScheduleReplay(Observer):
         eagle = bool(drafting) and drafting["method"] == "eagle"
         return wire(
             policy,
-            allocator_of(settings),
+            self._allocator,
             limits,
             ahead=self._depth == 2,
             proposer=self._script,
@@ -162,17 +165,17 @@ class ScheduleReplay(Observer):
 
     def _executor(self) -> Executor:
         cost = self._scenario["step_time"]
-        fixed = FixedCost(
-            base_s=float(cost["base_ns"]),
-            per_token_s=float(cost["per_token_ns"]),
-            per_context_token_s=float(cost["per_context_token_ns"]),
-        )
-        predicted = Predicted(fixed, overlap_host=self._depth == 2)
-        return predicted if self._script is None else Accepting(predicted, self._script.accept)
-
-    def _arrive(self, replica: ObservedReplica, req: Request) -> None:
-        self._arrived.append(req.id)
-        replica.submit(req)
+        timed: Executor
+        if "durations_ns" in cost:
+            timed = Durations(cost["durations_ns"])
+        else:
+            fixed = FixedCost(
+                base_s=float(cost["base_ns"]),
+                per_token_s=float(cost["per_token_ns"]),
+                per_context_token_s=float(cost["per_context_token_ns"]),
+            )
+            timed = Predicted(fixed, overlap_host=self._depth == 2)
+        return timed if self._script is None else Accepting(timed, self._script.accept)
 
     def idle(self, replica: ObservedReplica) -> None:
         """An idle engine jumps to the step at which the next request arrives."""
@@ -181,79 +184,23 @@ class ScheduleReplay(Observer):
             self.before_plan(replica)
 
     def before_plan(self, replica: ObservedReplica) -> None:
-        self._admissions = self.engine.roster.admissions
-        while self._due:
+        while self.due:
             self._next_arrival += 1
-            self._arrive(replica, self.requests[self._next_arrival - 1])
+            replica.submit(self.requests[self._next_arrival - 1])
+        super().before_plan(replica)
 
     @property
-    def _due(self) -> bool:
+    def due(self) -> bool:
         """Does a request arrive at the step to be planned next? (Where arrivals are told in steps.)"""
         at = self._next_arrival
         return self._by_step and at < len(self.requests) and self.requests[at].arrival_s <= self._index
 
-    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
-        self._under_way.append(self._scheduled(batch))
-        self.steps.append(self._under_way[-1])
-        self._index += 1
-        if len(self._under_way) == self._depth or batch.empty:
-            self._take_in_empty()
-
-    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        batch, step = flight.batch, self._under_way.popleft()
-        right = flight.outcome.accepted or []
-        drafted = [accepted for sample, accepted in zip(batch.sampled, right, strict=False) if sample.drafts]
-        for row, accepted in zip(step["spec"], drafted, strict=True):
-            row.append(accepted)
-        first = [req.id for req in flight.committed.first_tokens]
-        finished = [req.id for req in flight.committed.ended]
-        self._ended_s = flight.times_s[-1]
-        self._close(step, flight.times_s[0], flight.times_s[-1], first, finished)
-        if not self.engine.busy and not self._due:
-            self._take_in_empty()
-
-    def _scheduled(self, batch: Batch) -> dict[str, Any]:
-        engine = self.engine
-        entries = sorted(batch.rows, key=lambda entry: entry.request.seat.seq)
-        admitted = [entry for entry in entries if entry.request.seat.seq >= self._admissions]
-        new = [entry for entry in admitted if not entry[0].preemptions]
-        resumed = [entry for entry in admitted if entry[0].preemptions]
-        arrived, self._arrived = self._arrived, []
+    def more(self, engine: ServingEngine) -> dict[str, Any]:
         return {
-            "i": self._index,
-            "t_sched": int(batch.planned_s),
-            "tokens": sum(tokens for _, tokens, _ in entries),
-            "arrived": arrived,
-            "sched": [[req.id, tokens, past] for req, tokens, past in entries],
-            "new": [req.id for req, _, _ in new],
-            "resumed": [req.id for req, _, _ in resumed],
-            "preempted": [req.id for req in batch.evicted],
-            "spec": [[sample.request.id, sample.drafts] for sample in batch.sampled if sample.drafts],
-            "hit": [[req.id, past] for req, _, past in [*new, *resumed] if past],
-            "free": [engine.allocator.free_blocks],
-            "queues": [[len(engine.running), len(engine.waiting)]],
             "running": [req.id for req in engine.running],
             "waiting": [req.id for req in engine.waiting],
-            "blocks": {str(req.id): list(engine.allocator.table(req)) for req in engine.running},
+            "blocks": {str(req.id): list(self._allocator.table(req)) for req in engine.running},
         }
-
-    def _take_in_empty(self) -> None:
-        """Where the oldest step under way is an empty one, it has ended: its device time is none."""
-        if self._under_way and not self._under_way[0]["sched"]:
-            step = self._under_way.popleft()
-            at = max(float(step["t_sched"]), self._ended_s)
-            self._close(step, at, at, [], [])
-
-    def _close(self, step: dict[str, Any], start: float, end: float, first: list[int], finished: list[int]) -> None:
-        engine = self.engine
-        step["t0"], step["t1"] = int(start), int(end)
-        step["free"].append(engine.allocator.free_blocks)
-        # The record lets arrivals enter just before the next planning; here they queue up when they come.
-        step["queues"].append([len(engine.running), len(engine.waiting) - len(self._arrived)])
-        step["first"], step["finished"] = first, finished
-        for key in ("arrived", "new", "resumed", "preempted", "hit", "spec", "first", "finished"):
-            if not step[key]:
-                del step[key]
 
 
 def policy_of(settings: dict[str, Any], rules: Rules) -> Chunked:
@@ -287,19 +234,18 @@ def requests_of(scenario: dict[str, Any]) -> list[Request]:
             row["prompt"],
             row["output"],
             row.get("priority", 0),
-            _chained(row.get("prefix", []), scenario["prefix_unit_tokens"], row["prompt"], names),
+            _chained(row, scenario["prefix_unit_tokens"], names),
         )
         for row in rows
     ]
     return sorted(requests, key=lambda req: (req.arrival_s, req.id))
 
 
-def _chained(
-    runs: list[list[int]], unit_tokens: int, prompt_tokens: int, names: dict[tuple[int, int], int]
-) -> SharedPrefix:
+def _chained(row: dict[str, Any], unit_tokens: int, names: dict[tuple[int, int], int]) -> SharedPrefix:
     """Units told by their own content, named anew so that a name tells all units before it too."""
     ids: list[int] = []
-    units = chain.from_iterable(range(first, first + count) for first, count in runs)
-    for unit in islice(units, -(-prompt_tokens // unit_tokens)):
+    known: int = row.get("prefix_tokens", 0)
+    units = chain.from_iterable(range(first, first + count) for first, count in row.get("prefix", []))
+    for unit in islice(units, -(-max(known, row["prompt"]) // unit_tokens)):
         ids.append(names.setdefault((ids[-1] if ids else -1, unit), len(names)))
-    return SharedPrefix(ids, unit_tokens)
+    return SharedPrefix(ids, unit_tokens, known)

@@ -132,7 +132,7 @@ def _check(scenario: Any, path: Path) -> None:
         _check_keys(drafting, {"method": str, "num_speculative_tokens": int}, path, "settings.speculative")
     if settings["policy"] not in POLICIES:
         raise InputError(f"{path}: unknown policy {settings['policy']!r}; known: {', '.join(POLICIES)}")
-    _check_keys(scenario["step_time"], _STEP_TIME, path, "step_time")
+    _check_step_time(scenario["step_time"], path)
     if scenario["prefix_unit_tokens"] < 1 or (drafting and drafting["num_speculative_tokens"] < 1):
         raise InputError(f"{path}: prefix_unit_tokens and num_speculative_tokens must be at least 1")
     if not scenario["requests"]:
@@ -146,11 +146,22 @@ def _check(scenario: Any, path: Path) -> None:
             raise InputError(f"{path}: {where} needs its number as id, and a prompt and an output of at least 1 token")
         if type(row.get("priority", 0)) is not int:
             raise InputError(f"{path}: {where}: priority is {short(row['priority'])}; expected int")
+        if type(row.get("prefix_tokens", 0)) is not int:
+            raise InputError(f"{path}: {where}: prefix_tokens is {short(row['prefix_tokens'])}; expected int")
         if not _pairs(row.get("prefix", [])):
             raise InputError(f"{path}: {where}: prefix is {short(row['prefix'])}; expected [first unit, count] pairs")
         for key in ("accept", "draft") if drafting and drafting["method"] in DRAFTING else ():
             if not _counts(row.get(key)) or not row[key]:
                 raise InputError(f"{path}: {where}: {key} is {short(row.get(key))}; expected numbers of tokens")
+
+
+def _check_step_time(told: dict[str, Any], path: Path) -> None:
+    if "durations_ns" not in told:
+        _check_keys(told, _STEP_TIME, path, "step_time")
+    elif not _counts(told["durations_ns"]) or not told["durations_ns"]:
+        raise InputError(
+            f"{path}: step_time: durations_ns is {short(told['durations_ns'])}; expected whole nanoseconds of each step"
+        )
 
 
 def _pairs(value: Any) -> bool:

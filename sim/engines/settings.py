@@ -9,10 +9,10 @@ from typing import Any
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool, Layout
 from sim.engine.pages import in_groups, mixed_layers
+from sim.engines.drafts import VllmDraftingEngine
 from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerProcess
 from sim.engines.vllm import VllmEngine
-from sim.engines.vllm_drafts import VllmDraftingEngine
 from sim.scenario import Part, Scenario
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
