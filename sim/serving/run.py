@@ -131,7 +131,7 @@ def simulate(
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
-        front_end=simulation.front_end_facts(scenario),
+        front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
     )
     summary["cost_terms"] = term_shares(terms)

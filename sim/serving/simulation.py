@@ -167,13 +167,13 @@ class Simulation:
         refused = {} if self.clients is None else self.clients.refused
         return {int(places[at]): f"the front end refused it (503): {limit}" for at, limit in refused.items()}
 
-    def front_end_facts(self, scenario: Scenario) -> dict[str, Any] | None:
+    def front_end_facts(self) -> dict[str, Any] | None:
         """What the summary tells of the front ends; None where there are none."""
         if self.clients is None:
             return None
         busy_s = sum(front_end.busy_s for front_end in self.front_ends)
         refused = dict(Counter(self.clients.refused.values()))
-        return {**scenario.front_end.facts(), "busy_s": busy_s, "refused": refused}
+        return {"busy_s": busy_s, "refused": refused}
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""

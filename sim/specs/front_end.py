@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sim.specs.bounds import Bound
 from sim.specs.settings import Where, check, setting
@@ -72,7 +71,3 @@ class FrontEndSettings:
     @property
     def on(self) -> bool:
         return self.name != OFF
-
-    def facts(self) -> dict[str, Any]:
-        """What the summary tells of it."""
-        return {name: getattr(self, name) for name in self.__slots__}

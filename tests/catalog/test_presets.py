@@ -14,6 +14,7 @@ from sim.load import names
 from sim.scenario import ENGINE_KEYS, SETTINGS, build
 from sim.serving.assemble import assemble
 from sim.serving.startup import REFUSALS
+from sim.specs.front_end import FrontEndSettings
 from traces.schema import InputError
 
 VLLM = ("vllm-0.19", "vllm-0.33")
@@ -39,6 +40,8 @@ def test_a_file_names_only_what_there_is(name: str) -> None:
         *(["memory"] if preset.memory else []),
         *(["front_end"] if preset.front_end else []),
     }
+    costs = FrontEndSettings(**{"name": name, **preset.front_end})
+    assert (costs.request_s > 0) == (costs.output_s > 0) == ("vllm" in name)
     assert preset.lacks or name == "foretoken"
     for gpu in catalog.names("gpus"):
         assemble(

@@ -31,7 +31,7 @@ def test_every_number_has_a_bound_and_keeps_it() -> None:
     for key, (default, about) in SETTINGS.items():
         if isinstance(default, int | float) and not isinstance(default, bool):
             assert about.bound is not None, key
-        if about.bound is not None and not isinstance(default, dict):
+        if about.bound is not None and not isinstance(default, dict | str):
             about.bound.check(key, default)
 
 

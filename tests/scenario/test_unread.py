@@ -17,6 +17,18 @@ from traces.schema import InputError
 
 CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n"
 LIVE = "executor is live"
+FRONT_END = {
+    "processes": 3,
+    "request_s": 0.5,
+    "prompt_token_s": 0.5,
+    "step_s": 0.5,
+    "output_s": 0.5,
+    "stream_s": 0.5,
+    "latency_s": 0.5,
+    "spread": 0.5,
+    "max_num_queued_reqs": 3,
+    "max_num_queued_tokens": 3,
+}
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
     ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
@@ -30,11 +42,23 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         {"workload.beam_churn": 0.5},
         "workload.beam_churn is 0.5, and it is read only where workload.beam_search is true",
     ),
+    (
+        {"front_end.name": "custom", "executor": "live"},
+        "front_end.name is custom, and it is read only where executor is predicted",
+    ),
+    *(
+        (
+            {f"front_end.{key}": value},
+            f"front_end.{key} is {value}, and it is read only where front_end.name is not off",
+        )
+        for key, value in FRONT_END.items()
+    ),
     ({"speculation.k": 3}, "speculation.k is 3, and it is read only where policy.name is speculative"),
 ]
 READ: list[dict[str, Any]] = [
     {"executor": "live", "device": "cpu", "live.temperature": 0.5, "live.top_k": 5, "live.clock": "wall"},
     {"offload.kv_layers": 3, "offload.host_gib": 3.0},
+    {"front_end.name": "custom", **{f"front_end.{key}": value for key, value in FRONT_END.items()}},
     {"workload.beam_search": True, "workload.beam_churn": 0.5},
     {"policy": "speculative", "speculation.k": 3},
     {"policy": "mine:Mine", "speculation.k": 3},
