@@ -60,7 +60,7 @@ class Attention:
         """Seconds of rows that verify drafts: the decode kernel with several queries a row, whose KV is read once."""
         if not rows:
             return 0.0
-        context = sum(past + new for new, past in rows)
+        context = sum(map(sum, rows))
         within = sum(min(past, self._span_tokens) + new for new, past in rows) if self._window_layers else 0
         return self.decode_rows_s(len(rows)) + self.context_s * context + self.window_s * within
 

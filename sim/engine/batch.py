@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, islice, repeat
+from operator import add
 from typing import NamedTuple
 
 from sim.engine.lockstep import Lengths, Lockstep
@@ -112,28 +114,33 @@ class Courses:
 
     Attributes:
         width: tokens that each row computes in each step.
-        right: by step the right drafts of each row, in the order of the batch's entries.
+        right: of each row, in the order of the batch's entries, the right drafts by step.
+        pasts: of each row what it has computed before each step.
         usages: by step, once the span is sealed, how the KV cache is used.
     """
 
-    __slots__ = ("_pasts", "_shapes", "right", "usages", "width")
+    __slots__ = ("_rows", "_shapes", "pasts", "right", "usages", "width")
 
-    def __init__(self, width: int, pasts: Sequence[int], right: Sequence[tuple[int, ...]], first: Shape) -> None:
+    def __init__(self, width: int, first: Shape, right: Sequence[Sequence[int]]) -> None:
         self.width = width
         self.right = right
+        steps = range(len(right[0]))
+        self.pasts = [
+            list(map(add, accumulate(course[:-1], initial=past), steps))
+            for (_, past), course in zip(first.verifies, right, strict=True)
+        ]
         self.usages: list[Usage] = []
         self._shapes = [first]
-        self._pasts = pasts
+        self._rows = islice(zip(*self.pasts, strict=True), 1, None)
 
     def until(self, steps: int) -> list[Shape]:
         """The shapes of the first `steps` steps; all rows propose as many drafts as before."""
-        width, pasts, shapes = self.width, self._pasts, self._shapes
-        for right in self.right[len(shapes) - 1 : steps - 1]:
-            pasts = [past + more + 1 for past, more in zip(pasts, right, strict=True)]
-            rows = tuple([(width, past) for past in pasts])
-            context = sum(pasts) + width * len(rows)
-            shapes.append(shape_of((*shapes[0][:7], rows, shapes[0].proposals, context, *shapes[0][10:])))
-        self._pasts = pasts
+        shapes, width = self._shapes, self.width
+        first = shapes[0]
+        new = len(first.verifies) * width
+        for pasts in islice(self._rows, max(0, steps - len(shapes))):
+            rows = tuple(zip(repeat(width), pasts, strict=False))
+            shapes.append(shape_of((*first[:7], rows, first.proposals, sum(pasts) + new, *first[10:])))
         return shapes[:steps]
 
 

@@ -6,9 +6,11 @@ Until then the engine counts on all drafts being right, so that a next batch can
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
@@ -69,6 +71,9 @@ class Tally:
         self.verifies[drafts, accepted] += 1
         self.counted(req, drafts, accepted, min(accepted + 1, drafts))
 
+    def proposed(self, wanted: int, drafts: int) -> None:
+        self.proposals[wanted, drafts] += 1
+
     def counted(self, req: Request, drafts: int, accepted: int, looked_at: int) -> None:
         """Count drafts of a request by their sums alone, which `verifies` has been told."""
         own = self.requests.setdefault(req.id, [0, 0, 0])
@@ -121,7 +126,7 @@ def _by_position(counts: Iterable[tuple[int, int, int]]) -> list[int]:
     return [sum(times for positions, first, times in told if at < min(positions, first)) for at in range(longest)]
 
 
-HORIZON_STEPS = 64
+HORIZON_STEPS = 48
 """Steps that are looked at ahead, at most."""
 
 
@@ -226,7 +231,7 @@ class DraftingEngine(Engine):
         ):
             return
         length = self.limits.max_model_len
-        courses, pasts = [], []
+        courses: list[Sequence[int]] = []
         for (req, verified, _, real), (_, _, past) in zip(batch.sampled, batch.entries, strict=True):
             if verified != drafts or not real:
                 return
@@ -234,70 +239,90 @@ class DraftingEngine(Engine):
             if length:
                 tokens = min(tokens, length - drafts - 1 - past)
             courses.append(foresight.ahead(req, drafts, tokens, HORIZON_STEPS))
-            pasts.append(past)
-        right = list(zip(*courses, strict=False))
-        steps = self._steps_that_fit(batch, right, drafts)
+        steps = self._steps_that_fit(batch, courses, drafts)
         if steps > 1:
-            batch.courses = Courses(drafts + 1, pasts, right[:steps], batch.shape)
+            batch.courses = Courses(drafts + 1, batch.shape, [course[:steps] for course in courses])
             batch.repeats = steps
 
-    def _steps_that_fit(self, batch: Batch, right: Sequence[tuple[int, ...]], drafts: int) -> int:
+    def _steps_that_fit(self, batch: Batch, courses: Sequence[Sequence[int]], drafts: int) -> int:
         """For how many of these steps there is memory; about as many, where it is not enough for all."""
-        fits = self._fits
-        if fits is None:
-            return 1
-        steps = len(right)
-        while steps > 1:
-            given = map(sum, zip(*right[: steps - 1], strict=True))
-            slots = [entry.past + more + steps + drafts for entry, more in zip(batch.entries, given, strict=True)]
-            if fits([(entry.request, most) for entry, most in zip(batch.entries, slots, strict=True)]):
+        steps = min(map(len, courses)) if self._fits is not None else 1
+        while steps > 1 and self._fits is not None:
+            slots = [
+                (req, past + sum(course[: steps - 1]) + steps + drafts)
+                for (req, _, past), course in zip(batch.entries, courses, strict=True)
+            ]
+            if self._fits(slots):
                 break
             steps //= 2
         return steps
 
     def seal(self, batch: Batch, repeats: int) -> None:
         super().seal(batch, repeats)
-        if batch.courses is not None and repeats > 1:
-            self._follow(batch, batch.courses, repeats)
+        if batch.courses is not None:
+            self._follow([sampled.request for sampled in batch.sampled], batch, batch.courses)
 
-    def _follow(self, batch: Batch, courses: Courses, repeats: int) -> None:
+    def _follow(self, requests: Sequence[Request], batch: Batch, courses: Courses) -> None:
         """Take in the output of all repeats but the last, and plan the next one after each."""
-        requests = [sampled.request for sampled in batch.sampled]
-        width, foresight = courses.width, self.foresight
+        repeats, width, foresight, tally = batch.repeats, courses.width, self.foresight, self.tally
         assert foresight is not None
-        levels, room = self._levels(width - 1), self._room_of or (lambda req: 0)
-        courses.usages.append(self.usage())
-        for right in courses.right[: repeats - 1]:
-            for req, more in zip(requests, right, strict=True):
-                req.confirmed += more + 1
-                req.computed = computed = req.computed + more + 1 - width
-                req.known = computed + width + 1
-                if computed + width > room(req):
-                    req.known = computed + 1
-                    if not self.allocator.grow(req, width):
-                        raise RuntimeError(f"{req} does not fit, though it was to")
-                    req.known = computed + width + 1
-                req.computed = computed + width
-            courses.usages.append(self.usage())
+        self._follow_blocks(requests, courses, repeats)
+        levels = self._levels(width - 1)
         last_step = batch.first_step + repeats - 1
-        self.tokens.next_step = last_step + 1
-        tally, before = self.tally, courses.right[: repeats - 1]
-        for right_drafts, times in Counter(chain.from_iterable(before)).items():
-            tally.verifies[levels, right_drafts] += times
-        tally.proposals[levels, levels] += len(requests) * (repeats - 1)
-        last = courses.right[repeats - 1]
-        for req, course, final in zip(requests, zip(*before, strict=True), last, strict=True):
+        for req, course, past in zip(requests, courses.right, courses.pasts, strict=True):
+            given = past[repeats - 1] - past[0]
+            foresight.skip(req, given + course[repeats - 1] + 1)
+            if repeats == 1:
+                continue
             self.tokens.give(req, batch.first_step)
             req.seat.last_token_step = last_step - 1
             req.seat.granted_step = last_step
-            given = sum(course)
-            self.tokens.same_step += given
-            tally.counted(req, levels * len(course), given, given + len(course) - course.count(levels))
-            foresight.skip(req, given - course[0] + final + repeats - 1)
+            before = course[: repeats - 1]
+            right = given - len(before)
+            self.tokens.same_step += right
+            tally.counted(req, levels * len(before), right, given - before.count(levels))
             if req.confirmed + req.seat.in_flight >= req.output_tokens:
                 self.roster.drain(req)
-        if self.roster.draining:
+        self.tokens.next_step = last_step + 1
+        if repeats > 1:
+            every = chain.from_iterable(course[: repeats - 1] for course in courses.right)
+            for right, times in Counter(every).items():
+                tally.verifies[levels, right] += times
+            tally.proposals[levels, levels] += len(requests) * (repeats - 1)
             self.roster.sort(lambda req: False)
+
+    def _follow_blocks(self, requests: Sequence[Request], courses: Courses, repeats: int) -> None:
+        """Count on, and take blocks where one needs them, in the order in which each step by itself would."""
+        width, pasts, allocator = courses.width, courses.pasts, self.allocator
+        room = self._room_of or (lambda req: 0)
+        sure = [req.confirmed - past[0] for req, past in zip(requests, pasts, strict=True)]
+
+        def count(row: int, step: int) -> Request:
+            req, past = requests[row], pasts[row][step]
+            req.computed, req.known, req.confirmed = past, past + 1, sure[row] + past
+            return req
+
+        def ask(row: int, step: int) -> None:
+            """Note when a row needs a block, from a step on."""
+            when = bisect_right(pasts[row], room(requests[row]) - width, step, repeats)
+            if when < repeats:
+                heappush(needs, (when, row))
+
+        needs: list[tuple[int, int]] = []
+        for row in range(len(requests)):
+            ask(row, 1)
+        courses.usages.append(self.usage())
+        for step, shape in enumerate(courses.until(repeats)[1:], 1):
+            while needs and needs[0][0] == step:
+                row = heappop(needs)[1]
+                if not allocator.grow(count(row, step), width):
+                    raise RuntimeError(f"{requests[row]} does not fit, though it was to")
+                ask(row, step + 1)
+            courses.usages.append(allocator.usage(shape.proposal_context))
+        for row in range(len(requests)):
+            req = count(row, repeats - 1)
+            req.computed += width
+            req.known += width
 
     def _cut_to_length(self) -> dict[Request, int]:
         """Leave out drafts for which the model has no position (vLLM V1, `Scheduler.schedule`); says what they were.
@@ -357,7 +382,7 @@ class DraftingEngine(Engine):
             if drafts and real:
                 self.proposer.verified(req, drafts, accepted)
             if req.confirmed < req.output_tokens and req.seat.seq >= 0:
-                self.tally.proposals[self._levels(wanted), self._levels(proposed)] += 1
+                self.tally.proposed(self._levels(wanted), self._levels(proposed))
             if req.confirmed == req.output_tokens:
                 self._end(req)
                 ended.append(req)
@@ -375,8 +400,8 @@ class DraftingEngine(Engine):
         return drafts if self._tree is None else self._tree.levels(drafts)
 
     def _right(self, batch: Batch, outcome: Outcome) -> Sequence[int]:
-        if batch.courses is not None and batch.repeats > 1:
-            return batch.courses.right[batch.repeats - 1]
+        if batch.courses is not None:
+            return [course[batch.repeats - 1] for course in batch.courses.right]
         right = outcome.accepted or []
         if any(sampled.drafts for sampled in batch.sampled) and len(right) != len(batch.sampled):
             raise ValueError("the executor did not say how many drafts were right")

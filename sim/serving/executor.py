@@ -34,6 +34,8 @@ class Accepting:
 
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
+        if batch.courses is not None:
+            return outcome  # drawn already
         accepted = [self._draw(sampled.request, sampled.drafts) if sampled.real else 0 for sampled in batch.sampled]
         if self._found is None:
             return outcome._replace(accepted=accepted)

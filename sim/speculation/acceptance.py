@@ -23,10 +23,14 @@ class Luck:
     are the right drafts of the steps that begin at the places `starts`, of equally many drafts each.
     """
 
-    __slots__ = ("course", "drafts", "given", "look_ups", "right", "starts")
+    __slots__ = ("course", "drafts", "given", "look_ups", "most", "right", "starts", "tokens")
 
-    def __init__(self, right: list[int], look_ups: list[float]) -> None:
+    def __init__(self, right: list[int], look_ups: list[float], most: int, tokens: int) -> None:
         self.right = right
+        self.most = most
+        """None of `right` is above."""
+        self.tokens = tokens
+        """Of the answer."""
         self.look_ups = look_ups
         self.given = 0
         self.drafts = -1
@@ -35,12 +39,15 @@ class Luck:
 
     def follow(self, drafts: int) -> None:
         """Lay out the course of steps of so many drafts each from here on."""
-        self.drafts, self.course, self.starts = drafts, [], []
-        at, end = self.given, len(self.right)
-        while at < end:
-            self.starts.append(at)
-            self.course.append(min(self.right[at], drafts))
-            at += self.course[-1] + 1
+        starts: list[int] = []
+        course: list[int] = []
+        right = [min(drafts, one) for one in self.right] if drafts < self.most else self.right
+        at = self.given
+        while at < self.tokens:
+            starts.append(at)
+            course.append(right[at])
+            at += right[at] + 1
+        self.drafts, self.course, self.starts = drafts, course, starts
 
 
 class Acceptance:
@@ -120,10 +127,11 @@ class Acceptance:
         # One step may go beyond the end, and one that was planned before the end was known still further.
         tokens = req.output_tokens + 2 * (MOST_DRAFTS + 1)
         numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens)
-        right = _runs(numbers, self._rates_of(req)).tolist()
-        if not self._shares:
-            return Luck(right, [])
-        return Luck(right, np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist())
+        rates = self._rates_of(req)
+        look_ups = []
+        if self._shares:
+            look_ups = np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist()
+        return Luck(_runs(numbers, rates).tolist(), look_ups, len(rates), req.output_tokens)
 
 
 def _runs(numbers: npt.NDArray[np.float64], rates: Sequence[float]) -> npt.NDArray[np.int64]:

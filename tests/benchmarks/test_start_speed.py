@@ -1,0 +1,43 @@
+"""CPU seconds until a command answers. Out of the default run: `pytest tests/benchmarks --benchmark-only`.
+
+Which modules a command imports is a test of the default run (tests/cli/test_start.py); here are the seconds of it.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def cpu_s(*words: object) -> float:
+    """CPU seconds of a child process, the least of five runs; the first, which may compile modules, aside."""
+    seconds = []
+    for _ in range(6):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return min(seconds[1:])
+
+
+def test_help(benchmark) -> None:
+    """A tenth of a second is Python and click."""
+    found = benchmark.pedantic(cpu_s, ("-m", "sim.cli", "--help"), rounds=1)
+    benchmark.extra_info["cpu_s"] = round(found, 3)
+    assert found < 0.15
+
+
+@pytest.mark.parametrize("requests", [10])
+def test_a_small_run(benchmark, tmp_path: Path, requests: int) -> None:
+    """Beside what importing pandas takes, without which no run can be: its tables are what traces and results are."""
+    trace = tmp_path / "few.csv"
+    rows = "".join(f"{0.1 * at:.1f},{50 + 7 * at},{5 + at}\n" for at in range(requests))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    pandas_s = cpu_s("-c", "import pandas")
+    found = benchmark.pedantic(cpu_s, ("-m", "sim.cli", "run", "--trace", trace, "--quiet"), rounds=1)
+    benchmark.extra_info |= {"cpu_s": round(found, 2), "times_pandas": round(found / pandas_s, 2)}
+    assert found < 2.5 * pandas_s
