@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from calibrate.evaluate import Checked, leave_one_out, placed, steps
 from sim.cost.efficiency import Efficiency
 from sim.cost.interpolation import Point, left_out
-from sim.cost.lookup import forms_of, measured_kernels
+from sim.cost.lookup import MeasuredKernel, forms_of, measured_kernels
 from sim.cost.profile import Profile
+from sim.cost.tables import Table, Value
 
 LEAST_ERROR, TIMES_USUAL = 0.5, 6.0
 """A row is suspect when it is further than this from what its neighbours tell, and so many times what is usual."""
+TIMES_RELATED = 4.0
+"""Or when it takes so many times as long as kernels of other shapes do at the same point, of which there must be
+`_LEAST_RELATED`, each over what the roofline says of it: so are those found that have neighbours on one side alone, or
+none that is right."""
+_LEAST_RELATED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,15 @@ class Suspect:
         )
 
 
+def _where(table: Table, kernel: MeasuredKernel, point: Point) -> str:
+    """The kernel's sizes (k and n of a matrix) and the point, as the table's columns call them."""
+    group = ", ".join(f"{name} {value}" for name, value in kernel.group.items())
+    return ", ".join(part for part in (group, placed(table, point)) if part)
+
+
 def suspects(profile: Profile) -> list[Suspect]:
-    """Rows that stick out along every axis along which they have neighbours on both sides, worst first."""
+    """Rows that stick out along every axis along which they have neighbours on both sides, or beside kernels of other
+    shapes at the same point; worst first."""
     gpu = profile.gpu()
     suspect_rows = []
     for name, table in profile.tables.items():
@@ -45,16 +59,41 @@ def suspects(profile: Profile) -> list[Suspect]:
             for kernel in kernels
         ]
         usual = statistics.median([abs(error) for one in errors for axis in one for error in axis.values()] or [0.0])
-        for kernel, axes in zip(kernels, errors, strict=True):
-            for point, error in _sticking_out(axes, max(LEAST_ERROR, TIMES_USUAL * usual)):
-                suspect_rows.append(Suspect(name, placed(table, point), 1e6 * kernel.points[point].seconds, error))
-    return sorted(suspect_rows, key=lambda one: -abs(one.error))
+        related = _slower_than_relatives(kernels)
+        for kernel, axes, slow in zip(kernels, errors, related, strict=True):
+            found = dict(_sticking_out(axes, max(LEAST_ERROR, TIMES_USUAL * usual), slow))
+            for point, error in (found | slow).items():
+                suspect_rows.append(
+                    Suspect(name, _where(table, kernel, point), 1e6 * kernel.points[point].seconds, error)
+                )
+    return sorted(suspect_rows, key=lambda one: -max(one.error, 1.0 / (1.0 + one.error) - 1.0))
 
 
-def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tuple[Point, float]]:
+def _slower_than_relatives(kernels: list[MeasuredKernel]) -> list[dict[Point, float]]:
+    """Of each kernel, points that take `TIMES_RELATED` times as long as the median kernel does there, both over what
+    the roofline says, and what that median makes of them over what they say, less one."""
+    ratios: dict[tuple[tuple[Value, ...], Point], list[float]] = {}
+    for kernel in kernels:
+        for point, price in kernel.points.items():
+            ratios.setdefault((_kind(kernel), point), []).append(price.seconds / kernel.guide(point))
+    usual = {where: statistics.median(known) for where, known in ratios.items() if len(known) >= _LEAST_RELATED}
+    return [
+        {
+            point: share - 1.0
+            for point, price in kernel.points.items()
+            if (middle := usual.get((_kind(kernel), point))) is not None
+            and (share := middle * kernel.guide(point) / price.seconds) < 1.0 / TIMES_RELATED
+        }
+        for kernel in kernels
+    ]
+
+
+def _sticking_out(
+    axes: list[dict[Point, float]], limit: float, slow: Mapping[Point, float]
+) -> Iterator[tuple[Point, float]]:
     """Points whose least error over the axes is above the limit, and that are worse than their neighbours.
 
-    A bad point makes its neighbours look bad as well, but less.
+    A bad point, such as those that are `slow` for sure, makes its neighbours look bad as well, but less.
     """
     least: dict[Point, float] = {}
     for errors in axes:
@@ -62,16 +101,31 @@ def _sticking_out(axes: list[dict[Point, float]], limit: float) -> Iterator[tupl
             # In octaves: twice too long and half too long are as bad.
             size = max(error, 1.0 / (1.0 + error) - 1.0)
             least[point] = min(least.get(point, size), size)
+    least.update(dict.fromkeys(slow, math.inf))
+    told = set(slow)
     for errors in axes:
+        lines: dict[tuple[int, Point], list[Point]] = {}
+        for point in {**errors, **slow}:
+            for line in _lines(point):
+                lines.setdefault(line, []).append(point)
         for point, error in errors.items():
-            others = [least[near] for near in errors if near != point and _neighbours(near, point)]
-            if least[point] == max([least[point], *others]) and least[point] > limit:
+            if (
+                least[point] > limit
+                and point not in told
+                and all(least[near] <= least[point] for line in _lines(point) for near in lines[line])
+            ):
                 yield point, error
-                least[point] = 0.0
+                told.add(point)
 
 
-def _neighbours(one: Point, other: Point) -> bool:
-    return sum(left != right for left, right in zip(one, other, strict=True)) == 1
+def _lines(point: Point) -> list[tuple[int, Point]]:
+    """The lines through a point, one along each axis."""
+    return [(axis, (*point[:axis], *point[axis + 1 :])) for axis in range(len(point))]
+
+
+def _kind(kernel: MeasuredKernel) -> tuple[Value, ...]:
+    """What kernels of other shapes have in common with it: operation and types."""
+    return tuple(value for value in kernel.group.values() if isinstance(value, str))
 
 
 def predictions(profile: Profile) -> tuple[list[Checked], list[Checked]]:

@@ -3,6 +3,8 @@
     python -m tests.accuracy              runs what can run here (about ten minutes on a CPU), writes both tables
     python -m tests.accuracy --only TEXT  runs only claims with these words, and keeps the other rows
     python -m tests.accuracy --write      runs nothing: the pages anew from the rows there are
+    python -m tests.accuracy --gate       runs those with errors, writes nothing, and fails where one has worsened by
+                                          more than a point against the page: mend it, or write the page as well
 
 What a claim needs may be absent here (recordings in ../shared, a GPU), and a few were measured by hand: their rows
 keep the result and the date that they have.
@@ -24,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
 HEAD = "| claim | result | command |\n|---|---|---|\n"
 PAGE_HEAD = "| claim | result | command | needs | last run |\n|---|---|---|---|---|\n"
+WORSE = 1.0
+"""Points by which an error may grow before the gate fails."""
 NEVER, BY_HAND, SHARED, GPU = "not measured", "by hand", "`../shared`", "a GPU"
 
 
@@ -81,6 +85,19 @@ def on_a_card(output: str) -> str:
         f"all decisions identical; output tokens/s {tokens:+.1f} %, {told}; decode steps {decode:+.1f} %, those with "
         f"prompts, which wait for the host, {mixed:+.1f} %"
     )
+
+
+def errors(words: str) -> list[float]:
+    """Sizes of the signed numbers in a row's words, in points: what is off, to either side."""
+    return [abs(float(number)) for number in re.findall(r"(?<!\w)[-+]\d+(?:\.\d+)?", words)]
+
+
+def worse(before: str, now: str) -> list[str]:
+    """What of a row has worsened by more than `WORSE` points; a row that says other things than before is no worse."""
+    was, found = errors(before), errors(now)
+    if len(was) != len(found):
+        return []
+    return [f"{one:g} % was {old:g} %" for old, one in zip(was, found, strict=True) if one > old + WORSE]
 
 
 def read(output: str, pattern: str) -> list[list[float]]:
@@ -178,9 +195,9 @@ def splitwise(output: str) -> str:
     return f"**off**: prompts {prompts} % and tokens {tokens} % too fast; that engine of 2023 waits for kernel launches"
 
 
-def real_run(output: str) -> str:
-    tpot, e2e, ttft_p90, makespan, tpot_p50, e2e_p50, ttft_p50 = read(output, _real("profile"))[0]
-    *_, roof_tpot, roof_e2e, roof_ttft = read(output, _real("roofline"))[0]
+def real_run(output: str, card: str = "RTX PRO 6000") -> str:
+    tpot, e2e, ttft_p90, makespan, tpot_p50, e2e_p50, ttft_p50 = read(output, _real("profile", card))[0]
+    *_, roof_tpot, roof_e2e, roof_ttft = read(output, _real("roofline", card))[0]
     return (
         f"mean TPOT {tpot:+.1f} %, mean E2E {e2e:+.1f} %, makespan {makespan:+.1f} %, TTFT P90 {ttft_p90:+.1f} %; at "
         f"the median {tpot_p50:+.1f} % TPOT, {e2e_p50:+.1f} % E2E, {ttft_p50:+.1f} % TTFT (the roofline alone "
@@ -188,9 +205,9 @@ def real_run(output: str) -> str:
     )
 
 
-def _real(cost: str) -> str:
+def _real(cost: str, card: str) -> str:
     names = ("TPOT mean", "E2E mean", "TTFT P90", "makespan", "TPOT P50", "E2E P50", "TTFT P50")
-    return rf"RTX PRO 6000, {cost}: " + ", ".join(rf"{name} ([-+][\d.]+)%" for name in names)
+    return rf"{card}, {cost}: " + ", ".join(rf"{name} ([-+][\d.]+)%" for name in names)
 
 
 CASE = r"(?m)^\S+ +([\d,]+) ([-+][\d.]+) +([\d.]+)" + r" +([-+][\d.]+)\*?" * 5 + "$"
@@ -276,6 +293,12 @@ CLAIMS = (
         real_run,
         SHARED,
         in_readme=True,
+    ),
+    Claim(
+        "the same on an RTX 4090, whose cache of 2,588 blocks makes it preempt",
+        (IMPORTED,),
+        lambda output: real_run(output, "RTX 4090"),
+        SHARED,
     ),
     Claim("imported H100 kernel tables against 86 vLLM runs of Qwen3-32B", (IMPORTED,), served_profile, SHARED),
     Claim(
@@ -391,12 +414,33 @@ def run(command: str) -> str:
     return done.stdout
 
 
+def gate(only: str) -> int:
+    """Run what has errors and can run here; 1 where one has worsened, or its command fails."""
+    results, outputs, failed = known(PAGE.read_text(encoding="utf-8")), dict[str, str](), 0
+    for one in CLAIMS:
+        before = results[one.claim].words
+        if only not in one.claim or one.result is None or not errors(before) or not one.runs_here():
+            continue
+        try:
+            for command in one.commands:
+                outputs[command] = outputs.get(command) or run(command)
+            found = worse(before, one.result("".join(outputs[command] for command in one.commands)))
+        except LookupError as error:
+            found = [str(error)]
+        failed |= bool(found)
+        sys.stdout.write(f"{one.claim}: {'worse: ' + '; '.join(found) if found else 'no worse'}\n")
+    return int(failed)
+
+
 def main() -> int:
     """Run, write, and say what is not as its row says; the exit code is 1 then."""
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy", description=__doc__)
     parser.add_argument("--only", default="", help="run claims with these words alone")
     parser.add_argument("--write", action="store_true", help="run nothing")
+    parser.add_argument("--gate", action="store_true", help="write nothing, and fail where a row has worsened")
     options = parser.parse_args()
+    if options.gate:
+        return gate(options.only)
     results = known(PAGE.read_text(encoding="utf-8"))
     today, outputs, failed = datetime.datetime.now(datetime.UTC).date().isoformat(), dict[str, str](), 0
     for one in CLAIMS:

@@ -11,6 +11,8 @@ from rich.table import Table
 
 # Commands import what they need when they run, so that `calibrate --help` answers at once.
 
+_MOST_SUSPECTS = 10
+
 
 @click.command("import")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=click.Path(path_type=Path))
@@ -31,10 +33,11 @@ def import_command(
     tp: int | None,
     replace: bool,
 ) -> None:
-    """Make a profile of other people's measurements in the files and folders SOURCE.
+    """Make a profile of other people's measurements in the files and folders SOURCE, and check its rows.
 
     Formats: aiconfigurator, llmservingsim, plain, splitwise, vidur.
     """
+    from calibrate.check import suspects  # noqa: PLC0415
     from calibrate.importers.build import import_profile  # noqa: PLC0415
     from sim.cost import profile  # noqa: PLC0415
     from traces.schema import InputError  # noqa: PLC0415
@@ -55,6 +58,13 @@ def import_command(
     console.print(shown)
     for line in (*imported.left_out, *(f"not read, no table of a profile: {path}" for path in imported.skipped_files)):
         console.print(escape(str(line)), highlight=False)
+    odd = suspects(imported.profile)
+    for suspect in odd[:_MOST_SUSPECTS]:
+        console.print(escape(f"suspect {suspect}"), highlight=False)
+    if len(odd) > _MOST_SUSPECTS:
+        console.print(
+            f"{len(odd) - _MOST_SUSPECTS} more rows are suspect: calibrate check {escape(str(out))}", highlight=False
+        )
     for note in meta.notes:
         if not note.startswith("Left out"):
             console.print(escape(note), highlight=False, style="dim")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibrate.importers.sheet import Place, Unusable
+from calibrate.importers.sheet import TABLE_NAMES, Place, Unusable
 from sim.catalog import load_gpu
 from sim.cost.tables import Value
 from sim.specs.gpu import GpuSpec
@@ -124,6 +124,7 @@ class ImportOptions:
 
 
 def named_in(path: Path, choices: tuple[str, ...]) -> str | None:
-    """The one of `choices` that the file's name ends in, as `gemm_bf16.csv` does in bf16."""
-    stem = path.name.split(".", 1)[0].lower()
+    """The one of `choices` that the file's name ends in, as `gemm_bf16.csv` and `gemm_0.24_bf16.csv.xz` do."""
+    name = path.name.lower()
+    stem = name.removesuffix(next((end for end in TABLE_NAMES if name.endswith(end)), path.suffix))
     return next((choice for choice in choices if stem.endswith(f"_{choice}")), None)

@@ -39,7 +39,7 @@ class Profiled(Roofline):
     InputError also where the profile is another GPU's, or is wrong about itself.
     """
 
-    __slots__ = ("_costs", "_operations", "_overheads", "_priced", "_synchronous", "profile")
+    __slots__ = ("_by_rows", "_by_tokens", "_costs", "_operations", "_overheads", "_priced", "_synchronous", "profile")
 
     def __init__(
         self,
@@ -81,6 +81,8 @@ class Profiled(Roofline):
         self._operations = Operations(model, parallel, tables)
         self._priced = MeasuredAttention(model, parallel, tables, self.window, gpu.sms if meta.decode_splits else 0)
         self._overheads = Overheads(model.layers, tables)
+        self._by_tokens: dict[int, Terms] = {}
+        self._by_rows: dict[int, Terms] = {}
         self._costs: dict[tuple[int, bool], tuple[ContextCost | None, ContextCost | None]] = {}
 
     @property
@@ -278,12 +280,21 @@ class Profiled(Roofline):
         return min(captured, self.max_graph_tokens)
 
     def _tokens(self, computed: int) -> Terms:
-        roofs = self._roof_terms(computed)
-        return self._best(roofs, self._operations.by_tokens, computed)
+        terms = self._by_tokens.get(computed)
+        if terms is None:
+            terms = self._best(self._roof_terms(computed), self._operations.by_tokens, computed)
+            if len(self._by_tokens) < MEMO_SIZE:
+                self._by_tokens[computed] = terms
+        return terms
 
     def _rows(self, rows: int) -> Terms:
-        roofs = row_terms(self.model, self.kernels, self.parallel, rows)
-        return self._best(roofs, self._operations.by_rows, rows)
+        terms = self._by_rows.get(rows)
+        if terms is None:
+            roofs = row_terms(self.model, self.kernels, self.parallel, rows)
+            terms = self._best(roofs, self._operations.by_rows, rows)
+            if len(self._by_rows) < MEMO_SIZE:
+                self._by_rows[rows] = terms
+        return terms
 
     def _best(self, roofs: dict[str, float], measured: dict[str, list[Launches]], size: int) -> Terms:
         """The roofline's terms, those that were measured instead; what another table includes costs nothing."""

@@ -126,7 +126,9 @@ def test_a_planted_bad_point_is_found(tmp_path: Path) -> None:
         return 4.0 if table == "gemm" and (row["k"], row["n"], row["tokens"]) == (256, 512, 64) else 1.0
 
     found = suspects(calibrated(job(), bench(spoil=spoil, noise=0.02), tmp_path / "p").profile)
-    assert [(one.table, one.where) for one in found] == [("gemm", "tokens 64")]
+    assert [(one.table, one.where) for one in found] == [
+        ("gemm", "dtype fp32, weight_dtype fp32, k 256, n 512, tokens 64")
+    ]
     assert found[0].error == pytest.approx(-0.75, abs=0.1)
 
 

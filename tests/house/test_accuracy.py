@@ -77,3 +77,33 @@ def test_a_command_that_fails_is_no_result() -> None:
         accuracy.run("sim no-such-command")
     with pytest.raises(LookupError, match="prints nothing like 'x'"):
         accuracy.read("y", "x")
+
+
+def test_the_gate_fails_where_an_error_grows_by_more_than_a_point(
+    pages: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the page as it lies in the tree, which it does not touch; what has no error is not run."""
+    claims = [Claim(name, (f"sim {at}",), lambda text: f"TPOT {text} %, E2E -2.0 %") for at, name in enumerate("abc")]
+    claims.append(Claim("d", ("sim never",), lambda text: "held 9 of 10 times"))
+    monkeypatch.setattr(accuracy, "CLAIMS", claims)
+    before = {one.claim: accuracy.Result("TPOT +1.0 %, E2E -2.0 %", "2026-11-30") for one in claims[:3]}
+    page = page_of(before | {"d": accuracy.Result("held 9 of 10 times", "2026-11-30")})
+    accuracy.PAGE.write_text(page, encoding="utf-8")
+    printed = {"sim 0": "+1.9", "sim 1": "-2.1", "sim 2": "-0.2"}
+    monkeypatch.setattr(accuracy, "run", lambda command: printed[command])
+    monkeypatch.setattr("sys.argv", ["accuracy", "--gate"])
+    assert accuracy.main() == 1
+    assert capsys.readouterr().out.splitlines() == ["a: no worse", "b: worse: 2.1 % was 1 %", "c: no worse"]
+    assert accuracy.PAGE.read_text(encoding="utf-8") == page
+    printed["sim 1"] = "-2.0"
+    assert accuracy.main() == 0
+
+
+def test_what_bundled_rows_are_gated() -> None:
+    """Live runs on a CPU and on an H200, which need nothing but the repository."""
+    results = known(PAGE.read_text(encoding="utf-8"))
+    gated = [one for one in CLAIMS if one.result and accuracy.errors(results[one.claim].words) and not one.needs]
+    assert {command for one in gated for command in one.commands} == {
+        "sim validate --recorded tests/data/validate_cpu",
+        "sim validate --recorded docs/measured/h200-2026-11-29/live-run",
+    }

@@ -74,8 +74,17 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
 
 
 def _type_of_all_rows(sheet: Sheet, options: ImportOptions) -> str:
-    """The type where no column has it: as told, else as the file's name ends (`gemm_bf16.csv`)."""
-    dtype = options.dtype() or named_in(sheet.path, (*_ACTIVATIONS, "fp8"))
+    """The type where no column has it: as the file's name ends (`gemm_bf16.csv`), else as told.
+
+    A name and --dtype that disagree are refused: of a folder with `gemm_fp8.csv` in it one type cannot be all.
+    """
+    told, named = options.dtype(), named_in(sheet.path, (*_ACTIVATIONS, "fp8"))
+    if told and named and _ACTIVATIONS.get(told, told) != _ACTIVATIONS.get(named, named):
+        raise InputError(
+            f"{sheet.path}: its name says {named}, and --dtype {told}; leave --dtype out where names say the type, or "
+            "import this file by itself under another name"
+        )
+    dtype = named or told
     if dtype is None:
         raise InputError(
             f"{sheet.path}: no column {', '.join(_TYPE_COLUMNS)}, and the name ends in no type; say it with --dtype"
