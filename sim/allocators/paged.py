@@ -90,13 +90,15 @@ class Sharing:
                 if filled < size:
                     self._filled[block] = filled
 
-    def drop(self, blocks: Iterable[int]) -> list[int]:
+    def drop(self, blocks: list[int]) -> list[int]:
         """One holder less for each; returns those that nobody holds any more, in their order."""
-        free = []
+        holders = self.holders
+        if holders.keys().isdisjoint(blocks):
+            return blocks
+        free = [block for block in blocks if block not in holders]
         for block in blocks:
-            more = self.holders.get(block, 0)
+            more = holders.get(block, 0)
             if not more:
-                free.append(block)
                 continue
             filled = self._filled.get(block, self._block_tokens)
             self.saved_tokens -= filled
@@ -281,7 +283,7 @@ class Paged:
         holding = self._holdings.pop(req, None)
         if holding is not None:
             self._forget_overhang(holding)
-            self._return(holding.blocks[::-1], holding.cached_blocks)
+            self._return(req, holding)
 
     def table(self, req: Request) -> Sequence[int]:
         holding = self._holdings.get(req)
@@ -304,8 +306,9 @@ class Paged:
         self.free_blocks -= count
         return self._free.take(count)
 
-    def _return(self, blocks: list[int], hashed: int = 0) -> None:
-        """Give back one holder's share of these blocks, in this order; the last `hashed` of them have a hash."""
+    def _return(self, req: Request, holding: Holding) -> None:
+        """Give back a request's share of its blocks, the last of them first."""
+        blocks = holding.blocks[::-1]
         if self._sharing.holders:
             blocks = self._sharing.drop(blocks)
         (self._free.put_first if self.unhashed_blocks_first else self._free.put)(blocks)

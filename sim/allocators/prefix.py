@@ -6,12 +6,12 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from sim.allocators.paged import Holding, Paged, taken_from
-from sim.engine.memory import KvPool
+from sim.engine.memory import NULL_BLOCK, KvPool
 from sim.engine.request import Request, index_of
+from sim.engine.runs import BlockRun, Found, IdleQueue
 
 _INDEX_BITS = 24
 
@@ -56,37 +56,50 @@ class Prefix(Paged):
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._names = Found()
+        self._idle = IdleQueue(self._names)
+        self._by_runs = True
+        """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
         self._unnamed: list[int] = []
         """Of those, the ones to take before all others, the last one first."""
-        self._key_of: dict[int, int] = {}
-        self._found: dict[int, int] = {}
-        # Content computed twice stands in two blocks; look-ups find the one entered first, then the next.
-        self._duplicates: dict[int, list[int]] = {}
+
+    @property
+    def findable(self) -> Collection[int]:
+        """The blocks that have a name."""
+        return set(self._names.blocks())
 
     def match(self, req: Request) -> int:
-        found, hits = self._found, 0
-        for key in self._keys(req, 0, (req.known - 1) // self.pool.block_tokens):
-            if key not in found:
-                break
-            hits += 1
+        if not self._names.heads:
+            return 0
+        stop = (req.known - 1) // self.pool.block_tokens
+        keys = self._shareable(req)
+        hits = self._names.hits(keys, min(stop, len(keys)))
+        if hits == len(keys) < stop:
+            hits = self._names.hits(self._keys(req, 0, stop), stop)
         if self.drops_last_hit and hits:
             hits -= 1
         return hits * self.pool.block_tokens
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        shared = [self._found[key] for key in self._keys(req, 0, hits)]
+        pieces = self._names.pieces(self._path(req, hits), hits) if hits else []
         # A hit block that nobody holds leaves the free queue like a new one.
-        unheld = [block for block in shared if block in self._idle]
-        if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
+        idle = [self._idle.of(piece) for piece in pieces]
+        unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
+        if self._asked_blocks(req, tokens) - hits + unheld > self._free_for_admission():
             return False
-        if len(unheld) < len(shared):
-            held = [block for block in shared if block not in self._idle]
-            self._sharing.share(held, len(held) * self.pool.block_tokens)
-        for block in unheld:
-            del self._idle[block]
-        self.free_blocks -= len(unheld)
+        shared: list[int] = []
+        for (run, start, stop), places in zip(pieces, idle, strict=True):
+            blocks = run.blocks[: stop - start]
+            shared += blocks
+            free = [block for _, _, some in places for block in some]
+            if len(free) < len(blocks):
+                run.shared = True
+                held = _without(blocks, free) if free else blocks
+                self._sharing.share(held, len(held) * self.pool.block_tokens)
+            for place in places:
+                self._idle.leave(*place)
+        self.free_blocks -= unheld
         holding = self._open(req)
         holding.blocks = shared
         holding.cached_blocks = hits
@@ -108,6 +121,7 @@ class Prefix(Paged):
         return 0  # any share may give blocks their names
 
     def fork(self, parent: Request, child: Request) -> None:
+        self._by_runs = False
         super().fork(parent, child)
         own = self._holdings[child]
         own.cached_blocks = self._holdings[parent].cached_blocks
@@ -142,7 +156,7 @@ class Prefix(Paged):
         size = self.pool.block_tokens
         computed = req.computed // size
         if self._forget and computed < holding.cached_blocks:
-            self._unname(holding, computed, holding.cached_blocks)
+            self._unname(req, holding, computed, holding.cached_blocks)
             holding.cached_blocks = computed
         settled = self._settled(req, holding) // size
         known = max(holding.cached_blocks, min(settled, computed if self._forget else len(holding.blocks)))
@@ -167,24 +181,16 @@ class Prefix(Paged):
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
-        self._name_all(zip(self._keys(req, first, last), holding.blocks[first:last], strict=True))
+        if first < last:
+            self._names.name(self._path(req, last), holding.blocks, first, last)
 
-    def _name_all(self, named: Iterable[tuple[int, int]]) -> None:
-        found, key_of = self._found, self._key_of
-        for key, block in named:
-            if key_of.get(block) == key:
-                continue
-            key_of[block] = key
-            if key in found:
-                self._duplicates.setdefault(key, []).append(block)
-            else:
-                found[key] = block
-
-    def _unname(self, holding: Holding, first: int, last: int) -> None:
+    def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Let nobody find a request's blocks from `first` to before `last`."""
-        for block in holding.blocks[first:last]:
-            if block in self._key_of:
-                self._drop_key(block)
+        self._by_runs = False
+        for run, start, stop in self._names.pieces(self._path(req, last), last):
+            if stop > first:
+                begin = max(start, first)
+                self._names.forget(run, begin - start, holding.blocks[begin:stop])
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
@@ -194,37 +200,44 @@ class Prefix(Paged):
         if fresh <= self.pool.blocks:
             self._fresh = min(fresh + count, self.pool.blocks + 1)
             count -= self._fresh - fresh
-        pop = self._idle.popitem
-        taken = [pop(last=False)[0] for _ in range(count)]
-        for block in taken:
-            if block in self._key_of:
-                self._drop_key(block)
+        taken = self._idle.take(count) if count else []
         return [*first, *range(fresh, self._fresh), *taken] if first or fresh < self._fresh else taken
 
-    def _return(self, blocks: list[int], hashed: int = 0) -> None:
-        if self.unhashed_blocks_first and (unhashed := len(blocks) - hashed):
-            loose, blocks = blocks[:unhashed], blocks[unhashed:]
+    def _return(self, req: Request, holding: Holding) -> None:
+        blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))
+        pieces = self._names.pieces(self._path(req, cached), cached) if self._names.heads else []
+        named = pieces[-1][2] if pieces else 0
+        if self.unhashed_blocks_first and cached < len(blocks):
+            loose = blocks[: cached - 1 if cached else None : -1]
             if self._sharing.holders:
                 loose = self._sharing.drop(loose)
             self._unnamed += reversed(loose)
             self.free_blocks += len(loose)
-        if self._sharing.holders:
-            blocks = self._sharing.drop(blocks)
-        for block in blocks:
-            self._idle[block] = None
-        self.free_blocks += len(blocks)
+            blocks = blocks[:cached]
+        if named < len(blocks):
+            self._lay_idle(None, blocks[named:])
+        for run, start, stop in reversed(pieces):
+            self._lay_idle(run, blocks[start:stop])
 
-    def _drop_key(self, block: int) -> None:
-        key = self._key_of.pop(block)
-        duplicates = self._duplicates.get(key)
-        if self._found[key] != block:
-            self._duplicates[key].remove(block)
-        elif duplicates:
-            self._found[key] = duplicates.pop(0)
+    def _lay_idle(self, run: BlockRun | None, blocks: list[int]) -> None:
+        """Give back one holder's share of blocks that follow one another; those that nobody holds now are free."""
+        if self._sharing.holders and (run is None or run.shared or not self._by_runs):
+            free = self._sharing.drop(blocks)
+            if not free:
+                return
+            if len(free) < len(blocks):
+                apart = set(free)
+                blocks = [block if block in apart else NULL_BLOCK for block in blocks]
+            self.free_blocks += len(free)
+            self._idle.put(run, blocks, len(free))
         else:
-            del self._found[key]
-        if duplicates is not None and not duplicates:
-            del self._duplicates[key]
+            self.free_blocks += len(blocks)
+            self._idle.put(run, blocks, len(blocks))
+
+    def _path(self, req: Request, stop: int) -> list[int]:
+        """The names of the request's first `stop` blocks, and perhaps of more."""
+        keys = self._shareable(req)
+        return keys if stop <= len(keys) else self._keys(req, 0, stop)
 
     def _shareable(self, req: Request) -> list[int]:
         """Names of the leading blocks that another request may have too."""
@@ -271,3 +284,8 @@ def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> lis
         first = (name << _INDEX_BITS) + number * per_unit
         keys += range(first, first + per_unit)
     return keys[:blocks]
+
+
+def _without(blocks: list[int], others: list[int]) -> list[int]:
+    apart = set(others)
+    return [block for block in blocks if block not in apart]

@@ -139,7 +139,7 @@ class Watched:
         kept = {block for req in (*engine.running, *engine.roster.held) for block in engine.allocator.table(req)}
         kept |= {source for source, _ in batch.copies}
         kept |= {block for swap in batch.swaps for block in swap.blocks}
-        kept |= set(getattr(engine.allocator, "_key_of", ()))  # a prefix that stays findable
+        kept |= set(getattr(engine.allocator, "findable", ()))  # a prefix that stays findable
         free = [block for block in range(self._cache.blocks + 1) if block not in kept]
         for one in (self._cache, *self.further):
             poison(one, free)

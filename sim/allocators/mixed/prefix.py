@@ -6,6 +6,9 @@ As vLLM V1 does it (`kv_cache_coordinator.py`, `HybridKVCacheCoordinator.find_lo
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+
 from sim.allocators.mixed.paged import MixedHolding, MixedPaged
 from sim.allocators.paged import Holding
 from sim.allocators.prefix import Prefix
@@ -37,8 +40,18 @@ class MixedPrefix(Prefix, MixedPaged):
         super().__init__(
             pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt, keep_uncomputed=keep_uncomputed
         )
+        self._idle_rows: OrderedDict[int, None] = OrderedDict()
+        """Rows that nobody holds, in the order in which they will be taken."""
+        self._key_of: dict[int, int] = {}
+        self._found: dict[int, int] = {}
+        # Content computed twice stands in two rows; look-ups find the one entered first, then the next.
+        self._duplicates: dict[int, list[int]] = {}
         self._left: list[int] = []
         """Blocks of a row that was taken apart for a smaller one."""
+
+    @property
+    def findable(self) -> Collection[int]:
+        return self._key_of.keys()
 
     def match(self, req: Request) -> int:
         if self._state_blocks:
@@ -77,7 +90,7 @@ class MixedPrefix(Prefix, MixedPaged):
         kinds = range(len(self.groups))
         starts = [self._first_held(kind, req.computed) for kind in kinds]
         found = [[self._found[self._key(kind, key)] for key in keys[starts[kind] :]] for kind in kinds]
-        unheld = [[row for row in rows if row in self._idle] for rows in found]
+        unheld = [[row for row in rows if row in self._idle_rows] for rows in found]
         # A row that is hit and that nobody holds leaves the free queue like a new one.
         idle_blocks = sum(w * len(rows) for w, rows in zip(self._weights, unheld, strict=True))
         asked = self._asked_blocks(req, tokens)
@@ -89,12 +102,12 @@ class MixedPrefix(Prefix, MixedPaged):
         if need > self._free_for_admission():
             return False
         for sharing, rows in zip(self._sharings, found, strict=True):
-            held = [row for row in rows if row not in self._idle]
+            held = [row for row in rows if row not in self._idle_rows]
             if held:
                 sharing.share(held, len(held) * size)
         for rows in unheld:
             for row in rows:
-                del self._idle[row]
+                del self._idle_rows[row]
         self.free_blocks -= idle_blocks
         tables = [[NULL_BLOCK] * start + rows for start, rows in zip(starts, found, strict=True)]
         holding = self._open_with(req, req.seats, tables, starts)
@@ -110,7 +123,7 @@ class MixedPrefix(Prefix, MixedPaged):
         costs = [self._groups * count for count in self._crossings]
         enough = sum(costs) * (limit // self.pool.block_tokens + 1)
         left = self.pool.blocks + 1 - self._fresh + len(self._left)
-        for row in self._idle:
+        for row in self._idle_rows:
             if left >= enough or row in self._key_of:
                 break
             left += len(self._blocks(row))
@@ -131,12 +144,35 @@ class MixedPrefix(Prefix, MixedPaged):
             rows = zip(keys, table[first:last], strict=True)
             self._name_all((self._key(kind, key), row) for key, row in rows if row != NULL_BLOCK)
 
-    def _unname(self, holding: Holding, first: int, last: int) -> None:
+    def _name_all(self, named: Iterable[tuple[int, int]]) -> None:
+        found, key_of = self._found, self._key_of
+        for key, block in named:
+            if key_of.get(block) == key:
+                continue
+            key_of[block] = key
+            if key in found:
+                self._duplicates.setdefault(key, []).append(block)
+            else:
+                found[key] = block
+
+    def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         assert isinstance(holding, MixedHolding)
         for table in holding.tables:
             for row in table[first:last]:
                 if row in self._key_of:
                     self._drop_key(row)
+
+    def _drop_key(self, block: int) -> None:
+        key = self._key_of.pop(block)
+        duplicates = self._duplicates.get(key)
+        if self._found[key] != block:
+            self._duplicates[key].remove(block)
+        elif duplicates:
+            self._found[key] = duplicates.pop(0)
+        else:
+            del self._found[key]
+        if duplicates is not None and not duplicates:
+            del self._duplicates[key]
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
@@ -148,7 +184,7 @@ class MixedPrefix(Prefix, MixedPaged):
             taken += self._left[:more]
             del self._left[:more]
         while len(taken) < count:
-            row = self._idle.popitem(last=False)[0]
+            row = self._idle_rows.popitem(last=False)[0]
             if row in self._key_of:
                 self._drop_key(row)
             blocks = self._members.pop(row, None) or [row]
@@ -159,9 +195,9 @@ class MixedPrefix(Prefix, MixedPaged):
 
     def _put(self, rows: list[int]) -> None:
         for row in rows:
-            self._idle[row] = None
+            self._idle_rows[row] = None
             self.free_blocks += len(self._blocks(row))
         if self.unhashed_blocks_first:
             for row in reversed(rows):
                 if row not in self._key_of:
-                    self._idle.move_to_end(row, last=False)
+                    self._idle_rows.move_to_end(row, last=False)

@@ -1,0 +1,90 @@
+"""The prefix cache by runs of blocks hands out the same blocks, one by one, as the plain one by single blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from engine_kit import Setup, run, workload
+from hypothesis import given
+from hypothesis import strategies as st
+from law_cases import Case, cases, laws, pressed
+
+from sim.cost.step import FixedCost
+from sim.engine.batch import Batch
+from sim.engine.flight import Observer
+from sim.engine.memory import KvPool
+from sim.engine.rules import OF_VLLM_0_19
+from sim.engine.runs import Found
+from sim.serving.replica import Replica
+
+PLAIN = "blockwise_prefix:BlockwisePrefix"
+UNHASHED_FIRST = replace(OF_VLLM_0_19, unhashed_blocks_first=True)
+
+
+class Tables(Observer):
+    """Writes down every table of blocks that a step computes with."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[tuple[int, int, tuple[int, ...]]]] = []
+
+    def planned(self, replica: Replica, batch: Batch) -> None:
+        table = replica.engine.allocator.table
+        self.seen.append([(req.id, past, tuple(table(req))) for req, _, past in batch.entries])
+
+
+def tables(case: Case, allocator: str) -> list[list[tuple[int, int, tuple[int, ...]]]]:
+    watch = Tables()
+    run(replace(case.setup, allocator=allocator), case.workload(), [watch])
+    return watch.seen
+
+
+@pytest.mark.parametrize("rules", [OF_VLLM_0_19, UNHASHED_FIRST], ids=["in order", "unhashed first"])
+def test_the_same_blocks_as_one_by_one(rules: object) -> None:
+    @laws
+    @given(cases("chunked", "prefix", most_samples=3), st.sampled_from([1, 2]), st.booleans())
+    def alike(case: Case, depth: int, keep_uncomputed: bool) -> None:
+        parameters = {**case.setup.allocator_parameters, "keep_uncomputed": keep_uncomputed}
+        setup = replace(case.setup, depth=depth, rules=rules, allocator_parameters=parameters)
+        case = replace(case, setup=setup).admissible()
+        if case.rows:
+            assert tables(case, "prefix") == tables(case, PLAIN)
+
+    alike()
+
+
+def test_the_same_blocks_under_pressure() -> None:
+    for seed in range(6):
+        case = pressed(seed, "chunked", "prefix").admissible()
+        assert tables(case, "prefix") == tables(case, PLAIN)
+
+
+def test_prompts_that_part_return_and_are_driven_out() -> None:
+    """Long shared prompts that end at many places, in a pool that holds few of them."""
+    ids = []
+    for at in range(120):
+        tree, common = 1000 * (at % 3), 5 + 7 * at % 23
+        ids.append([*range(tree, tree + common), tree + 100 + 10 * common + at % 5, 10_000 + at])
+    rows = [(at / 2, 8 * len(one), 5 + at % 9) for at, one in enumerate(ids)]
+    work = workload(rows, prefix_ids=ids, prefix_unit_tokens=8)
+    seen = []
+    for allocator in ("prefix", PLAIN):
+        watch = Tables()
+        done = run(Setup(allocator=allocator, pool=KvPool(150, 4, 400), cost=FixedCost(1.0)), work, [watch])
+        assert sum(req.prefix_hit_tokens for req in done.requests) > 1000
+        seen.append(watch.seen)
+    assert seen[0] == seen[1]
+
+
+def test_a_run_that_leads_to_another_stays_until_that_is_gone() -> None:
+    found = Found()
+    found.name([1, 2, 3], [11, 12, 13], 0, 3)
+    found.name([1, 2, 4, 5], [11, 12, 14, 15], 2, 4)
+    first, second = (run for run, _, _ in found.pieces([1, 2, 4, 5], 4))
+    found.forget(first, 0, [11, 12, 13])
+    assert (found.hits([1, 2, 4, 5], 4), list(found.blocks())) == (0, [14, 15])
+    found.name([1, 2, 4, 5], [21, 22, 14, 15], 0, 4)
+    assert found.hits([1, 2, 4, 5], 4) == 4
+    found.forget(first, 0, [21, 22])
+    found.forget(second, 0, [14, 15])
+    assert not found.heads
