@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from sim.catalog import presets
 from sim.engines.environment import Installed
 from sim.report.validation.drift import drift_view
 from sim.report.validation.drift_page import render_drift
@@ -24,6 +25,7 @@ from sim.serving.hooks import Progress
 from sim.validate import store
 from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results
+from sim.validate.against.tables import Served
 from sim.validate.drift import Naming, drift, preset_of
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
@@ -112,9 +114,21 @@ def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> An
         runs = read_all(results, **how)
         unusable = {label: str(one) for label, one in runs.items() if isinstance(one, InputError)}
         usable = {label: one for label, one in runs.items() if not isinstance(one, InputError)}
-        return _curve({label: against(scenario, one, bounds).document for label, one in usable.items()}, unusable)
-    validation = against(scenario, read_results(results, options.run, **how), bounds)
+        documents = {
+            label: against(_before(one, scenario, options), one, bounds).document for label, one in usable.items()
+        }
+        return _curve(documents, unusable)
+    served = read_results(results, options.run, **how)
+    validation = against(_before(served, scenario, options), served, bounds)
     return _written(validation, claim, run_id.digest(validation.document), ())
+
+
+def _before(served: Served, scenario: Scenario, options: ValidateOptions) -> Scenario:
+    """The scenario with its engine's front end where clients' latencies are compared and nobody said which, or none."""
+    asked = options.file is not None or any(key.startswith("front_end") for key in options.settings)
+    if asked or served.measured_at != "client" or not presets.load(scenario.engine.preset).front_end:
+        return scenario
+    return _scenario(options, {"executor": "predicted", "front_end.name": scenario.engine.preset})
 
 
 def _curve(documents: Mapping[str, dict[str, Any]], unusable: Mapping[str, str]) -> Answer:
