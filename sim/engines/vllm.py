@@ -185,16 +185,6 @@ class VllmEngine:
         return 0
 
 
-def _groups(layout: Layout) -> list[tuple[str, int]]:
-    """(what it keeps, window) of each group of layers of vLLM's, of those that a row of ours has blocks for.
-
-    A state is so many groups of one block a sequence as it has blocks here; vLLM makes attention's blocks so large
-    instead that one is enough for a layer's.
-    """
-    if not layout.groups:
-        return [("full", 0)]
-    told = [("window" if group.window_tokens else "full", group.window_tokens) for group in layout.groups]
-    blocks = [group.blocks for group in layout.groups]
-    return [one for one, count in zip(told, blocks, strict=True) for _ in range(count)] + [
-        ("state", 0)
-    ] * layout.state_blocks
+def _groups(layout: Layout) -> list[int]:
+    """The window of each group of layers of vLLM's, 0 for none: those that a row of ours has blocks for."""
+    return [group.window_tokens for group in layout.groups for _ in range(group.blocks)] or [0]

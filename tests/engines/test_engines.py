@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from oracle_cases import KINDS, Made, compared, decided, drawn, limits
+from oracle_cases import AGREED, Made, compared, decided, drawn, limits
 from oracle_cases import ours as ours_of
 from patience import PATIENCE_S
 
@@ -222,13 +222,13 @@ def test_the_command_says_identical(installed: Callable[..., None]) -> None:
 def test_the_command_names_the_first_difference_and_what_it_does(installed: Callable[..., None]) -> None:
     """The stand-in knows no threshold, so a threshold of ours parts the two."""
     installed()
-    code, out, _ = drift("--json", "--set", "policy.long_prefill_token_threshold=200")
+    code, out, _ = drift("--json", "--set", "policy.long_prefill_token_threshold=60")
     document = json.loads(out)
     assert (code, document["twin"]["identical"]) == (1, False)
     first = document["twin"]["first_difference"]
     assert first["key"] in ("tokens", "sched")
     assert document["latencies"]["ttft_s"]["p99"]["off"] > 0
-    _, out, _ = drift("--set", "policy.long_prefill_token_threshold=200")
+    _, out, _ = drift("--set", "policy.long_prefill_token_threshold=60")
     assert f"parts from vllm==0.33.0 at step {first['step']}" in " ".join(out.split())
     assert "No single rule that is known explains it." in " ".join(out.split())
 
@@ -272,7 +272,7 @@ def test_a_schedule_is_kept_and_read_back(installed: Callable[..., None], tmp_pa
     # Where ours decides otherwise than what was kept, it is found.
     path = folder / "schedule.scenario.json"
     scenario = json.loads(path.read_text())
-    scenario["settings"]["long_prefill_token_threshold"] = 200
+    scenario["settings"]["long_prefill_token_threshold"] = 60
     path.write_text(json.dumps(scenario))
     assert replay_folder(folder)[0].status == "different"
 
@@ -295,7 +295,7 @@ def test_a_record_needs_an_engine(tmp_path: Path) -> None:
 
 def test_the_page_shows_where_the_two_part(installed: Callable[..., None], tmp_path: Path) -> None:
     installed()
-    code, out, _ = drift("--json", "--out", str(tmp_path / "out"), "--set", "policy.long_prefill_token_threshold=200")
+    code, out, _ = drift("--json", "--out", str(tmp_path / "out"), "--set", "policy.long_prefill_token_threshold=60")
     document = json.loads(out)
     page = (tmp_path / "out" / "validate.html").read_text()
     first = document["twin"]["first_difference"]
@@ -374,7 +374,7 @@ def test_drafts_as_vllm_has_them(version: str, seed: int, steps: int, tokens: in
 # ---- vLLM's own -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGREED)
 @pytest.mark.parametrize("line", LINES)
 def test_vllms_own_scheduler_decides_as_ours(line: str, kind: str) -> None:
     """Twenty scenarios; `python -m tests.oracle NAME` draws as many as are asked for (docs/validate.md)."""

@@ -25,8 +25,9 @@ from sim.validate.schedules.grades import Comparison, compare
 from sim.validate.schedules.replay import RULES, Script, allocator_of, policy_of, requests_of
 
 COST = FixedCost(5e-3, 2e-5, 1e-9)
-KINDS = ("plain", "drafts")
-"""What scenarios are about: nothing more, or drafts."""
+AGREED = ("plain", "drafts")
+KINDS = (*AGREED, "windows")
+"""What scenarios are about: nothing more, drafts, or layers with windows, in which ours decides otherwise yet."""
 
 
 def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
@@ -62,7 +63,7 @@ def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
         settings["async_scheduling"] &= method == "eagle"  # ngram has no drafts before the last tokens are known
         settings["speculative"] = {"method": method, "num_speculative_tokens": drafts}
     elif kind != "plain":
-        settings["layers"], settings["state_bytes"] = _layers(rng, kind)
+        settings["layers"] = _layers(rng)
     at, rows = 0.0, []
     for id in range(rng.choice((8, 24, 40))):
         at += rng.choice((0.0, 0.002, 0.05)) + id * 1e-7  # no two come at once: their ids would decide, as text
@@ -86,13 +87,10 @@ def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
     return {"settings": settings, "prefix_unit_tokens": rng.choice((4, 8, 16)), "requests": rows}
 
 
-def _layers(rng: random.Random, kind: str) -> tuple[list[list[int]], int]:
-    """([bytes of a token, window] of each kind of layer, bytes of a state)."""
-    windows = rng.sample((5, 16, 33, 64, 100), rng.choice((1, 1, 2)))
-    if kind == "states":
-        return [[rng.choice((1, 2)), 0]], rng.choice((1, 20, 70))
-    layers = [[rng.choice((1, 2, 4)), window] for window in windows]
-    return [[rng.choice((1, 2)), 0], *layers] if rng.random() < 0.8 else layers[:1], 0
+def _layers(rng: random.Random) -> list[list[int]]:
+    """[bytes of a token, window] of each kind of layer."""
+    layers = [[rng.choice((1, 2, 4)), window] for window in rng.sample((5, 16, 33, 64, 100), rng.choice((1, 1, 2)))]
+    return [[rng.choice((1, 2)), 0], *layers] if rng.random() < 0.8 else layers[:1]
 
 
 Made = Callable[[dict[str, Any], Script | None], ServingEngine]
@@ -158,7 +156,6 @@ def _pool(settings: dict[str, Any]) -> KvPool:
         size * sum(layer.token_bytes for layer in layers),
         max_step_tokens=settings["max_num_batched_tokens"],
         layers=layers,
-        state_bytes=settings.get("state_bytes", 0) * size,
     )
 
 

@@ -52,7 +52,6 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheSpec,
-    MambaSpec,
     SlidingWindowSpec,
 )
 
@@ -102,19 +101,16 @@ def drafting_config(told: dict[str, Any] | None) -> Any:
 
 
 def groups_of(settings: dict[str, Any]) -> KVCacheConfig:
-    """A group for each of `groups`, (kind, its window's tokens) each: full, window, or state (one block a sequence)."""
+    """A group of layers for each of `groups`, which is its window's tokens, or 0 where it keeps all."""
     size = settings["block_size"]
     heads: dict[str, Any] = {"num_kv_heads": 8, "head_size": 128, "dtype": torch.bfloat16}
 
-    def spec(kind: str, window: int) -> KVCacheSpec:
-        if kind == "full":
-            return FullAttentionSpec(block_size=size, **heads)
-        if kind == "window":
+    def spec(window: int) -> KVCacheSpec:
+        if window:
             return SlidingWindowSpec(block_size=size, **heads, sliding_window=window)
-        shape = ((size * 2048,),)
-        return MambaSpec(block_size=settings["max_model_len"], shapes=shape, dtypes=(torch.bfloat16,))
+        return FullAttentionSpec(block_size=size, **heads)
 
-    groups = [KVCacheGroupSpec([f"layers {at}"], spec(*told)) for at, told in enumerate(settings["groups"])]
+    groups = [KVCacheGroupSpec([f"layers {at}"], spec(window)) for at, window in enumerate(settings["groups"])]
     return KVCacheConfig(num_blocks=settings["num_gpu_blocks"], kv_cache_tensors=[], kv_cache_groups=groups)
 
 
