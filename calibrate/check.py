@@ -47,8 +47,16 @@ def _where(table: Table, kernel: MeasuredKernel, point: Point) -> str:
 def suspects(profile: Profile) -> list[Suspect]:
     """Rows that stick out along every axis along which they have neighbours on both sides, or beside kernels of other
     shapes at the same point; worst first."""
+    suspect_rows = [
+        Suspect(name, _where(profile.tables[name], kernel, point), 1e6 * kernel.points[point].seconds, error)
+        for name, kernel, point, error in outliers(profile)
+    ]
+    return sorted(suspect_rows, key=lambda one: -max(one.error, 1.0 / (1.0 + one.error) - 1.0))
+
+
+def outliers(profile: Profile) -> Iterator[tuple[str, MeasuredKernel, Point, float]]:
+    """(table, kernel, point, error) of each suspect: what its neighbours make of it over what it says, less one."""
     gpu = profile.gpu()
-    suspect_rows = []
     for name, table in profile.tables.items():
         if name == "steps":
             continue
@@ -63,10 +71,7 @@ def suspects(profile: Profile) -> list[Suspect]:
         for kernel, axes, slow in zip(kernels, errors, related, strict=True):
             found = dict(_sticking_out(axes, max(LEAST_ERROR, TIMES_USUAL * usual), slow))
             for point, error in (found | slow).items():
-                suspect_rows.append(
-                    Suspect(name, _where(table, kernel, point), 1e6 * kernel.points[point].seconds, error)
-                )
-    return sorted(suspect_rows, key=lambda one: -max(one.error, 1.0 / (1.0 + one.error) - 1.0))
+                yield name, kernel, point, error
 
 
 def _slower_than_relatives(kernels: list[MeasuredKernel]) -> list[dict[Point, float]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.commands import check, derive, fit, name_of, show, write_out
+from calibrate.commands import check, derive, fit, fit_roofline, name_of, show, write_out
 from sim.cli.guard import Commands, guarded, version_option
 from traces.schema import InputError
 
@@ -164,7 +164,7 @@ def _show_plan(job: Job, as_json: bool) -> None:
         click.echo(f"{name}: {value}")
 
 
-for command in (fit, show, check, derive):
+for command in (fit, fit_roofline, show, check, derive):
     cli.add_command(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from dataclasses import asdict
@@ -111,6 +112,40 @@ def derive(source: str, goal: str, checked: str | None, out: Path | None, replac
     write(made, folder, replace=replace)
     show_profile(made, console())
     click.echo(f"wrote {folder}", err=True)
+
+
+@click.command("fit-roofline")
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--gpu", required=True, help="GPU of the catalog, or a TOML file: where the tables were measured.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write (.toml).")
+@click.option("--replace", is_flag=True, help="Replace the file that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print errors as JSON.")
+def fit_roofline(tables: tuple[Path, ...], gpu: str, out: Path, replace: bool, as_json: bool) -> None:
+    """Fit the roofline's constants to a card's kernel TABLES (files and folders, as of calibrate import).
+
+    Takes a few minutes. Use the file with sim run --set cost.fit=FILE.
+    """
+    from backend.atomic import replace_file  # noqa: PLC0415
+    from calibrate.roofline import fit_roofline as fit_tables  # noqa: PLC0415
+
+    if out.suffix != ".toml":
+        raise InputError(f"--out {out} must end in .toml")
+    if out.exists() and not replace:
+        raise InputError(f"{out} is there already; give another --out, or --replace it")
+    made = fit_tables(list(tables), gpu, datetime.datetime.now(datetime.UTC).date().isoformat())
+    replace_file(out, made.text.encode())
+    found = {
+        name: {"rows": len(errors), "mean": float(abs(errors).mean()), "bias": float(errors.mean())}
+        for name, errors in made.errors.items()
+    }
+    if as_json:
+        click.echo(json.dumps({"errors": found, "left_out": made.left_out}, indent=2))
+    else:
+        for name, one in found.items():
+            click.echo(f"{name:24} {one['rows']:5} rows, mean error {one['mean']:6.1%}, bias {one['bias']:+6.1%}")
+        for line in made.left_out:
+            click.echo(line)
+    click.echo(f"wrote {out}; use it with sim run --set cost.fit={out}", err=True)
 
 
 def write_out(calibration: Calibration, folder: Path, *, replace: bool, as_json: bool) -> None:

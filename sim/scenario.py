@@ -154,6 +154,15 @@ class CostSettings:
 
     profile: str = setting("roofline", "Where step times come from (sim list profiles), or a profile's folder.")
     efficiency: Mapping[str, float] = setting({}, "Constants of the roofline, by name.", EFFICIENCY)
+    fit: str = setting(
+        "auto",
+        "Whose kernel tables the roofline's constants are fitted to: auto (the GPU's own, else those of the nearest "
+        "generation), a GPU with tables, or a file that calibrate fit-roofline wrote.",
+    )
+    routing: str = setting(
+        "uniform",
+        "How tokens spread over experts: uniform, balanced, power-law:1.2, or each one's share, separated by commas.",
+    )
     noise: float | str = setting(
         "auto",
         "Standard deviation of a step's seconds as a share of them, drawn from the seed; auto is how the profile's own "

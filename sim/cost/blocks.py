@@ -8,15 +8,16 @@ that it chooses. None of this was compared with a measurement.
 
 from __future__ import annotations
 
+from sim.cost.attend import Affine, Slices
 from sim.cost.efficiency import Efficiency
-from sim.cost.kernels import Affine, Kernels
+from sim.cost.experts import Routing
+from sim.cost.interpolation import ROOFLINE, Line, Price
+from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms
 from sim.specs.blocks import INDEX_SCALE_BYTES, Block, Cache, Matrix, matrix_type
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
-
-Slices = tuple[tuple[int, int], ...]
 
 
 def block_launches(model: ModelSpec, parallel: Parallel) -> int:
@@ -31,7 +32,9 @@ def block_launches(model: ModelSpec, parallel: Parallel) -> int:
     return total
 
 
-def block_token_terms(model: ModelSpec, kernels: Kernels, by_type: ByType, parallel: Parallel, tokens: int) -> Terms:
+def block_token_terms(
+    model: ModelSpec, kernels: Kernels, by_type: ByType, parallel: Parallel, tokens: int, routing: Routing
+) -> Terms:
     """As `sim.cost.layers.token_terms`: seconds that depend on the number of tokens computed only."""
     hidden_bytes = tokens * model.hidden * model.element_bytes
     terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)}
@@ -44,7 +47,7 @@ def block_token_terms(model: ModelSpec, kernels: Kernels, by_type: ByType, paral
         norms += block.layers * block.norms
         reductions += block.layers * block.reductions
         for matrix in block.matrices:
-            _add_matrix(add, model, by_type.of(matrix), block, matrix, parallel, tokens)
+            _add_matrix(add, model, by_type.of(matrix), block, matrix, parallel, tokens, routing)
         if block.cache is not None:
             kv_bytes = tokens * block.token_bytes(model.kv_dtype, parallel)
             rotated = tokens * _rotated(block.cache, parallel) * model.element_bytes
@@ -77,20 +80,20 @@ class ByType:
 
 
 def _add_matrix(
-    add: object, model: ModelSpec, kernels: Kernels, block: Block, matrix: Matrix, parallel: Parallel, tokens: int
-) -> None:
+    add: object, model: ModelSpec, kernels: Kernels, block: Block, matrix: Matrix, parallel: Parallel, tokens: int,
+    routing: Routing,
+) -> None:  # fmt: skip
     assert callable(add)
     k, n = matrix.sides(parallel)
     rows: float = tokens
     if matrix.is_routed:
-        # With routing at random a step touches E (1 - (1 - k/E)^tokens) of the E experts.
-        touched = matrix.count * (1.0 - (1.0 - matrix.visited / matrix.count) ** tokens)
-        rows = tokens * matrix.visited
-        add(matrix.name, block.layers * kernels.expert_gemm_s(rows, touched, k, n))
+        load = routing.load(tokens, matrix.count, matrix.visited)
+        rows = load.rows
+        add(matrix.name, block.layers * kernels.expert_gemm_s(load, k, n))
         if matrix.activation:  # the second of an expert's products: routing before, combining after
-            routing = 4.0 * tokens * matrix.count
+            scored = 4.0 * tokens * matrix.count
             combined = (rows + tokens) * n * model.element_bytes
-            add("expert routing", 2 * block.layers * kernels.small_s(routing))
+            add("expert routing", 2 * block.layers * kernels.small_s(scored))
             add("expert combine", block.layers * kernels.small_s(combined))
     else:
         add(matrix.name, block.layers * kernels.linear_s(tokens, k, n))
@@ -117,11 +120,12 @@ class _Kind:
         if cache.rank:
             width, rank = cache.rank + cache.rope_dim, cache.rank
             self.slice = kernels.latent_prefill_attention(heads, cache.key_dim, cache.value_dim, rank, width)
-            self.row_s, self.context_s = kernels.latent_decode_attention(heads, rank, width)
+            decode = kernels.latent_decode_attention(heads, rank, width)
         else:
             kv_heads = max(1, cache.kv_heads // parallel.tp)
             self.slice = kernels.attention_of(heads, kv_heads, cache.key_dim, cache.value_dim)
-            self.row_s, self.context_s = kernels.decode_of(kv_heads, cache.key_dim, cache.value_dim)
+            decode = kernels.decode_of(kv_heads, cache.key_dim, cache.value_dim)
+        self.row_s, self.context_s = decode.row_s, decode.token_s
         self.index: Affine | None = None
         self.index_s = 0.0
         if cache.index_dim:
@@ -170,12 +174,19 @@ class BlockAttention:
             seconds += self._state_row_s + new * self._state_token_s
         return seconds
 
-    def decode_rows_s(self, decodes: int) -> float:
+    def _rows_s(self, decodes: int) -> float:
         """Seconds of `decodes` rows before the first token of their contexts, their states included."""
-        if not decodes:
-            return 0.0
         state_s = self._state_floor_s + decodes * (self._state_row_s + self._state_token_s)
         return self._decode_floor_s + self._row_s * decodes + state_s
+
+    def lines(self, decodes: int) -> tuple[Line | None, Line | None]:
+        """As `sim.cost.attention.Attention.lines`, indexers' reading of the whole context in the first."""
+        full = Line([(0.0, Price(self._rows_s(decodes), ROOFLINE))], self.context_s)
+        return full, Line([(0.0, Price(0.0, ROOFLINE))], self.window_s) if self._span_tokens else None
+
+    def decode_s(self, decodes: int, context: int, within: int) -> float:
+        """As `sim.cost.attention.Attention.decode_s`."""
+        return self._rows_s(decodes) + self.context_s * context + self.window_s * within if decodes else 0.0
 
     def verify_s(self, rows: Slices) -> float:
         """Seconds of rows that verify drafts: several queries a row, whose KV is read once."""
@@ -184,4 +195,4 @@ class BlockAttention:
         context = sum(past + new for new, past in rows)
         within = sum(min(past, self._span_tokens) + new for new, past in rows)
         tokens_s = sum(new - 1 for new, _ in rows) * self._state_token_s
-        return self.decode_rows_s(len(rows)) + tokens_s + self.context_s * context + self.window_s * within
+        return self.decode_s(len(rows), context, within) + tokens_s

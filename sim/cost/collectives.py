@@ -2,24 +2,38 @@
 
 Across nodes a collective is hierarchical, one phase for each kind of link (Jia et al. 2018, arXiv 1807.11205;
 BlueConnect, Cho et al. 2019): every GPU has a network adapter of its own and exchanges its shard with the GPUs of
-the same place in the other nodes. Phases do not overlap, and the network is not shared with other groups.
+the same place in the other nodes. Phases do not overlap, and the network is not shared with other groups. Within a node
+measured all-reduces come first (`sim.cost.fits.curves_of`); a rate and a floor that somebody gave replace them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Mapping
+from math import exp, log
+
 from sim.cost.efficiency import Efficiency
+from sim.cost.fits import Curve, curves_of
+from sim.cost.step import Constant
 from sim.specs.gpu import GpuSpec
+
+_OVERRIDES = ("all_reduce_link", "all_reduce_floor_s")
 
 
 class Collectives:
     """Prices among GPUs of one kind; whether a group is allowed to be so large is `GpuSpec.check_group`'s affair."""
 
-    __slots__ = ("_eff", "_gpu", "_link_bytes_per_s", "_network_bytes_per_s")
+    __slots__ = ("_curves", "_eff", "_gpu", "_link_bytes_per_s", "_network_bytes_per_s", "_whose")
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency) -> None:
         self._gpu, self._eff = gpu, eff
         self._link_bytes_per_s = gpu.peer_bytes_per_s * eff.all_reduce_link
         self._network_bytes_per_s = gpu.network_bytes_per_s * eff.network_link
+        self._curves: Mapping[int, Curve] = {}
+        self._whose = ""
+        if eff.fit is not None and not set(_OVERRIDES) & set(dict(eff.origins)):
+            fit, self._curves = curves_of(gpu, eff.fit)
+            self._whose = f"all-reduces measured on the {fit.gpu} ({fit.source}, {fit.date})"
 
     def all_reduce_s(self, message_bytes: float, gpus: int) -> float:
         """Sum over `gpus` GPUs: each sends 2 (gpus - 1) / gpus of the message (ring), but at least one latency.
@@ -43,7 +57,7 @@ class Collectives:
         """
         nodes = self._nodes(gpus)
         each = gpus // nodes
-        within_s = self._eff.all_reduce_floor_s + (each - 1) / each * message_bytes / self._link_bytes_per_s
+        within_s = self._gather_within_s(message_bytes, each)
         if nodes == 1:
             return within_s
         return within_s + self._across_s((nodes - 1) / gpus * message_bytes, (nodes - 1).bit_length())
@@ -52,9 +66,45 @@ class Collectives:
         # Of a measured table's rows, whose nodes nobody knows, only ratios are wanted: without a network, one node's.
         return self._gpu.nodes(gpus) if self._network_bytes_per_s else 1
 
+    def describe(self, gpus: int) -> list[Constant]:
+        """The rate at which a GPU sends in the largest all-reduce that was measured, and where it is from."""
+        if not self._curves or gpus < 2:
+            return []
+        each = max(2, gpus // self._nodes(gpus))
+        size, _ = self._curve(each)[-1]
+        rate = 2.0 * (each - 1) / each * size / self._within_s(size, each)
+        return [Constant("all_reduce_bytes_per_s", rate, self._whose)]
+
+    def _curve(self, gpus: int) -> Curve:
+        """That of so many GPUs, else of the next more, else of the most."""
+        return self._curves[min((count for count in self._curves if count >= gpus), default=max(self._curves))]
+
+    def _gather_within_s(self, message_bytes: float, gpus: int) -> float:
+        """The second half of an all-reduce over a ring: what it sends, without the sum."""
+        if gpus > 1 and self._curves:
+            least_s = self._curve(gpus)[0][1]
+            return least_s + 0.5 * (self._within_s(message_bytes, gpus) - least_s)
+        return self._eff.all_reduce_floor_s + (gpus - 1) / gpus * message_bytes / self._link_bytes_per_s
+
     def _within_s(self, message_bytes: float, gpus: int) -> float:
+        if gpus > 1 and self._curves:
+            more = (gpus - 1) / gpus * (top := max(self._curves)) / (top - 1) if gpus > max(self._curves) else 1.0
+            return _at(self._curve(gpus), message_bytes * more)
         sent_bytes = 2.0 * (gpus - 1) / gpus * message_bytes
         return self._eff.all_reduce_floor_s + sent_bytes / self._link_bytes_per_s
 
     def _across_s(self, sent_bytes: float, hops: int) -> float:
         return hops * self._eff.network_hop_s + sent_bytes / self._network_bytes_per_s
+
+
+def _at(curve: Curve, message_bytes: float) -> float:
+    """Seconds of a message: straight between logarithms; the first's below, the last's rate beyond."""
+    at = bisect_right(curve, message_bytes, key=lambda point: point[0])
+    if at == 0:
+        return curve[0][1]
+    size, seconds = curve[at - 1]
+    if at == len(curve):
+        return seconds * message_bytes / size
+    larger, longer = curve[at]
+    share = log(message_bytes / size) / log(larger / size)
+    return seconds * exp(share * log(longer / seconds))

@@ -22,9 +22,10 @@ Point: TypeAlias = tuple[float, ...]
 Guide: TypeAlias = Callable[[Point], float]
 Curve: TypeAlias = Callable[[float], float]
 
-SOURCES = ("measured", "interpolated", "derived", "extrapolated", "roofline")
-"""From the best to the worst; what is made of several is as good as the worst of them."""
-MEASURED, INTERPOLATED, DERIVED, EXTRAPOLATED, ROOFLINE = range(len(SOURCES))
+SOURCES = ("measured", "interpolated", "fitted", "derived", "extrapolated", "roofline")
+"""From the best to the worst; what is made of several is as good as the worst of them. `fitted` is a form whose
+constants were fitted to tables measured on this card."""
+MEASURED, INTERPOLATED, FITTED, DERIVED, EXTRAPOLATED, ROOFLINE = range(len(SOURCES))
 
 FORMS = ("linear", "sqrt", "efficiency")
 """Seconds linear along the axis; their square root linear (quadratic growth, as prefill attention has it); or their
@@ -182,10 +183,12 @@ class Line:
     One number and an array of them give the same bits, so that a span of steps costs what its steps cost.
     """
 
-    __slots__ = ("_ranks", "_slopes", "_starts", "_values", "_vectors")
+    __slots__ = ("_beyond", "_ranks", "_slopes", "_starts", "_values", "_vectors")
 
-    def __init__(self, points: Sequence[tuple[float, Price]], last_slope: float) -> None:
-        """`points` rise in their first coordinate; beyond the last the seconds grow by `last_slope` per one."""
+    def __init__(self, points: Sequence[tuple[float, Price]], last_slope: float, *, beyond: int = EXTRAPOLATED) -> None:
+        """`points` rise in their first coordinate; beyond the last, where prices are at best `beyond`, the seconds grow
+        by `last_slope` per one."""
+        self._beyond = beyond
         self._starts = [x for x, _ in points]
         self._values = [price.seconds for _, price in points]
         self._slopes = [
@@ -193,6 +196,10 @@ class Line:
         ] + [last_slope]
         self._ranks = [price.rank for _, price in points]
         self._vectors = tuple(np.array(part) for part in (self._starts, self._values, self._slopes))
+
+    def last(self) -> tuple[float, float, float]:
+        """(start, seconds there, slope) of the endless piece."""
+        return self._starts[-1], self._values[-1], self._slopes[-1]
 
     def piece(self, x: int) -> tuple[float, float, float, float]:
         """(start, seconds there, slope, where the next begins) of the piece at `x`, at least the first start."""
@@ -223,7 +230,7 @@ class Line:
         if self._starts[at] == x:
             return self._ranks[at]
         if at + 1 == len(self._starts):
-            return max(self._ranks[at], EXTRAPOLATED)
+            return max(self._ranks[at], self._beyond)
         return max(self._ranks[at], self._ranks[at + 1], INTERPOLATED)
 
 

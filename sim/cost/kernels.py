@@ -6,11 +6,14 @@ All methods take exact sizes and return seconds; every one is monotone in each s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
+from sim.cost.attend import Affine, Decode, Prefill
 from sim.cost.collectives import Collectives
 from sim.cost.efficiency import Efficiency
+from sim.cost.experts import ExpertLoad, Grouped, Routing, even_load
+from sim.cost.gemm import Product, ProductRates
 from sim.cost.interpolation import Guide
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Row
@@ -18,36 +21,7 @@ from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
 
 _MOST_POINTS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """Prefill attention of a slice: pair_s * (query, key) pairs + token_s * new + context_s * (past + new) + past_s *
-    past seconds."""
-
-    pair_s: float
-    token_s: float
-    context_s: float
-    past_s: float = 0.0
-
-    def slice_s(self, new: int, past: int) -> float:
-        """Seconds for `new` tokens on top of `past` ones; token i attends `past + i` keys (causal)."""
-        seconds = new * (self.pair_s * (past + 0.5 * (new + 1)) + self.token_s) + self.context_s * (past + new)
-        return seconds + self.past_s * past if self.past_s else seconds
-
-    def window_s(self, new: int, past: int, span: int) -> float:
-        """The same where no token attends more than `span` keys, itself included."""
-        if past + new <= span:
-            return self.slice_s(new, past)
-        context = min(past, span)
-        pairs = attended(past + new, span) - attended(past, span)
-        return self.pair_s * pairs + self.token_s * new + self.context_s * (context + new) + self.past_s * context
-
-
-def attended(tokens: int, span: int) -> int:
-    """(query, key) pairs of the first `tokens` tokens of a sequence, each attending at most `span` keys."""
-    growing = min(tokens, span)
-    return growing * (growing + 1) // 2 + (tokens - growing) * span
+_HALF = 0.5
 
 
 class Kernels:
@@ -58,20 +32,31 @@ class Kernels:
     """
 
     __slots__ = (
-        "_attention_flops_per_s", "_decode_flops_per_s", "_element_bytes", "_flops_per_s", "_input_bytes", "_kv",
-        "_kv_bytes_per_s", "_linear_flops_per_s", "_stream_bytes_per_s", "_swap_bytes_per_s", "_weight_bytes_per_s",
-        "_weights", "collectives", "computes_fp8", "eff", "gpu",
+        "_attention_flops_per_s", "_decode_flops_per_s", "_element_bytes", "_grouped", "_input_bytes", "_kv",
+        "_kv_bytes_per_s", "_linear_flops_per_s", "_peak", "_products", "_rates",
+        "_stream_bytes_per_s", "_swap_bytes_per_s", "_weights", "collectives", "computes_fp8", "dtype", "eff", "gpu",
+        "kv_dtype", "linear_rates", "weights",
     )  # fmt: skip
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency, dtype: str, kv_dtype: str, weights: str | None = None) -> None:
         self.gpu, self.eff = gpu, eff
+        self.dtype, self.kv_dtype, self.weights = dtype, kv_dtype, weights or dtype
         peak, memory = gpu.flops_per_s(dtype), gpu.memory_bytes_per_s
+        self._peak = peak
         self.computes_fp8 = weights in ("fp8", "mxfp8") and gpu.fp8_flops_per_s > 0
-        self._flops_per_s = peak * eff.gemm_compute
-        self._linear_flops_per_s = (gpu.fp8_flops_per_s if self.computes_fp8 else peak) * eff.gemm_compute
+        self._rates = _rates(gpu, eff, peak, peak * eff.gemm_compute, eff.gemm_floor_s)
+        if self.computes_fp8:
+            linear, expert = gpu.fp8_flops_per_s * eff.gemm_compute_fp8, gpu.fp8_flops_per_s * eff.expert_compute_fp8
+            self.linear_rates = _rates(gpu, eff, peak, linear, eff.gemm_floor_s_fp8)
+        else:
+            linear, expert = peak * eff.gemm_compute, peak * eff.expert_compute
+            self.linear_rates = self._rates
+        self._linear_flops_per_s = linear * eff.sustained_compute
+        self._grouped = Grouped(
+            expert, memory * eff.expert_memory, gpu.sms, eff.expert_floor_s, eff.expert_tile_s, eff.expert_exposed
+        )
         self._attention_flops_per_s = peak * eff.prefill_attention_compute
         self._decode_flops_per_s = peak * eff.decode_attention_compute
-        self._weight_bytes_per_s = memory * eff.gemm_memory
         self._stream_bytes_per_s = memory * eff.stream_memory
         self._kv_bytes_per_s = memory * _kv_share(eff, kv_dtype)
         self.collectives = Collectives(gpu, eff)
@@ -80,39 +65,64 @@ class Kernels:
         self._input_bytes = 1 if self.computes_fp8 else self._element_bytes
         self._kv = KV_TYPES[kv_dtype]
         self._weights = weight_type(weights or dtype)
+        self._products: dict[tuple[int, int, bool], Product] = {}
 
     def gemm_s(self, m: float, k: int, n: int) -> float:
-        """[m, k] times [k, n], never quantised: both operands read and the result written once."""
-        moved_bytes = self._element_bytes * (m * k + k * n + m * n)
-        return self.eff.gemm_floor_s + max(moved_bytes / self._weight_bytes_per_s, 2.0 * m * k * n / self._flops_per_s)
+        """[m, k] times [k, n], never quantised."""
+        product = self._products.get((k, n, False)) or self._product(k, n, linear=False)
+        return product.seconds(m)
 
     def linear_s(self, m: float, k: int, n: int) -> float:
         """The same with a matrix in the weights' type, scales included; quantising the input is left out."""
-        moved_bytes = self._input_bytes * m * k + self._weights.matrix_bytes(k, n) + self._element_bytes * m * n
-        return self.eff.gemm_floor_s + max(
-            moved_bytes / self._weight_bytes_per_s, 2.0 * m * k * n / self._linear_flops_per_s
-        )
+        product = self._products.get((k, n, True)) or self._product(k, n, linear=True)
+        return product.seconds(m)
 
-    def expert_gemm_s(self, assigned: float, touched: float, k: int, n: int) -> float:
-        """One launch for all experts: `assigned` rows spread over `touched` experts.
+    def _product(self, k: int, n: int, *, linear: bool) -> Product:
+        element = self._element_bytes
+        if linear:
+            made = Product(self.linear_rates, k, n, self._weights.matrix_bytes(k, n), self._input_bytes, element)
+        else:
+            made = Product(self._rates, k, n, element * k * n, element, element)
+        self._products[k, n, linear] = made
+        return made
 
-        Each expert's rows are padded to whole tiles, which wastes half a tile on average.
+    def expert_gemm_s(self, load: ExpertLoad, k: int, n: int) -> float:
+        """One launch over all experts, each of which has a matrix [k, n]."""
+        row_bytes = self._input_bytes * k + self._element_bytes * n
+        return self._grouped.seconds(load, k, n, self._weights.matrix_bytes(k, n), row_bytes)
+
+    def expert_layer_s(self, load: ExpertLoad, hidden: int, ffn: int) -> float:
+        """All routed experts of a layer: both products, a gated activation between and adding up after them."""
+        element = self._element_bytes
+        products_s = self.expert_gemm_s(load, hidden, 2 * ffn) + self.expert_gemm_s(load, ffn, hidden)
+        moved_bytes = load.rows * (3 * ffn + 2 * hidden) * element
+        return products_s + 2.0 * self.eff.small_kernel_floor_s + self.moved_s(moved_bytes)
+
+    def prefill_attention(self, heads: int, kv_heads: int, head_dim: int) -> Prefill:
+        """Price of prompts in one layer, the launch (`prefill_attention_floor_s`, once a layer) not included.
+
+        Work is 4 * head_dim FLOPs for each query head, row of a tile and key that the tile visits, the masked half of
+        each diagonal tile included (FlashAttention).
         """
-        computed = assigned + touched * 0.5 * self.eff.expert_tile_tokens
-        rows_bytes = assigned * (self._input_bytes * k + self._element_bytes * n)
-        moved_bytes = touched * self._weights.matrix_bytes(k, n) + rows_bytes
-        return self.eff.gemm_floor_s + max(
-            moved_bytes / self._weight_bytes_per_s, 2.0 * computed * k * n / self._linear_flops_per_s
+        eff, sms = self.eff, self.gpu.sms
+        rate = self._peak * _by_width(head_dim, eff.prefill_attention_compute_64, eff.prefill_attention_compute) / sms
+        packed = eff.prefill_packed >= _HALF
+        moving = self.gpu.memory_bytes_per_s * eff.prefill_memory
+        decode = self.decode_attention(heads, kv_heads, head_dim)
+        return Prefill(
+            key_s=4.0 * head_dim * eff.prefill_tile_tokens / rate,
+            tile_s=eff.prefill_tile_s,
+            tile_tokens=max(1.0, eff.prefill_tile_tokens * kv_heads / heads) if packed else eff.prefill_tile_tokens,
+            tile_heads=kv_heads if packed else heads,
+            sms=sms,
+            chain=eff.prefill_chain,
+            token_s=2.0 * heads * head_dim * self._element_bytes / moving,
+            context_s=2.0 * kv_heads * self._kv.vector_bytes(head_dim) / moving,
+            exposed=eff.prefill_exposed,
+            row_s=decode.row_s,
+            row_context_s=decode.token_s,
+            rows_floor_s=max(0.0, decode.floor_s + decode.swap_s - eff.prefill_attention_floor_s),
         )
-
-    def prefill_attention(self, heads: int, kv_heads: int, head_dim: int) -> Affine:
-        """Price of a slice in one layer, the launch (`prefill_attention_floor_s`, once a layer) not included.
-
-        Work is 4 * head_dim FLOPs for each query head and causal pair, and for the masked half of each diagonal
-        tile (FlashAttention); queries, outputs, keys and values move once; each tile of queries has a start and end.
-        """
-        kv_s = 2.0 * kv_heads * self._kv.vector_bytes(head_dim) / self._stream_bytes_per_s
-        return self._prefill(heads, 2 * head_dim, kv_s)
 
     def latent_prefill_attention(
         self, heads: int, query_dim: int, value_dim: int, kv_lora_rank: int, latent_width: int
@@ -138,33 +148,43 @@ class Kernels:
         io_s = heads * dims * self._element_bytes / self._stream_bytes_per_s
         return Affine(pair_s, pair_s * 0.5 * eff.prefill_tile_tokens + tile_s + io_s, kv_s)
 
-    def decode_attention(self, kv_heads: int, head_dim: int) -> tuple[float, float]:
-        """(seconds per row, seconds per token of context) of one layer, the launch not included.
+    def decode_attention(self, heads: int, kv_heads: int, head_dim: int) -> Decode:
+        """Rows in one layer.
 
         Reading K and V binds: even 16 query heads to a KV head need 16 FLOPs a byte, far below any GPU's ridge.
         """
-        row_s = self.eff.decode_program_s * kv_heads / self.gpu.sms
-        return row_s, 2.0 * kv_heads * self._kv.vector_bytes(head_dim) / self._kv_bytes_per_s
+        eff = self.eff
+        return Decode(
+            floor_s=eff.decode_attention_floor_s,
+            row_s=eff.decode_program_s * kv_heads / self.gpu.sms,
+            token_s=2.0 * kv_heads * self._kv.vector_bytes(head_dim) / self._kv_bytes_per_s,
+            exposed=eff.decode_exposed,
+            idle_rows=eff.decode_idle * self.gpu.sms / kv_heads,
+            swap_s=eff.decode_swap_s if heads > kv_heads > 1 else 0.0,
+            split_s=eff.decode_split_s,
+            split_tokens=eff.decode_split_tokens,
+        )
 
-    def latent_decode_attention(self, heads: int, kv_lora_rank: int, latent_width: int) -> tuple[float, float]:
+    def latent_decode_attention(self, heads: int, kv_lora_rank: int, latent_width: int) -> Decode:
         """The same with a latent cache, in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
 
         All heads share one read of the latent and do 2 (latent + rank) FLOPs each with it: the slower binds.
         """
         read_s = self._kv.vector_bytes(latent_width) / self._kv_bytes_per_s
         product_s = 2.0 * heads * (latent_width + kv_lora_rank) / self._decode_flops_per_s
-        return self.eff.decode_program_s / self.gpu.sms, max(read_s, product_s)
+        row_s = self.eff.decode_program_s / self.gpu.sms
+        return Decode(self.eff.decode_attention_floor_s, row_s, max(read_s, product_s))
 
     def attention_of(self, heads: int, kv_heads: int, key_dim: int, value_dim: int) -> Affine:
         """As `prefill_attention`, of keys and values that may differ in width."""
         vectors = self._kv.vector_bytes(key_dim) + self._kv.vector_bytes(value_dim)
         return self._prefill(heads, key_dim + value_dim, kv_heads * vectors / self._stream_bytes_per_s)
 
-    def decode_of(self, kv_heads: int, key_dim: int, value_dim: int) -> tuple[float, float]:
-        """As `decode_attention`, of keys and values that may differ in width."""
+    def decode_of(self, kv_heads: int, key_dim: int, value_dim: int) -> Decode:
+        """As `decode_attention`, of keys and values that may differ in width; nothing overlaps."""
         vectors = self._kv.vector_bytes(key_dim) + self._kv.vector_bytes(value_dim)
         row_s = self.eff.decode_program_s * kv_heads / self.gpu.sms
-        return row_s, kv_heads * vectors / self._kv_bytes_per_s
+        return Decode(self.eff.decode_attention_floor_s, row_s, kv_heads * vectors / self._kv_bytes_per_s)
 
     def index_of(self, heads: int, dim: int, key_bytes: int) -> tuple[Affine, float]:
         """(a slice, a token of a decode row's context) of an indexer: each of its heads scores each key, which is read
@@ -211,6 +231,27 @@ class Kernels:
         return moved_bytes / self._swap_bytes_per_s
 
 
+def _rates(gpu: GpuSpec, eff: Efficiency, peak: float, reached: float, floor_s: float) -> ProductRates:
+    """Of products at `reached` FLOP/s; L2 feeds them by the 16-bit `peak`."""
+    return ProductRates(
+        flops_per_s=reached,
+        memory_bytes_per_s=gpu.memory_bytes_per_s * eff.gemm_memory,
+        feed_bytes_per_s=peak * eff.gemm_feed,
+        sms=gpu.sms,
+        floor_s=floor_s,
+        tile_s=eff.gemm_tile_s,
+        split_s=eff.gemm_split_s,
+        exposed=eff.gemm_exposed,
+        sustained=eff.sustained_compute,
+        sustained_after_s=eff.sustained_after_s,
+    )
+
+
+def _by_width(head_dim: int, of_64: float, of_128: float) -> float:
+    """A constant that was fitted to heads of 64 and of 128 elements; straight between, and held outside."""
+    return of_64 + (of_128 - of_64) * min(1.0, max(0.0, (head_dim - 64) / 64))
+
+
 def _kv_share(eff: Efficiency, kv_dtype: str) -> float:
     """What decode attention reaches of the memory's rate, dequantising included."""
     quantised = {
@@ -240,34 +281,35 @@ def _experts(kernels: Kernels, group: Row) -> Guide:
     experts, visited = int(group["experts"]), int(group["experts_per_token"])
     k, n = int(group["k"]), int(group["n"])
 
-    def seconds(point: tuple[float, ...]) -> float:
-        touched = experts * (1.0 - (1.0 - visited / experts) ** point[0])
-        return kernels.expert_gemm_s(point[0] * visited, touched, k, n)
+    routing = Routing()
+    return lambda point: kernels.expert_gemm_s(routing.load(point[0], experts, visited), k, n)
 
-    return seconds
+
+def _expert_layer(kernels: Kernels, group: Row) -> Guide:
+    hidden, ffn, visited = int(group["hidden"]), int(group["ffn"]), int(group["experts_per_token"])
+    return lambda point: kernels.expert_layer_s(even_load(point[0] * visited, point[1]), hidden, ffn)
 
 
 def _prefill(kernels: Kernels, group: Row) -> Guide:
-    slice_ = kernels.prefill_attention(int(group["heads"]), int(group["kv_heads"]), int(group["head_dim"]))
+    slices = kernels.prefill_attention(int(group["heads"]), int(group["kv_heads"]), int(group["head_dim"]))
     floor_s, window = kernels.eff.prefill_attention_floor_s, int(group["window"])
 
     def seconds(point: tuple[float, ...]) -> float:
         sequences, past, new = point
         # Sizes may lie between whole numbers, where only the window's clipping needs them whole.
-        if window:
-            return floor_s + sequences * slice_.window_s(round(new), round(past), window)
-        return floor_s + sequences * slice_.slice_s(new, past)  # type: ignore[arg-type]
+        one = (round(new), round(past)) if window else (new, past)
+        return floor_s + slices.launch_s(((one),), window, sequences)  # type: ignore[arg-type]
 
     return seconds
 
 
 def _decode(kernels: Kernels, group: Row) -> Guide:
-    row_s, token_s = kernels.decode_attention(int(group["kv_heads"]), int(group["head_dim"]))
-    floor_s, window = kernels.eff.decode_attention_floor_s, int(group["window"])
+    heads, kv_heads = int(group["heads"]), int(group["kv_heads"])
+    rows, window = kernels.decode_attention(heads, kv_heads, int(group["head_dim"])), int(group["window"])
 
     def seconds(point: tuple[float, ...]) -> float:
         sequences, context = point
-        return floor_s + sequences * (row_s + token_s * (min(context, window) if window else context))
+        return rows.seconds(sequences, sequences * (min(context, window) if window else context))
 
     return seconds
 
@@ -292,6 +334,7 @@ def _collective(kernels: Kernels, group: Row) -> Guide:
 _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "gemm": _gemm,
     "expert_gemm": _experts,
+    "expert_layer": _expert_layer,
     "prefill_attention": _prefill,
     "decode_attention": _decode,
     "mixed_attention": _mixed,

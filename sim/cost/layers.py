@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sim.cost.experts import Routing
 from sim.cost.kernels import Kernels
 from sim.specs.model import Gemm, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
@@ -18,7 +19,7 @@ def launches(model: ModelSpec, parallel: Parallel) -> int:
     return model.layers * everywhere + model.dense_layers * len(model.mlp_gemms(SINGLE)) + model.expert_layers * experts
 
 
-def token_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
+def token_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int, routing: Routing) -> Terms:
     """Seconds that depend on the number of tokens computed only, all layers together."""
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
@@ -31,7 +32,7 @@ def token_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: 
     if model.experts:
         shared = model.shared_gemms(parallel)
         terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation")
-        terms |= _expert_terms(model, kernels, parallel, tokens)
+        terms |= _expert_terms(model, kernels, parallel, tokens, routing)
     norms = (4 if model.post_norms else 2) * layers + 1
     terms["norms"] = norms * kernels.small_s(4.0 * hidden_bytes)
     terms |= _head_terms(model, kernels, parallel, tokens)
@@ -79,20 +80,19 @@ def _mlp_terms(
     return terms
 
 
-def _expert_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
-    """Routed experts; with routing at random a step touches E (1 - (1 - k/E)^tokens) of the E experts."""
-    share = model.experts_per_token / model.experts
-    touched = model.experts * (1.0 - (1.0 - share) ** tokens)
-    assigned = tokens * model.experts_per_token
+def _expert_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int, routing: Routing) -> Terms:
+    """Routed experts, and what stands before, between and after their products."""
+    load = routing.load(tokens, model.experts, model.experts_per_token)
+    assigned = load.rows
     up, down = model.expert_gemms(parallel)
     routing_s = kernels.gemm_s(tokens, model.hidden, model.experts) + 2 * kernels.small_s(4.0 * tokens * model.experts)
     combine_s = kernels.small_s((assigned + tokens) * model.hidden * model.element_bytes)
     layers = model.expert_layers
     return {
         "router": layers * routing_s,
-        up.name: layers * kernels.expert_gemm_s(assigned, touched, up.k, up.n),
+        up.name: layers * kernels.expert_gemm_s(load, up.k, up.n),
         "expert activation": layers * _activation_s(model, kernels, assigned, down.k),
-        down.name: layers * kernels.expert_gemm_s(assigned, touched, down.k, down.n),
+        down.name: layers * kernels.expert_gemm_s(load, down.k, down.n),
         "expert combine": layers * combine_s,
     }
 

@@ -42,6 +42,7 @@ NEIGHBOURS = 4
 _RELATED: Mapping[str, tuple[str, ...]] = {
     "gemm": ("k", "n"),
     "expert_gemm": ("experts", "experts_per_token", "k", "n"),
+    "expert_layer": ("experts", "experts_per_token", "hidden", "ffn"),
     "prefill_attention": ("heads", "kv_heads"),
     "decode_attention": ("heads", "kv_heads", "width"),
     "mixed_attention": ("heads", "kv_heads"),
@@ -153,6 +154,10 @@ class Tables:
     def __init__(self, profile: Profile, gpu: GpuSpec, efficiency: Efficiency) -> None:
         self._profile, self._gpu, self._efficiency = profile, gpu, efficiency
         self._known: dict[str, dict[tuple[Value, ...], _Priced]] = {}
+
+    def table(self, name: str) -> Table | None:
+        """The profile's table of that name."""
+        return self._profile.tables.get(name)
 
     def kernel(self, name: str, **group: Value) -> Kernel | None:
         """The kernel whose group columns are `group`, made of relatives where it was not measured itself.

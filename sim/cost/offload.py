@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.cost.attention import Attention, Slices
+from sim.cost.attend import Slices
+from sim.cost.attention import Attention
 from sim.cost.kernels import Kernels
 from sim.cost.step import Constant
 from sim.specs.model import ModelSpec

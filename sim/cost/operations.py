@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.cost.attention import Slices
+from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
+from sim.cost.experts import BALANCED, Routing
 from sim.cost.interpolation import INTERPOLATED, MEASURED, Price
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
@@ -23,11 +24,24 @@ from sim.specs.parallel import Parallel
 _PARTS = ("prefill", "decode", "mixed")
 
 
+class RoutedLayer(NamedTuple):
+    """The measured experts of a layer, by tokens: how many experts these touch the routing says."""
+
+    kernel: Kernel
+    routing: Routing
+    experts: int
+    visited: int
+
+    def at(self, tokens: float) -> Price:
+        """Seconds of one layer."""
+        return self.kernel.at(tokens, self.routing.load(tokens, self.experts, self.visited).touched)
+
+
 class Launches(NamedTuple):
     """`times` launches of a kernel with `scale` times the tokens of the step."""
 
     times: int
-    kernel: Kernel
+    kernel: Kernel | RoutedLayer
     scale: int = 1
 
 
@@ -49,8 +63,8 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
 class Operations:
     """By the names of the roofline's terms, what a step launches for its tokens and for its rows of logits."""
 
-    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables) -> None:
-        self._model, self._parallel, self._tables = model, parallel, tables
+    def __init__(self, model: ModelSpec, parallel: Parallel, tables: Tables, routing: Routing) -> None:
+        self._model, self._parallel, self._tables, self._routing = model, parallel, tables, routing
         self.by_tokens: dict[str, list[Launches]] = {}
         self.by_rows: dict[str, list[Launches]] = {}
         if not model.blocks:  # layers of several kinds are the roofline's
@@ -118,6 +132,12 @@ class Operations:
         route = self._elementwise("route", model.experts)
         self._add("router", [self._gemm(router, layers, model.dtype), (layers, route, 1)])
         up, down = model.expert_gemms(self._parallel)
+        whole = self._expert_layer(down.k)
+        if whole is not None:
+            self.by_tokens[up.name] = [Launches(layers, whole)]
+            for name in ("expert activation", down.name, "expert combine"):
+                self.by_tokens[name] = []
+            return
         for gemm in (up, down):
             kernel = self._tables.kernel(
                 "expert_gemm",
@@ -131,6 +151,22 @@ class Operations:
             self._add(gemm.name, [(layers, kernel, 1)])
         self._add("expert activation", [(layers, self._elementwise("activation", down.k), visited)])
         self._add("expert combine", [(layers, self._elementwise("combine", model.hidden * visited), 1)])
+
+    def _expert_layer(self, ffn: int) -> RoutedLayer | None:
+        """The whole layer where it was measured: by the run's own routing, else by even loads, else by any."""
+        model, table = self._model, self._tables.table("expert_layer")
+        if table is None:
+            return None
+        known = list(dict.fromkeys(table.texts("routing")))
+        wanted = [self._routing.text, BALANCED, *known]
+        for routing in (text for text in wanted if text in known):
+            kernel = self._tables.kernel(
+                "expert_layer", dtype=model.dtype, weight_dtype=model.weight_dtype, hidden=model.hidden, ffn=ffn,
+                experts=model.experts, experts_per_token=model.experts_per_token, routing=routing,
+            )  # fmt: skip
+            if kernel is not None:
+                return RoutedLayer(kernel, self._routing, model.experts, model.experts_per_token)
+        return None
 
     def _rows(self) -> None:
         model, parallel = self._model, self._parallel

@@ -14,13 +14,14 @@ import numpy as np
 
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
-from sim.cost.interpolation import MEASURED, ROOFLINE, Line, Price
+from sim.cost.experts import Routing
+from sim.cost.interpolation import MEASURED, SOURCES, Price
 from sim.cost.layers import row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
 from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, total
 from sim.cost.profile import Profile
-from sim.cost.roofline import MAX_GRAPH_TOKENS, Roofline, graph_tokens
+from sim.cost.roofline import MAX_GRAPH_TOKENS, DecodeStep, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -53,6 +54,7 @@ class Profiled(Roofline):
         max_graph_tokens: int = MAX_GRAPH_TOKENS,
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
+        routing: Routing | None = None,
     ) -> None:
         meta = profile.meta
         if meta.gpu != gpu.name:
@@ -75,10 +77,11 @@ class Profiled(Roofline):
             max_graph_tokens=max_graph_tokens,
             window=window,
             offload=offload,
+            routing=routing,
         )
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
-        self._operations = Operations(model, parallel, tables)
+        self._operations = Operations(model, parallel, tables, self.routing)
         self._priced = MeasuredAttention(model, parallel, tables, self.window, gpu.sms if meta.decode_splits else 0)
         self._overheads = Overheads(model.layers, tables)
         self._by_tokens: dict[int, Terms] = {}
@@ -97,8 +100,8 @@ class Profiled(Roofline):
         if not plain and self._in_one_launch(shape):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
-        if plain:
-            fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
+        if plain and decodes:
+            fixed_s, launch_s, host_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
             fixed_s, launch_s, host_s = self._mixed(shape)
         if not decodes:
@@ -155,7 +158,7 @@ class Profiled(Roofline):
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
         wait_s = busy_s - sum(price.seconds for price in terms.values())
-        terms["offload wait"] = Price(max(0.0, wait_s), ROOFLINE)
+        terms["offload wait"] = self._roof("offload wait", max(0.0, wait_s))
         named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
         host = self._host_price(shape, size)
         return {**named, "host": Term(host.seconds, host.source, on_host=True)}
@@ -183,10 +186,14 @@ class Profiled(Roofline):
         return terms
 
     def _prefill_price(self, shape: Shape) -> Price:
-        return self._priced.prefill(shape.prefills) or _roof(self._attention.prefill_s(shape.prefills))
+        return self._priced.prefill(shape.prefills) or self._roof(
+            "prefill attention", self._attention.prefill_s(shape.prefills)
+        )
 
     def _verify_price(self, shape: Shape) -> Price:
-        return self._priced.verify(shape.verifies) or _roof(self._attention.verify_s(shape.verifies))
+        return self._priced.verify(shape.verifies) or self._roof(
+            "verify attention", self._attention.verify_s(shape.verifies)
+        )
 
     def _one_launch(self, shape: Shape) -> Price:
         price = self._priced.mixed(shape.prefills, shape.decodes, shape.decode_context, shape.decode_longest)
@@ -201,10 +208,10 @@ class Profiled(Roofline):
         terms: Terms = {}
         if shape.copied_bytes:
             copies = self._overheads.copies(shape.copied_bytes)
-            terms["block copies"] = copies or _roof(self.kernels.copy_s(shape.copied_bytes))
+            terms["block copies"] = copies or self._roof("block copies", self.kernels.copy_s(shape.copied_bytes))
         if shape.swapped_bytes:
             swaps = self._overheads.swaps(shape.swapped_bytes)
-            terms["swap"] = swaps or _roof(self.kernels.swap_s(shape.swapped_bytes))
+            terms["swap"] = swaps or self._roof("swap", self.kernels.swap_s(shape.swapped_bytes))
         return terms
 
     def _decode_price(self, shape: Shape) -> Price:
@@ -230,15 +237,12 @@ class Profiled(Roofline):
         return costs
 
     def _roof_costs(self, decodes: int) -> tuple[ContextCost | None, ContextCost | None]:
-        attention, rows_s = self._attention, self._attention.decode_rows_s(decodes)
-        full = ContextCost(Line([(0.0, _roof(rows_s))], attention.context_s))
-        return full, ContextCost(Line([(0.0, _roof(0.0))], attention.window_s)) if self.window else None
+        full, within = self._attention.lines(decodes)
+        return ContextCost(full) if full else None, ContextCost(within) if within else None
 
-    def _decode(self, decodes: int) -> tuple[float, float, float]:
-        """(device seconds without attention, launch bound, host seconds) of a pure decode step."""
-        if decodes == 0:
-            return 0.0, 0.0, 0.0
-        entry = self._mixed(Shape(decodes=decodes))
+    def _decode(self, decodes: int) -> DecodeStep:
+        """A pure decode step of so many rows, at least one; attention is priced by the tables."""
+        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)), 0.0, 0.0, 0.0)
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
@@ -304,7 +308,7 @@ class Profiled(Roofline):
             if name in self.profile.meta.included:
                 terms[name] = Price(0.0, MEASURED)
             else:
-                terms[name] = _roof(seconds) if parts is None else launched(parts, size)
+                terms[name] = self._roof(name, seconds) if parts is None else launched(parts, size)
         for name, parts in measured.items():
             if name not in roofs:
                 terms[name] = launched(parts, size)
@@ -315,11 +319,13 @@ class Profiled(Roofline):
         if not tokens:
             return Price(0.0, MEASURED)
         # The roofline's launches are those of a GPU: on a CPU there are none.
-        return self._overheads.launch(size) or _roof(0.0 if self._synchronous else self._launch_s(tokens, shape))
+        return self._overheads.launch(size) or self._roof(
+            "launch gaps", 0.0 if self._synchronous else self._launch_s(tokens, shape)
+        )
 
     def _host_price(self, shape: Shape, size: Size) -> Price:
         """Packing, and handling outputs; the roofline's estimate where nothing was measured."""
-        return (self._overheads.host(size) if size.rows else None) or _roof(self._host_s(size.rows, shape))
+        return (self._overheads.host(size) if size.rows else None) or self._roof("host", self._host_s(size.rows, shape))
 
     def _size(self, shape: Shape, tokens: int) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
@@ -329,6 +335,6 @@ class Profiled(Roofline):
         graph = self._in_graph(tokens) and (not shape.prefills or self._overheads.captures(parts))
         return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
 
-
-def _roof(seconds: float) -> Price:
-    return Price(seconds, ROOFLINE)
+    def _roof(self, term: str, seconds: float) -> Price:
+        """What no table of the profile has."""
+        return Price(seconds, SOURCES.index(self._sources.of(term)))

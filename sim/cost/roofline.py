@@ -1,22 +1,26 @@
-"""The price of a step on a GPU nobody measured: a roofline per operation. All it yields is marked `roofline`.
+"""The price of a step on a GPU whose steps nobody measured: a formula per operation.
 
-Not modelled: tile and wave quantisation of GEMMs, uneven contexts in a decode batch, clocks under load, overlap of
-communication with compute.
+What is priced by constants that were fitted to kernel tables of the very card is marked `fitted`, all else `roofline`.
+Not modelled: uneven contexts in a decode batch, overlap of communication with compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from sim.cost.attention import Attention
 from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
+from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
+from sim.cost.experts import Routing
+from sim.cost.interpolation import SOURCES, Line
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
+from sim.cost.sources import Sources
 from sim.cost.step import MEMO_SIZE, Constant, Term, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -44,6 +48,18 @@ def graph_tokens(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
+class DecodeStep(NamedTuple):
+    """A pure decode step: device seconds without attention, launch bound, host seconds, and attention's last straight
+    piece along the sum of contexts (start, seconds there, slope)."""
+
+    fixed_s: float
+    launch_s: float
+    host_s: float
+    start: float
+    value_s: float
+    slope_s: float
+
+
 class Roofline:
     """`StepCost` of a model on `tp` GPUs: the terms add up, since prefill and decode attention are separate kernels.
 
@@ -57,10 +73,9 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention", "_by_type", "_context_s", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain",
-        "_row_memo",
-        "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model", "parallel",
-        "window",
+        "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_row_memo",
+        "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model",
+        "parallel", "routing", "window",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +89,7 @@ class Roofline:
         max_graph_tokens: int = MAX_GRAPH_TOKENS,
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
+        routing: Routing | None = None,
     ) -> None:
         model.check_parallel(parallel)
         gpu.check_group(parallel.tp)
@@ -86,9 +102,13 @@ class Roofline:
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
         self.window = model.attended_window if window == "model" else window
-        self._attention = _attention(model, self.kernels, parallel, self.window)
+        self._sources = Sources(model, self.kernels, parallel.tp)
+        rank = SOURCES.index(self._sources.of("decode attention"))
+        self._attention = _attention(model, self.kernels, parallel, self.window, rank)
         self._by_type = ByType(model, gpu, self.efficiency) if model.blocks else None
-        self._context_s = self._attention.context_s
+        self.routing = routing or Routing()
+        if model.experts:
+            self.routing.check(model.experts)
         self._stream = None
         if offload is not None and not isinstance(self._attention, BlockAttention):
             self._stream = Stream(model, self.kernels, parallel, self._attention, offload)
@@ -99,31 +119,34 @@ class Roofline:
         self._eager_s = launch_s * (_launches(model, parallel) + _HEAD_LAUNCHES)
         self._token_memo: dict[int, float] = {}
         self._row_memo: dict[int, float] = {}
-        self._decode_memo: dict[int, tuple[float, float, float]] = {}
+        self._decode_memo: dict[int, DecodeStep] = {}
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
-        if prefills or copied_bytes or swapped_bytes or verifies:
+        if prefills or copied_bytes or swapped_bytes or verifies or not decodes:
             fixed_s, launch_s, host_s = self._mixed(shape)
+            if self._plain and not decodes:
+                return [fixed_s if fixed_s > launch_s else launch_s] * repeats, host_s
+            start, value_s, slope_s = self._full_line(decodes).last() if self._plain else (0.0, 0.0, 0.0)
         else:
-            fixed_s, launch_s, host_s = self._decode_memo.get(decodes) or self._decode(decodes)
+            entry = self._decode_memo.get(decodes) or self._decode(decodes)
+            fixed_s, launch_s, host_s, start, value_s, slope_s = entry
         if not self._plain:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        slope_s = self._context_s
+        if context < start:
+            return ContextCost(self._full_line(decodes)).span_s(shape, repeats, fixed_s, launch_s), host_s
+        first_s = fixed_s + (value_s + slope_s * (context - start))
         if repeats == 1:
-            step_s = fixed_s + slope_s * context
-            return [step_s if step_s > launch_s else launch_s], host_s
-        if decodes == 0:
-            step_s = fixed_s + slope_s * context
-            return [step_s if step_s > launch_s else launch_s] * repeats, host_s
-        if repeats < _VECTOR_SPAN:
+            times_s = [first_s if first_s > launch_s else launch_s]
+        elif repeats < _VECTOR_SPAN:
             contexts = range(context, context + decodes * repeats, decodes)
-            if fixed_s + slope_s * context > launch_s:
-                return [fixed_s + slope_s * tokens for tokens in contexts], host_s
-            return [max(fixed_s + slope_s * tokens, launch_s) for tokens in contexts], host_s
-        steps_s = fixed_s + slope_s * np.arange(context, context + decodes * repeats, decodes)
-        times_s: list[float] = np.maximum(steps_s, launch_s).tolist()
+            times_s = [fixed_s + (value_s + slope_s * (tokens - start)) for tokens in contexts]
+            if first_s <= launch_s:
+                times_s = [max(step_s, launch_s) for step_s in times_s]
+        else:
+            grown = np.arange(context, context + decodes * repeats, decodes)
+            times_s = np.maximum(fixed_s + (value_s + slope_s * (grown - start)), launch_s).tolist()
         return times_s, host_s
 
     def course_s(self, shapes: Sequence[Shape]) -> tuple[list[float], float]:
@@ -139,31 +162,30 @@ class Roofline:
 
     def decode_steps_s(self, decodes: int, contexts: Sequence[int]) -> list[float]:
         """Device seconds of steps of so many decode rows each, by the tokens that these attend; without a window."""
-        fixed_s, launch_s, _ = self._decode_memo.get(decodes) or self._decode(decodes)
-        slope_s = self._context_s
-        return [max(fixed_s + slope_s * context, launch_s) for context in contexts]
+        fixed_s, launch_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
+        line = self._full_line(decodes)
+        return [max(fixed_s + line.at(context), launch_s) for context in contexts]
+
+    def _full_line(self, decodes: int) -> Line:
+        line = self._attention.lines(decodes)[0]
+        assert line is not None, "without a window all layers are full ones"
+        return line
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory: the greater of lines in both contexts."""
         _, decodes, context, _, _, within, growth = shape[:7]
         if self.window is not None and bool(within) != bool(decodes):
             raise ValueError(f"{decodes} decode rows attend {within} tokens within the window of {self.window}")
-        slope_s, window_s = self._context_s, self._attention.window_s
-        link_s, link_slope_s, link_window_s = self._link(shape)
-        if repeats < _VECTOR_SPAN:
-            return [
-                max(
-                    fixed_s + slope_s * (context + decodes * i) + window_s * (within + growth * i),
-                    launch_s,
-                    link_s + link_slope_s * (context + decodes * i) + link_window_s * (within + growth * i),
-                )
-                for i in range(repeats)
-            ]
-        steps = np.arange(repeats)
+        steps = np.arange(repeats, dtype=np.float64)
         contexts, withins = context + decodes * steps, within + growth * steps
-        steps_s = np.maximum(fixed_s + slope_s * contexts + window_s * withins, launch_s)
+        seconds = np.full(repeats, fixed_s)
+        if decodes:
+            for line, tokens in zip(self._attention.lines(decodes), (contexts, withins), strict=True):
+                if line is not None:
+                    seconds = seconds + line.along(tokens)
+        link_s, link_slope_s, link_window_s = self._link(shape)
         link_busy_s = link_s + link_slope_s * contexts + link_window_s * withins
-        times_s: list[float] = np.maximum(steps_s, link_busy_s).tolist()
+        times_s: list[float] = np.maximum(np.maximum(seconds, launch_s), link_busy_s).tolist()
         return times_s
 
     def _link(self, shape: Shape) -> tuple[float, float, float]:
@@ -182,8 +204,7 @@ class Roofline:
         if tokens:
             terms |= self._token_terms(tokens) | row_terms(self.model, self.kernels, self.parallel, rows)
             terms["prefill attention"] = attention.prefill_s(shape.prefills)
-            attended_s = attention.context_s * context + attention.window_s * within
-            terms["decode attention"] = attention.decode_rows_s(shape.decodes) + attended_s
+            terms["decode attention"] = attention.decode_s(shape.decodes, context, within)
             terms["verify attention"] = attention.verify_s(shape.verifies)
         terms["block copies"] = self.kernels.copy_s(shape.copied_bytes) if shape.copied_bytes else 0.0
         terms["swap"] = self.kernels.swap_s(shape.swapped_bytes) if shape.swapped_bytes else 0.0
@@ -191,7 +212,8 @@ class Roofline:
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * context + link_window_s * within
         terms["offload wait"] = max(0.0, busy_s - sum(terms.values()))
-        named = {name: Term(seconds, SOURCE) for name, seconds in terms.items() if seconds > 0.0}
+        of = self._sources.of
+        named = {name: Term(seconds, of(name)) for name, seconds in terms.items() if seconds > 0.0}
         return {**named, "host": Term(self._host_s(rows, shape), SOURCE, on_host=True)}
 
     def describe(self) -> list[Constant]:
@@ -204,6 +226,7 @@ class Roofline:
         if self.parallel.tp > 1:
             key = "link_bytes_per_s" if gpu.link_bytes_per_s else "pcie_bytes_per_s"
             sheet.append(Constant("peer_bytes_per_s", gpu.peer_bytes_per_s, gpu.source_of(key)))
+            sheet.extend(self.kernels.collectives.describe(self.parallel.tp))
         if (nodes := gpu.nodes(self.parallel.tp)) > 1:
             sheet.append(Constant("nodes", nodes, f"a node's GPUs: {gpu.source_of('node_gpus')}"))
             key = "network_bytes_per_s"
@@ -215,19 +238,19 @@ class Roofline:
             sheet.extend(self._stream.describe())
         return sheet + self.efficiency.describe()
 
-    def _decode(self, decodes: int) -> tuple[float, float, float]:
-        """(device seconds without context, launch bound, host seconds) of a pure decode step."""
-        if decodes == 0:
-            return 0.0, 0.0, 0.0
+    def _decode(self, decodes: int) -> DecodeStep:
+        """A pure decode step of so many rows, at least one."""
         shape = Shape(decodes=decodes)
-        fixed_s = self._work_s(decodes, decodes) + self._attention.decode_rows_s(decodes)
-        entry = (fixed_s, self._launch_s(decodes, shape), self._host_s(decodes, shape))
+        line = self._attention.lines(decodes)[0]
+        piece = line.last() if line is not None else (0.0, 0.0, 0.0)
+        fixed_s, launch_s = self._work_s(decodes, decodes), self._launch_s(decodes, shape)
+        entry = DecodeStep(fixed_s, launch_s, self._host_s(decodes, shape), *piece)
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
 
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
-        """The same of any step: everything but what grows with the decode rows' context."""
+        """(device seconds without decode attention, launch bound, host seconds) of any step."""
         prefills, decodes, _, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         tokens = rows = decodes
         for new, _ in prefills:
@@ -239,8 +262,6 @@ class Roofline:
         fixed_s = self._work_s(tokens, rows) if tokens else 0.0
         if prefills:
             fixed_s += self._attention.prefill_s(prefills)
-        if decodes:
-            fixed_s += self._attention.decode_rows_s(decodes)
         if verifies:
             fixed_s += self._attention.verify_s(verifies)
         if copied_bytes:
@@ -267,8 +288,8 @@ class Roofline:
     def _roof_terms(self, computed: int) -> Terms:
         """The same of so many tokens computed, padding included."""
         if self._by_type is not None:
-            return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed)
-        return token_terms(self.model, self.kernels, self.parallel, computed)
+            return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed, self.routing)
+        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         """Scheduling, preparing inputs and handling outputs; launching kernels is counted on the device."""
@@ -294,14 +315,14 @@ def _launches(model: ModelSpec, parallel: Parallel) -> int:
 
 
 def _attention(
-    model: ModelSpec, kernels: Kernels, parallel: Parallel, window: AttentionWindow | None
+    model: ModelSpec, kernels: Kernels, parallel: Parallel, window: AttentionWindow | None, rank: int
 ) -> Attention | BlockAttention:
     """Attention of all layers.
 
     Raises InputError for a window other than the model's on layers of several kinds.
     """
     if not model.blocks:
-        return Attention(model, kernels, parallel, window)
+        return Attention(model, kernels, parallel, window, rank)
     if window != model.attended_window:
         raise InputError(
             f"model {model.name!r} has layers of several kinds, whose own windows cannot be exchanged for one of "

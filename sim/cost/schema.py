@@ -104,6 +104,22 @@ TABLES: Mapping[str, TableSpec] = {
             (_count("tokens"),),
         ),
         TableSpec(
+            "expert_layer",
+            "all routed experts of one layer with `ffn` of each expert's inner width on this GPU: sorting, both "
+            "products and what stands between and after; `touched` is how many experts the tokens visit, `routing` how "
+            "they spread (as `cost.routing`, or `told` where only `touched` says it)",
+            (
+                _DTYPE,
+                _WEIGHT,
+                _count("hidden"),
+                _count("ffn"),
+                _count("experts"),
+                _count("experts_per_token"),
+                Column("routing", "text"),
+            ),
+            (_count("tokens"), _count("touched")),
+        ),
+        TableSpec(
             "prefill_attention",
             "one layer, one launch: `sequences` alike, each with new tokens on top of past ones; window 0 is full",
             _HEADS,

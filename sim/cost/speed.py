@@ -79,6 +79,16 @@ def _experts(row: Fields) -> _Work:
     return 2.0 * rows * k * n, moved, "fp8" if weight in ("fp8", "int8") else str(row["dtype"])
 
 
+def _expert_layer(row: Fields) -> _Work:
+    """Every row's FLOPs, and the weights of every expert that is touched."""
+    hidden, ffn, weight = int(row["hidden"]), int(row["ffn"]), str(row["weight_dtype"])
+    matrices = weight_type(weight).matrix_bytes(hidden, 2 * ffn) + weight_type(weight).matrix_bytes(ffn, hidden)
+    flops = 6.0 * hidden * ffn * _n(row, "tokens") * _n(row, "experts_per_token")
+    # What is left over of expectations that were rounded up is no sign of a bad row.
+    touched = max(_n(row, "experts_per_token"), 0.9 * _n(row, "touched"))
+    return flops, touched * matrices, "fp8" if weight in ("fp8", "int8") else str(row["dtype"])
+
+
 def _attention(row: Fields, pairs: float, contexts: float) -> _Work:
     """`pairs` (query, key) and `contexts` keys read; 8-bit caches may be multiplied in 8 bits."""
     kv = str(row["kv_dtype"])
@@ -148,6 +158,7 @@ def _kernel(work: Callable[[Fields], _Work]) -> Callable[[GpuSpec, Fields], tupl
 _BOUNDS: Mapping[str, Callable[[GpuSpec, Fields], tuple[float, str]]] = {
     "gemm": _kernel(_gemm),
     "expert_gemm": _kernel(_experts),
+    "expert_layer": _kernel(_expert_layer),
     "prefill_attention": _kernel(_prefill),
     "decode_attention": _kernel(_decode),
     "mixed_attention": _kernel(_mixed),

@@ -24,7 +24,7 @@ from sim.results.percentiles import (
 )
 from traces.schema import InputError
 
-SOURCES = ("measured", "interpolated", "derived", "extrapolated", "roofline")
+SOURCES = ("measured", "interpolated", "fitted", "derived", "extrapolated", "roofline")
 # The column that holds one request's own value of a metric. A request's ITL is its longest gap.
 REQUEST_COLUMNS = {"ttft": "ttft_s", "tpot": "tpot_s", "itl": "max_itl_s", "e2e": "e2e_s", "queue": "queue_s"}
 SLO_NAMES = {metric: (metric, "max") for metric in REQUEST_COLUMNS} | {

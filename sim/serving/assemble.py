@@ -11,6 +11,7 @@ from sim.catalog import presets
 from sim.catalog.presets import EnginePreset
 from sim.cost import profile as profiles
 from sim.cost.efficiency import Efficiency
+from sim.cost.experts import Routing
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
@@ -182,14 +183,15 @@ def assemble(scenario: Scenario) -> Parts:
     starts = engine_class is None and not traits["keeps_nothing"]
     _check_start(scenario, model, preset, limits, memory, starts=starts, mixed=mixed)
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
-    efficiency = Efficiency.of(gpu, scenario.cost.efficiency)
+    efficiency = Efficiency.of(gpu, scenario.cost.efficiency, scenario.cost.fit)
     window = _window(model, layout)
     graphs = engine.cuda_graphs
     shared: dict[str, Any] = {"parallel": parallel, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
+    routing = Routing(scenario.cost.routing)
     if profile is None:
-        target = Roofline(model, gpu, offload=offload, **shared)
+        target = Roofline(model, gpu, offload=offload, routing=routing, **shared)
     else:
-        target = Profiled(model, gpu, profile, offload=offload, **shared)
+        target = Profiled(model, gpu, profile, offload=offload, routing=routing, **shared)
     cost: StepCost = target
     if drafter is not None:
         own = drafter.model if drafter.has_cache else None

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sim import catalog
+from sim.cost.efficiency import Efficiency
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import OURS
@@ -314,6 +315,21 @@ def _engine_notes(parts: Parts) -> list[str]:
     ]
 
 
+def _fit_note(parts: Parts) -> str:
+    """Whose tables the roofline's constants were fitted to, where they are not the GPU's own."""
+    fit = Efficiency.of(parts.gpu, fit=parts.scenario.cost.fit).fit
+    return fit.sentence if fit is not None else ""
+
+
+def _sustained(parts: Parts, session: LiveSession | None) -> dict[str, float]:
+    """The share of its rate that the GPU keeps under long products, where it loses some."""
+    if session is not None:
+        return {}
+    cost = parts.scenario.cost
+    share = Efficiency.of(parts.gpu, cost.efficiency, cost.fit).sustained_compute
+    return {"sustained_compute": share} if share < 1.0 else {}
+
+
 def _inputs(
     scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str, noise: float
 ) -> dict[str, Any]:
@@ -328,6 +344,7 @@ def _inputs(
         "trace_kind": trace.kind,
         "synthetic": trace.synthetic,
         "profile": scenario.cost.profile,
+        **_sustained(parts, session),
         "model": parts.model.name,
         "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
         "tp": shared(pool.parts.scenario.tp for pool in pools),
@@ -341,6 +358,7 @@ def _inputs(
         "notes": [
             *dict.fromkeys(note for pool in pools for note in _engine_notes(pool.parts)),
             *filter(None, [spanning]),
+            *dict.fromkeys(filter(None, (_fit_note(pool.parts) for pool in pools if session is None))),
             *front_end_notes(parts),
             *pool_notes(pools),
             *noise_notes(scenario, noise),

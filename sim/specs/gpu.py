@@ -40,7 +40,9 @@ class GpuSpec:
     GPUs talk over PCIe. `watts` is the board power, 0 where it is not known. `usd_per_gpu_hour` is the list price of a
     cloud, without discounts, that was true in `price_month` (such as 2025-06); 0 where none is known.
     `node_gpus` GPUs talk over the fabric, or over PCIe within one machine (0: not known, `ASSUMED_NODE_GPUS` are
-    assumed); `link` is what the fabric is called. Beyond, each has `network_bytes_per_s` of the network, one way; 0
+    assumed); `link` is what the fabric is called. `generation` is that of the chip, by which a card without kernel
+    tables takes another's (`sim.cost.fits`). Without `peer_access` what GPUs send each other over PCIe goes through
+    host memory. Beyond a node, each has `network_bytes_per_s` of the network, one way; 0
     where none is known, and then no group of GPUs may be larger than a node. `sources` says
     for a field where its number is from, `source` for all others; `efficiency` holds (name, value, source) of the
     constants of `sim.cost.efficiency` known to differ on this GPU.
@@ -65,6 +67,8 @@ class GpuSpec:
     price_month: str = ""
     node_gpus: int = 0
     link: str = ""
+    generation: str = ""
+    peer_access: bool = True
     network_bytes_per_s: float = 0.0
     sources: tuple[tuple[str, str], ...] = ()
     efficiency: tuple[tuple[str, float, str], ...] = ()

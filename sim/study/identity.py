@@ -33,9 +33,11 @@ CODE = {
     "workload.format": "traces.formats",
 }
 """Settings that may name code, with the package that has the built-in ones."""
-FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "speculation.draft_model",
+FILES = ("workload.trace", "workload.tokenizer", "model", "gpu", "cost.profile", "cost.fit", "speculation.draft_model",
          "speculation.acceptance", "kv.from_log")  # fmt: skip
 """Settings that may name a file or a folder."""
+_ENDINGS = {"cost.fit": ".toml", "speculation.acceptance": ".json"}
+"""Settings that name a file only where they end so."""
 SOURCES = (".py", ".toml", ".csv", ".jsonl", ".gz", ".xz")
 """Of the product's own packages, what numbers come from: code, the catalog, the bundled traces."""
 
@@ -147,8 +149,8 @@ def _files(key: str, value: str) -> list[Path]:
         return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else _there(path)
     if key == "workload.tokenizer":
         return _there(path)
-    if key == "speculation.acceptance":
-        return _there(path) if value.endswith(".json") else []
+    if key in _ENDINGS:
+        return _there(path) if value.endswith(_ENDINGS[key]) else []
     if key == "cost.profile":
         folder = path.parent if path.name == profile.DESCRIPTION else path
         return [*_there(folder / profile.DESCRIPTION), *sorted(folder.glob("*.csv")), *_there(folder / profile.DEVICE)]

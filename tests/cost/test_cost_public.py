@@ -46,38 +46,47 @@ def report(what: str, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> tupl
     return mean, bias
 
 
-def test_gemm(shared: Path) -> None:
-    table = pd.read_csv(shared / "measured/h100_kernels/gemm_bf16.csv")
-    seconds = [KERNELS.gemm_s(row.m, row.k, row.n) for row in rows_of(table)]
-    for name, rows in (("up to 256 tokens", table.m <= 256), ("512 tokens and more", table.m >= 512)):
-        report(f"H100 GEMM, {name}", np.array(seconds)[rows], table.latency_ms[rows] / 1e3)
-    mean, bias = report("H100 GEMM", seconds, table.latency_ms / 1e3)
-    assert mean < 0.12
-    assert abs(bias) < 0.08
+CARDS = {"h100": "h100", "a100-80": "a100", "l40s": "l40s", "b200": "b200"}
+LIMITS = {
+    "GEMM": {"h100": 0.065, "a100-80": 0.065, "l40s": 0.18, "b200": 0.07},
+    "prefill attention": {"h100": 0.08, "a100-80": 0.08, "l40s": 0.12, "b200": 0.08},
+    "decode attention": {"h100": 0.07, "a100-80": 0.065, "l40s": 0.6, "b200": 0.08},
+}
+"""Mean errors by card. The L40S's tables were measured with operands in its L2 of 96 MB, which prices leave out."""
 
 
-def test_prefill_attention(shared: Path) -> None:
-    table = pd.read_csv(shared / "measured/h100_kernels/context_attention_bf16.csv")
-    seconds = [
-        KERNELS.eff.prefill_attention_floor_s
-        + row.batch_size
-        * KERNELS.prefill_attention(row.num_heads, row.num_key_value_heads, row.head_dim).slice_s(row.isl, 0)
-        for row in rows_of(table)
-    ]
-    mean, bias = report("H100 prefill attention (two constants fitted to it)", seconds, table.latency_ms / 1e3)
-    assert mean < 0.10
-    assert abs(bias) < 0.07
+@pytest.mark.parametrize("gpu", CARDS)
+def test_kernel_tables(shared: Path, gpu: str) -> None:
+    """The card's own constants against its own tables, and (printed) those of each other card."""
+    spec, folder = load_gpu(gpu), shared / f"measured/{CARDS[gpu]}_kernels"
+    gemm, prefill, decode = (
+        pd.read_csv(folder / f"{name}_bf16.csv") for name in ("gemm", "context_attention", "generation_attention")
+    )
 
+    def seconds(fit: str) -> dict[str, tuple[list[float], Any]]:
+        kernels = Kernels(spec, Efficiency.of(spec, fit=fit), "bf16", "bf16")
+        floor_s = kernels.eff.prefill_attention_floor_s
+        launches, batches = [], []
+        for row in rows_of(prefill):
+            heads = kernels.prefill_attention(row.num_heads, row.num_key_value_heads, row.head_dim)
+            launches.append(floor_s + heads.launch_s(((row.isl, 0),), 0, row.batch_size))
+        for row in rows_of(decode):
+            heads_of = kernels.decode_attention(row.num_heads, row.num_key_value_heads, row.head_dim)
+            batches.append(heads_of.seconds(row.batch_size, row.batch_size * (row.step + 1)))
+        products = [kernels.gemm_s(row.m, row.k, row.n) for row in rows_of(gemm)]
+        return {
+            "GEMM": (products, gemm.latency_ms / 1e3),
+            "prefill attention": (launches, prefill.latency_ms / 1e3),
+            "decode attention": (batches, decode.latency_ms / 1e3),
+        }
 
-def test_decode_attention(shared: Path) -> None:
-    table = pd.read_csv(shared / "measured/h100_kernels/generation_attention_bf16.csv")
-    seconds = []
-    for row in rows_of(table):
-        row_s, context_s = KERNELS.decode_attention(row.num_key_value_heads, row.head_dim)
-        seconds.append(KERNELS.eff.decode_attention_floor_s + row.batch_size * (row_s + context_s * row.step))
-    mean, bias = report("H100 decode attention", seconds, table.latency_ms / 1e3)
-    assert mean < 0.11
-    assert abs(bias) < 0.05
+    for what, pair in seconds("auto").items():
+        mean, _ = report(f"{gpu} {what}, fitted", *pair)
+        assert mean < LIMITS[what][gpu]
+    for other in CARDS:
+        if other != gpu:
+            for what, pair in seconds(other).items():
+                report(f"{gpu} {what}, by the constants of the {other}", *pair)
 
 
 def test_all_reduce(shared: Path) -> None:
@@ -94,9 +103,9 @@ def test_all_reduce(shared: Path) -> None:
     table = custom[custom.backend == "vllm_graph"].merge(nccl, on=keys)
     measured = table[["latency_ms_x", "latency_ms_y"]].min(axis=1) / 1e3
     seconds = [KERNELS.all_reduce_s(2 * row.message_size, row.num_gpus) for row in rows_of(table)]
-    mean, bias = report("H100 all-reduce (one constant fitted to it)", seconds, measured)
-    assert mean < 0.17
-    assert abs(bias) < 0.08
+    mean, bias = report("H100 all-reduce, from its points", seconds, measured)
+    assert mean < 0.02
+    assert abs(bias) < 0.02
 
 
 def test_qwen3_32b_served_by_vllm_on_h100(shared: Path) -> None:
@@ -148,5 +157,5 @@ def test_llama2_70b_on_a100(shared: Path) -> None:
     for tp, pair in prompts.items():
         mean, _ = report(f"Llama-2-70B on {tp} A100, prompt", *pair)
         token_mean, _ = report(f"Llama-2-70B on {tp} A100, token", *tokens[tp])
-        assert mean < {2: 0.12, 4: 0.25, 8: 0.4}[tp]
+        assert mean < {2: 0.2, 4: 0.3, 8: 0.45}[tp]
         assert token_mean < {2: 0.3, 4: 0.5, 8: 0.5}[tp]

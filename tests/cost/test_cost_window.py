@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sim import api, catalog
 from sim.catalog import load_gpu, load_model
-from sim.cost.kernels import Affine, attended
+from sim.cost.attend import Affine, attended
+from sim.cost.efficiency import Efficiency
 from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
 from sim.serving.pool import Pool
@@ -24,6 +25,7 @@ LLAMA = load_model("llama-3.1-8b")
 GEMMA = load_model("gemma-2-9b")
 SLICES = st.lists(st.tuples(st.integers(1, 6000), st.integers(0, 20_000)), min_size=1, max_size=3).map(tuple)
 SPANS = st.integers(1, 3) | st.integers(1, 30_000)
+EFF = Efficiency.of(H100)
 
 
 def device_s(cost: Roofline, shape: Shape) -> float:
@@ -74,14 +76,15 @@ def test_a_window_that_holds_everything_changes_nothing(
 
 
 def test_decode_attention_of_mixed_layers_by_hand() -> None:
-    """Gemma-2-9B, 21 full and 21 window layers: 2 x 8 heads x 256 x 2 B for each token, at 0.92 of the rate."""
+    """Gemma-2-9B, 21 full and 21 window layers: 2 x 8 heads x 256 x 2 B for each token, at its share of the rate."""
     cost = Roofline(GEMMA, H100)
     rows = Shape(decodes=10, decode_context=10, decode_window_context=10)
     long = rows._replace(decode_context=10 + 60_000, decode_window_context=10 + 30_000)
-    token_s = 2 * 8 * 256 * 2 / (0.92 * 3.35e12)
+    token_s = 2 * 8 * 256 * 2 / (EFF.decode_attention_memory * 3.35e12)
     name = "decode attention"
     more_s = cost.explain(long)[name].seconds - cost.explain(rows)[name].seconds
-    assert more_s == pytest.approx(21 * token_s * (60_000 + 30_000))
+    joined = EFF.decode_split_s * (60_000 + 30_000) / (10 * EFF.decode_split_tokens)
+    assert more_s == pytest.approx(21 * (token_s * (60_000 + 30_000) + joined))
 
 
 def test_prefill_of_mixed_layers_by_hand() -> None:
@@ -90,7 +93,9 @@ def test_prefill_of_mixed_layers_by_hand() -> None:
     mixed = Roofline(GEMMA, H100).explain(shape)[name].seconds
     full = Roofline(GEMMA, H100, window=None).explain(shape)[name].seconds
     saved = 8192 * 8193 // 2 - (4096 * 4097 // 2 + 4096 * 4096)
-    assert full - mixed == pytest.approx(21 * saved * 4 * 16 * 256 / (0.68 * 989.4e12), rel=1e-9)
+    assert full - mixed == pytest.approx(
+        21 * saved * 4 * 16 * 256 / (EFF.prefill_attention_compute * 989.4e12), rel=1e-9
+    )
 
 
 def test_the_models_own_window_is_the_default() -> None:

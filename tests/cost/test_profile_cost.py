@@ -102,7 +102,7 @@ def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> No
     assert device_seconds(terms.values()) == pytest.approx(seconds, rel=1e-12, abs=1e-18)
     assert terms["host"].seconds == host_s
     assert terms["host"].on_host
-    known = {"measured", "interpolated", "extrapolated", "roofline"}
+    known = {"measured", "interpolated", "fitted", "extrapolated", "roofline"}
     assert {term.source for term in terms.values()} <= known
     assert 0.0 <= seconds < 1e6
 

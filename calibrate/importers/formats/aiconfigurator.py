@@ -12,13 +12,15 @@ from typing import TypeVar
 
 from calibrate.importers.draft import Draft, ImportOptions, named_in
 from calibrate.importers.sheet import Cells, Place, Sheet, Unusable, count, number
+from sim.cost.experts import Routing
 from sim.cost.tables import Value
 from traces.schema import InputError
 
 T = TypeVar("T")
 _ATTENTION = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
+_EXPERTS = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 _TIMES = ("latency", "latency_ms")
-_TYPE_COLUMNS = ("gemm_dtype", "attn_dtype", "allreduce_dtype", "nccl_dtype")
+_TYPE_COLUMNS = ("gemm_dtype", "attn_dtype", "allreduce_dtype", "nccl_dtype", "moe_dtype")
 
 _ACTIVATIONS: Mapping[str, str] = {
     "bfloat16": "bf16",
@@ -46,6 +48,8 @@ def table_of(sheet: Sheet) -> str | None:
         return "gemm"
     if sheet.has(*_ATTENTION):
         return "attention"
+    if sheet.has(*_EXPERTS):
+        return "experts"
     return "collective" if sheet.has("num_gpus", "message_size") else None
 
 
@@ -66,6 +70,8 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
                 _gemm(draft, place, cells, fallback)
             elif table == "attention":
                 _attention(draft, place, cells, fallback)
+            elif table == "experts":
+                _experts(draft, place, cells, fallback)
             else:
                 _collective(draft, place, cells, collectives)
     for messages in collectives.values():
@@ -143,6 +149,35 @@ def _attention(draft: Draft, place: Place, cells: Cells, fallback: str) -> None:
         draft.note("Decode rows attend step + isl tokens, the new one included (1 + 1, 1 + 3, 1 + 7 ...).")
         sizes = {"sequences": batch, "mean_context_tokens": past + new, "max_context_tokens": past + new}
         draft.add("decode_attention", place, **heads, width=1, **sizes, us=us)
+
+
+def _experts(draft: Draft, place: Place, cells: Cells, fallback: str) -> None:
+    """A fused layer of routed experts, tokens spread as `distribution` says."""
+    with draft.reading("expert_layer", place):
+        dtype, weight = _known(_GEMMS, fallback or str(cells.get("moe_dtype")), "moe_dtype")
+        if count(cells, "moe_ep_size") != 1:
+            raise Unusable("its experts are spread over several GPUs (moe_ep_size), which no run has")
+        inner, shared = count(cells, "inter_size"), count(cells, "moe_tp_size")
+        if inner % shared:
+            raise Unusable("inter_size is no multiple of moe_tp_size")
+        experts, visited, tokens = count(cells, "num_experts"), count(cells, "topk"), count(cells, "num_tokens")
+        if visited > experts:
+            raise Unusable("topk is above num_experts")
+        routing = _routing(str(cells.get("distribution") or "balanced"))
+        touched = routing.load(tokens, experts, visited).touched
+        draft.note("Experts that tokens touch are not in the tables; they are what the distribution gives on average.")
+        sizes = {"hidden": count(cells, "hidden_size"), "ffn": inner // shared, "experts": experts}
+        draft.add(
+            "expert_layer", place, dtype=dtype, weight_dtype=weight, **sizes, experts_per_token=visited,
+            routing=routing.text, tokens=tokens, touched=max(1, round(touched)), us=_time_us(cells),
+        )  # fmt: skip
+
+
+def _routing(distribution: str) -> Routing:
+    try:
+        return Routing(distribution.replace("power_law_", "power-law:"))
+    except InputError:
+        raise Unusable(f"distribution {distribution} is none that a run has") from None
 
 
 _Message = tuple[Place, dict[str, Value]]

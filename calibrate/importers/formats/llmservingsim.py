@@ -2,7 +2,8 @@
 
 Source: github.com/casys-kaist/LLMServingSim, `profiler/`: a folder with dense.csv (layer, tokens), per_sequence.csv
 (layer, sequences), attention.csv (one launch of prompt and decode rows together), skew.csv (decode batches of two
-context lengths) and, there or one folder up, meta.yaml (GPU, model, versions).
+context lengths), moe.csv (experts of a layer by tokens and experts that these touch) and, there or one folder up,
+meta.yaml (GPU, model, versions).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from statistics import median
 from calibrate.importers.draft import Draft, ImportOptions
 from calibrate.importers.sheet import Place, Sheet, Unusable, count, number, scalars
 from sim.catalog import load_model
+from sim.cost.experts import TOLD
 from sim.cost.splits import FLASH_ATTENTION_2
 from sim.cost.tables import Value
 from sim.specs.dtypes import DTYPE_BYTES
@@ -23,6 +25,7 @@ _HEADERS = {
     "dense": ("layer", "tokens", "time_us"),
     "per_sequence": ("layer", "sequences", "time_us"),
     "attention": ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"),
+    "experts": ("tokens", "activated_experts", "time_us"),
     "skew": ("regime", "n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"),
 }
 _SAME_SCALE = 0.1
@@ -51,6 +54,8 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
     model, dtype, parallel, shots = _described(sheets[0], draft, options)
     if "dense" in files:
         _layers(files["dense"], draft, "tokens", _dense(model, dtype, parallel))
+    if "experts" in files:
+        _experts(files["experts"], draft, model, dtype, parallel)
     if "per_sequence" in files:
         _layers(files["per_sequence"], draft, "sequences", _per_sequence(model, dtype, parallel))
     heads: dict[str, Value] = {
@@ -98,19 +103,43 @@ def _described(sheet: Sheet, draft: Draft, options: ImportOptions) -> tuple[Mode
 
 def _dense(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:
     qkv, output = model.attention_gemms(parallel)
-    up, down = model.mlp_gemms(parallel)
+    mlp = model.mlp_gemms(parallel)  # none where every layer has experts
     small: dict[str, Value] = {"dtype": dtype, "kv_dtype": "none"}
     rotated = (model.heads // parallel.tp + model.gpu_kv_heads(parallel)) * model.head_dim
     return {
         "qkv_proj": _gemm(dtype, qkv.k, qkv.n),
         "o_proj": _gemm(dtype, output.k, output.n),
-        "gate_up_proj": _gemm(dtype, up.k, up.n),
-        "down_proj": _gemm(dtype, down.k, down.n),
+        **{name: _gemm(dtype, gemm.k, gemm.n) for name, gemm in zip(("gate_up_proj", "down_proj"), mlp, strict=False)},
         "embedding": ("elementwise", {"op": "embedding", "width": model.hidden, **small}),
         "layernorm": ("elementwise", {"op": "norm", "width": model.hidden, **small}),
         "rotary_emb": ("elementwise", {"op": "rope", "width": rotated, **small}),
-        "act_fn": ("elementwise", {"op": "activation", "width": down.k, **small}),
+        **({"act_fn": ("elementwise", {"op": "activation", "width": mlp[-1].k, **small})} if mlp else {}),
     }
+
+
+def _experts(sheet: Sheet, draft: Draft, model: ModelSpec, dtype: str, parallel: Parallel) -> None:
+    """Rows of (tokens, experts that they touch, time) of the routed experts of one layer.
+
+    Raises:
+        InputError: the model has no experts.
+    """
+    if not model.experts or model.blocks:
+        raise InputError(
+            f"{sheet.path}: a table of experts, and model {model.name!r} has no layers that are all of experts"
+        )
+    visited = model.experts_per_token
+    group: dict[str, Value] = {
+        "dtype": dtype, "weight_dtype": dtype, "hidden": model.hidden, "ffn": model.expert_ffn // parallel.tp,
+        "experts": model.experts, "experts_per_token": visited, "routing": TOLD,
+    }  # fmt: skip
+    for place, cells in sheet.rows():
+        with draft.reading("expert_layer", place):
+            tokens, touched = count(cells, "tokens"), count(cells, "activated_experts")
+            if not visited <= touched <= min(model.experts, tokens * visited):
+                raise Unusable(
+                    f"so many experts cannot be touched: a token visits {visited} of {model.experts} of {model.name}"
+                )
+            draft.add("expert_layer", place, **group, tokens=tokens, touched=touched, us=number(cells, "time_us"))
 
 
 def _per_sequence(model: ModelSpec, dtype: str, parallel: Parallel) -> dict[str, _Kernel]:

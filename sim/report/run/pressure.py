@@ -11,7 +11,7 @@ from sim.results.result import Run
 from sim.results.stability import FEWEST_REQUESTS, mean_waiting, queue_warning
 from sim.results.units import count, count_of, number, percent
 
-DOUBTFUL = {"extrapolated": "outside the calibrated range", "roofline": "from data-sheet rooflines"}
+DOUBTFUL = {"extrapolated": "outside the calibrated range", "roofline": "that no table has"}
 
 
 def stability_lines(run: Run) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency
@@ -16,6 +16,8 @@ from traces.schema import InputError
 
 # More preemptions than this for each request are told as a storm.
 STORM = 0.1
+# A run of more arithmetic than this, on a card that keeps less than this of its rate, sits on its sustained clocks.
+ARITHMETIC_FROM, SUSTAINED_FROM = 0.5, 0.95
 ROOFLINE_WARNING = (
     "Every second of this run comes from data-sheet rooflines, none from a measurement: "
     "compare settings with it, but do not promise its latencies."
@@ -187,9 +189,10 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     if shares.get("roofline", 0) >= 1:
         texts.append(ROOFLINE_WARNING)
     elif shares.get("roofline", 0) > 0:
-        texts.append(f"{percent(shares['roofline'])} of the seconds come from data-sheet rooflines.")
+        texts.append(resting(shares))
     if shares.get("extrapolated", 0) > 0:
         texts.append(f"{percent(shares['extrapolated'])} of the seconds lie outside the calibrated range.")
+    texts.extend(_under_load(summary))
     preemptions, total = summary["kv"]["preemptions"], summary["requests"]["total"]
     if preemptions > STORM * total:
         texts.append(
@@ -199,6 +202,26 @@ def warnings_of(summary: Mapping[str, Any]) -> list[str]:
     if summary["requests"].get("unfinished"):
         texts.append("Some requests did not finish: the latencies below leave out what they never reached.")
     return texts
+
+
+def resting(shares: Mapping[str, float]) -> str:
+    """How much of the seconds rests on measurements, and how much on the data sheet alone."""
+    roofline = shares["roofline"]
+    return (
+        f"{percent(1.0 - roofline)} of the seconds rest on measurements; {percent(roofline)} are estimates by "
+        "data-sheet rates, since no table has them."
+    )
+
+
+def _under_load(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Where most of the seconds are arithmetic, on a card that lowers its clocks under it."""
+    share = summary["inputs"].get("sustained_compute", 1.0)
+    arithmetic = ((summary.get("binding") or {}).get("step") or {}).get("compute", 0.0)
+    if share < SUSTAINED_FROM and arithmetic > ARITHMETIC_FROM:
+        yield (
+            f"{percent(arithmetic)} of the step seconds are arithmetic, under which the GPU's clocks fall: long "
+            f"products are priced at {percent(share)} of the peak's rate (cost.efficiency.sustained_compute)."
+        )
 
 
 def drafts_by_position(speculation: Mapping[str, Any], most: int = 8) -> str:

@@ -202,7 +202,7 @@ def _doubtful(sources: Mapping[str, float]) -> str:
         f"{percent(share)} {words}"
         for share, words in (
             (beyond, "lie outside the calibrated range and are extrapolated from it"),
-            (roofline, "come from data-sheet rooflines, where errors of 30 % and more are normal"),
+            (roofline, "are estimates by data-sheet rates, where errors of 30 % and more are normal"),
         )
         if share > 0
     ]

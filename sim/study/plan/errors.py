@@ -24,9 +24,15 @@ MEASURED = Error(
     "live runs on a CPU by a model fitted to half of their steps: median E2E off by up to 4.7 %; imported H100 tables "
     "against 86 vLLM runs: TPOT 3.8 % in the mean",
 )
+FITTED = Error(
+    0.08,
+    "kernel tables of the card itself by a formula with few constants: GEMM and decode attention 6 % off in the mean, "
+    "prefill attention 4 to 8 % (docs/accuracy.md)",
+)
 COST_MODEL: Mapping[str, Error] = {
     "measured": MEASURED,
     "interpolated": MEASURED,
+    "fitted": FITTED,
     "derived": Error(ROOFLINE.share, "no figure of its own; a profile scaled to another GPU by the roofline's ratio"),
     "extrapolated": Error(ROOFLINE.share, "no figure of its own; beyond measurements the roofline is followed"),
     "roofline": ROOFLINE,

@@ -1,0 +1,108 @@
+"""`calibrate fit-roofline`: constants from tables, what it leaves out, what it refuses; tables of experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrate import forms
+from calibrate.importers.build import import_profile
+from calibrate.roofline import fit_roofline
+from sim.catalog import load_gpu, load_model
+from sim.cost import fits
+from sim.cost.efficiency import Efficiency
+from sim.cost.experts import Routing
+from sim.cost.kernels import Kernels
+from sim.cost.profiled import Profiled
+from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
+from traces.schema import InputError
+
+H100 = load_gpu("h100")
+TRUTH = Efficiency.of(H100, {"decode_attention_memory": 0.7, "decode_program_s": 5e-6})
+MOE = "moe_dtype,num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,latency_ms\n"
+
+
+def decode_table(path: Path, scale: float = 1.0, slow: float = 1.0) -> Path:
+    """A table that follows the form; one row of it is `slow` times too slow."""
+    rows = ["batch_size,isl,step,num_heads,num_key_value_heads,head_dim,latency_ms"]
+    launch = Kernels(H100, TRUTH, "bf16", "bf16").decode_attention(32, 8, 128)
+    for batch in (1, 4, 16, 64, 256):
+        for step in (127, 511, 2047, 8191, 32767):
+            ms = (
+                1e3 * scale * launch.seconds(batch, batch * (step + 1)) * (slow if (batch, step) == (16, 2047) else 1.0)
+            )
+            rows.append(f"{batch},1,{step},32,8,128,{ms:.8f}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_constants_come_back_and_the_file_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "STEPS", 250)
+    made = fit_roofline([decode_table(tmp_path / "generation_bf16.csv", slow=5.0)], "h100", "2026-11-30")
+    assert np.abs(made.errors["decode_attention"]).mean() < 0.03
+    assert len(made.errors["decode_attention"]) == 24
+    assert any("a row left out, " in line and "times slower than its neighbours" in line for line in made.left_out)
+    path = tmp_path / "mine.toml"
+    path.write_text(made.text)
+    efficiency = Efficiency.of(H100, fit=str(path))
+    assert efficiency.decode_attention_memory == pytest.approx(0.7, rel=0.1)
+    assert efficiency.is_fitted("decode_attention")
+    assert not efficiency.is_fitted("gemm")
+    cost = Roofline(load_model("llama-3.1-8b"), H100, efficiency=efficiency)
+    assert cost.explain(Shape(decodes=2, decode_context=900))["decode attention"].source == "fitted"
+
+
+def test_tables_in_another_unit_or_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"faster than the chip can be.*times were read as ms: is that their unit"):
+        fit_roofline([decode_table(tmp_path / "generation_bf16.csv", scale=1e-3)], "h100", "2026-11-30")
+    only = tmp_path / "one_bf16.csv"
+    only.write_text("op_name,nccl_dtype,num_gpus,message_size,latency_ms\nall_gather,half,2,4096,0.01\n")
+    with pytest.raises(InputError, match="no table of GEMMs, attention, experts or all-reduces"):
+        fit_roofline([only], "h100", "2026-11-30")
+
+
+def test_the_shipped_files_are_true_of_themselves() -> None:
+    for name in fits.names():
+        fit = fits.load(fits.FOLDER / f"{name}.toml")
+        assert fit.gpu == name
+        assert {"gemm", "prefill_attention", "decode_attention", "experts", "all_reduce"} <= fit.names
+        assert set(fit.curves) == {2, 4, 8}
+        assert all(operation.mean_error < 0.25 for operation in fit.operations)
+
+
+class TestExpertTables:
+    def test_aiconfigurator(self, tmp_path: Path) -> None:
+        path = tmp_path / "moe.csv"
+        path.write_text(
+            MOE
+            + "bfloat16,16,2048,768,8,128,1,1,balanced,0.42\nbfloat16,16,2048,768,8,128,1,1,power_law_1.2,0.21\n"
+            + "bfloat16,16,2048,768,8,128,1,2,balanced,0.23\nnvfp4,16,2048,768,8,128,1,1,balanced,0.2\n"
+            + "bfloat16,16,2048,768,8,128,1,1,zipf,0.2\n"
+        )
+        found = import_profile([path], "h100")
+        table = found.profile.tables["expert_layer"]
+        assert [(row["routing"], row["touched"], row["us"]) for row in table.rows()] == [
+            ("balanced", 128, pytest.approx(420.0)),
+            ("power-law:1.2", round(Routing("power-law:1.2").load(16, 128, 8).touched), pytest.approx(210.0)),
+        ]
+        said = " ".join(map(str, found.left_out))
+        for reason in ("moe_ep_size", "moe_dtype nvfp4", "distribution zipf"):
+            assert reason in said
+
+    def test_llmservingsim_and_its_price(self, tmp_path: Path) -> None:
+        """A profile of experts alone prices them as a whole: nothing is added for what stands between."""
+        path = tmp_path / "moe.csv"
+        path.write_text("tokens,activated_experts,time_us\n64,128,828\n512,128,900\n64,200,900\n1,4,50\n")
+        found = import_profile([path], "h100", model="qwen3-30b-a3b")
+        assert len(found.profile.tables["expert_layer"]) == 2
+        assert "a token visits 8 of 128 of qwen3-30b-a3b" in " ".join(map(str, found.left_out))
+        cost = Profiled(load_model("qwen3-30b-a3b"), H100, found.profile, routing=Routing("balanced"))
+        terms = cost.explain(Shape(decodes=64, decode_context=6400))
+        assert terms["expert up"].seconds == pytest.approx(48 * 828e-6)
+        assert terms["expert up"].source == "measured"
+        assert not {"expert down", "expert activation", "expert combine"} & set(terms)
+        with pytest.raises(InputError, match=r"a table of experts, and model .llama-3\.1-8b. has no layers"):
+            import_profile([path], "h100", model="llama-3.1-8b")
