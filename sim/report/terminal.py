@@ -131,7 +131,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
     simulator = summary["simulator"]
     if simulator.get("wall_s"):
-        pace = f"{count(round(simulator.get('requests_per_wall_s') or 0))} requests/s"
+        pace = f"{count(round(simulator.get('requests_per_cpu_s') or 0))} requests a CPU second"
         lines.append(("Wall time", f"{seconds(simulator['wall_s'])} for {count(simulator.get('steps'))} steps, {pace}"))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", width=9, no_wrap=True)

@@ -89,9 +89,9 @@ def simulate(
     sent = keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
     simulation = Simulation(scenario, pools, engines, sent, progress, session, hooks, spans)
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.process_time()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
-    loop_s = time.perf_counter() - started
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - began
     clients, steps_s = simulation.clients, simulation.step_end_s()
     gaps = simulation.gaps(steps_s)
     itl = gaps.itl()
@@ -128,7 +128,7 @@ def simulate(
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
-        simulator=simulation.speed(steps, loop_s),
+        simulator=simulation.speed(steps, wall_s, cpu_s),
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),

@@ -187,9 +187,10 @@ def make_run(count: int = 300, rate: float = 4.0, replicas: int = 1, seed: int =
         source_seconds={"roofline": float(steps["device_s"].sum())},
         simulator={
             "wall_s": 0.5,
+            "cpu_s": 0.5,
             "steps": int(steps["repeats"].sum()),
             "events": len(steps),
-            "requests_per_wall_s": count / 0.5,
+            "requests_per_cpu_s": count / 0.5,
         },
         inputs={**INPUTS, **extra},
     )

@@ -30,7 +30,7 @@ from sim.study.sweep.store import TABLE, PointOutcome, Store
 from sim.study.workers.pool import each
 from traces.schema import InputError, Trace
 
-TIMINGS = ("simulator.wall_s", "simulator.requests_per_wall_s")
+TIMINGS = ("simulator.wall_s", "simulator.cpu_s", "simulator.requests_per_cpu_s")
 """Of the summary, what the machine says and not the scenario: no part of a row."""
 
 
