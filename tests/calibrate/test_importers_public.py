@@ -253,7 +253,7 @@ def test_uneven_decode_rows_by_the_kernels_own_rule(shared: Path, card: str, req
     assert means["whose rule is known"] < 0.8 * means["equal rows"]
 
 
-@pytest.mark.parametrize(("tp", "prompt_error", "token_error"), [(2, 0.2, 0.3), (4, 0.35, 0.45), (8, 0.55, 0.5)])
+@pytest.mark.parametrize(("tp", "prompt_error", "token_error"), [(2, 0.27, 0.3), (4, 0.42, 0.45), (8, 0.55, 0.5)])
 def test_splitwise_steps_beside_the_roofline(shared: Path, tp: int, prompt_error: float, token_error: float) -> None:
     found = import_profile([shared / "measured/splitwise_llama2_70b_a100"], "a100-80", tp=tp)
     impossible = sum(one.rows for one in found.left_out if "faster than the chip" in one.reason)
