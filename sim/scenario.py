@@ -502,7 +502,7 @@ def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
 
     made = merge(found.defaults(gpu, given, longest), tables, {"engine.preset": found.name})
     if preset is None:
-        if _at(made, "kv.swap_gib") and "allocator.name" not in given:
+        if _at(made, "kv.swap_gib") and "allocator.name" not in given and _at(made, "engine.name") == OURS:
             made = merge(made, {"allocator.name": "paged"})  # no prefix that stays findable is moved to the host
         mixed = found.refusal(policies_of(made), str(_at(made, "allocator.name")))
         made = merge({"engine.allow_mix": bool(mixed), "kv.allow_short": bool(_at(made, "kv.blocks"))}, made)

@@ -29,22 +29,52 @@ Settings = Mapping[str, Any]
 """Values by dotted key."""
 
 
-def _seats_within_budget(told: Settings, given: Settings, longest: Callable[[], int]) -> dict[str, Any]:
+class Asked(NamedTuple):
+    """What a default may follow: what is set on top, the GPU, and the longest context, asked only where needed."""
+
+    given: Settings
+    gpu: GpuSpec
+    longest: Callable[[], int]
+
+
+def _seats_within_budget(told: Settings, asked: Asked) -> dict[str, Any]:
+    given = asked.given
     if "engine.max_num_seqs" in given or "engine.max_num_batched_tokens" not in given:
         return {}
     tokens = given["engine.max_num_batched_tokens"]
     return {"engine.max_num_seqs": max(1, min(told["engine.max_num_seqs"], tokens))} if type(tokens) is int else {}
 
 
-def _budget_of_longest(told: Settings, given: Settings, longest: Callable[[], int]) -> dict[str, Any]:
+def _budget_of_longest(told: Settings, asked: Asked) -> dict[str, Any]:
+    given = asked.given
     if "engine.max_num_batched_tokens" in given or given.get("engine.chunked_prefill") is not False:
         return {}
-    return {"engine.max_num_batched_tokens": max(told["engine.max_num_batched_tokens"], longest())}
+    return {"engine.max_num_batched_tokens": max(told["engine.max_num_batched_tokens"], asked.longest())}
 
 
-DERIVED: Mapping[str, Callable[[Settings, Settings, Callable[[], int]], dict[str, Any]]] = {
+_SGLANG_ROWS = ((160, 512), (60, 256), (35, 32), (20, 48), (0, 8))
+"""Rows of the largest decode graph on GPUs of so many GiB and more, with less than four GPUs a replica."""
+
+
+def _sglang_share(told: Settings, asked: Asked) -> dict[str, Any]:
+    """`handle_gpu_memory_settings` of SGLang 0.5.23: 1 less what it sets aside, in MiB, over the GPU's memory."""
+    gpu_mib = asked.gpu.memory_bytes / 2**20
+    tp, tokens = asked.given.get("tp", 1), asked.given.get("engine.max_num_batched_tokens")
+    tp = tp if isinstance(tp, int) else 1
+    tokens = tokens if isinstance(tokens, int) else told["engine.max_num_batched_tokens"]
+    rows = next(rows for least, rows in _SGLANG_ROWS if gpu_mib >= least * 1024)
+    if tp >= 4:
+        rows = {8: 8, 48: 160, 32: 160}.get(rows, 512)
+    reserved = 512 + 1.5 * max(tokens, 2048) + tp / 8 * 1024 + 2 * rows
+    if gpu_mib > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    return {"kv.gpu_memory_utilization": max(0.1, round((gpu_mib - reserved) / gpu_mib, 3))}
+
+
+DERIVED: Mapping[str, Callable[[Settings, Asked], dict[str, Any]]] = {
     "seats within a budget that is set": _seats_within_budget,
     "budget of the longest context without chunks": _budget_of_longest,
+    "SGLang's static share of memory": _sglang_share,
 }
 """Defaults that follow what is set, by the name that an engine's file has for them (`EnginePreset.derives`)."""
 
@@ -118,8 +148,11 @@ class EnginePreset:
         for row in sorted(self.by_gpu, key=lambda row: row.memory_gib):
             if row.holds(gpu):
                 told |= row.settings
+        for part in ("policy", "allocator"):
+            if given.get(f"{part}.name", told[f"{part}.name"]) != told[f"{part}.name"]:  # another has other parameters
+                told = {key: value for key, value in told.items() if key.partition(".")[0] != part}
         for name in self.derives:
-            told |= DERIVED[name](told, given, longest)
+            told |= DERIVED[name](told, Asked(given, gpu, longest))
         return told
 
     def refusal(self, policies: Iterable[str], allocator: str) -> str | None:

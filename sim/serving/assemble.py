@@ -24,10 +24,11 @@ from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
 from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
-from sim.scenario import Part, Scenario, as_tables, policies_of
+from sim.results.tables import flat
+from sim.scenario import Scenario, as_tables, policies_of
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
-from sim.serving.startup import check_longest, check_refusals
+from sim.serving.startup import LONGEST, check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import Parallel
 from sim.specs.traits import declared
@@ -261,8 +262,12 @@ def _schedulers(
         asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
         return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
-    parts = {"policy": scenario.policy, "allocator": scenario.allocator}
-    named = [key for key, part in parts.items() if part != Part(preset.settings[f"{key}.name"])]
+    told = flat(as_tables(scenario))
+    named = [
+        section
+        for section in ("policy", "allocator")
+        if any(value != preset.settings.get(key) for key, value in told.items() if key.partition(".")[0] == section)
+    ]
     named += ["kv.swap_gib"] if scenario.kv.swap_gib else []
     if named:
         raise InputError(f"engine.name is {scenario.engine.name}, which reads no {named[0]}: it brings its own")
@@ -296,7 +301,12 @@ def _check_start(
     who = f"{preset.name} with {whose}" if preset.name != OURS and not mixed else f"a server of {whose}"
     if not mixed:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)
-    asked = starts and not scenario.kv.allow_short and not (preset.name == OURS and scenario.kv.blocks)
+    asked = (
+        LONGEST in preset.refuses
+        and starts
+        and not scenario.kv.allow_short
+        and not (preset.name == OURS and scenario.kv.blocks)
+    )
     # Twice the tokens are enough for whatever an allocator rounds up to.
     if asked and memory.tokens < 2 * memory.max_request_tokens:
         allocator = build(

@@ -34,11 +34,14 @@ REFUSALS: Mapping[str, Callable[[Limits, int], str | None]] = {
 }
 """What some engines refuse at their start, by the name that their file has for it (`EnginePreset.refuses`)."""
 
+LONGEST = "longest context beyond the KV cache"
+"""The same, asked of the allocator (`check_longest`)."""
+
 
 def check_refusals(who: str, refuses: tuple[str, ...], limits: Limits, longest: int) -> None:
     """Raise InputError for the first of what an engine refuses."""
     for name in refuses:
-        if (why := REFUSALS[name](limits, longest)) is not None:
+        if name != LONGEST and (why := REFUSALS[name](limits, longest)) is not None:
             raise InputError(f"{who} would not start: {why}")
 
 

@@ -13,7 +13,7 @@ from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, rules_of
 from sim.load import names
 from sim.scenario import ENGINE_KEYS, SETTINGS, build
 from sim.serving.assemble import assemble
-from sim.serving.startup import REFUSALS
+from sim.serving.startup import LONGEST, REFUSALS
 from sim.specs.front_end import FrontEndSettings
 from traces.schema import InputError
 
@@ -27,10 +27,10 @@ def test_a_file_names_only_what_there_is(name: str) -> None:
     assert preset.name == name
     assert set(preset.policies) - {ANY} <= set(names("sim.policies"))
     assert set(preset.allocators) - {ANY} <= set(names("sim.allocators"))
-    assert set(preset.refuses) <= set(REFUSALS)
+    assert set(preset.refuses) <= {*REFUSALS, LONGEST}
     rules_of(preset.rules)
     assert set(preset.settings) >= ENGINE_KEYS
-    assert preset.keys <= set(SETTINGS)
+    assert preset.keys - {"policy.order"} <= set(SETTINGS)
     assert set(preset.derives) <= set(DERIVED)
     assert set(preset.sources) == {
         "settings",

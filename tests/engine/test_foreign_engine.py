@@ -31,6 +31,7 @@ from traces.schema import InputError
 Row = tuple[float, int, int]
 COST = FixedCost(base_s=0.001, per_token_s=0.0001, per_context_token_s=0.00001)
 TIGHT: dict[str, Any] = {
+    "engine.preset": "foretoken",
     "workload.trace": "chatbot_arena.jsonl",
     "workload.limit": 60,
     "workload.sessions": False,

@@ -123,7 +123,7 @@ def _spelled_out(tables: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     defaults["front_end"] = {"name": defaults["front_end"]["name"]}
     for key in own:
         section, _, name = key.partition(".")
-        del defaults[section][name]
+        defaults[section].pop(name, None)
     return defaults
 
 
