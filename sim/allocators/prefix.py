@@ -194,14 +194,13 @@ class Prefix(Paged):
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
-        first = taken_from(self._unnamed, count) if self._unnamed else []
-        count -= len(first)
-        fresh = self._fresh
-        if fresh <= self.pool.blocks:
-            self._fresh = min(fresh + count, self.pool.blocks + 1)
-            count -= self._fresh - fresh
-        taken = self._idle.take(count) if count else []
-        return [*first, *range(fresh, self._fresh), *taken] if first or fresh < self._fresh else taken
+        fresh, end = self._fresh, self.pool.blocks + 1
+        if fresh == end and not self._unnamed:
+            return self._idle.take(count)
+        taken = taken_from(self._unnamed, count)
+        self._fresh = min(fresh + count - len(taken), end)
+        taken += range(fresh, self._fresh)
+        return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))

@@ -202,7 +202,14 @@ class IdleQueue:
 
     def take(self, count: int) -> list[int]:
         """The next blocks, which nobody will find any more; there are to be so many."""
-        queue, taken = self._queue, []
+        queue = self._queue
+        idle = queue[0]
+        if idle.run is None and idle.left == len(idle.blocks) > count > 0:
+            taken = idle.blocks[: -count - 1 : -1]
+            del idle.blocks[-count:]
+            idle.left -= count
+            return taken
+        taken = []
         while count:
             idle = queue[0]
             if idle.left:
