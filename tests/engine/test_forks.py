@@ -286,7 +286,16 @@ def test_more_sequences_than_seats_or_budget_are_refused() -> None:
 )
 def test_a_search_that_never_fits_is_refused_by_name(settings_: dict[str, Any]) -> None:
     columns = {"arrival_s": [0.0, 0.1], "prompt_tokens": [20, 40], "output_tokens": [20, 20]}
-    plan = scenario.build({}, {"workload.samples": 4, "workload.beam_search": True, "kv.blocks": 400, **settings_})
+    plan = scenario.build(
+        {},
+        {
+            "engine.preset": "foretoken",
+            "workload.samples": 4,
+            "workload.beam_search": True,
+            "kv.blocks": 400,
+            **settings_,
+        },
+    )
     with pytest.raises(InputError, match="its 4 beams step together"):
         api.simulate(plan, trace=from_frame(pd.DataFrame(columns), name="two", synthetic=True))
 
