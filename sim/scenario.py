@@ -364,7 +364,7 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     tables = documents.toml(Path(path))
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
-    if {key for key, _ in _leaves(tables)} >= ENGINE_KEYS:
+    if {key for key, _ in leaves(tables)} >= ENGINE_KEYS:
         # As results were written before engines had names: nothing is left that one could set.
         tables["engine"].setdefault("preset", OURS)
     return tables
@@ -376,8 +376,8 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
     A file may come from anyone, and a module runs as soon as it is imported. Names of what is installed are no code:
     whoever installed it has said so.
     """
-    overruled = {key for key, _ in _leaves(settings or {})}
-    for key, value in _leaves(tables):
+    overruled = {key for key, _ in leaves(settings or {})}
+    for key, value in leaves(tables):
         if key in overruled or not (key.partition(".")[0] in _PARTS or key in ("workload.format", "engine.name")):
             continue
         for name in value if isinstance(value, list) else [value]:
@@ -389,11 +389,11 @@ def refuse_code(tables: Mapping[str, Any], where: str, settings: Mapping[str, An
                 )
 
 
-def _leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key in full, value) of every setting."""
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield full_key(prefix + key), value
 
@@ -491,7 +491,7 @@ def _with_preset(tables: dict[str, Any]) -> dict[str, Any]:
     from sim.cost import profile  # noqa: PLC0415
 
     found = presets.load(_unnamed(tables) if preset is None else preset or OURS)
-    given = dict(_leaves(tables))
+    given = dict(leaves(tables))
     if preset is not None and found.keys <= set(given):
         return merge(tables, {"engine.preset": found.name})  # a resolved scenario: nothing is left to the engine
     gpu = profile.gpu_of(str(_at(tables, "cost.profile")), str(_at(tables, "gpu")))

@@ -24,8 +24,7 @@ from sim.engine.rules import Rules, rules_of
 from sim.engine.wiring import wire
 from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
-from sim.results.tables import flat
-from sim.scenario import Scenario, as_tables, policies_of
+from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import LONGEST, check_longest, check_refusals
@@ -262,7 +261,7 @@ def _schedulers(
         asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
         return vllm_engine(scenario, model, asynchronous), policy, allocator
     engine, traits = find("sim.engines", scenario.engine.name, {})
-    told = flat(as_tables(scenario))
+    told = dict(leaves(as_tables(scenario)))
     named = [
         section
         for section in ("policy", "allocator")

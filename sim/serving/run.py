@@ -22,9 +22,8 @@ from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
-from sim.results.tables import flat
 from sim.results.terms import FleetTerms, StepTerms, term_shares
-from sim.scenario import Scenario, as_tables, policies_of
+from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
 from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
@@ -300,7 +299,7 @@ def _engine_notes(parts: Parts) -> list[str]:
     preset, scenario = parts.preset, parts.scenario
     if preset.name == OURS:
         return []
-    values = flat(as_tables(scenario))
+    values = dict(leaves(as_tables(scenario)))
     own = preset.defaults(parts.gpu, {"tp": scenario.tp})
     other = [key for key, value in own.items() if key in values and values[key] != value]
     changed = [f"{key} {word(values[key])} (its own: {word(own[key])})" for key in other]

@@ -34,6 +34,9 @@ SMALL: dict[str, Any] = {
     "kv.blocks": 60,
     "engine.max_model_len": 128,
 }
+UNPADDED = {"engine.preset": "foretoken"}
+"""vLLM 0.33 pads admissions with placeholders, which a step counts among its drafts and a request does not."""
+
 LOOKUP: dict[str, Any] = {"policy": "speculative", "speculation.k": 3, "speculation.prompt_lookup_max": 1}
 
 
@@ -76,12 +79,12 @@ def by_model(draft: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def looked_up(folder: str) -> Result:
-    return run(folder, **LOOKUP)
+    return run(folder, **LOOKUP, **UNPADDED)
 
 
 @pytest.fixture(scope="module")
 def drafted(folder: str, first_layer: str) -> Result:
-    return run(folder, **by_model(first_layer))
+    return run(folder, **by_model(first_layer), **UNPADDED)
 
 
 def test_the_answers_are_those_without_drafts(folder: str, looked_up: Result, drafted: Result) -> None:
