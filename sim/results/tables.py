@@ -48,6 +48,8 @@ PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
 UNMARKED = ("simulator", "verdict", "bound")
 """Parts of a summary that its id does not tell: how fast it was made, and words that name the command that asked."""
+ESTIMATED = ("capacity_low_tokens", "capacity_high_tokens", "capacity_source")
+"""Of `kv`, how its size is known: a written scenario has the size, and is the same run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class RunTables:
         itl = gaps_s[counted], counts[counted].astype(np.int64)
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key not in UNMARKED}
+        timeless["kv"] = {key: value for key, value in run.summary["kv"].items() if key not in ESTIMATED}
         transfers = getattr(run, "transfers", None)
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
         tables += [] if transfers is None else [transfers]

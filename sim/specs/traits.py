@@ -47,6 +47,8 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "watermark_beside_others": Trait("switch", "set where a watermark binds only beside other requests"),
             "lookahead_tokens": Trait("tokens", "set to the slots that a drafter's own KV takes ahead"),
             "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
+            "room": Trait("method", "room(request): slots to which it grows without another block"),
+            "fits": Trait("method", "fits(slots): may requests all grow to so many slots each"),
             "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
             "finds_prefixes": Trait("switch", "another request may find what a prompt left behind"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),

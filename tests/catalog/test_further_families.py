@@ -369,6 +369,7 @@ class TestStatesAlone:
     def test_a_run(self, tmp_path: Path) -> None:
         read(tmp_path, self.TABLE)
         settings = {"trace": "chatbot_arena.jsonl", "limit": 20, "rate": 5.0, "model": str(tmp_path / "config.json")}
+        settings["engine.max_num_seqs"] = 256  # the states of 1,024 seats, vLLM's own, need two GPUs more
         result = api.run(**settings, gpu="h100")
         assert result.summary["requests"]["completed"] == 20
         with pytest.raises(InputError, match=r"kv\.swap_gib = 4 is for a KV cache, and the model keeps none"):

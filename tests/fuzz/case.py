@@ -99,6 +99,10 @@ class Patience(Observer):
             raise EndlessError("the run goes on and on")
 
 
+PRICED = {"cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0}
+"""What would be added to the prices that laws scale."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One scenario.
@@ -120,7 +124,7 @@ class Case:
 
     def told(self) -> dict[str, Any]:
         """The settings with the paths of files that they name (`assets`)."""
-        return {key: assets.told(value) for key, value in self.settings.items()}
+        return PRICED | {key: assets.told(value) for key, value in self.settings.items()}
 
     def plan(self) -> Scenario:
         return scenario.build({}, self.told())

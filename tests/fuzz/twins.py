@@ -114,7 +114,8 @@ def shifted(run: Run) -> Iterator[str]:
     trace = replace(run.trace, requests=requests.assign(arrival_s=requests["arrival_s"] + 16.0))
     other = run.case.run(trace=trace)
     back = {name: _moved(table, -later_s) for name, table in tables(other).items()}
-    back["requests"]["arrival_s"] = np.where(run.kept, back["requests"]["arrival_s"], run.requests["arrival_s"])
+    for name in ("arrival_s", "engine_arrival_s"):
+        back["requests"][name] = np.where(run.kept, back["requests"][name], run.requests[name])
     yield from differences(run, other.having(**back), clock=[one - later_s for one in other.result.step_end_s])
 
 
@@ -179,7 +180,7 @@ def _halved(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _moved(table: pd.DataFrame, by_s: float) -> pd.DataFrame:
-    moments = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s", "end_s")
+    moments = ("arrival_s", "engine_arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s", "end_s")
     return table.assign(**{name: table[name] + by_s for name in moments if name in table})
 
 

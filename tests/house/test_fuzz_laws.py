@@ -19,6 +19,7 @@ import sim.api
 import sim.results.files
 import sim.results.kv
 import sim.results.metrics
+import sim.serving.pool
 import sim.serving.run
 import sim.serving.source
 import sim.speculation.acceptance
@@ -237,9 +238,9 @@ def test_chance_without_a_seed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_scenario_that_says_other_blocks_than_it_had_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = sim.serving.run.resolved
+    honest = sim.serving.pool.resolved
     monkeypatch.setattr(
-        sim.serving.run, "resolved", lambda plan, parts: replace(honest(plan, parts), kv=replace(plan.kv, blocks=98))
+        sim.serving.pool, "resolved", lambda plan, parts: replace(honest(plan, parts), kv=replace(plan.kv, blocks=98))
     )
     assert broken(RUNS["roomy"], "resolved")
 
@@ -304,7 +305,10 @@ def test_more_blocks_that_make_later_are_seen(monkeypatch: pytest.MonkeyPatch) -
         honest(self, step)
 
     monkeypatch.setattr(Chunked, "__call__", spoilt)
-    assert "KV blocks instead of 99" in broken(RUNS["sessions"], "lone")
+    case = replace(RUNS["sessions"], settings={**RUNS["sessions"].settings, "engine.preset": "foretoken"})
+    assert "KV blocks instead of 99" in broken(
+        case, "lone"
+    )  # under vLLM 0.33's rules a threshold spares a lone request
 
 
 def test_files_that_are_not_the_tables_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +341,7 @@ def test_what_is_no_sentence_is_seen(monkeypatch: pytest.MonkeyPatch, error: Exc
     def raises(*given: Any, **named: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sim.serving.run, "assemble", raises)
+    monkeypatch.setattr(sim.serving.pool, "assemble", raises)
     assert [name for name, _ in check(RUNS["open"], ()).broken] == [law]
 
 

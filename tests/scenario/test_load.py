@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def test_an_installed_entry_point_is_a_name(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(group)
         return [FakePoint()]
 
-    monkeypatch.setattr(load, "entry_points", entry_points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     assert load.load("sim.policies", "from-elsewhere") is first_come
     assert "from-elsewhere" in load.names("sim.policies")
     assert set(asked) == {"foretoken.policies"}

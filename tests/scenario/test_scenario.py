@@ -278,6 +278,8 @@ def test_a_scenario_survives_toml(made: Scenario) -> None:
 def test_a_dump_spells_every_setting_out() -> None:
     tables = tomllib.loads(dump(Scenario()))
     for entry in fields(Scenario):
+        if entry.name == "pools":
+            continue  # written where there are some
         assert entry.name in tables
         value = getattr(Scenario(), entry.name)
         if is_dataclass(value) and not isinstance(value, Part):

@@ -13,6 +13,7 @@ import pytest
 from sim import api
 from sim.cli.main import main
 from sim.scenario import SETTINGS, Scenario, build, dump, load, refuse_unread
+from sim.specs.settings import word
 from traces.schema import InputError
 
 CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.5,200,7\n"
@@ -28,6 +29,12 @@ FRONT_END = {
     "spread": 0.5,
     "max_num_queued_reqs": 3,
     "max_num_queued_tokens": 3,
+}
+TRANSFER = {"gb_per_s": 0.5, "latency_s": 0.5, "by_layer": True, "min_prompt_tokens": 3}
+APART = {
+    "pools.a.role": "prefill",
+    "pools.b.role": "decode",
+    **{f"transfer.{key}": value for key, value in TRANSFER.items()},
 }
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
@@ -53,6 +60,20 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         )
         for key, value in FRONT_END.items()
     ),
+    (
+        {"kv.from_log": "line", "executor": "live"},
+        "kv.from_log is line, and it is read only where executor is predicted",
+    ),
+    ({"kv.accounting": "plain", "kv.blocks": 9}, "kv.accounting is plain, and it is read only where executor is pred"),
+    ({"kv.estimate": "least", "kv.blocks": 9}, "kv.estimate is least, and it is read only where executor is predicted"),
+    ({"routing.poll_s": 0.5}, "routing.poll_s is 0.5, and it is read only where there are several replicas"),
+    *(
+        (
+            {f"transfer.{key}": value},
+            f"transfer.{key} is {word(value)}, and it is read only where a pool has the role prefill",
+        )
+        for key, value in TRANSFER.items()
+    ),
     ({"speculation.k": 3}, "speculation.k is 3, and it is read only where policy.name is speculative"),
 ]
 READ: list[dict[str, Any]] = [
@@ -60,6 +81,10 @@ READ: list[dict[str, Any]] = [
     {"offload.kv_layers": 3, "offload.host_gib": 3.0},
     {"front_end.name": "custom", **{f"front_end.{key}": value for key, value in FRONT_END.items()}},
     {"workload.beam_search": True, "workload.beam_churn": 0.5},
+    {"kv.from_log": "GPU KV cache size: 9,000 tokens"},
+    {"kv.accounting": "plain", "kv.estimate": "least"},
+    {"routing.poll_s": 0.5, "replicas": 2},
+    APART,
     {"policy": "speculative", "speculation.k": 3},
     {"policy": "mine:Mine", "speculation.k": 3},
     {"policy": "speculative", "speculation.prompt_lookup_max": 2},  # as the live run had whose acceptance it takes
