@@ -249,6 +249,7 @@ def test_hand_worked_summary() -> None:
         "interpolated": 0.0,
         "derived": 0.0,
         "extrapolated": 0.0,
+        "fitted": 0.0,
         "roofline": 0.25,
     }
     assert list(summary) == [
