@@ -25,7 +25,10 @@ from .pages import of_page
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "fingerprints"
 SCHEDULES = Path(__file__).resolve().parents[3] / "shared" / "measured" / "vllm_v1_schedules"
-MEASURED = ("first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s", "tpot_s", "e2e_s", "max_itl_s")
+MEASURED = (
+    "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s", "tpot_s", "e2e_s", "max_itl_s",
+    "engine_ttft_s", "engine_tpot_s", "engine_e2e_s",
+)  # fmt: skip
 """Columns of a live run that a clock made; of its steps these are all that end in `_s`."""
 
 DERIVED = ("verdict", "binding")
