@@ -96,7 +96,7 @@ def test_the_whole_loop_recovers_a_known_law(tmp_path: Path, monkeypatch: pytest
     assert done.exception is None, done.output
     profile, spec = find(str(tmp_path / "law")), load_model("tiny-llama")
     for name, told in profile.meta.accuracy.items():
-        assert told.mean < (0.1 if name == "prefill_attention" else 1e-3), name
+        assert told.mean < (0.12 if name == "prefill_attention" else 1e-3), name
     for name, told in profile.meta.step_accuracy.items():
         assert told.max < 0.01, name
     cost, law = Profiled(spec, profile.gpu(), profile), LawBench(spec)

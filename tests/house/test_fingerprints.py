@@ -37,7 +37,7 @@ def test_what_is_no_single_run_is_as_recorded(name: str) -> None:
 def test_every_run_is_recorded_as_it_is_listed() -> None:
     assert unrecorded(RUNS) == []
     assert len(RUNS) > 120
-    assert store.RECORD.stat().st_size < 450_000
+    assert store.RECORD.stat().st_size < 580_000
 
 
 def test_the_record_reads_as_it_was_written(tmp_path: Path) -> None:

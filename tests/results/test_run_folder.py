@@ -131,7 +131,7 @@ def test_a_rename_that_fails_leaves_the_old_run_or_the_new(
         if calls[0] < at:
             break
         assert ("Input/output error" in told) == (at == 1 or not once)
-    assert at > 8
+    assert at > 7  # without a Perfetto trace, which is written when it is asked for
 
 
 def test_what_earlier_versions_left_goes(here: Path) -> None:

@@ -43,7 +43,7 @@ def test_errors_by_hand() -> None:
         (
             {"interpolated": 0.05, "extrapolated": 0.83, "roofline": 0.12},
             "Of the predicted step seconds 83.0 % lie outside the calibrated range and are extrapolated from it and "
-            "12.0 % come from data-sheet rooflines, where errors of 30 % and more are normal.",
+            "12.0 % are estimates by data-sheet rates, where errors of 30 % and more are normal.",
         ),
         ({"measured": 0.9, "extrapolated": 0.1}, "Of the predicted step seconds 10.0 % lie outside the calibrated"),
     ],
