@@ -249,7 +249,7 @@ def test_a_derived_profile_scales_by_regime_and_says_so() -> None:
     large = Shape(prefills=((4096, 0),))
     flops = GPU.bf16_flops_per_s / goal.bf16_flops_per_s
     before, after = Profiled(MODEL, GPU, measured).explain(large), cost.explain(large)
-    assert after["mlp up"].seconds == pytest.approx(flops * before["mlp up"].seconds, rel=0.01)
+    assert after["mlp up"].seconds == pytest.approx(flops * before["mlp up"].seconds, rel=0.02)
 
 
 def test_a_derived_profile_is_checked_where_it_can_be() -> None:

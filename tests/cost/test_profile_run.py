@@ -114,7 +114,7 @@ def test_an_engine_of_no_known_accounting_has_the_plain_one_and_a_wider_band() -
     assert accounting_of("auto", "vllm") == load("vllm-0.33").accounting
     assert accounting_of("vllm-0.11", "vllm-0.33").name == "vllm-0.11"
     with pytest.raises(
-        InputError, match=r"kv.accounting is 'vllm'; known are auto, plain, vllm-0.19, vllm-0.11, vllm-0.33"
+        InputError, match=r"kv.accounting is 'vllm'; known are auto, plain, sglang-0.5, vllm-0.19, vllm-0.11, vllm-0.33"
     ):
         accounting_of("vllm", "")
     plain, own = planned("plain", 2048, 256), planned("vllm-0.11", 2048, 256)
