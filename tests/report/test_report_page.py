@@ -157,7 +157,7 @@ def test_only_the_terms_of_doubtful_seconds_are_named(real: api.Result) -> None:
     summary["cost_terms"] = {"qkv": {"measured": 0.7}, "swap": {"roofline": 0.1}, "LM head": {"extrapolated": 0.2}}
     lines = list(pressure_lines(replace(real, summary=summary)))
     assert any("outside the calibrated range are mostly those of LM head (20.0 %)" in line for line in lines)
-    assert any("data-sheet rooflines are mostly those of swap (10.0 %)" in line for line in lines)
+    assert any("that no table has are mostly those of swap (10.0 %)" in line for line in lines)
 
 
 def test_20_000_requests_in_3_s_of_the_cpu_and_3_mb() -> None:
