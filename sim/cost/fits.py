@@ -27,6 +27,8 @@ NEAREST: Mapping[str, str] = {
     # Consumer and workstation chips share their SM (100 KiB of shared memory, mma.sync) and GDDR memory with Ada's.
     "Ampere GA10x": "l40s",
     "Ada": "l40s",
+    # ECC takes a share of the L40S's memory rate (on by default there), and none of a GeForce card's.
+    "Ada GeForce": "h100",
     "Hopper": "h100",
     "Blackwell": "b200",
     "Blackwell RTX": "l40s",
