@@ -395,7 +395,7 @@ def with_table(readme: str, table: str) -> str:
 
 
 def run(command: str) -> str:
-    """What a command prints.
+    """What a command prints; a validation may end with 1, which says that an error is out of its bounds.
 
     Raises:
         LookupError: it fails.
@@ -403,7 +403,7 @@ def run(command: str) -> str:
     program, *rest = shlex.split(command)
     module = {"sim": ["sim.cli.main"], "pytest": ["pytest", "-n", "0"]}[program]
     done = subprocess.run([sys.executable, "-m", *module, *rest], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode not in (0, 1 if command.startswith("sim validate") else 0):
         raise LookupError(f"{command} ends with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout
 
