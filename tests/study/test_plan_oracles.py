@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 
-import engine_kit
 import numpy as np
 import pytest
 from engine_kit import Run, Setup, run
@@ -127,12 +126,10 @@ class LeastWork:
         return chosen
 
 
-def two_servers(
-    monkeypatch: pytest.MonkeyPatch, router: Router, rate_per_s: float, prompts: np.ndarray, unit: int, seed: int
-) -> Run:
-    monkeypatch.setattr(engine_kit, "RoundRobin", lambda: router)
+def two_servers(router: Router, rate_per_s: float, prompts: np.ndarray, unit: int, seed: int) -> Run:
     cost = FixedCost(base_s=0.0, per_token_s=1 / unit)
-    setup = Setup(allocator="contiguous-oracle", pool=VAST, limits=Limits(1, 10**9), cost=cost, replicas=2)
+    limits = Limits(1, 10**9)
+    setup = Setup(allocator="contiguous-oracle", pool=VAST, limits=limits, cost=cost, replicas=2, router=lambda: router)
     return run(setup, single_steps(poisson(rate_per_s, len(prompts), seed), prompts.tolist()))
 
 
@@ -148,14 +145,14 @@ def exponential(count: int, unit: int, seed: int) -> np.ndarray:
     return np.maximum(1, np.rint(np.random.default_rng(seed).exponential(unit, count))).astype(int)
 
 
-def test_two_replicas_behind_one_queue_are_mm2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_replicas_behind_one_queue_are_mm2() -> None:
     unit, load = 10_000, 1.4
     prompts = exponential(20_000, unit, 11)
-    done = two_servers(monkeypatch, LeastWork(unit), load, prompts, unit, 12)
+    done = two_servers(LeastWork(unit), load, prompts, unit, 12)
     agree(waits_s(done), erlang_c_wait_s(2, load))
     agree(waits_s(done) > 0, erlang_c_wait_s(2, load) * (2 - load))
     # Fewest unfinished requests is a guess at that: worse than one queue, better than a coin.
-    guessed = two_servers(monkeypatch, LeastOutstanding(), load, prompts, unit, 12)
+    guessed = two_servers(LeastOutstanding(), load, prompts, unit, 12)
     assert waits_s(done).mean() < waits_s(guessed).mean() < 0.8 * mean_mm1_wait_s(load / 2)
 
 
@@ -163,12 +160,12 @@ def mean_mm1_wait_s(load: float) -> float:
     return load / (1 - load)
 
 
-def test_random_splitting_makes_two_mg1_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_splitting_makes_two_mg1_queues() -> None:
     """Service of 0.5 s or, for one in four, 2 s; each replica has half of the Poisson stream."""
     unit, rate_per_s = 10_000, 1.4
     rng = np.random.default_rng(21)
     prompts = np.where(rng.random(20_000) < 0.25, 2 * unit, unit // 2)
-    done = two_servers(monkeypatch, Random(seed=3), rate_per_s, prompts, unit, 22)
+    done = two_servers(Random(seed=3), rate_per_s, prompts, unit, 22)
     mean_s, square = 0.75 * 0.5 + 0.25 * 2, 0.75 * 0.25 + 0.25 * 4
     each = rate_per_s / 2
     agree(waits_s(done), each * square / (2 * (1 - each * mean_s)))  # Pollaczek and Khinchine

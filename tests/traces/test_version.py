@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError
@@ -23,7 +24,7 @@ def _not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> NoReturn:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(version, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     monkeypatch.setattr(version, "product_version", version.product_version.__wrapped__)
 
 
