@@ -89,11 +89,20 @@ def test_between_measured_sizes(shared: Path, name: str, fitted: Callable[[Row],
     assert abs(np.mean(errors)) <= 0.02
 
 
+BEST = {
+    "gemm": ["efficiency"],
+    "prefill_attention": ["efficiency", "linear", "efficiency"],
+    "decode_attention": ["linear", "linear"],
+    "all_reduce": ["efficiency"],
+}
+
+
 def test_forms_are_chosen_by_what_left_out_points_say(shared: Path) -> None:
     """In every axis the form that is chosen has the least error."""
     found = import_profile([shared / "measured" / "h100_kernels"], "h100").profile
     for name, table in found.tables.items():
         kernels, chosen = list(measured_kernels(table, GPU, EFFICIENCY)), best_forms(table, GPU, EFFICIENCY)
+        assert chosen == BEST[name]
         for axis, column in enumerate(table.spec.axes):
             points = sum(1 for one in kernels for _ in left_out(one.points, one.guide, axis, "linear"))
             means = form_errors(kernels, axis)
