@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 from sim.engine.request import Request
+from sim.routers.least_outstanding import LeastOutstanding
 from sim.serving.snapshot import Snapshot
-
-_OUTSTANDING = attrgetter("outstanding")
 
 
 class SessionSticky:
@@ -16,9 +14,10 @@ class SessionSticky:
 
     def __init__(self) -> None:
         self._places: dict[int, int] = {}
+        self._first = LeastOutstanding()
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
         place = self._places.get(req.session)
         if place is None:
-            place = self._places[req.session] = min(replicas, key=_OUTSTANDING).index
+            place = self._places[req.session] = self._first(req, replicas).index
         return replicas[place]

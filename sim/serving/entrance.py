@@ -17,7 +17,7 @@ from sim.scenario import Scenario
 from sim.serving.cluster import Cluster
 from sim.serving.disaggregation import Disaggregated, Places
 from sim.serving.links import Links
-from sim.serving.pool import Pool, kv_bytes, router_traits
+from sim.serving.pool import Pool, each_replica, kv_bytes, router_traits
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
 from sim.specs.fleet import BOTH, DECODE, PREFILL
@@ -55,11 +55,10 @@ class Entrance:
         self._disaggregated: Disaggregated | None = None
         self.follows_sessions = False
         self.replicas: list[Replica] = []
-        self._where: list[tuple[Cluster, int]] = []
-        """Of each replica the cluster that it is in, and its place there."""
         places = Places()
         alone = sum(pool.count for pool in pools) == 1
         servers: dict[str, list[tuple[Pool, Server]]] = {}
+        places_of: list[tuple[str, int]] = []
         for pool, own in zip(pools, engines, strict=True):
             for engine in own:
                 observer = places if pool.role == DECODE else None
@@ -68,13 +67,12 @@ class Entrance:
                     on_finish = self._prefilled
                 server, replica = make(pool, engine, len(self.replicas), on_finish=on_finish, observer=observer)
                 self.replicas.append(replica)
-                servers.setdefault(pool.role, []).append((pool, server))
+                beside = servers.setdefault(pool.role, [])
+                places_of.append((pool.role, len(beside)))
+                beside.append((pool, server))
         self._clusters = {role: self._cluster(own) for role, own in servers.items()}
-        count = dict.fromkeys(servers, 0)
-        for pool in pools:
-            for _ in range(pool.count):
-                self._where.append((self._clusters[pool.role], count[pool.role]))
-                count[pool.role] += 1
+        self._where = [(self._clusters[role], place) for role, place in places_of]
+        """Of each replica the cluster that it is in, and its place there."""
         if PREFILL in servers:
             places.disaggregated = self._disaggregated = self._disaggregation(pools)
             self.submit = self._disaggregated.submit
@@ -97,7 +95,7 @@ class Entrance:
 
     def _disaggregation(self, pools: Sequence[Pool]) -> Disaggregated:
         transfer = self._scenario.transfer
-        rates = [pool.link_bytes_per_s for pool in pools for _ in range(pool.count)]
+        rates = [pool.link_bytes_per_s for pool in each_replica(pools)]
         decoding = self._clusters[DECODE]
         return Disaggregated(
             self._clusters[PREFILL],

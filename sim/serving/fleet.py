@@ -19,7 +19,7 @@ from sim.results.percentiles import distribution
 from sim.results.terms import StepTerms
 from sim.results.verdict import stable, verdict
 from sim.serving.answer import binding_of
-from sim.serving.pool import Pool
+from sim.serving.pool import Pool, each_replica
 from sim.specs.fleet import PREFILL
 
 Value = TypeVar("Value", bound=Hashable)
@@ -85,7 +85,7 @@ def by_pool(
 def kv_facts(pools: Sequence[Pool]) -> KvFacts:
     """Of all replicas."""
     first = pools[0].parts.kv_facts
-    sizes = tuple(pool.parts.pool.tokens for pool in pools for _ in range(pool.count))
+    sizes = tuple(pool.parts.pool.tokens for pool in each_replica(pools))
     return replace(first, replicas=len(sizes), each_tokens=sizes)
 
 
@@ -104,21 +104,15 @@ def fleet_summary(
     """
     duration = summary["duration_s"]
     own: dict[str, dict[str, Any]] = {}
-    bindings: dict[str, dict[str, Any]] = {}
-    bills = []
     for pool, mine, its_terms in zip(pools, numbers(pools), terms, strict=True):
         of_pool = steps["replica"].isin(mine).to_numpy()
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
         facts = replace(pool.parts.kv_facts, replicas=pool.count)
         rates = Rates.of(pool.gpus, pool.parts.gpu, pool.parts.scenario.price)
-        billed = metrics.run_bill(served, its_steps, rates, pool.count, duration)
-        bills.append(billed)
         kv = kv_summary(served, its_steps, facts, duration)
         local = {**summary, "kv": kv}
-        bindings[pool.name] = binding_of(
-            local, pool.parts, served, its_steps, _within(its_terms, of_pool), slo, pool.count
-        )
+        within = _within(its_terms, of_pool)
         own[pool.name] = {
             "role": pool.role,
             "replicas": pool.count,
@@ -127,9 +121,11 @@ def fleet_summary(
             "queue_s": distribution(served["queue_s"]),
             "computed": metrics.computed(its_steps),
             "kv": kv,
-            "bill": billed,
-            "binding": bindings[pool.name],
+            "bill": metrics.run_bill(served, its_steps, rates, pool.count, duration),
+            "binding": binding_of(local, pool.parts, served, its_steps, within, slo, pool.count),
         }
+    bindings = {name: pool["binding"] for name, pool in own.items()}
+    bills = [pool["bill"] for pool in own.values()]
     most = max(bindings, key=lambda name: (bindings[name]["by"] != NOTHING, bindings[name]["share"] or 0.0))
     prompt, output = metrics.served_tokens(requests)
     told = {

@@ -45,6 +45,11 @@ class Pool:
         return self.parts.scenario.tp * self.parts.scenario.transfer.bytes_per_s
 
 
+def each_replica(pools: Sequence[Pool]) -> list[Pool]:
+    """The pool of each replica, by its number."""
+    return [pool for pool in pools for _ in range(pool.count)]
+
+
 def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     """The pools of a scenario; of one without any, all its replicas.
 

@@ -30,7 +30,7 @@ from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, poo
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.noise import noise_notes
 from sim.serving.notes import front_end_notes, kv_notes
-from sim.serving.pool import Pool, pools_of, resolved_pools, served_by
+from sim.serving.pool import Pool, each_replica, pools_of, resolved_pools, served_by
 from sim.serving.simulation import Simulation
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
@@ -104,7 +104,7 @@ def simulate(
         rejected | simulation.refusals(np.flatnonzero(sent_rows)),
         simulation.requests,
         gaps.longest_s(len(sent)),
-        [pool.parts.pool.block_tokens for pool in pools for _ in range(pool.count)],
+        [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
     steps = simulation.steps.table()

@@ -59,11 +59,11 @@ class Simulation:
         self._finished = 0
         self._count = count
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
-        self._noise = [
-            noise_of(pool.parts.scenario, pool.parts.cost, admissible) if session is None else 0.0 for pool in pools
-        ]
-        self.noise = max(self._noise)
-        self._noise_of = {id(pool.parts): noise for pool, noise in zip(pools, self._noise, strict=True)}
+        self._noise = {
+            pool.name: noise_of(pool.parts.scenario, pool.parts.cost, admissible) if session is None else 0.0
+            for pool in pools
+        }
+        self.noise = max(self._noise.values())
         self.clients = ClientLog(count) if scenario.front_end.on else None
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
@@ -97,7 +97,7 @@ class Simulation:
         executor: Executor = (
             parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)
         )
-        if noise := self._noise_of[id(parts)]:
+        if noise := self._noise[pool.name]:
             executor = Noisy(executor, noise, parts.scenario.seed, index)
         if isinstance(self.clock, WallClock):
             executor = OnTheWall(executor, lambda clock=self.clock: clock.elapsed_s)  # type: ignore[misc]
