@@ -18,7 +18,8 @@ from sim.results.percentiles import STATISTICS
 from sim.results.tables import flat
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_SWEEPS_ALONE = {"gpus", "gpu_hours_per_million_output_tokens"}
+SHARES = {f"output_tokens_per_s_per_{share}" for share in ("gpu", "user", "megawatt")}
+OF_SWEEPS_ALONE = {"gpus", "gpu_hours_per_million_output_tokens", *SHARES}
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from test_report_page import EVIL, Outline
 from sim.report.measures import latency
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import front, map_charts, pareto_chart
+from sim.report.sweep.interactivity import curve, curve_chart
 from sim.report.sweep.page import render_sweep
-from sim.report.sweep.points import GOODPUT, PRICE
+from sim.report.sweep.points import GOODPUT, PER_GPU, PER_MEGAWATT, PER_USER, PRICE
 from sim.report.sweep.table import Sweep
 from sim.results.metrics import SLO_NAMES
 from sim.study.sweep import sweep
@@ -99,6 +100,44 @@ def test_the_front_is_what_no_other_good_point_beats(rows: list[tuple[int, int, 
 def test_a_point_without_a_value_is_never_on_the_front() -> None:
     nan = math.nan
     assert front(np.array([nan, 1.0, 2.0]), np.array([0.0, nan, 5.0]), np.ones(3, bool)) == [2]
+
+
+def curve_table() -> pd.DataFrame:
+    """Three loads on one GPU and on two: at load 4 two GPUs give a user more, and each of them less."""
+    table = sweep_table({"workload.rate": [2.0, 4.0, 8.0], "replicas": [1, 2]})
+    gaps_ms, tokens = [10.0, 8.0, 20.0, 16.0, 40.0, 50.0], [100.0, 110.0, 300.0, 320.0, 500.0, 400.0]
+    joules = [4e6, 8e6, 2e6, 4e6, 1e6, 2e6]
+    columns = {"tpot_s.p50": [gap / 1e3 for gap in gaps_ms], "throughput.output_tokens_per_s": tokens}
+    gpus = {"bill.gpus": [1.0, 2.0] * 3, "bill.joules_per_million_output_tokens": joules}
+    return table.assign(status="ok", stable=True, **columns, **gpus)
+
+
+CURVE_AXES: dict[str, list[Any]] = {"workload.rate": [2.0, 4.0, 8.0], "replicas": [1, 2]}
+
+
+def test_the_curve_shares_tokens_among_gpus_users_and_megawatts() -> None:
+    sweep = Sweep.of(curve_table(), CURVE_AXES)
+    assert sweep.points.mean[PER_GPU.key].tolist() == [100, 55, 300, 160, 500, 200]
+    assert sweep.points.mean[PER_USER.key] == pytest.approx([100, 125, 50, 62.5, 25, 20])
+    # 4 MJ for a million tokens are 4 J for one: a megawatt makes 250,000 in a second.
+    assert sweep.points.mean[PER_MEGAWATT.key] == pytest.approx([250e3, 125e3, 500e3, 250e3, 1e6, 500e3])
+
+
+def test_the_curve_keeps_what_no_point_beats_for_user_and_gpu_the_fastest_first() -> None:
+    table = curve_table().assign(**{column: 1e9 for column in curve_table() if column.startswith("goodput.slo.")})
+    assert curve(Sweep.of(table, CURVE_AXES)) == [1, 0, 3, 2, 4]
+    unstable = table.assign(stable=[True, True, False, True, True, True])
+    assert curve(Sweep.of(unstable, CURVE_AXES)) == [1, 0, 3, 4]
+    chart = curve_chart(Sweep.of(table, CURVE_AXES))
+    assert chart is not None
+    by_gpu = chart.spec["choices"][0]
+    assert by_gpu["series"][-1]["x"] == [125, 100, 62.5, 50, 25]
+    assert [line["name"] for line in by_gpu["series"]] == ["replicas 1", "replicas 2", "not beaten in both"]
+    assert "gives a user 125/s and a GPU 55.0/s" in by_gpu["sentence"]
+
+
+def test_points_that_give_a_user_the_same_have_no_curve() -> None:
+    assert curve_chart(Sweep.of(curve_table().assign(**{"tpot_s.p50": 0.02}), CURVE_AXES)) is None
 
 
 def test_failures_are_rows_with_their_reasons() -> None:

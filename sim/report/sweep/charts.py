@@ -32,7 +32,7 @@ def load_charts(sweep: Sweep) -> list[Chart]:
     """Rates and latency percentiles against the load, a line for each combination of the other axes."""
     if sweep.load is None:
         return []
-    lines = _lines(sweep)
+    lines = lines_of(sweep)
     groups = [("rate", "Throughput", sweep.known(RATES))]
     for key, label in SWEPT_LATENCIES.items():
         measures = [latency(key, statistic) for statistic in STATISTICS]
@@ -40,7 +40,7 @@ def load_charts(sweep: Sweep) -> list[Chart]:
     return [_against_load(sweep, lines, name, title, measures) for name, title, measures in groups if measures]
 
 
-def _lines(sweep: Sweep) -> Lines:
+def lines_of(sweep: Sweep) -> Lines:
     """The combinations to draw, in their order: all of them, or those that reach the highest rate."""
     combinations = sweep.combinations()
     if len(combinations) <= MOST_LINES:
@@ -167,7 +167,7 @@ def _drafting_pairs(sweep: Sweep) -> dict[str, list[tuple[int, int]]]:
     for row in np.flatnonzero(~drafts & (sweep.points.failed == 0)).tolist():
         plain.setdefault(texts[row], row)
     pairs: dict[str, list[tuple[int, int]]] = {}
-    for name, rows in _lines(sweep).items():
+    for name, rows in lines_of(sweep).items():
         both = [(row, plain[texts[row]]) for row in rows if drafts[row] and texts[row] in plain]
         if both:
             pairs[name] = both

@@ -14,6 +14,7 @@ from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, engine_of, heading
 from sim.report.sweep.charts import drafting_chart, load_charts
 from sim.report.sweep.frontier import map_charts, pareto_chart
+from sim.report.sweep.interactivity import curve_chart
 from sim.report.sweep.points import GOODPUT, GPU_HOURS, PRICE, RATES, REQUESTS, SHOWN, value_text
 from sim.report.sweep.table import Sweep
 from sim.report.templates import Card, Panels, TableColumn, render
@@ -43,12 +44,13 @@ def render_sweep(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]], about: 
             have places of their own, `points` and `seeds` are counted anew; the rest is shown as names and values.
     """
     sweep = Sweep.of(table, axes)
-    pareto, drafting = pareto_chart(sweep), drafting_chart(sweep)
+    pareto, drafting, given = pareto_chart(sweep), drafting_chart(sweep), curve_chart(sweep)
     label = sweep.load.label if sweep.load else ""
     return render(
         "sweep.html",
         {
             f"Against {label}": load_charts(sweep),
+            "What a GPU and a user get": [given] if given else [],
             "Cost against latency": [pareto] if pareto else [],
             "Drafting": [drafting] if drafting else [],
             "Two settings at once": map_charts(sweep),

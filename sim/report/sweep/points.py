@@ -33,6 +33,9 @@ PRICE, GPU_HOURS, GPUS, ENERGY = COSTS = tuple(
         "bill.joules_per_million_output_tokens",
     )
 )
+PER_GPU, PER_USER, PER_MEGAWATT = SHARES = tuple(
+    MEASURES[f"output_tokens_per_s_per_{share}"] for share in ("gpu", "user", "megawatt")
+)
 # What the table of points shows, where any point has it.
 SHOWN = (
     GOODPUT,
@@ -47,7 +50,9 @@ SHOWN = (
     GPU_HOURS,
     ENERGY,
 )
-ALL = dict.fromkeys((*SHOWN, *(latency(key, statistic) for key in SWEPT_LATENCIES for statistic in STATISTICS)))
+ALL = dict.fromkeys(
+    (*SHOWN, *SHARES, *(latency(key, statistic) for key in SWEPT_LATENCIES for statistic in STATISTICS))
+)
 
 SLO_COLUMNS = "goodput.slo."
 
@@ -158,11 +163,21 @@ def _ranges(values: Floats, point: Ints, count: int) -> tuple[Floats, Floats, Fl
 
 
 def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the number of GPUs, and the hours of them that a million output tokens take."""
+    """The table with the number of GPUs, the hours of them that a million output tokens take, and what each gives."""
     unknown = pd.Series(np.nan, table.index)
     gpus = table.get("bill.gpus", unknown)
     counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
     gpus = gpus.astype(float).fillna(counted.astype(float))
     rate = table.get(OUTPUT.key, unknown).astype(float)
     hours = gpus * 1e6 / 3600 / rate.where(rate > 0)
-    return table.assign(**{GPUS.key: gpus, GPU_HOURS.key: hours})
+    gap_s = table.get("tpot_s.p50", unknown).astype(float)
+    joules = table.get(ENERGY.key, unknown).astype(float)
+    return table.assign(
+        **{
+            GPUS.key: gpus,
+            GPU_HOURS.key: hours,
+            PER_GPU.key: rate / gpus,
+            PER_USER.key: 1 / gap_s.where(gap_s > 0),
+            PER_MEGAWATT.key: 1e12 / joules.where(joules > 0),
+        }
+    )

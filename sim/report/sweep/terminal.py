@@ -10,10 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.sweep.points import SHOWN
+from sim.report.measures import Measure
+from sim.report.sweep.interactivity import curve
+from sim.report.sweep.points import PER_GPU, PER_MEGAWATT, PER_USER, PRICE, SHOWN
 from sim.report.sweep.table import Sweep
+from sim.results.units import number
 
 MOST_REASONS = 5
+MOST_ON_CURVE = 10
+CURVE = {PER_USER: "tokens/s/user", PER_GPU: "tokens/s/GPU", PRICE: "$/Mtok output", PER_MEGAWATT: "tokens/s/MW"}
 
 
 def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableType:
@@ -26,6 +31,8 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
         parts += [Text(""), best]
     elif sweep.good.any():
         parts += [Text(""), Text("Every measure reads the same in all of them.")]
+    if len(curve(sweep)) > 1:
+        parts += [Text(""), _curve_table(sweep)]
     reasons = list(_reasons(table))
     if reasons:
         parts += [Text(""), Text("Failed", style="bold"), *reasons]
@@ -54,6 +61,30 @@ def _best_table(sweep: Sweep) -> Table:
             name = sweep.name(best) + (f" (ties with {ties:,} more)" if ties else "")
             view.add_row(measure.label, sweep.words(measure, best), name)
     return view
+
+
+def _curve_table(sweep: Sweep) -> Table:
+    """The points that no other beats in both, what a user and what a GPU gets: the fastest for a user first."""
+    rows, known = curve(sweep), sweep.known(list(CURVE))
+    view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    view.add_column("Fast for a user and cheap", overflow="fold")
+    for measure in known:
+        view.add_column(CURVE[measure], justify="right", overflow="fold")
+    kept = rows if len(rows) <= MOST_ON_CURVE else [rows[at] for at in _spread(len(rows))]
+    for row in kept:
+        view.add_row(sweep.name(row), *(_curve_text(sweep, measure, row) for measure in known))
+    if len(kept) < len(rows):
+        view.add_row(f"and {len(rows) - len(kept):,} between them", *("" for _ in known))
+    return view
+
+
+def _curve_text(sweep: Sweep, measure: Measure, row: int) -> str:
+    return sweep.words(measure, row) if measure == PRICE else number(sweep.value(measure, row))
+
+
+def _spread(length: int) -> list[int]:
+    """Places of `MOST_ON_CURVE` out of so many, the ends among them, evenly spread."""
+    return [round(at * (length - 1) / (MOST_ON_CURVE - 1)) for at in range(MOST_ON_CURVE)]
 
 
 def _reasons(table: pd.DataFrame) -> Iterator[Text]:
