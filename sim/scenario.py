@@ -281,6 +281,11 @@ class Scenario:
     def __post_init__(self) -> None:
         check("", self)
 
+    @property
+    def kinds(self) -> tuple[Scenario, ...]:
+        """Its pools, each as a scenario of its own; itself where it has none."""
+        return tuple(pool.scenario for pool in self.pools.values()) or (self,)
+
 
 def settings_of(settings: Any, prefix: str = "", where: Where | None = None) -> Iterator[tuple[str, Any, Setting]]:
     """(dotted key, value, what it is) of every setting; of a part its name."""

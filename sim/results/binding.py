@@ -218,6 +218,10 @@ def kv_limits(summary: Mapping[str, Any]) -> bool:
 
     It decides where requests waited for memory or were preempted, or where the pool was all but full.
     """
-    kv, by = summary["kv"], summary.get("binding", {}).get("by")
+    own = summary.get("pools", {}).values() or [summary]
+    return any(_limits(each["kv"], each.get("binding", {}).get("by")) for each in own)
+
+
+def _limits(kv: Mapping[str, Any], by: str | None) -> bool:
     estimated = kv.get("capacity_low_tokens", 0) < kv.get("capacity_high_tokens", 0)
     return bool(estimated and (by == KV or kv["preemptions"] > 0 or kv["peak_held"] > FULL))

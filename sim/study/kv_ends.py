@@ -29,9 +29,18 @@ def with_ends(result: Result, scenario: Scenario, simulated: Callable[[Scenario]
     return replace(result, summary={**result.summary, "kv": kv})
 
 
+def at_end(scenario: Scenario, end: str) -> Scenario:
+    """The scenario, and each of its pools, with the KV capacity at this end of the band."""
+    pools = {
+        name: replace(pool, scenario=replace(pool.scenario, kv=replace(pool.scenario.kv, estimate=end)))
+        for name, pool in scenario.pools.items()
+    }
+    return replace(scenario, kv=replace(scenario.kv, estimate=end), pools=pools)
+
+
 def _figures(scenario: Scenario, end: str, simulated: Callable[[Scenario], Result]) -> Mapping[str, Any]:
     try:
-        summary = simulated(replace(scenario, kv=replace(scenario.kv, estimate=end))).summary
+        summary = simulated(at_end(scenario, end)).summary
     except InputError as refusal:
         return {"cannot_run": str(refusal)}
     goodput = summary.get("goodput")

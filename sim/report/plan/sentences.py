@@ -8,6 +8,7 @@ from typing import Any
 from sim.report.measures import LatencyUnits
 from sim.report.run.sentences import kv_capacity_words
 from sim.results.units import count, count_of, dollars, energy, limit, number, percent, seconds
+from sim.serving.fleet import MIXED
 from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 
@@ -23,7 +24,7 @@ def answer(document: Mapping[str, Any]) -> str:
         width = number(capacity["half_width"], 2)
         places = len(width.partition(".")[2])
         text = f"{capacity['requests_per_s']:,.{places}f} +- {width} requests/s"
-        gpus = f"{count(gpu_count(best))} {best['gpu']}" + (f", tp {best['tp']}" if best["tp"] > 1 else "")
+        gpus = f"{count(gpu_count(best))} {_kind(best)}" + (f", tp {best['tp']}" if (best["tp"] or 1) > 1 else "")
         bound = capacity["bound_by"]
         limits = "the queue, which grows beyond it" if bound == STABILITY else bound
         return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
@@ -49,6 +50,13 @@ def gpu_count(row: Mapping[str, Any]) -> int | None:
     return number_of
 
 
+def _kind(best: Mapping[str, Any]) -> str:
+    """The GPUs' name; of pools with several that and how many replicas each pool has."""
+    pools = ", ".join(f"{name} {size}" for name, size in (best.get("replicas_by_pool") or {}).items())
+    kind = "GPUs of several kinds" if best["gpu"] == MIXED else str(best["gpu"])
+    return f"{kind} ({pools})" if pools else kind
+
+
 def _deployment(document: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     name = "" if best["name"] == "run" else f"{best['name']}: "
     replicas = count_of(best["replicas"], "replica")
@@ -58,8 +66,9 @@ def _deployment(document: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         price += f" ({dollars(spread['low'])} to {dollars(spread['high'])})"
     if not best.get("confirmed", True) and best["gpus"]["likely"] is None:
         replicas = f"at least {replicas}"
+    kind = "GPUs of several kinds" if best["gpu"] == MIXED else f"{best['gpu']} GPUs"
     return (
-        f"{name}{replicas}, {best['gpu']} GPUs: {gpus_words(best)}{price}, for {number(document['rate'])} requests/s "
+        f"{name}{replicas}, {kind}: {gpus_words(best)}{price}, for {number(document['rate'])} requests/s "
         f"under the SLO{binds_words(best)}."
     )
 

@@ -70,9 +70,11 @@ class Mix:
     window_context: float
     shared: bool
     """May prompts be in the cache already?"""
+    free_prompts: bool
+    """May prompts cost nothing: since they may be in the cache, or are computed elsewhere?"""
 
     @classmethod
-    def of(cls, trace: Trace, span_tokens: int, several: bool) -> Mix:
+    def of(cls, trace: Trace, span_tokens: int, several: bool, *, prompts_elsewhere: bool = False) -> Mix:
         """several: requests ask for several sequences, which share their prompt."""
         table = trace.requests
         prompts, outputs = (table[name].to_numpy(np.float64) for name in ("prompt_tokens", "output_tokens"))
@@ -80,6 +82,7 @@ class Mix:
         attended = rows * prompts + rows * (rows + 1) / 2
         total = max(float(rows.sum()), 1.0)
         shared = several or "prefix_blocks" in table or "token_ids" in table
+        free = shared or prompts_elsewhere
         within = attended
         if span_tokens:
             grows = np.clip(span_tokens - prompts, 0, rows)
@@ -87,11 +90,12 @@ class Mix:
         return cls(
             np.sort(prompts),
             np.sort(outputs),
-            1.0 if shared else float(prompts.mean()),
+            1.0 if free else float(prompts.mean()),
             float(rows.mean()),
             float(attended.sum()) / total,
             float(within.sum()) / total,
             shared,
+            free,
         )
 
 
@@ -104,10 +108,16 @@ def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> Rate
     return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)) if text else ())
 
 
-def bound_of(parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float = 1.0) -> RateBound:
-    """The same of parts and clauses; with `slower`, every step lasts so many times as long as the cost model says."""
+def bound_of(
+    parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float = 1.0, *, prompts_elsewhere: bool = False
+) -> RateBound:
+    """The same of parts and clauses; with `slower`, every step lasts so many times as long as the cost model says.
+
+    prompts_elsewhere: the replica decodes what others have computed the prompts of.
+    """
     sequences = samples(trace.requests, parts.scenario.workload)
-    mix = Mix.of(trace, parts.window.span_tokens if parts.window else 0, sequences is not None)
+    span_tokens = parts.window.span_tokens if parts.window else 0
+    mix = Mix.of(trace, span_tokens, sequences is not None, prompts_elsewhere=prompts_elsewhere)
     price = MeanPrice(parts, mix, slower)
     floors = dict(_floors(price, mix, clauses))
     if floors:
@@ -159,7 +169,7 @@ class MeanPrice:
         places = np.linspace(0, len(mix.prompts) - 1, min(SAMPLE, len(mix.prompts))).astype(int)
         shape = Shape(prefills=tuple((int(mix.prompts[place]), 0) for place in places))
         attention = self._cost.explain(shape).get("prefill attention")
-        self._attention_s = 0.0 if attention is None or mix.shared else attention.seconds / len(places)
+        self._attention_s = 0.0 if attention is None or mix.free_prompts else attention.seconds / len(places)
         """Of a prompt's attention to itself, where many are computed together."""
         self.decode_s: Callable[[int], float] = lru_cache(maxsize=None)(self._decode_s)
         self.prompt_s: Callable[[float], float] = lru_cache(maxsize=None)(self._prompt_s)
@@ -248,7 +258,7 @@ def _floors(price: MeanPrice, mix: Mix, clauses: Sequence[Clause]) -> Iterator[t
         allowed = min(1.0, SURELY_OVER * clause.share)
         for limit in clause.limits:
             least_s = 0.0
-            if limit.metric in ("ttft", "e2e") and not mix.shared:
+            if limit.metric in ("ttft", "e2e") and not mix.free_prompts:
                 least_s = price.alone_s(int(np.percentile(mix.prompts, 100 * (1 - allowed))))
             elif limit.metric in ("tpot", "itl") and answered > allowed and not price.drafts:
                 least_s = price.of(price.rows(1, 1.0, 1.0))

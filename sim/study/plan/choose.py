@@ -23,9 +23,10 @@ from sim.specs.settings import word
 from sim.study.identity import Made, differing, ingredients, made_of
 from sim.study.plan.curve import curve_of
 from sim.study.plan.document import Document
-from sim.study.plan.fleet import Fleet, Simulations, fleet
+from sim.study.plan.fleet import Fleet, Simulations, fleet, fleets_of_pools
 from sim.study.plan.glance import Glance, Glimpse, glimpse
 from sim.study.plan.journal import PlanJournal, working_file
+from sim.study.plan.layouts import PoolAtBest, name_of_layout
 from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
 from sim.study.plan.refine import Candidate, Refinement
 from sim.study.plan.replication import source
@@ -67,7 +68,9 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     made = made_of(names)
     if rate:
         document = cheapest(candidates, rate, ask, say, made, any_tp=any_tp)
-        if stages and document["best"]:
+        if stages and document["best"] and "replicas_by_pool" in document["best"]:
+            document["notes"].append("What the stages take is told of the highest rate alone: pools are not scaled.")
+        elif stages and document["best"]:
             document["load_curve"] = curve_of(stages, document["best"])
     else:
         if ask.budget_s is not None:
@@ -112,13 +115,18 @@ def cheapest(
     over_s = None if ask.budget_s is None else started_s + ask.budget_s
     if not 0 < rate < math.inf:
         raise InputError(f"rate is {rate}; it must be above 0")
-    if any(scenario.replicas != 1 for scenario in candidates.values()):
-        raise InputError("with --rate the plan finds the number of replicas itself; leave out replicas")
+    for scenario in candidates.values():
+        given = next((name for name, pool in scenario.pools.items() if pool.count != 1), "")
+        if scenario.replicas != 1 or given:
+            key = f"pools.{given}.count" if given else "replicas"
+            raise InputError(f"with --rate the plan finds the number of replicas itself; leave out {key}")
     first = next(iter(candidates.values()))
     clauses = clauses_for(first, ask)
-    for name in dict.fromkeys(scenario.gpu for scenario in candidates.values() if scenario.cost.profile == "roofline"):
+    kinds = [kind for scenario in candidates.values() for kind in scenario.kinds]
+    for name in dict.fromkeys(kind.gpu for kind in kinds if kind.cost.profile == "roofline"):
         catalog.load_gpu(name)  # a slip in a list is told before anything else
     fleets: list[Fleet] = []
+    pools: dict[str, list[PoolAtBest]] = {}
     reasons: dict[str, str] = {}
     for name, scenario in candidates.items():
         if over_s is not None and time.monotonic() >= over_s:
@@ -127,7 +135,11 @@ def cheapest(
                 f"{len(fleets) + len(reasons)} had theirs; give more"
             )
         try:
-            fleets.append(fleet(name, scenario, clauses, ask.requests))
+            if scenario.pools:
+                able, pools[name] = fleets_of_pools(name, scenario, clauses, ask.requests, rate, ask.most_gpus)
+                fleets += able
+            else:
+                fleets.append(fleet(name, scenario, clauses, ask.requests))
         except InputError as error:
             reasons[name] = str(error)
     if any_tp:
@@ -137,11 +149,12 @@ def cheapest(
         raise InputError("no candidate can be run: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
     fleets, by_price = _priced(fleets, reasons)
     offers = [_candidate(each, rate, ask, by_price) for each in fleets]
-    for line in _table(fleets, offers, reasons, by_price):
+    for line in _table(fleets, offers, pools, reasons, by_price, rate):
         say(line)
     refinement = Refinement(offers, _nobody, say)
     findings = Findings(
-        {name: candidates[name] for name in candidates if name in reasons or any(each.name == name for each in fleets)},
+        {**{name: candidates[name] for name in candidates if name in reasons},
+         **{each.name: each.scenario for each in fleets}},
         {each.name: each for each in fleets}, reasons, refinement, rate, ask, clauses, by_price,
     )  # fmt: skip
     _simulate(findings, made or {}, over_s, say)
@@ -192,7 +205,7 @@ def _priced(fleets: Sequence[Fleet], reasons: dict[str, str]) -> tuple[list[Flee
     Those without a price among others that have one get their reason.
     """
     priced = [each for each in fleets if each.usd_per_hour is not None]
-    kinds = sorted({each.scenario.gpu for each in fleets if each.usd_per_hour is None})
+    kinds = sorted({kind.gpu for each in fleets if each.usd_per_hour is None for kind in each.scenario.kinds})
     if not priced and len(kinds) > 1:
         raise InputError(
             f"no price is known of {', '.join(kinds)}, so that they cannot be compared; set price.usd_per_gpu_hour, "
@@ -202,7 +215,7 @@ def _priced(fleets: Sequence[Fleet], reasons: dict[str, str]) -> tuple[list[Flee
         return list(fleets), False
     for each in fleets:
         if each.usd_per_hour is None:
-            gpu = each.scenario.gpu
+            gpu = ", ".join(dict.fromkeys(kind.gpu for kind in each.scenario.kinds))
             reasons[each.name] = f"no price is known of {gpu}; a GPU file with usd_per_gpu_hour gives it one"
     return priced, True
 
@@ -211,16 +224,34 @@ def _candidate(each: Fleet, rate: float, ask: Ask, by_price: bool) -> Candidate:
     most = ask.most_gpus // each.gpus
     least = each.bound.replicas(rate)
     cost = each.usd_per_hour if by_price and each.usd_per_hour is not None else float(each.gpus)
-    return Candidate(each.name, cost, most + 1 if least is None else least, most)
+    if each.sizes:
+        most = 1
+    return Candidate(each.name, cost, most + 1 if least is None else least, most, each.family, each.sizes)
 
 
 def _table(
-    fleets: Iterable[Fleet], offers: Iterable[Candidate], reasons: Mapping[str, str], by_price: bool
+    fleets: Iterable[Fleet],
+    offers: Iterable[Candidate],
+    pools: Mapping[str, Sequence[PoolAtBest]],
+    reasons: Mapping[str, str],
+    by_price: bool,
+    rate: float,
 ) -> Iterator[str]:
-    """The rough table, cheapest first: bounds from costs, nothing simulated."""
+    """The rough table, cheapest first: bounds from costs, nothing simulated. Of pools each one, not every layout."""
     yield "At best, from the costs of steps alone:"
     rows = sorted(zip(fleets, offers, strict=True), key=lambda pair: pair[1].least * pair[1].cost)
+    for name, own in pools.items():
+        for pool in own:
+            yield (
+                f"  {name_of_layout(name, {'pool': pool.name})}: up to {pool.bound.rate_per_s:.3g} requests/s a "
+                f"replica ({pool.bound.binds}), alone at least {count_of(pool.fewest(rate), 'replica')}"
+            )
+        able = [each for each in rows if each[0].family == name]
+        if able:
+            yield f"  {count_of(len(able), 'layout')} may do, from {able[0][0].gpus} GPUs on"
     for each, offer in rows:
+        if each.sizes:
+            continue
         if each.bound.floors:
             clause, (least_s, limit_s) = next(iter(each.bound.floors.items()))
             yield f"  {each.name}: misses {clause} at any load ({least_s:.3g} s alone, limit {limit_s:g} s)"

@@ -10,6 +10,7 @@ import numpy as np
 
 from sim.results import metrics
 from sim.scenario import Scenario
+from sim.serving.fleet import shared
 from sim.study.plan.observation import SHOWN, Clause, Window, conditions, latencies
 from sim.study.plan.rates import AtRate
 from sim.study.plan.replication import source
@@ -79,13 +80,14 @@ def row_of(scenario: Scenario, capacity: Capacity) -> Document:
     facts = [observation.facts for observation in nearest_below(capacity).observations]
     bill = facts[0].get("bill", {})
     usd_per_hour = None if bill.get("usd_per_gpu_hour") is None else bill["usd_per_gpu_hour"] * bill["gpus"]
+    replicas, gpus = replicas_of(scenario), gpus_of(scenario)
     return {
         **configuration(scenario),
-        "replicas": scenario.replicas,
-        "gpus": dict.fromkeys(("low", "likely", "high"), scenario.replicas * scenario.tp),
-        "gpu_count": scenario.replicas * scenario.tp,
-        "capacity_per_replica": capacity.interval.mean / scenario.replicas,
-        "ci95_per_replica": [capacity.interval.low / scenario.replicas, capacity.interval.high / scenario.replicas],
+        "replicas": replicas,
+        "gpus": dict.fromkeys(("low", "likely", "high"), gpus),
+        "gpu_count": gpus,
+        "capacity_per_replica": capacity.interval.mean / replicas,
+        "ci95_per_replica": [capacity.interval.low / replicas, capacity.interval.high / replicas],
         **money(facts, usd_per_hour),
     }
 
@@ -96,16 +98,31 @@ def nearest_below(capacity: Capacity) -> AtRate:
     return below[-1] if below else capacity.rates[0]
 
 
+def replicas_of(scenario: Scenario) -> int:
+    """Of all its pools."""
+    return sum(kind.replicas for kind in scenario.kinds)
+
+
+def gpus_of(scenario: Scenario) -> int:
+    return sum(kind.replicas * kind.tp for kind in scenario.kinds)
+
+
 def configuration(scenario: Scenario) -> Document:
-    return {
-        "model": scenario.model,
-        "gpu": scenario.gpu,
-        "tp": scenario.tp,
-        "policy": scenario.policy.name,
-        "allocator": scenario.allocator.name,
-        "kv_dtype": scenario.kv.dtype,
-        "weights": scenario.weights,
+    """What was chosen; of unlike pools the numbers are None and the names "mixed", and
+    `replicas_by_pool` has how many of each there are."""
+    kinds = scenario.kinds
+    told: Document = {
+        "model": shared(kind.model for kind in kinds),
+        "gpu": shared(kind.gpu for kind in kinds),
+        "tp": shared(kind.tp for kind in kinds),
+        "policy": shared(kind.policy.name for kind in kinds),
+        "allocator": shared(kind.allocator.name for kind in kinds),
+        "kv_dtype": shared(kind.kv.dtype for kind in kinds),
+        "weights": shared(kind.weights for kind in kinds),
     }
+    if scenario.pools:
+        told["replicas_by_pool"] = {name: pool.count for name, pool in scenario.pools.items()}
+    return told
 
 
 def money(facts: Sequence[Mapping[str, Any]], usd_per_hour: float | None) -> Document:
@@ -162,6 +179,7 @@ def inputs_of(scenario: Scenario, known: Mapping[str, Any]) -> Document:
         "profile": scenario.cost.profile,
         "engine": facts.get("engine", scenario.engine.preset),
         **configuration(scenario),
+        **({"pools": facts["pools"]} if "pools" in facts else {}),
         "seed": scenario.seed,
         "cost_sources": known.get("cost_sources"),
         "version": product_version(),

@@ -10,11 +10,23 @@ from sim.results.bill import Rates
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
+from sim.serving.pool import pools_of
 from sim.study.identity import Made
 from sim.study.plan.bounds import RateBound, bound_of
 from sim.study.plan.errors import cost_model
 from sim.study.plan.glance import Glance, Glimpse, key_of
 from sim.study.plan.journal import PlanJournal
+from sim.study.plan.layouts import (
+    MOST_LAYOUTS,
+    PoolAtBest,
+    Sizes,
+    at_best,
+    cost_of,
+    layouts,
+    name_of_layout,
+    together,
+    with_sizes,
+)
 from sim.study.plan.observation import Clause, Window, requests_needed
 from sim.study.plan.refine import CannotRunError, FleetQuestion
 from sim.study.plan.replication import Replication, sessions_per_request, source
@@ -32,7 +44,10 @@ together, whose chance averages out."""
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """One replica's scenario, with what its costs say before anything is simulated."""
+    """One replica's scenario, with what its costs say before anything is simulated.
+
+    Of several pools it is a whole layout, so many replicas of each, and what is said of a replica holds for all of it.
+    """
 
     name: str
     scenario: Scenario
@@ -43,11 +58,14 @@ class Fleet:
     sessions_per_request: float
     fewest: int
     """Requests of a replication, at least."""
-
-    @property
-    def gpus(self) -> int:
-        """Of one replica."""
-        return self.scenario.tp
+    gpus: int = 1
+    """Of one replica."""
+    replicas: int = 1
+    """That it is: more than 1 in a layout of pools."""
+    family: str = ""
+    """Of a layout the candidate that it is one of."""
+    sizes: Sizes = ()
+    """Of a layout the replicas of each pool."""
 
     def hourly(self, replicas: int) -> float | None:
         """Dollars an hour of so many replicas; None where no price is known."""
@@ -62,7 +80,7 @@ class Fleet:
         group = min(question.replicas, GROUP)
         rate *= question.load * group / question.replicas
         filling = math.ceil(self.bound.lifetime_s * rate)
-        lasting = math.ceil((FILLING + FALLING + COUNTED / group) * filling)
+        lasting = math.ceil((FILLING + FALLING + COUNTED / min(group * self.replicas, GROUP)) * filling)
         requests = min(LONGEST, max(self.fewest, 5 * requests_needed(clauses), lasting))
         skip = min(requests // 2, max(requests // 10, FILLING * filling))
         window = Window(skip, min(FALLING * filling, requests // 4))
@@ -74,11 +92,20 @@ class Fleet:
     def gains(self, clauses: Sequence[Clause], sources: Mapping[str, float] | None) -> tuple[float, float]:
         """By how much a replica's capacity differs where steps are faster or slower by the cost model's error: factors
         of the capacity, as the bound has them."""
-        error, parts, trace = cost_model(sources), assemble(self.scenario), source(self.scenario.workload)
-        plain, faster, slower = (
-            bound_of(parts, trace, clauses, times).rate_per_s for times in (1.0, 1 / (1 + error), 1 + error)
-        )
+        error, trace = cost_model(sources), source(self.scenario.workload)
+
+        def rate_per_s(times: float) -> float:
+            if not self.sizes:
+                return bound_of(assemble(self.scenario), trace, clauses, times).rate_per_s
+            return together(at_best(self.scenario, trace, clauses, times), self.sizes).rate_per_s
+
+        plain, faster, slower = (rate_per_s(times) for times in (1.0, 1 / (1 + error), 1 + error))
         return max(1.0, faster / plain), min(1.0, slower / plain)
+
+    @property
+    def least_gpus(self) -> int:
+        """The fewest GPUs by which it can grow."""
+        return min(kind.tp for kind in self.scenario.kinds)
 
 
 def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int) -> Fleet:
@@ -94,6 +121,51 @@ def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int)
         rates.price_source,
         sessions_per_request(trace),
         fewest,
+        scenario.tp,
+    )
+
+
+def fleets_of_pools(
+    name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int, rate: float, most_gpus: int
+) -> tuple[list[Fleet], list[PoolAtBest]]:
+    """The layouts of a scenario's pools that may take a rate, the cheapest first, and each pool at best.
+
+    Raises InputError as `pools_of`, for a trace that cannot be read, and where no layout may take the rate.
+    """
+    trace = source(scenario.workload)
+    pools = at_best(scenario, trace, clauses)
+    able = layouts(pools, rate, most_gpus)[:MOST_LAYOUTS]
+    if not able:
+        raise InputError(_none_does(pools, rate, most_gpus))
+    sessions = sessions_per_request(trace)
+    return [_layout(name, scenario, pools, sizes, sessions, fewest) for sizes in able], pools
+
+
+def _none_does(pools: Sequence[PoolAtBest], rate: float, most_gpus: int) -> str:
+    for pool in pools:
+        for clause, (least_s, limit_s) in pool.bound.floors.items():
+            return f"pools.{pool.name} misses {clause} at any load ({least_s:.3g} s alone, limit {limit_s:g} s)"
+    needed = ", ".join(f"{pool.name} {pool.fewest(rate)}" for pool in pools)
+    return f"no layout of at most {most_gpus} GPUs takes {rate:g} requests/s: at best that needs {needed} replicas"
+
+
+def _layout(
+    name: str, scenario: Scenario, pools: Sequence[PoolAtBest], sizes: Sizes, sessions: float, fewest: int
+) -> Fleet:
+    counts = {pool.name: size for pool, size in zip(pools, sizes, strict=True)}
+    priced = all(pool.usd_per_hour is not None for pool in pools)
+    return Fleet(
+        name_of_layout(name, counts),
+        with_sizes(scenario, sizes),
+        together(pools, sizes),
+        cost_of(pools, sizes) if priced else None,
+        "; ".join(dict.fromkeys(pool.price_source for pool in pools)),
+        sessions,
+        fewest,
+        sum(pool.gpus * size for pool, size in zip(pools, sizes, strict=True)),
+        sum(sizes),
+        name,
+        sizes,
     )
 
 
@@ -135,8 +207,8 @@ class Simulations:
         for name in sorted(names - self._admitted):
             scenario = self._fleets[name].scenario
             try:
-                parts = assemble(scenario)
-                serving.admissible(parts, source(scenario.workload), parts.engine())
+                pools = pools_of(scenario)
+                serving.admissible_in_all(pools, source(scenario.workload), [pool.parts.engine() for pool in pools])
             except InputError as error:
                 raise CannotRunError(str(error)) from None
             self._admitted.add(name)

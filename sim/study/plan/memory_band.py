@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.study.kv_ends import ENDS
+from sim.study.kv_ends import ENDS, at_end
 from sim.study.plan.document import Document
 from sim.study.plan.glance import Glimpse, glimpse
 from traces.schema import InputError
@@ -15,7 +15,10 @@ SIZES = ("capacity_tokens", "capacity_low_tokens", "capacity_high_tokens", "capa
 
 
 def kv_row(facts: Sequence[Mapping[str, Any]]) -> Document | None:
-    """A replica's KV capacity with its band, and whether that limits any of these runs; None where there is no run."""
+    """A replica's KV capacity with its band, and whether that limits any of these runs; None where there is no run.
+
+    Of unlike replicas the capacities are None.
+    """
     if not facts:
         return None
     return {
@@ -31,8 +34,7 @@ def kv_ends(asked: Glimpse) -> Document:
 
 
 def _end(asked: Glimpse, end: str) -> Document:
-    base = asked.replication.base
-    changed = replace(asked.replication, base=replace(base, kv=replace(base.kv, estimate=end)))
+    changed = replace(asked.replication, base=at_end(asked.replication.base, end))
     try:
         glance = glimpse(replace(asked, replication=changed, whole=True))
     except InputError as refusal:

@@ -13,13 +13,14 @@ from typing import Any
 from sim.results import metrics
 from sim.scenario import Scenario
 from sim.serving import run as serving
-from sim.serving.assemble import assemble
+from sim.serving.pool import pools_of
 from sim.study.plan.document import (
     Document,
     capacity_words,
     inputs_of,
     nearest_below,
     rate_row,
+    replicas_of,
     row_of,
     slo_of,
     unmet_words,
@@ -127,7 +128,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     return jsonable(
         {
             **about,
-            "capacity": capacity_words(capacity, scenario.replicas),
+            "capacity": capacity_words(capacity, replicas_of(scenario)),
             "best": row,
             "candidates": [row],
             "rates": [rate_row(at, clauses, capacity.window) for at in rates],
@@ -147,8 +148,8 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     Raises InputError as `clauses_for`, and for a scenario that cannot run.
     """
     clauses = clauses_for(scenario, ask)
-    parts = assemble(scenario)
-    serving.admissible(parts, source(scenario.workload), parts.engine())
+    pools = pools_of(scenario)
+    serving.admissible_in_all(pools, source(scenario.workload), [pool.parts.engine() for pool in pools])
     return clauses
 
 

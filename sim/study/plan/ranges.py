@@ -36,6 +36,8 @@ def range_of(
     """
     faster, slower = fleet.gains(clauses, sources)
     low, high = loads
+    if fleet.sizes:
+        return _of_layout(fleet, loads, faster, slower, known=known)
     if not known:
         return {"low": max(1, math.ceil(replicas / faster - 1e-9)) * fleet.gpus, "likely": None, "high": None}
     least = replicas if high is None else replicas / high
@@ -46,6 +48,22 @@ def range_of(
         "likely": replicas * fleet.gpus,
         "high": None if most is None else most * fleet.gpus,
     }
+
+
+def _of_layout(
+    fleet: Fleet, loads: tuple[float, float | None], faster: float, slower: float, *, known: bool
+) -> dict[str, int | None]:
+    """The same of a layout of pools, which grows and shrinks by a replica of its smallest kind."""
+    step, (low, high) = fleet.least_gpus, loads
+
+    def gpus(times: float) -> int:
+        return max(step, math.ceil(fleet.gpus * times / step - 1e-9) * step)
+
+    if not known:
+        return {"low": min(fleet.gpus, gpus(1 / faster)), "likely": None, "high": None}
+    fewest = gpus(1 / faster if high is None else 1 / high / faster)
+    most = None if slower <= 0 else max(fleet.gpus, gpus(1 / low / slower))
+    return {"low": min(fewest, fleet.gpus), "likely": fleet.gpus, "high": most}
 
 
 def usd_range(row: Mapping[str, Any], fleet: Fleet) -> dict[str, float | None] | None:
@@ -76,7 +94,8 @@ def binds(standing: Standing, fleet: Fleet, clauses: Sequence[Clause], replicas:
     elif whole:
         slo = nearest_limit(whole, clauses)
     waited = [glance.facts["waiting"] for glance in whole if "waiting" in glance.facts]
-    means = {name: float(np.mean([share[name] for share in waited])) for name in waited[0]} if waited else {}
+    names_waited = dict.fromkeys(name for share in waited for name in share)  # of pools, that of whichever binds
+    means = {name: float(np.mean([share.get(name, 0.0) for share in waited])) for name in names_waited}
     limit = max(means, key=lambda name: means[name], default="")
     if means.get(limit, 0.0) < WORTH_NAMING:
         limit = COMPUTE if fleet.bound.binds in {clause.name for clause in clauses} else fleet.bound.binds

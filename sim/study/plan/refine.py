@@ -61,6 +61,14 @@ class Candidate:
     cost: float
     least: int
     most: int
+    family: str = ""
+    sizes: tuple[int, ...] = ()
+    """Of a layout of pools the replicas of each: where it misses the SLO, so do smaller ones of its family."""
+
+    def within(self, other: Candidate) -> bool:
+        """Is it a layout that has of no pool more than another of its family?"""
+        pairs = zip(self.sizes, other.sizes, strict=False)
+        return bool(self.sizes) and self.family == other.family and all(own <= its for own, its in pairs)
 
 
 @dataclass(slots=True)
@@ -146,13 +154,15 @@ class Refinement:
         replicas = self._sized(standing, most)
         while replicas is not None and replicas <= most:
             met = self._confirmed(standing, replicas)
-            self.say(f"{standing.candidate.name} with {replicas}: {'confirmed' if met else 'not confirmed'}")
+            name = standing.candidate.name + ("" if standing.candidate.sizes else f" with {replicas}")
+            self.say(f"{name}: {'confirmed' if met else 'not confirmed'}")
             if met:
                 standing.confirmed = standing.meets = replicas
                 standing.done = True
                 self.best = standing
                 return
-            standing.missed, standing.meets = replicas, None
+            standing.meets = None
+            self._missed(standing, replicas)
             replicas += 1
         self._out(standing, most)
 
@@ -160,7 +170,8 @@ class Refinement:
         standing.missed = max(standing.missed, most)
         standing.meets = None
         standing.done = True
-        self.say(f"{standing.candidate.name}: more than {most} replicas")
+        if not standing.candidate.sizes:
+            self.say(f"{standing.candidate.name}: more than {most} replicas")
 
     def _sized(self, standing: Standing, most: int) -> int | None:
         """The fewest replicas that meet the SLO in a screening; None where `most` do not."""
@@ -178,19 +189,28 @@ class Refinement:
             middle = (standing.meets + standing.missed) // 2
             near = [number for number in (likely, likely - 1) if standing.missed < number < standing.meets]
             self._meets(standing, near[0] if near else middle)
-        self._efficiency.append(candidate.least / standing.meets)
+        if not candidate.sizes:
+            self._efficiency.append(candidate.least / standing.meets)
         return standing.meets
 
     def _meets(self, standing: Standing, replicas: int) -> bool:
         """Screen a number of replicas, and remember what it says of fewer and of more."""
         met = self.screened(standing, replicas)
-        name = f"{standing.candidate.name}, {count_of(replicas, 'replica')}"
+        name = standing.candidate.name
+        if not standing.candidate.sizes:
+            name += f", {count_of(replicas, 'replica')}"
         self.say(f"{name}: {'meets' if met else 'misses'} the SLO")
         if met:
             standing.meets = replicas if standing.meets is None else min(standing.meets, replicas)
         else:
-            standing.missed = max(standing.missed, replicas)
+            self._missed(standing, replicas)
         return met
+
+    def _missed(self, standing: Standing, replicas: int) -> None:
+        standing.missed = max(standing.missed, replicas)
+        for other in self.standings.values():
+            if other.candidate.within(standing.candidate):
+                other.missed = max(other.missed, replicas)
 
     def screened(self, standing: Standing, replicas: int, load: float = 1.0) -> bool:
         """Two replications that agree, or most of five."""

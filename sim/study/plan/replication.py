@@ -18,9 +18,10 @@ from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables
 from sim.serving import run as serving
-from sim.serving.assemble import assemble
 from sim.serving.hooks import Hooks
+from sim.serving.pool import pools_of
 from sim.serving.workload import TraceReading, read_trace, samples, timed
+from sim.specs.fleet import PREFILL
 from sim.specs.workload import WorkloadSettings
 from sim.study.identity import Stamps, ingredients, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
@@ -73,18 +74,20 @@ def measure(point: Replication) -> Observation:
     started = time.perf_counter()
     scenario = point.scenario
     trace = timed(source(scenario.workload), scenario.workload, scenario.seed)
-    parts = assemble(scenario)
-    rows, _ = serving.admissible(parts, trace, parts.engine())
+    pools = pools_of(scenario)
+    rows, _ = serving.admissible_in_all(pools, trace, [pool.parts.engine() for pool in pools])
     table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, scenario.workload)
     watch: Stop | None = None
-    if point.window is not None and not scenario.front_end.on:  # behind one, what passes in the engine bounds no TPOT
+    apart = any(pool.role == PREFILL for pool in pools)  # then what an engine does bounds no latency of a client's
+    if point.window is not None and not apart and not scenario.front_end.on:
         output = table["output_tokens"].to_numpy()
         watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
     try:
         kept: list[TokenGaps] = []
-        hooks = Hooks(observer=watch, cost=_prices(point.base, parts.cost), gaps=kept.append)
+        cost = None if scenario.pools else _prices(point.base, pools[0].parts.cost)
+        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)

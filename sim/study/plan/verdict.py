@@ -62,7 +62,7 @@ def answer_of(findings: Findings) -> Document:
     """The document, of whatever has been found out so far."""
     rows = {name: _row(findings, name) for name in findings.scenarios}
     best = _best(findings, rows)
-    table = list(rows.values())
+    table = [row for name, row in rows.items() if row is best or not _never_looked_at(findings, name)]
     mark_pareto(table)
     refinement, rate = findings.refinement, findings.rate
     standing = refinement.standings[best["name"]] if best else None
@@ -91,7 +91,38 @@ def answer_of(findings: Findings) -> Document:
     }
     if best is None:
         document |= _nothing(findings)
+    document["notes"] += _layout_notes(findings)
+    for row in table:
+        _in_replicas(row, findings.fleets.get(row["name"]))
+    if best and document["capacity"]:
+        document["capacity"]["replicas"] = best["replicas"]
     return document
+
+
+def _never_looked_at(findings: Findings, name: str) -> bool:
+    """Is it a layout of pools that was not simulated, of which there are many?"""
+    standing = findings.refinement.standings.get(name)
+    return standing is not None and bool(standing.candidate.sizes) and not standing.glances
+
+
+def _layout_notes(findings: Findings) -> list[str]:
+    layouts = [name for name, fleet in findings.fleets.items() if fleet.sizes]
+    left = sum(_never_looked_at(findings, name) for name in layouts)
+    if not left:
+        return []
+    why = "cost more, or are smaller than one that misses the SLO" if not findings.ended_by else "were not come to"
+    return [f"Of {count_of(len(layouts), 'layout')} of pools {left:,} were not simulated: they {why}."]
+
+
+def _in_replicas(row: Document, fleet: Fleet | None) -> None:
+    """Tell a layout, of which one was asked for, by its replicas."""
+    if fleet is None or not fleet.sizes:
+        return
+    for key in ("capacity_per_replica", "bound_per_replica"):
+        row[key] = None if row[key] is None else row[key] / fleet.replicas
+    if row["range_per_replica"] is not None:
+        row["range_per_replica"] = [rate / fleet.replicas for rate in row["range_per_replica"]]
+    row["replicas"] = None if row["replicas"] is None else row["replicas"] * fleet.replicas
 
 
 def _best(findings: Findings, rows: Mapping[str, Document]) -> Document | None:
@@ -155,7 +186,7 @@ def _row(findings: Findings, name: str) -> Document:
         clause, (least_s, limit_s) = next(iter(fleet.bound.floors.items()))
         reason = f"{clause} at any load: requests alone take {least_s:.3g} s, the limit is {limit_s:g} s"
         return {**row, "status": "misses the SLO", "reason": reason}
-    row["least_gpus"] = (standing.missed + 1) * fleet.gpus
+    row["least_gpus"] = fleet.gpus if fleet.sizes else (standing.missed + 1) * fleet.gpus
     if standing.meets:
         replicas = standing.meets
         glances = standing.whole(replicas)
@@ -181,6 +212,8 @@ def _row(findings: Findings, name: str) -> Document:
 
 def _why_out(findings: Findings, standing: Standing, fleet: Fleet) -> str:
     candidate = standing.candidate
+    if candidate.sizes:
+        return "misses the SLO" if standing.glances else "smaller than a layout that misses the SLO"
     replicas = standing.missed + 1
     gpus, cost = replicas * fleet.gpus, replicas * candidate.cost
     seen = any(glances for glances in standing.glances.values())
