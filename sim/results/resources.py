@@ -19,7 +19,7 @@ from sim.cost.terms import COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVE
 from sim.cost.terms import HOST as ON_HOST
 from sim.engine.batch import Shape
 from sim.results.percentiles import Floats, Ints
-from sim.results.terms import StepTerms, exposed
+from sim.results.terms import StepTerms
 
 COMPUTE, MEMORY, LINK, HOST, DEVICE = RESOURCES = ("compute", "memory bandwidth", "link", "host", "device")
 """`DEVICE` is what no term tells apart: the measured seconds of a live run, or what was fitted to whole steps."""
@@ -51,14 +51,13 @@ class Resources:
     @classmethod
     def predicted(cls, terms: StepTerms) -> Resources:
         """Of up to `MOST_SPANS` of the recorded spans, evenly chosen, each explained at its middle step."""
-        chosen = terms.spans[:: -(-len(terms.spans) // MOST_SPANS) or 1]
-        halves: dict[tuple[str, int], float] = {}
+        every = -(-len(terms.spans) // MOST_SPANS) or 1
+        chosen = terms.spans[::every]
+        arithmetic = Arithmetic(terms.cost)
         seconds = np.zeros((len(chosen), len(RESOURCES)))
         for place, (_, shape, repeats) in enumerate(chosen):
-            parts = exposed(terms.cost, shape, repeats, overlap_host=terms.overlap_host, gap=terms.gap)
-            for name, exposed_s in parts.items():
-                split = _split(terms.cost, name, shape, exposed_s, halves)
-                for resource, part_s in split.items():
+            for name, exposed_s in terms.of(place * every).items():
+                for resource, part_s in arithmetic.split(name, shape, exposed_s).items():
                     seconds[place, RESOURCES.index(resource)] += part_s * repeats
         return cls(np.fromiter((row for row, _, _ in chosen), np.int64, len(chosen)), seconds)
 
@@ -77,26 +76,29 @@ class Resources:
         return {name: float(part) / whole for name, part in zip(RESOURCES, totals, strict=True)} if whole > 0 else {}
 
 
-def _split(
-    cost: StepCost, name: str, shape: Shape, seconds: float, halves: dict[tuple[str, int], float]
-) -> Mapping[str, float]:
-    if kind_of(name) != PRODUCTS:
-        return {resource_of(name): seconds}
-    size = shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape)
-    key = (name, size)
-    if key not in halves:
-        halves[key] = _arithmetic(cost, name, size)
-    return {COMPUTE: halves[key] * seconds, MEMORY: (1.0 - halves[key]) * seconds}
+class Arithmetic:
+    """The share of products that goes with the number of tokens, by size, each size priced once."""
 
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
+        self._terms: dict[int, Mapping[str, Term]] = {}
 
-def _arithmetic(cost: StepCost, name: str, size: int) -> float:
-    """The share of a product's time that goes with its tokens: 0 where half of them take as long, 1 where half that."""
-    whole, half = (_term_s(cost, name, tokens) for tokens in (size, max(1, size // 2)))
-    return min(1.0, max(0.0, 2.0 * (whole - half) / whole)) if whole > 0 else 0.0
+    def split(self, name: str, shape: Shape, seconds: float) -> Mapping[str, float]:
+        """Seconds of a term of a step by resource."""
+        if kind_of(name) != PRODUCTS:
+            return {resource_of(name): seconds}
+        share = self.share(name, shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape))
+        return {COMPUTE: share * seconds, MEMORY: (1.0 - share) * seconds}
 
+    def share(self, name: str, size: int) -> float:
+        """0 where half of so many tokens take as long as all, 1 where half of the time."""
+        whole, half = (self._term_s(name, tokens) for tokens in (size, max(1, size // 2)))
+        return min(1.0, max(0.0, 2.0 * (whole - half) / whole)) if whole > 0 else 0.0
 
-def _term_s(cost: StepCost, name: str, tokens: int) -> float:
-    """Seconds of the term in a prompt of so many tokens, or for rows in so many one-token rows."""
-    shape = Shape(decodes=tokens, decode_context=tokens, decode_window_context=tokens, decode_longest=1)
-    term: Term | None = cost.explain(shape).get(name)
-    return term.seconds if term is not None else 0.0
+    def _term_s(self, name: str, tokens: int) -> float:
+        """Seconds of the term in so many one-token rows."""
+        if tokens not in self._terms:
+            shape = Shape(decodes=tokens, decode_context=tokens, decode_window_context=tokens, decode_longest=1)
+            self._terms[tokens] = self._cost.explain(shape)
+        term = self._terms[tokens].get(name)
+        return term.seconds if term is not None else 0.0

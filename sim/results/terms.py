@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from sim.cost.step import HIDDEN, HostGap, StepCost, Term, advanced, device_seconds
+from sim.cost.step import HIDDEN, HostGap, StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.results.result import Run
 
@@ -29,6 +29,8 @@ class StepTerms:
     gap: HostGap = HIDDEN
     """What of the host's work the device waits for although the rest is hidden."""
 
+    _known: dict[int, Mapping[tuple[str, str], float]] = field(default_factory=dict, repr=False, compare=False)
+
     @property
     def every(self) -> int:
         return self.spans[1][0] - self.spans[0][0] if len(self.spans) > 1 else 1
@@ -39,14 +41,31 @@ class StepTerms:
 
     def of(self, place: int) -> dict[str, float]:
         """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""
-        _, shape, repeats = self.spans[place]
-        return exposed(self.cost, shape, repeats, overlap_host=self.overlap_host, gap=self.gap)
+        return {name: seconds for (name, _), seconds in self._exposed(place).items()}
 
     def seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds by (term, source) of an even choice of the spans: `term_seconds`."""
-        chosen = self.spans[:: -(-len(self.spans) // MOST_FOR_SHARES) or 1]
-        pairs = [(shape, repeats) for _, shape, repeats in chosen]
-        return term_seconds(self.cost, pairs, overlap_host=self.overlap_host, gap=self.gap)
+        """Seconds by (term, source) of an even choice of the spans.
+
+        A span is explained at its middle repeat, since its terms grow evenly.
+        """
+        seconds: dict[tuple[str, str], float] = {}
+        for place in range(0, len(self.spans), -(-len(self.spans) // MOST_FOR_SHARES) or 1):
+            for key, exposed_s in self._exposed(place).items():
+                seconds[key] = seconds.get(key, 0.0) + exposed_s * self.spans[place][2]
+        return seconds
+
+    def _exposed(self, place: int) -> Mapping[tuple[str, str], float]:
+        """Seconds by (term, source) of the middle step of a span; of the host's those not hidden."""
+        if place not in self._known:
+            _, shape, repeats = self.spans[place]
+            terms = self.cost.explain(advanced(shape, repeats // 2))
+            gap_s = self.gap.of(shape) if self.overlap_host else 0.0
+            hidden_s = device_seconds(terms.values()) if self.overlap_host else 0.0
+            self._known[place] = {
+                (name, term.source): max(0.0, term.seconds - hidden_s) + gap_s if term.on_host else term.seconds
+                for name, term in terms.items()
+            }
+        return self._known[place]
 
 
 class FleetTerms:
@@ -74,40 +93,6 @@ class FleetTerms:
             for key, seconds in pool.seconds().items():
                 total[key] = total.get(key, 0.0) + seconds * chosen
         return total
-
-
-def exposed(
-    cost: StepCost, shape: Shape, repeats: int, *, overlap_host: bool, gap: HostGap = HIDDEN
-) -> dict[str, float]:
-    """Seconds by term of the middle step of a span; of the host's terms, those that the device does not hide."""
-    terms = cost.explain(advanced(shape, repeats // 2))
-    gap_s = gap.of(shape) if overlap_host else 0.0
-    return {name: seconds for (name, _), seconds in _exposed(terms, gap_s, overlap_host=overlap_host).items()}
-
-
-def _exposed(terms: Mapping[str, Term], gap_s: float, *, overlap_host: bool) -> dict[tuple[str, str], float]:
-    """Seconds by (term, source) of one step; of the host's terms, those that the device does not hide."""
-    hidden_s = device_seconds(terms.values()) if overlap_host else 0.0
-    return {
-        (name, term.source): max(0.0, term.seconds - hidden_s) + gap_s if term.on_host else term.seconds
-        for name, term in terms.items()
-    }
-
-
-def term_seconds(
-    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool, gap: HostGap = HIDDEN
-) -> dict[tuple[str, str], float]:
-    """Seconds by (term, source) over a sample of spans; of the host's, those that the device does not hide.
-
-    A span is explained at its middle repeat, since its terms grow evenly.
-    """
-    seconds: dict[tuple[str, str], float] = {}
-    for shape, repeats in sample:
-        terms = cost.explain(advanced(shape, repeats // 2))
-        gap_s = gap.of(shape) if overlap_host else 0.0
-        for key, exposed_s in _exposed(terms, gap_s, overlap_host=overlap_host).items():
-            seconds[key] = seconds.get(key, 0.0) + exposed_s * repeats
-    return seconds
 
 
 def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from sim.cost.step import StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.protocol import ServingEngine
 from sim.results.metrics import plain, source_shares
-from sim.results.terms import term_seconds
+from sim.results.terms import StepTerms
 from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
@@ -31,8 +31,6 @@ from sim.validate.steps import step_report, step_rows, timed_terms
 from sim.validate.twin import ReplaySession, Twin, check_twin
 from sim.validate.verdict import Bounds, judge
 from traces.schema import InputError
-
-SAMPLE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +214,7 @@ def _twin_part(twins: Sequence[Twin]) -> dict[str, Any]:
 
 def _model_part(runs: LiveRuns, pricing: Pricing) -> dict[str, Any]:
     """Which model priced the steps, and where its seconds come from."""
-    sample = [(shape, 1) for shape in runs.shapes()]
-    terms = term_seconds(pricing.cost, sample[:: max(1, len(sample) // SAMPLE)], overlap_host=False)
+    terms = StepTerms(pricing.cost, [(0, shape, 1) for shape in runs.shapes()], overlap_host=False).seconds()
     sources: dict[str, float] = {}
     for (_, source), seconds in terms.items():
         sources[source] = sources.get(source, 0.0) + seconds
