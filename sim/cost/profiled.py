@@ -101,7 +101,7 @@ class Profiled(Roofline):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
-            fixed_s, launch_s, host_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
+            fixed_s, launch_s, host_s, _ = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
             fixed_s, launch_s, host_s = self._mixed(shape)
         if not decodes:
@@ -242,7 +242,7 @@ class Profiled(Roofline):
 
     def _decode(self, decodes: int) -> DecodeStep:
         """A pure decode step of so many rows, at least one; attention is priced by the tables."""
-        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)), 0.0, 0.0, 0.0)
+        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)))
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry

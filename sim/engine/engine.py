@@ -202,9 +202,10 @@ class Engine:
         step, roster = self._step, self.roster
         lockstep = roster.lockstep
         step.begin(now_s)
-        for req in tuple(roster.landed):
-            if not step.grant(req):
-                break
+        if roster.landed:
+            for req in tuple(roster.landed):
+                if not step.grant(req):
+                    break
         self.policy(step)
         if lockstep.count and not step.advanced:
             roster.scatter()
