@@ -286,7 +286,8 @@ class Profiled(Roofline):
     def _tokens(self, computed: int) -> Terms:
         terms = self._by_tokens.get(computed)
         if terms is None:
-            terms = self._best(self._roof_terms(computed), self._operations.by_tokens, computed)
+            measured = self._operations.by_tokens
+            terms = self._best(self._roof_terms(computed, measured), measured, computed)
             if len(self._by_tokens) < MEMO_SIZE:
                 self._by_tokens[computed] = terms
         return terms
@@ -294,8 +295,8 @@ class Profiled(Roofline):
     def _rows(self, rows: int) -> Terms:
         terms = self._by_rows.get(rows)
         if terms is None:
-            roofs = row_terms(self.model, self.kernels, self.parallel, rows)
-            terms = self._best(roofs, self._operations.by_rows, rows)
+            measured = self._operations.by_rows
+            terms = self._best(row_terms(self.model, self.kernels, self.parallel, rows, measured), measured, rows)
             if len(self._by_rows) < MEMO_SIZE:
                 self._by_rows[rows] = terms
         return terms

@@ -6,7 +6,7 @@ Not modelled: uneven contexts in a decode batch, overlap of communication with c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -281,11 +281,11 @@ class Roofline:
         computed = min(graph_tokens(tokens), self.max_graph_tokens) if self._in_graph(tokens) else tokens
         return self._roof_terms(computed)
 
-    def _roof_terms(self, computed: int) -> Terms:
-        """The same of so many tokens computed, padding included."""
+    def _roof_terms(self, computed: int, known: Container[str] = ()) -> Terms:
+        """The same of so many tokens computed, padding included; products among those `known` are left at 0."""
         if self._by_type is not None:
             return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed, self.routing)
-        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing)
+        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing, known)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         """Scheduling, preparing inputs and handling outputs; launching kernels is counted on the device."""
