@@ -93,6 +93,11 @@ class Profiled(Roofline):
         """Whether shapes should tell their longest decode context, which costs the engine to count."""
         return self._priced.uneven
 
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether they should tell the others too."""
+        return self._priced.cuts_rows
+
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
