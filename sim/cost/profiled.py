@@ -93,6 +93,11 @@ class Profiled(Roofline):
         """Whether shapes should tell their longest decode context, which costs the engine to count."""
         return self._priced.uneven
 
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether they should tell the others too."""
+        return self._priced.cuts_rows
+
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
@@ -101,7 +106,7 @@ class Profiled(Roofline):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
-            fixed_s, launch_s, host_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
+            fixed_s, launch_s, host_s, _ = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
             fixed_s, launch_s, host_s = self._mixed(shape)
         if not decodes:
@@ -242,7 +247,7 @@ class Profiled(Roofline):
 
     def _decode(self, decodes: int) -> DecodeStep:
         """A pure decode step of so many rows, at least one; attention is priced by the tables."""
-        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)), 0.0, 0.0, 0.0)
+        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)))
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
@@ -286,7 +291,8 @@ class Profiled(Roofline):
     def _tokens(self, computed: int) -> Terms:
         terms = self._by_tokens.get(computed)
         if terms is None:
-            terms = self._best(self._roof_terms(computed), self._operations.by_tokens, computed)
+            measured = self._operations.by_tokens
+            terms = self._best(self._roof_terms(computed, measured), measured, computed)
             if len(self._by_tokens) < MEMO_SIZE:
                 self._by_tokens[computed] = terms
         return terms
@@ -294,8 +300,8 @@ class Profiled(Roofline):
     def _rows(self, rows: int) -> Terms:
         terms = self._by_rows.get(rows)
         if terms is None:
-            roofs = row_terms(self.model, self.kernels, self.parallel, rows)
-            terms = self._best(roofs, self._operations.by_rows, rows)
+            measured = self._operations.by_rows
+            terms = self._best(row_terms(self.model, self.kernels, self.parallel, rows, measured), measured, rows)
             if len(self._by_rows) < MEMO_SIZE:
                 self._by_rows[rows] = terms
         return terms

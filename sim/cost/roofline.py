@@ -6,7 +6,7 @@ Not modelled: uneven contexts in a decode batch, overlap of communication with c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -49,15 +49,13 @@ def graph_tokens(tokens: int) -> int:
 
 
 class DecodeStep(NamedTuple):
-    """A pure decode step: device seconds without attention, launch bound, host seconds, and attention's last straight
-    piece along the sum of contexts (start, seconds there, slope)."""
+    """A pure decode step: device seconds without attention, launch bound, host seconds, and attention along the sum of
+    contexts, where that is one line."""
 
     fixed_s: float
     launch_s: float
     host_s: float
-    start: float
-    value_s: float
-    slope_s: float
+    line: Line | None = None
 
 
 class Roofline:
@@ -128,14 +126,14 @@ class Roofline:
             fixed_s, launch_s, host_s = self._mixed(shape)
             if self._plain and not decodes:
                 return [fixed_s if fixed_s > launch_s else launch_s] * repeats, host_s
-            start, value_s, slope_s = self._full_line(decodes).last() if self._plain else (0.0, 0.0, 0.0)
+            line = self._full_line(decodes) if self._plain else None
         else:
-            entry = self._decode_memo.get(decodes) or self._decode(decodes)
-            fixed_s, launch_s, host_s, start, value_s, slope_s = entry
-        if not self._plain:
+            fixed_s, launch_s, host_s, line = self._decode_memo.get(decodes) or self._decode(decodes)
+        if not self._plain or line is None:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        if context < start:
-            return ContextCost(self._full_line(decodes)).span_s(shape, repeats, fixed_s, launch_s), host_s
+        start, value_s, slope_s, end = line.piece(context)
+        if context + decodes * (repeats - 1) >= end:
+            return ContextCost(line).span_s(shape, repeats, fixed_s, launch_s), host_s
         first_s = fixed_s + (value_s + slope_s * (context - start))
         if repeats == 1:
             times_s = [first_s if first_s > launch_s else launch_s]
@@ -241,10 +239,8 @@ class Roofline:
     def _decode(self, decodes: int) -> DecodeStep:
         """A pure decode step of so many rows, at least one."""
         shape = Shape(decodes=decodes)
-        line = self._attention.lines(decodes)[0]
-        piece = line.last() if line is not None else (0.0, 0.0, 0.0)
         fixed_s, launch_s = self._work_s(decodes, decodes), self._launch_s(decodes, shape)
-        entry = DecodeStep(fixed_s, launch_s, self._host_s(decodes, shape), *piece)
+        entry = DecodeStep(fixed_s, launch_s, self._host_s(decodes, shape), self._attention.lines(decodes)[0])
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
@@ -285,11 +281,11 @@ class Roofline:
         computed = min(graph_tokens(tokens), self.max_graph_tokens) if self._in_graph(tokens) else tokens
         return self._roof_terms(computed)
 
-    def _roof_terms(self, computed: int) -> Terms:
-        """The same of so many tokens computed, padding included."""
+    def _roof_terms(self, computed: int, known: Container[str] = ()) -> Terms:
+        """The same of so many tokens computed, padding included; products among those `known` are left at 0."""
         if self._by_type is not None:
             return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed, self.routing)
-        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing)
+        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing, known)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         """Scheduling, preparing inputs and handling outputs; launching kernels is counted on the device."""

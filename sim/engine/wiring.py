@@ -35,7 +35,7 @@ def wire(
         lookahead_tokens: slots that a drafter's own KV takes ahead of what is computed.
         needs_last_hit: the drafter needs the target's last block computed, found or not.
         rules: those of the engine's version.
-        settings: `spans`, `host_blocks`, `window_tokens`, `ranks` of the engine.
+        settings: `spans`, `host_blocks`, `window_tokens`, `ranks`, `lengths` of the engine.
     """
     _tell(
         allocator,

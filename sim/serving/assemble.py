@@ -101,6 +101,7 @@ class Parts:
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
+            lengths=bool(getattr(self.cost, "needs_lengths", True)),
         )
 
     def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:
