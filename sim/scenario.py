@@ -21,6 +21,7 @@ from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
 from sim.specs.model import MAX_TP
+from sim.specs.operations import AdmissionSettings, RetrySettings
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
 from sim.speculation.settings import SpeculationSettings
@@ -48,9 +49,12 @@ _PARTS = ("policy", "allocator", "router")
 
 
 _OF_THE_FLEET = (
-    "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools"
+    "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools",
+    "admission", "retry",
 )  # fmt: skip
 """Settings that no pool has of its own."""
+_BEFORE_POOLS = ("routing", "transfer", "admission", "retry")
+"""Those of them that no pool reads, and that depend on there being several."""
 _MOST_REPLICAS = 10_000
 
 
@@ -273,6 +277,8 @@ class Scenario:
     price: PriceSettings = section(PriceSettings)
     routing: RoutingSettings = section(RoutingSettings)
     transfer: TransferSettings = section(TransferSettings)
+    admission: AdmissionSettings = section(AdmissionSettings)
+    retry: RetrySettings = section(RetrySettings)
     live: LiveSettings = section(LiveSettings, _LIVE)
     speculation: SpeculationSettings = section(SpeculationSettings, _DRAFTING)
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)
@@ -460,7 +466,7 @@ def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
         raise InputError("pools is no table of pools; a pool is a section [pools.NAME] of role, count and settings")
     if "replicas" in tables:
         raise InputError("replicas stands beside pools, and each pool says its own count (pools.NAME.count)")
-    shared = {key: value for key, value in tables.items() if key not in ("routing", "transfer")}
+    shared = {key: value for key, value in tables.items() if key not in _BEFORE_POOLS}
     made = {}
     for name, own in pools.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):

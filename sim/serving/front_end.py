@@ -26,8 +26,8 @@ from sim.serving.replica import Replica
 from sim.serving.workload import stream
 from sim.specs.front_end import FrontEndSettings
 
-Refusal = Callable[[Request, float], None]
-"""Told of a refused request, and when its client knows."""
+Refusal = Callable[[Request, float, str], None]
+"""Told of a refused request, when its client knows, and the limit that it met."""
 
 
 class Draws:
@@ -123,9 +123,9 @@ class FrontEnd(Observer):
 
     def _hand_over(self, req: Request) -> None:
         if self._limited and (limit := self._limit_met(req)):
-            self._log.refused[req.id] = limit
+            self._log.refused[limit] += 1
             self._connections[self._log.process[req.id]] -= 1
-            self._on_refusal(req, self._clock.now + self._settings.latency_s)
+            self._on_refusal(req, self._clock.now + self._settings.latency_s, limit)
             return
         req.arrival_s = self._clock.now
         self._replica.submit(req)

@@ -134,6 +134,7 @@ def simulate(
         rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
+        operations=simulation.operations(),
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)

@@ -92,7 +92,7 @@ def read_trace(reading: TraceReading) -> Trace:
 
 
 def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
-    """The trace with the requests and arrivals that the settings ask for.
+    """The trace with the requests, arrivals and priorities that the settings ask for.
 
     The one path of every command to a rate: of requests alone their times are stretched or drawn; where they come in
     sessions, by `traces.redraw`, since what a session offers later must be offered from the start.
@@ -100,6 +100,16 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     Raises:
         InputError: the trace has no rate of its own where one is asked for, or no times at all.
     """
+    laid = _timed(trace, settings, seed)
+    if not settings.priority_shares:
+        return laid
+    shares = np.array(list(settings.priority_shares.values()))
+    numbers = np.array([int(number) for number in settings.priority_shares])
+    drawn = stream(seed, "priorities").choice(numbers, len(laid), p=shares / shares.sum())
+    return replace(laid, requests=laid.requests.assign(priority=drawn.astype(np.int64)))
+
+
+def _timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     sessions = settings.sessions and "after" in trace.requests
     if settings.resample:
         trace = edit.resample(trace, settings.resample, stream(seed, "resample"))

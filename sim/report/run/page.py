@@ -7,6 +7,7 @@ from typing import Any
 
 from sim.report.measures import LatencyUnits, latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
+from sim.report.run.operations import operation_panels
 from sim.report.run.pools import pool_panels
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
@@ -129,6 +130,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
     yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    yield from operation_panels(summary)
     yield from pool_panels(summary)
     if speculation := summary.get("speculation"):
         yield ("Speculative decoding", _drafting(speculation))
