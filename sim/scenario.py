@@ -21,7 +21,7 @@ from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
 from sim.specs.model import MAX_TP
-from sim.specs.operations import AdmissionSettings, RetrySettings
+from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
 from sim.speculation.settings import SpeculationSettings
@@ -50,10 +50,10 @@ _PARTS = ("policy", "allocator", "router")
 
 _OF_THE_FLEET = (
     "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools",
-    "admission", "retry",
+    "admission", "retry", "failures",
 )  # fmt: skip
 """Settings that no pool has of its own."""
-_BEFORE_POOLS = ("routing", "transfer", "admission", "retry")
+_BEFORE_POOLS = ("routing", "transfer", "admission", "retry", "failures")
 """Those of them that no pool reads, and that depend on there being several."""
 _MOST_REPLICAS = 10_000
 
@@ -279,6 +279,8 @@ class Scenario:
     transfer: TransferSettings = section(TransferSettings)
     admission: AdmissionSettings = section(AdmissionSettings)
     retry: RetrySettings = section(RetrySettings)
+    failures: FailureSettings = section(FailureSettings)
+    autoscale: AutoscaleSettings = section(AutoscaleSettings)
     live: LiveSettings = section(LiveSettings, _LIVE)
     speculation: SpeculationSettings = section(SpeculationSettings, _DRAFTING)
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)

@@ -152,7 +152,7 @@ def served_tokens(requests: pd.DataFrame) -> tuple[int, int]:
 
 
 def run_bill(
-    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: int, duration: float
+    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: float, duration: float
 ) -> dict[str, Any]:
     """Money and energy of a run, and of a million of the tokens that it served; a replica's GPUs are busy together."""
     prompt, output = served_tokens(requests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,13 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.load import build, load
 from sim.scenario import Scenario
+from sim.serving.autoscale import Autoscaler
 from sim.serving.cluster import Cluster
 from sim.serving.disaggregation import Disaggregated, Places
+from sim.serving.failures import Failures
+from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
-from sim.serving.pool import Pool, each_replica, kv_bytes, router_traits
+from sim.serving.pool import Pool, check_changes, each_replica, kv_bytes, numbers, router_traits
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
 from sim.specs.fleet import BOTH, DECODE, PREFILL
@@ -40,6 +44,8 @@ class Entrance:
     Args:
         engines: those of each pool.
         answered: called when a request's answer is complete.
+        spans: whether engines may repeat steps unasked.
+        over: whether all requests have ended.
     """
 
     def __init__(
@@ -49,14 +55,18 @@ class Entrance:
         engines: Sequence[Sequence[ServingEngine]],
         make: MakesReplicas,
         answered: Answered,
+        *,
+        spans: bool,
+        over: Callable[[], bool],
     ) -> None:
         self._scenario = scenario
+        self._changes = check_changes(scenario, pools)
         self._answered = answered
         self._disaggregated: Disaggregated | None = None
         self.follows_sessions = False
         self.replicas: list[Replica] = []
         places = Places()
-        alone = sum(pool.count for pool in pools) == 1
+        alone = sum(pool.count for pool in pools) == 1 and not self._changes
         servers: dict[str, list[tuple[Pool, Server]]] = {}
         places_of: list[tuple[str, int]] = []
         for pool, own in zip(pools, engines, strict=True):
@@ -73,6 +83,7 @@ class Entrance:
         self._clusters = {role: self._cluster(own) for role, own in servers.items()}
         self._where = [(self._clusters[role], place) for role, place in places_of]
         """Of each replica the cluster that it is in, and its place there."""
+        self.lifecycle = self._lifecycle(pools, spans, over) if self._changes else None
         if PREFILL in servers:
             places.disaggregated = self._disaggregated = self._disaggregation(pools)
             self.submit = self._disaggregated.submit
@@ -91,7 +102,24 @@ class Entrance:
             clock=self.replicas[0].clock,
             poll_s=self._scenario.routing.poll_s,
             polls_memory=traits["reads_memory"],
+            changes=self._changes,
         )
+
+    def _lifecycle(self, pools: Sequence[Pool], spans: bool, over: Callable[[], bool]) -> Lifecycle:
+        """What fails, restarts, comes and goes of these replicas."""
+        scenario, clock = self._scenario, self.replicas[0].clock
+        engines = [partial(pool.parts.engine, spans=spans) for pool in each_replica(pools)]
+        members = [
+            Member(replica, cluster, place, engine)
+            for replica, (cluster, place), engine in zip(self.replicas, self._where, engines, strict=True)
+        ]
+        lifecycle = Lifecycle(clock, members)
+        for pool, indices in zip(pools, numbers(pools), strict=True):
+            if pool.start:
+                Autoscaler(clock, pool.parts.scenario.autoscale, indices, pool.start, lifecycle, over)
+        if scenario.failures.on:
+            Failures(clock, scenario.failures, pools, lifecycle, scenario.seed, over)
+        return lifecycle
 
     def _disaggregation(self, pools: Sequence[Pool]) -> Disaggregated:
         transfer = self._scenario.transfer
@@ -112,6 +140,8 @@ class Entrance:
         """Take note that a replica, or what stands before it, is done with a request."""
         cluster, place = self._where[index]
         cluster.finished(req, place)
+        if self.lifecycle is not None:
+            self.lifecycle.left(index)
 
     def _finished(self, req: Request, replica: Replica) -> None:
         self.left(req, replica.index)

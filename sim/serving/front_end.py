@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -178,8 +177,7 @@ class FrontEnd(Observer):
         if not flights:
             return
         flight = flights[0]
-        late_s = flight.outcome.late_s
-        ended = bisect_right(flight.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
+        ended = flight.steps_out(now_s)
         if ended > self._streamed:
             self._stream(flight.ends_s[self._streamed : ended], self._rows[0])
             self._streamed = ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from sim.engine.engine import Engine
@@ -19,12 +20,14 @@ from traces.schema import InputError
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`count` replicas of the same parts. `role`: "both" serve requests from the prompt to the end."""
+    """At most `count` replicas of the same parts. `role`: "both" serve requests from the prompt to the end."""
 
     parts: Parts
     count: int
     role: str = BOTH
     name: str = ""
+    start: int = 0
+    """How many serve at first, where their number changes; else 0, and all do."""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
         """A fresh engine for each replica."""
@@ -34,10 +37,6 @@ class Pool:
                 assert isinstance(engine, Engine)
                 engine.sends = True
         return engines
-
-    @property
-    def gpus(self) -> int:
-        return self.count * self.parts.scenario.tp
 
     @property
     def link_bytes_per_s(self) -> float:
@@ -50,6 +49,12 @@ def each_replica(pools: Sequence[Pool]) -> list[Pool]:
     return [pool for pool in pools for _ in range(pool.count)]
 
 
+def numbers(pools: Sequence[Pool]) -> list[range]:
+    """The replicas of each pool."""
+    ends = list(accumulate(pool.count for pool in pools))
+    return [range(end - pool.count, end) for pool, end in zip(pools, ends, strict=True)]
+
+
 def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     """The pools of a scenario; of one without any, all its replicas.
 
@@ -57,7 +62,7 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         InputError: as `assemble`, naming the pool; pools that do not go together.
     """
     if not scenario.pools:
-        return (Pool(assemble(scenario), scenario.replicas),)
+        return (_pool(scenario),)
     if scenario.executor == "live":
         raise InputError("executor is live, and a live run has one model on one device; pools are simulated")
     made = []
@@ -65,7 +70,7 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         front_end = served_by(scenario).front_end
         own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing, front_end=front_end)
         try:
-            made.append(Pool(assemble(own), own.replicas, pool.role, name))
+            made.append(_pool(own, pool.role, name))
         except InputError as error:
             raise type(error)(f"pools.{name}: {error}") from None
     drafting = [pool for pool in made if pool.parts.drafter is not None]
@@ -74,6 +79,43 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     _check_model(made)
     _check_roles(made, scenario)
     return tuple(made)
+
+
+def _pool(scenario: Scenario, role: str = BOTH, name: str = "") -> Pool:
+    scales, start = scenario.autoscale, scenario.replicas
+    if not scales.on:
+        return Pool(assemble(scenario), start, role, name)
+    if not scales.min <= start <= scales.max:
+        what = "count" if name else "replicas"
+        raise InputError(
+            f"{what} is {start}, with how many it begins, and autoscale lets it have {scales.min} to {scales.max}"
+        )
+    return Pool(assemble(scenario), scales.max, role, name, start)
+
+
+def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
+    """Whether replicas of this fleet fail, restart, come or go.
+
+    Raises:
+        InputError: they do, and something else of the scenario is not modelled beside that.
+    """
+    what = "autoscale" if any(pool.start for pool in pools) else ""
+    if scenario.failures.on:
+        what = "failures"
+        if scenario.front_end.on:
+            raise InputError(
+                "failures and front_end are both set, and what becomes of the connections of a front end whose "
+                "replica dies is not modelled"
+            )
+    for pool in pools if what else ():
+        named = f"{_where(pool).removeprefix(' of ')}: " if pool.name else ""
+        if pool.role != BOTH:
+            raise InputError(f"{named}role is {pool.role}, and {what} of such pools are not modelled")
+        if pool.parts.drafter is not None:
+            raise InputError(f"{named}policy.name is speculative, and {what} beside drafts are not modelled")
+        if pool.parts.engine_class is not None:
+            raise InputError(f"{named}engine.name is {pool.parts.scenario.engine.name}, which is not started anew")
+    return bool(what)
 
 
 def served_by(scenario: Scenario) -> Scenario:

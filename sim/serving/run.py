@@ -26,7 +26,7 @@ from sim.results.terms import FleetTerms, StepTerms, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
-from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
+from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, scales, shared
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.noise import noise_notes
 from sim.serving.notes import front_end_notes, kv_notes
@@ -70,6 +70,8 @@ class Result:
     """What its steps cost by term; None where they were measured."""
     transfers: pd.DataFrame | None = None
     """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
+    events: pd.DataFrame | None = None
+    """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
 
 
 def simulate(
@@ -107,7 +109,10 @@ def simulate(
         [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
-    steps = simulation.steps.table()
+    requests, steps = simulation.with_times_sent(requests, sent_rows), simulation.steps.table()
+    period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
+    lifecycle = simulation.entrance.lifecycle
+    present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
     speculation = None
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
@@ -124,29 +129,26 @@ def simulate(
         requests,
         steps,
         itl,
-        kv_facts(pools),
+        kv_facts(pools, present),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, wall_s, cpu_s),
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
-        rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
+        rates=Rates.of(scenario.tp * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
-        operations=simulation.operations(),
+        operations=simulation.operations(pools, present, *period),
     )
     summary["cost_terms"] = term_shares(terms)
     asked = asked_per_s(trace, scenario.workload)
     summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
-        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
+        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
-        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
-    tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
-    if backend is not None:
-        tokens = backend.with_text(session, tokens)
+        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo, present.replicas)
     return Result(
         resolved_pools(scenario, pools),
         summary,
@@ -156,11 +158,12 @@ def simulate(
         itl,
         engine_itl,
         trace,
-        tokens,
+        None if session is None else _tokens(session, backend, np.flatnonzero(sent_rows)),
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
         transfers,
+        None if lifecycle is None else lifecycle.events(),
     )
 
 
@@ -181,6 +184,11 @@ def admissible_in_all(
         raise InputError(
             "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
             "alone is handed over"
+        )
+    if pools[0].parts.scenario.failures.on and samples(trace.requests, pools[0].parts.scenario.workload):
+        raise InputError(
+            "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
+            "modelled"
         )
     sent_rows = np.ones(len(trace.requests), bool)
     rejected: dict[int, str] = {}
@@ -272,17 +280,18 @@ def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
     return list(requests["token_ids"]) if "token_ids" in requests else None
 
 
-def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
+def _tokens(session: LiveSession, backend: Any, rows: np.ndarray) -> pd.DataFrame:
     """The answers by request of the trace; `rows` are those of the requests that were sent."""
     outputs = list(session.outputs())
     index = rows[[index_of(id) for id, _, _ in outputs]] if outputs else np.empty(0, np.int64)
-    return pd.DataFrame(
+    tokens = pd.DataFrame(
         {
             "request": index,
             "sample": [id >> SAMPLE_BITS for id, _, _ in outputs],
             "token_ids": [tokens[prompt:] for _, prompt, tokens in outputs],
         }
     )
+    return tokens if backend is None else backend.with_text(session, tokens)  # type: ignore[no-any-return]
 
 
 def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
@@ -351,6 +360,7 @@ def _inputs(
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),
         **pool_inputs(pools),
+        **(scales(pools[0]) if not scenario.pools else {}),
         "engine": shared(pool.parts.engine_name for pool in pools),
         "policy": shared(pool.parts.scenario.policy.name for pool in pools),
         "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),

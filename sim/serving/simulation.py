@@ -21,6 +21,7 @@ from sim.serving.admission import Admission, check_admission
 from sim.serving.clock import Clock, WallClock
 from sim.serving.entrance import Answered, Entrance
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.fleet import Present, scaling_facts
 from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.hooks import Hooks, LiveSession, Progress
 from sim.serving.noise import Noisy, noise_of
@@ -59,6 +60,7 @@ class Simulation:
         self._every = max(1, count // 200)
         self._finished = 0
         self._count = count
+        self._fails = scenario.failures.on
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
         self._noise = {
             pool.name: noise_of(pool.parts.scenario, pool.parts.cost, admissible) if session is None else 0.0
@@ -70,7 +72,9 @@ class Simulation:
         """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
-        self.entrance = Entrance(scenario, pools, engines, self._replica, self._answered)
+        self.entrance = Entrance(
+            scenario, pools, engines, self._replica, self._answered, spans=spans, over=lambda: self._finished == count
+        )
         self.replicas = self.entrance.replicas
         with_sessions = self.entrance.follows_sessions
         work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=with_sessions)
@@ -206,13 +210,33 @@ class Simulation:
         busy_s = sum(front_end.busy_s for front_end in self.front_ends)
         return {"busy_s": busy_s, "refused": dict(self.clients.refused)}
 
-    def operations(self) -> dict[str, Any]:
+    def with_times_sent(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+        """The table with how often each request was `sent` by its client, and `resent` since its replica died."""
+        lifecycle = self.entrance.lifecycle
+        counts = {
+            "sent": None if self._retries is None else (1, self._retries.sent),
+            "resent": None if lifecycle is None else (0, lifecycle.resent),
+        }
+        for name, known in counts.items():
+            if known is not None:
+                usual, others = known
+                column = np.where(rows, usual, 0)
+                column[np.flatnonzero(rows)[list(others)]] = list(others.values())
+                requests = requests.assign(**{name: column})
+        return requests
+
+    def operations(self, pools: Sequence[Pool], present: Present, begin_s: float, duration_s: float) -> dict[str, Any]:
         """What the summary tells of what was done with the fleet while it served; nothing where nothing was."""
         told: dict[str, Any] = {}
+        lifecycle = self.entrance.lifecycle
         if self._admission is not None:
             told["admission"] = self._admission.facts()
         if self._retries is not None:
             told["retries"] = self._retries.facts(set(self.refused))
+        if lifecycle is not None and self._fails:
+            told["failures"] = lifecycle.facts(begin_s + duration_s)
+        if lifecycle is not None and (scaling := scaling_facts(pools, present, lifecycle, duration_s)):
+            told["scaling"] = scaling
         return told
 
     def tallies(self) -> list[Tally]:

@@ -1,4 +1,4 @@
-"""The settings of what is done with a fleet while it serves: who is let in, and who comes again."""
+"""The settings of what is done with a fleet while it serves: who is let in or asks again, what fails, what scales."""
 
 from __future__ import annotations
 
@@ -94,3 +94,110 @@ class RetrySettings:
         check("retry", self)
         if self.max_s < self.base_s:
             raise InputError(f"retry.max_s is {self.max_s:g}, and retry.base_s, the first wait, is {self.base_s:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class OutageSettings:
+    """One replica that dies and comes back."""
+
+    pool: str = setting("", "Pool of the replica; none where there is one kind of replica.")
+    replica: int = setting(0, "Its number there, from 0.", Bound(0, 10_000))
+    at_s: float = setting(0.0, "When it dies, on the clock of the arrivals.", Bound(0.0, 1e9))
+    down_s: float = setting(0.0, "Seconds until it serves again.", Bound(1e-6, 1e9, "not set"))
+
+    def __post_init__(self) -> None:
+        check("failures.schedule", self)
+        if not self.down_s:
+            raise InputError("an outage of failures.schedule has no down_s, the seconds until its replica serves again")
+
+    def __str__(self) -> str:
+        return f"{self.pool or 'replica'} {self.replica} at {self.at_s:g} s for {self.down_s:g} s"
+
+
+_FAILS = Where("failures.mtbf_s is set", lambda scenario: scenario.failures.mtbf_s)
+_RESTARTS = Where("failures.restart_at_s is set", lambda scenario: scenario.failures.restart_at_s)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureSettings:
+    """Replicas that die and come back, with nothing in their memory, and restarts of all in turn."""
+
+    schedule: tuple[OutageSettings, ...] = setting(
+        (), "Outages: tables of pool, replica, at_s and down_s.", where=_PREDICTED
+    )
+    mtbf_s: float = setting(
+        0.0,
+        "Mean seconds for which a replica serves until it dies, exponential, drawn from the seed.",
+        Bound(1e-3, 1e9, "none dies"),
+        where=_PREDICTED,
+    )
+    mttr_s: float = setting(
+        60.0, "Mean seconds until it serves again, exponential, drawn from the seed.", Bound(1e-6, 1e9), where=_FAILS
+    )
+    restart_at_s: float = setting(
+        0.0,
+        "When all replicas begin to be restarted, one after the other.",
+        Bound(1e-6, 1e9, "never"),
+        where=_PREDICTED,
+    )
+    restart_s: float = setting(60.0, "Seconds that each takes to restart.", Bound(1e-6, 1e9), where=_RESTARTS)
+    restart_drains: bool = setting(
+        True, "A replica answers what it has before it restarts; otherwise it dies.", where=_RESTARTS
+    )
+
+    def __post_init__(self) -> None:
+        check("failures", self)
+
+    @property
+    def on(self) -> bool:
+        return bool(self.schedule or self.mtbf_s or self.restart_at_s)
+
+
+OFF = "off"
+QUEUE, KV, RATE, OUTSTANDING = "queue", "kv", "rate", "outstanding"
+_SCALES = Where("autoscale.metric is not off", lambda scenario: scenario.autoscale.on)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaleSettings:
+    """How many replicas a pool has, by what they have to do; `replicas` (of a pool, `count`) is how many at first."""
+
+    metric: str = setting(
+        OFF,
+        "What decides: off, queue (requests that wait there), kv (share of KV blocks held), rate (requests that came, "
+        "per second), outstanding (unfinished requests).",
+        choices=(OFF, QUEUE, KV, RATE, OUTSTANDING),
+        where=_PREDICTED,
+    )
+    target: float = setting(0.0, "How much of it a replica is to have.", Bound(1e-6, 1e9, "not set"), where=_SCALES)
+    min: int = setting(1, "Replicas at least.", Bound(1, 10_000), where=_SCALES)
+    max: int = setting(1, "Replicas at most.", Bound(1, 10_000), where=_SCALES)
+    interval_s: float = setting(15.0, "Seconds between two looks.", Bound(1e-3, 1e6), where=_SCALES)
+    tolerance: float = setting(
+        0.1, "Share of the target from which on something is done.", Bound(0.0, 10.0), where=_SCALES
+    )
+    delay_s: float = setting(
+        60.0,
+        "Seconds from the order of a replica, which is paid from then, until it serves.",
+        Bound(0.0, 1e6),
+        where=_SCALES,
+    )
+    cooldown_s: float = setting(
+        300.0, "Seconds that a need must have been lower before replicas are taken away.", Bound(0.0, 1e6),
+        where=_SCALES,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check("autoscale", self)
+        if not self.on:
+            return
+        if self.min > self.max:
+            raise InputError(f"autoscale.min is {self.min}, and autoscale.max is {self.max}: it must be at least that")
+        if not self.target:
+            raise InputError(f"autoscale.target is not set: how much {self.metric} a replica is to have")
+        if self.metric == KV and self.target > 1.0:
+            raise InputError(f"autoscale.target is {self.target:g}, and kv is a share of the KV blocks, at most 1")
+
+    @property
+    def on(self) -> bool:
+        return self.metric != OFF

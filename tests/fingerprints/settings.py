@@ -51,7 +51,7 @@ def heeded(key: str, scenario: Mapping[str, Any]) -> bool:
         return bool(scenario["executor"] == "live")
     if section == "front_end":
         return key == "front_end.name" or bool(scenario["front_end.name"] != "off")
-    if section in ("admission", "retry"):
+    if section in ("admission", "retry", "failures", "autoscale"):
         return scenario[key] != SETTINGS[key][0]
     if section == "router":
         return bool(scenario["replicas"] > 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.results.units import count, count_of, seconds
+from sim.results.units import count, count_of, number, seconds
 
 Summary = Mapping[str, Any]
 
@@ -20,6 +20,19 @@ def operation_lines(summary: Summary) -> Iterator[tuple[str, str]]:
             "Retries",
             f"{count_of(retries['requests'], 'request')} sent again, {count_of(retries['sent_again'], 'time')} in all; "
             f"{count(retries['answered'])} of them answered",
+        )
+    if failures := summary.get("failures"):
+        yield (
+            "Failures",
+            f"{count_of(failures['deaths'], 'death')}, {count_of(failures['restarts'], 'drained restart')}, "
+            f"{seconds(failures['down_s'])} down in all; {count_of(failures['requests'], 'request')} sent again",
+        )
+    for name, pool in (summary.get("scaling") or {}).items():
+        yield (
+            "Scaling",
+            f"{'' if name == 'all' else f'{name}: '}{number(pool['mean_replicas'])} replicas on average, "
+            f"{count(pool['least_replicas'])} to {count(pool['most_replicas'])}; {count(pool['ordered'])} ordered, "
+            f"{count(pool['released'])} released; {number(pool['gpu_hours'])} GPU-hours",
         )
 
 
@@ -51,5 +64,26 @@ def operation_panels(summary: Summary) -> Iterator[tuple[str, list[tuple[str, st
                 ("Requests sent again", count(retries["requests"])),
                 ("Times in all", count(retries["sent_again"])),
                 ("Of them answered", count(retries["answered"])),
+            ],
+        )
+    if failures := summary.get("failures"):
+        yield (
+            "Failures",
+            [
+                ("Deaths", count(failures["deaths"])),
+                ("Drained restarts", count(failures["restarts"])),
+                ("Down in all", seconds(failures["down_s"])),
+                ("Requests sent again", count(failures["requests"])),
+                ("Times in all", count(failures["resent"])),
+            ],
+        )
+    for name, pool in (summary.get("scaling") or {}).items():
+        yield (
+            "Scaling" if name == "all" else f"Scaling of {name}",
+            [
+                ("Replicas on average", number(pool["mean_replicas"])),
+                ("Fewest and most", f"{count(pool['least_replicas'])} and {count(pool['most_replicas'])}"),
+                ("Ordered and released", f"{count(pool['ordered'])} and {count(pool['released'])}"),
+                ("GPU-hours", number(pool["gpu_hours"])),
             ],
         )

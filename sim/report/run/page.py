@@ -31,7 +31,7 @@ from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
-from sim.results.units import count, count_of, dollars, number, percent, seconds, size_of
+from sim.results.units import count, dollars, mean_count_of, number, percent, seconds, size_of
 
 INPUT_NAMES = {
     "trace": "Trace",
@@ -87,7 +87,7 @@ def _cards(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[Card]:
     yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
     bill = summary.get("bill") or {}
     if bill.get("usd_per_million_output_tokens") is not None:
-        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count_of(bill['gpus'], 'GPU')}"
+        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {mean_count_of(bill['gpus'], 'GPU')}"
         yield Card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour)
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
@@ -110,7 +110,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     rest = [
         (key, value)
         for key, value in inputs.items()
-        if key not in {*INPUT_NAMES, "notes", "pools"} and value is not None
+        if key not in {*INPUT_NAMES, "notes", "pools", "scales", "scales_by"} and value is not None
     ]
     yield ("Inputs", [*known, *rest])
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]

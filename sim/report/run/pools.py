@@ -12,9 +12,17 @@ Summary = Mapping[str, Any]
 
 def pool_words(pool: Mapping[str, Any]) -> str:
     """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it."""
-    gpus = pool["tp"] * pool["replicas"]
+    gpus = pool["tp"] * (1 if pool.get("scales") else pool["replicas"])
     many = f"{count(gpus)} x " if gpus > 1 else ""
-    return f"{many}{pool['gpu']} (TP {pool['tp']}, {count_of(pool['replicas'], 'replica')})"
+    return f"{many}{pool['gpu']} (TP {pool['tp']}, {replicas_words(pool)})"
+
+
+def replicas_words(inputs: Mapping[str, Any]) -> str:
+    """`2 replicas`, or `1 to 8 replicas by queue` where autoscaling decides."""
+    if scales := inputs.get("scales"):
+        least, most = scales
+        return f"{count(least)} to {count_of(most, 'replica')} by {inputs['scales_by']}"
+    return count_of(inputs["replicas"], "replica")
 
 
 def pool_lines(summary: Summary) -> Iterator[tuple[str, str]]:
