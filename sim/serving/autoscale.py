@@ -11,8 +11,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from sim.results.presence import ABSENT, DOWN, DRAINS, SERVES
 from sim.serving.clock import Clock, Event
-from sim.serving.lifecycle import ABSENT, DOWN, DRAINS, SERVES, Lifecycle
+from sim.serving.lifecycle import Lifecycle
 from sim.specs.operations import KV, OUTSTANDING, QUEUE, RATE, AutoscaleSettings
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from sim.results.presence import DRAINS, SERVES
 from sim.serving.clock import Clock, Event
-from sim.serving.lifecycle import DRAINS, SERVES, Lifecycle
+from sim.serving.lifecycle import Lifecycle
 from sim.serving.pool import Pool
 from sim.serving.workload import stream
 from sim.specs.operations import FailureSettings

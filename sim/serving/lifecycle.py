@@ -14,14 +14,10 @@ from typing import Any
 import pandas as pd
 
 from sim.engine.protocol import ServingEngine
+from sim.results.presence import ABSENT, DIES, DOWN, DRAINS, ORDERED, SERVES, STOPS
 from sim.serving.clock import Clock, Event
 from sim.serving.cluster import Cluster
 from sim.serving.replica import Replica
-
-SERVES, DRAINS, DOWN, ABSENT = "serves", "drains", "is down", "is gone"
-"""States of a replica: it is sent requests; it ends those that it has; it will be back; it is not paid for."""
-ORDERED, DIES, STOPS = "is ordered", "dies", "stops"
-"""Further events: it is paid for from now on and will serve; it loses its requests; it is drained."""
 
 
 @dataclass(slots=True)
@@ -39,7 +35,6 @@ class Member:
     """Whether its engine has ever served."""
     changes: int = 0
     """Events so far."""
-    absent_first: bool = False
     paid_from_s: float = 0.0
     paid_s: list[tuple[float, float]] = field(default_factory=list)
     drained: Callable[[], None] | None = None
@@ -69,8 +64,9 @@ class Lifecycle:
     def leave_out(self, index: int) -> None:
         """Begin without this replica."""
         member = self.members[index]
-        member.state, member.absent_first = ABSENT, True
+        member.state = ABSENT
         member.cluster.take_out(member.place)
+        self.tell(index, ABSENT)
 
     def die(self, index: int) -> None:
         """A replica that serves or drains dies; it is down until `serve_in` has it serve."""
@@ -150,20 +146,21 @@ class Lifecycle:
 
     def sizes(self, indices: Sequence[int]) -> dict[str, int]:
         """How many of these replicas were paid for at the fewest and the most, and how often that changed."""
-        there = {index for index in indices if not self.members[index].absent_first}
-        least = most = len(there)
-        ordered = released = 0
-        for _, replica, event in zip(*self._log, strict=True):
-            if replica not in indices:
-                continue
-            if event == ORDERED:
-                there.add(replica)
-                ordered += 1
-            elif event == ABSENT:
-                there.discard(replica)
-                released += 1
-            least, most = min(least, len(there)), max(most, len(there))
-        return {"least_replicas": least, "most_replicas": most, "ordered": ordered, "released": released}
+        there, ordered, released = set(indices), 0, 0
+        sizes = []
+        for time_s, replica, event in zip(*self._log, strict=True):
+            if replica in indices and event in (ORDERED, ABSENT):
+                if event == ORDERED:
+                    there.add(replica)
+                    ordered += 1
+                else:
+                    there.discard(replica)
+                    released += time_s > 0.0  # what is left out is told at the start
+                if time_s > 0.0:
+                    sizes.append(len(there))
+        at_first = len(there) - ordered + released
+        sizes.append(at_first)
+        return {"least_replicas": min(sizes), "most_replicas": max(sizes), "ordered": ordered, "released": released}
 
     def events(self) -> pd.DataFrame:
         """One row per event, in order: `time_s`, `replica`, `event`."""
@@ -172,16 +169,22 @@ class Lifecycle:
 
     def facts(self, end_s: float) -> dict[str, Any]:
         """What the summary tells of deaths and restarts up to the end of the run."""
-        down_s, since_s = 0.0, {}
+        down_s, restarts = 0.0, 0
+        since_s: dict[int, float] = {}
+        stopped: set[int] = set()
         for time_s, replica, event in zip(*self._log, strict=True):
             if event in (DIES, STOPS):
                 since_s.setdefault(replica, time_s)
+                if event == STOPS:
+                    stopped.add(replica)
             elif replica in since_s:
                 down_s += max(0.0, min(time_s, end_s) - since_s.pop(replica))
+                restarts += event == SERVES and replica in stopped
+                stopped.discard(replica)
         down_s += sum(max(0.0, end_s - time_s) for time_s in since_s.values())
         return {
             "deaths": self._log[2].count(DIES),
-            "restarts": self._log[2].count(STOPS),
+            "restarts": restarts,
             "down_s": down_s,
             "requests": len(self.resent),
             "resent": sum(self.resent.values()),

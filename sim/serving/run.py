@@ -291,7 +291,7 @@ def _tokens(session: LiveSession, backend: Any, rows: np.ndarray) -> pd.DataFram
             "token_ids": [tokens[prompt:] for _, prompt, tokens in outputs],
         }
     )
-    return tokens if backend is None else backend.with_text(session, tokens)  # type: ignore[no-any-return]
+    return tokens if backend is None else backend.with_text(session, tokens)
 
 
 def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:

@@ -31,6 +31,7 @@ from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource
 from sim.serving.workload import columns, samples
+from sim.specs.operations import refuses
 from traces.schema import InputError
 
 
@@ -93,7 +94,7 @@ class Simulation:
             check_admission(scenario.admission, tokens)
             self._admission = Admission(self.clock, scenario.admission, submit, self._not_let_in, asked_s)
             submit = self._admission.submit
-        if scenario.retry.attempts > 1:
+        if scenario.retry.attempts > 1 and refuses(scenario):
             self._retries = Retries(self.clock, scenario.retry, scenario.seed, submit, asked_s)
         return submit
 

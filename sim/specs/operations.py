@@ -13,7 +13,8 @@ _PREDICTED = Where("executor is predicted", lambda scenario: scenario.executor =
 _MOST = 10**9
 
 
-def _refuses(scenario: Any) -> bool:
+def refuses(scenario: Any) -> bool:
+    """Whether something of a scenario may refuse a request."""
     front_end = scenario.front_end
     return bool(scenario.admission.on or front_end.max_num_queued_reqs or front_end.max_num_queued_tokens)
 
@@ -22,7 +23,7 @@ def _set(key: str) -> Where:
     return Where(f"admission.{key} is set", lambda scenario: getattr(scenario.admission, key))
 
 
-_REFUSES = Where("admission or a front end can refuse a request", _refuses)
+_REFUSES = Where("admission or a front end can refuse a request", refuses)
 _RETRIES = Where("retry.attempts is above 1", lambda scenario: scenario.retry.attempts > 1)
 
 

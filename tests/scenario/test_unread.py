@@ -13,6 +13,7 @@ import pytest
 from sim import api
 from sim.cli.main import main
 from sim.scenario import SETTINGS, Scenario, build, dump, load, refuse_unread
+from sim.specs.operations import OutageSettings
 from sim.specs.settings import word
 from traces.schema import InputError
 
@@ -38,6 +39,9 @@ APART = {
 }
 ADMISSION = {"burst_requests": 3, "burst_tokens": 10**6, "max_queued": 3, "max_wait_s": 0.5}
 OF = {"burst_requests": "requests_per_s", "burst_tokens": "tokens_per_s"}
+FAILURES = {"mttr_s": (5.0, "mtbf_s"), "restart_s": (5.0, "restart_at_s"), "restart_drains": (False, "restart_at_s")}
+FAIL = {"mtbf_s": 50.0, "restart_at_s": 5.0, "schedule": (OutageSettings(down_s=1.0),)}
+SCALE = {"target": 5.0, "min": 2, "max": 3, "interval_s": 5.0, "tolerance": 0.5, "delay_s": 5.0, "cooldown_s": 5.0}
 RETRY = {"base_s": 0.5, "factor": 3.0, "max_s": 30.0, "jitter": 0.25}
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
@@ -78,6 +82,31 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         for key, value in TRANSFER.items()
     ),
     ({"speculation.k": 3}, "speculation.k is 3, and it is read only where policy.name is speculative"),
+    *(
+        (
+            {f"failures.{key}": value},
+            f"failures.{key} is {word(value)}, and it is read only where failures.{other} is set",
+        )
+        for key, (value, other) in FAILURES.items()
+    ),
+    *(
+        (
+            {f"failures.{key}": value, "executor": "live"},
+            f"failures.{key} is {word(value)}, and it is read only where ex",
+        )
+        for key, value in FAIL.items()
+    ),
+    *(
+        (
+            {f"autoscale.{key}": value},
+            f"autoscale.{key} is {word(value)}, and it is read only where autoscale.metric is not off",
+        )
+        for key, value in SCALE.items()
+    ),
+    (
+        {"autoscale.metric": "rate", "autoscale.target": 5.0, "executor": "live"},
+        "autoscale.metric is rate, and it is read only where executor is predicted",
+    ),
     ({"retry.attempts": 3}, "retry.attempts is 3, and it is read only where admission or a front end can refuse"),
     *(
         ({f"retry.{key}": value}, f"retry.{key} is {word(value)}, and it is read only where retry.attempts is above 1")
@@ -111,6 +140,12 @@ READ: list[dict[str, Any]] = [
         **{f"admission.{key}": value for key, value in ADMISSION.items()},
         **{f"retry.{key}": value for key, value in RETRY.items()},
     },
+    {
+        **{f"failures.{key}": value for key, value in FAIL.items()},
+        **{f"failures.{key}": value for key, (value, _) in FAILURES.items()},
+    },
+    {"autoscale.metric": "rate", "replicas": 2, **{f"autoscale.{key}": value for key, value in SCALE.items()}},
+    {"pools.a.autoscale.metric": "rate", "pools.a.autoscale.target": 5.0, "autoscale.max": 2},
     {"retry.attempts": 2, "front_end.name": "custom", "front_end.max_num_queued_reqs": 3},
     APART,
     {"policy": "speculative", "speculation.k": 3},

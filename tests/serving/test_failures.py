@@ -20,11 +20,12 @@ from sim.engine.flight import Audience, Flight, ObservedReplica, Observer
 from sim.engine.request import Request
 from sim.report.run.operations import operation_lines, operation_panels
 from sim.results.gaps import TokenGaps
+from sim.results.presence import DIES, DOWN, DRAINS, SERVES, STOPS
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.serving.clock import Clock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Predicted
-from sim.serving.lifecycle import DIES, DOWN, DRAINS, SERVES, STOPS, Lifecycle, Member
+from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.replica import Replica
 from sim.serving.source import RequestSource, Workload
 from traces.schema import InputError

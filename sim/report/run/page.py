@@ -8,7 +8,7 @@ from typing import Any
 from sim.report.measures import LatencyUnits, latency, latency_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.operations import operation_panels
-from sim.report.run.pools import pool_panels
+from sim.report.run.pools import pool_panels, routing_panels
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     answer,
@@ -69,7 +69,7 @@ def render_page(run: Run, *, scenario: str = "") -> str:
         remarks=[*stability_lines(run), *pressure_lines(run), *kv_capacity_lines(summary), *notes_of(summary)],
         latency_heads=["", *STATISTICS],
         latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS, units)],
-        facts=_facts(summary),
+        facts=[*_facts(summary), *routing_panels(summary, run.requests)],
         scenario=scenario,
     )
 

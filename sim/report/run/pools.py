@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
 from sim.results.units import count, count_of, dollars, percent, seconds, size_of
 
 Summary = Mapping[str, Any]
@@ -81,6 +83,31 @@ def pool_panels(summary: Summary) -> Iterator[tuple[str, list[tuple[str, str]]]]
                 ("Under way, p50 and p99", f"{seconds(sent['p50'])}, {seconds(sent['p99'])}"),
             ],
         )
+
+
+MOST_ROUTED = 16
+"""Replicas that the table of routing shares names."""
+
+
+def routing_panels(summary: Summary, requests: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(title, rows) of the requests that each replica answered; nothing of a lone one."""
+    if (summary["inputs"].get("replicas") or 1) < 2:
+        return
+    answered = requests["replica"][requests["status"] == "completed"].value_counts().sort_index()
+    names = replica_names(summary)
+    total = int(answered.sum())
+    rows = [
+        (names[replica] if names else f"Replica {replica}", f"{count(times)} ({percent(times / total)})")
+        for replica, times in answered.sort_values(ascending=False, kind="stable")[:MOST_ROUTED].sort_index().items()
+    ]
+    if len(answered) > MOST_ROUTED:
+        rows.append(
+            (
+                f"{count(len(answered) - MOST_ROUTED)} others",
+                f"at most {count(int(answered.sort_values().iloc[-MOST_ROUTED]))} each",
+            )
+        )
+    yield "Requests by replica", rows
 
 
 def _queue(pool: Mapping[str, Any]) -> list[tuple[str, str]]:
