@@ -232,6 +232,7 @@ class PoolSettings:
     scenario: Scenario
     """With `replicas` as many as the pool has."""
     role: str = setting("both", "What its replicas do: prefill, decode, or both.", choices=ROLES)
+    serves: tuple[str, ...] = setting((), "Models, as the trace names them, that it answers; its own unless said.")
 
     def __post_init__(self) -> None:
         check("", self)
@@ -494,13 +495,16 @@ def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise InputError(f"pools.{name}: a pool's name is made of letters, digits, - and _")
         settings = merge(own)
-        role, count = settings.pop("role", "both"), settings.pop("count", 1)
+        role, count, serves = settings.pop("role", "both"), settings.pop("count", 1), settings.pop("serves", ())
         if fleet := [key for key in settings if key in _OF_THE_FLEET]:
             raise InputError(f"pools.{name}.{fleet[0]} is no pool's own; say it for all of them ({fleet[0]})")
         if type(count) is not int or not 1 <= count <= _MOST_REPLICAS:
             raise InputError(f"pools.{name}.count is {count!r}; it must be a whole number from 1 to {_MOST_REPLICAS:,}")
+        serves = (serves,) if isinstance(serves, str) else tuple(serves) if isinstance(serves, list | tuple) else None
+        if serves is None or not all(isinstance(one, str) and one for one in serves):
+            raise InputError(f"pools.{name}.serves must be the name of a model, or a list of names")
         try:
-            made[name] = PoolSettings(_made(merge(shared, settings, {"replicas": count})), role)
+            made[name] = PoolSettings(_made(merge(shared, settings, {"replicas": count})), role, serves)
         except InputError as error:
             raise type(error)(f"pools.{name}: {error}") from None
     return made
@@ -613,7 +617,8 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
 
 def _pool_table(pool: PoolSettings) -> dict[str, Any]:
     own = {key: value for key, value in as_tables(pool.scenario).items() if key not in _OF_THE_FLEET}
-    return {"role": pool.role, "count": pool.count, **own}
+    serves = {"serves": list(pool.serves)} if pool.serves else {}
+    return {"role": pool.role, "count": pool.count, **serves, **own}
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

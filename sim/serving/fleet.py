@@ -20,7 +20,7 @@ from sim.results.terms import StepTerms
 from sim.results.verdict import stable, verdict
 from sim.serving.answer import binding_of
 from sim.serving.lifecycle import Lifecycle
-from sim.serving.pool import Pool, each_replica, numbers
+from sim.serving.pool import Pool, by_model, each_replica, numbers
 from sim.specs.fleet import PREFILL
 
 Value = TypeVar("Value", bound=Hashable)
@@ -39,10 +39,11 @@ def pool_inputs(pools: Sequence[Pool]) -> dict[str, Any]:
     """What the inputs of a summary say of each pool; nothing where there are none."""
     if not pools[0].name:
         return {}
-    told = {}
+    told, several = {}, len(by_model(pools)) > 1
     for pool in pools:
         scenario = pool.parts.scenario
         told[pool.name] = {
+            **({"model": pool.parts.model.name} if several else {}),
             "role": pool.role,
             "replicas": pool.count,
             "gpu": pool.parts.gpu.name,
@@ -174,9 +175,24 @@ def fleet_summary(
         "bill": plain(bill_of_all(bills, tokens=prompt + output, output_tokens=output)),
         "pools": plain(own),
     }
+    if "model" in requests:
+        told["models"] = plain(model_facts(requests, slo, duration))
     if transfers is not None:
         told["transfers"] = plain(_transfer_summary(transfers, duration))
     return {"verdict": plain(verdict(told, is_stable=stable(requests, summary["load"]))), **told}
+
+
+def model_facts(requests: pd.DataFrame, slo: Sequence[Limit], duration: float) -> dict[str, Any]:
+    """What the summary tells of the requests for each model."""
+    told = {}
+    for model, own in requests[requests["model"] != ""].groupby("model", sort=False):
+        told[str(model)] = {
+            "requests": metrics.request_counts(own),
+            "throughput": metrics.throughput(own, duration),
+            **{f"{name}_s": distribution(own[f"{name}_s"]) for name in ("ttft", "tpot", "e2e")},
+            **({"goodput": metrics.goodput(own, slo, duration)} if slo else {}),
+        }
+    return told
 
 
 def _within(terms: StepTerms, of_pool: np.ndarray) -> StepTerms:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+import pandas as pd
+
 from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
 from sim.load import find
@@ -28,6 +30,8 @@ class Pool:
     name: str = ""
     start: int = 0
     """How many serve at first, where their number changes; else 0, and all do."""
+    serves: tuple[str, ...] = ()
+    """Models that it answers, as a trace names them; of one that says none, its model's own names."""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
         """A fresh engine for each replica."""
@@ -70,27 +74,78 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         front_end = served_by(scenario).front_end
         own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing, front_end=front_end)
         try:
-            made.append(_pool(own, pool.role, name))
+            made.append(_pool(own, pool.role, name, pool.serves))
         except InputError as error:
             raise type(error)(f"pools.{name}: {error}") from None
     drafting = [pool for pool in made if pool.parts.drafter is not None]
     if drafting and len(made) > 1:
         raise InputError(f"pools.{drafting[0].name}: policy.name is speculative, and drafts are told of one pool alone")
-    _check_model(made)
-    _check_roles(made, scenario)
+    _check_names(made)
+    for of_model in by_model(made).values():
+        _check_roles(of_model, scenario)
     return tuple(made)
 
 
-def _pool(scenario: Scenario, role: str = BOTH, name: str = "") -> Pool:
+def by_model(pools: Sequence[Pool]) -> dict[str, list[Pool]]:
+    """The pools of each model, by its name."""
+    found: dict[str, list[Pool]] = {}
+    for pool in pools:
+        found.setdefault(pool.parts.model.name, []).append(pool)
+    return found
+
+
+def served_names(pools: Sequence[Pool]) -> dict[str, str]:
+    """By name that a request's model may have, the model; empty where all requests are for the one that there is."""
+    if len(by_model(pools)) == 1 and not any(pool.serves for pool in pools):
+        return {}
+    return {
+        name: pool.parts.model.name
+        for pool in pools
+        for name in pool.serves or (pool.parts.model.name, pool.parts.scenario.model)
+    }
+
+
+def models_asked(requests: pd.DataFrame, pools: Sequence[Pool]) -> list[str] | None:
+    """Of each request the model that is to answer it, "" where no pool serves what it names.
+
+    None where all requests are for the one model that there is.
+
+    Raises:
+        InputError: there are several, and the requests name none.
+    """
+    known = served_names(pools)
+    if not known:
+        return None
+    if "model" not in requests:
+        raise InputError(
+            f"the pools serve {', '.join(known)}, and the trace does not say which request is for which: it has no "
+            "column model; workload.model_shares draws it"
+        )
+    return [known.get(name, "") for name in requests["model"]]
+
+
+def _check_names(pools: Sequence[Pool]) -> None:
+    first: dict[str, Pool] = {}
+    for pool in pools:
+        for name in pool.serves:
+            other = first.setdefault(name, pool)
+            if other.parts.model.name != pool.parts.model.name:
+                raise InputError(
+                    f"pools.{pool.name} serves {name} with {pool.parts.model.name}, and pools.{other.name} with "
+                    f"{other.parts.model.name}: requests for {name} could go to either"
+                )
+
+
+def _pool(scenario: Scenario, role: str = BOTH, name: str = "", serves: tuple[str, ...] = ()) -> Pool:
     scales, start = scenario.autoscale, scenario.replicas
     if not scales.on:
-        return Pool(assemble(scenario), start, role, name)
+        return Pool(assemble(scenario), start, role, name, serves=serves)
     if not scales.min <= start <= scales.max:
         what = "count" if name else "replicas"
         raise InputError(
             f"{what} is {start}, with how many it begins, and autoscale lets it have {scales.min} to {scales.max}"
         )
-    return Pool(assemble(scenario), scales.max, role, name, start)
+    return Pool(assemble(scenario), scales.max, role, name, start, serves)
 
 
 def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
@@ -158,16 +213,6 @@ def router_traits(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Any]:
 
 def _where(pool: Pool) -> str:
     return f" of pools.{pool.name}" if pool.name else ""
-
-
-def _check_model(pools: Sequence[Pool]) -> None:
-    first = pools[0]
-    for pool in pools[1:]:
-        if pool.parts.model.name != first.parts.model.name:
-            raise InputError(
-                f"pools.{pool.name}.model is {pool.parts.model.name} and that of pools.{first.name} is "
-                f"{first.parts.model.name}: all pools of a run serve one model"
-            )
 
 
 def _check_roles(pools: Sequence[Pool], scenario: Scenario) -> None:

@@ -30,7 +30,16 @@ from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_in
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.noise import noise_notes
 from sim.serving.notes import front_end_notes, kv_notes
-from sim.serving.pool import Pool, each_replica, pools_of, resolved_pools, served_by
+from sim.serving.pool import (
+    Pool,
+    by_model,
+    each_replica,
+    models_asked,
+    pools_of,
+    resolved_pools,
+    served_by,
+    served_names,
+)
 from sim.serving.simulation import Simulation
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
@@ -142,10 +151,13 @@ def simulate(
         operations=simulation.operations(pools, present, *period),
     )
     summary["cost_terms"] = term_shares(terms)
-    asked = asked_per_s(trace, scenario.workload)
-    summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
+    summary["load"] = metrics.plain(
+        load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
+    )
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
+        if (asked_for := models_asked(trace.requests, pools)) is not None:
+            requests = requests.assign(model=asked_for)
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
         summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo, present.replicas)
@@ -190,14 +202,37 @@ def admissible_in_all(
             "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
             "modelled"
         )
+    asked = models_asked(trace.requests, pools)
+    rejected = {} if asked is None else _unknown_models(trace, asked, pools)
     sent_rows = np.ones(len(trace.requests), bool)
-    rejected: dict[int, str] = {}
+    sent_rows[list(rejected)] = False
     for pool, engine in zip(pools, engines, strict=True):
-        asked = trace if pool.role != PREFILL else replace(trace, requests=trace.requests.assign(output_tokens=1))
-        rows, refused = admissible(pool.parts, asked, engine)
-        sent_rows &= rows
-        rejected = {**refused, **rejected}
+        table, mine = trace.requests, np.arange(len(sent_rows))
+        if asked is not None:
+            mine = np.flatnonzero(np.array(asked) == pool.parts.model.name)
+            table = table.iloc[mine]
+        if not len(mine):
+            continue
+        own = replace(trace, requests=table if pool.role != PREFILL else table.assign(output_tokens=1))
+        rows, refused = admissible(pool.parts, own, engine)
+        sent_rows[mine] &= rows
+        rejected = {**{int(mine[at]): why for at, why in refused.items()}, **rejected}
+    if not sent_rows.any():
+        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _unknown_models(trace: Trace, asked: Sequence[str], pools: Sequence[Pool]) -> dict[int, str]:
+    """Why the requests are rejected whose model no pool serves; raises InputError unless such are to be left out."""
+    names, known = trace.requests["model"], ", ".join(served_names(pools))
+    unknown = [place for place, model in enumerate(asked) if not model]
+    if unknown and not pools[0].parts.scenario.workload.skip_bad:
+        raise InputError(
+            f"{trace.path or trace.name} line {trace.requests['source_row'].iloc[unknown[0]]}: its model is "
+            f"{names.iloc[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
+            "such requests out"
+        )
+    return {place: f"no pool serves its model {names.iloc[place]!r}" for place in unknown}
 
 
 def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
@@ -355,7 +390,7 @@ def _inputs(
         "synthetic": trace.synthetic,
         "profile": scenario.cost.profile,
         **_sustained(parts, session),
-        "model": parts.model.name,
+        "model": " and ".join(by_model(pools)),
         "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),

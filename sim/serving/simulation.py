@@ -25,7 +25,7 @@ from sim.serving.fleet import Present, scaling_facts
 from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.hooks import Hooks, LiveSession, Progress
 from sim.serving.noise import Noisy, noise_of
-from sim.serving.pool import Pool
+from sim.serving.pool import Pool, models_asked
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
@@ -74,7 +74,14 @@ class Simulation:
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
         self.entrance = Entrance(
-            scenario, pools, engines, self._replica, self._answered, spans=spans, over=lambda: self._finished == count
+            scenario,
+            pools,
+            engines,
+            self._replica,
+            self._answered,
+            spans=spans,
+            over=lambda: self._finished == count,
+            models=models_asked(admissible, pools),
         )
         self.replicas = self.entrance.replicas
         with_sessions = self.entrance.follows_sessions

@@ -90,8 +90,16 @@ class WorkloadSettings:
     skip_bad: bool = setting(False, "Leave out rows that cannot be used, and count them.")
     priority_shares: Mapping[str, float] = setting(
         {},
-        "How many requests have which priority, drawn from the seed instead of the trace's: by number, its share.",
+        "How many requests (with sessions: how many sessions) have which priority, drawn from the seed instead of the "
+        "trace's: by number, its share.",
         Bound(0.0, 1e9),
+    )
+    model_shares: Mapping[str, float] = setting(
+        {},
+        "How many requests (with sessions: how many sessions) are for which model, drawn from the seed instead of what "
+        "the trace says: by a name that a pool serves, its share.",
+        Bound(0.0, 1e9),
+        where=Where("there are pools", lambda scenario: scenario.pools),
     )
     samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
     beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")
@@ -118,8 +126,10 @@ class WorkloadSettings:
         for number in self.priority_shares:
             if not number.removeprefix("-").isdecimal() or abs(int(number)) > MAX_TOKENS:
                 raise InputError(f"workload.priority_shares.{number}: a priority is a whole number; smaller goes first")
-        if self.priority_shares and not any(self.priority_shares.values()):
-            raise InputError("workload.priority_shares are all 0, so that no request has a priority")
+        for key in ("priority_shares", "model_shares"):
+            shares = getattr(self, key)
+            if shares and not any(shares.values()):
+                raise InputError(f"workload.{key} are all 0, and one at least must be above")
 
     @property
     def laid_anew(self) -> bool:

@@ -107,6 +107,10 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         {"autoscale.metric": "rate", "autoscale.target": 5.0, "executor": "live"},
         "autoscale.metric is rate, and it is read only where executor is predicted",
     ),
+    (
+        {"workload.model_shares": {"large": 1.0}},
+        "workload.model_shares is {'large': 1.0}, and it is read only where there are pools",
+    ),
     ({"retry.attempts": 3}, "retry.attempts is 3, and it is read only where admission or a front end can refuse"),
     *(
         ({f"retry.{key}": value}, f"retry.{key} is {word(value)}, and it is read only where retry.attempts is above 1")
@@ -145,6 +149,7 @@ READ: list[dict[str, Any]] = [
         **{f"failures.{key}": value for key, (value, _) in FAILURES.items()},
     },
     {"autoscale.metric": "rate", "replicas": 2, **{f"autoscale.{key}": value for key, value in SCALE.items()}},
+    {"pools.a.serves": ["large"], "workload.model_shares": {"large": 1.0}},
     {"pools.a.autoscale.metric": "rate", "pools.a.autoscale.target": 5.0, "autoscale.max": 2},
     {"retry.attempts": 2, "front_end.name": "custom", "front_end.max_num_queued_reqs": 3},
     APART,

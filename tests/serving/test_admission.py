@@ -251,7 +251,7 @@ def test_pages_tell_who_was_refused() -> None:
         ),
         ({"retry.attempts": 2, "retry.base_s": 90.0}, "retry.max_s is 60, and retry.base_s, the first wait, is 90"),
         ({"workload.priority_shares.high": 1.0}, "workload.priority_shares.high: a priority is a whole number"),
-        ({"workload.priority_shares.1": 0.0}, "workload.priority_shares are all 0"),
+        ({"workload.priority_shares.1": 0.0}, "workload.priority_shares are all 0, and one at least"),
         ({"admission.requests_per_s": -1.0}, "admission.requests_per_s is -1.0; it must be 0"),
         ({"pools.a.admission.max_queued": 1}, "pools.a.admission is no pool's own; say it for all of them"),
     ],

@@ -13,10 +13,11 @@ Summary = Mapping[str, Any]
 
 
 def pool_words(pool: Mapping[str, Any]) -> str:
-    """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it."""
+    """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it; its model first, of several."""
     gpus = pool["tp"] * (1 if pool.get("scales") else pool["replicas"])
     many = f"{count(gpus)} x " if gpus > 1 else ""
-    return f"{many}{pool['gpu']} (TP {pool['tp']}, {replicas_words(pool)})"
+    model = f"{pool['model']} on " if pool.get("model") else ""
+    return f"{model}{many}{pool['gpu']} (TP {pool['tp']}, {replicas_words(pool)})"
 
 
 def replicas_words(inputs: Mapping[str, Any]) -> str:
@@ -40,6 +41,17 @@ def pool_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         if pool["bill"]["usd"] is not None:
             parts.append(dollars(pool["bill"]["usd"]))
         yield name, ", ".join(parts)
+
+
+def model_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+    """(model, a line) of each, where there are several."""
+    for model, own in (summary.get("models") or {}).items():
+        met = f", {percent(own['goodput']['fraction'])} within the SLO" if "goodput" in own else ""
+        yield (
+            model,
+            f"{count_of(own['requests']['total'], 'request')}, TTFT p99 {seconds(own['ttft_s']['p99'])}, "
+            f"TPOT p99 {seconds(own['tpot_s']['p99'])}{met}",
+        )
 
 
 def transfer_line(summary: Summary) -> str:
@@ -72,6 +84,8 @@ def pool_panels(summary: Summary) -> Iterator[tuple[str, list[tuple[str, str]]]]
                 *([("Cost", dollars(pool["bill"]["usd"]))] if pool["bill"]["usd"] is not None else []),
             ],
         )
+    if summary.get("models"):
+        yield "By model", list(model_lines(summary))
     if moved := summary.get("transfers"):
         waited, sent = moved["wait_s"], moved["sending_s"]
         yield (
@@ -96,9 +110,10 @@ def routing_panels(summary: Summary, requests: pd.DataFrame) -> Iterator[tuple[s
     answered = requests["replica"][requests["status"] == "completed"].value_counts().sort_index()
     names = replica_names(summary)
     total = int(answered.sum())
+    most = answered.sort_values(ascending=False, kind="stable")[:MOST_ROUTED].sort_index()
     rows = [
         (names[replica] if names else f"Replica {replica}", f"{count(times)} ({percent(times / total)})")
-        for replica, times in answered.sort_values(ascending=False, kind="stable")[:MOST_ROUTED].sort_index().items()
+        for replica, times in zip(most.index.tolist(), most.tolist(), strict=True)
     ]
     if len(answered) > MOST_ROUTED:
         rows.append(

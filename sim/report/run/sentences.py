@@ -33,7 +33,8 @@ def title(summary: Mapping[str, Any], engine: str = "") -> str:
 def heading(inputs: Mapping[str, Any], engine: str, load: str, trace: str) -> str:
     """Of any report: the model on its GPUs, the engine, the load, and the trace behind them."""
     where = gpus_words(inputs)
-    what = " on ".join(filter(None, [str(inputs.get("model") or ""), where]))
+    several = any(pool.get("model") for pool in (inputs.get("pools") or {}).values())  # each pool says its own
+    what = " on ".join(filter(None, ["" if several else str(inputs.get("model") or ""), where]))
     return ": ".join(filter(None, [", ".join(filter(None, [what, engine, load])), trace]))
 
 
