@@ -381,7 +381,7 @@ def tables_of(
 
 
 def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
-    """The settings in a TOML file, as nested tables.
+    """The settings in a TOML file, or in the scenario of that name that comes along, as nested tables.
 
     Args:
         settings: what will win over the file, by key.
@@ -390,7 +390,9 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     Raises:
         InputError: no such file, or it is not TOML, or it names code; the sentence names file and line.
     """
-    tables = documents.toml(Path(path))
+    from sim.catalog import bundles  # noqa: PLC0415
+
+    tables = documents.toml(bundles.located(path))
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
     if {key for key, _ in leaves(tables)} >= ENGINE_KEYS:

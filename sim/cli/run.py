@@ -45,7 +45,7 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
+    """Replay a trace. FILE is a scenario: TOML, or a name of sim list scenarios; options and --set win over it."""
     from sim import api  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
