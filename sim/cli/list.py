@@ -87,6 +87,12 @@ def _profiles() -> list[Row]:
     return rows
 
 
+def _scenarios() -> list[Row]:
+    from sim.catalog import bundles  # noqa: PLC0415
+
+    return [{"name": name, "about": bundles.about(path)} for name, path in bundles.scenarios().items()]
+
+
 def _formats() -> list[Row]:
     from traces import formats  # noqa: PLC0415
 
@@ -160,6 +166,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "engines": _engines,
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
+    "scenarios": _scenarios,
     "formats": _formats,
     "measures": _measures,
     "settings": _settings,

@@ -17,6 +17,7 @@ from traces.schema import InputError
 if TYPE_CHECKING:
     from sim.report.run.perfetto import Window
     from sim.results.transaction import Claim
+    from sim.scenario import Scenario
     from sim.serving.run import Result
 
 
@@ -44,7 +45,7 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
+    """Replay a trace. FILE is a scenario: TOML, or a name of sim list scenarios; options and --set win over it."""
     from sim import api  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
@@ -90,13 +91,18 @@ def _taken(out: Path) -> Claim:
     return taken(out, "run")
 
 
+def _alike(settings: Scenario) -> bool:
+    """Whether all replicas are predicted, alike, and there all the time."""
+    return settings.executor == "predicted" and not settings.pools and not settings.autoscale.on
+
+
 def _with_bound(result: Result, command: str) -> Result:
     """The result of a load that leaves its replicas idle, with what one of them could take at most."""
     from sim.results.verdict import bounded, rests  # noqa: PLC0415
     from sim.study.plan.bounds import saturation  # noqa: PLC0415
 
     summary, settings = result.summary, result.scenario
-    if settings.executor != "predicted" or settings.pools or not rests(summary, summary["verdict"]["stable"]):
+    if not _alike(settings) or not rests(summary, summary["verdict"]["stable"]):
         return result
     bound = saturation(settings, result.trace)
     told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)

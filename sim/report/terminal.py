@@ -15,7 +15,8 @@ from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
-from sim.report.run.pools import pool_lines, transfer_line
+from sim.report.run.operations import operation_lines
+from sim.report.run.pools import model_lines, pool_lines, transfer_line
 from sim.report.run.sentences import (
     answer,
     binds,
@@ -118,6 +119,8 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
         )
+    lines += operation_lines(summary)
+    lines += [("Model", f"{model}: {line}") for model, line in model_lines(summary)]
     lines += pool_lines(summary)
     if transfers := transfer_line(summary):
         lines.append(("Transfers", transfers))

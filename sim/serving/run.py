@@ -26,11 +26,20 @@ from sim.results.terms import FleetTerms, StepTerms, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
-from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
+from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, scales, shared
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.noise import noise_notes
 from sim.serving.notes import front_end_notes, kv_notes
-from sim.serving.pool import Pool, each_replica, pools_of, resolved_pools, served_by
+from sim.serving.pool import (
+    Pool,
+    by_model,
+    each_replica,
+    models_asked,
+    pools_of,
+    resolved_pools,
+    served_by,
+    served_names,
+)
 from sim.serving.simulation import Simulation
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
@@ -70,6 +79,8 @@ class Result:
     """What its steps cost by term; None where they were measured."""
     transfers: pd.DataFrame | None = None
     """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
+    events: pd.DataFrame | None = None
+    """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
 
 
 def simulate(
@@ -107,7 +118,10 @@ def simulate(
         [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
-    steps = simulation.steps.table()
+    requests, steps = simulation.with_times_sent(requests, sent_rows), simulation.steps.table()
+    period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
+    lifecycle = simulation.entrance.lifecycle
+    present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
     speculation = None
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
@@ -124,28 +138,29 @@ def simulate(
         requests,
         steps,
         itl,
-        kv_facts(pools),
+        kv_facts(pools, present),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, wall_s, cpu_s),
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
-        rates=Rates.of(scenario.tp * scenario.replicas, _billed(parts, session), scenario.price),
+        rates=Rates.of(scenario.tp * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
+        operations=simulation.operations(pools, present, *period),
     )
     summary["cost_terms"] = term_shares(terms)
-    asked = asked_per_s(trace, scenario.workload)
-    summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
+    summary["load"] = metrics.plain(
+        load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
+    )
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
-        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
+        if (asked_for := models_asked(trace.requests, pools)) is not None:
+            requests = requests.assign(model=asked_for)
+        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
-        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
-    tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
-    if backend is not None:
-        tokens = backend.with_text(session, tokens)
+        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo, present.replicas)
     return Result(
         resolved_pools(scenario, pools),
         summary,
@@ -155,11 +170,12 @@ def simulate(
         itl,
         engine_itl,
         trace,
-        tokens,
+        None if session is None else _tokens(session, backend, np.flatnonzero(sent_rows)),
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
         transfers,
+        None if lifecycle is None else lifecycle.events(),
     )
 
 
@@ -181,14 +197,42 @@ def admissible_in_all(
             "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
             "alone is handed over"
         )
+    if pools[0].parts.scenario.failures.on and samples(trace.requests, pools[0].parts.scenario.workload):
+        raise InputError(
+            "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
+            "modelled"
+        )
+    asked = models_asked(trace.requests, pools)
+    rejected = {} if asked is None else _unknown_models(trace, asked, pools)
     sent_rows = np.ones(len(trace.requests), bool)
-    rejected: dict[int, str] = {}
+    sent_rows[list(rejected)] = False
     for pool, engine in zip(pools, engines, strict=True):
-        asked = trace if pool.role != PREFILL else replace(trace, requests=trace.requests.assign(output_tokens=1))
-        rows, refused = admissible(pool.parts, asked, engine)
-        sent_rows &= rows
-        rejected = {**refused, **rejected}
+        table, mine = trace.requests, np.arange(len(sent_rows))
+        if asked is not None:
+            mine = np.flatnonzero(np.array(asked) == pool.parts.model.name)
+            table = table.iloc[mine]
+        if not len(mine):
+            continue
+        own = replace(trace, requests=table if pool.role != PREFILL else table.assign(output_tokens=1))
+        rows, refused = admissible(pool.parts, own, engine)
+        sent_rows[mine] &= rows
+        rejected = {**{int(mine[at]): why for at, why in refused.items()}, **rejected}
+    if not sent_rows.any():
+        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _unknown_models(trace: Trace, asked: Sequence[str], pools: Sequence[Pool]) -> dict[int, str]:
+    """Why the requests are rejected whose model no pool serves; raises InputError unless such are to be left out."""
+    names, known = trace.requests["model"], ", ".join(served_names(pools))
+    unknown = [place for place, model in enumerate(asked) if not model]
+    if unknown and not pools[0].parts.scenario.workload.skip_bad:
+        raise InputError(
+            f"{trace.path or trace.name} line {trace.requests['source_row'].iloc[unknown[0]]}: its model is "
+            f"{names.iloc[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
+            "such requests out"
+        )
+    return {place: f"no pool serves its model {names.iloc[place]!r}" for place in unknown}
 
 
 def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
@@ -271,17 +315,18 @@ def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
     return list(requests["token_ids"]) if "token_ids" in requests else None
 
 
-def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
+def _tokens(session: LiveSession, backend: Any, rows: np.ndarray) -> pd.DataFrame:
     """The answers by request of the trace; `rows` are those of the requests that were sent."""
     outputs = list(session.outputs())
     index = rows[[index_of(id) for id, _, _ in outputs]] if outputs else np.empty(0, np.int64)
-    return pd.DataFrame(
+    tokens = pd.DataFrame(
         {
             "request": index,
             "sample": [id >> SAMPLE_BITS for id, _, _ in outputs],
             "token_ids": [tokens[prompt:] for _, prompt, tokens in outputs],
         }
     )
+    return tokens if backend is None else backend.with_text(session, tokens)
 
 
 def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
@@ -345,11 +390,12 @@ def _inputs(
         "synthetic": trace.synthetic,
         "profile": scenario.cost.profile,
         **_sustained(parts, session),
-        "model": parts.model.name,
+        "model": " and ".join(by_model(pools)),
         "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),
         **pool_inputs(pools),
+        **(scales(pools[0]) if not scenario.pools else {}),
         "engine": shared(pool.parts.engine_name for pool in pools),
         "policy": shared(pool.parts.scenario.policy.name for pool in pools),
         "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),
