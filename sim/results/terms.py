@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sim.cost.errors import step_kind
 from sim.cost.step import HIDDEN, HostGap, StepCost, Term, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.results.result import Run
 
 # The share of each term and source rests on at most so many spans.
 MOST_FOR_SHARES = 1024
+
+
+Spent = dict[tuple[str, str], float]
+"""Seconds by (term, source)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,11 @@ class StepTerms:
         return self.spans[1][0] - self.spans[0][0] if len(self.spans) > 1 else 1
 
     @property
+    def stride(self) -> int:
+        """One of so many recorded spans is taken for shares."""
+        return -(-len(self.spans) // MOST_FOR_SHARES) or 1
+
+    @property
     def rows(self) -> np.ndarray:
         return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
 
@@ -42,18 +52,22 @@ class StepTerms:
         _, shape, repeats = self.spans[place]
         return exposed(self.cost, shape, repeats, overlap_host=self.overlap_host, gap=self.gap)
 
-    def seconds(self) -> dict[tuple[str, str], float]:
+    def seconds(self) -> Spent:
         """Seconds by (term, source) of an even choice of the spans: `term_seconds`."""
-        chosen = self.spans[:: -(-len(self.spans) // MOST_FOR_SHARES) or 1]
+        return self.spent()[0]
+
+    def spent(self) -> tuple[Spent, dict[str, Spent]]:
+        """The seconds of an even choice of the spans: of all, and by kind of step (`sim.cost.errors.STEP_KINDS`)."""
+        chosen = self.spans[:: self.stride]
         pairs = [(shape, repeats) for _, shape, repeats in chosen]
-        return term_seconds(self.cost, pairs, overlap_host=self.overlap_host, gap=self.gap)
+        return _spent(self.cost, pairs, overlap_host=self.overlap_host, gap=self.gap)
 
 
 class FleetTerms:
     """The recorded spans of several pools, with the prices of each; as `StepTerms`."""
 
     def __init__(self, pools: Sequence[StepTerms]) -> None:
-        self._pools = pools
+        self.pools = pools
         rows = [each.rows for each in pools]
         order = np.argsort(np.concatenate(rows), kind="stable")
         self.rows = np.concatenate(rows)[order]
@@ -63,17 +77,8 @@ class FleetTerms:
 
     def of(self, place: int) -> dict[str, float]:
         pool, at = self._where[place]
-        terms: dict[str, float] = self._pools[pool].of(at)
+        terms: dict[str, float] = self.pools[pool].of(at)
         return terms
-
-    def seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds by (term, source), each pool's by its share of the recorded spans."""
-        total: dict[tuple[str, str], float] = {}
-        for pool in self._pools:
-            chosen = -(-len(pool.spans) // MOST_FOR_SHARES) or 1
-            for key, seconds in pool.seconds().items():
-                total[key] = total.get(key, 0.0) + seconds * chosen
-        return total
 
 
 def exposed(
@@ -101,13 +106,33 @@ def term_seconds(
 
     A span is explained at its middle repeat, since its terms grow evenly.
     """
-    seconds: dict[tuple[str, str], float] = {}
+    return _spent(cost, sample, overlap_host=overlap_host, gap=gap)[0]
+
+
+def _spent(
+    cost: StepCost, sample: Sequence[tuple[Shape, int]], *, overlap_host: bool, gap: HostGap
+) -> tuple[Spent, dict[str, Spent]]:
+    whole: Spent = {}
+    kinds: dict[str, Spent] = {}
     for shape, repeats in sample:
         terms = cost.explain(advanced(shape, repeats // 2))
         gap_s = gap.of(shape) if overlap_host else 0.0
+        own = kinds.setdefault(step_kind(shape.prefills, shape.decodes + len(shape.verifies)), {})
         for key, exposed_s in _exposed(terms, gap_s, overlap_host=overlap_host).items():
-            seconds[key] = seconds.get(key, 0.0) + exposed_s * repeats
-    return seconds
+            whole[key] = whole.get(key, 0.0) + exposed_s * repeats
+            own[key] = own.get(key, 0.0) + exposed_s * repeats
+    return whole, kinds
+
+
+def of_all(pools: Sequence[tuple[StepTerms, Spent]]) -> Spent:
+    """Seconds by (term, source), each pool's by its share of the recorded spans."""
+    if len(pools) == 1:
+        return pools[0][1]
+    total: Spent = {}
+    for terms, spent in pools:
+        for key, seconds in spent.items():
+            total[key] = total.get(key, 0.0) + seconds * terms.stride
+    return total
 
 
 def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:

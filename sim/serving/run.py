@@ -17,12 +17,13 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import OURS
 from sim.results import metrics
+from sim.results.band import elasticity, first_order, step_errors, steps_of
 from sim.results.bill import Rates
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
-from sim.results.terms import FleetTerms, StepTerms, term_shares
+from sim.results.terms import FleetTerms, StepTerms, of_all, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
@@ -111,7 +112,8 @@ def simulate(
     speculation = None
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
-    terms = {} if step_terms is None else step_terms.seconds()
+    spent = [each.spent() for each in of_pools]
+    terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)]) if of_pools else {}
     sources = _by_source(terms)
     if step_terms is None:
         sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
@@ -143,6 +145,10 @@ def simulate(
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
     else:
         summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
+    if of_pools:
+        known = step_errors([(each, own[1]) for each, own in zip(of_pools, spent, strict=True)])
+        loaded = elasticity(of_pools[0]) if len(of_pools) == 1 else None
+        summary["band"] = first_order(summary, known, steps_of(steps), loaded)
     tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)

@@ -1,0 +1,309 @@
+"""How far a run's answers may be off because its steps' prices are: an interval for each, from errors of step times.
+
+The error of a step's seconds has a part that all steps share (a card's constants are off together), which no number of
+requests averages out, and one that each step has for itself, which does. The first is carried to an answer by how it
+moves with all steps' seconds: to first order here, by simulating both ends in `sim.study.band`. It simulates nothing;
+docs/band.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sim.cost import errors
+from sim.cost.errors import MIXED, NORMAL_P90, PREFILL, STEP_KINDS, Error, error_of
+from sim.cost.step import StepCost
+from sim.engine.batch import Shape
+from sim.results.metrics import plain
+from sim.results.terms import Spent, StepTerms
+
+LEVEL = 0.9
+"""A band holds the truth so often, as far as errors are as the figures say."""
+LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+STATISTICS = ("mean", "p50", "p90", "p99")
+RATES = ("requests_per_s", "output_tokens_per_s")
+FIRST_ORDER, SIMULATED = "first order", "simulated"
+FRONT_END = errors.CLASSES["roofline"][errors.HOST].error().common
+"""Of a front end's seconds, as of the host's: half to twice (docs/front_end.md)."""
+STEADY_STEPS = 2.0
+"""Where requests wait longer than so many steps in the mean, waiting is no longer a matter of the step under way."""
+MOST_LOADED = 4.0
+"""A greater elasticity is none that a straight line tells."""
+_TAIL: Mapping[str, float] = {"mean": 1.0, "p50": 1.0, "p90": 0.2, "p99": 0.02}
+"""The share of the steps that a statistic rests on."""
+_MOST_SPANS = 48
+_MORE = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far off steps of one kind may be: standard deviations of the logarithm of their seconds; `share` of all."""
+
+    share: float
+    common: float
+    independent: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepErrors:
+    """What is known of the errors of a run's steps. `parts` are the common errors of all steps together by (what the
+    seconds are spent on, source), in shares of all seconds; they add up by squares, those of one kind straight."""
+
+    kinds: Mapping[str, Spread]
+    parts: Mapping[tuple[str, str], float]
+
+    @property
+    def common(self) -> float:
+        """Of all steps together: the kinds of steps are off together."""
+        return sum(spread.share * spread.common for spread in self.kinds.values())
+
+    @property
+    def independent(self) -> float:
+        """Of one step, whatever its kind."""
+        return math.sqrt(sum(spread.share * spread.independent**2 for spread in self.kinds.values()))
+
+    def common_of(self, *kinds: str) -> float:
+        """Of the steps of these kinds together; of all where there are none of them."""
+        found = [self.kinds[kind] for kind in kinds if kind in self.kinds]
+        share = sum(spread.share for spread in found)
+        return sum(spread.share * spread.common for spread in found) / share if share > 0 else self.common
+
+    def factors(self, way: int) -> dict[str, float]:
+        """By kind of step, what its seconds are multiplied by at an end of the band: -1 the fast one, +1 the slow."""
+        return {kind: math.exp(way * NORMAL_P90 * spread.common) for kind, spread in self.kinds.items()}
+
+
+def step_errors(pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]]) -> StepErrors:
+    """From the recorded spans of each pool, and their seconds by kind of step, term and source."""
+    total = sum(sum(spent.values()) * terms.stride for terms, kinds in pools for spent in kinds.values())
+    found: dict[str, Spread] = {}
+    parts: dict[tuple[str, str], float] = {}
+    for kind in STEP_KINDS:
+        seconds, common, independent = 0.0, 0.0, 0.0
+        for terms, kinds in pools:
+            if not (own := sum(kinds.get(kind, {}).values()) * terms.stride):
+                continue
+            one = _of_kind(terms.cost, kind, kinds[kind])
+            for key, part in one[1].items():
+                parts[key] = parts.get(key, 0.0) + part * own / total
+            seconds, common = seconds + own, common + own * one[0].common
+            independent += own * one[0].independent**2
+        if seconds:
+            found[kind] = Spread(seconds / total, common / seconds, math.sqrt(independent / seconds))
+    return StepErrors(found, dict(sorted(parts.items(), key=lambda item: -item[1])))
+
+
+def _of_kind(cost: StepCost, kind: str, spent: Spent) -> tuple[Error, dict[tuple[str, str], float]]:
+    """The error of steps of a kind, and its common parts."""
+    total = sum(spent.values())
+    parts: dict[tuple[str, str], float] = {}
+    independent = 0.0
+    for (term, source), seconds in spent.items():
+        error = error_of(cost, term, source)
+        key = errors.kind_of(term), source
+        parts[key] = parts.get(key, 0.0) + seconds / total * error.common
+        independent += (seconds / total * error.independent) ** 2
+    whole = getattr(cost, "step_error", None)
+    stated: Error | None = None if whole is None else whole(kind)
+    if stated is not None:
+        parts["whole steps", "measured"] = stated.common
+        independent += stated.independent**2
+    return Error(_by_squares(parts), math.sqrt(independent), ""), parts
+
+
+def _by_squares(parts: Mapping[tuple[str, str], float]) -> float:
+    """Parts of one kind are off together, whatever their source; the kinds for themselves."""
+    kinds: dict[str, float] = {}
+    for (kind, _), part in parts.items():
+        kinds[kind] = kinds.get(kind, 0.0) + part
+    return math.sqrt(sum(part**2 for part in kinds.values()))
+
+
+def elasticity(terms: StepTerms) -> float:
+    """By how many percent steps take longer, at a given rate of requests, where every price is 1 % higher.
+
+    Slower steps find more requests under way, which makes them longer. With s the mean seconds of a step, f of the
+    prices, n the requests that decode, of which each takes a given number of steps, and prompts that arrive while it
+    lasts: d ln s = d ln f + (share of s that grows with the rows, and that is prompts) d ln s. The share is asked of the
+    cost model for an even choice of spans. At most `MOST_LOADED`.
+    """
+    chosen = terms.spans[:: -(-len(terms.spans) // _MOST_SPANS) or 1]
+    whole = growing = 0.0
+    for _, shape, repeats in chosen:
+        seconds = _seconds(terms, shape)
+        decoding = shape._replace(prefills=())
+        base = _seconds(terms, decoding) if shape.prefills else seconds
+        whole += repeats * seconds
+        growing += repeats * (seconds - base)
+        if shape.decodes:
+            rows = max(shape.decodes + 1, round(_MORE * shape.decodes))
+            growing += repeats * max(0.0, _seconds(terms, _with_rows(decoding, rows)) - base) / (rows / shape.decodes - 1)
+    if not whole > 0:
+        return 1.0
+    return min(MOST_LOADED, 1.0 / max(1e-9, 1.0 - min(1.0, growing / whole)))
+
+
+def _with_rows(shape: Shape, rows: int) -> Shape:
+    """With so many decode rows that are like those there are; the longest stays."""
+    ratio = rows / shape.decodes
+    return shape._replace(
+        decodes=rows,
+        decode_context=round(shape.decode_context * ratio),
+        decode_window_context=round(shape.decode_window_context * ratio),
+        decode_window_growth=round(shape.decode_window_growth * ratio),
+        decode_lengths=(),
+    )
+
+
+def _seconds(terms: StepTerms, shape: Shape) -> float:
+    """Of one step of this shape, as `sim.serving.executor.Predicted` has them."""
+    (device_s,), host_s = terms.cost.span_s(shape, 1)
+    return max(device_s, host_s) + terms.gap.of(shape) if terms.overlap_host else device_s + host_s
+
+
+def first_order(
+    summary: Mapping[str, Any], known: StepErrors, steps: int, loaded: float | None
+) -> dict[str, Any]:
+    """The summary's `band`, from the run alone.
+
+    Args:
+        loaded: the elasticity of steps at the run's rate; None where it is not known (several pools), so that answers
+            of an open load have no interval.
+        steps: how many steps the run took.
+
+    TPOT moves with all steps by the elasticity, TTFT with the steps that have prompts, and by what the load adds; E2E
+    with both by their shares. Where users wait for answers, or all came at once, everything moves as steps do. Where
+    requests wait for more than the step under way, or would at the slow end, TTFT, E2E and the rates have no interval
+    of first order; where they wait already, no more of them decode at once, and TPOT moves as steps do.
+    """
+    held_up = summary["load"]["kind"] in ("closed", "at once")
+    waits = not held_up and _waits(summary)
+    load = 1.0 if held_up or waits else loaded
+    steady = held_up or not (waits or load is None or _fills(summary, load * known.common))
+    prompts = known.common_of(PREFILL, MIXED)
+    widths: dict[str, float | None] = dict.fromkeys(LATENCIES)
+    if load is not None:
+        widths["tpot_s"] = load * known.common
+        if steady:
+            widths["ttft_s"] = ttft = math.hypot(prompts + (load - 1.0) * known.common, _of_front_end(summary))
+            part = _part_of_ttft(summary)
+            widths["e2e_s"] = part * ttft + (1.0 - part) * load * known.common
+    told: dict[str, Any] = {}
+    for name, width in widths.items():
+        values = summary[name]
+        told[name] = {
+            statistic: None
+            if width is None or values[statistic] is None
+            else interval(values[statistic], *_ends(values[statistic], width), known.independent, steps, statistic)
+            for statistic in STATISTICS
+        }
+    rates = summary["throughput"]
+    told["throughput"] = {
+        name: None
+        if rates[name] is None or not steady
+        else interval(rates[name], *_ends(rates[name], known.common if held_up else 0.0), 0.0, steps, "mean")
+        for name in RATES
+    }
+    return _document(known, FIRST_ORDER, load, told)
+
+
+def simulated(
+    summary: Mapping[str, Any], known: StepErrors, steps: int, ends: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The summary's `band` from the summaries of the run with all steps at the fast and at the slow end."""
+    told: dict[str, Any] = {}
+    for name in LATENCIES:
+        told[name] = {
+            statistic: _between(summary[name][statistic], [end[name][statistic] for end in ends], known, steps, statistic)
+            for statistic in STATISTICS
+        }
+    told["throughput"] = {
+        name: _between(summary["throughput"][name], [end["throughput"][name] for end in ends], None, steps, "mean")
+        for name in RATES
+    }
+    if "goodput" in summary:
+        told["goodput"] = {
+            name: _between(summary["goodput"][name], [end["goodput"][name] for end in ends], None, steps, "mean")
+            for name in ("requests_per_s", "fraction")
+        }
+    return _document(known, SIMULATED, None, told)
+
+
+def interval(
+    value: float, one: float, other: float, independent: float, steps: int, statistic: str
+) -> tuple[float, float]:
+    """Around a value between what it is at both ends, and by squares what single steps do to it: a statistic rests on
+    its share of the steps, whose own errors average out."""
+    own = NORMAL_P90 * independent * abs(value) / math.sqrt(max(1.0, steps * _TAIL[statistic]))
+    below, above = max(0.0, value - min(one, other)), max(0.0, max(one, other) - value)
+    return max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own)
+
+
+def _between(
+    value: float | None, ends: Sequence[float | None], known: StepErrors | None, steps: int, statistic: str
+) -> tuple[float, float] | None:
+    there = [end for end in ends if end is not None]
+    if value is None or len(there) < len(ends):
+        return None
+    independent = 0.0 if known is None else known.independent
+    return interval(value, min(there), max(there), independent, steps, statistic)
+
+
+def _ends(value: float, width: float) -> tuple[float, float]:
+    return value * math.exp(-NORMAL_P90 * width), value * math.exp(NORMAL_P90 * width)
+
+
+def _waits(summary: Mapping[str, Any]) -> bool:
+    """Whether requests wait for more than the step under way."""
+    queue_s, tpot_s = summary["queue_s"]["mean"], summary["tpot_s"]["mean"]
+    if queue_s is None or summary["verdict"]["stable"] is False:
+        return True
+    return queue_s > STEADY_STEPS * (summary["ttft_s"]["p50"] if tpot_s is None else tpot_s)
+
+
+def _fills(summary: Mapping[str, Any], width: float) -> bool:
+    """Whether so many more requests as are under way at the slow end would find a limit of the replicas full."""
+    peaks = summary["binding"].get("peaks") or {}
+    return max(peaks.values(), default=0.0) * math.exp(NORMAL_P90 * width) > 1.0
+
+
+def _of_front_end(summary: Mapping[str, Any]) -> float:
+    """The common error of TTFT that a front end's seconds bring; 0 without one."""
+    seen, engine = summary["ttft_s"]["mean"], summary["engine_ttft_s"]["mean"]
+    return FRONT_END * (seen - engine) / seen if "front_end" in summary and seen else 0.0
+
+
+def _part_of_ttft(summary: Mapping[str, Any]) -> float:
+    ttft, e2e = summary["ttft_s"]["mean"], summary["e2e_s"]["mean"]
+    return ttft / e2e if ttft and e2e else 0.0
+
+
+def _document(known: StepErrors, how: str, load: float | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = plain(
+        {
+            "level": LEVEL,
+            "how": how,
+            "common": known.common,
+            "independent": known.independent,
+            "elasticity": load,
+            "steps": {
+                kind: {"share": each.share, "common": each.common, "independent": each.independent}
+                for kind, each in known.kinds.items()
+            },
+            "parts": [
+                {"of": kind, "source": source, "common": part} for (kind, source), part in known.parts.items() if part > 0
+            ],
+            **told,
+        }
+    )
+    return document
+
+
+def steps_of(steps: pd.DataFrame) -> int:
+    """How many steps a table of spans has."""
+    return int(steps["repeats"].sum()) if len(steps) else 0
