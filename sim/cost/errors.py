@@ -59,17 +59,13 @@ class Figure(NamedTuple):
     def error(self, without: str = "") -> Error:
         """The root mean square over all cards, or over all but one."""
         kept = {card: pair for card, pair in self.found.items() if card != without or len(self.found) == 1}
-        common, independent = (
-            math.sqrt(sum(pair[at] ** 2 for pair in kept.values()) / len(kept)) for at in (0, 1)
-        )
+        common, independent = (math.sqrt(sum(pair[at] ** 2 for pair in kept.values()) / len(kept)) for at in (0, 1))
         return Error(common, independent, f"{self.how} ({', '.join(kept)})")
 
 
 _TWICE = math.log(2) / NORMAL_P90
 _ASSUMED = "assumed"
-_REPEATS = Figure(
-    {"h200": (0.015, 0.015)}, "the same kernels measured again: 1.0 to 1.5 % apart in the mean"
-)
+_REPEATS = Figure({"h200": (0.015, 0.015)}, "the same kernels measured again: 1.0 to 1.5 % apart in the mean")
 _HELD_OUT = "points held out of the tables: the mean error, and that of a tenth over 1.64"
 _OTHER = "priced by the constants of another card, the nearest that has tables"
 _BEYOND = "the two largest values of each axis, predicted from the others"
@@ -113,7 +109,9 @@ _ROOFLINE: Mapping[str, Figure] = {
         {"rtx-pro-6000": (0.52, 0.2), "rtx-4090": (0.52, 0.2), "h200": (0.11, 0.06)},
         "small kernels of Llama-3.1-8B in six steps, by the rates of data sheets",
     ),
-    COMMUNICATION: Figure({"h100": (0.21, 0.27)}, "all-reduces by a share of the link; PCIe without peers 18 to 22 % off"),
+    COMMUNICATION: Figure(
+        {"h100": (0.21, 0.27)}, "all-reduces by a share of the link; PCIe without peers 18 to 22 % off"
+    ),
     MOVES: Figure({"h200": (0.32, 0.16)}, "copies and swaps by the rates of data sheets: 40 and 22 % too fast"),
     DRAFTING: Figure({_ASSUMED: (0.15, 0.15)}, "as products"),
     LAUNCHING: Figure({_ASSUMED: (_TWICE, 0.1)}, "90 % between half and twice; engines differ by more"),
@@ -128,16 +126,31 @@ CLASSES: Mapping[str, Mapping[str, Figure]] = {
     },
     "interpolated": {
         PRODUCTS: Figure(
-            {"h100": (0.054, 0.083), "rtx-pro-6000": (0.015, 0.030), "rtx-4090": (0.013, 0.018), "h200": (0.022, 0.032)},
+            {
+                "h100": (0.054, 0.083),
+                "rtx-pro-6000": (0.015, 0.030),
+                "rtx-4090": (0.013, 0.018),
+                "h200": (0.022, 0.032),
+            },
             _HELD_OUT,
         ),
         EXPERTS: Figure({_ASSUMED: (0.1, 0.15)}, "as the fitted form of expert layers"),
         PREFILL_ATTENTION: Figure(
-            {"h100": (0.035, 0.043), "rtx-pro-6000": (0.067, 0.136), "rtx-4090": (0.083, 0.143), "h200": (0.056, 0.054)},
+            {
+                "h100": (0.035, 0.043),
+                "rtx-pro-6000": (0.067, 0.136),
+                "rtx-4090": (0.083, 0.143),
+                "h200": (0.056, 0.054),
+            },
             _HELD_OUT,
         ),
         DECODE_ATTENTION: Figure(
-            {"h100": (0.044, 0.081), "rtx-pro-6000": (0.019, 0.029), "rtx-4090": (0.037, 0.067), "h200": (0.025, 0.024)},
+            {
+                "h100": (0.044, 0.081),
+                "rtx-pro-6000": (0.019, 0.029),
+                "rtx-4090": (0.037, 0.067),
+                "h200": (0.025, 0.024),
+            },
             _HELD_OUT,
         ),
         ELEMENTWISE: Figure(
@@ -151,7 +164,9 @@ CLASSES: Mapping[str, Mapping[str, Figure]] = {
         REST: Figure({_ASSUMED: (0.06, 0.08)}, "as products of the coarsest table"),
     },
     "fitted": {
-        COMMUNICATION: Figure({"h100": (0.02, 0.03)}, "all-reduces from the card's own points: under 2 % off in the mean"),
+        COMMUNICATION: Figure(
+            {"h100": (0.02, 0.03)}, "all-reduces from the card's own points: under 2 % off in the mean"
+        ),
     },
     "derived": {kind: figure._replace(how=f"{_NO_FIGURE}: {figure.how}") for kind, figure in _ROOFLINE.items()},
     "extrapolated": {

@@ -15,6 +15,7 @@ from sim.report.compare.paired import paired_tables
 from sim.report.compare.winners import nearest_words
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
+from sim.report.run.band import band_lines
 from sim.report.run.pools import pool_lines, transfer_line
 from sim.report.run.sentences import (
     answer,
@@ -129,6 +130,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     lines += [("Money", money_line(summary["bill"])), ("Energy", energy_line(summary["bill"]))]
     if sources := sources_line(summary):
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
+    lines += band_lines(summary)
     simulator = summary["simulator"]
     if simulator.get("wall_s"):
         pace = f"{count(round(simulator.get('requests_per_cpu_s') or 0))} requests a CPU second"

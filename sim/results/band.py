@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from sim.cost import errors
 from sim.cost.errors import MIXED, NORMAL_P90, PREFILL, STEP_KINDS, Error, error_of
 from sim.cost.step import StepCost
+from sim.cost.terms import HOST
 from sim.engine.batch import Shape
 from sim.results.metrics import plain
 from sim.results.terms import Spent, StepTerms
@@ -28,7 +29,7 @@ LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 STATISTICS = ("mean", "p50", "p90", "p99")
 RATES = ("requests_per_s", "output_tokens_per_s")
 FIRST_ORDER, SIMULATED = "first order", "simulated"
-FRONT_END = errors.CLASSES["roofline"][errors.HOST].error().common
+FRONT_END = errors.of_class("roofline", HOST).common
 """Of a front end's seconds, as of the host's: half to twice (docs/front_end.md)."""
 STEADY_STEPS = 2.0
 """Where requests wait longer than so many steps in the mean, waiting is no longer a matter of the step under way."""
@@ -38,6 +39,16 @@ _TAIL: Mapping[str, float] = {"mean": 1.0, "p50": 1.0, "p90": 0.2, "p99": 0.02}
 """The share of the steps that a statistic rests on."""
 _MOST_SPANS = 48
 _MORE = 1.25
+
+
+class Interval(NamedTuple):
+    """Both ends, None where they are not known."""
+
+    low: float | None
+    high: float | None
+
+
+UNKNOWN = Interval(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ def step_errors(pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]]) -> StepE
             for key, part in one[1].items():
                 parts[key] = parts.get(key, 0.0) + part * own / total
             seconds, common = seconds + own, common + own * one[0].common
-            independent += own * one[0].independent**2
+            independent += own * one[0].independent ** 2
         if seconds:
             found[kind] = Spread(seconds / total, common / seconds, math.sqrt(independent / seconds))
     return StepErrors(found, dict(sorted(parts.items(), key=lambda item: -item[1])))
@@ -127,10 +138,9 @@ def _by_squares(parts: Mapping[tuple[str, str], float]) -> float:
 def elasticity(terms: StepTerms) -> float:
     """By how many percent steps take longer, at a given rate of requests, where every price is 1 % higher.
 
-    Slower steps find more requests under way, which makes them longer. With s the mean seconds of a step, f of the
-    prices, n the requests that decode, of which each takes a given number of steps, and prompts that arrive while it
-    lasts: d ln s = d ln f + (share of s that grows with the rows, and that is prompts) d ln s. The share is asked of the
-    cost model for an even choice of spans. At most `MOST_LOADED`.
+    Slower steps find more requests under way, and more prompts come while they last, which makes them longer: with s
+    the mean seconds of a step and f the prices, d ln s = d ln f + m d ln s, where m is the share of s that grows with
+    the rows and that prompts take. The cost model is asked for it at an even choice of spans. At most `MOST_LOADED`.
     """
     chosen = terms.spans[:: -(-len(terms.spans) // _MOST_SPANS) or 1]
     whole = growing = 0.0
@@ -142,7 +152,9 @@ def elasticity(terms: StepTerms) -> float:
         growing += repeats * (seconds - base)
         if shape.decodes:
             rows = max(shape.decodes + 1, round(_MORE * shape.decodes))
-            growing += repeats * max(0.0, _seconds(terms, _with_rows(decoding, rows)) - base) / (rows / shape.decodes - 1)
+            growing += (
+                repeats * max(0.0, _seconds(terms, _with_rows(decoding, rows)) - base) / (rows / shape.decodes - 1)
+            )
     if not whole > 0:
         return 1.0
     return min(MOST_LOADED, 1.0 / max(1e-9, 1.0 - min(1.0, growing / whole)))
@@ -166,9 +178,7 @@ def _seconds(terms: StepTerms, shape: Shape) -> float:
     return max(device_s, host_s) + terms.gap.of(shape) if terms.overlap_host else device_s + host_s
 
 
-def first_order(
-    summary: Mapping[str, Any], known: StepErrors, steps: int, loaded: float | None
-) -> dict[str, Any]:
+def first_order(summary: Mapping[str, Any], known: StepErrors, steps: int, loaded: float | None) -> dict[str, Any]:
     """The summary's `band`, from the run alone.
 
     Args:
@@ -190,25 +200,19 @@ def first_order(
     if load is not None:
         widths["tpot_s"] = load * known.common
         if steady:
-            widths["ttft_s"] = ttft = math.hypot(prompts + (load - 1.0) * known.common, _of_front_end(summary))
+            ttft = math.hypot(prompts + (load - 1.0) * known.common, _of_front_end(summary))
             part = _part_of_ttft(summary)
+            widths["ttft_s"] = ttft
             widths["e2e_s"] = part * ttft + (1.0 - part) * load * known.common
-    told: dict[str, Any] = {}
-    for name, width in widths.items():
-        values = summary[name]
-        told[name] = {
-            statistic: None
-            if width is None or values[statistic] is None
-            else interval(values[statistic], *_ends(values[statistic], width), known.independent, steps, statistic)
+    told: dict[str, Any] = {
+        name: {
+            statistic: _around(summary[name][statistic], width, known.independent, steps, statistic)
             for statistic in STATISTICS
         }
-    rates = summary["throughput"]
-    told["throughput"] = {
-        name: None
-        if rates[name] is None or not steady
-        else interval(rates[name], *_ends(rates[name], known.common if held_up else 0.0), 0.0, steps, "mean")
-        for name in RATES
+        for name, width in widths.items()
     }
+    moved = None if not steady else known.common if held_up else 0.0
+    told["throughput"] = {name: _around(summary["throughput"][name], moved, 0.0, steps, "mean") for name in RATES}
     return _document(known, FIRST_ORDER, load, told)
 
 
@@ -216,46 +220,36 @@ def simulated(
     summary: Mapping[str, Any], known: StepErrors, steps: int, ends: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The summary's `band` from the summaries of the run with all steps at the fast and at the slow end."""
-    told: dict[str, Any] = {}
-    for name in LATENCIES:
-        told[name] = {
-            statistic: _between(summary[name][statistic], [end[name][statistic] for end in ends], known, steps, statistic)
-            for statistic in STATISTICS
-        }
-    told["throughput"] = {
-        name: _between(summary["throughput"][name], [end["throughput"][name] for end in ends], None, steps, "mean")
-        for name in RATES
+
+    def between(part: str, name: str, own: float) -> Interval:
+        values = [one[part][name] for one in (summary, *ends)]
+        if any(value is None for value in values):
+            return UNKNOWN
+        return interval(values[0], min(values), max(values), own, steps, name if name in _TAIL else "mean")
+
+    told: dict[str, Any] = {
+        part: {statistic: between(part, statistic, known.independent) for statistic in STATISTICS} for part in LATENCIES
     }
+    told["throughput"] = {name: between("throughput", name, 0.0) for name in RATES}
     if "goodput" in summary:
-        told["goodput"] = {
-            name: _between(summary["goodput"][name], [end["goodput"][name] for end in ends], None, steps, "mean")
-            for name in ("requests_per_s", "fraction")
-        }
+        told["goodput"] = {name: between("goodput", name, 0.0) for name in ("requests_per_s", "fraction")}
     return _document(known, SIMULATED, None, told)
 
 
-def interval(
-    value: float, one: float, other: float, independent: float, steps: int, statistic: str
-) -> tuple[float, float]:
-    """Around a value between what it is at both ends, and by squares what single steps do to it: a statistic rests on
-    its share of the steps, whose own errors average out."""
+def interval(value: float, low: float, high: float, independent: float, steps: int, statistic: str) -> Interval:
+    """Around a value from what it is at both ends, and by squares what single steps do to it: a statistic rests on its
+    share of the steps, whose own errors average out."""
     own = NORMAL_P90 * independent * abs(value) / math.sqrt(max(1.0, steps * _TAIL[statistic]))
-    below, above = max(0.0, value - min(one, other)), max(0.0, max(one, other) - value)
-    return max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own)
+    below, above = max(0.0, value - low), max(0.0, high - value)
+    return Interval(max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own))
 
 
-def _between(
-    value: float | None, ends: Sequence[float | None], known: StepErrors | None, steps: int, statistic: str
-) -> tuple[float, float] | None:
-    there = [end for end in ends if end is not None]
-    if value is None or len(there) < len(ends):
-        return None
-    independent = 0.0 if known is None else known.independent
-    return interval(value, min(there), max(there), independent, steps, statistic)
-
-
-def _ends(value: float, width: float) -> tuple[float, float]:
-    return value * math.exp(-NORMAL_P90 * width), value * math.exp(NORMAL_P90 * width)
+def _around(value: float | None, width: float | None, independent: float, steps: int, statistic: str) -> Interval:
+    """Where a value moves by a common error of so many standard deviations; unknown where either is not known."""
+    if value is None or width is None:
+        return UNKNOWN
+    low, high = (value * math.exp(way * NORMAL_P90 * width) for way in (-1, 1))
+    return interval(value, low, high, independent, steps, statistic)
 
 
 def _waits(summary: Mapping[str, Any]) -> bool:
@@ -263,7 +257,7 @@ def _waits(summary: Mapping[str, Any]) -> bool:
     queue_s, tpot_s = summary["queue_s"]["mean"], summary["tpot_s"]["mean"]
     if queue_s is None or summary["verdict"]["stable"] is False:
         return True
-    return queue_s > STEADY_STEPS * (summary["ttft_s"]["p50"] if tpot_s is None else tpot_s)
+    return bool(queue_s > STEADY_STEPS * (summary["ttft_s"]["p50"] if tpot_s is None else tpot_s))
 
 
 def _fills(summary: Mapping[str, Any], width: float) -> bool:
@@ -283,7 +277,9 @@ def _part_of_ttft(summary: Mapping[str, Any]) -> float:
     return ttft / e2e if ttft and e2e else 0.0
 
 
-def _document(known: StepErrors, how: str, load: float | None, told: Mapping[str, Any]) -> dict[str, Any]:
+def _document(
+    known: StepErrors, how: str, load: float | None, told: Mapping[str, Mapping[str, Interval]]
+) -> dict[str, Any]:
     document: dict[str, Any] = plain(
         {
             "level": LEVEL,
@@ -296,9 +292,11 @@ def _document(known: StepErrors, how: str, load: float | None, told: Mapping[str
                 for kind, each in known.kinds.items()
             },
             "parts": [
-                {"of": kind, "source": source, "common": part} for (kind, source), part in known.parts.items() if part > 0
+                {"of": kind, "source": source, "common": part}
+                for (kind, source), part in known.parts.items()
+                if part > 0
             ],
-            **told,
+            **{part: {name: each._asdict() for name, each in intervals.items()} for part, intervals in told.items()},
         }
     )
     return document

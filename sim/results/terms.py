@@ -127,7 +127,7 @@ def _spent(
 def of_all(pools: Sequence[tuple[StepTerms, Spent]]) -> Spent:
     """Seconds by (term, source), each pool's by its share of the recorded spans."""
     if len(pools) == 1:
-        return pools[0][1]
+        return pools[0][1]  # which are not multiplied by anything
     total: Spent = {}
     for terms, spent in pools:
         for key, seconds in spent.items():

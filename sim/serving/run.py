@@ -23,7 +23,7 @@ from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
-from sim.results.terms import FleetTerms, StepTerms, of_all, term_shares
+from sim.results.terms import FleetTerms, Spent, StepTerms, of_all, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
@@ -113,10 +113,9 @@ def simulate(
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
     spent = [each.spent() for each in of_pools]
-    terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)]) if of_pools else {}
-    sources = _by_source(terms)
-    if step_terms is None:
-        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)])
+    measured = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    sources = measured if step_terms is None else _by_source(terms)
     if parts.drafter is not None:
         tallies = simulation.tallies()
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
@@ -145,10 +144,7 @@ def simulate(
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
     else:
         summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
-    if of_pools:
-        known = step_errors([(each, own[1]) for each, own in zip(of_pools, spent, strict=True)])
-        loaded = elasticity(of_pools[0]) if len(of_pools) == 1 else None
-        summary["band"] = first_order(summary, known, steps_of(steps), loaded)
+    summary |= _band(summary, [(each, own[1]) for each, own in zip(of_pools, spent, strict=True)], steps)
     tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
     if backend is not None:
         tokens = backend.with_text(session, tokens)
@@ -247,6 +243,16 @@ def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame) -> list[Ste
         StepTerms(pool.parts.cost, own, pool.parts.asynchronous, pool.parts.gap)
         for pool, own in zip(pools, spans, strict=True)
     ]
+
+
+def _band(
+    summary: Mapping[str, Any], pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]], steps: pd.DataFrame
+) -> dict[str, Any]:
+    """The summary's `band`; nothing of a run whose steps were measured."""
+    if not pools:
+        return {}
+    loaded = elasticity(pools[0][0]) if len(pools) == 1 else None
+    return {"band": first_order(summary, step_errors(pools), steps_of(steps), loaded)}
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:

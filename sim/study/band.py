@@ -15,7 +15,6 @@ from sim.scenario import Scenario
 from sim.serving.executor import Executor
 from sim.serving.hooks import Hooks
 from sim.serving.run import Result, simulate
-from traces.schema import InputError
 
 WAYS = (-1, 1)
 """The fast end and the slow one."""
@@ -44,13 +43,8 @@ class Scaled:
 
 
 def errors_of(result: Result) -> StepErrors:
-    """Of the steps of a simulated run.
-
-    Raises:
-        InputError: its steps were measured, so that there is nothing to be off.
-    """
-    if result.terms is None:
-        raise InputError("the steps of a live run are measured, so that no band is told; leave out --band")
+    """Of the steps of a simulated run."""
+    assert result.terms is not None, "the steps of a live run are measured"
     pools = result.terms.pools if isinstance(result.terms, FleetTerms) else [result.terms]
     return step_errors([(each, each.spent()[1]) for each in pools])
 
@@ -69,9 +63,6 @@ def with_band(result: Result, scenario: Scenario, simulated_by: Callable[..., Re
     """The result with a `band` from the same run at both ends, two more simulations.
 
     `scenario` is that of the run, before what was derived was spelled out.
-
-    Raises:
-        InputError: as `errors_of`.
     """
     known = errors_of(result)
     ends: list[Mapping[str, Any]] = []
