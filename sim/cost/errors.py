@@ -47,7 +47,6 @@ _TABLE_OF_KIND: Mapping[str, str] = {
     LAUNCHING: "launch", HOST: "host",
 }  # fmt: skip
 """The table of a profile that a term's seconds come from."""
-EXACT = Error(0.0, 0.0, "given, not estimated")
 
 
 class Figure(NamedTuple):
@@ -194,11 +193,8 @@ def step_kind(prefills: object, decodes: int) -> str:
 
 
 def of_class(source: str, kind: str) -> Error:
-    """What the figures say of a source class and a kind; `EXACT` of a price that was given (`FixedCost`)."""
-    figures = CLASSES.get(source)
-    if figures is None:
-        return EXACT
-    return figures.get(kind, _ROOFLINE[kind]).error()
+    """What the figures say of a source class and a kind."""
+    return CLASSES[source].get(kind, CLASSES["roofline"][kind]).error()
 
 
 def stated(meta: Meta, term: str, source: str) -> Error | None:
@@ -215,7 +211,7 @@ def stated(meta: Meta, term: str, source: str) -> Error | None:
 
 
 def of_steps(meta: Meta, kind: str, *, graph: bool) -> Error | None:
-    """What a profile states of whole steps: their bias is common to all of a kind, and each has the mean error beside."""
+    """What a profile states of whole steps: their bias is common to all of a kind, each has the mean error beside."""
     known = (meta.step_accuracy.get(f"{kind}_graph") if graph else None) or meta.step_accuracy.get(kind)
     return None if known is None else Error(abs(known.bias), known.mean, f"{meta.name}: {known.points} whole steps")
 

@@ -195,23 +195,21 @@ def first_order(summary: Mapping[str, Any], known: StepErrors, steps: int, loade
     waits = not held_up and _waits(summary)
     load = 1.0 if held_up or waits else loaded
     steady = held_up or not (waits or load is None or _fills(summary, load * known.common))
-    prompts = known.common_of(PREFILL, MIXED)
-    widths: dict[str, float | None] = dict.fromkeys(LATENCIES)
+    ends: dict[str, tuple[float, float] | None] = dict.fromkeys(LATENCIES)
     if load is not None:
-        widths["tpot_s"] = load * known.common
+        ends["tpot_s"] = tpot = _factors(load * known.common)
         if steady:
-            ttft = math.hypot(prompts + (load - 1.0) * known.common, _of_front_end(summary))
-            part = _part_of_ttft(summary)
-            widths["ttft_s"] = ttft
-            widths["e2e_s"] = part * ttft + (1.0 - part) * load * known.common
-    told: dict[str, Any] = {
-        name: {
-            statistic: _around(summary[name][statistic], width, known.independent, steps, statistic)
+            ours = _factors(known.common_of(PREFILL, MIXED) + (load - 1.0) * known.common)
+            ends["ttft_s"] = ttft = _mixed(_of_front_end(summary), _factors(FRONT_END), ours)
+            ends["e2e_s"] = _mixed(_share(summary["ttft_s"]["mean"], summary["e2e_s"]["mean"]), ttft, tpot)
+    told = {
+        part: {
+            statistic: _around(summary[part][statistic], factors, known.independent, steps, statistic)
             for statistic in STATISTICS
         }
-        for name, width in widths.items()
+        for part, factors in ends.items()
     }
-    moved = None if not steady else known.common if held_up else 0.0
+    moved = None if not steady else _factors(known.common if held_up else 0.0)
     told["throughput"] = {name: _around(summary["throughput"][name], moved, 0.0, steps, "mean") for name in RATES}
     return _document(known, FIRST_ORDER, load, told)
 
@@ -244,12 +242,24 @@ def interval(value: float, low: float, high: float, independent: float, steps: i
     return Interval(max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own))
 
 
-def _around(value: float | None, width: float | None, independent: float, steps: int, statistic: str) -> Interval:
-    """Where a value moves by a common error of so many standard deviations; unknown where either is not known."""
-    if value is None or width is None:
+def _around(
+    value: float | None, factors: tuple[float, float] | None, independent: float, steps: int, statistic: str
+) -> Interval:
+    """Where a value is so many times itself at both ends; unknown where either is not known."""
+    if value is None or factors is None:
         return UNKNOWN
-    low, high = (value * math.exp(way * NORMAL_P90 * width) for way in (-1, 1))
-    return interval(value, low, high, independent, steps, statistic)
+    return interval(value, value * factors[0], value * factors[1], independent, steps, statistic)
+
+
+def _factors(common: float) -> tuple[float, float]:
+    """Of what moves by a common error of so many standard deviations, at both ends."""
+    return math.exp(-NORMAL_P90 * common), math.exp(NORMAL_P90 * common)
+
+
+def _mixed(share: float, one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """Of what is made of both, of the first by this share; they are off together."""
+    low, high = (share * first + (1.0 - share) * second for first, second in zip(one, other, strict=True))
+    return low, high
 
 
 def _waits(summary: Mapping[str, Any]) -> bool:
@@ -267,14 +277,13 @@ def _fills(summary: Mapping[str, Any], width: float) -> bool:
 
 
 def _of_front_end(summary: Mapping[str, Any]) -> float:
-    """The common error of TTFT that a front end's seconds bring; 0 without one."""
+    """The share of TTFT that passes in a front end; 0 without one."""
     seen, engine = summary["ttft_s"]["mean"], summary["engine_ttft_s"]["mean"]
-    return FRONT_END * (seen - engine) / seen if "front_end" in summary and seen else 0.0
+    return _share(seen - engine, seen) if "front_end" in summary and seen else 0.0
 
 
-def _part_of_ttft(summary: Mapping[str, Any]) -> float:
-    ttft, e2e = summary["ttft_s"]["mean"], summary["e2e_s"]["mean"]
-    return ttft / e2e if ttft and e2e else 0.0
+def _share(part: float | None, whole: float | None) -> float:
+    return part / whole if part and whole else 0.0
 
 
 def _document(
