@@ -49,14 +49,18 @@ def errors_of(result: Result) -> StepErrors:
     return step_errors([(each, each.spent()[1]) for each in pools])
 
 
-def at_end(scenario: Scenario, known: StepErrors, way: int) -> tuple[Scenario, Hooks]:
-    """The scenario with its front end at one of `WAYS`, and the hooks that bring its steps there."""
-    factors = known.factors(way)
-    if scenario.front_end.on:
-        times = math.exp(way * NORMAL_P90 * FRONT_END)
-        own = {name: getattr(scenario.front_end, name) * times for name in _OF_FRONT_END}
-        scenario = replace(scenario, front_end=replace(scenario.front_end, **own))
-    return scenario, Hooks(wrap=lambda executor: Scaled(executor, factors))
+def at_end(scenario: Scenario, way: int) -> Scenario:
+    """The scenario with the seconds of its front end at one of `WAYS`."""
+    if not scenario.front_end.on:
+        return scenario
+    times = math.exp(way * NORMAL_P90 * FRONT_END)
+    own = {name: getattr(scenario.front_end, name) * times for name in _OF_FRONT_END}
+    return replace(scenario, front_end=replace(scenario.front_end, **own))
+
+
+def hooks_of(factors: Mapping[str, float]) -> Hooks:
+    """What brings the steps of a run to an end of their errors."""
+    return Hooks(wrap=lambda executor: Scaled(executor, factors))
 
 
 def with_band(result: Result, scenario: Scenario, simulated_by: Callable[..., Result] = simulate) -> Result:
@@ -65,9 +69,8 @@ def with_band(result: Result, scenario: Scenario, simulated_by: Callable[..., Re
     `scenario` is that of the run, before what was derived was spelled out.
     """
     known = errors_of(result)
-    ends: list[Mapping[str, Any]] = []
-    for way in WAYS:
-        moved, hooks = at_end(scenario, known, way)
-        ends.append(simulated_by(moved, hooks=hooks).summary)
+    ends: list[Mapping[str, Any]] = [
+        simulated_by(at_end(scenario, way), hooks=hooks_of(known.factors(way))).summary for way in WAYS
+    ]
     band = simulated(result.summary, known, steps_of(result.steps), ends)
     return replace(result, summary={**result.summary, "band": band})

@@ -236,5 +236,6 @@ def _same(told: float | None, wanted: float | None) -> bool:
 
 
 LAWS: dict[str, Law] = {
-    law.__name__: law for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, band, drafts)
+    law.__name__: law
+    for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, band, drafts)
 }
