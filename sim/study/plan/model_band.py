@@ -1,7 +1,7 @@
-"""What the errors of step times do to a plan's answer: the capacity with all steps at the fast and at the slow end.
+"""What the errors of step times do to the answer of a plan: the capacity with all steps at either of their ends.
 
-Each capacity is looked for with one replication, the same requests and gaps each time, and only its ratio to that of the
-steps as they are is used, so that what the traffic's chance does to all of them is gone.
+Each capacity is looked for with one replication, the same requests and gaps each time, and only its ratio to that of
+the steps as they are is used, so that what the traffic's chance does to all of them is gone.
 """
 
 from __future__ import annotations
