@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sim.load import OURS
 from sim.report.compare.paired import paired_tables
-from sim.report.compare.winners import nearest_words
+from sim.report.compare.winners import nearest_words, turned_words
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.band import band_lines
@@ -199,8 +199,8 @@ def compare_view(
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)
         parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
-        if nearest := nearest_words(summaries):
-            parts += ["", remarks([("!", nearest, "yellow")])]
+        for told in filter(None, (nearest_words(summaries), turned_words(summaries))):
+            parts += ["", remarks([("!", told, "yellow")])]
     if pairs:
         parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:

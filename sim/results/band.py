@@ -311,6 +311,29 @@ def _document(
     return document
 
 
+def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """By how much ln(TPOT of one run / that of another) may be off, at the level of the bands of their summaries; None
+    where one of them has none.
+
+    Prices of one GPU and profile are off together, so that of each part only the difference of its shares counts; those
+    of two are independent. Single steps' own errors are left out: they average out.
+    """
+    if not one.get("band") or not other.get("band"):
+        return None
+    parts = [
+        {
+            (part["of"], part["source"]): part["common"] * (each["band"]["elasticity"] or 1.0)
+            for part in each["band"]["parts"]
+        }
+        for each in (one, other)
+    ]
+    alike = all(one["inputs"].get(key) == other["inputs"].get(key) for key in ("gpu", "profile"))
+    if not alike:
+        return NORMAL_P90 * math.hypot(*(_by_squares(each) for each in parts))
+    left = {key: abs(parts[0].get(key, 0.0) - parts[1].get(key, 0.0)) for key in {**parts[0], **parts[1]}}
+    return NORMAL_P90 * _by_squares(left)
+
+
 def steps_of(steps: pd.DataFrame) -> int:
     """How many steps a table of spans has."""
     return int(steps["repeats"].sum()) if len(steps) else 0
