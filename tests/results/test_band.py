@@ -25,6 +25,7 @@ from sim.scenario import Scenario, load
 from sim.serving.hooks import Hooks
 from sim.serving.run import simulate
 from sim.study.band import Scaled, errors_of, with_band
+from traces.schema import InputError
 
 CHAT: dict[str, Any] = {"workload.limit": 200, "engine.preset": "foretoken"}
 PARTS = (*band.LATENCIES, "throughput")
@@ -303,5 +304,5 @@ def test_what_is_told_reads_as_it_is() -> None:
 
 
 def test_a_live_run_is_refused_a_band() -> None:
-    with pytest.raises(api.InputError, match="the steps of a live run are measured"):
+    with pytest.raises(InputError, match="the steps of a live run are measured"):
         api.run(scenario(), executor="live", band=True)
