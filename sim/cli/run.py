@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Where an estimated KV capacity limits, also run both ends of its band (two more runs).",
 )
+@click.option("--band", is_flag=True, help="Also run both ends of the errors of step times (two more runs).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def run(
@@ -42,6 +43,7 @@ def run(
     perfetto: bool,
     trace_window: str | None,
     kv_ends: bool,
+    band: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -53,7 +55,7 @@ def run(
     window = _window(trace_window, perfetto, out)
     with nullcontext() if out is None else _taken(out) as claim:
         with progress_bar("simulating", quiet) as progress:
-            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, **settings)
+            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, band=band, **settings)
         result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
             from sim.report.folder import write_run  # noqa: PLC0415

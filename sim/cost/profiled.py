@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
+from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
 from sim.cost.interpolation import MEASURED, SOURCES, Price
 from sim.cost.layers import row_terms
@@ -167,6 +168,14 @@ class Profiled(Roofline):
         named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
         host = self._host_price(shape, size)
         return {**named, "host": Term(host.seconds, host.source, on_host=True)}
+
+    def error_of(self, term: str, source: str) -> Error | None:
+        """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
+        return stated(self.profile.meta, term, source) or super().error_of(term, source)
+
+    def step_error(self, kind: str) -> Error | None:
+        """What the profile states of whole steps of a kind (`sim.cost.errors.STEP_KINDS`) beside their parts."""
+        return of_steps(self.profile.meta, kind, graph=self.cuda_graphs)
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""

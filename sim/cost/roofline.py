@@ -15,8 +15,9 @@ from sim.cost.attention import Attention
 from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
+from sim.cost.errors import Error
 from sim.cost.experts import Routing
-from sim.cost.interpolation import SOURCES, Line
+from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
@@ -213,6 +214,11 @@ class Roofline:
         of = self._sources.of
         named = {name: Term(seconds, of(name)) for name, seconds in terms.items() if seconds > 0.0}
         return {**named, "host": Term(self._host_s(rows, shape), SOURCE, on_host=True)}
+
+    def error_of(self, term: str, source: str) -> Error | None:
+        """What is known of a term's error from the very tables that its constants were fitted to; None where nothing is
+        (`sim.cost.errors.error_of` then goes by its class)."""
+        return self._sources.error_of(term) if source == SOURCES[FITTED] else None
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""

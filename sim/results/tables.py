@@ -46,8 +46,9 @@ RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFE
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
-UNMARKED = ("simulator", "verdict", "bound")
-"""Parts of a summary that its id does not tell: how fast it was made, and words that name the command that asked."""
+UNMARKED = ("simulator", "verdict", "bound", "band")
+"""Parts of a summary that its id does not tell: how fast it was made, words that name the command that asked, and how
+far off it may be, which is no part of what was simulated."""
 ESTIMATED = ("capacity_low_tokens", "capacity_high_tokens", "capacity_source")
 """Of `kv`, how its size is known: a written scenario has the size, and is the same run."""
 

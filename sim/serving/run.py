@@ -17,12 +17,13 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import OURS
 from sim.results import metrics
+from sim.results.band import elasticity, first_order, step_errors, steps_of
 from sim.results.bill import Rates
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
-from sim.results.terms import FleetTerms, StepTerms, term_shares
+from sim.results.terms import FleetTerms, Spent, StepTerms, of_all, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
@@ -125,14 +126,13 @@ def simulate(
     speculation = None
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
-    terms = {} if step_terms is None else step_terms.seconds()
-    sources = _by_source(terms)
-    if step_terms is None:
-        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    spent = [each.spent() for each in of_pools]
+    terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)])
+    measured = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    sources = measured if step_terms is None else _by_source(terms)
     if parts.drafter is not None:
-        tallies = simulation.tallies()
+        tallies, measured_s = simulation.tallies(), sources.get("measured", 0.0)
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
-        measured_s = sources.get("measured", 0.0)
         speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
@@ -150,10 +150,8 @@ def simulate(
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
     )
-    summary["cost_terms"] = term_shares(terms)
-    summary["load"] = metrics.plain(
-        load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
-    )
+    offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
+    summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
         if (asked_for := models_asked(trace.requests, pools)) is not None:
@@ -161,6 +159,7 @@ def simulate(
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
         summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo, present.replicas)
+    summary |= _band(summary, [(each, own[1]) for each, own in zip(of_pools, spent, strict=True)], steps)
     return Result(
         resolved_pools(scenario, pools),
         summary,
@@ -285,6 +284,16 @@ def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame) -> list[Ste
         StepTerms(pool.parts.cost, own, pool.parts.asynchronous, pool.parts.gap)
         for pool, own in zip(pools, spans, strict=True)
     ]
+
+
+def _band(
+    summary: Mapping[str, Any], pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]], steps: pd.DataFrame
+) -> dict[str, Any]:
+    """The summary's `band`; nothing of a run whose steps were measured."""
+    if not pools:
+        return {}
+    loaded = elasticity(pools[0][0]) if len(pools) == 1 else None
+    return {"band": first_order(summary, step_errors(pools), steps_of(steps), loaded)}
 
 
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency, latency_rows
+from sim.report.run.band import band_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.operations import operation_panels
 from sim.report.run.pools import pool_panels, routing_panels
@@ -136,6 +137,8 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
         yield ("Speculative decoding", _drafting(speculation))
     if bill := summary.get("bill"):
         yield ("Money and energy", bill_rows(bill))
+    if rows := band_rows(summary):
+        yield (f"Band, {summary['band']['level']:.0%}", rows)
     if terms := summary.get("cost_terms"):
         rows = [
             (name, ", ".join(f"{percent(share)} {source}" for source, share in sources.items()))
