@@ -43,7 +43,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pool(name: str, role: str, gpus: int, usd: float, rate: float) -> PoolAtBest:
-    return PoolAtBest(name, role, gpus, usd, "", RateBound(rate, "compute", 1.0, 0.01, 1.0))
+    return PoolAtBest(name, role, gpus, usd, "", RateBound(rate, "compute", 1.0, 0.01, 1.0), 0.1)
 
 
 markets = st.lists(
