@@ -93,8 +93,8 @@ class Cut(NamedTuple):
             slots = min(self.processors, self.rows * heads * cut)
             saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
             idle = 0.0
-            for rows, tokens, count, above, next_rows, next_tokens in groups:
-                above += step * count
+            for rows, tokens, count, together, next_rows, next_tokens in groups:
+                above = together + step * count
                 below = (next_tokens + step * next_rows) / next_rows if next_rows else 0.0
                 full = (above - saturated) / count
                 grown, last = (tokens + step * rows) / rows, (above - ended) / count
