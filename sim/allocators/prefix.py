@@ -118,7 +118,9 @@ class Prefix(Paged):
         return True
 
     def room(self, req: Request) -> int:
-        return 0  # any share may give blocks their names
+        # Any share may give names to blocks that others could find.
+        named = self._holdings[req].cached_blocks >= len(self._shareable(req))
+        return super().room(req) if named else 0
 
     def fork(self, parent: Request, child: Request) -> None:
         self._by_runs = False

@@ -76,20 +76,24 @@ class ContextCost(NamedTuple):
         if even and last < end and repeats < _VECTOR_SPAN:
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
-        if not even and self.tail is None and last < end and repeats < _VECTOR_SPAN:
-            far, far_value, far_slope, far_end = self.line.piece(longest)
-            most, uneven = longest + decodes * (repeats - 1), self.uneven
-            if most < far_end:
-                steps_s = [
-                    fixed_s + ((near_s := value + slope * (tokens - start)) + uneven * (far_s - near_s))
-                    for tokens, far_s in zip(
-                        range(context, last + 1, decodes),
-                        [far_value + far_slope * (tokens - far) for tokens in range(longest, most + 1, decodes)],
-                        strict=True,
-                    )
-                ]
-                return [step_s if step_s > least_s else least_s for step_s in steps_s]
         lengths = self.lengths(shape)
+        if not even and last < end and repeats < (_TAIL_VECTOR_SPAN if self.tail else _VECTOR_SPAN):
+            contexts = range(context, last + 1, decodes)
+            seconds_s = [value + slope * (tokens - start) for tokens in contexts]
+            if self.tail is None:
+                mosts = range(longest, longest + decodes * repeats, decodes)
+                uneven = self.uneven
+                seconds_s = [
+                    here_s + uneven * (far_s - here_s)
+                    for here_s, far_s in zip(seconds_s, self.line.each(mosts), strict=True)
+                ]
+            elif lengths:
+                tails_s = self.tail.each(contexts, lengths)
+                seconds_s = [
+                    tail_s if tail_s > here_s else here_s for here_s, tail_s in zip(seconds_s, tails_s, strict=True)
+                ]
+            steps_s = [fixed_s + here_s for here_s in seconds_s]
+            return [step_s if step_s > least_s else least_s for step_s in steps_s]
         if repeats < (_TAIL_VECTOR_SPAN if self.tail else _UNEVEN_VECTOR_SPAN):
             bent_s = [
                 fixed_s + self.at(context + decodes * i, longest + decodes * i if longest else 0, lengths, i)

@@ -208,6 +208,13 @@ class Line:
         start, value, slope, _ = self.piece(x)
         return value + slope * (x - start)
 
+    def each(self, xs: range) -> list[float]:
+        """Seconds at each of rising `xs`."""
+        start, value, slope, end = self.piece(xs[0])
+        if xs[-1] >= end:
+            return [self.at(x) for x in xs]
+        return [value + slope * (x - start) for x in xs]
+
     @property
     def rate(self) -> float:
         """Seconds per one at the far end of what was measured."""

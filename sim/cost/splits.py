@@ -74,26 +74,37 @@ class Cut(NamedTuple):
         place, so that N(y) = slots x sum of max(x - y, 0) / sum of x have more than y of their tokens to go. While
         fewer run than saturate the memory (K), it idles: the integral of K - N(y) over y, by pieces between lengths.
         """
-        total = sum(tokens for _, tokens in lengths) + step * sum(rows for rows, _ in lengths)
+        return self.idle_each(lengths, range(step, step + 1))[0]
+
+    def idle_each(self, lengths: Lengths, steps: range) -> list[float]:
+        """The same of several steps of a span."""
+        knee, heads = self.processors / SATURATING, self.heads
         first_rows, first_tokens = lengths[0]
-        cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
-        slots = min(self.processors, self.rows * self.heads * cut)
-        knee = self.processors / SATURATING
-        saturated, ended = knee / slots * total, _LAST / slots * total
-        idle, count, above = 0.0, 0, 0
-        last = len(lengths) - 1
-        for at, (rows, tokens) in enumerate(lengths):
-            grown = tokens + step * rows
-            count += rows
-            above += grown
-            below = (lengths[at + 1][1] + step * lengths[at + 1][0]) / lengths[at + 1][0] if at < last else 0.0
-            full = (above - saturated) / count
-            low, high = max(below, full), min(grown / rows, (above - ended) / count)
-            if high > low:
-                idle += (high - low) * (knee - slots / total * (above - count * (low + high) / 2))
-            if full >= below:
-                break
-        return idle / cut / self.heads
+        groups = []
+        rows_in_all = tokens_in_all = 0
+        for (rows, tokens), (next_rows, next_tokens) in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
+            rows_in_all += rows
+            tokens_in_all += tokens
+            groups.append((rows, tokens, rows_in_all, tokens_in_all, next_rows, next_tokens))
+        idle_tokens = []
+        for step in steps:
+            total = tokens_in_all + step * rows_in_all
+            cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
+            slots = min(self.processors, self.rows * heads * cut)
+            saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
+            idle = 0.0
+            for rows, tokens, count, together, next_rows, next_tokens in groups:
+                above = together + step * count
+                below = (next_tokens + step * next_rows) / next_rows if next_rows else 0.0
+                full = (above - saturated) / count
+                grown, last = (tokens + step * rows) / rows, (above - ended) / count
+                low, high = full if full > below else below, last if last < grown else grown
+                if high > low:
+                    idle += (high - low) * (knee - share * (above - count * (low + high) / 2))
+                if full >= below:
+                    break
+            idle_tokens.append(idle / cut / heads)
+        return idle_tokens
 
     def along(self, lengths: Lengths, steps: Any) -> Floats:
         """The same of several steps of a span, bit for bit."""
@@ -134,6 +145,13 @@ class Tail(NamedTuple):
     def at(self, context: int, lengths: Lengths, step: int) -> float:
         """Seconds where contexts add up to `context`."""
         return self.floor_s + self.token_s * (context + self.cut.idle_tokens(lengths, step))
+
+    def each(self, contexts: range, lengths: Lengths) -> list[float]:
+        """The same of the first steps of a span, as many as there are contexts."""
+        idle_tokens = self.cut.idle_each(lengths, range(len(contexts)))
+        return [
+            self.floor_s + self.token_s * (context + idle) for context, idle in zip(contexts, idle_tokens, strict=True)
+        ]
 
     def along(self, contexts: Floats, lengths: Lengths, steps: Any) -> Floats:
         """The same of several steps, bit for bit."""

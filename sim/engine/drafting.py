@@ -183,6 +183,8 @@ class DraftingEngine(Engine):
         self.tally = Tally()
         self._tree = tree
         self._early = early
+        # Beside blocks, it keeps how many of a request's are certain, at each of its steps.
+        self._counts_certain: bool = getattr(allocator, "finds_prefixes", False)
         self._room_of: Callable[[Request], int] | None = getattr(allocator, "room", None)
         self._fits: Callable[[Sequence[tuple[Request, int]]], bool] | None = getattr(allocator, "fits", None)
         # A step may write all its drafts behind the last token, and one planned early as many again; a drafter's own
@@ -323,6 +325,8 @@ class DraftingEngine(Engine):
             courses.usages.append(allocator.usage(shape.proposal_context))
         for row in range(len(requests)):
             req = count(row, repeats - 1)
+            if self._counts_certain and repeats > 1:
+                allocator.grow(req, width)
             req.computed += width
             req.known += width
 
