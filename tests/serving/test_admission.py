@@ -145,6 +145,12 @@ def test_one_queue_before_three_replicas_is_mmc() -> None:
     agree(waited_s, waits / (servers * (1 - load)))
     agree(waited_s > 1e-9, waits)
     assert ran.requests["queue_s"].max() < 1e-9  # nobody waits at a replica
+    # Work conservation: who waits has come while all servers were at work.
+    starts_s, ends_s = (np.sort(ran.requests[name].to_numpy()) for name in ("first_scheduled_s", "finish_s"))
+    came_s = ran.requests["arrival_s"].to_numpy()
+    busy = np.searchsorted(starts_s, came_s) - np.searchsorted(ends_s, came_s)
+    assert (busy[waited_s > 1e-9] == servers).all()
+    assert (busy[waited_s <= 1e-9] < servers).all()
 
 
 def test_without_a_queue_erlang_b_is_lost() -> None:
