@@ -88,6 +88,15 @@ def test_who_waits_goes_by_priority_and_the_last_in_order_is_given_up() -> None:
     assert ran.asked_s == {4: 0.4}
 
 
+def test_who_comes_when_a_place_is_free_does_not_overtake_those_who_wait() -> None:
+    ran = Served(AdmissionSettings(max_outstanding=1), [2.0] * 3)
+    last = Request(2, 2.0, 1, 1)
+    ask = ran.admission.submit
+    ran.clock.call_at(1.5, lambda event: ran.clock.call_at(2.0, lambda event: ask(last)) and None)
+    ran.run([(0.0, 2), (1.0, 2)])
+    assert [req for _, req in ran.started] == [0, 1, 2]
+
+
 def erlang_c(servers: int, load: float) -> float:
     """The share of requests that wait at `servers` servers of which each is busy for `load` of the time."""
     offered = servers * load
