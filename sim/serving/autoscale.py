@@ -11,10 +11,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from sim.engine.engine import Engine
+from sim.engine.protocol import ServingEngine
 from sim.results.presence import ABSENT, DOWN, DRAINS, SERVES
 from sim.serving.clock import Clock, Event
 from sim.serving.lifecycle import Lifecycle
 from sim.specs.operations import KV, OUTSTANDING, QUEUE, RATE, AutoscaleSettings
+
+
+def _waiting(engine: ServingEngine) -> int:
+    """Requests that wait in an engine, for a seat or for memory that their KV is to come to."""
+    return len(engine.waiting) + (len(engine.roster.expected) if isinstance(engine, Engine) else 0)
 
 
 class Autoscaler:
@@ -92,7 +99,7 @@ class Autoscaler:
             return (self._sent - sent) / self._settings.interval_s
         serving = [(member, one) for member, one in zip(members, seen, strict=True) if member.state in (SERVES, DRAINS)]
         if metric == QUEUE:
-            return sum(len(member.replica.engine.waiting) for member, _ in serving) + held
+            return sum(_waiting(member.replica.engine) for member, _ in serving) + held
         assert metric == KV
         return sum(1.0 - one.free_kv for _, one in serving)
 

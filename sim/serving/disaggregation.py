@@ -55,6 +55,7 @@ class Disaggregated:
         layers: of the model, where each layer's KV is sent as soon as it is computed (as if there had been room from
             the start, and nothing else on the links); 0 where KV is sent when the prompt is computed.
         min_prompt_tokens: shorter prompts are computed where they are decoded.
+        emptied: told of the number of a replica whose KV of a request has left it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Disaggregated:
         bytes_per_s: Sequence[float],
         layers: int = 0,
         min_prompt_tokens: int = 0,
+        emptied: Callable[[int], None] | None = None,
     ) -> None:
         self._prefilling = prefilling
         self._decoding = decoding
@@ -77,6 +79,7 @@ class Disaggregated:
         self._bytes_per_s = bytes_per_s
         self._layers = layers
         self._min_prompt_tokens = min_prompt_tokens
+        self._emptied = emptied
         self._journeys: dict[int, Journey] = {}
         self._log: dict[str, array[Any]] = {name: array(kind) for name, kind in TRANSFER_COLUMNS.items()}
 
@@ -150,6 +153,8 @@ class Disaggregated:
         for replica in (source, target):
             replica.moving -= 1
             replica.wake()
+        if self._emptied is not None:
+            self._emptied(source.index)
 
     def transfers(self, sent: np.ndarray) -> pd.DataFrame:
         """One row per transfer, in order of landing; `sent`: which requests of the trace were sent."""

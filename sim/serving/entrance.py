@@ -120,7 +120,7 @@ class Entrance:
     def _lifecycle(self, pools: Sequence[Pool], spans: bool, over: Callable[[], bool]) -> Lifecycle:
         """What fails, restarts, comes and goes of these replicas."""
         scenario, clock = self._scenario, self.replicas[0].clock
-        engines = [partial(pool.parts.engine, spans=spans) for pool in each_replica(pools)]
+        engines = [partial(pool.engine, spans=spans) for pool in each_replica(pools)]
         members = [
             Member(replica, cluster, place, engine)
             for replica, (cluster, place), engine in zip(self.replicas, self._where, engines, strict=True)
@@ -148,6 +148,7 @@ class Entrance:
             bytes_per_s=rates,
             layers=first.parts.model.layers if transfer.by_layer else 0,
             min_prompt_tokens=transfer.min_prompt_tokens,
+            emptied=None if self.lifecycle is None else self.lifecycle.left,
         )
 
     def left(self, req: Request, index: int) -> None:

@@ -115,9 +115,11 @@ class Lifecycle:
         self.left(index)
 
     def left(self, index: int) -> None:
-        """Take note that a request has left a replica."""
+        """Take note that a request, or the KV of one, has left a replica."""
         member = self.members[index]
-        if member.drained is not None and not member.cluster.snapshot(member.place).outstanding:
+        if member.drained is None or member.replica.moving:
+            return
+        if not member.cluster.snapshot(member.place).outstanding:
             # Just behind the step that it ended with: nothing of the engine's is under way then.
             self._clock.call_at(self._clock.now, partial(self._drained, index, member.drained), rank=len(self.members))
 

@@ -35,12 +35,15 @@ class Pool:
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
         """A fresh engine for each replica."""
-        engines = [self.parts.engine(spans=spans) for _ in range(self.count)]
+        return [self.engine(spans=spans) for _ in range(self.count)]
+
+    def engine(self, *, spans: bool) -> ServingEngine:
+        """A fresh engine."""
+        engine = self.parts.engine(spans=spans)
         if self.role == PREFILL:
-            for engine in engines:
-                assert isinstance(engine, Engine)
-                engine.sends = True
-        return engines
+            assert isinstance(engine, Engine)
+            engine.sends = True
+        return engine
 
     @property
     def link_bytes_per_s(self) -> float:
@@ -164,7 +167,7 @@ def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
             )
     for pool in pools if what else ():
         named = f"{_where(pool).removeprefix(' of ')}: " if pool.name else ""
-        if pool.role != BOTH:
+        if pool.role != BOTH and scenario.failures.on:
             raise InputError(f"{named}role is {pool.role}, and {what} of such pools are not modelled")
         if pool.parts.drafter is not None:
             raise InputError(f"{named}policy.name is speculative, and {what} beside drafts are not modelled")

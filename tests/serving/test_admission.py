@@ -88,6 +88,15 @@ def test_who_waits_goes_by_priority_and_the_last_in_order_is_given_up() -> None:
     assert ran.asked_s == {4: 0.4}
 
 
+def test_who_comes_when_a_place_is_free_does_not_overtake_those_who_wait() -> None:
+    ran = Served(AdmissionSettings(max_outstanding=1), [2.0] * 3)
+    last = Request(2, 2.0, 1, 1)
+    ask = ran.admission.submit
+    ran.clock.call_at(1.5, lambda event: ran.clock.call_at(2.0, lambda event: ask(last)) and None)
+    ran.run([(0.0, 2), (1.0, 2)])
+    assert [req for _, req in ran.started] == [0, 1, 2]
+
+
 def erlang_c(servers: int, load: float) -> float:
     """The share of requests that wait at `servers` servers of which each is busy for `load` of the time."""
     offered = servers * load
@@ -145,6 +154,12 @@ def test_one_queue_before_three_replicas_is_mmc() -> None:
     agree(waited_s, waits / (servers * (1 - load)))
     agree(waited_s > 1e-9, waits)
     assert ran.requests["queue_s"].max() < 1e-9  # nobody waits at a replica
+    # Work conservation: who waits has come while all servers were at work.
+    starts_s, ends_s = (np.sort(ran.requests[name].to_numpy()) for name in ("first_scheduled_s", "finish_s"))
+    came_s = ran.requests["arrival_s"].to_numpy()
+    busy = np.searchsorted(starts_s, came_s) - np.searchsorted(ends_s, came_s)
+    assert (busy[waited_s > 1e-9] == servers).all()
+    assert (busy[waited_s <= 1e-9] < servers).all()
 
 
 def test_without_a_queue_erlang_b_is_lost() -> None:

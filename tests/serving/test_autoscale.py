@@ -65,6 +65,8 @@ class Servers:
 
 
 class Renewed:
+    moving = 0
+
     def renew(self, engine: object) -> None:
         pass
 
@@ -176,6 +178,31 @@ def test_a_pool_scales_beside_one_that_does_not() -> None:
     assert own["b"]["bill"]["gpus"] == 1
     again = api.run(**LOAD, **{key.replace("pools.a", "pools.z"): value for key, value in pools.items()})
     assert again.requests.equals(ran.requests)
+
+
+def test_prefill_and_decode_pools_scale_each_by_itself() -> None:
+    scale = SCALE | {"delay_s": 0.5, "cooldown_s": 1.0, "interval_s": 0.5}
+    prefill = {f"pools.p.autoscale.{key}": value for key, value in (scale | {"metric": "rate", "target": 8.0}).items()}
+    decode = {f"pools.d.autoscale.{key}": value for key, value in (scale | {"target": 8.0}).items()}
+    stages = [{"rate": rate, "duration_s": 5.0} for rate in (5.0, 30.0, 5.0, 5.0)]
+    load = {"workload.trace": "chatbot_arena.jsonl", "workload.stages": stages, "transfer.gb_per_s": 0.5}
+    ran = api.run(**load, **prefill, **decode, **{"pools.p.role": "prefill", "pools.d.role": "decode"})
+    assert ran.summary["requests"]["unfinished"] == ran.summary["requests"]["rejected"] == 0
+    told, events = ran.summary["scaling"], ran.events
+    assert all(told[name]["most_replicas"] > 1 and told[name]["released"] > 0 for name in "pd")
+    assert events is not None
+    assert ran.transfers is not None
+    # A replica that drains is not gone before the last KV has left it, or has come and been decoded there.
+    for replica in events["replica"][events["event"] == STOPS].unique():
+        own = events[events["replica"] == replica]
+        drains_s, stops_s = (own["time_s"][own["event"] == event].to_numpy() for event in (DRAINS, STOPS))
+        for begin_s, end_s in zip(drains_s, stops_s, strict=False):
+            for side in ("source", "target"):
+                moved = ran.transfers[ran.transfers[side] == replica]
+                assert not ((moved["asked_s"] > begin_s) & (moved["asked_s"] < end_s) & (side == "target")).any()
+                assert not ((moved["asked_s"] < begin_s) & (moved["landed_s"] > end_s)).any()
+    counts = ran.itl[1]
+    assert counts.sum() == (ran.requests["output_tokens"] - 1).sum()
 
 
 def test_behind_front_ends_everybody_is_answered(tmp_path: Path) -> None:

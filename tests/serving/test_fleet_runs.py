@@ -58,6 +58,16 @@ def test_names_of_pools_change_nothing() -> None:
     assert api.run(**LOAD, **UNLIKE).requests.equals(api.run(**LOAD, **renamed).requests)
 
 
+def test_the_order_of_pools_that_are_alike_changes_nothing() -> None:
+    sizes = {"pools.a.count": 1, "pools.b.count": 2}
+    swapped = {"pools.b.count": 2, "pools.a.count": 1}
+    for router in ("round-robin", "least-outstanding", "least-kv", "power-of-two", "random"):
+        runs = [api.run(**LOAD, **pools, **{"router.name": router}) for pools in (sizes, swapped)]
+        assert runs[0].requests.equals(runs[1].requests)
+        alone = api.run(**LOAD, replicas=3, **{"router.name": router})
+        assert runs[0].requests.equals(alone.requests)
+
+
 @pytest.mark.parametrize("pools", [APART, UNLIKE])
 def test_the_fleet_is_the_sum_of_its_pools(pools: dict[str, Any]) -> None:
     run = api.run(**LOAD, **pools)

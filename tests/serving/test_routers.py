@@ -140,6 +140,16 @@ def test_random_splitting_makes_each_replica_a_queue_of_its_own() -> None:
     agree(sojourn_s(Random(seed=3), 4, 0.6, 15_000, seed=21), 1 / (1 - 0.6))
 
 
+def test_random_splitting_of_any_services_waits_as_pollaczek_and_khinchine_say() -> None:
+    """M/G/1 at each, of short services and some long ones: the mean wait is rate E[S^2] / (2 (1 - load))."""
+    load, replicas, count = 0.6, 4, 15_000
+    service = np.where(np.random.default_rng(41).random(count) < 0.75, 0.5, 2.5)  # of mean 1
+    setup = replace(ONE_SEAT, replicas=replicas, router=lambda: Random(seed=5))
+    done = run(setup, single_steps(poisson(load * replicas, count, 42), (service * UNIT).astype(int).tolist()))
+    mean_square = 0.75 * 0.5**2 + 0.25 * 2.5**2
+    agree(done.column("first_scheduled_s") - done.column("arrival_s"), load * mean_square / (2 * (1 - load)))
+
+
 def test_two_choices_are_nearly_as_good_as_all() -> None:
     """Mitzenmacher's limit for many servers: the sum of load^(2^i - 1), against 1 / (1 - load) for one choice."""
     load = 0.8

@@ -173,6 +173,8 @@ def test_the_highest_rate_of_given_pools(trace: str) -> None:
     [
         ({**APART, "pools.decode.count": 2}, "leave out pools.decode.count"),
         ({**APART, "transfer.min_prompt_tokens": 5000}, "pools.prefill would have nothing to do"),
+        ({"pools.a.autoscale.metric": "rate", "pools.a.autoscale.target": 9.0}, "and pools.a.autoscale.metric changes"),
+        ({"pools.a.serves": "small"}, "a plan is of one model, and the pools serve several"),
     ],
 )
 def test_mistakes_are_one_sentence(trace: str, more: dict[str, Any], said: str) -> None:

@@ -40,6 +40,19 @@ NODE = (1, 2, 4, 8)
 """What `tp=auto` stands for: the GPUs of one machine that share a replica."""
 
 
+def _check_lasting(scenario: Scenario) -> None:
+    """Refuse a fleet that changes its size by itself, or whose pools do not share their requests."""
+    for name, own in {"": scenario, **{name: pool.scenario for name, pool in scenario.pools.items()}}.items():
+        if own.autoscale.on:
+            key = f"pools.{name}.autoscale" if name and not scenario.autoscale.on else "autoscale"
+            raise InputError(
+                f"a plan says how many replicas there are to be, and {key}.metric changes that; leave it out"
+            )
+    several = len({pool.scenario.model for pool in scenario.pools.values()}) > 1
+    if several or any(pool.serves for pool in scenario.pools.values()):
+        raise InputError("a plan is of one model, and the pools serve several; plan each model's pools alone")
+
+
 def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say: Say = quiet) -> Document:
     """The plan of a scenario's tables and of settings, those that are lists varying.
 
@@ -60,6 +73,8 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     points = [grid.point(index) for index in range(len(grid))]
     candidates = {name_of(point.settings): build(base, {**fixed, **point.settings}) for point in points}
     refuse_unread(candidates.values())
+    for scenario in candidates.values():
+        _check_lasting(scenario)
     if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
