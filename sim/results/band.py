@@ -41,14 +41,14 @@ _MOST_SPANS = 48
 _MORE = 1.25
 
 
-class Interval(NamedTuple):
+class Ends(NamedTuple):
     """Both ends, None where they are not known."""
 
     low: float | None
     high: float | None
 
 
-UNKNOWN = Interval(None, None)
+UNKNOWN = Ends(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def simulated(
 ) -> dict[str, Any]:
     """The summary's `band` from the summaries of the run with all steps at the fast and at the slow end."""
 
-    def between(part: str, name: str, own: float) -> Interval:
+    def between(part: str, name: str, own: float) -> Ends:
         values = [one[part][name] for one in (summary, *ends)]
         if any(value is None for value in values):
             return UNKNOWN
@@ -234,17 +234,17 @@ def simulated(
     return _document(known, SIMULATED, None, told)
 
 
-def interval(value: float, low: float, high: float, independent: float, steps: int, statistic: str) -> Interval:
+def interval(value: float, low: float, high: float, independent: float, steps: int, statistic: str) -> Ends:
     """Around a value from what it is at both ends, and by squares what single steps do to it: a statistic rests on its
     share of the steps, whose own errors average out."""
     own = NORMAL_P90 * independent * abs(value) / math.sqrt(max(1.0, steps * _TAIL[statistic]))
     below, above = max(0.0, value - low), max(0.0, high - value)
-    return Interval(max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own))
+    return Ends(max(0.0, value - math.hypot(below, own)), value + math.hypot(above, own))
 
 
 def _around(
     value: float | None, factors: tuple[float, float] | None, independent: float, steps: int, statistic: str
-) -> Interval:
+) -> Ends:
     """Where a value is so many times itself at both ends; unknown where either is not known."""
     if value is None or factors is None:
         return UNKNOWN
@@ -287,7 +287,7 @@ def _share(part: float | None, whole: float | None) -> float:
 
 
 def _document(
-    known: StepErrors, how: str, load: float | None, told: Mapping[str, Mapping[str, Interval]]
+    known: StepErrors, how: str, load: float | None, told: Mapping[str, Mapping[str, Ends]]
 ) -> dict[str, Any]:
     document: dict[str, Any] = plain(
         {

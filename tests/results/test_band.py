@@ -204,7 +204,7 @@ def test_more_requests_average_out_what_steps_have_each_for_themselves() -> None
     assert tail == pytest.approx(math.sqrt(50) * of(0.0, 0.05, 10_000) / summary["tpot_s"]["p50"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(*[st.floats(0.01, 1)] * 3), min_size=1, max_size=3),
     st.floats(1, 4),

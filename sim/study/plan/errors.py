@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Error(NamedTuple):
+class PriceError(NamedTuple):
     """A share, and where it is from."""
 
     share: float
     source: str
 
 
-PRICE = Error(0.2, "assumed: the price is one cloud's list price of one month; others and discounts differ by more")
-GIVEN_PRICE = Error(0.0, "price.usd_per_gpu_hour is taken as it was given")
+PRICE = PriceError(
+    0.2, "assumed: the price is one cloud's list price of one month; others and discounts differ by more"
+)
+GIVEN_PRICE = PriceError(0.0, "price.usd_per_gpu_hour is taken as it was given")
 
 
-def price(source: str | None) -> Error:
+def price(source: str | None) -> PriceError:
     """The share by which a price may be off, by the bill's `price_source`."""
     return GIVEN_PRICE if source == "price.usd_per_gpu_hour" else PRICE
