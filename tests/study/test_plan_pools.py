@@ -17,10 +17,12 @@ from sim.cli.main import main
 from sim.report.plan.page import render_plan
 from sim.report.plan.sentences import answer as answer_of
 from sim.results import metrics
+from sim.study.plan import choose
 from sim.study.plan.bounds import RateBound
 from sim.study.plan.glance import Glance, Glimpse, glimpse
 from sim.study.plan.layouts import BEYOND, PoolAtBest, at_best, layouts, together, with_sizes
 from sim.study.plan.observation import Window, clauses_of
+from sim.study.plan.plan import Ask
 from sim.study.plan.refine import Candidate, FleetQuestion, Refinement
 from sim.study.plan.replication import Replication, source
 from traces.schema import InputError
@@ -192,3 +194,30 @@ def test_too_few_gpus_say_what_each_pool_needs(
         main()
     assert ended.value.code == 2
     assert "no layout of at most 3 GPUs takes 3000 requests/s" in capsys.readouterr().err
+
+
+def test_how_many_a_scenario_file_has_is_found_anew(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[scenario.Scenario] = []
+
+    def cheapest(candidates: dict[str, scenario.Scenario], *_: Any, **__: Any) -> dict[str, Any]:
+        asked.extend(candidates.values())
+        return {"best": None, "notes": []}
+
+    monkeypatch.setattr(choose, "cheapest", cheapest)
+    base = {"pools": {"prefill": {"role": "prefill", "count": 2}, "decode": {"role": "decode", "count": 6}}}
+    told = {"trace": trace, "slo": SLO, "rate": 30.0, "transfer.gb_per_s": 50.0}
+    document = choose.answered(base, told, Ask())
+    assert [pool.count for pool in asked[0].pools.values()] == [1, 1]
+    assert base["pools"]["decode"]["count"] == 6
+    assert document["notes"] == [
+        "How many replicas there are is found anew, whatever the scenario says of pools.prefill.count, "
+        "pools.decode.count."
+    ]
+
+
+def test_a_sweep_varies_how_many_replicas_a_pool_has(trace: str) -> None:
+    table = api.sweep(
+        trace=trace, limit=40, rate=20.0, workers=1, **{"pools.new.gpu": "h100", "pools.new.count": [1, 2]}
+    )
+    assert table["status"].tolist() == ["ok", "ok"]
+    assert table["bill.gpus"].tolist() == [1, 2]

@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     stages = stages_of(source(workload), workload) if workload.stages else []
     rate = max((stage.rate_per_s for stage in stages), default=workload.rate)
     fixed["workload.rate"] = 0.0
+    base, found = _without_counts(base, fixed, grid.keys) if rate else (base, "")
     if stages:
         fixed["workload.stages"] = []
     points = [grid.point(index) for index in range(len(grid))]
@@ -93,6 +96,8 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
         document = capacity_of(next(iter(candidates.values())), ask, say)
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
+    if found:
+        document["notes"].append(f"How many replicas there are is found anew, whatever the scenario says of {found}.")
     return {**document, "made_of": made}
 
 
@@ -106,6 +111,23 @@ def _spelled_out(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     if spelled.get("tp") == "auto":
         return {**spelled, "tp": list(NODE)}, True
     return spelled, False
+
+
+def _without_counts(
+    base: Mapping[str, Any], fixed: Mapping[str, Any], axes: Iterable[str]
+) -> tuple[Mapping[str, Any], str]:
+    """(a scenario file's tables without how many replicas there are, the keys that said so); what an option says stays,
+    and is refused later."""
+    tables = deepcopy(dict(base))
+    counted = [f"pools.{name}.count" for name in tables.get("pools", {})]
+    told = []
+    for key in ("replicas", *counted):
+        path = key.split(".")
+        section = reduce(lambda inner, part: inner.get(part, {}), path[:-1], tables)
+        if key not in {*fixed, *axes} and section.get(path[-1], 1) != 1:
+            del section[path[-1]]
+            told.append(key)
+    return tables, ", ".join(told)
 
 
 def name_of(settings: Mapping[str, Any]) -> str:

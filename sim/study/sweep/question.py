@@ -124,6 +124,8 @@ def _spelled_out(tables: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     for key in own:
         section, _, name = key.partition(".")
         defaults[section].pop(name, None)
+    if "pools" in tables or any(key.startswith("pools.") for key in grid.keys):
+        del defaults["replicas"]  # each pool says its own number
     return defaults
 
 
