@@ -8,14 +8,14 @@ of blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sim.cost.offload import Offload
 from sim.cost.profile_run import activations, overheads
 from sim.specs.accounting import PLAIN, Accounting, total
-from sim.specs.model import MAX_TP, GpuSpec, ModelSpec
-from sim.specs.parallel import SINGLE, Parallel
+from sim.specs.model import GpuSpec, ModelSpec
+from sim.specs.parallel import MAX_DP, MAX_TP, SINGLE, Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -183,7 +183,7 @@ def kv_capacity(
     """The memory plan of each of `tp` GPUs, as `memory_plan`, of a model that fits.
 
     Raises:
-        InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
+        InputError: the model does not fit; says what is needed and the smallest parallelism that would do.
     """
 
     def capacity(split: Parallel) -> KvCapacity:
@@ -195,21 +195,37 @@ def kv_capacity(
     (offload or Offload()).host_bytes(model, parallel, settings.block_tokens)
     if planned.fits:
         return planned
-    splits = possible_splits(model, gpu)
-    fitting = [split.tp for split in splits if capacity(split).fits]
+    splits = possible_splits(model, gpu, parallel)
+    fitting = next((split for split in splits if capacity(split).fits), None)
     least_bytes = planned.needed_bytes + planned.block_bytes + planned.pooled_state_bytes
     states = ", a sequence's state" if planned.pooled_state_bytes else ""
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
-    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {splits[-1].tp} fits"
+    plain = parallel == Parallel(parallel.tp)
+    if fitting is not None:
+        advice = f"the smallest tp that fits is {fitting.tp}" if plain else f"the fewest GPUs that fit are {fitting}"
+    else:
+        advice = f"no tp up to {splits[-1].tp} fits" if plain else f"nothing up to {splits[-1]} fits"
     raise InputError(
-        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: "
+        f"model {model.name!r} does not fit on GPU {gpu.name!r} with {parallel}: "
         f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization "
         f"{settings.gpu_memory_utilization:g}); {advice}"
     )
 
 
-def possible_splits(model: ModelSpec, gpu: GpuSpec) -> list[Parallel]:
-    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising."""
-    joined = (tp for tp in range(1, MAX_TP + 1) if gpu.network_bytes_per_s or gpu.nodes(tp) == 1)
-    return [split for split in map(Parallel, joined) if model.divides(split)]
+def possible_splits(model: ModelSpec, gpu: GpuSpec, like: Parallel = SINGLE) -> list[Parallel]:
+    """Every `tp` over which the model can be split, with the other kinds of parallelism as in `like`.
+
+    So many of these GPUs can be joined; rising in GPUs. Where experts are placed over ranks, twice, four times and so
+    on as many ranks as well.
+    """
+    doubling = 10 if like.ep > 1 and like.dp > 1 else 0
+    wider = (like.dp << times for times in range(doubling + 1) if like.dp << times <= MAX_DP)
+    splits = [
+        replace(like, tp=tp, dp=dp, ep=tp * dp if like.ep > 1 else 1)
+        for dp in wider
+        for tp in range(1, MAX_TP + 1)
+        if like.ep == 1 or tp * dp > 1
+    ]
+    joined = (split for split in splits if gpu.network_bytes_per_s or gpu.nodes(split.gpus) == 1)
+    return sorted((split for split in joined if model.divides(split)), key=lambda split: (split.gpus, split.tp))

@@ -62,6 +62,20 @@ class Collectives:
             return within_s
         return within_s + self._across_s((nodes - 1) / gpus * message_bytes, (nodes - 1).bit_length())
 
+    def all_to_all_s(self, sent_bytes: float, gpus: int, reached_gpus: float, reached_nodes: float) -> float:
+        """Each of `gpus` GPUs sends every one of its tokens, of `sent_bytes` all together, to so many of them.
+
+        To another node a token is sent once, by the sender's own adapter, and handed on there (DeepEP's kernels for
+        throughput): n - 1 of n nodes are others, and g - 1 of a node's g GPUs are not where it arrives.
+        """
+        nodes = self._nodes(gpus)
+        each = gpus // nodes
+        within = sent_bytes * reached_gpus * (each - 1) / each
+        seconds = self._eff.all_reduce_floor_s + within / self._link_bytes_per_s
+        if nodes == 1:
+            return seconds
+        return seconds + self._across_s(sent_bytes * reached_nodes * (nodes - 1) / nodes, 1)
+
     def _nodes(self, gpus: int) -> int:
         # Of a measured table's rows, whose nodes nobody knows, only ratios are wanted: without a network, one node's.
         return self._gpu.nodes(gpus) if self._network_bytes_per_s else 1

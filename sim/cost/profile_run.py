@@ -54,7 +54,7 @@ def overheads(
     counted = accounting.graphs if graphs else None
     parts = {
         "context": accounting.context,
-        "collectives": accounting.collectives if parallel.tp > 1 else NONE,
+        "collectives": accounting.collectives if parallel.gpus > 1 else NONE,
         "sampling buffers": Amount.exact(kept * model.vocab),
         "kernel stacks": _stacks(gpu, accounting.local),
         "CUDA graphs": _graphs(model, gpu, parallel, (max_num_batched_tokens, max_num_seqs), counted),
@@ -99,5 +99,5 @@ def _widest(model: ModelSpec, parallel: Parallel) -> int:
         sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
         for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
     )
-    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
+    experts = parallel.expert_rows(model.experts_per_token) * (expert + model.hidden) if model.experts else 0
     return max(heads, dense, shared + experts)

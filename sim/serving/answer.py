@@ -26,7 +26,7 @@ def answered(
 ) -> dict[str, Any]:
     """The summary of a run, `load` included, with its answer: `verdict` comes first, `load` and `binding` behind it."""
     load = summary["load"]
-    binds = binding_of(summary, parts, requests, steps, terms, slo, parts.scenario.replicas)
+    binds = binding_of(summary, parts, requests, steps, terms, slo, parts.scenario.replicas * parts.scenario.dp)
     told = {"load": load, "binding": plain(binds), **{key: summary[key] for key in summary if key != "load"}}
     first = verdict(told, is_stable=stable(requests, load))
     return {"verdict": plain(first), **told}

@@ -14,6 +14,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.offload import Offload
 from sim.cost.profiled import Profiled
+from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import Roofline
 from sim.cost.step import HostGap, StepCost
 from sim.engine.batch import Limits
@@ -54,6 +55,8 @@ class Parts:
     traits: Mapping[str, Any]
     """What the allocator declares of itself (`sim.specs.traits`)."""
     limits: Limits
+    parallel: Parallel
+    """How GPUs share what steps together: all of a replica, or one rank of a model without experts."""
     cost: StepCost
     asynchronous: bool
     host_blocks: int
@@ -132,7 +135,11 @@ class Parts:
         pool, room = self.pool, self.room
         band = (pool.tokens * room.least // room.blocks, pool.tokens * room.most // room.blocks)
         return KvFacts(
-            pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
+            pool.tokens,
+            pool.block_tokens,
+            self.scenario.replicas * self.scenario.dp,
+            band if room.is_estimate else None,
+            room.source,
         )
 
     @property
@@ -158,9 +165,9 @@ def assemble(scenario: Scenario) -> Parts:
     gpu = profiles.gpu_of(scenario.cost.profile, scenario.gpu)
     model = catalog.load_model(scenario.model)
     model = model.with_dtypes(_chosen(scenario.dtype), _chosen(scenario.kv.dtype), _chosen(scenario.weights))
-    parallel = Parallel(scenario.tp)
-    model.check_parallel(parallel)
-    gpu.check_group(parallel.tp)
+    model.check_parallel(scenario.parallel)
+    parallel = model.together(scenario.parallel)
+    gpu.check_group(parallel)
     offload = _offload(scenario, model)
     engine = scenario.engine
     longest = engine.max_model_len or model.max_context_tokens
@@ -175,6 +182,7 @@ def assemble(scenario: Scenario) -> Parts:
     mixed = _mixed(scenario, preset)
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
+    _check_parallel(scenario, parallel, drafter)
     room = kv_room(scenario, model, gpu, offload, drafter)
     memory = kv_pool(scenario, model, room, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
@@ -190,9 +198,14 @@ def assemble(scenario: Scenario) -> Parts:
     routing = Routing(scenario.cost.routing)
     if profile is None:
         target = Roofline(model, gpu, offload=offload, routing=routing, **shared)
+    elif parallel.gpus > parallel.tp or parallel.ep > 1:
+        raise InputError(
+            f"cost.profile is {scenario.cost.profile}, whose tables are of GPUs that share every matrix (tp), and the "
+            f"replica has {parallel}; cost.profile=roofline prices it"
+        )
     else:
         target = Profiled(model, gpu, profile, offload=offload, routing=routing, **shared)
-    cost: StepCost = target
+    cost: StepCost = RankedRoofline(target) if parallel.dp > 1 else target
     if drafter is not None:
         own = drafter.model if drafter.has_cache else None
         draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
@@ -212,6 +225,7 @@ def assemble(scenario: Scenario) -> Parts:
         allocators,
         traits,
         limits,
+        parallel,
         cost,
         asynchronous,
         host_blocks,
@@ -225,6 +239,26 @@ def assemble(scenario: Scenario) -> Parts:
         rules_of(preset.rules),
         room,
     )
+
+
+def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | None) -> None:
+    """Refuse what is not modelled beside several ranks or stages."""
+    if scenario.dp > 1 and scenario.front_end.on:
+        raise InputError(
+            f"front_end.name is {scenario.front_end.name} and dp is {scenario.dp}: a front end before ranks that share "
+            "requests is not modelled"
+        )
+    if parallel.pp > 1:
+        raise InputError(f"pp is {parallel.pp}, and pipelines are not modelled yet")
+    if parallel.dp == 1:
+        return
+    what = f"dp is {parallel.dp}"
+    if drafter is not None:
+        raise InputError(f"policy.name is {scenario.policy.name} and {what}: drafts of such replicas are not modelled")
+    if scenario.engine.name != OURS:
+        raise InputError(f"engine.name is {scenario.engine.name} and {what}: of another's engine one rank is modelled")
+    if scenario.offload.weight_layers or scenario.offload.kv_layers:
+        raise InputError(f"offload.* is set and {what}: layers in host memory of such replicas are not modelled")
 
 
 def _mixed(scenario: Scenario, preset: EnginePreset) -> bool:
@@ -296,7 +330,8 @@ def _check_start(
     mixed: bool,
 ) -> None:
     """Refuse what the engine would not start with."""
-    whose = f"{scenario.model} on {f'{scenario.tp} x ' if scenario.tp > 1 else ''}{scenario.gpu}"
+    gpus = scenario.parallel.gpus
+    whose = f"{scenario.model} on {f'{gpus} x ' if gpus > 1 else ''}{scenario.gpu}"
     who = f"{preset.name} with {whose}" if preset.name != OURS and not mixed else f"a server of {whose}"
     if not mixed:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)

@@ -46,6 +46,7 @@ def pool_inputs(pools: Sequence[Pool]) -> dict[str, Any]:
             "replicas": pool.count,
             "gpu": pool.parts.gpu.name,
             "tp": scenario.tp,
+            **{key: value for key in ("pp", "dp", "ep") if (value := getattr(scenario, key)) > 1},
             "policy": scenario.policy.name,
             "allocator": scenario.allocator.name,
         }
@@ -64,8 +65,8 @@ def pool_notes(pools: Sequence[Pool]) -> list[str]:
 
 def numbers(pools: Sequence[Pool]) -> list[range]:
     """The replicas of each pool."""
-    ends = np.cumsum([pool.count for pool in pools]).tolist()
-    return [range(end - pool.count, end) for pool, end in zip(pools, ends, strict=True)]
+    ends = np.cumsum([pool.ranks for pool in pools]).tolist()
+    return [range(end - pool.ranks, end) for pool, end in zip(pools, ends, strict=True)]
 
 
 def by_pool(
@@ -75,7 +76,7 @@ def by_pool(
     if len(pools) == 1:
         return [spans]
     replica = steps["replica"].to_numpy()
-    pool_of = np.repeat(np.arange(len(pools)), [pool.count for pool in pools])
+    pool_of = np.repeat(np.arange(len(pools)), [pool.ranks for pool in pools])
     own: list[list[tuple[int, Shape, int]]] = [[] for _ in pools]
     for span in spans:
         own[pool_of[replica[span[0]]]].append(span)
@@ -108,7 +109,7 @@ def fleet_summary(
         of_pool = steps["replica"].isin(mine).to_numpy()
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
-        facts = replace(pool.parts.kv_facts, replicas=pool.count)
+        facts = replace(pool.parts.kv_facts, replicas=pool.ranks)
         rates = Rates.of(pool.gpus, pool.parts.gpu, pool.parts.scenario.price)
         kv = kv_summary(served, its_steps, facts, duration)
         local = {**summary, "kv": kv}
@@ -117,12 +118,12 @@ def fleet_summary(
             "role": pool.role,
             "replicas": pool.count,
             "requests": len(served),
-            "busy": _busy(its_steps, pool.count, duration),
+            "busy": _busy(its_steps, pool.ranks, duration),
             "queue_s": distribution(served["queue_s"]),
             "computed": metrics.computed(its_steps),
             "kv": kv,
-            "bill": metrics.run_bill(served, its_steps, rates, pool.count, duration),
-            "binding": binding_of(local, pool.parts, served, its_steps, within, slo, pool.count),
+            "bill": metrics.run_bill(served, its_steps, rates, pool.ranks, duration),
+            "binding": binding_of(local, pool.parts, served, its_steps, within, slo, pool.ranks),
         }
     bindings = {name: pool["binding"] for name, pool in own.items()}
     bills = [pool["bill"] for pool in own.values()]

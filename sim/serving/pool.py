@@ -27,8 +27,8 @@ class Pool:
     name: str = ""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
-        """A fresh engine for each replica."""
-        engines = [self.parts.engine(spans=spans) for _ in range(self.count)]
+        """A fresh engine for each rank of each replica."""
+        engines = [self.parts.engine(spans=spans) for _ in range(self.ranks)]
         if self.role == PREFILL:
             for engine in engines:
                 assert isinstance(engine, Engine)
@@ -36,18 +36,28 @@ class Pool:
         return engines
 
     @property
+    def steps_together(self) -> bool:
+        """Whether the ranks of a replica do, which share experts."""
+        return self.parts.parallel.dp > 1
+
+    @property
+    def ranks(self) -> int:
+        """Schedulers of all its replicas: tables number these through as replicas."""
+        return self.count * self.parts.scenario.dp
+
+    @property
     def gpus(self) -> int:
-        return self.count * self.parts.scenario.tp
+        return self.count * self.parts.scenario.parallel.gpus
 
     @property
     def link_bytes_per_s(self) -> float:
-        """Of a replica's links to others: each of its GPUs has its own."""
-        return self.parts.scenario.tp * self.parts.scenario.transfer.bytes_per_s
+        """Of a rank's links to others: each of its GPUs has its own."""
+        return self.parts.parallel.rank_gpus * self.parts.scenario.transfer.bytes_per_s
 
 
 def each_replica(pools: Sequence[Pool]) -> list[Pool]:
-    """The pool of each replica, by its number."""
-    return [pool for pool in pools for _ in range(pool.count)]
+    """The pool of each replica's every rank, by its number."""
+    return [pool for pool in pools for _ in range(pool.ranks)]
 
 
 def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
@@ -189,7 +199,7 @@ def _check_sends(pool: Pool) -> None:
 
 
 def kv_bytes(pool: Pool, tokens: int) -> float:
-    """Bytes of the KV of so many tokens, on all GPUs of a replica together; heads that GPUs repeat are sent once."""
-    tp = pool.parts.scenario.tp
-    own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(tp))
-    return float(tokens * min(own * tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))
+    """Bytes of the KV of so many tokens, on all GPUs of a rank together; heads that GPUs repeat are sent once."""
+    parallel = pool.parts.parallel
+    own = pool.parts.model.gpu_kv_bytes_per_token(parallel)
+    return float(tokens * min(own * parallel.tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from sim.specs.blocks import KvKind, kv_kinds
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
-from sim.specs.parallel import SINGLE, Parallel
+from sim.specs.parallel import MAX_TP, SINGLE, Parallel
 from sim.specs.shape import AttentionWindow, Gemm, ModelShape
 from traces.schema import InputError
 
 __all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "ModelSpec"]
-
-MAX_TP = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,21 +107,55 @@ class ModelSpec(ModelShape):
         return 2 * (everywhere + self.expert_layers * (experts + self.hidden * self.experts))
 
     def check_parallel(self, parallel: Parallel) -> None:
-        """Raise InputError unless `tp` GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
-        if not self.divides(parallel):
+        """Raise InputError unless the GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
+        if not self._shares(parallel.tp):
             choices = ", ".join(str(tp) for tp in range(1, MAX_TP + 1) if self.divides(Parallel(tp)))
             raise InputError(
                 f"model {self.name!r} ({self.heads} heads, {self.kv_heads} KV heads) cannot be split over "
                 f"tp = {parallel.tp} GPUs; possible are {choices}"
             )
+        if reason := self._objection(parallel):
+            raise InputError(reason)
+
+    def together(self, parallel: Parallel) -> Parallel:
+        """The GPUs that step together: ranks of a model without experts need no other."""
+        return parallel if self.experts else parallel.alone
 
     def divides(self, parallel: Parallel) -> bool:
-        """Whether `tp` GPUs can share every layer evenly."""
+        """Whether the GPUs can share every layer evenly."""
+        return self._shares(parallel.tp) and not self._objection(parallel)
+
+    def _objection(self, parallel: Parallel) -> str:
+        """Why the model's experts or layers cannot be shared so; "" if they can."""
+        whose, ep, pp, copies = f"model {self.name!r}", parallel.ep, parallel.pp, parallel.redundant
+        gpus, experts = parallel.expert_gpus, self.experts
+        unknown = bool(self.blocks) or 0 < self.sliding_layers < self.layers
+        why = {
+            f"ep is {ep}, and {whose} has no experts to place": ep > 1 and not experts,
+            f"the experts of {whose} (of width {self.expert_ffn}) cannot be cut over tp x dp = {gpus} GPUs; ep = {gpus}"
+            " places whole ones": not self._cuts(parallel.expert_cut),
+            f"redundant_experts is {copies}, and {whose} has {experts} experts in a layer": copies > experts,
+            f"ep is {ep}, and {whose} has {experts} experts{f' and {copies} copies' if copies else ''} in a layer: "
+            "some GPU has none": ep > max(1, experts + copies),
+            f"pp is {pp}, and {whose} has {self.layers} layers": pp > self.layers,
+            f"pp is {pp}, and which layer of {whose} is of which kind is not known, so that they cannot be shared out "
+            "over stages": pp > 1 and unknown,
+        }
+        return next((reason for reason, holds in why.items() if holds), "")
+
+    def _shares(self, tp: int) -> bool:
+        """Can `tp` GPUs share everything but routed experts?"""
         if self.blocks:
-            return parallel.tp <= MAX_TP and all(block.divides(parallel.tp) for block in self.blocks)
-        widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
-        kv_fits = self.is_latent or self.kv_heads % parallel.tp == 0 or parallel.tp % self.kv_heads == 0
-        return parallel.tp <= MAX_TP and kv_fits and all(width % parallel.tp == 0 for width in widths)
+            return tp <= MAX_TP and all(block.divides(tp) for block in self.blocks)
+        kv_fits = self.is_latent or self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        widths = (self.heads, self.ffn, self.shared_expert_ffn)
+        return tp <= MAX_TP and kv_fits and all(width % tp == 0 for width in widths)
+
+    def _cuts(self, gpus: int) -> bool:
+        """Can each routed expert be cut over so many GPUs?"""
+        if self.blocks:
+            return all(block.cuts(gpus) for block in self.blocks)
+        return self.expert_ffn % gpus == 0
 
     def gpu_kv_heads(self, parallel: Parallel) -> int:
         """KV heads on one of `tp` GPUs; at least one, so beyond `kv_heads` GPUs they are repeated."""
@@ -191,8 +223,8 @@ class ModelSpec(ModelShape):
         return self._pair("shared expert", self.shared_expert_ffn // parallel.tp if self.experts else 0)
 
     def expert_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
-        """One routed expert, on one of `tp` GPUs; empty for a dense model."""
-        return self._pair("expert", self.expert_ffn // parallel.tp if self.experts else 0)
+        """What a GPU has of a routed expert: all of it where whole ones are placed; empty for a dense model."""
+        return self._pair("expert", self.expert_ffn // parallel.expert_cut if self.experts else 0)
 
     def _pair(self, name: str, width: int) -> tuple[Gemm, ...]:
         if width == 0:
@@ -254,7 +286,8 @@ class ModelSpec(ModelShape):
     def _matrices(self, parallel: Parallel, dense: bool) -> list[tuple[Gemm, int]]:
         """The matrices of one layer on one of `tp` GPUs, and how many there are of each."""
         mlp = self.mlp_gemms(parallel) if dense else self.shared_gemms(parallel)
-        routed = [] if dense else [(gemm, self.experts) for gemm in self.expert_gemms(parallel)]
+        held = parallel.held(self.experts)
+        routed = [] if dense else [(gemm, held) for gemm in self.expert_gemms(parallel)]
         return [(gemm, 1) for gemm in (*self.attention_gemms(parallel), *mlp)] + routed
 
     def _vectors(self, parallel: Parallel, dense: bool) -> int:
@@ -266,7 +299,7 @@ class ModelSpec(ModelShape):
         sinks = self.heads // parallel.tp if self.head_sinks else 0
         if dense:
             return norms + latents + biases + sinks + self._biases(self.mlp_gemms(parallel))
-        expert_biases = self.experts * self._biases(self.expert_gemms(parallel))
+        expert_biases = parallel.held(self.experts) * self._biases(self.expert_gemms(parallel))
         mlp_biases = self._biases(self.shared_gemms(parallel)) + expert_biases
         router = self.experts * (self.hidden + (1 if self.router_bias else 0))
         return norms + latents + biases + sinks + mlp_biases + router

@@ -12,9 +12,14 @@ Summary = Mapping[str, Any]
 
 def pool_words(pool: Mapping[str, Any]) -> str:
     """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it."""
-    gpus = pool["tp"] * pool["replicas"]
+    gpus = pool["tp"] * pool.get("pp", 1) * pool.get("dp", 1) * pool["replicas"]
     many = f"{count(gpus)} x " if gpus > 1 else ""
-    return f"{many}{pool['gpu']} (TP {pool['tp']}, {count_of(pool['replicas'], 'replica')})"
+    return f"{many}{pool['gpu']} ({', '.join(split_words(pool))}, {count_of(pool['replicas'], 'replica')})"
+
+
+def split_words(inputs: Mapping[str, Any]) -> list[str]:
+    """`TP 2`, `DP 8` and so on: how GPUs share a replica, as inputs have it."""
+    return [f"{key.upper()} {inputs[key]}" for key in ("tp", "pp", "dp", "ep") if inputs.get(key)]
 
 
 def pool_lines(summary: Summary) -> Iterator[tuple[str, str]]:

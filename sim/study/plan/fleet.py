@@ -112,12 +112,12 @@ def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int)
     """Raises InputError for a scenario that cannot be assembled, or whose trace cannot be read."""
     trace = source(scenario.workload)
     parts = assemble(scenario)
-    rates = Rates.of(scenario.tp, parts.gpu, scenario.price)
+    rates = Rates.of(scenario.parallel.gpus, parts.gpu, scenario.price)
     return Fleet(
         name,
         scenario,
         bound_of(parts, trace, clauses),
-        None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.tp,
+        None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.parallel.gpus,
         rates.price_source,
         sessions_per_request(trace),
         fewest,
