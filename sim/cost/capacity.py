@@ -133,7 +133,7 @@ def memory_plan(
     drafter: DrafterMemory | None = None,
     pools_states: bool = False,
 ) -> KvCapacity:
-    """The memory plan of each of `tp` GPUs; below 1 block the model does not fit.
+    """The memory plan of each of `tp` GPUs, of the fullest stage; below 1 block the model does not fit.
 
     With `pools_states` a sequence's constant state is taken from the blocks, where there are any; else it is set aside
     for every seat.
@@ -142,6 +142,14 @@ def memory_plan(
         InputError: the model cannot be split so, or more layers are offloaded than there are.
     """
     model.check_parallel(parallel)
+    if parallel.pp > 1:
+        one = replace(parallel, pp=1)
+        planned = [
+            memory_plan(stage, gpu, settings, parallel=one, offload=offload, drafter=drafter, pools_states=pools_states)
+            for stage in model.stages(parallel)
+        ]
+        # Every stage keeps its layers' part of every block: the one with room for fewest decides.
+        return min(planned, key=lambda plan: plan.blocks)
     moved = offload or Offload()
     moved.check(model)
     state_bytes = model.gpu_state_bytes(parallel) if model.blocks else 0

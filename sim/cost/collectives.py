@@ -62,6 +62,12 @@ class Collectives:
             return within_s
         return within_s + self._across_s((nodes - 1) / gpus * message_bytes, (nodes - 1).bit_length())
 
+    def send_s(self, message_bytes: float, *, across: bool) -> float:
+        """From one GPU to another, of the same node or of another."""
+        if across and self._network_bytes_per_s:
+            return self._across_s(message_bytes, 1)
+        return self._eff.all_reduce_floor_s + message_bytes / self._link_bytes_per_s
+
     def all_to_all_s(self, sent_bytes: float, gpus: int, reached_gpus: float, reached_nodes: float) -> float:
         """Each of `gpus` GPUs sends every one of its tokens, of `sent_bytes` all together, to so many of them.
 

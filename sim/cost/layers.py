@@ -44,7 +44,7 @@ def token_terms(
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
     kv_bytes = tokens * model.layer_kv_bytes_per_token(parallel)
-    terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)}
+    terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)} if model.has_embedding else {}
     for gemm in model.attention_gemms(parallel):
         terms[gemm.name] = layers * kernels.linear_s(tokens, gemm.k, gemm.n)
     if model.dense_layers:
@@ -53,7 +53,7 @@ def token_terms(
         shared = model.shared_gemms(parallel)
         terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation")
         terms |= _expert_terms(model, kernels, parallel, tokens, routing, ranks or Ranks(tokens, tokens))
-    norms = (4 if model.post_norms else 2) * layers + 1
+    norms = (4 if model.post_norms else 2) * layers + (1 if model.has_head else 0)
     terms["norms"] = norms * kernels.small_s(4.0 * hidden_bytes)
     terms |= _head_terms(model, kernels, parallel, tokens)
     terms["KV write"] = layers * kernels.small_s(2.0 * kv_bytes)
@@ -64,6 +64,8 @@ def token_terms(
 
 def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int) -> Terms:
     """Seconds that depend on the number of logits rows only."""
+    if not model.has_head:
+        return {}
     terms = {
         "LM head": kernels.gemm_s(rows, model.hidden, -(-model.vocab // parallel.tp)),
         "sampling": kernels.sampling_s(rows, model.vocab),

@@ -118,7 +118,7 @@ class Roofline:
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
-        self._eager_s = launch_s * (_launches(model, parallel) + _HEAD_LAUNCHES)
+        self._eager_s = launch_s * (_launches(model, parallel) + (_HEAD_LAUNCHES if model.has_head else 0))
         self._ranks = NO_RANKS
         self._token_memo: dict[int, float] = {}
         self._row_memo: dict[int, float] = {}

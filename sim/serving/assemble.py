@@ -13,6 +13,8 @@ from sim.cost import profile as profiles
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.offload import Offload
+from sim.cost.pipeline import Pipeline
+from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
 from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import Roofline
@@ -26,7 +28,7 @@ from sim.engine.wiring import wire
 from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
 from sim.scenario import Scenario, as_tables, leaves, policies_of
-from sim.serving.executor import Accepting, Executor, Predicted
+from sim.serving.executor import Accepting, Executor, Pipelined, Predicted
 from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import LONGEST, check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -104,6 +106,7 @@ class Parts:
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
+            staged=self.parallel.pp > 1,
         )
 
     def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:
@@ -113,6 +116,8 @@ class Parts:
             acceptance: that of each request.
             engine: may know beforehand how many drafts will be right, and repeat steps unasked.
         """
+        if isinstance(self.cost, Pipeline):
+            return Pipelined(self.cost)
         predicted = Predicted(self.cost, overlap_host=self.asynchronous, gap=self.gap)
         if self.drafter is None:
             return predicted
@@ -152,7 +157,7 @@ class Parts:
     @property
     def depth(self) -> int:
         """Batches in flight."""
-        return 2 if self.asynchronous else 1
+        return max(self.parallel.pp, 2 if self.asynchronous else 1)
 
 
 def assemble(scenario: Scenario) -> Parts:
@@ -193,25 +198,16 @@ def assemble(scenario: Scenario) -> Parts:
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
     efficiency = Efficiency.of(gpu, scenario.cost.efficiency, scenario.cost.fit)
     window = _window(model, layout)
-    graphs = engine.cuda_graphs
-    shared: dict[str, Any] = {"parallel": parallel, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
-    routing = Routing(scenario.cost.routing)
-    if profile is None:
-        target = Roofline(model, gpu, offload=offload, routing=routing, **shared)
-    elif parallel.gpus > parallel.tp or parallel.ep > 1:
-        raise InputError(
-            f"cost.profile is {scenario.cost.profile}, whose tables are of GPUs that share every matrix (tp), and the "
-            f"replica has {parallel}; cost.profile=roofline prices it"
-        )
-    else:
-        target = Profiled(model, gpu, profile, offload=offload, routing=routing, **shared)
-    cost: StepCost = RankedRoofline(target) if parallel.dp > 1 else target
-    if drafter is not None:
-        own = drafter.model if drafter.has_cache else None
-        draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
-        cost = Drafted(target, drafter, draft)
+    shared: dict[str, Any] = {
+        "parallel": parallel,
+        "efficiency": efficiency,
+        "cuda_graphs": engine.cuda_graphs,
+        "window": window,
+        "routing": Routing(scenario.cost.routing),
+    }
+    cost = _cost(model, gpu, profile, drafter, offload, shared)
     _check_no_cache(scenario, traits)
-    asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
+    asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"] and parallel.pp == 1)
     if scenario.live.stop_at_eos and (scenario.executor != "live" or drafter is not None):
         raise InputError(
             "live.stop_at_eos is true, and where an answer ends is known to a live run without drafting alone"
@@ -241,6 +237,36 @@ def assemble(scenario: Scenario) -> Parts:
     )
 
 
+def _cost(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    profile: Profile | None,
+    drafter: Drafter | None,
+    offload: Offload,
+    shared: Mapping[str, Any],
+) -> StepCost:
+    """What prices a step of one rank; `shared` are arguments of every roofline."""
+    parallel: Parallel = shared["parallel"]
+    if profile is not None and (parallel.gpus > parallel.tp or parallel.ep > 1):
+        raise InputError(
+            f"cost.profile is {profile.meta.name}, whose tables are of GPUs that share every matrix (tp), and the "
+            f"replica has {parallel}; cost.profile=roofline prices it"
+        )
+    if parallel.pp > 1:
+        return Pipeline(model, gpu, **shared)
+    if profile is None:
+        target = Roofline(model, gpu, offload=offload, **shared)
+    else:
+        target = Profiled(model, gpu, profile, offload=offload, **shared)
+    if parallel.dp > 1:
+        return RankedRoofline(target)
+    if drafter is None:
+        return target
+    alike = {key: shared[key] for key in ("parallel", "efficiency", "cuda_graphs")}
+    draft = Roofline(drafter.model, gpu, **alike) if drafter.has_cache and drafter.model is not None else None
+    return Drafted(target, drafter, draft)
+
+
 def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | None) -> None:
     """Refuse what is not modelled beside several ranks or stages."""
     if scenario.dp > 1 and scenario.front_end.on:
@@ -248,17 +274,23 @@ def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | N
             f"front_end.name is {scenario.front_end.name} and dp is {scenario.dp}: a front end before ranks that share "
             "requests is not modelled"
         )
-    if parallel.pp > 1:
-        raise InputError(f"pp is {parallel.pp}, and pipelines are not modelled yet")
-    if parallel.dp == 1:
+    if parallel.dp == parallel.pp == 1:
         return
-    what = f"dp is {parallel.dp}"
+    if parallel.dp > 1 and parallel.pp > 1:
+        raise InputError(
+            f"dp is {parallel.dp} and pp is {parallel.pp}: ranks that share experts are not modelled on several stages"
+        )
+    what = f"dp is {parallel.dp}" if parallel.dp > 1 else f"pp is {parallel.pp}"
+    if parallel.pp > 1 and scenario.engine.async_scheduling is True:
+        raise InputError(f"engine.async_scheduling is true and {what}: a pipeline has {parallel.pp} batches under way")
     if drafter is not None:
         raise InputError(f"policy.name is {scenario.policy.name} and {what}: drafts of such replicas are not modelled")
     if scenario.engine.name != OURS:
         raise InputError(f"engine.name is {scenario.engine.name} and {what}: of another's engine one rank is modelled")
     if scenario.offload.weight_layers or scenario.offload.kv_layers:
         raise InputError(f"offload.* is set and {what}: layers in host memory of such replicas are not modelled")
+    if scenario.kv.swap_gib and parallel.pp > 1:
+        raise InputError(f"kv.swap_gib is set and {what}: swapping between batches under way is not modelled")
 
 
 def _mixed(scenario: Scenario, preset: EnginePreset) -> bool:

@@ -201,5 +201,5 @@ def _check_sends(pool: Pool) -> None:
 def kv_bytes(pool: Pool, tokens: int) -> float:
     """Bytes of the KV of so many tokens, on all GPUs of a rank together; heads that GPUs repeat are sent once."""
     parallel = pool.parts.parallel
-    own = pool.parts.model.gpu_kv_bytes_per_token(parallel)
+    own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(parallel.tp))
     return float(tokens * min(own * parallel.tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))

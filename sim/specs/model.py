@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sim.specs.blocks import KvKind, kv_kinds
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
@@ -55,6 +55,45 @@ class ModelSpec(ModelShape):
             blocks=blocks,
             checkpoint_bytes=files_bytes,
         )
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it makes hidden states out of tokens, as all but later stages of a pipeline do."""
+        return True
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it makes logits out of hidden states, as all but earlier stages of a pipeline do."""
+        return True
+
+    def stages(self, parallel: Parallel) -> tuple[ModelSpec, ...]:
+        """The stages of a pipeline, each a model of some of the layers.
+
+        Layers that do not divide go one each to the stages before the last (vLLM, `get_pp_indices`), which has the LM
+        head; the first has the embedding.
+        """
+        if parallel.pp == 1:
+            return (self,)
+        least, more = divmod(self.layers, parallel.pp)
+        longer = range(parallel.pp - 1 - more, parallel.pp - 1)
+        made: list[ModelSpec] = []
+        start = 0
+        for number in range(parallel.pp):
+            layers = least + (number in longer)
+            dense = max(0, min(layers, self.leading_dense_layers - start))
+            made.append(self._stage(layers, dense, number == 0, number == parallel.pp - 1))
+            start += layers
+        return tuple(made)
+
+    def _stage(self, layers: int, dense: int, first: bool, last: bool) -> ModelSpec:
+        changed = {"layers": layers, "leading_dense_layers": dense, "sliding_layers": min(layers, self.sliding_layers)}
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)} | changed
+        files_bytes = self.checkpoint_bytes
+        stage = PipelineStage(**{**own, "checkpoint_bytes": 0, "ends": (first, last)})
+        if not files_bytes:
+            return stage
+        share = stage._computed_bytes(SINGLE) / self._computed_bytes(SINGLE)
+        return replace(stage, checkpoint_bytes=int(files_bytes * share))
 
     @property
     def full_layers(self) -> int:
@@ -174,10 +213,10 @@ class ModelSpec(ModelShape):
         return 2 * self.gpu_kv_heads(parallel) * kind.vector_bytes(self.head_dim)
 
     def gpu_kv_bytes_per_token(self, parallel: Parallel) -> int:
-        """Bytes that one token's KV takes on one of `tp` GPUs."""
+        """Bytes that one token's KV takes on one of `tp` GPUs, of the stage with most layers."""
         if self.blocks:
             return sum(block.layers * block.token_bytes(self.kv_dtype, parallel) for block in self.blocks)
-        return self.layers * self.layer_kv_bytes_per_token(parallel)
+        return -(-self.layers // parallel.pp) * self.layer_kv_bytes_per_token(parallel)
 
     def gpu_state_bytes(self, parallel: Parallel) -> int:
         """Bytes that one sequence's constant state takes on one of `tp` GPUs."""
@@ -233,7 +272,12 @@ class ModelSpec(ModelShape):
         return Gemm(f"{name} up", self.hidden, up), Gemm(f"{name} down", width, self.hidden)
 
     def gpu_parameters(self, parallel: Parallel) -> int:
-        """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated."""
+        """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated.
+
+        Of a pipeline, on the stage with most.
+        """
+        if parallel.pp > 1:
+            return max(stage.gpu_parameters(replace(parallel, pp=1)) for stage in self.stages(parallel))
         if self.blocks:
             return sum(block.layers * block.parameters(parallel) for block in self.blocks) + self._outside(parallel)
         dense, expert = (
@@ -248,6 +292,8 @@ class ModelSpec(ModelShape):
 
         Where the checkpoint's files were read, what they hold more or less than the arithmetic is shared evenly.
         """
+        if parallel.pp > 1:
+            return max(stage.gpu_weight_bytes(replace(parallel, pp=1)) for stage in self.stages(parallel))
         computed = self._computed_bytes(parallel)
         if not self.checkpoint_bytes:
             return computed
@@ -312,8 +358,28 @@ class ModelSpec(ModelShape):
 
     def _outside(self, parallel: Parallel) -> int:
         """Parameters outside the layers: embeddings, LM head, positions and the last norm."""
-        tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // parallel.tp) * self.hidden
-        return self._norm() + tables + self.learned_positions * self.hidden + self.beside
+        table = -(-self.vocab // parallel.tp) * self.hidden
+        first = table + self.learned_positions * self.hidden + self.beside if self.has_embedding else 0
+        head = 0 if self.tied_embeddings and self.has_embedding else table
+        return first + (self._norm() + head if self.has_head else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStage(ModelSpec):
+    """Some layers of a model, on GPUs of their own; `ends`: whether it has the embedding, and the LM head.
+
+    Where the two are tied, and not in one stage, both have the table.
+    """
+
+    ends: tuple[bool, bool] = (True, True)
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.ends[0]
+
+    @property
+    def has_head(self) -> bool:
+        return self.ends[1]
 
 
 def _count(gemms: tuple[Gemm, ...]) -> int:
