@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from sim.catalog import scenario_path
 from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
@@ -378,7 +379,7 @@ def tables_of(
 
 
 def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
-    """The settings in a TOML file, as nested tables.
+    """The settings in a TOML file, or in the bundled scenario of that name, as nested tables.
 
     Args:
         settings: what will win over the file, by key.
@@ -387,7 +388,7 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     Raises:
         InputError: no such file, or it is not TOML, or it names code; the sentence names file and line.
     """
-    tables = documents.toml(Path(path))
+    tables = documents.toml(scenario_path(path))
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
     if {key for key, _ in leaves(tables)} >= ENGINE_KEYS:

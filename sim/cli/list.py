@@ -58,6 +58,12 @@ def _gpus() -> list[Row]:
     return catalog.gpu_rows()
 
 
+def _scenarios() -> list[Row]:
+    from sim import catalog  # noqa: PLC0415
+
+    return [dict(row) for row in catalog.scenario_rows()]
+
+
 def _engines() -> list[Row]:
     from sim.catalog import presets  # noqa: PLC0415
 
@@ -157,6 +163,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "routers": lambda: _parts("sim.routers"),
     "models": _models,
     "gpus": _gpus,
+    "scenarios": _scenarios,
     "engines": _engines,
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],

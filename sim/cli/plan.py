@@ -54,7 +54,8 @@ def plan(
 ) -> None:
     """How much a configuration takes under an SLO, or which is the cheapest that takes --rate.
 
-    FILE is a scenario (TOML). Without --rate: the highest rate under --slo, with its interval. With --rate: of all
+    FILE is a scenario (TOML), or the name of a bundled one.
+    Without --rate: the highest rate under --slo, with its interval. With --rate: of all
     combinations of options with several values, such as --gpus h100,a100-80 --tp 1,2 (or --gpus all --tp auto), the
     cheapest that meets the SLO; Ctrl-C or --budget gives the best so far. Exit code 1 where nothing meets it.
     """

@@ -8,6 +8,7 @@ of blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -203,7 +204,9 @@ def kv_capacity(
     (offload or Offload()).host_bytes(model, parallel, settings.block_tokens)
     if planned.fits:
         return planned
-    splits = possible_splits(model, gpu, parallel)
+    doubling = range(11 if parallel.ep > 1 and parallel.dp > 1 else 1)
+    wider = [parallel.dp << times for times in doubling if parallel.dp << times <= MAX_DP]
+    splits = possible_splits(model, gpu, pp=parallel.pp, dp=wider, whole_experts=parallel.ep > 1)
     fitting = next((split for split in splits if capacity(split).fits), None)
     least_bytes = planned.needed_bytes + planned.block_bytes + planned.pooled_state_bytes
     states = ", a sequence's state" if planned.pooled_state_bytes else ""
@@ -221,19 +224,13 @@ def kv_capacity(
     )
 
 
-def possible_splits(model: ModelSpec, gpu: GpuSpec, like: Parallel = SINGLE) -> list[Parallel]:
-    """Every `tp` over which the model can be split, with the other kinds of parallelism as in `like`.
+def possible_splits(
+    model: ModelSpec, gpu: GpuSpec, *, pp: int = 1, dp: Sequence[int] = (1,), whole_experts: bool = False
+) -> list[Parallel]:
+    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising in GPUs.
 
-    So many of these GPUs can be joined; rising in GPUs. Where experts are placed over ranks, twice, four times and so
-    on as many ranks as well.
+    With so many stages, each number of ranks, and whole experts placed over all GPUs of a stage or each cut.
     """
-    doubling = 10 if like.ep > 1 and like.dp > 1 else 0
-    wider = (like.dp << times for times in range(doubling + 1) if like.dp << times <= MAX_DP)
-    splits = [
-        replace(like, tp=tp, dp=dp, ep=tp * dp if like.ep > 1 else 1)
-        for dp in wider
-        for tp in range(1, MAX_TP + 1)
-        if like.ep == 1 or tp * dp > 1
-    ]
-    joined = (split for split in splits if gpu.network_bytes_per_s or gpu.nodes(split.gpus) == 1)
+    made = (Parallel(tp, pp, ranks, tp * ranks if whole_experts else 1) for ranks in dp for tp in range(1, MAX_TP + 1))
+    joined = (split for split in made if gpu.network_bytes_per_s or gpu.nodes(model.together(split).gpus) == 1)
     return sorted((split for split in joined if model.divides(split)), key=lambda split: (split.gpus, split.tp))

@@ -40,20 +40,9 @@ class ExpertPlacement:
         the normal distribution; of told loads it is the largest expectation. Experts that are not alike are placed in
         their order (as vLLM does) where shares are told, and dealt out by rank where they follow a power law.
         """
-        gpus = self.parallel.ep
-        if gpus == 1:
+        if self.parallel.ep == 1:
             return routing.load(tokens, self.experts, self.visited)
-        rows = tokens * self.visited
-        if routing.text == BALANCED:
-            even = math.ceil(rows / gpus)
-            return even_load(even, min(self.held, even))
-        if routing.text == UNIFORM:
-            own = self._busiest_rows(tokens)
-            return even_load(own, _touched(own, self.held))
-        loads, chances = routing.spread(tokens, self.experts, self.visited)
-        slots = self._slots(loads, chances, in_order=bool(routing.shares))
-        busiest = max(slots, key=lambda each: math.fsum(load for load, _ in each))
-        return load_of([load for load, _ in busiest], [chance for _, chance in busiest])
+        return _busiest(self, routing, tokens)
 
     def excess(self, routing: Routing, tokens: float) -> float:
         """Rows of the busiest GPU over those of the mean one."""
@@ -68,7 +57,7 @@ class ExpertPlacement:
         )
         return groups * (1.0 - missed)
 
-    def _busiest_rows(self, tokens: float) -> float:
+    def busiest_rows(self, tokens: float) -> float:
         """Of a multivariate hypergeometric draw for each token: its mean, and the largest of normal deviations."""
         gpus, experts, visited = self.parallel.ep, self.experts, self.visited
         share = 1.0 / gpus
@@ -77,7 +66,7 @@ class ExpertPlacement:
         deviation = math.sqrt(tokens * visited * share * (1.0 - share) * spread)
         return min(mean + largest_of(gpus) * deviation, tokens * min(visited, self.held))
 
-    def _slots(self, loads: list[float], chances: list[float], *, in_order: bool) -> list[list[tuple[float, float]]]:
+    def slots(self, loads: list[float], chances: list[float], *, in_order: bool) -> list[list[tuple[float, float]]]:
         """(rows, chance of being touched) of what each GPU holds."""
         gpus, copies = self.parallel.ep, self.parallel.redundant
         each = list(zip(loads, chances, strict=True))
@@ -89,6 +78,21 @@ class ExpertPlacement:
             return [each[gpu::gpus] for gpu in range(gpus)]
         ends = [round(self.experts * at / gpus) for at in range(gpus + 1)]
         return [each[start:end] for start, end in pairwise(ends)]
+
+
+@lru_cache(4096)
+def _busiest(placement: ExpertPlacement, routing: Routing, tokens: float) -> ExpertLoad:
+    experts, visited, held = placement.experts, placement.visited, placement.held
+    if routing.text == BALANCED:
+        even = math.ceil(tokens * visited / placement.parallel.ep)
+        return even_load(even, min(held, even))
+    if routing.text == UNIFORM:
+        own = placement.busiest_rows(tokens)
+        return even_load(own, _touched(own, held))
+    loads, chances = routing.spread(tokens, experts, visited)
+    slots = placement.slots(loads, chances, in_order=bool(routing.shares))
+    busiest = max(slots, key=lambda each: math.fsum(load for load, _ in each))
+    return load_of([load for load, _ in busiest], [chance for _, chance in busiest])
 
 
 def _greedily(slots: list[tuple[float, float]], gpus: int, most: int) -> list[list[tuple[float, float]]]:

@@ -283,6 +283,8 @@ class Roofline:
 
     def _work_s(self, tokens: int, rows: int) -> float:
         """All that depends on counts of tokens and of logits rows only."""
+        if self._ranks.most and self._in_graph(tokens):
+            tokens = self._ranks.most  # padded to as many: priced once for all ranks
         token_s = self._token_memo.get(tokens)
         if token_s is None:
             token_s = _total_s(self._token_memo, tokens, self._token_terms(tokens))
