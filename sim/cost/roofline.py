@@ -104,7 +104,7 @@ class Roofline:
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
         self.window = model.attended_window if window == "model" else window
-        self._sources = Sources(model, self.kernels, parallel.tp)
+        self._sources = Sources(model, self.kernels, parallel)
         rank = SOURCES.index(self._sources.of("decode attention"))
         self._attention = _attention(model, self.kernels, parallel, self.window, rank)
         self._by_type = ByType(model, gpu, self.efficiency) if model.blocks else None

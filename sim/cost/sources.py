@@ -6,7 +6,7 @@ from sim.cost.interpolation import FITTED, ROOFLINE, SOURCES
 from sim.cost.kernels import Kernels
 from sim.cost.terms import PRODUCTS, kind_of
 from sim.specs.model import ModelSpec
-from sim.specs.parallel import SINGLE
+from sim.specs.parallel import SINGLE, Parallel
 
 TABLED_HEAD_DIMS = (64, 128)
 """Head dimensions that kernel tables have; attention of others is not marked as fitted."""
@@ -16,9 +16,11 @@ _SIXTEEN_BITS = ("bf16", "fp16")
 class Sources:
     """The source of each term of one model on one GPU, by name."""
 
-    def __init__(self, model: ModelSpec, kernels: Kernels, tp: int = 1) -> None:
+    def __init__(self, model: ModelSpec, kernels: Kernels, parallel: Parallel = SINGLE) -> None:
         self._eff = kernels.eff
-        within = kernels.gpu.nodes(tp) == 1
+        within = kernels.gpu.nodes(parallel.tp) == 1
+        whole = parallel.ep > 1 and kernels.gpu.nodes(parallel.expert_gpus) == 1
+        self._exchange = self._of("all_to_all") if whole else SOURCES[ROOFLINE]
         self._all_reduce = self._of("all_reduce") if within else SOURCES[ROOFLINE]
         self._experts = {gemm.name for gemm in model.expert_gemms(SINGLE)} if not model.blocks else set()
         wide = kernels.dtype in _SIXTEEN_BITS
@@ -50,6 +52,8 @@ class Sources:
             return self._plain_products
         if term in self._experts:
             return self._grouped
+        if term in ("expert dispatch", "expert return"):
+            return self._exchange
         if term == "all-reduce":
             return self._all_reduce
         return self._products if kind_of(term) == PRODUCTS else SOURCES[ROOFLINE]

@@ -105,7 +105,7 @@ class Fleet:
     @property
     def least_gpus(self) -> int:
         """The fewest GPUs by which it can grow."""
-        return min(kind.tp for kind in self.scenario.kinds)
+        return min(kind.parallel.gpus for kind in self.scenario.kinds)
 
 
 def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int) -> Fleet:
@@ -121,7 +121,7 @@ def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int)
         rates.price_source,
         sessions_per_request(trace),
         fewest,
-        scenario.tp,
+        scenario.parallel.gpus,
     )
 
 
