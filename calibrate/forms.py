@@ -233,7 +233,7 @@ def _gemm(rows: Sequence[Mapping[str, Value]], gpu: GpuSpec) -> tuple[Seconds, F
     def seconds(eff: Efficiency, kept: float, rate: float) -> Floats:
         rates = Kernels(gpu, eff, dtype, dtype, weights).linear_rates
         product = Product(rates, k, n, size * k * n, size, 2)  # type: ignore[arg-type]
-        burst_s = np.minimum.reduce(list(product.ways_s(m)))  # type: ignore[arg-type]
+        burst_s = np.minimum.reduce(product.ways_s(m))  # type: ignore[arg-type]
         arithmetic_s = np.asarray(rates.sustain_s(burst_s))
         memory_s = _from_l2(np.asarray(product.memory_s(m)), moved, kept, rate)  # type: ignore[arg-type]
         longer = np.maximum(arithmetic_s, memory_s)

@@ -12,6 +12,7 @@ from sim import scenario
 from sim.scenario import Scenario
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.run import Result, admissible, on_device, simulate
+from traces.schema import InputError
 
 __all__ = [
     "NO_HOOKS",
@@ -35,6 +36,7 @@ def run(
     progress: Progress | None = None,
     allow_code: bool = False,
     kv_ends: bool = False,
+    band: bool = False,
     **settings: Any,
 ) -> Result:
     """Simulate a scenario.
@@ -45,6 +47,8 @@ def run(
         allow_code: let the file name code to import (`module:object`); a `Scenario` and settings always may.
         kv_ends: where an estimated KV capacity limits the run, also simulate the least and the most that it may be
             (`kv.ends` of the summary); two more runs.
+        band: also simulate all steps as fast and as slow as their errors allow, for the summary's `band`, which without
+            it is of first order (docs/band.md); two more runs.
         settings: scenario keys on top of it, such as `trace="azure.csv"`, `policy="sjf"` or, for a key in a section,
             `**{"engine.max_num_seqs": 64}`.
 
@@ -53,12 +57,18 @@ def run(
     """
     loaded = scenario.load(base, settings, allow_code=allow_code)
     scenario.refuse_unread([loaded])
+    if band and loaded.executor != "predicted":
+        raise InputError("band: the steps of a live run are measured, so that no error of theirs is told; leave it out")
     result = simulate(loaded, progress=progress)
-    if not kv_ends:
-        return result
-    from sim.study.kv_ends import with_ends  # noqa: PLC0415
+    if kv_ends:
+        from sim.study.kv_ends import with_ends  # noqa: PLC0415
 
-    return with_ends(result, loaded)
+        result = with_ends(result, loaded)
+    if band:
+        from sim.study.band import with_band  # noqa: PLC0415
+
+        result = with_band(result, loaded)
+    return result
 
 
 def sweep(

@@ -16,11 +16,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from sim.catalog import scenario_path
 from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
+from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
 from sim.specs.parallel import MAX_DP, MAX_PP, MAX_TP, Parallel
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
@@ -49,9 +49,12 @@ _PARTS = ("policy", "allocator", "router")
 
 
 _OF_THE_FLEET = (
-    "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools"
+    "workload", "front_end", "replicas", "seed", "slo", "executor", "device", "live", "routing", "transfer", "pools",
+    "admission", "retry", "failures",
 )  # fmt: skip
 """Settings that no pool has of its own."""
+_BEFORE_POOLS = ("routing", "transfer", "admission", "retry", "failures")
+"""Those of them that no pool reads, and that depend on there being several."""
 _MOST_REPLICAS = 10_000
 
 
@@ -229,6 +232,7 @@ class PoolSettings:
     scenario: Scenario
     """With `replicas` as many as the pool has."""
     role: str = setting("both", "What its replicas do: prefill, decode, or both.", choices=ROLES)
+    serves: tuple[str, ...] = setting((), "Models, as the trace names them, that it answers; its own unless said.")
 
     def __post_init__(self) -> None:
         check("", self)
@@ -289,6 +293,10 @@ class Scenario:
     price: PriceSettings = section(PriceSettings)
     routing: RoutingSettings = section(RoutingSettings)
     transfer: TransferSettings = section(TransferSettings)
+    admission: AdmissionSettings = section(AdmissionSettings)
+    retry: RetrySettings = section(RetrySettings)
+    failures: FailureSettings = section(FailureSettings)
+    autoscale: AutoscaleSettings = section(AutoscaleSettings)
     live: LiveSettings = section(LiveSettings, _LIVE)
     speculation: SpeculationSettings = section(SpeculationSettings, _DRAFTING)
     pools: Mapping[str, PoolSettings] = field(default_factory=dict)
@@ -350,16 +358,36 @@ def refuse_unread(scenarios: Iterable[Scenario]) -> None:
     """
     unread: dict[str, str] | None = None
     for scenario in scenarios:
-        own = {
-            key: f"{key} is {word(value)}, and it is read only where {about.where.words}"
-            for key, value, about in settings_of(scenario)
-            if about.where and value != SETTINGS[key][0] and not about.where.holds(scenario)
-        }
+        own = _unread(scenario)
         unread = own if unread is None else {key: why for key, why in unread.items() if key in own}
         if not unread:
             return
     for sentence in (unread or {}).values():
         raise InputError(sentence)
+
+
+def _unread(scenario: Scenario) -> dict[str, str]:
+    """By key of a setting that is not the default's and that the scenario does not read, the sentence that says so.
+
+    Of a fleet, one of its own is read where any pool reads it; one that a pool says otherwise, where that pool does.
+    """
+    pools = {name: pool.scenario for name, pool in scenario.pools.items()}
+    shared = {key: value for key, value, _ in settings_of(scenario)} if pools else {}
+
+    def told(label: str, value: Any, where: Where) -> dict[str, str]:
+        return {label: f"{label} is {word(value)}, and it is read only where {where.words}"}
+
+    found: dict[str, str] = {}
+    for key, value, about in settings_of(scenario):
+        where = about.where
+        if where and value != SETTINGS[key][0] and not any(map(where.holds, (scenario, *pools.values()))):
+            found |= told(key, value, where)
+    for name, pool in pools.items():
+        for key, value, about in settings_of(pool):
+            where = about.where
+            if where and value not in (SETTINGS[key][0], shared.get(key)) and not where.holds(pool):
+                found |= told(f"pools.{name}.{key}", value, where)
+    return found
 
 
 def load(
@@ -379,7 +407,7 @@ def tables_of(
 
 
 def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_code: bool = False) -> dict[str, Any]:
-    """The settings in a TOML file, or in the bundled scenario of that name, as nested tables.
+    """The settings in a TOML file, or in the scenario of that name that comes along, as nested tables.
 
     Args:
         settings: what will win over the file, by key.
@@ -388,7 +416,9 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     Raises:
         InputError: no such file, or it is not TOML, or it names code; the sentence names file and line.
     """
-    tables = documents.toml(scenario_path(path))
+    from sim.catalog import bundles  # noqa: PLC0415
+
+    tables = documents.toml(bundles.located(path))
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
     if {key for key, _ in leaves(tables)} >= ENGINE_KEYS:
@@ -487,19 +517,22 @@ def _pools(tables: Mapping[str, Any], pools: Any) -> dict[str, PoolSettings]:
         raise InputError("pools is no table of pools; a pool is a section [pools.NAME] of role, count and settings")
     if "replicas" in tables:
         raise InputError("replicas stands beside pools, and each pool says its own count (pools.NAME.count)")
-    shared = {key: value for key, value in tables.items() if key not in ("routing", "transfer")}
+    shared = {key: value for key, value in tables.items() if key not in _BEFORE_POOLS}
     made = {}
     for name, own in pools.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise InputError(f"pools.{name}: a pool's name is made of letters, digits, - and _")
         settings = merge(own)
-        role, count = settings.pop("role", "both"), settings.pop("count", 1)
+        role, count, serves = settings.pop("role", "both"), settings.pop("count", 1), settings.pop("serves", ())
         if fleet := [key for key in settings if key in _OF_THE_FLEET]:
             raise InputError(f"pools.{name}.{fleet[0]} is no pool's own; say it for all of them ({fleet[0]})")
         if type(count) is not int or not 1 <= count <= _MOST_REPLICAS:
             raise InputError(f"pools.{name}.count is {count!r}; it must be a whole number from 1 to {_MOST_REPLICAS:,}")
+        serves = (serves,) if isinstance(serves, str) else tuple(serves) if isinstance(serves, list | tuple) else None
+        if serves is None or not all(isinstance(one, str) and one for one in serves):
+            raise InputError(f"pools.{name}.serves must be the name of a model, or a list of names")
         try:
-            made[name] = PoolSettings(_made(merge(shared, settings, {"replicas": count})), role)
+            made[name] = PoolSettings(_made(merge(shared, settings, {"replicas": count})), role, serves)
         except InputError as error:
             raise type(error)(f"pools.{name}: {error}") from None
     return made
@@ -612,7 +645,8 @@ def as_tables(scenario: Scenario) -> dict[str, Any]:
 
 def _pool_table(pool: PoolSettings) -> dict[str, Any]:
     own = {key: value for key, value in as_tables(pool.scenario).items() if key not in _OF_THE_FLEET}
-    return {"role": pool.role, "count": pool.count, **own}
+    serves = {"serves": list(pool.serves)} if pool.serves else {}
+    return {"role": pool.role, "count": pool.count, **serves, **own}
 
 
 def _put(tables: dict[str, Any], key: str, value: Any) -> None:

@@ -180,6 +180,29 @@ def served_profile(output: str) -> str:
     return f"TPOT mean error {error:.1f} %, bias {bias:+.1f} %"
 
 
+def bands(output: str) -> str:
+    runs = {
+        source: read(output, rf"{source}: TPOT of (\d+) of (\d+) runs inside, half width ([\d.]+) %")[0]
+        for source in ("fitted", "imported")
+    }
+    whole = {
+        (card, source): read(output, rf"{card}, {source}: (\d+) of 3 means and (\d+) of (\d+) means")[0]
+        for card in ("rtx-pro-6000", "rtx-4090")
+        for source in ("imported", "roofline")
+    }
+    held, of, width = runs["fitted"]
+    tables, _, tables_width = runs["imported"]
+    inside, asked = sum(part for _, part, _ in whole.values()), sum(part for _, _, part in whole.values())
+    means = sum(part for part, _, _ in whole.values())
+    ((prompts, tokens, all_),) = read(output, r"Splitwise on A100: (\d+) prompts and (\d+) tokens of (\d+) inside")
+    return (
+        f"TPOT of {held:.0f} and {tables:.0f} of the {of:.0f} Qwen3-32B runs by fitted prices and imported tables "
+        f"(half widths {width:.1f} and {tables_width:.1f} %); of TTFT, TPOT and E2E of the two RTX runs by op profiles "
+        f"and by rooflines {means:.0f} of 12 means, {inside:.0f} of {asked:.0f} means and percentiles; of Splitwise's "
+        f"engine of 2023 {prompts:.0f} of {all_:.0f} prompts and {tokens:.0f} of {all_:.0f} tokens"
+    )
+
+
 def splitwise(output: str) -> str:
     prompts, tokens = (
         between([-bias for (bias,) in read(output, rf"A100, {kind}: .*?bias ([-+][\d.]+)%")], ".0f")
@@ -232,6 +255,7 @@ def interval(output: str) -> str:
 FITTED_CARDS = ("h100", "a100-80", "b200", "l40s")
 PUBLIC = "pytest tests/cost/test_cost_public.py -sq"
 IMPORTED = "pytest tests/calibrate/test_importers_public.py -sq"
+BANDS = "pytest tests/calibrate/test_band_public.py -sq"
 RECORDED = "sim validate --recorded tests/data/validate_cpu"
 SCHEDULES = "sim validate --schedules ../shared/measured/"
 
@@ -295,6 +319,13 @@ CLAIMS = (
         SHARED,
     ),
     Claim("imported H100 kernel tables against 86 vLLM runs of Qwen3-32B", (IMPORTED,), served_profile, SHARED),
+    Claim(
+        "the band of 90 % that runs tell, against real servers' runs, by figures that leave out their card",
+        (BANDS,),
+        bands,
+        SHARED,
+        in_readme=True,
+    ),
     Claim(
         "paging with continuous batching against reserved memory with static batches, the bundled chat on one H100 "
         "(roofline), 99 % of first tokens within 30 s",

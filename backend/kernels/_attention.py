@@ -19,6 +19,7 @@ PRECISION = tl.constexpr("tf32x3")
 LN2 = tl.constexpr(0.6931471805599453)
 PER_TOKEN = tl.constexpr(128.0)
 """int8's value scales are amax / 127: probabilities times 128 scales stay in fp16's range as the values would."""
+PER_TOKEN_LOG2 = tl.constexpr(7.0)
 
 
 @triton.jit
@@ -105,17 +106,18 @@ def attend(  # noqa: PLR0912, PLR0915  (one loop body; branches are compile-time
 
         # A tile within one block needs one entry of the table, else one per token (equal ones hit the cache).
         if BLOCK_TOKENS % BLOCK_N == 0:
-            row = tl.load(table + start // BLOCK_TOKENS).to(tl.int64) * BLOCK_TOKENS + start % BLOCK_TOKENS
+            row = tl.load(table + start // BLOCK_TOKENS) * BLOCK_TOKENS + start % BLOCK_TOKENS
             rows = row + offsets
         elif EDGE:
             blocks = tl.load(table + keys // BLOCK_TOKENS, mask=live, other=0)
-            rows = blocks.to(tl.int64) * BLOCK_TOKENS + keys % BLOCK_TOKENS
+            rows = blocks * BLOCK_TOKENS + keys % BLOCK_TOKENS
         else:
-            rows = tl.load(table + keys // BLOCK_TOKENS).to(tl.int64) * BLOCK_TOKENS + keys % BLOCK_TOKENS
-        at = (rows * KV_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
+            rows = tl.load(table + keys // BLOCK_TOKENS) * BLOCK_TOKENS + keys % BLOCK_TOKENS
+        # A slot's number fits 32 bits, its place in the cache does not: widened by the one product.
+        at = rows.to(tl.int64)[:, None] * (KV_HEADS * HEAD_DIM) + (head * HEAD_DIM + dims)[None, :]
 
         if TMA:
-            stored = k.load([row.to(tl.int32), head * HEAD_DIM])
+            stored = k.load([row, head * HEAD_DIM])
         elif EDGE:
             stored = tl.load(k + at, mask=live[:, None], other=0.0)
         else:
@@ -123,9 +125,11 @@ def attend(  # noqa: PLR0912, PLR0915  (one loop body; branches are compile-time
         scores = tl.dot(q, tl.trans(to_operand(stored, DOT, UPCAST)), input_precision=PRECISION)
         if TOKEN_SCALES:
             if EDGE:
-                scores *= tl.load(k_scale + rows * KV_HEADS + head, mask=live, other=0.0).to(tl.float32)[None, :]
+                scores *= tl.load(k_scale + head + rows.to(tl.int64) * KV_HEADS, mask=live, other=0.0).to(tl.float32)[
+                    None, :
+                ]
             else:
-                scores *= tl.load(k_scale + rows * KV_HEADS + head).to(tl.float32)[None, :]
+                scores *= tl.load(k_scale + head + rows.to(tl.int64) * KV_HEADS).to(tl.float32)[None, :]
         if CAPPED:
             # tanh from exp2 (the interpreter knows no libdevice); `factor` is 2 log2(e) scale / cap here.
             bent = 1.0 - 2.0 / (1.0 + tl.exp2(tl.minimum(scores * factor, 126.0)))
@@ -151,7 +155,7 @@ def attend(  # noqa: PLR0912, PLR0915  (one loop body; branches are compile-time
         peak = risen
 
         if TMA:
-            stored = v.load([row.to(tl.int32), head * HEAD_DIM])
+            stored = v.load([row, head * HEAD_DIM])
             if EDGE:
                 stored = tl.where(live[:, None], stored, 0.0)
         elif EDGE:
@@ -160,9 +164,9 @@ def attend(  # noqa: PLR0912, PLR0915  (one loop body; branches are compile-time
             stored = tl.load(v + at)
         if TOKEN_SCALES:
             if EDGE:
-                value_scale = tl.load(v_scale + rows * KV_HEADS + head, mask=live, other=0.0)
+                value_scale = tl.load(v_scale + head + rows.to(tl.int64) * KV_HEADS, mask=live, other=0.0)
             else:
-                value_scale = tl.load(v_scale + rows * KV_HEADS + head)
+                value_scale = tl.load(v_scale + head + rows.to(tl.int64) * KV_HEADS)
             p *= (value_scale.to(tl.float32) * PER_TOKEN)[None, :]
         acc = tl.dot(to_operand(p, DOT, UPCAST), to_operand(stored, DOT, UPCAST), acc, input_precision=PRECISION)
     return acc, peak, total

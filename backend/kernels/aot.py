@@ -90,13 +90,15 @@ def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
 
 
 def table(built: Iterable[Built]) -> str:
+    """A line each; `copies` are those to shared memory of 16 bytes a thread, of all."""
     heads = [("regs", 4), ("shared", 7), ("spills", 6), ("wgmma", 5), ("tc05", 4), ("mma", 4), ("tma", 3), ("loop", 5)]
-    heads += [("bytes", 5), ("i2f", 4)]
+    heads += [("bytes", 5), ("i2f", 4), ("copies", 7)]
     lines = [" sm " + " ".join(f"{head:>{width}}" for head, width in heads) + "  kernel"]
     for one in built:
         spills = one.local_loads + one.local_stores
         numbers = f"{one.registers:4} {one.shared_bytes:7} {spills:6} {one.wgmma:5} {one.tcgen05:4} {one.mma:4}"
-        numbers += f" {one.tma_loads:3} {one.loop:5} {one.byte_loads:5} {one.conversions:4}"
+        copies = f"{one.wide_copies}/{one.async_copies}"
+        numbers += f" {one.tma_loads:3} {one.loop:5} {one.byte_loads:5} {one.conversions:4} {copies:>7}"
         lines.append(f"{one.capability:3} {numbers}  {one.name} {one.error}".rstrip())
     return "\n".join(lines)
 

@@ -95,7 +95,8 @@ def decode_kernel(
             to_operand(tl.load(pairs), DOT, UPCAST), to_operand(tl.load(pairs + 1), DOT, UPCAST),
             k, v, k_scale, v_scale, table, head, positions, first - window + 1, kv_len,
             begin, end, sink_tiles, skipped, window, sinks, factor, soft_cap,
-            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_M, BLOCK_N, WINDOWED, CAPPED, TOKEN_SCALES, PAIRS, UPCAST,
+            KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_M, BLOCK_N, WINDOWED, CAPPED, TOKEN_SCALES, QUERIES == 1,
+            PAIRS, UPCAST,
         )  # fmt: skip
     else:
         # All tiles take the masked path: two loops would drain the pipeline of loads between them.

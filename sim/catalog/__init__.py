@@ -20,18 +20,9 @@ from sim.specs.model import GpuSpec, ModelSpec
 from traces import documents, files
 from traces.schema import InputError
 
-__all__ = [
-    "from_hf_config",
-    "gpu_rows",
-    "load_gpu",
-    "load_model",
-    "model_rows",
-    "names",
-    "scenario_path",
-    "scenario_rows",
-]
+__all__ = ["from_hf_config", "gpu_rows", "load_gpu", "load_model", "model_rows", "names"]
 
-Kind = Literal["models", "gpus", "scenarios"]
+Kind = Literal["models", "gpus"]
 Spec = TypeVar("Spec", ModelSpec, GpuSpec)
 Row = dict[str, str | int | float | None]
 
@@ -40,7 +31,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), 
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of all models, GPUs or bundled scenarios of the catalog, sorted."""
+    """Names of all models or GPUs of the catalog, sorted."""
     return sorted(path.stem for path in (_FOLDER / kind).glob("*.toml"))
 
 
@@ -65,22 +56,6 @@ def load_model(name: str) -> ModelSpec:
     if _known("models", name) is None and (cached := _cached(name)) is not None:
         return replace(from_hf_config(cached), name=name.rsplit("/", 1)[-1])
     return _read_model(_find("models", name))
-
-
-def scenario_path(name: str | Path) -> Path:
-    """The file of a scenario: the bundled one of that name, unless the user has a file that is called so."""
-    path = Path(name)
-    if path.suffix or path.name != str(name) or files.is_file(path):
-        return path
-    if (own := _FOLDER / "scenarios" / f"{name}.toml").is_file():
-        return own
-    raise InputError(f"no file {path}, and bundled scenarios are {', '.join(names('scenarios'))}")
-
-
-def scenario_rows() -> list[Row]:
-    """The bundled scenarios: name, and what the first line of each says."""
-    first = {name: (_FOLDER / "scenarios" / f"{name}.toml").read_text("utf-8") for name in names("scenarios")}
-    return [{"name": name, "about": text.partition("\n")[0].lstrip("# ")} for name, text in first.items()]
 
 
 def model_rows() -> list[Row]:

@@ -28,8 +28,7 @@ def compare(
 ) -> None:
     """Run several scenarios and show them side by side.
 
-    FILES are scenarios (TOML), or names of bundled ones. A setting with several values, such as --set
-    allocator=contiguous-max,paged, makes a
+    FILES are scenarios (TOML). A setting with several values, such as --set allocator=contiguous-max,paged, makes a
     run of each; several such settings make a run of each combination. What cannot be run is told with its reason
     among the others; the exit code is 2 where nothing ran.
     """

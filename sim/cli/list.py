@@ -58,12 +58,6 @@ def _gpus() -> list[Row]:
     return catalog.gpu_rows()
 
 
-def _scenarios() -> list[Row]:
-    from sim import catalog  # noqa: PLC0415
-
-    return [dict(row) for row in catalog.scenario_rows()]
-
-
 def _engines() -> list[Row]:
     from sim.catalog import presets  # noqa: PLC0415
 
@@ -91,6 +85,12 @@ def _profiles() -> list[Row]:
         meta = profile.find(name).meta
         rows.append({"name": name, "kind": meta.kind, "gpu": meta.gpu, "date": meta.date, "about": meta.device})
     return rows
+
+
+def _scenarios() -> list[Row]:
+    from sim.catalog import bundles  # noqa: PLC0415
+
+    return [{"name": name, "about": bundles.about(path)} for name, path in bundles.scenarios().items()]
 
 
 def _formats() -> list[Row]:
@@ -163,10 +163,10 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "routers": lambda: _parts("sim.routers"),
     "models": _models,
     "gpus": _gpus,
-    "scenarios": _scenarios,
     "engines": _engines,
     "profiles": _profiles,
     "traces": lambda: [{"name": name, "bytes": path.stat().st_size} for name, path in traces.bundled().items()],
+    "scenarios": _scenarios,
     "formats": _formats,
     "measures": _measures,
     "settings": _settings,

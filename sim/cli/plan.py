@@ -54,10 +54,9 @@ def plan(
 ) -> None:
     """How much a configuration takes under an SLO, or which is the cheapest that takes --rate.
 
-    FILE is a scenario (TOML), or the name of a bundled one.
-    Without --rate: the highest rate under --slo, with its interval. With --rate: of all
-    combinations of options with several values, such as --gpus h100,a100-80 --tp 1,2 (or --gpus all --tp auto), the
-    cheapest that meets the SLO; Ctrl-C or --budget gives the best so far. Exit code 1 where nothing meets it.
+    FILE is a scenario (TOML, or a name). Without --rate: the highest rate under --slo, with its interval. With --rate:
+    of all combinations of options with several values, such as --gpus h100,a100-80 --tp 1,2 (or --gpus all --tp auto),
+    the cheapest that meets the SLO; Ctrl-C or --budget gives the best so far. Exit code 1 where nothing meets it.
     """
     from sim import api  # noqa: PLC0415
     from sim.report.folder import write_plan  # noqa: PLC0415

@@ -17,6 +17,7 @@ from traces.schema import InputError
 if TYPE_CHECKING:
     from sim.report.run.perfetto import Window
     from sim.results.transaction import Claim
+    from sim.scenario import Scenario
     from sim.serving.run import Result
 
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Where an estimated KV capacity limits, also run both ends of its band (two more runs).",
 )
+@click.option("--band", is_flag=True, help="Also run both ends of the errors of step times (two more runs).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary alone, as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def run(
@@ -41,10 +43,11 @@ def run(
     perfetto: bool,
     trace_window: str | None,
     kv_ends: bool,
+    band: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Replay a trace. FILE is a scenario (TOML); options and --set win over it."""
+    """Replay a trace. FILE is a scenario: TOML, or a name of sim list scenarios; options and --set win over it."""
     from sim import api  # noqa: PLC0415
     from sim.report.terminal import show, summary_view  # noqa: PLC0415
     from sim.results.stability import queue_warning  # noqa: PLC0415
@@ -52,7 +55,7 @@ def run(
     window = _window(trace_window, perfetto, out)
     with nullcontext() if out is None else _taken(out) as claim:
         with progress_bar("simulating", quiet) as progress:
-            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, **settings)
+            result = api.run(file, progress=progress, allow_code=allow_code, kv_ends=kv_ends, band=band, **settings)
         result = _with_bound(result, command_line("run", file, settings, ["workload.rate", "workload.rate_scale"]))
         if out is not None:
             from sim.report.folder import write_run  # noqa: PLC0415
@@ -90,13 +93,18 @@ def _taken(out: Path) -> Claim:
     return taken(out, "run")
 
 
+def _alike(settings: Scenario) -> bool:
+    """Whether all replicas are predicted, alike, and there all the time."""
+    return settings.executor == "predicted" and not settings.pools and not settings.autoscale.on
+
+
 def _with_bound(result: Result, command: str) -> Result:
     """The result of a load that leaves its replicas idle, with what one of them could take at most."""
     from sim.results.verdict import bounded, rests  # noqa: PLC0415
     from sim.study.plan.bounds import saturation  # noqa: PLC0415
 
     summary, settings = result.summary, result.scenario
-    if settings.executor != "predicted" or settings.pools or not rests(summary, summary["verdict"]["stable"]):
+    if not _alike(settings) or not rests(summary, summary["verdict"]["stable"]):
         return result
     bound = saturation(settings, result.trace)
     told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)

@@ -51,8 +51,7 @@ def sweep(
 ) -> None:
     """Run every combination of settings, and tell which is best.
 
-    FILE is a scenario (TOML), or the name of a bundled one.
-    An option with several values is an axis: --policy chunked,static --set
+    FILE is a scenario (TOML, or a name). An option with several values is an axis: --policy chunked,static --set
     rate=5:50:5. A point that fails is a row with its reason. Interrupted, the same command goes on where it was.
     """
     from sim.report.sweep.folder import page_of  # noqa: PLC0415

@@ -37,8 +37,8 @@ CLOCK = SETTINGS["live.clock"][1]
 def validate(settings: dict[str, Any], out: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Run a trace live and simulate the same: the same decisions? how far off, and why?
 
-    With --against, --recorded, --schedules or --against-engine nothing runs live. FILE is a scenario (TOML). Exit
-    code 1 where something is out of bounds, or a decision differs.
+    With --against, --recorded, --schedules or --against-engine nothing runs live. FILE is a scenario (TOML, or a name).
+    Exit code 1 where something is out of bounds, or a decision differs.
     """
     from sim.cli.validation import ValidateOptions, answer  # noqa: PLC0415
     from sim.report.terminal import show  # noqa: PLC0415

@@ -76,6 +76,19 @@ class ContextCost(NamedTuple):
         if even and last < end and repeats < _VECTOR_SPAN:
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
+        if not even and self.tail is None and last < end and repeats < _VECTOR_SPAN:
+            far, far_value, far_slope, far_end = self.line.piece(longest)
+            most, uneven = longest + decodes * (repeats - 1), self.uneven
+            if most < far_end:
+                steps_s = [
+                    fixed_s + ((near_s := value + slope * (tokens - start)) + uneven * (far_s - near_s))
+                    for tokens, far_s in zip(
+                        range(context, last + 1, decodes),
+                        [far_value + far_slope * (tokens - far) for tokens in range(longest, most + 1, decodes)],
+                        strict=True,
+                    )
+                ]
+                return [step_s if step_s > least_s else least_s for step_s in steps_s]
         lengths = self.lengths(shape)
         if repeats < (_TAIL_VECTOR_SPAN if self.tail else _UNEVEN_VECTOR_SPAN):
             bent_s = [

@@ -8,7 +8,6 @@ products a card lowers its clocks, so that the rate falls from its peak towards 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,11 +70,13 @@ class Product:
             _way(rates, k, n, rows, columns, split, input_bytes) for rows, columns in TILES for split in SPLITS
         ]
 
-    def ways_s(self, m: float) -> Iterator[float]:
+    def ways_s(self, m: float) -> list[float]:
         """Seconds of the tensor cores at peak clocks for `m` rows, by each tile and split."""
         sms = self._rates.sms
-        for rows, blocks, block_s, add_s, add_row_s in self._ways:
-            yield -(-(-(-m // rows) * blocks) // sms) * block_s + add_s + add_row_s * m
+        return [
+            -(-(-(-m // rows) * blocks) // sms) * block_s + add_s + add_row_s * m
+            for rows, blocks, block_s, add_s, add_row_s in self._ways
+        ]
 
     def arithmetic_s(self, m: float) -> float:
         """Seconds of the tensor cores for `m` rows, by the best tile and split."""

@@ -183,7 +183,7 @@ class Line:
     One number and an array of them give the same bits, so that a span of steps costs what its steps cost.
     """
 
-    __slots__ = ("_beyond", "_ranks", "_slopes", "_starts", "_values", "_vectors")
+    __slots__ = ("_beyond", "_pieces", "_ranks", "_slopes", "_starts", "_values", "_vectors")
 
     def __init__(self, points: Sequence[tuple[float, Price]], last_slope: float, *, beyond: int = EXTRAPOLATED) -> None:
         """`points` rise in their first coordinate; beyond the last, where prices are at best `beyond`, the seconds grow
@@ -195,17 +195,13 @@ class Line:
             (there.seconds - here.seconds) / (right - left) for (left, here), (right, there) in pairwise(points)
         ] + [last_slope]
         self._ranks = [price.rank for _, price in points]
+        ends = (*self._starts[1:], math.inf)
+        self._pieces = list(zip(self._starts, self._values, self._slopes, ends, strict=True))
         self._vectors = tuple(np.array(part) for part in (self._starts, self._values, self._slopes))
-
-    def last(self) -> tuple[float, float, float]:
-        """(start, seconds there, slope) of the endless piece."""
-        return self._starts[-1], self._values[-1], self._slopes[-1]
 
     def piece(self, x: int) -> tuple[float, float, float, float]:
         """(start, seconds there, slope, where the next begins) of the piece at `x`, at least the first start."""
-        at = bisect_right(self._starts, x) - 1
-        end = self._starts[at + 1] if at + 1 < len(self._starts) else math.inf
-        return self._starts[at], self._values[at], self._slopes[at], end
+        return self._pieces[bisect_right(self._starts, x) - 1]
 
     def at(self, x: int) -> float:
         """Seconds at `x`."""

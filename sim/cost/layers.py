@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from sim.cost.experts import Routing
@@ -35,23 +36,31 @@ def exchanges(parallel: Parallel) -> int:
 
 
 def token_terms(
-    model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int, routing: Routing, ranks: Ranks | None = None
+    model: ModelSpec,
+    kernels: Kernels,
+    parallel: Parallel,
+    tokens: int,
+    routing: Routing,
+    known: Container[str] = (),
+    ranks: Ranks | None = None,
 ) -> Terms:
     """Seconds that depend on the number of tokens computed only, all layers together.
 
-    `tokens` are those of one rank; `ranks` says what all compute, where experts have several.
+    `known` names terms whose seconds nobody will ask for: products among them are not priced, and take none. `tokens`
+    are those of one rank; `ranks` says what all compute, where experts have several.
     """
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
     kv_bytes = tokens * model.layer_kv_bytes_per_token(parallel)
     terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)} if model.has_embedding else {}
     for gemm in model.attention_gemms(parallel):
-        terms[gemm.name] = layers * kernels.linear_s(tokens, gemm.k, gemm.n)
+        terms[gemm.name] = 0.0 if gemm.name in known else layers * kernels.linear_s(tokens, gemm.k, gemm.n)
     if model.dense_layers:
-        terms |= _mlp_terms(model, kernels, tokens, model.mlp_gemms(parallel), model.dense_layers, "activation")
+        gemms, dense = model.mlp_gemms(parallel), model.dense_layers
+        terms |= _mlp_terms(model, kernels, tokens, gemms, dense, "activation", known)
     if model.experts:
         shared = model.shared_gemms(parallel)
-        terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation")
+        terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation", known)
         terms |= _expert_terms(model, kernels, parallel, tokens, routing, ranks or Ranks(tokens, tokens))
     norms = (4 if model.post_norms else 2) * layers + (1 if model.has_head else 0)
     terms["norms"] = norms * kernels.small_s(4.0 * hidden_bytes)
@@ -62,12 +71,13 @@ def token_terms(
     return terms
 
 
-def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int) -> Terms:
-    """Seconds that depend on the number of logits rows only."""
+def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int, known: Container[str] = ()) -> Terms:
+    """Seconds that depend on the number of logits rows only; `known` as of `token_terms`."""
     if not model.has_head:
         return {}
+    head = "LM head"
     terms = {
-        "LM head": kernels.gemm_s(rows, model.hidden, -(-model.vocab // parallel.tp)),
+        head: 0.0 if head in known else kernels.gemm_s(rows, model.hidden, -(-model.vocab // parallel.tp)),
         "sampling": kernels.sampling_s(rows, model.vocab),
     }
     if parallel.tp > 1:
@@ -93,10 +103,18 @@ def _head_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: 
 
 
 def _mlp_terms(
-    model: ModelSpec, kernels: Kernels, tokens: int, gemms: tuple[Gemm, ...], layers: int, activation: str
+    model: ModelSpec,
+    kernels: Kernels,
+    tokens: int,
+    gemms: tuple[Gemm, ...],
+    layers: int,
+    activation: str,
+    known: Container[str],
 ) -> Terms:
     """Both products of an MLP that every token visits, and what stands between them."""
-    terms = {gemm.name: layers * kernels.linear_s(tokens, gemm.k, gemm.n) for gemm in gemms}
+    terms = {
+        gemm.name: 0.0 if gemm.name in known else layers * kernels.linear_s(tokens, gemm.k, gemm.n) for gemm in gemms
+    }
     if gemms:
         terms[activation] = layers * _activation_s(model, kernels, tokens, gemms[-1].k)
     return terms

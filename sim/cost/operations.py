@@ -248,9 +248,14 @@ class MeasuredAttention:
         return Price(added.seconds / len(rows), added.rank)
 
     @property
+    def cuts_rows(self) -> bool:
+        """Whether all rows' contexts count, since the kernel cuts them by a rule that is known."""
+        return bool(self._processors and self._decode)
+
+    @property
     def uneven(self) -> bool:
         """Whether decode rows cost more when their contexts differ."""
-        return bool(self._processors and self._decode) or any(
+        return self.cuts_rows or any(
             max(kernel.uneven.shares, default=0.0) > 0.0 for _, kernel in (*(self._decode or ()), *(self._mixed or ()))
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from sim.cost.errors import Error
 from sim.cost.layers import Terms
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term, shape_tokens
@@ -97,6 +98,10 @@ class Pipeline:
         host = {name: term for name, term in kinds.items() if term.on_host}
         device = {name: Term(seconds[name], term.source) for name, term in kinds.items() if not term.on_host}
         return {**device, **({HAND_OVER: Term(sent_s, SOURCE)} if sent_s else {}), **host}
+
+    def error_of(self, term: str, source: str) -> Error | None:
+        """As `Roofline.error_of`."""
+        return self.stages[0].error_of(term, source)
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
+from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
 from sim.cost.interpolation import MEASURED, SOURCES, Price
 from sim.cost.layers import row_terms
@@ -93,6 +94,11 @@ class Profiled(Roofline):
         """Whether shapes should tell their longest decode context, which costs the engine to count."""
         return self._priced.uneven
 
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether they should tell the others too."""
+        return self._priced.cuts_rows
+
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
@@ -101,7 +107,7 @@ class Profiled(Roofline):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
-            fixed_s, launch_s, host_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
+            fixed_s, launch_s, host_s, _ = self._decode_memo.get(decodes) or self._decode(decodes)
         else:
             fixed_s, launch_s, host_s = self._mixed(shape)
         if not decodes:
@@ -162,6 +168,14 @@ class Profiled(Roofline):
         named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
         host = self._host_price(shape, size)
         return {**named, "host": Term(host.seconds, host.source, on_host=True)}
+
+    def error_of(self, term: str, source: str) -> Error | None:
+        """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
+        return stated(self.profile.meta, term, source) or super().error_of(term, source)
+
+    def step_error(self, kind: str) -> Error | None:
+        """What the profile states of whole steps of a kind (`sim.cost.errors.STEP_KINDS`) beside their parts."""
+        return of_steps(self.profile.meta, kind, graph=self.cuda_graphs)
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""
@@ -242,7 +256,7 @@ class Profiled(Roofline):
 
     def _decode(self, decodes: int) -> DecodeStep:
         """A pure decode step of so many rows, at least one; attention is priced by the tables."""
-        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)), 0.0, 0.0, 0.0)
+        entry = DecodeStep(*self._mixed(Shape(decodes=decodes)))
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
@@ -286,7 +300,8 @@ class Profiled(Roofline):
     def _tokens(self, computed: int) -> Terms:
         terms = self._by_tokens.get(computed)
         if terms is None:
-            terms = self._best(self._roof_terms(computed), self._operations.by_tokens, computed)
+            measured = self._operations.by_tokens
+            terms = self._best(self._roof_terms(computed, measured), measured, computed)
             if len(self._by_tokens) < MEMO_SIZE:
                 self._by_tokens[computed] = terms
         return terms
@@ -294,8 +309,8 @@ class Profiled(Roofline):
     def _rows(self, rows: int) -> Terms:
         terms = self._by_rows.get(rows)
         if terms is None:
-            roofs = row_terms(self.model, self.kernels, self.parallel, rows)
-            terms = self._best(roofs, self._operations.by_rows, rows)
+            measured = self._operations.by_rows
+            terms = self._best(row_terms(self.model, self.kernels, self.parallel, rows, measured), measured, rows)
             if len(self._by_rows) < MEMO_SIZE:
                 self._by_rows[rows] = terms
         return terms

@@ -7,6 +7,7 @@ shape tells (`Shape.ranks`). In a CUDA graph all ranks compute as many as the fu
 
 from __future__ import annotations
 
+from sim.cost.errors import Error
 from sim.cost.layers import Ranks
 from sim.cost.roofline import Roofline
 from sim.cost.step import Constant, Term
@@ -38,6 +39,10 @@ class RankedRoofline:
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""
         return self._beside(shape).explain(shape)
+
+    def error_of(self, term: str, source: str) -> Error | None:
+        """As `Roofline.error_of`."""
+        return self._alike.error_of(term, source)
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""

@@ -6,7 +6,7 @@ Not modelled: uneven contexts in a decode batch, overlap of communication with c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from copy import copy
 from typing import Literal, NamedTuple
 
@@ -16,8 +16,9 @@ from sim.cost.attention import Attention
 from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
+from sim.cost.errors import Error
 from sim.cost.experts import Routing
-from sim.cost.interpolation import SOURCES, Line
+from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
@@ -51,15 +52,13 @@ def graph_tokens(tokens: int) -> int:
 
 
 class DecodeStep(NamedTuple):
-    """A pure decode step: device seconds without attention, launch bound, host seconds, and attention's last straight
-    piece along the sum of contexts (start, seconds there, slope)."""
+    """A pure decode step: device seconds without attention, launch bound, host seconds, and attention along the sum of
+    contexts, where that is one line."""
 
     fixed_s: float
     launch_s: float
     host_s: float
-    start: float
-    value_s: float
-    slope_s: float
+    line: Line | None = None
 
 
 class Roofline:
@@ -138,14 +137,14 @@ class Roofline:
             fixed_s, launch_s, host_s = self._mixed(shape)
             if self._plain and not decodes:
                 return [fixed_s if fixed_s > launch_s else launch_s] * repeats, host_s
-            start, value_s, slope_s = self._full_line(decodes).last() if self._plain else (0.0, 0.0, 0.0)
+            line = self._full_line(decodes) if self._plain else None
         else:
-            entry = self._decode_memo.get(decodes) or self._decode(decodes)
-            fixed_s, launch_s, host_s, start, value_s, slope_s = entry
-        if not self._plain:
+            fixed_s, launch_s, host_s, line = self._decode_memo.get(decodes) or self._decode(decodes)
+        if not self._plain or line is None:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        if context < start:
-            return ContextCost(self._full_line(decodes)).span_s(shape, repeats, fixed_s, launch_s), host_s
+        start, value_s, slope_s, end = line.piece(context)
+        if context + decodes * (repeats - 1) >= end:
+            return ContextCost(line).span_s(shape, repeats, fixed_s, launch_s), host_s
         first_s = fixed_s + (value_s + slope_s * (context - start))
         if repeats == 1:
             times_s = [first_s if first_s > launch_s else launch_s]
@@ -226,6 +225,11 @@ class Roofline:
         named = {name: Term(seconds, of(name)) for name, seconds in terms.items() if seconds > 0.0}
         return {**named, "host": Term(self._host_s(rows, shape), SOURCE, on_host=True)}
 
+    def error_of(self, term: str, source: str) -> Error | None:
+        """What is known of a term's error from the very tables that its constants were fitted to; None where nothing is
+        (`sim.cost.errors.error_of` then goes by its class)."""
+        return self._sources.error_of(term) if source == SOURCES[FITTED] else None
+
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""
         gpu = self.kernels.gpu
@@ -252,10 +256,8 @@ class Roofline:
     def _decode(self, decodes: int) -> DecodeStep:
         """A pure decode step of so many rows, at least one."""
         shape = Shape(decodes=decodes)
-        line = self._attention.lines(decodes)[0]
-        piece = line.last() if line is not None else (0.0, 0.0, 0.0)
         fixed_s, launch_s = self._work_s(decodes, decodes), self._launch_s(decodes, shape)
-        entry = DecodeStep(fixed_s, launch_s, self._host_s(decodes, shape), *piece)
+        entry = DecodeStep(fixed_s, launch_s, self._host_s(decodes, shape), self._attention.lines(decodes)[0])
         if len(self._decode_memo) < MEMO_SIZE:
             self._decode_memo[decodes] = entry
         return entry
@@ -299,13 +301,13 @@ class Roofline:
             return self._roof_terms(min(graph_tokens(self._ranks.most or tokens), self.max_graph_tokens))
         return self._roof_terms(tokens)
 
-    def _roof_terms(self, computed: int) -> Terms:
-        """The same of so many tokens computed, padding included."""
+    def _roof_terms(self, computed: int, known: Container[str] = ()) -> Terms:
+        """The same of so many tokens computed, padding included; products among those `known` are left at 0."""
         model, kernels, parallel, routing = self.model, self.kernels, self.parallel, self.routing
         ranks = self._all_ranks(computed)
         if self._by_type is not None:
             return block_token_terms(model, kernels, self._by_type, parallel, computed, routing, ranks)
-        return token_terms(model, kernels, parallel, computed, routing, ranks)
+        return token_terms(model, kernels, parallel, computed, routing, known, ranks)
 
     def _all_ranks(self, computed: int) -> Ranks:
         """What all ranks compute beside so many tokens of this one: in a CUDA graph as many, padded to the fullest."""

@@ -40,7 +40,7 @@ class HostGap(NamedTuple):
 
     def of(self, shape: Shape) -> float:
         """Seconds after a step of this shape; none after one that samples nothing."""
-        rows = shape_rows(shape)
+        rows = shape_rows(shape) if shape.verifies else len(shape.prefills) + shape.decodes
         return self.step_s + self.row_s * rows if rows else 0.0
 
 
@@ -85,7 +85,8 @@ def shape_tokens(shape: Shape) -> int:
 
 def shape_rows(shape: Shape) -> int:
     """Rows of logits that the step computes: one for each slice, and one for each token of those that verify drafts."""
-    return len(shape.prefills) + shape.decodes + sum(new for new, _ in shape.verifies)
+    rows = len(shape.prefills) + shape.decodes
+    return rows + sum([new for new, _ in shape.verifies]) if shape.verifies else rows
 
 
 def shape_context(shape: Shape) -> int:

@@ -86,6 +86,10 @@ class Entry(NamedTuple):
     past: int
 
 
+entry_of = partial(tuple.__new__, Entry)
+"""A share from all of its fields, in their order (see `shape_of`)."""
+
+
 class Sampled(NamedTuple):
     """A request that samples in this step after `drafts` drafts, and then proposes `next_drafts`."""
 

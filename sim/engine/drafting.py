@@ -162,6 +162,7 @@ class DraftingEngine(Engine):
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
+        lengths: bool = True,
         rules: Rules = OF_VLLM_0_19,
     ) -> None:
         super().__init__(
@@ -172,6 +173,7 @@ class DraftingEngine(Engine):
             host_blocks=host_blocks,
             window_tokens=window_tokens,
             ranks=ranks,
+            lengths=lengths,
             rules=rules,
             most_drafts=proposer.most,
         )

@@ -39,6 +39,7 @@ class Engine:
             moved back when it resumes; 0 drops it always, and it is computed anew (vLLM paper, section 4.5).
         window_tokens: the most tokens that one attends in layers with an attention window; 0 where no layer has one.
         ranks: tell the longest context of each step's decode rows, for cost models that know what it does.
+        lengths: with `ranks`, tell the others too.
         rules: those of the engine's version.
         most_drafts: of one request in one step; 0 where nothing drafts.
     """
@@ -53,6 +54,7 @@ class Engine:
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
+        lengths: bool = True,
         rules: Rules = OF_VLLM_0_19,
         most_drafts: int = 0,
     ) -> None:
@@ -64,7 +66,7 @@ class Engine:
         self.tokens = TokenClock()
         self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
         self._undisturbed: Callable[[int, int], int] | None = getattr(allocator, "undisturbed", None)
-        lockstep = Lockstep(window_tokens, ranks=ranks)
+        lockstep = Lockstep(window_tokens, ranks=ranks, lengths=lengths)
         self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), lockstep, self.tokens, self._grouped)
         self.waiting, self.running = self.roster.waiting, self.roster.running
         self.host = HostMemory(allocator.pool, host_blocks)
@@ -202,9 +204,10 @@ class Engine:
         step, roster = self._step, self.roster
         lockstep = roster.lockstep
         step.begin(now_s)
-        for req in tuple(roster.landed):
-            if not step.grant(req):
-                break
+        if roster.landed:
+            for req in tuple(roster.landed):
+                if not step.grant(req):
+                    break
         self.policy(step)
         if lockstep.count and not step.advanced:
             roster.scatter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
@@ -60,6 +61,25 @@ class Flight:
         """Let it be so many repeats, of those that were to be."""
         del self.times_s[repeats + 1 :]
         self.output_s = self.times_s[-1] + self.outcome.late_s
+
+    def steps_out(self, now_s: float) -> int:
+        """Repeats whose output is there at a moment before `output_s`."""
+        late_s = self.outcome.late_s
+        return bisect_right(self.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
+
+    def stop(self, out: int, now_s: float) -> None:
+        """Let it end now, `out` of its repeats being out: those behind ran until now, and gave nothing."""
+        outcome, times_s = self.outcome, self.times_s
+        end_s = max(times_s[out], now_s - outcome.late_s)
+        device_s = list(outcome.device_s)
+        for at in range(out, len(times_s) - 1):
+            whole_s = times_s[at + 1] - times_s[at]
+            left_s = max(0.0, min(times_s[at + 1], end_s) - times_s[at])
+            device_s[at] *= left_s / whole_s if whole_s > 0.0 else 0.0
+        times_s[out + 1 :] = [min(time_s, end_s) for time_s in times_s[out + 1 :]]
+        self.outcome = outcome._replace(device_s=device_s)
+        self.output_s = now_s
+        self.committed = Committed((), (), ())
 
     @property
     def ends_s(self) -> list[float]:

@@ -25,6 +25,7 @@ class Lockstep:
         "_drain_tick",
         "_drains",
         "_groups",
+        "_lengths",
         "_saturation_tick",
         "_saturations",
         "_short",
@@ -37,9 +38,10 @@ class Lockstep:
         "window_tokens",
     )
 
-    def __init__(self, window_tokens: int = 0, *, ranks: bool = False) -> None:
+    def __init__(self, window_tokens: int = 0, *, ranks: bool = False, lengths: bool = True) -> None:
         self.ranks = ranks
-        """Whether the members' lengths are told."""
+        """Whether the members' longest length is told."""
+        self._lengths = lengths
         self._bases: list[int] = []
         self._groups: list[tuple[int, int]] = []
         self.window_tokens = window_tokens
@@ -117,7 +119,12 @@ class Lockstep:
         return self.tick + self._bases[-1] if self._bases else 0
 
     def lengths(self) -> Lengths:
-        """Computed tokens of the members in groups, from the longest on: the groups stay as long as the members do."""
+        """Computed tokens of the members in groups, from the longest on: the groups stay as long as the members do.
+
+        Nothing where nobody asked to know.
+        """
+        if not self._lengths:
+            return ()
         groups, tick = self._groups, self.tick
         if not groups:
             end, size = len(self._bases), 1

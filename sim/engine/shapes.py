@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sim.engine.batch import NO_WINDOW, Batch, Shape
-from sim.engine.lockstep import Lockstep
+from sim.engine.batch import NO_WINDOW, NOTHING, Batch, Shape, shape_of
+from sim.engine.lockstep import Lengths, Lockstep
 
 Moved = tuple[int, int]
 """Bytes (copied, swapped) in a step."""
@@ -32,11 +32,13 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
             verifies.append((tokens, past))
         else:
             prefills.append((tokens, past))
-    shape = Shape(tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
+    lengths: Lengths = ()
     if not lockstep.ranks:
-        return shape
-    together = decodes == batch.lockstep > 0
-    return shape._replace(decode_longest=longest, decode_lengths=lockstep.lengths() if together else ())
+        longest = 0
+    elif decodes == batch.lockstep > 0:
+        lengths = lockstep.lengths()
+    counted = (tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
+    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks))
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from sim.engine.batch import Entry, Limits, Swap
+from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
 from sim.engine.host import HostMemory
 from sim.engine.memory import Allocator, LockstepAllocator
@@ -376,7 +376,7 @@ class Step:
         return 0 if prefills else self._placeholders
 
     def _enter(self, req: Request, tokens: int) -> None:
-        self.entries.append(Entry(req, tokens, req.computed))
+        self.entries.append(entry_of((req, tokens, req.computed)))
         req.computed += tokens
         req.seat.granted_step = self._tokens.next_step
         self.tokens_left -= tokens

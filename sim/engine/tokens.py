@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 
+import numpy as np
+
 from sim.engine.request import Request
 
 
@@ -58,6 +60,26 @@ class TokenClock:
             self.first_step.append(seat.run_first_step)
             self.last_step.append(seat.last_token_step)
             seat.run_first_step = -1
+
+    def cut(self, last_step: int) -> dict[int, int]:
+        """Take out what later steps were to give; returns by sequence how many tokens, of those that had any."""
+        late = np.flatnonzero(np.frombuffer(self.last_step, np.int64) > last_step).tolist()
+        lost: dict[int, int] = {}
+        for at in reversed(late):
+            first = max(self.first_step[at], last_step + 1)
+            sequence = self.request[at]
+            lost[sequence] = lost.get(sequence, 0) + self.last_step[at] - first + 1
+            self.last_step[at] = last_step
+            if first == self.first_step[at]:
+                for column in (self.request, self.first_step, self.last_step):
+                    del column[at]
+        return lost
+
+    def go_on(self, other: TokenClock) -> None:
+        """Count on from where the engine that was here before has ended; the runs are both's."""
+        self.request, self.first_step, self.last_step = other.request, other.first_step, other.last_step
+        self.same_step, self.next_step = other.same_step, other.next_step
+        self.committed_step = other.next_step - 1
 
     def under_way(self, req: Request, *, in_lockstep: bool = False) -> int:
         """Batches in flight that sample for a sequence, where each samples one token."""

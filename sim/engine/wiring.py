@@ -38,7 +38,7 @@ def wire(
         needs_last_hit: the drafter needs the target's last block computed, found or not.
         rules: those of the engine's version.
         staged: batches pass the stages of a pipeline.
-        settings: `spans`, `host_blocks`, `window_tokens`, `ranks` of the engine.
+        settings: `spans`, `host_blocks`, `window_tokens`, `ranks`, `lengths` of the engine.
     """
     _tell(
         allocator,

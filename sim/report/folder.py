@@ -18,7 +18,7 @@ from sim.report.run.pools import replica_names
 from sim.results import files, run_id
 from sim.results.folder import ANSWERS, PAGE, PLAN, check_free
 from sim.results.result import Run
-from sim.results.tables import PERFETTO, PREEMPTED, SUMMARY, TERMS, TRANSFERS, RunTables, flat
+from sim.results.tables import EVENTS, PERFETTO, PREEMPTED, SUMMARY, TERMS, TRANSFERS, RunTables, flat
 from sim.results.transaction import Claim
 from sim.study.claims import ClaimRow
 from traces.version import product_version
@@ -56,7 +56,7 @@ def write_run(
             **(_lanes(run, window, tables.mark) if perfetto else {}),
             **({} if answers is None else {ANSWERS: run_id.table(answers, tables.mark)}),
         },
-        stale=_of_run(folder, (PREEMPTED, TERMS, TRANSFERS, ANSWERS, PERFETTO)),
+        stale=_of_run(folder, (PREEMPTED, TERMS, TRANSFERS, EVENTS, ANSWERS, PERFETTO)),
         claim=claim,
     )
 

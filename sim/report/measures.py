@@ -220,8 +220,9 @@ class LatencyUnits:
 def latency_rows(
     summary: Summary, statistics: Sequence[str], units: LatencyUnits
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, unit, values as text) of each latency, one unit a row; the engine's where a front end stands before it."""
-    behind = OF_THE_ENGINE if summary.get("front_end") else {}
+    """(name, unit, values as text) of each latency, one unit a row; the engine's where clients see others."""
+    late = (summary.get("admission") or {}).get("queued") or (summary.get("retries") or {}).get("requests")
+    behind = OF_THE_ENGINE if summary.get("front_end") or late else {}
     for key, name in (LATENCIES | behind).items():
         unit, factor = units[key.removeprefix("engine_")]
         yield name, unit, scaled([summary[key][statistic] for statistic in statistics], factor)

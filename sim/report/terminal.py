@@ -12,10 +12,12 @@ from rich.text import Text
 
 from sim.load import OURS
 from sim.report.compare.paired import paired_tables
-from sim.report.compare.winners import nearest_words
+from sim.report.compare.winners import nearest_words, turned_words
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
-from sim.report.run.pools import pool_lines, transfer_line
+from sim.report.run.band import band_lines
+from sim.report.run.operations import operation_lines
+from sim.report.run.pools import model_lines, pool_lines, transfer_line
 from sim.report.run.sentences import (
     answer,
     binds,
@@ -118,6 +120,8 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
         )
+    lines += operation_lines(summary)
+    lines += [("Model", f"{model}: {line}") for model, line in model_lines(summary)]
     lines += pool_lines(summary)
     if transfers := transfer_line(summary):
         lines.append(("Transfers", transfers))
@@ -129,6 +133,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     lines += [("Money", money_line(summary["bill"])), ("Energy", energy_line(summary["bill"]))]
     if sources := sources_line(summary):
         lines.append(("Costs", f"{sources} (share of the simulated seconds)"))
+    lines += band_lines(summary)
     simulator = summary["simulator"]
     if simulator.get("wall_s"):
         pace = f"{count(round(simulator.get('requests_per_cpu_s') or 0))} requests a CPU second"
@@ -197,8 +202,8 @@ def compare_view(
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)
         parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
-        if nearest := nearest_words(summaries):
-            parts += ["", remarks([("!", nearest, "yellow")])]
+        for told in filter(None, (nearest_words(summaries), turned_words(summaries))):
+            parts += ["", remarks([("!", told, "yellow")])]
     if pairs:
         parts += [*([""] if parts else []), *paired_tables(pairs)]
     if failures:

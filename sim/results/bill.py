@@ -18,10 +18,11 @@ ALL_THE_TIME = "counted all the time, since what it draws between steps is not k
 class Rates:
     """What `gpus` GPUs cost and draw, None where that is not known, and where the numbers are from.
 
-    `watts_per_gpu` is drawn while steps run, `idle_watts_per_gpu` between them.
+    `watts_per_gpu` is drawn while steps run, `idle_watts_per_gpu` between them. Where the number of GPUs changes,
+    `gpus` is its mean over the run.
     """
 
-    gpus: int
+    gpus: float
     usd_per_gpu_hour: float | None = None
     watts_per_gpu: float | None = None
     idle_watts_per_gpu: float | None = None
@@ -31,7 +32,7 @@ class Rates:
     """Whether less may be drawn: the power is that of a data sheet, or that between steps is not known."""
 
     @classmethod
-    def of(cls, gpus: int, gpu: GpuSpec | None, price: PriceSettings) -> Rates:
+    def of(cls, gpus: float, gpu: GpuSpec | None, price: PriceSettings) -> Rates:
         """The scenario's price and power, else the catalog's of `gpu` (None: hardware that is not in the catalog)."""
         usd, priced_by = price.usd_per_gpu_hour, "price.usd_per_gpu_hour"
         watts, told_by = price.watts_per_gpu, "price.watts_per_gpu"

@@ -111,7 +111,7 @@ def binding(
     resources: Resources,
     summary: Mapping[str, Any],
     load: Load,
-    replicas: int = 1,
+    replicas: float = 1,
 ) -> dict[str, Any]:
     """The summary's `binding` without `setting`; `summary` has the distributions and the SLO. Keys: docs/metrics.md."""
     code, width_s = states(steps, limits), busy_s(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ class ClientLog:
         self.finish_s = array("d", nan)
         self.process = array("i", bytes(4 * requests))
         """The server process that has its connection."""
-        self.refused: dict[int, str] = {}
-        """The limit that a refused request met."""
+        self.refused: Counter[str] = Counter()
+        """How often a request was refused, by the limit that it met."""
 
 
 class Runs(NamedTuple):

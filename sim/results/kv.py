@@ -31,24 +31,30 @@ class KvFacts:
 
     Where it is estimated, `band` are the fewest and the most tokens that it may be; `source` says whose accounting that
     is, or which line of a server; "" where the number of blocks was given. `each_tokens` has the size of each replica's
-    where they differ.
+    where they differ, `each_share` the share of the run in which each was there, where that changes.
     """
 
     capacity_tokens: int
     block_tokens: int
-    replicas: int = 1
+    replicas: float = 1
+    """Where their number changes, the mean over the run."""
     band: tuple[int, int] | None = None
     source: str = ""
     each_tokens: tuple[int, ...] = ()
+    each_share: tuple[float, ...] = ()
 
     @property
     def alike(self) -> bool:
         return len(set(self.each_tokens)) < 2
 
     @property
-    def whole_tokens(self) -> int:
-        """Of all replicas."""
-        return self.capacity_tokens * self.replicas if self.alike else sum(self.each_tokens)
+    def whole_tokens(self) -> float:
+        """Of all replicas, as long as they are there."""
+        if self.alike:
+            return self.capacity_tokens * self.replicas
+        if not self.each_share:
+            return sum(self.each_tokens)
+        return sum(size * share for size, share in zip(self.each_tokens, self.each_share, strict=True))
 
 
 def busy_s(steps: pd.DataFrame) -> Floats:

@@ -152,7 +152,7 @@ def served_tokens(requests: pd.DataFrame) -> tuple[int, int]:
 
 
 def run_bill(
-    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: int, duration: float
+    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: float, duration: float
 ) -> dict[str, Any]:
     """Money and energy of a run, and of a million of the tokens that it served; a replica's GPUs are busy together."""
     prompt, output = served_tokens(requests)
@@ -204,16 +204,18 @@ def summarise(
     rates: Rates | None = None,
     front_end: Mapping[str, Any] | None = None,
     engine_itl: Itl | None = None,
+    operations: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
     Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
-    does, when it does it.
+    does, when it does it. `operations` are keys of what was done with a fleet while it served.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)
     seen = latencies(requests, itl)
-    done = seen if engine_itl is None else latencies(requests, engine_itl, "engine_")
+    alike = engine_itl is None and not operations
+    done = seen if alike else latencies(requests, itl if engine_itl is None else engine_itl, "engine_")
     summary: dict[str, Any] = {
         "requests": request_counts(requests, dropped),
         "duration_s": duration,
@@ -222,6 +224,7 @@ def summarise(
         "queue_s": distribution(requests["queue_s"]),
         **{f"engine_{key}": value for key, value in done.items()},
         **({"front_end": front_end} if front_end is not None else {}),
+        **(operations or {}),
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
         "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration),

@@ -26,6 +26,8 @@ class RequestLog:
         self.prefix_hit_tokens = array("i", bytes(4 * requests))
         self.output_tokens = array("i", bytes(4 * requests))
         self.samples = array("i", np.ones(requests, "i4").tobytes())
+        self.asked_s: dict[int, float] = {}
+        """By request that waited before it was sent to a replica, or was sent again: when its client sent it first."""
 
     def finished(self, req: Request, replica: int) -> None:
         at = req.id
@@ -59,13 +61,18 @@ def request_table(
     def spread(values: array[float] | array[int] | np.ndarray, empty: float) -> np.ndarray:
         return _spread(np.asarray(values), sent, empty)
 
-    def times(of: RequestLog | ClientLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        arrival_s = spread(of.arrival_s, np.nan)
+    def times(of: RequestLog | ClientLog, asked_s: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        arrivals_s: np.ndarray | array[float] = of.arrival_s
+        if asked_s:
+            arrivals_s = np.array(arrivals_s)
+            arrivals_s[list(asked_s)] = list(asked_s.values())
+        arrival_s = spread(arrivals_s, np.nan)
         arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
         return arrival_s, spread(of.first_token_s, np.nan), spread(of.finish_s, np.nan)
 
-    engine_s = times(log)
-    arrival_s, first_token_s, finish_s = engine_s if clients is None else times(clients)
+    engine_s = times(log, {})
+    alike = clients is None and not log.asked_s
+    arrival_s, first_token_s, finish_s = engine_s if alike else times(clients or log, log.asked_s)
     first_scheduled_s = spread(log.first_scheduled_s, np.nan)
     # An answer may have ended before the length that the trace gives it (end of sequence).
     made = spread(log.output_tokens, 0).astype("i8")

@@ -107,19 +107,23 @@ class StepLog(Observer):
             for tokens, before in verifies:
                 drafts += tokens - 1
                 context += tokens + before
+        output_s = flight.output_s
         if repeats == 1:
             device_s = device_each_s[0]
-            self.step_end_s[replica.index].append(flight.output_s)
+            self.step_end_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
             self.step_end_s[replica.index].extend(flight.ends_s)
-        self._keep(batch.shape, repeats)
+        if self._seen % self._stride:
+            self._seen += 1
+        else:
+            self._keep(batch.shape, repeats)
         self._rows += _pack_row(
             replica.index,
             batch.first_step,
             repeats,
             times_s[0],
-            flight.output_s,
+            output_s,
             len(prefills),
             new,
             past,
@@ -137,7 +141,8 @@ class StepLog(Observer):
             *flight.usage,
             *(batch.drift or STILL),
         )
-        self._fill()
+        if len(self._rows) >= _CHUNK_BYTES:
+            self._next_chunk()
 
     def _follow(self, index: int, flight: Flight, courses: Courses) -> None:
         """A row for each repeat of a span whose repeats are unlike."""
@@ -170,12 +175,12 @@ class StepLog(Observer):
                 *courses.usages[at],
                 *STILL,
             )
-        self._fill()
-
-    def _fill(self) -> None:
         if len(self._rows) >= _CHUNK_BYTES:
-            self._full.append(self._rows)
-            self._rows = bytearray()
+            self._next_chunk()
+
+    def _next_chunk(self) -> None:
+        self._full.append(self._rows)
+        self._rows = bytearray()
 
     def _keep(self, shape: Shape, repeats: int) -> None:
         """Sample the next row's shape, if its turn has come."""

@@ -20,8 +20,8 @@ from sim.results.transaction import settle
 from traces import files as inputs
 
 SCENARIO, SUMMARY, PERFETTO = "scenario.toml", "summary.json", "trace.perfetto.json"
-REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS = (
-    f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms", "transfers")
+REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS = (
+    f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms", "transfers", "events")
 )
 SUMMARY_KEYS = (
     "requests",
@@ -41,13 +41,14 @@ REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
 )  # fmt: skip
-RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, "answers.parquet", "report.html",
-             PERFETTO)  # fmt: skip
+RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS, "answers.parquet",
+             "report.html", PERFETTO)  # fmt: skip
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
-UNMARKED = ("simulator", "verdict", "bound")
-"""Parts of a summary that its id does not tell: how fast it was made, and words that name the command that asked."""
+UNMARKED = ("simulator", "verdict", "bound", "band")
+"""Parts of a summary that its id does not tell: how fast it was made, words that name the command that asked, and how
+far off it may be, which is no part of what was simulated."""
 ESTIMATED = ("capacity_low_tokens", "capacity_high_tokens", "capacity_source")
 """Of `kv`, how its size is known: a written scenario has the size, and is the same run."""
 
@@ -70,6 +71,8 @@ class RunTables:
     mark: str = ""
     transfers: pd.DataFrame | None = None
     """KV sent between pools; None where none sends any."""
+    events: pd.DataFrame | None = None
+    """What became of replicas; None where all served all the time."""
 
     @classmethod
     def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
@@ -80,11 +83,11 @@ class RunTables:
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key not in UNMARKED}
         timeless["kv"] = {key: value for key, value in run.summary["kv"].items() if key not in ESTIMATED}
-        transfers = getattr(run, "transfers", None)
+        transfers, events = getattr(run, "transfers", None), getattr(run, "events", None)
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
-        tables += [] if transfers is None else [transfers]
+        tables += [table for table in (transfers, events) if table is not None]
         mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
-        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark, transfers)
+        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark, transfers, events)
 
     def writers(self) -> dict[str, files.Writer]:
         """By name the files; those of tables that were not recorded are not among them."""
@@ -95,6 +98,7 @@ class RunTables:
             PREEMPTED: self.preempted,
             TERMS: self.term_table,
             TRANSFERS: self.transfers,
+            EVENTS: self.events,
         }
         return {
             SCENARIO: run_id.toml(self.scenario, self.mark),
@@ -112,7 +116,7 @@ class RunTables:
         settle(folder)
         scenario = inputs.text(folder / SCENARIO)
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
-        preempted, terms, transfers = folder / PREEMPTED, folder / TERMS, folder / TRANSFERS
+        preempted, terms, transfers, events = (folder / name for name in (PREEMPTED, TERMS, TRANSFERS, EVENTS))
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
         summary.pop(run_id.KEY, None)
         return cls(
@@ -125,6 +129,7 @@ class RunTables:
             run_id.without_comment(scenario),
             run_id.check_one(folder, RUN_FILES),
             files.read_parquet(transfers, ("request", "source", "target")) if inputs.exists(transfers) else None,
+            files.read_parquet(events, ("time_s", "replica", "event")) if inputs.exists(events) else None,
         )
 
 

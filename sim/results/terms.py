@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from sim.cost.errors import step_kind
 from sim.cost.step import HIDDEN, HostGap, StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.results.result import Run
 
 # The share of each term and source rests on at most so many spans.
 MOST_FOR_SHARES = 1024
+
+
+Spent = dict[tuple[str, str], float]
+"""Seconds by (term, source)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,11 @@ class StepTerms:
         return self.spans[1][0] - self.spans[0][0] if len(self.spans) > 1 else 1
 
     @property
+    def stride(self) -> int:
+        """One of so many recorded spans is taken for shares."""
+        return -(-len(self.spans) // MOST_FOR_SHARES) or 1
+
+    @property
     def rows(self) -> np.ndarray:
         return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
 
@@ -43,16 +53,24 @@ class StepTerms:
         """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""
         return {name: seconds for (name, _), seconds in self._exposed(place).items()}
 
-    def seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds by (term, source) of an even choice of the spans.
+    def seconds(self) -> Spent:
+        """Seconds by (term, source) of an even choice of the spans: `spent`."""
+        return self.spent()[0]
+
+    def spent(self) -> tuple[Spent, dict[str, Spent]]:
+        """The seconds of an even choice of the spans: of all, and by kind of step (`sim.cost.errors.STEP_KINDS`).
 
         A span is explained at its middle repeat, since its terms grow evenly.
         """
-        seconds: dict[tuple[str, str], float] = {}
-        for place in range(0, len(self.spans), -(-len(self.spans) // MOST_FOR_SHARES) or 1):
+        whole: Spent = {}
+        kinds: dict[str, Spent] = {}
+        for place in range(0, len(self.spans), self.stride):
+            _, shape, repeats = self.spans[place]
+            own = kinds.setdefault(step_kind(shape.prefills, shape.decodes + len(shape.verifies)), {})
             for key, exposed_s in self._exposed(place).items():
-                seconds[key] = seconds.get(key, 0.0) + exposed_s * self.spans[place][2]
-        return seconds
+                whole[key] = whole.get(key, 0.0) + exposed_s * repeats
+                own[key] = own.get(key, 0.0) + exposed_s * repeats
+        return whole, kinds
 
     def _exposed(self, place: int) -> Mapping[tuple[str, str], float]:
         """Seconds by (term, source) of the middle step of a span; of the host's those not hidden."""
@@ -72,7 +90,7 @@ class FleetTerms:
     """The recorded spans of several pools, with the prices of each; as `StepTerms`."""
 
     def __init__(self, pools: Sequence[StepTerms]) -> None:
-        self._pools = pools
+        self.pools = pools
         rows = [each.rows for each in pools]
         order = np.argsort(np.concatenate(rows), kind="stable")
         self.rows = np.concatenate(rows)[order]
@@ -82,17 +100,19 @@ class FleetTerms:
 
     def of(self, place: int) -> dict[str, float]:
         pool, at = self._where[place]
-        terms: dict[str, float] = self._pools[pool].of(at)
+        terms: dict[str, float] = self.pools[pool].of(at)
         return terms
 
-    def seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds by (term, source), each pool's by its share of the recorded spans."""
-        total: dict[tuple[str, str], float] = {}
-        for pool in self._pools:
-            chosen = -(-len(pool.spans) // MOST_FOR_SHARES) or 1
-            for key, seconds in pool.seconds().items():
-                total[key] = total.get(key, 0.0) + seconds * chosen
-        return total
+
+def of_all(pools: Sequence[tuple[StepTerms, Spent]]) -> Spent:
+    """Seconds by (term, source), each pool's by its share of the recorded spans."""
+    if len(pools) == 1:
+        return pools[0][1]  # which are not multiplied by anything
+    total: Spent = {}
+    for terms, spent in pools:
+        for key, seconds in spent.items():
+            total[key] = total.get(key, 0.0) + seconds * terms.stride
+    return total
 
 
 def term_shares(seconds: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:

@@ -32,6 +32,11 @@ def count_of(value: int, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def mean_count_of(value: float, noun: str) -> str:
+    """So many of them, or a mean of what changes: 1 GPU, 3.25 GPUs on average."""
+    return count_of(value, noun) if isinstance(value, int) else f"{number(value)} {noun}s on average"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as percent with one decimal; never 100.0 % or 0.0 % for what is not all or nothing."""
     if fraction is None:

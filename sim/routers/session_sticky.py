@@ -1,12 +1,19 @@
-"""The replica that served a session's request before; for a session's first one, that with the fewest unfinished."""
+"""The replica that served a session's request before; for a session's first one, that with the fewest unfinished.
+
+So too where that replica serves no more: the session goes on at the new one.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import attrgetter
 
 from sim.engine.request import Request
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.serving.snapshot import Snapshot
+
+_INDEX = attrgetter("index")
 
 
 class SessionSticky:
@@ -18,6 +25,10 @@ class SessionSticky:
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
         place = self._places.get(req.session)
-        if place is None:
-            place = self._places[req.session] = self._first(req, replicas).index
-        return replicas[place]
+        if place is not None:
+            at = bisect_left(replicas, place, key=_INDEX)
+            if at < len(replicas) and replicas[at].index == place:
+                return replicas[at]
+        chosen = self._first(req, replicas)
+        self._places[req.session] = chosen.index
+        return chosen

@@ -23,10 +23,11 @@ def answered(
     steps: pd.DataFrame,
     terms: StepTerms | None,
     slo: Sequence[Limit],
+    replicas: float,
 ) -> dict[str, Any]:
     """The summary of a run, `load` included, with its answer: `verdict` comes first, `load` and `binding` behind it."""
     load = summary["load"]
-    binds = binding_of(summary, parts, requests, steps, terms, slo, parts.scenario.replicas * parts.scenario.dp)
+    binds = binding_of(summary, parts, requests, steps, terms, slo, replicas)
     told = {"load": load, "binding": plain(binds), **{key: summary[key] for key in summary if key != "load"}}
     first = verdict(told, is_stable=stable(requests, load))
     return {"verdict": plain(first), **told}
@@ -39,7 +40,7 @@ def binding_of(
     steps: pd.DataFrame,
     terms: StepTerms | None,
     slo: Sequence[Limit],
-    replicas: int,
+    replicas: float,
 ) -> dict[str, Any]:
     """What binds replicas of these parts, with the setting that would change it."""
     resources = Resources.measured(steps) if terms is None else Resources.predicted(terms)

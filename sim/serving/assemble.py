@@ -107,6 +107,7 @@ class Parts:
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
             staged=self.parallel.pp > 1,
+            lengths=bool(getattr(self.cost, "needs_lengths", True)),
         )
 
     def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,6 +26,7 @@ class Cluster:
         clock: what looks at them are timed by; not needed without `poll_s`.
         poll_s: the router sees each as it was at the last multiple of so many seconds; 0: as it is.
         polls_memory: whether such a look reads the KV cache too.
+        changes: whether servers may be taken out and put back. While none is in, requests wait.
     """
 
     def __init__(
@@ -36,23 +38,32 @@ class Cluster:
         clock: Clock | None = None,
         poll_s: float = 0.0,
         polls_memory: bool = False,
+        changes: bool = False,
     ) -> None:
         self._servers = servers
         self._router = router
-        self._alone = len(servers) == 1
+        self._alone = len(servers) == 1 and not changes
         sizes = kv_blocks or [0] * len(servers)
         self._now = [Snapshot(server, place, sizes[place]) for place, server in enumerate(servers)]
         self._polled: list[Polled] = []
         if clock is not None and poll_s and not self._alone:
             self._polled = [Polled(server, place, sizes[place], clock) for place, server in enumerate(servers)]
             self._clock = clock
-        self._seen: Sequence[Snapshot] = self._polled or self._now
+        self._all: Sequence[Snapshot] = self._polled or self._now
+        self._seen = self._all
+        """What the router sees: those that are in."""
+        self._out: set[int] = set()
+        self.held: deque[Request] = deque()
+        """Requests that wait for any server to be in."""
         self._poll_s = poll_s
         self._polls_memory = polls_memory
         self._polling = False
 
     def submit(self, req: Request) -> None:
-        """Send a request to the server that the router names."""
+        """Send a request to the server that the router names, once there is one."""
+        if not self._seen:
+            self.held.append(req)
+            return
         self._servers[self.choose(req)].submit(req)
 
     def choose(self, req: Request) -> int:
@@ -61,8 +72,10 @@ class Cluster:
             return 0
         if self._polled and not self._polling:
             self._poll_next()
-        place = self._router(req, self._seen).index
+        seen = self._seen
+        place = (self._router(req, seen) if len(seen) > 1 else seen[0]).index
         chosen = self._now[place]
+        chosen.sent += 1
         chosen.outstanding += 1
         chosen.outstanding_tokens += req.prompt_tokens
         return place
@@ -72,6 +85,24 @@ class Cluster:
         there = self._now[place]
         there.outstanding -= 1
         there.outstanding_tokens -= req.prompt_tokens
+
+    def snapshot(self, place: int) -> Snapshot:
+        """A server as it is now."""
+        return self._now[place]
+
+    def take_out(self, place: int) -> None:
+        """Send nothing more there."""
+        self._out.add(place)
+        self._seen = [one for one in self._all if one.index not in self._out]
+
+    def put_back(self, place: int) -> None:
+        """Send there again, first of all those who wait for a server."""
+        self._out.discard(place)
+        self._seen = [one for one in self._all if one.index not in self._out]
+        if self._polled:
+            self._polled[place].take(self._now[place], with_memory=self._polls_memory)
+        for _ in range(len(self.held)):
+            self.submit(self.held.popleft())
 
     def _poll_next(self) -> None:
         self._polling = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,13 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.load import build, load
 from sim.scenario import Scenario
+from sim.serving.autoscale import Autoscaler
 from sim.serving.cluster import Cluster
 from sim.serving.disaggregation import Disaggregated, Places
+from sim.serving.failures import Failures
+from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
-from sim.serving.pool import Pool, each_replica, kv_bytes, router_traits
+from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
 from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
@@ -48,6 +52,9 @@ class Entrance:
     Args:
         engines: those of each pool, the ranks of one replica after those of another.
         answered: called when a request's answer is complete.
+        spans: whether engines may repeat steps unasked.
+        over: whether all requests have ended.
+        models: of each request the name of its model, where there are several.
     """
 
     def __init__(
@@ -57,38 +64,55 @@ class Entrance:
         engines: Sequence[Sequence[ServingEngine]],
         make: MakesReplicas,
         answered: Answered,
+        *,
+        spans: bool,
+        over: Callable[[], bool],
+        models: Sequence[str] | None = None,
     ) -> None:
         self._scenario = scenario
+        self._changes = check_changes(scenario, pools)
         self._answered = answered
-        self._disaggregated: Disaggregated | None = None
         self.follows_sessions = False
         self.replicas: list[Replica | Rank] = []
-        places = Places()
-        alone = sum(pool.count for pool in pools) == 1
-        servers: dict[str, list[tuple[Pool, Server]]] = {}
-        places_of: list[tuple[str, int]] = []
+        fleets = by_model(pools)
+        places = {model: Places() for model in fleets}
+        alone = sum(pool.count for pool in pools) == 1 and not self._changes
+        servers: dict[tuple[str, str], list[tuple[Pool, Server]]] = {}
+        places_of: list[tuple[tuple[str, str], int]] = []
         for pool, own in zip(pools, engines, strict=True):
-            for first in range(0, pool.ranks, pool.ranks // pool.count):
-                observer = places if pool.role == DECODE else None
+            model = pool.parts.model.name
+            each = pool.ranks // pool.count
+            for first in range(0, pool.ranks, each):
+                observer = places[model] if pool.role == DECODE else None
                 on_finish: Answered = answered if alone else self._finished
                 if pool.role == PREFILL:
                     on_finish = self._prefilled
-                of_one = own[first : first + pool.ranks // pool.count]
+                of_one = own[first : first + each]
                 server, ranks = make(pool, of_one, len(self.replicas), on_finish=on_finish, observer=observer)
                 self.replicas += ranks
-                beside = servers.setdefault(pool.role, [])
-                places_of += [(pool.role, len(beside))] * len(ranks)
+                beside = servers.setdefault((model, pool.role), [])
+                places_of += [((model, pool.role), len(beside))] * each
                 beside.append((pool, server))
-        self._clusters = {role: self._cluster(own) for role, own in servers.items()}
-        self._where = [(self._clusters[role], place) for role, place in places_of]
+        clusters = {which: self._cluster(own) for which, own in servers.items()}
+        self._where = [(clusters[which], place) for which, place in places_of]
         """Of each replica the cluster that it is in, and its place there."""
-        if PREFILL in servers:
-            places.disaggregated = self._disaggregated = self._disaggregation(
-                pools, [server for _, server in servers[DECODE]]
-            )
-            self.submit = self._disaggregated.submit
-        else:
-            self.submit = self._clusters[BOTH].submit
+        self._model_of = [model for (model, _), _ in places_of]
+        self.lifecycle = self._lifecycle(pools, spans, over) if self._changes else None
+        self._disaggregated: dict[str, Disaggregated] = {}
+        takes: dict[str, Callable[[Request], None]] = {}
+        for model, own_pools in fleets.items():
+            if (model, PREFILL) in clusters:
+                decoders = [server for _, server in servers[model, DECODE]]
+                between = (clusters[model, PREFILL], clusters[model, DECODE], decoders)
+                apart = self._disaggregation(pools, own_pools[0], *between)
+                places[model].disaggregated = self._disaggregated[model] = apart
+                takes[model] = apart.submit
+            else:
+                takes[model] = clusters[model, BOTH].submit
+        self.submit: Callable[[Request], None] = next(iter(takes.values()))
+        if models is not None:
+            submit_of = [takes[model] for model in models]
+            self.submit = lambda req: submit_of[req.id](req)
 
     def _cluster(self, servers: Sequence[tuple[Pool, Server]]) -> Cluster:
         """These behind the router of the first pool, which is that of all unless a pool says otherwise."""
@@ -102,19 +126,40 @@ class Entrance:
             clock=self.replicas[0].clock,
             poll_s=self._scenario.routing.poll_s,
             polls_memory=traits["reads_memory"],
+            changes=self._changes,
         )
 
-    def _disaggregation(self, pools: Sequence[Pool], decoders: Sequence[Server]) -> Disaggregated:
+    def _lifecycle(self, pools: Sequence[Pool], spans: bool, over: Callable[[], bool]) -> Lifecycle:
+        """What fails, restarts, comes and goes of these replicas."""
+        scenario, clock = self._scenario, self.replicas[0].clock
+        engines = [partial(pool.parts.engine, spans=spans) for pool in each_replica(pools)]
+        members = [
+            Member(replica, cluster, place, engine)
+            for replica, (cluster, place), engine in zip(self.replicas, self._where, engines, strict=True)
+            if isinstance(replica, Replica)
+        ]
+        lifecycle = Lifecycle(clock, members)
+        for pool, indices in zip(pools, numbers(pools), strict=True):
+            if pool.start:
+                Autoscaler(clock, pool.parts.scenario.autoscale, indices, pool.start, lifecycle, over)
+        if scenario.failures.on:
+            Failures(clock, scenario.failures, pools, lifecycle, scenario.seed, over)
+        return lifecycle
+
+    def _disaggregation(
+        self, pools: Sequence[Pool], first: Pool, prefilling: Cluster, decoding: Cluster, decoders: Sequence[Server]
+    ) -> Disaggregated:
+        """Between the pools of a model, of which `first` is one."""
         transfer = self._scenario.transfer
         rates = [pool.link_bytes_per_s for pool in each_replica(pools)]
         return Disaggregated(
-            self._clusters[PREFILL],
-            self._clusters[DECODE],
+            prefilling,
+            decoding,
             decoders,
             Links(self.replicas[0].clock, dict(enumerate(rates)), transfer.latency_s),
-            kv_bytes=lambda tokens: kv_bytes(pools[0], tokens),
+            kv_bytes=lambda tokens: kv_bytes(first, tokens),
             bytes_per_s=rates,
-            layers=pools[0].parts.model.layers if transfer.by_layer else 0,
+            layers=first.parts.model.layers if transfer.by_layer else 0,
             min_prompt_tokens=transfer.min_prompt_tokens,
         )
 
@@ -122,6 +167,8 @@ class Entrance:
         """Take note that a replica, or what stands before it, is done with a request."""
         cluster, place = self._where[index]
         cluster.finished(req, place)
+        if self.lifecycle is not None:
+            self.lifecycle.left(index)
 
     def _finished(self, req: Request, replica: Replica | Rank) -> None:
         self.left(req, replica.index)
@@ -129,13 +176,15 @@ class Entrance:
 
     def _prefilled(self, prompt: Request, replica: Replica | Rank) -> None:
         self.left(prompt, replica.index)
-        assert self._disaggregated is not None
-        if self._disaggregated.prefilled(prompt, replica):
+        if self._disaggregated[self._model_of[replica.index]].prefilled(prompt, replica):
             self._answered(prompt, replica)
 
     def transfers(self, sent: np.ndarray) -> pd.DataFrame | None:
         """What KV was sent (`Disaggregated.transfers`); None where no pool sends any."""
-        return None if self._disaggregated is None else self._disaggregated.transfers(sent)
+        tables = [apart.transfers(sent) for apart in self._disaggregated.values()]
+        if len(tables) < 2:
+            return tables[0] if tables else None
+        return pd.concat(tables).sort_values("landed_s", kind="stable", ignore_index=True)
 
 
 def _seeded(scenario: Scenario) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,8 @@ from sim.results.percentiles import distribution
 from sim.results.terms import StepTerms
 from sim.results.verdict import stable, verdict
 from sim.serving.answer import binding_of
-from sim.serving.pool import Pool, each_replica
+from sim.serving.lifecycle import Lifecycle
+from sim.serving.pool import Pool, by_model, each_replica, numbers
 from sim.specs.fleet import PREFILL
 
 Value = TypeVar("Value", bound=Hashable)
@@ -38,19 +39,40 @@ def pool_inputs(pools: Sequence[Pool]) -> dict[str, Any]:
     """What the inputs of a summary say of each pool; nothing where there are none."""
     if not pools[0].name:
         return {}
-    told = {}
+    told, several = {}, len(by_model(pools)) > 1
     for pool in pools:
         scenario = pool.parts.scenario
         told[pool.name] = {
+            **({"model": pool.parts.model.name} if several else {}),
             "role": pool.role,
             "replicas": pool.count,
             "gpu": pool.parts.gpu.name,
             "tp": scenario.tp,
             **{key: value for key in ("pp", "dp", "ep") if (value := getattr(scenario, key)) > 1},
+            **scales(pool),
             "policy": scenario.policy.name,
             "allocator": scenario.allocator.name,
         }
     return {"pools": told}
+
+
+def scales(pool: Pool) -> dict[str, Any]:
+    """What the inputs of a summary say of a pool whose size changes."""
+    settings = pool.parts.scenario.autoscale
+    return {"scales": [settings.min, settings.max], "scales_by": settings.metric} if pool.start else {}
+
+
+def scaling_facts(pools: Sequence[Pool], present: Present, lifecycle: Lifecycle, duration: float) -> dict[str, Any]:
+    """What the summary tells of the pools whose size changed."""
+    told = {}
+    for pool, mine, there in zip(pools, numbers(pools), present.of_pools, strict=True):
+        if pool.start:
+            told[pool.name or "all"] = {
+                "mean_replicas": there,
+                **lifecycle.sizes(mine),
+                "gpu_hours": there * pool.parts.parallel.rank_gpus * duration / 3600.0,
+            }
+    return told
 
 
 def pool_notes(pools: Sequence[Pool]) -> list[str]:
@@ -61,12 +83,6 @@ def pool_notes(pools: Sequence[Pool]) -> list[str]:
         "No front end is modelled where prompts and answers are of different pools: clients see what the engines do, "
         "when they do it."
     ]
-
-
-def numbers(pools: Sequence[Pool]) -> list[range]:
-    """The replicas of each pool."""
-    ends = np.cumsum([pool.ranks for pool in pools]).tolist()
-    return [range(end - pool.ranks, end) for pool, end in zip(pools, ends, strict=True)]
 
 
 def by_pool(
@@ -83,11 +99,34 @@ def by_pool(
     return list(own)
 
 
-def kv_facts(pools: Sequence[Pool]) -> KvFacts:
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How many replicas there were, each rank counted as one."""
+
+    of_pools: tuple[float, ...]
+    """Of each pool, on average over the run."""
+    shares: tuple[float, ...] = ()
+    """Of each replica the share of the run in which it was paid for, where their number changes."""
+
+    @classmethod
+    def of(cls, pools: Sequence[Pool], shares: Sequence[float] | None) -> Present:
+        """From the shares of all replicas; None where all are there all the time."""
+        if shares is None or not any(pool.start for pool in pools):
+            return cls(tuple(pool.ranks for pool in pools))
+        own = [sum(shares[index] for index in mine) for mine in numbers(pools)]
+        there = (mean if pool.start else pool.ranks for pool, mean in zip(pools, own, strict=True))
+        return cls(tuple(there), tuple(shares))
+
+    @property
+    def replicas(self) -> float:
+        return sum(self.of_pools)
+
+
+def kv_facts(pools: Sequence[Pool], present: Present) -> KvFacts:
     """Of all replicas."""
     first = pools[0].parts.kv_facts
     sizes = tuple(pool.parts.pool.tokens for pool in each_replica(pools))
-    return replace(first, replicas=len(sizes), each_tokens=sizes)
+    return replace(first, replicas=present.replicas, each_tokens=sizes, each_share=present.shares)
 
 
 def fleet_summary(
@@ -98,6 +137,7 @@ def fleet_summary(
     terms: Sequence[StepTerms],
     slo: Sequence[Limit],
     transfers: pd.DataFrame | None,
+    present: Present,
 ) -> dict[str, Any]:
     """The summary of a run of pools: `pools` has each one's own numbers.
 
@@ -105,12 +145,12 @@ def fleet_summary(
     """
     duration = summary["duration_s"]
     own: dict[str, dict[str, Any]] = {}
-    for pool, mine, its_terms in zip(pools, numbers(pools), terms, strict=True):
+    for pool, mine, its_terms, there in zip(pools, numbers(pools), terms, present.of_pools, strict=True):
         of_pool = steps["replica"].isin(mine).to_numpy()
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
-        facts = replace(pool.parts.kv_facts, replicas=pool.ranks)
-        rates = Rates.of(pool.gpus, pool.parts.gpu, pool.parts.scenario.price)
+        facts = replace(pool.parts.kv_facts, replicas=there)
+        rates = Rates.of(there * pool.parts.parallel.rank_gpus, pool.parts.gpu, pool.parts.scenario.price)
         kv = kv_summary(served, its_steps, facts, duration)
         local = {**summary, "kv": kv}
         within = _within(its_terms, of_pool)
@@ -118,12 +158,12 @@ def fleet_summary(
             "role": pool.role,
             "replicas": pool.count,
             "requests": len(served),
-            "busy": _busy(its_steps, pool.ranks, duration),
+            "busy": _busy(its_steps, there, duration),
             "queue_s": distribution(served["queue_s"]),
             "computed": metrics.computed(its_steps),
             "kv": kv,
-            "bill": metrics.run_bill(served, its_steps, rates, pool.ranks, duration),
-            "binding": binding_of(local, pool.parts, served, its_steps, within, slo, pool.ranks),
+            "bill": metrics.run_bill(served, its_steps, rates, there, duration),
+            "binding": binding_of(local, pool.parts, served, its_steps, within, slo, there),
         }
     bindings = {name: pool["binding"] for name, pool in own.items()}
     bills = [pool["bill"] for pool in own.values()]
@@ -136,9 +176,24 @@ def fleet_summary(
         "bill": plain(bill_of_all(bills, tokens=prompt + output, output_tokens=output)),
         "pools": plain(own),
     }
+    if "model" in requests:
+        told["models"] = plain(model_facts(requests, slo, duration))
     if transfers is not None:
         told["transfers"] = plain(_transfer_summary(transfers, duration))
     return {"verdict": plain(verdict(told, is_stable=stable(requests, summary["load"]))), **told}
+
+
+def model_facts(requests: pd.DataFrame, slo: Sequence[Limit], duration: float) -> dict[str, Any]:
+    """What the summary tells of the requests for each model."""
+    told = {}
+    for model, own in requests[requests["model"] != ""].groupby("model", sort=False):
+        told[str(model)] = {
+            "requests": metrics.request_counts(own),
+            "throughput": metrics.throughput(own, duration),
+            **{f"{name}_s": distribution(own[f"{name}_s"]) for name in ("ttft", "tpot", "e2e")},
+            **({"goodput": metrics.goodput(own, slo, duration)} if slo else {}),
+        }
+    return told
 
 
 def _within(terms: StepTerms, of_pool: np.ndarray) -> StepTerms:
@@ -156,7 +211,7 @@ def _served(pool: Pool, mine: range, requests: pd.DataFrame, transfers: pd.DataF
     return requests.assign(replica=source)[np.isin(source, mine)]
 
 
-def _busy(steps: pd.DataFrame, replicas: int, duration: float) -> float | None:
+def _busy(steps: pd.DataFrame, replicas: float, duration: float) -> float | None:
     from_steps = float(busy_s(steps).sum()) if len(steps) else 0.0
     return from_steps / (replicas * duration) if duration > 0 else None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -26,8 +25,8 @@ from sim.serving.replica import Replica
 from sim.serving.workload import stream
 from sim.specs.front_end import FrontEndSettings
 
-Refusal = Callable[[Request, float], None]
-"""Told of a refused request, and when its client knows."""
+Refusal = Callable[[Request, float, str], None]
+"""Told of a refused request, when its client knows, and the limit that it met."""
 
 
 class Draws:
@@ -123,9 +122,9 @@ class FrontEnd(Observer):
 
     def _hand_over(self, req: Request) -> None:
         if self._limited and (limit := self._limit_met(req)):
-            self._log.refused[req.id] = limit
+            self._log.refused[limit] += 1
             self._connections[self._log.process[req.id]] -= 1
-            self._on_refusal(req, self._clock.now + self._settings.latency_s)
+            self._on_refusal(req, self._clock.now + self._settings.latency_s, limit)
             return
         req.arrival_s = self._clock.now
         self._replica.submit(req)
@@ -178,8 +177,7 @@ class FrontEnd(Observer):
         if not flights:
             return
         flight = flights[0]
-        late_s = flight.outcome.late_s
-        ended = bisect_right(flight.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
+        ended = flight.steps_out(now_s)
         if ended > self._streamed:
             self._stream(flight.ends_s[self._streamed : ended], self._rows[0])
             self._streamed = ended

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
+
+import pandas as pd
 
 from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
@@ -19,12 +22,16 @@ from traces.schema import InputError
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`count` replicas of the same parts. `role`: "both" serve requests from the prompt to the end."""
+    """At most `count` replicas of the same parts. `role`: "both" serve requests from the prompt to the end."""
 
     parts: Parts
     count: int
     role: str = BOTH
     name: str = ""
+    start: int = 0
+    """How many serve at first, where their number changes; else 0, and all do."""
+    serves: tuple[str, ...] = ()
+    """Models that it answers, as a trace names them; of one that says none, its model's own names."""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
         """A fresh engine for each rank of each replica."""
@@ -46,10 +53,6 @@ class Pool:
         return self.count * self.parts.scenario.dp
 
     @property
-    def gpus(self) -> int:
-        return self.count * self.parts.scenario.parallel.gpus
-
-    @property
     def link_bytes_per_s(self) -> float:
         """Of a rank's links to others: each of its GPUs has its own."""
         return self.parts.parallel.rank_gpus * self.parts.scenario.transfer.bytes_per_s
@@ -60,6 +63,12 @@ def each_replica(pools: Sequence[Pool]) -> list[Pool]:
     return [pool for pool in pools for _ in range(pool.ranks)]
 
 
+def numbers(pools: Sequence[Pool]) -> list[range]:
+    """The replicas of each pool, every rank by itself."""
+    ends = list(accumulate(pool.ranks for pool in pools))
+    return [range(end - pool.ranks, end) for pool, end in zip(pools, ends, strict=True)]
+
+
 def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     """The pools of a scenario; of one without any, all its replicas.
 
@@ -67,7 +76,7 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         InputError: as `assemble`, naming the pool; pools that do not go together.
     """
     if not scenario.pools:
-        return (Pool(assemble(scenario), scenario.replicas),)
+        return (_pool(scenario),)
     if scenario.executor == "live":
         raise InputError("executor is live, and a live run has one model on one device; pools are simulated")
     made = []
@@ -75,15 +84,106 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
         front_end = served_by(scenario).front_end
         own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing, front_end=front_end)
         try:
-            made.append(Pool(assemble(own), own.replicas, pool.role, name))
+            made.append(_pool(own, pool.role, name, pool.serves))
         except InputError as error:
             raise type(error)(f"pools.{name}: {error}") from None
     drafting = [pool for pool in made if pool.parts.drafter is not None]
     if drafting and len(made) > 1:
         raise InputError(f"pools.{drafting[0].name}: policy.name is speculative, and drafts are told of one pool alone")
-    _check_model(made)
-    _check_roles(made, scenario)
+    _check_names(made)
+    for of_model in by_model(made).values():
+        _check_roles(of_model, scenario)
     return tuple(made)
+
+
+def by_model(pools: Sequence[Pool]) -> dict[str, list[Pool]]:
+    """The pools of each model, by its name."""
+    found: dict[str, list[Pool]] = {}
+    for pool in pools:
+        found.setdefault(pool.parts.model.name, []).append(pool)
+    return found
+
+
+def served_names(pools: Sequence[Pool]) -> dict[str, str]:
+    """By name that a request's model may have, the model; empty where all requests are for the one that there is."""
+    if len(by_model(pools)) == 1 and not any(pool.serves for pool in pools):
+        return {}
+    return {
+        name: pool.parts.model.name
+        for pool in pools
+        for name in pool.serves or (pool.parts.model.name, pool.parts.scenario.model)
+    }
+
+
+def models_asked(requests: pd.DataFrame, pools: Sequence[Pool]) -> list[str] | None:
+    """Of each request the model that is to answer it, "" where no pool serves what it names.
+
+    None where all requests are for the one model that there is.
+
+    Raises:
+        InputError: there are several, and the requests name none.
+    """
+    known = served_names(pools)
+    if not known:
+        return None
+    if "model" not in requests:
+        raise InputError(
+            f"the pools serve {', '.join(known)}, and the trace does not say which request is for which: it has no "
+            "column model; workload.model_shares draws it"
+        )
+    return [known.get(name, "") for name in requests["model"]]
+
+
+def _check_names(pools: Sequence[Pool]) -> None:
+    first: dict[str, Pool] = {}
+    for pool in pools:
+        for name in pool.serves:
+            other = first.setdefault(name, pool)
+            if other.parts.model.name != pool.parts.model.name:
+                raise InputError(
+                    f"pools.{pool.name} serves {name} with {pool.parts.model.name}, and pools.{other.name} with "
+                    f"{other.parts.model.name}: requests for {name} could go to either"
+                )
+
+
+def _pool(scenario: Scenario, role: str = BOTH, name: str = "", serves: tuple[str, ...] = ()) -> Pool:
+    scales, start = scenario.autoscale, scenario.replicas
+    if not scales.on:
+        return Pool(assemble(scenario), start, role, name, serves=serves)
+    if not scales.min <= start <= scales.max:
+        what = "count" if name else "replicas"
+        raise InputError(
+            f"{what} is {start}, with how many it begins, and autoscale lets it have {scales.min} to {scales.max}"
+        )
+    return Pool(assemble(scenario), scales.max, role, name, start, serves)
+
+
+def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
+    """Whether replicas of this fleet fail, restart, come or go.
+
+    Raises:
+        InputError: they do, and something else of the scenario is not modelled beside that.
+    """
+    what = "autoscale" if any(pool.start for pool in pools) else ""
+    if scenario.failures.on:
+        what = "failures"
+        if scenario.front_end.on:
+            raise InputError(
+                "failures and front_end are both set, and what becomes of the connections of a front end whose "
+                "replica dies is not modelled"
+            )
+    for pool in pools if what else ():
+        named = f"{_where(pool).removeprefix(' of ')}: " if pool.name else ""
+        if pool.role != BOTH:
+            raise InputError(f"{named}role is {pool.role}, and {what} of such pools are not modelled")
+        if pool.parts.drafter is not None:
+            raise InputError(f"{named}policy.name is speculative, and {what} beside drafts are not modelled")
+        if pool.parts.engine_class is not None:
+            raise InputError(f"{named}engine.name is {pool.parts.scenario.engine.name}, which is not started anew")
+        parallel = pool.parts.scenario.parallel
+        if parallel.dp > 1 or parallel.pp > 1:
+            raise InputError(f"{named}{what} of replicas of several ranks or stages is not modelled ({parallel})")
+    return bool(what)
 
 
 def served_by(scenario: Scenario) -> Scenario:
@@ -126,16 +226,6 @@ def router_traits(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Any]:
 
 def _where(pool: Pool) -> str:
     return f" of pools.{pool.name}" if pool.name else ""
-
-
-def _check_model(pools: Sequence[Pool]) -> None:
-    first = pools[0]
-    for pool in pools[1:]:
-        if pool.parts.model.name != first.parts.model.name:
-            raise InputError(
-                f"pools.{pool.name}.model is {pool.parts.model.name} and that of pools.{first.name} is "
-                f"{first.parts.model.name}: all pools of a run serve one model"
-            )
 
 
 def _check_roles(pools: Sequence[Pool], scenario: Scenario) -> None:
@@ -199,7 +289,7 @@ def _check_sends(pool: Pool) -> None:
 
 
 def kv_bytes(pool: Pool, tokens: int) -> float:
-    """Bytes of the KV of so many tokens, on all GPUs of a rank together; heads that GPUs repeat are sent once."""
-    parallel = pool.parts.parallel
-    own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(parallel.tp))
-    return float(tokens * min(own * parallel.tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))
+    """Bytes of the KV of so many tokens, on all GPUs of a replica together; heads that GPUs repeat are sent once."""
+    tp = pool.parts.parallel.tp
+    own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(tp))
+    return float(tokens * min(own * tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))

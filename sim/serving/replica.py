@@ -9,7 +9,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
+from sim.engine.lost import lost
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
@@ -96,6 +98,43 @@ class Replica:
             self._cut(last, self.clock.now)
             if not last.sealed and len(last.times_s) > 2:
                 self._seal(last)
+
+    def die(self) -> list[Request]:
+        """Stop in the middle of a step; returns the unfinished requests, as they are to be sent again.
+
+        What steps have put out by now is out. The step that runs has taken its time until now and gives nothing.
+        """
+        engine, flights, now_s = self.engine, self._flights, self.clock.now
+        assert isinstance(engine, Engine)
+        while flights and flights[0].output_s <= now_s:
+            self._commit(flights.popleft())
+        tokens = engine.tokens
+        out_step, next_step = tokens.committed_step, tokens.next_step
+        for flight in flights:
+            first_step = flight.batch.first_step
+            if flight.times_s[0] >= now_s:
+                next_step = first_step  # it never began
+                break
+            out = flight.steps_out(now_s)
+            if not flight.sealed:
+                if out + 2 < len(flight.times_s):
+                    flight.cut(out + 1)
+                self._seal(flight)
+            flight.stop(out, now_s)
+            out_step, next_step = (first_step + out - 1 if out else out_step), tokens.next_step
+            self._observer.committed(self, flight)
+        flights.clear()
+        self._wake, self._stalled, self._empty_plans = None, False, 0
+        unfinished = lost(engine, out_step)
+        tokens.next_step = next_step
+        return unfinished
+
+    def renew(self, engine: ServingEngine) -> None:
+        """Serve with this engine, which has nothing yet; the one before has no requests."""
+        assert not self._flights
+        engine.tokens.go_on(self.engine.tokens)
+        self.engine = engine
+        self._stalled = False
 
     def _cut(self, flight: Flight, now_s: float) -> None:
         """Let a span end before the first step that is planned after this moment."""

@@ -17,20 +17,30 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.load import OURS
 from sim.results import metrics
+from sim.results.band import elasticity, first_order, step_errors, steps_of
 from sim.results.bill import Rates
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
-from sim.results.terms import FleetTerms, StepTerms, term_shares
+from sim.results.terms import FleetTerms, Spent, StepTerms, of_all, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
-from sim.serving.fleet import by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, shared
+from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, scales, shared
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.noise import noise_notes
 from sim.serving.notes import front_end_notes, kv_notes
-from sim.serving.pool import Pool, each_replica, pools_of, resolved_pools, served_by
+from sim.serving.pool import (
+    Pool,
+    by_model,
+    each_replica,
+    models_asked,
+    pools_of,
+    resolved_pools,
+    served_by,
+    served_names,
+)
 from sim.serving.simulation import Simulation
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
@@ -69,6 +79,8 @@ class Result:
     """What its steps cost by term; None where they were measured."""
     transfers: pd.DataFrame | None = None
     """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
+    events: pd.DataFrame | None = None
+    """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
 
 
 def simulate(
@@ -106,45 +118,47 @@ def simulate(
         [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
-    steps = simulation.steps.table()
+    requests, steps = simulation.with_times_sent(requests, sent_rows), simulation.steps.table()
+    period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
+    lifecycle = simulation.entrance.lifecycle
+    present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
     speculation = None
     of_pools = _costs(pools, simulation.steps, steps) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
-    terms = {} if step_terms is None else step_terms.seconds()
-    sources = _by_source(terms)
-    if step_terms is None:
-        sources = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    spent = [each.spent() for each in of_pools]
+    terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)])
+    measured = {"measured": float(steps["device_s"].sum() + steps["host_s"].sum())}
+    sources = measured if step_terms is None else _by_source(terms)
     if parts.drafter is not None:
-        tallies = simulation.tallies()
+        tallies, measured_s = simulation.tallies(), sources.get("measured", 0.0)
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
-        measured_s = sources.get("measured", 0.0)
         speculation = draft_tables.summary(parts.drafter, scenario.parallel, tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
         steps,
         itl,
-        kv_facts(pools),
+        kv_facts(pools, present),
         slo=slo,
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, wall_s, cpu_s),
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
-        rates=Rates.of(scenario.parallel.gpus * scenario.replicas, _billed(parts, session), scenario.price),
+        rates=Rates.of(parts.parallel.rank_gpus * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
+        operations=simulation.operations(pools, present, *period),
     )
-    summary["cost_terms"] = term_shares(terms)
-    asked = asked_per_s(trace, scenario.workload)
-    summary["load"] = metrics.plain(load(requests, scenario, asked_per_s=asked, laid_over_s=trace.window_s))
+    offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
+    summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
-        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers)
+        if (asked_for := models_asked(trace.requests, pools)) is not None:
+            requests = requests.assign(model=asked_for)
+        summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
-        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo)
-    tokens = _tokens(session, np.flatnonzero(sent_rows)) if session is not None else None
-    if backend is not None:
-        tokens = backend.with_text(session, tokens)
+        summary = answered(summary, parts, requests, steps, of_pools[0] if of_pools else None, slo, present.replicas)
+    summary |= _band(summary, [(each, own[1]) for each, own in zip(of_pools, spent, strict=True)], steps)
     return Result(
         resolved_pools(scenario, pools),
         summary,
@@ -154,11 +168,12 @@ def simulate(
         itl,
         engine_itl,
         trace,
-        tokens,
+        None if session is None else _tokens(session, backend, np.flatnonzero(sent_rows)),
         died,
         simulation.steps.preemptions(sent_rows),
         step_terms,
         transfers,
+        None if lifecycle is None else lifecycle.events(),
     )
 
 
@@ -180,14 +195,42 @@ def admissible_in_all(
             "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
             "alone is handed over"
         )
+    if pools[0].parts.scenario.failures.on and samples(trace.requests, pools[0].parts.scenario.workload):
+        raise InputError(
+            "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
+            "modelled"
+        )
+    asked = models_asked(trace.requests, pools)
+    rejected = {} if asked is None else _unknown_models(trace, asked, pools)
     sent_rows = np.ones(len(trace.requests), bool)
-    rejected: dict[int, str] = {}
+    sent_rows[list(rejected)] = False
     for pool, engine in zip(pools, engines, strict=True):
-        asked = trace if pool.role != PREFILL else replace(trace, requests=trace.requests.assign(output_tokens=1))
-        rows, refused = admissible(pool.parts, asked, engine)
-        sent_rows &= rows
-        rejected = {**refused, **rejected}
+        table, mine = trace.requests, np.arange(len(sent_rows))
+        if asked is not None:
+            mine = np.flatnonzero(np.array(asked) == pool.parts.model.name)
+            table = table.iloc[mine]
+        if not len(mine):
+            continue
+        own = replace(trace, requests=table if pool.role != PREFILL else table.assign(output_tokens=1))
+        rows, refused = admissible(pool.parts, own, engine)
+        sent_rows[mine] &= rows
+        rejected = {**{int(mine[at]): why for at, why in refused.items()}, **rejected}
+    if not sent_rows.any():
+        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
     return sent_rows, rejected
+
+
+def _unknown_models(trace: Trace, asked: Sequence[str], pools: Sequence[Pool]) -> dict[int, str]:
+    """Why the requests are rejected whose model no pool serves; raises InputError unless such are to be left out."""
+    names, known = trace.requests["model"], ", ".join(served_names(pools))
+    unknown = [place for place, model in enumerate(asked) if not model]
+    if unknown and not pools[0].parts.scenario.workload.skip_bad:
+        raise InputError(
+            f"{trace.path or trace.name} line {trace.requests['source_row'].iloc[unknown[0]]}: its model is "
+            f"{names.iloc[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
+            "such requests out"
+        )
+    return {place: f"no pool serves its model {names.iloc[place]!r}" for place in unknown}
 
 
 def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
@@ -242,6 +285,16 @@ def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame) -> list[Ste
     ]
 
 
+def _band(
+    summary: Mapping[str, Any], pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]], steps: pd.DataFrame
+) -> dict[str, Any]:
+    """The summary's `band`; nothing of a run whose steps were measured."""
+    if not pools:
+        return {}
+    loaded = elasticity(pools[0][0]) if len(pools) == 1 else None
+    return {"band": first_order(summary, step_errors(pools), steps_of(steps), loaded)}
+
+
 def _by_source(terms: Mapping[tuple[str, str], float]) -> dict[str, float]:
     by_source: dict[str, float] = {}
     for (_, source), seconds in terms.items():
@@ -270,17 +323,18 @@ def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
     return list(requests["token_ids"]) if "token_ids" in requests else None
 
 
-def _tokens(session: LiveSession, rows: np.ndarray) -> pd.DataFrame:
+def _tokens(session: LiveSession, backend: Any, rows: np.ndarray) -> pd.DataFrame:
     """The answers by request of the trace; `rows` are those of the requests that were sent."""
     outputs = list(session.outputs())
     index = rows[[index_of(id) for id, _, _ in outputs]] if outputs else np.empty(0, np.int64)
-    return pd.DataFrame(
+    tokens = pd.DataFrame(
         {
             "request": index,
             "sample": [id >> SAMPLE_BITS for id, _, _ in outputs],
             "token_ids": [tokens[prompt:] for _, prompt, tokens in outputs],
         }
     )
+    return tokens if backend is None else backend.with_text(session, tokens)
 
 
 def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
@@ -344,7 +398,7 @@ def _inputs(
         "synthetic": trace.synthetic,
         "profile": scenario.cost.profile,
         **_sustained(parts, session),
-        "model": parts.model.name,
+        "model": " and ".join(by_model(pools)),
         "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),
@@ -354,6 +408,7 @@ def _inputs(
             if any(getattr(pool.parts.scenario, key) > 1 for pool in pools)
         },
         **pool_inputs(pools),
+        **(scales(pools[0]) if not scenario.pools else {}),
         "engine": shared(pool.parts.engine_name for pool in pools),
         "policy": shared(pool.parts.scenario.policy.name for pool in pools),
         "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),

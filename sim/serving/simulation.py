@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,38 @@ from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog
 from sim.results.steps import StepLog
 from sim.scenario import Scenario
+from sim.serving.admission import Admission, check_admission
 from sim.serving.clock import Clock, WallClock
 from sim.serving.entrance import Answered, Entrance
 from sim.serving.executor import Executor, OnTheWall
+from sim.serving.fleet import Present, scaling_facts
 from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.hooks import Hooks, LiveSession, Progress
 from sim.serving.noise import Noisy, noise_of
-from sim.serving.pool import Pool
+from sim.serving.pool import Pool, models_asked
 from sim.serving.ranks import EachRank, Rank, RankEngines, SharedDoor, Together
 from sim.serving.replica import NoProgressError, Replica
+from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource
-from sim.serving.workload import columns
+from sim.serving.workload import columns, samples
+from sim.specs.operations import refuses
 from traces.schema import InputError
+
+_COLLECTED = (50_000, 20, 50)
+"""Containers made, and younger collections, until Python looks for garbage in circles (`gc.set_threshold`)."""
+
+
+@contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Let Python look for garbage in circles less often: the loop makes none, and looking takes 4 % of its time."""
+    before = gc.get_threshold()
+    if 0 < before[0] < _COLLECTED[0]:
+        gc.set_threshold(*_COLLECTED)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class Simulation:
@@ -59,6 +79,7 @@ class Simulation:
         self._every = max(1, count // 200)
         self._finished = 0
         self._count = count
+        self._fails = scenario.failures.on
         self._acceptance = admissible["acceptance"].tolist() if "acceptance" in admissible else None
         self._noise = {
             pool.name: noise_of(pool.parts.scenario, pool.parts.cost, admissible) if session is None else 0.0
@@ -66,18 +87,57 @@ class Simulation:
         }
         self.noise = max(self._noise.values())
         self.clients = ClientLog(count) if scenario.front_end.on else None
+        self.refused: dict[int, str] = {}
+        """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
-        self.entrance = Entrance(scenario, pools, engines, self._replica, self._answered)
+        self.entrance = Entrance(
+            scenario,
+            pools,
+            engines,
+            self._replica,
+            self._answered,
+            spans=spans,
+            over=lambda: self._finished == count,
+            models=models_asked(admissible, pools),
+        )
         self.replicas = self.entrance.replicas
         with_sessions = self.entrance.follows_sessions
         work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=with_sessions)
         users = scenario.workload.concurrency
-        self._source = RequestSource(self.clock, work, self.entrance.submit, concurrency=users)
+        self._source = RequestSource(self.clock, work, self._before(scenario, admissible), concurrency=users)
+
+    def _before(self, scenario: Scenario, admissible: pd.DataFrame) -> Callable[[Request], None]:
+        """What takes requests as clients send them: what stands before the entrance, or the entrance."""
+        self._admission: Admission | None = None
+        self._retries: Retries | None = None
+        submit, asked_s = self.entrance.submit, self.requests.asked_s
+        if scenario.admission.on:
+            tokens = admissible["prompt_tokens"] + admissible["output_tokens"] * np.array(
+                samples(admissible, scenario.workload) or [1]
+            )
+            check_admission(scenario.admission, tokens)
+            self._admission = Admission(self.clock, scenario.admission, submit, self._not_let_in, asked_s)
+            submit = self._admission.submit
+        if scenario.retry.attempts > 1 and refuses(scenario):
+            self._retries = Retries(self.clock, scenario.retry, scenario.seed, submit, asked_s)
+        return submit
 
     def _answered(self, req: Request, replica: Replica | Rank) -> None:
         self.requests.finished(req, replica.index)
+        if self._admission is not None:
+            self._admission.left()
         self._ended(req, None if self.clients is None else self.clients.finish_s[req.id])
+
+    def _not_let_in(self, req: Request, limit: str) -> None:
+        self._refused(req, self.clock.now, f"admission refused it: {limit}")
+
+    def _refused(self, req: Request, told_s: float, reason: str) -> None:
+        """A request is refused, which its client knows then, and sends it again or not."""
+        if self._retries is not None and self._retries.again(req, told_s):
+            return
+        self.refused[req.id] = reason
+        self._ended(req, told_s)
 
     def _ended(self, req: Request, seen_s: float | None) -> None:
         """A request is answered or refused, which its client sees then (None: now)."""
@@ -173,9 +233,11 @@ class Simulation:
         if self.clients is None:
             return None
 
-        def refused(req: Request, told_s: float) -> None:
+        def refused(req: Request, told_s: float, limit: str) -> None:
             self.entrance.left(req, index)
-            self._ended(req, told_s)
+            if self._admission is not None:
+                self._admission.left()
+            self._refused(req, told_s, f"the front end refused it (503): {limit}")
 
         front_end = FrontEnd(self.clock, pool.parts.scenario.front_end, self.clients, self._draws, refused)
         self.front_ends.append(front_end)
@@ -185,7 +247,8 @@ class Simulation:
         """Run to the end; says what a device died of where `keep` is set and some requests had been answered."""
         self._source.start()
         try:
-            self.clock.run_out()
+            with seldom_collected() if self._session is None else nullcontext():
+                self.clock.run_out()
         except NoProgressError as error:
             raise InputError(f"the run cannot go on: {error}") from None
         except (InputError, MemoryError, RuntimeError) as error:
@@ -214,17 +277,44 @@ class Simulation:
         return TokenGaps(clocks, ends_s)
 
     def refusals(self, places: np.ndarray) -> dict[int, str]:
-        """Why front ends refused requests, by their places in the trace."""
-        refused = {} if self.clients is None else self.clients.refused
-        return {int(places[at]): f"the front end refused it (503): {limit}" for at, limit in refused.items()}
+        """Why requests were refused, by their places in the trace."""
+        return {int(places[at]): reason for at, reason in self.refused.items()}
 
     def front_end_facts(self) -> dict[str, Any] | None:
         """What the summary tells of the front ends; None where there are none."""
         if self.clients is None:
             return None
         busy_s = sum(front_end.busy_s for front_end in self.front_ends)
-        refused = dict(Counter(self.clients.refused.values()))
-        return {"busy_s": busy_s, "refused": refused}
+        return {"busy_s": busy_s, "refused": dict(self.clients.refused)}
+
+    def with_times_sent(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+        """The table with how often each request was `sent` by its client, and `resent` since its replica died."""
+        lifecycle = self.entrance.lifecycle
+        counts = {
+            "sent": None if self._retries is None else (1, self._retries.sent),
+            "resent": None if lifecycle is None else (0, lifecycle.resent),
+        }
+        for name, known in counts.items():
+            if known is not None:
+                usual, others = known
+                column = np.where(rows, usual, 0)
+                column[np.flatnonzero(rows)[list(others)]] = list(others.values())
+                requests = requests.assign(**{name: column})
+        return requests
+
+    def operations(self, pools: Sequence[Pool], present: Present, begin_s: float, duration_s: float) -> dict[str, Any]:
+        """What the summary tells of what was done with the fleet while it served; nothing where nothing was."""
+        told: dict[str, Any] = {}
+        lifecycle = self.entrance.lifecycle
+        if self._admission is not None:
+            told["admission"] = self._admission.facts()
+        if self._retries is not None:
+            told["retries"] = self._retries.facts(set(self.refused))
+        if lifecycle is not None and self._fails:
+            told["failures"] = lifecycle.facts(begin_s + duration_s)
+        if lifecycle is not None and (scaling := scaling_facts(pools, present, lifecycle, duration_s)):
+            told["scaling"] = scaling
+        return told
 
     def tallies(self) -> list[Tally]:
         """What drafting gave, of each replica that drafts."""

@@ -23,7 +23,7 @@ class Server(Protocol):
 class Snapshot:
     """A replica as it is at the moment of the question."""
 
-    __slots__ = ("_kv_blocks", "_server", "index", "outstanding", "outstanding_tokens")
+    __slots__ = ("_kv_blocks", "_server", "index", "outstanding", "outstanding_tokens", "sent")
 
     def __init__(self, server: Server, index: int, kv_blocks: int) -> None:
         self._server = server
@@ -33,6 +33,8 @@ class Snapshot:
         """Requests there that have not finished."""
         self.outstanding_tokens = 0
         """Their prompts' tokens: what a router knows of the work that it sent there."""
+        self.sent = 0
+        """Requests that were ever sent there."""
 
     @property
     def age_s(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from zlib import crc32
@@ -92,7 +92,7 @@ def read_trace(reading: TraceReading) -> Trace:
 
 
 def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
-    """The trace with the requests and arrivals that the settings ask for.
+    """The trace with the requests, arrivals and priorities that the settings ask for.
 
     The one path of every command to a rate: of requests alone their times are stretched or drawn; where they come in
     sessions, by `traces.redraw`, since what a session offers later must be offered from the start.
@@ -100,6 +100,31 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     Raises:
         InputError: the trace has no rate of its own where one is asked for, or no times at all.
     """
+    laid = _timed(trace, settings, seed)
+    drawn: dict[str, np.ndarray] = {}
+    if settings.priority_shares:
+        priorities = _shared_out(laid.requests, settings.priority_shares, stream(seed, "priorities"))
+        drawn["priority"] = priorities.astype(np.int64)
+    if settings.model_shares:
+        drawn["model"] = _shared_out(laid.requests, settings.model_shares, stream(seed, "models"))
+    return replace(laid, requests=laid.requests.assign(**drawn)) if drawn else laid
+
+
+def _shared_out(requests: pd.DataFrame, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
+    """For each request one of the names, drawn by their shares; the same for all requests of a session."""
+    weights = np.array(list(shares.values()))
+    drawn = rng.choice(np.array(list(shares), object), (2, len(requests)), p=weights / weights.sum())
+    if "session" in requests:
+        named = requests["session"].to_numpy() != ""
+        one_each: np.ndarray = np.where(named, drawn[0][pd.factorize(requests["session"])[0]], drawn[1])
+    elif "after" in requests:
+        one_each = drawn[0][session_numbers(requests["after"].tolist())]
+    else:
+        one_each = drawn[0]
+    return one_each
+
+
+def _timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     sessions = settings.sessions and "after" in trace.requests
     if settings.resample:
         trace = edit.resample(trace, settings.resample, stream(seed, "resample"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.specs.bounds import Bound
@@ -87,6 +88,19 @@ class WorkloadSettings:
         Bound(0, MAX_TOKENS, "the format's, or the only one that fits"),
     )
     skip_bad: bool = setting(False, "Leave out rows that cannot be used, and count them.")
+    priority_shares: Mapping[str, float] = setting(
+        {},
+        "How many requests (with sessions: how many sessions) have which priority, drawn from the seed instead of the "
+        "trace's: by number, its share.",
+        Bound(0.0, 1e9),
+    )
+    model_shares: Mapping[str, float] = setting(
+        {},
+        "How many requests (with sessions: how many sessions) are for which model, drawn from the seed instead of what "
+        "the trace says: by a name that a pool serves, its share.",
+        Bound(0.0, 1e9),
+        where=Where("there are pools", lambda scenario: scenario.pools),
+    )
     samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
     beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")
     # Nothing simulated could choose a beam; 0.07 is nearest to figure 15 of the vLLM paper, which no value meets.
@@ -109,6 +123,13 @@ class WorkloadSettings:
             raise InputError(f"workload.rate is inf, all at once: there are no {self.arrivals} arrivals to draw")
         if self.stages:
             self._check_stages()
+        for number in self.priority_shares:
+            if not number.removeprefix("-").isdecimal() or abs(int(number)) > MAX_TOKENS:
+                raise InputError(f"workload.priority_shares.{number}: a priority is a whole number; smaller goes first")
+        for key in ("priority_shares", "model_shares"):
+            shares = getattr(self, key)
+            if shares and not any(shares.values()):
+                raise InputError(f"workload.{key} are all 0, and one at least must be above")
 
     @property
     def laid_anew(self) -> bool:

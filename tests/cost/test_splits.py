@@ -112,7 +112,9 @@ def test_uneven_rows_take_no_less_than_even_ones(contexts: list[int]) -> None:
 def test_whole_rows_wait_for_the_longest_and_cut_ones_hardly() -> None:
     """32 rows of 8 heads are not cut on an H100's 132 processors, 24 rows are."""
     assert COST.needs_longest
+    assert COST.needs_lengths
     assert not EVEN.needs_longest
+    assert not EVEN.needs_lengths
     whole, cut = ([1000] * (rows - 1) + [4000] for rows in (32, 24))
     assert seconds(whole, COST) > 1.2 * seconds(whole, EVEN)
     assert seconds(cut, COST) < 1.1 * seconds(cut, EVEN)

@@ -31,7 +31,7 @@ MEASURED = (
 )  # fmt: skip
 """Columns of a live run that a clock made; of its steps these are all that end in `_s`."""
 
-DERIVED = ("verdict", "binding")
+DERIVED = ("verdict", "binding", "band")
 """Of a summary, what is told anew from what is recorded here: words and shares, which have tests of their own."""
 _SPEED = ("Wall time", "Simulated in", "  simulated")
 

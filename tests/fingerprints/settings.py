@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from sim.scenario import SETTINGS
+
 from .runs import command, make
 
 Settings = dict[str, Any]
@@ -49,6 +51,8 @@ def heeded(key: str, scenario: Mapping[str, Any]) -> bool:
         return bool(scenario["executor"] == "live")
     if section == "front_end":
         return key == "front_end.name" or bool(scenario["front_end.name"] != "off")
+    if section in ("admission", "retry", "failures", "autoscale"):
+        return scenario[key] != SETTINGS[key][0]
     if section == "router":
         return bool(scenario["replicas"] > 1)
     return True

@@ -97,7 +97,7 @@ def put_together(run: Run, single: pd.DataFrame) -> pd.DataFrame:
 
 def summary_differences(run: Run, other: Run, *, loose: bool = False) -> Iterator[str]:
     """Where two summaries differ. `loose`: but for what spans make approximate, as docs/metrics.md says."""
-    skip = {"simulator", "binding", "verdict", *(("cost_terms", "cost_sources") if loose else ())}
+    skip = {"simulator", "binding", "verdict", *(("cost_terms", "cost_sources", "band") if loose else ())}
     # Steps of a span are taken as equally long, and a window gives blocks back between them.
     even = run.case.cost is not None and not run.case.cost.per_context_token_s
     even = even and not run.parts.layout.groups

@@ -176,6 +176,20 @@ def terms(run: Run) -> Iterator[str]:
         yield f"the terms' shares are {by_term}"
 
 
+def band(run: Run) -> Iterator[str]:
+    """Every interval of the band has the summary's value in it, or no ends."""
+    told = run.summary.get("band")
+    if (told is None) != (run.result.terms is None):
+        yield "a band and steps that are priced do not go together"
+    if not told:
+        return
+    for part in ("ttft_s", "tpot_s", "e2e_s", "throughput"):
+        for name, ends in told[part].items():
+            value, low, high = run.summary[part][name], ends["low"], ends["high"]
+            if (low is None) != (high is None) or (low is not None and not low <= value <= high):
+                yield f"the band of {part}.{name} is {low!r} to {high!r}, and it is {value!r}"
+
+
 def drafts(run: Run) -> Iterator[str]:
     """Drafts verified and right add up over requests, positions and the summary."""
     told = run.summary.get("speculation")
@@ -222,5 +236,6 @@ def _same(told: float | None, wanted: float | None) -> bool:
 
 
 LAWS: dict[str, Law] = {
-    law.__name__: law for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, drafts)
+    law.__name__: law
+    for law in (percentiles, gaps, population, littles_law, totals, goodput, bill, terms, band, drafts)
 }

@@ -205,6 +205,8 @@ PLANTED: list[tuple[str, str, Corrupt]] = [
     ("bill", "roomy", told("bill.gpus", more)),
     ("terms", "roomy", told("cost_sources.roofline", longer)),
     ("terms", "roomy", lambda run: run.having(summary={**run.summary, "cost_terms": {}})),
+    ("band", "roomy", told("band.tpot_s.p50.low", lambda was: was * 10)),
+    ("band", "roomy", lambda run: run.having(summary={**run.summary, "band": None})),
     ("drafts", "drafts", told("speculation.drafted_tokens", more)),
     ("drafts", "drafts", cell("requests", "accepted_tokens", 99)),
     ("drafts", "drafts", column("steps", "draft_tokens", lambda table: 0)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.report.compare.winners import holds, nearest_words
+from sim.report.compare.winners import holds, nearest_words, turned_words
 
 
 def run_that(stable: bool | None, **of_limits: float) -> dict[str, Any]:
@@ -29,3 +29,36 @@ def test_the_nearest_is_named_with_what_it_misses() -> None:
     assert text == "None is stable and meets the SLO; nearest: near misses tpot_p99 by 25.0 %."
     assert nearest_words({"far": far, "fine": run_that(True, ttft_p99=1.0)}) == ""
     assert "Every queue grows" in nearest_words({"one": run_that(False, ttft_p99=0.5), "other": run_that(False)})
+
+
+def run_with(tpot_s: float, gpu: str = "h100", **parts: float) -> dict[str, Any]:
+    """A run whose errors are those of `products` and `host`, of the source roofline."""
+    told = [{"of": of, "source": "roofline", "common": part} for of, part in parts.items()]
+    return {
+        "tpot_s": {"p50": tpot_s},
+        "inputs": {"gpu": gpu, "profile": "roofline"},
+        "band": {"parts": told, "elasticity": None},
+    }
+
+
+def test_common_errors_of_one_gpu_turn_no_difference() -> None:
+    one = run_with(0.020, products=0.1, host=0.02)
+    assert turned_words({"one": one, "same shares": run_with(0.021, products=0.1, host=0.02)}) == ""
+    assert turned_words({"one": one, "alike": run_with(0.020, products=0.05)}) == ""
+    shifted = turned_words({"one": one, "shifted": run_with(0.021, products=0.06, host=0.05)})
+    # 1.645 sqrt(0.04^2 + 0.03^2) = 8.2 %
+    assert shifted == (
+        "The errors of step times may turn the difference in median TPOT between one and shifted "
+        "(5.0 % of up to 8.6 %)."
+    )
+    assert turned_words({"one": one, "far": run_with(0.023, products=0.06, host=0.05)}) == ""
+
+
+def test_errors_of_two_gpus_are_independent() -> None:
+    one, other = run_with(0.020, products=0.1), run_with(0.024, "l40s", products=0.1)
+    assert "other (20.0 % of up to 26.2 %)" in turned_words({"one": one, "other": other})
+    assert turned_words({"one": one, "no band": {**other, "band": None}}) == ""
+    loaded = run_with(0.027, "l40s", products=0.1)
+    assert turned_words({"one": one, "loaded": loaded}) == ""
+    loaded["band"]["elasticity"] = 2.0
+    assert "loaded" in turned_words({"one": one, "loaded": loaded})

@@ -13,6 +13,7 @@ import pytest
 from sim import api
 from sim.cli.main import main
 from sim.scenario import SETTINGS, Scenario, build, dump, load, refuse_unread
+from sim.specs.operations import OutageSettings
 from sim.specs.settings import word
 from traces.schema import InputError
 
@@ -36,6 +37,12 @@ APART = {
     "pools.b.role": "decode",
     **{f"transfer.{key}": value for key, value in TRANSFER.items()},
 }
+ADMISSION = {"burst_requests": 3, "burst_tokens": 10**6, "max_queued": 3, "max_wait_s": 0.5}
+OF = {"burst_requests": "requests_per_s", "burst_tokens": "tokens_per_s"}
+FAILURES = {"mttr_s": (5.0, "mtbf_s"), "restart_s": (5.0, "restart_at_s"), "restart_drains": (False, "restart_at_s")}
+FAIL = {"mtbf_s": 50.0, "restart_at_s": 5.0, "schedule": (OutageSettings(down_s=1.0),)}
+SCALE = {"target": 5.0, "min": 2, "max": 3, "interval_s": 5.0, "tolerance": 0.5, "delay_s": 5.0, "cooldown_s": 5.0}
+RETRY = {"base_s": 0.5, "factor": 3.0, "max_s": 30.0, "jitter": 0.25}
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
     ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
@@ -76,6 +83,51 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         for key, value in TRANSFER.items()
     ),
     ({"speculation.k": 3}, "speculation.k is 3, and it is read only where policy.name is speculative"),
+    *(
+        (
+            {f"failures.{key}": value},
+            f"failures.{key} is {word(value)}, and it is read only where failures.{other} is set",
+        )
+        for key, (value, other) in FAILURES.items()
+    ),
+    *(
+        (
+            {f"failures.{key}": value, "executor": "live"},
+            f"failures.{key} is {word(value)}, and it is read only where ex",
+        )
+        for key, value in FAIL.items()
+    ),
+    *(
+        (
+            {f"autoscale.{key}": value},
+            f"autoscale.{key} is {word(value)}, and it is read only where autoscale.metric is not off",
+        )
+        for key, value in SCALE.items()
+    ),
+    (
+        {"autoscale.metric": "rate", "autoscale.target": 5.0, "executor": "live"},
+        "autoscale.metric is rate, and it is read only where executor is predicted",
+    ),
+    (
+        {"workload.model_shares": {"large": 1.0}},
+        "workload.model_shares is {'large': 1.0}, and it is read only where there are pools",
+    ),
+    ({"retry.attempts": 3}, "retry.attempts is 3, and it is read only where admission or a front end can refuse"),
+    *(
+        ({f"retry.{key}": value}, f"retry.{key} is {word(value)}, and it is read only where retry.attempts is above 1")
+        for key, value in RETRY.items()
+    ),
+    *(
+        (
+            {f"admission.{key}": value},
+            f"admission.{key} is {word(value)}, and it is read only where admission.{OF.get(key, 'max_outstanding')}",
+        )
+        for key, value in ADMISSION.items()
+    ),
+    *(
+        ({f"admission.{key}": most, "executor": "live"}, f"admission.{key} is 5, and it is read only where executor is")
+        for key, most in (("requests_per_s", 5.0), ("tokens_per_s", 5.0), ("max_outstanding", 5))
+    ),
 ]
 READ: list[dict[str, Any]] = [
     {"executor": "live", "device": "cpu", "live.temperature": 0.5, "live.top_k": 5, "live.clock": "wall"},
@@ -86,6 +138,22 @@ READ: list[dict[str, Any]] = [
     {"kv.accounting": "plain", "kv.estimate": "least"},
     {"redundant_experts": 2, "model": "qwen3-30b-a3b", "tp": 2, "ep": 2},
     {"routing.poll_s": 0.5, "replicas": 2},
+    {
+        "retry.attempts": 3,
+        "admission.requests_per_s": 5.0,
+        "admission.tokens_per_s": 5.0,
+        "admission.max_outstanding": 5,
+        **{f"admission.{key}": value for key, value in ADMISSION.items()},
+        **{f"retry.{key}": value for key, value in RETRY.items()},
+    },
+    {
+        **{f"failures.{key}": value for key, value in FAIL.items()},
+        **{f"failures.{key}": value for key, (value, _) in FAILURES.items()},
+    },
+    {"autoscale.metric": "rate", "replicas": 2, **{f"autoscale.{key}": value for key, value in SCALE.items()}},
+    {"pools.a.serves": ["large"], "workload.model_shares": {"large": 1.0}},
+    {"pools.a.autoscale.metric": "rate", "pools.a.autoscale.target": 5.0, "autoscale.max": 2},
+    {"retry.attempts": 2, "front_end.name": "custom", "front_end.max_num_queued_reqs": 3},
     APART,
     {"policy": "speculative", "speculation.k": 3},
     {"policy": "mine:Mine", "speculation.k": 3},

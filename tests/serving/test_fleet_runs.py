@@ -107,7 +107,10 @@ def test_pages_and_tables_tell_each_pool(tmp_path: Path, capsys: pytest.CaptureF
         ({"pools.a.seed": 4}, "pools.a.seed is no pool's own"),
         ({"pools.a.gpus": "h100"}, "pools.a: unknown setting 'gpus'"),
         ({"pools.a b.count": 1}, "a pool's name is made of letters"),
-        ({"pools.a.model": "llama-3.1-70b", "pools.a.tp": 4, "pools.b.count": 1}, "all pools of a run serve one model"),
+        (
+            {"pools.a.model": "llama-3.1-70b", "pools.a.tp": 4, "pools.b.count": 1},
+            "its model is 'gpt-4', which no pool serves",
+        ),
         ({"pools.a.model": "llama-3.1-70b"}, "pools.a: model 'llama-3.1-70b' does not fit on GPU 'h100' with tp = 1"),
         ({"pools.a.role": "prefill"}, "no pool has the role decode"),
         ({"pools.a.role": "decode"}, "no pool has the role prefill"),

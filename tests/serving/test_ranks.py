@@ -222,6 +222,7 @@ def test_pools_of_ranks_hand_over_between_prompts_and_answers() -> None:
         ({"dp": 2, "gpu": "h200", "cost.profile": "h200-llama-3.1-8b"}, r"^cost.profile is .*; cost.profile=roofline"),
         ({"model": "deepseek-v3", "dp": 8, "ep": 8}, r"with tp = 1, dp = 8, ep = 8: .*fit are tp = 1, dp = 16, ep ="),
         ({"gpu": "rtx-4090", "dp": 16, "ep": 16}, r"\(16 GPUs\) needs 2 nodes, .* choose a replica of at most 8 GPUs"),
+        ({"dp": 2, "failures.mtbf_s": 9.0, "failures.mttr_s": 1.0}, r"^failures of replicas of several ranks or stages"),
         ({"ep": 0}, r"^ep is 0; it must be at least 1 and at most"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 from sim.report.compare.charts import finished_note, kv_charts, latency_charts, listed, queue_charts, waste_chart
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
-from sim.report.compare.winners import holds, nearest_words
+from sim.report.compare.winners import holds, nearest_words, turned_words
 from sim.report.measures import MEASURES, LatencyUnits, Measure, best, compared
 from sim.report.run.sentences import answer, engine_of, heading, load_words, notes_of, sources_line
 from sim.report.templates import Card, TableColumn, render, tone
@@ -41,6 +41,7 @@ def render_comparison(rows: Sequence[Row]) -> str:
     rows: what ran and what did not, in the order asked for, with at least one that ran.
     """
     variants = [row for row in rows if isinstance(row, Variant)]
+    summaries = {variant.name: variant.summary for variant in variants}
     units = LatencyUnits.of(variant.summary for variant in variants)
     waste, pairs, keys = waste_chart(variants), differences(rows), _differing(variants)
     shared = [(label, _common(variants, key)) for key, label in SHARED_INPUTS.items()]
@@ -64,7 +65,7 @@ def render_comparison(rows: Sequence[Row]) -> str:
         pairs=[(name, pair.reason or pairs_text(pair)) for name, pair in pairs.items()],
         paired=list(paired_rows(pairs, units)),
         warnings=list(_warnings(variants)),
-        remarks=_notes(variants),
+        remarks=[*filter(None, [turned_words(summaries)]), *_notes(variants)],
         differing=keys,
         settings=[(variant.name, [_value(variant.settings.get(key)) for key in keys]) for variant in variants],
         same=listed((label, value) for label, value in shared if value),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from sim.results.band import apart
 from sim.results.units import percent
 
 
@@ -12,6 +14,21 @@ def holds(summary: Mapping[str, Any]) -> bool:
     """Whether a run may win: its queue did not grow, and it meets the SLO, if one was asked."""
     told = summary.get("verdict") or {}
     return told.get("stable") is not False and told.get("slo") != "missed"
+
+
+def turned_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whose difference in TPOT from the first run the errors of step times may turn; nothing where nobody's."""
+    first, *others = summaries
+    base = summaries[first]
+    near = []
+    for name in others:
+        before_s, after_s = (each["tpot_s"]["p50"] for each in (base, summaries[name]))
+        width = apart(base, summaries[name])
+        if width and before_s and after_s and before_s != after_s and abs(math.log(after_s / before_s)) <= width:
+            near.append(f"{name} ({percent(abs(after_s / before_s - 1))} of up to {percent(math.expm1(width))})")
+    if not near:
+        return ""
+    return f"The errors of step times may turn the difference in median TPOT between {first} and {', '.join(near)}."
 
 
 def nearest_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -83,7 +83,9 @@ def _hint(document: Document) -> str:
 
 
 def _facts(document: Document, units: LatencyUnits) -> Panels:
-    yield from halves([(key, value) for key, value in document["inputs"].items() if key != "cost_sources"])
+    yield from halves(
+        [(key, value) for key, value in document["inputs"].items() if key not in ("cost_sources", "band")]
+    )
     question = [("SLO", slo_words(document, units)), ("precision", percent(document["precision"]))]
     if warm := document.get("warm_up"):
         question += [("warm-up", warm["rule"]), ("requests cut", count(warm["requests_cut"]))]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sim.cost.errors import NORMAL_P90
 from sim.report.measures import LatencyUnits
 from sim.report.run.sentences import kv_capacity_words
 from sim.results.units import count, count_of, dollars, energy, limit, number, percent, seconds
 from sim.serving.fleet import MIXED
-from sim.study.plan.errors import cost_model
 from sim.study.plan.observation import STABILITY
 
 ROOFLINE = "Every second comes from data-sheet rooflines, none from a measurement: compare with it, promise nothing."
@@ -27,7 +28,11 @@ def answer(document: Mapping[str, Any]) -> str:
         gpus = f"{count(gpu_count(best))} {_kind(best)}" + (f", tp {best['tp']}" if (best["tp"] or 1) > 1 else "")
         bound = capacity["bound_by"]
         limits = "the queue, which grows beyond it" if bound == STABILITY else bound
-        return f"{text} (95 %: {number(low)} to {number(high)}) on {gpus}, bounded by {limits}."
+        seeds = f"95 %: {number(low)} to {number(high)}"
+        if band := capacity.get("band"):  # of an earlier version there is none
+            seeds += f" for the traffic's chance; {band['level']:.0%} with the model's errors: "
+            seeds += f"{number(band['low'])} to {number(band['high'])}"
+        return f"{text} ({seeds}) on {gpus}, bounded by {limits}."
     return " ".join([_deployment(document, best), *_reservations(document, best)])
 
 
@@ -146,10 +151,17 @@ def remarks(document: Mapping[str, Any]) -> Iterable[str]:
             f"{count(warm['requests_cut_at_end'])} are left out."
         )
     best = document["best"]
-    if document["rate"] is not None and best and best["gpus"] and (sources := document["inputs"].get("cost_sources")):
+    if document["rate"] is not None and best and best["gpus"] and (band := document["inputs"].get("band")):
+        width = NORMAL_P90 * band["common"]
         yield (
-            f"The range of GPUs holds {percent(cost_model(sources))} for the cost model's error besides what the "
-            "simulations leave open; that of money also what the price may be off (docs/plan.md)."
+            f"The range of GPUs holds steps {percent(1 - math.exp(-width))} faster to {percent(math.exp(width) - 1)} "
+            "slower, as their errors allow, besides what the simulations leave open; that of money also what the price "
+            "may be off (docs/plan.md)."
+        )
+    if inside := document.get("inside_band"):
+        yield (
+            f"The model's errors alone may turn the order of {best['name']} and {' and '.join(inside)}; those of one "
+            "GPU's prices are common to its candidates and turn nothing."
         )
     if best and best["usd_per_million_tokens"] is not None:
         bound = "at most " if best["joules_upper_bound"] else ""

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency, latency_rows
+from sim.report.run.band import band_rows
 from sim.report.run.charts import latency_charts, phases_chart
-from sim.report.run.pools import pool_panels
+from sim.report.run.operations import operation_panels
+from sim.report.run.pools import pool_panels, routing_panels
 from sim.report.run.pressure import pressure_lines, stability_lines
 from sim.report.run.sentences import (
     answer,
@@ -30,7 +32,7 @@ from sim.results.metrics import verdicts
 from sim.results.percentiles import STATISTICS
 from sim.results.result import Run
 from sim.results.stability import queue_warning
-from sim.results.units import count, count_of, dollars, number, percent, seconds, size_of
+from sim.results.units import count, dollars, mean_count_of, number, percent, seconds, size_of
 
 INPUT_NAMES = {
     "trace": "Trace",
@@ -68,7 +70,7 @@ def render_page(run: Run, *, scenario: str = "") -> str:
         remarks=[*stability_lines(run), *pressure_lines(run), *kv_capacity_lines(summary), *notes_of(summary)],
         latency_heads=["", *STATISTICS],
         latencies=[(f"{name}, {unit}", *row) for name, unit, row in latency_rows(summary, STATISTICS, units)],
-        facts=_facts(summary),
+        facts=[*_facts(summary), *routing_panels(summary, run.requests)],
         scenario=scenario,
     )
 
@@ -86,7 +88,7 @@ def _cards(summary: Mapping[str, Any], units: LatencyUnits) -> Iterable[Card]:
     yield Card("KV memory used", percent(kv["mean_used"]), f"on average; peak {percent(kv['peak_used'])}")
     bill = summary.get("bill") or {}
     if bill.get("usd_per_million_output_tokens") is not None:
-        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {count_of(bill['gpus'], 'GPU')}"
+        hour = f"at {dollars(bill['usd_per_gpu_hour'])} a GPU-hour, {mean_count_of(bill['gpus'], 'GPU')}"
         yield Card("Cost per Mtok output", dollars(bill["usd_per_million_output_tokens"]), hour)
     if goodput := summary.get("goodput"):
         clauses = verdicts(summary)
@@ -109,7 +111,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     rest = [
         (key, value)
         for key, value in inputs.items()
-        if key not in {*INPUT_NAMES, "notes", "pools"} and value is not None
+        if key not in {*INPUT_NAMES, "notes", "pools", "scales", "scales_by"} and value is not None
     ]
     yield ("Inputs", [*known, *rest])
     counts = [(name.capitalize(), count(value)) for name, value in summary["requests"].items()]
@@ -129,11 +131,14 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
     yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    yield from operation_panels(summary)
     yield from pool_panels(summary)
     if speculation := summary.get("speculation"):
         yield ("Speculative decoding", _drafting(speculation))
     if bill := summary.get("bill"):
         yield ("Money and energy", bill_rows(bill))
+    if rows := band_rows(summary):
+        yield (f"Band, {summary['band']['level']:.0%}", rows)
     if terms := summary.get("cost_terms"):
         rows = [
             (name, ", ".join(f"{percent(share)} {source}" for source, share in sources.items()))

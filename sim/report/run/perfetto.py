@@ -120,10 +120,23 @@ def _events(run: Run, requests: Ints, steps: Ints, explained: Explained, names: 
         for name, series in COUNTERS.items():
             yield from _counter(run.steps, rows, pid, name, series, end_ns if name == "KV tokens" else start_ns)
             yield [_counter_line(pid, name, series) % (end_ns.max() / 1e3, *([0] * len(series)))]
+    yield from _fleet(getattr(run, "events", None), np.unique(replicas).tolist(), names)
     end_s = float(np.nanmax([run.requests["arrival_s"].max(), run.steps["end_s"].max(), 0.0]))
     breaks = Breaks.of(getattr(run, "preempted", None))
     for part in _chunks(len(requests)):
         yield _requests(run.requests.iloc[requests[part]], end_s, breaks)
+
+
+def _fleet(events: pd.DataFrame | None, named: Sequence[int], names: Sequence[str]) -> Iterator[list[str]]:
+    """What became of replicas, as instants of each; a replica that never had a step is named here."""
+    if events is None:
+        return
+    for replica in sorted(set(events["replica"].tolist()) - set(named)):
+        name = names[replica] if names else f"replica {replica}"
+        yield _name(FIRST_REPLICA_PID + replica, "process_name", name, 0)
+    for time_s, replica, event in zip(events["time_s"], events["replica"], events["event"], strict=True):
+        at = {"pid": FIRST_REPLICA_PID + int(replica), "tid": 0, "ts": round(time_s * 1e6, 3)}
+        yield [json.dumps({"ph": "i", **at, "s": "p", "cat": "replica", "name": event})]
 
 
 def _cut(requests: pd.DataFrame, steps: pd.DataFrame, window: Window | None) -> tuple[Ints, Ints]:

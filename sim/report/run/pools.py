@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
 from sim.results.units import count, count_of, dollars, percent, seconds, size_of
 
 Summary = Mapping[str, Any]
 
 
 def pool_words(pool: Mapping[str, Any]) -> str:
-    """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it."""
-    gpus = pool["tp"] * pool.get("pp", 1) * pool.get("dp", 1) * pool["replicas"]
+    """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it; its model first, of several."""
+    gpus = pool["tp"] * pool.get("pp", 1) * pool.get("dp", 1) * (1 if pool.get("scales") else pool["replicas"])
     many = f"{count(gpus)} x " if gpus > 1 else ""
-    return f"{many}{pool['gpu']} ({', '.join(split_words(pool))}, {count_of(pool['replicas'], 'replica')})"
+    model = f"{pool['model']} on " if pool.get("model") else ""
+    return f"{model}{many}{pool['gpu']} ({', '.join(split_words(pool))}, {replicas_words(pool)})"
 
 
 def split_words(inputs: Mapping[str, Any]) -> list[str]:
     """`TP 2`, `DP 8` and so on: how GPUs share a replica, as inputs have it."""
     return [f"{key.upper()} {inputs[key]}" for key in ("tp", "pp", "dp", "ep") if inputs.get(key)]
+
+
+def replicas_words(inputs: Mapping[str, Any]) -> str:
+    """`2 replicas`, or `1 to 8 replicas by queue` where autoscaling decides."""
+    if scales := inputs.get("scales"):
+        least, most = scales
+        return f"{count(least)} to {count_of(most, 'replica')} by {inputs['scales_by']}"
+    return count_of(inputs["replicas"], "replica")
 
 
 def pool_lines(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -35,6 +46,17 @@ def pool_lines(summary: Summary) -> Iterator[tuple[str, str]]:
         if pool["bill"]["usd"] is not None:
             parts.append(dollars(pool["bill"]["usd"]))
         yield name, ", ".join(parts)
+
+
+def model_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+    """(model, a line) of each, where there are several."""
+    for model, own in (summary.get("models") or {}).items():
+        met = f", {percent(own['goodput']['fraction'])} within the SLO" if "goodput" in own else ""
+        yield (
+            model,
+            f"{count_of(own['requests']['total'], 'request')}, TTFT p99 {seconds(own['ttft_s']['p99'])}, "
+            f"TPOT p99 {seconds(own['tpot_s']['p99'])}{met}",
+        )
 
 
 def transfer_line(summary: Summary) -> str:
@@ -67,6 +89,8 @@ def pool_panels(summary: Summary) -> Iterator[tuple[str, list[tuple[str, str]]]]
                 *([("Cost", dollars(pool["bill"]["usd"]))] if pool["bill"]["usd"] is not None else []),
             ],
         )
+    if summary.get("models"):
+        yield "By model", list(model_lines(summary))
     if moved := summary.get("transfers"):
         waited, sent = moved["wait_s"], moved["sending_s"]
         yield (
@@ -78,6 +102,32 @@ def pool_panels(summary: Summary) -> Iterator[tuple[str, list[tuple[str, str]]]]
                 ("Under way, p50 and p99", f"{seconds(sent['p50'])}, {seconds(sent['p99'])}"),
             ],
         )
+
+
+MOST_ROUTED = 16
+"""Replicas that the table of routing shares names."""
+
+
+def routing_panels(summary: Summary, requests: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(title, rows) of the requests that each replica answered; nothing of a lone one."""
+    if (summary["inputs"].get("replicas") or 1) < 2:
+        return
+    answered = requests["replica"][requests["status"] == "completed"].value_counts().sort_index()
+    names = replica_names(summary)
+    total = int(answered.sum())
+    most = answered.sort_values(ascending=False, kind="stable")[:MOST_ROUTED].sort_index()
+    rows = [
+        (names[replica] if names else f"Replica {replica}", f"{count(times)} ({percent(times / total)})")
+        for replica, times in zip(most.index.tolist(), most.tolist(), strict=True)
+    ]
+    if len(answered) > MOST_ROUTED:
+        rows.append(
+            (
+                f"{count(len(answered) - MOST_ROUTED)} others",
+                f"at most {count(int(answered.sort_values().iloc[-MOST_ROUTED]))} each",
+            )
+        )
+    yield "Requests by replica", rows
 
 
 def _queue(pool: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency
-from sim.report.run.pools import pool_words, split_words
+from sim.report.run.pools import pool_words, replicas_words, split_words
 from sim.results.binding import kv_limits
 from sim.results.metrics import SOURCES, SloResult
-from sim.results.units import count, count_of, dollars, energy, number, percent, seconds
+from sim.results.units import count, count_of, dollars, energy, mean_count_of, number, percent, seconds
 from sim.results.verdict import clause_name
 from traces import documents
 from traces.schema import InputError
@@ -33,7 +33,8 @@ def title(summary: Mapping[str, Any], engine: str = "") -> str:
 def heading(inputs: Mapping[str, Any], engine: str, load: str, trace: str) -> str:
     """Of any report: the model on its GPUs, the engine, the load, and the trace behind them."""
     where = gpus_words(inputs)
-    what = " on ".join(filter(None, [str(inputs.get("model") or ""), where]))
+    several = any(pool.get("model") for pool in (inputs.get("pools") or {}).values())  # each pool says its own
+    what = " on ".join(filter(None, ["" if several else str(inputs.get("model") or ""), where]))
     return ": ".join(filter(None, [", ".join(filter(None, [what, engine, load])), trace]))
 
 
@@ -46,8 +47,9 @@ def gpus_words(inputs: Mapping[str, Any]) -> str:
         return ""
     sizes = split_words(inputs)
     if replicas:
-        sizes.append(count_of(replicas, "replica"))
-    gpus = tp * (inputs.get("pp") or 1) * (inputs.get("dp") or 1) * replicas if tp and replicas else 1
+        sizes.append(replicas_words(inputs))
+    split = (inputs.get("pp") or 1) * (inputs.get("dp") or 1)
+    gpus = tp * split * replicas if tp and replicas and not inputs.get("scales") else 1
     many = f"{count(gpus)} x " if gpus > 1 else ""
     return f"{many}{gpu} ({', '.join(sizes)})" if sizes else f"{many}{gpu}"
 
@@ -235,7 +237,7 @@ def money_line(bill: Mapping[str, Any]) -> str:
     """What a million tokens cost, and at which price; or that none is known."""
     if bill["usd"] is None:
         return str(bill["price_source"])
-    whose = f"{count_of(bill['gpus'], 'GPU')} at {dollars(bill['usd_per_gpu_hour'])} an hour"
+    whose = f"{mean_count_of(bill['gpus'], 'GPU')} at {dollars(bill['usd_per_gpu_hour'])} an hour"
     if bill["usd_per_million_tokens"] is None:
         return f"{dollars(bill['usd'])} for {whose}, and no request completed"
     every, output = (dollars(bill[f"usd_per_million_{kind}"]) for kind in ("tokens", "output_tokens"))
@@ -270,7 +272,7 @@ def bill_rows(bill: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"Of a million output tokens{bound}", energy(bill["joules_per_million_output_tokens"])),
     ]
     return [
-        ("GPUs", count(bill["gpus"])),
+        ("GPUs", mean_count_of(bill["gpus"], "GPU").split()[0]),
         *(money if bill["usd"] is not None else []),
         ("Price", bill["price_source"]),
         *(power if bill["joules"] is not None else []),

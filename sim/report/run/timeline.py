@@ -15,9 +15,10 @@ from sim.results import series
 from sim.results.binding import BUDGET, FREE, IDLE, LIMITS, STATES, limits_of, states
 from sim.results.kv import KV_HELD, KV_KINDS, kv_means
 from sim.results.percentiles import Floats
+from sim.results.presence import DIES, present
 from sim.results.result import Run
 from sim.results.series import Pieces
-from sim.results.units import TimeUnit, count, percent, seconds, time_unit
+from sim.results.units import TimeUnit, count, count_of, percent, seconds, time_unit
 
 REQUESTS_PER_BUCKET = 10
 HOURS = TimeUnit("h", 1 / 3600)
@@ -72,6 +73,7 @@ def time_charts(run: Run, units: LatencyUnits) -> list[Chart]:
     clock = TimeAxis.of(run)
     return [
         *limit_charts(run, clock),
+        *fleet_charts(run, clock),
         queue_chart(run.requests, clock),
         ttft_chart(run.requests, units["ttft_s"], clock),
         batch_chart(run.steps, clock),
@@ -119,6 +121,28 @@ def queue_chart(requests: pd.DataFrame, clock: TimeAxis) -> Chart:
     note = _thinned(edges_s, 2 * real, "changes") + " Waiting is from arrival to a request's first step."
     spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("", "requests"), "series": lines}
     return Chart("queue", "Queue", sentence + ".", note.strip(), spec)
+
+
+def fleet_charts(run: Run, clock: TimeAxis) -> list[Chart]:
+    """How many replicas served and were paid for; none where all of them did all the time."""
+    events = getattr(run, "events", None)
+    if events is None or not len(events):
+        return []
+    replicas = int(run.summary["inputs"]["replicas"])
+    edges_s = clock.grid(2 * len(events))
+    levels = {}
+    for what, words in (("paid", "paid for"), ("serving", "serving")):
+        times = present(events, replicas, clock.start_s, what)
+        levels[words] = series.level(times.start_s, times.end_s, clock.end_s)
+    means = {name: level.integral(edges_s)[-1] / (edges_s[-1] - edges_s[0]) for name, level in levels.items()}
+    deaths = int((events["event"] == DIES).sum())
+    died = f"; one died {count_of(deaths, 'time')}" if deaths else ""
+    sentence = (
+        f"{means['serving']:,.2f} replicas served on average, of {means['paid for']:,.2f} that were paid for{died}."
+    )
+    lines = [series.banded(name, series.busy_means([level], edges_s)) for name, level in levels.items()]
+    spec = {"kind": "lines", "x": clock.axis(edges_s), "y": axis("", "replicas"), "series": lines}
+    return [Chart("replicas", "Replicas", sentence, _thinned(edges_s, 2 * len(events), "changes"), spec)]
 
 
 def limit_charts(run: Run, clock: TimeAxis) -> list[Chart]:

@@ -26,7 +26,7 @@ from sim.study.plan.document import Document
 from sim.study.plan.fleet import Fleet, Simulations, fleet, fleets_of_pools
 from sim.study.plan.glance import Glance, Glimpse, glimpse
 from sim.study.plan.journal import PlanJournal, working_file
-from sim.study.plan.layouts import PoolAtBest, name_of_layout
+from sim.study.plan.layouts import PoolAtBest, name_of_pool
 from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
 from sim.study.plan.refine import Candidate, Refinement
 from sim.study.plan.replication import source
@@ -246,7 +246,7 @@ def _table(
     for name, own in pools.items():
         for pool in own:
             yield (
-                f"  {name_of_layout(name, {'pool': pool.name})}: up to {pool.bound.rate_per_s:.3g} requests/s a "
+                f"  {name_of_pool(name, pool.name)}: up to {pool.bound.rate_per_s:.3g} requests/s a "
                 f"replica ({pool.bound.binds}), alone at least {count_of(pool.fewest(rate), 'replica')}"
             )
         able = [each for each in rows if each[0].family == name]

@@ -182,6 +182,7 @@ def inputs_of(scenario: Scenario, known: Mapping[str, Any]) -> Document:
         **({"pools": facts["pools"]} if "pools" in facts else {}),
         "seed": scenario.seed,
         "cost_sources": known.get("cost_sources"),
+        "band": known.get("band"),
         "version": product_version(),
     }
 

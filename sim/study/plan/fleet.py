@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from sim.cost.errors import NORMAL_P90
 from sim.results.bill import Rates
 from sim.scenario import Scenario
 from sim.serving import run as serving
@@ -13,7 +15,6 @@ from sim.serving.assemble import assemble
 from sim.serving.pool import pools_of
 from sim.study.identity import Made
 from sim.study.plan.bounds import RateBound, bound_of
-from sim.study.plan.errors import cost_model
 from sim.study.plan.glance import Glance, Glimpse, key_of
 from sim.study.plan.journal import PlanJournal
 from sim.study.plan.layouts import (
@@ -27,6 +28,7 @@ from sim.study.plan.layouts import (
     together,
     with_sizes,
 )
+from sim.study.plan.model_band import typical_error
 from sim.study.plan.observation import Clause, Window, requests_needed
 from sim.study.plan.refine import CannotRunError, FleetQuestion
 from sim.study.plan.replication import Replication, sessions_per_request, source
@@ -58,6 +60,8 @@ class Fleet:
     sessions_per_request: float
     fewest: int
     """Requests of a replication, at least."""
+    common: float
+    """The common error of its steps, before anything is simulated (`sim.results.band`)."""
     gpus: int = 1
     """Of one replica."""
     replicas: int = 1
@@ -89,17 +93,18 @@ class Fleet:
         point = Replication(base, rate, question.replication, sessions, clauses)
         return Glimpse(point, window, question.whole)
 
-    def gains(self, clauses: Sequence[Clause], sources: Mapping[str, float] | None) -> tuple[float, float]:
-        """By how much a replica's capacity differs where steps are faster or slower by the cost model's error: factors
-        of the capacity, as the bound has them."""
-        error, trace = cost_model(sources), source(self.scenario.workload)
+    def gains(self, clauses: Sequence[Clause], band: Mapping[str, Any] | None) -> tuple[float, float]:
+        """By how much a replica's capacity differs where steps are as fast or as slow as their errors allow, those of a
+        run's `band` where there is one: factors of the capacity, as the bound has them."""
+        slower_by = math.exp(NORMAL_P90 * (self.common if band is None else band["common"]))
+        trace = source(self.scenario.workload)
 
         def rate_per_s(times: float) -> float:
             if not self.sizes:
                 return bound_of(assemble(self.scenario), trace, clauses, times).rate_per_s
             return together(at_best(self.scenario, trace, clauses, times), self.sizes).rate_per_s
 
-        plain, faster, slower = (rate_per_s(times) for times in (1.0, 1 / (1 + error), 1 + error))
+        plain, faster, slower = (rate_per_s(times) for times in (1.0, 1.0 / slower_by, slower_by))
         return max(1.0, faster / plain), min(1.0, slower / plain)
 
     @property
@@ -113,14 +118,16 @@ def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int)
     trace = source(scenario.workload)
     parts = assemble(scenario)
     rates = Rates.of(scenario.parallel.gpus, parts.gpu, scenario.price)
+    bound = bound_of(parts, trace, clauses)
     return Fleet(
         name,
         scenario,
-        bound_of(parts, trace, clauses),
+        bound,
         None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.parallel.gpus,
         rates.price_source,
         sessions_per_request(trace),
         fewest,
+        typical_error(parts, trace, bound),
         scenario.parallel.gpus,
     )
 
@@ -162,6 +169,7 @@ def _layout(
         "; ".join(dict.fromkeys(pool.price_source for pool in pools)),
         sessions,
         fewest,
+        max(pool.common for pool in pools),
         sum(pool.gpus * size for pool, size in zip(pools, sizes, strict=True)),
         sum(sizes),
         name,

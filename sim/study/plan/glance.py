@@ -15,7 +15,7 @@ from sim.study.identity import Made
 from sim.study.plan.observation import SHOWN, Window, excesses, latencies
 from sim.study.plan.replication import Replication, measure
 
-KEPT = ("bill", "cost_sources", "inputs", "waiting", "kv", "kv_limits")
+KEPT = ("bill", "band", "cost_sources", "inputs", "waiting", "kv", "kv_limits")
 """Of the facts of a run."""
 
 

@@ -18,6 +18,7 @@ from sim.scenario import Scenario
 from sim.serving.pool import Pool, pools_of
 from sim.specs.fleet import BOTH, DECODE, PREFILL
 from sim.study.plan.bounds import RateBound, bound_of
+from sim.study.plan.model_band import typical_error
 from sim.study.plan.observation import Clause
 from traces.rows import keep_rows
 from traces.schema import InputError, Trace
@@ -42,6 +43,8 @@ class PoolAtBest:
     usd_per_hour: float | None
     price_source: str
     bound: RateBound
+    common: float
+    """The common error of its steps (`sim.results.band`)."""
 
     def fewest(self, rate: float) -> int:
         """Replicas with which the pool alone can do its part of the rate at best."""
@@ -60,13 +63,14 @@ def at_best(scenario: Scenario, trace: Trace, clauses: Sequence[Clause], slower:
 def _at_best(pool: Pool, trace: Trace, clauses: Sequence[Clause], slower: float, shortest: int) -> PoolAtBest:
     parts = pool.parts
     rates = Rates.of(parts.scenario.parallel.gpus, parts.gpu, parts.scenario.price)
-    gpus = pool.gpus // pool.count
+    gpus = parts.scenario.parallel.gpus
     usd = None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * gpus
     if pool.role == PREFILL:
         bound = _of_prompts(pool, trace, clauses, slower, shortest)
     else:
         bound = bound_of(parts, trace, clauses, slower, prompts_elsewhere=pool.role == DECODE)
-    return PoolAtBest(pool.name, pool.role, gpus, usd, rates.price_source, bound)
+    common = typical_error(parts, trace, bound, role=pool.role)
+    return PoolAtBest(pool.name, pool.role, gpus, usd, rates.price_source, bound, common)
 
 
 def _of_prompts(pool: Pool, trace: Trace, clauses: Sequence[Clause], slower: float, shortest: int) -> RateBound:
@@ -136,6 +140,11 @@ def with_sizes(scenario: Scenario, sizes: Sequence[int]) -> Scenario:
         for (name, pool), size in zip(scenario.pools.items(), sizes, strict=True)
     }
     return replace(scenario, pools=own)
+
+
+def name_of_pool(name: str, pool: str) -> str:
+    """What a pool of a candidate is called."""
+    return f"pool {pool}" if name == "run" else f"{name}: pool {pool}"
 
 
 def name_of_layout(name: str, sizes: Mapping[str, int]) -> str:

@@ -28,6 +28,7 @@ from sim.study.plan.document import (
 )
 from sim.study.plan.glance import Glimpse
 from sim.study.plan.memory_band import kv_ends, kv_row
+from sim.study.plan.model_band import capacity_band
 from sim.study.plan.observation import Clause, clauses_of, requests_needed
 from sim.study.plan.rates import AtRate, rounded
 from sim.study.plan.replication import source
@@ -125,17 +126,19 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
         row["kv"]["ends"] = kv_ends(
             Glimpse(bench.point(Trial(at.rate_per_s, 0, capacity.requests)), capacity.window, True)
         )
+    known = at.observations[0].facts["band"]
+    ends, further = capacity_band(scenario, clauses, capacity, known, ask.workers, ask.executor)
     return jsonable(
         {
             **about,
-            "capacity": capacity_words(capacity, replicas_of(scenario)),
+            "capacity": capacity_words(capacity, replicas_of(scenario)) | ends,
             "best": row,
             "candidates": [row],
             "rates": [rate_row(at, clauses, capacity.window) for at in rates],
             "warm_up": warm_up_words(capacity),
             "replications": capacity.replications,
             "requests_per_replication": capacity.requests,
-            "simulations": bench.runs,
+            "simulations": bench.runs + further,
             "notes": list(capacity.notes),
             "inputs": inputs_of(scenario, capacity.rates[0].observations[0].facts),
         }

@@ -23,7 +23,7 @@ WORTH_NAMING = 0.05
 def range_of(
     fleet: Fleet,
     clauses: Sequence[Clause],
-    sources: Mapping[str, float] | None,
+    band: Mapping[str, Any] | None,
     replicas: int,
     loads: tuple[float, float | None],
     *,
@@ -32,9 +32,10 @@ def range_of(
     """GPUs {low, likely, high}; without a simulation that met the SLO (`known` is False) the bound's alone.
 
     loads: multiples of the rate that so many replicas are known to take, and known not to (None: not known). A
-    replica's capacity is then between two values; the cost model's error shifts the bound, and with it both.
+    replica's capacity is then between two values; the errors of step times (`band` of a run) shift the bound, and with
+    it both.
     """
-    faster, slower = fleet.gains(clauses, sources)
+    faster, slower = fleet.gains(clauses, band)
     low, high = loads
     if fleet.sizes:
         return _of_layout(fleet, loads, faster, slower, known=known)

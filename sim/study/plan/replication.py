@@ -23,6 +23,7 @@ from sim.serving.pool import pools_of
 from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.fleet import PREFILL
 from sim.specs.workload import WorkloadSettings
+from sim.study.band import Scaled
 from sim.study.identity import Stamps, ingredients, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop
@@ -30,6 +31,8 @@ from traces.rows import keep_rows
 from traces.schema import InputError, Trace
 
 FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
+BAND = ("level", "common", "steps")
+"""Of a run's band, what its steps may be off."""
 MOST_REPLICATIONS = 1000
 MOST_MODELS = 8
 """Cost models that a process keeps with the prices that they remember."""
@@ -50,6 +53,8 @@ class Replication:
     clauses: tuple[Clause, ...]
     window: Window | None = None
     """Where it is given, a run that is certain to miss a clause in it is ended early."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """(kind of step, what its seconds are multiplied by): at an end of the errors of step times."""
 
     @property
     def scenario(self) -> Scenario:
@@ -87,7 +92,9 @@ def measure(point: Replication) -> Observation:
     try:
         kept: list[TokenGaps] = []
         cost = None if scenario.pools else _prices(point.base, pools[0].parts.cost)
-        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append)
+        factors = dict(point.factors)
+        wrap = (lambda executor: Scaled(executor, factors)) if factors else None
+        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
@@ -110,6 +117,7 @@ def measure(point: Replication) -> Observation:
             **{name: result.summary[name] for name in FACTS if name in result.summary},
             "waiting": result.summary["binding"]["waiting"],
             "kv_limits": kv_limits(result.summary),
+            "band": {name: result.summary["band"][name] for name in BAND},
         },
         wall_s=time.perf_counter() - started,
     )

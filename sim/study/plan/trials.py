@@ -26,6 +26,7 @@ class Simulated:
     Args:
         workers: processes at most; None for one on each core.
         executor: as in `sim.study.workers.pool.each`.
+        factors: of each kind of step, as `Replication.factors`.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Simulated:
         *,
         workers: int | None = None,
         executor: str = "processes",
+        factors: tuple[tuple[str, float], ...] = (),
     ) -> None:
         self.scenario = scenario
         self.clauses = tuple(clauses)
         self._workers, self._executor = workers, executor
+        self._factors = factors
         self._sessions_per_request = sessions_per_request(source(scenario.workload))
         self.runs = 0
         self._cost_s = 0.0
@@ -61,7 +64,9 @@ class Simulated:
     def point(self, trial: Trial) -> Replication:
         """What a trial simulates."""
         sessions = math.ceil(trial.requests * self._sessions_per_request)
-        return Replication(self.scenario, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window)
+        return Replication(
+            self.scenario, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window, self._factors
+        )
 
     def _crew(self, points: Sequence[Replication]) -> int | None:
         if self._executor == "processes" and (self._cost_s * len(points) < WORTH_STARTING_S or self._workers == 1):

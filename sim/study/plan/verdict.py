@@ -44,6 +44,13 @@ class Findings:
         if standing is not None and standing.candidate.most >= 1:
             self.refinement.look(standing, standing.candidate.most, 1, whole=True)
 
+    def gains(self, standing: Standing) -> tuple[float, float]:
+        """As `Fleet.gains`, by the band of the candidate's first run, or before there is any by its bound's steps."""
+        runs = [
+            glance for glances in standing.glances.values() for glance in glances.values() if "band" in glance.facts
+        ]
+        return self.fleets[standing.candidate.name].gains(self.clauses, runs[0].facts["band"] if runs else None)
+
     def nearest(self) -> Standing | None:
         """The candidate that could take most with the most GPUs; None where none has a bound above nothing."""
         able = [
@@ -79,6 +86,7 @@ def answer_of(findings: Findings) -> Document:
         "best": best,
         "candidates": table,
         "ties": _ties(findings, best),
+        "inside_band": inside_band(findings, best),
         "rates": [rate_row(rate, glances, findings.clauses)] if glances else [],
         "warm_up": None,
         "replications": len(glances),
@@ -145,8 +153,8 @@ def _best(findings: Findings, rows: Mapping[str, Document]) -> Document | None:
     replicas = row["replicas"]
     glances = standing.whole(replicas)
     low, high = _loads(findings, standing)
-    sources = glances[0].facts.get("cost_sources") if glances else None
-    row["gpus"] = range_of(fleet, findings.clauses, sources, replicas, (low, high), known=bool(standing.meets))
+    band = glances[0].facts["band"] if glances else None
+    row["gpus"] = range_of(fleet, findings.clauses, band, replicas, (low, high), known=bool(standing.meets))
     row["usd_range"] = usd_range(row, fleet)
     row["binds"] = binds(standing, fleet, findings.clauses, replicas)
     row["kv"] = kv_row([glance.facts for glance in glances])
@@ -250,6 +258,31 @@ def _ties(findings: Findings, best: Document | None) -> list[str]:
         for name, each in refinement.standings.items()
         if each.meets and each is not refinement.best and each.meets * each.candidate.cost <= top * (1 + 1e-9)
     ]
+
+
+def inside_band(findings: Findings, best: Document | None) -> list[str]:
+    """Candidates of other GPUs whose order with the best the errors of step times alone may turn.
+
+    A candidate costs as many replicas as meet the SLO, or one more than are known to miss it. The errors of two kinds
+    of GPUs are independent and count by squares; those of one kind are common to its candidates, and are left out.
+    """
+    if best is None or not best["replicas"]:
+        return []
+    own = findings.refinement.standings[best["name"]]
+    cost, slower = best["replicas"] * own.candidate.cost, findings.gains(own)[1]
+    turned = []
+    for name, each in findings.refinement.standings.items():
+        fleet = findings.fleets[name]
+        if _cards(fleet) == _cards(findings.fleets[best["name"]]) or each.cannot_run or fleet.bound.floors:
+            continue
+        dearer = math.log((each.meets or each.missed + 1) * each.candidate.cost / cost)
+        if dearer <= math.hypot(math.log(findings.gains(each)[0]), math.log(max(slower, 1e-9))):
+            turned.append(name)
+    return turned
+
+
+def _cards(fleet: Fleet) -> set[str]:
+    return {kind.gpu for kind in fleet.scenario.kinds}
 
 
 def _top(findings: Findings, best: Document) -> float:

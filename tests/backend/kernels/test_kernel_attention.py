@@ -58,6 +58,14 @@ DECODES = {
     "bf16 over fp8": Case((1, 1), (100, 7), q_type=BF16, storage=FP8),
     "bf16 over int8": Case((2, 2), (100, 7), q_type=BF16, storage=INT8, window=50, sinks=4),
     "fp32 over int8": Case((1, 1), (100, 7), storage=INT8, soft_cap=3.0),
+    "pairs of fp8": Case((1, 1, 1), (100, 7, 0), head_dim=32, q_type=BF16, storage=FP8),
+    "pairs of fp8, drafts, a soft cap": Case((3, 3), (41, 0), head_dim=32, q_type=FP16, storage=FP8, soft_cap=2.0),
+    "pairs of int8": Case((1, 1, 1), (100, 7, 0), head_dim=32, q_type=FP16, storage=INT8),
+    "pairs of int8, blocks of two tiles": Case((1,), (75,), head_dim=32, block_tokens=32, q_type=BF16, storage=INT8),
+    "pairs of int8, drafts in a window": Case((4, 4), (60, 28), head_dim=32, q_type=BF16, storage=INT8, window=19),
+    "pairs of int8, window, sinks, cap": Case(
+        (1, 1), (90, 30), head_dim=32, q_type=FP16, storage=INT8, window=37, sinks=6, soft_cap=2.0
+    ),
 }
 
 

@@ -1,0 +1,112 @@
+"""What the errors of step times do to the answer of a plan: the capacity with all steps at either of their ends.
+
+Each capacity is looked for with one replication, the same requests and gaps each time, and only its ratio to that of
+the steps as they are is used, so that what the traffic's chance does to all of them is gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim.cost.errors import NORMAL_P90
+from sim.engine.batch import Shape
+from sim.results.band import LEVEL, step_errors
+from sim.results.terms import StepTerms
+from sim.scenario import Scenario
+from sim.serving.assemble import Parts
+from sim.serving.workload import samples
+from sim.specs.fleet import BOTH, DECODE, PREFILL
+from sim.study.band import WAYS, at_end
+from sim.study.plan.bounds import Mix, RateBound
+from sim.study.plan.document import Document
+from sim.study.plan.observation import Clause, Window, excesses, verdict
+from sim.study.plan.rates import rounded
+from sim.study.plan.search import FLOOR, Bench, Capacity, Trial
+from sim.study.plan.trials import Simulated
+from sim.study.statistics import CONFIDENCE, student_t
+from traces.schema import Trace
+
+STRIDE = 1.05
+"""Between the first two rates that are tried; then its square, and so on."""
+NARROW = 1.02
+"""Two rates between which a capacity lies are at most so far apart."""
+
+
+def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window, start: float) -> float:
+    """The rate up to which one replication meets the clauses, looked for from `start`; 0 where none does."""
+
+    def met(rate: float) -> bool:
+        [observation] = bench([Trial(rate, 0, requests, window)])
+        return not (observation.stopped or verdict(excesses(observation, clauses, window), clauses))
+
+    low = high = rounded(start)
+    stride = STRIDE
+    if met(low):
+        while met(high := rounded(low * stride)):
+            low, stride = high, stride * stride
+    else:
+        while not met(low := rounded(high / stride)):
+            if low < start / FLOOR:
+                return 0.0
+            high, stride = low, stride * stride
+    while high / low > NARROW:
+        middle = rounded(math.sqrt(low * high))
+        if not low < middle < high:
+            break
+        if met(middle):
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
+
+
+def capacity_band(
+    scenario: Scenario, clauses: tuple[Clause, ...], capacity: Capacity, known: Mapping[str, Any], workers: int | None,
+    executor: str,
+) -> tuple[Document, int]:  # fmt: skip
+    """(`model` and `band` of a plan's capacity, how many simulations they took).
+
+    Args:
+        known: the `band` of one of its runs.
+        workers, executor: as in `sim.study.workers.pool.each`.
+    """
+    mean, runs, found = capacity.interval.mean, 0, []
+    for way in (0, *WAYS):
+        factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
+        told = tuple(factors.items()) if way else ()
+        bench = Simulated(at_end(scenario, way) if way else scenario, clauses, workers=workers, executor=executor,
+                          factors=told)  # fmt: skip
+        start = mean * math.exp(-way * NORMAL_P90 * known["common"])
+        found.append(edge(bench, clauses, capacity.requests, capacity.window, start))
+        runs += bench.runs
+    plain, fast, slow = found
+    low, high = (min(1.0, slow / plain), max(1.0, fast / plain)) if plain > 0 else (0.0, math.inf)
+    degrees = max(1, capacity.replications - 1)
+    seeds = student_t(LEVEL, degrees) / student_t(CONFIDENCE, degrees)
+    below = math.hypot((1.0 - low) * mean, seeds * (mean - capacity.interval.low))
+    above = math.hypot((high - 1.0) * mean, seeds * (capacity.interval.high - mean))
+    return {
+        "model": {"level": LEVEL, "common": known["common"], "low": low * mean, "high": high * mean},
+        "band": {"level": LEVEL, "low": max(0.0, mean - below), "high": mean + above},
+    }, runs
+
+
+def typical_error(parts: Parts, trace: Trace, bound: RateBound, role: str = BOTH) -> float:
+    """The common error of a replica's steps as its bound has them, before anything is simulated."""
+    mix = Mix.of(
+        trace,
+        parts.window.span_tokens if parts.window else 0,
+        samples(trace.requests, parts.scenario.workload) is not None,
+    )
+    rows = max(1, round(bound.rows))
+    spans = []
+    if role != PREFILL and mix.decodes > 0:
+        context, within = (rows * max(1, round(tokens)) for tokens in (mix.context, mix.window_context))
+        decode = Shape(decodes=rows, decode_context=context, decode_window_context=within if parts.window else 0)
+        spans.append((0, decode, max(1, round(mix.decodes))))
+    if role != DECODE:
+        spans.append((1, Shape(((max(1, round(mix.prompt)), 0),)), rows))
+    terms = StepTerms(parts.cost, spans, parts.asynchronous, parts.gap)
+    return step_errors([(terms, terms.spent()[1])]).common
