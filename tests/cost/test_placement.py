@@ -99,6 +99,12 @@ def test_copies_level_a_skewed_load_and_told_shares_stand_in_their_order() -> No
     plain, with_copies = (ExpertPlacement(256, 8, ep(32, redundant=copies)) for copies in (0, 32))
     assert 1.0 < with_copies.excess(skewed, 8192) < plain.excess(skewed, 8192)
     assert plain.excess(Routing("balanced"), 8192) == 1.0
+    loads, chances = skewed.spread(8192, 256, 8)
+    for placement in (plain, with_copies):
+        slots = placement.slots(loads, chances, in_order=False)
+        assert sum(map(len, slots)) == 256 + placement.parallel.redundant
+        assert max(map(len, slots)) <= placement.held
+        assert math.fsum(load for own in slots for load, _ in own) == pytest.approx(8 * 8192)
     shares = Routing(",".join(["0.3", "0.2"] + ["0.0625"] * 8))
     ordered = ExpertPlacement(10, 2, ep(5))
     assert ordered.load(shares, 100).rows == pytest.approx(100)  # the first two: half of 200 rows

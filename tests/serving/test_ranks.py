@@ -27,6 +27,9 @@ from traces.schema import InputError
 LOAD: dict[str, Any] = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 40, "workload.rate": 30.0}
 MOE: dict[str, Any] = {"model": "qwen3-30b-a3b", "dp": 4, "ep": 4}
 
+_BOTH_WAYS = (((6, 1), (2, 1)), ((2, 1), (6, 1)))
+"""(prompt, output) of the first rank's request and of the second's."""
+
 
 class Served:
     """A workload, served by ranks that step together."""
@@ -90,9 +93,10 @@ def naive(case: Case, ranks: int) -> list[tuple[float, float]]:
 @laws
 @given(cases("chunked", "paged"))
 def test_ranks_do_what_a_plain_loop_does(case: Case) -> None:
-    case = case.admissible()
-    open_loop = not case.setup.concurrency and all(row.session < 0 for row in case.rows)
-    if case.rows and open_loop and case.setup.depth == 1 and not case.setup.host_blocks:
+    setup = replace(case.setup, depth=1, concurrency=0, host_blocks=0)
+    rows = [row._replace(session=-1) for row in case.rows]
+    case = replace(case, setup=setup, rows=rows).admissible()
+    if case.rows:
         np.testing.assert_allclose(Served(case.setup, 2, case.workload()).times(), naive(case, 2), rtol=1e-9)
 
 
@@ -117,6 +121,12 @@ def test_a_schedule_by_hand() -> None:
     assert served.times() == [(4.5, 8.5), (4.5, 6.0), (8.5, 10.0)]
     assert served.rank_of == {0: 0, 1: 1, 2: 0}
     assert [list(ends) for ends in served.watch.step_end_s] == [[4.5, 6.0, 8.5, 10.0], [4.5, 6.0]]
+
+
+def test_the_slowest_rank_says_how_long_a_step_lasts_whichever_it_is() -> None:
+    setup = Setup(cost=FixedCost(0.5, 1.0))
+    ends = [Served(setup, 2, workload([(0.0, *rows[0]), (0.0, *rows[1])])).times() for rows in _BOTH_WAYS]
+    assert ends == [[(6.5, 6.5), (6.5, 6.5)]] * 2
 
 
 def test_a_request_goes_where_four_times_those_waiting_and_those_running_are_fewest() -> None:
@@ -222,7 +232,10 @@ def test_pools_of_ranks_hand_over_between_prompts_and_answers() -> None:
         ({"dp": 2, "gpu": "h200", "cost.profile": "h200-llama-3.1-8b"}, r"^cost.profile is .*; cost.profile=roofline"),
         ({"model": "deepseek-v3", "dp": 8, "ep": 8}, r"with tp = 1, dp = 8, ep = 8: .*fit are tp = 1, dp = 16, ep ="),
         ({"gpu": "rtx-4090", "dp": 16, "ep": 16}, r"\(16 GPUs\) needs 2 nodes, .* choose a replica of at most 8 GPUs"),
-        ({"dp": 2, "failures.mtbf_s": 9.0, "failures.mttr_s": 1.0}, r"^failures of replicas of several ranks or stages"),
+        (
+            {"dp": 2, "failures.mtbf_s": 9.0, "failures.mttr_s": 1.0},
+            r"^failures of replicas of several ranks",
+        ),
         ({"ep": 0}, r"^ep is 0; it must be at least 1 and at most"),
     ],
 )
