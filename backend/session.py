@@ -86,7 +86,8 @@ def _spec(scenario: Scenario) -> ModelSpec:
 
 
 def _check(scenario: Scenario) -> None:
-    for name, value in (("replicas", scenario.replicas), ("tp", scenario.tp)):
+    for name in ("replicas", "tp", "pp", "dp"):
+        value = getattr(scenario, name)
         if value != 1:
             raise InputError(f"{name} is {value}, and a live run has one device")
     if scenario.workload.beam_search:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
             "constants": fitted.constants,
         }
     links = _links(tables.get("all_reduce"), gpu)
-    if not operations and not links:
+    exchanges = _exchanges(tables.get("all_reduce"), gpu)
+    if not operations and not links and not exchanges:
         raise InputError(
             f"{sources[0]}: no table of GEMMs, attention, experts or all-reduces in 16 bits or fp8, which are what the "
             "roofline has constants for"
@@ -69,6 +71,7 @@ def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
     document: dict[str, object] = {
         "gpu": gpu.name, "date": date, "source": _source(imported), "operations": operations,
         **({"all_reduce": links} if links else {}),
+        **({"all_to_all": exchanges} if exchanges else {}),
     }  # fmt: skip
     return Made(document, (*map(str, imported.left_out), *slow), errors)
 
@@ -107,22 +110,45 @@ def _without_slow(profile: Profile) -> tuple[dict[str, Table], list[str]]:
 
 def _links(table: Table | None, gpu: GpuSpec) -> dict[str, object]:
     """All-reduces by number of GPUs; of a message that was faster than a smaller one, the smaller's seconds."""
-    if table is None:
-        return {}
-    curves: dict[int, dict[float, float]] = {}
-    for row in table.rows():
-        if row["op"] == "all_reduce":
-            curves.setdefault(int(row["gpus"]), {})[float(row["bytes"])] = float(row["us"]) * 1e-6
     links: dict[str, object] = {}
-    for gpus, curve in sorted(curves.items()):
+    for gpus, curve in _measured(table, "all_reduce"):
         points, least = [], 0.0
         for size in sorted(curve):
             least = max(least, curve[size])
             points.append([int(size), float(f"{least:.4g}")])
         if len(points) > 1:
             links[f"gpus_{gpus}"] = points
-    link = {"link": "PCIe" if not gpu.link_bytes_per_s else gpu.peer_link, "link_bytes_per_s": gpu.peer_bytes_per_s}
-    return {**link, **links} if links else {}
+    return {**_link(gpu), **links} if links else {}
+
+
+def _exchanges(table: Table | None, gpu: GpuSpec) -> dict[str, object]:
+    """All-to-alls by number of GPUs; of a message that was slower than a larger one, the larger's seconds.
+
+    Single small messages of these tables take twice as long as those on both sides of them.
+    """
+    links: dict[str, object] = {}
+    for gpus, curve in _measured(table, "all_to_all"):
+        points: list[list[float]] = []
+        most = math.inf
+        for size in sorted(curve, reverse=True):
+            most = min(most, curve[size])
+            points.insert(0, [int(size), float(f"{most:.4g}")])
+        if len(points) > 1:
+            links[f"gpus_{gpus}"] = points
+    return {**_link(gpu), **links} if links else {}
+
+
+def _measured(table: Table | None, op: str) -> list[tuple[int, dict[float, float]]]:
+    """(GPUs, seconds by bytes) of one collective, rising in GPUs."""
+    curves: dict[int, dict[float, float]] = {}
+    for row in table.rows() if table is not None else ():
+        if row["op"] == op:
+            curves.setdefault(int(row["gpus"]), {})[float(row["bytes"])] = float(row["us"]) * 1e-6
+    return sorted(curves.items())
+
+
+def _link(gpu: GpuSpec) -> dict[str, object]:
+    return {"link": "PCIe" if not gpu.link_bytes_per_s else gpu.peer_link, "link_bytes_per_s": gpu.peer_bytes_per_s}
 
 
 def _source(imported: Imported) -> str:

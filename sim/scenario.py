@@ -20,8 +20,8 @@ from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
-from sim.specs.model import MAX_TP
 from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
+from sim.specs.parallel import MAX_DP, MAX_PP, MAX_TP, Parallel
 from sim.specs.settings import Setting, Where, check, section, setting, word
 from sim.specs.workload import WorkloadSettings
 from sim.speculation.settings import SpeculationSettings
@@ -256,7 +256,22 @@ class Scenario:
         "Type of the weights: the activations', fp8, int8, int4, nvfp4, mxfp4, int4-g32 ...; auto is the model's own.",
     )
     gpu: str = setting("h100", "GPU (sim list gpus), or a TOML file.")
-    tp: int = setting(1, "GPUs that share one replica's layers (tensor parallelism).", Bound(1, MAX_TP))
+    tp: int = setting(1, "GPUs that share each layer (tensor parallelism).", Bound(1, MAX_TP))
+    pp: int = setting(1, "Stages of layers, each on GPUs of its own (pipeline parallelism).", Bound(1, MAX_PP))
+    dp: int = setting(
+        1, "Ranks of a replica that share its experts and have requests and a KV cache of their own.", Bound(1, MAX_DP)
+    )
+    ep: int = setting(
+        1,
+        "GPUs that whole experts are placed over: tp x dp, or 1, which cuts each expert over them.",
+        Bound(1, MAX_TP * MAX_DP),
+    )
+    redundant_experts: int = setting(
+        0,
+        "Experts of each layer that have a copy, the busiest ones.",
+        Bound(0, 100_000, "none"),
+        where=Where("ep is above 1", lambda scenario: scenario.ep > 1),
+    )
     replicas: int = setting(1, "Replicas behind the router.", Bound(1, _MOST_REPLICAS))
     seed: int = setting(0, "Seed of everything random.", Bound(0, MAX_SEED))
     slo: str = setting("", "Limits in seconds for goodput, such as ttft=0.5,tpot=0.05.")
@@ -294,6 +309,12 @@ class Scenario:
     def kinds(self) -> tuple[Scenario, ...]:
         """Its pools, each as a scenario of its own; itself where it has none."""
         return tuple(pool.scenario for pool in self.pools.values()) or (self,)
+
+    @property
+    def parallel(self) -> Parallel:
+        """How GPUs share a replica; raises InputError where the numbers do not go together."""
+        copies = self.redundant_experts if self.ep > 1 else 0
+        return Parallel(self.tp, self.pp, self.dp, self.ep, copies)
 
 
 def settings_of(settings: Any, prefix: str = "", where: Where | None = None) -> Iterator[tuple[str, Any, Setting]]:

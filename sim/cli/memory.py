@@ -15,6 +15,9 @@ from traces.schema import InputError
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences that are held at once.")
 @click.option("--gpu", help="GPUs, such as h100,l40s, or TOML files; left out, all of the catalog.")
 @click.option("--tp", type=int, help="GPUs that share the model; left out, the fewest that do.")
+@click.option("--pp", type=click.IntRange(1, 64), default=1, help="Stages of layers.")
+@click.option("--dp", type=click.IntRange(1, 1024), default=1, help="Ranks with a KV cache each.")
+@click.option("--ep", is_flag=True, help="Place whole experts over all tp x dp GPUs, instead of cutting each.")
 @click.option("--dtype", help="Type of the activations and plain weights: fp32, fp16, bf16.")
 @click.option(
     "--weights",
@@ -31,6 +34,9 @@ def memory(
     batch: int,
     gpu: str | None,
     tp: int | None,
+    pp: int,
+    dp: int,
+    ep: bool,
     dtype: str | None,
     weights: str | None,
     kv_dtype: str | None,
@@ -53,7 +59,9 @@ def memory(
     # A GPU that is named twice, also by an alias, is one row.
     gpus = {sheet.name: sheet for sheet in map(catalog.load_gpu, named)}
     whose = presets.load(engine or SETTINGS["engine.preset"][0])
-    card = footprint(spec, list(gpus.values()), tokens=tokens, batch=batch, tp=tp, engine=whose)
+    card = footprint(
+        spec, list(gpus.values()), tokens=tokens, batch=batch, tp=tp, pp=pp, dp=dp, whole_experts=ep, engine=whose
+    )
     if as_json:
         click.echo(json.dumps(card.document(), indent=2, allow_nan=False))
     else:

@@ -13,7 +13,8 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.interpolation import ROOFLINE, Line, Price
 from sim.cost.kernels import Kernels
-from sim.cost.layers import Terms
+from sim.cost.layers import Ranks, Terms, exchange_terms, exchanges
+from sim.cost.placement import ExpertPlacement
 from sim.specs.blocks import INDEX_SCALE_BYTES, Block, Cache, Matrix, matrix_type
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
@@ -26,16 +27,23 @@ def block_launches(model: ModelSpec, parallel: Parallel) -> int:
     for block in model.blocks:
         routed = any(matrix.is_routed for matrix in block.matrices)
         activations = sum(matrix.activation > 0 for matrix in block.matrices)
-        each = len(block.matrices) + activations + block.norms + (4 if routed else 0)
+        each = len(block.matrices) + activations + block.norms + (4 + exchanges(parallel) if routed else 0)
         each += (2 if block.cache else 0) + (2 if block.state else 0) + (block.reductions if parallel.tp > 1 else 0)
         total += block.layers * each
     return total
 
 
 def block_token_terms(
-    model: ModelSpec, kernels: Kernels, by_type: ByType, parallel: Parallel, tokens: int, routing: Routing
+    model: ModelSpec,
+    kernels: Kernels,
+    by_type: ByType,
+    parallel: Parallel,
+    tokens: int,
+    routing: Routing,
+    ranks: Ranks | None = None,
 ) -> Terms:
     """As `sim.cost.layers.token_terms`: seconds that depend on the number of tokens computed only."""
+    every = ranks or Ranks(tokens, tokens)
     hidden_bytes = tokens * model.hidden * model.element_bytes
     terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)}
 
@@ -47,7 +55,7 @@ def block_token_terms(
         norms += block.layers * block.norms
         reductions += block.layers * block.reductions
         for matrix in block.matrices:
-            _add_matrix(add, model, by_type.of(matrix), block, matrix, parallel, tokens, routing)
+            _add_matrix(add, model, by_type.of(matrix), block, matrix, parallel, tokens, routing, every)
         if block.cache is not None:
             kv_bytes = tokens * block.token_bytes(model.kv_dtype, parallel)
             rotated = tokens * _rotated(block.cache, parallel) * model.element_bytes
@@ -81,13 +89,14 @@ class ByType:
 
 def _add_matrix(
     add: object, model: ModelSpec, kernels: Kernels, block: Block, matrix: Matrix, parallel: Parallel, tokens: int,
-    routing: Routing,
+    routing: Routing, ranks: Ranks,
 ) -> None:  # fmt: skip
     assert callable(add)
     k, n = matrix.sides(parallel)
     rows: float = tokens
     if matrix.is_routed:
-        load = routing.load(tokens, matrix.count, matrix.visited)
+        placement = ExpertPlacement(matrix.count, matrix.visited, parallel)
+        load = placement.load(routing, ranks.all)
         rows = load.rows
         add(matrix.name, block.layers * kernels.expert_gemm_s(load, k, n))
         if matrix.activation:  # the second of an expert's products: routing before, combining after
@@ -95,6 +104,8 @@ def _add_matrix(
             combined = (rows + tokens) * n * model.element_bytes
             add("expert routing", 2 * block.layers * kernels.small_s(scored))
             add("expert combine", block.layers * kernels.small_s(combined))
+            for name, seconds in exchange_terms(n, block.layers, kernels, placement, routing, ranks).items():
+                add(name, seconds)
     else:
         add(matrix.name, block.layers * kernels.linear_s(tokens, k, n))
     if matrix.activation:

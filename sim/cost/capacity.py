@@ -8,14 +8,15 @@ of blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sim.cost.offload import Offload
 from sim.cost.profile_run import activations, overheads
 from sim.specs.accounting import PLAIN, Accounting, total
-from sim.specs.model import MAX_TP, GpuSpec, ModelSpec
-from sim.specs.parallel import SINGLE, Parallel
+from sim.specs.model import GpuSpec, ModelSpec
+from sim.specs.parallel import MAX_DP, MAX_TP, SINGLE, Parallel
 from traces.schema import InputError
 
 GIB = 2**30
@@ -133,7 +134,7 @@ def memory_plan(
     drafter: DrafterMemory | None = None,
     pools_states: bool = False,
 ) -> KvCapacity:
-    """The memory plan of each of `tp` GPUs; below 1 block the model does not fit.
+    """The memory plan of each of `tp` GPUs, of the fullest stage; below 1 block the model does not fit.
 
     With `pools_states` a sequence's constant state is taken from the blocks, where there are any; else it is set aside
     for every seat.
@@ -142,6 +143,14 @@ def memory_plan(
         InputError: the model cannot be split so, or more layers are offloaded than there are.
     """
     model.check_parallel(parallel)
+    if parallel.pp > 1:
+        one = replace(parallel, pp=1)
+        planned = [
+            memory_plan(stage, gpu, settings, parallel=one, offload=offload, drafter=drafter, pools_states=pools_states)
+            for stage in model.stages(parallel)
+        ]
+        # Every stage keeps its layers' part of every block: the one with room for fewest decides.
+        return min(planned, key=lambda plan: plan.blocks)
     moved = offload or Offload()
     moved.check(model)
     state_bytes = model.gpu_state_bytes(parallel) if model.blocks else 0
@@ -183,7 +192,7 @@ def kv_capacity(
     """The memory plan of each of `tp` GPUs, as `memory_plan`, of a model that fits.
 
     Raises:
-        InputError: the model does not fit; says what is needed and the smallest `tp` that would do.
+        InputError: the model does not fit; says what is needed and the smallest parallelism that would do.
     """
 
     def capacity(split: Parallel) -> KvCapacity:
@@ -195,21 +204,33 @@ def kv_capacity(
     (offload or Offload()).host_bytes(model, parallel, settings.block_tokens)
     if planned.fits:
         return planned
-    splits = possible_splits(model, gpu)
-    fitting = [split.tp for split in splits if capacity(split).fits]
+    doubling = range(11 if parallel.ep > 1 and parallel.dp > 1 else 1)
+    wider = [parallel.dp << times for times in doubling if parallel.dp << times <= MAX_DP]
+    splits = possible_splits(model, gpu, pp=parallel.pp, dp=wider, whole_experts=parallel.ep > 1)
+    fitting = next((split for split in splits if capacity(split).fits), None)
     least_bytes = planned.needed_bytes + planned.block_bytes + planned.pooled_state_bytes
     states = ", a sequence's state" if planned.pooled_state_bytes else ""
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
-    advice = f"the smallest tp that fits is {fitting[0]}" if fitting else f"no tp up to {splits[-1].tp} fits"
+    plain = parallel == Parallel(parallel.tp)
+    if fitting is not None:
+        advice = f"the smallest tp that fits is {fitting.tp}" if plain else f"the fewest GPUs that fit are {fitting}"
+    else:
+        advice = f"no tp up to {splits[-1].tp} fits" if plain else f"nothing up to {splits[-1]} fits"
     raise InputError(
-        f"model {model.name!r} does not fit on GPU {gpu.name!r} with tp = {parallel.tp}: "
+        f"model {model.name!r} does not fit on GPU {gpu.name!r} with {parallel}: "
         f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization "
         f"{settings.gpu_memory_utilization:g}); {advice}"
     )
 
 
-def possible_splits(model: ModelSpec, gpu: GpuSpec) -> list[Parallel]:
-    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising."""
-    joined = (tp for tp in range(1, MAX_TP + 1) if gpu.network_bytes_per_s or gpu.nodes(tp) == 1)
-    return [split for split in map(Parallel, joined) if model.divides(split)]
+def possible_splits(
+    model: ModelSpec, gpu: GpuSpec, *, pp: int = 1, dp: Sequence[int] = (1,), whole_experts: bool = False
+) -> list[Parallel]:
+    """Every `tp` over which the model can be split and so many of these GPUs can be joined, rising in GPUs.
+
+    With so many stages, each number of ranks, and whole experts placed over all GPUs of a stage or each cut.
+    """
+    made = (Parallel(tp, pp, ranks, tp * ranks if whole_experts else 1) for ranks in dp for tp in range(1, MAX_TP + 1))
+    joined = (split for split in made if gpu.network_bytes_per_s or gpu.nodes(model.together(split).gpus) == 1)
+    return sorted((split for split in joined if model.divides(split)), key=lambda split: (split.gpus, split.tp))

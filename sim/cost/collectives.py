@@ -3,7 +3,7 @@
 Across nodes a collective is hierarchical, one phase for each kind of link (Jia et al. 2018, arXiv 1807.11205;
 BlueConnect, Cho et al. 2019): every GPU has a network adapter of its own and exchanges its shard with the GPUs of
 the same place in the other nodes. Phases do not overlap, and the network is not shared with other groups. Within a node
-measured all-reduces come first (`sim.cost.fits.curves_of`); a rate and a floor that somebody gave replace them.
+measured all-reduces and all-to-alls come first (`sim.cost.fits`); a rate and a floor that somebody gave replace them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import exp, log
 
 from sim.cost.efficiency import Efficiency
-from sim.cost.fits import Curve, curves_of
+from sim.cost.fits import Curve, curves_of, exchanges_of
 from sim.cost.step import Constant
 from sim.specs.gpu import GpuSpec
 
@@ -23,15 +23,17 @@ _OVERRIDES = ("all_reduce_link", "all_reduce_floor_s")
 class Collectives:
     """Prices among GPUs of one kind; whether a group is allowed to be so large is `GpuSpec.check_group`'s affair."""
 
-    __slots__ = ("_curves", "_eff", "_gpu", "_link_bytes_per_s", "_network_bytes_per_s", "_whose")
+    __slots__ = ("_curves", "_eff", "_exchanges", "_gpu", "_link_bytes_per_s", "_network_bytes_per_s", "_whose")
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency) -> None:
         self._gpu, self._eff = gpu, eff
         self._link_bytes_per_s = gpu.peer_bytes_per_s * eff.all_reduce_link
         self._network_bytes_per_s = gpu.network_bytes_per_s * eff.network_link
         self._curves: Mapping[int, Curve] = {}
+        self._exchanges: Mapping[int, Curve] = {}
         self._whose = ""
         if eff.fit is not None and not set(_OVERRIDES) & set(dict(eff.origins)):
+            _, self._exchanges = exchanges_of(gpu, eff.fit)
             fit, self._curves = curves_of(gpu, eff.fit)
             self._whose = f"all-reduces measured on the {fit.gpu} ({fit.source}, {fit.date})"
 
@@ -62,6 +64,31 @@ class Collectives:
             return within_s
         return within_s + self._across_s((nodes - 1) / gpus * message_bytes, (nodes - 1).bit_length())
 
+    def _exchange_s(self, message_bytes: float, gpus: int) -> float:
+        """Within a node, each GPU having so many bytes for all of them, an equal part for itself."""
+        if gpus > 1 and self._exchanges:
+            return _at(_nearest(self._exchanges, gpus), message_bytes)
+        return self._eff.all_reduce_floor_s + message_bytes * (gpus - 1) / gpus / self._link_bytes_per_s
+
+    def send_s(self, message_bytes: float, *, across: bool) -> float:
+        """From one GPU to another, of the same node or of another."""
+        if across and self._network_bytes_per_s:
+            return self._across_s(message_bytes, 1)
+        return self._eff.all_reduce_floor_s + message_bytes / self._link_bytes_per_s
+
+    def all_to_all_s(self, sent_bytes: float, gpus: int, reached_gpus: float, reached_nodes: float) -> float:
+        """Each of `gpus` GPUs sends every one of its tokens, of `sent_bytes` all together, to so many of them.
+
+        To another node a token is sent once, by the sender's own adapter, and handed on there (DeepEP's kernels for
+        throughput): n - 1 of n nodes are others, and g - 1 of a node's g GPUs are not where it arrives.
+        """
+        nodes = self._nodes(gpus)
+        each = gpus // nodes
+        seconds = self._exchange_s(sent_bytes * reached_gpus, each)
+        if nodes == 1:
+            return seconds
+        return seconds + self._across_s(sent_bytes * reached_nodes * (nodes - 1) / nodes, 1)
+
     def _nodes(self, gpus: int) -> int:
         # Of a measured table's rows, whose nodes nobody knows, only ratios are wanted: without a network, one node's.
         return self._gpu.nodes(gpus) if self._network_bytes_per_s else 1
@@ -77,7 +104,7 @@ class Collectives:
 
     def _curve(self, gpus: int) -> Curve:
         """That of so many GPUs, else of the next more, else of the most."""
-        return self._curves[min((count for count in self._curves if count >= gpus), default=max(self._curves))]
+        return _nearest(self._curves, gpus)
 
     def _gather_within_s(self, message_bytes: float, gpus: int) -> float:
         """The second half of an all-reduce over a ring: what it sends, without the sum."""
@@ -95,6 +122,10 @@ class Collectives:
 
     def _across_s(self, sent_bytes: float, hops: int) -> float:
         return hops * self._eff.network_hop_s + sent_bytes / self._network_bytes_per_s
+
+
+def _nearest(curves: Mapping[int, Curve], gpus: int) -> Curve:
+    return curves[min((count for count in curves if count >= gpus), default=max(curves))]
 
 
 def _at(curve: Curve, message_bytes: float) -> float:

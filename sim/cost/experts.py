@@ -87,15 +87,24 @@ class Routing:
             return even_load(rows, experts * (1.0 - (1.0 - visited / experts) ** tokens))
         if self.text == BALANCED:
             return even_load(rows, min(float(experts), rows))
+        loads, chances = self.spread(tokens, experts, visited)
+        return load_of(loads, chances, rows)
+
+    def spread(self, tokens: float, experts: int, visited: int) -> tuple[list[float], list[float]]:
+        """Each expert's expected rows, and how likely it is touched; of experts that are not alike."""
+        rows = tokens * visited
         loads = [rows * share for share in (self.shares or _power_law(self.exponent, tokens, experts, visited))]
         if self.shares:
-            chances = [1.0 - (1.0 - min(1.0, visited * share)) ** tokens for share in self.shares]
-        else:
-            chances = [min(1.0, load) for load in loads]  # the tables' loads are rounded expectations
-        tiles = tuple(
-            sum(_tiles(load, chance, tall) for load, chance in zip(loads, chances, strict=True)) for tall in TILE_ROWS
-        )
-        return ExpertLoad(rows, sum(chances), tiles)
+            return loads, [1.0 - (1.0 - min(1.0, visited * share)) ** tokens for share in self.shares]
+        return loads, [min(1.0, load) for load in loads]  # the tables' loads are rounded expectations
+
+
+def load_of(loads: Sequence[float], chances: Sequence[float], rows: float | None = None) -> ExpertLoad:
+    """Of experts with so many rows each that are touched so likely; `rows` is their sum where it is known exactly."""
+    tiles = tuple(
+        sum(_tiles(load, chance, tall) for load, chance in zip(loads, chances, strict=True)) for tall in TILE_ROWS
+    )
+    return ExpertLoad(math.fsum(loads) if rows is None else rows, sum(chances), tiles)
 
 
 def even_load(rows: float, touched: float) -> ExpertLoad:

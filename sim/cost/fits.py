@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,7 @@ UNKNOWN = "h100"
 """Where a GPU's file names no generation."""
 _OF_LINK: Mapping[bool, str] = {False: "h100", True: "l40s"}
 """By whether GPUs talk over PCIe, the card whose collectives stand in."""
-_KEYS = ("gpu", "date", "source", "operations", "all_reduce")
+_KEYS = ("gpu", "date", "source", "operations", "all_reduce", "all_to_all")
 Curve = tuple[tuple[float, float], ...]
 """(bytes of the message, seconds), both rising."""
 
@@ -59,7 +59,8 @@ class FittedKernel:
 @dataclass(frozen=True, slots=True)
 class FittedCard:
     """A file's content. `own` says whether it is of the very card that is priced, `why` which rule chose it if not;
-    `curves` are all-reduces by number of GPUs, over a fabric or (`over_pcie`) PCIe of `peer_bytes_per_s` one way."""
+    `curves` are all-reduces by number of GPUs, over a fabric or (`over_pcie`) PCIe of `peer_bytes_per_s` one way, and
+    `exchanges` all-to-alls (bytes that each GPU sends, its own part included) over the same."""
 
     gpu: str
     date: str
@@ -68,15 +69,17 @@ class FittedCard:
     curves: Mapping[int, Curve]
     over_pcie: bool
     peer_bytes_per_s: float = 0.0
+    exchanges: Mapping[int, Curve] = field(default_factory=dict)
     own: bool = True
     why: str = ""
 
     @property
     def names(self) -> frozenset[str]:
         """Operations that were fitted."""
-        return frozenset(operation.name for operation in self.operations) | (
-            frozenset({"all_reduce"}) if self.curves else frozenset()
-        )
+        collectives = {"all_reduce": self.curves, "all_to_all": self.exchanges}
+        return frozenset(operation.name for operation in self.operations) | {
+            name for name, curves in collectives.items() if curves
+        }
 
     def source_of(self, operation: FittedKernel) -> str:
         """Where an operation's constants are from."""
@@ -130,14 +133,23 @@ def curves_of(gpu: GpuSpec, fit: FittedCard) -> tuple[FittedCard, Mapping[int, C
     over_pcie = not gpu.link_bytes_per_s
     if not fit.curves or fit.over_pcie != over_pcie:
         fit = replace(load(FOLDER / f"{_OF_LINK[over_pcie]}.toml"), own=False)
-    if fit.own:
-        return fit, fit.curves
-    slower = fit.peer_bytes_per_s / gpu.peer_bytes_per_s * (1.0 if gpu.peer_access or not over_pcie else 2.0)
-    scaled = {
+    return fit, fit.curves if fit.own else _scaled(gpu, fit, fit.curves)
+
+
+def exchanges_of(gpu: GpuSpec, fit: FittedCard) -> tuple[FittedCard, Mapping[int, Curve]]:
+    """As `curves_of`, all-to-alls; none where they were measured over no link of that kind."""
+    over_pcie = not gpu.link_bytes_per_s
+    if not fit.exchanges or fit.over_pcie != over_pcie:
+        fit = replace(load(FOLDER / f"{_OF_LINK[over_pcie]}.toml"), own=False)
+    return fit, fit.exchanges if fit.own else _scaled(gpu, fit, fit.exchanges)
+
+
+def _scaled(gpu: GpuSpec, fit: FittedCard, curves: Mapping[int, Curve]) -> Mapping[int, Curve]:
+    slower = fit.peer_bytes_per_s / gpu.peer_bytes_per_s * (1.0 if gpu.peer_access or not fit.over_pcie else 2.0)
+    return {
         count: tuple((size, curve[0][1] + slower * (seconds - curve[0][1])) for size, seconds in curve)
-        for count, curve in fit.curves.items()
+        for count, curve in curves.items()
     }
-    return fit, scaled
 
 
 def _for(gpu: GpuSpec, fit: FittedCard, why: str) -> FittedCard:
@@ -162,19 +174,26 @@ def load(path: Path) -> FittedCard:
     if not all(isinstance(table[key], str) for key in _KEYS[:3]) or not isinstance(table["operations"], dict):
         raise InputError(f"{path}: gpu, date and source must be texts and operations tables by name")
     operations = tuple(_operation(path, name, entry) for name, entry in table["operations"].items())
-    links = table.get("all_reduce", {})
+    (curves, rate, over_pcie), (exchanges, of_exchanges, pcie) = (
+        _links(path, name, table.get(name, {})) for name in _KEYS[4:]
+    )
+    if curves and exchanges and (rate, over_pcie) != (of_exchanges, pcie):
+        raise InputError(f"{path}: [all_reduce] and [all_to_all] are of different links")
+    link = (over_pcie, rate) if curves else (pcie, of_exchanges)
+    return FittedCard(table["gpu"], table["date"], table["source"], operations, curves, *link, exchanges)
+
+
+def _links(path: Path, name: str, links: Mapping[str, Any]) -> tuple[Mapping[int, Curve], float, bool]:
+    """(curves by number of GPUs, the rate of their link, whether it is PCIe) of one collective."""
     curves = {
-        int(key.removeprefix("gpus_")): _curve(path, key, points)
+        int(key.removeprefix("gpus_")): _curve(path, f"{name}.{key}", points)
         for key, points in links.items()
         if re.fullmatch(r"gpus_[1-9]\d{0,4}", key)
     }
     rate = links.get("link_bytes_per_s", 0.0)
     if curves and not (isinstance(rate, int | float) and 1e6 <= rate <= 1e18):
-        raise InputError(
-            f"{path}: all_reduce.link_bytes_per_s = {rate!r} must be the rate of the link that was measured"
-        )
-    over_pcie = links.get("link") == "PCIe"
-    return FittedCard(table["gpu"], table["date"], table["source"], operations, curves, over_pcie, float(rate))
+        raise InputError(f"{path}: {name}.link_bytes_per_s = {rate!r} must be the rate of the link that was measured")
+    return curves, float(rate), links.get("link") == "PCIe"
 
 
 def _operation(path: Path, name: str, entry: Any) -> FittedKernel:
@@ -194,5 +213,5 @@ def _operation(path: Path, name: str, entry: Any) -> FittedKernel:
 def _curve(path: Path, key: str, points: Any) -> Curve:
     curve = tuple((float(size), float(seconds)) for size, seconds in points)
     if len(curve) < 2 or any(a[0] >= b[0] or not 0 < a[1] <= b[1] for a, b in pairwise(curve)):
-        raise InputError(f"{path}: all_reduce.{key} must be two or more [bytes, seconds], both rising")
+        raise InputError(f"{path}: {key} must be two or more [bytes, seconds], both rising")
     return curve

@@ -30,12 +30,17 @@ BATCH = Bound(1, 10**6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A model on `tp` GPUs of one kind: where the memory of each goes, in bytes, and how many sequences fit at most.
+    """A model on GPUs of one kind: where the memory of each goes, in bytes, and how many sequences fit at most.
+
+    `tp` share each layer; there are `pp` stages of layers, `dp` ranks, and `ep` GPUs that experts are placed over.
 
     `kv_low_bytes`, `kv_high_bytes` and `sequences_low` are the ends of the band that the estimates of start-up leave.
     """
 
     tp: int
+    pp: int
+    dp: int
+    ep: int
     nodes: int
     usable_bytes: int
     weight_bytes: int
@@ -113,6 +118,9 @@ def footprint(
     tokens: int,
     batch: int = 1,
     tp: int | None = None,
+    pp: int = 1,
+    dp: int = 1,
+    whole_experts: bool = False,
     engine: EnginePreset | None = None,
 ) -> Footprint:
     """The card of `batch` sequences of `tokens` tokens (prompt and answer) each, with default settings, or an engine's.
@@ -122,7 +130,7 @@ def footprint(
     tokens beside them (`sim.engine.pages`).
 
     Raises:
-        InputError: more tokens than the model has positions for, no tokens, no batch, or an impossible `tp`.
+        InputError: more tokens than the model has positions for, no tokens, no batch, or an impossible split.
     """
     if not 1 <= tokens <= model.max_context_tokens:
         raise InputError(
@@ -130,8 +138,11 @@ def footprint(
             f"{model.max_context_tokens} tokens"
         )
     BATCH.check("batch", batch)
+    split = Parallel(tp or 1, pp, dp, (tp or 1) * dp if whole_experts else 1)
     if tp is not None:
-        model.check_parallel(Parallel(tp))
+        model.check_parallel(split)
+    elif whole_experts and not model.experts:
+        raise InputError(f"model {model.name!r} has no experts to place")
     settings = _settings(engine.settings if engine else {}, engine, batch)
     seats = settings.max_num_seqs
     sequence_blocks = -(-tokens // settings.block_tokens)
@@ -142,7 +153,7 @@ def footprint(
             return 0
         layers, state_bytes = mixed_layers(model.kv_kinds(split))
         if not layers:
-            return blocks // sequence_blocks
+            return split.dp * (blocks // sequence_blocks)
         pool = KvPool(
             blocks,
             settings.block_tokens,
@@ -152,15 +163,18 @@ def footprint(
             state_bytes=state_bytes,
         )
         layout = in_groups(pool)
-        return layout.pool.blocks // layout.most_blocks(sequence_blocks)
+        return split.dp * (layout.pool.blocks // layout.most_blocks(sequence_blocks))
 
     def place(gpu: GpuSpec, split: Parallel) -> Placement:
         own = _settings(engine.defaults(gpu), engine, batch) if engine else settings
-        planned = memory_plan(model, gpu, own, parallel=split, pools_states=True)
+        planned = memory_plan(model, gpu, own, parallel=model.together(split), pools_states=True)
         blocks = max(0, planned.blocks)
         return Placement(
             tp=split.tp,
-            nodes=gpu.nodes(split.tp),
+            pp=split.pp,
+            dp=split.dp,
+            ep=split.ep,
+            nodes=gpu.nodes(split.gpus),
             usable_bytes=planned.usable_bytes,
             weight_bytes=planned.weight_bytes,
             activation_bytes=planned.activation_bytes,
@@ -173,7 +187,7 @@ def footprint(
         )
 
     def fit(gpu: GpuSpec) -> Fit:
-        splits = possible_splits(model, gpu)
+        splits = possible_splits(model, gpu, pp=pp, dp=(dp,), whole_experts=whole_experts)
         if tp is not None:
             splits = [split for split in splits if split.tp == tp]
         placed = [place(gpu, split) for split in splits] if gpu.computes(model.dtype) else []
@@ -182,7 +196,8 @@ def footprint(
         if not gpu.computes(model.dtype):
             why = f"no {model.dtype} matrix units"
         elif not splits:
-            why = f"no network between nodes is known, and tp {tp} needs {gpu.nodes(tp or 1)}"
+            needs = f"tp {tp} needs {gpu.nodes(split.gpus)}" if split.gpus == tp else f"{split} needs several"
+            why = f"no network between nodes is known, and {needs}"
         elif whole is None:
             count = "1 sequence" if least is None else f"{batch:,} sequences"
             holds = f"no tp up to {splits[-1].tp} holds" if tp is None else f"tp {tp} does not hold"
@@ -193,7 +208,6 @@ def footprint(
 
     one = tokens * model.kv_bytes_per_token
     attended, attended_formula = _attended(model, tokens)
-    split = SINGLE if tp is None else Parallel(tp)
     return Footprint(
         model=model.name,
         dtype=model.dtype,

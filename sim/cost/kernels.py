@@ -218,6 +218,12 @@ class Kernels:
         """As `Collectives.gather_s`."""
         return self.collectives.gather_s(message_bytes, gpus)
 
+    def token_bytes(self, hidden: int, *, quantised: bool) -> float:
+        """A token on its way to experts: as they read it, one fp32 scale for 128 fp8 values; or as it is."""
+        if quantised and self.computes_fp8:
+            return hidden * (1.0 + 4.0 / 128.0)
+        return float(hidden * self._element_bytes)
+
     def copy_s(self, copied_bytes: float) -> float:
         """Copy inside the device: read once, written once."""
         return self.small_s(2.0 * copied_bytes)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import NamedTuple
 
 from sim.cost.experts import Routing
 from sim.cost.kernels import Kernels
+from sim.cost.placement import ExpertPlacement
 from sim.specs.model import Gemm, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 
 Terms = dict[str, float]
+
+
+class Ranks(NamedTuple):
+    """Tokens that the data-parallel ranks compute in one step, padding included: of the one with most, and of all."""
+
+    most: int
+    all: int
 
 
 def launches(model: ModelSpec, parallel: Parallel) -> int:
@@ -17,8 +26,13 @@ def launches(model: ModelSpec, parallel: Parallel) -> int:
     gemms, elementwise = len(model.attention_gemms(SINGLE)), (6 if model.post_norms else 4)
     elementwise += (0 if model.learned_positions else 1) + (2 if model.qk_norm or model.is_latent else 0)
     everywhere = gemms + elementwise + (2 if parallel.tp > 1 else 0)
-    experts = len(model.shared_gemms(SINGLE)) + len(model.expert_gemms(SINGLE)) + 4
+    experts = len(model.shared_gemms(SINGLE)) + len(model.expert_gemms(SINGLE)) + 4 + exchanges(parallel)
     return model.layers * everywhere + model.dense_layers * len(model.mlp_gemms(SINGLE)) + model.expert_layers * experts
+
+
+def exchanges(parallel: Parallel) -> int:
+    """Kernels that exchange tokens between ranks in a layer with experts."""
+    return 2 if parallel.dp > 1 else 0
 
 
 def token_terms(
@@ -28,15 +42,17 @@ def token_terms(
     tokens: int,
     routing: Routing,
     known: Container[str] = (),
+    ranks: Ranks | None = None,
 ) -> Terms:
     """Seconds that depend on the number of tokens computed only, all layers together.
 
-    `known` names terms whose seconds nobody will ask for: products among them are not priced, and take none.
+    `known` names terms whose seconds nobody will ask for: products among them are not priced, and take none. `tokens`
+    are those of one rank; `ranks` says what all compute, where experts have several.
     """
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
     kv_bytes = tokens * model.layer_kv_bytes_per_token(parallel)
-    terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)}
+    terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)} if model.has_embedding else {}
     for gemm in model.attention_gemms(parallel):
         terms[gemm.name] = 0.0 if gemm.name in known else layers * kernels.linear_s(tokens, gemm.k, gemm.n)
     if model.dense_layers:
@@ -45,8 +61,8 @@ def token_terms(
     if model.experts:
         shared = model.shared_gemms(parallel)
         terms |= _mlp_terms(model, kernels, tokens, shared, model.expert_layers, "shared expert activation", known)
-        terms |= _expert_terms(model, kernels, parallel, tokens, routing)
-    norms = (4 if model.post_norms else 2) * layers + 1
+        terms |= _expert_terms(model, kernels, parallel, tokens, routing, ranks or Ranks(tokens, tokens))
+    norms = (4 if model.post_norms else 2) * layers + (1 if model.has_head else 0)
     terms["norms"] = norms * kernels.small_s(4.0 * hidden_bytes)
     terms |= _head_terms(model, kernels, parallel, tokens)
     terms["KV write"] = layers * kernels.small_s(2.0 * kv_bytes)
@@ -57,6 +73,8 @@ def token_terms(
 
 def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int, known: Container[str] = ()) -> Terms:
     """Seconds that depend on the number of logits rows only; `known` as of `token_terms`."""
+    if not model.has_head:
+        return {}
     head = "LM head"
     terms = {
         head: 0.0 if head in known else kernels.gemm_s(rows, model.hidden, -(-model.vocab // parallel.tp)),
@@ -102,9 +120,12 @@ def _mlp_terms(
     return terms
 
 
-def _expert_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int, routing: Routing) -> Terms:
-    """Routed experts, and what stands before, between and after their products."""
-    load = routing.load(tokens, model.experts, model.experts_per_token)
+def _expert_terms(
+    model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int, routing: Routing, ranks: Ranks
+) -> Terms:
+    """Routed experts of the busiest GPU, and what stands before, between and after their products."""
+    placement = ExpertPlacement(model.experts, model.experts_per_token, parallel)
+    load = placement.load(routing, ranks.all)
     assigned = load.rows
     up, down = model.expert_gemms(parallel)
     routing_s = kernels.gemm_s(tokens, model.hidden, model.experts) + 2 * kernels.small_s(4.0 * tokens * model.experts)
@@ -116,6 +137,38 @@ def _expert_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens
         "expert activation": layers * _activation_s(model, kernels, assigned, down.k),
         down.name: layers * kernels.expert_gemm_s(load, down.k, down.n),
         "expert combine": layers * combine_s,
+        **exchange_terms(model.hidden, layers, kernels, placement, routing, ranks),
+    }
+
+
+def exchange_terms(
+    hidden: int, layers: int, kernels: Kernels, placement: ExpertPlacement, routing: Routing, ranks: Ranks
+) -> Terms:
+    """Tokens on their way between ranks and experts in so many layers; nothing where there is one rank.
+
+    Of cut experts every GPU needs every token (an all-gather, and a reduce-scatter of what came out, which moves as
+    much). Whole experts are sent the tokens that visit them, and return what they made in the activations' type; the
+    fullest rank sends most, and the busiest GPU gets most. Where GPUs share a rank, each sends its part of the
+    rank's tokens.
+    """
+    parallel = placement.parallel
+    gpus = parallel.expert_gpus
+    if parallel.dp == 1 or not layers:
+        return {}
+    names = ("expert dispatch", "expert return")
+    if parallel.ep == 1:
+        moved_s = kernels.gather_s(ranks.all * kernels.token_bytes(hidden, quantised=False), gpus)
+        return dict.fromkeys(names, layers * moved_s)
+    fullest = ranks.most / parallel.tp
+    busiest = ranks.all / gpus * placement.excess(routing, ranks.all)
+    tokens = max(fullest, busiest)
+    to_gpus, to_nodes = placement.reached(gpus), placement.reached(kernels.gpu.nodes(gpus))
+    return {
+        name: layers
+        * kernels.collectives.all_to_all_s(
+            tokens * kernels.token_bytes(hidden, quantised=quantised), gpus, to_gpus, to_nodes
+        )
+        for name, quantised in zip(names, (True, False), strict=True)
     }
 
 

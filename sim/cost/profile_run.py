@@ -18,6 +18,8 @@ def activations(
     model: ModelSpec, parallel: Parallel, max_num_batched_tokens: int, max_num_seqs: int, accounting: Accounting
 ) -> Amount:
     """Peak of one GPU's activations: a full step's widest layer, or sampling after it, whichever is more."""
+    if not model.has_head:
+        return _forward(model, parallel, max_num_batched_tokens)
     rows = min(max_num_seqs, max_num_batched_tokens)
     states = (max_num_batched_tokens + accounting.sampled_states * rows) * model.hidden * model.element_bytes
     sampling = accounting.logit(rows).times(rows * model.vocab).plus(Amount.exact(states))
@@ -54,8 +56,8 @@ def overheads(
     counted = accounting.graphs if graphs else None
     parts = {
         "context": accounting.context,
-        "collectives": accounting.collectives if parallel.tp > 1 else NONE,
-        "sampling buffers": Amount.exact(kept * model.vocab),
+        "collectives": accounting.collectives if parallel.gpus > 1 else NONE,
+        "sampling buffers": Amount.exact(kept * model.vocab if model.has_head else 0),
         "kernel stacks": _stacks(gpu, accounting.local),
         "CUDA graphs": _graphs(model, gpu, parallel, (max_num_batched_tokens, max_num_seqs), counted),
     }
@@ -99,5 +101,5 @@ def _widest(model: ModelSpec, parallel: Parallel) -> int:
         sum(gemm.n if gemm.k == model.hidden else gemm.k for gemm in gemms)
         for gemms in (model.mlp_gemms(parallel), model.shared_gemms(parallel), model.expert_gemms(parallel))
     )
-    experts = model.experts_per_token * (expert + model.hidden) if model.experts else 0
+    experts = parallel.expert_rows(model.experts_per_token) * (expert + model.hidden) if model.experts else 0
     return max(heads, dense, shared + experts)

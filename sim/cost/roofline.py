@@ -7,6 +7,7 @@ Not modelled: uneven contexts in a decode batch, overlap of communication with c
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from sim.cost.errors import Error
 from sim.cost.experts import Routing
 from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
-from sim.cost.layers import Terms, launches, row_terms, token_terms
+from sim.cost.layers import Ranks, Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.sources import Sources
 from sim.cost.step import MEMO_SIZE, Constant, Term, shape_rows, shape_tokens
@@ -29,6 +30,7 @@ from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 SOURCE = "roofline"
+NO_RANKS = Ranks(0, 0)
 MAX_GRAPH_TOKENS = 512
 # From this length on, numpy beats a list comprehension; both give the same bits.
 _VECTOR_SPAN = 64
@@ -72,9 +74,9 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_row_memo",
-        "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens", "model",
-        "parallel", "routing", "window",
+        "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_ranks",
+        "_row_memo", "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens",
+        "model", "parallel", "routing", "window",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +93,7 @@ class Roofline:
         routing: Routing | None = None,
     ) -> None:
         model.check_parallel(parallel)
-        gpu.check_group(parallel.tp)
+        gpu.check_group(parallel)
         if model.unpriced:
             raise InputError(f"model {model.name!r} has no price, so that it cannot be run: {model.unpriced}")
         if max_graph_tokens < 1:
@@ -101,7 +103,7 @@ class Roofline:
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
         self.window = model.attended_window if window == "model" else window
-        self._sources = Sources(model, self.kernels, parallel.tp)
+        self._sources = Sources(model, self.kernels, parallel)
         rank = SOURCES.index(self._sources.of("decode attention"))
         self._attention = _attention(model, self.kernels, parallel, self.window, rank)
         self._by_type = ByType(model, gpu, self.efficiency) if model.blocks else None
@@ -115,10 +117,18 @@ class Roofline:
         launch_s = self.efficiency.launch_s
         self._kernel_s = model.layers * launch_s
         self._piecewise_s = self._kernel_s * _PIECEWISE_LAUNCHES_PER_LAYER
-        self._eager_s = launch_s * (_launches(model, parallel) + _HEAD_LAUNCHES)
+        self._eager_s = launch_s * (_launches(model, parallel) + (_HEAD_LAUNCHES if model.has_head else 0))
+        self._ranks = NO_RANKS
         self._token_memo: dict[int, float] = {}
         self._row_memo: dict[int, float] = {}
         self._decode_memo: dict[int, DecodeStep] = {}
+
+    def beside(self, ranks: Ranks) -> Roofline:
+        """The same prices in a step in which the data-parallel ranks compute so many tokens; nothing remembered."""
+        other = copy(self)
+        other._ranks = ranks
+        other._token_memo, other._row_memo, other._decode_memo = {}, {}, {}
+        return other
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
@@ -227,11 +237,12 @@ class Roofline:
         if self.kernels.computes_fp8:
             keys.insert(1, "fp8_flops_per_s")
         sheet = [Constant(key, getattr(gpu, key), gpu.source_of(key)) for key in keys]
-        if self.parallel.tp > 1:
+        group = self.parallel.expert_gpus if self.model.experts else self.parallel.tp
+        if self.parallel.gpus > 1:
             key = "link_bytes_per_s" if gpu.link_bytes_per_s else "pcie_bytes_per_s"
             sheet.append(Constant("peer_bytes_per_s", gpu.peer_bytes_per_s, gpu.source_of(key)))
             sheet.extend(self.kernels.collectives.describe(self.parallel.tp))
-        if (nodes := gpu.nodes(self.parallel.tp)) > 1:
+        if (nodes := gpu.nodes(group)) > 1:
             sheet.append(Constant("nodes", nodes, f"a node's GPUs: {gpu.source_of('node_gpus')}"))
             key = "network_bytes_per_s"
             sheet.append(Constant(key, gpu.network_bytes_per_s, gpu.source_of(key)))
@@ -274,6 +285,8 @@ class Roofline:
 
     def _work_s(self, tokens: int, rows: int) -> float:
         """All that depends on counts of tokens and of logits rows only."""
+        if self._ranks.most and self._in_graph(tokens):
+            tokens = self._ranks.most  # padded to as many: priced once for all ranks
         token_s = self._token_memo.get(tokens)
         if token_s is None:
             token_s = _total_s(self._token_memo, tokens, self._token_terms(tokens))
@@ -284,14 +297,24 @@ class Roofline:
 
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""
-        computed = min(graph_tokens(tokens), self.max_graph_tokens) if self._in_graph(tokens) else tokens
-        return self._roof_terms(computed)
+        if self._in_graph(tokens):
+            return self._roof_terms(min(graph_tokens(self._ranks.most or tokens), self.max_graph_tokens))
+        return self._roof_terms(tokens)
 
     def _roof_terms(self, computed: int, known: Container[str] = ()) -> Terms:
         """The same of so many tokens computed, padding included; products among those `known` are left at 0."""
+        model, kernels, parallel, routing = self.model, self.kernels, self.parallel, self.routing
+        ranks = self._all_ranks(computed)
         if self._by_type is not None:
-            return block_token_terms(self.model, self.kernels, self._by_type, self.parallel, computed, self.routing)
-        return token_terms(self.model, self.kernels, self.parallel, computed, self.routing, known)
+            return block_token_terms(model, kernels, self._by_type, parallel, computed, routing, ranks)
+        return token_terms(model, kernels, parallel, computed, routing, known, ranks)
+
+    def _all_ranks(self, computed: int) -> Ranks:
+        """What all ranks compute beside so many tokens of this one: in a CUDA graph as many, padded to the fullest."""
+        most, total = self._ranks
+        if not most or self._in_graph(most):
+            return Ranks(computed, computed * self.parallel.dp)
+        return Ranks(most, total)
 
     def _host_s(self, rows: int, shape: Shape) -> float:
         """Scheduling, preparing inputs and handling outputs; launching kernels is counted on the device."""
@@ -300,7 +323,7 @@ class Roofline:
         return self.efficiency.host_step_s + self.efficiency.host_row_s * rows
 
     def _in_graph(self, tokens: int) -> bool:
-        return self.cuda_graphs and tokens <= self.max_graph_tokens
+        return self.cuda_graphs and max(tokens, self._ranks.most) <= self.max_graph_tokens
 
     def _launch_s(self, tokens: int, shape: Shape) -> float:
         """Seconds that the host needs to launch the step's kernels, which the device cannot undercut."""

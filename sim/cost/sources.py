@@ -10,7 +10,7 @@ from sim.cost.interpolation import FITTED, ROOFLINE, SOURCES
 from sim.cost.kernels import Kernels
 from sim.cost.terms import PRODUCTS, kind_of
 from sim.specs.model import ModelSpec
-from sim.specs.parallel import SINGLE
+from sim.specs.parallel import SINGLE, Parallel
 
 TABLED_HEAD_DIMS = (64, 128)
 """Head dimensions that kernel tables have; attention of others is not marked as fitted."""
@@ -20,9 +20,9 @@ _SIXTEEN_BITS = ("bf16", "fp16")
 class Sources:
     """The source of each term of one model on one GPU, by name."""
 
-    def __init__(self, model: ModelSpec, kernels: Kernels, tp: int = 1) -> None:
+    def __init__(self, model: ModelSpec, kernels: Kernels, parallel: Parallel = SINGLE) -> None:
         self._eff = kernels.eff
-        within = kernels.gpu.nodes(tp) == 1
+        within = kernels.gpu.nodes(parallel.tp) == 1
         self._all_reduce = "all_reduce" if within else ""
         self._experts = {gemm.name for gemm in model.expert_gemms(SINGLE)} if not model.blocks else set()
         wide = kernels.dtype in _SIXTEEN_BITS

@@ -15,7 +15,7 @@ NAMED: Mapping[str, tuple[str, ...]] = {
         "shared expert activation", "expert activation", "expert routing", "expert combine", "KV write", "sampling",
         "short convolution", "elementwise",
     ),
-    COMMUNICATION: ("all-reduce", "logits gather"),
+    COMMUNICATION: ("all-reduce", "logits gather", "expert dispatch", "expert return", "stage hand-over"),
     MOVES: ("block copies", "swap", "offload wait"),
     DRAFTING: ("drafting", "draft heads", "draft prefill"),
     LAUNCHING: ("launches", "launch gaps"),

@@ -68,6 +68,8 @@ class Shape(NamedTuple):
     """Most KV tokens that one decode row attends in the first repeat, one more in each that follows; 0: unknown."""
     decode_lengths: Lengths = ()
     """The decode rows' contexts in the first repeat, where they are all in lockstep and somebody asks; else unknown."""
+    ranks: tuple[int, int] = (0, 0)
+    """Tokens of the data-parallel rank that computes most in this step, and of all ranks; 0: all are as this one."""
 
 
 NOTHING = Shape()

@@ -224,7 +224,9 @@ class Engine:
                 within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
                 longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
                 context = lockstep.base_sum + count * lockstep.tick
-                batch.shape = shape_of(((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths))
+                batch.shape = shape_of(
+                    ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0))
+                )
             if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
                 batch.repeats = self._repeats(step, batch.shape)
         if step.entries or roster.loose:

@@ -38,7 +38,7 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
     elif decodes == batch.lockstep > 0:
         lengths = lockstep.lengths()
     counted = (tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
-    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths))
+    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks))
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:

@@ -9,6 +9,7 @@ from sim.engine.drafting import DraftingEngine, Proposer
 from sim.engine.engine import Engine
 from sim.engine.memory import Allocator
 from sim.engine.rules import OF_VLLM_0_19, Rules
+from sim.engine.staged import StagedEngine
 from sim.engine.step import Policy
 from sim.specs.tree import DraftTree
 
@@ -24,6 +25,7 @@ def wire(
     lookahead_tokens: int = 0,
     needs_last_hit: bool = False,
     rules: Rules = OF_VLLM_0_19,
+    staged: bool = False,
     **settings: Any,
 ) -> Engine:
     """An engine of these parts, which are its own from now on; an allocator is told what it has a trait for.
@@ -35,6 +37,7 @@ def wire(
         lookahead_tokens: slots that a drafter's own KV takes ahead of what is computed.
         needs_last_hit: the drafter needs the target's last block computed, found or not.
         rules: those of the engine's version.
+        staged: batches pass the stages of a pipeline.
         settings: `spans`, `host_blocks`, `window_tokens`, `ranks`, `lengths` of the engine.
     """
     _tell(
@@ -48,7 +51,8 @@ def wire(
     )
     settings["rules"] = rules
     if proposer is None:
-        return Engine(policy, allocator, limits, **settings)
+        made = StagedEngine if staged else Engine
+        return made(policy, allocator, limits, **settings)
     looks_ahead = needs_last_hit and rules.hashes_look_ahead
     _tell(
         allocator,

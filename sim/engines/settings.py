@@ -15,7 +15,6 @@ from sim.engines.pipe import SchedulerProcess
 from sim.engines.vllm import VllmEngine
 from sim.scenario import Part, Scenario
 from sim.specs.model import ModelSpec
-from sim.specs.parallel import Parallel
 from sim.speculation.drafters import FixedDrafts
 from sim.speculation.settings import SpeculationSettings
 from traces.schema import InputError
@@ -48,7 +47,7 @@ def vllm_engine(scenario: Scenario, model: ModelSpec, asynchronous: bool) -> Cal
     installed = Installed.of(scenario.engine.name)
     if scenario.executor == "live":
         raise InputError(f"engine.name is {scenario.engine.name}: its scheduler decides here, and drives no kernels")
-    if mixed_layers(model.kv_kinds(Parallel(scenario.tp)))[0]:
+    if mixed_layers(model.kv_kinds(model.together(scenario.parallel)))[0]:
         raise InputError(
             f"engine.name is {installed}, which is driven with layers that all keep every token; those of "
             f"{model.name} do not"

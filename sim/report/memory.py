@@ -64,7 +64,8 @@ def _placed(placed: Placement | None) -> list[str]:
     """TP, with nodes and the GPUs of each where there are several, and how many sequences it holds."""
     if placed is None:
         return [NONE, NONE]
-    spread = f" ({placed.nodes}x{placed.tp // placed.nodes})" if placed.nodes > 1 else ""
+    gpus = placed.tp * placed.pp * placed.dp
+    spread = f" ({placed.nodes}x{gpus // placed.nodes})" if placed.nodes > 1 else ""
     return [f"{placed.tp}{spread}", count(placed.sequences)]
 
 
@@ -77,10 +78,18 @@ def _notes(card: Footprint) -> str:
     """What the table rests on, and why rows are empty."""
     which = "one sequence, or the batch" if card.batch > 1 else "the batch"
     least = "" if card.batch > 1 else "; at least: where all that is estimated is at its most"
+    placed = next((each for fit in card.gpus for each in (fit.batch, fit.least) if each is not None), None)
+    others = [
+        f"{value} {what}"
+        for value, what in ((placed.pp, "stages of layers"), (placed.dp, "ranks, whose KV is their own")) if value > 1
+    ] if placed else []  # fmt: skip
+    if placed and placed.ep > 1:
+        others.append("whole experts placed over all GPUs")
+    beside = f" Each TP with {' and '.join(others)}." if others else ""
     texts = [
         f"TP: the fewest GPUs that hold {which}; (2x8) are 2 nodes of 8. Holds: sequences of so many tokens at once. "
         f"{_accounting(card)}: {card.gpu_memory_utilization:g} of the memory, less weights, activations and what CUDA "
-        f"and NCCL take, in blocks of {card.block_tokens} tokens{least}."
+        f"and NCCL take, in blocks of {card.block_tokens} tokens{least}.{beside}"
     ]
     if card.kv_attended_formula:
         texts.append(

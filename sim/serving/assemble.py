@@ -13,7 +13,10 @@ from sim.cost import profile as profiles
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.offload import Offload
+from sim.cost.pipeline import Pipeline
+from sim.cost.profile import Profile
 from sim.cost.profiled import Profiled
+from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import Roofline
 from sim.cost.step import HostGap, StepCost
 from sim.engine.batch import Limits
@@ -25,7 +28,7 @@ from sim.engine.wiring import wire
 from sim.load import OURS, build, find, installed
 from sim.results.kv import KvFacts
 from sim.scenario import Scenario, as_tables, leaves, policies_of
-from sim.serving.executor import Accepting, Executor, Predicted
+from sim.serving.executor import Accepting, Executor, Pipelined, Predicted
 from sim.serving.memory import KvRoom, allocator_package, kv_pool, kv_room
 from sim.serving.startup import LONGEST, check_longest, check_refusals
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -54,6 +57,8 @@ class Parts:
     traits: Mapping[str, Any]
     """What the allocator declares of itself (`sim.specs.traits`)."""
     limits: Limits
+    parallel: Parallel
+    """How GPUs share what steps together: all of a replica, or one rank of a model without experts."""
     cost: StepCost
     asynchronous: bool
     host_blocks: int
@@ -101,6 +106,7 @@ class Parts:
             host_blocks=self.host_blocks,
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
+            staged=self.parallel.pp > 1,
             lengths=bool(getattr(self.cost, "needs_lengths", True)),
         )
 
@@ -111,6 +117,8 @@ class Parts:
             acceptance: that of each request.
             engine: may know beforehand how many drafts will be right, and repeat steps unasked.
         """
+        if isinstance(self.cost, Pipeline):
+            return Pipelined(self.cost)
         predicted = Predicted(self.cost, overlap_host=self.asynchronous, gap=self.gap)
         if self.drafter is None:
             return predicted
@@ -133,7 +141,11 @@ class Parts:
         pool, room = self.pool, self.room
         band = (pool.tokens * room.least // room.blocks, pool.tokens * room.most // room.blocks)
         return KvFacts(
-            pool.tokens, pool.block_tokens, self.scenario.replicas, band if room.is_estimate else None, room.source
+            pool.tokens,
+            pool.block_tokens,
+            self.scenario.replicas * self.scenario.dp,
+            band if room.is_estimate else None,
+            room.source,
         )
 
     @property
@@ -146,7 +158,7 @@ class Parts:
     @property
     def depth(self) -> int:
         """Batches in flight."""
-        return 2 if self.asynchronous else 1
+        return max(self.parallel.pp, 2 if self.asynchronous else 1)
 
 
 def assemble(scenario: Scenario) -> Parts:
@@ -159,9 +171,9 @@ def assemble(scenario: Scenario) -> Parts:
     gpu = profiles.gpu_of(scenario.cost.profile, scenario.gpu)
     model = catalog.load_model(scenario.model)
     model = model.with_dtypes(_chosen(scenario.dtype), _chosen(scenario.kv.dtype), _chosen(scenario.weights))
-    parallel = Parallel(scenario.tp)
-    model.check_parallel(parallel)
-    gpu.check_group(parallel.tp)
+    model.check_parallel(scenario.parallel)
+    parallel = model.together(scenario.parallel)
+    gpu.check_group(parallel)
     offload = _offload(scenario, model)
     engine = scenario.engine
     longest = engine.max_model_len or model.max_context_tokens
@@ -176,6 +188,7 @@ def assemble(scenario: Scenario) -> Parts:
     mixed = _mixed(scenario, preset)
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
+    _check_parallel(scenario, parallel, drafter)
     room = kv_room(scenario, model, gpu, offload, drafter)
     memory = kv_pool(scenario, model, room, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
@@ -186,20 +199,16 @@ def assemble(scenario: Scenario) -> Parts:
     host_blocks = _host_blocks(scenario, memory, traits["no_swap"])
     efficiency = Efficiency.of(gpu, scenario.cost.efficiency, scenario.cost.fit)
     window = _window(model, layout)
-    graphs = engine.cuda_graphs
-    shared: dict[str, Any] = {"parallel": parallel, "efficiency": efficiency, "cuda_graphs": graphs, "window": window}
-    routing = Routing(scenario.cost.routing)
-    if profile is None:
-        target = Roofline(model, gpu, offload=offload, routing=routing, **shared)
-    else:
-        target = Profiled(model, gpu, profile, offload=offload, routing=routing, **shared)
-    cost: StepCost = target
-    if drafter is not None:
-        own = drafter.model if drafter.has_cache else None
-        draft = Roofline(own, gpu, parallel=parallel, efficiency=efficiency, cuda_graphs=graphs) if own else None
-        cost = Drafted(target, drafter, draft)
+    shared: dict[str, Any] = {
+        "parallel": parallel,
+        "efficiency": efficiency,
+        "cuda_graphs": engine.cuda_graphs,
+        "window": window,
+        "routing": Routing(scenario.cost.routing),
+    }
+    cost = _cost(model, gpu, profile, drafter, offload, shared)
     _check_no_cache(scenario, traits)
-    asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"])
+    asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"] and parallel.pp == 1)
     if scenario.live.stop_at_eos and (scenario.executor != "live" or drafter is not None):
         raise InputError(
             "live.stop_at_eos is true, and where an answer ends is known to a live run without drafting alone"
@@ -213,6 +222,7 @@ def assemble(scenario: Scenario) -> Parts:
         allocators,
         traits,
         limits,
+        parallel,
         cost,
         asynchronous,
         host_blocks,
@@ -226,6 +236,62 @@ def assemble(scenario: Scenario) -> Parts:
         rules_of(preset.rules),
         room,
     )
+
+
+def _cost(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    profile: Profile | None,
+    drafter: Drafter | None,
+    offload: Offload,
+    shared: Mapping[str, Any],
+) -> StepCost:
+    """What prices a step of one rank; `shared` are arguments of every roofline."""
+    parallel: Parallel = shared["parallel"]
+    if profile is not None and (parallel.gpus > parallel.tp or parallel.ep > 1):
+        raise InputError(
+            f"cost.profile is {profile.meta.name}, whose tables are of GPUs that share every matrix (tp), and the "
+            f"replica has {parallel}; cost.profile=roofline prices it"
+        )
+    if parallel.pp > 1:
+        return Pipeline(model, gpu, **shared)
+    if profile is None:
+        target = Roofline(model, gpu, offload=offload, **shared)
+    else:
+        target = Profiled(model, gpu, profile, offload=offload, **shared)
+    if parallel.dp > 1:
+        return RankedRoofline(target)
+    if drafter is None:
+        return target
+    alike = {key: shared[key] for key in ("parallel", "efficiency", "cuda_graphs")}
+    draft = Roofline(drafter.model, gpu, **alike) if drafter.has_cache and drafter.model is not None else None
+    return Drafted(target, drafter, draft)
+
+
+def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | None) -> None:
+    """Refuse what is not modelled beside several ranks or stages."""
+    if scenario.dp > 1 and scenario.front_end.on:
+        raise InputError(
+            f"front_end.name is {scenario.front_end.name} and dp is {scenario.dp}: a front end before ranks that share "
+            "requests is not modelled"
+        )
+    if parallel.dp == parallel.pp == 1:
+        return
+    if parallel.dp > 1 and parallel.pp > 1:
+        raise InputError(
+            f"dp is {parallel.dp} and pp is {parallel.pp}: ranks that share experts are not modelled on several stages"
+        )
+    what = f"dp is {parallel.dp}" if parallel.dp > 1 else f"pp is {parallel.pp}"
+    if parallel.pp > 1 and scenario.engine.async_scheduling is True:
+        raise InputError(f"engine.async_scheduling is true and {what}: a pipeline has {parallel.pp} batches under way")
+    if drafter is not None:
+        raise InputError(f"policy.name is {scenario.policy.name} and {what}: drafts of such replicas are not modelled")
+    if scenario.engine.name != OURS:
+        raise InputError(f"engine.name is {scenario.engine.name} and {what}: of another's engine one rank is modelled")
+    if scenario.offload.weight_layers or scenario.offload.kv_layers:
+        raise InputError(f"offload.* is set and {what}: layers in host memory of such replicas are not modelled")
+    if scenario.kv.swap_gib and parallel.pp > 1:
+        raise InputError(f"kv.swap_gib is set and {what}: swapping between batches under way is not modelled")
 
 
 def _mixed(scenario: Scenario, preset: EnginePreset) -> bool:
@@ -297,7 +363,8 @@ def _check_start(
     mixed: bool,
 ) -> None:
     """Refuse what the engine would not start with."""
-    whose = f"{scenario.model} on {f'{scenario.tp} x ' if scenario.tp > 1 else ''}{scenario.gpu}"
+    gpus = scenario.parallel.gpus
+    whose = f"{scenario.model} on {f'{gpus} x ' if gpus > 1 else ''}{scenario.gpu}"
     who = f"{preset.name} with {whose}" if preset.name != OURS and not mixed else f"a server of {whose}"
     if not mixed:
         check_refusals(who, preset.refuses, limits, memory.max_request_tokens)

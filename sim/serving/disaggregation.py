@@ -21,7 +21,9 @@ from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.request import Handover, Request
 from sim.serving.cluster import Cluster
 from sim.serving.links import Links
+from sim.serving.ranks import Rank, SharedDoor
 from sim.serving.replica import Replica
+from sim.serving.snapshot import Server
 
 TRANSFER_COLUMNS = {
     "request": "q", "source": "q", "target": "q", "tokens": "q", "bytes": "d",
@@ -37,8 +39,8 @@ class Journey:
     """As it was sent."""
     prompt: Request
     """What the source computes: the prompt, and one token."""
-    source: Replica | None = None
-    target: Replica | None = None
+    source: Replica | Rank | None = None
+    target: Replica | Rank | None = None
     tokens: int = 0
     size: float = 0.0
     asked_s: float = math.nan
@@ -49,7 +51,7 @@ class Disaggregated:
     """Sends requests to where prompts are computed, and from there with their KV to where they are decoded.
 
     Args:
-        decoders: the replicas of `decoding`, by place.
+        decoders: the servers of `decoding`, by place.
         kv_bytes: of so many tokens, on all GPUs of a replica together.
         bytes_per_s: of the links of a replica, by its number.
         layers: of the model, where each layer's KV is sent as soon as it is computed (as if there had been room from
@@ -62,7 +64,7 @@ class Disaggregated:
         self,
         prefilling: Cluster,
         decoding: Cluster,
-        decoders: Sequence[Replica],
+        decoders: Sequence[Server],
         links: Links,
         *,
         kv_bytes: Callable[[int], float],
@@ -93,7 +95,7 @@ class Disaggregated:
         self._journeys[req.id] = Journey(req, prompt)
         self._prefilling.submit(prompt)
 
-    def prefilled(self, prompt: Request, source: Replica) -> bool:
+    def prefilled(self, prompt: Request, source: Replica | Rank) -> bool:
         """A replica has given a request's first token; returns whether that was the whole answer."""
         journey = self._journeys[prompt.id]
         req = journey.asked
@@ -106,7 +108,7 @@ class Disaggregated:
         req.confirmed = 1
         req.first_scheduled_s, req.first_token_s = prompt.first_scheduled_s, prompt.first_token_s
         req.prefix_hit_tokens, req.preemptions = prompt.prefix_hit_tokens, prompt.preemptions
-        target = self._decoders[self._decoding.choose(req)]
+        target = _rank_of(self._decoders[self._decoding.choose(req)])
         req.handover = Handover(journey.tokens, 0, str(source.index), str(target.index))
         journey.source, journey.target, journey.asked_s = source, target, source.clock.now
         source.moving += 1
@@ -115,7 +117,7 @@ class Disaggregated:
         self.place(target)
         return False
 
-    def place(self, target: Replica) -> None:
+    def place(self, target: Replica | Rank) -> None:
         """Begin to send the KV of those that a replica has room for now."""
         engine = _ours(target)
         if not engine.roster.expected:
@@ -170,11 +172,18 @@ class Places(Observer):
     """Set once there is one: it is made of the replicas that this observes."""
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        assert isinstance(replica, Replica)
+        assert isinstance(replica, Replica | Rank)
         assert self.disaggregated is not None
         self.disaggregated.place(replica)
 
 
-def _ours(replica: Replica) -> Engine:
+def _rank_of(server: Server) -> Replica | Rank:
+    """Who decodes there: one rank of several, or the replica."""
+    chosen = server.rank() if isinstance(server, SharedDoor) else server
+    assert isinstance(chosen, Replica | Rank)
+    return chosen
+
+
+def _ours(replica: Replica | Rank) -> Engine:
     assert isinstance(replica.engine, Engine)
     return replica.engine

@@ -22,27 +22,35 @@ from sim.serving.failures import Failures
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
 from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
+from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
 from sim.specs.fleet import BOTH, DECODE, PREFILL
 
-Answered = Callable[[Request, Replica], None]
+Answered = Callable[[Request, Replica | Rank], None]
 """Told of a request and of the replica that has answered it."""
 
 
 class MakesReplicas(Protocol):
-    """Makes a replica of a pool, and what stands before it; `on_finish` is told of each request that it answered."""
+    """Makes the ranks of a replica, numbered from `index` on, and what stands before them; `on_finish` is told of each
+    request that they answered."""
 
     def __call__(
-        self, pool: Pool, engine: ServingEngine, index: int, *, on_finish: Answered, observer: Observer | None
-    ) -> tuple[Server, Replica]: ...
+        self,
+        pool: Pool,
+        engines: Sequence[ServingEngine],
+        index: int,
+        *,
+        on_finish: Answered,
+        observer: Observer | None,
+    ) -> tuple[Server, Sequence[Replica | Rank]]: ...
 
 
 class Entrance:
     """Takes requests, and sends each on its way.
 
     Args:
-        engines: those of each pool.
+        engines: those of each pool, the ranks of one replica after those of another.
         answered: called when a request's answer is complete.
         spans: whether engines may repeat steps unasked.
         over: whether all requests have ended.
@@ -65,7 +73,7 @@ class Entrance:
         self._changes = check_changes(scenario, pools)
         self._answered = answered
         self.follows_sessions = False
-        self.replicas: list[Replica] = []
+        self.replicas: list[Replica | Rank] = []
         fleets = by_model(pools)
         places = {model: Places() for model in fleets}
         alone = sum(pool.count for pool in pools) == 1 and not self._changes
@@ -73,15 +81,17 @@ class Entrance:
         places_of: list[tuple[tuple[str, str], int]] = []
         for pool, own in zip(pools, engines, strict=True):
             model = pool.parts.model.name
-            for engine in own:
+            each = pool.ranks // pool.count
+            for first in range(0, pool.ranks, each):
                 observer = places[model] if pool.role == DECODE else None
                 on_finish: Answered = answered if alone else self._finished
                 if pool.role == PREFILL:
                     on_finish = self._prefilled
-                server, replica = make(pool, engine, len(self.replicas), on_finish=on_finish, observer=observer)
-                self.replicas.append(replica)
+                of_one = own[first : first + each]
+                server, ranks = make(pool, of_one, len(self.replicas), on_finish=on_finish, observer=observer)
+                self.replicas += ranks
                 beside = servers.setdefault((model, pool.role), [])
-                places_of.append(((model, pool.role), len(beside)))
+                places_of += [((model, pool.role), len(beside))] * each
                 beside.append((pool, server))
         clusters = {which: self._cluster(own) for which, own in servers.items()}
         self._where = [(clusters[which], place) for which, place in places_of]
@@ -92,7 +102,9 @@ class Entrance:
         takes: dict[str, Callable[[Request], None]] = {}
         for model, own_pools in fleets.items():
             if (model, PREFILL) in clusters:
-                apart = self._disaggregation(pools, own_pools[0], clusters[model, PREFILL], clusters[model, DECODE])
+                decoders = [server for _, server in servers[model, DECODE]]
+                between = (clusters[model, PREFILL], clusters[model, DECODE], decoders)
+                apart = self._disaggregation(pools, own_pools[0], *between)
                 places[model].disaggregated = self._disaggregated[model] = apart
                 takes[model] = apart.submit
             else:
@@ -110,7 +122,7 @@ class Entrance:
         return Cluster(
             [server for _, server in servers],
             build("sim.routers", scenario.router.name, _seeded(scenario)),
-            [pool.parts.pool.blocks for pool, _ in servers],
+            [pool.parts.pool.blocks * (pool.ranks // pool.count) for pool, _ in servers],
             clock=self.replicas[0].clock,
             poll_s=self._scenario.routing.poll_s,
             polls_memory=traits["reads_memory"],
@@ -124,6 +136,7 @@ class Entrance:
         members = [
             Member(replica, cluster, place, engine)
             for replica, (cluster, place), engine in zip(self.replicas, self._where, engines, strict=True)
+            if isinstance(replica, Replica)
         ]
         lifecycle = Lifecycle(clock, members)
         for pool, indices in zip(pools, numbers(pools), strict=True):
@@ -134,7 +147,7 @@ class Entrance:
         return lifecycle
 
     def _disaggregation(
-        self, pools: Sequence[Pool], first: Pool, prefilling: Cluster, decoding: Cluster
+        self, pools: Sequence[Pool], first: Pool, prefilling: Cluster, decoding: Cluster, decoders: Sequence[Server]
     ) -> Disaggregated:
         """Between the pools of a model, of which `first` is one."""
         transfer = self._scenario.transfer
@@ -142,7 +155,7 @@ class Entrance:
         return Disaggregated(
             prefilling,
             decoding,
-            [replica for replica, (cluster, _) in zip(self.replicas, self._where, strict=True) if cluster is decoding],
+            decoders,
             Links(self.replicas[0].clock, dict(enumerate(rates)), transfer.latency_s),
             kv_bytes=lambda tokens: kv_bytes(first, tokens),
             bytes_per_s=rates,
@@ -158,11 +171,11 @@ class Entrance:
         if self.lifecycle is not None:
             self.lifecycle.left(index)
 
-    def _finished(self, req: Request, replica: Replica) -> None:
+    def _finished(self, req: Request, replica: Replica | Rank) -> None:
         self.left(req, replica.index)
         self._answered(req, replica)
 
-    def _prefilled(self, prompt: Request, replica: Replica) -> None:
+    def _prefilled(self, prompt: Request, replica: Replica | Rank) -> None:
         self.left(prompt, replica.index)
         if self._disaggregated[self._model_of[replica.index]].prefilled(prompt, replica):
             self._answered(prompt, replica)

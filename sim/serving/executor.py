@@ -108,6 +108,40 @@ class Replayed:
         )
 
 
+class Staged(Protocol):
+    """What prices a step stage by stage (`sim.cost.pipeline`)."""
+
+    def stages_s(self, shape: Shape) -> tuple[Sequence[tuple[float, float]], float]:
+        """((device seconds, seconds to the next stage) of each stage, host seconds)."""
+        ...
+
+
+class Pipelined:
+    """Prices batches that pass stages one after another, each stage free for the next batch when it has done one.
+
+    The next batch may start when the first stage is free; the output is there when the last stage has done it. The
+    host plans a batch before its first stage, and while stages are at others.
+    """
+
+    def __init__(self, cost: Staged) -> None:
+        self._cost = cost
+        self._free_s: list[float] = []
+
+    def execute(self, batch: Batch) -> Outcome:
+        stages, host_s = self._cost.stages_s(batch.shape)
+        free_s = self._free_s or [0.0] * len(stages)
+        start_s = max(batch.planned_s, free_s[0])
+        time_s = batch.planned_s + host_s
+        self._free_s = []
+        for (device_s, sent_s), free in zip(stages, free_s, strict=True):
+            left_s = max(time_s, free) + device_s
+            self._free_s.append(left_s)
+            time_s = left_s + sent_s
+        device = sum(device_s + sent_s for device_s, sent_s in stages)
+        first_s = self._free_s[0]
+        return Outcome([first_s - start_s], [device], host_s, late_s=time_s - first_s)
+
+
 class Predicted:
     """Prices a batch by a cost model.
 

@@ -48,6 +48,7 @@ def pool_inputs(pools: Sequence[Pool]) -> dict[str, Any]:
             "replicas": pool.count,
             "gpu": pool.parts.gpu.name,
             "tp": scenario.tp,
+            **{key: value for key in ("pp", "dp", "ep") if (value := getattr(scenario, key)) > 1},
             **scales(pool),
             "policy": scenario.policy.name,
             "allocator": scenario.allocator.name,
@@ -69,7 +70,7 @@ def scaling_facts(pools: Sequence[Pool], present: Present, lifecycle: Lifecycle,
             told[pool.name or "all"] = {
                 "mean_replicas": there,
                 **lifecycle.sizes(mine),
-                "gpu_hours": there * pool.parts.scenario.tp * duration / 3600.0,
+                "gpu_hours": there * pool.parts.parallel.rank_gpus * duration / 3600.0,
             }
     return told
 
@@ -91,7 +92,7 @@ def by_pool(
     if len(pools) == 1:
         return [spans]
     replica = steps["replica"].to_numpy()
-    pool_of = np.repeat(np.arange(len(pools)), [pool.count for pool in pools])
+    pool_of = np.repeat(np.arange(len(pools)), [pool.ranks for pool in pools])
     own: list[list[tuple[int, Shape, int]]] = [[] for _ in pools]
     for span in spans:
         own[pool_of[replica[span[0]]]].append(span)
@@ -100,7 +101,7 @@ def by_pool(
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """How many replicas there were."""
+    """How many replicas there were, each rank counted as one."""
 
     of_pools: tuple[float, ...]
     """Of each pool, on average over the run."""
@@ -111,9 +112,9 @@ class Present:
     def of(cls, pools: Sequence[Pool], shares: Sequence[float] | None) -> Present:
         """From the shares of all replicas; None where all are there all the time."""
         if shares is None or not any(pool.start for pool in pools):
-            return cls(tuple(pool.count for pool in pools))
+            return cls(tuple(pool.ranks for pool in pools))
         own = [sum(shares[index] for index in mine) for mine in numbers(pools)]
-        there = (mean if pool.start else pool.count for pool, mean in zip(pools, own, strict=True))
+        there = (mean if pool.start else pool.ranks for pool, mean in zip(pools, own, strict=True))
         return cls(tuple(there), tuple(shares))
 
     @property
@@ -149,7 +150,7 @@ def fleet_summary(
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
         facts = replace(pool.parts.kv_facts, replicas=there)
-        rates = Rates.of(there * pool.parts.scenario.tp, pool.parts.gpu, pool.parts.scenario.price)
+        rates = Rates.of(there * pool.parts.parallel.rank_gpus, pool.parts.gpu, pool.parts.scenario.price)
         kv = kv_summary(served, its_steps, facts, duration)
         local = {**summary, "kv": kv}
         within = _within(its_terms, of_pool)

@@ -14,14 +14,13 @@ from sim.scenario import Scenario
 from sim.serving.startup_log import logged_room
 from sim.specs.bounds import MAX_BLOCKS
 from sim.specs.model import GpuSpec, ModelSpec
-from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
 from traces.schema import InputError
 
 
 def allocator_package(scenario: Scenario, model: ModelSpec) -> str:
     """The package that the allocator's name is looked up in: that for layers that do not keep alike, or the other."""
-    layers, _ = mixed_layers(model.kv_kinds(Parallel(scenario.tp)))
+    layers, _ = mixed_layers(model.kv_kinds(model.together(scenario.parallel)))
     return MIXED if layers and not why_alike(scenario) else "sim.allocators"
 
 
@@ -59,7 +58,7 @@ def kv_room(scenario: Scenario, model: ModelSpec, gpu: GpuSpec, offload: Offload
     Raises:
         InputError: the model does not fit, a line that says no size, an accounting that is not known.
     """
-    parallel, kv, engine = Parallel(scenario.tp), scenario.kv, scenario.engine
+    parallel, kv, engine = model.together(scenario.parallel), scenario.kv, scenario.engine
     if kv.blocks:
         return KvRoom(kv.blocks, kv.blocks, kv.blocks)
     if kv.from_log:
@@ -112,7 +111,7 @@ def kv_pool(scenario: Scenario, model: ModelSpec, room: KvRoom, drafter: Drafter
     Raises:
         InputError: more blocks than are simulated.
     """
-    parallel, kv = Parallel(scenario.tp), scenario.kv
+    parallel, kv = model.together(scenario.parallel), scenario.kv
     mixed = allocator_package(scenario, model) == MIXED
     _check_blocks(scenario, room.blocks)
     own_bytes = drafter.kv_bytes_per_token(parallel) if drafter else 0
@@ -134,9 +133,11 @@ def kv_pool(scenario: Scenario, model: ModelSpec, room: KvRoom, drafter: Drafter
 
 def _check_blocks(scenario: Scenario, blocks: int) -> None:
     """Refuse more KV blocks than this machine can keep account of."""
-    if blocks * scenario.replicas > MAX_BLOCKS:
-        whose = f"{scenario.replicas:,} replicas of {blocks:,}" if scenario.replicas > 1 else "a replica of so many"
+    caches = scenario.replicas * scenario.dp
+    if blocks * caches > MAX_BLOCKS:
+        what = "replicas" if scenario.dp == 1 else "ranks"
+        whose = f"{caches:,} {what} of {blocks:,}" if caches > 1 else "a replica of so many"
         raise InputError(
-            f"kv.blocks comes to {blocks * scenario.replicas:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
+            f"kv.blocks comes to {blocks * caches:,} ({whose}), and at most {MAX_BLOCKS:,} are simulated; "
             "set a larger kv.block_tokens or fewer replicas"
         )

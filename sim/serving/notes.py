@@ -11,7 +11,6 @@ from sim.load import MIXED
 from sim.results.units import seconds
 from sim.serving.assemble import Parts
 from sim.serving.memory import why_alike
-from sim.specs.parallel import Parallel
 
 
 def front_end_notes(parts: Parts) -> Iterator[str]:
@@ -78,7 +77,7 @@ def _by_kind(parts: Parts) -> str:
 
 def _alike(parts: Parts) -> Iterator[str]:
     """Where a model's layers are not alike and its KV is counted as if they were."""
-    layers, state_bytes = mixed_layers(parts.model.kv_kinds(Parallel(parts.scenario.tp)))
+    layers, state_bytes = mixed_layers(parts.model.kv_kinds(parts.parallel))
     kept = parts.traits["keeps_nothing"]
     if not layers or kept:
         return

@@ -34,8 +34,8 @@ class Pool:
     """Models that it answers, as a trace names them; of one that says none, its model's own names."""
 
     def engines(self, *, spans: bool) -> list[ServingEngine]:
-        """A fresh engine for each replica."""
-        return [self.engine(spans=spans) for _ in range(self.count)]
+        """A fresh engine for each rank of each replica."""
+        return [self.engine(spans=spans) for _ in range(self.ranks)]
 
     def engine(self, *, spans: bool) -> ServingEngine:
         """A fresh engine."""
@@ -46,20 +46,30 @@ class Pool:
         return engine
 
     @property
+    def steps_together(self) -> bool:
+        """Whether the ranks of a replica do, which share experts."""
+        return self.parts.parallel.dp > 1
+
+    @property
+    def ranks(self) -> int:
+        """Schedulers of all its replicas: tables number these through as replicas."""
+        return self.count * self.parts.scenario.dp
+
+    @property
     def link_bytes_per_s(self) -> float:
-        """Of a replica's links to others: each of its GPUs has its own."""
-        return self.parts.scenario.tp * self.parts.scenario.transfer.bytes_per_s
+        """Of a rank's links to others: each of its GPUs has its own."""
+        return self.parts.parallel.rank_gpus * self.parts.scenario.transfer.bytes_per_s
 
 
 def each_replica(pools: Sequence[Pool]) -> list[Pool]:
-    """The pool of each replica, by its number."""
-    return [pool for pool in pools for _ in range(pool.count)]
+    """The pool of each replica's every rank, by its number."""
+    return [pool for pool in pools for _ in range(pool.ranks)]
 
 
 def numbers(pools: Sequence[Pool]) -> list[range]:
-    """The replicas of each pool."""
-    ends = list(accumulate(pool.count for pool in pools))
-    return [range(end - pool.count, end) for pool, end in zip(pools, ends, strict=True)]
+    """The replicas of each pool, every rank by itself."""
+    ends = list(accumulate(pool.ranks for pool in pools))
+    return [range(end - pool.ranks, end) for pool, end in zip(pools, ends, strict=True)]
 
 
 def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
@@ -173,6 +183,9 @@ def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
             raise InputError(f"{named}policy.name is speculative, and {what} beside drafts are not modelled")
         if pool.parts.engine_class is not None:
             raise InputError(f"{named}engine.name is {pool.parts.scenario.engine.name}, which is not started anew")
+        parallel = pool.parts.scenario.parallel
+        if parallel.dp > 1 or parallel.pp > 1:
+            raise InputError(f"{named}{what} of replicas of several ranks or stages is not modelled ({parallel})")
     return bool(what)
 
 
@@ -280,6 +293,6 @@ def _check_sends(pool: Pool) -> None:
 
 def kv_bytes(pool: Pool, tokens: int) -> float:
     """Bytes of the KV of so many tokens, on all GPUs of a replica together; heads that GPUs repeat are sent once."""
-    tp = pool.parts.scenario.tp
+    tp = pool.parts.parallel.tp
     own = pool.parts.model.gpu_kv_bytes_per_token(Parallel(tp))
     return float(tokens * min(own * tp, pool.parts.model.gpu_kv_bytes_per_token(Parallel())))

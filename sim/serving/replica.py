@@ -188,7 +188,7 @@ class Replica:
             last = flights[-1]
             if not last.sealed:
                 self._seal(last)
-            start_s = last.times_s[-1]
+            start_s = max(now_s, last.times_s[-1])
         if self._before_plan is not None:
             self._before_plan(self)
         if flights and not (self.engine.running or self.engine.waiting):

@@ -45,7 +45,6 @@ from sim.serving.simulation import Simulation
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
-from sim.specs.parallel import Parallel
 from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
 from traces.rows import keep_rows
@@ -133,7 +132,7 @@ def simulate(
     if parts.drafter is not None:
         tallies, measured_s = simulation.tallies(), sources.get("measured", 0.0)
         requests = draft_tables.with_drafts(requests, sent_rows, tallies)
-        speculation = draft_tables.summary(parts.drafter, Parallel(scenario.tp), tallies, terms, measured_s)
+        speculation = draft_tables.summary(parts.drafter, scenario.parallel, tallies, terms, measured_s)
     summary = metrics.summarise(
         requests,
         steps,
@@ -145,7 +144,7 @@ def simulate(
         simulator=simulation.speed(steps, wall_s, cpu_s),
         inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
-        rates=Rates.of(scenario.tp * present.replicas, _billed(parts, session), scenario.price),
+        rates=Rates.of(parts.parallel.rank_gpus * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
@@ -389,7 +388,7 @@ def _inputs(
 ) -> dict[str, Any]:
     parts = pools[0].parts
     measured = {} if session is None else {"device": session.device_name}
-    spanning = parts.gpu.group_note(scenario.tp) if session is None else ""
+    spanning = parts.gpu.group_note(parts.parallel) if session is None else ""
     ended = [f"Cut short: {died}."] if died else []
     return {
         "executor": scenario.executor,
@@ -403,6 +402,11 @@ def _inputs(
         "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
         "tp": shared(pool.parts.scenario.tp for pool in pools),
         "replicas": sum(pool.count for pool in pools),
+        **{
+            key: shared(getattr(pool.parts.scenario, key) for pool in pools)
+            for key in ("pp", "dp", "ep")
+            if any(getattr(pool.parts.scenario, key) > 1 for pool in pools)
+        },
         **pool_inputs(pools),
         **(scales(pools[0]) if not scenario.pools else {}),
         "engine": shared(pool.parts.engine_name for pool in pools),

@@ -28,6 +28,7 @@ from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.hooks import Hooks, LiveSession, Progress
 from sim.serving.noise import Noisy, noise_of
 from sim.serving.pool import Pool, models_asked
+from sim.serving.ranks import EachRank, Rank, RankEngines, SharedDoor, Together
 from sim.serving.replica import NoProgressError, Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
@@ -71,9 +72,9 @@ class Simulation:
         self._session = session
         self._hooks = hooks
         self._spans = spans
-        self._replica_count = sum(pool.count for pool in pools)
+        self._driven = sum(pool.count if pool.steps_together else pool.ranks for pool in pools)
         self.requests = RequestLog(count)
-        self.steps = StepLog(self._replica_count)
+        self.steps = StepLog(sum(pool.ranks for pool in pools))
         self._progress = progress
         self._every = max(1, count // 200)
         self._finished = 0
@@ -122,7 +123,7 @@ class Simulation:
             self._retries = Retries(self.clock, scenario.retry, scenario.seed, submit, asked_s)
         return submit
 
-    def _answered(self, req: Request, replica: Replica) -> None:
+    def _answered(self, req: Request, replica: Replica | Rank) -> None:
         self.requests.finished(req, replica.index)
         if self._admission is not None:
             self._admission.left()
@@ -146,9 +147,59 @@ class Simulation:
             self._progress(self._finished, self._count)
 
     def _replica(
-        self, pool: Pool, engine: ServingEngine, index: int, *, on_finish: Answered, observer: Observer | None
+        self,
+        pool: Pool,
+        engines: Sequence[ServingEngine],
+        index: int,
+        *,
+        on_finish: Answered,
+        observer: Observer | None,
+    ) -> tuple[Server, Sequence[Replica | Rank]]:
+        """A replica of one rank for each engine, numbered from `index` on, and what takes its requests."""
+        if pool.steps_together:
+            ranks = self._together(pool, engines, index, on_finish, observer)
+            return SharedDoor(ranks), ranks
+        made = [self._rank(pool, engine, index + at, on_finish, observer) for at, engine in enumerate(engines)]
+        replicas = [replica for _, replica in made]
+        return (made[0][0] if len(made) == 1 else SharedDoor(replicas)), replicas
+
+    def _together(
+        self,
+        pool: Pool,
+        engines: Sequence[ServingEngine],
+        index: int,
+        on_finish: Answered,
+        observer: Observer | None,
+    ) -> list[Rank]:
+        """The ranks of a replica that step together."""
+        parts, hooks = pool.parts, self._hooks
+        prices: list[Executor] = [parts.executor() for _ in engines]
+        if noise := self._noise[pool.name]:
+            seed = parts.scenario.seed
+            prices = [Noisy(price, noise, seed, index + at) for at, price in enumerate(prices)]
+        executor: Executor = Together(prices)
+        if hooks.wrap is not None:
+            executor = hooks.wrap(executor)
+        watching = [each for each in (self.steps, observer, hooks.observer) if each is not None]
+        each_rank = EachRank(Audience(watching))
+        group = RankEngines(engines)
+        replica = Replica(
+            self.clock,
+            group,
+            executor,
+            depth=parts.depth,
+            on_finish=lambda req: on_finish(req, ranks[group.rank_of.pop(req.id)]),
+            observer=each_rank,
+            index=index,
+            alone=self._driven == 1,
+        )
+        ranks = each_rank.ranks = [Rank(replica, engine, index + at) for at, engine in enumerate(engines)]
+        return ranks
+
+    def _rank(
+        self, pool: Pool, engine: ServingEngine, index: int, on_finish: Answered, observer: Observer | None
     ) -> tuple[Server, Replica]:
-        """A replica, behind its front end where there is one."""
+        """A rank that steps by itself, behind its front end where there is one."""
         parts, hooks = pool.parts, self._hooks
         observers: list[Observer] = [self.steps]
         front_end = self._front_end(pool, index)
@@ -171,7 +222,7 @@ class Simulation:
             on_finish=lambda req: on_finish(req, replica),
             observer=observers[0] if len(observers) == 1 else Audience(observers),
             index=index,
-            alone=self._replica_count == 1,
+            alone=self._driven == 1,
         )
         if front_end is None:
             return replica, replica

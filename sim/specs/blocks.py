@@ -67,13 +67,22 @@ class Matrix:
     activation: int = 0
 
     def sides(self, parallel: Parallel) -> tuple[int, int]:
-        """(inputs, outputs) on one of `tp` GPUs."""
-        return sum(span.on(parallel.tp) for span in self.inputs), sum(span.on(parallel.tp) for span in self.outputs)
+        """(inputs, outputs) of what one GPU has of it."""
+        cut = parallel.expert_cut if self.is_routed else parallel.tp
+        return sum(span.on(cut) for span in self.inputs), sum(span.on(cut) for span in self.outputs)
+
+    def held(self, parallel: Parallel) -> int:
+        """How many of them are on the GPU with the most."""
+        return parallel.held(self.count) if self.is_routed else self.count
+
+    def divides(self, gpus: int) -> bool:
+        """Can so many GPUs share each?"""
+        return all(span.divides(gpus) for span in (*self.inputs, *self.outputs))
 
     def parameters(self, parallel: Parallel) -> int:
-        """Of all of them, on one of `tp` GPUs."""
+        """Of all of them, on the GPU with the most."""
         k, n = self.sides(parallel)
-        return self.count * (k * n + (n if self.bias else 0))
+        return self.held(parallel) * (k * n + (n if self.bias else 0))
 
     @property
     def is_routed(self) -> bool:
@@ -178,7 +187,7 @@ class Block:
         for matrix in self.matrices:
             k, n = matrix.sides(parallel)
             kind = weight_type(matrix_type(matrix, weights, dtype))
-            total += matrix.count * (kind.matrix_bytes(k, n) + (n * plain if matrix.bias else 0))
+            total += matrix.held(parallel) * (kind.matrix_bytes(k, n) + (n * plain if matrix.bias else 0))
         return total
 
     def token_bytes(self, kv_dtype: str, parallel: Parallel = SINGLE) -> int:
@@ -206,9 +215,9 @@ class Block:
         for matrix in self.matrices:
             k, n = matrix.sides(parallel)
             if matrix.activation:  # down again: what it reads, and of an expert what it writes
-                made += matrix.visited * (k + n) if matrix.is_routed else k
+                made += parallel.expert_rows(matrix.visited) * (k + n) if matrix.is_routed else k
             elif matrix.name.endswith(" up"):
-                made += matrix.visited * n
+                made += parallel.expert_rows(matrix.visited) * n if matrix.is_routed else n
             else:
                 mixed += n
         return max(mixed, made)
@@ -225,8 +234,12 @@ class Block:
         return sum(matrix.visited * k * n for matrix, (k, n) in sides)
 
     def divides(self, tp: int) -> bool:
-        """Can `tp` GPUs share the layer?"""
-        return all(span.divides(tp) for matrix in self.matrices for span in (*matrix.inputs, *matrix.outputs))
+        """Can `tp` GPUs share the layer, its routed experts aside?"""
+        return all(matrix.divides(tp) for matrix in self.matrices if not matrix.is_routed)
+
+    def cuts(self, gpus: int) -> bool:
+        """Can so many GPUs share each of its routed experts?"""
+        return all(matrix.divides(gpus) for matrix in self.matrices if matrix.is_routed)
 
 
 def matrix_type(matrix: Matrix, weights: str, dtype: str) -> str:

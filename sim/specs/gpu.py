@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from sim.specs.checks import check_amount, check_count
+from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
@@ -118,27 +119,31 @@ class GpuSpec:
         fewest = -(-gpus // (self.node_gpus or ASSUMED_NODE_GPUS))
         return next(nodes for nodes in range(fewest, gpus + 1) if gpus % nodes == 0)
 
-    def check_group(self, gpus: int) -> None:
-        """Raise InputError where so many GPUs need several nodes and no network between these is known."""
-        nodes = self.nodes(gpus)
+    def check_group(self, parallel: Parallel) -> None:
+        """Raise InputError where a replica's GPUs need several nodes and no network between these is known."""
+        gpus, nodes = parallel.gpus, self.nodes(parallel.gpus)
         if nodes > 1 and not self.network_bytes_per_s:
             most = self.node_gpus or ASSUMED_NODE_GPUS
             held = f"a node holds {most}" if self.node_gpus else f"a node is assumed to hold {most}"
+            plain = gpus == parallel.tp
+            needs, choose = ("needs", "tp up to") if plain else (f"({gpus} GPUs) needs", "a replica of at most")
             raise InputError(
-                f"tp = {gpus} needs {nodes} nodes, since {held}, and no network between nodes is known of GPU "
-                f"{self.name!r}; choose tp up to {most}, or a TOML file of the GPU that says network_bytes_per_s"
-                f"{'' if self.node_gpus else ' or node_gpus'}"
+                f"{parallel} {needs} {nodes} nodes, since {held}, and no network between nodes is known of GPU "
+                f"{self.name!r}; choose {choose} {most}{'' if plain else ' GPUs'}, or a TOML file of the GPU that says "
+                f"network_bytes_per_s{'' if self.node_gpus else ' or node_gpus'}"
             )
 
-    def group_note(self, gpus: int) -> str:
-        """A sentence about a group that needs several nodes; "" within one."""
-        nodes = self.nodes(gpus)
+    def group_note(self, parallel: Parallel) -> str:
+        """A sentence about a replica that needs several nodes; "" within one."""
+        gpus, nodes = parallel.gpus, self.nodes(parallel.gpus)
         if nodes == 1:
             return ""
         each = gpus // nodes
         assumed = "" if self.node_gpus else f" (a node is assumed to hold {ASSUMED_NODE_GPUS} GPUs)"
+        plain = gpus == parallel.tp
+        whose, do = (f"TP {gpus}", "sum up") if plain else (f"A replica of {gpus} GPUs ({parallel})", "send each other")
         return (
-            f"TP {gpus} spans {nodes} nodes of {each}{assumed}: what its GPUs sum up crosses the network, at most "
+            f"{whose} spans {nodes} nodes of {each}{assumed}: what its GPUs {do} crosses the network, at most "
             f"{self.network_bytes_per_s / 1e9:.3g} GB/s for each GPU; {self.peer_link} has "
             f"{self.peer_bytes_per_s / 1e9:.3g} GB/s."
         )

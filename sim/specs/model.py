@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sim.specs.blocks import KvKind, kv_kinds
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
-from sim.specs.parallel import SINGLE, Parallel
+from sim.specs.parallel import MAX_TP, SINGLE, Parallel
 from sim.specs.shape import AttentionWindow, Gemm, ModelShape
 from traces.schema import InputError
 
 __all__ = ["DTYPE_BYTES", "MAX_TP", "AttentionWindow", "Gemm", "GpuSpec", "ModelSpec"]
-
-MAX_TP = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +55,45 @@ class ModelSpec(ModelShape):
             blocks=blocks,
             checkpoint_bytes=files_bytes,
         )
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it makes hidden states out of tokens, as all but later stages of a pipeline do."""
+        return True
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it makes logits out of hidden states, as all but earlier stages of a pipeline do."""
+        return True
+
+    def stages(self, parallel: Parallel) -> tuple[ModelSpec, ...]:
+        """The stages of a pipeline, each a model of some of the layers.
+
+        Layers that do not divide go one each to the stages before the last (vLLM, `get_pp_indices`), which has the LM
+        head; the first has the embedding.
+        """
+        if parallel.pp == 1:
+            return (self,)
+        least, more = divmod(self.layers, parallel.pp)
+        longer = range(parallel.pp - 1 - more, parallel.pp - 1)
+        made: list[ModelSpec] = []
+        start = 0
+        for number in range(parallel.pp):
+            layers = least + (number in longer)
+            dense = max(0, min(layers, self.leading_dense_layers - start))
+            made.append(self._stage(layers, dense, number == 0, number == parallel.pp - 1))
+            start += layers
+        return tuple(made)
+
+    def _stage(self, layers: int, dense: int, first: bool, last: bool) -> ModelSpec:
+        changed = {"layers": layers, "leading_dense_layers": dense, "sliding_layers": min(layers, self.sliding_layers)}
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)} | changed
+        files_bytes = self.checkpoint_bytes
+        stage = PipelineStage(**{**own, "checkpoint_bytes": 0, "ends": (first, last)})
+        if not files_bytes:
+            return stage
+        share = stage._computed_bytes(SINGLE) / self._computed_bytes(SINGLE)
+        return replace(stage, checkpoint_bytes=int(files_bytes * share))
 
     @property
     def full_layers(self) -> int:
@@ -109,21 +146,55 @@ class ModelSpec(ModelShape):
         return 2 * (everywhere + self.expert_layers * (experts + self.hidden * self.experts))
 
     def check_parallel(self, parallel: Parallel) -> None:
-        """Raise InputError unless `tp` GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
-        if not self.divides(parallel):
+        """Raise InputError unless the GPUs can share every layer evenly (KV heads may be repeated, as vLLM does)."""
+        if not self._shares(parallel.tp):
             choices = ", ".join(str(tp) for tp in range(1, MAX_TP + 1) if self.divides(Parallel(tp)))
             raise InputError(
                 f"model {self.name!r} ({self.heads} heads, {self.kv_heads} KV heads) cannot be split over "
                 f"tp = {parallel.tp} GPUs; possible are {choices}"
             )
+        if reason := self._objection(parallel):
+            raise InputError(reason)
+
+    def together(self, parallel: Parallel) -> Parallel:
+        """The GPUs that step together: ranks of a model without experts need no other."""
+        return parallel if self.experts else parallel.alone
 
     def divides(self, parallel: Parallel) -> bool:
-        """Whether `tp` GPUs can share every layer evenly."""
+        """Whether the GPUs can share every layer evenly."""
+        return self._shares(parallel.tp) and not self._objection(parallel)
+
+    def _objection(self, parallel: Parallel) -> str:
+        """Why the model's experts or layers cannot be shared so; "" if they can."""
+        whose, ep, pp, copies = f"model {self.name!r}", parallel.ep, parallel.pp, parallel.redundant
+        gpus, experts = parallel.expert_gpus, self.experts
+        unknown = bool(self.blocks) or 0 < self.sliding_layers < self.layers
+        why = {
+            f"ep is {ep}, and {whose} has no experts to place": ep > 1 and not experts,
+            f"the experts of {whose} (of width {self.expert_ffn}) cannot be cut over tp x dp = {gpus} GPUs; ep = {gpus}"
+            " places whole ones": not self._cuts(parallel.expert_cut),
+            f"redundant_experts is {copies}, and {whose} has {experts} experts in a layer": copies > experts,
+            f"ep is {ep}, and {whose} has {experts} experts{f' and {copies} copies' if copies else ''} in a layer: "
+            "some GPU has none": ep > max(1, experts + copies),
+            f"pp is {pp}, and {whose} has {self.layers} layers": pp > self.layers,
+            f"pp is {pp}, and which layer of {whose} is of which kind is not known, so that they cannot be shared out "
+            "over stages": pp > 1 and unknown,
+        }
+        return next((reason for reason, holds in why.items() if holds), "")
+
+    def _shares(self, tp: int) -> bool:
+        """Can `tp` GPUs share everything but routed experts?"""
         if self.blocks:
-            return parallel.tp <= MAX_TP and all(block.divides(parallel.tp) for block in self.blocks)
-        widths = (self.heads, self.ffn, self.expert_ffn, self.shared_expert_ffn)
-        kv_fits = self.is_latent or self.kv_heads % parallel.tp == 0 or parallel.tp % self.kv_heads == 0
-        return parallel.tp <= MAX_TP and kv_fits and all(width % parallel.tp == 0 for width in widths)
+            return tp <= MAX_TP and all(block.divides(tp) for block in self.blocks)
+        kv_fits = self.is_latent or self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        widths = (self.heads, self.ffn, self.shared_expert_ffn)
+        return tp <= MAX_TP and kv_fits and all(width % tp == 0 for width in widths)
+
+    def _cuts(self, gpus: int) -> bool:
+        """Can each routed expert be cut over so many GPUs?"""
+        if self.blocks:
+            return all(block.cuts(gpus) for block in self.blocks)
+        return self.expert_ffn % gpus == 0
 
     def gpu_kv_heads(self, parallel: Parallel) -> int:
         """KV heads on one of `tp` GPUs; at least one, so beyond `kv_heads` GPUs they are repeated."""
@@ -142,10 +213,10 @@ class ModelSpec(ModelShape):
         return 2 * self.gpu_kv_heads(parallel) * kind.vector_bytes(self.head_dim)
 
     def gpu_kv_bytes_per_token(self, parallel: Parallel) -> int:
-        """Bytes that one token's KV takes on one of `tp` GPUs."""
+        """Bytes that one token's KV takes on one of `tp` GPUs, of the stage with most layers."""
         if self.blocks:
             return sum(block.layers * block.token_bytes(self.kv_dtype, parallel) for block in self.blocks)
-        return self.layers * self.layer_kv_bytes_per_token(parallel)
+        return -(-self.layers // parallel.pp) * self.layer_kv_bytes_per_token(parallel)
 
     def gpu_state_bytes(self, parallel: Parallel) -> int:
         """Bytes that one sequence's constant state takes on one of `tp` GPUs."""
@@ -191,8 +262,8 @@ class ModelSpec(ModelShape):
         return self._pair("shared expert", self.shared_expert_ffn // parallel.tp if self.experts else 0)
 
     def expert_gemms(self, parallel: Parallel) -> tuple[Gemm, ...]:
-        """One routed expert, on one of `tp` GPUs; empty for a dense model."""
-        return self._pair("expert", self.expert_ffn // parallel.tp if self.experts else 0)
+        """What a GPU has of a routed expert: all of it where whole ones are placed; empty for a dense model."""
+        return self._pair("expert", self.expert_ffn // parallel.expert_cut if self.experts else 0)
 
     def _pair(self, name: str, width: int) -> tuple[Gemm, ...]:
         if width == 0:
@@ -201,7 +272,12 @@ class ModelSpec(ModelShape):
         return Gemm(f"{name} up", self.hidden, up), Gemm(f"{name} down", width, self.hidden)
 
     def gpu_parameters(self, parallel: Parallel) -> int:
-        """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated."""
+        """Exact number of parameters on one of `tp` GPUs: matrices are split, norms, positions and routers repeated.
+
+        Of a pipeline, on the stage with most.
+        """
+        if parallel.pp > 1:
+            return max(stage.gpu_parameters(replace(parallel, pp=1)) for stage in self.stages(parallel))
         if self.blocks:
             return sum(block.layers * block.parameters(parallel) for block in self.blocks) + self._outside(parallel)
         dense, expert = (
@@ -216,6 +292,8 @@ class ModelSpec(ModelShape):
 
         Where the checkpoint's files were read, what they hold more or less than the arithmetic is shared evenly.
         """
+        if parallel.pp > 1:
+            return max(stage.gpu_weight_bytes(replace(parallel, pp=1)) for stage in self.stages(parallel))
         computed = self._computed_bytes(parallel)
         if not self.checkpoint_bytes:
             return computed
@@ -254,7 +332,8 @@ class ModelSpec(ModelShape):
     def _matrices(self, parallel: Parallel, dense: bool) -> list[tuple[Gemm, int]]:
         """The matrices of one layer on one of `tp` GPUs, and how many there are of each."""
         mlp = self.mlp_gemms(parallel) if dense else self.shared_gemms(parallel)
-        routed = [] if dense else [(gemm, self.experts) for gemm in self.expert_gemms(parallel)]
+        held = parallel.held(self.experts)
+        routed = [] if dense else [(gemm, held) for gemm in self.expert_gemms(parallel)]
         return [(gemm, 1) for gemm in (*self.attention_gemms(parallel), *mlp)] + routed
 
     def _vectors(self, parallel: Parallel, dense: bool) -> int:
@@ -266,7 +345,7 @@ class ModelSpec(ModelShape):
         sinks = self.heads // parallel.tp if self.head_sinks else 0
         if dense:
             return norms + latents + biases + sinks + self._biases(self.mlp_gemms(parallel))
-        expert_biases = self.experts * self._biases(self.expert_gemms(parallel))
+        expert_biases = parallel.held(self.experts) * self._biases(self.expert_gemms(parallel))
         mlp_biases = self._biases(self.shared_gemms(parallel)) + expert_biases
         router = self.experts * (self.hidden + (1 if self.router_bias else 0))
         return norms + latents + biases + sinks + mlp_biases + router
@@ -279,8 +358,28 @@ class ModelSpec(ModelShape):
 
     def _outside(self, parallel: Parallel) -> int:
         """Parameters outside the layers: embeddings, LM head, positions and the last norm."""
-        tables = (1 if self.tied_embeddings else 2) * -(-self.vocab // parallel.tp) * self.hidden
-        return self._norm() + tables + self.learned_positions * self.hidden + self.beside
+        table = -(-self.vocab // parallel.tp) * self.hidden
+        first = table + self.learned_positions * self.hidden + self.beside if self.has_embedding else 0
+        head = 0 if self.tied_embeddings and self.has_embedding else table
+        return first + (self._norm() + head if self.has_head else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStage(ModelSpec):
+    """Some layers of a model, on GPUs of their own; `ends`: whether it has the embedding, and the LM head.
+
+    Where the two are tied, and not in one stage, both have the table.
+    """
+
+    ends: tuple[bool, bool] = (True, True)
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.ends[0]
+
+    @property
+    def has_head(self) -> bool:
+        return self.ends[1]
 
 
 def _count(gemms: tuple[Gemm, ...]) -> int:

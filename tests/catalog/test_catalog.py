@@ -31,7 +31,7 @@ MODELS = [
     *("llama-4-maverick", "llama-4-scout", "minimax-m2"),
     *("mistral-7b", "mistral-7b-v0.1", "mistral-small-24b", "mixtral-8x7b", "nemotron-3-nano-30b-a3b"),
     *("nemotron-h-56b", "opt-13b", "opt-175b", "opt-66b", "phi-4", "phi-4-mini"),
-    *("qwen3-0.6b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "qwen3-next-80b-a3b"),
+    *("qwen3-0.6b", "qwen3-14b", "qwen3-235b-a22b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-8b", "qwen3-next-80b-a3b"),
     *("qwen3.5-122b-a10b", "qwen3.5-35b-a3b", "qwen3.5-397b-a17b", "tiny-llama", "vicuna-13b"),
 ]
 

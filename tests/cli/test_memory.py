@@ -113,3 +113,21 @@ def test_it_needs_neither_torch_nor_the_simulator(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_memory_understands_every_kind_of_parallelism(capsys: pytest.CaptureFixture[str]) -> None:
+    def batch(*words: str) -> dict[str, int]:
+        code, out, _ = sim(capsys, "memory", "--json", *words)
+        assert code == 0
+        return json.loads(out)["gpus"][0]["batch"]  # type: ignore[no-any-return]
+
+    wide = ("--model", "deepseek-v3", "--gpu", "h200", "--dp", "16", "--ep")
+    placed = batch(*wide)
+    assert [placed[key] for key in ("tp", "pp", "dp", "ep", "nodes")] == [1, 1, 16, 16, 2]
+    assert placed["sequences"] % 16 == 0
+    staged, plain = (batch("--model", "llama-3.1-70b", "--gpu", "h100", *more) for more in (["--pp", "4"], []))
+    assert (staged["tp"], staged["pp"], plain["tp"], plain["pp"]) == (1, 4, 2, 1)
+    assert "has no experts to place" in refused(capsys, "memory", "--model", "llama-3.1-8b", "--ep")
+    _, out, _ = sim(capsys, "memory", *wide)
+    assert "1 (2x8)" in out
+    assert "16 ranks" in out

@@ -152,13 +152,13 @@ def test_without_a_network_a_node_is_the_most() -> None:
 
 
 def test_the_note_says_what_is_spread_and_what_is_assumed() -> None:
-    assert H100.group_note(8) == ""
-    assert H100.group_note(16) == (
+    assert H100.group_note(Parallel(8)) == ""
+    assert H100.group_note(Parallel(16)) == (
         "TP 16 spans 2 nodes of 8: what its GPUs sum up crosses the network, at most 50 GB/s for each GPU; NVLink has "
         "450 GB/s."
     )
-    assert "2 nodes of 8 (a node is assumed to hold 8 GPUs):" in replace(H100, node_gpus=0).group_note(16)
-    assert replace(PCIE, network_bytes_per_s=1e9).group_note(16).endswith("PCIe has 32 GB/s.")
+    assert "2 nodes of 8 (a node is assumed to hold 8 GPUs):" in replace(H100, node_gpus=0).group_note(Parallel(16))
+    assert replace(PCIE, network_bytes_per_s=1e9).group_note(Parallel(16)).endswith("PCIe has 32 GB/s.")
 
 
 def test_a_table_prices_only_groups_of_its_size_and_never_as_measured_across_nodes() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sim.catalog import load_gpu, load_model, names
 from sim.cost import fits
-from sim.cost.collectives import Collectives
+from sim.cost.collectives import Collectives, _at
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import TILE_ROWS, Routing
 from sim.cost.roofline import Roofline
@@ -42,6 +42,37 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
     path = tmp_path / f"fit{abs(hash(new))}.toml"
     path.write_text(FILE.replace(old, new))
     return path
+
+
+@pytest.mark.parametrize("kind", ["curves", "exchanges"])
+def test_collectives_are_met_between_their_sizes(kind: str) -> None:
+    """Each measured size that is left out, so that the gap is a factor of four, from those on both sides of it."""
+    errors = []
+    for curve in getattr(fits.load(fits.FOLDER / "h100.toml"), kind).values():
+        for at in range(1, len(curve) - 1):
+            size, seconds = curve[at]
+            errors.append(abs(_at((*curve[:at], *curve[at + 1 :]), size) / seconds - 1))
+    assert sum(error < 0.1 for error in errors) / len(errors) > 0.85
+    assert max(errors) < 0.17
+
+
+def test_exchanges_are_those_of_the_link_and_a_rate_that_is_given_replaces_them() -> None:
+    h100, h200 = load_gpu("h100"), load_gpu("h200")
+    measured = Collectives(h100, Efficiency.of(h100)).all_to_all_s(2**24, 8, 1.0, 1.0)
+    assert measured == pytest.approx(dict(fits.load(fits.FOLDER / "h100.toml").exchanges[8])[2**24])
+    assert Collectives(h200, Efficiency.of(h200)).all_to_all_s(2**24, 8, 1.0, 1.0) == pytest.approx(measured)
+    faster = replace(h100, name="other", link_bytes_per_s=900e9)
+    least = fits.load(fits.FOLDER / "h100.toml").exchanges[8][0][1]
+    halved = Collectives(faster, Efficiency.of(faster)).all_to_all_s(2**24, 8, 1.0, 1.0)
+    assert halved == pytest.approx(least + (measured - least) / 2)
+    given = Efficiency.of(h100, {"all_reduce_link": 0.5})
+    by_rate = given.all_reduce_floor_s + 2**24 * 7 / 8 / (0.5 * 450e9)
+    assert Collectives(h100, given).all_to_all_s(2**24, 8, 1.0, 1.0) == pytest.approx(by_rate)
+    pcie = load_gpu("l40s")
+    eff = Efficiency.of(pcie)
+    assert Collectives(pcie, eff).all_to_all_s(2**24, 4, 1.0, 1.0) == pytest.approx(
+        eff.all_reduce_floor_s + 2**24 * 3 / 4 / (eff.all_reduce_link * pcie.peer_bytes_per_s)
+    )
 
 
 @pytest.mark.parametrize("name", names("gpus"))

@@ -13,7 +13,11 @@ from sim import api
 from sim.catalog import bundles
 from sim.cli.main import cli
 from sim.results.presence import ABSENT, ORDERED
+from sim.scenario import load
+from sim.serving.assemble import assemble
 from traces.schema import InputError
+
+WIDE = "deepseek-v3-wide-ep"
 
 
 def short(name: str, **more: Any) -> Any:
@@ -73,3 +77,18 @@ def test_they_are_listed_and_an_unknown_one_is_told_in_a_sentence() -> None:
     assert all(row["about"].endswith(".") for row in listed)
     with pytest.raises(InputError, match="gone does not exist, and no scenario of that name comes along; known: auto"):
         api.run("gone")
+
+
+@pytest.mark.parametrize(("gpus", "each"), [(16, 18), (32, 9), (64, 5)])
+def test_wide_expert_parallelism_from_16_to_64_gpus(gpus: int, each: int) -> None:
+    """256 experts and 32 copies, whole ones over all GPUs; attention's weights and all KV are each rank's own."""
+    parts = load(WIDE, {"dp": gpus, "ep": gpus})
+    assert parts.parallel.gpus == gpus
+    assert parts.parallel.held(256) == each
+
+
+def test_more_gpus_hold_more_kv_and_a_model_that_does_not_fit_says_how_many_it_takes() -> None:
+    room = [assemble(load(WIDE, {"dp": gpus, "ep": gpus})).pool.tokens for gpus in (16, 64)]
+    assert room[1] > room[0] > 0
+    with pytest.raises(InputError, match=r"does not fit on GPU 'h100' with tp = 1, dp = 8, ep = 8: .* tp = 1, dp = 16"):
+        assemble(load(WIDE, {"gpu": "h100", "dp": 8, "ep": 8, "redundant_experts": 0}))

@@ -73,6 +73,7 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"kv.accounting": "plain", "kv.blocks": 9}, "kv.accounting is plain, and it is read only where executor is pred"),
     ({"kv.estimate": "least", "kv.blocks": 9}, "kv.estimate is least, and it is read only where executor is predicted"),
+    ({"redundant_experts": 2}, "redundant_experts is 2, and it is read only where ep is above 1"),
     ({"routing.poll_s": 0.5}, "routing.poll_s is 0.5, and it is read only where there are several replicas"),
     *(
         (
@@ -135,6 +136,7 @@ READ: list[dict[str, Any]] = [
     {"workload.beam_search": True, "workload.beam_churn": 0.5},
     {"kv.from_log": "GPU KV cache size: 9,000 tokens"},
     {"kv.accounting": "plain", "kv.estimate": "least"},
+    {"redundant_experts": 2, "model": "qwen3-30b-a3b", "tp": 2, "ep": 2},
     {"routing.poll_s": 0.5, "replicas": 2},
     {
         "retry.attempts": 3,

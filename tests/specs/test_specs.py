@@ -142,11 +142,18 @@ def test_a_tp_that_does_not_divide_is_refused(name: str, tp: int) -> None:
         load_model(name).check_parallel(Parallel(tp))
 
 
-@pytest.mark.parametrize("key", ["pp", "dp", "ep"])
-def test_only_tensor_parallelism_may_differ_from_one(key: str) -> None:
-    with pytest.raises(InputError, match=f"^parallel.{key} is 2; only parallel.tp may differ from 1$"):
-        Parallel(**{key: 2})
-    assert Parallel(8, **{key: 1}) == Parallel(8)
+def test_kinds_of_parallelism_multiply_and_experts_are_on_all_gpus_of_a_stage() -> None:
+    split = Parallel(2, 3, 4, 8)
+    assert (split.gpus, split.rank_gpus, split.expert_gpus, split.expert_cut) == (24, 6, 8, 1)
+    assert Parallel(2, 3, 4).expert_cut == 8
+    assert split.alone == Parallel(2, 3)
+    assert str(split) == "tp = 2, pp = 3, dp = 4, ep = 8"
+    with pytest.raises(InputError, match=r"^ep is 4; it is 1 .* or tp x dp = 8"):
+        Parallel(2, 1, 4, 4)
+    with pytest.raises(InputError, match=r"^redundant_experts is 1, and with ep = 1"):
+        Parallel(8, redundant=1)
+    with pytest.raises(InputError, match="parallel: pp = 0 must lie between 1"):
+        Parallel(pp=0)
 
 
 def test_the_refusal_lists_what_is_possible() -> None:

@@ -38,7 +38,8 @@ _GEMMS: Mapping[str, tuple[str, str]] = {
 }
 _CACHES: Mapping[str, str] = {**_ACTIVATIONS, "fp8": "fp8", "int8": "int8"}
 _ELEMENT_BYTES: Mapping[str, int] = {**dict.fromkeys(_ACTIVATIONS, 2), "int8": 1}
-_COLLECTIVES = ("all_reduce", "all_gather")
+_COLLECTIVES = {name: name for name in ("all_reduce", "all_gather", "reduce_scatter")} | {"alltoall": "all_to_all"}
+"""Of a profile, by the names of these tables."""
 
 
 def table_of(sheet: Sheet) -> str | None:
@@ -195,8 +196,8 @@ def _collective(draft: Draft, place: Place, cells: Cells, messages: dict[tuple[V
         size = count(cells, "message_size") * element_bytes
         if element_bytes == 1:
             raise Unusable("the same bytes in 16-bit elements are kept")
-        draft.note("message_size counts elements; bytes here are those of all elements (of a gather: of its result).")
-        row: dict[str, Value] = {"op": op, "gpus": count(cells, "num_gpus", least=2), "bytes": size}
+        draft.note("message_size counts elements; bytes are those of all elements of a GPU (of a gather: its result).")
+        row: dict[str, Value] = {"op": _COLLECTIVES[op], "gpus": count(cells, "num_gpus", least=2), "bytes": size}
         messages.setdefault(tuple(row.values()), []).append((place, {**row, "us": _time_us(cells)}))
 
 

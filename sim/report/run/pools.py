@@ -14,10 +14,15 @@ Summary = Mapping[str, Any]
 
 def pool_words(pool: Mapping[str, Any]) -> str:
     """`4 x h100 (TP 2, 2 replicas)`, of a pool as a summary's inputs have it; its model first, of several."""
-    gpus = pool["tp"] * (1 if pool.get("scales") else pool["replicas"])
+    gpus = pool["tp"] * pool.get("pp", 1) * pool.get("dp", 1) * (1 if pool.get("scales") else pool["replicas"])
     many = f"{count(gpus)} x " if gpus > 1 else ""
     model = f"{pool['model']} on " if pool.get("model") else ""
-    return f"{model}{many}{pool['gpu']} (TP {pool['tp']}, {replicas_words(pool)})"
+    return f"{model}{many}{pool['gpu']} ({', '.join(split_words(pool))}, {replicas_words(pool)})"
+
+
+def split_words(inputs: Mapping[str, Any]) -> list[str]:
+    """`TP 2`, `DP 8` and so on: how GPUs share a replica, as inputs have it."""
+    return [f"{key.upper()} {inputs[key]}" for key in ("tp", "pp", "dp", "ep") if inputs.get(key)]
 
 
 def replicas_words(inputs: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency
-from sim.report.run.pools import pool_words, replicas_words
+from sim.report.run.pools import pool_words, replicas_words, split_words
 from sim.results.binding import kv_limits
 from sim.results.metrics import SOURCES, SloResult
 from sim.results.units import count, count_of, dollars, energy, mean_count_of, number, percent, seconds
@@ -45,10 +45,11 @@ def gpus_words(inputs: Mapping[str, Any]) -> str:
     gpu, tp, replicas = (inputs.get(key) for key in ("gpu", "tp", "replicas"))
     if not gpu:
         return ""
-    sizes = [f"TP {tp}"] if tp else []
+    sizes = split_words(inputs)
     if replicas:
         sizes.append(replicas_words(inputs))
-    gpus = tp * replicas if tp and replicas and not inputs.get("scales") else 1
+    split = (inputs.get("pp") or 1) * (inputs.get("dp") or 1)
+    gpus = tp * split * replicas if tp and replicas and not inputs.get("scales") else 1
     many = f"{count(gpus)} x " if gpus > 1 else ""
     return f"{many}{gpu} ({', '.join(sizes)})" if sizes else f"{many}{gpu}"
 

@@ -167,6 +167,8 @@ def _with_gpus(table: pd.DataFrame) -> pd.DataFrame:
     unknown = pd.Series(np.nan, table.index)
     gpus = table.get("bill.gpus", unknown)
     counted = table.get("inputs.tp", unknown) * table.get("inputs.replicas", unknown)
+    for key in ("inputs.pp", "inputs.dp"):
+        counted = counted * table.get(key, unknown).astype(float).fillna(1.0)
     gpus = gpus.astype(float).fillna(counted.astype(float))
     rate = table.get(OUTPUT.key, unknown).astype(float)
     hours = gpus * 1e6 / 3600 / rate.where(rate > 0)

@@ -78,6 +78,9 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     refuse_unread(candidates.values())
     for scenario in candidates.values():
         _check_lasting(scenario)
+    for kind in (kind for scenario in candidates.values() for kind in scenario.kinds):
+        if kind.parallel.gpus > kind.tp:
+            raise InputError(f"plans are of replicas of one rank and one stage, and one of these has {kind.parallel}")
     if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"

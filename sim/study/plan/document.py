@@ -104,7 +104,7 @@ def replicas_of(scenario: Scenario) -> int:
 
 
 def gpus_of(scenario: Scenario) -> int:
-    return sum(kind.replicas * kind.tp for kind in scenario.kinds)
+    return sum(kind.replicas * kind.parallel.gpus for kind in scenario.kinds)
 
 
 def configuration(scenario: Scenario) -> Document:

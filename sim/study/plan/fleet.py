@@ -110,25 +110,25 @@ class Fleet:
     @property
     def least_gpus(self) -> int:
         """The fewest GPUs by which it can grow."""
-        return min(kind.tp for kind in self.scenario.kinds)
+        return min(kind.parallel.gpus for kind in self.scenario.kinds)
 
 
 def fleet(name: str, scenario: Scenario, clauses: Sequence[Clause], fewest: int) -> Fleet:
     """Raises InputError for a scenario that cannot be assembled, or whose trace cannot be read."""
     trace = source(scenario.workload)
     parts = assemble(scenario)
-    rates = Rates.of(scenario.tp, parts.gpu, scenario.price)
+    rates = Rates.of(scenario.parallel.gpus, parts.gpu, scenario.price)
     bound = bound_of(parts, trace, clauses)
     return Fleet(
         name,
         scenario,
         bound,
-        None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.tp,
+        None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * scenario.parallel.gpus,
         rates.price_source,
         sessions_per_request(trace),
         fewest,
         typical_error(parts, trace, bound),
-        scenario.tp,
+        scenario.parallel.gpus,
     )
 
 

@@ -62,8 +62,8 @@ def at_best(scenario: Scenario, trace: Trace, clauses: Sequence[Clause], slower:
 
 def _at_best(pool: Pool, trace: Trace, clauses: Sequence[Clause], slower: float, shortest: int) -> PoolAtBest:
     parts = pool.parts
-    rates = Rates.of(parts.scenario.tp, parts.gpu, parts.scenario.price)
-    gpus = parts.scenario.tp
+    rates = Rates.of(parts.scenario.parallel.gpus, parts.gpu, parts.scenario.price)
+    gpus = parts.scenario.parallel.gpus
     usd = None if rates.usd_per_gpu_hour is None else rates.usd_per_gpu_hour * gpus
     if pool.role == PREFILL:
         bound = _of_prompts(pool, trace, clauses, slower, shortest)
