@@ -25,6 +25,7 @@ from backend.live.packing import Ints, Packed
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.model.loader import random_model
+from backend.model.packed import packed
 from backend.ops import Ops
 from calibrate.cases import Case, Range
 from calibrate.journal import Operation
@@ -84,7 +85,7 @@ class Harness:
         else:
             torch.cuda.empty_cache()  # what another model's harness held
         self.spec = spec
-        self._model = random_model(spec, device, seed=seed)
+        self._model = packed(random_model(spec, device, seed=seed))
         # Every row may leave most of its last block empty.
         sequences = limits.rows + 8
         blocks = max(-(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences, 2 * max(MOVED_BLOCKS))
