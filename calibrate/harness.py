@@ -30,6 +30,7 @@ from backend.ops import Ops
 from calibrate.cases import Case, Range
 from calibrate.journal import Operation
 from calibrate.measure import Reading, Sample
+from calibrate.routed import DrawnExperts, Untimed
 from calibrate.timed import EventClock, Holds, OperationClock, ThreadClock, TimedOps, held
 from sim.allocators.paged import Paged
 from sim.engine.batch import Batch, Entry
@@ -96,11 +97,15 @@ class Harness:
         self._cuda = device.type == "cuda"
         self._holds = Holds()
         self._timed = TimedOps(self._plain, self._clock)
+        self._drawn = None
+        if spec.experts:
+            self._drawn = DrawnExperts(spec, limits.tokens + 2 * sequences, device, seed)
+        self._use(self._plain)
         self._allocator = Paged(KvPool(blocks, BLOCK_TOKENS))
         prompts = Prompts(spec.vocab, seed)
 
         def live(ops: Ops) -> _ThreadTimed:
-            self._model.ops = ops
+            self._use(ops)
             return _ThreadTimed(self._model, self._cache, prompts, Sampling(), most_sequences=sequences, appends=True)
 
         self._live_timed = live(cast(Ops, self._timed))
@@ -110,6 +115,13 @@ class Harness:
             if self._model.graphable:
                 self._live_graph = self._captured(live(self._plain), limits)
             _wake(device)
+
+    def _use(self, ops: Ops) -> None:
+        """Let the model compute with these operations, its experts visited as they were drawn."""
+        self._model.ops = ops
+        if self._drawn is not None:
+            timing = self._timed if ops is self._timed else Untimed()
+            self._model.mlp = partial(self._drawn.mlp, timing, self._plain)
 
     def _captured(self, live: _ThreadTimed, limits: Range) -> _ThreadTimed | None:
         """The executor with its decode steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
@@ -145,13 +157,13 @@ class Harness:
         def execute(live: _ThreadTimed, ops: Ops) -> tuple[float, float]:
             batch = Batch(0, 0.0, entries, 0, [])
             batch.shape, batch.table = case.shape, self._allocator.table
-            self._model.ops = ops
+            self._use(ops)
             try:
                 begun_s = time.thread_time()
                 result = live.execute(batch)
                 busy_s = time.thread_time() - begun_s
             finally:
-                self._model.ops = self._plain
+                self._use(self._plain)
             if self._cuda:
                 return result.device_s[0], result.host_s
             return live.computing_s, busy_s - live.computing_s

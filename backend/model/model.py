@@ -7,7 +7,7 @@ static buffers (`Model.graphable` says where that holds).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache, LayerCache
 from backend.model.checkpoint import CheckpointConfig
-from backend.model.layers import ExpertMlp, Layer, Weights, experts_are_graphable, mlp
+from backend.model.layers import DenseMlp, ExpertMlp, Layer, Weights, experts_are_graphable, mlp
 from backend.model.rope import angles
 from backend.ops import Ops, Plan, for_device
 from sim.specs.model import ModelSpec
@@ -102,6 +102,7 @@ class Model:
         self.sinks = sinks
         self.device = weights.embedding.device
         self.ops = ops or for_device(self.device)
+        self.mlp: Callable[[Ops, Tensor, DenseMlp | ExpertMlp], Tensor] = mlp
         self._frequencies = config.rope.frequencies(spec.head_dim, self.device)
 
     @property
@@ -127,7 +128,7 @@ class Model:
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
             attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at], plans)
             normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
-            hidden = mlp(ops, normed, layer.mlp)
+            hidden = self.mlp(ops, normed, layer.mlp)
         if batch.logits_rows is not None:
             hidden = hidden.index_select(0, batch.logits_rows)
             residual = None if residual is None else residual.index_select(0, batch.logits_rows)
