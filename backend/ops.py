@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -70,6 +70,10 @@ class DecodePlan:
     spans: Tensor
 
 
+Plan: TypeAlias = Any
+"""What `plan_decode` gives and `decode_attention` takes: each implementation's own."""
+
+
 class Ops(Protocol):
     """What a device can do. T tokens, S sequences, H query heads, G kv heads, D head dim; indices are int32.
 
@@ -107,8 +111,8 @@ class Ops(Protocol):
         q_dtype: torch.dtype,
         window: int = 0,
         sinks: int = 0,
-    ) -> DecodePlan | None:
-        """How decode attention cuts contexts, once for all layers of a step; None where it does not cut."""
+    ) -> Plan:
+        """What decode attention has to find out of a step's contexts, once for all its layers with one window."""
         ...
 
     def decode_attention(
@@ -122,7 +126,7 @@ class Ops(Protocol):
         window: int = 0,
         sinks: int = 0,
         soft_cap: float = 0.0,
-        plan: DecodePlan | None = None,
+        plan: Plan = None,
     ) -> tuple[Tensor, Tensor]:
         """(out [S, Q, H, D], lse [S, Q, H] fp32) of the last Q tokens of each sequence; kv_len 0 gives 0 and -inf.
 

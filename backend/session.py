@@ -26,6 +26,7 @@ from backend.live.prompts import Prompts, Tokens, held_out_text
 from backend.live.sampling import Sampling
 from backend.model.loader import load_model
 from backend.model.model import Model
+from backend.model.packed import packed
 from backend.pair.corpus import as_text
 from sim import catalog
 from sim.cost.profile_run import activations
@@ -117,8 +118,8 @@ class Session:
         self._parts = parts
         self._device = torch.device(scenario.device)
         if self._device.type == "cpu":
-            # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
-            torch.set_num_threads(1)
+            # One unless more are asked for: under contention two run 5 to 20 times slower (OpenMP barriers).
+            torch.set_num_threads(scenario.live.threads)
         if parts.drafter is not None and parts.drafter.model is not None:
             check_memory(
                 f"model {parts.model.name!r} with the draft model {parts.drafter.model.name!r}",
@@ -126,13 +127,14 @@ class Session:
                 self._device,
                 lambda _: "use a smaller draft model, or the drafter ngram",
             )
-        self._model = _with_window(load_model(scenario.model, parts.model, self._device, seed=scenario.seed), parts)
+        model = load_model(scenario.model, parts.model, self._device, seed=scenario.seed)
+        self._model = packed(_with_window(model, parts))
         text = held_out_text() if self._shows_text() and token_ids is None else None
         self._prompts = Prompts(parts.model.vocab, scenario.seed, token_ids, text)
         self._draft: Model | None = None
         if parts.drafter is not None and parts.drafter.model is not None:
             draft = load_model(scenario.speculation.draft_model, parts.drafter.model, self._device, seed=scenario.seed)
-            self._draft = _with_window(draft, parts)
+            self._draft = packed(_with_window(draft, parts))
         self._live: Live | None = None
 
     @property

@@ -25,10 +25,12 @@ from backend.live.packing import Ints, Packed
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampling
 from backend.model.loader import random_model
+from backend.model.packed import packed
 from backend.ops import Ops
 from calibrate.cases import Case, Range
 from calibrate.journal import Operation
 from calibrate.measure import Reading, Sample
+from calibrate.routed import DrawnExperts, Untimed
 from calibrate.timed import EventClock, Holds, OperationClock, ThreadClock, TimedOps, held
 from sim.allocators.paged import Paged
 from sim.engine.batch import Batch, Entry
@@ -84,7 +86,7 @@ class Harness:
         else:
             torch.cuda.empty_cache()  # what another model's harness held
         self.spec = spec
-        self._model = random_model(spec, device, seed=seed)
+        self._model = packed(random_model(spec, device, seed=seed))
         # Every row may leave most of its last block empty.
         sequences = limits.rows + 8
         blocks = max(-(-limits.cached_tokens // BLOCK_TOKENS) + 2 * sequences, 2 * max(MOVED_BLOCKS))
@@ -95,11 +97,15 @@ class Harness:
         self._cuda = device.type == "cuda"
         self._holds = Holds()
         self._timed = TimedOps(self._plain, self._clock)
+        self._drawn = None
+        if spec.experts:
+            self._drawn = DrawnExperts(spec, limits.tokens + 2 * sequences, device, seed)
+        self._use(self._plain)
         self._allocator = Paged(KvPool(blocks, BLOCK_TOKENS))
         prompts = Prompts(spec.vocab, seed)
 
         def live(ops: Ops) -> _ThreadTimed:
-            self._model.ops = ops
+            self._use(ops)
             return _ThreadTimed(self._model, self._cache, prompts, Sampling(), most_sequences=sequences, appends=True)
 
         self._live_timed = live(cast(Ops, self._timed))
@@ -109,6 +115,13 @@ class Harness:
             if self._model.graphable:
                 self._live_graph = self._captured(live(self._plain), limits)
             _wake(device)
+
+    def _use(self, ops: Ops) -> None:
+        """Let the model compute with these operations, its experts visited as they were drawn."""
+        self._model.ops = ops
+        if self._drawn is not None:
+            timing = self._timed if ops is self._timed else Untimed()
+            self._model.mlp = partial(self._drawn.mlp, timing, self._plain)
 
     def _captured(self, live: _ThreadTimed, limits: Range) -> _ThreadTimed | None:
         """The executor with its decode steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
@@ -144,13 +157,13 @@ class Harness:
         def execute(live: _ThreadTimed, ops: Ops) -> tuple[float, float]:
             batch = Batch(0, 0.0, entries, 0, [])
             batch.shape, batch.table = case.shape, self._allocator.table
-            self._model.ops = ops
+            self._use(ops)
             try:
                 begun_s = time.thread_time()
                 result = live.execute(batch)
                 busy_s = time.thread_time() - begun_s
             finally:
-                self._model.ops = self._plain
+                self._use(self._plain)
             if self._cuda:
                 return result.device_s[0], result.host_s
             return live.computing_s, busy_s - live.computing_s

@@ -17,7 +17,7 @@ from sim.cost.profile import Accuracy, Profile
 from sim.cost.tables import Table
 
 WORST = 8
-_LACKING = {"expert_gemm": "products of routed experts", "all_reduce": "collectives over several GPUs"}
+_LACKING = {"routed experts": ("expert_layer", "expert_gemm"), "collectives over several GPUs": ("all_reduce",)}
 
 
 class ErrorRow(NamedTuple):
@@ -74,7 +74,7 @@ def notes(profile: Profile) -> list[str]:
             f"Decode batches of uneven contexts are priced by their mean and longest; they came out "
             f"{uneven[0].bias:+.0%} on average."
         )
-    lacking = [what for table, what in _LACKING.items() if table not in profile.tables]
+    lacking = [what for what, tables in _LACKING.items() if not any(table in profile.tables for table in tables)]
     texts.append(f"Not measured, and priced by the roofline: {', '.join([*lacking, 'latent attention'])}.")
     if meta.kind == "derived":
         texts.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")

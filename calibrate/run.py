@@ -103,11 +103,10 @@ def prepare(settings: Settings, target: devices.Target) -> Job:
 
 
 def _specs(name: str, settings: Settings) -> list[ModelSpec]:
+    from backend.model.checkpoint import check_supported  # noqa: PLC0415  (fitting a journal does without torch)
+
     spec = model_named(name)
-    if spec.experts:
-        raise InputError(f"model {spec.name!r} routes experts, which cannot be measured yet; name a dense model")
-    if spec.blocks:
-        raise InputError(f"model {spec.name!r} has layers of several kinds, which cannot be measured yet")
+    check_supported(spec)
     if settings.layers:
         spec = replace(spec, name=f"{spec.name}@{settings.layers}", layers=settings.layers, sliding_layers=0)
     dtype = settings.dtype or None

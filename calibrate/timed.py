@@ -125,7 +125,8 @@ class TimedOps:
     def forget(self) -> None:
         self._marks.clear()
 
-    def _timed(self, table: str, row: dict[str, Value], call: Callable[[], T]) -> T:
+    def timed(self, table: str, row: dict[str, Value], call: Callable[[], T]) -> T:
+        """What the call gives, kept as a row of the table."""
         name = f"{table} {row.get('op', '')}"
         result, begin, end, waited = held(self._clock, self._holds, name, call)
         self._marks.append((Operation(table, tuple(row.items())), begin, end, waited))
@@ -135,7 +136,7 @@ class TimedOps:
         data = weight.data if isinstance(weight, QuantWeight) else weight
         n, k = weight.shape
         row: dict[str, Value] = {"dtype": NAMES[x.dtype], "weight_dtype": NAMES[data.dtype], "k": k, "n": n}
-        return self._timed("gemm", {**row, "tokens": len(x)}, lambda: self._inner.linear(x, weight))
+        return self.timed("gemm", {**row, "tokens": len(x)}, lambda: self._inner.linear(x, weight))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._elementwise("norm", x, x.shape[1], lambda: self._inner.rms_norm(x, weight, eps, residual))
@@ -161,7 +162,7 @@ class TimedOps:
 
     def _elementwise(self, op: str, x: Tensor, width: int, call: Callable[[], T], kv_dtype: str = NO_CACHE) -> T:
         row: dict[str, Value] = {"op": op, "dtype": NAMES[x.dtype], "kv_dtype": kv_dtype, "width": width}
-        return self._timed("elementwise", {**row, "tokens": len(x)}, call)
+        return self.timed("elementwise", {**row, "tokens": len(x)}, call)
 
     def prefill_attention(
         self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
@@ -175,7 +176,7 @@ class TimedOps:
             return call()
         new, past = self.case.prefills[0]
         point: dict[str, Value] = {"sequences": len(self.case.prefills), "past_tokens": past, "new_tokens": new}
-        return self._timed("prefill_attention", {**_heads(q.shape[1:], q, cache, window), **point}, call)
+        return self.timed("prefill_attention", {**_heads(q.shape[1:], q, cache, window), **point}, call)
 
     def decode_attention(
         self, q: Tensor, cache: LayerCache, *args: Any, window: int = 0, **more: Any
@@ -188,13 +189,13 @@ class TimedOps:
             "mean_context_tokens": round(sum(contexts) / len(contexts)),
             "max_context_tokens": max(contexts),
         }
-        return self._timed(
+        return self.timed(
             "decode_attention", row, lambda: self._inner.decode_attention(q, cache, *args, window=window, **more)
         )
 
     def sample(self, logits: Tensor, **how: Tensor) -> Tensor:
         row: dict[str, Value] = {"vocab": logits.shape[1], "rows": len(logits)}
-        return self._timed("sampling", row, lambda: self._inner.sample(logits, **how))
+        return self.timed("sampling", row, lambda: self._inner.sample(logits, **how))
 
 
 def _heads(shape: torch.Size, q: Tensor, cache: LayerCache, window: int) -> dict[str, Value]:

@@ -207,6 +207,7 @@ class LiveSettings:
         "virtual: measured seconds advance simulated time; wall: requests are sent when their time has really come.",
         choices=("virtual", "wall"),
     )
+    threads: int = setting(1, "Threads of a live run on a CPU.", Bound(1, 1024))
     stop_at_eos: bool = setting(False, "The model's end-of-sequence token ends an answer before the trace's length.")
     prompts: str = setting(
         "auto",

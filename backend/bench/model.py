@@ -18,6 +18,7 @@ from backend.cache.kvcache import KvCache
 from backend.live.graphs import CudaRecorder
 from backend.model.loader import DTYPES, random_model
 from backend.model.model import DecodePart, ForwardBatch, Model
+from backend.model.packed import packed
 from sim import api, catalog, scenario
 from sim.specs.model import ModelSpec
 from traces.rows import from_frame
@@ -37,7 +38,7 @@ def spec_of(small: bool) -> ModelSpec:
 def step(bench: Bench, batches: tuple[int, ...], context: int) -> None:
     """One decode step of the whole model with the draw of its tokens, of each of these batches."""
     spec = spec_of(bench.small)
-    model = random_model(spec, bench.device)
+    model = packed(random_model(spec, bench.device))
     blocks = max(batches) * -(-context // BLOCK_TOKENS)
     cache = KvCache.allocate(spec, blocks, BLOCK_TOKENS, bench.device)
     for layer in cache.layers:

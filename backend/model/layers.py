@@ -63,7 +63,7 @@ class Weights:
 
 def mlp(ops: Ops, hidden: Tensor, weights: DenseMlp | ExpertMlp) -> Tensor:
     if isinstance(weights, ExpertMlp):
-        return _experts(ops, hidden, weights)
+        return experts(ops, hidden, weights, *route(hidden, weights))
     up = ops.linear(hidden, weights.gate_up)
     if weights.gate_up_bias is not None:
         up = up + weights.gate_up_bias
@@ -77,7 +77,12 @@ def route(hidden: Tensor, weights: ExpertMlp) -> tuple[Tensor, Tensor]:
     Softmax over all experts in fp32, then the `top_k`, then the division (transformers, MixtralTopKRouter,
     Qwen3MoeTopKRouter).
     """
-    shares, ids = F.linear(hidden, weights.router).softmax(dim=-1, dtype=torch.float32).topk(weights.top_k, dim=-1)
+    return choose(F.linear(hidden, weights.router), weights)
+
+
+def choose(logits: Tensor, weights: ExpertMlp) -> tuple[Tensor, Tensor]:
+    """`route` from the router's logits [T, E] on."""
+    shares, ids = logits.softmax(dim=-1, dtype=torch.float32).topk(weights.top_k, dim=-1)
     return ids, shares / shares.sum(dim=-1, keepdim=True) if weights.renormalise else shares
 
 
@@ -93,9 +98,11 @@ def experts_are_graphable(weights: ExpertMlp) -> bool:
     return hasattr(F, "grouped_mm") and torch.cuda.get_device_capability(weights.router.device)[0] in (9, 10)
 
 
-def _experts(ops: Ops, hidden: Tensor, weights: ExpertMlp) -> Tensor:
-    """Rows sorted by expert, multiplied, brought back and added up in a fixed order (no atomic adds)."""
-    ids, shares = route(hidden, weights)
+def experts(ops: Ops, hidden: Tensor, weights: ExpertMlp, ids: Tensor, shares: Tensor) -> Tensor:
+    """[T, C] of what each token's experts make of it, by its ids and shares [T, top_k].
+
+    Rows are sorted by expert, multiplied, brought back and added up in a fixed order (no atomic adds).
+    """
     sorted_ids, order = ids.flatten().sort(stable=True)
     rows = hidden.index_select(0, order // weights.top_k)
     # Searching rather than counting: torch's bincount reads its result's length from the device.

@@ -7,7 +7,7 @@ static buffers (`Model.graphable` says where that holds).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache, LayerCache
 from backend.model.checkpoint import CheckpointConfig
-from backend.model.layers import ExpertMlp, Layer, Weights, experts_are_graphable, mlp
+from backend.model.layers import DenseMlp, ExpertMlp, Layer, Weights, experts_are_graphable, mlp
 from backend.model.rope import angles
-from backend.ops import DecodePlan, Ops, for_device
+from backend.ops import Ops, Plan, for_device
 from sim.specs.model import ModelSpec
 
 
@@ -72,8 +72,8 @@ class ForwardBatch:
         return self.verifies if self.decode is None else (self.decode, *self.verifies)
 
 
-Plans = Mapping[int, Sequence[DecodePlan | None]]
-"""By window, how the contexts of each of a batch's `decodes` are cut."""
+Plans = Mapping[int, Sequence[Plan]]
+"""By window, what was found out of the contexts of each of a batch's `decodes`."""
 
 
 class Model:
@@ -102,6 +102,7 @@ class Model:
         self.sinks = sinks
         self.device = weights.embedding.device
         self.ops = ops or for_device(self.device)
+        self.mlp: Callable[[Ops, Tensor, DenseMlp | ExpertMlp], Tensor] = mlp
         self._frequencies = config.rope.frequencies(spec.head_dim, self.device)
 
     @property
@@ -127,7 +128,7 @@ class Model:
             normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
             attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at], plans)
             normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
-            hidden = mlp(ops, normed, layer.mlp)
+            hidden = self.mlp(ops, normed, layer.mlp)
         if batch.logits_rows is not None:
             hidden = hidden.index_select(0, batch.logits_rows)
             residual = None if residual is None else residual.index_select(0, batch.logits_rows)
@@ -160,8 +161,8 @@ class Model:
         out = ops.linear(self._attend(q, batch, cache, window, plans[window]).reshape(len(q), -1), layer.output)
         return out if layer.output_bias is None else out + layer.output_bias
 
-    def _plans(self, batch: ForwardBatch, cache: LayerCache, window: int) -> list[DecodePlan | None]:
-        """How the contexts of each of the batch's `decodes` are cut in every layer with this window."""
+    def _plans(self, batch: ForwardBatch, cache: LayerCache, window: int) -> list[Plan]:
+        """What every layer with this window has to know of the contexts of each of the batch's `decodes`."""
         return [
             self.ops.plan_decode(
                 decode.kv_lens,
@@ -175,9 +176,7 @@ class Model:
             for decode in batch.decodes
         ]
 
-    def _attend(
-        self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int, plans: Sequence[DecodePlan | None]
-    ) -> Tensor:
+    def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int, plans: Sequence[Plan]) -> Tensor:
         """Attention [T, H, D]: one launch for each part, so that their costs add."""
         scale, parts = self.spec.head_dim**-0.5, []
         decodes, prefill = batch.decodes, batch.prefill

@@ -1,17 +1,21 @@
-"""Attention over the paged cache in plain torch, for the CPU: gather what is attended, then two matrix products.
+"""Attention over the paged cache in plain torch, for the CPU: gather what is attended, then torch's fused attention.
 
 All sequences of a decode step are gathered and multiplied at once, padded to the longest; a prefill goes sequence by
-sequence, and within one in chunks of queries, so that scores stay small. It computes in fp32 and knows no requests.
+sequence, and within one in chunks of queries, so that scores stay small. Which keys a step's rows attend is found once
+for all its layers (`plan_decode`). It computes in fp32, or in bf16 where queries and cache are and the CPU multiplies
+it; it knows no requests.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
+from backend.torch_ops.linear import multiplies_bf16
 from traces.schema import InputError
 
 CHUNK_TOKENS = 256
@@ -67,7 +71,7 @@ def decode_attention(
     window: int = 0,
     sinks: int = 0,
     soft_cap: float = 0.0,
-    plan: None = None,
+    plan: Reach | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `backend.kernels.decode_attention`: (output [S, Q, H, D], lse [S, Q, H] fp32) of the last Q tokens of each.
 
@@ -77,23 +81,75 @@ def decode_attention(
     kv_heads = cache.k.shape[2]
     if heads % kv_heads:
         raise InputError(f"{heads} query heads are no multiple of {kv_heads} KV heads")
-    keys = _keys(kv_lens, queries, window, sinks)
-    k, v = _gathered(cache, block_tables, keys)
+    if sequences == 0:
+        return torch.empty_like(q), torch.empty(q.shape[:3])
+    reach = plan or Reach.of(kv_lens, queries, heads // kv_heads, window, sinks)
+    kind = torch.float32 if soft_cap > 0.0 else _computed_in(q.dtype, cache.k.dtype)
+    slots = reach.slots(block_tables, cache.block_tokens)
+    k = _values(cache.k, cache.k_scale, slots, kind)
+    v = _values(cache.v, cache.v_scale, slots, kind)
     # Rows of one KV head: queries x group, so that each head's keys are multiplied once.
-    grouped = q.float().view(sequences, queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2)
-    scores = grouped.reshape(sequences, kv_heads, -1, head_dim) @ k.transpose(2, 3) * scale
+    grouped = q.to(kind).view(sequences, queries, kv_heads, heads // kv_heads, head_dim).transpose(1, 2)
+    grouped = grouped.reshape(sequences, kv_heads, -1, head_dim)
     if soft_cap > 0.0:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
-    seen = _seen(keys, kv_lens, queries, window, sinks)
-    by_query = scores.view(sequences, kv_heads, queries, -1, keys.shape[1])
-    by_query.masked_fill_(~seen[:, None, :, None], -math.inf)
+        out, lse = _capped(grouped, k, v, reach.mask, scale, soft_cap)
+    else:
+        out, lse = _fused(grouped, k, v, 0.0, False, attn_mask=reach.mask, scale=scale)
+    out = out.reshape(sequences, kv_heads, queries, -1, head_dim).transpose(1, 2).reshape(q.shape).to(q.dtype)
+    lse = lse.reshape(sequences, kv_heads, queries, -1).transpose(1, 2).reshape(q.shape[:3])
+    if reach.empty is not None:  # such a row was multiplied with whatever the null block holds
+        out = out.masked_fill(reach.empty[:, :, None, None], 0.0)
+        lse = lse.masked_fill(reach.empty[:, :, None], -math.inf)
+    return out, lse
+
+
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""`scaled_dot_product_attention` on a CPU, which also gives the log of each row's sum of exponentials."""
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, soft_cap: float
+) -> tuple[Tensor, Tensor]:
+    scores = soft_cap * torch.tanh(q @ k.transpose(2, 3) * scale / soft_cap)
+    if mask is not None:
+        scores = scores + mask
     total = torch.logsumexp(scores, -1, keepdim=True)
-    nothing = total == -math.inf
-    out = torch.exp(scores - total.masked_fill(nothing, 0.0)) @ v
-    out.masked_fill_(nothing, 0.0)  # a padding row was multiplied with whatever the null block holds
-    out = out.view(sequences, kv_heads, queries, -1, head_dim).transpose(1, 2)
-    lse = total.view(sequences, kv_heads, queries, -1).transpose(1, 2)
-    return out.reshape(q.shape).to(q.dtype), lse.reshape(q.shape[:3])
+    weights = torch.exp(scores - total.masked_fill(total == -math.inf, 0.0))
+    return weights @ v, total[..., 0]
+
+
+@dataclass(slots=True)
+class Reach:
+    """What each query of a decode step attends; all layers with one window share it.
+
+    keys [S, K] are positions, 0 where a row has no K-th one; mask [S, 1, Q x group, K] fp32 is 0 or -inf, None where
+    every row attends every key; empty [S, Q] says which queries attend nothing, None where all attend something.
+    """
+
+    keys: Tensor
+    mask: Tensor | None
+    empty: Tensor | None
+    _tables: Tensor | None = None
+    _slots: Tensor | None = None
+
+    @classmethod
+    def of(cls, kv_lens: Tensor, queries: int, group: int, window: int, sinks: int) -> Reach:
+        keys = _keys(kv_lens, queries, window, sinks)
+        seen = _seen(keys, kv_lens, queries, window, sinks)
+        mask = empty = None
+        if not seen.all():
+            blocked = torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)
+            mask = blocked.repeat_interleave(group, 1)[:, None]
+            nothing = ~seen.any(-1)
+            empty = nothing if nothing.any() else None
+        return cls(keys.clamp_(min=0).long(), mask, empty)
+
+    def slots(self, block_tables: Tensor, block_tokens: int) -> Tensor:
+        """Where the keys lie [S, K], found once for the same table."""
+        if self._slots is None or self._tables is not block_tables:
+            blocks = block_tables.gather(1, self.keys // block_tokens)
+            self._tables, self._slots = block_tables, blocks.long() * block_tokens + self.keys % block_tokens
+        return self._slots
 
 
 def plan_decode(
@@ -105,8 +161,9 @@ def plan_decode(
     q_dtype: torch.dtype,
     window: int = 0,
     sinks: int = 0,
-) -> None:
-    """As `backend.kernels.plan_decode`, but no context is cut here."""
+) -> Reach:
+    """As `backend.kernels.plan_decode`, but no context is cut: what is found once is which keys are attended."""
+    return Reach.of(kv_lens, queries, heads // cache.k.shape[2], window, sinks)
 
 
 def standard_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
@@ -145,20 +202,19 @@ def _seen(keys: Tensor, kv_lens: Tensor, queries: int, window: int, sinks: int) 
     return seen & ((key > at - window) | (key < sinks)) if window > 0 else seen
 
 
-def _gathered(cache: LayerCache, block_tables: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [S, G, K, D] in fp32. A missing position reads position 0, attended by those who miss one."""
-    block_tokens, kv_heads = cache.k.shape[1:3]
-    at = keys.clamp(min=0).long()
-    slots = block_tables.gather(1, at // block_tokens) * block_tokens + at % block_tokens
-    rows = (slots[:, None, :] * kv_heads + torch.arange(kv_heads)[:, None]).long()
-    return _values(cache.k, cache.k_scale, rows), _values(cache.v, cache.v_scale, rows)
+def _values(stored: Tensor, scale: Tensor | None, slots: Tensor, kind: torch.dtype) -> Tensor:
+    """[S, G, K, D] of a cache [blocks, tokens, G, D] at `slots` [S, K], times their scales, in `kind`.
 
-
-def _values(stored: Tensor, scale: Tensor | None, rows: Tensor) -> Tensor:
-    """Rows [S, G, K] of a cache seen as [slots x heads, D], times their scales, in fp32."""
+    A missing key reads the sequence's first, which somebody attends, so that no weight of 0 meets a NaN.
+    """
+    heads = stored.shape[2]
     bits = stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored  # index_select knows no fp8
-    picked = bits.view(-1, bits.shape[-1]).index_select(0, rows.flatten()).view(stored.dtype).float()
-    values = picked.view(*rows.shape, -1)
-    if scale is None:
-        return values
-    return values * (scale.view(-1)[rows][..., None].float() if scale.dim() else scale)
+    picked = bits.view(-1, heads * stored.shape[3]).index_select(0, slots.flatten()).view(stored.dtype)
+    values = picked.view(*slots.shape, heads, -1)
+    if scale is not None:
+        values = values.float() * (scale.view(-1, heads)[slots][..., None].float() if scale.dim() else scale)
+    return values.to(kind).transpose(1, 2)
+
+
+def _computed_in(q: torch.dtype, cache: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if q == cache == torch.bfloat16 and multiplies_bf16() else torch.float32

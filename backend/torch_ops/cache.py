@@ -20,10 +20,12 @@ def cache_write(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     int8: scale = amax / 127 of the token and head in fp16, at least 2^-14; NaN where a value is not finite. fp8:
     value / scale, saturating at 448.
     """
-    written = (slots >= cache.block_tokens).nonzero().flatten()
-    rows = slots[written].long()
-    _store(k[written].float(), cache.k, cache.k_scale, rows)
-    _store(v[written].float(), cache.v, cache.v_scale, rows)
+    rows, kept = slots.long(), slots >= cache.block_tokens
+    if not kept.all():
+        written = kept.nonzero().flatten()
+        rows, k, v = rows[written], k[written], v[written]
+    _store(k.float(), cache.k, cache.k_scale, rows)
+    _store(v.float(), cache.v, cache.v_scale, rows)
 
 
 def _store(x: Tensor, data: Tensor, scales: Tensor | None, rows: Tensor) -> None:
@@ -64,7 +66,11 @@ def rope_cache_write(
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     cosine, sine = cos.float()[:, None, :], sin.float()[:, None, :]
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    turned = torch.empty(x.shape)
+    half = first.shape[-1]
+    torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-1.0)
+    torch.mul(second, cosine, out=turned[..., half:]).addcmul_(first, sine)
+    return turned
 
 
 def copy_blocks(cache: LayerCache, sources: Tensor, targets: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,12 +18,10 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
     """silu(gate) * up of x [T, 2F] = (gate, up), as [T, F]; computed in fp32."""
     gate, up = x.float().chunk(2, dim=-1)
-    return (functional.silu(gate) * up).to(x.dtype)
+    return functional.silu(gate).mul_(up).to(x.dtype)

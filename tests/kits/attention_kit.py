@@ -16,8 +16,9 @@ FP16, BF16, FP8, INT8 = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torc
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Of the output, as a norm relative to float64's, by the type of the queries (and so of the output)."""
-LSE_TOLERANCE = 3e-5
-"""Absolute: scores are sums in fp32 of products of what is stored, whatever the types."""
+LSE_TOLERANCE = {torch.float32: 3e-5, torch.float16: 3e-5, torch.bfloat16: 2e-4}
+"""Absolute: scores are sums in fp32 of products of what is stored, whatever the types; for bf16 torch's CPU kernel has
+its exponentials to some 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def check(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], kind: tor
     assert out.dtype == kind
     assert lse.dtype == torch.float32
     assert off_by(out, wanted[0]) < TOLERANCE[kind]
-    torch.testing.assert_close(lse.double().cpu(), wanted[1], atol=LSE_TOLERANCE, rtol=0.0)
+    torch.testing.assert_close(lse.double().cpu(), wanted[1], atol=LSE_TOLERANCE[kind], rtol=0.0)
 
 
 def off_by(found: Tensor, wanted: Tensor) -> float:

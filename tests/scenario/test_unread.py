@@ -48,6 +48,7 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
     ({"live.clock": "wall"}, f"live.clock is wall, and it is read only where {LIVE}"),
     ({"live.prompts": "text"}, f"live.prompts is text, and it is read only where {LIVE}"),
+    ({"live.threads": 2}, f"live.threads is 2, and it is read only where {LIVE}"),
     ({"live.stop_at_eos": True}, f"live.stop_at_eos is true, and it is read only where {LIVE}"),
     ({"live.top_k": 5, "executor": "live"}, f"live.top_k is 5, and it is read only where {LIVE} and live.temperature"),
     ({"live.top_p": 0.5, "executor": "live"}, f"live.top_p is 0.5, and it is read only where {LIVE} and live.temp"),

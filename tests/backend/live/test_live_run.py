@@ -117,6 +117,14 @@ def test_the_wall_clock_takes_the_same_decisions(folder: str) -> None:
     assert np.allclose(ends[:-1], starts[1:])
 
 
+def test_a_run_takes_the_threads_that_are_asked_for(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for more in ({}, {"live.threads": 3}):
+        run(folder, **more)
+    assert asked == [1, 3]
+
+
 def test_answers_follow_from_seed_and_settings(folder: str) -> None:
     sampled = {"live.temperature": 0.7, "live.top_k": 40, "live.top_p": 0.95, "workload.samples": 2}
     first, again = run(folder, **sampled), run(folder, **sampled, policy="static", allocator="contiguous-oracle")
