@@ -35,6 +35,7 @@ from sim.study.plan.replication import source
 from sim.study.plan.verdict import Findings, answer_of
 from sim.study.sweep.grid import of_settings
 from sim.study.workers.crew import Crew, OverError
+from traces.redraw import LoadStage
 from traces.schema import InputError
 
 MOST_CANDIDATES = 200
@@ -42,8 +43,11 @@ NODE = (1, 2, 4, 8)
 """What `tp=auto` stands for: the GPUs of one machine that share a replica."""
 
 
-def _check_lasting(scenario: Scenario) -> None:
-    """Refuse a fleet that changes its size by itself, or whose pools do not share their requests."""
+def _check_plannable(scenario: Scenario) -> None:
+    """Refuse a fleet that changes its size by itself, whose pools do not share their requests, or of several ranks."""
+    for kind in scenario.kinds:
+        if kind.parallel.gpus > kind.tp:
+            raise InputError(f"plans are of replicas of one rank and one stage, and one of these has {kind.parallel}")
     for name, own in {"": scenario, **{name: pool.scenario for name, pool in scenario.pools.items()}}.items():
         if own.autoscale.on:
             key = f"pools.{name}.autoscale" if name and not scenario.autoscale.on else "autoscale"
@@ -70,17 +74,14 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     stages = stages_of(source(workload), workload) if workload.stages else []
     rate = max((stage.rate_per_s for stage in stages), default=workload.rate)
     fixed["workload.rate"] = 0.0
-    base, found = _without_counts(base, fixed, grid.keys) if rate else (base, "")
+    base, found = _without_counts(base, fixed, grid.keys) if rate else (base, [])
     if stages:
         fixed["workload.stages"] = []
     points = [grid.point(index) for index in range(len(grid))]
     candidates = {name_of(point.settings): build(base, {**fixed, **point.settings}) for point in points}
     refuse_unread(candidates.values())
     for scenario in candidates.values():
-        _check_lasting(scenario)
-    for kind in (kind for scenario in candidates.values() for kind in scenario.kinds):
-        if kind.parallel.gpus > kind.tp:
-            raise InputError(f"plans are of replicas of one rank and one stage, and one of these has {kind.parallel}")
+        _check_plannable(scenario)
     if not rate and len(candidates) > 1:
         raise InputError(
             f"that makes {len(candidates)} configurations; give one, or a --rate for which the cheapest is chosen"
@@ -89,19 +90,23 @@ def answered(base: Mapping[str, Any], settings: Mapping[str, Any], ask: Ask, say
     made = made_of(names)
     if rate:
         document = cheapest(candidates, rate, ask, say, made, any_tp=any_tp)
-        if stages and document["best"] and "replicas_by_pool" in document["best"]:
-            document["notes"].append("What the stages take is told of the highest rate alone: pools are not scaled.")
-        elif stages and document["best"]:
-            document["load_curve"] = curve_of(stages, document["best"])
+        if stages and document["best"]:
+            document |= _load_curve(stages, document)
+        document["notes"] += found
     else:
         if ask.budget_s is not None:
             raise InputError("a budget is for choosing among candidates; give a --rate, or leave it out")
         document = capacity_of(next(iter(candidates.values())), ask, say)
     if changed := [name for some in differing(made, made_of(names)).values() for name in some]:
         raise InputError(f"{changed[0]} changed while the plan was made; make it again")
-    if found:
-        document["notes"].append(f"How many replicas there are is found anew, whatever the scenario says of {found}.")
     return {**document, "made_of": made}
+
+
+def _load_curve(stages: Sequence[LoadStage], document: Document) -> Document:
+    if "replicas_by_pool" not in document["best"]:
+        return {"load_curve": curve_of(stages, document["best"])}
+    why = "What the stages take is told of the highest rate alone: pools are not scaled."
+    return {"notes": [*document["notes"], why]}
 
 
 def _spelled_out(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -118,9 +123,9 @@ def _spelled_out(settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 def _without_counts(
     base: Mapping[str, Any], fixed: Mapping[str, Any], axes: Iterable[str]
-) -> tuple[Mapping[str, Any], str]:
-    """(a scenario file's tables without how many replicas there are, the keys that said so); what an option says stays,
-    and is refused later."""
+) -> tuple[Mapping[str, Any], list[str]]:
+    """(a scenario file's tables without how many replicas there are, a note where they said so); what an option says
+    stays, and is refused later."""
     tables = deepcopy(dict(base))
     counted = [f"pools.{name}.count" for name in tables.get("pools", {})]
     told = []
@@ -130,7 +135,9 @@ def _without_counts(
         if key not in {*fixed, *axes} and section.get(path[-1], 1) != 1:
             del section[path[-1]]
             told.append(key)
-    return tables, ", ".join(told)
+    keys = ", ".join(told)
+    note = f"How many replicas there are is found anew, whatever the scenario says of {keys}."
+    return tables, [note] if told else []
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
