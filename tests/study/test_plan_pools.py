@@ -18,7 +18,7 @@ from sim.report.plan.page import render_plan
 from sim.report.plan.sentences import answer as answer_of
 from sim.results import metrics
 from sim.study.plan import choose
-from sim.study.plan.bounds import RateBound
+from sim.study.plan.bounds import RateBound, saturation
 from sim.study.plan.glance import Glance, Glimpse, glimpse
 from sim.study.plan.layouts import BEYOND, PoolAtBest, at_best, layouts, together, with_sizes
 from sim.study.plan.observation import Window, clauses_of
@@ -118,17 +118,35 @@ def test_the_cheapest_layout_is_found(
         assert not any(other.within(one) for other in missed[place + 1 :]), "asked though a larger one had missed"
 
 
+def missed_beyond(plan: scenario.Scenario, bound: RateBound) -> bool:
+    """Is the SLO missed at a load ten percent above a bound, in a run long enough to tell?"""
+    asked = clauses_of(metrics.parse_slo(SLO))
+    rate = 1.1 * bound.rate_per_s
+    requests = int(min(4000, max(600, 12 * bound.lifetime_s * rate)))
+    return glimpse(
+        Glimpse(Replication(plan, rate, 0, requests, asked), Window(requests // 4, requests // 10), True)
+    ).missed
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"pp": 2}, {"dp": 2}, {"model": "qwen3-30b-a3b", "dp": 2, "ep": 2}, {"model": "qwen3-30b-a3b", "tp": 2, "pp": 2}],
+    ids=str,
+)
+def test_beyond_its_bound_a_replica_of_ranks_or_stages_misses_the_slo(trace: str, more: dict[str, Any]) -> None:
+    plan = scenario.build({}, {"trace": trace, "slo": SLO, **more})
+    bound = saturation(plan, source(plan.workload))
+    assert bound.rate_per_s > 0
+    assert missed_beyond(plan, bound)
+
+
 @pytest.mark.parametrize("more", [APART, {"pools.new.gpu": "h100", "pools.old.gpu": "a100-80"}])
 def test_beyond_its_bound_a_layout_misses_the_slo(trace: str, more: dict[str, Any]) -> None:
     plan = scenario.build({}, {"trace": trace, "slo": SLO, **more})
     asked = clauses_of(metrics.parse_slo(SLO))
     pools = at_best(plan, source(plan.workload), asked)
     sizes = (1, 2)
-    bound = together(pools, sizes)
-    rate = 1.1 * bound.rate_per_s
-    requests = int(min(4000, max(600, 12 * bound.lifetime_s * rate)))
-    point = Replication(with_sizes(plan, sizes), rate, 0, requests, asked)
-    assert glimpse(Glimpse(point, Window(requests // 4, requests // 10), True)).missed
+    assert missed_beyond(with_sizes(plan, sizes), together(pools, sizes))
 
 
 @pytest.fixture(scope="module")

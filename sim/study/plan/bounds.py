@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -113,8 +113,18 @@ def bound_of(
 ) -> RateBound:
     """The same of parts and clauses; with `slower`, every step lasts so many times as long as the cost model says.
 
+    Of a replica of several ranks, what one does while the others are idle, times their number; of one of several stages
+    what it does of as many batches at once.
+
     prompts_elsewhere: the replica decodes what others have computed the prompts of.
     """
+    bound = _of_rank(parts, trace, clauses, slower, prompts_elsewhere=prompts_elsewhere)
+    return replace(bound, rate_per_s=bound.rate_per_s * parts.scenario.parallel.dp * parts.scenario.parallel.pp)
+
+
+def _of_rank(
+    parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float, *, prompts_elsewhere: bool
+) -> RateBound:
     sequences = samples(trace.requests, parts.scenario.workload)
     span_tokens = parts.window.span_tokens if parts.window else 0
     mix = Mix.of(trace, span_tokens, sequences is not None, prompts_elsewhere=prompts_elsewhere)

@@ -44,10 +44,7 @@ NODE = (1, 2, 4, 8)
 
 
 def _check_plannable(scenario: Scenario) -> None:
-    """Refuse a fleet that changes its size by itself, whose pools do not share their requests, or of several ranks."""
-    for kind in scenario.kinds:
-        if kind.parallel.gpus > kind.tp:
-            raise InputError(f"plans are of replicas of one rank and one stage, and one of these has {kind.parallel}")
+    """Refuse a fleet that changes its size by itself, or whose pools do not share their requests."""
     for name, own in {"": scenario, **{name: pool.scenario for name, pool in scenario.pools.items()}}.items():
         if own.autoscale.on:
             key = f"pools.{name}.autoscale" if name and not scenario.autoscale.on else "autoscale"
