@@ -176,6 +176,16 @@ def test_an_answer_goes_on_behind_what_its_client_has() -> None:
     assert ran.gaps.step_end_s[1].tolist() == [4.5, 5.5, 6.5]
 
 
+@pytest.mark.parametrize("spans", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_that_would_begin_at_a_death_never_does(depth: int, spans: bool) -> None:
+    setup = replace(Setup(), cost=replace(MS, base_s=1.0), depth=depth, spans=spans)
+    ran = serve(setup, workload([(0.0, 4, 6)]), 2, [(0, 3.0, 10.0, False)])
+    assert ran.gaps.step_end_s[0].tolist() == [1.0, 2.0, 3.0]
+    assert ran.gaps.step_end_s[1].tolist() == [4.0, 5.0, 6.0]
+    assert ran.lifecycle.resent == {0: 1}
+
+
 def test_where_nobody_serves_requests_wait_for_the_first_who_does() -> None:
     setup = replace(Setup(), cost=replace(MS, base_s=1.0))
     ran = serve(setup, workload([(0.0, 4, 1), (2.0, 4, 1)]), 1, [(0, 0.5, 4.0, False)])
