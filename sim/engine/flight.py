@@ -70,7 +70,7 @@ class Flight:
         return bisect_right(self.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
 
     def stop(self, now_s: float) -> int:
-        """Let it end now: repeats whose output is not there ran until now and gave nothing. Returns how many are out."""
+        """Let it end now: repeats whose output is not there ran until now, in vain. Returns how many are out."""
         outcome, times_s = self.outcome, self.times_s
         out = self.steps_out(now_s)
         end_s = max(times_s[out], now_s - outcome.late_s)
