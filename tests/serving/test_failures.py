@@ -110,6 +110,8 @@ def serve(setup: Setup, work: Workload, replicas: int, outages: list[Outage]) ->
         engine.roster.check()
         assert not engine.busy
         assert engine.allocator.free_blocks == engine.allocator.pool.blocks
+        seen = cluster.snapshot(one.index)
+        assert (seen.outstanding, seen.outstanding_tokens) == (0, 0), "a router counts who has left"
     gaps = TokenGaps([one.engine.tokens for one in fleet], [np.array(ends_s) for ends_s in watches.step_end_s])
     check_tokens(done, gaps)
     return Ran(done, lifecycle, gaps, output.first_s, replica_of)
@@ -228,6 +230,9 @@ def test_drawn_failures_follow_their_means_and_the_seed() -> None:
     told = ran.summary["failures"]
     assert ran.summary["requests"]["completed"] == 200
     assert told["down_s"] / (4 * ran.summary["duration_s"]) == pytest.approx(0.2, abs=0.06)
+    assert ran.events is not None
+    first_s = ran.events[ran.events["event"] == DIES].groupby("replica")["time_s"].min()
+    assert len(first_s) == first_s.nunique() == 4, "replicas die each for itself"
     assert told["requests"] == (ran.requests["resent"] > 0).sum() > 0
     assert told["resent"] == ran.requests["resent"].sum()
     assert api.run(**load, **drawn).requests.equals(ran.requests)
