@@ -60,6 +60,8 @@ class Flight:
     def cut(self, repeats: int) -> None:
         """Let it be so many repeats, of those that were to be."""
         del self.times_s[repeats + 1 :]
+        if self.sealed:  # it dies before the others began
+            self.batch.repeats = repeats
         self.output_s = self.times_s[-1] + self.outcome.late_s
 
     def steps_out(self, now_s: float) -> int:
@@ -67,9 +69,10 @@ class Flight:
         late_s = self.outcome.late_s
         return bisect_right(self.times_s, now_s, 1, key=lambda time_s: time_s + late_s) - 1
 
-    def stop(self, out: int, now_s: float) -> None:
-        """Let it end now, `out` of its repeats being out: those behind ran until now, and gave nothing."""
+    def stop(self, now_s: float) -> int:
+        """Let it end now: repeats whose output is not there ran until now, in vain. Returns how many are out."""
         outcome, times_s = self.outcome, self.times_s
+        out = self.steps_out(now_s)
         end_s = max(times_s[out], now_s - outcome.late_s)
         device_s = list(outcome.device_s)
         for at in range(out, len(times_s) - 1):
@@ -78,8 +81,9 @@ class Flight:
             device_s[at] *= left_s / whole_s if whole_s > 0.0 else 0.0
         times_s[out + 1 :] = [min(time_s, end_s) for time_s in times_s[out + 1 :]]
         self.outcome = outcome._replace(device_s=device_s)
-        self.output_s = now_s
+        self.output_s = min(self.output_s, now_s)
         self.committed = Committed((), (), ())
+        return out
 
     @property
     def ends_s(self) -> list[float]:

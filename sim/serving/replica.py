@@ -111,17 +111,17 @@ class Replica:
         tokens = engine.tokens
         out_step, next_step = tokens.committed_step, tokens.next_step
         for flight in flights:
-            first_step = flight.batch.first_step
-            if flight.times_s[0] >= now_s:
-                next_step = first_step  # it never began
+            first_step, repeats = flight.batch.first_step, len(flight.times_s) - 1
+            begun = bisect_left(flight.times_s, now_s, 0, repeats)
+            next_step = first_step + begun
+            if not begun:
                 break
-            out = flight.steps_out(now_s)
+            if begun < repeats:
+                flight.cut(begun)
             if not flight.sealed:
-                if out + 2 < len(flight.times_s):
-                    flight.cut(out + 1)
                 self._seal(flight)
-            flight.stop(out, now_s)
-            out_step, next_step = (first_step + out - 1 if out else out_step), tokens.next_step
+            out = flight.stop(now_s)
+            out_step = first_step + out - 1 if out else out_step
             self._observer.committed(self, flight)
         flights.clear()
         self._wake, self._stalled, self._empty_plans = None, False, 0

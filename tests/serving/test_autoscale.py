@@ -122,6 +122,11 @@ def test_who_does_not_serve_yet_is_released_first() -> None:
     assert events == [(1.0, 1, ORDERED), (1.0, 2, ORDERED), (2.0, 2, ABSENT), (2.0, 1, ABSENT)]
 
 
+def test_an_order_that_was_taken_back_lets_nobody_serve() -> None:
+    _, events = looks([40, 5, 40, 40, 40, 40], delay_s=2.5, cooldown_s=0.0)
+    assert events == [(1.0, 1, ORDERED), (2.0, 1, ABSENT), (3.0, 1, ORDERED), (5.5, 1, SERVES)]
+
+
 def test_the_bill_follows_the_fleet_as_it_was() -> None:
     ran = api.run(**LOAD, **scaled(), **{"price.usd_per_gpu_hour": 3600.0})
     told, bill = ran.summary["scaling"]["all"], ran.summary["bill"]

@@ -110,6 +110,8 @@ def serve(setup: Setup, work: Workload, replicas: int, outages: list[Outage]) ->
         engine.roster.check()
         assert not engine.busy
         assert engine.allocator.free_blocks == engine.allocator.pool.blocks
+        seen = cluster.snapshot(one.index)
+        assert (seen.outstanding, seen.outstanding_tokens) == (0, 0), "a router counts who has left"
     gaps = TokenGaps([one.engine.tokens for one in fleet], [np.array(ends_s) for ends_s in watches.step_end_s])
     check_tokens(done, gaps)
     return Ran(done, lifecycle, gaps, output.first_s, replica_of)
@@ -176,6 +178,16 @@ def test_an_answer_goes_on_behind_what_its_client_has() -> None:
     assert ran.gaps.step_end_s[1].tolist() == [4.5, 5.5, 6.5]
 
 
+@pytest.mark.parametrize("spans", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_that_would_begin_at_a_death_never_does(depth: int, spans: bool) -> None:
+    setup = replace(Setup(), cost=replace(MS, base_s=1.0), depth=depth, spans=spans)
+    ran = serve(setup, workload([(0.0, 4, 6)]), 2, [(0, 3.0, 10.0, False)])
+    assert ran.gaps.step_end_s[0].tolist() == [1.0, 2.0, 3.0]
+    assert ran.gaps.step_end_s[1].tolist() == [4.0, 5.0, 6.0]
+    assert ran.lifecycle.resent == {0: 1}
+
+
 def test_where_nobody_serves_requests_wait_for_the_first_who_does() -> None:
     setup = replace(Setup(), cost=replace(MS, base_s=1.0))
     ran = serve(setup, workload([(0.0, 4, 1), (2.0, 4, 1)]), 1, [(0, 0.5, 4.0, False)])
@@ -218,6 +230,9 @@ def test_drawn_failures_follow_their_means_and_the_seed() -> None:
     told = ran.summary["failures"]
     assert ran.summary["requests"]["completed"] == 200
     assert told["down_s"] / (4 * ran.summary["duration_s"]) == pytest.approx(0.2, abs=0.06)
+    assert ran.events is not None
+    first_s = ran.events[ran.events["event"] == DIES].groupby("replica")["time_s"].min()
+    assert len(first_s) == first_s.nunique() == 4, "replicas die each for itself"
     assert told["requests"] == (ran.requests["resent"] > 0).sum() > 0
     assert told["resent"] == ran.requests["resent"].sum()
     assert api.run(**load, **drawn).requests.equals(ran.requests)

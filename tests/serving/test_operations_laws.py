@@ -51,9 +51,13 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
         scale["target"] = {"queue": 1.0, "kv": 0.2, "rate": 0.05 / UNIT_S, "outstanding": 3.0}[str(scale["metric"])]
         scale |= {"interval_s": 0.0015, "delay_s": 7 * UNIT_S, "cooldown_s": draw(st.sampled_from([0.0, 0.003]))}
         found |= {f"{where}autoscale.{key}": value for key, value in scale.items()}
-    if draw(st.booleans()):
+    if where and "pools.a.serves" not in found and draw(st.booleans()):
+        scales = {key.replace("pools.a", "pools.b"): value for key, value in found.items() if "autoscale" in key}
+        found |= {"pools.a.role": "prefill", "pools.b.role": "decode", "transfer.gb_per_s": 0.05} | scales
+    apart = "pools.a.role" in found
+    if not apart and draw(st.booleans()):
         found |= {"failures.mtbf_s": 80 * UNIT_S, "failures.mttr_s": 20 * UNIT_S}
-    if draw(st.booleans()):
+    if not apart and draw(st.booleans()):
         found |= {"failures.restart_at_s": 40 * UNIT_S, "failures.restart_s": 15 * UNIT_S}
         found["failures.restart_drains"] = draw(st.booleans())
     if draw(st.booleans()):
@@ -136,7 +140,18 @@ def test_laws_hold_with_everything_at_once(asked: dict[str, Any], trace: Trace) 
         pd.testing.assert_frame_equal(other.requests, ran.requests)
         assert ran.events is None or other.events is None or ran.events.equals(other.events)
         # What rests on the steps' own rows may differ in its last bits where spans are cut otherwise.
-        timeless = ("simulator", "verdict", "cost_sources", "cost_terms", "binding", "kv", "pools", "inputs", "bill")
+        timeless = (
+            "simulator",
+            "verdict",
+            "cost_sources",
+            "cost_terms",
+            "binding",
+            "kv",
+            "pools",
+            "inputs",
+            "bill",
+            "band",
+        )
         assert {key: value for key, value in other.summary.items() if key not in timeless} == {
             key: value for key, value in ran.summary.items() if key not in timeless
         }
