@@ -80,17 +80,18 @@ def capacity_band(
         precision: of the capacity, as a share of it.
         workers, executor: as in `sim.study.workers.pool.each`.
     """
-    mean, runs, found = capacity.interval.mean, 0, []
-    plain, narrow = _as_searched(capacity, clauses), max(NARROW, precision / 2)
-    for way in WAYS:
+    mean, narrow = capacity.interval.mean, max(NARROW, precision / 2)
+    plain = _as_searched(capacity, clauses, narrow)
+    found, runs = [] if plain is None else [plain], 0
+    for way in WAYS if found else (0, *WAYS):
         factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
-        bench = Simulated(
-            at_end(scenario, way), clauses, workers=workers, executor=executor, factors=tuple(factors.items())
-        )
-        start = plain * math.exp(-way * NORMAL_P90 * known["common"])
+        asked = at_end(scenario, way) if way else scenario
+        bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
+        start = (found[0] if found else mean) * math.exp(-way * NORMAL_P90 * known["common"])
         found.append(edge(bench, clauses, capacity.requests, capacity.window, start, narrow))
         runs += bench.runs
-    high, low = max(1.0, found[0] / plain), min(1.0, found[1] / plain)
+    own, fast, slow = found
+    low, high = (min(1.0, slow / own), max(1.0, fast / own)) if own > 0 else (0.0, math.inf)
     degrees = max(1, capacity.replications - 1)
     seeds = student_t(LEVEL, degrees) / student_t(CONFIDENCE, degrees)
     below = math.hypot((1.0 - low) * mean, seeds * (mean - capacity.interval.low))
@@ -101,23 +102,19 @@ def capacity_band(
     }, runs
 
 
-def _as_searched(capacity: Capacity, clauses: Sequence[Clause]) -> float:
-    """As `edge` finds it from the capacity on, among the rates that the search tried; the capacity where they end
-    before."""
-    mean = capacity.interval.mean
-    near = min(range(len(capacity.rates)), key=lambda at: abs(math.log(capacity.rates[at].rate_per_s / mean)))
-
-    def met(at: int) -> bool:
-        return not verdict(excesses(capacity.rates[at].observations[0], clauses, capacity.window), clauses)
-
-    good = met(near)
-    way = 1 if good else -1
-    at = near
-    while 0 <= at + way < len(capacity.rates) and met(at + way) == good:
+def _as_searched(capacity: Capacity, clauses: Sequence[Clause], narrow: float) -> float | None:
+    """As `edge` finds it from the capacity on, among the rates that the search tried; None where they end before, or
+    lie further apart there."""
+    rates = [at.rate_per_s for at in capacity.rates]
+    met = [not verdict(excesses(at.observations[0], clauses, capacity.window), clauses) for at in capacity.rates]
+    at = min(range(len(rates)), key=lambda place: abs(math.log(rates[place] / capacity.interval.mean)))
+    way = 1 if met[at] else -1
+    while 0 <= at + way < len(rates):
+        if met[at + way] != met[at]:
+            low, high = sorted((rates[at], rates[at + way]))
+            return math.sqrt(low * high) if high / low <= 1.0 + narrow else None
         at += way
-    if not 0 <= at + way < len(capacity.rates):
-        return mean
-    return math.sqrt(capacity.rates[at].rate_per_s * capacity.rates[at + way].rate_per_s)
+    return None
 
 
 def typical_error(parts: Parts, trace: Trace, bound: RateBound, role: str = BOTH) -> float:
