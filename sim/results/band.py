@@ -60,6 +60,9 @@ class Spread:
     independent: float
 
 
+NO_STEPS = Spread(0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class StepErrors:
     """What is known of the errors of a run's steps. `parts` are the common errors of all steps together by (what the
@@ -298,7 +301,8 @@ def _document(
             "elasticity": load,
             "steps": {
                 kind: {"share": each.share, "common": each.common, "independent": each.independent}
-                for kind, each in known.kinds.items()
+                for kind in STEP_KINDS
+                for each in [known.kinds.get(kind, NO_STEPS)]
             },
             "parts": [
                 {"of": kind, "source": source, "common": part}

@@ -76,6 +76,7 @@ def band_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = [
         (f"{kind.capitalize()} steps", f"+-{percent(NORMAL_P90 * each['common'])}")
         for kind, each in told["steps"].items()
+        if each["share"] > 0
     ]
     parts = [
         (f"of that {part['of']}, {part['source']}", f"+-{percent(NORMAL_P90 * part['common'])}")

@@ -1,7 +1,7 @@
 """What the errors of step times do to the answer of a plan: the capacity with all steps at either of their ends.
 
-Each capacity is looked for with one replication, the same requests and gaps each time, and only its ratio to that of
-the steps as they are is used, so that what the traffic's chance does to all of them is gone.
+Each capacity is looked for with replication 0, the same requests and gaps as the search had, and only its ratio to that
+of the steps as they are is used, so that what the traffic's chance does to all of them is gone.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from traces.schema import Trace
 
 STRIDE = 1.05
 """Between the first two rates that are tried; then its square, and so on."""
-NARROW = 1.02
-"""Two rates between which a capacity lies are at most so far apart."""
+NARROW = 0.02
+"""Two rates between which a capacity lies are at most so far apart, or half of the precision that was asked for."""
 
 
-def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window, start: float) -> float:
-    """The rate up to which one replication meets the clauses, looked for from `start`; 0 where none does."""
+def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window, start: float, narrow: float) -> float:
+    """The rate up to which one replication meets the clauses, looked for from `start` until it is known to lie between
+    two rates that are `narrow` apart, as a share; 0 where none does."""
 
     def met(rate: float) -> bool:
         [observation] = bench([Trial(rate, 0, requests, window)])
@@ -51,7 +52,7 @@ def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window,
             if low < start / FLOOR:
                 return 0.0
             high, stride = low, stride * stride
-    while high / low > NARROW:
+    while high / low > 1.0 + narrow:
         middle = rounded(math.sqrt(low * high))
         if not low < middle < high:
             break
@@ -63,26 +64,34 @@ def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window,
 
 
 def capacity_band(
-    scenario: Scenario, clauses: tuple[Clause, ...], capacity: Capacity, known: Mapping[str, Any], workers: int | None,
+    scenario: Scenario,
+    clauses: tuple[Clause, ...],
+    capacity: Capacity,
+    known: Mapping[str, Any],
+    *,
+    precision: float,
+    workers: int | None,
     executor: str,
-) -> tuple[Document, int]:  # fmt: skip
+) -> tuple[Document, int]:
     """(`model` and `band` of a plan's capacity, how many simulations they took).
 
     Args:
         known: the `band` of one of its runs.
+        precision: of the capacity, as a share of it.
         workers, executor: as in `sim.study.workers.pool.each`.
     """
-    mean, runs, found = capacity.interval.mean, 0, []
-    for way in (0, *WAYS):
+    mean, narrow = capacity.interval.mean, max(NARROW, precision / 2)
+    plain = _as_searched(capacity, clauses, narrow)
+    found, runs = [] if plain is None else [plain], 0
+    for way in WAYS if found else (0, *WAYS):
         factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
-        told = tuple(factors.items()) if way else ()
-        bench = Simulated(at_end(scenario, way) if way else scenario, clauses, workers=workers, executor=executor,
-                          factors=told)  # fmt: skip
-        start = mean * math.exp(-way * NORMAL_P90 * known["common"])
-        found.append(edge(bench, clauses, capacity.requests, capacity.window, start))
+        asked = at_end(scenario, way) if way else scenario
+        bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
+        start = (found[0] if found else mean) * math.exp(-way * NORMAL_P90 * known["common"])
+        found.append(edge(bench, clauses, capacity.requests, capacity.window, start, narrow))
         runs += bench.runs
-    plain, fast, slow = found
-    low, high = (min(1.0, slow / plain), max(1.0, fast / plain)) if plain > 0 else (0.0, math.inf)
+    own, fast, slow = found
+    low, high = (min(1.0, slow / own), max(1.0, fast / own)) if own > 0 else (0.0, math.inf)
     degrees = max(1, capacity.replications - 1)
     seeds = student_t(LEVEL, degrees) / student_t(CONFIDENCE, degrees)
     below = math.hypot((1.0 - low) * mean, seeds * (mean - capacity.interval.low))
@@ -91,6 +100,21 @@ def capacity_band(
         "model": {"level": LEVEL, "common": known["common"], "low": low * mean, "high": high * mean},
         "band": {"level": LEVEL, "low": max(0.0, mean - below), "high": mean + above},
     }, runs
+
+
+def _as_searched(capacity: Capacity, clauses: Sequence[Clause], narrow: float) -> float | None:
+    """As `edge` finds it from the capacity on, among the rates that the search tried; None where they end before, or
+    lie further apart there."""
+    rates = [at.rate_per_s for at in capacity.rates]
+    met = [not verdict(excesses(at.observations[0], clauses, capacity.window), clauses) for at in capacity.rates]
+    at = min(range(len(rates)), key=lambda place: abs(math.log(rates[place] / capacity.interval.mean)))
+    way = 1 if met[at] else -1
+    while 0 <= at + way < len(rates):
+        if met[at + way] != met[at]:
+            low, high = sorted((rates[at], rates[at + way]))
+            return math.sqrt(low * high) if high / low <= 1.0 + narrow else None
+        at += way
+    return None
 
 
 def typical_error(parts: Parts, trace: Trace, bound: RateBound, role: str = BOTH) -> float:

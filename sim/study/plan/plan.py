@@ -127,7 +127,9 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
             Glimpse(bench.point(Trial(at.rate_per_s, 0, capacity.requests)), capacity.window, True)
         )
     known = at.observations[0].facts["band"]
-    ends, further = capacity_band(scenario, clauses, capacity, known, ask.workers, ask.executor)
+    ends, further = capacity_band(
+        scenario, clauses, capacity, known, precision=ask.precision, workers=ask.workers, executor=ask.executor
+    )
     return jsonable(
         {
             **about,
