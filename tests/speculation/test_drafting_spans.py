@@ -70,7 +70,7 @@ def test_under_pressure(allocator: str) -> None:
     assert saved
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The run has gone as far as it is watched."""
 
 
@@ -90,7 +90,7 @@ class Named(Observer):
             for req in engine.running:
                 engine.allocator.release(req)
                 self.matches.append(engine.allocator.match(req))
-            raise Ended
+            raise EndedError
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,10 +99,10 @@ def test_what_a_span_filled_is_named_as_if_step_by_step(seed: int) -> None:
     setup = Drafts(allocator="prefix", k=4, rates=(0.7,), seed=seed, pool=LONG, limits=Limits(4))
     work = [(0.0, 5, 400), (0.0, 8, 400), (0.0, 11, 400)]
     at_once = Named()
-    with pytest.raises(Ended):
+    with pytest.raises(EndedError):
         run_drafts(replace(setup, ahead=True), workload(work), [at_once])
     single = Named(at_once.step)
-    with pytest.raises(Ended):
+    with pytest.raises(EndedError):
         run_drafts(setup, workload(work), [single])
     assert at_once.matches == single.matches
     assert min(single.matches) > 40
