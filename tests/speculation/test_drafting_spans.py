@@ -19,6 +19,7 @@ from test_drafting_laws import draft_cases
 
 from sim.engine.batch import Limits
 from sim.engine.drafting import DraftingEngine
+from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.specs.tree import DraftTree
@@ -67,6 +68,44 @@ def test_under_pressure(allocator: str) -> None:
         saved += steps
     assert preempted
     assert saved
+
+
+class EndedError(Exception):
+    """The run has gone as far as it is watched."""
+
+
+class Named(Observer):
+    """Preempts all who run once a step is sealed, the last of a long span or number `step`, and ends the run."""
+
+    def __init__(self, step: int = -1) -> None:
+        self.step = step
+        self.matches: list[int] = []
+
+    def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
+        batch, engine = flight.batch, replica.engine
+        last = batch.first_step + batch.repeats - 1
+        if (last == self.step) if self.step >= 0 else batch.repeats > 16:
+            assert isinstance(engine, DraftingEngine)
+            self.step = last
+            for req in engine.running:
+                engine.allocator.release(req)
+                self.matches.append(engine.allocator.match(req))
+            raise EndedError
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_span_filled_is_named_as_if_step_by_step(seed: int) -> None:
+    """Whoever is preempted after a span finds as much of its own again as after the same steps one by one."""
+    setup = Drafts(allocator="prefix", k=4, rates=(0.7,), seed=seed, pool=LONG, limits=Limits(4))
+    work = [(0.0, 5, 400), (0.0, 8, 400), (0.0, 11, 400)]
+    at_once = Named()
+    with pytest.raises(EndedError):
+        run_drafts(replace(setup, ahead=True), workload(work), [at_once])
+    single = Named(at_once.step)
+    with pytest.raises(EndedError):
+        run_drafts(setup, workload(work), [single])
+    assert at_once.matches == single.matches
+    assert min(single.matches) > 40
 
 
 @pytest.mark.parametrize("widths", [(2, 2, 1), (1, 1, 1, 1), (3,)])
