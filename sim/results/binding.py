@@ -202,7 +202,7 @@ def _under_way_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
         mine = steps[steps["replica"] == index]
         start_s, end_s = (mine[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
         own = known[known["replica"] == index]
-        arrival_s, queue_s = (own[name].to_numpy(np.float64) for name in ("arrival_s", "queue_s"))
+        arrival_s, queue_s = (own[name].to_numpy(np.float64) for name in ("engine_arrival_s", "queue_s"))
         row = np.searchsorted(start_s, arrival_s, side="right") - 1
         left_s: Floats = np.where(row >= 0, end_s[np.maximum(row, 0)] - arrival_s, 0.0)
         total += float(np.clip(left_s, 0.0, queue_s).sum())
