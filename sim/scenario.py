@@ -506,14 +506,14 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     tables = merge(tables, settings or {})
     pools = tables.pop("pools", {})
     scenario = _made(tables)
-    if not pools:
-        return scenario
-    made = _pools(tables, pools)
+    made = _pools(tables, pools) if pools else {}
     front_end = scenario.front_end
     if _at(tables, "front_end.name") == AUTO:  # that of the pools' engines, where it is one and can stand before them
-        own = {pool.scenario.front_end for pool in made.values()}
-        apart = len(own) > 1 or any(pool.role == "prefill" for pool in made.values())
-        front_end = FrontEndSettings(OFF) if apart else own.pop()
+        each = [pool.scenario for pool in made.values()] or [scenario]
+        own = {one.front_end for one in each}
+        apart = any(pool.role == "prefill" for pool in made.values())
+        none = apart or scenario.failures.on or any(one.dp > 1 for one in each)
+        front_end = FrontEndSettings(OFF) if none or len(own) > 1 else own.pop()
     return with_front_end(dataclasses.replace(scenario, pools=made), front_end)
 
 
