@@ -50,7 +50,7 @@ SEARCHES: Mapping[str, FormSearch] = {
         },
         cached=True,
     ),
-    "gemm_fp8": FormSearch({"gemm_compute_fp8": 0.6, "gemm_floor_s_fp8": 4e-6}),
+    "gemm_fp8": FormSearch({"gemm_compute_fp8": 0.6, "gemm_floor_s_fp8": 4e-6, "quantise_row_s": 5e-9}),
     "decode_attention": FormSearch(
         {
             "decode_attention_memory": 0.85, "decode_attention_floor_s": 9e-6, "decode_program_s": 3e-6,
@@ -231,14 +231,15 @@ def _gemm(rows: Sequence[Mapping[str, Value]], gpu: GpuSpec) -> tuple[Seconds, F
     moved = size * (m * k + k * n) + 2 * m * n
 
     def seconds(eff: Efficiency, kept: float, rate: float) -> Floats:
-        rates = Kernels(gpu, eff, dtype, dtype, weights).linear_rates
+        kernels = Kernels(gpu, eff, dtype, dtype, weights)
+        rates, quantise_s = kernels.linear_rates, kernels.quantise_s(k)  # type: ignore[arg-type]
         product = Product(rates, k, n, size * k * n, size, 2)  # type: ignore[arg-type]
         burst_s = np.minimum.reduce(product.ways_s(m))  # type: ignore[arg-type]
         arithmetic_s = np.asarray(rates.sustain_s(burst_s))
         memory_s = _from_l2(np.asarray(product.memory_s(m)), moved, kept, rate)  # type: ignore[arg-type]
         longer = np.maximum(arithmetic_s, memory_s)
         shorter = np.minimum(arithmetic_s, memory_s)
-        return np.asarray(rates.floor_s + longer + rates.exposed * shorter, np.float64)
+        return np.asarray(rates.floor_s + longer + rates.exposed * shorter + quantise_s * m, np.float64)
 
     return seconds, _measured(rows)
 

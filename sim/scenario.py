@@ -19,7 +19,7 @@ import tomli_w
 from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
-from sim.specs.front_end import CUSTOM, OFF, FrontEndSettings
+from sim.specs.front_end import AUTO, CUSTOM, OFF, FrontEndSettings
 from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
 from sim.specs.parallel import MAX_DP, MAX_PP, MAX_TP, Parallel
 from sim.specs.settings import Setting, Where, check, section, setting, word
@@ -423,8 +423,9 @@ def read(path: str | Path, settings: Mapping[str, Any] | None = None, *, allow_c
     if not allow_code:
         refuse_code(tables, str(path), settings or {})
     if {key for key, _ in leaves(tables)} >= ENGINE_KEYS:
-        # As results were written before engines had names: nothing is left that one could set.
+        # As results were written before engines had names, and front ends: nothing is left that one could set.
         tables["engine"].setdefault("preset", OURS)
+        tables.setdefault("front_end", {"name": OFF})
     return tables
 
 
@@ -505,7 +506,24 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
     tables = merge(tables, settings or {})
     pools = tables.pop("pools", {})
     scenario = _made(tables)
-    return dataclasses.replace(scenario, pools=_pools(tables, pools)) if pools else scenario
+    made = _pools(tables, pools) if pools else {}
+    front_end = scenario.front_end
+    if _at(tables, "front_end.name") == AUTO:  # that of the pools' engines, where it is one and can stand before them
+        each = [pool.scenario for pool in made.values()] or [scenario]
+        own = {one.front_end for one in each}
+        apart = any(pool.role == "prefill" for pool in made.values())
+        none = apart or scenario.failures.on or any(one.dp > 1 for one in each)
+        front_end = FrontEndSettings(OFF) if none or len(own) > 1 else own.pop()
+    return with_front_end(dataclasses.replace(scenario, pools=made), front_end)
+
+
+def with_front_end(scenario: Scenario, front_end: FrontEndSettings) -> Scenario:
+    """The scenario with another front end, before all of its pools."""
+    pools = {
+        name: dataclasses.replace(pool, scenario=dataclasses.replace(pool.scenario, front_end=front_end))
+        for name, pool in scenario.pools.items()
+    }
+    return dataclasses.replace(scenario, front_end=front_end, pools=pools)
 
 
 def _made(tables: dict[str, Any]) -> Scenario:
@@ -596,15 +614,25 @@ def _at(tables: Mapping[str, Any], key: str, default: Any = MISSING) -> Any:
 
 
 def _with_front_end(tables: dict[str, Any]) -> dict[str, Any]:
-    """The tables on top of what the engine whose front end they name has found it to cost."""
-    section = tables.get("front_end")
-    name = section.get("name", OFF) if isinstance(section, Mapping) else OFF
+    """The tables with their front end named, on top of what the engine that has it has found it to cost."""
+    name = _at(tables, "front_end.name")
+    if name == AUTO:
+        name = _own_front_end(tables)
     if not isinstance(name, str) or name in (OFF, CUSTOM):
-        return tables
+        return merge(tables, {"front_end.name": name})
     from sim.catalog import presets  # noqa: PLC0415
 
     found = presets.with_front_end(name)
     return merge({"front_end": found.front_end}, tables, {"front_end.name": found.name})
+
+
+def _own_front_end(tables: Mapping[str, Any]) -> str:
+    """The name of the preset's front end, where it is known and steps are simulated: clients see what is behind it."""
+    from sim.catalog import presets  # noqa: PLC0415
+
+    preset = _at(tables, "engine.preset")
+    predicted = _at(tables, "executor") == SETTINGS["executor"][0]
+    return preset if predicted and isinstance(preset, str) and presets.load(preset).front_end else OFF
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -214,10 +214,23 @@ def splitwise(output: str) -> str:
 def real_run(output: str, card: str = "RTX PRO 6000") -> str:
     tpot, e2e, ttft_p90, makespan, tpot_p50, e2e_p50, ttft_p50 = read(output, _real("profile", card))[0]
     *_, roof_tpot, roof_e2e, roof_ttft = read(output, _real("roofline", card))[0]
+    names = ", ".join(rf"{name} ([-+][\d.]+)%" for name in ("TPOT mean", "E2E mean", "TTFT P90"))
+    ((peer_tpot, peer_e2e, peer_ttft_p90),) = read(output, rf"{card}, LLMServingSim by its own profile: {names}")
     return (
         f"mean TPOT {tpot:+.1f} %, mean E2E {e2e:+.1f} %, makespan {makespan:+.1f} %, TTFT P90 {ttft_p90:+.1f} %; at "
         f"the median {tpot_p50:+.1f} % TPOT, {e2e_p50:+.1f} % E2E, {ttft_p50:+.1f} % TTFT (the roofline alone "
-        f"{roof_tpot:+.1f}, {roof_e2e:+.1f} and {roof_ttft:+.1f} %)"
+        f"{roof_tpot:+.1f}, {roof_e2e:+.1f} and {roof_ttft:+.1f} %); LLMServingSim, whose profile it is: mean TPOT "
+        f"{peer_tpot:+.1f} %, mean E2E {peer_e2e:+.1f} %, TTFT P90 {peer_ttft_p90:+.1f} %"
+    )
+
+
+def closed_loops(output: str) -> str:
+    name = r"as its tool starts 0.12, front end {}, \d+ runs: TTFT mean error ([\d.]+)%, bias ([-+][\d.]+)%"
+    ((bare, bare_bias),) = read(output, name.format("off"))
+    ((behind, bias),) = read(output, name.format("vllm-0.33"))
+    return (
+        f"behind vLLM's front end mean TTFT {behind:.0f} % off, bias {bias:+.0f} %; without {bare:.0f} % off, bias "
+        f"{bare_bias:+.0f} %"
     )
 
 
@@ -318,6 +331,12 @@ CLAIMS = (
         SHARED,
     ),
     Claim("imported H100 kernel tables against 86 vLLM runs of Qwen3-32B", (IMPORTED,), served_profile, SHARED),
+    Claim(
+        "18 of these runs, of 8 users each, the server started as the tool that they are from starts it",
+        ("python -m tests.front_end.silicon 8",),
+        closed_loops,
+        SHARED,
+    ),
     Claim(
         "the band of 90 % that runs tell, against real servers' runs, by figures that leave out their card",
         (BANDS,),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sim.catalog.memory_facts import accounting
 from sim.specs.accounting import PLAIN, Accounting
-from sim.specs.front_end import CUSTOM, OFF
+from sim.specs.front_end import AUTO, CUSTOM, OFF
 from sim.specs.model import GpuSpec
 from traces import documents
 from traces.schema import InputError
@@ -203,7 +203,7 @@ def load(name: str) -> EnginePreset:
 def with_front_end(name: str) -> EnginePreset:
     """The engine of that name, where its front end is known; InputError names those that are."""
     known = [engine for engine in names() if load(engine).front_end]
-    listed = ", ".join((OFF, CUSTOM, *known))
+    listed = ", ".join((AUTO, OFF, CUSTOM, *known))
     try:
         found = load(name)
     except InputError:

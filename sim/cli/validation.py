@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from sim.catalog import presets
 from sim.engines.environment import Installed
 from sim.report.validation.drift import drift_view
 from sim.report.validation.drift_page import render_drift
@@ -22,10 +21,10 @@ from sim.results.folder import taken
 from sim.results.transaction import Claim
 from sim.scenario import Scenario, load, refuse_unread
 from sim.serving.hooks import Progress
+from sim.specs.front_end import OFF
 from sim.validate import store
 from sim.validate.against import ALL, read_all
 from sim.validate.against import read as read_results
-from sim.validate.against.tables import Served
 from sim.validate.drift import Naming, drift, preset_of
 from sim.validate.live import LiveRuns, run_live
 from sim.validate.run import Pricing, Validation, validate
@@ -114,21 +113,11 @@ def _against(options: ValidateOptions, results: Path, claim: Claim | None) -> An
         runs = read_all(results, **how)
         unusable = {label: str(one) for label, one in runs.items() if isinstance(one, InputError)}
         usable = {label: one for label, one in runs.items() if not isinstance(one, InputError)}
-        documents = {
-            label: against(_before(one, scenario, options), one, bounds).document for label, one in usable.items()
-        }
+        documents = {label: against(scenario, one, bounds).document for label, one in usable.items()}
         return _curve(documents, unusable)
     served = read_results(results, options.run, **how)
-    validation = against(_before(served, scenario, options), served, bounds)
+    validation = against(scenario, served, bounds)
     return _written(validation, claim, run_id.digest(validation.document), ())
-
-
-def _before(served: Served, scenario: Scenario, options: ValidateOptions) -> Scenario:
-    """The scenario with its engine's front end where clients' latencies are compared and nobody said which, or none."""
-    asked = options.file is not None or any(key.startswith("front_end") for key in options.settings)
-    if asked or served.measured_at != "client" or not presets.load(scenario.engine.preset).front_end:
-        return scenario
-    return _scenario(options, {"executor": "predicted", "front_end.name": scenario.engine.preset})
 
 
 def _curve(documents: Mapping[str, dict[str, Any]], unusable: Mapping[str, str]) -> Answer:
@@ -150,7 +139,12 @@ def _against_engine(options: ValidateOptions, engine: str, progress: Naming | No
     if options.out is not None and options.record is not None and options.out.resolve() == options.record.resolve():
         raise InputError(f"--out and --record are both {options.out}; give each a folder of its own")
     preset = {} if "engine.preset" in options.settings else {"engine.preset": preset_of(Installed.of(engine)).name}
-    scenario = _scenario(options, {"executor": "predicted", **preset})
+    asked = [key for key in options.settings if key.startswith("front_end")]
+    if asked and options.settings.get("front_end.name") != OFF:
+        raise InputError(
+            f"--against-engine compares what schedulers decide, with no front end before them: leave out {asked[0]}"
+        )
+    scenario = _scenario(options, {"executor": "predicted", "front_end.name": OFF, **preset})
     with (
         nullcontext() if options.out is None else taken(options.out, "validation") as claim,
         nullcontext() if options.record is None else schedules.taken(options.record) as record,
@@ -213,7 +207,9 @@ def _records(options: ValidateOptions, progress: Progress | None, claim: Claim |
 
 def _live(options: ValidateOptions, progress: Progress | None) -> LiveRuns:
     clock = {"live.clock": options.clock} if options.clock else {}
-    scenario = _scenario(options, {"executor": "live", **clock})
+    # A live run has no front end, and a file that a simulation wrote may name one.
+    alone = {} if "front_end.name" in options.settings else {"front_end.name": OFF}
+    scenario = _scenario(options, {"executor": "live", **clock, **alone})
     refuse_unread([scenario])
     record = run_live(scenario, options.repeats, progress)
     own = not scenario.kv.blocks and "gpu" in options.settings and record.scenario.device.startswith("cuda")

@@ -48,10 +48,13 @@ class Efficiency:
     """Shares are of the GPU's data-sheet rates; `_s` are seconds. `origins` says who changed which default."""
 
     gemm_compute: float = _share(0.70, "AIC, H200: bf16 GEMMs sustain 695 of 989 TFLOP/s")
-    gemm_compute_fp8: float = _share(0.64, "AIC, H100, vLLM 0.24: fp8 GEMMs, at peak clocks")
+    gemm_compute_fp8: float = _share(0.84, "AIC, H100, vLLM 0.24: fp8 GEMMs, at peak clocks, without quantise_row_s")
     gemm_memory: float = _share(0.88, "AIC, H200, vLLM 0.22, up to 16 tokens: bytes / 4.24 of 4.8 TB/s")
     gemm_floor_s: float = _amount(3.9e-6, "AIC, H200, vLLM 0.22, up to 16 tokens: 3.9 us + bytes / 4.24 TB/s")
     gemm_floor_s_fp8: float = _amount(4.2e-6, "AIC, H100, vLLM 0.24: the smallest fp8 GEMM")
+    quantise_row_s: float = _amount(
+        5.7e-9, "AIC, H100 and B200: a row's share of making the input of an fp8 GEMM, beside its bytes; fitted"
+    )
     gemm_feed: float = _positive(0.04, "bytes that L2 hands to the SMs for each FLOP of the 16-bit peak; estimate")
     gemm_tile_s: float = _amount(0.5e-6, "SM time to start and end a tile of a GEMM; estimate")
     gemm_split_s: float = _amount(3e-6, "the second pass of a GEMM that splits its inner dimension; estimate")

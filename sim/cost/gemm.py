@@ -56,14 +56,25 @@ class _Way(NamedTuple):
 
 
 class Product:
-    """[m, k] times one matrix [k, n] of `matrix_bytes`, inputs and outputs of so many bytes an element."""
+    """[m, k] times one matrix [k, n] of `matrix_bytes`, inputs and outputs of so many bytes an element.
 
-    __slots__ = ("_matrix_s", "_rates", "_row_s", "_ways")
+    `quantise_s` is what it takes to make a row of the input, where a kernel before this one narrows it.
+    """
+
+    __slots__ = ("_matrix_s", "_rates", "_row_s", "_ways", "quantise_s")
 
     def __init__(
-        self, rates: ProductRates, k: int, n: int, matrix_bytes: float, input_bytes: int, output_bytes: int
+        self,
+        rates: ProductRates,
+        k: int,
+        n: int,
+        matrix_bytes: float,
+        input_bytes: int,
+        output_bytes: int,
+        quantise_s: float = 0.0,
     ) -> None:
         self._rates = rates
+        self.quantise_s = quantise_s
         self._matrix_s = matrix_bytes / rates.memory_bytes_per_s
         self._row_s = (input_bytes * k + output_bytes * n) / rates.memory_bytes_per_s
         self._ways = [
@@ -87,8 +98,9 @@ class Product:
         return self._matrix_s + self._row_s * m
 
     def seconds(self, m: float) -> float:
-        """One launch with `m` rows."""
-        return self._rates.floor_s + overlapped(self.arithmetic_s(m), self.memory_s(m), self._rates.exposed)
+        """One launch with `m` rows, that of quantising them included."""
+        launch_s = self._rates.floor_s + overlapped(self.arithmetic_s(m), self.memory_s(m), self._rates.exposed)
+        return launch_s + self.quantise_s * m
 
 
 def overlapped(one_s: float, other_s: float, exposed: float) -> float:

@@ -73,14 +73,24 @@ class Kernels:
         return product.seconds(m)
 
     def linear_s(self, m: float, k: int, n: int) -> float:
-        """The same with a matrix in the weights' type, scales included; quantising the input is left out."""
+        """The same with a matrix in the weights' type, scales included, and for fp8 with quantising the input."""
         product = self._products.get((k, n, True)) or self._product(k, n, linear=True)
         return product.seconds(m)
+
+    def quantise_s(self, k: int) -> float:
+        """Seconds to narrow a row of an input of `k` elements to fp8, by a kernel of its own; 0 where that is not done.
+
+        Its launch is in `gemm_floor_s_fp8`: tables time both together.
+        """
+        if not self.computes_fp8:
+            return 0.0
+        return self.eff.quantise_row_s + k * (self._element_bytes + 1) / self._stream_bytes_per_s
 
     def _product(self, k: int, n: int, *, linear: bool) -> Product:
         element = self._element_bytes
         if linear:
-            made = Product(self.linear_rates, k, n, self._weights.matrix_bytes(k, n), self._input_bytes, element)
+            matrix_bytes = self._weights.matrix_bytes(k, n)
+            made = Product(self.linear_rates, k, n, matrix_bytes, self._input_bytes, element, self.quantise_s(k))
         else:
             made = Product(self._rates, k, n, element * k * n, element, element)
         self._products[k, n, linear] = made

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sim.load import OURS
 from sim.report.compare.paired import paired_tables
-from sim.report.compare.winners import nearest_words, turned_words
+from sim.report.compare.winners import nearest_words, turned_words, unlike_clients
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.band import band_lines
@@ -24,6 +24,7 @@ from sim.report.run.sentences import (
     clause_words,
     drafts_by_position,
     energy_line,
+    front_end_line,
     kv_capacity_lines,
     kv_capacity_words,
     load_line,
@@ -120,6 +121,8 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(
             ("Padding", f"{percent(summary['computed']['padding_fraction'])} of the computed tokens were padding")
         )
+    if "front_end" in summary:
+        lines.append(("Front end", front_end_line(summary)))
     lines += operation_lines(summary)
     lines += [("Model", f"{model}: {line}") for model, line in model_lines(summary)]
     lines += pool_lines(summary)
@@ -202,7 +205,8 @@ def compare_view(
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)
         parts.append(_columns_table(summaries) if fit else _rows_table(summaries, width))
-        for told in filter(None, (nearest_words(summaries), turned_words(summaries))):
+        behind = {name: "front_end" in summary for name, summary in summaries.items()}
+        for told in filter(None, (nearest_words(summaries), turned_words(summaries), unlike_clients(behind))):
             parts += ["", remarks([("!", told, "yellow")])]
     if pairs:
         parts += [*([""] if parts else []), *paired_tables(pairs)]

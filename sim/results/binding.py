@@ -22,11 +22,13 @@ from sim.results.resources import COMPUTE, DEVICE, RESOURCES, Resources
 FREE, SEATS, BUDGET, KV, POLICY = STATES = ("free", "seats", "token budget", "KV memory", "policy")
 """What a span's waiting requests wait for; `FREE` where none waits. `POLICY`: there was room, and it asked for none."""
 LIMITS = STATES[1:]
+FRONT_END = "front end"
 NOTHING, IDLE, UNDER_WAY = "nothing", "idle", "step under way"
 BINDS_FROM = 0.1
 """A limit binds where requests waited for it during this share of the time."""
 BUSY_FROM = 0.9
-"""Users who wait for their answers, and requests that came at once, are held up by steps that run for this share."""
+"""Users who wait for their answers, and requests that came at once, are held up by steps that run for this share; so
+is whoever stands before a front end that works for it."""
 Codes = npt.NDArray[np.int8]
 
 
@@ -161,9 +163,12 @@ def _which(
 ) -> tuple[str, float | None, str]:
     """(what binds, its share, and of what: of the run's time for a limit, of the steps' seconds for a resource).
 
-    The limits first; an SLO that is missed, or users who wait for their answers, name what the steps are made of.
-    Where tokens come too slowly and none was preempted, no seat, budget or memory would make a step shorter.
+    A front end that is always at work first, and then the limits; an SLO that is missed, or users who wait for their
+    answers, name what the steps are made of. Where tokens come too slowly and none was preempted, no seat, budget or
+    memory would make a step shorter.
     """
+    if (busy := front_end_busy(summary)) >= BUSY_FROM:
+        return FRONT_END, busy, "time"
     missed = [limit for limit, result in zip(load.slo, verdicts(summary), strict=True) if result.met is False]
     slow = any(limit.metric in ("tpot", "itl") for limit in missed)
     limit = max(blocked, key=lambda name: blocked[name])
@@ -197,7 +202,7 @@ def _under_way_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
         mine = steps[steps["replica"] == index]
         start_s, end_s = (mine[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
         own = known[known["replica"] == index]
-        arrival_s, queue_s = (own[name].to_numpy(np.float64) for name in ("arrival_s", "queue_s"))
+        arrival_s, queue_s = (own[name].to_numpy(np.float64) for name in ("engine_arrival_s", "queue_s"))
         row = np.searchsorted(start_s, arrival_s, side="right") - 1
         left_s: Floats = np.where(row >= 0, end_s[np.maximum(row, 0)] - arrival_s, 0.0)
         total += float(np.clip(left_s, 0.0, queue_s).sum())
@@ -206,6 +211,12 @@ def _under_way_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
 
 def _of(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
+
+
+def front_end_busy(summary: Mapping[str, Any]) -> float:
+    """The share of the run's time that its front ends' processes work; 0 where there are none."""
+    told = summary.get("front_end")
+    return _of(told["busy_s"], told["processes"] * summary["duration_s"]) if told else 0.0
 
 
 def limits_of(kept: Mapping[str, Any]) -> StepLimits:

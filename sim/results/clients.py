@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.engine.request import index_of
+from sim.engine.request import Request, index_of
 from sim.engine.tokens import TokenClock
 
 
@@ -24,6 +24,8 @@ class ClientLog:
         self.finish_s = array("d", nan)
         self.process = array("i", bytes(4 * requests))
         """The server process that has its connection."""
+        self.coming: dict[int, Request] = {}
+        """Requests that have been sent, and that no engine has yet."""
         self.refused: Counter[str] = Counter()
         """How often a request was refused, by the limit that it met."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from sim.results.binding import BUDGET, KV, NOTHING, POLICY, SEATS
+from sim.results.binding import BUDGET, FRONT_END, KV, NOTHING, POLICY, SEATS
 from sim.results.resources import COMPUTE, HOST, LINK, MEMORY
 from sim.scenario import Scenario
 
@@ -63,6 +63,10 @@ def _host(scenario: Scenario) -> Lever:
     return Lever("replicas", f"a faster host or {REPLICA}")
 
 
+def _front_end(scenario: Scenario) -> Lever:
+    return Lever("front_end.processes", f"more front_end.processes (now {scenario.front_end.processes:,}) or {REPLICA}")
+
+
 def _link(scenario: Scenario) -> Lever:
     if scenario.offload.weight_layers or scenario.offload.kv_layers:
         key = "offload.weight_layers" if scenario.offload.weight_layers else "offload.kv_layers"
@@ -81,5 +85,6 @@ LEVERS: Mapping[str, Callable[[Scenario], Lever]] = {
     MEMORY: _bandwidth,
     HOST: _host,
     LINK: _link,
+    FRONT_END: _front_end,
     NOTHING: lambda _: Lever("", ""),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sim.results.binding import BINDS_FROM, BUDGET, IDLE, KV, NOTHING, POLICY, SEATS
+from sim.results.binding import BINDS_FROM, BUDGET, FRONT_END, IDLE, KV, NOTHING, POLICY, SEATS
 from sim.results.metrics import verdicts
 from sim.results.resources import HOST, LINK
 from sim.results.stability import grows
@@ -21,7 +21,13 @@ IDLE_FROM = 0.5
 ASK = 0.7
 """The share of the bound at which the command that the sentence names would run."""
 _WORDS = {"queue": "Queue"}
-_SUBJECTS = {BUDGET: "the token budget", POLICY: "the batching policy", HOST: "the host", LINK: "the link"}
+_SUBJECTS = {
+    BUDGET: "the token budget",
+    POLICY: "the batching policy",
+    HOST: "the host",
+    LINK: "the link",
+    FRONT_END: "the front end",
+}
 Summary = Mapping[str, Any]
 
 
@@ -151,7 +157,9 @@ def _binds(binding: Summary) -> str:
         fullest = max((SEATS, KV), key=lambda name: binding["peaks"][name])
         return f"nothing binds yet ({fullest} {percent(binding['peaks'][fullest])} full at the peak)"
     name, verb = _SUBJECTS.get(by, by), "bind" if by == SEATS else "binds"
-    if binding["share_of"] == "time":
+    if by == FRONT_END:
+        what = f"its processes work {percent(share)} of the time"
+    elif binding["share_of"] == "time":
         what = f"requests waited for {'them' if by == SEATS else 'it'} {percent(share)} of the time"
     else:
         what = f"{percent(share)} of the steps' time"

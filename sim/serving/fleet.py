@@ -78,7 +78,13 @@ def scaling_facts(pools: Sequence[Pool], present: Present, lifecycle: Lifecycle,
 def pool_notes(pools: Sequence[Pool]) -> list[str]:
     """What a run of pools does not model."""
     if all(pool.role != PREFILL for pool in pools):
-        return []
+        known = {pool.parts.preset.name: bool(pool.parts.preset.front_end) for pool in pools}
+        if len(known) == 1 or not any(known.values()) or pools[0].parts.scenario.front_end.on:
+            return []
+        return [
+            f"No front end is simulated before pools of several engines ({', '.join(known)}) unless one is named "
+            "(--front-end): clients see what the engines do, when they do it."
+        ]
     return [
         "No front end is modelled where prompts and answers are of different pools: clients see what the engines do, "
         "when they do it."

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
+from itertools import islice
+from operator import le
 
 from sim.engine.batch import Batch
 from sim.engine.flight import Flight, ObservedReplica, Observer
@@ -112,12 +114,14 @@ class FrontEnd(Observer):
         ready_s = done_s + settings.latency_s * self._draws.way[req.id]
         if ready_s > now_s:
             self._coming += 1
+            log.coming[req.id] = req
             self._clock.call_at(ready_s, partial(self._taken_in, req), first=True)
         else:
             self._hand_over(req)
 
     def _taken_in(self, req: Request, event: Event) -> None:
         self._coming -= 1
+        del self._log.coming[req.id]
         self._hand_over(req)
 
     def _hand_over(self, req: Request) -> None:
@@ -149,12 +153,17 @@ class FrontEnd(Observer):
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         if not batch.empty:
-            step = batch.first_step
-            told = sum(entry.request.seat.last_token_step == step for entry in batch.entries)
-            self._rows.append(batch.lockstep + (len(batch.sampled) or told))
+            rows = batch.lockstep
+            if batch.sampled:
+                rows += len(batch.sampled)
+            elif batch.entries:
+                step = batch.first_step
+                rows += sum([entry.request.seat.last_token_step == step for entry in batch.entries])
+            self._rows.append(rows)
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        self._stream(flight.ends_s[self._streamed :], self._rows.popleft())
+        ends_s = flight.ends_s
+        self._stream(ends_s[self._streamed :] if self._streamed else ends_s, self._rows.popleft())
         self._streamed = 0
         log, latency_s = self._log, self._settings.latency_s
         for req in flight.committed.first_tokens:
@@ -184,18 +193,31 @@ class FrontEnd(Observer):
 
     def _stream(self, ends_s: list[float], rows: int) -> None:
         """The outputs of steps that end then and give so many each, of which every process has its share."""
-        settings = self._settings
-        share = rows / settings.processes
+        if not ends_s:
+            return
+        settings, free_s = self._settings, self._free_s
+        share = rows / len(free_s)
         work_s = settings.step_s + share * settings.output_s if rows else 0.0
         stream_s = share * settings.stream_s
         for at, seen_s in enumerate(self.seen_s):
-            free_s, sent = self._free_s[at], 0
-            for end_s in ends_s:
-                if free_s <= end_s:
-                    free_s = end_s + work_s + stream_s
-                    sent += 1
-                else:  # what a client has not been sent yet takes the new output along (`RequestOutputCollector`)
-                    free_s += work_s
-                seen_s.append(free_s)
-            self._free_s[at] = free_s
-            self.busy_s += work_s * len(ends_s) + stream_s * sent
+            if free_s[at] <= ends_s[0]:
+                sent_s = [end_s + work_s + stream_s for end_s in ends_s]
+                if len(ends_s) == 1 or all(map(le, sent_s, islice(ends_s, 1, None))):
+                    seen_s.extend(sent_s)  # mostly: it is done with each before the next
+                    free_s[at] = sent_s[-1]
+                    self.busy_s += (work_s + stream_s) * len(ends_s)
+                    continue
+            self._fall_behind(at, ends_s, work_s, stream_s)
+
+    def _fall_behind(self, at: int, ends_s: list[float], work_s: float, stream_s: float) -> None:
+        """The outputs of steps, some of which come while their process is busy."""
+        free_s, seen_s, sent = self._free_s[at], self.seen_s[at], 0
+        for end_s in ends_s:
+            if free_s <= end_s:
+                free_s = end_s + work_s + stream_s
+                sent += 1
+            else:  # what a client has not been sent yet takes the new output along (`RequestOutputCollector`)
+                free_s += work_s
+            seen_s.append(free_s)
+        self._free_s[at] = free_s
+        self.busy_s += work_s * len(ends_s) + stream_s * sent

@@ -12,6 +12,7 @@ from sim.cost.step import StepCost
 from sim.engine.flight import Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules
+from sim.results.clients import ClientLog
 from sim.results.gaps import TokenGaps
 from sim.serving.executor import Executor
 
@@ -43,6 +44,8 @@ class Hooks:
         rules: of another version of the engine than the scenario names.
         spans: whether the engine may repeat steps unasked; None leaves it to the executor.
         gaps: is given the gaps between the tokens that clients saw, once the run is over.
+        clients: is where a front end writes down what clients see, a place for each admissible request; None for a log
+            of the run's own.
     """
 
     session: LiveSession | None = None
@@ -52,6 +55,7 @@ class Hooks:
     rules: Rules | None = None
     spans: bool | None = None
     gaps: Callable[[TokenGaps], None] | None = None
+    clients: ClientLog | None = None
 
 
 NO_HOOKS = Hooks()

@@ -12,10 +12,10 @@ import pandas as pd
 from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
 from sim.load import find
-from sim.scenario import Scenario
+from sim.scenario import Scenario, with_front_end
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.specs.fleet import BOTH, DECODE, PREFILL
-from sim.specs.front_end import FrontEndSettings
+from sim.specs.front_end import OFF, FrontEndSettings
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
 
@@ -83,9 +83,8 @@ def pools_of(scenario: Scenario) -> tuple[Pool, ...]:
     if scenario.executor == "live":
         raise InputError("executor is live, and a live run has one model on one device; pools are simulated")
     made = []
-    for name, pool in scenario.pools.items():
-        front_end = served_by(scenario).front_end
-        own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing, front_end=front_end)
+    for name, pool in served_by(scenario).pools.items():
+        own = replace(pool.scenario, transfer=scenario.transfer, routing=scenario.routing)
         try:
             made.append(_pool(own, pool.role, name, pool.serves))
         except InputError as error:
@@ -192,7 +191,7 @@ def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
 def served_by(scenario: Scenario) -> Scenario:
     """The scenario without a front end where prompts and answers are of different pools: none is modelled there."""
     if scenario.front_end.on and any(pool.role == PREFILL for pool in scenario.pools.values()):
-        return replace(scenario, front_end=FrontEndSettings())
+        return with_front_end(scenario, FrontEndSettings(OFF))
     return scenario
 
 

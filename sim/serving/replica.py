@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from sim.engine.engine import Engine
-from sim.engine.flight import Flight, Observer
+from sim.engine.flight import Flight, Observer, hears
 from sim.engine.lost import lost
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
@@ -56,7 +56,7 @@ class Replica:
         self._alone = alone
         self._on_finish = on_finish
         self._observer = observer
-        self._before_plan = observer.before_plan if type(observer).before_plan is not Observer.before_plan else None
+        self._before_plan = observer.before_plan if hears(observer, "before_plan") else None
         self._flights: deque[Flight] = deque()
         self._stalled = False
         self._empty_plans = 0

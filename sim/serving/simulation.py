@@ -86,7 +86,7 @@ class Simulation:
             for pool in pools
         }
         self.noise = max(self._noise.values())
-        self.clients = ClientLog(count) if scenario.front_end.on else None
+        self.clients = (hooks.clients or ClientLog(count)) if scenario.front_end.on else None
         self.refused: dict[int, str] = {}
         """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
@@ -284,8 +284,11 @@ class Simulation:
         """What the summary tells of the front ends; None where there are none."""
         if self.clients is None:
             return None
-        busy_s = sum(front_end.busy_s for front_end in self.front_ends)
-        return {"busy_s": busy_s, "refused": dict(self.clients.refused)}
+        return {
+            "processes": sum(len(front_end.seen_s) for front_end in self.front_ends),
+            "busy_s": sum(front_end.busy_s for front_end in self.front_ends),
+            "refused": dict(self.clients.refused),
+        }
 
     def with_times_sent(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
         """The table with how often each request was `sent` by its client, and `resent` since its replica died."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from sim.specs.bounds import Bound
 from sim.specs.settings import Where, check, setting
 
-OFF, CUSTOM = "off", "custom"
+AUTO, OFF, CUSTOM = "auto", "off", "custom"
 ON = Where("front_end.name is not off", lambda scenario: scenario.front_end.name != OFF)
+_SIMULATED = Where(
+    "executor is predicted", lambda scenario: scenario.executor == "predicted" or not scenario.front_end.on
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +20,15 @@ class FrontEndSettings:
 
     One process takes in requests and streams their outputs by turns, first come, first served (vLLM's API server is one
     event loop): so many outputs a second keep requests waiting, and requests outputs.
+
+    `sim.scenario.build` puts a name in the place of auto; settings that still have it have no front end.
     """
 
     name: str = setting(
-        OFF,
-        "The front end before each replica: off, custom (all its costs are given), or an engine's (sim list engines).",
-        where=Where("executor is predicted", lambda scenario: scenario.executor == "predicted"),
+        AUTO,
+        "The front end before each replica: off, custom (all its costs are given), an engine's (sim list engines); "
+        "auto is engine.preset's where it is known and executor is predicted.",
+        where=_SIMULATED,
     )
     processes: int = setting(1, "Server processes, each with its own queue.", Bound(1, 1000), where=ON)
     request_s: float = setting(
@@ -70,4 +76,4 @@ class FrontEndSettings:
 
     @property
     def on(self) -> bool:
-        return self.name != OFF
+        return self.name not in (AUTO, OFF)

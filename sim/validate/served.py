@@ -14,11 +14,11 @@ import pandas as pd
 
 from sim.cost.step import StepCost
 from sim.results.metrics import plain
-from sim.scenario import Scenario
+from sim.scenario import Scenario, with_front_end
 from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.hooks import Hooks
-from sim.specs.front_end import FrontEndSettings
+from sim.specs.front_end import OFF, FrontEndSettings
 from sim.validate.against.tables import Served
 from sim.validate.requests import Measures, beside, compare, paired
 from sim.validate.retime import Latencies
@@ -88,7 +88,7 @@ def _judging(served: Served, bounds: Bounds) -> Bounds:
 def _placed(scenario: Scenario, served: Served) -> Scenario:
     """The scenario without a front end, where requests come at times that the engine wrote down: they are behind it."""
     behind = served.measured_at == "engine" and served.load is None
-    return replace(scenario, front_end=FrontEndSettings()) if behind else scenario
+    return with_front_end(scenario, FrontEndSettings(OFF)) if behind else scenario
 
 
 def _whose(served: Served, scenario: Scenario) -> str:

@@ -13,6 +13,7 @@ from sim import api, catalog
 from sim.catalog import presets
 from sim.scenario import SETTINGS, Scenario, as_tables, build, dump, read
 from sim.serving.assemble import assemble
+from sim.specs.front_end import FrontEndSettings
 from traces.schema import InputError
 
 SMALL = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 20, "workload.rate": 5.0}
@@ -25,7 +26,7 @@ def test_the_default_is_the_newest_vllm() -> None:
 
 
 def test_the_fields_defaults_are_those_of_the_default_engine_on_the_default_gpu() -> None:
-    assert build({}) == Scenario()
+    assert build({}, {"front_end.name": "off"}) == replace(Scenario(), front_end=FrontEndSettings("off"))
     own = presets.load(Scenario().engine.preset).defaults(catalog.load_gpu(Scenario().gpu))
     assert {key: SETTINGS[key][0] for key in own} == own
 

@@ -151,11 +151,16 @@ class TestWeightTypes:
     def test_fp8_gemm_by_hand(self) -> None:
         """A byte for each input and weight, two for an output; without fp8 units an input has two as well."""
         for gpu, input_bytes in ((H100, 1), (A100, 2)):
-            given = {"gemm_floor_s": 3.9e-6, "gemm_floor_s_fp8": 3.9e-6, "gemm_memory": 0.88, "gemm_exposed": 0.0}
+            given = {
+                "gemm_floor_s": 3.9e-6, "gemm_floor_s_fp8": 3.9e-6, "gemm_memory": 0.88, "gemm_exposed": 0.0,
+                "quantise_row_s": 1e-8, "stream_memory": 0.5,
+            }  # fmt: skip
             kernels = Kernels(gpu, Efficiency.of(gpu, given), "bf16", "bf16", "fp8")
             moved_bytes = 4 * 4096 * input_bytes + 4096 * 65_536 + 32 * 512 * 4 + 4 * 65_536 * 2
+            # A kernel of its own reads 16-bit inputs and writes them as fp8.
+            narrowed_s = 4 * (1e-8 + 4096 * 3 / (0.5 * gpu.memory_bytes_per_s)) if input_bytes == 1 else 0.0
             assert kernels.linear_s(4, 4096, 65_536) == pytest.approx(
-                3.9e-6 + moved_bytes / (0.88 * gpu.memory_bytes_per_s), rel=1e-12
+                3.9e-6 + moved_bytes / (0.88 * gpu.memory_bytes_per_s) + narrowed_s, rel=1e-12
             )
 
     def test_large_batches_gain_from_fp8_units_only(self) -> None:

@@ -268,7 +268,8 @@ class TestEfficiency:
         model = load_model("deepseek-v3" if network or key == "decode_attention_compute" else "qwen3-30b-a3b")
         if kv_dtype == "64":
             model = load_model("llama-3.2-1b")
-        weights = "fp8" if key.endswith("_fp8") and not key.startswith("decode") else None
+        narrow = key == "quantise_row_s" or (key.endswith("_fp8") and not key.startswith("decode"))
+        weights = "fp8" if narrow else None
         if weights is None and kv_dtype in {"fp8", "int8", "int4"}:
             model = model.with_dtypes(kv_dtype=kv_dtype)
         model = model.with_dtypes(weights=weights)

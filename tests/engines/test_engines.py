@@ -239,6 +239,8 @@ def test_the_command_names_the_first_difference_and_what_it_does(installed: Call
         (("--policy", "sjf"), "has no policy 'sjf'"),
         (("--replicas", "2"), "drift is of one scheduler; leave out replicas"),
         (("--within", "5"), "--against-engine compares decisions, without bounds: leave out --within"),
+        (("--front-end", "vllm"), "with no front end before them: leave out front_end.name"),
+        (("--set", "front_end.request_s=0.1"), "with no front end before them: leave out front_end.request_s"),
         (("--out", "x", "--record", "x"), "--out and --record are both x; give each a folder of its own"),
         (("--set", "allocator.name=windowed"), "has no allocator 'windowed'"),
         (("--recorded", "x"), "--recorded and --against-engine exclude one another"),

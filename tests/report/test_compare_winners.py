@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.report.compare.winners import holds, nearest_words, turned_words
+from sim.report.compare.winners import holds, nearest_words, turned_words, unlike_clients
 
 
 def run_that(stable: bool | None, **of_limits: float) -> dict[str, Any]:
@@ -62,3 +62,10 @@ def test_errors_of_two_gpus_are_independent() -> None:
     assert turned_words({"one": one, "loaded": loaded}) == ""
     loaded["band"]["elasticity"] = 2.0
     assert "loaded" in turned_words({"one": one, "loaded": loaded})
+
+
+def test_latencies_of_clients_and_of_engines_are_told_apart() -> None:
+    assert unlike_clients({"one": True, "other": True}) == unlike_clients({"one": False}) == unlike_clients({}) == ""
+    assert unlike_clients({"vllm": True, "sglang": False}).startswith("Only vllm is behind a front end")
+    many = dict.fromkeys("abcde", True) | {"f": False}
+    assert unlike_clients(many).startswith("Only a, b, c and 2 more are behind a front end")

@@ -26,6 +26,8 @@ from sim.report.sweep.interactivity import curve, curve_chart
 from sim.report.sweep.page import render_sweep
 from sim.report.sweep.points import GOODPUT, PER_GPU, PER_MEGAWATT, PER_USER, PRICE
 from sim.report.sweep.table import Sweep
+from sim.report.sweep.terminal import sweep_view
+from sim.report.terminal import render
 from sim.results.metrics import SLO_NAMES
 from sim.study.sweep import sweep
 from sim.study.sweep.question import Question
@@ -138,6 +140,18 @@ def test_the_curve_keeps_what_no_point_beats_for_user_and_gpu_the_fastest_first(
 
 def test_points_that_give_a_user_the_same_have_no_curve() -> None:
     assert curve_chart(Sweep.of(curve_table().assign(**{"tpot_s.p50": 0.02}), CURVE_AXES)) is None
+
+
+def test_a_sweep_says_where_only_some_points_are_behind_a_front_end() -> None:
+    table, axes = sweep_table({"workload.rate": [5.0, 10.0]}), {"workload.rate": [5.0, 10.0]}
+    assert not Sweep.of(table, axes).unlike_clients()
+    both = table.assign(**{"front_end.busy_s": 1.0})
+    assert not Sweep.of(both, axes).unlike_clients()
+    some = both.assign(**{"front_end.busy_s": [1.0] + [np.nan] * (len(both) - 1)})
+    told = f"1 of {len(both)} runs are behind a front end"
+    assert Sweep.of(some, axes).unlike_clients().startswith(told)
+    assert told in render(sweep_view(some, axes))
+    assert told in render_sweep(some, axes, {})
 
 
 def test_failures_are_rows_with_their_reasons() -> None:

@@ -17,7 +17,20 @@ from sim.engine.batch import Shape
 from sim.engine.engine import Engine
 from sim.engine.request import Request
 from sim.engine.step import Step
-from sim.results.binding import BUDGET, IDLE, KV, LIMITS, NOTHING, POLICY, SEATS, STATES, StepLimits, limits_of, states
+from sim.results.binding import (
+    BUDGET,
+    FRONT_END,
+    IDLE,
+    KV,
+    LIMITS,
+    NOTHING,
+    POLICY,
+    SEATS,
+    STATES,
+    StepLimits,
+    limits_of,
+    states,
+)
 from sim.results.levers import LEVERS, NARROW, lever
 from sim.results.resources import COMPUTE, DEVICE, HOST, LINK, MEMORY, RESOURCES, Resources, resource_of
 from sim.scenario import SETTINGS, Scenario
@@ -58,6 +71,7 @@ def bound_by(**own: Any) -> dict[str, Any]:
         ({**HUGE, **SHORT, "tp": 4, "gpu": "l40s", "cost.efficiency.all_reduce_link": 0.005}, LINK, "tp"),
         ({**HUGE, "slo": "tpot_p99=0.004"}, MEMORY, "weights"),
         ({**HUGE, "slo": "", "rate": 0.0, "concurrency": 8}, MEMORY, "weights"),
+        ({**HUGE, "rate": 2000.0, "front_end.request_s": 0.05}, FRONT_END, "front_end.processes"),
         ({**HUGE, "slo": "", "rate": float("inf"), "limit": 50}, MEMORY, "weights"),
     ],
 )  # fmt: skip

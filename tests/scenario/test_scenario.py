@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sim.scenario import (
     parse_setting,
     read,
 )
+from sim.specs.front_end import FrontEndSettings
 from traces.schema import InputError
 
 
@@ -39,7 +40,7 @@ def told(tables: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
 
 
 def test_nothing_given_is_the_default() -> None:
-    assert build({}) == Scenario()
+    assert build({}, {"front_end.name": "off"}) == replace(Scenario(), front_end=FrontEndSettings("off"))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,7 @@ scenarios = st.builds(
         chunked_prefill=st.booleans(),
         async_scheduling=st.sampled_from([True, False, "auto"]),
     ),
+    front_end=st.just(FrontEndSettings("off")),  # as built: what stands for auto has a name
     kv=st.builds(KvSettings, blocks=st.integers(0, 10**6), gpu_memory_utilization=st.floats(0.01, 1)),
     weights=texts,
     offload=st.builds(

@@ -30,7 +30,9 @@ from sim.specs.operations import AdmissionSettings, RetrySettings
 from traces.rows import from_frame
 from traces.schema import InputError, Trace
 
-LOAD: dict[str, Any] = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 200, "workload.rate": 20.0}
+LOAD: dict[str, Any] = {
+    "workload.trace": "chatbot_arena.jsonl", "workload.limit": 200, "workload.rate": 20.0, "front_end.name": "off",
+}  # fmt: skip
 
 
 class Served:
@@ -139,6 +141,7 @@ def queue(servers: int, trace: Trace, **admission: Any) -> Any:
         "engine.async_scheduling": False,
         "kv.blocks": 4096,
         "allocator.name": "paged",
+        "front_end.name": "off",
         **{f"admission.{key}": value for key, value in admission.items()},
     }
     cost = Service(base_s=0.0, per_token_s=1 / UNIT)
@@ -206,8 +209,8 @@ def test_ttft_counts_from_the_first_time_that_a_client_asked() -> None:
 
 def test_a_front_end_that_refuses_is_asked_again() -> None:
     limit = {"front_end.name": "custom", "front_end.max_num_queued_reqs": 3, "front_end.latency_s": 0.01}
-    once = api.run(**LOAD, **limit)
-    often = api.run(**LOAD, **limit, **{"retry.attempts": 6})
+    once = api.run(**(LOAD | limit))
+    often = api.run(**(LOAD | limit | {"retry.attempts": 6}))
     assert often.summary["requests"]["completed"] > once.summary["requests"]["completed"]
     sent = often.summary["front_end"]["refused"]["max_num_queued_reqs"]
     assert sent == often.summary["retries"]["sent_again"] + often.summary["requests"]["rejected"]

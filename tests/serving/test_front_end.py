@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import laws
@@ -18,7 +20,8 @@ from queueing_kit import agree, md1_wait_at_most, poisson
 from sim import scenario
 from sim.cost.step import FixedCost, Term
 from sim.engine.batch import Batch, Shape
-from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.flight import Audience, Flight, ObservedReplica, Observer, hears
+from sim.report.run.sentences import notes_of
 from sim.results.gaps import TokenGaps
 from sim.serving.hooks import Hooks
 from sim.serving.run import Result, simulate
@@ -40,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "engine.max_num_batched_tokens": 256,
     "cost.efficiency.host_gap_s": 0.0,
     "cost.efficiency.host_gap_row_s": 0.0,
+    "front_end.name": "off",
 }
 BUSY: dict[str, Any] = {
     "front_end.name": "custom",
@@ -259,8 +263,8 @@ def test_a_user_goes_on_after_a_refusal() -> None:
     ("settings", "message"),
     [
         ({"front_end.name": "custom", "front_end.processes": 0}, "front_end.processes is 0; it must be at least 1"),
-        ({"front_end.name": "orca"}, "an engine whose front end is not known; known: off, custom, vllm-0.19"),
-        ({"front_end.name": "nginx"}, "front_end.name is 'nginx'; known: off, custom, vllm-0.19"),
+        ({"front_end.name": "orca"}, "an engine whose front end is not known; known: auto, off, custom, vllm-0.19"),
+        ({"front_end.name": "nginx"}, "front_end.name is 'nginx'; known: auto, off, custom, vllm-0.19"),
         ({"front_end.name": "custom", "front_end.output_s": -1.0}, "front_end.output_s is -1.0; it must be at least 0"),
     ],
 )
@@ -273,7 +277,7 @@ def test_bad_front_ends_are_told_in_one_sentence(settings: dict[str, Any], messa
 
 @pytest.mark.parametrize(
     "settings",
-    [{"front_end.request_s": 0.01}, {"front_end.name": "custom", "executor": "live"}],
+    [{"front_end.name": "off", "front_end.request_s": 0.01}, {"front_end.name": "custom", "executor": "live"}],
     ids=["without one", "live"],
 )
 def test_what_no_front_end_reads_is_refused(settings: dict[str, Any]) -> None:
@@ -288,3 +292,66 @@ def test_an_engine_s_front_end_is_spelled_out_and_settings_win() -> None:
     assert made.stream_s > 0
     again = scenario.load(scenario.load(None, {"front_end.name": "vllm-0.33"}), {"front_end.output_s": 1e-3})
     assert again.front_end == made
+
+
+def test_an_engine_whose_front_end_is_known_has_it_unless_one_is_named() -> None:
+    def named(**settings: Any) -> str:
+        return scenario.load(None, settings).front_end.name
+
+    assert named() == "vllm-0.33"
+    assert named(**{"engine.preset": "vllm-0.19"}) == "vllm-0.19"
+    assert named(**{"engine.preset": "sglang-0.5"}) == named(executor="live", device="cpu") == "off"
+    assert named(**{"front_end.name": "off"}) == "off"
+    assert named(**{"front_end.name": "custom"}) == "custom"
+    scenario.refuse_unread([scenario.load(None, {"executor": "live", "device": "cpu"})])
+    assert named(dp=2, model="qwen3-30b-a3b") == named(replicas=2, **{"failures.mtbf_s": 50.0}) == "off"
+    costs = scenario.load(None, {"front_end.output_s": 1e-3}).front_end
+    assert (costs.name, costs.output_s) == ("vllm-0.33", 1e-3)
+
+
+def test_pools_have_the_front_end_of_their_engines_where_it_is_one_and_can_be() -> None:
+    def names(**pools: dict[str, Any]) -> set[str]:
+        made = scenario.build({"pools": pools, "transfer": {"gb_per_s": 50.0}})
+        assert scenario.build(scenario.as_tables(made)) == made
+        return {made.front_end.name, *(pool.scenario.front_end.name for pool in made.pools.values())}
+
+    assert names(one={"gpu": "h100"}, other={"gpu": "l40s"}) == {"vllm-0.33"}
+    assert names(one={}, other={"engine": {"preset": "sglang-0.5"}}) == {"off"}
+    assert names(one={"role": "prefill"}, other={"role": "decode"}) == {"off"}
+    mixed = {"one": {}, "other": {"engine": {"preset": "sglang-0.5"}}}
+    table = placed([(0.01, 50, 5)] * 4)
+    done = simulate(scenario.build({"pools": mixed}), trace=from_frame(table, name="mixed", kind="test"))
+    assert any("No front end is simulated before pools of several engines" in note for note in notes_of(done.summary))
+
+
+def test_results_of_before_front_ends_are_read_without_one(tmp_path: Path) -> None:
+    written = scenario.as_tables(scenario.load(None, {"front_end.name": "off"}))
+    del written["front_end"]
+    path = tmp_path / "scenario.toml"
+    path.write_text(tomli_w.dumps(written))
+    assert scenario.load(path).front_end.name == "off"
+    path.write_text('[engine]\npreset = "vllm-0.19"\n')
+    assert scenario.load(path).front_end.name == "vllm-0.19"
+
+
+class Deaf(Observer):
+    """Hears nothing."""
+
+
+class Ear(Observer):
+    def __init__(self, heard: list[Any]) -> None:
+        self.heard = heard
+
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
+        self.heard.append((self, batch))
+
+
+@pytest.mark.parametrize("ears", [0, 1, 2, 3])
+def test_an_audience_is_told_in_turn_of_what_somebody_hears(ears: int) -> None:
+    heard: list[Any] = []
+    observers = [Ear(heard) for _ in range(ears)]
+    audience = Audience([Deaf(), Audience(observers), Deaf()])
+    assert hears(audience, "planned") == (ears > 0)
+    assert not hears(audience, "committed")
+    audience.planned(None, "batch")  # type: ignore[arg-type]
+    assert heard == [(one, "batch") for one in observers]

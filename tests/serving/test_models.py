@@ -16,7 +16,7 @@ from traces.schema import InputError
 
 SMALL = {"pools.small.model": "llama-3.1-8b", "pools.small.serves": ["small"], "pools.small.count": 2}
 LARGE = {"pools.large.model": "llama-3.1-70b", "pools.large.tp": 4, "pools.large.serves": ["large", "huge"]}
-LOAD: dict[str, Any] = {"router.name": "least-outstanding", "slo": "ttft=0.03"}
+LOAD: dict[str, Any] = {"router.name": "least-outstanding", "slo": "ttft=0.03", "front_end.name": "off"}
 
 
 @pytest.fixture

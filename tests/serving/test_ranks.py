@@ -177,7 +177,7 @@ def test_ranks_of_a_model_without_experts_are_replicas_that_share_a_door() -> No
     load = {key: value for key, value in LOAD.items() if key != "workload.rate"}
     ranks, replicas = (
         api.run(**load, **{"workload.rate": 1e6}, **more)
-        for more in ({"dp": 4}, {"replicas": 4, "router.name": "round-robin"})
+        for more in ({"dp": 4}, {"replicas": 4, "router.name": "round-robin", "front_end.name": "off"})
     )
     assert ranks.summary["bill"]["gpus"] == replicas.summary["bill"]["gpus"] == 4
     assert ranks.summary["kv"] == replicas.summary["kv"]

@@ -28,6 +28,11 @@ from sim.study.plan.trials import Simulated
 from traces.schema import InputError
 
 SLO = "ttft_p90=0.3,tpot_p90=0.03"
+SLOW: dict[str, Any] = {
+    "front_end.name": "custom", "front_end.request_s": 0.02, "front_end.step_s": 0.002, "front_end.output_s": 0.001,
+    "front_end.latency_s": 0.05, "front_end.spread": 0.5,
+}  # fmt: skip
+"""A front end that most requests and outputs wait for."""
 SMALL = ("--requests", "300", "--precision", "15%", "--workers", "1", "--quiet")
 
 
@@ -108,12 +113,14 @@ def test_a_confirmed_rate_holds_in_a_plain_run(trace: str, answer: dict[str, Any
     attainment=st.sampled_from([None, None, 0.5, 0.9]),
     policy=st.sampled_from(["chunked", "static"]),
     replicas=st.sampled_from([1, 2]),
+    front_end=st.sampled_from([{}, {"front_end.name": "off"}, SLOW]),
 )  # fmt: skip
 def test_an_early_stop_never_changes_the_verdict(
-    trace: str, rate: float, seed: int, slo: str, factor: float, attainment: float | None, policy: str, replicas: int
-) -> None:
+    trace: str, rate: float, seed: int, slo: str, factor: float, attainment: float | None, policy: str, replicas: int,
+    front_end: dict[str, Any],
+) -> None:  # fmt: skip
     asked = clauses(slo.format(0.1 * factor, 0.012 * factor, 1.0 * factor), attainment)
-    plan = plan_of(trace, seed=seed, policy=policy, replicas=replicas)
+    plan = plan_of(trace, seed=seed, policy=policy, replicas=replicas, **front_end)
     window = Window(25, 10)
     whole = measure(Replication(plan, rate, 0, 120, asked))
     missed = verdict(excesses(whole, asked, window), asked)
@@ -129,9 +136,12 @@ def test_an_early_stop_never_changes_the_verdict(
 
 @pytest.mark.parametrize("metric", ["ttft", "tpot", "e2e", "queue"])
 @pytest.mark.parametrize("statistic", ["p90", "mean", "max"])
-def test_a_run_that_just_meets_its_slo_is_not_ended(trace: str, metric: str, statistic: str) -> None:
+@pytest.mark.parametrize("front_end", [{"front_end.name": "off"}, {}], ids=["engine", "client"])
+def test_a_run_that_just_meets_its_slo_is_not_ended(
+    trace: str, metric: str, statistic: str, front_end: dict[str, Any]
+) -> None:
     """The limit is the value itself, or the one that leaves exactly as many requests above it as may be."""
-    plan, rate, window = plan_of(trace, policy="static"), 10.0, Window(30, 10)
+    plan, rate, window = plan_of(trace, policy="static", **front_end), 10.0, Window(30, 10)
     whole = measure(Replication(plan, rate, 0, 160, clauses("ttft=1")))
     values = whole.values[f"{metric}_s"][window.slice(160)]
     values = np.sort(values[~np.isnan(values)])[::-1]
@@ -144,7 +154,10 @@ def test_a_run_that_just_meets_its_slo_is_not_ended(trace: str, metric: str, sta
     assert excesses(whole, over, window)[0] > 0
 
 
-def test_a_hopeless_run_ends_early(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "front_end", [{"front_end.name": "off"}, {}, {**SLOW, "front_end.request_s": 0.002, "front_end.output_s": 0.0}]
+)
+def test_a_hopeless_run_ends_early(trace: str, monkeypatch: pytest.MonkeyPatch, front_end: dict[str, Any]) -> None:
     asked, batches = clauses("ttft_p90=0.01"), [0]
     committed = Stop.committed
 
@@ -153,7 +166,7 @@ def test_a_hopeless_run_ends_early(trace: str, monkeypatch: pytest.MonkeyPatch) 
         committed(self, *args)
 
     monkeypatch.setattr(Stop, "committed", counting)
-    plan = plan_of(trace)
+    plan = plan_of(trace, **front_end)
     assert measure(Replication(plan, 40.0, 0, 400, asked, Window(100))).stopped == "ttft_p90"
     early = batches[0]
     assert not measure(Replication(plan, 40.0, 0, 400, clauses("ttft_p90=100"), Window(100))).stopped

@@ -101,7 +101,7 @@ def test_a_file_of_a_client_s_is_compared_with_what_a_client_sees(tmp_path: Path
     settings = {"kv_blocks": 100, "gpu": "h100"}
     bare, behind = (
         against(scenario.build({}, settings | more), read(path), Bounds.all_within(0.5)).document
-        for more in ({}, FRONT_END)
+        for more in ({"front_end.name": "off"}, FRONT_END)
     )
     told = [document["requests"]["ttft_s"]["mean"]["predicted"] for document in (bare, behind)]
     assert told[1] - told[0] == pytest.approx(0.126)

@@ -8,7 +8,7 @@ from typing import Any
 from sim.report.compare.charts import finished_note, kv_charts, latency_charts, listed, queue_charts, waste_chart
 from sim.report.compare.paired import paired_rows, pairs_text
 from sim.report.compare.variant import Failure, Row, Variant, differences
-from sim.report.compare.winners import holds, nearest_words, turned_words
+from sim.report.compare.winners import holds, nearest_words, turned_words, unlike_clients
 from sim.report.measures import MEASURES, LatencyUnits, Measure, best, compared
 from sim.report.run.sentences import answer, engine_of, heading, load_words, notes_of, sources_line
 from sim.report.templates import Card, TableColumn, render, tone
@@ -155,6 +155,8 @@ def _by_text(texts: Iterable[tuple[str, str]], everyone: int) -> Iterable[str]:
 def _warnings(variants: Sequence[Variant]) -> Iterable[str]:
     if incomplete := finished_note(variants):
         yield incomplete
+    if unlike := unlike_clients({variant.name: "front_end" in variant.summary for variant in variants}):
+        yield unlike
     yield from _by_text([(variant.name, text) for variant in variants for text in variant.warnings], len(variants))
 
 

@@ -1,4 +1,4 @@
-"""Which of several runs may win, and where none may, which comes nearest. It knows no measure."""
+"""Which of several runs may win, and where none may, which comes nearest; whether they compare. It knows no measure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 
 from sim.results.band import apart
 from sim.results.units import percent
+
+_MOST_NAMED = 3
+BEHIND = (
+    "behind a front end, whose time is in TTFT, TPOT and E2E; the others' are the engine's. Compare engine_ttft_s and "
+    "so on, or give all of them one (--front-end off)."
+)
 
 
 def holds(summary: Mapping[str, Any]) -> bool:
@@ -29,6 +35,15 @@ def turned_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     if not near:
         return ""
     return f"The errors of step times may turn the difference in median TPOT between {first} and {', '.join(near)}."
+
+
+def unlike_clients(behind: Mapping[str, bool]) -> str:
+    """That the latencies of runs are not of one kind, by whether each is behind a front end; nothing where they are."""
+    if len(set(behind.values())) < 2:
+        return ""
+    names = [name for name, one in behind.items() if one]
+    shown = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED:,} more" if names[_MOST_NAMED:] else "")
+    return f"Only {shown} {'is' if len(names) == 1 else 'are'} {BEHIND}"
 
 
 def nearest_words(summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sim.report.measures import LatencyUnits, latency
 from sim.report.run.pools import pool_words, replicas_words, split_words
-from sim.results.binding import kv_limits
+from sim.results.binding import front_end_busy, kv_limits
 from sim.results.metrics import SOURCES, SloResult
 from sim.results.units import count, count_of, dollars, energy, mean_count_of, number, percent, seconds
 from sim.results.verdict import clause_name
@@ -106,6 +106,13 @@ def load_line(load: Mapping[str, Any]) -> str:
     rates = [f"{number(load[f'{what}_per_s'])}/s {what}" for what in ("offered", "admitted", "served")]
     rates[0] += asked
     return f"{start}{', '.join(rates)}"
+
+
+def front_end_line(summary: Mapping[str, Any]) -> str:
+    """Whose latencies are whose, and how busy the front end's processes are."""
+    processes, busy = summary["front_end"]["processes"], percent(front_end_busy(summary))
+    where = f"{count(processes)} process{'' if processes == 1 else 'es'}, {busy} busy"
+    return f"{where}; latencies are a client's, those named Engine without it"
 
 
 def load_rows(load: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -145,6 +145,8 @@ def _warnings(sweep: Sweep) -> Iterable[str]:
         yield f"{count(rest)} more runs failed for {count(len(reasons) - MOST_REASONS)} other reasons: see the table."
     if nearest := sweep.nearest_words():
         yield nearest
+    if unlike := sweep.unlike_clients():
+        yield unlike
     if sweep.unstable:
         noun, verb = ("point is", "its") if sweep.unstable == 1 else ("points are", "their")
         yield (

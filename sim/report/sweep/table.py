@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sim.report.compare.winners import BEHIND
 from sim.report.measures import LatencyUnits, Measure, latency
 from sim.report.sweep.points import SWEPT_LATENCIES, Bools, Points, points_of, value_text
 from sim.results.percentiles import Floats
@@ -105,6 +106,16 @@ class Sweep:
             return ""
         by = percent(float(self.points.of_limit[row]) - 1)
         return f"No stable point meets the SLO; nearest: {self.name(row)} misses {self.points.clause[row]} by {by}."
+
+    def unlike_clients(self) -> str:
+        """That some points are behind a front end and others are not, or nothing."""
+        if "front_end.busy_s" not in self.rows:
+            return ""
+        fine = self.rows[self.rows["status"] == "ok"]
+        behind = fine["front_end.busy_s"].notna()
+        if behind.all():
+            return ""
+        return f"{int(behind.sum()):,} of {len(fine):,} runs are {BEHIND}"
 
     def ties(self, measure: Measure, row: int) -> list[int]:
         """Other winners that are not to be told from this one: they read the same, or their seeds' ranges overlap."""

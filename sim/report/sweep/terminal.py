@@ -33,6 +33,8 @@ def sweep_view(table: pd.DataFrame, axes: dict[str, list[Any]]) -> RenderableTyp
         parts += [Text(""), Text("Every measure reads the same in all of them.")]
     if len(curve(sweep)) > 1:
         parts += [Text(""), _curve_table(sweep)]
+    if unlike := sweep.unlike_clients():
+        parts += [Text(""), Text(unlike)]
     reasons = list(_reasons(table))
     if reasons:
         parts += [Text(""), Text("Failed", style="bold"), *reasons]

@@ -13,13 +13,14 @@ import numpy as np
 from sim.cost.step import StepCost
 from sim.engine.request import index_of
 from sim.results.binding import kv_limits
+from sim.results.clients import ClientLog
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
 from sim.results.tables import flat
 from sim.scenario import Scenario, as_tables
 from sim.serving import run as serving
 from sim.serving.hooks import Hooks
-from sim.serving.pool import pools_of
+from sim.serving.pool import pools_of, served_by
 from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.fleet import PREFILL
 from sim.specs.workload import WorkloadSettings
@@ -84,17 +85,18 @@ def measure(point: Replication) -> Observation:
     table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, scenario.workload)
+    clients = ClientLog(len(table)) if served_by(scenario).front_end.on else None
     watch: Stop | None = None
     apart = any(pool.role == PREFILL for pool in pools)  # then what an engine does bounds no latency of a client's
-    if point.window is not None and not apart and not scenario.front_end.on:
-        output = table["output_tokens"].to_numpy()
-        watch = Stop(point.clauses, point.window, due_s, output, work, samples(table, scenario.workload) is None)
+    if point.window is not None and not apart:
+        output, single = table["output_tokens"].to_numpy(), samples(table, scenario.workload) is None
+        watch = Stop(point.clauses, point.window, due_s, output, work, single, clients)
     try:
         kept: list[TokenGaps] = []
         cost = None if scenario.pools else _prices(point.base, pools[0].parts.cost)
         factors = dict(point.factors)
         wrap = (lambda executor: Scaled(executor, factors)) if factors else None
-        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap)
+        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap, clients=clients)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
