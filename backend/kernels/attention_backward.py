@@ -158,7 +158,8 @@ def attention_backward(
 def backward_reference(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same in float64, by autograd through attention's definition."""
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    found = torch.autograd.grad(standard_attention_reference(*leaves), leaves, d_out.double())
+    out = standard_attention_reference(leaves[0], leaves[1], leaves[2])
+    found = torch.autograd.grad(out, leaves, d_out.double())
     return found[0], found[1], found[2]
 
 
