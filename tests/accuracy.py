@@ -449,8 +449,8 @@ def run(command: str) -> str:
         LookupError: it fails.
     """
     program, *rest = shlex.split(command)
-    module = {"sim": ["sim.cli.main"], "pytest": ["pytest", "-n", "0"]}[program]
-    done = subprocess.run([sys.executable, "-m", *module, *rest], cwd=ROOT, capture_output=True, text=True, check=False)
+    before = {"sim": ["-m", "sim.cli.main"], "pytest": ["-m", "pytest", "-n", "0"], "python": []}[program]
+    done = subprocess.run([sys.executable, *before, *rest], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1 if command.startswith("sim validate") else 0):
         raise LookupError(f"{command} ends with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout

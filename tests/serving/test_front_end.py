@@ -67,6 +67,7 @@ KINDS = st.sampled_from(
     [
         {},
         {"engine.async_scheduling": False},
+        {"cost.noise": 0.5},
         {"front_end.processes": 3},
         {"replicas": 2, "router.name": "least-outstanding"},
         {"policy.name": "speculative", "speculation.drafter": "eagle", "speculation.k": 2, "allocator.name": "prefix"},

@@ -60,8 +60,7 @@ def test_rows_that_verify_drafts_count_each_of_their_tokens() -> None:
 
 
 def run(**settings: Any) -> api.Result:
-    # Without a front end, whose requests cut more spans than a run keeps as its sample.
-    return api.run(trace="chatbot_arena.jsonl", limit=60, rate=8.0, **{"front_end.name": "off"}, **settings)
+    return api.run(trace="chatbot_arena.jsonl", limit=60, rate=8.0, **settings)
 
 
 def test_each_constant_lengthens_the_steps_of_an_asynchronous_run_alone() -> None:
