@@ -37,7 +37,7 @@ class AdmissionSettings:
     burst_requests: int = setting(
         0,
         "Requests that may come at once after a pause.",
-        Bound(1, _MOST, "one second's, at least 1"),
+        Bound(0, _MOST, "one second's, at least 1"),
         where=_set("requests_per_s"),
     )
     tokens_per_s: float = setting(
@@ -55,7 +55,7 @@ class AdmissionSettings:
     max_outstanding: int = setting(
         0,
         "Requests at the replicas at most; others wait before the router, the smallest priority number first.",
-        Bound(1, _MOST, "no limit"),
+        Bound(0, _MOST, "no limit"),
         where=_PREDICTED,
     )
     max_queued: int = setting(
