@@ -342,6 +342,7 @@ CLAIMS = (
         (BANDS,),
         bands,
         SHARED,
+        in_readme=True,
     ),
     Claim(
         "paging with continuous batching against reserved memory with static batches, the bundled chat on one H100 "
