@@ -49,7 +49,7 @@ class AdmissionSettings:
     burst_tokens: int = setting(
         0,
         "Tokens that may come at once after a pause; a request of more is never let in.",
-        Bound(1, 10**12, "one minute's"),
+        Bound(0, 10**12, "one minute's"),
         where=_set("tokens_per_s"),
     )
     max_outstanding: int = setting(

@@ -63,7 +63,7 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         (
-            {f"front_end.{key}": value},
+            {f"front_end.{key}": value, "front_end.name": "off"},
             f"front_end.{key} is {value}, and it is read only where front_end.name is not off",
         )
         for key, value in FRONT_END.items()
@@ -194,7 +194,9 @@ def test_what_nothing_reads_is_refused(trace: str, settings: dict[str, Any], sen
 def test_what_is_refused_would_change_nothing(trace: str, settings: dict[str, Any]) -> None:
     if "live.stop_at_eos" in settings:
         pytest.skip("is refused for itself, too")
-    with_it, without = (api.simulate(build({"trace": trace}, some)) for some in (settings, {}))
+    with_it, without = (
+        api.simulate(build({"trace": trace}, {"front_end.name": "off"} | some)) for some in (settings, {})
+    )
     pd.testing.assert_frame_equal(with_it.requests, without.requests)
     pd.testing.assert_frame_equal(with_it.steps, without.steps)
 

@@ -197,12 +197,23 @@ def cheapest(
         say(line)
     refinement = Refinement(offers, _nobody, say)
     findings = Findings(
-        {**{name: candidates[name] for name in candidates if name in reasons},
-         **{each.name: each.scenario for each in fleets}},
+        _in_order(candidates, fleets, reasons),
         {each.name: each for each in fleets}, reasons, refinement, rate, ask, clauses, by_price,
     )  # fmt: skip
     _simulate(findings, made or {}, over_s, say)
     return jsonable(answer_of(findings))
+
+
+def _in_order(
+    candidates: Mapping[str, Scenario], fleets: Iterable[Fleet], reasons: Mapping[str, str]
+) -> dict[str, Scenario]:
+    """What was asked for, in that order: layouts of pools in place of the candidate that they are of."""
+    named: dict[str, Scenario] = {}
+    for name, scenario in candidates.items():
+        if name in reasons:
+            named[name] = scenario
+        named.update({each.name: each.scenario for each in fleets if name in (each.name, each.family)})
+    return named
 
 
 def _nobody(questions: Sequence[Any]) -> list[Glance]:
