@@ -99,8 +99,10 @@ class Patience(Observer):
             raise EndlessError("the run goes on and on")
 
 
-PRICED = {"cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0}
-"""What would be added to the prices that laws scale."""
+PRICED = {
+    "cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0, "front_end.name": "off",
+}  # fmt: skip
+"""What would be added to the prices that laws scale, and to the engine's times that laws ask for."""
 
 
 @dataclass(frozen=True)
