@@ -307,7 +307,6 @@ CLAIMS = (
         "KV memory that holds data, vLLM paper figure 2",
         ("pytest tests/allocators/test_published.py -s",),
         memory,
-        in_readme=True,
     ),
     Claim(
         "memory saved by sharing, vLLM paper figure 15, 2 and 6 sequences",

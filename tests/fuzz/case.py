@@ -99,9 +99,10 @@ class Patience(Observer):
             raise EndlessError("the run goes on and on")
 
 
-NO_FRONT_END = {"front_end.name": "off"}
-PRICED = {"cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0}
-"""What would be added to the prices that laws scale."""
+PRICED = {
+    "cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0, "front_end.name": "off",
+}  # fmt: skip
+"""What would be added to the prices that laws scale, and to the engine's times that laws ask for."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class Case:
     timeless: bool = False
 
     def told(self) -> dict[str, Any]:
-        """The settings with the paths of files that they name (`assets`); no front end, since laws are of engines."""
-        return PRICED | NO_FRONT_END | {key: assets.told(value) for key, value in self.settings.items()}
+        """The settings with the paths of files that they name (`assets`)."""
+        return PRICED | {key: assets.told(value) for key, value in self.settings.items()}
 
     def plan(self) -> Scenario:
         return scenario.build({}, self.told())
