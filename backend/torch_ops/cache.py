@@ -66,7 +66,7 @@ def rope_cache_write(
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     cosine, sine = cos.float()[:, None, :], sin.float()[:, None, :]
-    turned = torch.empty(x.shape)
+    turned = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     half = first.shape[-1]
     torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-1.0)
     torch.mul(second, cosine, out=turned[..., half:]).addcmul_(first, sine)

@@ -141,15 +141,10 @@ def test_rope_cache_write_is_rotation_then_write(
     out = ops.rope_cache_write(*(x.to(device) for x in (q, k, v, cos, sin)), cache, slots.to(device))
     torch.testing.assert_close(out.cpu().double(), rotated, rtol=1e-5, atol=1e-6 * float(q.abs().max()))
     same = moved(before, device)
-    # Quantising is told apart from rotating: the fused write stores the bits of the two steps.
-    first = [k.float().chunk(2, -1)[half] for half in (0, 1)]
-    c, s = cos[:, None], sin[:, None]
-    ops.cache_write(
-        torch.cat((first[0] * c - first[1] * s, first[1] * c + first[0] * s), -1).to(device),
-        v.to(device),
-        same,
-        slots.to(device),
-    )
+    # Quantising is told apart from rotating: the fused write stores the bits of the two steps, the first into fp32.
+    wide = moved(poisoned(torch.float32, dim=dim), device)
+    ops.rope_cache_write(*(x.to(device) for x in (q, k, v, cos, sin)), wide, slots.to(device))
+    ops.cache_write(wide.k.flatten(0, 1)[slots.to(device).long()], v.to(device), same, slots.to(device))
     assert same_bits(cache, same)
     for stored, wanted in zip(stored_values(moved(cache, torch.device("cpu"))), stored_values(expected), strict=True):
         written = stored.flatten(0, 1)[[3, 14, 5, 7]]
