@@ -391,7 +391,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_draws_without_a_word_and_without_the_network(browser: Browser, page: Path) -> None:
     browser.resize(1200, 900)
     browser.open(page)
-    assert browser.value("document.body.dataset.drawn") == "8"
+    assert browser.value("document.body.dataset.drawn") == "9"
     assert browser.value("document.querySelectorAll('figure .plot > svg path.line').length") == 5 * 6 + 2
     assert browser.value("document.querySelectorAll('[data-chart=pareto] .front-mark').length") > 1
     assert browser.value("document.querySelectorAll('[data-chart^=map] .heat .top').length") == 1
