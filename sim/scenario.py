@@ -23,6 +23,7 @@ from sim.specs.front_end import AUTO, CUSTOM, OFF, FrontEndSettings
 from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
 from sim.specs.parallel import MAX_DP, MAX_PP, MAX_TP, Parallel
 from sim.specs.settings import Setting, Where, check, section, setting, word
+from sim.specs.tiers import TierSettings
 from sim.specs.workload import WorkloadSettings
 from sim.speculation.settings import SpeculationSettings
 from traces import documents
@@ -287,6 +288,7 @@ class Scenario:
     front_end: FrontEndSettings = section(FrontEndSettings)
     kv: KvSettings = section(KvSettings)
     offload: OffloadSettings = section(OffloadSettings)
+    tiers: TierSettings = section(TierSettings)
     policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
     allocator: Part = setting(Part("prefix"), "KV-cache allocator (sim list allocators).")
     router: Part = setting(Part("round-robin"), "Which replica gets a request (sim list routers).")

@@ -6,7 +6,7 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, KvPool
@@ -29,6 +29,7 @@ class Prefix(Paged):
     """
 
     finds_prefixes = True
+    has_tiers = True
     no_swap = "a dropped prefix stays findable"
     late_outputs = False
     """Set where the next step is planned before the last one's tokens are known (vLLM V1, `AsyncScheduler`): a block
@@ -62,6 +63,8 @@ class Prefix(Paged):
         """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
         self._unnamed: list[int] = []
         """Of those, the ones to take before all others, the last one first."""
+        self._awaiting: set[Request] = set()
+        """Who holds room for KV that is not there yet."""
 
     @property
     def findable(self) -> Collection[int]:
@@ -133,7 +136,9 @@ class Prefix(Paged):
         holding = self._holdings.get(req)
         if holding is None:
             return
-        if not req.finished:
+        if req in self._awaiting:
+            self._awaiting.remove(req)
+        elif not req.finished:
             self._enter_own(req, holding)
         elif (self._named_with_outputs or not self.drafting) and (
             self.unhashed_blocks_first or len(self._shareable(req)) > holding.cached_blocks
@@ -142,10 +147,29 @@ class Prefix(Paged):
             self._enter(req, req.computed // self.pool.block_tokens)
         super().release(req)
 
+    # ---- KV from tiers below (`sim.engine.tiers.TieredAllocator`) ---------------------------------------------------
+
+    def tell_evicted(self, told: Callable[[Sequence[int]], None]) -> None:
+        self._idle.tell_lost = told
+
+    def names(self, req: Request, first: int) -> Sequence[int]:
+        return self._keys(req, first, (req.known - 1) // self.pool.block_tokens)
+
+    def hold(self, req: Request, tokens: int) -> bool:
+        self._awaiting.add(req)
+        if self.admit(req, tokens):
+            return True
+        self._awaiting.remove(req)
+        return False
+
+    def arrived(self, req: Request, tokens: int) -> None:
+        self._awaiting.remove(req)
+        self._enter(req, tokens // self.pool.block_tokens)
+
     def _enter(self, req: Request, blocks: int) -> None:
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
         holding = self._holdings[req]
-        if blocks > holding.cached_blocks:
+        if blocks > holding.cached_blocks and req not in self._awaiting:
             self._name(req, holding, holding.cached_blocks, min(blocks, len(self._shareable(req))))
             holding.cached_blocks = blocks
 

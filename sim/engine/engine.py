@@ -21,6 +21,7 @@ from sim.engine.roster import Roster
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.shapes import computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
+from sim.engine.tiers import Tier, TieredAllocator, Tiers
 from sim.engine.tokens import TokenClock
 
 NOBODY = Committed((), (), ())
@@ -73,6 +74,7 @@ class Engine:
         self.wake_s: float | None = None
         self.sends = False
         """Whether who ends keeps its memory until `sent`, since it goes on in another engine."""
+        self.tiers: Tiers | None = None
         self._table = None if self.forgets else allocator.table
         self._groups = Groups(allocator, self.roster)
         self._forking = self._groups.forking
@@ -185,6 +187,20 @@ class Engine:
         del self.roster.sending[req]
         self.allocator.release(req)
 
+    # ---- KV that comes from tiers below ---------------------------------------------------------------------------
+
+    def lay_over(self, tiers: Sequence[Tier]) -> None:
+        """From now on keep in these what the cache evicts, and load it from there; before the first request."""
+        assert isinstance(self.allocator, TieredAllocator)
+        self.tiers = self._step.tiers = Tiers(tiers, self.allocator)
+
+    def loaded(self, req: Request) -> None:
+        """All KV that was on its way to a request is here; it may be served by the next plan."""
+        assert isinstance(self.allocator, TieredAllocator)
+        assert req.handover is not None
+        self.allocator.arrived(req, req.handover.tokens)
+        self.roster.loaded(req)
+
     def _vacate(self, req: Request) -> None:
         """Take a running sequence out, with its memory and without a trace."""
         req.seat.in_flight = self._under_way(req)
@@ -204,11 +220,12 @@ class Engine:
         step, roster = self._step, self.roster
         lockstep = roster.lockstep
         step.begin(now_s)
-        if roster.landed:
-            for req in tuple(roster.landed):
-                if not step.grant(req):
-                    break
+        if roster.landed and self.tiers is None:
+            self._serve_landed()
         self.policy(step)
+        if roster.landed and not roster.running and self.tiers is not None:
+            # Those whom the policy asks first may wait for memory that these hold.
+            self._serve_landed()
         if lockstep.count and not step.advanced:
             roster.scatter()
         batch = Batch(self.tokens.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
@@ -234,6 +251,11 @@ class Engine:
         batch.running = len(self.running)
         batch.waiting = len(self.waiting)
         return batch
+
+    def _serve_landed(self) -> None:
+        for req in tuple(self.roster.landed):
+            if not self._step.grant(req):
+                break
 
     def _describe(self, batch: Batch, step: Step) -> None:
         """Hand over what the step moves, that of empty steps before it included, and say what it costs."""

@@ -25,8 +25,9 @@ class Roster:
         held: finished, with seat and memory kept until nobody runs.
         sending: finished, with memory kept until their KV has left for another engine.
         expected: from another engine, whose KV has no memory here yet, in the order in which they came.
-        placed: those of them that have memory and await their KV.
-        landed: those whose KV is here: they keep their memory, and wait for a seat before all others who wait.
+        placed: those of them that have memory and await their KV, and those who await it from a tier below.
+        landed: those whose KV is here: they keep their memory, and wait for a seat before all others who wait (one
+            whose KV came from a tier: in the queue's order, ahead of its like).
     """
 
     def __init__(
@@ -69,6 +70,17 @@ class Roster:
         del self.placed[req]
         self.landed[req] = None
         self.waiting.add(req)
+
+    def await_load(self, req: Request) -> None:
+        """It has memory, and its KV comes from a tier below; it waits in no queue meanwhile."""
+        self.leave_queue(req)
+        self.placed[req] = None
+
+    def loaded(self, req: Request) -> None:
+        """Its KV is here, and it waits again."""
+        del self.placed[req]
+        self.landed[req] = None
+        self.waiting.put_back(req)
 
     def admit(self, req: Request) -> None:
         """From the queue to the running list, loose."""

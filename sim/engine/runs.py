@@ -7,7 +7,7 @@ no request, and counts no memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sim.engine.memory import NULL_BLOCK
 
@@ -134,6 +134,14 @@ class Found:
             else:
                 return
 
+    def only(self, run: BlockRun, first: int, blocks: Sequence[int]) -> list[int]:
+        """Of the run's keys from number `first` on those that are found in these blocks alone."""
+        return [
+            run.keys[number]
+            for number, block in enumerate(blocks, first)
+            if block != NULL_BLOCK and run.blocks[number] == block and run.keys[number] not in self._duplicates
+        ]
+
     def _fill(self, run: BlockRun, first: int, blocks: Sequence[int]) -> None:
         stop = first + len(blocks)
         before = run.blocks[first:stop]
@@ -167,6 +175,8 @@ class IdleQueue:
         self._found = found
         self._queue: deque[Idle] = deque()
         self._empty = 0
+        self.tell_lost: Callable[[Sequence[int]], None] | None = None
+        """Told of keys that nobody finds any more since their blocks were taken, the last one first."""
 
     def put(self, run: BlockRun | None, blocks: list[int], left: int) -> None:
         """Add blocks in the order of their tokens, `left` of them not NULL_BLOCK; the last one will be taken first."""
@@ -228,7 +238,10 @@ class IdleQueue:
         full = idle.left == len(blocks)
         del blocks[-count:]
         if idle.run is not None:
+            lost = self._found.only(idle.run, len(blocks), part) if self.tell_lost is not None else ()
             self._found.forget(idle.run, len(blocks), part)
+            if lost and self.tell_lost is not None:
+                self.tell_lost(lost[::-1])
         part.reverse()
         if not full:
             part = [block for block in part if block != NULL_BLOCK]

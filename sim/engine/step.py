@@ -8,12 +8,13 @@ from typing import Protocol
 
 from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
-from sim.engine.host import HostMemory
+from sim.engine.host import DEVICE, HostMemory
 from sim.engine.memory import Allocator, LockstepAllocator
 from sim.engine.queues import WaitingQueue
-from sim.engine.request import Request
+from sim.engine.request import Handover, Request
 from sim.engine.roster import Roster
 from sim.engine.rules import Rules
+from sim.engine.tiers import TieredAllocator, Tiers
 from sim.engine.tokens import TokenClock
 
 
@@ -60,6 +61,7 @@ class Step:
         "padded",
         "passed",
         "swaps",
+        "tiers",
         "tokens_left",
         "waiting",
         "wake_s",
@@ -96,6 +98,7 @@ class Step:
         """Requests not admitted, in queue order; granting the one just seen takes it out safely."""
         self.swaps: list[Swap] = []
         """What moves to the host or back before the next batch computes; whoever makes the batch takes them out."""
+        self.tiers: Tiers | None = None
         self.begin(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -181,7 +184,8 @@ class Step:
         first grant of a step may be cut by the budget, else a prompt above the budget could never run.
 
         Returns:
-            The tokens granted; 0 where budget, seats or memory refused, or where the request has had its share of
+            The tokens granted, or those that are loaded where the request's KV comes from a tier below: it leaves the
+            queue then, and waits there again when they are here. 0 where budget, seats or memory refused, or where the request has had its share of
             this step or was evicted in it, and then nothing changed.
         """
         seat = req.seat
@@ -337,6 +341,12 @@ class Step:
             return 0
         arriving = req.handover
         hit = arriving.tokens if arriving is not None else self._allocator.match(req)
+        loaded = 0
+        if self.tiers is not None and arriving is None and (pieces := self.tiers.find(req, hit)):
+            if not self.tiers.instant(pieces):
+                return self._load(req, hit, pieces)
+            loaded = self.tiers.tokens(pieces)
+            hit += loaded
         if self.holds_prefill and req.known - hit > 1:
             return 0
         tokens = self._cut(req.known - hit, most, whole)
@@ -347,11 +357,14 @@ class Step:
             if padded > self.tokens_left:
                 return 0
             tokens = min(padded, most) if most else padded
-        req.computed = hit
+        req.computed = hit - loaded
         placed = arriving is not None and req in self._roster.landed
-        if not (self._allocator.grow(req, tokens) if placed else self._allocator.admit(req, tokens)):
+        if not (self._allocator.grow(req, tokens) if placed else self._allocator.admit(req, loaded + tokens)):
             req.computed = 0
             return 0
+        if loaded and self.tiers is not None:
+            self.tiers.begin(req, req.computed, pieces)
+            req.computed = hit
         self._roster.admit(req)
         req.seat.prefill_tokens = req.known
         if math.isnan(req.first_scheduled_s):
@@ -363,6 +376,25 @@ class Step:
             req.handover = None
         self._enter(req, tokens)
         return tokens
+
+    def _load(self, req: Request, hit: int, pieces: Sequence[tuple[int, list[int]]]) -> int:
+        """Let KV of a waiting request come from the tiers; returns its tokens, 0 where memory refused.
+
+        It gets room for all that it knows, so that when it is loaded no other who holds memory stands in its way.
+        """
+        tiers, allocator = self.tiers, self._allocator
+        assert tiers is not None
+        assert isinstance(allocator, TieredAllocator)
+        req.computed = hit
+        has_room = allocator.hold(req, req.known - hit)
+        req.computed = 0
+        if not has_room:
+            return 0
+        tiers.begin(req, hit, pieces)
+        loaded = tiers.tokens(pieces)
+        req.handover = Handover(hit + loaded, 0, "tiers", DEVICE, hit)
+        self._roster.await_load(req)
+        return loaded
 
     def _padding(self, hit: int) -> int:
         """Placeholders beside the one token left of an admission (`Rules.pads_one_token_admissions`)."""

@@ -42,6 +42,7 @@ from sim.serving.pool import (
     served_names,
 )
 from sim.serving.simulation import Simulation
+from sim.serving.tiers import check_tiers, shares_store, tier_notes
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
@@ -92,9 +93,11 @@ def simulate(
     if backend is not None:
         scenario = backend.fitted(scenario)
     pools = [_hooked(pool, hooks) for pool in pools_of(scenario)]
+    check_tiers(scenario, pools)
     scenario, parts = served_by(scenario), pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
+    spans = spans and not shares_store(scenario)
     engines = [pool.engines(spans=spans) for pool in pools]
     sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
     sent = keep_rows(trace.requests, sent_rows)
@@ -119,6 +122,8 @@ def simulate(
         clients,
     )
     requests, steps = simulation.with_times_sent(requests, sent_rows), simulation.steps.table()
+    if simulation.loads is not None:
+        requests = simulation.loads.with_tiers(requests, sent_rows)
     period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
     lifecycle = simulation.entrance.lifecycle
     present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
@@ -149,6 +154,8 @@ def simulate(
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
     )
+    if simulation.loads is not None:
+        summary["kv"]["tiers"] = metrics.plain(simulation.loads.facts())
     offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
     summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
     transfers = simulation.entrance.transfers(sent_rows)
@@ -199,6 +206,10 @@ def admissible_in_all(
         raise InputError(
             "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
             "modelled"
+        )
+    if pools[0].parts.scenario.tiers.on and samples(trace.requests, pools[0].parts.scenario.workload):
+        raise InputError(
+            "a request asks for several sequences (samples), and loads of their KV from tiers are not modelled"
         )
     asked = models_asked(trace.requests, pools)
     rejected = {} if asked is None else _unknown_models(trace, asked, pools)
@@ -420,6 +431,7 @@ def _inputs(
             *dict.fromkeys(filter(None, (_fit_note(pool.parts) for pool in pools if session is None))),
             *front_end_notes(parts),
             *pool_notes(pools),
+            *tier_notes(scenario),
             *noise_notes(scenario, noise),
             *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.requests)),
             *trace.notes,

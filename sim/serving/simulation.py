@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sim.engine.drafting import Drafting, Tally
+from sim.engine.engine import Engine
 from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
@@ -33,6 +34,7 @@ from sim.serving.replica import NoProgressError, Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource
+from sim.serving.tiers import KvLoads
 from sim.serving.workload import columns, samples
 from sim.specs.operations import refuses
 from traces.schema import InputError
@@ -91,6 +93,7 @@ class Simulation:
         """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
+        self.loads = KvLoads(self.clock, pools[0]) if pools[0].parts.scenario.tiers.on else None
         self.entrance = Entrance(
             scenario,
             pools,
@@ -203,7 +206,10 @@ class Simulation:
         parts, hooks = pool.parts, self._hooks
         observers: list[Observer] = [self.steps]
         front_end = self._front_end(pool, index)
-        observers += [each for each in (front_end, observer, hooks.observer) if each is not None]
+        if self.loads is not None:
+            assert isinstance(engine, Engine)
+            self.loads.below(engine)
+        observers += [each for each in (front_end, observer, self.loads, hooks.observer) if each is not None]
         ahead = engine if self._spans and hooks.wrap is None else None
         executor: Executor = (
             parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)

@@ -51,6 +51,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "fits": Trait("method", "fits(slots): may requests all grow to so many slots each"),
             "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
             "finds_prefixes": Trait("switch", "another request may find what a prompt left behind"),
+            "has_tiers": Trait("switch", "names what it evicts, and holds room for what is loaded from tiers below"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
         },
         "router": {

@@ -28,6 +28,7 @@ class MixedPrefix(Prefix, MixedPaged):
     """
 
     no_swap = "a dropped prefix stays findable"
+    has_tiers = False
 
     def __init__(
         self,
