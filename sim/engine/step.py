@@ -14,7 +14,7 @@ from sim.engine.queues import WaitingQueue
 from sim.engine.request import Handover, Request
 from sim.engine.roster import Roster
 from sim.engine.rules import Rules
-from sim.engine.tiers import TieredAllocator, Tiers
+from sim.engine.tiers import Pieces, TieredAllocator, Tiers
 from sim.engine.tokens import TokenClock
 
 
@@ -185,8 +185,8 @@ class Step:
 
         Returns:
             The tokens granted, or those that are loaded where the request's KV comes from a tier below: it leaves the
-            queue then, and waits there again when they are here. 0 where budget, seats or memory refused, or where the request has had its share of
-            this step or was evicted in it, and then nothing changed.
+            queue then, and waits there again when they are here. 0 where budget, seats or memory refused, or where
+            the request has had its share of this step or was evicted in it, and then nothing changed.
         """
         seat = req.seat
         if seat.granted_step == self._tokens.next_step or seat.drained or req in self.evicted:
@@ -341,12 +341,16 @@ class Step:
             return 0
         arriving = req.handover
         hit = arriving.tokens if arriving is not None else self._allocator.match(req)
-        loaded = 0
-        if self.tiers is not None and arriving is None and (pieces := self.tiers.find(req, hit)):
-            if not self.tiers.instant(pieces):
-                return self._load(req, hit, pieces)
-            loaded = self.tiers.tokens(pieces)
-            hit += loaded
+        pieces = self.tiers.find(req, hit) if self.tiers is not None and arriving is None else ()
+        if pieces and self.tiers is not None and not self.tiers.instant(pieces):
+            return self._load(req, hit, pieces)
+        return self._start(req, hit, pieces, most, whole)
+
+    def _start(self, req: Request, found: int, pieces: Pieces, most: int, whole: bool) -> int:
+        """Admit a request behind `found` tokens and those that come in no time; returns what it computes."""
+        arriving = req.handover
+        loaded = self.tiers.tokens(pieces) if pieces and self.tiers is not None else 0
+        hit = found + loaded
         if self.holds_prefill and req.known - hit > 1:
             return 0
         tokens = self._cut(req.known - hit, most, whole)
@@ -357,13 +361,13 @@ class Step:
             if padded > self.tokens_left:
                 return 0
             tokens = min(padded, most) if most else padded
-        req.computed = hit - loaded
+        req.computed = found
         placed = arriving is not None and req in self._roster.landed
         if not (self._allocator.grow(req, tokens) if placed else self._allocator.admit(req, loaded + tokens)):
             req.computed = 0
             return 0
         if loaded and self.tiers is not None:
-            self.tiers.begin(req, req.computed, pieces)
+            self.tiers.begin(req, found, pieces)
             req.computed = hit
         self._roster.admit(req)
         req.seat.prefill_tokens = req.known
@@ -377,7 +381,7 @@ class Step:
         self._enter(req, tokens)
         return tokens
 
-    def _load(self, req: Request, hit: int, pieces: Sequence[tuple[int, list[int]]]) -> int:
+    def _load(self, req: Request, hit: int, pieces: Pieces) -> int:
         """Let KV of a waiting request come from the tiers; returns its tokens, 0 where memory refused.
 
         It gets room for all that it knows, so that when it is loaded no other who holds memory stands in its way.

@@ -15,6 +15,9 @@ from typing import Protocol, runtime_checkable
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 
+Pieces = Sequence[tuple[int, list[int]]]
+"""(place of a tier, names of blocks that follow one another there)."""
+
 
 @runtime_checkable
 class TieredAllocator(Allocator, Protocol):
@@ -44,8 +47,7 @@ class Tier:
         instant: whether loading takes no time.
     """
 
-    def __init__(self, name: str, blocks: int, *, instant: bool) -> None:
-        self.name = name
+    def __init__(self, blocks: int, *, instant: bool) -> None:
         self.blocks = blocks
         self.instant = instant
         self.evictions = 0
@@ -104,8 +106,8 @@ class Tiers:
             if not falling:
                 return
 
-    def find(self, req: Request, hit_tokens: int) -> list[tuple[int, list[int]]]:
-        """(place of the tier, names) of the longest run of blocks behind `hit_tokens` tokens that are in some tier.
+    def find(self, req: Request, hit_tokens: int) -> Pieces:
+        """The longest run of blocks behind `hit_tokens` tokens that are in some tier.
 
         Each is of the fastest tier that has it; nothing is used yet.
         """
@@ -120,14 +122,14 @@ class Tiers:
                 pieces.append((at, [name]))
         return pieces
 
-    def instant(self, pieces: Sequence[tuple[int, list[int]]]) -> bool:
+    def instant(self, pieces: Pieces) -> bool:
         """Whether loading these takes no time."""
         return all(self.tiers[at].instant for at, _ in pieces)
 
-    def tokens(self, pieces: Sequence[tuple[int, list[int]]]) -> int:
+    def tokens(self, pieces: Pieces) -> int:
         return sum(len(names) for _, names in pieces) * self._block_tokens
 
-    def begin(self, req: Request, hit_tokens: int, pieces: Sequence[tuple[int, list[int]]]) -> None:
+    def begin(self, req: Request, hit_tokens: int, pieces: Pieces) -> None:
         """Note that these are read from now on, for a request that holds room for them."""
         blocks = [0] * len(self.tiers)
         for at, names in reversed(pieces):

@@ -35,6 +35,7 @@ from sim.report.run.sentences import (
     title,
     warnings_of,
 )
+from sim.report.run.tiers import tier_lines
 from sim.results.metrics import verdicts
 from sim.results.paired import Paired
 from sim.results.units import count, number, percent, seconds, size_of
@@ -129,6 +130,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     if transfers := transfer_line(summary):
         lines.append(("Transfers", transfers))
     lines += kv_lines(summary["kv"])
+    lines += tier_lines(summary["kv"])
     lines += [("KV band", line) for line in kv_capacity_lines(summary)[1:]]
     if drafts := summary.get("speculation"):
         lines += speculation_lines(drafts)

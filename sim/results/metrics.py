@@ -205,11 +205,13 @@ def summarise(
     front_end: Mapping[str, Any] | None = None,
     engine_itl: Itl | None = None,
     operations: Mapping[str, Any] | None = None,
+    tiers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
     Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
-    does, when it does it. `operations` are keys of what was done with a fleet while it served.
+    does, when it does it. `operations` are keys of what was done with a fleet while it served, `tiers` what came from
+    tiers below the KV pools.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)
@@ -227,7 +229,7 @@ def summarise(
         **(operations or {}),
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
         "computed": computed(steps),
-        "kv": kv_summary(requests, steps, kv, duration),
+        "kv": kv_summary(requests, steps, kv, duration) | ({"tiers": tiers} if tiers is not None else {}),
         **({"speculation": speculation} if speculation is not None else {}),
         "bill": run_bill(requests, steps, rates, kv.replicas, duration),
         "cost_sources": source_shares(source_seconds),

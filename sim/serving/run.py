@@ -92,12 +92,10 @@ def simulate(
     backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:
         scenario = backend.fitted(scenario)
-    pools = [_hooked(pool, hooks) for pool in pools_of(scenario)]
-    check_tiers(scenario, pools)
+    pools = _pools(scenario, hooks)
     scenario, parts = served_by(scenario), pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
-    spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
-    spans = spans and not shares_store(scenario)
+    spans = _may_repeat(scenario, hooks, live=backend is not None or hooks.session is not None)
     engines = [pool.engines(spans=spans) for pool in pools]
     sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
     sent = keep_rows(trace.requests, sent_rows)
@@ -121,9 +119,7 @@ def simulate(
         [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
-    requests, steps = simulation.with_times_sent(requests, sent_rows), simulation.steps.table()
-    if simulation.loads is not None:
-        requests = simulation.loads.with_tiers(requests, sent_rows)
+    requests, steps = simulation.with_more(requests, sent_rows), simulation.steps.table()
     period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
     lifecycle = simulation.entrance.lifecycle
     present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
@@ -153,9 +149,8 @@ def simulate(
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
+        tiers=simulation.tier_facts(parts),
     )
-    if simulation.loads is not None:
-        summary["kv"]["tiers"] = metrics.plain(simulation.loads.facts())
     offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
     summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
     transfers = simulation.entrance.transfers(sent_rows)
@@ -182,6 +177,17 @@ def simulate(
         transfers,
         None if lifecycle is None else lifecycle.events(),
     )
+
+
+def _may_repeat(scenario: Scenario, hooks: Hooks, *, live: bool) -> bool:
+    """Whether engines may repeat steps unasked."""
+    return (not live if hooks.spans is None else hooks.spans) and not shares_store(scenario)
+
+
+def _pools(scenario: Scenario, hooks: Hooks) -> list[Pool]:
+    pools = pools_of(scenario)
+    check_tiers(scenario, pools)
+    return [_hooked(pool, hooks) for pool in pools]
 
 
 def _hooked(pool: Pool, hooks: Hooks) -> Pool:

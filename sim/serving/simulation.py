@@ -21,6 +21,7 @@ from sim.results.requests import RequestLog
 from sim.results.steps import StepLog
 from sim.scenario import Scenario
 from sim.serving.admission import Admission, check_admission
+from sim.serving.assemble import Parts
 from sim.serving.clock import Clock, WallClock
 from sim.serving.entrance import Answered, Entrance
 from sim.serving.executor import Executor, OnTheWall
@@ -34,7 +35,7 @@ from sim.serving.replica import NoProgressError, Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource
-from sim.serving.tiers import KvLoads
+from sim.serving.tiers import loads_of
 from sim.serving.workload import columns, samples
 from sim.specs.operations import refuses
 from traces.schema import InputError
@@ -93,7 +94,7 @@ class Simulation:
         """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
-        self.loads = KvLoads(self.clock, pools[0]) if pools[0].parts.scenario.tiers.on else None
+        self.loads = loads_of(self.clock, pools[0]) if pools[0].parts.scenario.tiers.on else None
         self.entrance = Entrance(
             scenario,
             pools,
@@ -296,8 +297,9 @@ class Simulation:
             "refused": dict(self.clients.refused),
         }
 
-    def with_times_sent(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-        """The table with how often each request was `sent` by its client, and `resent` since its replica died."""
+    def with_more(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+        """The table with how often each request was `sent` by its client, and `resent` since its replica died, and what
+        of it was loaded from tiers."""
         lifecycle = self.entrance.lifecycle
         counts = {
             "sent": None if self._retries is None else (1, self._retries.sent),
@@ -309,7 +311,11 @@ class Simulation:
                 column = np.where(rows, usual, 0)
                 column[np.flatnonzero(rows)[list(others)]] = list(others.values())
                 requests = requests.assign(**{name: column})
-        return requests
+        return requests if self.loads is None else self.loads.with_tiers(requests, rows)
+
+    def tier_facts(self, parts: Parts) -> dict[str, Any] | None:
+        """What the summary tells of KV tiers; None where there are none."""
+        return None if self.loads is None else self.loads.facts(parts.cost, parts.limits.max_num_batched_tokens)
 
     def operations(self, pools: Sequence[Pool], present: Present, begin_s: float, duration_s: float) -> dict[str, Any]:
         """What the summary tells of what was done with the fleet while it served; nothing where nothing was."""

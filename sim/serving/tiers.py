@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from sim.serving.clock import Clock
 from sim.serving.links import Links
 from sim.serving.pool import Pool, kv_bytes
 from sim.serving.replica import Replica
-from sim.specs.tiers import HOST, STORE, TierSize
+from sim.specs.tiers import HOST, STORE
 from traces.schema import InputError
 
 _INTO = "replicas"
@@ -56,11 +57,11 @@ def check_tiers(scenario: Scenario, pools: Sequence[Pool]) -> None:
     for reason, holds in why.items():
         if holds:
             raise InputError(f"{named}, and {reason}")
-    for size in settings.tiers.sizes:
-        if not _blocks(size, pool):
+    for kind in tiers_of(pool):
+        if not kind.blocks:
             raise InputError(
-                f"tiers.{size.name}_gib is {size.gib:g}, and a block of {parts.memory.block_tokens} tokens has "
-                f"{_block_bytes(size, pool) / 2**30:.3g} GiB there"
+                f"tiers.{kind.name}_gib is less than a block of {parts.memory.block_tokens} tokens has there, which is "
+                f"{kind.block_bytes / 2**30:.3g} GiB of all GPUs of a replica"
             )
 
 
@@ -69,40 +70,61 @@ def shares_store(scenario: Scenario) -> bool:
     return bool(scenario.tiers.store_gib) and scenario.replicas > 1
 
 
-def _block_bytes(size: TierSize, pool: Pool) -> float:
-    """Of all GPUs of a replica; the host keeps each GPU's own, heads that GPUs repeat included."""
-    parts = pool.parts
-    if size.name == HOST:
-        return float(parts.memory.block_bytes * parts.parallel.rank_gpus)
-    return kv_bytes(pool, parts.memory.block_tokens)
+@dataclass(frozen=True, slots=True)
+class TierKind:
+    """A tier of each replica, or with `shared` one of all: its room, and the link that loads from it share."""
+
+    name: str
+    blocks: int
+    block_bytes: float
+    """Of all GPUs of a replica."""
+    bytes_per_s: float
+    latency_s: float = 0.0
+    shared: bool = False
+
+    @property
+    def instant(self) -> bool:
+        return math.isinf(self.bytes_per_s) and not self.latency_s
+
+    def link(self, replica: int) -> int:
+        """Whose link a replica's loads go over."""
+        return -1 if self.shared else replica
 
 
-def _gpus(size: TierSize, pool: Pool) -> int:
-    """GPUs that a tier's size and rate are told for each of."""
-    return pool.parts.parallel.rank_gpus if size.name == HOST else 1
+def tiers_of(pool: Pool) -> list[TierKind]:
+    """The tiers that its replicas have, the fastest first.
 
-
-def _blocks(size: TierSize, pool: Pool) -> int:
-    return int(size.gib * 2**30 * _gpus(size, pool) // _block_bytes(size, pool))
+    A host keeps what each GPU has, heads that GPUs repeat included, and is told for each of them.
+    """
+    parts, kinds = pool.parts, []
+    gpus, block_tokens = parts.parallel.rank_gpus, parts.memory.block_tokens
+    for size in parts.scenario.tiers.sizes:
+        each, block_bytes = 1, kv_bytes(pool, block_tokens)
+        if size.name == HOST:
+            each, block_bytes = gpus, float(gpus * parts.memory.block_bytes)
+        blocks = int(size.gib * 2**30 * each // block_bytes)
+        kinds.append(
+            TierKind(size.name, blocks, block_bytes, size.bytes_per_s * each, size.latency_s, size.name == STORE)
+        )
+    return kinds
 
 
 class KvLoads(Observer):
-    """Moves what engines ask of their tiers over the tiers' links, which loads share evenly, and keeps a log.
+    """Moves what engines ask of their tiers over the tiers' links, which loads share evenly, and keeps a log."""
 
-    A host and a disk are a replica's own, the store is of all.
-    """
-
-    def __init__(self, clock: Clock, pool: Pool) -> None:
-        self._pool = pool
-        self._sizes = pool.parts.scenario.tiers.sizes
+    def __init__(self, clock: Clock, kinds: Sequence[TierKind], replicas: int, block_tokens: int) -> None:
+        self._kinds = kinds
+        self._block_tokens = block_tokens
         self._tiers: list[list[Tier]] = []
         """By replica."""
-        self._links: list[Links] = []
-        for size in self._sizes:
-            rate = size.bytes_per_s * _gpus(size, pool)
-            places = [_place(size, index) for index in range(pool.ranks)]
-            self._links.append(Links(clock, {**dict.fromkeys(places, rate), _INTO: math.inf}, size.latency_s))
-        self._store: Tier | None = None
+        self._links = [
+            Links(
+                clock,
+                {**{kind.link(replica): kind.bytes_per_s for replica in range(replicas)}, _INTO: math.inf},
+                kind.latency_s,
+            )
+            for kind in kinds
+        ]
         self._log: dict[str, array[Any]] = {
             "request": array("q"),
             "tier": array("q"),
@@ -113,19 +135,14 @@ class KvLoads(Observer):
         """(request's tokens, those found on the device, those loaded) of each load."""
 
     def below(self, engine: Engine) -> None:
-        """Give an engine, the next by number, its tiers."""
-        tiers = []
-        for size in self._sizes:
-            tier = self._store if size.name == STORE and self._store is not None else self._tier(size)
-            if size.name == STORE:
-                self._store = tier
-            tiers.append(tier)
+        """Give an engine, the next by number, its tiers; before its first request."""
+        first = self._tiers[0] if self._tiers else None
+        tiers = [
+            first[at] if first is not None and kind.shared else Tier(kind.blocks, instant=kind.instant)
+            for at, kind in enumerate(self._kinds)
+        ]
         self._tiers.append(tiers)
         engine.lay_over(tiers)
-
-    def _tier(self, size: TierSize) -> Tier:
-        instant = math.isinf(size.bytes_per_s) and not size.latency_s
-        return Tier(size.name, _blocks(size, self._pool), instant=instant)
 
     def planned(self, replica: ObservedReplica, batch: Batch) -> None:
         engine = replica.engine
@@ -147,14 +164,10 @@ class KvLoads(Observer):
         replica.moving += 1
         left, asked_s = set(parts), replica.clock.now
         for at in parts:
-            size, arrived = self._sizes[at], partial(self._arrived, load, at, asked_s, left, engine, replica)
-            self._links[at].send(
-                _place(size, replica.index), _INTO, load.blocks[at] * _block_bytes(size, self._pool), arrived
-            )
+            kind, arrived = self._kinds[at], partial(self._arrived, load, at, asked_s, left, engine, replica)
+            self._links[at].send(kind.link(replica.index), _INTO, load.blocks[at] * kind.block_bytes, arrived)
 
-    def _arrived(
-        self, load: Load, at: int, asked_s: float, left: set[int], engine: Engine, replica: Replica
-    ) -> None:
+    def _arrived(self, load: Load, at: int, asked_s: float, left: set[int], engine: Engine, replica: Replica) -> None:
         self._note(load, at, replica.clock.now - asked_s)
         left.remove(at)
         if not left:
@@ -164,7 +177,7 @@ class KvLoads(Observer):
             replica.wake()
 
     def _note(self, load: Load, at: int, load_s: float) -> None:
-        row = (index_of(load.request.id), at, load.blocks[at] * self._pool.parts.memory.block_tokens, load_s)
+        row = (index_of(load.request.id), at, load.blocks[at] * self._block_tokens, load_s)
         for column, value in zip(self._log.values(), row, strict=True):
             column.append(value)
 
@@ -178,40 +191,49 @@ class KvLoads(Observer):
     def with_tiers(self, requests: pd.DataFrame, sent: np.ndarray) -> pd.DataFrame:
         """The table with the tokens of each request that were loaded from each tier; `sent`: which requests were."""
         loads, rows = self.loads(), np.flatnonzero(sent)
-        for at, size in enumerate(self._sizes):
+        for at, kind in enumerate(self._kinds):
             own = loads[loads["tier"] == at]
             column = np.zeros(len(sent), "i8")
             np.add.at(column, rows[own["request"].to_numpy(np.int64)], own["tokens"].to_numpy(np.int64))
-            requests = requests.assign(**{f"{size.name}_hit_tokens": column})
+            requests = requests.assign(**{f"{kind.name}_hit_tokens": column})
         return requests
 
-    def facts(self) -> dict[str, Any]:
-        """What the summary tells: `all` loads beside what they spared, and each tier."""
+    def facts(self, cost: StepCost, most_tokens: int) -> dict[str, Any]:
+        """What the summary tells: `all` loads beside what they spared, by the price of steps, and each tier."""
         loads = self.loads()
-        told: dict[str, Any] = {"all": {"loads": len(self._spared), "saved_s": self._saved_s()}}
-        told["all"] |= {"hit_tokens": int(loads["tokens"].sum()), "load_s": float(loads["load_s"].sum())}
-        block_tokens = self._pool.parts.memory.block_tokens
-        for at, size in enumerate(self._sizes):
+        told: dict[str, Any] = {
+            "all": {
+                "loads": len(self._spared),
+                "hit_tokens": int(loads["tokens"].sum()),
+                "load_s": float(loads["load_s"].sum()),
+                "saved_s": self._saved_s(_prefill_price(cost, most_tokens)),
+            }
+        }
+        for at, kind in enumerate(self._kinds):
             own, tiers = loads[loads["tier"] == at], {id(tiers[at]): tiers[at] for tiers in self._tiers}.values()
             tokens = int(own["tokens"].sum())
-            told[size.name] = {
-                "capacity_tokens": _blocks(size, self._pool) * block_tokens,
+            told[kind.name] = {
+                "capacity_tokens": kind.blocks * self._block_tokens,
                 "peak_used": max(tier.peak_blocks / tier.blocks for tier in tiers),
                 "loads": len(own),
                 "hit_tokens": tokens,
-                "bytes": tokens / block_tokens * _block_bytes(size, self._pool),
+                "bytes": tokens // self._block_tokens * kind.block_bytes,
                 "load_s": distribution(own["load_s"]),
-                "evicted_tokens": sum(tier.evictions for tier in tiers) * block_tokens,
+                "evicted_tokens": sum(tier.evictions for tier in tiers) * self._block_tokens,
             }
         return told
 
-    def _saved_s(self) -> float:
+    def _saved_s(self, price: Callable[[int, int], float]) -> float:
         """Seconds that computing what was loaded would have added to prefills that are alone in their steps."""
-        price = _prefill_price(self._pool.parts.cost, self._pool.parts.limits.max_num_batched_tokens)
         return math.fsum(
             price(known - found, found) - price(known - found - tokens, found + tokens)
             for known, found, tokens in self._spared
         )
+
+
+def loads_of(clock: Clock, pool: Pool) -> KvLoads:
+    """The loads of a pool's replicas."""
+    return KvLoads(clock, tiers_of(pool), pool.ranks, pool.parts.memory.block_tokens)
 
 
 def _prefill_price(cost: StepCost, most: int) -> Callable[[int, int], float]:
@@ -225,11 +247,6 @@ def _prefill_price(cost: StepCost, most: int) -> Callable[[int, int], float]:
         return sum(step_s(min(most, tokens - at), past + at) for at in range(0, tokens, most))
 
     return price
-
-
-def _place(size: TierSize, index: int) -> int:
-    """Whose link a replica's loads from a tier go over."""
-    return -1 if size.name == STORE else index
 
 
 def tier_notes(scenario: Scenario) -> list[str]:

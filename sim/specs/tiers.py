@@ -50,8 +50,8 @@ class TierSettings:
         for tier in self.sizes:
             if not tier.bytes_per_s:
                 raise InputError(
-                    f"tiers.{tier.name}_gib is {tier.gib:g} and tiers.{tier.name}_gb_per_s is not set: its KV is loaded "
-                    "over a link of so many 1e9 bytes per second (50 for PCIe Gen5, 7 for an NVMe disk, 12 for "
+                    f"tiers.{tier.name}_gib is {tier.gib:g} and tiers.{tier.name}_gb_per_s is not set: its KV is "
+                    "loaded over a link of so many 1e9 bytes per second (50 for PCIe Gen5, 7 for an NVMe disk, 12 for "
                     "100 Gbit/s; inf takes no time)"
                 )
 

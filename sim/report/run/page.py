@@ -26,6 +26,7 @@ from sim.report.run.sentences import (
     warnings_of,
 )
 from sim.report.run.terms import term_charts
+from sim.report.run.tiers import tier_panels
 from sim.report.run.timeline import step_unit, time_charts
 from sim.report.templates import Card, Panels, render
 from sim.results.metrics import verdicts
@@ -131,6 +132,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
         ("Prefix hits, by blocks", percent(kv["prefix_hit_rate_blocks"])),
     ]
     yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
+    yield from tier_panels(kv)
     yield from operation_panels(summary)
     yield from pool_panels(summary)
     if speculation := summary.get("speculation"):
