@@ -18,6 +18,7 @@ from sim.engine.engine import Engine
 from sim.engine.flight import ObservedReplica, Observer
 from sim.engine.request import index_of
 from sim.engine.tiers import Load, Tier
+from sim.load import find
 from sim.results.percentiles import distribution
 from sim.scenario import Scenario
 from sim.serving.clock import Clock
@@ -38,14 +39,17 @@ def check_tiers(scenario: Scenario, pools: Sequence[Pool]) -> None:
     pool = pools[0]
     parts, settings = pool.parts, pool.parts.scenario
     named = f"tiers.{parts.scenario.tiers.sizes[0].name}_gib is set" if parts.scenario.tiers.on else "tiers.* is set"
+    _, policy = find("sim.policies", settings.policy.name, settings.policy.parameters)
     why = {
         "tiers of several pools are not modelled": bool(scenario.pools),
         "executor is live, and a live run has one cache, on its device": scenario.executor == "live",
         f"engine.name is {settings.engine.name}, which brings its own cache": parts.engine_class is not None,
+        "its layers keep KV of several kinds, whose loads are not modelled": bool(parts.layout.groups),
+        "kv.swap_gib is set, and swapping beside tiers is not modelled": bool(settings.kv.swap_gib),
         f"allocator {settings.allocator.name} finds no prefixes that could be loaded (--allocator prefix does)": (
             parts.engine_class is None and not parts.traits["has_tiers"]
         ),
-        "its layers keep KV of several kinds, whose loads are not modelled": bool(parts.layout.groups),
+        f"policy {settings.policy.name} holds the memory of finished requests itself": policy["holds_finished"],
         f"policy {settings.policy.name} drafts, and loads beside drafts are not modelled": parts.drafter is not None,
         "offload.kv_layers is set, and KV in host memory is not evicted": bool(settings.offload.kv_layers),
         f"replicas of several ranks or stages ({parts.parallel}) are not modelled with tiers": (
@@ -133,6 +137,8 @@ class KvLoads(Observer):
         }
         self._spared: list[tuple[int, int, int]] = []
         """(request's tokens, those found on the device, those loaded) of each load."""
+        self._waits_s = 0.0
+        """Of all loads, each from the asking to the last byte of its last tier."""
 
     def below(self, engine: Engine) -> None:
         """Give an engine, the next by number, its tiers; before its first request."""
@@ -171,6 +177,7 @@ class KvLoads(Observer):
         self._note(load, at, replica.clock.now - asked_s)
         left.remove(at)
         if not left:
+            self._waits_s += replica.clock.now - asked_s
             replica.settle()
             engine.loaded(load.request)
             replica.moving -= 1
@@ -205,7 +212,7 @@ class KvLoads(Observer):
             "all": {
                 "loads": len(self._spared),
                 "hit_tokens": int(loads["tokens"].sum()),
-                "load_s": float(loads["load_s"].sum()),
+                "load_s": self._waits_s,
                 "saved_s": self._saved_s(_prefill_price(cost, most_tokens)),
             }
         }
