@@ -1,4 +1,4 @@
-"""KV below the GPUs: what is evicted is found again, loads take their time on links that they share, nothing is lost."""
+"""KV below the GPUs: what is evicted is found again, loads share the links that they take, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -327,7 +327,8 @@ def test_a_run_tells_its_tiers(turns: dict[str, Any], tmp_path: Path, capsys: py
     hits = run.requests["prefix_hit_tokens"].sum()
     assert tiers["all"]["hit_tokens"] == loaded.sum()
     assert 0.9 * hits < loaded.sum() <= hits
-    assert alone.summary["kv"]["prefix_hit_rate"] < 0.1 < 0.6 < run.summary["kv"]["prefix_hit_rate"]
+    assert alone.summary["kv"]["prefix_hit_rate"] < 0.1
+    assert run.summary["kv"]["prefix_hit_rate"] > 0.6
     token_bytes = 2 * 32 * 8 * 128 * 2
     assert tiers["host"]["capacity_tokens"] == int(0.5 * 2**30 / token_bytes / 16) * 16
     assert tiers["store"]["bytes"] == tiers["store"]["hit_tokens"] * token_bytes
