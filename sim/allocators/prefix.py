@@ -153,7 +153,7 @@ class Prefix(Paged):
         self._idle.tell_lost = told
 
     def names(self, req: Request, first: int) -> Sequence[int]:
-        return self._keys(req, first, (req.known - 1) // self.pool.block_tokens)
+        return self._keys(req, first, self.pool.blocks_for(req.known) - 1)
 
     def hold(self, req: Request, tokens: int) -> bool:
         self._awaiting.add(req)

@@ -79,7 +79,7 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class KvLoad:
     """KV on its way to a request: behind the `found_tokens` that the device had, so many blocks of each tier."""
 
     request: Request
@@ -95,7 +95,7 @@ class Tiers:
         self.tiers = tiers
         self._allocator = allocator
         self._block_tokens = allocator.pool.block_tokens
-        self.begun: list[Load] = []
+        self.begun: list[KvLoad] = []
         """Loads that whoever moves KV has not taken out yet; instant ones are there already."""
         allocator.tell_evicted(self._put)
 
@@ -136,4 +136,4 @@ class Tiers:
             blocks[at] += len(names)
             # What was evicted to make the room may have pushed some out, which is read all the same.
             self.tiers[at].use([name for name in names if name in self.tiers[at]])
-        self.begun.append(Load(req, hit_tokens, tuple(blocks), self.tokens(pieces)))
+        self.begun.append(KvLoad(req, hit_tokens, tuple(blocks), self.tokens(pieces)))

@@ -17,7 +17,7 @@ from sim.engine.batch import Batch, Shape
 from sim.engine.engine import Engine
 from sim.engine.flight import ObservedReplica, Observer
 from sim.engine.request import index_of
-from sim.engine.tiers import Load, Tier
+from sim.engine.tiers import KvLoad, Tier
 from sim.load import find
 from sim.results.percentiles import distribution
 from sim.scenario import Scenario
@@ -160,7 +160,7 @@ class KvLoads(Observer):
             for load in begun:
                 self._begin(load, engine, replica)
 
-    def _begin(self, load: Load, engine: Engine, replica: Replica) -> None:
+    def _begin(self, load: KvLoad, engine: Engine, replica: Replica) -> None:
         self._spared.append((load.request.known, load.found_tokens, load.tokens))
         parts = [at for at, blocks in enumerate(load.blocks) if blocks]
         if load.request not in engine.roster.placed:
@@ -173,7 +173,7 @@ class KvLoads(Observer):
             kind, arrived = self._kinds[at], partial(self._arrived, load, at, asked_s, left, engine, replica)
             self._links[at].send(kind.link(replica.index), _INTO, load.blocks[at] * kind.block_bytes, arrived)
 
-    def _arrived(self, load: Load, at: int, asked_s: float, left: set[int], engine: Engine, replica: Replica) -> None:
+    def _arrived(self, load: KvLoad, at: int, asked_s: float, left: set[int], engine: Engine, replica: Replica) -> None:
         self._note(load, at, replica.clock.now - asked_s)
         left.remove(at)
         if not left:
@@ -183,7 +183,7 @@ class KvLoads(Observer):
             replica.moving -= 1
             replica.wake()
 
-    def _note(self, load: Load, at: int, load_s: float) -> None:
+    def _note(self, load: KvLoad, at: int, load_s: float) -> None:
         row = (index_of(load.request.id), at, load.blocks[at] * self._block_tokens, load_s)
         for column, value in zip(self._log.values(), row, strict=True):
             column.append(value)
