@@ -291,6 +291,16 @@ def test_what_a_tier_has_no_room_for_falls_to_the_next_and_comes_from_there() ->
     assert done.requests[2].first_scheduled_s == pytest.approx(1.0 + 16 / 100)
 
 
+def test_of_two_tiers_that_have_a_block_the_faster_gives_it() -> None:
+    """Two floods push A to the disk; loaded from there and evicted again, it is in the host too."""
+    flood: Row = (0.5, 8, 9, 3, 1)
+    below = Below([kind(4, 1_000.0), replace(kind(100, 1_000.0), name="disk")])
+    served(TEN, [A, FLOOD, flood, SOON_A, FLOOD, SOON_A], below)
+    loads = below.loads.loads()
+    assert loads[loads["request"] == 3][["tier", "tokens"]].to_numpy().tolist() == [[1, 16]]
+    assert loads[loads["request"] == 5][["tier", "tokens"]].to_numpy().tolist() == [[0, 16]]
+
+
 # ---- scenarios ------------------------------------------------------------------------------------------------------
 
 
