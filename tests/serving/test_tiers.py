@@ -301,6 +301,13 @@ def test_of_two_tiers_that_have_a_block_the_faster_gives_it() -> None:
     assert loads[loads["request"] == 5][["tier", "tokens"]].to_numpy().tolist() == [[0, 16]]
 
 
+def test_who_holds_loaded_kv_goes_on_where_nobody_else_can() -> None:
+    """By hand: A and B hold all ten blocks, and the shortest job, which its policy asks first, needs two."""
+    rows: list[Row] = [A, B, FLOOD, SOON_A, B, (0.001, 5, 0, 5, 1)]
+    done = served(replace(TEN, policy="sjf"), rows, Below([kind(100, 1_000.0)]))
+    assert done.column("first_scheduled_s")[3:] == pytest.approx([1.032, 1.032, 1.032 + STEP_S + 0.0001])
+
+
 # ---- scenarios ------------------------------------------------------------------------------------------------------
 
 
