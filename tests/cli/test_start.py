@@ -76,7 +76,7 @@ def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     assert modules.isdisjoint({"scipy", "jinja2", "pyarrow.parquet", "torch", "rich.progress"})
     of_sim = {name for name in modules if name.startswith(("sim.report", "sim.results.files", "sim.study"))}
     assert not {name for name in of_sim if "perfetto" in name or "page" in name or "files" in name or "sweep" in name}
-    assert len(ours(modules)) <= 240, sorted(ours(modules))
+    assert len(ours(modules)) <= 260, sorted(ours(modules))  # a tenth of them what fleets, ranks and tiers need
 
 
 def test_the_list_of_commands_says_what_they_say() -> None:
