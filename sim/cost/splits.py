@@ -78,31 +78,34 @@ class Cut(NamedTuple):
 
     def idle_each(self, lengths: Lengths, steps: range) -> list[float]:
         """The same of several steps of a span."""
-        knee, heads = self.processors / SATURATING, self.heads
+        knee, heads, captured = self.processors / SATURATING, self.heads, self.most_blocks > 0
         first_rows, first_tokens = lengths[0]
+        # As floats, in which whole numbers are exact: each step would make them so.
         groups = []
-        rows_in_all = tokens_in_all = 0
+        count = together = 0.0
         for (rows, tokens), (next_rows, next_tokens) in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
-            rows_in_all += rows
-            tokens_in_all += tokens
-            groups.append((rows, tokens, rows_in_all, tokens_in_all, next_rows, next_tokens))
+            count += rows
+            together += tokens
+            groups.append((count, together, float(next_rows), float(next_tokens)))
         idle_tokens = []
+        cut = slots = 0
         for step in steps:
-            total = tokens_in_all + step * rows_in_all
-            cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
-            slots = min(self.processors, self.rows * heads * cut)
+            total = together + step * count
+            if not (cut and captured):
+                cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
+                slots = min(self.processors, self.rows * heads * cut)
             saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
-            idle = 0.0
-            for rows, tokens, count, together, next_rows, next_tokens in groups:
-                above = together + step * count
-                below = (next_tokens + step * next_rows) / next_rows if next_rows else 0.0
-                full = (above - saturated) / count
-                grown, last = (tokens + step * rows) / rows, (above - ended) / count
+            idle, grown, at = 0.0, (first_tokens + step * first_rows) / first_rows, float(step)
+            for rows, tokens, next_rows, next_tokens in groups:
+                above = tokens + at * rows
+                below = (next_tokens + at * next_rows) / next_rows if next_rows else 0.0
+                full, last = (above - saturated) / rows, (above - ended) / rows
                 low, high = full if full > below else below, last if last < grown else grown
                 if high > low:
-                    idle += (high - low) * (knee - share * (above - count * (low + high) / 2))
+                    idle += (high - low) * (knee - share * (above - rows * (low + high) / 2.0))
                 if full >= below:
                     break
+                grown = below
             idle_tokens.append(idle / cut / heads)
         return idle_tokens
 
