@@ -82,11 +82,11 @@ class Cut(NamedTuple):
         first_rows, first_tokens = lengths[0]
         # As floats, in which whole numbers are exact: each step would make them so.
         groups = []
-        count = together = 0.0
-        for (rows, tokens), (next_rows, next_tokens) in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
+        count, together = 0.0, 0.0
+        for (rows, tokens), after in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
             count += rows
             together += tokens
-            groups.append((count, together, float(next_rows), float(next_tokens)))
+            groups.append((count, together, float(after[0]), float(after[1])))
         idle_tokens = []
         cut = slots = 0
         for step in steps:
@@ -96,13 +96,13 @@ class Cut(NamedTuple):
                 slots = min(self.processors, self.rows * heads * cut)
             saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
             idle, grown, at = 0.0, (first_tokens + step * first_rows) / first_rows, float(step)
-            for rows, tokens, next_rows, next_tokens in groups:
-                above = tokens + at * rows
+            for members, summed, next_rows, next_tokens in groups:
+                above = summed + at * members
                 below = (next_tokens + at * next_rows) / next_rows if next_rows else 0.0
-                full, last = (above - saturated) / rows, (above - ended) / rows
+                full, last = (above - saturated) / members, (above - ended) / members
                 low, high = full if full > below else below, last if last < grown else grown
                 if high > low:
-                    idle += (high - low) * (knee - share * (above - rows * (low + high) / 2.0))
+                    idle += (high - low) * (knee - share * (above - members * (low + high) / 2.0))
                 if full >= below:
                     break
                 grown = below
@@ -148,13 +148,6 @@ class Tail(NamedTuple):
     def at(self, context: int, lengths: Lengths, step: int) -> float:
         """Seconds where contexts add up to `context`."""
         return self.floor_s + self.token_s * (context + self.cut.idle_tokens(lengths, step))
-
-    def each(self, contexts: range, lengths: Lengths) -> list[float]:
-        """The same of the first steps of a span, as many as there are contexts."""
-        idle_tokens = self.cut.idle_each(lengths, range(len(contexts)))
-        return [
-            self.floor_s + self.token_s * (context + idle) for context, idle in zip(contexts, idle_tokens, strict=True)
-        ]
 
     def along(self, contexts: Floats, lengths: Lengths, steps: Any) -> Floats:
         """The same of several steps, bit for bit."""
