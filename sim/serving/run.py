@@ -41,7 +41,7 @@ from sim.serving.pool import (
     served_by,
     served_names,
 )
-from sim.serving.simulation import Simulation
+from sim.serving.simulation import Simulation, seldom_collected
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
@@ -91,7 +91,7 @@ def simulate(
     backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:
         scenario = backend.fitted(scenario)
-    pools = [_hooked(pool, hooks) for pool in pools_of(scenario)]
+    pools = _pools(scenario, hooks)
     scenario, parts = served_by(scenario), pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
     spans = backend is None and hooks.session is None if hooks.spans is None else hooks.spans
@@ -175,6 +175,11 @@ def simulate(
         transfers,
         None if lifecycle is None else lifecycle.events(),
     )
+
+
+def _pools(scenario: Scenario, hooks: Hooks) -> list[Pool]:
+    with seldom_collected():  # a profile may have tens of thousands of rows, and each is a few containers
+        return [_hooked(pool, hooks) for pool in pools_of(scenario)]
 
 
 def _hooked(pool: Pool, hooks: Hooks) -> Pool:
