@@ -79,6 +79,15 @@ class ContextCost(NamedTuple):
         lengths = self.lengths(shape)
         if not even and last < end and repeats < (_TAIL_VECTOR_SPAN if self.tail else _VECTOR_SPAN):
             contexts = range(context, last + 1, decodes)
+            if self.tail is not None and lengths:
+                floor_s, token_s, cut = self.tail
+                steps_s = []
+                for tokens, idle in zip(contexts, cut.idle_each(lengths, range(repeats)), strict=True):
+                    here_s = value + slope * (tokens - start)
+                    tail_s = floor_s + token_s * (tokens + idle)
+                    step_s = fixed_s + (tail_s if tail_s > here_s else here_s)
+                    steps_s.append(step_s if step_s > least_s else least_s)
+                return steps_s
             seconds_s = [value + slope * (tokens - start) for tokens in contexts]
             if self.tail is None:
                 mosts = range(longest, longest + decodes * repeats, decodes)
@@ -86,11 +95,6 @@ class ContextCost(NamedTuple):
                 seconds_s = [
                     here_s + uneven * (far_s - here_s)
                     for here_s, far_s in zip(seconds_s, self.line.each(mosts), strict=True)
-                ]
-            elif lengths:
-                tails_s = self.tail.each(contexts, lengths)
-                seconds_s = [
-                    tail_s if tail_s > here_s else here_s for here_s, tail_s in zip(seconds_s, tails_s, strict=True)
                 ]
             steps_s = [fixed_s + here_s for here_s in seconds_s]
             return [step_s if step_s > least_s else least_s for step_s in steps_s]

@@ -87,17 +87,24 @@ def names() -> list[str]:
 
 def gpu_of(name: str, gpu: str) -> GpuSpec:
     """The data sheet that a run goes by: the profile's own, where it has one (a CPU is in no catalog), or `gpu`'s."""
-    profile = find(name) if name != "roofline" else None
-    return profile.device if profile and profile.device else catalog.load_gpu(gpu)
+    if name == "roofline":
+        return catalog.load_gpu(gpu)
+    folder = _folder(name)
+    # Its tables may have tens of thousands of rows, and say nothing of the GPU.
+    return _device(folder, read_meta(folder / DESCRIPTION)) or catalog.load_gpu(gpu)
 
 
 def find(name: str) -> Profile:
     """The profile of a folder, or of the catalog by name; InputError lists the known ones."""
+    return read(_folder(name))
+
+
+def _folder(name: str) -> Path:
     path = Path(name)
     if files.is_file(path / DESCRIPTION) or path.name == DESCRIPTION:
-        return read(path.parent if path.name == DESCRIPTION else path)
+        return path.parent if path.name == DESCRIPTION else path
     if name in names():
-        return read(_FOLDER / name)
+        return _FOLDER / name
     raise InputError(
         f"unknown profile {name!r}; known are {', '.join(['roofline', *names()])}, or the path of a folder with a "
         f"{DESCRIPTION}"
@@ -110,24 +117,29 @@ def read(folder: Path) -> Profile:
     Raises:
         InputError: a fault, by file and line or key; another schema version; a row faster than the device can be.
     """
-    path = folder / DESCRIPTION
-    meta = read_meta(path)
+    meta = read_meta(folder / DESCRIPTION)
     tables = {}
     for file in sorted(folder.glob("*.csv")):
         if file.stem not in TABLES:
             raise InputError(f"{file}: no table of a profile; known are {', '.join(f'{name}.csv' for name in TABLES)}")
         tables[file.stem] = read_table(file)
-    device_file = folder / DEVICE
-    device = catalog.load_gpu(str(device_file)) if files.is_file(device_file) else None
-    if device is not None and device.name != meta.gpu:
-        raise InputError(f"{device_file}: is about {device.name!r}, and {path.name} says gpu = {meta.gpu!r}")
-    text = files.text(device_file) if device is not None else ""
+    device = _device(folder, meta)
+    text = files.text(folder / DEVICE) if device is not None else ""
     try:
         profile = Profile(meta, {name: tables[name] for name in TABLES if name in tables}, device, text)
         profile.check_speed()
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     return profile
+
+
+def _device(folder: Path, meta: Meta) -> GpuSpec | None:
+    """The data sheet that stands beside the tables, if any does."""
+    path = folder / DEVICE
+    device = catalog.load_gpu(str(path)) if files.is_file(path) else None
+    if device is not None and device.name != meta.gpu:
+        raise InputError(f"{path}: is about {device.name!r}, and {DESCRIPTION} says gpu = {meta.gpu!r}")
+    return device
 
 
 def write(profile: Profile, folder: Path, *, replace: bool = False, extra: Mapping[str, str] | None = None) -> None:

@@ -41,7 +41,17 @@ class Profiled(Roofline):
     InputError also where the profile is another GPU's, or is wrong about itself.
     """
 
-    __slots__ = ("_by_rows", "_by_tokens", "_costs", "_operations", "_overheads", "_priced", "_synchronous", "profile")
+    __slots__ = (
+        "_by_rows",
+        "_by_tokens",
+        "_costs",
+        "_operations",
+        "_overheads",
+        "_priced",
+        "_roof_ranks",
+        "_synchronous",
+        "profile",
+    )
 
     def __init__(
         self,
@@ -87,6 +97,7 @@ class Profiled(Roofline):
         self._overheads = Overheads(model.layers, tables)
         self._by_tokens: dict[int, Terms] = {}
         self._by_rows: dict[int, Terms] = {}
+        self._roof_ranks: dict[str, int] = {}
         self._costs: dict[tuple[int, bool], tuple[ContextCost | None, ContextCost | None]] = {}
 
     @property
@@ -352,4 +363,7 @@ class Profiled(Roofline):
 
     def _roof(self, term: str, seconds: float) -> Price:
         """What no table of the profile has."""
-        return Price(seconds, SOURCES.index(self._sources.of(term)))
+        rank = self._roof_ranks.get(term)
+        if rank is None:
+            rank = self._roof_ranks[term] = SOURCES.index(self._sources.of(term))
+        return Price(seconds, rank)

@@ -78,31 +78,34 @@ class Cut(NamedTuple):
 
     def idle_each(self, lengths: Lengths, steps: range) -> list[float]:
         """The same of several steps of a span."""
-        knee, heads = self.processors / SATURATING, self.heads
+        knee, heads, captured = self.processors / SATURATING, self.heads, self.most_blocks > 0
         first_rows, first_tokens = lengths[0]
+        # As floats, in which whole numbers are exact: each step would make them so.
         groups = []
-        rows_in_all = tokens_in_all = 0
-        for (rows, tokens), (next_rows, next_tokens) in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
-            rows_in_all += rows
-            tokens_in_all += tokens
-            groups.append((rows, tokens, rows_in_all, tokens_in_all, next_rows, next_tokens))
+        count, together = 0.0, 0.0
+        for (rows, tokens), after in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
+            count += rows
+            together += tokens
+            groups.append((count, together, float(after[0]), float(after[1])))
         idle_tokens = []
+        cut = slots = 0
         for step in steps:
-            total = tokens_in_all + step * rows_in_all
-            cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
-            slots = min(self.processors, self.rows * heads * cut)
+            total = together + step * count
+            if not (cut and captured):
+                cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
+                slots = min(self.processors, self.rows * heads * cut)
             saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
-            idle = 0.0
-            for rows, tokens, count, together, next_rows, next_tokens in groups:
-                above = together + step * count
-                below = (next_tokens + step * next_rows) / next_rows if next_rows else 0.0
-                full = (above - saturated) / count
-                grown, last = (tokens + step * rows) / rows, (above - ended) / count
+            idle, grown, at = 0.0, (first_tokens + step * first_rows) / first_rows, float(step)
+            for members, summed, next_rows, next_tokens in groups:
+                above = summed + at * members
+                below = (next_tokens + at * next_rows) / next_rows if next_rows else 0.0
+                full, last = (above - saturated) / members, (above - ended) / members
                 low, high = full if full > below else below, last if last < grown else grown
                 if high > low:
-                    idle += (high - low) * (knee - share * (above - count * (low + high) / 2))
+                    idle += (high - low) * (knee - share * (above - members * (low + high) / 2.0))
                 if full >= below:
                     break
+                grown = below
             idle_tokens.append(idle / cut / heads)
         return idle_tokens
 
@@ -145,13 +148,6 @@ class Tail(NamedTuple):
     def at(self, context: int, lengths: Lengths, step: int) -> float:
         """Seconds where contexts add up to `context`."""
         return self.floor_s + self.token_s * (context + self.cut.idle_tokens(lengths, step))
-
-    def each(self, contexts: range, lengths: Lengths) -> list[float]:
-        """The same of the first steps of a span, as many as there are contexts."""
-        idle_tokens = self.cut.idle_each(lengths, range(len(contexts)))
-        return [
-            self.floor_s + self.token_s * (context + idle) for context, idle in zip(contexts, idle_tokens, strict=True)
-        ]
 
     def along(self, contexts: Floats, lengths: Lengths, steps: Any) -> Floats:
         """The same of several steps, bit for bit."""

@@ -50,8 +50,8 @@ class Resources:
 
     @classmethod
     def predicted(cls, terms: StepTerms) -> Resources:
-        """Of up to `MOST_SPANS` of the recorded spans, evenly chosen, each explained at its middle step."""
-        every = -(-len(terms.spans) // MOST_SPANS) or 1
+        """Of up to `MOST_SPANS` of the recorded spans, and of `terms.most`, each explained at its middle step."""
+        every = -(-len(terms.spans) // min(MOST_SPANS, terms.most)) or 1
         chosen = terms.spans[::every]
         arithmetic = Arithmetic(terms.cost)
         seconds = np.zeros((len(chosen), len(RESOURCES)))

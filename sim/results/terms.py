@@ -33,8 +33,11 @@ class StepTerms:
     overlap_host: bool
     gap: HostGap = HIDDEN
     """What of the host's work the device waits for although the rest is hidden."""
-
-    _known: dict[int, Mapping[tuple[str, str], float]] = field(default_factory=dict, repr=False, compare=False)
+    most: int = MOST_FOR_SHARES
+    """Spans that shares rest on, at most."""
+    _known: dict[int, Mapping[tuple[str, str], float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def every(self) -> int:
@@ -43,7 +46,7 @@ class StepTerms:
     @property
     def stride(self) -> int:
         """One of so many recorded spans is taken for shares."""
-        return -(-len(self.spans) // MOST_FOR_SHARES) or 1
+        return -(-len(self.spans) // self.most) or 1
 
     @property
     def rows(self) -> np.ndarray:

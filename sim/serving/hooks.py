@@ -14,6 +14,7 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules
 from sim.results.clients import ClientLog
 from sim.results.gaps import TokenGaps
+from sim.results.terms import MOST_FOR_SHARES
 from sim.serving.executor import Executor
 
 Progress = Callable[[int, int], None]
@@ -43,6 +44,7 @@ class Hooks:
         cost: prices instead of the profile that the scenario names.
         rules: of another version of the engine than the scenario names.
         spans: whether the engine may repeat steps unasked; None leaves it to the executor.
+        most_explained: spans that the shares of terms, sources and resources rest on, at most.
         gaps: is given the gaps between the tokens that clients saw, once the run is over.
         clients: is where a front end writes down what clients see, a place for each admissible request; None for a log
             of the run's own.
@@ -55,6 +57,7 @@ class Hooks:
     rules: Rules | None = None
     spans: bool | None = None
     gaps: Callable[[TokenGaps], None] | None = None
+    most_explained: int = MOST_FOR_SHARES
     clients: ClientLog | None = None
 
 

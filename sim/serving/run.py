@@ -41,7 +41,7 @@ from sim.serving.pool import (
     served_by,
     served_names,
 )
-from sim.serving.simulation import Simulation
+from sim.serving.simulation import Simulation, seldom_collected
 from sim.serving.tiers import check_tiers, shares_store, tier_notes
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
@@ -124,7 +124,7 @@ def simulate(
     lifecycle = simulation.entrance.lifecycle
     present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
     speculation = None
-    of_pools = _costs(pools, simulation.steps, steps) if session is None else []
+    of_pools = _costs(pools, simulation.steps, steps, hooks.most_explained) if session is None else []
     step_terms = FleetTerms(of_pools) if len(of_pools) > 1 else of_pools[0] if of_pools else None
     spent = [each.spent() for each in of_pools]
     terms = of_all([(each, own[0]) for each, own in zip(of_pools, spent, strict=True)])
@@ -185,7 +185,8 @@ def _may_repeat(scenario: Scenario, hooks: Hooks, *, live: bool) -> bool:
 
 
 def _pools(scenario: Scenario, hooks: Hooks) -> list[Pool]:
-    pools = pools_of(scenario)
+    with seldom_collected():  # a profile may have tens of thousands of rows, and each is a few containers
+        pools = pools_of(scenario)
     check_tiers(scenario, pools)
     return [_hooked(pool, hooks) for pool in pools]
 
@@ -293,11 +294,11 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     return sent_rows, rejected
 
 
-def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame) -> list[StepTerms]:
+def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame, most: int) -> list[StepTerms]:
     """What the steps of each pool cost by term."""
     spans = by_pool(pools, log.sample, steps)
     return [
-        StepTerms(pool.parts.cost, own, pool.parts.asynchronous, pool.parts.gap)
+        StepTerms(pool.parts.cost, own, pool.parts.asynchronous, pool.parts.gap, most)
         for pool, own in zip(pools, spans, strict=True)
     ]
 

@@ -15,7 +15,9 @@ from sim.cost import description, profile
 from sim.cost.profile import Accuracy, Profile, find, read, write
 from sim.cost.schema import TABLES
 from sim.cost.speed import too_fast
-from sim.cost.tables import Table
+from sim.cost.tables import Table, read_table
+from sim.scenario import build
+from sim.serving.assemble import assemble
 from traces.schema import InputError
 
 GEMM = {"dtype": "bf16", "weight_dtype": "bf16", "k": 4096, "n": 4096}
@@ -154,6 +156,14 @@ def test_a_profile_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="is there already"):
         write(small(), tmp_path / "other", replace=True)
+
+
+def test_a_run_reads_each_table_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(llama_profile(), tmp_path / "p")
+    seen: list[str] = []
+    monkeypatch.setattr(profile, "read_table", lambda path: (seen.append(path.name), read_table(path))[1])
+    assemble(build({"gpu": "h100", "cost.profile": str(tmp_path / "p")}))
+    assert sorted(seen) == sorted(path.name for path in (tmp_path / "p").glob("*.csv"))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -29,7 +29,7 @@ from traces.schema import InputError
 
 APART = {"pools.prefill.role": "prefill", "pools.decode.role": "decode", "transfer.gb_per_s": 50.0}
 SLO = "ttft_p90=0.3,tpot_p90=0.03"
-FEW_SEATS = {"engine.max_num_seqs": 4}
+FEW_SEATS = {"engine.max_num_seqs": 4, "front_end.name": "off"}
 """So that a capacity is small, and quickly simulated."""
 
 

@@ -35,6 +35,8 @@ FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 BAND = ("level", "common", "steps")
 """Of a run's band, what its steps may be off."""
 MOST_REPLICATIONS = 1000
+EXPLAINED = 128
+"""Spans of a replication that its sources and what binds rest on, at most: their means over replications are told."""
 MOST_MODELS = 8
 """Cost models that a process keeps with the prices that they remember."""
 _known_prices: dict[tuple[str, tuple[Stamps, ...]], StepCost] = {}
@@ -96,7 +98,7 @@ def measure(point: Replication) -> Observation:
         cost = None if scenario.pools else _prices(point.base, pools[0].parts.cost)
         factors = dict(point.factors)
         wrap = (lambda executor: Scaled(executor, factors)) if factors else None
-        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap, clients=clients)
+        hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap, clients=clients, most_explained=EXPLAINED)
         result = serving.simulate(scenario, trace=trace, hooks=hooks)
     except HopelessError as certain:
         nothing = np.empty(0)
