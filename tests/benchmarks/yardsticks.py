@@ -24,7 +24,8 @@ from tests.benchmarks.against import AZURE, ROOT, TRACES, once
 
 YARDSTICK = ROOT.parent / "shared" / "yardstick" / "drive_dynamo.py"
 MOONCAKE = TRACES / "mooncake-fast25" / "conversation_trace.jsonl.gz"
-CHAT: dict[str, Any] = {"workload.trace": str(AZURE), "kv.blocks": 30_000}
+# The peer is an engine without a server before it.
+CHAT: dict[str, Any] = {"workload.trace": str(AZURE), "kv.blocks": 30_000, "front_end.name": "off"}
 ALONE: dict[str, Any] = {**CHAT, "workload.rate": 5.0, "workload.limit": 19_200}
 H200: dict[str, Any] = {**CHAT, "gpu": "h200"}
 PEERS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -33,6 +34,7 @@ PEERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "mooncake, prefixes": (
         {
             "workload.trace": str(MOONCAKE),
+            "front_end.name": "off",
             "allocator.name": "prefix",
             "kv.blocks": 30_000,
             "engine.max_model_len": 131_072,
