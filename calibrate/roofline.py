@@ -47,7 +47,7 @@ def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
         InputError: as of `import_profile`; tables that hold nothing that the roofline has constants for.
     """
     gpu = catalog.load_gpu(gpu_name)
-    imported = import_profile(sources, gpu_name)
+    imported = import_profile(sources, gpu_name, exchanges=True)
     tables, slow = _without_slow(imported.profile)
     operations: dict[str, object] = {}
     errors: dict[str, Floats] = {}

@@ -35,16 +35,18 @@ def import_profile(
     dtype: str | None = None,
     model: str | None = None,
     tp: int | None = None,
+    exchanges: bool = False,
 ) -> Imported:
     """The profile in files and folders of one format, recognised by their columns.
 
     `gpu` is a catalog name or the user's TOML file, which then goes into the profile; its data sheet decides which rows
-    can be true. `dtype`, `model` and `tp` say what some files do not.
+    can be true. `dtype`, `model` and `tp` say what some files do not. `exchanges`: also keep what `fit-roofline` reads
+    and no profile prices.
 
     Raises:
         InputError: an unknown format or column, a fact that nobody said, a table that is mostly impossible.
     """
-    options = ImportOptions(catalog.load_gpu(gpu), dtype=dtype, model=model, tp=tp)
+    options = ImportOptions(catalog.load_gpu(gpu), dtype=dtype, model=model, tp=tp, exchanges=exchanges)
     sheets = open_sheets(sources)
     name = format_name or formats.recognise(sheets)
     reader = formats.load(name)

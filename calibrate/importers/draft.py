@@ -82,12 +82,21 @@ class Draft:
 
 
 class ImportOptions:
-    """What the user said beside the files. An option that a format has no use for is refused (`check_used`)."""
+    """What the user said beside the files. An option that a format has no use for is refused (`check_used`).
+
+    exchanges: also keep collectives that the roofline has measured prices of and profiles have not (all-to-alls).
+    """
 
     def __init__(
-        self, gpu: GpuSpec, *, dtype: str | None = None, model: str | None = None, tp: int | None = None
+        self,
+        gpu: GpuSpec,
+        *,
+        dtype: str | None = None,
+        model: str | None = None,
+        tp: int | None = None,
+        exchanges: bool = False,
     ) -> None:
-        self.gpu = gpu
+        self.gpu, self.exchanges = gpu, exchanges
         self._given: dict[str, str | int | None] = {"dtype": dtype, "model": model, "tp": tp}
         self._used: set[str] = set()
 

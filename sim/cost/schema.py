@@ -166,7 +166,7 @@ TABLES: Mapping[str, TableSpec] = {
         TableSpec(
             "all_reduce",
             "a collective over `gpus`; bytes of the whole message on each GPU",
-            (Column("op", "text", ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")), _count("gpus", 2)),
+            (Column("op", "text", ("all_reduce", "all_gather", "all_to_all")), _count("gpus", 2)),
             (_count("bytes"),),
         ),
         TableSpec(

@@ -38,8 +38,10 @@ _GEMMS: Mapping[str, tuple[str, str]] = {
 }
 _CACHES: Mapping[str, str] = {**_ACTIVATIONS, "fp8": "fp8", "int8": "int8"}
 _ELEMENT_BYTES: Mapping[str, int] = {**dict.fromkeys(_ACTIVATIONS, 2), "int8": 1}
-_COLLECTIVES = {name: name for name in ("all_reduce", "all_gather", "reduce_scatter")} | {"alltoall": "all_to_all"}
+_COLLECTIVES = {"all_reduce": "all_reduce", "all_gather": "all_gather"}
 """Of a profile, by the names of these tables."""
+_EXCHANGES = {"alltoall": "all_to_all"}
+"""What the roofline's constants have besides."""
 
 
 def table_of(sheet: Sheet) -> str | None:
@@ -74,7 +76,7 @@ def read(sheets: list[Sheet], options: ImportOptions) -> Draft:
             elif table == "experts":
                 _experts(draft, place, cells, fallback)
             else:
-                _collective(draft, place, cells, collectives)
+                _collective(draft, place, cells, collectives, options)
     for messages in collectives.values():
         _fastest(draft, messages)
     return draft
@@ -184,10 +186,17 @@ def _routing(distribution: str) -> Routing:
 _Message = tuple[Place, dict[str, Value]]
 
 
-def _collective(draft: Draft, place: Place, cells: Cells, messages: dict[tuple[Value, ...], list[_Message]]) -> None:
+def _collective(
+    draft: Draft,
+    place: Place,
+    cells: Cells,
+    messages: dict[tuple[Value, ...], list[_Message]],
+    options: ImportOptions,
+) -> None:
     with draft.reading("all_reduce", place):
         op = str(cells.get("op_name") or "all_reduce")
-        if op not in _COLLECTIVES:
+        known = _COLLECTIVES | (_EXCHANGES if options.exchanges else {})
+        if op not in known:
             raise Unusable(f"{op} is no collective of a profile")
         if str(cells.get("backend") or "").endswith("eager"):
             raise Unusable("launched by itself, so that the host's time is in it; the rows in a graph are kept")
@@ -197,7 +206,7 @@ def _collective(draft: Draft, place: Place, cells: Cells, messages: dict[tuple[V
         if element_bytes == 1:
             raise Unusable("the same bytes in 16-bit elements are kept")
         draft.note("message_size counts elements; bytes are those of all elements of a GPU (of a gather: its result).")
-        row: dict[str, Value] = {"op": _COLLECTIVES[op], "gpus": count(cells, "num_gpus", least=2), "bytes": size}
+        row: dict[str, Value] = {"op": known[op], "gpus": count(cells, "num_gpus", least=2), "bytes": size}
         messages.setdefault(tuple(row.values()), []).append((place, {**row, "us": _time_us(cells)}))
 
 
