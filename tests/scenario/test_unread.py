@@ -43,6 +43,7 @@ FAILURES = {"mttr_s": (5.0, "mtbf_s"), "restart_s": (5.0, "restart_at_s"), "rest
 FAIL = {"mtbf_s": 50.0, "restart_at_s": 5.0, "schedule": (OutageSettings(down_s=1.0),)}
 SCALE = {"target": 5.0, "min": 2, "max": 3, "interval_s": 5.0, "tolerance": 0.5, "delay_s": 5.0, "cooldown_s": 5.0}
 RETRY = {"base_s": 0.5, "factor": 3.0, "max_s": 30.0, "jitter": 0.25}
+TIERS = ("host", "disk", "store")
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
     ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
@@ -67,6 +68,14 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
             f"front_end.{key} is {value}, and it is read only where front_end.name is not off",
         )
         for key, value in FRONT_END.items()
+    ),
+    *(
+        (
+            {f"tiers.{tier}_{key}": value},
+            f"tiers.{tier}_{key} is {value:g}, and it is read only where tiers.{tier}_gib is set",
+        )
+        for tier in TIERS
+        for key, value in (("gb_per_s", 7.0), ("latency_s", 0.5))
     ),
     (
         {"kv.from_log": "line", "executor": "live"},
