@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kv_figures import Figure, figures, left_bytes
@@ -16,7 +17,9 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Figure]:
+def told(shared: Path) -> list[Figure]:
+    """They stand in the folder that is asked for, without which the test is skipped."""
+    assert shared.is_dir()
     return figures()
 
 
