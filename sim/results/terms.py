@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,13 @@ class StepTerms:
     @property
     def rows(self) -> np.ndarray:
         return np.fromiter((row for row, _, _ in self.spans), np.int64, len(self.spans))
+
+    def under(self, rows: Sequence[int]) -> StepTerms:
+        """The same spans under other rows of a table; what of them is explained stays so."""
+        spans = [(row, shape, repeats) for row, (_, shape, repeats) in zip(rows, self.spans, strict=True)]
+        other = replace(self, spans=spans)
+        other._known.update(self._known)
+        return other
 
     def of(self, place: int) -> dict[str, float]:
         """Seconds by term of the middle step of recorded span number `place`; of the host's those not hidden."""

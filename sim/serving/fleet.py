@@ -205,7 +205,7 @@ def model_facts(requests: pd.DataFrame, slo: Sequence[Limit], duration: float) -
 def _within(terms: StepTerms, of_pool: np.ndarray) -> StepTerms:
     """The terms with their rows counted among the pool's own."""
     place = np.cumsum(of_pool) - 1
-    return replace(terms, spans=[(int(place[row]), shape, repeats) for row, shape, repeats in terms.spans])
+    return terms.under(place[terms.rows].tolist())
 
 
 def _served(pool: Pool, mine: range, requests: pd.DataFrame, transfers: pd.DataFrame | None) -> pd.DataFrame:
