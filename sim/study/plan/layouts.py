@@ -7,11 +7,9 @@ both keep pace with the rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-
-import numpy as np
 
 from sim.results.bill import Rates
 from sim.scenario import Scenario
@@ -112,18 +110,13 @@ def layouts(pools: Sequence[PoolAtBest], rate: float, most_gpus: int) -> list[Si
     ranges = [range(1, min(sizes.stop, most_gpus // pool.gpus + 1)) for pool, sizes in zip(pools, ranges, strict=True)]
     if math.prod(map(len, ranges)) > MOST_COMBINATIONS:
         raise InputError(f"{len(pools)} pools make more than {MOST_COMBINATIONS:,} layouts; plan fewer pools at once")
-    return sorted(_that_may_do(pools, ranges, rate, most_gpus), key=lambda sizes: _order(pools, sizes, rate))
-
-
-def _that_may_do(pools: Sequence[PoolAtBest], ranges: Sequence[range], rate: float, most_gpus: int) -> Iterator[Sizes]:
-    gpus = np.array([pool.gpus for pool in pools])
+    able = []
     for sizes in product(*ranges):
-        if int(gpus @ sizes) <= most_gpus and (together(pools, sizes).replicas(rate) or 2) == 1:
-            yield sizes
-
-
-def _order(pools: Sequence[PoolAtBest], sizes: Sizes, rate: float) -> tuple[float, float]:
-    return cost_of(pools, sizes), -together(pools, sizes).rate_per_s / rate
+        if sum(pool.gpus * size for pool, size in zip(pools, sizes, strict=True)) <= most_gpus:
+            bound = together(pools, sizes)
+            if bound.replicas(rate) == 1:
+                able.append(((cost_of(pools, sizes), -bound.rate_per_s / rate), sizes))
+    return [sizes for _, sizes in sorted(able, key=lambda each: each[0])]
 
 
 def cost_of(pools: Sequence[PoolAtBest], sizes: Sequence[int]) -> float:
