@@ -11,10 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sim.cost.step import MEMO_SIZE
+
 TILES = ((64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
 """Rows and columns of the result that one thread block makes: those of CUTLASS's default tile shapes."""
 SPLITS = (1, 2, 4, 8)
 """Thread blocks that may share one tile's inner dimension; each writes its part, and a second pass adds them up."""
+_LEAST_ROWS = min(rows for rows, _ in TILES)
+"""Of a tile; those of the others are multiples of it."""
 _PART_BYTES = 8.0
 """A part is written and read once more, as fp32."""
 
@@ -61,7 +65,7 @@ class Product:
     `quantise_s` is what it takes to make a row of the input, where a kernel before this one narrows it.
     """
 
-    __slots__ = ("_matrix_s", "_rates", "_row_s", "_ways", "quantise_s")
+    __slots__ = ("_matrix_s", "_memo", "_rates", "_row_s", "_ways", "quantise_s")
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Product:
         self._ways = [
             _way(rates, k, n, rows, columns, split, input_bytes) for rows, columns in TILES for split in SPLITS
         ]
+        self._memo: dict[float, list[tuple[float, float, float]]] = {}
 
     def ways_s(self, m: float) -> list[float]:
         """Seconds of the tensor cores at peak clocks for `m` rows, by each tile and split."""
@@ -91,7 +96,24 @@ class Product:
 
     def arithmetic_s(self, m: float) -> float:
         """Seconds of the tensor cores for `m` rows, by the best tile and split."""
-        return self._rates.sustain_s(min(self.ways_s(m)))
+        tiles = -(-m // _LEAST_ROWS)
+        splits = self._memo.get(tiles) or self._splits(tiles)
+        return self._rates.sustain_s(min([blocks_s + add_s + add_row_s * m for blocks_s, add_s, add_row_s in splits]))
+
+    def _splits(self, tiles: float) -> list[tuple[float, float, float]]:
+        """Of each split: seconds of all blocks by its best tile, and as `_Way` has them, those of adding parts up.
+
+        How many blocks there are depends on the rows by the smallest tiles that hold them.
+        """
+        sms, best = self._rates.sms, dict[tuple[float, float], float]()
+        for rows, blocks, block_s, *adds in self._ways:
+            blocks_s = -(-(-(-tiles * _LEAST_ROWS // rows) * blocks) // sms) * block_s
+            add_s, add_row_s = adds
+            best[add_s, add_row_s] = min(blocks_s, best.get((add_s, add_row_s), blocks_s))
+        splits = [(blocks_s, *adds) for adds, blocks_s in best.items()]
+        if len(self._memo) < MEMO_SIZE:
+            self._memo[tiles] = splits
+        return splits
 
     def memory_s(self, m: float) -> float:
         """Seconds in which operands and result cross the memory bus."""

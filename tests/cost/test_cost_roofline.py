@@ -349,6 +349,13 @@ def test_causal_pairs_are_counted_one_by_one(new: int, past: int) -> None:
     assert Affine(1.0, 0.0, 0.0).slice_s(new, past) == pairs
 
 
+@given(st.floats(1, 20_000) | st.integers(1, 20_000), st.integers(1, 20_000), st.integers(64, 20_000))
+def test_the_best_way_of_a_gemm_is_the_least_of_all(m: float, k: int, n: int) -> None:
+    rates = ProductRates(9e14, 3e12, 2e13, 132, 2e-6, 1.3e-6, 3e-6, 0.3, 0.8, 1e-3)
+    product = Product(rates, k, n, 2 * k * n, 2, 2)
+    assert product.arithmetic_s(m) == product.arithmetic_s(m) == rates.sustain_s(min(product.ways_s(m)))
+
+
 def test_gemm_by_hand() -> None:
     """One token: the weights' bytes bind. 8,192: 128 x 64 tiles of 64 x 64 are 82 waves on 100 SMs, which beat 11 waves
     of 1,024 tiles eight times as large."""
