@@ -5,28 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
 import simpy
 from simpy.events import NORMAL, URGENT
 
-Event = simpy.Event
 
+class Event(partial[None]):
+    """An event of SimPy's that has happened when it is scheduled, and calls one function.
 
-class _Call(Event):
-    """An event that has happened when it is scheduled, and calls one function."""
+    A partial is made without a Python frame, some 100,000 times a run.
+    """
 
     _value = None
     _ok = True
 
-    def __init__(self, action: Callable[[Event], None]) -> None:
-        self.action = action
-
     @property
     def callbacks(self) -> Any:
         """As SimPy asks for them."""
-        return [self.action]
+        return [self]
 
     @callbacks.setter
     def callbacks(self, value: Any) -> None:
@@ -40,20 +39,16 @@ class Clock(simpy.Environment):
     span and its single steps could disagree about an arrival that falls on it.
     """
 
-    _calls = 0
-
-    @property
-    def events(self) -> int:
-        """Calls asked for so far."""
-        return self._calls
+    events = 0
+    """Calls asked for so far."""
 
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
         """Call `action(event)` at `time_s`.
 
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
-        event = _Call(action)
-        self._calls = number = next(self._eid)
+        event = Event(action)
+        self.events = number = self.events + 1
         heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
         return event
 
@@ -62,7 +57,7 @@ class Clock(simpy.Environment):
         queue = self._queue
         while queue:
             self._now, _, _, event = heappop(queue)
-            event.action(event)  # type: ignore[attr-defined]
+            event(event)  # type: ignore[operator]
 
 
 class WallClock(Clock):
