@@ -5,8 +5,9 @@ Sequences of one request share blocks and copy them on write; requests among eac
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from itertools import accumulate, chain
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
@@ -14,6 +15,7 @@ from sim.engine.request import Request
 from traces.schema import InputError
 
 flattened = chain.from_iterable
+_append = list[int].append
 
 
 class FreeQueue:
@@ -124,12 +126,12 @@ class Holding:
     """In lockstep: its computed tokens less the tick."""
     phase: int
     """In lockstep: the ticks, modulo the block size, in which it takes a block."""
+    last_tick = -1
+    """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
-    def __init__(self, req: Request, order: int, block_tokens: int) -> None:
+    def __init__(self, req: Request, order: int) -> None:
         self.blocks: list[int] = []
         self.final_kv_tokens = req.final_kv_tokens
-        self.full_blocks = req.final_kv_tokens // block_tokens
-        """Blocks that it will fill; those beyond have slots that it will not."""
         self.order = order
         """Its place in the order of admission."""
 
@@ -166,7 +168,9 @@ class Paged:
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
+        self._tables: list[list[list[int]]] = [[] for _ in range(pool.block_tokens)]
         self._crossings = [0] * pool.block_tokens
+        self._lasts: list[tuple[int, int, Holding]] = []
         self._holdings: dict[Request, Holding] = {}
         self._opened = 0
 
@@ -221,7 +225,7 @@ class Paged:
 
     def _open(self, req: Request) -> Holding:
         self._opened += 1
-        holding = self._holdings[req] = Holding(req, self._opened, self.pool.block_tokens)
+        holding = self._holdings[req] = Holding(req, self._opened)
         return holding
 
     def grow(self, req: Request, tokens: int) -> bool:
@@ -332,25 +336,43 @@ class Paged:
             self._overhang_tokens -= self._overhang(holding)
 
     # Members that cross into a new block at the same tick (modulo the block size) share a list, so that a tick
-    # touches only the requests that take a block in it, in admission order.
+    # touches only the requests that take a block in it, in admission order. Their tables stand in a list beside it, so
+    # that blocks are handed out without a look at who gets them; who takes a block that it will not fill, and when, is
+    # known when it joins.
 
     def join(self, req: Request, tick: int) -> None:
-        holding = self._holdings[req]
+        holding = self._join(req, tick)
+        size, last = self.pool.block_tokens, holding.final_kv_tokens
+        if last % size and len(holding.blocks) <= last // size:
+            holding.last_tick = last - last % size - holding.base
+            heappush(self._lasts, (holding.last_tick, holding.order, holding))
+
+    def _join(self, req: Request, tick: int) -> Holding:
+        holding, size = self._holdings[req], self.pool.block_tokens
         holding.base = req.computed - tick
-        holding.phase = (len(holding.blocks) * self.pool.block_tokens - holding.base) % self.pool.block_tokens
-        phase = self._phases[holding.phase]
+        at = holding.phase = (len(holding.blocks) * size - holding.base) % size
+        phase = self._phases[at]
         if not phase or phase[-1].order < holding.order:
             phase.append(holding)
+            self._tables[at].append(holding.blocks)
         else:
-            insort(phase, holding, key=_admission)
-        self._crossings[holding.phase] += 1
+            place = bisect_left(phase, holding.order, key=_admission)
+            phase.insert(place, holding)
+            self._tables[at].insert(place, holding.blocks)
+        self._crossings[at] += 1
         self._joined += 1
+        return holding
 
     def leave(self, req: Request) -> None:
         holding = self._holdings[req]
-        self._phases[holding.phase].remove(holding)
+        holding.last_tick = -1
+        phase = self._phases[holding.phase]
+        place = phase.index(holding)
+        del phase[place], self._tables[holding.phase][place]
         self._crossings[holding.phase] -= 1
         self._joined -= 1
+        if not self._joined:
+            self._lasts.clear()
 
     def _free_rows(self) -> int:
         """Rows by which tables can grow together."""
@@ -372,37 +394,46 @@ class Paged:
         return min(steps, limit)
 
     def step(self, tick: int) -> None:
-        size = self.pool.block_tokens
-        crossing = self._phases[tick % size]
+        crossing = self._tables[tick % self.pool.block_tokens]
         if crossing:
-            for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
-                blocks = holding.blocks
-                blocks.append(block)
-                if len(blocks) > holding.full_blocks:
-                    self._overhang_tokens += len(blocks) * size - holding.final_kv_tokens
+            self._hand_out(crossing)
+            if self._lasts and self._lasts[0][0] <= tick:
+                self._take_last(tick, 1)
 
     def advance(self, tick: int, steps: int) -> Drift:
         size = self.pool.block_tokens
         first = tick % size
         last = first + steps
-        phases, counts = self._phases, self._crossings
+        tables, counts = self._tables, self._crossings
         if last > size:
-            phases, counts = phases * (last // size + 1), counts * (last // size + 1)
-        crossing = list(flattened(phases[first:last]))
+            tables, counts = tables * (last // size + 1), counts * (last // size + 1)
         internal = late = 0
+        crossing = list(flattened(tables[first:last]))
         if crossing:
             # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
             late = sum(accumulate(counts[first:last][::-1]))
-            for holding, block in zip(crossing, self._take(len(crossing)), strict=True):
-                blocks = holding.blocks
-                blocks.append(block)
-                if len(blocks) > holding.full_blocks:
-                    over = len(blocks) * size - holding.final_kv_tokens
-                    self._overhang_tokens += over
-                    internal -= over * ((len(blocks) - 1) * size - holding.base - tick + 1)
+            self._hand_out(crossing)
+            if self._lasts and self._lasts[0][0] < tick + steps:
+                internal = self._take_last(tick, steps)
         used = -self._joined * (steps * (steps + 1) // 2)
         free = late * size
         return drift_of((used, -used - internal - free, internal, free))
+
+    def _hand_out(self, tables: Sequence[list[int]]) -> None:
+        """A block for each of these tables."""
+        any(map(_append, tables, self._take(len(tables))))
+
+    def _take_last(self, tick: int, steps: int) -> int:
+        """Count the slots that will never be filled in the blocks of so many ticks; returns the drift of the class."""
+        lasts, internal, size = self._lasts, 0, self.pool.block_tokens
+        while lasts and lasts[0][0] < tick + steps:
+            at, _, holding = heappop(lasts)
+            if holding.last_tick == at:
+                holding.last_tick = -1
+                over = size - holding.final_kv_tokens % size
+                self._overhang_tokens += over
+                internal -= over * (at - tick + 1)
+        return internal
 
 
 def _admission(holding: Holding) -> int:

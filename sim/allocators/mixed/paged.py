@@ -19,10 +19,8 @@ from sim.engine.request import Request
 class MixedHolding(Holding):
     """What a sequence holds: of each kind of layers a table of rows, each told by the first of its blocks."""
 
-    def __init__(
-        self, req: Request, order: int, block_tokens: int, tables: list[list[int]], dropped: list[int]
-    ) -> None:
-        super().__init__(req, order, block_tokens)
+    def __init__(self, req: Request, order: int, tables: list[list[int]], dropped: list[int]) -> None:
+        super().__init__(req, order)
         self.tables = tables
         self.dropped = dropped
         """By kind: the first row that is still held, sinks aside."""
@@ -183,7 +181,7 @@ class MixedPaged(Paged):
     # ---- many requests at once ------------------------------------------------------------------------------------
 
     def join(self, req: Request, tick: int) -> None:
-        super().join(req, tick)
+        self._join(req, tick)
         holding = self._of(req)
         crossing = len(holding.blocks) * self.pool.block_tokens
         stale = [0] * len(self._weights)
@@ -344,7 +342,7 @@ class MixedPaged(Paged):
         kept = [self._first_kept(kind) for kind in range(len(self._weights))]
         start = list(dropped) or kept
         self._opened += 1
-        holding = MixedHolding(req, self._opened, self.pool.block_tokens, tables or [[] for _ in self._weights], start)
+        holding = MixedHolding(req, self._opened, tables or [[] for _ in self._weights], start)
         self._holdings[req] = holding
         for weight, first, row in zip(self._weights, kept, start, strict=True):
             self._dropped_blocks += (row - first) * weight
