@@ -16,12 +16,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
 
-import pandas as pd
-
 from traces.code import imported
 from traces.head import Head
+from traces.late import pd
 from traces.schema import InputError
 from traces.source import Source
+from traces.table import Table
 
 GROUP = "foretoken.formats"
 
@@ -34,7 +34,7 @@ class Format:
     """
 
     name: str
-    read: Callable[[Source], pd.DataFrame]
+    read: Callable[[Source], pd.DataFrame | Table]
     detect: Callable[[Head], bool] | None
     summary: str
     general: bool = False

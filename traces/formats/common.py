@@ -6,9 +6,8 @@ Where nothing but gaps tells the unit of times, and for every other name, `sim t
 
 from __future__ import annotations
 
-import pandas as pd
-
 from traces.head import Head
+from traces.late import pd
 from traces.mapping.assign import command
 from traces.mapping.guess import apart, guess, misfits, missing
 from traces.mapping.names import counts

@@ -4,14 +4,15 @@ Source: github.com/triton-inference-server/perf_analyzer, docs of input data for
 may write at most is its output length. GenAI-Perf's traces with times are Mooncake's: see `mooncake`.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
 from traces.chats import limit_of, prompt_tokens
 from traces.fields import BadRow, Text, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
+from traces.late import pd
 from traces.mapping.rows import record_rows
 from traces.source import Source
 

@@ -6,14 +6,16 @@ with both counts whose operation writes tokens; it comes when the span starts, a
 gen_ai.conversation.id follow one another, the think time from the end of the span before.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from traces.fields import BadRow, Count, Text, broken
 from traces.head import Head
+from traces.late import pd
 from traces.mapping.kinds import LoggedTime
 from traces.mapping.rows import record_rows
 from traces.mapping.times import EPOCHS, ISO

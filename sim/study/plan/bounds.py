@@ -76,8 +76,8 @@ class Mix:
     @classmethod
     def of(cls, trace: Trace, span_tokens: int, several: bool, *, prompts_elsewhere: bool = False) -> Mix:
         """several: requests ask for several sequences, which share their prompt."""
-        table = trace.requests
-        prompts, outputs = (table[name].to_numpy(np.float64) for name in ("prompt_tokens", "output_tokens"))
+        table = trace.table
+        prompts, outputs = (np.asarray(table[name], np.float64) for name in ("prompt_tokens", "output_tokens"))
         rows = np.maximum(outputs - 1, 0)
         attended = rows * prompts + rows * (rows + 1) / 2
         total = max(float(rows.sum()), 1.0)
@@ -125,7 +125,7 @@ def bound_of(
 def _of_rank(
     parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float, *, prompts_elsewhere: bool
 ) -> RateBound:
-    sequences = samples(trace.requests, parts.scenario.workload)
+    sequences = samples(trace.table, parts.scenario.workload)
     span_tokens = parts.window.span_tokens if parts.window else 0
     mix = Mix.of(trace, span_tokens, sequences is not None, prompts_elsewhere=prompts_elsewhere)
     price = MeanPrice(parts, mix, slower)
