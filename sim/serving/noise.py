@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sim.cost.profiled import Profiled
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Outcome
 from sim.scenario import Scenario
@@ -39,6 +38,8 @@ def noise_of(scenario: Scenario, cost: StepCost, requests: Columns) -> float:
 
 def repeat_spread(cost: StepCost) -> float:
     """How a profile's own measurements vary where they were repeated, over the middle one of its tables."""
+    from sim.cost.profiled import Profiled  # noqa: PLC0415 - closed loops of equal requests alone come here
+
     known = []
     if isinstance(cost, Profiled):
         known = [each.repeat_mean for each in cost.profile.meta.accuracy.values() if each.repeat_mean is not None]

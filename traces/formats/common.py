@@ -15,9 +15,6 @@ from traces.mapping.survey import survey
 from traces.mapping.table import mapped
 from traces.source import Source
 
-GENERAL = True
-"""Asked last: where a format of its own knows a file, this one does not count."""
-
 
 def detect(head: Head) -> bool:
     sides = [[key for key in head.keys if counts(key, side)] for side in ("prompt", "output")]

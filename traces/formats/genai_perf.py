@@ -13,7 +13,6 @@ from traces.fields import BadRow, Text, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
 from traces.late import pd
-from traces.mapping.rows import record_rows
 from traces.source import Source
 
 
@@ -23,6 +22,8 @@ def detect(head: Head) -> bool:
 
 
 def genai_perf(source: Source) -> pd.DataFrame:
+    from traces.mapping.rows import record_rows  # noqa: PLC0415 - every format is asked what files it knows
+
     rows = []
     for number, record in record_rows(source):
         try:

@@ -14,7 +14,6 @@ from traces.fields import BadRow, Count, Text, broken, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
 from traces.late import pd
-from traces.mapping.arrivals import ArrivalColumn
 from traces.source import Source
 
 SENT = ("messages", "prompt", "input")
@@ -29,6 +28,8 @@ def detect(head: Head) -> bool:
 
 
 def openai_log(source: Source) -> pd.DataFrame:
+    from traces.mapping.arrivals import ArrivalColumn  # noqa: PLC0415 - every format is asked what files it knows
+
     clock = ArrivalColumn.of(source)
     limited = 0
 

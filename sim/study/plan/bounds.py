@@ -12,17 +12,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.engine.batch import Shape
 from sim.results import metrics
+from sim.results.percentiles import Floats
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble
 from sim.serving.workload import samples
-from sim.study.plan.observation import Clause, Floats, clauses_of
 from sim.study.statistics import GROWTH_ALLOWED
 from traces.schema import Trace
+
+if TYPE_CHECKING:
+    from sim.study.plan.observation import Clause
 
 SLACK = 1.02
 """Graphs of captured sizes make prices bend: a mixture of sizes may cost so much less than any one."""
@@ -105,7 +109,11 @@ def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> Rate
     Raises InputError for a scenario that cannot be assembled.
     """
     text = scenario.slo if slo is None else slo
-    return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)) if text else ())
+    if not text:
+        return bound_of(assemble(scenario), trace, ())
+    from sim.study.plan.observation import clauses_of  # noqa: PLC0415 - which a run without an SLO has no use for
+
+    return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)))
 
 
 def bound_of(
