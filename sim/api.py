@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sim import scenario
 from sim.scenario import Scenario
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
 from sim.serving.run import Result, admissible, on_device, simulate
+from traces.late import pd
 from traces.schema import InputError
 
 __all__ = [

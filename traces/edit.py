@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces import blocks, turns
+from traces.late import pd
 from traces.resample import SessionRows
 from traces.rows import Mask, in_order, keep_rows
 from traces.schema import MAX_REQUESTS, InputError, Trace

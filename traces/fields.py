@@ -15,10 +15,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
 
 from traces.choices import UNITS
+from traces.late import pd
 from traces.schema import MAX_TIME_S, MAX_TOKENS
 
 MAX_TEXT = 1_000
@@ -39,8 +38,8 @@ class Kind(Protocol):
     @property
     def optional(self) -> bool: ...
     @property
-    def arrow(self) -> tuple[Any, ...]:
-        """Arrow types to try on a whole CSV column."""
+    def arrow(self) -> tuple[str, ...]:
+        """Names of the Arrow types to try on a whole CSV column (`traces.tables`)."""
 
     def parse(self, value: object) -> Any:
         """The value of a JSON field; raises BadRow with the rule it breaks."""
@@ -98,7 +97,7 @@ class Count:
 
     least: int = 1
     default: int | None = None
-    arrow: ClassVar[tuple[Any, ...]] = (pa.int64(),)
+    arrow: ClassVar[tuple[str, ...]] = ("int64",)
 
     @property
     def optional(self) -> bool:
@@ -129,7 +128,7 @@ class Time:
     unit: str
     optional: bool = False
     whole: bool = False
-    arrow: ClassVar[tuple[Any, ...]] = (pa.float64(),)
+    arrow: ClassVar[tuple[str, ...]] = ("float64",)
 
     def parse(self, value: object) -> float:
         if value is None and self.optional:
@@ -160,7 +159,7 @@ class Time:
 class Probability:
     """A number from 0 to 1, NaN where absent."""
 
-    arrow: ClassVar[tuple[Any, ...]] = (pa.float64(),)
+    arrow: ClassVar[tuple[str, ...]] = ("float64",)
     optional: ClassVar[bool] = True
 
     def parse(self, value: object) -> float:
@@ -181,9 +180,18 @@ class Probability:
         return pd.Series(raw) if fits.all() else None
 
 
+SINCE_1970_S = 1e9
+"""A time from which on it may be one since 1970, in any of the units."""
+
+
 def looks_like(value: float, unit: str) -> str:
     """A hint for an error message: the unit in which the value would be a date between 2001 and 2103."""
-    for name, least in (("nanoseconds", 1e18), ("microseconds", 1e15), ("milliseconds", 1e12), ("seconds", 1e9)):
+    for name, least in (
+        ("nanoseconds", 1e18),
+        ("microseconds", 1e15),
+        ("milliseconds", 1e12),
+        ("seconds", SINCE_1970_S),
+    ):
         if least <= value < 4.2 * least and name != unit:
             return f"; it looks like {name} since 1970"
     return ""
@@ -197,7 +205,7 @@ class Stamp:
     """A date and time, with a zone or else taken as UTC; its value is in nanoseconds since 1970."""
 
     optional: bool = False
-    arrow: ClassVar[tuple[Any, ...]] = (pa.timestamp("ns"), pa.timestamp("ns", tz="UTC"))
+    arrow: ClassVar[tuple[str, ...]] = ("timestamp", "timestamp UTC")
 
     def parse(self, value: object) -> int:
         match = _STAMP.fullmatch(value) if isinstance(value, str) else None
@@ -226,7 +234,7 @@ class Text:
     """A short text: a name or an id. Numbers are taken as their digits."""
 
     optional: bool = False
-    arrow: ClassVar[tuple[Any, ...]] = (pa.string(),)
+    arrow: ClassVar[tuple[str, ...]] = ("string",)
 
     def parse(self, value: object) -> str:
         if value is None and self.optional:
@@ -256,7 +264,7 @@ class Ids:
     """A list of whole numbers, 0 or more; in a CSV cell they stand with blanks between them."""
 
     optional: bool = False
-    arrow: ClassVar[tuple[Any, ...]] = (pa.string(),)
+    arrow: ClassVar[tuple[str, ...]] = ("string",)
 
     def parse(self, value: object) -> npt.NDArray[np.int64]:
         if value is None and self.optional:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import pandas as pd
-import pyarrow as pa
+from typing import ClassVar
 
 from traces.choices import UNITS
 from traces.fields import BadRow, Stamp, Time, looks_like, number_of
+from traces.late import pd
 from traces.rows import Mask, keep_rows
 from traces.source import Source
 
@@ -25,7 +23,7 @@ class Moment:
 
     unit: str
     optional: ClassVar[bool] = False
-    arrow: ClassVar[tuple[Any, ...]] = (pa.string(),)
+    arrow: ClassVar[tuple[str, ...]] = ("string",)
 
     def cell(self, text: str) -> float:
         return self.parse(number_of(text))

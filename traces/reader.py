@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from traces import files, formats
 from traces.choices import TIME_UNITS, TURNS
 from traces.head import head_of
+from traces.late import pd
 from traces.names import settled
 from traces.rows import in_order, keep_rows, validate
 from traces.schema import MAX_TOKENS, InputError, Trace
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
+from traces.table import Table
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
@@ -68,6 +69,11 @@ def read(
         table = reader.read(source)
     except MemoryError:
         raise InputError(f"{files.named(path)} takes more memory than there is; read less of it") from None
+    if isinstance(table, Table):
+        if limit is None or limit >= len(table):
+            _refuse_unused(source, reader.name)
+            return Trace(table, _name(source.path), reader.name, path=str(source.path))  # type: ignore[arg-type]
+        table = table.frame()
     if not isinstance(table, pd.DataFrame):
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
     if "source_row" not in table:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces.choices import LARGEST_CV
 from traces.edit import AT_ONCE_S
+from traces.late import pd
 from traces.resample import enough
 from traces.rows import in_order, keep_rows
 from traces.schema import InputError, Trace

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from traces.late import pd
 from traces.rows import in_order
 from traces.schema import MAX_REQUESTS, InputError, Trace
 from traces.sessions import followed, roots

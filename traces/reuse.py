@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces.blocks import TOKEN_ID_BLOCK, chained
+from traces.late import pd
 from traces.sessions import followed
 
 KV_BLOCK_TOKENS = 16

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from traces.late import pd
 from traces.schema import DTYPES, MAX_TIME_S, MAX_TOKENS, REQUIRED, InputError, Trace
 
 Mask = npt.NDArray[np.bool_]

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from traces.framed import framed, held
+
 if TYPE_CHECKING:
     import pandas as pd
+
+    from traces.table import Table
 
 MAX_TOKENS = 10_000_000
 MAX_REQUESTS = 10_000_000
@@ -43,7 +47,8 @@ class InputError(Exception):
     """A mistake of the user's: one sentence that names the file and line, or the key and the known ones."""
 
 
-@dataclass(frozen=True, slots=True)
+@framed("requests")
+@dataclass(frozen=True)
 class Trace:
     """Requests in order of arrival, and what a reader of a report has to know about them.
 
@@ -67,12 +72,18 @@ class Trace:
     turns: str = ""
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return len(self.table)
+
+    @property
+    def table(self) -> Table | pd.DataFrame:
+        """The requests as they are held, which of a small trace is no DataFrame."""
+        table: Table | pd.DataFrame = held(self, "requests")
+        return table
 
     @property
     def span_s(self) -> float:
-        times = self.requests["arrival_s"]
-        return float(times.iloc[-1] - times.iloc[0])
+        times = self.table["arrival_s"]
+        return float(times.max() - times.min())
 
     def require_arrivals(self) -> Trace:
         """This trace, or InputError where its source has lengths only."""

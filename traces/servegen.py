@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces import documents, files
+from traces.late import pd
 from traces.lengths import Empirical
 from traces.reader import SYNTHETIC_NOTE
 from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError, Trace

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+
+from traces.late import pd
 
 Indices = npt.NDArray[np.int64]
 ASSUMED_THINK_S = 60.0

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from traces import documents, files, tables
 from traces.choices import UNITS
 from traces.fields import BadRow, Kind, looks_like
 from traces.head import Head, head_of
+from traces.late import pd
 from traces.rows import keep_rows
 from traces.schema import InputError
 from traces.tokens import counter

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from traces.late import pd
 from traces.reuse import KV_BLOCK_TOKENS, reuse
 from traces.schema import Trace
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces import arrivals, blocks
+from traces.late import pd
 from traces.lengths import Counts, FromTrace, Independent, Pairs, parse
 from traces.reader import SYNTHETIC_NOTE, read
 from traces.rows import in_order, validate

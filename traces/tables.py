@@ -10,17 +10,18 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-from pyarrow import csv as arrow_csv
 
 from traces import files
 from traces.fields import BadRow, Kind, broken, number_of
+from traces.late import arrow_csv, pa, pd
 from traces.schema import InputError
+from traces.table import Table
 
+FEW_BYTES = 1 << 17
+"""Of a file that Python reads as fast as the libraries of tables are imported."""
 Reject = Callable[[int, BadRow], None]
 
 
@@ -50,13 +51,33 @@ def read_csv(path: Path, columns: Mapping[str, Kind], reject: Reject) -> pd.Data
     if end < 0 or not data[end:].strip():
         raise InputError(f"{path} holds a header but no requests")
     table = _at_once(data, names, wanted)
-    return table if table is not None else _row_by_row(data, names, wanted, reject)
+    if table is None:
+        values = _row_by_row(data, names, wanted, reject)
+        table = pd.DataFrame({name: _series(column) for name, column in values.items()})
+    return table
+
+
+def read_few(path: Path, columns: Mapping[str, Kind]) -> Table | None:
+    """The same of a short file of numbers in which nothing needs a closer look; None of any other."""
+    data = files.start(path, FEW_BYTES + 1)
+    names = header_of(data.split(b"\n", 1)[0], path)
+    if len(data) > FEW_BYTES or not all(name in columns for name in names):
+        return None
+    try:
+        values = _row_by_row(data, names, {name: columns[name] for name in names}, _refused)
+    except BadRow:
+        return None
+    return Table(values) if values["source_row"] else None
+
+
+def _refused(line: int, why: BadRow) -> NoReturn:
+    raise why
 
 
 def _at_once(data: bytes, names: list[str], columns: Mapping[str, Kind]) -> pd.DataFrame | None:
     tries = max(len(kind.arrow) for kind in columns.values())
     for attempt in range(tries):
-        types = {name: kind.arrow[min(attempt, len(kind.arrow) - 1)] for name, kind in columns.items()}
+        types = {name: _arrow_type(kind.arrow[min(attempt, len(kind.arrow) - 1)]) for name, kind in columns.items()}
         try:
             table = arrow_csv.read_csv(
                 pa.py_buffer(data),
@@ -85,7 +106,13 @@ def _at_once(data: bytes, names: list[str], columns: Mapping[str, Kind]) -> pd.D
     return pd.DataFrame(out)
 
 
-def _row_by_row(data: bytes, names: list[str], columns: Mapping[str, Kind], reject: Reject) -> pd.DataFrame:
+def _arrow_type(name: str) -> pa.DataType:
+    if name.startswith("timestamp"):
+        return pa.timestamp("ns", tz="UTC" if name.endswith("UTC") else None)
+    return {"int64": pa.int64, "float64": pa.float64, "string": pa.string}[name]()
+
+
+def _row_by_row(data: bytes, names: list[str], columns: Mapping[str, Kind], reject: Reject) -> dict[str, list[Any]]:
     place = {name: names.index(name) for name in columns}
     out: dict[str, list[Any]] = {name: [] for name in ("source_row", *columns)}
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8", errors="surrogateescape", newline="")
@@ -106,7 +133,7 @@ def _row_by_row(data: bytes, names: list[str], columns: Mapping[str, Kind], reje
             reject(line, BadRow(f"is not valid CSV ({error})", "is not valid CSV"))
         except BadRow as why:
             reject(line, why)
-    return pd.DataFrame({name: _series(values) for name, values in out.items()})
+    return out
 
 
 def _series(values: list[Any]) -> pd.Series:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 
 from traces.blocks import NO_IDS, TOKEN_ID_BLOCK, Ids
+from traces.late import pd
 from traces.names import settled
 from traces.rows import Mask, validate
 from traces.source import Source

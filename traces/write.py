@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 from pyarrow import parquet
 
+from traces.late import pa, pd
 from traces.schema import DTYPES, InputError, Trace
 
 SHAPES = (".csv", ".jsonl", ".parquet")

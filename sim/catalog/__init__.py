@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sim.catalog.hf import from_hf_config, from_table
-from sim.catalog.hf_config import Config
 from sim.specs.model import GpuSpec, ModelSpec
 from traces import documents, files
 from traces.schema import InputError
@@ -41,6 +39,17 @@ def load_gpu(name: str) -> GpuSpec:
     if path is not None and (path.suffix == ".toml" or files.is_file(path)):
         return _read_gpu(path)
     return _read_gpu(_find("gpus", name))
+
+
+def from_hf_config(path: str | Path) -> ModelSpec:
+    """The model that a Hugging Face `config.json` describes, named after its folder.
+
+    Raises InputError naming the file and the key when the architecture is unknown, a key is missing or of the wrong
+    type, or the file asks for what is not modelled.
+    """
+    from sim.catalog import hf  # noqa: PLC0415 - as below
+
+    return hf.from_hf_config(path)
 
 
 def load_model(name: str) -> ModelSpec:
@@ -135,6 +144,8 @@ def _cached(name: str) -> Path | None:
 
 
 def _known(kind: Kind, name: str) -> str | None:
+    if name in names(kind):  # which spares reading all the others' files
+        return name
     index = _index(kind)
     return index.get(_key(name)) or index.get(_key(name.rsplit("/", 1)[-1]))
 
@@ -180,6 +191,9 @@ def _read_model(path: Path) -> ModelSpec:
     table.pop("aliases", None)
     if set(table) != {"name", "source"} or not all(isinstance(text, str) for text in table.values()):
         raise InputError(f"{path}: beside [config] there must be the texts name and source, and aliases if any")
+    from sim.catalog.hf import from_table  # noqa: PLC0415 - families by the dozen, for a config alone
+    from sim.catalog.hf_config import Config  # noqa: PLC0415
+
     return from_table(Config(path, config, "config."), **table)
 
 

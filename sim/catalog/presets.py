@@ -191,7 +191,9 @@ def accounting_of(name: str, preset: str) -> Accounting:
 @lru_cache
 def load(name: str) -> EnginePreset:
     """An engine by its name or an alias; InputError names the known ones and the nearest."""
-    every = {stem: _read(_FOLDER / f"{stem}.toml") for stem in names()}
+    if name in names():
+        return _named(name)
+    every = {stem: _named(stem) for stem in names()}
     spellings = {_plain(word): stem for stem, engine in every.items() for word in (stem, *engine.aliases)}
     if (stem := spellings.get(_plain(name))) is not None:
         return every[stem]
@@ -200,17 +202,24 @@ def load(name: str) -> EnginePreset:
     raise InputError(f"unknown engine {name!r}; known are {', '.join(every)}{nearest}")
 
 
+@lru_cache
+def _named(stem: str) -> EnginePreset:
+    return _read(_FOLDER / f"{stem}.toml")
+
+
 def with_front_end(name: str) -> EnginePreset:
     """The engine of that name, where its front end is known; InputError names those that are."""
-    known = [engine for engine in names() if load(engine).front_end]
-    listed = ", ".join((AUTO, OFF, CUSTOM, *known))
     try:
         found = load(name)
     except InputError:
-        raise InputError(f"front_end.name is {name!r}; known: {listed}") from None
+        raise InputError(f"front_end.name is {name!r}; known: {_front_ends()}") from None
     if not found.front_end:
-        raise InputError(f"front_end.name is {name}, an engine whose front end is not known; known: {listed}")
+        raise InputError(f"front_end.name is {name}, an engine whose front end is not known; known: {_front_ends()}")
     return found
+
+
+def _front_ends() -> str:
+    return ", ".join((AUTO, OFF, CUSTOM, *(engine for engine in names() if load(engine).front_end)))
 
 
 def of_line(engine: str, version: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,6 +115,8 @@ def _in_user_code(trace: TracebackType | None) -> str:
 
 def _kept(error: BaseException) -> str:
     """Where the details of a failure were written, as the end of a sentence."""
+    import tempfile  # noqa: PLC0415 - of no use where nothing fails
+
     try:
         number, path = tempfile.mkstemp(prefix="foretoken-", suffix=".txt", text=True)
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:

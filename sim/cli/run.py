@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ def run(
     if as_json:
         click.echo(json.dumps(result.summary, indent=2, allow_nan=False))
     else:
-        warning = queue_warning(result.requests)
+        warning = queue_warning(result.table("requests"))
         show(summary_view(result.summary, warnings=[warning] if warning else []))
     if result.died:
         raise InputError(result.died)
@@ -108,4 +107,4 @@ def _with_bound(result: Result, command: str) -> Result:
         return result
     bound = saturation(settings, result.trace)
     told = bounded(summary, {"rate_per_s": bound.rate_per_s, "binds": bound.binds}, command)
-    return replace(result, summary=told)
+    return result.told(told)

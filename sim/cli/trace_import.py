@@ -59,7 +59,7 @@ def _of_known_format(path: Path, how: dict[str, Any]) -> Trace | None:
     from traces.head import head_of  # noqa: PLC0415
 
     found = formats.detect(head_of(path, how["skip_bad"]))
-    if len(found) != 1 or found[0].general:
+    if len(found) != 1 or found[0].name in formats.GENERAL:
         return None
     known = found[0].name
     click.echo(f"{path} is in the format {known} and needs no mapping (--map reads it by its columns)", err=True)

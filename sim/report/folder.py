@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from sim.report.claims.page import render_claims
 from sim.report.claims.words import as_document
 from sim.report.compare.page import render_comparison, summaries_of
@@ -21,6 +19,7 @@ from sim.results.result import Run
 from sim.results.tables import EVENTS, PERFETTO, PREEMPTED, SUMMARY, TERMS, TRANSFERS, RunTables, flat
 from sim.results.transaction import Claim
 from sim.study.claims import ClaimRow
+from traces.late import pd
 from traces.version import product_version
 
 if TYPE_CHECKING:

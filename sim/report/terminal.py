@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sim.load import OURS
-from sim.report.compare.paired import paired_tables
-from sim.report.compare.winners import nearest_words, turned_words, unlike_clients
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
 from sim.report.run.band import band_lines
@@ -37,8 +35,11 @@ from sim.report.run.sentences import (
 )
 from sim.report.run.tiers import tier_lines
 from sim.results.metrics import verdicts
-from sim.results.paired import Paired
 from sim.results.units import count, number, percent, seconds, size_of
+
+if TYPE_CHECKING:
+    from sim.results.paired import Paired
+
 
 MOST_DIGITS = 7
 SHOWN = ("mean", "p50", "p90", "p99", "max")
@@ -203,6 +204,9 @@ def compare_view(
     As columns, each with its difference from the first, where they fit in `width`; else as rows of the measures
     that fit.
     """
+    from sim.report.compare.paired import paired_tables  # noqa: PLC0415 - a run alone has nothing beside it
+    from sim.report.compare.winners import nearest_words, turned_words, unlike_clients  # noqa: PLC0415
+
     parts: list[RenderableType] = []
     if summaries:
         fit = len(summaries) <= max(2, (width - 19) // 18)

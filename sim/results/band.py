@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from sim.cost import errors
 from sim.cost.errors import MIXED, NORMAL_P90, PREFILL, STEP_KINDS, Error, error_of
 from sim.cost.step import StepCost
@@ -22,6 +20,7 @@ from sim.cost.terms import HOST
 from sim.engine.batch import Shape
 from sim.results.metrics import plain
 from sim.results.terms import Spent, StepTerms
+from traces.table import Columns
 
 LEVEL = 0.9
 """A band holds the truth so often, as far as errors are as the figures say."""
@@ -338,6 +337,6 @@ def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
     return NORMAL_P90 * _by_squares(left)
 
 
-def steps_of(steps: pd.DataFrame) -> int:
+def steps_of(steps: Columns) -> int:
     """How many steps a table of spans has."""
     return int(steps["repeats"].sum()) if len(steps) else 0

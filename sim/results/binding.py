@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.results.kv import FULL, busy_s
 from sim.results.metrics import REQUEST_COLUMNS, Limit, verdicts
 from sim.results.percentiles import Floats, Ints
 from sim.results.resources import COMPUTE, DEVICE, RESOURCES, Resources
+from traces.table import Columns
 
 FREE, SEATS, BUDGET, KV, POLICY = STATES = ("free", "seats", "token budget", "KV memory", "policy")
 """What a span's waiting requests wait for; `FREE` where none waits. `POLICY`: there was room, and it asked for none."""
@@ -57,10 +57,10 @@ class StepLimits:
     widest: int = 1
 
 
-def states(steps: pd.DataFrame, limits: StepLimits) -> Codes:
+def states(steps: Columns, limits: StepLimits) -> Codes:
     """Why requests waited during each span, as places in `STATES`; 0 where none did. (n,)"""
     column = {
-        name: steps[name].to_numpy(np.int64)
+        name: np.asarray(steps[name], np.int64)
         for name in (
             "running", "waiting", "preempted", "prefill_requests", "prefill_tokens", "decode_requests", "draft_tokens",
             "padding_tokens", "kv_free_tokens",
@@ -82,7 +82,7 @@ def states(steps: pd.DataFrame, limits: StepLimits) -> Codes:
     code[full] = STATES.index(SEATS)
     if limits.batch:
         code[column["running"] >= limits.batch] = STATES.index(POLICY)
-        code = _as_formed(code, column["prefill_requests"] > 0, steps["replica"].to_numpy())
+        code = _as_formed(code, column["prefill_requests"] > 0, np.asarray(steps["replica"]))
     code[column["preempted"] > 0] = STATES.index(KV)
     code[column["waiting"] == 0] = 0
     return code.astype(np.int8)
@@ -107,8 +107,8 @@ class Load:
 
 
 def binding(
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Columns,
+    steps: Columns,
     limits: StepLimits,
     resources: Resources,
     summary: Mapping[str, Any],
@@ -119,7 +119,7 @@ def binding(
     code, width_s = states(steps, limits), busy_s(steps)
     whole_s = summary["duration_s"] * replicas
     by_state = {name: float(width_s[code == place].sum()) for place, name in enumerate(STATES)}
-    waits = steps["waiting"].to_numpy(np.float64) * width_s
+    waits = np.asarray(steps["waiting"], np.float64) * width_s
     wait_s = {name: float(waits[code == place].sum()) for place, name in enumerate(STATES) if place}
     names = dict(zip(STATES, STATES, strict=True))
     at_budget = resources.shares(code[resources.rows] == STATES.index(BUDGET))
@@ -157,7 +157,7 @@ def _which(
     waited_s: Mapping[str, float],
     shares: Mapping[str, float],
     made_of: Mapping[str, float],
-    requests: pd.DataFrame,
+    requests: Columns,
     summary: Mapping[str, Any],
     load: Load,
 ) -> tuple[str, float | None, str]:
@@ -185,24 +185,24 @@ def _which(
     return NOTHING, None, ""
 
 
-def _queued(requests: pd.DataFrame, missed: Sequence[Limit]) -> bool:
+def _queued(requests: Columns, missed: Sequence[Limit]) -> bool:
     """Did those requests that are over a missed limit pass most of their time to the first token in the queue?"""
     over = np.zeros(len(requests), bool)
     for limit in missed:
-        over |= requests[REQUEST_COLUMNS[limit.metric]].to_numpy(np.float64) > limit.limit_s
-    late = requests[over]
-    return bool(late["queue_s"].sum() > 0.5 * late["ttft_s"].sum())
+        over |= np.asarray(requests[REQUEST_COLUMNS[limit.metric]], np.float64) > limit.limit_s
+    queue_s, ttft_s = (float(np.nansum(np.asarray(requests[name], np.float64)[over])) for name in ("queue_s", "ttft_s"))
+    return queue_s > 0.5 * ttft_s
 
 
-def _under_way_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def _under_way_s(requests: Columns, steps: Columns) -> float:
     """Seconds that requests waited for the end of the step that ran when they came, all together."""
     total = 0.0
-    known = requests[requests["first_scheduled_s"].notna()]
-    for index in np.unique(steps["replica"].to_numpy()):
-        mine = steps[steps["replica"] == index]
-        start_s, end_s = (mine[name].to_numpy(np.float64) for name in ("start_s", "end_s"))
-        own = known[known["replica"] == index]
-        arrival_s, queue_s = (own[name].to_numpy(np.float64) for name in ("engine_arrival_s", "queue_s"))
+    begun = ~np.isnan(np.asarray(requests["first_scheduled_s"], np.float64))
+    sent_to, stepped = np.asarray(requests["replica"]), np.asarray(steps["replica"])
+    for index in np.unique(stepped):
+        mine, own = stepped == index, begun & (sent_to == index)
+        start_s, end_s = (np.asarray(steps[name], np.float64)[mine] for name in ("start_s", "end_s"))
+        arrival_s, queue_s = (np.asarray(requests[name], np.float64)[own] for name in ("engine_arrival_s", "queue_s"))
         row = np.searchsorted(start_s, arrival_s, side="right") - 1
         left_s: Floats = np.where(row >= 0, end_s[np.maximum(row, 0)] - arrival_s, 0.0)
         total += float(np.clip(left_s, 0.0, queue_s).sum())

@@ -9,13 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 from pyarrow import parquet as pq
 
 from sim.results.transaction import WAIT_S, Claim, Writer
 from traces import documents
 from traces import files as inputs
+from traces.late import pa, pd
 from traces.schema import InputError
 
 __all__ = ["Writer", "as_json", "parquet", "raw", "read_json", "read_parquet", "text", "write_file", "write_files"]

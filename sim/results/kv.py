@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import Floats
+from traces.late import pd
 from traces.schema import InputError
+from traces.table import Columns
 
 # The classes that every slot of the KV pool is in exactly one of; the first five are held by requests, the first
 # two hold data.
@@ -57,14 +58,14 @@ class KvFacts:
         return sum(size * share for size, share in zip(self.each_tokens, self.each_share, strict=True))
 
 
-def busy_s(steps: pd.DataFrame) -> Floats:
+def busy_s(steps: Columns) -> Floats:
     """Seconds that each span adds to its replica's busy time: overlap with the span before counts once.
 
     (n,), in the order of the table, whose spans of one replica are in time order.
     """
-    order = np.argsort(steps["replica"].to_numpy(), kind="stable")
-    replica = steps["replica"].to_numpy()[order]
-    start_s, end_s = (steps[name].to_numpy(dtype=np.float64)[order] for name in ("start_s", "end_s"))
+    order = np.argsort(np.asarray(steps["replica"]), kind="stable")
+    replica = np.asarray(steps["replica"])[order]
+    start_s, end_s = (np.asarray(steps[name], np.float64)[order] for name in ("start_s", "end_s"))
     same = replica[1:] == replica[:-1]
     start_s = np.concatenate([start_s[:1], np.where(same, np.maximum(start_s[1:], end_s[:-1]), start_s[1:])])
     widths = np.empty(len(steps))
@@ -72,15 +73,15 @@ def busy_s(steps: pd.DataFrame) -> Floats:
     return widths
 
 
-def kv_tokens(steps: pd.DataFrame, kind: str) -> Floats:
+def kv_tokens(steps: Columns, kind: str) -> Floats:
     """The KV slots of a class, or those `saved` by sharing, at the end of each span: (n,)."""
-    return steps[f"kv_{kind}_tokens"].to_numpy(np.float64)
+    return np.asarray(steps[f"kv_{kind}_tokens"], np.float64)
 
 
-def kv_means(steps: pd.DataFrame, kind: str) -> Floats:
+def kv_means(steps: Columns, kind: str) -> Floats:
     """The KV slots of a class, or those `saved` by sharing, as the mean over the steps of each span: (n,)."""
     column = f"kv_{kind}_mean_tokens" if kind in KV_CHANGING else f"kv_{kind}_tokens"
-    return steps[column].to_numpy(np.float64)
+    return np.asarray(steps[column], np.float64)
 
 
 def with_kv_means(steps: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -94,13 +95,13 @@ def with_kv_means(steps: pd.DataFrame, path: Path) -> pd.DataFrame:
     return steps.assign(**{column: kv_tokens(steps, kind) for column, kind in missing.items()})
 
 
-def kv_integrals(steps: pd.DataFrame) -> dict[str, float]:
+def kv_integrals(steps: Columns) -> dict[str, float]:
     """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas."""
     width_s = busy_s(steps)
     return {kind: float(np.dot(kv_means(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
 
 
-def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duration: float) -> dict[str, Any]:
+def kv_summary(requests: Columns, steps: Columns, kv: KvFacts, duration: float) -> dict[str, Any]:
     """Use and waste of the KV pools as time-weighted means (idle: nothing held), peaks, sharing, hits, what moved."""
     token_s = kv_integrals(steps)
     whole = float(kv.whole_tokens) * duration
@@ -108,8 +109,8 @@ def kv_summary(requests: pd.DataFrame, steps: pd.DataFrame, kv: KvFacts, duratio
     held_s = sum(token_s[kind] for kind in KV_HELD)
     token_s["free"] = whole - held_s
     classes = {kind: {"mean": _share(token_s[kind], whole), "peak": _peak(steps, kv, kind)} for kind in KV_KINDS}
-    scheduled = requests[requests["first_scheduled_s"].notna()]
-    hits = {name: int(scheduled[name].sum()) for name in PREFIX_COLUMNS}
+    scheduled = ~np.isnan(np.asarray(requests["first_scheduled_s"], np.float64))
+    hits = {name: int(np.asarray(requests[name])[scheduled].sum()) for name in PREFIX_COLUMNS}
     return {
         **_capacity(kv),
         "block_tokens": kv.block_tokens,
@@ -147,12 +148,12 @@ def _capacity(kv: KvFacts) -> dict[str, Any]:
     }
 
 
-def _peak(steps: pd.DataFrame, kv: KvFacts, *kinds: str) -> float:
+def _peak(steps: Columns, kv: KvFacts, *kinds: str) -> float:
     """The most slots of these classes together that any replica had at the end of a span, of its capacity."""
     slots = sum(kv_tokens(steps, kind) for kind in kinds)
     if kv.alike:
         return float(np.max(slots, initial=0.0)) / kv.capacity_tokens
-    return float(np.max(slots / np.asarray(kv.each_tokens)[steps["replica"].to_numpy()], initial=0.0))
+    return float(np.max(slots / np.asarray(kv.each_tokens)[np.asarray(steps["replica"])], initial=0.0))
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from sim.scenario import Scenario
+from traces.table import Columns
 
 
 def kind_of(scenario: Scenario) -> str:
@@ -23,7 +24,7 @@ def kind_of(scenario: Scenario) -> str:
 
 
 def load(
-    requests: pd.DataFrame, scenario: Scenario, *, asked_per_s: float | None = None, laid_over_s: float | None = None
+    requests: Columns, scenario: Scenario, *, asked_per_s: float | None = None, laid_over_s: float | None = None
 ) -> dict[str, Any]:
     """The summary's `load`, as docs/metrics.md has it.
 
@@ -34,10 +35,10 @@ def load(
             first arrival to the last.
     """
     kind, users = kind_of(scenario), scenario.workload.concurrency
-    taken = requests["status"] != "rejected"
+    taken = np.asarray(requests["status"] != "rejected", bool)
     # No user of a closed loop sends what cannot be served, so that it has no time of its own.
-    sent = requests[taken] if users and taken.any() else requests
-    arrival_s = sent["arrival_s"].to_numpy(dtype=float)
+    sent = taken if users and taken.any() else np.ones(len(requests), bool)
+    arrival_s = np.asarray(requests["arrival_s"], float)[sent]
     begin_s = float(arrival_s.min()) if laid_over_s is None else 0.0
     end_s = float(arrival_s.max()) if laid_over_s is None else laid_over_s
     window_s = end_s - begin_s
@@ -51,9 +52,9 @@ def load(
         return count / window_s if window_s > 0 else None
 
     offered = int(inside.sum())
-    admitted = int((inside & taken[sent.index].to_numpy(dtype=bool)).sum())
-    finish_s = requests["finish_s"].to_numpy(dtype=float)
-    last_s = float(requests["finish_s"].max())
+    admitted = int((inside & taken[sent]).sum())
+    finish_s = np.asarray(requests["finish_s"], float)
+    last_s = float(np.fmax.reduce(finish_s))
     return {
         "kind": kind,
         "asked_per_s": asked_per_s,

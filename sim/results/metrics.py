@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.results.bill import Rates, bill
 from sim.results.kv import KvFacts, busy_s, kv_summary
@@ -23,6 +22,7 @@ from sim.results.percentiles import (
     distribution,
 )
 from traces.schema import InputError
+from traces.table import Columns
 
 SOURCES = ("measured", "interpolated", "fitted", "derived", "extrapolated", "roofline")
 # The column that holds one request's own value of a metric. A request's ITL is its longest gap.
@@ -76,18 +76,18 @@ def parse_slo(text: str) -> tuple[Limit, ...]:
     return tuple(limits.values())
 
 
-def met_slo(requests: pd.DataFrame, slo: Sequence[Limit]) -> npt.NDArray[np.bool_]:
+def met_slo(requests: Columns, slo: Sequence[Limit]) -> npt.NDArray[np.bool_]:
     """Which requests completed within every limit by their own values; what is undefined breaks no limit.
 
     (A request of one output token has neither TPOT nor ITL.)
     """
-    met: npt.NDArray[np.bool_] = (requests["status"] == "completed").to_numpy(dtype=bool)
+    met: npt.NDArray[np.bool_] = np.asarray(requests["status"] == "completed", bool)
     for limit in slo:
-        met = met & ~(requests[REQUEST_COLUMNS[limit.metric]].to_numpy(dtype=np.float64) > limit.limit_s)
+        met = met & ~(np.asarray(requests[REQUEST_COLUMNS[limit.metric]], np.float64) > limit.limit_s)
     return met
 
 
-def goodput(requests: pd.DataFrame, slo: Sequence[Limit], duration_s: float) -> dict[str, Any]:
+def goodput(requests: Columns, slo: Sequence[Limit], duration_s: float) -> dict[str, Any]:
     """Requests per second, and the share of all requests, that met every limit of the SLO."""
     met = int(met_slo(requests, slo).sum())
     return {
@@ -107,17 +107,18 @@ def verdicts(summary: Mapping[str, Any]) -> list[SloResult]:
     return results
 
 
-def duration_s(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def duration_s(requests: Columns, steps: Columns) -> float:
     """Seconds from the first arrival to the end of the last step, or the last token or arrival that is seen later."""
     if not len(requests):
         return 0.0
-    last_s = float(requests[["arrival_s", "finish_s"]].max().max())
+    arrival_s, finish_s = (np.asarray(requests[name], np.float64) for name in ("arrival_s", "finish_s"))
+    last_s = float(np.fmax(np.fmax.reduce(arrival_s), np.fmax.reduce(finish_s)))
     if len(steps):
-        last_s = max(last_s, float(steps["end_s"].max()))
-    return last_s - float(requests["arrival_s"].min())
+        last_s = max(last_s, float(np.asarray(steps["end_s"]).max()))
+    return last_s - float(np.fmin.reduce(arrival_s))
 
 
-def latencies(requests: pd.DataFrame, itl: Itl, whose: str = "") -> dict[str, dict[str, float | None]]:
+def latencies(requests: Columns, itl: Itl, whose: str = "") -> dict[str, dict[str, float | None]]:
     """The distributions of what clients see, or with `whose` "engine_" of what the engine does."""
     return {
         "ttft_s": distribution(requests[f"{whose}ttft_s"]),
@@ -127,14 +128,13 @@ def latencies(requests: pd.DataFrame, itl: Itl, whose: str = "") -> dict[str, di
     }
 
 
-def request_counts(requests: pd.DataFrame, dropped: int = 0) -> dict[str, int]:
+def request_counts(requests: Columns, dropped: int = 0) -> dict[str, int]:
     """How the requests ended. `dropped` rows of the trace never became requests and are not in the total."""
-    ended = requests["status"].value_counts()
-    counts = {status: int(ended.get(status, 0)) for status in ("completed", "rejected", "unfinished")}
+    counts = {status: int((requests["status"] == status).sum()) for status in ("completed", "rejected", "unfinished")}
     return {"total": len(requests), **counts, "dropped": dropped}
 
 
-def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | None]:
+def throughput(requests: Columns, duration: float) -> dict[str, float | None]:
     """Completed requests, the output tokens of all their samples, and these with their prompts, per second of the run.
 
     A prompt counts once, however many samples answer it.
@@ -145,27 +145,28 @@ def throughput(requests: pd.DataFrame, duration: float) -> dict[str, float | Non
     return {name: amount / duration if duration > 0 else None for name, amount in amounts.items()}
 
 
-def served_tokens(requests: pd.DataFrame) -> tuple[int, int]:
+def served_tokens(requests: Columns) -> tuple[int, int]:
     """(prompt tokens, each prompt once; output tokens of all samples) of the requests that completed."""
-    done = requests[requests["status"] == "completed"]
-    return int(done["prompt_tokens"].sum()), int((done["output_tokens"] * done["samples"]).sum())
+    done = np.asarray(requests["status"] == "completed", bool)
+    prompt, output, samples = (
+        np.asarray(requests[name])[done] for name in ("prompt_tokens", "output_tokens", "samples")
+    )
+    return int(prompt.sum()), int((output * samples).sum())
 
 
-def run_bill(
-    requests: pd.DataFrame, steps: pd.DataFrame, rates: Rates, replicas: float, duration: float
-) -> dict[str, Any]:
+def run_bill(requests: Columns, steps: Columns, rates: Rates, replicas: float, duration: float) -> dict[str, Any]:
     """Money and energy of a run, and of a million of the tokens that it served; a replica's GPUs are busy together."""
     prompt, output = served_tokens(requests)
     busy_gpu_s = float(busy_s(steps).sum()) * rates.gpus / replicas
     return bill(rates, duration_s=duration, busy_gpu_s=busy_gpu_s, tokens=prompt + output, output_tokens=output)
 
 
-def computed(steps: pd.DataFrame) -> dict[str, float | int | None]:
+def computed(steps: Columns) -> dict[str, float | int | None]:
     """Tokens that the steps computed, and the share of them computed for nobody (padding of static batches)."""
-    repeats = steps["repeats"].to_numpy(dtype=np.int64)
-    rows = steps[["prefill_tokens", "decode_requests", "draft_tokens"]]
-    tokens = int(np.dot(repeats, rows.sum(axis=1).to_numpy(dtype=np.int64)))
-    padding = int(np.dot(repeats, steps["padding_tokens"].to_numpy(dtype=np.int64)))
+    repeats = np.asarray(steps["repeats"], np.int64)
+    rows = sum(np.asarray(steps[name], np.int64) for name in ("prefill_tokens", "decode_requests", "draft_tokens"))
+    tokens = int(np.dot(repeats, rows))
+    padding = int(np.dot(repeats, np.asarray(steps["padding_tokens"], np.int64)))
     return {"tokens": tokens, "padding_fraction": padding / tokens if tokens else None}
 
 
@@ -190,8 +191,8 @@ def plain(value: Any) -> Any:
 
 
 def summarise(
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Columns,
+    steps: Columns,
     itl: Itl,
     kv: KvFacts,
     *,

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.results.percentiles import Floats
 from sim.results.student import t_quantile
+from traces.late import pd
 
 PAIRED = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 BATCHES = 10

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import Floats
+from traces.late import pd
 
 SERVES, DRAINS, DOWN, ABSENT = "serves", "drains", "is down", "is gone"
 """States of a replica: it is sent requests; it ends those that it has; it will be back; it is not paid for.

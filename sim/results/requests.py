@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 
 from sim.engine.request import Request
 from sim.results.clients import ClientLog
+from traces.table import Columns, Table
 
 
 class RequestLog:
@@ -44,14 +45,14 @@ class RequestLog:
 
 
 def request_table(
-    trace: pd.DataFrame,
+    trace: Columns,
     sent: np.ndarray,
     rejected: Mapping[int, str],
     log: RequestLog,
     longest_gap_s: np.ndarray,
     block_tokens: Sequence[int],
     clients: ClientLog | None = None,
-) -> pd.DataFrame:
+) -> Table:
     """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log.
 
     `block_tokens` is of each replica; `clients` is what they saw behind a front end; without it they see what the
@@ -67,7 +68,7 @@ def request_table(
             arrivals_s = np.array(arrivals_s)
             arrivals_s[list(asked_s)] = list(asked_s.values())
         arrival_s = spread(arrivals_s, np.nan)
-        arrival_s = np.where(np.isnan(arrival_s), trace["arrival_s"].to_numpy(), arrival_s)
+        arrival_s = np.where(np.isnan(arrival_s), np.asarray(trace["arrival_s"]), arrival_s)
         return arrival_s, spread(of.first_token_s, np.nan), spread(of.finish_s, np.nan)
 
     engine_s = times(log, {})
@@ -76,40 +77,38 @@ def request_table(
     first_scheduled_s = spread(log.first_scheduled_s, np.nan)
     # An answer may have ended before the length that the trace gives it (end of sequence).
     made = spread(log.output_tokens, 0).astype("i8")
-    output = np.where(made > 0, made, trace["output_tokens"].to_numpy())
+    output = np.where(made > 0, made, np.asarray(trace["output_tokens"]))
     status, reason = _ends(finish_s, rejected)
-    prompt = trace["prompt_tokens"].to_numpy()
+    prompt = np.asarray(trace["prompt_tokens"])
     hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
     replica = spread(log.replica, -1).astype("i8")
     size = np.asarray(block_tokens)[replica]
-    table = pd.DataFrame(
-        {
-            "request": np.arange(len(trace)),
-            "arrival_s": arrival_s,
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-            "status": status,
-            "reason": reason,
-            "replica": replica,
-            "first_scheduled_s": first_scheduled_s,
-            "first_token_s": first_token_s,
-            "finish_s": finish_s,
-            "queue_s": first_scheduled_s - engine_s[0],
-            **_latencies(arrival_s, first_token_s, finish_s, output, ""),
-            "engine_arrival_s": engine_s[0],
-            **_latencies(*engine_s, output, "engine_"),
-            "max_itl_s": spread(longest_gap_s, np.nan),
-            "preemptions": spread(log.preemptions, 0).astype("i8"),
-            "prefix_hit_tokens": hit_tokens,
-            "prefix_hit_blocks": hit_tokens // size,
-            "prefix_blocks": (prompt - 1) // size,
-            "samples": spread(log.samples, 1).astype("i8"),
-        }
-    )
+    table: dict[str, npt.ArrayLike] = {
+        "request": np.arange(len(trace)),
+        "arrival_s": arrival_s,
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "status": status,
+        "reason": reason,
+        "replica": replica,
+        "first_scheduled_s": first_scheduled_s,
+        "first_token_s": first_token_s,
+        "finish_s": finish_s,
+        "queue_s": first_scheduled_s - engine_s[0],
+        **_latencies(arrival_s, first_token_s, finish_s, output, ""),
+        "engine_arrival_s": engine_s[0],
+        **_latencies(*engine_s, output, "engine_"),
+        "max_itl_s": spread(longest_gap_s, np.nan),
+        "preemptions": spread(log.preemptions, 0).astype("i8"),
+        "prefix_hit_tokens": hit_tokens,
+        "prefix_hit_blocks": hit_tokens // size,
+        "prefix_blocks": (prompt - 1) // size,
+        "samples": spread(log.samples, 1).astype("i8"),
+    }
     for name in ("session", "turn", "priority", "source_row"):
         if name in trace:
-            table[name] = trace[name].to_numpy()
-    return table
+            table[name] = np.asarray(trace[name], object if name == "session" else None)
+    return Table(table)
 
 
 def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:

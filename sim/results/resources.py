@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.cost.step import StepCost, Term, shape_rows, shape_tokens
 from sim.cost.terms import COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVES, PRODUCTS, kind_of
@@ -20,6 +19,7 @@ from sim.cost.terms import HOST as ON_HOST
 from sim.engine.batch import Shape
 from sim.results.percentiles import Floats, Ints
 from sim.results.terms import StepTerms
+from traces.table import Columns
 
 COMPUTE, MEMORY, LINK, HOST, DEVICE = RESOURCES = ("compute", "memory bandwidth", "link", "host", "device")
 """`DEVICE` is what no term tells apart: the measured seconds of a live run, or what was fitted to whole steps."""
@@ -62,7 +62,7 @@ class Resources:
         return cls(np.fromiter((row for row, _, _ in chosen), np.int64, len(chosen)), seconds)
 
     @classmethod
-    def measured(cls, steps: pd.DataFrame) -> Resources:
+    def measured(cls, steps: Columns) -> Resources:
         """Of every span of a live run: what the device took, and what the host did."""
         seconds = np.zeros((len(steps), len(RESOURCES)))
         seconds[:, RESOURCES.index(DEVICE)] = steps["device_s"]

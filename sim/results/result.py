@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import pandas as pd
-
 from sim.results.percentiles import Itl
+from traces.late import pd
 
 
 class Run(Protocol):

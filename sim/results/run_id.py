@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pyarrow import ArrowException
 from pyarrow import parquet as pq
 
@@ -22,6 +21,7 @@ from sim.results import files
 from sim.results.transaction import Writer
 from traces import documents
 from traces import files as inputs
+from traces.late import pd
 from traces.schema import InputError
 
 KEY = "run_id"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import Floats, Ints, weighted_percentiles
+from traces.late import pd
 
 MOST_BUCKETS, FEWEST_BUCKETS = 4000, 400
 CDF_PERCENTS = np.unique(

@@ -5,32 +5,35 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import Floats
+from traces.table import Columns
 
 FEWEST_REQUESTS, FEWEST_WAITING, GROWTH = 100, 5.0, 2.0
 
 
-def mean_waiting(requests: pd.DataFrame, edges_s: Floats) -> Floats:
+def mean_waiting(requests: Columns, edges_s: Floats) -> Floats:
     """Mean number of requests that had arrived and were not yet scheduled, between neighbouring edges."""
-    queued = requests[(requests["status"] != "rejected") & requests["arrival_s"].notna()]
-    arrival_s = queued["arrival_s"].to_numpy(dtype=np.float64)
-    scheduled_s = queued["first_scheduled_s"].fillna(np.inf).to_numpy(dtype=np.float64)
+    arrival_s, scheduled_s = (np.asarray(requests[name], np.float64) for name in ("arrival_s", "first_scheduled_s"))
+    queued = np.asarray(requests["status"] != "rejected", bool) & ~np.isnan(arrival_s)
+    arrival_s, scheduled_s = arrival_s[queued], np.where(np.isnan(scheduled_s), np.inf, scheduled_s)[queued]
     waits = [(np.clip(scheduled_s, a, b) - np.clip(arrival_s, a, b)).sum() / (b - a) for a, b in pairwise(edges_s)]
     return np.array(waits, dtype=np.float64)
 
 
-def _growth(requests: pd.DataFrame) -> tuple[float, float, float] | None:
+def _growth(requests: Columns) -> tuple[float, float, float] | None:
     """The mean number waiting in the last three quarters of the arrivals; None where these tell nothing."""
-    first_s, last_s = requests["arrival_s"].min(), requests["arrival_s"].max()
-    if len(requests) < FEWEST_REQUESTS or not last_s > first_s:
+    if len(requests) < FEWEST_REQUESTS:
+        return None
+    arrival_s = np.asarray(requests["arrival_s"], np.float64)
+    first_s, last_s = np.fmin.reduce(arrival_s), np.fmax.reduce(arrival_s)
+    if not last_s > first_s:
         return None
     _, second, third, fourth = mean_waiting(requests, np.linspace(first_s, last_s, 5)).tolist()
     return second, third, fourth
 
 
-def grows(requests: pd.DataFrame) -> bool | None:
+def grows(requests: Columns) -> bool | None:
     """Whether the queue grew as it does when the load exceeds capacity; None where that cannot be told.
 
     Rule: over the four quarters of the time in which requests arrive, the mean number of waiting requests
@@ -46,7 +49,7 @@ def _grew(second: float, third: float, fourth: float) -> bool:
     return second < third < fourth and fourth >= GROWTH * second and fourth >= FEWEST_WAITING
 
 
-def queue_warning(requests: pd.DataFrame) -> str | None:
+def queue_warning(requests: Columns) -> str | None:
     """A sentence where the queue grew as it does when the load exceeds capacity (`grows`), else None."""
     means = _growth(requests)
     if means is None or not _grew(*means):

@@ -6,13 +6,13 @@ from array import array
 from struct import Struct
 
 import numpy as np
-import pandas as pd
 
 from sim.engine.batch import Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
 from sim.results.kv import KV_MEAN_COLUMNS
+from traces.table import Table
 
 _SAMPLES = 1 << 16
 
@@ -195,7 +195,7 @@ class StepLog(Observer):
                 return
         self.sample.append((seen, shape, repeats))
 
-    def preemptions(self, sent: np.ndarray) -> pd.DataFrame:
+    def preemptions(self, sent: np.ndarray) -> Table:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
 
         In order of time, of one moment by replica, and there as they were decided.
@@ -205,7 +205,7 @@ class StepLog(Observer):
         """
         ids = np.frombuffer(self._preempted_id, np.int64)
         order = np.lexsort((np.frombuffer(self._preempted_at, np.int64), np.frombuffer(self._preempted_s)))
-        return pd.DataFrame(
+        return Table(
             {
                 "request": np.flatnonzero(sent)[index_of(ids)][order],
                 "sequence": (ids >> SAMPLE_BITS)[order],
@@ -214,7 +214,7 @@ class StepLog(Observer):
             }
         )
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> Table:
         """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""
         chunks = [*self._full, self._rows]
         self._full, self._rows = [], bytearray()
@@ -228,4 +228,4 @@ class StepLog(Observer):
                 values = part[name] if kind is None else part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
                 column[at : at + len(part)] = values
             at += len(part)
-        return pd.DataFrame(columns, copy=False)
+        return Table(columns)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.results import files, run_id
 from sim.results.kv import with_kv_means
@@ -18,6 +17,7 @@ from sim.results.steps import EARLIER_STEP_COLUMNS
 from sim.results.terms import term_table
 from sim.results.transaction import settle
 from traces import files as inputs
+from traces.late import pd
 
 SCENARIO, SUMMARY, PERFETTO = "scenario.toml", "summary.json", "trace.perfetto.json"
 REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS = (

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 
 from sim.cost.errors import step_kind
 from sim.cost.step import HIDDEN, HostGap, StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.results.result import Run
+from traces.late import pd
 
 # The share of each term and source rests on at most so many spans.
 MOST_FOR_SHARES = 1024

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from sim.results.binding import BINDS_FROM, BUDGET, FRONT_END, IDLE, KV, NOTHING, POLICY, SEATS
 from sim.results.metrics import verdicts
 from sim.results.resources import HOST, LINK
 from sim.results.stability import grows
 from sim.results.units import count, count_of, dollars, limit, number, percent, seconds
+from traces.table import Columns
 
 IDLE_FROM = 0.5
 """A recorded load that leaves the replicas idle for this share of the time is told to do so."""
@@ -37,7 +36,7 @@ def clause_name(name: str) -> str:
     return f"{_WORDS.get(metric, metric.upper())} {statistic or 'max'}"
 
 
-def stable(requests: pd.DataFrame, load: Summary) -> bool | None:
+def stable(requests: Columns, load: Summary) -> bool | None:
     """Whether the queue did not grow; None where that cannot be told: too few requests, or no open load."""
     grown = None if load["kind"] in ("closed", "at once") else grows(requests)
     return None if grown is None else not grown

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from sim.results.binding import Load, StepLimits, binding
 from sim.results.levers import lever
 from sim.results.metrics import Limit, plain
@@ -14,13 +12,14 @@ from sim.results.resources import Resources
 from sim.results.terms import StepTerms
 from sim.results.verdict import stable, verdict
 from sim.serving.assemble import Parts
+from traces.table import Columns
 
 
 def answered(
     summary: Mapping[str, Any],
     parts: Parts,
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Columns,
+    steps: Columns,
     terms: StepTerms | None,
     slo: Sequence[Limit],
     replicas: float,
@@ -36,8 +35,8 @@ def answered(
 def binding_of(
     summary: Mapping[str, Any],
     parts: Parts,
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Columns,
+    steps: Columns,
     terms: StepTerms | None,
     slo: Sequence[Limit],
     replicas: float,
@@ -49,7 +48,7 @@ def binding_of(
     return {**binds, **lever(binds["by"], parts.scenario)._asdict()}
 
 
-def step_limits(parts: Parts, requests: pd.DataFrame) -> StepLimits:
+def step_limits(parts: Parts, requests: Columns) -> StepLimits:
     """What a step of these parts may hold, and how much memory none of these requests could be refused for."""
     scenario, pool, policy = parts.scenario, parts.pool, parts.scenario.policy
     longest = int((requests["prompt_tokens"] + requests["output_tokens"]).max()) if len(requests) else 0

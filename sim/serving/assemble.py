@@ -15,7 +15,6 @@ from sim.cost.experts import Routing
 from sim.cost.offload import Offload
 from sim.cost.pipeline import Pipeline
 from sim.cost.profile import Profile
-from sim.cost.profiled import Profiled
 from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import Roofline
 from sim.cost.step import HostGap, StepCost
@@ -258,6 +257,8 @@ def _cost(
     if profile is None:
         target = Roofline(model, gpu, offload=offload, **shared)
     else:
+        from sim.cost.profiled import Profiled  # noqa: PLC0415 - look-ups that no roofline does
+
         target = Profiled(model, gpu, profile, offload=offload, **shared)
     if parallel.dp > 1:
         return RankedRoofline(target)

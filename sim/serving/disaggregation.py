@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
@@ -24,6 +23,7 @@ from sim.serving.links import Links
 from sim.serving.ranks import Rank, SharedDoor
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
+from traces.late import pd
 
 TRANSFER_COLUMNS = {
     "request": "q", "source": "q", "target": "q", "tokens": "q", "bytes": "d",

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 from sim.engine.flight import Observer
 from sim.engine.protocol import ServingEngine
@@ -26,6 +25,7 @@ from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
 from sim.specs.fleet import BOTH, DECODE, PREFILL
+from traces.late import pd
 
 Answered = Callable[[Request, Replica | Rank], None]
 """Told of a request and of the replica that has answered it."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from sim.engine.batch import Shape
 from sim.results import metrics
@@ -22,6 +21,8 @@ from sim.serving.answer import binding_of
 from sim.serving.lifecycle import Lifecycle
 from sim.serving.pool import Pool, by_model, each_replica, numbers
 from sim.specs.fleet import PREFILL
+from traces.late import pd
+from traces.table import Columns
 
 Value = TypeVar("Value", bound=Hashable)
 MIXED = "mixed"
@@ -92,12 +93,12 @@ def pool_notes(pools: Sequence[Pool]) -> list[str]:
 
 
 def by_pool(
-    pools: Sequence[Pool], spans: Sequence[tuple[int, Shape, int]], steps: pd.DataFrame
+    pools: Sequence[Pool], spans: Sequence[tuple[int, Shape, int]], steps: Columns
 ) -> list[Sequence[tuple[int, Shape, int]]]:
     """The recorded spans (see `StepTerms`) of each pool."""
     if len(pools) == 1:
         return [spans]
-    replica = steps["replica"].to_numpy()
+    replica = np.asarray(steps["replica"])
     pool_of = np.repeat(np.arange(len(pools)), [pool.ranks for pool in pools])
     own: list[list[tuple[int, Shape, int]]] = [[] for _ in pools]
     for span in spans:
@@ -138,8 +139,8 @@ def kv_facts(pools: Sequence[Pool], present: Present) -> KvFacts:
 def fleet_summary(
     summary: Mapping[str, Any],
     pools: Sequence[Pool],
-    requests: pd.DataFrame,
-    steps: pd.DataFrame,
+    requests: Columns,
+    steps: Columns,
     terms: Sequence[StepTerms],
     slo: Sequence[Limit],
     transfers: pd.DataFrame | None,
@@ -152,7 +153,7 @@ def fleet_summary(
     duration = summary["duration_s"]
     own: dict[str, dict[str, Any]] = {}
     for pool, mine, its_terms, there in zip(pools, numbers(pools), terms, present.of_pools, strict=True):
-        of_pool = steps["replica"].isin(mine).to_numpy()
+        of_pool = np.isin(steps["replica"], mine)
         its_steps = steps[of_pool]
         served = _served(pool, mine, requests, transfers)
         facts = replace(pool.parts.kv_facts, replicas=there)
@@ -189,10 +190,14 @@ def fleet_summary(
     return {"verdict": plain(verdict(told, is_stable=stable(requests, summary["load"]))), **told}
 
 
-def model_facts(requests: pd.DataFrame, slo: Sequence[Limit], duration: float) -> dict[str, Any]:
+def model_facts(requests: Columns, slo: Sequence[Limit], duration: float) -> dict[str, Any]:
     """What the summary tells of the requests for each model."""
     told = {}
-    for model, own in requests[requests["model"] != ""].groupby("model", sort=False):
+    models = np.asarray(requests["model"], object)
+    for model in dict.fromkeys(models.tolist()):
+        if not model:
+            continue
+        own = requests[models == model]
         told[str(model)] = {
             "requests": metrics.request_counts(own),
             "throughput": metrics.throughput(own, duration),
@@ -208,16 +213,16 @@ def _within(terms: StepTerms, of_pool: np.ndarray) -> StepTerms:
     return terms.under(place[terms.rows].tolist())
 
 
-def _served(pool: Pool, mine: range, requests: pd.DataFrame, transfers: pd.DataFrame | None) -> pd.DataFrame:
+def _served(pool: Pool, mine: range, requests: Columns, transfers: pd.DataFrame | None) -> Columns:
     """The requests that a pool's replicas had, with the replica that had them there."""
     if pool.role != PREFILL or transfers is None:
-        return requests[requests["replica"].isin(mine)]
-    source = np.where(requests["replica"].isin(mine), requests["replica"], -1)
-    source[transfers["request"].to_numpy()] = transfers["source"].to_numpy()
+        return requests[np.isin(requests["replica"], mine)]
+    source = np.where(np.isin(requests["replica"], mine), requests["replica"], -1)
+    source[np.asarray(transfers["request"])] = np.asarray(transfers["source"])
     return requests.assign(replica=source)[np.isin(source, mine)]
 
 
-def _busy(steps: pd.DataFrame, replicas: float, duration: float) -> float | None:
+def _busy(steps: Columns, replicas: float, duration: float) -> float | None:
     from_steps = float(busy_s(steps).sum()) if len(steps) else 0.0
     return from_steps / (replicas * duration) if duration > 0 else None
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from sim.engine.protocol import ServingEngine
 from sim.results.presence import ABSENT, DIES, DOWN, DRAINS, ORDERED, SERVES, STOPS
 from sim.serving.clock import Clock, Event
 from sim.serving.cluster import Cluster
 from sim.serving.replica import Replica
+from traces.late import pd
 
 
 @dataclass(slots=True)

@@ -6,14 +6,14 @@ import math
 import statistics
 from collections.abc import Iterator
 
-import pandas as pd
+import numpy as np
 
-from sim.cost.profiled import Profiled
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Outcome
 from sim.scenario import Scenario
 from sim.serving.executor import Executor
 from sim.serving.workload import stream
+from traces.table import Columns
 
 AUTO = "auto"
 UNKNOWN_SPREAD = 0.02
@@ -23,7 +23,7 @@ _MEAN_OF_PAIRS = 2 / math.sqrt(math.pi)
 _CHUNK = 4096
 
 
-def noise_of(scenario: Scenario, cost: StepCost, requests: pd.DataFrame) -> float:
+def noise_of(scenario: Scenario, cost: StepCost, requests: Columns) -> float:
     """The standard deviation of a step's seconds as a share of them; `requests` are those that are sent.
 
     By default there is some in a closed loop of equal requests alone, which would end and come again together for ever.
@@ -31,13 +31,15 @@ def noise_of(scenario: Scenario, cost: StepCost, requests: pd.DataFrame) -> floa
     noise = scenario.cost.noise
     if not isinstance(noise, str):
         return noise
-    lengths = requests[["prompt_tokens", "output_tokens"]]
-    equal = len(requests) > 1 and bool((lengths.nunique() == 1).all())
+    lengths = (np.asarray(requests[name]) for name in ("prompt_tokens", "output_tokens"))
+    equal = len(requests) > 1 and all((each == each[0]).all() for each in lengths)
     return repeat_spread(cost) if scenario.workload.concurrency > 1 and equal else 0.0
 
 
 def repeat_spread(cost: StepCost) -> float:
     """How a profile's own measurements vary where they were repeated, over the middle one of its tables."""
+    from sim.cost.profiled import Profiled  # noqa: PLC0415 - closed loops of equal requests alone come here
+
     known = []
     if isinstance(cost, Profiled):
         known = [each.repeat_mean for each in cost.profile.meta.accuracy.values() if each.repeat_mean is not None]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
 from sim.engine.pages import mixed_layers
 from sim.load import MIXED
 from sim.results.units import seconds
 from sim.serving.assemble import Parts
 from sim.serving.memory import why_alike
+from traces.table import Columns
 
 
 def front_end_notes(parts: Parts) -> Iterator[str]:
@@ -40,7 +39,7 @@ def front_end_notes(parts: Parts) -> Iterator[str]:
     )
 
 
-def kv_notes(parts: Parts, requests: pd.DataFrame) -> Iterator[str]:
+def kv_notes(parts: Parts, requests: Columns) -> Iterator[str]:
     """Of a run of these parts on these requests (a trace's table)."""
     if parts.allocators == MIXED:
         yield _by_kind(parts)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-import pandas as pd
-
 from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
 from sim.load import find
@@ -18,6 +16,7 @@ from sim.specs.fleet import BOTH, DECODE, PREFILL
 from sim.specs.front_end import OFF, FrontEndSettings
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
+from traces.table import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def served_names(pools: Sequence[Pool]) -> dict[str, str]:
     }
 
 
-def models_asked(requests: pd.DataFrame, pools: Sequence[Pool]) -> list[str] | None:
+def models_asked(requests: Columns, pools: Sequence[Pool]) -> list[str] | None:
     """Of each request the model that is to answer it, "" where no pool serves what it names.
 
     None where all requests are for the one model that there is.

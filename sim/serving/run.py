@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim import catalog
 from sim.cost.efficiency import Efficiency
@@ -48,11 +48,15 @@ from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
 from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
+from traces.framed import framed, held
+from traces.late import pd
 from traces.rows import keep_rows
 from traces.schema import InputError, Trace
+from traces.table import Columns
 from traces.version import product_version
 
 
+@framed("requests", "steps", "preempted")
 @dataclass(frozen=True)
 class Result:
     """What a run gave. The columns of its tables and the keys of its summary: docs/metrics.md."""
@@ -83,6 +87,17 @@ class Result:
     events: pd.DataFrame | None = None
     """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
 
+    def table(self, name: str) -> Columns:
+        """Its `requests` or `steps` as they are held, which until somebody asks for a DataFrame is none."""
+        table: Columns = held(self, name)
+        return table
+
+    def told(self, summary: Mapping[str, Any]) -> Result:
+        """The same run with another summary."""
+        other = copy(self)
+        object.__setattr__(other, "summary", summary)
+        return other
+
 
 def simulate(
     scenario: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
@@ -98,7 +113,7 @@ def simulate(
     spans = _may_repeat(scenario, hooks, live=backend is not None or hooks.session is not None)
     engines = [pool.engines(spans=spans) for pool in pools]
     sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
-    sent = keep_rows(trace.requests, sent_rows)
+    sent = trace.table if sent_rows.all() else keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
     simulation = Simulation(scenario, pools, engines, sent, progress, session, hooks, spans)
     started, began = time.perf_counter(), time.process_time()
@@ -111,7 +126,7 @@ def simulate(
     if hooks.gaps is not None:
         hooks.gaps(gaps)
     requests = request_table(
-        trace.requests,
+        trace.table,
         sent_rows,
         rejected | simulation.refusals(np.flatnonzero(sent_rows)),
         simulation.requests,
@@ -155,7 +170,7 @@ def simulate(
     summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
     transfers = simulation.entrance.transfers(sent_rows)
     if scenario.pools:
-        if (asked_for := models_asked(trace.requests, pools)) is not None:
+        if (asked_for := models_asked(trace.table, pools)) is not None:
             requests = requests.assign(model=asked_for)
         summary = fleet_summary(summary, pools, requests, steps, of_pools, slo, transfers, present)
     else:
@@ -164,15 +179,15 @@ def simulate(
     return Result(
         resolved_pools(scenario, pools),
         summary,
-        requests,
-        steps,
+        requests,  # type: ignore[arg-type]
+        steps,  # type: ignore[arg-type]
         steps_s,
         itl,
         engine_itl,
         trace,
         None if session is None else _tokens(session, backend, np.flatnonzero(sent_rows)),
         died,
-        simulation.steps.preemptions(sent_rows),
+        simulation.steps.preemptions(sent_rows),  # type: ignore[arg-type]
         step_terms,
         transfers,
         None if lifecycle is None else lifecycle.events(),
@@ -204,32 +219,34 @@ def admissible_in_all(
     pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine]
 ) -> tuple[np.ndarray, dict[int, str]]:
     """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token."""
-    if any(pool.role == PREFILL for pool in pools) and samples(trace.requests, pools[0].parts.scenario.workload):
+    if any(pool.role == PREFILL for pool in pools) and samples(trace.table, pools[0].parts.scenario.workload):
         raise InputError(
             "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
             "alone is handed over"
         )
-    if pools[0].parts.scenario.failures.on and samples(trace.requests, pools[0].parts.scenario.workload):
+    if pools[0].parts.scenario.failures.on and samples(trace.table, pools[0].parts.scenario.workload):
         raise InputError(
             "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
             "modelled"
         )
-    if pools[0].parts.scenario.tiers.on and samples(trace.requests, pools[0].parts.scenario.workload):
+    if pools[0].parts.scenario.tiers.on and samples(trace.table, pools[0].parts.scenario.workload):
         raise InputError(
             "a request asks for several sequences (samples), and loads of their KV from tiers are not modelled"
         )
-    asked = models_asked(trace.requests, pools)
+    asked = models_asked(trace.table, pools)
     rejected = {} if asked is None else _unknown_models(trace, asked, pools)
-    sent_rows = np.ones(len(trace.requests), bool)
+    sent_rows = np.ones(len(trace.table), bool)
     sent_rows[list(rejected)] = False
     for pool, engine in zip(pools, engines, strict=True):
-        table, mine = trace.requests, np.arange(len(sent_rows))
+        table, mine = trace.table, np.arange(len(sent_rows))
         if asked is not None:
-            mine = np.flatnonzero(np.array(asked) == pool.parts.model.name)
-            table = table.iloc[mine]
+            of_pool = np.array(asked) == pool.parts.model.name
+            table, mine = table[of_pool], np.flatnonzero(of_pool)
         if not len(mine):
             continue
-        own = replace(trace, requests=table if pool.role != PREFILL else table.assign(output_tokens=1))
+        if pool.role == PREFILL:
+            table = table.assign(output_tokens=np.ones(len(table), np.int64))
+        own = trace if table is trace.table else replace(trace, requests=table)  # type: ignore[arg-type]
         rows, refused = admissible(pool.parts, own, engine)
         sent_rows[mine] &= rows
         rejected = {**{int(mine[at]): why for at, why in refused.items()}, **rejected}
@@ -240,15 +257,15 @@ def admissible_in_all(
 
 def _unknown_models(trace: Trace, asked: Sequence[str], pools: Sequence[Pool]) -> dict[int, str]:
     """Why the requests are rejected whose model no pool serves; raises InputError unless such are to be left out."""
-    names, known = trace.requests["model"], ", ".join(served_names(pools))
+    names, known = np.asarray(trace.table["model"], object), ", ".join(served_names(pools))
     unknown = [place for place, model in enumerate(asked) if not model]
     if unknown and not pools[0].parts.scenario.workload.skip_bad:
         raise InputError(
-            f"{trace.path or trace.name} line {trace.requests['source_row'].iloc[unknown[0]]}: its model is "
-            f"{names.iloc[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
+            f"{trace.path or trace.name} line {np.asarray(trace.table['source_row'])[unknown[0]]}: its model is "
+            f"{names[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
             "such requests out"
         )
-    return {place: f"no pool serves its model {names.iloc[place]!r}" for place in unknown}
+    return {place: f"no pool serves its model {names[place]!r}" for place in unknown}
 
 
 def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
@@ -257,8 +274,8 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     Raises:
         InputError: one cannot, and the scenario does not say to skip such.
     """
-    table = trace.requests
-    prompt, output = table["prompt_tokens"].to_numpy(), table["output_tokens"].to_numpy()
+    table = trace.table
+    prompt, output = np.asarray(table["prompt_tokens"]), np.asarray(table["output_tokens"])
     total = prompt + output
     longest = int(np.argmax(total))
     sequences = samples(table, parts.scenario.workload)
@@ -284,7 +301,7 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
         index, reason = next(iter(rejected.items()))
         others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
         raise InputError(
-            f"{trace.path or trace.name} line {table['source_row'].iloc[index]}: the request can never be served"
+            f"{trace.path or trace.name} line {np.asarray(table['source_row'])[index]}: the request can never be served"
             f"{others}: {reason}; --skip-bad leaves such requests out"
         )
     sent_rows = np.ones(len(table), bool)
@@ -294,7 +311,7 @@ def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.nd
     return sent_rows, rejected
 
 
-def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame, most: int) -> list[StepTerms]:
+def _costs(pools: Sequence[Pool], log: StepLog, steps: Columns, most: int) -> list[StepTerms]:
     """What the steps of each pool cost by term."""
     spans = by_pool(pools, log.sample, steps)
     return [
@@ -304,7 +321,7 @@ def _costs(pools: Sequence[Pool], log: StepLog, steps: pd.DataFrame, most: int) 
 
 
 def _band(
-    summary: Mapping[str, Any], pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]], steps: pd.DataFrame
+    summary: Mapping[str, Any], pools: Sequence[tuple[StepTerms, Mapping[str, Spent]]], steps: Columns
 ) -> dict[str, Any]:
     """The summary's `band`; nothing of a run whose steps were measured."""
     if not pools:
@@ -337,7 +354,7 @@ def _backend() -> Any:
         ) from None
 
 
-def _token_ids(requests: pd.DataFrame) -> list[Any] | None:
+def _token_ids(requests: Columns) -> list[Any] | None:
     return list(requests["token_ids"]) if "token_ids" in requests else None
 
 
@@ -440,7 +457,7 @@ def _inputs(
             *pool_notes(pools),
             *tier_notes(scenario),
             *noise_notes(scenario, noise),
-            *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.requests)),
+            *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.table)),
             *trace.notes,
             *ended,
         ],

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.engine.drafting import Drafting, Tally
 from sim.engine.engine import Engine
@@ -39,6 +38,7 @@ from sim.serving.tiers import loads_of
 from sim.serving.workload import columns, samples
 from sim.specs.operations import refuses
 from traces.schema import InputError
+from traces.table import Columns, Table
 
 _COLLECTED = (50_000, 20, 50)
 """Containers made, and younger collections, until Python looks for garbage in circles (`gc.set_threshold`)."""
@@ -64,7 +64,7 @@ class Simulation:
         scenario: Scenario,
         pools: Sequence[Pool],
         engines: Sequence[Sequence[ServingEngine]],
-        admissible: pd.DataFrame,
+        admissible: Columns,
         progress: Progress | None,
         session: LiveSession | None,
         hooks: Hooks,
@@ -111,7 +111,7 @@ class Simulation:
         users = scenario.workload.concurrency
         self._source = RequestSource(self.clock, work, self._before(scenario, admissible), concurrency=users)
 
-    def _before(self, scenario: Scenario, admissible: pd.DataFrame) -> Callable[[Request], None]:
+    def _before(self, scenario: Scenario, admissible: Columns) -> Callable[[Request], None]:
         """What takes requests as clients send them: what stands before the entrance, or the entrance."""
         self._admission: Admission | None = None
         self._retries: Retries | None = None
@@ -297,7 +297,7 @@ class Simulation:
             "refused": dict(self.clients.refused),
         }
 
-    def with_more(self, requests: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    def with_more(self, requests: Table, rows: np.ndarray) -> Table:
         """The table with how often each request was `sent` by its client, and `resent` since its replica died, and what
         of it was loaded from tiers."""
         lifecycle = self.entrance.lifecycle
@@ -335,7 +335,7 @@ class Simulation:
         """What drafting gave, of each replica that drafts."""
         return [replica.engine.tally for replica in self.replicas if isinstance(replica.engine, Drafting)]
 
-    def speed(self, steps: pd.DataFrame, wall_s: float, cpu_s: float) -> dict[str, Any]:
+    def speed(self, steps: Columns, wall_s: float, cpu_s: float) -> dict[str, Any]:
         """What the summary tells of a loop that took so long."""
         return {
             "wall_s": wall_s,

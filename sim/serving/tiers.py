@@ -10,7 +10,6 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Shape
@@ -27,6 +26,7 @@ from sim.serving.pool import Pool, kv_bytes
 from sim.serving.replica import Replica
 from sim.specs.tiers import HOST, STORE
 from traces.schema import InputError
+from traces.table import Table
 
 _INTO = "replicas"
 """Where all loads go: what a replica takes in is limited by where it comes from alone."""
@@ -190,18 +190,18 @@ class KvLoads(Observer):
 
     # ---- told ------------------------------------------------------------------------------------------------------
 
-    def loads(self) -> pd.DataFrame:
+    def loads(self) -> Table:
         """One row for each tier of each load, in order of arrival: `request` (as it was sent), `tier` (its place),
         `tokens`, `load_s` (from the asking to the last byte)."""
-        return pd.DataFrame({name: np.array(column) for name, column in self._log.items()})
+        return Table({name: np.array(column) for name, column in self._log.items()})
 
-    def with_tiers(self, requests: pd.DataFrame, sent: np.ndarray) -> pd.DataFrame:
+    def with_tiers(self, requests: Table, sent: np.ndarray) -> Table:
         """The table with the tokens of each request that were loaded from each tier; `sent`: which requests were."""
         loads, rows = self.loads(), np.flatnonzero(sent)
         for at, kind in enumerate(self._kinds):
             own = loads[loads["tier"] == at]
             column = np.zeros(len(sent), "i8")
-            np.add.at(column, rows[own["request"].to_numpy(np.int64)], own["tokens"].to_numpy(np.int64))
+            np.add.at(column, rows[np.asarray(own["request"], np.int64)], np.asarray(own["tokens"], np.int64))
             requests = requests.assign(**{f"{kind.name}_hit_tokens": column})
         return requests
 

@@ -9,7 +9,6 @@ from functools import partial
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
 
 import traces
 from sim.engine.request import BeamDraw
@@ -18,10 +17,12 @@ from sim.serving.source import Workload, session_numbers
 from sim.specs.workload import WorkloadSettings
 from traces import edit
 from traces.blocks import Reblocked, chained
+from traces.late import pd
 from traces.redraw import LoadStage, own_rate, redraw, staged
 from traces.resample import enough
 from traces.reuse import name_answers
 from traces.schema import InputError, Trace
+from traces.table import Columns
 
 
 def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
@@ -110,12 +111,12 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
     return replace(laid, requests=laid.requests.assign(**drawn)) if drawn else laid
 
 
-def _shared_out(requests: pd.DataFrame, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
+def _shared_out(requests: Columns, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
     """For each request one of the names, drawn by their shares; the same for all requests of a session."""
     weights = np.array(list(shares.values()))
     drawn = rng.choice(np.array(list(shares), object), (2, len(requests)), p=weights / weights.sum())
     if "session" in requests:
-        named = requests["session"].to_numpy() != ""
+        named = np.asarray(requests["session"]) != ""
         one_each: np.ndarray = np.where(named, drawn[0][pd.factorize(requests["session"])[0]], drawn[1])
     elif "after" in requests:
         one_each = drawn[0][session_numbers(requests["after"].tolist())]
@@ -125,7 +126,7 @@ def _shared_out(requests: pd.DataFrame, shares: Mapping[str, float], rng: np.ran
 
 
 def _timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
-    sessions = settings.sessions and "after" in trace.requests
+    sessions = settings.sessions and "after" in trace.table
     if settings.resample:
         trace = edit.resample(trace, settings.resample, stream(seed, "resample"))
     elif sessions and settings.limit and settings.laid_anew:
@@ -183,7 +184,7 @@ def _own_rate(trace: Trace, settings: WorkloadSettings) -> float:
     return rate
 
 
-def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int, *, with_sessions: bool = False) -> Workload:
+def columns(requests: Columns, plan: Scenario, block_tokens: int, *, with_sessions: bool = False) -> Workload:
     """The requests as plain columns; with `workload.sessions`, later turns wait for the answer before them.
 
     Shared prefixes follow from the trace's block ids or, in blocks of `block_tokens`, from its token ids.
@@ -198,7 +199,7 @@ def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int, *, with_s
         prefix = [Reblocked(ids, starts, tokens, block_tokens) for ids, starts, tokens in parts]
     elif "prefix_blocks" in requests:
         prefix = [ids.tolist() for ids in map(np.asarray, requests["prefix_blocks"])]
-        unit_tokens = int(requests["prefix_block_tokens"].iloc[0])
+        unit_tokens = int(np.asarray(requests["prefix_block_tokens"])[0])
     elif "token_ids" in requests:
         prefix = [ids.tolist() for ids in chained(list(requests["token_ids"]), block_tokens)]
     known: list[int] | None = None
@@ -220,7 +221,7 @@ def columns(requests: pd.DataFrame, plan: Scenario, block_tokens: int, *, with_s
     )
 
 
-def _session_numbers(requests: pd.DataFrame, plan: Scenario) -> list[int]:
+def _session_numbers(requests: Columns, plan: Scenario) -> list[int]:
     """Of each request one number for its session; raises InputError where the trace tells none."""
     if "session" in requests:
         numbers: list[int] = pd.factorize(requests["session"])[0].tolist()
@@ -233,7 +234,7 @@ def _session_numbers(requests: pd.DataFrame, plan: Scenario) -> list[int]:
     )
 
 
-def samples(requests: pd.DataFrame, settings: WorkloadSettings) -> list[int] | None:
+def samples(requests: Columns, settings: WorkloadSettings) -> list[int] | None:
     """Sequences that each request asks for; None where it is one for all."""
     if settings.samples:
         return [settings.samples] * len(requests) if settings.samples > 1 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from dis import get_instructions
+from functools import lru_cache
 from inspect import isclass, isfunction
 from itertools import chain
 from types import MappingProxyType
@@ -86,14 +87,7 @@ def check_traits(part: Any, noun: str, name: str) -> None:
     """
     known = TRAITS[noun]
     if isclass(part) or isfunction(part):
-        for attribute in sorted({*dir(part), *_set_at_start(part)}):
-            if attribute in known or attribute.startswith("_"):
-                continue
-            if near := get_close_matches(attribute, known, 1, 0.85):
-                raise InputError(
-                    f"{noun} {name!r} has {attribute!r}, which is no trait of such a part; the nearest is {near[0]!r} "
-                    f"(known: {', '.join(known)}; begin a name of your own with _)"
-                )
+        _check_spelling(part, noun, name)  # type: ignore[arg-type]
     for attribute, trait in known.items():
         value, kind = getattr(part, attribute, None), trait.kind
         if value is None:
@@ -105,6 +99,19 @@ def check_traits(part: Any, noun: str, name: str) -> None:
     for first, second, why in _EXCLUDE.get(noun, ()):
         if getattr(part, first, False) and getattr(part, second, False):
             raise InputError(f"{noun} {name!r} has both {first} and {second}: {why}")
+
+
+@lru_cache(maxsize=64)
+def _check_spelling(part: Any, noun: str, name: str) -> None:
+    known = TRAITS[noun]
+    for attribute in sorted({*dir(part), *_set_at_start(part)}):
+        if attribute in known or attribute.startswith("_"):
+            continue
+        if near := get_close_matches(attribute, known, 1, 0.85):
+            raise InputError(
+                f"{noun} {name!r} has {attribute!r}, which is no trait of such a part; the nearest is {near[0]!r} "
+                f"(known: {', '.join(known)}; begin a name of your own with _)"
+            )
 
 
 def _set_at_start(part: Any) -> set[str]:

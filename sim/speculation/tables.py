@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.engine.drafting import Tally
 from sim.engine.request import index_of
 from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
+from traces.table import Table
 
 
 def summary(
@@ -56,7 +56,7 @@ def summary(
     }
 
 
-def with_drafts(requests: pd.DataFrame, mask: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> pd.DataFrame:
+def with_drafts(requests: Table, mask: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> Table:
     """The requests' table with `draft_tokens`, `accepted_tokens` and `acceptance` (NaN where nothing was verified).
 
     `kept` says which rows were sent.

@@ -73,4 +73,4 @@ def with_band(result: Result, scenario: Scenario, simulated_by: Callable[..., Re
         simulated_by(at_end(scenario, way), hooks=hooks_of(known.factors(way))).summary for way in WAYS
     ]
     band = simulated(result.summary, known, steps_of(result.steps), ends)
-    return replace(result, summary={**result.summary, "band": band})
+    return result.told({**result.summary, "band": band})

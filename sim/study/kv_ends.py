@@ -26,7 +26,7 @@ def with_ends(result: Result, scenario: Scenario, simulated: Callable[[Scenario]
     if kv_limits(result.summary) and scenario.kv.estimate == "expected":
         ends = {end: _figures(scenario, end, simulated) for end in ENDS}
     kv = {**result.summary["kv"], "ends": plain(ends)}
-    return replace(result, summary={**result.summary, "kv": kv})
+    return result.told({**result.summary, "kv": kv})
 
 
 def at_end(scenario: Scenario, end: str) -> Scenario:

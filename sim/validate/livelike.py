@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from sim.cost.step import Constant, StepCost, Term, advanced, shape_context, shape_tokens
 from sim.engine.batch import Shape
 from sim.validate.steps import kind_of
+from traces.late import pd
 
 Key = tuple[str | int, ...]
 LEAST = 5

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.engine.batch import Batch, Outcome, Shape
 from sim.engine.engine import Engine
@@ -21,6 +20,7 @@ from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.engine.tokens import TokenClock
 from sim.results.steps import StepLog
+from traces.late import pd
 from traces.schema import InputError
 
 Ids = tuple[int, ...]
@@ -198,7 +198,7 @@ class Recorder(Observer):
         return Record(
             self._requests,
             self._arrival_s,
-            self._log.table(),
+            self._log.table().frame(),
             self._decisions,
             shapes[:count],
             results[:count],

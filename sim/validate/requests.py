@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import weighted_percentiles
 from sim.validate.against.rows import StatedValue
 from sim.validate.retime import Latencies
+from traces.late import pd
 
 Measures = Mapping[str, Mapping[str, float | None]]
 SHOWN = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.engine.request import index_of
 from sim.results import metrics
@@ -19,6 +18,7 @@ from sim.results.gaps import TokenGaps
 from sim.results.percentiles import Itl, distribution
 from sim.results.requests import RequestLog, request_table
 from sim.validate.record import Record
+from traces.late import pd
 
 Floats = npt.NDArray[np.float64]
 
@@ -115,4 +115,4 @@ def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, blo
         log.samples[sequence] = samples
     sent = np.ones(count, bool)
     requests = request_table(record.requests, sent, {}, log, gaps.longest_s(count), [block_tokens])
-    return Latencies(requests, record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())
+    return Latencies(requests.frame(), record.steps.assign(start_s=start_s, end_s=end_s), gaps.itl())

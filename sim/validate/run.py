@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-
 from sim.cost.step import StepCost, Term
 from sim.engine.batch import Shape
 from sim.engine.protocol import ServingEngine
@@ -30,6 +28,7 @@ from sim.validate.retime import Latencies, as_recorded, retimed
 from sim.validate.steps import step_report, step_rows, timed_terms
 from sim.validate.twin import ReplaySession, Twin, check_twin
 from sim.validate.verdict import Bounds, judge
+from traces.late import pd
 from traces.schema import InputError
 
 

@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from sim.scenario import Scenario
 from sim.serving.workload import TraceReading, read_trace, stream, timed
 from sim.specs.workload import WorkloadSettings
 from sim.validate.against.rows import RandomLengths, SentLoad
 from sim.validate.against.tables import Served
+from traces.late import pd
 from traces.rows import from_frame, keep_rows
 from traces.schema import MAX_REQUESTS, InputError, Trace
 

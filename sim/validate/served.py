@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.cost.step import StepCost
 from sim.results.metrics import plain
@@ -25,6 +24,7 @@ from sim.validate.retime import Latencies
 from sim.validate.run import Validation, WithoutHost
 from sim.validate.sent import Sent, sent
 from sim.validate.verdict import Bounds, judge
+from traces.late import pd
 from traces.schema import InputError, Trace
 
 NUDGE = 0.1

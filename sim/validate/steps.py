@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.cost.step import StepCost, shape_tokens
 from sim.engine.batch import Shape
 from sim.validate.record import Record
 from sim.validate.terms import TERMS, by_term
+from traces.late import pd
 
 Floats = npt.NDArray[np.float64]
 KINDS = ("prefill", "mixed", "decode", "verify")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim import scenario
 from sim.engine.batch import Outcome, Shape
@@ -26,6 +25,7 @@ from sim.validate.record import Decision, Record
 from sim.validate.terms import TERMS
 from traces import documents
 from traces import files as inputs
+from traces.late import pd
 from traces.schema import InputError, Trace
 
 SCHEMA = 2

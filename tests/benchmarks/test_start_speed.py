@@ -33,11 +33,11 @@ def test_help(benchmark) -> None:
 
 @pytest.mark.parametrize("requests", [10])
 def test_a_small_run(benchmark, tmp_path: Path, requests: int) -> None:
-    """Beside what importing pandas takes, without which no run can be: its tables are what traces and results are."""
+    """At most 0.6 s, or on a slow machine what importing pandas takes one and a half times; no such run imports it."""
     trace = tmp_path / "few.csv"
     rows = "".join(f"{0.1 * at:.1f},{50 + 7 * at},{5 + at}\n" for at in range(requests))
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     pandas_s = cpu_s("-c", "import pandas")
     found = benchmark.pedantic(cpu_s, ("-m", "sim.cli", "run", "--trace", trace, "--quiet"), rounds=1)
     benchmark.extra_info |= {"cpu_s": round(found, 2), "times_pandas": round(found / pandas_s, 2)}
-    assert found < 2.5 * pandas_s
+    assert found < max(0.6, 1.5 * pandas_s)

@@ -55,6 +55,7 @@ def test_help_imports_nothing_of_the_commands() -> None:
         "sim.cli.main",
         "traces",
         "traces.code",
+        "traces.framed",
         "traces.schema",
         "traces.version",
     }
@@ -68,15 +69,17 @@ def test_the_help_of_a_command_imports_no_tables(words: list[str]) -> None:
 
 
 def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
-    """Pages, traces of steps, files of results, fits and drafters' seconds are other commands', or asked for."""
+    """Libraries of tables, pages, traces of steps, files of results, fits and drafters' seconds are other commands', or
+    asked for; so are checkpoints' families, profiles' look-ups, and what tells runs side by side."""
     trace = tmp_path / "ten.csv"
     rows = "".join(f"{0.1 * at:.1f},{50 + 7 * at},{5 + at}\n" for at in range(10))
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     modules = loaded("run", "--trace", trace, "--quiet")
-    assert modules.isdisjoint({"scipy", "jinja2", "pyarrow.parquet", "torch", "rich.progress"})
+    assert modules.isdisjoint({"pandas", "pyarrow", "scipy", "jinja2", "torch", "rich.progress"})
+    assert modules.isdisjoint({"sim.catalog.hf", "sim.cost.profiled", "sim.report.compare.paired", "traces.mapping"})
     of_sim = {name for name in modules if name.startswith(("sim.report", "sim.results.files", "sim.study"))}
     assert not {name for name in of_sim if "perfetto" in name or "page" in name or "files" in name or "sweep" in name}
-    assert len(ours(modules)) <= 260, sorted(ours(modules))  # a tenth of them what fleets, ranks and tiers need
+    assert len(ours(modules)) <= 220, sorted(ours(modules))  # a tenth of them what fleets, ranks and tiers need
 
 
 def test_the_list_of_commands_says_what_they_say() -> None:

@@ -12,36 +12,35 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
 
-import pandas as pd
-
 from traces.code import imported
 from traces.head import Head
+from traces.late import pd
 from traces.schema import InputError
 from traces.source import Source
+from traces.table import Table
 
 GROUP = "foretoken.formats"
+GENERAL = ("common",)
+"""Those that know kinds of files, and are asked where no other knows the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A reader with its name, its predicate (None: never detected) and one line about it.
-
-    A `general` one (`GENERAL = True` in its module) knows kinds of files, and is asked where no other knows the file.
-    """
+    """A reader with its name, its predicate (None: never detected) and one line about it."""
 
     name: str
-    read: Callable[[Source], pd.DataFrame]
+    read: Callable[[Source], pd.DataFrame | Table]
     detect: Callable[[Head], bool] | None
     summary: str
-    general: bool = False
 
 
 def names() -> list[str]:
-    return sorted({*_built_in(), *(point.name for point in entry_points(group=GROUP))})
+    return sorted({*_built_in(), *_added()})
 
 
 def load(name: str) -> Format:
@@ -59,17 +58,21 @@ def load(name: str) -> Format:
 
 def detect(head: Head) -> list[Format]:
     """The formats that recognise the head; installed ones are asked where no built-in one does, general ones last."""
-    built_in = [load(name) for name in _built_in()]
-    added = [load(point.name) for point in entry_points(group=GROUP)]
-    groups = ([one for one in built_in if not one.general], added, [one for one in built_in if one.general])
-    for group in groups:
-        if found := [one for one in group if one.detect is not None and one.detect(head)]:
+    own = [name for name in _built_in() if name not in GENERAL]
+    for group in (lambda: own, _added, lambda: GENERAL):
+        known = map(load, group())
+        if found := [one for one in known if one.detect is not None and one.detect(head)]:
             return found
     return []
 
 
-def _built_in() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+@lru_cache
+def _built_in() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def _added() -> list[str]:
+    return [point.name for point in entry_points(group=GROUP)]
 
 
 def _imported(where: str, name: str) -> Format:
@@ -86,4 +89,4 @@ def _of(module: ModuleType, function: str, name: str) -> Format:
     except TypeError:
         raise InputError(f"trace format {name!r} is not a function of a source (docs/traces.md)") from None
     summary = (module.__doc__ or "").strip().split("\n", 1)[0]
-    return Format(name, read, getattr(module, "detect", None), summary, getattr(module, "GENERAL", False))
+    return Format(name, read, getattr(module, "detect", None), summary)

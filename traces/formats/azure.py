@@ -4,12 +4,13 @@ Source: github.com/Azure/AzurePublicDataset. Stamps of 2023 have seven fractiona
 six and +00:00; one without a zone is taken as UTC.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
 
 from traces.fields import Count, Kind, Stamp
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 COLUMNS: Mapping[str, Kind] = {"TIMESTAMP": Stamp(), "ContextTokens": Count(), "GeneratedTokens": Count()}

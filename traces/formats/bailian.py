@@ -4,12 +4,13 @@ Source: github.com/alibaba-edu/qwen-bailian-usagetraces-anon. A turn follows its
 stripped before the next turn, and a padded last block may change its id.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
 from traces.fields import BadRow, Count, Text, Time, get
 from traces.head import Head
+from traces.late import pd
 from traces.names import BlockNames
 from traces.sessions import Rows
 from traces.source import Source

@@ -4,13 +4,15 @@ Source: github.com/HPMLL/BurstGPT. Read by column name, since v2 inserts columns
 tokens is a failed request by the source's own account, and is dropped and counted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from traces.fields import Count, Kind, Text, Time
 from traces.head import Head
+from traces.late import pd
 from traces.rows import keep_rows
 from traces.sessions import linked
 from traces.source import Source

@@ -5,13 +5,14 @@ One row is a battle: both sides answer each turn at once, so it gives 2 x turns 
 and no token counts are recorded.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
-import pandas as pd
-
 from traces.fields import Text, Time, get
 from traces.head import Head
+from traces.late import pd
 from traces.moments import stamped
 from traces.sessions import ASSUMED_THINK_S, THINK_NOTE, Rows, answers
 from traces.source import Source

@@ -6,18 +6,14 @@ Where nothing but gaps tells the unit of times, and for every other name, `sim t
 
 from __future__ import annotations
 
-import pandas as pd
-
 from traces.head import Head
+from traces.late import pd
 from traces.mapping.assign import command
 from traces.mapping.guess import apart, guess, misfits, missing
 from traces.mapping.names import counts
 from traces.mapping.survey import survey
 from traces.mapping.table import mapped
 from traces.source import Source
-
-GENERAL = True
-"""Asked last: where a format of its own knows a file, this one does not count."""
 
 
 def detect(head: Head) -> bool:

@@ -5,19 +5,21 @@ column `synthetic` marks a generated trace. Without arrival_s the file holds len
 user says that a later turn's length is that of its new text.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
-from traces import documents, turns
-from traces.fields import BadRow, Count, Ids, Kind, Probability, Text, Time, get
+from traces import documents, tables, turns
+from traces.fields import SINCE_1970_S, BadRow, Count, Ids, Kind, Probability, Text, Time, get
 from traces.head import Head
+from traces.late import pa, pd
 from traces.names import BlockNames
-from traces.schema import DTYPES, MAX_TOKENS
+from traces.schema import DTYPES, MAX_TOKENS, REQUIRED
 from traces.source import Source
+from traces.table import Table
 
 COLUMNS: Mapping[str, Kind] = {
     "arrival_s": Time("s"),
@@ -37,6 +39,8 @@ COLUMNS: Mapping[str, Kind] = {
     "priority": Count(-MAX_TOKENS, default=0),
     "acceptance": Probability(),
 }
+PLAIN = (*REQUIRED, "samples", "priority", "acceptance")
+"""Columns of numbers that say nothing of other rows."""
 LENGTHS = ("prompt_tokens", "output_tokens")
 UNREAD = ("source_row", "synthetic")
 
@@ -46,7 +50,9 @@ def detect(head: Head) -> bool:
     return head.has("prompt_tokens", "output_tokens") and ours
 
 
-def foretoken(source: Source) -> pd.DataFrame:
+def foretoken(source: Source) -> Table | pd.DataFrame:
+    if (few := _few(source)) is not None:
+        return few
     shape = source.head.shape
     table = {"csv": _csv, "json": _json, "parquet": _parquet}[shape](source)
     if "after" in table and source.rejected:
@@ -57,6 +63,19 @@ def foretoken(source: Source) -> pd.DataFrame:
     if not source.has_arrivals:
         return turns.asked(source, table.assign(arrival_s=0.0))
     return turns.asked(source, source.clock(table, "arrival_s", ordered=True, shift=False))
+
+
+def _few(source: Source) -> Table | None:
+    """A short CSV of plain requests with their times, all in order; None of what needs a closer look."""
+    if source.head.shape != "csv":
+        return None
+    table = tables.read_few(source.path, {name: COLUMNS[name] for name in PLAIN})
+    if table is None or any(name not in table for name in REQUIRED):
+        return None
+    times = table["arrival_s"]
+    if times[0] >= SINCE_1970_S or (np.diff(times) < 0).any():
+        return None
+    return Table({name: table[name] for name in DTYPES if name in table})
 
 
 def _csv(source: Source) -> pd.DataFrame:

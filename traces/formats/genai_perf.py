@@ -4,15 +4,15 @@ Source: github.com/triton-inference-server/perf_analyzer, docs of input data for
 may write at most is its output length. GenAI-Perf's traces with times are Mooncake's: see `mooncake`.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
 from traces.chats import limit_of, prompt_tokens
 from traces.fields import BadRow, Text, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
-from traces.mapping.rows import record_rows
+from traces.late import pd
 from traces.source import Source
 
 
@@ -22,6 +22,8 @@ def detect(head: Head) -> bool:
 
 
 def genai_perf(source: Source) -> pd.DataFrame:
+    from traces.mapping.rows import record_rows  # noqa: PLC0415 - every format is asked what files it knows
+
     rows = []
     for number, record in record_rows(source):
         try:

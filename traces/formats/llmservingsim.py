@@ -5,15 +5,17 @@ block16_hash_ids (one id for each full prefix block of 16 tokens). In a session,
 tool_duration_ns after the one before it ended. Both kinds of row may stand in one file.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces.blocks import full
 from traces.fields import BadRow, Count, Ids, Record, Text, Time, broken, get
 from traces.head import Head
+from traces.late import pd
 from traces.names import BlockNames
 from traces.sessions import Rows
 from traces.source import Source

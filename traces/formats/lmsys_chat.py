@@ -4,10 +4,11 @@ Source: huggingface.co/datasets/lmsys/lmsys-chat-1m, as `datasets` writes it wit
 release. Every answer after a question is a request whose prompt is all text before it.
 """
 
-import pandas as pd
+from __future__ import annotations
 
 from traces.formats.sharegpt import Keys, answered
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 KEYS = Keys("conversation_id", "conversation", "role", "content", "model")

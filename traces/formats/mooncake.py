@@ -7,17 +7,19 @@ seconds or dates, with other blocks, and with later turns that tell their new te
 certain is asked for.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from traces import turns
 from traces.blocks import block_size, started
 from traces.fields import BadRow, Count, Record, Text, Time, get
 from traces.head import Head
+from traces.late import pd
 from traces.moments import Moment, other_unit, stamped
 from traces.names import BlockNames
 from traces.rows import Mask, keep_rows

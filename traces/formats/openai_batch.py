@@ -4,13 +4,14 @@ Source: platform.openai.com/docs/guides/batch; vLLM's run-batch reads and writes
 and answers of the length that they may have at most; what comes back tells both.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
 from traces.chats import limit_of, prompt_tokens, usage_of
 from traces.fields import BadRow, Text, Time, get
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 WRITING = ("/chat/completions", "/completions", "/responses")

@@ -5,15 +5,15 @@ Lengths are those of usage; without it texts are counted, and a body without an 
 write.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
 from traces.chats import answer_tokens, limit_of, prompt_tokens, usage_of
 from traces.fields import BadRow, Count, Text, broken, get
 from traces.formats.openai_batch import LIMIT_NOTE
 from traces.head import Head
-from traces.mapping.arrivals import ArrivalColumn
+from traces.late import pd
 from traces.source import Source
 
 SENT = ("messages", "prompt", "input")
@@ -28,6 +28,8 @@ def detect(head: Head) -> bool:
 
 
 def openai_log(source: Source) -> pd.DataFrame:
+    from traces.mapping.arrivals import ArrivalColumn  # noqa: PLC0415 - every format is asked what files it knows
+
     clock = ArrivalColumn.of(source)
     limited = 0
 

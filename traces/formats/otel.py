@@ -6,17 +6,16 @@ with both counts whose operation writes tokens; it comes when the span starts, a
 gen_ai.conversation.id follow one another, the think time from the end of the span before.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from traces.fields import BadRow, Count, Text, broken
 from traces.head import Head
-from traces.mapping.kinds import LoggedTime
-from traces.mapping.rows import record_rows
-from traces.mapping.times import EPOCHS, ISO
+from traces.late import pd
 from traces.sessions import linked
 from traces.source import Source
 
@@ -41,6 +40,8 @@ def detect(head: Head) -> bool:
 
 
 def otel(source: Source) -> pd.DataFrame:
+    from traces.mapping.rows import record_rows  # noqa: PLC0415 - every format is asked what files it knows
+
     rows: list[dict[str, Any]] = []
     for number, record in record_rows(source):
         try:
@@ -130,6 +131,9 @@ def _failed(span: Mapping[str, Any]) -> bool:
 
 def _moment(span: Mapping[str, Any], names: tuple[str, ...]) -> int:
     """Nanoseconds since 1970 of a date as text, or of a number that is a date in one unit alone."""
+    from traces.mapping.kinds import LoggedTime  # noqa: PLC0415 - every format is asked what files it knows
+    from traces.mapping.times import EPOCHS, ISO  # noqa: PLC0415
+
     key = _first(span, names)
     if not key:
         raise BadRow(f"has no {names[0]}", f"no {names[0]}")

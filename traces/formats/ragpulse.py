@@ -6,16 +6,18 @@ starting again at 0: a fall from the last day of a week to the first begins a ne
 step back in time is a bad row.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from traces.blocks import NO_IDS
 from traces.blocks import Ids as IdArray
 from traces.fields import BadRow, Count, Ids, Text, Time, broken, get, number_of
 from traces.head import Head
+from traces.late import pd
 from traces.sessions import linked
 from traces.source import Source
 

@@ -4,13 +4,14 @@ Every answer after a question is a request whose prompt is all text before it. v
 exchange alone; `traces.edit.first_turns` does that.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from traces.fields import Text, get
 from traces.head import Head
+from traces.late import pd
 from traces.sessions import THINK_NOTE, Rows, answers
 from traces.source import Source
 from traces.texts import message_tokens

@@ -3,12 +3,13 @@
 Source: github.com/Mutinifni/splitwise-sim, traces/test_trace.csv.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
 
 from traces.fields import BadRow, Count, Kind, Time
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 COLUMNS: Mapping[str, Kind] = {

@@ -3,12 +3,13 @@
 Source: github.com/microsoft/vidur, data/processed_traces.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
 
 from traces.fields import Count, Kind, Time
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 COLUMNS: Mapping[str, Kind] = {"arrived_at": Time("s"), "num_prefill_tokens": Count(), "num_decode_tokens": Count()}

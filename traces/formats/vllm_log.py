@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import pandas as pd
-
 from traces import files
 from traces.fields import BadRow, Count, Stamp
 from traces.head import Head
+from traces.late import pd
 from traces.source import Source
 
 _EVENT = re.compile(

@@ -4,9 +4,10 @@ Source: vLLM's benchmark datasets, timed_trace with its defaults (chunk 16, mult
 so this format is never detected: it has to be named.
 """
 
-import pandas as pd
+from __future__ import annotations
 
 from traces.formats.mooncake import Usual, read
+from traces.late import pd
 from traces.source import Source
 
 USUAL = Usual("s", 16)

@@ -6,15 +6,16 @@ parent's request before it, its others follow one another, and the parent does n
 recorded think_time covers it. Sessions record no common clock: in a folder all start at 0.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from traces import files
 from traces.blocks import full
 from traces.fields import BadRow, Count, Ids, Record, Text, Time, get
 from traces.head import Head, json_files
+from traces.late import pd
 from traces.sessions import Rows
 from traces.source import Source
 

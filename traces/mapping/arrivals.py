@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from traces.fields import BadRow, broken
+from traces.late import pd
 from traces.mapping.assign import Assignment
 from traces.mapping.guess import guess
 from traces.mapping.kinds import LoggedTime

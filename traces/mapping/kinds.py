@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from traces.chats import content_tokens
 from traces.fields import BadRow, Count, Stamp, Time, number_of
+from traces.late import pd
 from traces.mapping.status import ANSWERED, FAILED, success
 from traces.mapping.survey import is_messages, stamp_text, unpacked
 from traces.mapping.times import ISO
@@ -35,8 +34,8 @@ class LoggedTime:
     optional: bool = False
 
     @property
-    def arrow(self) -> tuple[Any, ...]:
-        return Stamp.arrow if self.unit == ISO else (pa.int64(), pa.float64())
+    def arrow(self) -> tuple[str, ...]:
+        return Stamp.arrow if self.unit == ISO else ("int64", "float64")
 
     def parse(self, value: object) -> int:
         if isinstance(value, str):
@@ -73,8 +72,8 @@ class Length:
     optional: bool = False
 
     @property
-    def arrow(self) -> tuple[Any, ...]:
-        return Count.arrow if self.kind == "whole" else (pa.string(),)
+    def arrow(self) -> tuple[str, ...]:
+        return Count.arrow if self.kind == "whole" else ("string",)
 
     def parse(self, value: object) -> int:
         if self.optional and (value is None or value in ("", [])):
@@ -112,7 +111,7 @@ class Answered:
     """Whether a request was answered, by `traces.mapping.status`."""
 
     optional: bool = True
-    arrow: tuple[Any, ...] = (pa.string(),)
+    arrow: tuple[str, ...] = ("string",)
 
     def parse(self, value: object) -> bool:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from traces.fields import BadRow, Count, Kind, Text, broken
+from traces.late import pd
 from traces.mapping.assign import Assignment
 from traces.mapping.kinds import ABSENT, Answered, Length, LoggedTime
 from traces.mapping.rows import MISSING, at, parquet_rows, record_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.measures import LATENCIES, LatencyUnits
@@ -11,6 +10,7 @@ from sim.results import series
 from sim.results.percentiles import Floats, Ints, Itl
 from sim.results.result import Run
 from sim.results.units import TimeUnit, count, count_of, percent
+from traces.late import pd
 
 LATENCY_TEXTS = {
     "ttft_s": (

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.report.run.charts import PHASES
 from sim.results.percentiles import Floats, Ints
 from sim.results.result import Run
 from sim.results.terms import FleetTerms, StepTerms, terms_of
+from traces.late import pd
 from traces.schema import InputError
 
 Window = tuple[float, float]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
 from sim.results.units import count, count_of, dollars, percent, seconds, size_of
+from traces.late import pd
 
 Summary = Mapping[str, Any]
 

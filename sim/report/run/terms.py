@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.cost.terms import KINDS, kind_of
 from sim.report.chart import Chart, axis
@@ -15,6 +14,7 @@ from sim.results.percentiles import Floats
 from sim.results.result import Run
 from sim.results.terms import term_table
 from sim.results.units import TimeUnit, count, percent, seconds
+from traces.late import pd
 
 # More spans than this are not explained for a page: an even choice says the same.
 SPANS_PER_BUCKET, MOST_BUCKETS = 20, 150

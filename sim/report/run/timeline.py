@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.report.chart import Chart, axis
 from sim.report.measures import LatencyUnits
@@ -19,6 +18,7 @@ from sim.results.presence import DIES, present
 from sim.results.result import Run
 from sim.results.series import Pieces
 from sim.results.units import TimeUnit, count, count_of, percent, seconds, time_unit
+from traces.late import pd
 
 REQUESTS_PER_BUCKET = 10
 HOURS = TimeUnit("h", 1 / 3600)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from sim.report.sweep.page import render_sweep
 from sim.results import files, run_id
 from sim.results.folder import PAGE
@@ -13,6 +11,7 @@ from sim.study.sweep.question import Question
 from sim.study.sweep.store import QUESTION, TABLE, mark_of
 from sim.study.sweep.store import finished as finished_points
 from sim.study.sweep.sweep import about, as_table, axes_of
+from traces.late import pd
 from traces.schema import InputError
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sim.report.measures import Measure, latency, scaled
 from sim.report.run.sentences import ROOFLINE_WARNING, engine_of, heading
@@ -20,6 +19,7 @@ from sim.report.sweep.table import Sweep
 from sim.report.templates import Card, Panels, TableColumn, render
 from sim.results.metrics import SOURCES
 from sim.results.units import count, count_of
+from traces.late import pd
 
 # So many rows make a page that still scrolls; the table of a larger sweep holds the best of them.
 MOST_ROWS = 1500

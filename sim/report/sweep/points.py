@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sim.report.measures import LATENCIES, MEASURES, latency
 from sim.results.metrics import SLO_NAMES
 from sim.results.percentiles import Floats, Ints
 from sim.results.units import NONE
+from traces.late import pd
 
 Bools = npt.NDArray[np.bool_]
 STATISTICS = ("p99", "p95", "p90", "p50", "mean")

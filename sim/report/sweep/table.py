@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sim.report.compare.winners import BEHIND
 from sim.report.measures import LatencyUnits, Measure, latency
 from sim.report.sweep.points import SWEPT_LATENCIES, Bools, Points, points_of, value_text
 from sim.results.percentiles import Floats
 from sim.results.units import NONE, percent
+from traces.late import pd
 
 # Axes that say how much traffic comes, the likeliest first; else the numeric axis with the most values is the load.
 LOADS = ("workload.rate", "workload.rate_scale", "workload.concurrency")

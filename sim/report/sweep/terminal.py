@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +14,7 @@ from sim.report.sweep.interactivity import curve
 from sim.report.sweep.points import PER_GPU, PER_MEGAWATT, PER_USER, PRICE, SHOWN
 from sim.report.sweep.table import Sweep
 from sim.results.units import number
+from traces.late import pd
 
 MOST_REASONS = 5
 MOST_ON_CURVE = 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from sim.report.chart import Chart, axis, cdf_line, distributions
 from sim.report.measures import LatencyUnits
@@ -16,6 +15,7 @@ from sim.results import series
 from sim.results.percentiles import distribution
 from sim.results.units import TimeUnit, count, seconds, time_unit
 from sim.validate.steps import KINDS, totals
+from traces.late import pd
 
 if TYPE_CHECKING:
     from sim.validate.retime import Latencies

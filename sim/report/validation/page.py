@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from sim.report.measures import MEASURES
 from sim.report.run.perfetto import trace_json
 from sim.report.templates import Card, Panels, halves, render
@@ -27,6 +25,7 @@ from sim.report.validation.sentences import (
     worst_lines,
 )
 from sim.validate.attribution import STAGES
+from traces.late import pd
 
 if TYPE_CHECKING:
     from sim.results.percentiles import Itl

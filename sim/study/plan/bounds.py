@@ -12,17 +12,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.engine.batch import Shape
 from sim.results import metrics
+from sim.results.percentiles import Floats
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble
 from sim.serving.workload import samples
-from sim.study.plan.observation import Clause, Floats, clauses_of
 from sim.study.statistics import GROWTH_ALLOWED
 from traces.schema import Trace
+
+if TYPE_CHECKING:
+    from sim.study.plan.observation import Clause
 
 SLACK = 1.02
 """Graphs of captured sizes make prices bend: a mixture of sizes may cost so much less than any one."""
@@ -76,8 +80,8 @@ class Mix:
     @classmethod
     def of(cls, trace: Trace, span_tokens: int, several: bool, *, prompts_elsewhere: bool = False) -> Mix:
         """several: requests ask for several sequences, which share their prompt."""
-        table = trace.requests
-        prompts, outputs = (table[name].to_numpy(np.float64) for name in ("prompt_tokens", "output_tokens"))
+        table = trace.table
+        prompts, outputs = (np.asarray(table[name], np.float64) for name in ("prompt_tokens", "output_tokens"))
         rows = np.maximum(outputs - 1, 0)
         attended = rows * prompts + rows * (rows + 1) / 2
         total = max(float(rows.sum()), 1.0)
@@ -105,7 +109,11 @@ def saturation(scenario: Scenario, trace: Trace, slo: str | None = None) -> Rate
     Raises InputError for a scenario that cannot be assembled.
     """
     text = scenario.slo if slo is None else slo
-    return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)) if text else ())
+    if not text:
+        return bound_of(assemble(scenario), trace, ())
+    from sim.study.plan.observation import clauses_of  # noqa: PLC0415 - which a run without an SLO has no use for
+
+    return bound_of(assemble(scenario), trace, clauses_of(metrics.parse_slo(text)))
 
 
 def bound_of(
@@ -125,7 +133,7 @@ def bound_of(
 def _of_rank(
     parts: Parts, trace: Trace, clauses: Sequence[Clause], slower: float, *, prompts_elsewhere: bool
 ) -> RateBound:
-    sequences = samples(trace.requests, parts.scenario.workload)
+    sequences = samples(trace.table, parts.scenario.workload)
     span_tokens = parts.window.span_tokens if parts.window else 0
     mix = Mix.of(trace, span_tokens, sequences is not None, prompts_elsewhere=prompts_elsewhere)
     price = MeanPrice(parts, mix, slower)

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import tomli_w
 
 from sim.results import files, run_id
@@ -28,6 +27,7 @@ from sim.study.sweep.grid import Grid, Point
 from sim.study.sweep.question import Question
 from sim.study.sweep.store import TABLE, PointOutcome, Store
 from sim.study.workers.pool import each
+from traces.late import pd
 from traces.schema import InputError, Trace
 
 TIMINGS = ("simulator.wall_s", "simulator.cpu_s", "simulator.requests_per_cpu_s")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sim.results.percentiles import Itl, distribution
 from sim.validate.against.rows import (
@@ -25,6 +24,7 @@ from sim.validate.against.rows import (
     one_line,
 )
 from sim.validate.retime import Latencies
+from traces.late import pd
 from traces.rows import from_frame
 from traces.schema import InputError, Trace
 

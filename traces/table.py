@@ -1,0 +1,50 @@
+"""Columns by name, as arrays: what a trace and a run's tables are until somebody asks for a DataFrame of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.late import pd
+
+Columns: TypeAlias = "Table | pd.DataFrame"
+"""What is read by names of columns alone, so that either will do."""
+
+
+class Table:
+    """Columns of one length, (rows,) each. `len` counts rows; names are what it iterates over, and `in` looks for."""
+
+    __slots__ = ("_columns",)
+
+    def __init__(self, columns: Mapping[str, npt.ArrayLike]) -> None:
+        self._columns = {name: np.asarray(values) for name, values in columns.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values()), ()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    @overload
+    def __getitem__(self, key: str) -> npt.NDArray[Any]: ...
+    @overload
+    def __getitem__(self, key: npt.NDArray[Any]) -> Table: ...
+    def __getitem__(self, key: str | npt.NDArray[Any]) -> npt.NDArray[Any] | Table:
+        """A column, or the rows of a mask or of places."""
+        if isinstance(key, str):
+            return self._columns[key]
+        return Table({name: values[key] for name, values in self._columns.items()})
+
+    def assign(self, **columns: npt.ArrayLike) -> Table:
+        """The table with these columns, in the place of those of their names or behind the others."""
+        return Table({**self._columns, **columns})
+
+    def frame(self) -> pd.DataFrame:
+        """The same as a DataFrame with a RangeIndex, on the same memory."""
+        return pd.DataFrame(self._columns, copy=False)
