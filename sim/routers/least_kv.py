@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.engine.request import Request
+from sim.serving.ranking import MEMORY, least
 from sim.serving.snapshot import Snapshot
 
 
@@ -12,8 +13,4 @@ class LeastKv:
     reads_memory = True
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        return min(replicas, key=_taken)
-
-
-def _taken(replica: Snapshot) -> tuple[float, int]:
-    return -replica.free_kv, replica.outstanding
+        return least(replicas, MEMORY)

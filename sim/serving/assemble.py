@@ -148,6 +148,11 @@ class Parts:
         )
 
     @property
+    def takes_only(self) -> bool:
+        """Whether no block comes free within a span of steps: nothing leaves a window, and no draft is refused."""
+        return not (self.engine_class or self.drafter or self.layout.recent_tokens or self.layout.groups)
+
+    @property
     def engine_name(self) -> str:
         """What outputs call the engine: by name and version, if it is one."""
         if self.scenario.engine.name != OURS:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
+from sim.serving.ranking import Ranked, RankedNow
 from sim.serving.snapshot import Polled, Server, Snapshot
 
 
@@ -27,6 +28,7 @@ class Cluster:
         poll_s: the router sees each as it was at the last multiple of so many seconds; 0: as it is.
         polls_memory: whether such a look reads the KV cache too.
         changes: whether servers may be taken out and put back. While none is in, requests wait.
+        touched, falls: as `RankedNow` has them.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Cluster:
         poll_s: float = 0.0,
         polls_memory: bool = False,
         changes: bool = False,
+        touched: set[int] | None = None,
+        falls: Callable[[int], bool] = lambda place: False,
     ) -> None:
         self._servers = servers
         self._router = router
@@ -49,15 +53,22 @@ class Cluster:
         if clock is not None and poll_s and not self._alone:
             self._polled = [Polled(server, place, sizes[place], clock) for place, server in enumerate(servers)]
             self._clock = clock
-        self._all: Sequence[Snapshot] = self._polled or self._now
-        self._seen = self._all
-        """What the router sees: those that are in."""
+        self._touched = touched
+        self._falls = falls
         self._out: set[int] = set()
+        self._seen = self._in()
+        """What the router sees: those that are in."""
         self.held: deque[Request] = deque()
         """Requests that wait for any server to be in."""
         self._poll_s = poll_s
         self._polls_memory = polls_memory
         self._polling = False
+
+    def _in(self) -> Ranked:
+        if self._polled:
+            return Ranked(one for one in self._polled if one.index not in self._out)
+        there = (one for one in self._now if one.index not in self._out)
+        return RankedNow(there, self._touched, self._falls)
 
     def submit(self, req: Request) -> None:
         """Send a request to the server that the router names, once there is one."""
@@ -78,6 +89,7 @@ class Cluster:
         chosen.sent += 1
         chosen.outstanding += 1
         chosen.outstanding_tokens += req.prompt_tokens
+        seen.changed(chosen)
         return place
 
     def finished(self, req: Request, place: int) -> None:
@@ -85,6 +97,7 @@ class Cluster:
         there = self._now[place]
         there.outstanding -= 1
         there.outstanding_tokens -= req.prompt_tokens
+        self._seen.changed(there)
 
     def snapshot(self, place: int) -> Snapshot:
         """A server as it is now."""
@@ -93,12 +106,12 @@ class Cluster:
     def take_out(self, place: int) -> None:
         """Send nothing more there."""
         self._out.add(place)
-        self._seen = [one for one in self._all if one.index not in self._out]
+        self._seen = self._in()
 
     def put_back(self, place: int) -> None:
         """Send there again, first of all those who wait for a server."""
         self._out.discard(place)
-        self._seen = [one for one in self._all if one.index not in self._out]
+        self._seen = self._in()
         if self._polled:
             self._polled[place].take(self._now[place], with_memory=self._polls_memory)
         for _ in range(len(self.held)):
@@ -112,6 +125,7 @@ class Cluster:
     def _poll(self, event: Event) -> None:
         for polled, now in zip(self._polled, self._now, strict=True):
             polled.take(now, with_memory=self._polls_memory)
+        self._seen.polled()
         self._polling = False
         if any(now.outstanding for now in self._now):
             self._poll_next()

@@ -58,6 +58,7 @@ class Disaggregated:
             the start, and nothing else on the links); 0 where KV is sent when the prompt is computed.
         min_prompt_tokens: shorter prompts are computed where they are decoded.
         emptied: told of the number of a replica whose KV of a request has left it.
+        touched: told of the number of a replica whose memory changes between its steps.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Disaggregated:
         layers: int = 0,
         min_prompt_tokens: int = 0,
         emptied: Callable[[int], None] | None = None,
+        touched: Callable[[int], None] = lambda index: None,
     ) -> None:
         self._prefilling = prefilling
         self._decoding = decoding
@@ -82,6 +84,7 @@ class Disaggregated:
         self._layers = layers
         self._min_prompt_tokens = min_prompt_tokens
         self._emptied = emptied
+        self._touched = touched
         self._journeys: dict[int, Journey] = {}
         self._log: dict[str, array[Any]] = {name: array(kind) for name, kind in TRANSFER_COLUMNS.items()}
 
@@ -102,6 +105,7 @@ class Disaggregated:
         if req.output_tokens == 1:
             del self._journeys[prompt.id]
             _ours(source).sent(prompt)
+            self._touched(source.index)
             return True
         journey.tokens = prompt.prompt_tokens
         req.known += 1
@@ -123,6 +127,7 @@ class Disaggregated:
         if not engine.roster.expected:
             return
         target.settle()
+        self._touched(target.index)
         for req in engine.place():
             journey = self._journeys[req.id]
             assert journey.source is not None
@@ -153,6 +158,7 @@ class Disaggregated:
         _ours(source).sent(journey.prompt)
         _ours(target).land(req)
         for replica in (source, target):
+            self._touched(replica.index)
             replica.moving -= 1
             replica.wake()
         if self._emptied is not None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sim.engine.flight import Observer
+from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.load import build, load
@@ -21,6 +21,7 @@ from sim.serving.failures import Failures
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
 from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
+from sim.serving.ranking import Touches
 from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
@@ -77,26 +78,33 @@ class Entrance:
         fleets = by_model(pools)
         places = {model: Places() for model in fleets}
         alone = sum(pool.count for pool in pools) == 1 and not self._changes
+        self._touches = self._watching(pools)
         servers: dict[tuple[str, str], list[tuple[Pool, Server]]] = {}
         places_of: list[tuple[tuple[str, str], int]] = []
         for pool, own in zip(pools, engines, strict=True):
             model = pool.parts.model.name
             each = pool.ranks // pool.count
             for first in range(0, pool.ranks, each):
-                observer = places[model] if pool.role == DECODE else None
+                which = (model, pool.role)
+                watching: list[Observer] = [places[model]] if pool.role == DECODE else []
+                watching += filter(None, [self._touches.get(which)])
                 on_finish: Answered = answered if alone else self._finished
                 if pool.role == PREFILL:
                     on_finish = self._prefilled
                 of_one = own[first : first + each]
+                observer = Audience(watching) if watching else None
                 server, ranks = make(pool, of_one, len(self.replicas), on_finish=on_finish, observer=observer)
                 self.replicas += ranks
-                beside = servers.setdefault((model, pool.role), [])
-                places_of += [((model, pool.role), len(beside))] * each
+                beside = servers.setdefault(which, [])
+                places_of += [(which, len(beside))] * each
                 beside.append((pool, server))
-        clusters = {which: self._cluster(own) for which, own in servers.items()}
+        for which, touches in self._touches.items():
+            touches.place_of = {index: at for index, (own, at) in enumerate(places_of) if own == which}
+        clusters = {which: self._cluster(own, self._touches.get(which)) for which, own in servers.items()}
         self._where = [(clusters[which], place) for which, place in places_of]
         """Of each replica the cluster that it is in, and its place there."""
         self._model_of = [model for (model, _), _ in places_of]
+        self._role_of = [role for (_, role), _ in places_of]
         self.lifecycle = self._lifecycle(pools, spans, over) if self._changes else None
         self._disaggregated: dict[str, Disaggregated] = {}
         takes: dict[str, Callable[[Request], None]] = {}
@@ -114,7 +122,16 @@ class Entrance:
             submit_of = [takes[model] for model in models]
             self.submit = lambda req: submit_of[req.id](req)
 
-    def _cluster(self, servers: Sequence[tuple[Pool, Server]]) -> Cluster:
+    def _watching(self, pools: Sequence[Pool]) -> dict[tuple[str, str], Touches]:
+        """By model and role, who tells a router that reads what memory is now of what may have changed."""
+        first = {(pool.parts.model.name, pool.role): pool.parts.scenario for pool in reversed(pools)}
+        return {
+            which: Touches()
+            for which, scenario in first.items()
+            if router_traits(scenario, [])["reads_memory"] and not self._scenario.routing.poll_s
+        }
+
+    def _cluster(self, servers: Sequence[tuple[Pool, Server]], touches: Touches | None) -> Cluster:
         """These behind the router of the first pool, which is that of all unless a pool says otherwise."""
         scenario = servers[0][0].parts.scenario
         traits = router_traits(scenario, [pool for pool, _ in servers])
@@ -127,6 +144,8 @@ class Entrance:
             poll_s=self._scenario.routing.poll_s,
             polls_memory=traits["reads_memory"],
             changes=self._changes,
+            touched=None if touches is None else touches.touched,
+            falls=lambda place: servers[place][0].parts.takes_only,
         )
 
     def _lifecycle(self, pools: Sequence[Pool], spans: bool, over: Callable[[], bool]) -> Lifecycle:
@@ -162,6 +181,7 @@ class Entrance:
             layers=first.parts.model.layers if transfer.by_layer else 0,
             min_prompt_tokens=transfer.min_prompt_tokens,
             emptied=None if self.lifecycle is None else self.lifecycle.left,
+            touched=self._touched,
         )
 
     def left(self, req: Request, index: int) -> None:
@@ -170,6 +190,12 @@ class Entrance:
         cluster.finished(req, place)
         if self.lifecycle is not None:
             self.lifecycle.left(index)
+
+    def _touched(self, index: int) -> None:
+        """Take note that memory of a replica was taken or given back between its steps."""
+        which = (self._model_of[index], self._role_of[index])
+        if which in self._touches:
+            self._touches[which].touched.add(self._where[index][1])
 
     def _finished(self, req: Request, replica: Replica | Rank) -> None:
         self.left(req, replica.index)

@@ -58,6 +58,15 @@ class Snapshot:
         """Share of its KV blocks that nobody holds."""
         return self.free_blocks / self._kv_blocks if self._kv_blocks else 1.0
 
+    def settle(self) -> None:
+        """End a span that is under way there, so that what is unsettled is what is now."""
+        self._server.settle()
+
+    @property
+    def free_kv_unsettled(self) -> float:
+        """`free_kv` as it was when the span of steps that is under way began."""
+        return self._server.engine.counts().free_blocks / self._kv_blocks if self._kv_blocks else 1.0
+
     def cached_tokens(self, req: Request) -> int:
         """Leading tokens of a request's prompt whose KV is there now; a router's index of it is fed by events."""
         self._server.settle()
