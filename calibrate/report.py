@@ -67,6 +67,7 @@ def notes(profile: Profile) -> list[str]:
         texts.append(
             "Measured on a CPU, in seconds in which its one thread ran. A live run counts all seconds: where other "
             "processes compute too it takes longer, and the profile cannot know by how much."
+            + (" Collectives are by the clock on the wall." if "all_reduce" in profile.tables else "")
         )
     uneven = [error for kind, error in meta.step_accuracy.items() if kind.startswith("uneven")]
     if uneven:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from calibrate import collectives
 from calibrate import device as devices
 from calibrate.cases import Case, Density, Range, cases, chosen, describe
 from calibrate.evaluate import model_named
 from calibrate.header import Header
 from calibrate.journal import Journal, Trouble
-from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, Progress, is_heavy, measure
+from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, ClockWatch, Progress, is_heavy, measure
 from calibrate.readings import Subject
 from calibrate.result import Calibration, fitted
 from calibrate.sheet import sheet
@@ -36,7 +37,8 @@ MakeRunner = Callable[[ModelSpec, Range], CaseRunner]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked for. `limits` None are the device's usual ones; `layers` 0 takes models whole."""
+    """What is asked for. Limits of 0 are the device's usual ones; `layers` 0 takes models whole; `collectives` as of
+    `collectives.groups`."""
 
     gpu: str = "auto"
     models: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Settings:
     context: int = 0
     layers: int = 0
     seed: int = 0
+    collectives: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,11 @@ class Job:
     """By "model, KV type"."""
     expected_s: float
     settings: Settings
+    groups: tuple[int, ...] = ()
+    """Of GPUs whose collectives are measured."""
 
     def grid(self) -> dict[str, str]:
-        return describe(self.subjects, next(iter(self.subjects.values())).cases, self.density)
+        return describe(self.subjects, next(iter(self.subjects.values())).cases, self.density, self.groups)
 
     def header(self, date: str) -> Header:
         """What a journal must be of to be gone on with, and to be fitted."""
@@ -80,6 +85,7 @@ class Job:
             asked=asked,
             software=devices.software(self.target),
             product_sha256=product_digest(("traces", "sim", "backend", "calibrate")),
+            groups=self.groups,
         )
 
 
@@ -90,16 +96,19 @@ def prepare(settings: Settings, target: devices.Target) -> Job:
         InputError: a model that cannot be measured, or a setting out of range.
     """
     chip = sheet(target.gpu, target.name)
+    groups = collectives.groups(settings.collectives, devices.count(target), on_cpu=target.is_cpu)
     names = settings.models or (("tiny-llama",) if target.is_cpu else ("llama-3.1-8b",))
     specs = [spec for name in names for spec in _specs(name, settings)]
     limits = _limits(settings, target, specs)
     estimate = _estimate(specs[0], chip, cuda=not target.is_cpu)
     start_s = 0.0 if target.is_cpu else START_S
-    budget_s = max(settings.budget_s / len(specs) - start_s, 0.0)
+    shared_s = collectives.reserved_s(settings.budget_s, groups)
+    budget_s = max((settings.budget_s - shared_s) / len(specs) - start_s, 0.0)
     density, expected_s = chosen(limits, budget_s, settings.seed, estimate)
     each = cases(limits, density, settings.seed)
     subjects = {f"{spec.name}, {spec.kv_dtype}": Subject(spec, each) for spec in specs}
-    return Job(target, limits, density, subjects, (start_s + expected_s) * len(specs), settings)
+    expected_s = (start_s + expected_s) * len(specs) + shared_s
+    return Job(target, limits, density, subjects, expected_s, settings, groups)
 
 
 def _specs(name: str, settings: Settings) -> list[ModelSpec]:
@@ -164,13 +173,15 @@ def calibrate(
     """
     budget_s = job.settings.budget_s
     began_s, measuring_s = time.monotonic(), budget_s - min(FIT_S, FIT_SHARE * budget_s)
-    journal = Journal(journal_path(out), job.header(date), resume=resume)
+    reserved_s = collectives.reserved_s(measuring_s, job.groups)
+    header = job.header(date)
+    journal = Journal(journal_path(out), header, resume=resume)
     other = devices.others(job.target)
     if other:
         journal.tell(Trouble("", "", f"nvidia-smi tells of a process on the GPU ({other}), perhaps of another's"))
     for number, (model, subject) in enumerate(job.subjects.items(), 1):
         # Each has its share of the time, and what those before it left.
-        deadline_s = began_s + measuring_s * number / len(job.subjects)
+        deadline_s = began_s + (measuring_s - reserved_s) * number / len(job.subjects)
         plan = CasePlan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         try:
             bench = make_runner(subject.spec, job.limits)
@@ -182,7 +193,9 @@ def calibrate(
         measure(bench, plan, journal, lambda: devices.telemetry(job.target), progress)
         del bench  # its memory is the next one's
         gc.collect()
-    return fitted(journal.header, journal.entries, journal.troubles, name=name)
+    watch = ClockWatch(lambda: devices.telemetry(job.target))
+    collectives.measure(header, journal, collectives.Gang(), began_s + measuring_s, watch, progress)
+    return fitted(journal.header, journal.entries, journal.troubles, journal.messages, name=name)
 
 
 def journal_path(out: Path) -> Path:

@@ -165,8 +165,8 @@ TABLES: Mapping[str, TableSpec] = {
         ),
         TableSpec(
             "all_reduce",
-            "a collective over `gpus`; bytes of the whole message on each GPU",
-            (Column("op", "text", ("all_reduce", "all_gather", "all_to_all")), _count("gpus", 2)),
+            "a collective over `gpus`; bytes of the whole message on each GPU (of a gather: of its result)",
+            (Column("op", "text", ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")), _count("gpus", 2)),
             (_count("bytes"),),
         ),
         TableSpec(
