@@ -109,6 +109,17 @@ def cases(limits: Range, density: Density, seed: int) -> list[Case]:
     return list(dict.fromkeys([*grid, *unseen]))
 
 
+def alike(every: Iterable[Case]) -> list[Case]:
+    """Those of prompts alone or decode rows alone, all alike: what one operation can be asked, and no whole step."""
+    return [
+        case
+        for case in every
+        if case.role != STEPS
+        and bool(case.prefills) != bool(case.decodes)
+        and len({*case.prefills, *case.decodes}) == 1
+    ]
+
+
 def chosen(
     limits: Range, budget_s: float, seed: int, seconds: Callable[[list[Case], Density], float]
 ) -> tuple[Density, float]:

@@ -118,6 +118,7 @@ def _measure(
 
 def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
     from calibrate.harness import Harness  # noqa: PLC0415
+    from calibrate.latent import LatentBench  # noqa: PLC0415
     from calibrate.run import calibrate  # noqa: PLC0415
     from sim.cli.options import naming_bar  # noqa: PLC0415
 
@@ -131,7 +132,7 @@ def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
 
         return calibrate(
             job,
-            lambda spec, limits: Harness(spec, on, limits, seed),
+            lambda spec, limits: (LatentBench if spec.is_latent else Harness)(spec, on, limits, seed),
             folder,
             name=name_of(folder),
             date=today,

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from backend.bench.clock import CpuClock
+from backend.prove.box import die_with_parent
 from calibrate.messages import Message, Orders
 from calibrate.timed import EventClock, Holds, OperationClock, held
 
@@ -103,6 +104,8 @@ def timed(message: Message, device: torch.device, clock: OperationClock, holds: 
 
 
 def main() -> None:
+    if sys.platform == "linux":
+        die_with_parent()
     orders = Orders.of(sys.stdin.read())
     torch.set_num_threads(1)
     device = torch.device("cpu")

@@ -100,8 +100,9 @@ def sort(
     """Entries and collectives by their purpose; `synchronous` where the host itself computes. Reasons in `keep` drop
     nothing."""
     entries = list(entries)
-    timing_s = timing_seconds(entries) if synchronous else event_seconds(entries)
-    bound = launch_bound(entries)
+    whole = [entry for entry in entries if not specs[entry.model].is_latent]
+    timing_s = timing_seconds(whole) if synchronous else event_seconds(whole)
+    bound = launch_bound(whole)
     readings = Sorted()
     steps: dict[tuple[str, Case, bool], MeasuredStep] = {}
     unsound: dict[Dropped, Operation | tuple[str, Case, bool]] = {}
@@ -130,7 +131,7 @@ def sort(
             if "burst_us" in point.row:
                 burst_us = _without(float(point.row["burst_us"]), events_us)
                 readings.bursts.setdefault(operation, []).append(burst_us)
-        if entry.case != MOVES and not throttled:
+        if entry.case != MOVES and not throttled and not spec.is_latent:
             for operation, us in _beside(entry, case, spec.layers, timing_s if synchronous else None, bound):
                 goal.setdefault(operation, []).append(us)
     for each in messages:

@@ -79,7 +79,7 @@ def fitted(
         gpu=header.gpu,
         device=header.device,
         kind="measured",
-        source="calibrate, on this device, the backend's own kernels in whole steps",
+        source=f"calibrate, on this device, {_what(header)}",
         date=header.date,
         notes=(
             *lacks(header, entries),
@@ -92,11 +92,17 @@ def fitted(
         clocks=_clock_range([entry.clocks for entry in entries if entry.clocks]),
         included={"embedding": "launch"} if header.synchronous else {},
         synchronous=header.synchronous,
-        grid=describe(header.specs, planned(header), header.density, header.groups),
+        grid=describe(header.specs, planned(header, next(iter(header.specs))), header.density, header.groups),
         accuracy={one: replace(UNKNOWN, form=", ".join(chosen)) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, chip if header.synchronous else None, text)
     return evaluated(profile, readings, {spec.name: spec for spec in header.specs.values()})
+
+
+def _what(header: Header) -> str:
+    if all(spec.is_latent for spec in header.specs.values()):
+        return "attention by itself"
+    return "the backend's own kernels in whole steps"
 
 
 def _possible(tables: Mapping[str, Table], chip: GpuSpec, dropped: list[Dropped]) -> Iterator[tuple[str, Table]]:

@@ -74,6 +74,7 @@ _DTYPE = Column("dtype", "text", tuple(DTYPE_BYTES))
 _WEIGHT = Column("weight_dtype", "text", tuple(WEIGHT_TYPES))
 _KV = Column("kv_dtype", "text", tuple(KV_TYPES))
 _HEADS = (_DTYPE, _KV, _count("heads"), _count("kv_heads"), _count("head_dim"), _count("window", 0))
+_LATENT = (_DTYPE, _KV, _count("heads"), _count("rank"), _count("rope_dim"))
 _PARTS = Column("parts", "text", ("prefill", "decode", "mixed"))
 _EAGER_OR_GRAPH = Column("graph", "count", least=0)
 ELEMENTWISE = (
@@ -141,6 +142,19 @@ TABLES: Mapping[str, TableSpec] = {
             _HEADS,
             (_count("decodes"), _count("mean_context_tokens"), _count("past_tokens", 0), _count("new_tokens")),
             optional_keys=(_count("max_context_tokens"),),
+        ),
+        TableSpec(
+            "latent_prefill_attention",
+            "latent attention (MLA) of prompts, one layer: `sequences` alike, keys and values of their past tokens "
+            "made from the cache and attended with those of the new ones, whose own the model's products make",
+            (*_LATENT, _count("nope_dim"), _count("value_dim")),
+            (_count("sequences"), _count("past_tokens", 0), _count("new_tokens")),
+        ),
+        TableSpec(
+            "latent_decode_attention",
+            "the same of decode rows, all alike: every head attends the latents themselves (the absorbed form)",
+            _LATENT,
+            (_count("sequences"), _count("mean_context_tokens")),
         ),
         TableSpec(
             "elementwise",
