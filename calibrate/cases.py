@@ -109,6 +109,17 @@ def cases(limits: Range, density: Density, seed: int) -> list[Case]:
     return list(dict.fromkeys([*grid, *unseen]))
 
 
+def alike(every: Iterable[Case]) -> list[Case]:
+    """Those of prompts alone or decode rows alone, all alike: what one operation can be asked, and no whole step."""
+    return [
+        case
+        for case in every
+        if case.role != STEPS
+        and bool(case.prefills) != bool(case.decodes)
+        and len({*case.prefills, *case.decodes}) == 1
+    ]
+
+
 def chosen(
     limits: Range, budget_s: float, seed: int, seconds: Callable[[list[Case], Density], float]
 ) -> tuple[Density, float]:
@@ -120,8 +131,10 @@ def chosen(
     return density, expected_s
 
 
-def describe(models: Iterable[str], measured: Sequence[Case], density: Density) -> dict[str, str]:
-    """What a calibration measures of each of these models, in words."""
+def describe(
+    models: Iterable[str], measured: Sequence[Case], density: Density, groups: Sequence[int] = ()
+) -> dict[str, str]:
+    """What a calibration measures of each of these models, and of groups of GPUs, in words."""
     grid = [case for case in measured if case.role == GRID]
     even = [case.decodes for case in grid if len(set(case.decodes)) == 1 and not case.prefills]
     sizes = {
@@ -131,6 +144,7 @@ def describe(models: Iterable[str], measured: Sequence[Case], density: Density) 
         "decode_sequences": {len(rows) for rows in even},
         "decode_context_tokens": {rows[0] for rows in even},
     }
+    sizes["collectives_gpus"] = set(groups)
     counts = {role: sum(case.role == role for case in measured) for role in (GRID, BETWEEN, STEPS)}
     texts = {name: ", ".join(map(str, sorted(values))) for name, values in sizes.items() if values}
     return {

@@ -52,6 +52,10 @@ class _Commands(Commands):
 @click.option("--max-tokens", type=click.IntRange(1, 10_000_000), help="Most new tokens of a step.")
 @click.option("--max-rows", type=click.IntRange(1, 1_000_000), help="Most sequences of a decode batch.")
 @click.option("--max-context", type=click.IntRange(64, 100_000_000), help="Longest context.")
+@click.option(
+    "--collectives",
+    help="Numbers of GPUs whose collectives are measured (2,4), or none; else all that are here, half of them ...",
+)
 @click.option("--layers", type=click.IntRange(1, 10_000), help="Measure only so many layers of each model.")
 @click.option("--seed", type=click.IntRange(0, 2**62), default=0, help="Seed of weights, content and held-out points.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the new profile.")
@@ -88,6 +92,7 @@ def _measure(
 ) -> None:
     try:
         from calibrate import device  # noqa: PLC0415
+        from calibrate.collectives import nothing_to_measure  # noqa: PLC0415
         from calibrate.run import journal_path, prepare  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise InputError(f"measuring needs the package {missing.name}: install foretoken[live]") from None
@@ -100,6 +105,9 @@ def _measure(
     folder = out or Path(f"{job.target.gpu}-profile")
     if folder.exists() and not replace:
         raise InputError(f"{folder} is there already; remove it, give another --out, or --replace it")
+    nothing = nothing_to_measure(settings.collectives, device.count(target), on_cpu=target.is_cpu)
+    if nothing:
+        click.echo(nothing, err=True)
     if not quiet:
         click.echo(f"measuring {target.name}, about {job.expected_s:,.0f} s", err=True)
     calibration = _run(job, folder, resume=resume, quiet=quiet)
@@ -110,6 +118,7 @@ def _measure(
 
 def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
     from calibrate.harness import Harness  # noqa: PLC0415
+    from calibrate.latent import LatentBench  # noqa: PLC0415
     from calibrate.run import calibrate  # noqa: PLC0415
     from sim.cli.options import naming_bar  # noqa: PLC0415
 
@@ -123,7 +132,7 @@ def _run(job: Job, folder: Path, *, resume: bool, quiet: bool) -> Calibration:
 
         return calibrate(
             job,
-            lambda spec, limits: Harness(spec, on, limits, seed),
+            lambda spec, limits: (LatentBench if spec.is_latent else Harness)(spec, on, limits, seed),
             folder,
             name=name_of(folder),
             date=today,
@@ -147,6 +156,7 @@ def _settings(given: dict[str, Any]) -> Settings:
         context=given["max_context"] or 0,
         layers=given["layers"] or 0,
         seed=given["seed"],
+        collectives=given["collectives"],
     )
 
 

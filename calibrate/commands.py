@@ -38,7 +38,7 @@ def fit(journal: Path, out: Path, keep: tuple[str, ...], replace: bool, as_json:
     if out.exists() and not replace:
         raise InputError(f"{out} is there already; remove it, give another --out, or --replace it")
     begun = read(journal)
-    made = fitted(begun.header, begun.entries, begun.troubles, name=name_of(out), keep=keep)
+    made = fitted(begun.header, begun.entries, begun.troubles, begun.messages, name=name_of(out), keep=keep)
     write_out(made, out, replace=replace, as_json=as_json)
 
 

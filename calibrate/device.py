@@ -66,6 +66,11 @@ def target(name: str) -> Target:
     return Target(torch.device("cuda"), wanted, there)
 
 
+def count(goal: Target) -> int:
+    """How many devices of the kind are here; 1 of a GPU that need not be."""
+    return torch.cuda.device_count() if goal.device.type == "cuda" else 1
+
+
 def planned(name: str) -> Target:
     """The device of this name as a plan needs it: a GPU of the catalog need not be here."""
     if name in (CPU, "auto"):

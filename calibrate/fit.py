@@ -19,6 +19,7 @@ ALWAYS_LINEAR: Mapping[str, tuple[str, ...]] = {
     "launch": ("layers", "rows", "prefill_tokens"),
     "host": ("rows", "prefill_tokens"),
     "decode_attention": ("mean_context_tokens",),
+    "latent_decode_attention": ("mean_context_tokens",),
 }
 """Axes whose form is given: a span of decode steps is straight along its contexts, and the host counts rows."""
 

@@ -114,7 +114,7 @@ class Harness:
         if self._cuda:
             if self._model.graphable:
                 self._live_graph = self._captured(live(self._plain), limits)
-            _wake(device)
+            wake(device)
 
     def _use(self, ops: Ops) -> None:
         """Let the model compute with these operations, its experts visited as they were drawn."""
@@ -217,7 +217,7 @@ class Harness:
         return torch.from_numpy(blocks).to(self._cache.device)
 
 
-def _wake(device: torch.device) -> None:
+def wake(device: torch.device) -> None:
     """Brings the device's clock up."""
     x = torch.full((1024, 1024), 1e-3, dtype=torch.bfloat16, device=device)
     until = time.monotonic() + WAKE_S

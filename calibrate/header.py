@@ -24,7 +24,8 @@ NOT_COMPARED = ("date", "memory_bytes")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """`gpu` is the device's name in the catalog ("cpu" of a CPU), `device` what it calls itself; `specs` are by "model,
-    KV type". `asked` are the settings as they were given, `product_sha256` is of Foretoken's own sources.
+    KV type", `groups` numbers of GPUs whose collectives are measured. `asked` are the settings as they were given,
+    `product_sha256` is of Foretoken's own sources.
     """
 
     gpu: str
@@ -38,6 +39,7 @@ class Header:
     asked: Mapping[str, Any]
     software: Mapping[str, str]
     product_sha256: str
+    groups: tuple[int, ...] = ()
 
     @property
     def synchronous(self) -> bool:
@@ -56,16 +58,17 @@ class Header:
             InputError: something is missing there, or is no header.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(told, dict) or set(told) != names:
+        if not isinstance(told, dict) or set(told) | {"groups"} != names:
             raise InputError(f"{path}: begins with no header of a calibration that this version of foretoken knows")
         try:
             parts = {
                 "limits": Range(**told["limits"]),
                 "density": Density(**told["density"]),
                 "specs": {str(name): ModelSpec(**spec) for name, spec in told["specs"].items()},
+                "groups": tuple(map(int, told.get("groups", ()))),
             }
-        except (TypeError, AttributeError):
-            raise InputError(f"{path}: limits, density or specs of its header are of another form") from None
+        except (TypeError, AttributeError, ValueError):
+            raise InputError(f"{path}: limits, density, specs or groups of its header are of another form") from None
         return cls(**{**told, **parts})
 
     def compared(self) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from calibrate.cases import Case
 from calibrate.header import Header
+from calibrate.messages import VALUE, Message
 from sim.cost.tables import Value
 from traces import documents, files
 from traces.schema import InputError
@@ -72,6 +73,28 @@ class JournalEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageTime:
+    """Microseconds of a collective in each repeat; `waited` as of an operation, `clocks` as of a case."""
+
+    message: Message
+    us: tuple[float, ...]
+    waited: bool = False
+    clocks: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> MessageTime:
+        """From a line of the journal.
+
+        Raises:
+            TypeError, KeyError, ValueError: it is none.
+        """
+        one = cls(**{**told, "message": Message(**told["message"]), "us": tuple(map(float, told["us"]))})
+        if one.message.op not in VALUE or not one.us:
+            raise ValueError(f"{one.message.op!r} is no collective that is measured, or was not timed")
+        return one
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """What went wrong while `case` of a model was measured (empty: beside all cases), in words."""
 
@@ -97,12 +120,14 @@ class Journal:
         self.header = header
         self.entries: list[JournalEntry] = []
         self.troubles: list[Trouble] = []
+        self.messages: list[MessageTime] = []
         if files.exists(path):
             if not resume:
                 raise InputError(f"{path} is there from an interrupted run; go on with --resume, or remove it")
             begun = read(path)
             _same(path, begun.header, header)
             self.entries, self.troubles = list(begun.entries), list(begun.troubles)
+            self.messages = list(begun.messages)
             if begun.rest:  # killed in the middle of a line
                 with path.open("r+b") as file:
                     file.truncate(path.stat().st_size - begun.rest)
@@ -114,6 +139,11 @@ class Journal:
         """Keep an entry, on disk before this returns."""
         self.entries.append(entry)
         self._append(asdict(entry))
+
+    def add_message(self, time: MessageTime) -> None:
+        """Keep what a collective took, likewise."""
+        self.messages.append(time)
+        self._append({"collective": asdict(time)})
 
     def tell(self, trouble: Trouble) -> None:
         """Keep what went wrong; the same is kept once."""
@@ -137,6 +167,7 @@ class Begun(NamedTuple):
     header: Header
     entries: Sequence[JournalEntry]
     troubles: Sequence[Trouble]
+    messages: Sequence[MessageTime]
     rest: int
 
 
@@ -154,18 +185,20 @@ def read(path: Path) -> Begun:
     header = Header.of(told[0]["calibration"], path)
     entries: list[JournalEntry] = []
     troubles: list[Trouble] = []
+    messages: list[MessageTime] = []
     for number, line in enumerate(told[1:], 2):
         try:
             if "trouble" in line:
                 troubles.append(Trouble(**line["trouble"]))
+            elif "collective" in line:
+                messages.append(MessageTime.of(line["collective"]))
             else:
                 points = tuple(OperationTime(**one) for one in line["points"])
                 entries.append(JournalEntry(**{**line, "points": points}))
-        except (TypeError, KeyError):
+                _check(entries[-1], header, f"{path}:{number}")
+        except (TypeError, KeyError, ValueError):
             raise InputError(f"{path}:{number}: not a line of a calibration's journal") from None
-        if "trouble" not in line:
-            _check(entries[-1], header, f"{path}:{number}")
-    return Begun(header, entries, troubles, len(rest))
+    return Begun(header, entries, troubles, messages, len(rest))
 
 
 def _check(entry: JournalEntry, header: Header, where: str) -> None:
@@ -179,9 +212,8 @@ def _check(entry: JournalEntry, header: Header, where: str) -> None:
 
 
 def _same(path: Path, begun: Header, wanted: Header) -> None:
-    was = dict(begun.compared())
-    for key, value in wanted.compared():
-        now = json.loads(json.dumps(value))
+    was, goal = (json.loads(json.dumps(dict(one.compared()))) for one in (begun, wanted))
+    for key, now in goal.items():
         if was.get(key) != now:
             raise InputError(
                 f"{path}: was begun with {key} = {was.get(key)!r}, and now it is {now!r}; remove it, or give another "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from calibrate.cases import GRID, Case, cases
+from calibrate.cases import GRID, Case, alike, cases
 from calibrate.header import Header
 from calibrate.journal import MOVES, JournalEntry
 from calibrate.order import VALUE, family
@@ -14,18 +14,19 @@ MOST_NAMED = 12
 """Rows of one table and reason that are named in one note; the others stand in further notes."""
 
 
-def planned(header: Header) -> list[Case]:
-    """The cases of each model that its settings ask for."""
-    return cases(header.limits, header.density, header.seed)
+def planned(header: Header, model: str) -> list[Case]:
+    """The cases of one of its models that its settings ask for."""
+    every = cases(header.limits, header.density, header.seed)
+    return alike(every) if header.specs[model].is_latent else every
 
 
 def lacks(header: Header, entries: Sequence[JournalEntry]) -> list[str]:
     """Sentences on what of the plan was not measured; none of a calibration that was finished."""
-    plan, passes = planned(header), header.density.passes
+    passes = header.density.passes
     return [
         f"{model}: {sentence}"
         for model in header.specs
-        for sentence in _lacks(plan, passes, [one for one in entries if one.model == model])
+        for sentence in _lacks(planned(header, model), passes, [one for one in entries if one.model == model])
     ]
 
 

@@ -40,7 +40,7 @@ def by_value(measured: Sequence[Case], seed: int) -> list[int]:
     values: dict[int, float] = {}
     for kind, value in VALUE.items():
         mine = [at for at, case in enumerate(measured) if case.role == GRID and family(case) == kind]
-        values.update({mine[at]: value * gap for at, gap in _coarse_to_fine([_spot(measured[at]) for at in mine])})
+        values.update({mine[at]: value * gap for at, gap in coarse_to_fine([_spot(measured[at]) for at in mine])})
     for role in (BETWEEN, STEPS):
         held_out = [at for at, case in enumerate(measured) if case.role == role]
         values.update({at: HELD_OUT_GAP / (1.0 + rank / 2.0) for rank, at in enumerate(held_out)})
@@ -57,7 +57,7 @@ def _spot(case: Case) -> Spot:
     return math.log2(new), math.log2(1 + past) / 2.0, math.log2(max(rows, 1)), math.log2(context) / 2.0
 
 
-def _coarse_to_fine(spots: Sequence[Spot]) -> Iterator[tuple[int, float]]:
+def coarse_to_fine(spots: Sequence[Spot]) -> Iterator[tuple[int, float]]:
     """(number, how far it is from all before it) of each spot, from the middle of all to the densest part."""
     if not spots:
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from calibrate.cases import GRID, STEPS, Case
-from calibrate.journal import MOVES, JournalEntry, Operation, OperationTime
+from calibrate.journal import MOVES, JournalEntry, MessageTime, Operation, OperationTime
 from sim.cost.schema import NO_PREFILLS
 from sim.cost.tables import Row, Value
 from sim.specs.model import ModelSpec
@@ -95,18 +95,21 @@ def sort(
     *,
     synchronous: bool,
     keep: Collection[str] = (),
+    messages: Iterable[MessageTime] = (),
 ) -> Sorted:
-    """Entries by their purpose; `synchronous` where the host itself computes. Reasons in `keep` drop nothing."""
+    """Entries and collectives by their purpose; `synchronous` where the host itself computes. Reasons in `keep` drop
+    nothing."""
     entries = list(entries)
-    timing_s = timing_seconds(entries) if synchronous else event_seconds(entries)
-    bound = launch_bound(entries)
+    whole = [entry for entry in entries if not specs[entry.model].is_latent]
+    timing_s = timing_seconds(whole) if synchronous else event_seconds(whole)
+    bound = launch_bound(whole)
     readings = Sorted()
     steps: dict[tuple[str, Case, bool], MeasuredStep] = {}
     unsound: dict[Dropped, Operation | tuple[str, Case, bool]] = {}
     for entry in entries:
         spec = specs[entry.model]
         case = Case() if entry.case == MOVES else Case.named(entry.case)
-        throttled = THROTTLED not in keep and any((entry.clocks or {}).get(key) for key in REASONS_THROTTLED)
+        throttled = _throttled(entry.clocks, keep)
         if case.role == STEPS:
             for graph, device_s, host_s in _times(entry):
                 key = (entry.model, case, graph)
@@ -128,9 +131,11 @@ def sort(
             if "burst_us" in point.row:
                 burst_us = _without(float(point.row["burst_us"]), events_us)
                 readings.bursts.setdefault(operation, []).append(burst_us)
-        if entry.case != MOVES and not throttled:
+        if entry.case != MOVES and not throttled and not spec.is_latent:
             for operation, us in _beside(entry, case, spec.layers, timing_s if synchronous else None, bound):
                 goal.setdefault(operation, []).append(us)
+    for each in messages:
+        _collective(each, readings, unsound, keep)
     readings.steps.extend(steps.values())
     for dropped, one in unsound.items():
         if one not in steps and one not in readings.rows and one not in readings.between:
@@ -141,6 +146,25 @@ def sort(
 def told(row: Row) -> str:
     """A row's columns in words."""
     return ", ".join(f"{name} {value}" for name, value in row.items())
+
+
+def _collective(
+    time: MessageTime,
+    readings: Sorted,
+    unsound: dict[Dropped, Operation | tuple[str, Case, bool]],
+    keep: Collection[str],
+) -> None:
+    row = time.message.row
+    operation = Operation("all_reduce", tuple(row.items()))
+    why = THROTTLED if _throttled(time.clocks, keep) else WAITED if time.waited and WAITED not in keep else ""
+    if why or min(time.us) <= 0.0:
+        unsound[Dropped(why or NO_TIME, "all_reduce", told(row))] = operation
+    else:
+        (readings.rows if time.message.role == GRID else readings.between)[operation] = list(time.us)
+
+
+def _throttled(clocks: Mapping[str, float] | None, keep: Collection[str]) -> bool:
+    return THROTTLED not in keep and any((clocks or {}).get(key) for key in REASONS_THROTTLED)
 
 
 def _fault(point: OperationTime, keep: Collection[str]) -> str:

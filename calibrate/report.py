@@ -17,7 +17,11 @@ from sim.cost.profile import Accuracy, Profile
 from sim.cost.tables import Table
 
 WORST = 8
-_LACKING = {"routed experts": ("expert_layer", "expert_gemm"), "collectives over several GPUs": ("all_reduce",)}
+_LACKING = {
+    "routed experts": ("expert_layer", "expert_gemm"),
+    "collectives over several GPUs": ("all_reduce",),
+    "latent attention": ("latent_decode_attention", "latent_prefill_attention"),
+}
 
 
 class ErrorRow(NamedTuple):
@@ -67,6 +71,7 @@ def notes(profile: Profile) -> list[str]:
         texts.append(
             "Measured on a CPU, in seconds in which its one thread ran. A live run counts all seconds: where other "
             "processes compute too it takes longer, and the profile cannot know by how much."
+            + (" Collectives are by the clock on the wall." if "all_reduce" in profile.tables else "")
         )
     uneven = [error for kind, error in meta.step_accuracy.items() if kind.startswith("uneven")]
     if uneven:
@@ -75,7 +80,13 @@ def notes(profile: Profile) -> list[str]:
             f"{uneven[0].bias:+.0%} on average."
         )
     lacking = [what for what, tables in _LACKING.items() if not any(table in profile.tables for table in tables)]
-    texts.append(f"Not measured, and priced by the roofline: {', '.join([*lacking, 'latent attention'])}.")
+    if lacking:
+        texts.append(f"Not measured, and priced by the roofline: {', '.join(lacking)}.")
+    if "latent attention" not in lacking and meta.kind == "measured":
+        texts.append(
+            "Latent attention was measured by itself, as torch's scaled_dot_product_attention of latents gathered from "
+            "their pages: an engine's own kernel reads them once."
+        )
     if meta.kind == "derived":
         texts.append("Derived from another GPU's measurements by data-sheet ratios: nothing here was measured on it.")
     return texts

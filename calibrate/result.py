@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from calibrate import collectives
 from calibrate.cases import describe
 from calibrate.evaluate import (
     Checked,
@@ -21,7 +22,7 @@ from calibrate.evaluate import (
 )
 from calibrate.fit import best_forms, ceilings, tables_of
 from calibrate.header import Header
-from calibrate.journal import JournalEntry, Trouble
+from calibrate.journal import JournalEntry, MessageTime, Trouble
 from calibrate.lacks import dropped_notes, lacks, planned
 from calibrate.readings import REASONS_THROTTLED, TOO_FAST, Dropped, Readings, Sorted, sort, told
 from calibrate.sheet import cpu_text, sheet
@@ -47,6 +48,7 @@ def fitted(
     header: Header,
     entries: Sequence[JournalEntry],
     troubles: Sequence[Trouble] = (),
+    messages: Sequence[MessageTime] = (),
     *,
     name: str,
     keep: Collection[str] = (),
@@ -56,7 +58,7 @@ def fitted(
     Raises:
         InputError: nothing was measured that could be fitted; says why.
     """
-    readings = sort(entries, header.specs, synchronous=header.synchronous, keep=keep)
+    readings = sort(entries, header.specs, synchronous=header.synchronous, keep=keep, messages=messages)
     dropped = list(readings.dropped)
     tables, text, chip = tables_of(readings), "", sheet(header.gpu, header.device)
     guessed: list[str] = []
@@ -77,10 +79,11 @@ def fitted(
         gpu=header.gpu,
         device=header.device,
         kind="measured",
-        source="calibrate, on this device, the backend's own kernels in whole steps",
+        source=f"calibrate, on this device, {_what(header)}",
         date=header.date,
         notes=(
             *lacks(header, entries),
+            *collectives.lacks(header, messages),
             *(f"the rate of {what} in device.toml is a guess" for what in guessed),
             *dropped_notes(dropped),
             *map(str, troubles),
@@ -89,11 +92,17 @@ def fitted(
         clocks=_clock_range([entry.clocks for entry in entries if entry.clocks]),
         included={"embedding": "launch"} if header.synchronous else {},
         synchronous=header.synchronous,
-        grid=describe(header.specs, planned(header), header.density),
+        grid=describe(header.specs, planned(header, next(iter(header.specs))), header.density, header.groups),
         accuracy={one: replace(UNKNOWN, form=", ".join(chosen)) for one, chosen in forms.items()},
     )
     profile = Profile(meta, tables, chip if header.synchronous else None, text)
     return evaluated(profile, readings, {spec.name: spec for spec in header.specs.values()})
+
+
+def _what(header: Header) -> str:
+    if all(spec.is_latent for spec in header.specs.values()):
+        return "attention by itself"
+    return "the backend's own kernels in whole steps"
 
 
 def _possible(tables: Mapping[str, Table], chip: GpuSpec, dropped: list[Dropped]) -> Iterator[tuple[str, Table]]:

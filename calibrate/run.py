@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from calibrate import collectives
 from calibrate import device as devices
-from calibrate.cases import Case, Density, Range, cases, chosen, describe
+from calibrate.cases import Case, Density, Range, alike, cases, chosen, describe
 from calibrate.evaluate import model_named
 from calibrate.header import Header
 from calibrate.journal import Journal, Trouble
-from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, Progress, is_heavy, measure
+from calibrate.measure import SUSTAINED_S, CasePlan, CaseRunner, ClockWatch, Progress, is_heavy, measure
 from calibrate.readings import Subject
 from calibrate.result import Calibration, fitted
 from calibrate.sheet import sheet
 from sim.cost.roofline import Roofline
+from sim.engine.batch import Shape
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
 from sim.study.identity import product_digest
@@ -36,7 +38,8 @@ MakeRunner = Callable[[ModelSpec, Range], CaseRunner]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked for. `limits` None are the device's usual ones; `layers` 0 takes models whole."""
+    """What is asked for. Limits of 0 are the device's usual ones; `layers` 0 takes models whole; `collectives` as of
+    `collectives.groups`."""
 
     gpu: str = "auto"
     models: tuple[str, ...] = ()
@@ -48,6 +51,7 @@ class Settings:
     context: int = 0
     layers: int = 0
     seed: int = 0
+    collectives: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,11 @@ class Job:
     """By "model, KV type"."""
     expected_s: float
     settings: Settings
+    groups: tuple[int, ...] = ()
+    """Of GPUs whose collectives are measured."""
 
     def grid(self) -> dict[str, str]:
-        return describe(self.subjects, next(iter(self.subjects.values())).cases, self.density)
+        return describe(self.subjects, next(iter(self.subjects.values())).cases, self.density, self.groups)
 
     def header(self, date: str) -> Header:
         """What a journal must be of to be gone on with, and to be fitted."""
@@ -80,6 +86,7 @@ class Job:
             asked=asked,
             software=devices.software(self.target),
             product_sha256=product_digest(("traces", "sim", "backend", "calibrate")),
+            groups=self.groups,
         )
 
 
@@ -90,27 +97,39 @@ def prepare(settings: Settings, target: devices.Target) -> Job:
         InputError: a model that cannot be measured, or a setting out of range.
     """
     chip = sheet(target.gpu, target.name)
+    groups = collectives.groups(settings.collectives, devices.count(target), on_cpu=target.is_cpu)
     names = settings.models or (("tiny-llama",) if target.is_cpu else ("llama-3.1-8b",))
     specs = [spec for name in names for spec in _specs(name, settings)]
     limits = _limits(settings, target, specs)
-    estimate = _estimate(specs[0], chip, cuda=not target.is_cpu)
+    first = next((spec for spec in specs if not spec.is_latent), specs[0])
+    estimate = _estimate(first, chip, cuda=not target.is_cpu)
     start_s = 0.0 if target.is_cpu else START_S
-    budget_s = max(settings.budget_s / len(specs) - start_s, 0.0)
+    shared_s = collectives.reserved_s(settings.budget_s, groups)
+    budget_s = max((settings.budget_s - shared_s) / len(specs) - start_s, 0.0)
     density, expected_s = chosen(limits, budget_s, settings.seed, estimate)
     each = cases(limits, density, settings.seed)
-    subjects = {f"{spec.name}, {spec.kv_dtype}": Subject(spec, each) for spec in specs}
-    return Job(target, limits, density, subjects, (start_s + expected_s) * len(specs), settings)
+    subjects = {
+        f"{spec.name}, {spec.kv_dtype}": Subject(spec, alike(each) if spec.is_latent else each) for spec in specs
+    }
+    expected_s = (start_s + expected_s) * len(specs) + shared_s
+    return Job(target, limits, density, subjects, expected_s, settings, groups)
 
 
 def _specs(name: str, settings: Settings) -> list[ModelSpec]:
     from backend.model.checkpoint import check_supported  # noqa: PLC0415  (fitting a journal does without torch)
+    from calibrate.latent import check_measured  # noqa: PLC0415
 
     spec = model_named(name)
-    check_supported(spec)
+    latent = spec.is_latent and not spec.blocks
+    if not latent:
+        check_supported(spec)
     if settings.layers:
         spec = replace(spec, name=f"{spec.name}@{settings.layers}", layers=settings.layers, sliding_layers=0)
     dtype = settings.dtype or None
-    return [spec.with_dtypes(dtype, kv) for kv in (settings.kv_dtypes or (dtype or spec.kv_dtype,))]
+    made = [spec.with_dtypes(dtype, kv) for kv in (settings.kv_dtypes or (dtype or spec.kv_dtype,))]
+    for each in made if latent else ():
+        check_measured(each)
+    return made
 
 
 def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpec]) -> Range:
@@ -121,14 +140,14 @@ def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpe
     context = min(context, longest)
     if min(tokens, rows) < 1 or context < 64:
         raise InputError("--max-tokens and --max-rows must be at least 1, and --max-context at least 64")
-    heaviest = max(specs, key=lambda spec: spec.kv_bytes_per_token)
+    heaviest = max(specs, key=_held_bytes_per_token)
     room = 2**30
     if not target.is_cpu:
         usable = int(sheet(target.gpu, target.name).memory_bytes * 0.85)
         # Where others have some of the memory, a smaller cache is better than none.
         usable = min(usable, devices.memory_bytes(target, free=True) - 2 * 2**30)
-        room = usable - heaviest.weight_bytes - 4 * 2**30
-    cached = min(room // heaviest.kv_bytes_per_token, rows * context)
+        room = usable - max(0 if spec.is_latent else spec.weight_bytes for spec in specs) - 4 * 2**30
+    cached = min(room // _held_bytes_per_token(heaviest), rows * context)
     if cached < context:
         raise InputError(
             f"{target.name} has room for {max(cached, 0)} tokens of {heaviest.name} beside its weights, and "
@@ -137,8 +156,19 @@ def _limits(settings: Settings, target: devices.Target, specs: Sequence[ModelSpe
     return Range(min(tokens, context), rows, context, cached)
 
 
+def _held_bytes_per_token(spec: ModelSpec) -> int:
+    from calibrate.latent import cache_bytes  # noqa: PLC0415
+
+    return cache_bytes(spec) if spec.is_latent else spec.kv_bytes_per_token
+
+
 def _estimate(spec: ModelSpec, chip: GpuSpec, *, cuda: bool) -> Callable[[list[Case], Density], float]:
     cost = Roofline(spec, chip, cuda_graphs=False, window=None)
+    if spec.is_latent:
+        return lambda measured, density: sum(
+            density.passes * (1 + density.repeats) * _attention_s(cost, case.shape) / spec.layers
+            for case in alike(measured)
+        )
     launch_s, hold_s = (OPERATIONS * spec.layers * each_s if cuda else 0.0 for each_s in (LAUNCH_S, HOLD_S))
 
     def seconds(measured: list[Case], density: Density) -> float:
@@ -150,6 +180,10 @@ def _estimate(spec: ModelSpec, chip: GpuSpec, *, cuda: bool) -> Callable[[list[C
         return density.passes * ((1 + 2 * density.repeats) * once_s + held_s + heavy * SUSTAINED_S)
 
     return seconds
+
+
+def _attention_s(cost: Roofline, shape: Shape) -> float:
+    return sum(term.seconds for name, term in cost.explain(shape).items() if name.endswith("attention"))
 
 
 def calibrate(
@@ -164,13 +198,15 @@ def calibrate(
     """
     budget_s = job.settings.budget_s
     began_s, measuring_s = time.monotonic(), budget_s - min(FIT_S, FIT_SHARE * budget_s)
-    journal = Journal(journal_path(out), job.header(date), resume=resume)
+    reserved_s = collectives.reserved_s(measuring_s, job.groups)
+    header = job.header(date)
+    journal = Journal(journal_path(out), header, resume=resume)
     other = devices.others(job.target)
     if other:
         journal.tell(Trouble("", "", f"nvidia-smi tells of a process on the GPU ({other}), perhaps of another's"))
     for number, (model, subject) in enumerate(job.subjects.items(), 1):
         # Each has its share of the time, and what those before it left.
-        deadline_s = began_s + measuring_s * number / len(job.subjects)
+        deadline_s = began_s + (measuring_s - reserved_s) * number / len(job.subjects)
         plan = CasePlan(model, subject.cases, job.density, deadline_s, sustained=not job.target.is_cpu)
         try:
             bench = make_runner(subject.spec, job.limits)
@@ -182,7 +218,9 @@ def calibrate(
         measure(bench, plan, journal, lambda: devices.telemetry(job.target), progress)
         del bench  # its memory is the next one's
         gc.collect()
-    return fitted(journal.header, journal.entries, journal.troubles, name=name)
+    watch = ClockWatch(lambda: devices.telemetry(job.target))
+    collectives.measure(header, journal, collectives.Gang(), began_s + measuring_s, watch, progress)
+    return fitted(journal.header, journal.entries, journal.troubles, journal.messages, name=name)
 
 
 def journal_path(out: Path) -> Path:

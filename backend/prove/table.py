@@ -10,7 +10,7 @@ WIDTH = 150
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """About thirty lines, none longer than WIDTH."""
+    """About thirty lines, none longer than WIDTH: one that is cut ends in dots."""
     by_name = {stage["name"]: stage for stage in summary["stages"]}
     made = [f"{'stage':10} {'state':8} {'box s':>6} {'took s':>6}  found"]
     for stage in summary["stages"]:
@@ -22,7 +22,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     made += _validation(by_name.get("validate", {}).get("result", {}))
     made += _failures(by_name)
     made += [f"left out: {name}, {why}" for name, why in summary["left_out"].items()]
-    return [line[:WIDTH] for line in made]
+    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 4]} ..." for line in made]
 
 
 def _found(stage: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Affine:
     context_s: float
     past_s: float = 0.0
 
-    def slice_s(self, new: int, past: int) -> float:
+    def slice_s(self, new: float, past: float) -> float:
         """Seconds for `new` tokens on top of `past` ones; token i attends `past + i` keys (causal)."""
         seconds = new * (self.pair_s * (past + 0.5 * (new + 1)) + self.token_s) + self.context_s * (past + new)
         return seconds + self.past_s * past if self.past_s else seconds

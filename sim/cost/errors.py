@@ -197,10 +197,17 @@ def of_class(source: str, kind: str) -> Error:
     return CLASSES[source].get(kind, CLASSES["roofline"][kind]).error()
 
 
-def stated(meta: Meta, term: str, source: str) -> Error | None:
-    """What a profile states of the table that gave a term: of points of the grid how far the same measurement was from
-    itself, of those between them (and of derived ones) the error of points held out. None where it states nothing."""
-    known = meta.accuracy.get(_TABLE_OF.get(term) or _TABLE_OF_KIND.get(kind_of(term), ""))
+_LATENT_TABLE: Mapping[str, str] = {
+    "prefill attention": "latent_prefill_attention", "decode attention": "latent_decode_attention",
+}  # fmt: skip
+
+
+def stated(meta: Meta, term: str, source: str, *, latent: bool = False) -> Error | None:
+    """What a profile states of the table that gave a term (where `latent`, that of latent attention): of points of the
+    grid how far the same measurement was from itself, of those between them (and of derived ones) the error of points
+    held out. None where it states nothing."""
+    own = (_LATENT_TABLE.get(term) if latent else None) or _TABLE_OF.get(term)
+    known = meta.accuracy.get(own or _TABLE_OF_KIND.get(kind_of(term), ""))
     if known is None or source not in ("measured", "interpolated", "derived"):
         return None
     if source != "measured":

@@ -336,14 +336,32 @@ def _mixed(kernels: Kernels, group: Row) -> Guide:
     return lambda point: prefill((1.0, point[2], point[3])) + decode((point[0], point[1]))
 
 
+def _latent_prefill(kernels: Kernels, group: Row) -> Guide:
+    heads, rank, rope, nope, value = (
+        int(group[name]) for name in ("heads", "rank", "rope_dim", "nope_dim", "value_dim")
+    )
+    slices = kernels.latent_prefill_attention(heads, nope + rope, value, rank, rank + rope)
+    floor_s = kernels.eff.prefill_attention_floor_s
+    return lambda point: floor_s + point[0] * slices.slice_s(point[2], point[1])
+
+
+def _latent_decode(kernels: Kernels, group: Row) -> Guide:
+    rank = int(group["rank"])
+    rows = kernels.latent_decode_attention(int(group["heads"]), rank, rank + int(group["rope_dim"]))
+    return lambda point: rows.seconds(point[0], point[0] * point[1])
+
+
 def _elementwise(kernels: Kernels, group: Row) -> Guide:
     # Every one of them reads about as much as it writes; ratios do not depend on how often.
     return lambda point: kernels.small_s(4.0 * point[0] * int(group["width"]))
 
 
 def _collective(kernels: Kernels, group: Row) -> Guide:
-    gpus = int(group["gpus"])
-    price = kernels.all_reduce_s if group["op"] == "all_reduce" else kernels.gather_s
+    gpus, op = int(group["gpus"]), group["op"]
+    if op == "all_to_all":
+        return lambda point: kernels.collectives.all_to_all_s(point[0], gpus, 1.0, 1.0)
+    # What a reduce-scatter moves is what a gather moves.
+    price = kernels.all_reduce_s if op == "all_reduce" else kernels.gather_s
     return lambda point: price(point[0], gpus)
 
 
@@ -354,6 +372,8 @@ _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "prefill_attention": _prefill,
     "decode_attention": _decode,
     "mixed_attention": _mixed,
+    "latent_prefill_attention": _latent_prefill,
+    "latent_decode_attention": _latent_decode,
     "elementwise": _elementwise,
     "sampling": lambda kernels, group: lambda point: kernels.sampling_s(int(point[0]), int(group["vocab"])),
     "copy": lambda kernels, _: lambda point: kernels.copy_s(point[0]),

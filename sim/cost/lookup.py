@@ -46,6 +46,8 @@ _RELATED: Mapping[str, tuple[str, ...]] = {
     "prefill_attention": ("heads", "kv_heads"),
     "decode_attention": ("heads", "kv_heads", "width"),
     "mixed_attention": ("heads", "kv_heads"),
+    "latent_prefill_attention": ("heads",),
+    "latent_decode_attention": ("heads",),
     "elementwise": ("width",),
     "sampling": ("vocab",),
 }

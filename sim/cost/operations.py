@@ -195,21 +195,24 @@ class MeasuredAttention:
         self._tables = tables
         self._processors = processors
         self._longest = model.max_context_tokens
-        self._heads: dict[str, Value] = {
-            "dtype": model.dtype,
-            "kv_dtype": model.kv_dtype,
-            "heads": model.heads // parallel.tp,
-            "kv_heads": model.gpu_kv_heads(parallel),
-            "head_dim": model.head_dim,
-        }
+        self._heads = _heads(model, parallel)
         windowed = window.layers if window else 0
         # A window with sinks attends as many tokens as a plain one of the same span.
         spans = [(0, model.layers - windowed), (window.span_tokens if window else 0, windowed)]
         self._windows = {span: layers for span, layers in spans if layers}
-        latent = model.is_latent or bool(model.blocks)
-        self._prefill = None if latent else self._kernels("prefill_attention")
-        self._decode = None if latent else self._kernels("decode_attention", width=1)
-        self._mixed = None if latent else self._kernels("mixed_attention")
+        self._plain = not model.is_latent and not model.blocks
+        self._prefill: list[tuple[int, Kernel]] | None = None
+        self._decode: list[tuple[int, Kernel]] | None = None
+        self._mixed: list[tuple[int, Kernel]] | None = None
+        if self._plain:
+            self._prefill = self._kernels("prefill_attention")
+            self._decode = self._kernels("decode_attention", width=1)
+            self._mixed = self._kernels("mixed_attention")
+        elif not model.blocks and not windowed:
+            made = {"nope_dim": model.qk_nope_head_dim, "value_dim": model.v_head_dim}
+            self._prefill = self._whole("latent_prefill_attention", **made)
+            self._decode = self._whole("latent_decode_attention")
+            self._processors = 0  # whose rule is of another kernel
         self._widths: dict[int, list[tuple[int, Kernel]] | None] = {}
         self._slices: dict[tuple[int, int, int], Price] = {}
 
@@ -228,6 +231,11 @@ class MeasuredAttention:
             kernels.append((layers, kernel))
         return kernels
 
+    def _whole(self, table: str, **more: Value) -> list[tuple[int, Kernel]] | None:
+        """The same of a table that knows no windows."""
+        kernel = self._tables.kernel(table, **self._heads, **more)
+        return None if kernel is None else [(self._windows[0], kernel)]
+
     def prefill(self, slices: Slices) -> Price | None:
         """Seconds of all slices: one launch a layer, priced as the mean of launches of so many slices alike."""
         if self._prefill is None:
@@ -235,7 +243,12 @@ class MeasuredAttention:
         return self._mean(self._slices, self._prefill, [(len(slices), past, new) for new, past in slices])
 
     def verify(self, rows: Slices) -> Price | None:
-        """Seconds of rows that verify drafts, likewise: decode attention with as many queries as a row has tokens."""
+        """Seconds of rows that verify drafts, likewise: decode attention with as many queries as a row has tokens.
+
+        Of latent attention such rows are in no table.
+        """
+        if not self._plain:
+            return None
         prices = []
         for new, past in rows:
             if new not in self._widths:
@@ -324,6 +337,14 @@ class MeasuredAttention:
             seconds += price.seconds
             rank = max(rank, price.rank)
         return Price(seconds / len(points), rank)
+
+
+def _heads(model: ModelSpec, parallel: Parallel) -> dict[str, Value]:
+    """What tells apart the attention kernels of one GPU, by columns of the tables."""
+    types: dict[str, Value] = {"dtype": model.dtype, "kv_dtype": model.kv_dtype, "heads": model.heads // parallel.tp}
+    if model.is_latent:
+        return types | {"rank": model.kv_lora_rank, "rope_dim": model.qk_rope_head_dim}
+    return types | {"kv_heads": model.gpu_kv_heads(parallel), "head_dim": model.head_dim}
 
 
 def _launch(kernels: Sequence[tuple[int, Kernel]], point: tuple[float, ...]) -> Price:

@@ -182,7 +182,7 @@ class Profiled(Roofline):
 
     def error_of(self, term: str, source: str) -> Error | None:
         """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
-        return stated(self.profile.meta, term, source) or super().error_of(term, source)
+        return stated(self.profile.meta, term, source, latent=self.model.is_latent) or super().error_of(term, source)
 
     def step_error(self, kind: str) -> Error | None:
         """What the profile states of whole steps of a kind (`sim.cost.errors.STEP_KINDS`) beside their parts."""

@@ -74,6 +74,7 @@ _DTYPE = Column("dtype", "text", tuple(DTYPE_BYTES))
 _WEIGHT = Column("weight_dtype", "text", tuple(WEIGHT_TYPES))
 _KV = Column("kv_dtype", "text", tuple(KV_TYPES))
 _HEADS = (_DTYPE, _KV, _count("heads"), _count("kv_heads"), _count("head_dim"), _count("window", 0))
+_LATENT = (_DTYPE, _KV, _count("heads"), _count("rank"), _count("rope_dim"))
 _PARTS = Column("parts", "text", ("prefill", "decode", "mixed"))
 _EAGER_OR_GRAPH = Column("graph", "count", least=0)
 ELEMENTWISE = (
@@ -143,6 +144,19 @@ TABLES: Mapping[str, TableSpec] = {
             optional_keys=(_count("max_context_tokens"),),
         ),
         TableSpec(
+            "latent_prefill_attention",
+            "latent attention (MLA) of prompts, one layer: `sequences` alike, keys and values of their past tokens "
+            "made from the cache and attended with those of the new ones, whose own the model's products make",
+            (*_LATENT, _count("nope_dim"), _count("value_dim")),
+            (_count("sequences"), _count("past_tokens", 0), _count("new_tokens")),
+        ),
+        TableSpec(
+            "latent_decode_attention",
+            "the same of decode rows, all alike: every head attends the latents themselves (the absorbed form)",
+            _LATENT,
+            (_count("sequences"), _count("mean_context_tokens")),
+        ),
+        TableSpec(
             "elementwise",
             "one launch of a small kernel. Widths: embedding, norm: hidden; head_norm: heads x head_dim of the tensor "
             "normed; rope: (heads + kv_heads) x head_dim; kv_write: 2 x kv_heads x head_dim; rope_kv_write: (heads + 2 "
@@ -165,8 +179,8 @@ TABLES: Mapping[str, TableSpec] = {
         ),
         TableSpec(
             "all_reduce",
-            "a collective over `gpus`; bytes of the whole message on each GPU",
-            (Column("op", "text", ("all_reduce", "all_gather", "all_to_all")), _count("gpus", 2)),
+            "a collective over `gpus`; bytes of the whole message on each GPU (of a gather: of its result)",
+            (Column("op", "text", ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")), _count("gpus", 2)),
             (_count("bytes"),),
         ),
         TableSpec(

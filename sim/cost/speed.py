@@ -137,6 +137,25 @@ def _mixed(row: Fields) -> _Work:
     return _attention(row, pairs + decoded, keys + decoded)
 
 
+def _latent_prefill(row: Fields) -> _Work:
+    heads, dims = _n(row, "heads"), _n(row, "rope_dim") + _n(row, "nope_dim") + _n(row, "value_dim")
+    new, past = _n(row, "new_tokens"), _n(row, "past_tokens")
+    made = 2.0 * _n(row, "rank") * heads * (_n(row, "nope_dim") + _n(row, "value_dim")) * past
+    flops = 2.0 * heads * dims * (new * past + new * (new + 1) / 2) + made
+    return _latent(row, _n(row, "sequences") * flops, _n(row, "sequences") * past)
+
+
+def _latent_decode(row: Fields) -> _Work:
+    keys = _n(row, "sequences") * _n(row, "mean_context_tokens")
+    return _latent(row, 2.0 * _n(row, "heads") * (2.0 * _n(row, "rank") + _n(row, "rope_dim")) * keys, keys)
+
+
+def _latent(row: Fields, flops: float, latents: float) -> _Work:
+    kv = KV_TYPES[str(row["kv_dtype"])]
+    moved = latents * kv.vector_bytes(int(_n(row, "rank") + _n(row, "rope_dim")))
+    return flops, moved, "fp8" if kv.bits == 8 else str(row["dtype"])
+
+
 def _streamed(row: Fields, moved_bytes: float) -> _Work:
     return 0.0, moved_bytes, "fp16"
 
@@ -162,6 +181,8 @@ _BOUNDS: Mapping[str, Callable[[GpuSpec, Fields], tuple[float, str]]] = {
     "prefill_attention": _kernel(_prefill),
     "decode_attention": _kernel(_decode),
     "mixed_attention": _kernel(_mixed),
+    "latent_prefill_attention": _kernel(_latent_prefill),
+    "latent_decode_attention": _kernel(_latent_decode),
     "elementwise": _kernel(
         lambda row: _streamed(row, _n(row, "tokens") * _n(row, "width") * DTYPE_BYTES[str(row["dtype"])])
     ),

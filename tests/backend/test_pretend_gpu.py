@@ -74,6 +74,14 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
         assert ("captur" in sentence) == ("capture" in mistake), (mistake, sentence)
 
 
+def test_collectives_and_latent_attention_are_timed_on_it() -> None:
+    measured = told(QUICK)["measured"]
+    for op in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
+        assert measured.pop(op) == pytest.approx([10.0] * 7), "the pretended device takes so long for each"
+    assert len(measured) == 3
+    assert all(us and min(us) > 0.0 for us in measured.values())
+
+
 def calibrated(folder: Path) -> Path:
     """A profile of the pretended device; of a busy machine a longer time is asked for, until something was measured."""
     sizes = ("--max-tokens", "16", "--max-rows", "2", "--max-context", "64")

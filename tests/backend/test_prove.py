@@ -297,6 +297,8 @@ def test_a_stage_that_left_nothing_has_no_result_and_a_line(name: str, tmp_path:
     stage = {"name": name, "state": "cut", "box_s": 1.0, "seconds": 1.0, "finding": "", "reason": "late"}
     shown = lines({"stages": [{**stage, "result": result}], "bars": [], "left_out": {}})
     assert "late" in shown[1]
+    (long,) = lines({"stages": [], "bars": [], "left_out": {"profile.tgz": "w" * 2 * WIDTH}})[1:]
+    assert (len(long), long[-4:]) == (WIDTH, " ...")
 
 
 def test_tests_under_way_do_not_count(tmp_path: Path) -> None:

@@ -442,6 +442,8 @@ AROUND = {
     },
     "calibrate/device.py": "/proc/cpuinfo, and a digest of the package's own source",
     "calibrate/journal.py": "writes; copies its own settings",
+    "calibrate/collectives.py": "what its own subprocesses print",
+    "calibrate/messages.py": "what it wrote to its own subprocesses",
 }
 
 

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +23,12 @@ from pretend_gpu import Device
 pretend_gpu.install()
 
 from backend.live.packing import Stage  # noqa: E402  (the device has to be there before the backend looks for it)
+from calibrate import ranks  # noqa: E402
+from calibrate.cases import Case, Range  # noqa: E402
+from calibrate.latent import LatentBench  # noqa: E402
+from calibrate.messages import VALUE, Message, Orders  # noqa: E402
 from sim import api  # noqa: E402
+from sim.catalog import load_model  # noqa: E402
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,15,8\n0,31,6\n0.02,5,3\n"
 BASE = {
@@ -117,6 +125,29 @@ def refusals() -> dict[str, str]:
     return told
 
 
+def collectives() -> dict[str, list[float]]:
+    """Microseconds of each collective in a process of a group, as `calibrate.ranks` tells them."""
+    wanted = tuple(Message(op, 2, 4096) for op in VALUE)
+    told = io.StringIO()
+    sys.stdin = io.StringIO(Orders(0, 2, "cuda", "nowhere", wanted).text())
+    with contextlib.redirect_stdout(told):
+        ranks.main()
+    lines = [json.loads(line) for line in told.getvalue().splitlines()]
+    return {line["op"]: line["us"] for line in lines}
+
+
+def latent_attention() -> dict[str, list[float]]:
+    """Microseconds of latent attention of prompts, of chunks and of decode rows, by case."""
+    spec = replace(load_model("deepseek-v2-lite"), heads=2, kv_heads=2).with_dtypes("bf16", "bf16")
+    bench = LatentBench(spec, torch.device("cuda", 0), Range(32, 4, 64, 256), seed=0)
+    told = {}
+    for case in (Case(((16, 0),)), Case(((8, 32),) * 2), Case(decodes=(40,) * 3)):
+        with bench.prepared(case, 0, timed=True) as measure:
+            told[case.name] = [1e6 * one.seconds for one in measure().readings]
+    return told
+
+
 if __name__ == "__main__":
     found = {name: compared(RUNS[name]) for name in sys.argv[1].split(",")}
-    print(json.dumps({"runs": found, "refused": refusals()}))
+    measured = {**collectives(), **latent_attention()}
+    print(json.dumps({"runs": found, "refused": refusals(), "measured": measured}))

@@ -19,6 +19,8 @@ from traces.schema import InputError
 _TO_US: Mapping[str, float] = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _TYPES = ("dtype", "weight_dtype", "kv_dtype")
 _DEFAULTS: Mapping[str, int] = {"window": 0, "width": 1, "sequences": 1, "graph": 0}
+_UNREAD = ("spread", "burst_us")
+"""What `calibrate` writes beside a time, and no import keeps."""
 _MEAN, _MOST = "mean_context_tokens", "max_context_tokens"
 
 
@@ -33,7 +35,7 @@ def _fits(spec: TableSpec, header: tuple[str, ...]) -> bool:
     known = {column.name for column in (*spec.required, *spec.optional_keys)} - {column.name for column in spec.values}
     may_lack = {*_TYPES, *_DEFAULTS, *([_MOST] if spec.name == "decode_attention" else [])}
     needed = {column.name for column in (*spec.groups, *spec.axes, *spec.keys)} - may_lack
-    return None not in times and needed <= set(header) and set(header) <= known | set(map(str, times))
+    return None not in times and needed <= set(header) and set(header) <= known | {*map(str, times), *_UNREAD}
 
 
 def time_column(column: Column, header: tuple[str, ...]) -> str | None:
