@@ -60,14 +60,20 @@ TORCH_FILES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """Where a step's contexts are cut. All layers of the step may share it (and must share what it was made for).
+    """Where a step's contexts are cut. All layers of the step may share it, one after the other (and must share what it
+    was made for).
 
     items [capacity, 4] int32: (sequence, first visit, end, parts of this sequence); spans [S + 1, 2] int32: (first
-    item, parts) of each sequence, and in the last row (number of items, most visits of a part).
+    item, parts) of each sequence, and in the last row (number of items, most visits of a part). arrived [S, P] int32:
+    how many parts have come of each sequence and of each of P programs beside one another, 0 but within a launch.
+    part_out [capacity, P, rows, D] and part_lse [capacity, P, rows] fp32: what the parts leave there for the last.
     """
 
     items: Tensor
     spans: Tensor
+    arrived: Tensor
+    part_out: Tensor
+    part_lse: Tensor
 
 
 Plan: TypeAlias = Any

@@ -1,71 +1,61 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # ruff: noqa: N803
-"""Puts the parts of cut contexts together: the second kernel of flash-decoding. It reads no cache."""
+"""Puts the parts of a cut context together, in the program of its last part to arrive. It reads no cache.
+
+Flash-decoding has a second kernel for it, stream-K's fix-up (Osama et al. 2023) has none: each program leaves its part
+in memory and counts itself. Parts are read in their own order, whoever reads them, so results do not depend on who came
+last. The counter is back at 0 then, for the next launch, or the next replay of a graph.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from backend.kernels._common import KernelVariant
+MERGED_AT_ONCE = 2048
+"""Values of parts that a merging program reads at a time: 16 to a thread of four warps, and as many again on their way
+from memory for each stage but one. With 8,192 and no stages the loop over keys has up to a tenth more instructions."""
+MERGE_STAGES = tl.constexpr(4)
 
-MERGE_BLOCK = 32
-"""Parts that a merging program reads at a time."""
+
+def parts_at_once(rows: int, head_dim: int, interpreted: bool = False) -> int:
+    """Parts of so many rows that are read at a time; where numpy interprets two, so that few cross the border."""
+    return 2 if interpreted else max(MERGED_AT_ONCE // (rows * head_dim), 1)
 
 
 @triton.jit
-def merge_kernel(
-    spans,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    QUERIES: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One program: the parts of one head of one query; nothing to do where a context was not cut.
+def last_to_arrive(arrived, parts):
+    """Whether all of `parts` programs have counted themselves at `arrived` with this one, which stored its part before.
 
-    A query before its sequence's first token has length < QUERIES, so one part: `decode_kernel` sees to it.
+    Every thread's stores come before the one thread's count (the barrier), and that before what the last program reads
+    (release and acquire); the parts themselves are read past the processor's own cache.
     """
-    inner = tl.program_id(0)
-    sequence = tl.program_id(1)
-    parts = tl.load(spans + 2 * sequence + 1)
-    if parts == 1:
-        return
-    start = tl.load(spans + 2 * sequence)
+    tl.debug_barrier()
+    last = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == parts - 1
+    if last:
+        tl.store(arrived, 0)
+    return last
+
+
+@triton.jit
+def merged(part_out, part_lse, first, step, parts, HEAD_DIM: tl.constexpr, KEPT: tl.constexpr, PARTS: tl.constexpr):
+    """(output [KEPT, HEAD_DIM], lse [KEPT]) of parts whose rows begin at `first`, `first + step` and so on."""
+    row = tl.arange(0, KEPT)
     dims = tl.arange(0, HEAD_DIM)
-    acc = tl.zeros((HEAD_DIM,), tl.float32)
-    peak = float("-inf")
-    total = 0.0
-    for begin in range(0, parts, BLOCK):
-        part = begin + tl.arange(0, BLOCK)
-        at = (start + part).to(tl.int64) * (QUERIES * HEADS) + inner
-        summed = tl.load(part_lse + at, mask=part < parts, other=float("-inf"))
-        values = tl.load(part_out + at[:, None] * HEAD_DIM + dims[None, :], mask=(part < parts)[:, None], other=0.0)
+    acc = tl.zeros((KEPT, HEAD_DIM), tl.float32)
+    peak = tl.full((KEPT,), float("-inf"), tl.float32)
+    total = tl.zeros((KEPT,), tl.float32)
+    for begin in tl.range(0, parts, PARTS, num_stages=MERGE_STAGES):
+        part = begin + tl.arange(0, PARTS)
+        known = part < parts
+        at = (first + part.to(tl.int64) * step)[:, None] + row[None, :]
+        summed = tl.load(part_lse + at, mask=known[:, None], other=float("-inf"), cache_modifier=".cg")
+        places = part_out + at[:, :, None] * HEAD_DIM + dims[None, None, :]
+        values = tl.load(places, mask=known[:, None, None], other=0.0, cache_modifier=".cg")
         risen = tl.maximum(peak, tl.max(summed, 0))
-        weight = tl.exp(summed - risen)
+        weight = tl.exp(summed - risen[None, :])
         fade = tl.exp(peak - risen)
-        acc = acc * fade + tl.sum(values * weight[:, None], 0)
+        acc = acc * fade[:, None] + tl.sum(values * weight[:, :, None], 0)
         total = total * fade + tl.sum(weight, 0)
         peak = risen
-    attends = parts > 0  # a padding row has no part
-    at = sequence.to(tl.int64) * (QUERIES * HEADS) + inner
-    result = tl.where(attends, acc / tl.where(total > 0.0, total, 1.0), 0.0)
-    tl.store(out + at * HEAD_DIM + dims, result.to(out.dtype.element_ty))
-    tl.store(lse + at, tl.where(attends, peak + tl.log(tl.where(total > 0.0, total, 1.0)), float("-inf")))
-
-
-def merge_variants() -> list[KernelVariant]:
-    """The merge of 32 heads by head dim."""
-    results = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {"spans": "*i32"}
-    return [
-        KernelVariant(
-            name=f"merge d{head_dim}",
-            kernel=f"{__name__}:merge_kernel",
-            signature=results | {"out": "*bf16"},
-            constexprs={"QUERIES": 1, "HEADS": 32, "HEAD_DIM": head_dim, "BLOCK": MERGE_BLOCK},
-        )
-        for head_dim in (64, 128, 256)
-    ]
+    return acc / total[:, None], peak + tl.log(total)

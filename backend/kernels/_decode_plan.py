@@ -58,7 +58,8 @@ def parts_of(visits, inverse):
 def chosen_share(visits, capacity, slots, PROGRAMS: tl.constexpr, COUNT: tl.constexpr):
     """The cheapest share of visits for a part, of those that make no more than `capacity` parts.
 
-    Parts are charged as if the longest had all of its share, which they have but for rounding.
+    Parts are charged as if the longest had all of its share, which they have but for rounding. `visits` are 0 of what is
+    no sequence, and 1 at least of every other.
     """
     most = tl.maximum(tl.max(visits, 0), 1)
     fewest = tl.cdiv(tl.sum(visits, 0), capacity)
@@ -88,6 +89,7 @@ def plan_kernel(
     kv_lens,
     items,
     spans,
+    arrived,
     sequences,
     window,
     sinks,
@@ -101,17 +103,21 @@ def plan_kernel(
     BLOCK_J: tl.constexpr,
     WINDOWED: tl.constexpr,
 ):
-    """One program. `slots` programs run at once; each item is PROGRAMS of them (KV heads x row blocks)."""
+    """One program. `slots` programs run at once; each item is PROGRAMS of them (KV heads x row blocks).
+
+    A padding row, of length 0, has one part that visits nothing, so that somebody writes its outputs.
+    """
     sequence = tl.arange(0, BLOCK_S)
-    lengths = tl.load(kv_lens + sequence, mask=sequence < sequences, other=0)
+    known = sequence < sequences
+    lengths = tl.load(kv_lens + sequence, mask=known, other=0)
     _, _, visits = attended_tiles(tl.maximum(lengths - QUERIES, 0), lengths - 1, window, sinks, BLOCK_N, WINDOWED)
     visits = tl.where(lengths > 0, visits, 0)
 
-    share = chosen_share(visits, capacity, slots, PROGRAMS, BLOCK_C)
-    parts = tl.cdiv(visits, share)
+    charged = tl.where(known, tl.maximum(visits, 1), 0)
+    share = chosen_share(charged, capacity, slots, PROGRAMS, BLOCK_C)
+    parts = tl.cdiv(charged, share)
     length = tl.cdiv(visits, tl.maximum(parts, 1))  # even parts, none empty
     starts = tl.cumsum(parts, 0) - parts
-    known = sequence < sequences
     tl.store(spans + 2 * sequence, starts, mask=known)
     tl.store(spans + 2 * sequence + 1, parts, mask=known)
     tl.store(spans + 2 * sequences, tl.sum(parts, 0))
@@ -125,6 +131,8 @@ def plan_kernel(
         tl.store(at + 1, length[:, None] * part, mask=mask)
         tl.store(at + 2, tl.minimum(length[:, None] * (part + 1), visits[:, None]), mask=mask)
         tl.store(at + 3, parts[:, None] * ones, mask=mask)
+    for program in range(PROGRAMS):
+        tl.store(arrived + sequence * PROGRAMS + program, tl.zeros((BLOCK_S,), tl.int32), mask=known)
 
 
 def item_capacity(sequences: int, programs: int, slots: int) -> int:
@@ -134,18 +142,40 @@ def item_capacity(sequences: int, programs: int, slots: int) -> int:
 
 
 def make_plan(
-    kv_lens: Tensor, *, queries: int, programs: int, slots: int, keys: int, window: int, sinks: int
+    kv_lens: Tensor,
+    *,
+    queries: int,
+    programs: int,
+    slots: int,
+    keys: int,
+    window: int,
+    sinks: int,
+    row_values: tuple[int, int] = (1, 1),
 ) -> DecodePlan:
-    """The cut of contexts `kv_lens` [S] int32 into items of `programs` programs each, `slots` of which run at once."""
+    """The cut of contexts `kv_lens` [S] int32 into items of `programs` programs each, `slots` of which run at once.
+
+    A program leaves `row_values` (rows, values of a row) where its item is not all of a context.
+    """
     sequences = kv_lens.shape[0]
     capacity = item_capacity(sequences, programs, slots)
-    items = torch.empty((capacity, 4), dtype=torch.int32, device=kv_lens.device)
-    spans = torch.empty((sequences + 1, 2), dtype=torch.int32, device=kv_lens.device)
+
+    def room(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=kv_lens.device)
+
+    rows, values = row_values
+    plan = DecodePlan(
+        items=room(capacity, 4),
+        spans=room(sequences + 1, 2),
+        arrived=room(sequences, programs),
+        part_out=room(capacity, programs, rows, values, dtype=torch.float32),
+        part_lse=room(capacity, programs, rows, dtype=torch.float32),
+    )
     block = max(16, triton.next_power_of_2(sequences))
     plan_kernel[(1,)](
         kv_lens,
-        items,
-        spans,
+        plan.items,
+        plan.spans,
+        plan.arrived,
         sequences,
         window,
         sinks,
@@ -161,7 +191,7 @@ def make_plan(
         num_warps=4,
         enable_fp_fusion=True,
     )
-    return DecodePlan(items, spans)
+    return plan
 
 
 def share_block(sequences: int) -> int:
@@ -176,7 +206,7 @@ def plan_variants() -> list[KernelVariant]:
         KernelVariant(
             name=f"plan {block}{' windowed' if windowed else ''}",
             kernel=f"{__name__}:plan_kernel",
-            signature=dict.fromkeys(("kv_lens", "items", "spans"), "*i32") | numbers,
+            signature=dict.fromkeys(("kv_lens", "items", "spans", "arrived"), "*i32") | numbers,
             constexprs={
                 "QUERIES": 1, "PROGRAMS": 8, "BLOCK_N": 64, "BLOCK_S": block,
                 "BLOCK_C": share_block(block), "BLOCK_J": 1024 // block, "WINDOWED": windowed,

@@ -2,8 +2,9 @@
 # ruff: noqa: N803, N806
 """Attention of the last one to eight tokens of each sequence over its paged cache, split along the context.
 
-Flash-decoding (Dao et al. 2023): parts of a context go to several programs, a second kernel merges them. How contexts
-are cut is decided on the device (`_decode_plan`), so a captured CUDA graph serves any lengths. It knows no requests.
+Flash-decoding (Dao et al. 2023): parts of a context go to several programs, the last of which merges them
+(`_decode_merge`). How contexts are cut is decided on the device (`_decode_plan`), so a captured CUDA graph serves any
+lengths. It knows no requests.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_power_of_two, processors
-from backend.kernels._decode_merge import MERGE_BLOCK, merge_kernel, merge_variants
+from backend.kernels._decode_merge import last_to_arrive, merged, parts_at_once
 from backend.kernels._decode_plan import make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
 from backend.kernels._pairs import attend_pairs
@@ -40,10 +41,11 @@ def decode_kernel(
     kv_lens,
     items,
     spans,
-    out,
-    lse,
+    arrived,
     part_out,
     part_lse,
+    out,
+    lse,
     sequences,
     table_stride,
     scale,
@@ -62,10 +64,16 @@ def decode_kernel(
     SCALAR_SCALES: tl.constexpr,
     TOKEN_SCALES: tl.constexpr,
     PAIRS: tl.constexpr,
+    KEPT: tl.constexpr,
+    PARTS: tl.constexpr,
     DOT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One program: one part of one context, one KV head, BLOCK_M of the QUERIES x GROUP rows that read it."""
+    """One program: one part of one context, one KV head, BLOCK_M of the QUERIES x GROUP rows that read it.
+
+    The first KEPT rows are not padding alone. Those of a part are left at [item, program, row] until the last arrives,
+    which reads PARTS of them at a time.
+    """
     ROWS: tl.constexpr = QUERIES * GROUP
     head = tl.program_id(0) % KV_HEADS
     item = tl.program_id(1)
@@ -76,7 +84,8 @@ def decode_kernel(
     end = tl.load(items + 4 * item + 2)
     parts = tl.load(items + 4 * item + 3)
 
-    wanted = tl.program_id(0) // KV_HEADS * BLOCK_M + tl.arange(0, BLOCK_M)
+    begun = tl.program_id(0) // KV_HEADS * BLOCK_M
+    wanted = begun + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, HEAD_DIM)
     row = tl.minimum(wanted, ROWS - 1)
     inner = (row // GROUP) * (KV_HEADS * GROUP) + head * GROUP + row % GROUP
@@ -108,6 +117,7 @@ def decode_kernel(
             begin, end, sink_tiles, skipped, window, sinks, factor, soft_cap,
             KV_HEADS, HEAD_DIM, BLOCK_TOKENS, BLOCK_N, True, WINDOWED, CAPPED, TOKEN_SCALES, False, DOT, UPCAST,
         )  # fmt: skip
+    total = tl.where(total > 0.0, total, 1.0)  # a padding row has visited nothing
     result, summed = finish(acc, peak, total, v_scale, SCALAR_SCALES, TOKEN_SCALES)
     if parts == 1:
         attends = positions >= 0
@@ -116,9 +126,21 @@ def decode_kernel(
         tl.store(target, result.to(out.dtype.element_ty), mask=(wanted < ROWS)[:, None])
         tl.store(lse + at, tl.where(attends, summed, float("-inf")), mask=wanted < ROWS)
     else:
-        at = item.to(tl.int64) * (QUERIES * KV_HEADS * GROUP) + inner
-        tl.store(part_out + at[:, None] * HEAD_DIM + dims[None, :], result, mask=(wanted < ROWS)[:, None])
-        tl.store(part_lse + at, summed, mask=wanted < ROWS)
+        local = tl.arange(0, BLOCK_M)
+        step = tl.num_programs(0).to(tl.int64) * KEPT
+        place = tl.program_id(0) * KEPT
+        left = item * step + place + local
+        tl.store(part_out + left[:, None] * HEAD_DIM + dims[None, :], result, mask=(local < KEPT)[:, None])
+        tl.store(part_lse + left, summed, mask=local < KEPT)
+        if last_to_arrive(arrived + sequence * tl.num_programs(0) + tl.program_id(0), parts):
+            opening = tl.load(spans + 2 * sequence) * step + place
+            whole, total_summed = merged(part_out, part_lse, opening, step, parts, HEAD_DIM, KEPT, PARTS)
+            asked = begun + tl.arange(0, KEPT)
+            heads = (asked // GROUP) * (KV_HEADS * GROUP) + head * GROUP + asked % GROUP
+            target = sequence.to(tl.int64) * (QUERIES * KV_HEADS * GROUP) + heads
+            written = out + target[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(written, whole.to(out.dtype.element_ty), mask=(asked < ROWS)[:, None])
+            tl.store(lse + target, total_summed, mask=asked < ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +197,13 @@ def plan_decode(
         keys=tile.keys,
         window=window,
         sinks=sinks,
+        row_values=(kept_rows(form, queries, tile), form.head_dim),
     )
+
+
+def kept_rows(form: Form, queries: int, tile: DecodeTile) -> int:
+    """Rows of a program's tile that may be a query's: the others only fill the matrix instruction."""
+    return min(tile.rows, next_power_of_two(queries * form.group))
 
 
 def decode_attention(
@@ -212,19 +240,15 @@ def decode_attention(
         )
     form = form_of(q.dtype, heads, cache, window, soft_cap)
     tile = decode_tile(form, queries, INTERPRETED)
-    capacity = plan.items.shape[0]
-    part_out = torch.empty((capacity, queries, heads, head_dim), dtype=torch.float32, device=q.device)
-    part_lse = torch.empty((capacity, queries, heads), dtype=torch.float32, device=q.device)
+    kept = kept_rows(form, queries, tile)
     k, v = (x.view(torch.int16) if form.pairs else x for x in (cache.k, cache.v))
-    decode_kernel[(form.kv_heads * triton.cdiv(queries * form.group, tile.rows), capacity)](
-        q, k, v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans,
-        out, lse, part_out, part_lse, sequences, block_tables.stride(0), scale, soft_cap, window, sinks,
-        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, PAIRS=form.pairs, **form.constexprs(),
+    decode_kernel[(form.kv_heads * triton.cdiv(queries * form.group, tile.rows), plan.items.shape[0])](
+        q, k, v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans, plan.arrived,
+        plan.part_out, plan.part_lse, out, lse,
+        sequences, block_tables.stride(0), scale, soft_cap, window, sinks,
+        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, PAIRS=form.pairs,
+        KEPT=kept, PARTS=parts_at_once(kept, head_dim, INTERPRETED), **form.constexprs(),
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-    )  # fmt: skip
-    merge_kernel[(queries * heads, sequences)](
-        plan.spans, out, lse, part_out, part_lse,
-        QUERIES=queries, HEADS=heads, HEAD_DIM=head_dim, BLOCK=MERGE_BLOCK, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
 
@@ -251,17 +275,18 @@ def decode_reference(
 def variant(form: Form, queries: int = 1) -> KernelVariant:
     """The compiled form of the decode kernel for `form` and so many queries."""
     tile = decode_tile(form, queries)
-    own = {"items": "*i32", "spans": "*i32", "part_out": "*fp32", "part_lse": "*fp32"}
+    kept = kept_rows(form, queries, tile)
+    own = {"items": "*i32", "spans": "*i32", "arrived": "*i32", "part_out": "*fp32", "part_lse": "*fp32"}
     if form.pairs:
         own |= {"k": "*i16", "v": "*i16"}
     shape: dict[str, Constant] = {
-        "QUERIES": queries, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "PAIRS": form.pairs
+        "QUERIES": queries, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "PAIRS": form.pairs,
+        "KEPT": kept, "PARTS": parts_at_once(kept, form.head_dim),
     }  # fmt: skip
     name = f"decode {tile.rows}x{tile.keys} q{queries} {form.label}"
     return compiled(f"{__name__}:decode_kernel", name, form, own, shape, tile.warps, tile.stages)
 
 
 def variants() -> list[KernelVariant]:
-    """Every form with one query, with four and with eight; the merge of 32 heads; plans of 64 sequences."""
-    made = [variant(form, queries) for form in forms() for queries in (1, 4, 8)]
-    return [*made, *merge_variants(), *plan_variants()]
+    """Every form with one query, with four and with eight; plans of 64 and of 1,024 sequences."""
+    return [*(variant(form, queries) for form in forms() for queries in (1, 4, 8)), *plan_variants()]

@@ -20,11 +20,10 @@ CAPABILITY = 90
 
 
 def main() -> None:
-    merges = [one for one in decode_attention.variants() if one.name == "merge d128"]
     decodes = [decode_attention.variant(form) for form in FORMS]
     prefills = [prefill_attention.variant(form, CAPABILITY) for form in FORMS]
     print(f"triton {triton.__version__}")
-    print(table(build([(one, CAPABILITY) for one in (*decodes, *merges, *prefills)])))
+    print(table(build([(one, CAPABILITY) for one in (*decodes, *prefills)])))
 
 
 if __name__ == "__main__":

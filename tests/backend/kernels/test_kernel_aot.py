@@ -31,7 +31,7 @@ INT8 = replace(LLAMA, cache="i8")
 FP8_PREFILL = prefill_attention.variant(FP8, 80)
 
 
-PLAN, MERGE = (next(v for v in decode_attention.variants() if v.name == name) for name in ("plan 64", "merge d128"))
+PLAN = next(v for v in decode_attention.variants() if v.name == "plan 64")
 BROKEN = replace(PLAN, name="broken", constexprs={**PLAN.constexprs, "BLOCK_S": 3})
 DEADLY = replace(PLAN, name="deadly", kernel="deadly_kernel:any")
 
@@ -46,7 +46,6 @@ def few(capability: int) -> list[KernelVariant]:
     return [
         *(prefill_attention.variant(form, capability) for form in prefills),
         *(decode_attention.variant(form, queries) for form, queries in decodes),
-        *([MERGE] if capability == 90 else []),
     ]
 
 
@@ -120,11 +119,11 @@ def test_decode_leaves_room_for_the_programs_its_plan_counts_on(built: dict[int,
     assert found >= 2
 
 
-@pytest.mark.parametrize(("form", "registers", "loop"), [(LLAMA, 128, 480), (FP8, 160, 325), (INT8, 168, 380)])
+@pytest.mark.parametrize(("form", "registers", "loop"), [(LLAMA, 128, 510), (FP8, 160, 330), (INT8, 168, 385)])
 def test_the_steady_loop_of_decode_is_as_short_as_it_became(
     built: dict[int, dict[str, Built]], form: Form, registers: int, loop: int
 ) -> None:
-    """For 64 tokens: 400 of bf16, 308 of fp8, 360 of int8 in triton 3.9, and 479, 320 and 367 in 3.6.
+    """For 64 tokens: 400 of bf16, 300 of fp8, 360 of int8 in triton 3.9, and 505, 326 and 381 in 3.6.
 
     fp8 had 696 and int8 982 in 3.9, with 64 byte-wide loads, and 128 conversions of integers.
     """

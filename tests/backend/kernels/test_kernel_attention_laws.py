@@ -205,7 +205,7 @@ def test_a_plan_covers_each_context_once(
         assert [(item[0], item[3]) for item in own] == [(s, parts)] * parts
         edges = [0, *(end for _, _, end, _ in own)]
         assert [begin for _, begin, _, _ in own] == edges[:-1]
-        assert all(begin < end for _, begin, end, _ in own)
+        assert all(begin < end for _, begin, end, _ in own) or (length == 0 and parts == 1)
         assert edges[-1] == tiles_read(length, queries, window, sinks, 16)
         assert max((end - begin for _, begin, end, _ in own), default=0) <= int(plan.spans[-1, 1])
 
@@ -277,16 +277,24 @@ def test_a_plan_fills_the_processors_and_cuts_no_more_than_that() -> None:
     assert parts_of([16 * 3] * 4, 8, 264) == [1] * 4  # a short one is not worth the merge
     assert parts_of([16 * 100] * 33, 8, 264) == [1] * 33  # exactly one wave: nothing to gain
     assert min(parts_of([16 * 100] * 40, 8, 264)) > 1  # 1.2 waves would take two: the batch cliff of vllm 48076
-    assert parts_of([16 * 2000, 16, 16, 0], 8, 264)[1:] == [1, 1, 0]
+    assert parts_of([16 * 2000, 16, 16, 0], 8, 264)[1:] == [1, 1, 1]
 
 
-def test_one_plan_serves_all_layers() -> None:
-    inputs = build(STEP).to(torch.device(DEVICE))
-    q = queries_of(STEP, inputs)
-    plan = plan_decode(inputs.kv_lens, queries=2, heads=4, cache=inputs.cache, q_dtype=q.dtype)
-    shared = decode_attention(q, inputs.cache, inputs.tables, inputs.kv_lens, plan=plan, **STEP.scoring)
-    own = decode_attention(q, inputs.cache, inputs.tables, inputs.kv_lens, **STEP.scoring)
-    assert all(torch.equal(a, b) for a, b in zip(shared, own, strict=True))
+def test_one_plan_serves_all_layers_and_counts_from_nothing_again() -> None:
+    """Parts of every sequence but the empty one; which of them is the last to arrive is left to the device."""
+    case = Case((2, 2, 2, 2), (300, 90, 17, -2))
+    inputs = build(replace(case, pasts=(300, 90, 17, 0))).to(torch.device(DEVICE))
+    kv_lens = torch.tensor(case.lengths, dtype=torch.int32, device=DEVICE)
+    q = queries_of(case, inputs)
+    plan = plan_decode(kv_lens, queries=2, heads=4, cache=inputs.cache, q_dtype=q.dtype)
+    own = decode_attention(q, inputs.cache, inputs.tables, kv_lens, **case.scoring)
+    for _ in range(2):
+        shared = decode_attention(q, inputs.cache, inputs.tables, kv_lens, plan=plan, **case.scoring)
+        assert all(torch.equal(a, b) for a, b in zip(shared, own, strict=True))
+        assert not plan.arrived.any()
+    assert int(plan.spans[:-1, 1].max()) > 1
+    assert not own[0][-1].any()
+    assert bool((own[1][-1] == -math.inf).all())
 
 
 @pytest.mark.parametrize("causal", [True, False])
