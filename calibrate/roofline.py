@@ -41,7 +41,7 @@ class Made:
 
 
 def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
-    """Constants by operation and the all-reduces, from files and folders that `calibrate import` reads.
+    """Constants by operation and the collectives, from files and folders that `calibrate import` reads.
 
     Raises:
         InputError: as of `import_profile`; tables that hold nothing that the roofline has constants for.
@@ -61,17 +61,17 @@ def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
             "p90_error": round(float(np.quantile(np.abs(fitted.errors), 0.9)), _FIGURES),
             "constants": fitted.constants,
         }
-    links = _links(tables.get("all_reduce"), gpu)
-    exchanges = _exchanges(tables.get("all_reduce"), gpu)
-    if not operations and not links and not exchanges:
+    measured = tables.get("all_reduce")
+    links = {name: _links(measured, name, gpu) for name in ("all_reduce", "all_gather", "reduce_scatter")}
+    links["all_to_all"] = _exchanges(measured, gpu)
+    if not operations and not any(links.values()):
         raise InputError(
-            f"{sources[0]}: no table of GEMMs, attention, experts or all-reduces in 16 bits or fp8, which are what the "
+            f"{sources[0]}: no table of GEMMs, attention, experts or collectives in 16 bits or fp8, which are what the "
             "roofline has constants for"
         )
     document: dict[str, object] = {
         "gpu": gpu.name, "date": date, "source": _source(imported), "operations": operations,
-        **({"all_reduce": links} if links else {}),
-        **({"all_to_all": exchanges} if exchanges else {}),
+        **{name: each for name, each in links.items() if each},
     }  # fmt: skip
     return Made(document, (*map(str, imported.left_out), *slow), errors)
 
@@ -108,10 +108,10 @@ def _without_slow(profile: Profile) -> tuple[dict[str, Table], list[str]]:
     return tables, said
 
 
-def _links(table: Table | None, gpu: GpuSpec) -> dict[str, object]:
-    """All-reduces by number of GPUs; of a message that was faster than a smaller one, the smaller's seconds."""
+def _links(table: Table | None, op: str, gpu: GpuSpec) -> dict[str, object]:
+    """One collective by number of GPUs; of a message that was faster than a smaller one, the smaller's seconds."""
     links: dict[str, object] = {}
-    for gpus, curve in _measured(table, "all_reduce"):
+    for gpus, curve in _measured(table, op):
         points, least = [], 0.0
         for size in sorted(curve):
             least = max(least, curve[size])

@@ -84,7 +84,8 @@ class Draft:
 class ImportOptions:
     """What the user said beside the files. An option that a format has no use for is refused (`check_used`).
 
-    exchanges: also keep collectives that the roofline has measured prices of and profiles have not (all-to-alls).
+    exchanges: also keep collectives that the roofline has measured prices of and profiles have not (all-to-alls,
+    reduce-scatters).
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Across nodes a collective is hierarchical, one phase for each kind of link (Jia et al. 2018, arXiv 1807.11205;
 BlueConnect, Cho et al. 2019): every GPU has a network adapter of its own and exchanges its shard with the GPUs of
 the same place in the other nodes. Phases do not overlap, and the network is not shared with other groups. Within a node
-measured all-reduces and all-to-alls come first (`sim.cost.fits`); a rate and a floor that somebody gave replace them.
+measured collectives come first (`sim.cost.fits`); a rate and a floor that somebody gave replace them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import exp, log
 
 from sim.cost.efficiency import Efficiency
-from sim.cost.fits import Curve, curves_of, exchanges_of
+from sim.cost.fits import Curve, curves_of, exchanges_of, halves_of
 from sim.cost.step import Constant
 from sim.specs.gpu import GpuSpec
 
@@ -23,7 +23,9 @@ _OVERRIDES = ("all_reduce_link", "all_reduce_floor_s")
 class Collectives:
     """Prices among GPUs of one kind; whether a group is allowed to be so large is `GpuSpec.check_group`'s affair."""
 
-    __slots__ = ("_curves", "_eff", "_exchanges", "_gpu", "_link_bytes_per_s", "_network_bytes_per_s", "_whose")
+    __slots__ = (
+        "_curves", "_eff", "_exchanges", "_gpu", "_halves", "_link_bytes_per_s", "_network_bytes_per_s", "_whose",
+    )  # fmt: skip
 
     def __init__(self, gpu: GpuSpec, eff: Efficiency) -> None:
         self._gpu, self._eff = gpu, eff
@@ -31,9 +33,11 @@ class Collectives:
         self._network_bytes_per_s = gpu.network_bytes_per_s * eff.network_link
         self._curves: Mapping[int, Curve] = {}
         self._exchanges: Mapping[int, Curve] = {}
+        self._halves: Mapping[str, Mapping[int, Curve]] = {}
         self._whose = ""
         if eff.fit is not None and not set(_OVERRIDES) & set(dict(eff.origins)):
             _, self._exchanges = exchanges_of(gpu, eff.fit)
+            self._halves = halves_of(gpu, eff.fit)
             fit, self._curves = curves_of(gpu, eff.fit)
             self._whose = f"all-reduces measured on the {fit.gpu} ({fit.source}, {fit.date})"
 
@@ -57,9 +61,16 @@ class Collectives:
         On n nodes of g GPUs: each first gets n - 1 parts over the network, in ceil(log2 n) hops, then (g - 1) / g of
         the message over its node's link.
         """
+        return self._half_s("all_gather", message_bytes, gpus)
+
+    def scatter_s(self, message_bytes: float, gpus: int) -> float:
+        """Reduce-scatter of a message of which every GPU keeps an equal part, summed: a gather's way back."""
+        return self._half_s("reduce_scatter", message_bytes, gpus)
+
+    def _half_s(self, name: str, message_bytes: float, gpus: int) -> float:
         nodes = self._nodes(gpus)
         each = gpus // nodes
-        within_s = self._gather_within_s(message_bytes, each)
+        within_s = self._half_within_s(name, message_bytes, each)
         if nodes == 1:
             return within_s
         return within_s + self._across_s((nodes - 1) / gpus * message_bytes, (nodes - 1).bit_length())
@@ -106,8 +117,10 @@ class Collectives:
         """That of so many GPUs, else of the next more, else of the most."""
         return _nearest(self._curves, gpus)
 
-    def _gather_within_s(self, message_bytes: float, gpus: int) -> float:
-        """The second half of an all-reduce over a ring: what it sends, without the sum."""
+    def _half_within_s(self, name: str, message_bytes: float, gpus: int) -> float:
+        """One half of an all-reduce over a ring: as it was measured, else half of what that takes beyond its least."""
+        if gpus > 1 and (own := self._halves.get(name)):
+            return _at(_nearest(own, gpus), message_bytes)
         if gpus > 1 and self._curves:
             least_s = self._curve(gpus)[0][1]
             return least_s + 0.5 * (self._within_s(message_bytes, gpus) - least_s)

@@ -39,7 +39,7 @@ UNKNOWN = "h100"
 """Where a GPU's file names no generation."""
 _OF_LINK: Mapping[bool, str] = {False: "h100", True: "l40s"}
 """By whether GPUs talk over PCIe, the card whose collectives stand in."""
-_KEYS = ("gpu", "date", "source", "operations", "all_reduce", "all_to_all")
+_KEYS = ("gpu", "date", "source", "operations", "all_reduce", "all_to_all", "all_gather", "reduce_scatter")
 Curve = tuple[tuple[float, float], ...]
 """(bytes of the message, seconds), both rising."""
 
@@ -60,7 +60,8 @@ class FittedKernel:
 class FittedCard:
     """A file's content. `own` says whether it is of the very card that is priced, `why` which rule chose it if not;
     `curves` are all-reduces by number of GPUs, over a fabric or (`over_pcie`) PCIe of `peer_bytes_per_s` one way, and
-    `exchanges` all-to-alls (bytes that each GPU sends, its own part included) over the same."""
+    `exchanges` all-to-alls (bytes that each GPU sends, its own part included) over the same; `halves` the halves of an
+    all-reduce by name (all_gather, reduce_scatter), where they were measured apart."""
 
     gpu: str
     date: str
@@ -70,13 +71,14 @@ class FittedCard:
     over_pcie: bool
     peer_bytes_per_s: float = 0.0
     exchanges: Mapping[int, Curve] = field(default_factory=dict)
+    halves: Mapping[str, Mapping[int, Curve]] = field(default_factory=dict)
     own: bool = True
     why: str = ""
 
     @property
     def names(self) -> frozenset[str]:
         """Operations that were fitted."""
-        collectives = {"all_reduce": self.curves, "all_to_all": self.exchanges}
+        collectives = {"all_reduce": self.curves, "all_to_all": self.exchanges, **self.halves}
         return frozenset(operation.name for operation in self.operations) | {
             name for name, curves in collectives.items() if curves
         }
@@ -144,6 +146,14 @@ def exchanges_of(gpu: GpuSpec, fit: FittedCard) -> tuple[FittedCard, Mapping[int
     return fit, fit.exchanges if fit.own else _scaled(gpu, fit, fit.exchanges)
 
 
+def halves_of(gpu: GpuSpec, fit: FittedCard) -> Mapping[str, Mapping[int, Curve]]:
+    """The halves of an all-reduce as `fit` has them for the kind of link that the GPU has; nobody's stand in for them,
+    since an all-reduce tells them too."""
+    if fit.over_pcie != (not gpu.link_bytes_per_s):
+        return {}
+    return {name: curves if fit.own else _scaled(gpu, fit, curves) for name, curves in fit.halves.items()}
+
+
 def _scaled(gpu: GpuSpec, fit: FittedCard, curves: Mapping[int, Curve]) -> Mapping[int, Curve]:
     slower = fit.peer_bytes_per_s / gpu.peer_bytes_per_s * (1.0 if gpu.peer_access or not fit.over_pcie else 2.0)
     return {
@@ -174,13 +184,15 @@ def load(path: Path) -> FittedCard:
     if not all(isinstance(table[key], str) for key in _KEYS[:3]) or not isinstance(table["operations"], dict):
         raise InputError(f"{path}: gpu, date and source must be texts and operations tables by name")
     operations = tuple(_operation(path, name, entry) for name, entry in table["operations"].items())
-    (curves, rate, over_pcie), (exchanges, of_exchanges, pcie) = (
-        _links(path, name, table.get(name, {})) for name in _KEYS[4:]
-    )
-    if curves and exchanges and (rate, over_pcie) != (of_exchanges, pcie):
-        raise InputError(f"{path}: [all_reduce] and [all_to_all] are of different links")
-    link = (over_pcie, rate) if curves else (pcie, of_exchanges)
-    return FittedCard(table["gpu"], table["date"], table["source"], operations, curves, *link, exchanges)
+    links = {name: _links(path, name, table.get(name, {})) for name in _KEYS[4:]}
+    found = {name: (over_pcie, rate) for name, (curves, rate, over_pcie) in links.items() if curves}
+    if len(set(found.values())) > 1:
+        raise InputError(f"{path}: {' and '.join(f'[{name}]' for name in found)} are of different links")
+    curves, exchanges, *halves = (links[name][0] for name in _KEYS[4:])
+    return FittedCard(
+        table["gpu"], table["date"], table["source"], operations, curves, *next(iter(found.values()), (False, 0.0)),
+        exchanges, {name: each for name, each in zip(_KEYS[6:], halves, strict=True) if each},
+    )  # fmt: skip
 
 
 def _links(path: Path, name: str, links: Mapping[str, Any]) -> tuple[Mapping[int, Curve], float, bool]:

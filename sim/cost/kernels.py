@@ -360,8 +360,8 @@ def _collective(kernels: Kernels, group: Row) -> Guide:
     gpus, op = int(group["gpus"]), group["op"]
     if op == "all_to_all":
         return lambda point: kernels.collectives.all_to_all_s(point[0], gpus, 1.0, 1.0)
-    # What a reduce-scatter moves is what a gather moves.
-    price = kernels.all_reduce_s if op == "all_reduce" else kernels.gather_s
+    prices = {"all_reduce": kernels.all_reduce_s, "reduce_scatter": kernels.collectives.scatter_s}
+    price = prices.get(str(op), kernels.gather_s)
     return lambda point: price(point[0], gpus)
 
 

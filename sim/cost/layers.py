@@ -157,8 +157,9 @@ def exchange_terms(
         return {}
     names = ("expert dispatch", "expert return")
     if parallel.ep == 1:
-        moved_s = kernels.gather_s(ranks.all * kernels.token_bytes(hidden, quantised=False), gpus)
-        return dict.fromkeys(names, layers * moved_s)
+        message_bytes = ranks.all * kernels.token_bytes(hidden, quantised=False)
+        halves_s = kernels.gather_s(message_bytes, gpus), kernels.collectives.scatter_s(message_bytes, gpus)
+        return {name: layers * half_s for name, half_s in zip(names, halves_s, strict=True)}
     fullest = ranks.most / parallel.tp
     busiest = ranks.all / gpus * placement.excess(routing, ranks.all)
     tokens = max(fullest, busiest)

@@ -75,9 +75,11 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
 
 
 def test_collectives_and_latent_attention_are_timed_on_it() -> None:
-    measured = told(QUICK)["measured"]
+    measured = dict(told(QUICK)["measured"])
     for op in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
-        assert measured.pop(op) == pytest.approx([10.0] * 7), "the pretended device takes so long for each"
+        us = measured.pop(op)  # of those readings in which the device did not wait for the host
+        assert us == pytest.approx([10.0] * len(us)), "the pretended device takes so long for each"
+        assert us
     assert len(measured) == 3
     assert all(us and min(us) > 0.0 for us in measured.values())
 

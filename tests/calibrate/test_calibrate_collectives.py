@@ -27,6 +27,9 @@ from calibrate.messages import LEAST_BYTES, VALUE, Message, messages
 from calibrate.result import Calibration, fitted
 from calibrate.roofline import fit_roofline
 from calibrate.run import Job, Settings, journal_path, prepare
+from sim.catalog import load_gpu
+from sim.cost.collectives import Collectives
+from sim.cost.efficiency import Efficiency
 from sim.cost.profiled import Profiled
 from sim.engine.batch import Shape
 from sim.specs.parallel import Parallel
@@ -120,10 +123,11 @@ def test_processes_that_hang_are_stopped_in_time() -> None:
 # ---- from messages to prices ---------------------------------------------------------------------------------------
 
 FLOOR_S, BYTES_PER_S = 8e-6, 300e9
+TIMES = {"all_reduce": 2.0, "all_gather": 1.2, "all_to_all": 0.9, "reduce_scatter": 1.5}
 
 
 def law_us(one: Message) -> float:
-    return 1e6 * (FLOOR_S * (1 + one.gpus / 8) + one.bytes / BYTES_PER_S * (2.0 if one.op == "all_reduce" else 1.0))
+    return 1e6 * (FLOOR_S * (1 + one.gpus / 8) + one.bytes / BYTES_PER_S * TIMES[one.op])
 
 
 class LawGang(Gang):
@@ -180,13 +184,18 @@ def test_they_become_constants_of_the_roofline(job: Job, tmp_path: Path) -> None
     made = calibrated(job, tmp_path / "p").profile
     table = tmp_path / "all_reduce.csv"
     table.write_text(made.tables["all_reduce"].csv())
-    document = fit_roofline([table], "h200", "2026-01-01").document
-    for op in ("all_reduce", "all_to_all"):
-        curves = document[op]
-        assert isinstance(curves, dict)
-        for count in (2, 4):
-            size, seconds = curves[f"gpus_{count}"][-1]
-            assert 1e6 * seconds == pytest.approx(law_us(Message(op, count, size)), rel=1e-3)
+    constants = tmp_path / "mine.toml"
+    constants.write_text(fit_roofline([table], "h200", "2026-01-01").text)
+    gpu = load_gpu("h200")
+    priced = Collectives(gpu, Efficiency.of(gpu, fit=str(constants)))
+    for count, size in ((2, 8192), (4, 2**20)):
+        for op, seconds in (
+            ("all_reduce", priced.all_reduce_s(size, count)),
+            ("all_gather", priced.gather_s(size, count)),
+            ("reduce_scatter", priced.scatter_s(size, count)),
+            ("all_to_all", priced.all_to_all_s(size, count, 1.0, 1.0)),
+        ):
+            assert 1e6 * seconds == pytest.approx(law_us(Message(op, count, size)), rel=1e-3), op
 
 
 def test_what_was_not_measured_is_told_and_goes_on(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_tables_in_another_unit_or_of_nothing_are_refused(tmp_path: Path) -> Non
         fit_roofline([decode_table(tmp_path / "generation_bf16.csv", scale=1e-3)], "h100", "2026-11-30")
     only = tmp_path / "one_bf16.csv"
     only.write_text("op_name,nccl_dtype,num_gpus,message_size,latency_ms\nall_gather,half,2,4096,0.01\n")
-    with pytest.raises(InputError, match="no table of GEMMs, attention, experts or all-reduces"):
+    with pytest.raises(InputError, match="no table of GEMMs, attention, experts or collectives"):
         fit_roofline([only], "h100", "2026-11-30")
 
 

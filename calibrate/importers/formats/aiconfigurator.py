@@ -40,7 +40,7 @@ _CACHES: Mapping[str, str] = {**_ACTIVATIONS, "fp8": "fp8", "int8": "int8"}
 _ELEMENT_BYTES: Mapping[str, int] = {**dict.fromkeys(_ACTIVATIONS, 2), "int8": 1}
 _COLLECTIVES = {"all_reduce": "all_reduce", "all_gather": "all_gather"}
 """Of a profile, by the names of these tables."""
-_EXCHANGES = {"alltoall": "all_to_all"}
+_EXCHANGES = {"alltoall": "all_to_all", "reduce_scatter": "reduce_scatter"}
 """What the roofline's constants have besides."""
 
 
