@@ -41,7 +41,7 @@ NONE = "none"
 
 def groups(asked: str | None, gpus: int, *, on_cpu: bool) -> tuple[int, ...]:
     """Numbers of GPUs whose collectives are measured, the largest first: those asked for ("4,2", "none"), else all that
-    are here, half of them and so on.
+    are here (0: not known, of a GPU that need not be), half of them and so on.
 
     Raises:
         InputError: none is such a number, or more are asked for than are here.
@@ -56,7 +56,7 @@ def groups(asked: str | None, gpus: int, *, on_cpu: bool) -> tuple[int, ...]:
         raise InputError(f"--collectives {asked!r} must be numbers of GPUs from 2 on, separated by commas, or {NONE}")
     counts = sorted({int(part) for part in parts}, reverse=True)
     most = MOST_PROCESSES if on_cpu else gpus
-    if counts[0] > most:
+    if most and counts[0] > most:
         there = f"on a CPU at most {most} processes are started" if on_cpu else f"{most} {_gpus(most)} here"
         raise InputError(f"--collectives {asked}: a group of {counts[0]} is asked for, and {there}")
     return tuple(counts)
@@ -69,7 +69,7 @@ def reserved_s(budget_s: float, groups: Sequence[int]) -> float:
 
 def nothing_to_measure(asked: str | None, gpus: int, *, on_cpu: bool) -> str:
     """What a user should know who asked for nothing; "" where collectives are measured, or were not wanted."""
-    if asked is not None or on_cpu or gpus > 1:
+    if asked is not None or on_cpu or gpus != 1:
         return ""
     return "one GPU is here: there are no collectives to measure"
 

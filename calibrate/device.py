@@ -67,8 +67,10 @@ def target(name: str) -> Target:
 
 
 def count(goal: Target) -> int:
-    """How many devices of the kind are here; 1 of a GPU that need not be."""
-    return torch.cuda.device_count() if goal.device.type == "cuda" else 1
+    """How many devices of the kind are here; 0 of a GPU that need not be."""
+    if goal.is_cpu:
+        return 1
+    return torch.cuda.device_count() if goal.device.type == "cuda" else 0
 
 
 def planned(name: str) -> Target:
