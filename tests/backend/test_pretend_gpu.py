@@ -74,6 +74,13 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
         assert ("captur" in sentence) == ("capture" in mistake), (mistake, sentence)
 
 
+def test_a_bound_launch_is_tritons_own() -> None:
+    launched = told(QUICK)["launched"]
+    assert launched.pop("kernels") == [True]
+    assert launched == {name: [True, True] for name in launched}
+    assert len(launched) == 5
+
+
 def calibrated(folder: Path) -> Path:
     """A profile of the pretended device; of a busy machine a longer time is asked for, until something was measured."""
     sizes = ("--max-tokens", "16", "--max-rows", "2", "--max-context", "64")
