@@ -112,7 +112,7 @@ def capability(device: torch.device) -> int:
 def check_device(*tensors: torch.Tensor | None) -> None:
     """Raises InputError unless all tensors are where this process runs kernels."""
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != DEVICE:
+        if tensor is not None and not (tensor.is_cpu if INTERPRETED else tensor.is_cuda):
             if INTERPRETED:
                 hint = "numpy interprets kernels in this process; unset TRITON_INTERPRET, or use a machine with CUDA"
             else:

@@ -13,13 +13,16 @@ term falls when a context grows or one more has tokens; so neither does the leas
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._attention import attended_tiles
-from backend.kernels._common import KernelVariant
+from backend.kernels._common import KernelVariant, next_power_of_two
+from backend.kernels._launch import Bound
 from backend.ops import DecodePlan
 
 EXACT_SHARES = tl.constexpr(50)
@@ -58,8 +61,8 @@ def parts_of(visits, inverse):
 def chosen_share(visits, capacity, slots, PROGRAMS: tl.constexpr, COUNT: tl.constexpr):
     """The cheapest share of visits for a part, of those that make no more than `capacity` parts.
 
-    Parts are charged as if the longest had all of its share, which they have but for rounding. `visits` are 0 of what is
-    no sequence, and 1 at least of every other.
+    Parts are charged as if the longest had all of its share, which they have but for rounding. `visits` are 0 of what
+    is no sequence, and 1 at least of every other.
     """
     most = tl.maximum(tl.max(visits, 0), 1)
     fewest = tl.cdiv(tl.sum(visits, 0), capacity)
@@ -170,8 +173,9 @@ def make_plan(
         part_out=room(capacity, programs, rows, values, dtype=torch.float32),
         part_lse=room(capacity, programs, rows, dtype=torch.float32),
     )
-    block = max(16, triton.next_power_of_2(sequences))
-    plan_kernel[(1,)](
+    block = max(16, next_power_of_two(sequences))
+    _bound(queries, programs, keys, block, window > 0)(
+        (1, 1, 1),
         kv_lens,
         plan.items,
         plan.spans,
@@ -181,17 +185,24 @@ def make_plan(
         sinks,
         slots,
         capacity,
+    )
+    return plan
+
+
+@cache
+def _bound(queries: int, programs: int, keys: int, block: int, windowed: bool) -> Bound:
+    return Bound(
+        plan_kernel,
         QUERIES=queries,
         PROGRAMS=programs,
         BLOCK_N=keys,
         BLOCK_S=block,
         BLOCK_C=share_block(block),
         BLOCK_J=max(1, 1024 // block),
-        WINDOWED=window > 0,
+        WINDOWED=windowed,
         num_warps=4,
         enable_fp_fusion=True,
     )
-    return plan
 
 
 def share_block(sequences: int) -> int:

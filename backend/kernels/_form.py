@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache as cached
 
 import torch
 
@@ -78,16 +79,22 @@ class Form:
 
 
 def form_of(q_dtype: torch.dtype, heads: int, cache: LayerCache, window: int, soft_cap: float) -> Form:
-    block_tokens, kv_heads, head_dim = cache.k.shape[1:]
+    return _form(q_dtype, heads, cache.k.dtype, *cache.k.shape[1:], window > 0, soft_cap > 0.0)
+
+
+@cached
+def _form(
+    q: torch.dtype, heads: int, stored: torch.dtype, tokens: int, kv_heads: int, dim: int, windowed: bool, capped: bool
+) -> Form:
     return Form(
-        q=TRITON_NAMES[q_dtype],
-        cache=TRITON_NAMES[cache.k.dtype],
+        q=TRITON_NAMES[q],
+        cache=TRITON_NAMES[stored],
         kv_heads=kv_heads,
         group=heads // kv_heads,
-        head_dim=head_dim,
-        block_tokens=block_tokens,
-        windowed=window > 0,
-        capped=soft_cap > 0.0,
+        head_dim=dim,
+        block_tokens=tokens,
+        windowed=windowed,
+        capped=capped,
     )
 
 

@@ -9,6 +9,7 @@ lengths. It knows no requests.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_p
 from backend.kernels._decode_merge import last_to_arrive, merged, parts_at_once
 from backend.kernels._decode_plan import make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
+from backend.kernels._launch import Bound
 from backend.kernels._pairs import attend_pairs
 from backend.kernels.prefill_attention import attention_reference
 from backend.ops import DecodePlan
@@ -31,7 +33,7 @@ MAX_QUERIES = 8
 
 
 @triton.jit(do_not_specialize=["sequences", "table_stride", "window", "sinks"])
-def decode_kernel(
+def decode_kernel(  # noqa: PLR0915  (one program; its branches are compile-time)
     q,
     k,
     v,
@@ -227,7 +229,7 @@ def decode_attention(
     Raises InputError for what cannot be read.
     """
     check_call(q, cache, block_tables, kv_lens, scale, sinks)
-    sequences, queries, heads, head_dim = q.shape
+    sequences, queries, heads, _ = q.shape
     if not 1 <= queries <= MAX_QUERIES or not q.is_contiguous():
         raise InputError(f"decode attention takes 1 to {MAX_QUERIES} contiguous queries per sequence, not {queries}")
     out = torch.empty_like(q)
@@ -239,18 +241,33 @@ def decode_attention(
             kv_lens, queries=queries, heads=heads, cache=cache, q_dtype=q.dtype, window=window, sinks=sinks
         )
     form = form_of(q.dtype, heads, cache, window, soft_cap)
-    tile = decode_tile(form, queries, INTERPRETED)
-    kept = kept_rows(form, queries, tile)
-    k, v = (x.view(torch.int16) if form.pairs else x for x in (cache.k, cache.v))
-    decode_kernel[(form.kv_heads * triton.cdiv(queries * form.group, tile.rows), plan.items.shape[0])](
+    k, v = (cache.k.view(torch.int16), cache.v.view(torch.int16)) if form.pairs else (cache.k, cache.v)
+    _bound(form, queries)(
+        (plan.arrived.shape[1], plan.items.shape[0], 1),
         q, k, v, cache.k_scale, cache.v_scale, block_tables, kv_lens, plan.items, plan.spans, plan.arrived,
         plan.part_out, plan.part_lse, out, lse,
-        sequences, block_tables.stride(0), scale, soft_cap, window, sinks,
-        QUERIES=queries, BLOCK_M=tile.rows, BLOCK_N=tile.keys, PAIRS=form.pairs,
-        KEPT=kept, PARTS=parts_at_once(kept, head_dim, INTERPRETED), **form.constexprs(),
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        sequences, block_tables.stride(0), float(scale), float(soft_cap), window, sinks,
     )  # fmt: skip
     return out, lse
+
+
+@functools.cache
+def _bound(form: Form, queries: int) -> Bound:
+    tile = decode_tile(form, queries, INTERPRETED)
+    kept = kept_rows(form, queries, tile)
+    return Bound(
+        decode_kernel,
+        QUERIES=queries,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.keys,
+        PAIRS=form.pairs,
+        KEPT=kept,
+        PARTS=parts_at_once(kept, form.head_dim, INTERPRETED),
+        **form.constexprs(),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        enable_fp_fusion=True,
+    )
 
 
 def decode_reference(

@@ -8,12 +8,15 @@ whole row (or a few heads) in registers and reads it once.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
+from backend.kernels._launch import Bound
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -93,24 +96,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     normed = torch.empty((tokens, width), dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(normed)
     if tokens:
-        padded = next_power_of_two(width)
-        _rms_norm_kernel[(tokens,)](
-            x,
-            x if residual is None else residual,
-            weight,
-            normed,
-            total,
-            x.stride(0),
-            0 if residual is None else residual.stride(0),
-            eps,
-            WIDTH=width,
-            WIDTH_PADDED=padded,
-            HAS_RESIDUAL=residual is not None,
-            INTERPRETED=INTERPRETED,
-            num_warps=_warps(padded),
-            enable_fp_fusion=True,
-        )
+        other, other_stride = (x, 0) if residual is None else (residual, residual.stride(0))
+        launch = _rows_bound(width, residual is not None)
+        launch((tokens, 1, 1), x, other, weight, normed, total, x.stride(0), other_stride, float(eps))
     return normed, total
+
+
+@cache
+def _rows_bound(width: int, fused: bool) -> Bound:
+    padded = next_power_of_two(width)
+    return Bound(
+        _rms_norm_kernel,
+        WIDTH=width,
+        WIDTH_PADDED=padded,
+        HAS_RESIDUAL=fused,
+        INTERPRETED=INTERPRETED,
+        num_warps=_warps(padded),
+        enable_fp_fusion=True,
+    )
 
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -124,24 +127,23 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     tokens, heads, dim = x.shape
     normed = torch.empty((tokens, heads, dim), dtype=x.dtype, device=x.device)
     if tokens:
-        padded = next_power_of_two(dim)
-        tile = min(next_power_of_two(heads), max(HEAD_TILE_ELEMENTS // padded, 1))
-        _head_norm_kernel[(tokens, triton.cdiv(heads, tile))](
-            x,
-            weight,
-            normed,
-            heads,
-            x.stride(0),
-            x.stride(1),
-            eps,
-            HEAD_DIM=dim,
-            DIM_PADDED=padded,
-            TILE=tile,
-            INTERPRETED=INTERPRETED,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        tile = min(next_power_of_two(heads), max(HEAD_TILE_ELEMENTS // next_power_of_two(dim), 1))
+        launch = _heads_bound(dim, tile)
+        launch((tokens, -(-heads // tile), 1), x, weight, normed, heads, x.stride(0), x.stride(1), float(eps))
     return normed
+
+
+@cache
+def _heads_bound(dim: int, tile: int) -> Bound:
+    return Bound(
+        _head_norm_kernel,
+        HEAD_DIM=dim,
+        DIM_PADDED=next_power_of_two(dim),
+        TILE=tile,
+        INTERPRETED=INTERPRETED,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
 
 
 def _warps(padded: int) -> int:

@@ -8,6 +8,8 @@ Source: RoFormer (arXiv 2104.09864), section 3.4.2, in NeoX's pairing of dimensi
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, KernelVariant, check_device, next_power_of_two
+from backend.kernels._launch import Bound
 from backend.kernels.cache_write import STORAGE, cache_write_reference, check_layout, narrow, scaling_of, store_heads
 from traces.schema import InputError
 
@@ -104,9 +107,9 @@ def rope_cache_write(
     if not tokens:
         return rotated
     scaling = scaling_of(cache)
-    dim_padded, heads = next_power_of_two(dim), k.shape[1]
-    q_tile = q_tile_of(q_heads, dim_padded)
-    _rope_cache_write_kernel[(tokens, 1 + triton.cdiv(q_heads, q_tile))](
+    q_tile = q_tile_of(q_heads, next_power_of_two(dim))
+    _bound(q_heads, k.shape[1], dim, q_tile, scaling)(
+        (tokens, 1 - (-q_heads // q_tile), 1),
         q,
         k,
         v,
@@ -122,18 +125,25 @@ def rope_cache_write(
         *k.stride()[:2],
         *v.stride()[:2],
         cache.block_tokens,
+    )
+    return rotated
+
+
+@functools.cache
+def _bound(q_heads: int, heads: int, dim: int, q_tile: int, scaling: int) -> Bound:
+    return Bound(
+        _rope_cache_write_kernel,
         Q_HEADS=q_heads,
         HEADS=heads,
         HEAD_DIM=dim,
         Q_TILE=q_tile,
         HEADS_PADDED=next_power_of_two(heads),
-        DIM_PADDED=dim_padded,
+        DIM_PADDED=next_power_of_two(dim),
         SCALING=scaling,
         INTERPRETED=INTERPRETED,
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return rotated
 
 
 def q_tile_of(q_heads: int, dim_padded: int) -> int:

@@ -16,6 +16,8 @@ Three launches, none of which waits for the host:
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from backend.kernels._common import KernelVariant, check_device, next_power_of_two
 from backend.kernels._filter import FILTER_BITS, filter_kernel, load_row
+from backend.kernels._launch import Bound
 from backend.torch_ops.sampling import check_rows, philox_uniform
 
 CHUNK = 4096
@@ -135,41 +138,22 @@ def sample(
     heat, stride = temperature.float(), logits.stride(0)
     threshold, last = scratch(rows), scratch(rows, dtype=torch.int32)
     parts = (scratch(rows, chunks), scratch(rows, chunks, dtype=torch.int32), scratch(rows, chunks))
-    filter_kernel[(rows,)](
-        logits,
-        heat,
-        top_k,
-        top_p,
-        threshold,
-        last,
-        stride,
-        vocab,
-        BITS=FILTER_BITS,
-        CHUNK=min(chunk, FILTER_CHUNK),
-        num_warps=8,
-        enable_fp_fusion=False,
-    )
-    _chunk_kernel[(rows, chunks)](
-        logits, heat, threshold, last, *parts, stride, vocab, chunks, CHUNK=chunk, num_warps=4, enable_fp_fusion=False
-    )
-    _choose_kernel[(rows,)](
-        logits,
-        heat,
-        threshold,
-        last,
-        *parts,
-        seeds,
-        positions,
-        tokens,
-        stride,
-        vocab,
-        chunks,
-        CHUNK=chunk,
-        CHUNKS=next_power_of_two(chunks),
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+    sieve, summed, choose = _bound(chunk, next_power_of_two(chunks))
+    sieve((rows, 1, 1), logits, heat, top_k, top_p, threshold, last, stride, vocab)
+    summed((rows, chunks, 1), logits, heat, threshold, last, *parts, stride, vocab, chunks)
+    choose((rows, 1, 1), logits, heat, threshold, last, *parts, seeds, positions, tokens, stride, vocab, chunks)
     return tokens
+
+
+@cache
+def _bound(chunk: int, chunks: int) -> tuple[Bound, Bound, Bound]:
+    """The three kernels for a vocabulary cut so."""
+    small, fused = min(chunk, FILTER_CHUNK), False
+    return (
+        Bound(filter_kernel, BITS=FILTER_BITS, CHUNK=small, num_warps=8, enable_fp_fusion=fused),
+        Bound(_chunk_kernel, CHUNK=chunk, num_warps=4, enable_fp_fusion=fused),
+        Bound(_choose_kernel, CHUNK=chunk, CHUNKS=chunks, num_warps=4, enable_fp_fusion=fused),
+    )
 
 
 def sample_reference(

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
+from backend.kernels._launch import Bound
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -41,10 +44,13 @@ def silu_and_mul(x: Tensor) -> Tensor:
     out = torch.empty((tokens, width), dtype=x.dtype, device=x.device)
     if out.numel():
         block = min(BLOCK, next_power_of_two(width))
-        _silu_and_mul_kernel[(tokens, triton.cdiv(width, block))](
-            x, out, width, x.stride(0), BLOCK=block, INTERPRETED=INTERPRETED, num_warps=4, enable_fp_fusion=True
-        )
+        _bound(block)((tokens, -(-width // block), 1), x, out, width, x.stride(0))
     return out
+
+
+@cache
+def _bound(block: int) -> Bound:
+    return Bound(_silu_and_mul_kernel, BLOCK=block, INTERPRETED=INTERPRETED, num_warps=4, enable_fp_fusion=True)
 
 
 def silu_and_mul_reference(x: Tensor) -> Tensor:

@@ -84,6 +84,13 @@ def test_collectives_and_latent_attention_are_timed_on_it() -> None:
     assert all(us and min(us) > 0.0 for us in measured.values())
 
 
+def test_a_bound_launch_is_tritons_own() -> None:
+    launched = told(QUICK)["launched"]
+    assert launched.pop("kernels") == [True]
+    assert launched == {name: [True, True] for name in launched}
+    assert len(launched) == 5
+
+
 def calibrated(folder: Path) -> Path:
     """A profile of the pretended device; of a busy machine a longer time is asked for, until something was measured."""
     sizes = ("--max-tokens", "16", "--max-rows", "2", "--max-context", "64")

@@ -22,7 +22,9 @@ from pretend_gpu import Device
 
 pretend_gpu.install()
 
-from backend.live.packing import Stage  # noqa: E402  (the device has to be there before the backend looks for it)
+from backend.kernels import silu_and_mul  # noqa: E402  (the device has to be there before the backend looks for it)
+from backend.kernels._launch import Bound  # noqa: E402
+from backend.live.packing import Stage  # noqa: E402
 from calibrate import ranks  # noqa: E402
 from calibrate.cases import Case, Range  # noqa: E402
 from calibrate.latent import LatentBench  # noqa: E402
@@ -147,7 +149,37 @@ def latent_attention() -> dict[str, list[float]]:
     return told
 
 
+def launches() -> dict[str, list[bool]]:
+    """Of a bound kernel's first and second launch: whether the launcher is given what Triton's own launch gives it."""
+    seen: list[tuple[Any, ...]] = []
+    call = pretend_gpu.PretendLauncher.__call__
+
+    def spied(self: Any, x: int, y: int, z: int, stream: Any, function: Any, *rest: Any) -> None:
+        seen.append((id(self), x, y, z, stream, function, rest[0], *map(id, rest[4:9]), *rest[9:]))
+        call(self, x, y, z, stream, function, *rest)
+
+    kernel = silu_and_mul._silu_and_mul_kernel
+    constants: dict[str, Any] = {"BLOCK": 64, "INTERPRETED": False, "num_warps": 4}
+    bound, out = Bound(kernel, **constants), torch.empty(4, 32, device="cuda", dtype=torch.bfloat16)
+    rows = torch.ones(5, 80, device="cuda", dtype=torch.bfloat16)
+    inputs = {
+        "dense": rows[:4, :64], "of another type": rows.half(), "of another stride": rows.view(-1)[:292].view(4, 73),
+        "not aligned": rows.view(-1)[1:321].view(4, 80), "dense again": rows[:4, :64],
+    }  # fmt: skip
+    told = {}
+    pretend_gpu.PretendLauncher.__call__ = spied  # type: ignore[method-assign]
+    for name, x in inputs.items():
+        seen.clear()
+        kernel[(4, 1, 1)](x, out, 32, x.stride(0), **constants)
+        for _ in range(2):
+            bound((4, 1, 1), x, out, 32, x.stride(0))
+        told[name] = [one == seen[0] for one in seen[1:]]
+    told["kernels"] = [len(bound._known) == 3]
+    pretend_gpu.PretendLauncher.__call__ = call  # type: ignore[method-assign]
+    return told
+
+
 if __name__ == "__main__":
     found = {name: compared(RUNS[name]) for name in sys.argv[1].split(",")}
     measured = {**collectives(), **latent_attention()}
-    print(json.dumps({"runs": found, "refused": refusals(), "measured": measured}))
+    print(json.dumps({"runs": found, "refused": refusals(), "measured": measured, "launched": launches()}))
