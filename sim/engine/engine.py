@@ -66,6 +66,7 @@ class Engine:
         self.limits = replace(limits, chunked_prefill=False) if self.forgets else limits
         self.tokens = TokenClock()
         self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._holding = allocator if isinstance(allocator, TieredAllocator) else None
         self._undisturbed: Callable[[int, int], int] | None = getattr(allocator, "undisturbed", None)
         lockstep = Lockstep(window_tokens, ranks=ranks, lengths=lengths)
         self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), lockstep, self.tokens, self._grouped)
@@ -169,7 +170,8 @@ class Engine:
                 break
             assert req.handover is not None
             req.computed = self.allocator.match(req)
-            has_room = self.allocator.admit(req, req.known - req.computed)
+            admit = self.allocator.admit if self._holding is None else self._holding.hold
+            has_room = admit(req, req.known - req.computed)
             req.handover = req.handover._replace(found_tokens=req.computed)
             req.computed = 0
             if not has_room:
@@ -180,6 +182,9 @@ class Engine:
 
     def land(self, req: Request) -> None:
         """The KV of a request that was placed is here; it is served before all others who wait."""
+        assert req.handover is not None
+        if self._holding is not None:
+            self._holding.arrived(req, req.handover.tokens)
         self.roster.land(req)
 
     def sent(self, req: Request) -> None:
@@ -191,14 +196,14 @@ class Engine:
 
     def lay_over(self, tiers: Sequence[Tier]) -> None:
         """From now on keep in these what the cache evicts, and load it from there; before the first request."""
-        assert isinstance(self.allocator, TieredAllocator)
-        self.tiers = self._step.tiers = Tiers(tiers, self.allocator)
+        assert self._holding is not None
+        self.tiers = self._step.tiers = Tiers(tiers, self._holding)
 
     def loaded(self, req: Request) -> None:
         """All KV that was on its way to a request is here; it may be served by the next plan."""
-        assert isinstance(self.allocator, TieredAllocator)
+        assert self._holding is not None
         assert req.handover is not None
-        self.allocator.arrived(req, req.handover.tokens)
+        self._holding.arrived(req, req.handover.tokens)
         self.roster.loaded(req)
 
     def _vacate(self, req: Request) -> None:

@@ -110,6 +110,12 @@ class Observer:
     def idle(self, replica: ObservedReplica) -> None:
         """Nothing is left to do until a request comes."""
 
+    def died(self, replica: ObservedReplica) -> None:
+        """The engine is lost, with all that its requests held."""
+
+    def renewed(self, replica: ObservedReplica) -> None:
+        """It has a fresh engine, which has nothing yet."""
+
 
 def hears(observer: Observer, what: str) -> bool:
     """Does the observer do anything when it is told of this, such as `planned`?"""
@@ -120,7 +126,7 @@ class Audience(Observer):
     """Several observers, told in their order; of what only one of them hears, it is told as if it were alone."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        for what in ("before_plan", "planned", "sealed", "committed", "idle"):
+        for what in ("before_plan", "planned", "sealed", "committed", "idle", "died", "renewed"):
             heard = [getattr(observer, what) for observer in observers if hears(observer, what)]
             if heard:
                 setattr(self, what, heard[0] if len(heard) == 1 else _in_turn(heard))

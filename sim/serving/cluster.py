@@ -58,8 +58,8 @@ class Cluster:
         self._out: set[int] = set()
         self._seen = self._in()
         """What the router sees: those that are in."""
-        self.held: deque[Request] = deque()
-        """Requests that wait for any server to be in."""
+        self.held: deque[Callable[[], None]] = deque()
+        """What waits for any server to be in."""
         self._poll_s = poll_s
         self._polls_memory = polls_memory
         self._polling = False
@@ -72,10 +72,14 @@ class Cluster:
 
     def submit(self, req: Request) -> None:
         """Send a request to the server that the router names, once there is one."""
-        if not self._seen:
-            self.held.append(req)
-            return
-        self._servers[self.choose(req)].submit(req)
+        self.when_in(lambda: self._servers[self.choose(req)].submit(req))
+
+    def when_in(self, action: Callable[[], None]) -> None:
+        """Do this once a server is in: now, or as soon as one is put back."""
+        if self._seen:
+            action()
+        else:
+            self.held.append(action)
 
     def choose(self, req: Request) -> int:
         """The place of the server that the router names, where the request counts until it is `finished`."""
@@ -115,7 +119,7 @@ class Cluster:
         if self._polled:
             self._polled[place].take(self._now[place], with_memory=self._polls_memory)
         for _ in range(len(self.held)):
-            self.submit(self.held.popleft())
+            self.when_in(self.held.popleft())
 
     def _poll_next(self) -> None:
         self._polling = True

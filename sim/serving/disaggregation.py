@@ -17,9 +17,10 @@ import numpy as np
 
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.lost import anew, part
 from sim.engine.request import Handover, Request
 from sim.serving.cluster import Cluster
-from sim.serving.links import Links
+from sim.serving.links import Links, Transfer
 from sim.serving.ranks import Rank, SharedDoor
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
@@ -38,13 +39,14 @@ class Journey:
     asked: Request
     """As it was sent."""
     prompt: Request
-    """What the source computes: the prompt, and one token."""
+    """What the source computes: what is known, and one token."""
     source: Replica | Rank | None = None
     target: Replica | Rank | None = None
     tokens: int = 0
     size: float = 0.0
     asked_s: float = math.nan
     placed_s: float = math.nan
+    transfer: Transfer | None = None
 
 
 class Disaggregated:
@@ -59,6 +61,7 @@ class Disaggregated:
         min_prompt_tokens: shorter prompts are computed where they are decoded.
         emptied: told of the number of a replica whose KV of a request has left it.
         touched: told of the number of a replica whose memory changes between its steps.
+        left: told of a request that a replica that does not die will not answer, and of its number.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Disaggregated:
         min_prompt_tokens: int = 0,
         emptied: Callable[[int], None] | None = None,
         touched: Callable[[int], None] = lambda index: None,
+        left: Callable[[Request, int], None] = lambda req, index: None,
     ) -> None:
         self._prefilling = prefilling
         self._decoding = decoding
@@ -85,6 +89,7 @@ class Disaggregated:
         self._min_prompt_tokens = min_prompt_tokens
         self._emptied = emptied
         self._touched = touched
+        self._left = left
         self._journeys: dict[int, Journey] = {}
         self._log: dict[str, array[Any]] = {name: array(kind) for name, kind in TRANSFER_COLUMNS.items()}
 
@@ -93,33 +98,41 @@ class Disaggregated:
         if req.prompt_tokens < self._min_prompt_tokens:
             self._decoding.submit(req)
             return
-        prompt = Request(req.id, req.arrival_s, req.prompt_tokens, 1, req.priority, req.prefix)
-        prompt.session = req.session
+        prompt = part(req, req.generated + 1)
         self._journeys[req.id] = Journey(req, prompt)
         self._prefilling.submit(prompt)
 
     def prefilled(self, prompt: Request, source: Replica | Rank) -> bool:
-        """A replica has given a request's first token; returns whether that was the whole answer."""
+        """A replica has given the token behind what was known; returns whether that was the last of the answer."""
         journey = self._journeys[prompt.id]
         req = journey.asked
-        if req.output_tokens == 1:
+        _tell(req, prompt)
+        if req.output_tokens == prompt.output_tokens:
             del self._journeys[prompt.id]
+            for name in ("preemptions", "prefix_hit_tokens", "first_scheduled_s", "first_token_s"):
+                setattr(prompt, name, getattr(req, name))
             _ours(source).sent(prompt)
             self._touched(source.index)
             return True
-        journey.tokens = prompt.prompt_tokens
-        req.known += 1
-        req.confirmed = 1
-        req.first_scheduled_s, req.first_token_s = prompt.first_scheduled_s, prompt.first_token_s
-        req.prefix_hit_tokens, req.preemptions = prompt.prefix_hit_tokens, prompt.preemptions
+        journey.tokens = prompt.known - 1
+        req.known, req.confirmed = prompt.known, prompt.generated
+        journey.source, journey.asked_s = source, source.clock.now
+        source.moving += 1
+        self._decoding.when_in(partial(self._choose, journey))
+        return False
+
+    def _choose(self, journey: Journey) -> None:
+        """Name the replica that decodes, unless the KV was lost since it was computed."""
+        req, source = journey.asked, journey.source
+        if self._journeys.get(req.id) is not journey:
+            return
+        assert source is not None
         target = _rank_of(self._decoders[self._decoding.choose(req)])
         req.handover = Handover(journey.tokens, 0, str(source.index), str(target.index))
-        journey.source, journey.target, journey.asked_s = source, target, source.clock.now
-        source.moving += 1
+        journey.target = target
         target.moving += 1
         _ours(target).expect(req)
         self.place(target)
-        return False
 
     def place(self, target: Replica | Rank) -> None:
         """Begin to send the KV of those that a replica has room for now."""
@@ -136,7 +149,8 @@ class Disaggregated:
             journey.tokens -= req.handover.found_tokens
             journey.size = self._kv_bytes(journey.tokens)
             left = journey.size - self._sent_before(journey)
-            self._links.send(journey.source.index, target.index, left, partial(self._landed, req))
+            arrived = partial(self._landed, req)
+            journey.transfer = self._links.send(journey.source.index, target.index, left, arrived)
 
     def _sent_before(self, journey: Journey) -> float:
         """Bytes that were sent while later layers were computed: never those of the last layer."""
@@ -144,7 +158,7 @@ class Disaggregated:
             return 0.0
         most = journey.size * (1.0 - 1.0 / self._layers)
         rate = min(self._bytes_per_s[journey.source.index], self._bytes_per_s[journey.target.index])
-        computing_s = journey.prompt.first_token_s - journey.prompt.first_scheduled_s
+        computing_s = journey.prompt.finish_s - journey.prompt.first_scheduled_s
         return min(most, rate * computing_s) if computing_s > 0.0 else 0.0
 
     def _landed(self, req: Request) -> None:
@@ -158,11 +172,52 @@ class Disaggregated:
         _ours(source).sent(journey.prompt)
         _ours(target).land(req)
         for replica in (source, target):
-            self._touched(replica.index)
-            replica.moving -= 1
-            replica.wake()
+            self._freed(replica)
         if self._emptied is not None:
             self._emptied(source.index)
+
+    def died(self, replica: Replica | Rank, unfinished: Sequence[Request]) -> list[Request]:
+        """Take note that a replica has died with these; returns all who are to be sent again, as they were asked.
+
+        Whose KV was there, or on its way from there or to there, begins anew with the tokens that its client has.
+        """
+        again = []
+        for req in unfinished:
+            journey = self._journeys.pop(req.id, None)
+            if journey is None:
+                again.append(req)
+                continue
+            if journey.source is None:
+                _tell(journey.asked, req)
+            else:
+                self._call_off(journey)
+                _ours(journey.source).sent(journey.prompt)
+                self._freed(journey.source)
+                if self._emptied is not None:
+                    self._emptied(journey.source.index)
+            again.append(anew(journey.asked))
+        for journey in [each for each in self._journeys.values() if each.source is replica]:
+            asked, target = journey.asked, journey.target
+            del self._journeys[asked.id]
+            self._call_off(journey)
+            if target is not None:
+                target.settle()
+                _ours(target).abort(asked)
+                self._freed(target)
+                self.place(target)
+                self._left(asked, target.index)
+            again.append(anew(asked))
+        return again
+
+    def _call_off(self, journey: Journey) -> None:
+        if journey.transfer is not None:
+            self._links.call_off(journey.transfer)
+
+    def _freed(self, replica: Replica | Rank) -> None:
+        """Memory of a request that is on no journey any more is free."""
+        self._touched(replica.index)
+        replica.moving -= 1
+        replica.wake()
 
     def transfers(self, sent: np.ndarray) -> pd.DataFrame:
         """One row per transfer, in order of landing; `sent`: which requests of the trace were sent."""
@@ -181,6 +236,15 @@ class Places(Observer):
         assert isinstance(replica, Replica | Rank)
         assert self.disaggregated is not None
         self.disaggregated.place(replica)
+
+
+def _tell(req: Request, other: Request) -> None:
+    """Count with a request what another that computes for it has gone through."""
+    req.preemptions += other.preemptions
+    if math.isnan(req.first_scheduled_s):
+        req.first_scheduled_s, req.prefix_hit_tokens = other.first_scheduled_s, other.prefix_hit_tokens
+    if math.isnan(req.first_token_s):
+        req.first_token_s = other.first_token_s
 
 
 def _rank_of(server: Server) -> Replica | Rank:

@@ -115,6 +115,8 @@ class Entrance:
                 apart = self._disaggregation(pools, own_pools[0], *between)
                 places[model].disaggregated = self._disaggregated[model] = apart
                 takes[model] = apart.submit
+                for member, of in zip(self.lifecycle.members if self.lifecycle else (), self._model_of, strict=False):
+                    member.apart = apart if of == model else member.apart
             else:
                 takes[model] = clusters[model, BOTH].submit
         self.submit: Callable[[Request], None] = next(iter(takes.values()))
@@ -182,6 +184,7 @@ class Entrance:
             min_prompt_tokens=transfer.min_prompt_tokens,
             emptied=None if self.lifecycle is None else self.lifecycle.left,
             touched=self._touched,
+            left=self.left,
         )
 
     def left(self, req: Request, index: int) -> None:

@@ -9,14 +9,22 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from sim.engine.protocol import ServingEngine
+from sim.engine.request import Request
 from sim.results.presence import ABSENT, DIES, DOWN, DRAINS, ORDERED, SERVES, STOPS
 from sim.serving.clock import Clock, Event
 from sim.serving.cluster import Cluster
 from sim.serving.replica import Replica
 from traces.late import pd
+
+
+class Apart(Protocol):
+    """Sends requests from where prompts are computed to where they are decoded (`sim.serving.disaggregation`)."""
+
+    def submit(self, req: Request) -> None: ...
+    def died(self, replica: Replica, unfinished: Sequence[Request]) -> list[Request]: ...
 
 
 @dataclass(slots=True)
@@ -37,6 +45,8 @@ class Member:
     paid_from_s: float = 0.0
     paid_s: list[tuple[float, float]] = field(default_factory=list)
     drained: Callable[[], None] | None = None
+    apart: Apart | None = None
+    """Where prompts and answers are of different replicas."""
 
 
 class Lifecycle:
@@ -77,9 +87,13 @@ class Lifecycle:
         self.tell(index, DIES)
         for req in unfinished:
             member.cluster.finished(req, member.place)
+        submit = member.cluster.submit
+        if member.apart is not None:
+            unfinished, submit = member.apart.died(member.replica, unfinished), member.apart.submit
+        for req in unfinished:
             self.resent[req.id] = self.resent.get(req.id, 0) + 1
         for req in unfinished:
-            member.cluster.submit(req)
+            submit(req)
         if drained is not None:
             drained()
 
@@ -124,7 +138,7 @@ class Lifecycle:
 
     def _drained(self, index: int, drained: Callable[[], None], event: Event) -> None:
         member = self.members[index]
-        if member.drained is drained:
+        if member.drained is drained and not member.replica.moving:
             member.state, member.drained = DOWN, None
             self.tell(index, STOPS)
             drained()

@@ -12,13 +12,14 @@ from sim.serving.clock import Clock, Event
 class Transfer:
     """Bytes under way from one place to another."""
 
-    __slots__ = ("arrived", "bytes_left", "source", "target")
+    __slots__ = ("arrived", "bytes_left", "called_off", "source", "target")
 
     def __init__(self, source: Hashable, target: Hashable, size: float, arrived: Callable[[], None]) -> None:
         self.source = source
         self.target = target
         self.bytes_left = size
         self.arrived = arrived
+        self.called_off = False
 
 
 class Links:
@@ -42,15 +43,26 @@ class Links:
         self._since_s = 0.0
         self._next: Event | None = None
 
-    def send(self, source: Hashable, target: Hashable, size: float, arrived: Callable[[], None]) -> None:
-        """Send so many bytes; `arrived()` is called when the last one is there."""
+    def send(self, source: Hashable, target: Hashable, size: float, arrived: Callable[[], None]) -> Transfer:
+        """Send so many bytes; `arrived()` is called when the last one is there, never before this returns."""
         transfer = Transfer(source, target, size, arrived)
         if self._latency_s:
             self._clock.call_at(self._clock.now + self._latency_s, lambda event: self._begin(transfer))
         else:
             self._begin(transfer)
+        return transfer
+
+    def call_off(self, transfer: Transfer) -> None:
+        """Send nothing more of what has not arrived; its shares of the links are others' from now on."""
+        transfer.called_off = True
+        if transfer in self._transfers:
+            self._pass_time()
+            self._end(transfer)
+            self._wait()
 
     def _begin(self, transfer: Transfer) -> None:
+        if transfer.called_off:
+            return
         self._pass_time()
         self._transfers.append(transfer)
         self._sending[transfer.source] += 1
@@ -88,9 +100,13 @@ class Links:
         left_s = self._left_s(soonest)
         done = [transfer for transfer in self._transfers if self._left_s(transfer) <= left_s]
         for transfer in done:
-            self._transfers.remove(transfer)
-            self._sending[transfer.source] -= 1
-            self._receiving[transfer.target] -= 1
+            self._end(transfer)
         self._wait()
         for transfer in done:
-            transfer.arrived()
+            if not transfer.called_off:  # by what another's arrival has led to
+                transfer.arrived()
+
+    def _end(self, transfer: Transfer) -> None:
+        self._transfers.remove(transfer)
+        self._sending[transfer.source] -= 1
+        self._receiving[transfer.target] -= 1

@@ -38,7 +38,8 @@ class Pool:
 
     def engine(self, *, spans: bool) -> ServingEngine:
         """A fresh engine."""
-        engine = self.parts.engine(spans=spans)
+        # What one replica evicts to a store another may ask for, so that no step may repeat.
+        engine = self.parts.engine(spans=spans and not self.shares_store)
         if self.role == PREFILL:
             assert isinstance(engine, Engine)
             engine.sends = True
@@ -53,6 +54,11 @@ class Pool:
     def ranks(self) -> int:
         """Schedulers of all its replicas: tables number these through as replicas."""
         return self.count * self.parts.scenario.dp
+
+    @property
+    def shares_store(self) -> bool:
+        """Whether several caches are above one store."""
+        return bool(self.parts.scenario.tiers.store_gib) and self.ranks > 1
 
     @property
     def link_bytes_per_s(self) -> float:
@@ -175,8 +181,6 @@ def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
             )
     for pool in pools if what else ():
         named = f"{_where(pool).removeprefix(' of ')}: " if pool.name else ""
-        if pool.role != BOTH and scenario.failures.on:
-            raise InputError(f"{named}role is {pool.role}, and {what} of such pools are not modelled")
         if pool.parts.drafter is not None:
             raise InputError(f"{named}policy.name is speculative, and {what} beside drafts are not modelled")
         if pool.parts.engine_class is not None:

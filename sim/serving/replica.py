@@ -127,6 +127,8 @@ class Replica:
         self._wake, self._stalled, self._empty_plans = None, False, 0
         unfinished = lost(engine, out_step)
         tokens.next_step = next_step
+        self.moving = 0
+        self._observer.died(self)
         return unfinished
 
     def renew(self, engine: ServingEngine) -> None:
@@ -135,6 +137,7 @@ class Replica:
         engine.tokens.go_on(self.engine.tokens)
         self.engine = engine
         self._stalled = False
+        self._observer.renewed(self)
 
     def _cut(self, flight: Flight, now_s: float) -> None:
         """Let a span end before the first step that is planned after this moment."""

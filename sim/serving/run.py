@@ -42,7 +42,7 @@ from sim.serving.pool import (
     served_names,
 )
 from sim.serving.simulation import Simulation, seldom_collected
-from sim.serving.tiers import check_tiers, shares_store, tier_notes
+from sim.serving.tiers import check_tiers, tier_facts, tier_notes
 from sim.serving.workload import asked_per_s, load_trace, samples
 from sim.specs.fleet import PREFILL
 from sim.specs.gpu import GpuSpec
@@ -110,9 +110,9 @@ def simulate(
     pools = _pools(scenario, hooks)
     scenario, parts = served_by(scenario), pools[0].parts
     trace = load_trace(scenario) if trace is None else trace
-    spans = _may_repeat(scenario, hooks, live=backend is not None or hooks.session is not None)
+    spans = (backend is None and hooks.session is None) if hooks.spans is None else hooks.spans
     engines = [pool.engines(spans=spans) for pool in pools]
-    sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines])
+    sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines], fails=scenario.failures.on)
     sent = trace.table if sent_rows.all() else keep_rows(trace.requests, sent_rows)
     session = backend.Session(parts, _token_ids(sent)) if backend is not None else hooks.session
     simulation = Simulation(scenario, pools, engines, sent, progress, session, hooks, spans)
@@ -164,7 +164,7 @@ def simulate(
         front_end=simulation.front_end_facts(),
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
-        tiers=simulation.tier_facts(parts),
+        tiers=tier_facts(simulation.loads, pools),
     )
     offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
     summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
@@ -194,15 +194,10 @@ def simulate(
     )
 
 
-def _may_repeat(scenario: Scenario, hooks: Hooks, *, live: bool) -> bool:
-    """Whether engines may repeat steps unasked."""
-    return (not live if hooks.spans is None else hooks.spans) and not shares_store(scenario)
-
-
 def _pools(scenario: Scenario, hooks: Hooks) -> list[Pool]:
     with seldom_collected():  # a profile may have tens of thousands of rows, and each is a few containers
         pools = pools_of(scenario)
-    check_tiers(scenario, pools)
+    check_tiers(pools, scenario.executor)
     return [_hooked(pool, hooks) for pool in pools]
 
 
@@ -216,22 +211,21 @@ def _hooked(pool: Pool, hooks: Hooks) -> Pool:
 
 
 def admissible_in_all(
-    pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine]
+    pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine], *, fails: bool = False
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token."""
+    """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token.
+
+    Where replicas fail it may be asked for any, behind those that a client has.
+    """
     if any(pool.role == PREFILL for pool in pools) and samples(trace.table, pools[0].parts.scenario.workload):
         raise InputError(
             "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
             "alone is handed over"
         )
-    if pools[0].parts.scenario.failures.on and samples(trace.table, pools[0].parts.scenario.workload):
+    if fails and samples(trace.table, pools[0].parts.scenario.workload):
         raise InputError(
             "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
             "modelled"
-        )
-    if pools[0].parts.scenario.tiers.on and samples(trace.table, pools[0].parts.scenario.workload):
-        raise InputError(
-            "a request asks for several sequences (samples), and loads of their KV from tiers are not modelled"
         )
     asked = models_asked(trace.table, pools)
     rejected = {} if asked is None else _unknown_models(trace, asked, pools)
@@ -244,7 +238,7 @@ def admissible_in_all(
             table, mine = table[of_pool], np.flatnonzero(of_pool)
         if not len(mine):
             continue
-        if pool.role == PREFILL:
+        if pool.role == PREFILL and not fails:
             table = table.assign(output_tokens=np.ones(len(table), np.int64))
         own = trace if table is trace.table else replace(trace, requests=table)  # type: ignore[arg-type]
         rows, refused = admissible(pool.parts, own, engine)

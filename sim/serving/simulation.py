@@ -20,7 +20,6 @@ from sim.results.requests import RequestLog
 from sim.results.steps import StepLog
 from sim.scenario import Scenario
 from sim.serving.admission import Admission, check_admission
-from sim.serving.assemble import Parts
 from sim.serving.clock import Clock, WallClock
 from sim.serving.entrance import Answered, Entrance
 from sim.serving.executor import Executor, OnTheWall
@@ -34,7 +33,7 @@ from sim.serving.replica import NoProgressError, Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource
-from sim.serving.tiers import loads_of
+from sim.serving.tiers import KvLoads, loads_of
 from sim.serving.workload import columns, samples
 from sim.specs.operations import refuses
 from traces.schema import InputError
@@ -94,7 +93,7 @@ class Simulation:
         """Why requests were refused, to the last time that they were sent."""
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
-        self.loads = loads_of(self.clock, pools[0]) if pools[0].parts.scenario.tiers.on else None
+        self.loads = loads_of(self.clock, pools)
         self.entrance = Entrance(
             scenario,
             pools,
@@ -184,7 +183,8 @@ class Simulation:
         executor: Executor = Together(prices)
         if hooks.wrap is not None:
             executor = hooks.wrap(executor)
-        watching = [each for each in (self.steps, observer, hooks.observer) if each is not None]
+        loads = self._below(pool, engines)
+        watching = [each for each in (self.steps, observer, loads, hooks.observer) if each is not None]
         each_rank = EachRank(Audience(watching))
         group = RankEngines(engines)
         replica = Replica(
@@ -207,10 +207,8 @@ class Simulation:
         parts, hooks = pool.parts, self._hooks
         observers: list[Observer] = [self.steps]
         front_end = self._front_end(pool, index)
-        if self.loads is not None:
-            assert isinstance(engine, Engine)
-            self.loads.below(engine)
-        observers += [each for each in (front_end, observer, self.loads, hooks.observer) if each is not None]
+        loads = self._below(pool, [engine])
+        observers += [each for each in (front_end, observer, loads, hooks.observer) if each is not None]
         ahead = engine if self._spans and hooks.wrap is None else None
         executor: Executor = (
             parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)
@@ -235,6 +233,15 @@ class Simulation:
             return replica, replica
         front_end.serve(replica)
         return front_end, replica
+
+    def _below(self, pool: Pool, engines: Sequence[ServingEngine]) -> KvLoads | None:
+        """What moves KV from the tiers below these engines, where the pool has such."""
+        loads = self.loads.get(pool.name)
+        if loads is not None:
+            for engine in engines:
+                assert isinstance(engine, Engine)
+                loads.below(engine)
+        return loads
 
     def _front_end(self, pool: Pool, index: int) -> FrontEnd | None:
         if self.clients is None:
@@ -311,11 +318,9 @@ class Simulation:
                 column = np.where(rows, usual, 0)
                 column[np.flatnonzero(rows)[list(others)]] = list(others.values())
                 requests = requests.assign(**{name: column})
-        return requests if self.loads is None else self.loads.with_tiers(requests, rows)
-
-    def tier_facts(self, parts: Parts) -> dict[str, Any] | None:
-        """What the summary tells of KV tiers; None where there are none."""
-        return None if self.loads is None else self.loads.facts(parts.cost, parts.limits.max_num_batched_tokens)
+        for loads in self.loads.values():
+            requests = loads.with_tiers(requests, rows)
+        return requests
 
     def operations(self, pools: Sequence[Pool], present: Present, begin_s: float, duration_s: float) -> dict[str, Any]:
         """What the summary tells of what was done with the fleet while it served; nothing where nothing was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -21,9 +21,11 @@ from sim.load import find
 from sim.results.percentiles import distribution
 from sim.scenario import Scenario
 from sim.serving.clock import Clock
-from sim.serving.links import Links
-from sim.serving.pool import Pool, kv_bytes
+from sim.serving.links import Links, Transfer
+from sim.serving.pool import Pool, kv_bytes, numbers
+from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
+from sim.specs.fleet import DECODE
 from sim.specs.tiers import HOST, STORE
 from traces.schema import InputError
 from traces.table import Table
@@ -32,17 +34,23 @@ _INTO = "replicas"
 """Where all loads go: what a replica takes in is limited by where it comes from alone."""
 
 
-def check_tiers(scenario: Scenario, pools: Sequence[Pool]) -> None:
-    """Raise InputError where the scenario has KV tiers beside what they are not modelled with."""
-    if not any(own.tiers.on for own in scenario.kinds):
-        return
-    pool = pools[0]
+def check_tiers(pools: Sequence[Pool], executor: str) -> None:
+    """Raise InputError where pools have KV tiers beside what they are not modelled with."""
+    for pool in pools:
+        if pool.parts.scenario.tiers.on:
+            try:
+                _check_tiers(pool, executor)
+            except InputError as error:
+                raise InputError(f"pools.{pool.name}: {error}" if pool.name else str(error)) from None
+
+
+def _check_tiers(pool: Pool, executor: str) -> None:
     parts, settings = pool.parts, pool.parts.scenario
-    named = f"tiers.{parts.scenario.tiers.sizes[0].name}_gib is set" if parts.scenario.tiers.on else "tiers.* is set"
     _, policy = find("sim.policies", settings.policy.name, settings.policy.parameters)
     why = {
-        "tiers of several pools are not modelled": bool(scenario.pools),
-        "executor is live, and a live run has one cache, on its device": scenario.executor == "live",
+        "role is decode, where KV comes from prefill pools: loads beside that are not modelled; it is for a prefill "
+        "pool to say tiers.*": pool.role == DECODE,
+        "executor is live, and a live run has one cache, on its device": executor == "live",
         f"engine.name is {settings.engine.name}, which brings its own cache": parts.engine_class is not None,
         "its layers keep KV of several kinds, whose loads are not modelled": bool(parts.layout.groups),
         "kv.swap_gib is set, and swapping beside tiers is not modelled": bool(settings.kv.swap_gib),
@@ -52,15 +60,10 @@ def check_tiers(scenario: Scenario, pools: Sequence[Pool]) -> None:
         f"policy {settings.policy.name} holds the memory of finished requests itself": policy["holds_finished"],
         f"policy {settings.policy.name} drafts, and loads beside drafts are not modelled": parts.drafter is not None,
         "offload.kv_layers is set, and KV in host memory is not evicted": bool(settings.offload.kv_layers),
-        f"replicas of several ranks or stages ({parts.parallel}) are not modelled with tiers": (
-            settings.dp > 1 or parts.parallel.pp > 1
-        ),
-        "failures is set, and what becomes of the tiers of a replica that dies is not modelled": scenario.failures.on,
-        "autoscale is set, and what becomes of the tiers of a replica that goes is not modelled": scenario.autoscale.on,
     }
     for reason, holds in why.items():
         if holds:
-            raise InputError(f"{named}, and {reason}")
+            raise InputError(f"tiers.{settings.tiers.sizes[0].name}_gib is set, and {reason}")
     for kind in tiers_of(pool):
         if not kind.blocks:
             raise InputError(
@@ -69,14 +72,9 @@ def check_tiers(scenario: Scenario, pools: Sequence[Pool]) -> None:
             )
 
 
-def shares_store(scenario: Scenario) -> bool:
-    """Whether replicas share a store: what one evicts in a span another may ask for, so that no step may repeat."""
-    return bool(scenario.tiers.store_gib) and scenario.replicas > 1
-
-
 @dataclass(frozen=True, slots=True)
 class TierKind:
-    """A tier of each replica, or with `shared` one of all: its room, and the link that loads from it share."""
+    """A tier of each replica, or with `shared` one of a whole pool: its room, and the link that loads from it share."""
 
     name: str
     blocks: int
@@ -114,17 +112,25 @@ def tiers_of(pool: Pool) -> list[TierKind]:
 
 
 class KvLoads(Observer):
-    """Moves what engines ask of their tiers over the tiers' links, which loads share evenly, and keeps a log."""
+    """Moves what a pool's engines ask of their tiers over the tiers' links, which loads share evenly, and keeps a log.
 
-    def __init__(self, clock: Clock, kinds: Sequence[TierKind], replicas: int, block_tokens: int) -> None:
-        self._kinds = kinds
+    What a replica has below it dies with it (that of a disk too: what names its blocks is in the replica's memory);
+    what all share stays.
+
+    Args:
+        replicas: their numbers.
+    """
+
+    def __init__(self, clock: Clock, kinds: Sequence[TierKind], replicas: Sequence[int], block_tokens: int) -> None:
+        self.kinds = kinds
         self._block_tokens = block_tokens
+        self._shared = {at: Tier(kind.blocks, instant=kind.instant) for at, kind in enumerate(kinds) if kind.shared}
         self._tiers: list[list[Tier]] = []
-        """By replica."""
+        """Of each engine that ever was."""
         self._links = [
             Links(
                 clock,
-                {**{kind.link(replica): kind.bytes_per_s for replica in range(replicas)}, _INTO: math.inf},
+                {**{kind.link(replica): kind.bytes_per_s for replica in replicas}, _INTO: math.inf},
                 kind.latency_s,
             )
             for kind in kinds
@@ -136,16 +142,17 @@ class KvLoads(Observer):
             "load_s": array("d"),
         }
         self._spared: list[tuple[int, int, int]] = []
-        """(request's tokens, those found on the device, those loaded) of each load."""
+        """(request's tokens, those found on the device, those loaded) of each load that came."""
         self._waits_s = 0.0
         """Of all loads, each from the asking to the last byte of its last tier."""
+        self._under_way: dict[int, dict[int, dict[int, Transfer]]] = {replica: {} for replica in replicas}
+        """By replica and request, what comes from each tier."""
 
     def below(self, engine: Engine) -> None:
-        """Give an engine, the next by number, its tiers; before its first request."""
-        first = self._tiers[0] if self._tiers else None
+        """Give an engine its tiers; before its first request."""
         tiers = [
-            first[at] if first is not None and kind.shared else Tier(kind.blocks, instant=kind.instant)
-            for at, kind in enumerate(self._kinds)
+            self._shared[at] if kind.shared else Tier(kind.blocks, instant=kind.instant)
+            for at, kind in enumerate(self.kinds)
         ]
         self._tiers.append(tiers)
         engine.lay_over(tiers)
@@ -155,33 +162,52 @@ class KvLoads(Observer):
         assert isinstance(engine, Engine)
         assert engine.tiers is not None
         if engine.tiers.begun:
-            assert isinstance(replica, Replica)
+            assert isinstance(replica, Replica | Rank)
             begun, engine.tiers.begun = engine.tiers.begun, []
             for load in begun:
                 self._begin(load, engine, replica)
 
-    def _begin(self, load: KvLoad, engine: Engine, replica: Replica) -> None:
-        self._spared.append((load.request.known, load.found_tokens, load.tokens))
+    def _begin(self, load: KvLoad, engine: Engine, replica: Replica | Rank) -> None:
         parts = [at for at, blocks in enumerate(load.blocks) if blocks]
         if load.request not in engine.roster.placed:
             for at in parts:
                 self._note(load, at, 0.0)
+            self._spare(load)
             return
         replica.moving += 1
-        left, asked_s = set(parts), replica.clock.now
+        asked_s = replica.clock.now
+        coming = self._under_way[replica.index][load.request.id] = {}
         for at in parts:
-            kind, arrived = self._kinds[at], partial(self._arrived, load, at, asked_s, left, engine, replica)
-            self._links[at].send(kind.link(replica.index), _INTO, load.blocks[at] * kind.block_bytes, arrived)
+            kind, arrived = self.kinds[at], partial(self._arrived, load, at, asked_s, engine, replica)
+            size = load.blocks[at] * kind.block_bytes
+            coming[at] = self._links[at].send(kind.link(replica.index), _INTO, size, arrived)
 
-    def _arrived(self, load: KvLoad, at: int, asked_s: float, left: set[int], engine: Engine, replica: Replica) -> None:
+    def _arrived(self, load: KvLoad, at: int, asked_s: float, engine: Engine, replica: Replica | Rank) -> None:
         self._note(load, at, replica.clock.now - asked_s)
-        left.remove(at)
-        if not left:
+        under_way = self._under_way[replica.index]
+        coming = under_way[load.request.id]
+        del coming[at]
+        if not coming:
+            del under_way[load.request.id]
+            self._spare(load)
             self._waits_s += replica.clock.now - asked_s
             replica.settle()
             engine.loaded(load.request)
             replica.moving -= 1
             replica.wake()
+
+    def died(self, replica: ObservedReplica) -> None:
+        for coming in self._under_way[replica.index].values():
+            for at, transfer in coming.items():
+                self._links[at].call_off(transfer)
+        self._under_way[replica.index] = {}
+
+    def renewed(self, replica: ObservedReplica) -> None:
+        assert isinstance(replica.engine, Engine)
+        self.below(replica.engine)
+
+    def _spare(self, load: KvLoad) -> None:
+        self._spared.append((load.request.known, load.found_tokens, load.tokens))
 
     def _note(self, load: KvLoad, at: int, load_s: float) -> None:
         row = (index_of(load.request.id), at, load.blocks[at] * self._block_tokens, load_s)
@@ -198,11 +224,11 @@ class KvLoads(Observer):
     def with_tiers(self, requests: Table, sent: np.ndarray) -> Table:
         """The table with the tokens of each request that were loaded from each tier; `sent`: which requests were."""
         loads, rows = self.loads(), np.flatnonzero(sent)
-        for at, kind in enumerate(self._kinds):
-            own = loads[loads["tier"] == at]
-            column = np.zeros(len(sent), "i8")
+        for at, kind in enumerate(self.kinds):
+            name, own = f"{kind.name}_hit_tokens", loads[loads["tier"] == at]
+            column = np.array(requests[name]) if name in requests else np.zeros(len(sent), "i8")
             np.add.at(column, rows[np.asarray(own["request"], np.int64)], np.asarray(own["tokens"], np.int64))
-            requests = requests.assign(**{f"{kind.name}_hit_tokens": column})
+            requests = requests.assign(**{name: column})
         return requests
 
     def facts(self, cost: StepCost, most_tokens: int) -> dict[str, Any]:
@@ -216,7 +242,7 @@ class KvLoads(Observer):
                 "saved_s": self._saved_s(_prefill_price(cost, most_tokens)),
             }
         }
-        for at, kind in enumerate(self._kinds):
+        for at, kind in enumerate(self.kinds):
             own, tiers = loads[loads["tier"] == at], {id(tiers[at]): tiers[at] for tiers in self._tiers}.values()
             tokens = int(own["tokens"].sum())
             told[kind.name] = {
@@ -238,9 +264,28 @@ class KvLoads(Observer):
         )
 
 
-def loads_of(clock: Clock, pool: Pool) -> KvLoads:
-    """The loads of a pool's replicas."""
-    return KvLoads(clock, tiers_of(pool), pool.ranks, pool.parts.memory.block_tokens)
+def loads_of(clock: Clock, pools: Sequence[Pool]) -> dict[str, KvLoads]:
+    """The loads of the replicas of each pool that has tiers, by its name."""
+    return {
+        pool.name: KvLoads(clock, tiers_of(pool), mine, pool.parts.memory.block_tokens)
+        for pool, mine in zip(pools, numbers(pools), strict=True)
+        if pool.parts.scenario.tiers.on
+    }
+
+
+def tier_facts(loads: Mapping[str, KvLoads], pools: Sequence[Pool]) -> dict[str, Any] | None:
+    """What the summary tells of KV tiers; of several pools with such, each tier by the names of both."""
+    told = {
+        pool.name: loads[pool.name].facts(pool.parts.cost, pool.parts.limits.max_num_batched_tokens)
+        for pool in pools
+        if pool.name in loads
+    }
+    if len(told) < 2:
+        return next(iter(told.values()), None)
+    every = [facts["all"] for facts in told.values()]
+    return {"all": {key: sum(one[key] for one in every) for key in every[0]}} | {
+        f"{name} {tier}": of_tier for name, facts in told.items() for tier, of_tier in facts.items() if tier != "all"
+    }
 
 
 def _prefill_price(cost: StepCost, most: int) -> Callable[[int, int], float]:
@@ -258,6 +303,6 @@ def _prefill_price(cost: StepCost, most: int) -> Callable[[int, int], float]:
 
 def tier_notes(scenario: Scenario) -> list[str]:
     """What a run with tiers does not model."""
-    if not scenario.tiers.on:
+    if not any(kind.tiers.on for kind in scenario.kinds):
         return []
     return ["KV goes down to the tiers in no time: what writing it takes of a link, a disk or a step is not modelled."]

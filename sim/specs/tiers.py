@@ -41,7 +41,9 @@ class TierSettings:
     disk_gib: float = setting(0.0, "Disk of a replica, for what its host has no room for.", _SIZE)
     disk_gb_per_s: float = setting(0.0, "Rate of a replica's loads from its disk, in 1e9 bytes.", _RATE, where=_DISK)
     disk_latency_s: float = setting(0.0, "From the asking to the first byte.", _LATENCY, where=_DISK)
-    store_gib: float = setting(0.0, "A store of all replicas, for what the tiers above have no room for.", _SIZE)
+    store_gib: float = setting(
+        0.0, "A store of all replicas of a pool, for what the tiers above have no room for.", _SIZE
+    )
     store_gb_per_s: float = setting(0.0, "Rate of all loads from the store, in 1e9 bytes.", _RATE, where=_STORE)
     store_latency_s: float = setting(0.0, "From the asking to the first byte.", _LATENCY, where=_STORE)
 

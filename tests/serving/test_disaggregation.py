@@ -159,3 +159,12 @@ def test_what_a_decode_cache_holds_is_not_sent() -> None:
     rows = workload([(0.0, 32, 5), (1.0, 40, 5)], prefix_ids=[range(8), range(10)], prefix_unit_tokens=4)
     moved = serve(setup, setup, (1, 1), rows, Between(1e4)).transfers
     assert moved["tokens"].tolist() == [32, 8]
+
+
+def test_what_is_on_its_way_to_a_decode_cache_is_not_found_there_yet() -> None:
+    """Two requests of one prefix a moment apart: both are sent in full, and a third that comes later is not."""
+    rows = [(0.0, 32, 4), (0.001, 32, 4), (5.0, 32, 4)]
+    prefix = {"prefix_ids": [[1, 2]] * 3, "prefix_unit_tokens": 16}
+    setup = replace(ROOMY, allocator="prefix")
+    done = serve(setup, setup, (2, 1), workload(rows, **prefix), Between(tokens_per_s=100.0))
+    assert done.transfers["tokens"].tolist() == [32, 32, 0]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from engine_kit import MS, Setup, workload
 from hypothesis import assume, given, settings
@@ -22,12 +23,15 @@ from sim.report.run.operations import operation_lines, operation_panels
 from sim.results.gaps import TokenGaps
 from sim.results.presence import DIES, DOWN, DRAINS, SERVES, STOPS
 from sim.routers.least_outstanding import LeastOutstanding
+from sim.scenario import build
 from sim.serving.clock import Clock
 from sim.serving.cluster import Cluster
 from sim.serving.executor import Predicted
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.replica import Replica
+from sim.serving.run import simulate
 from sim.serving.source import RequestSource, Workload
+from traces.rows import from_frame
 from traces.schema import InputError
 
 Outage = tuple[int, float, float, bool]
@@ -256,6 +260,65 @@ def test_all_restart_in_turn(drains: bool) -> None:
     assert (ran.summary["failures"]["resent"] == 0) == drains
 
 
+APART: dict[str, Any] = {
+    "model": "llama-3.2-1b", "pools.p.role": "prefill", "pools.d.role": "decode", "transfer.gb_per_s": 0.03,
+}  # fmt: skip
+SENDING_S = 32_768 / 3e7
+"""Of the KV of a token, over such a link."""
+
+
+@pytest.mark.parametrize(
+    ("pool", "at_s", "asked_s", "placed_s", "tokens"),
+    [
+        ("p", 0.5, 0.75, 0.75, [1001]),  # the prompt is computed again as soon as its replica is back
+        ("d", 0.5, 0.5, 0.75, [1001]),  # at once, and it is sent to whoever decodes next
+        ("d", 1.11, 1.11, 1.36, [1000, None]),  # with what was decoded meanwhile
+    ],
+)
+def test_kv_that_is_lost_is_computed_anew(
+    pool: str, at_s: float, asked_s: float, placed_s: float, tokens: list[int | None]
+) -> None:
+    """One request: 1,000 tokens take 1.09 s to be sent, and something dies before it is answered."""
+    trace = from_frame(pd.DataFrame({"arrival_s": [0.0], "prompt_tokens": [1000], "output_tokens": [40]}))
+    dies = {"failures.schedule": [{"pool": pool, "at_s": at_s, "down_s": 0.25}]}
+    ran = simulate(build({**APART, **dies}), trace=trace)
+    request, moved = ran.requests.iloc[0], ran.transfers
+    assert (request["status"], request["resent"]) == ("completed", 1)
+    assert request["first_token_s"] < 0.1
+    assert ran.itl[1].sum() == 39
+    assert np.dot(*ran.itl) == pytest.approx(request["finish_s"] - request["first_token_s"])
+    assert len(moved) == len(tokens)
+    last = moved.iloc[-1]
+    assert last["tokens"] == (tokens[-1] or last["tokens"])
+    assert 1000 < last["tokens"] < 1040
+    assert 0.0 < last["asked_s"] - asked_s < 0.1
+    assert 0.0 <= last["placed_s"] - placed_s < 0.1
+    assert last["landed_s"] - last["placed_s"] == pytest.approx(last["tokens"] * SENDING_S)
+    assert ran.summary["kv"]["mean_used"] < 1.0
+
+
+def test_who_drains_stays_until_its_kv_is_sent() -> None:
+    """A prefill replica is to restart while it computes its last prompt, whose KV takes a second to be sent."""
+    trace = from_frame(pd.DataFrame({"arrival_s": [0.0], "prompt_tokens": [1000], "output_tokens": [4]}))
+    ran = simulate(build({**APART, "failures.restart_at_s": 0.001, "failures.restart_s": 0.1}), trace=trace)
+    assert ran.events is not None
+    assert ran.transfers is not None
+    stops = ran.events[(ran.events["event"] == STOPS) & (ran.events["replica"] == 0)]
+    assert stops["time_s"].tolist() == ran.transfers["landed_s"].tolist()
+    assert ran.requests["resent"].tolist() == [0]
+
+
+def test_who_dies_while_others_are_sent_there_leaves_the_links_to_them() -> None:
+    """Of two transfers over one link the second has it alone once the first one's target is dead."""
+    trace = from_frame(pd.DataFrame({"arrival_s": [0.0] * 2, "prompt_tokens": [1000] * 2, "output_tokens": [2] * 2}))
+    dies = {"failures.schedule": [{"pool": "d", "at_s": 0.5, "down_s": 60.0}], "pools.d.count": 2}
+    ran = simulate(build({**APART, **dies}), trace=trace)
+    first = ran.transfers.iloc[0]
+    alone_s = first["landed_s"] - first["placed_s"]
+    assert 1000 * SENDING_S < alone_s < 2 * 1000 * SENDING_S
+    assert ran.requests["resent"].sum() == 1
+
+
 POOLS = {"pools.a.count": 2, "pools.b.count": 1}
 
 
@@ -275,10 +338,6 @@ def schedule(**outage: Any) -> dict[str, Any]:
         (schedule() | {"front_end.name": "custom"}, "failures and front_end are both set"),
         (schedule() | {"workload.samples": 2}, "a request asks for several sequences"),
         (schedule() | {"policy.name": "speculative"}, "policy.name is speculative, and failures beside drafts"),
-        (
-            {"failures.mtbf_s": 9.0, "pools.p.role": "prefill", "pools.d.role": "decode", "transfer.gb_per_s": 1.0},
-            "pools.p: role is prefill, and failures of such pools are not modelled",
-        ),
         ({"failures.mttr_s": 9.0}, "failures.mttr_s is 9, and it is read only where failures.mtbf_s is set"),
     ],
 )

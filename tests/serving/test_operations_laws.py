@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from itertools import pairwise
 from typing import Any
@@ -55,11 +56,20 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
         scales = {key.replace("pools.a", "pools.b"): value for key, value in found.items() if "autoscale" in key}
         found |= {"pools.a.role": "prefill", "pools.b.role": "decode", "transfer.gb_per_s": 0.05} | scales
     apart = "pools.a.role" in found
-    if not apart and draw(st.booleans()):
+    if draw(st.booleans()):
         found |= {"failures.mtbf_s": 80 * UNIT_S, "failures.mttr_s": 20 * UNIT_S}
-    if not apart and draw(st.booleans()):
+    if draw(st.booleans()):
         found |= {"failures.restart_at_s": 40 * UNIT_S, "failures.restart_s": 15 * UNIT_S}
         found["failures.restart_drains"] = draw(st.booleans())
+    if draw(st.booleans()):
+        below = "pools.a.tiers" if apart else "tiers"
+        # Room for 21 blocks or 2, by model, and milliseconds for each of them or no time.
+        for tier in draw(st.lists(st.sampled_from(["host", "disk", "store"]), min_size=1, unique=True)):
+            found |= {
+                "kv.blocks": 17,
+                f"{below}.{tier}_gib": 1e-3,
+                f"{below}.{tier}_gb_per_s": draw(st.sampled_from([0.01, math.inf])),
+            }
     if draw(st.booleans()):
         found |= {"admission.max_outstanding": draw(st.integers(1, 9)), "admission.max_queued": draw(st.integers(0, 9))}
         found["admission.max_wait_s"] = draw(st.sampled_from([0.0, 30 * UNIT_S]))
@@ -90,7 +100,9 @@ def traces(draw: st.DrawFn) -> Trace:
     table["after"] = [at - 1 if again[at] and at else -1 for at in range(len(table))]
     table["model"] = table.groupby("session")["model"].transform("first")
     table["think_s"] = 3 * UNIT_S
-    table["prefix_blocks"] = [[7 + at for at in range(prompt // 16)] for prompt in table["prompt_tokens"]]
+    kinds = 100 * table["priority"] + 1000 * (table["model"] == "y")
+    told = zip(table["prompt_tokens"], kinds, strict=True)
+    table["prefix_blocks"] = [[7 + kind + at for at in range(prompt // 16)] for prompt, kind in told]
     table["prefix_block_tokens"] = 16
     return from_frame(table)
 
@@ -142,6 +154,7 @@ def test_laws_hold_with_everything_at_once(asked: dict[str, Any], trace: Trace) 
         # What rests on the steps' own rows may differ in its last bits where spans are cut otherwise.
         timeless = (
             "simulator",
+            "front_end",
             "verdict",
             "cost_sources",
             "cost_terms",

@@ -79,7 +79,7 @@ class Below(Observer):
     def before_plan(self, replica: ObservedReplica) -> None:
         if self.loads is None:
             kinds, replicas = self._made
-            self.loads = KvLoads(replica.clock, kinds, replicas, SIZE)
+            self.loads = KvLoads(replica.clock, kinds, range(replicas), SIZE)
         if replica.engine.tiers is None:
             self.loads.below(replica.engine)
 
@@ -91,13 +91,14 @@ def ids(conversation: int, blocks: int) -> list[int]:
     return [1 + conversation * 1000 + at for at in range(blocks)]
 
 
-def served(setup: Setup, rows: Sequence[Row], below: Below | None = None) -> Run:
+def served(setup: Setup, rows: Sequence[Row], below: Below | None = None, **columns: Any) -> Run:
     """The run of these rows; every request is answered, every block given back, and nobody waits for KV."""
     times_s = np.cumsum([row[0] for row in rows])
     asked = workload(
         [(at, SIZE * row[2] + row[3], row[4]) for at, row in zip(times_s, rows, strict=True)],
         prefix_ids=[ids(row[1], row[2]) for row in rows],
         prefix_unit_tokens=SIZE,
+        **columns,
     )
     done = run(setup, asked, [] if below is None else [below])
     for engine in done.engines:
@@ -308,6 +309,27 @@ def test_who_holds_loaded_kv_goes_on_where_nobody_else_can() -> None:
     assert done.column("first_scheduled_s")[3:] == pytest.approx([1.032, 1.032, 1.032 + STEP_S + 0.0001])
 
 
+@laws
+@given(ROWS, KINDS, st.lists(st.integers(1, 3), min_size=24, max_size=24))
+def test_samples_share_a_load(rows: list[Row], kinds: list[TierKind], samples: list[int]) -> None:
+    """Several answers to a prompt cost the loads of one, with spans and without."""
+    asked = samples[: len(rows)]
+    below = Below(kinds)
+    done = served(SMALL, rows, below, samples=asked)
+    same(served(replace(SMALL, spans=False), rows, Below(kinds), samples=asked), done)
+    loads = below.loads.loads()
+    if not done.column("preemptions").any() and len(loads):
+        longest = loads.groupby("request")["tokens"].sum()
+        assert all(longest[at] <= SIZE * rows[at][2] for at in longest.index)
+
+
+def test_samples_of_a_loaded_prompt_by_hand() -> None:
+    below = Below([kind(100, 1_000.0)])
+    done = served(TEN, [A, FLOOD, SOON_A], below, samples=[1, 1, 2])
+    assert below.loads.loads()["tokens"].tolist() == [16]
+    assert done.requests[-1].first_scheduled_s == pytest.approx(1.016)
+
+
 # ---- scenarios ------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +397,40 @@ def test_a_model_over_several_gpus_loads_over_each_ones_link(turns: dict[str, An
     assert longest[1] == pytest.approx(longest[0] / 2)
 
 
+@pytest.mark.parametrize("several", [{"dp": 2}, {"pp": 2, "engine.max_num_batched_tokens": 512}, {"replicas": 2}])
+def test_each_rank_and_each_pipeline_has_tiers(turns: dict[str, Any], several: dict[str, Any]) -> None:
+    ran = api.run(**{**turns, "kv.blocks": 100}, **BELOW, **several)
+    assert ran.summary["requests"]["completed"] == 60
+    assert ran.requests["host_hit_tokens"].sum() == ran.summary["kv"]["tiers"]["host"]["hit_tokens"] > 0
+
+
+def test_pools_have_tiers_of_their_own(turns: dict[str, Any]) -> None:
+    """Prompts are loaded where they are computed, and sent on; of two pools of all work each has its own."""
+    apart = {"pools.p.role": "prefill", "pools.d.role": "decode", "pools.d.kv.blocks": 2000, "transfer.gb_per_s": 50.0}
+    ran = api.run(**turns, **apart, **{f"pools.p.{key}": value for key, value in BELOW.items()})
+    assert ran.requests["host_hit_tokens"].sum() == ran.summary["kv"]["tiers"]["host"]["hit_tokens"] > 0
+    assert len(ran.transfers) == 60
+    both = {"pools.a.count": 1, "pools.b.count": 1, "pools.b.tiers.host_gib": 2.0}
+    tiers = api.run(**turns, **BELOW, **both).summary["kv"]["tiers"]
+    assert list(tiers) == ["all", "a host", "b host"]
+    assert tiers["b host"]["capacity_tokens"] == 4 * tiers["a host"]["capacity_tokens"]
+    assert tiers["all"]["hit_tokens"] == tiers["a host"]["hit_tokens"] + tiers["b host"]["hit_tokens"] > 0
+
+
+@pytest.mark.parametrize("tier", ["host", "disk", "store"])
+def test_what_is_shared_outlives_a_replica(turns: dict[str, Any], tier: str) -> None:
+    """After a death in the midst of a load the store has what it had, and what was the replica's own has nothing."""
+    below = {f"tiers.{tier}_gib": 16.0, f"tiers.{tier}_gb_per_s": 0.5}
+    dies = {"front_end.name": "off", "failures.schedule": [{"at_s": 6.8, "down_s": 0.1}]}
+    ran = api.run(**turns, **below, **dies)
+    assert ran.summary["requests"]["completed"] == 60
+    assert ran.requests["resent"].sum() > 0
+    after = ran.requests[ran.requests["first_scheduled_s"] > 6.8].iloc[:8]
+    assert len(after) == 8
+    assert (after[f"{tier}_hit_tokens"] > 0).all() == (tier == "store")
+    assert (after[f"{tier}_hit_tokens"] == 0).all() == (tier != "store")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tiers.host_gib": 1.0}, "tiers.host_gib is 1 and tiers.host_gb_per_s is not set"),
     ({"tiers.host_gb_per_s": 50.0}, "tiers.host_gb_per_s is 50, and it is read only where tiers.host_gib is set"),
@@ -387,11 +443,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**BELOW, "policy": "static"}, "policy static holds the memory of finished requests"),
     ({**BELOW, "kv.swap_gib": 1.0}, "kv.swap_gib is set"),
     ({**BELOW, "offload.kv_layers": 2}, "offload.kv_layers is set"),
-    ({**BELOW, "pp": 2}, "replicas of several ranks or stages"),
-    ({**BELOW, "failures.mtbf_s": 100.0, "failures.mttr_s": 1.0}, "failures is set"),
-    ({**BELOW, "pools.a.count": 2}, "tiers of several pools are not modelled"),
-    ({"pools.a.tiers.host_gib": 1.0, "pools.a.tiers.host_gb_per_s": 5.0}, "tiers of several pools are not modelled"),
-    ({**BELOW, "workload.samples": 2}, "a request asks for several sequences (samples)"),
+    (
+        {**BELOW, "pools.a.role": "prefill", "pools.b.role": "decode", "transfer.gb_per_s": 9.0},
+        "pools.b: tiers.host_gib is set, and role is decode",
+    ),
+    ({**BELOW, "policy": "speculative"}, "policy speculative drafts, and loads beside drafts are not modelled"),
     ({"tiers.tape_gib": 1.0}, "unknown setting 'tiers.tape_gib'; tiers has host_gib"),
 ]
 

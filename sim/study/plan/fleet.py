@@ -216,7 +216,12 @@ class Simulations:
             scenario = self._fleets[name].scenario
             try:
                 pools = pools_of(scenario)
-                serving.admissible_in_all(pools, source(scenario.workload), [pool.parts.engine() for pool in pools])
+                serving.admissible_in_all(
+                    pools,
+                    source(scenario.workload),
+                    [pool.parts.engine() for pool in pools],
+                    fails=scenario.failures.on,
+                )
             except InputError as error:
                 raise CannotRunError(str(error)) from None
             self._admitted.add(name)

@@ -154,7 +154,9 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     """
     clauses = clauses_for(scenario, ask)
     pools = pools_of(scenario)
-    serving.admissible_in_all(pools, source(scenario.workload), [pool.parts.engine() for pool in pools])
+    serving.admissible_in_all(
+        pools, source(scenario.workload), [pool.parts.engine() for pool in pools], fails=scenario.failures.on
+    )
     return clauses
 
 

@@ -83,7 +83,9 @@ def measure(point: Replication) -> Observation:
     scenario = point.scenario
     trace = timed(source(scenario.workload), scenario.workload, scenario.seed)
     pools = pools_of(scenario)
-    rows, _ = serving.admissible_in_all(pools, trace, [pool.parts.engine() for pool in pools])
+    rows, _ = serving.admissible_in_all(
+        pools, trace, [pool.parts.engine() for pool in pools], fails=scenario.failures.on
+    )
     table = keep_rows(trace.requests, rows)
     due_s = table["arrival_s"].to_numpy()
     work = _work_tokens(table, scenario.workload)
