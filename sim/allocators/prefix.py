@@ -85,7 +85,12 @@ class Prefix(Paged):
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        pieces = self._names.pieces(self._path(req, hits), hits) if hits else []
+        if not hits:
+            if self._asked_blocks(req, tokens) > self._free_for_admission():
+                return False
+            self._open(req).certain_tokens = req.known
+            return self._admitted(req, tokens)
+        pieces = self._names.pieces(self._path(req, hits), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)

@@ -42,6 +42,11 @@ class Clock(simpy.Environment):
     events = 0
     """Calls asked for so far."""
 
+    def peek(self) -> float:
+        """When the next call is due; inf where none is."""
+        queue = self._queue
+        return queue[0][0] if queue else math.inf
+
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
         """Call `action(event)` at `time_s`.
 
