@@ -117,24 +117,29 @@ class Sharing:
 class Holding:
     """What a sequence holds of a paged cache."""
 
-    ahead_tokens = 0
-    """Slots that it gets beyond what it computes."""
-    cached_blocks = 0
-    """Of a prefix cache: its blocks that are entered."""
-    certain_tokens = 0
-    """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+    __slots__ = (
+        "ahead_tokens", "base", "blocks", "cached_blocks", "certain_tokens", "final_kv_tokens", "last_tick", "order",
+        "phase",
+    )  # fmt: skip
+
     base: int
     """In lockstep: its computed tokens less the tick."""
     phase: int
     """In lockstep: the ticks, modulo the block size, in which it takes a block."""
-    last_tick = -1
-    """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
     def __init__(self, req: Request, order: int) -> None:
         self.blocks: list[int] = []
         self.final_kv_tokens = req.final_kv_tokens
         self.order = order
         """Its place in the order of admission."""
+        self.ahead_tokens = 0
+        """Slots that it gets beyond what it computes."""
+        self.cached_blocks = 0
+        """Of a prefix cache: its blocks that are entered."""
+        self.certain_tokens = 0
+        """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+        self.last_tick = -1
+        """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
 
 class Paged:

@@ -164,19 +164,31 @@ class Batch:
     here changes.
     """
 
-    # Most batches leave these as they are, so that they stand in the class.
-    copies: Sequence[tuple[int, int]] = ()
-    swaps: Sequence[Swap] = ()
-    repeats = 1
-    shape = NOTHING
-    padding_tokens = 0
-    drift: Drift | None = None
-    courses: Courses | None = None
-    running = 0
-    waiting = 0
-    table: Callable[[Request], Sequence[int]] | None = None
+    __slots__ = (
+        "copies",
+        "courses",
+        "drift",
+        "empty",
+        "entries",
+        "evicted",
+        "finishing",
+        "first_step",
+        "first_tokens",
+        "lockstep",
+        "padding_tokens",
+        "planned_s",
+        "repeats",
+        "running",
+        "sampled",
+        "shape",
+        "swaps",
+        "table",
+        "together",
+        "waiting",
+    )
+
+    table: Callable[[Request], Sequence[int]] | None
     """Physical block ids of a request, in token order; None where nothing is kept."""
-    together: Lockstep | None = None
 
     def __init__(
         self, first_step: int, planned_s: float, entries: list[Entry], lockstep: int, evicted: list[Request]
@@ -186,10 +198,21 @@ class Batch:
         self.entries = entries
         self.lockstep = lockstep
         self.evicted = evicted
+        self.copies: Sequence[tuple[int, int]] = ()
+        self.swaps: Sequence[Swap] = ()
         self.empty = not entries and not lockstep
+        self.repeats = 1
+        self.shape = NOTHING
+        self.padding_tokens = 0
         self.sampled: list[Sampled] = []
+        self.drift: Drift | None = None
+        self.courses: Courses | None = None
         self.first_tokens: list[Request] = []
         self.finishing: list[Request] = []
+        self.running = 0
+        self.waiting = 0
+        self.table = None
+        self.together: Lockstep | None = None
 
     @property
     def rows(self) -> list[Entry]:

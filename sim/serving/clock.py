@@ -53,7 +53,7 @@ class Clock(simpy.Environment):
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
         event = Event(action)
-        self.events = number = self.events + 1
+        self.events = number = next(self._eid)
         heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
         return event
 

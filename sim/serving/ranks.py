@@ -63,6 +63,8 @@ class RankBatch(Batch):
         gave: of each rank, once it is committed.
     """
 
+    __slots__ = ("gave", "outcomes", "own")
+
     def __init__(self, step: int, now_s: float, own: Sequence[Batch], stuck: Iterable[bool]) -> None:
         evicted = [req for batch in own for req in batch.evicted]
         super().__init__(step, now_s, [], 0, evicted)

@@ -552,7 +552,8 @@ def test_mooncake_reuse_under_the_rules_of_vllm(shared: Path) -> None:
 
 
 @given(
-    st.lists(st.integers(0, 2**64), min_size=1, max_size=40) | st.lists(st.integers(-3, 2**38), min_size=1, max_size=40),
+    st.lists(st.integers(0, 2**64), min_size=1, max_size=40)
+    | st.lists(st.integers(-3, 2**38), min_size=1, max_size=40),
     st.integers(1, 100),
     st.integers(1, 40),
     st.booleans(),
