@@ -16,6 +16,7 @@ from traces.schema import InputError
 
 flattened = chain.from_iterable
 _append = list[int].append
+"""Mapped over tables and blocks, it gives each table its block; `any` goes through all, since nothing is returned."""
 
 
 class FreeQueue:
@@ -116,24 +117,29 @@ class Sharing:
 class Holding:
     """What a sequence holds of a paged cache."""
 
-    ahead_tokens = 0
-    """Slots that it gets beyond what it computes."""
-    cached_blocks = 0
-    """Of a prefix cache: its blocks that are entered."""
-    certain_tokens = 0
-    """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+    __slots__ = (
+        "ahead_tokens", "base", "blocks", "cached_blocks", "certain_tokens", "final_kv_tokens", "last_tick", "order",
+        "phase",
+    )  # fmt: skip
+
     base: int
     """In lockstep: its computed tokens less the tick."""
     phase: int
     """In lockstep: the ticks, modulo the block size, in which it takes a block."""
-    last_tick = -1
-    """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
     def __init__(self, req: Request, order: int) -> None:
         self.blocks: list[int] = []
         self.final_kv_tokens = req.final_kv_tokens
         self.order = order
         """Its place in the order of admission."""
+        self.ahead_tokens = 0
+        """Slots that it gets beyond what it computes."""
+        self.cached_blocks = 0
+        """Of a prefix cache: its blocks that are entered."""
+        self.certain_tokens = 0
+        """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+        self.last_tick = -1
+        """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
 
 class Paged:
@@ -294,12 +300,11 @@ class Paged:
         return holding.blocks if holding is not None else ()
 
     def usage(self, computed_tokens: int) -> Usage:
-        block_tokens = self.pool.block_tokens
-        free = self.free_blocks * block_tokens
-        internal = self._overhang_tokens
-        shared, saved = self._sharing.shared_tokens, self._sharing.saved_tokens
+        pool, sharing, internal = self.pool, self._sharing, self._overhang_tokens
+        free = self.free_blocks * pool.block_tokens
+        shared, saved = sharing.shared_tokens, sharing.saved_tokens
         data = computed_tokens - saved
-        reserved = self.pool.blocks * block_tokens - free - data - internal
+        reserved = pool.blocks * pool.block_tokens - free - data - internal
         return usage_of((data - shared, shared, reserved, internal, 0, free, saved))
 
     def _most_blocks(self, rows: int) -> int:
@@ -374,15 +379,15 @@ class Paged:
         if not self._joined:
             self._lasts.clear()
 
-    def _free_rows(self) -> int:
-        """Rows by which tables can grow together."""
-        return self.free_blocks
-
     def headroom(self, tick: int, limit: int) -> int:
-        counts, size = self._crossings, self.pool.block_tokens
-        left = self._free_rows()
-        if left >= self._joined * (limit // size + 1):
+        left = self.free_blocks
+        if left >= self._joined * (limit // self.pool.block_tokens + 1):
             return limit
+        return self._until_full(tick, limit, left)
+
+    def _until_full(self, tick: int, limit: int, left: int) -> int:
+        """Ticks, at most `limit`, for which so many rows are enough; somebody has joined."""
+        counts, size = self._crossings, self.pool.block_tokens
         rounds = left // self._joined
         left -= rounds * self._joined
         steps = rounds * size
@@ -396,7 +401,7 @@ class Paged:
     def step(self, tick: int) -> None:
         crossing = self._tables[tick % self.pool.block_tokens]
         if crossing:
-            self._hand_out(crossing)
+            any(map(_append, crossing, self._take(len(crossing))))
             if self._lasts and self._lasts[0][0] <= tick:
                 self._take_last(tick, 1)
 
@@ -412,16 +417,12 @@ class Paged:
         if crossing:
             # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
             late = sum(accumulate(counts[first:last][::-1]))
-            self._hand_out(crossing)
+            any(map(_append, crossing, self._take(len(crossing))))
             if self._lasts and self._lasts[0][0] < tick + steps:
                 internal = self._take_last(tick, steps)
         used = -self._joined * (steps * (steps + 1) // 2)
         free = late * size
         return drift_of((used, -used - internal - free, internal, free))
-
-    def _hand_out(self, tables: Sequence[list[int]]) -> None:
-        """A block for each of these tables."""
-        any(map(_append, tables, self._take(len(tables))))
 
     def _take_last(self, tick: int, steps: int) -> int:
         """Count the slots that will never be filled in the blocks of so many ticks; returns the drift of the class."""

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+
 from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, KvPool
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
 
 _INDEX_BITS = 24
+_MOST_ID = 1 << (62 - _INDEX_BITS)
+# From so many blocks on, numpy names them faster than a list comprehension, where the names are machine words.
+_MANY = 48
 
 
 class Prefix(Paged):
@@ -85,7 +90,12 @@ class Prefix(Paged):
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        pieces = self._names.pieces(self._path(req, hits), hits) if hits else []
+        if not hits:
+            if self._asked_blocks(req, tokens) > self._free_for_admission():
+                return False
+            self._open(req).certain_tokens = req.known
+            return self._admitted(req, tokens)
+        pieces = self._names.pieces(self._path(req, hits), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
@@ -300,15 +310,13 @@ def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> lis
     # Of several answers to one prompt, the next turn goes on from one, and nobody says from which.
     named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
     blocks = (min(len(ids) * unit, named) - ahead) // block_tokens
-    if ahead or unit % block_tokens:
-        behind = 0 if ahead else 1
+    behind = 0 if ahead else 1
+    if blocks < _MANY or not 0 <= min(ids) <= max(ids) < _MOST_ID:
         return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at for at in range(blocks)]
-    per_unit = unit // block_tokens
-    keys: list[int] = []
-    for number, name in enumerate(ids):
-        first = (name << _INDEX_BITS) + number * per_unit
-        keys += range(first, first + per_unit)
-    return keys[:blocks]
+    at = np.arange(blocks)
+    units = ((at + 1) * block_tokens - behind) // unit
+    keys: list[int] = ((np.fromiter(ids, np.int64, len(ids))[units] << _INDEX_BITS) + at).tolist()
+    return keys
 
 
 def _without(blocks: list[int], others: list[int]) -> list[int]:

@@ -87,10 +87,10 @@ class Prefill:
 
     def launch_s(self, slices: Slices, span: int = 0, times: float = 1.0) -> float:
         """As `Slicing.launch_s`, each of the slices `times` times in the launch."""
+        if not slices or min(slices)[0] > 1:
+            return self._blocks_s(slices, span, times)
         prompts = [one for one in slices if one[0] > 1]
         singles = [one for one in slices if one[0] == 1]
-        if not singles:
-            return self._blocks_s(prompts, span, times)
         keys = sum(min(past + 1, span) if span else past + 1 for _, past in singles)
         rows_s = times * (self.row_s * len(singles) + self.row_context_s * keys)
         rows_s += self._blocks_s(prompts, span, times) if prompts else self.rows_floor_s

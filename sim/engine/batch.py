@@ -198,8 +198,8 @@ class Batch:
         self.entries = entries
         self.lockstep = lockstep
         self.evicted = evicted
-        self.copies: list[tuple[int, int]] = []
-        self.swaps: list[Swap] = []
+        self.copies: Sequence[tuple[int, int]] = ()
+        self.swaps: Sequence[Swap] = ()
         self.empty = not entries and not lockstep
         self.repeats = 1
         self.shape = NOTHING

@@ -222,39 +222,44 @@ class Engine:
         The batch's `repeats` is the most that it could repeat with the same members; `seal` says how many it did.
         Where the policy asked to be woken, `wake_s` holds the time.
         """
-        step, roster = self._step, self.roster
-        lockstep = roster.lockstep
+        step, roster, tokens = self._step, self.roster, self.tokens
+        lockstep, landed = roster.lockstep, roster.landed
         step.begin(now_s)
-        if roster.landed and self.tiers is None:
+        if landed and self.tiers is None:
             self._serve_landed()
         self.policy(step)
-        if roster.landed and not roster.running and self.tiers is not None:
+        if landed and not roster.running and self.tiers is not None:
             # Those whom the policy asks first may wait for memory that these hold.
             self._serve_landed()
-        if lockstep.count and not step.advanced:
+        entries = step.entries
+        count = lockstep.count
+        if count and not step.advanced:
             roster.scatter()
-        batch = Batch(self.tokens.next_step, now_s, step.entries, lockstep.count if step.advanced else 0, step.evicted)
+            count = 0
+        batch = Batch(tokens.next_step, now_s, entries, count, step.evicted)
         batch.together = lockstep
         batch.table = self._table
         self.wake_s = step.wake_s
-        if not batch.empty:
-            self.tokens.next_step += 1
-            if step.entries or step.padded or step.swaps or self._forking.copies:
+        if entries or step.padded or step.swaps or self._forking.copies:
+            if not batch.empty:
+                tokens.next_step += 1
                 self._describe(batch, step)
-            else:
-                count = lockstep.count
-                within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
-                longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
-                context = lockstep.base_sum + count * lockstep.tick
-                batch.shape = shape_of(
-                    ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0))
-                )
-            if not step.entries and self._repeatable and not batch.copies and not batch.swaps:
+                if not entries and self._repeatable and not batch.copies and not batch.swaps:
+                    batch.repeats = self._repeats(step, batch.shape)
+        elif count:
+            tokens.next_step += 1
+            within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
+            longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
+            context = lockstep.base_sum + count * lockstep.tick
+            batch.shape = shape_of(
+                ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0))
+            )
+            if self._repeatable:
                 batch.repeats = self._repeats(step, batch.shape)
-        if step.entries or roster.loose:
+        if entries or roster.loose:
             self._settle(batch)
-        batch.running = len(self.running)
-        batch.waiting = len(self.waiting)
+        batch.running = len(roster.running)
+        batch.waiting = len(roster.waiting)
         return batch
 
     def _serve_landed(self) -> None:
@@ -282,21 +287,22 @@ class Engine:
 
     def _repeats(self, step: Step, shape: Shape) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""
-        roster = self.roster
-        if step.evicted or self._grouped is None or (self.waiting and roster.draining):
+        roster, grouped = self.roster, self._grouped
+        lockstep, waiting = roster.lockstep, roster.waiting
+        if step.evicted or grouped is None or (waiting and roster.draining):
             return 1
-        more = roster.lockstep.steps_to_drain()
+        more = lockstep.steps_to_drain()
         if more <= 0:
             return 1
-        if shape.decode_window_growth:
+        if lockstep.window_tokens and shape.decode_window_growth:
             # What is attended grows evenly until the first row fills its window.
             if step.padded:
-                more = min(more, roster.lockstep.window_tokens - step.padded[1])
+                more = min(more, lockstep.window_tokens - step.padded[1])
             else:
-                more = min(more, roster.lockstep.steps_to_saturation() or 0)
-        if self.waiting and self._undisturbed is not None:
-            more = min(more, self._undisturbed(roster.lockstep.tick, more))
-        return 1 + self._grouped.headroom(roster.lockstep.tick, more)
+                more = min(more, lockstep.steps_to_saturation() or 0)
+        if waiting and self._undisturbed is not None:
+            more = min(more, self._undisturbed(lockstep.tick, more))
+        return 1 + grouped.headroom(lockstep.tick, more)
 
     def _settle(self, batch: Batch) -> None:
         """Count the token that each completed entry will sample, and sort the loose requests anew."""
@@ -342,13 +348,15 @@ class Engine:
         if not batch.lockstep:
             return
         roster = self.roster
-        more = repeats - 1
+        lockstep, more = roster.lockstep, repeats - 1
         if more > 0:
             if self._grouped is not None:
-                batch.drift = self._grouped.advance(roster.lockstep.tick, more)
-            roster.lockstep.tick += more
+                batch.drift = self._grouped.advance(lockstep.tick, more)
+            lockstep.tick += more
             self.tokens.next_step += more
-        due = roster.lockstep.due()
+        due = lockstep.due()
+        if not due:
+            return
         for req in due:
             roster.leave(req)
             roster.drain(req)
@@ -418,14 +426,13 @@ class Engine:
             computed += req.computed
         for req in roster.draining:
             computed += req.computed
-        for req in roster.held:
-            computed += req.computed
-        for req in roster.sending:
-            computed += req.computed
-        for req in roster.placed:
-            computed += req.handover.found_tokens if req.handover else 0
-        for req in roster.landed:
-            computed += req.handover.tokens if req.handover else 0
+        if roster.held or roster.sending or roster.placed or roster.landed:
+            for req in (*roster.held, *roster.sending):
+                computed += req.computed
+            for req in roster.placed:
+                computed += req.handover.found_tokens if req.handover else 0
+            for req in roster.landed:
+                computed += req.handover.tokens if req.handover else 0
         return self.allocator.usage(computed)
 
     def counts(self) -> Counts:

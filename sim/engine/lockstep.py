@@ -164,9 +164,11 @@ class Lockstep:
     def steps_to_drain(self) -> int:
         """Steps until the first member has sampled its last token; 0 where this tick gave it."""
         drains = self._drains
-        while self._drain_tick.get(drains[0][2]) != drains[0][0]:
+        while True:
+            tick, _, req = drains[0]
+            if self._drain_tick.get(req) == tick:
+                return tick - self.tick
             heappop(drains)
-        return drains[0][0] - self.tick
 
     def due(self) -> list[Request]:
         """The members, in admission order, that sampled their last token at this tick; they are to leave."""

@@ -212,17 +212,21 @@ class IdleQueue:
 
     def take(self, count: int) -> list[int]:
         """The next blocks, which nobody will find any more; there are to be so many."""
-        queue = self._queue
-        idle = queue[0]
-        if idle.run is None and idle.left == len(idle.blocks) > count > 0:
-            taken = idle.blocks[: -count - 1 : -1]
-            del idle.blocks[-count:]
-            idle.left -= count
-            return taken
-        taken = []
+        queue, taken = self._queue, list[int]()
         while count:
             idle = queue[0]
-            if idle.left:
+            blocks, left = idle.blocks, idle.left
+            if idle.run is None and left == len(blocks):
+                if count < left:
+                    part = blocks[: -count - 1 : -1]
+                    del blocks[-count:]
+                    idle.left = left - count
+                    return taken + part if taken else part
+                queue.popleft()
+                taken += blocks[::-1]
+                count -= left
+                continue
+            if left:
                 part = self._part(idle, count)
                 taken += part
                 count -= len(part)

@@ -9,6 +9,7 @@ from typing import Protocol
 from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
 from sim.engine.host import DEVICE, HostMemory
+from sim.engine.lockstep import Lockstep
 from sim.engine.memory import Allocator, LockstepAllocator
 from sim.engine.queues import WaitingQueue
 from sim.engine.request import Handover, Request
@@ -107,10 +108,9 @@ class Step:
         self.tokens_left = self.budget_tokens
         self.entries: list[Entry] = []
         self.evicted: list[Request] = []
-        self.holds_prefill = False
         self.passed: Collection[Request] = ()
         self.admitted_before = self._roster.admissions
-        self.advanced = False
+        self.advanced = self.holds_prefill = False
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
 
@@ -241,13 +241,9 @@ class Step:
         budget is gone.
         """
         roster = self._roster
-        if not self.advanced:
-            tokens = self._advance_lockstep()
-            if tokens:
-                self.tokens_left -= tokens
-                self.advanced = True
-            else:
-                roster.scatter()
+        lockstep = roster.lockstep
+        if lockstep.count and not self.advanced and not self._advance_lockstep(lockstep):
+            roster.scatter()
         if not roster.loose:
             return
         step = self._tokens.next_step
@@ -275,22 +271,24 @@ class Step:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _advance_lockstep(self) -> int:
+    def _advance_lockstep(self, lockstep: Lockstep) -> bool:
         """Give every member of the lockstep its token, if serving the running list in order would have it so.
 
-        Returns how many tokens that were; 0 where budget, memory or the order stands against it.
+        Returns False where budget, memory or the order stands against it.
         """
-        lockstep, loose, allocator = self._roster.lockstep, self._roster.loose, self._grouped
+        loose, allocator = self._roster.loose, self._grouped
         count, tick = lockstep.count, lockstep.tick
-        if not count or count > self.tokens_left or allocator is None:
-            return 0
+        if count > self.tokens_left or allocator is None:
+            return False
         if loose and loose[0].seat.seq < lockstep.last_seq:
-            return 0
+            return False
         if not allocator.headroom(tick, 1):
-            return 0
+            return False
         allocator.step(tick)
         lockstep.tick = tick + 1
-        return count
+        self.tokens_left -= count
+        self.advanced = True
+        return True
 
     def _share(self, req: Request, most: int, whole: bool) -> tuple[Sequence[Request], int]:
         """Who computes together with a running request, and how many tokens each; 0 where the budget refuses."""

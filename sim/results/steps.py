@@ -113,7 +113,7 @@ class StepLog(Observer):
             self.step_end_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
-            self.step_end_s[replica.index].extend(flight.ends_s)
+            self.step_end_s[replica.index].fromlist(flight.ends_s)
         if self._seen % self._stride:
             self._seen += 1
         else:
@@ -149,7 +149,7 @@ class StepLog(Observer):
         batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
         rows, width = len(batch.entries), courses.width
         ends_s = flight.ends_s
-        self.step_end_s[index].extend(ends_s)
+        self.step_end_s[index].fromlist(ends_s)
         for at, shape in enumerate(courses.until(batch.repeats)):
             self._keep(shape, 1)
             self._rows += _pack_row(

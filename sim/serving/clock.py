@@ -42,13 +42,18 @@ class Clock(simpy.Environment):
     events = 0
     """Calls asked for so far."""
 
+    def peek(self) -> float:
+        """When the next call is due; inf where none is."""
+        queue = self._queue
+        return queue[0][0] if queue else math.inf
+
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
         """Call `action(event)` at `time_s`.
 
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
         event = Event(action)
-        self.events = number = self.events + 1
+        self.events = number = next(self._eid)
         heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
         return event
 

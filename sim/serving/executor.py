@@ -155,7 +155,7 @@ class Predicted:
     def __init__(self, cost: StepCost, *, overlap_host: bool, gap: HostGap = HIDDEN) -> None:
         self.cost = cost
         self.overlap_host = overlap_host
-        self._gap = gap if overlap_host else HIDDEN
+        self._gap = gap if overlap_host and gap != HIDDEN else None
 
     def execute(self, batch: Batch) -> Outcome:
         repeats = batch.repeats
@@ -165,9 +165,9 @@ class Predicted:
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
             seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
-            if self._gap is not HIDDEN:
+            if self._gap is not None:
                 gap_s = self._gap.of(batch.shape)
-                seconds = [busy_s + gap_s for busy_s in seconds]
+                seconds = [seconds[0] + gap_s] if repeats == 1 else [busy_s + gap_s for busy_s in seconds]
         else:
             seconds = [device_s + host_s for device_s in device] if host_s else device
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
@@ -177,7 +177,7 @@ class Predicted:
         device, host_s = course_s(self.cost, shapes)
         if self.overlap_host:
             seconds = [max(device_s, host_s) for device_s in device]
-            if self._gap is not HIDDEN:
+            if self._gap is not None:
                 gaps_s = map(self._gap.of, shapes)
                 seconds = [busy_s + gap_s for busy_s, gap_s in zip(seconds, gaps_s, strict=False)]
         else:

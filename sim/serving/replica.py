@@ -151,26 +151,24 @@ class Replica:
                 self._wake_at(times_s[-self._depth])
 
     def _woken(self, event: Event) -> None:
-        if event is self._wake:
-            self._wake = None
-            self._run(self._wake_s)
-
-    def _run(self, now_s: float) -> None:
         """Commit and plan all that is due now, then sleep until something will be."""
-        flights = self._flights
+        if event is not self._wake:
+            return
+        self._wake, now_s, flights = None, self._wake_s, self._flights
         while True:
             if flights:
                 due_s = flights[0].output_s
                 if due_s <= now_s:
                     self._commit(flights.popleft())
                     continue
-                if not self._stalled and len(flights) < self._depth:
+                if len(flights) < self._depth and not self._stalled:
                     plan_s = flights[-1].times_s[-2]
                     if plan_s <= now_s:
                         self._plan(now_s)
                         continue
-                    due_s = min(due_s, plan_s)
-                self._wake_at(due_s)
+                    self._wake_at(plan_s if plan_s < due_s else due_s)
+                else:
+                    self._wake_at(due_s)
             elif self._stalled:
                 self._stalled = False
                 if self.engine.wake_s is not None:
@@ -185,49 +183,48 @@ class Replica:
         return self.engine.busy
 
     def _plan(self, now_s: float) -> None:
-        flights, observer = self._flights, self._observer
+        flights, engine = self._flights, self.engine
         start_s = now_s
         if flights:
             last = flights[-1]
             if not last.sealed:
                 self._seal(last)
-            start_s = max(now_s, last.times_s[-1])
+            if last.times_s[-1] > now_s:
+                start_s = last.times_s[-1]
         if self._before_plan is not None:
             self._before_plan(self)
-        if flights and not (self.engine.running or self.engine.waiting):
+        if flights and not (engine.running or engine.waiting):
             self._stalled = True  # drafts were right: what is under way is of requests that have ended (vLLM V1)
             return
-        batch = self.engine.plan(now_s)
-        observer.planned(self, batch)
+        batch = engine.plan(now_s)
+        self._observer.planned(self, batch)
         if batch.empty:
             self._empty_plans += 1
             if batch.evicted and not flights and self._empty_plans < MOST_EMPTY_PLANS:
                 return  # the memory of those that were preempted may serve another plan at once
             self._stalled = True
-            if not flights and self.engine.wake_s is None and not self.moving:
-                head = next(iter(self.engine.waiting), None)
+            if not flights and engine.wake_s is None and not self.moving:
+                head = next(iter(engine.waiting), None)
                 raise NoProgressError(
                     f"at {now_s:.6f} s the policy computes nothing and nothing runs; first waits {head}"
                 )
             return
         self._empty_plans = 0
         if batch.repeats > 4 and self._last_step_s > 0.0:
-            batch.repeats = self._worth_pricing(batch.repeats, start_s)
+            # Pricing more of a span's steps than those before something is likely to cut it would be wasted.
+            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
+            if not self._alone:
+                # What the clock has next is mostly of another replica; the router alone knows who comes here, and when.
+                ahead = max(ahead, 2 * self._last_repeats + 16)
+            if ahead < batch.repeats:
+                batch.repeats = int(ahead)
         outcome = self.executor.execute(batch)
         self._last_step_s = outcome.seconds[0]
         flights.append(Flight(batch, outcome, start_s))
 
-    def _worth_pricing(self, repeats: int, start_s: float) -> int:
-        """Of a span's steps, those before something is likely to cut it: pricing more would be wasted."""
-        ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
-        if not self._alone:
-            # What the clock has next is mostly of another replica; who comes here, and when, the router alone knows.
-            ahead = max(ahead, 2 * self._last_repeats + 16)
-        return int(ahead) if ahead < repeats else repeats
-
     def _seal(self, flight: Flight) -> None:
-        self._last_repeats = len(flight.times_s) - 1
-        self.engine.seal(flight.batch, self._last_repeats)
+        self._last_repeats = repeats = len(flight.times_s) - 1
+        self.engine.seal(flight.batch, repeats)
         flight.sealed = True
         self._observer.sealed(self, flight)
 
@@ -235,9 +232,9 @@ class Replica:
         if not flight.sealed:
             self._seal(flight)
         self._stalled = False
-        flight.committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
+        flight.committed = committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
         self._observer.committed(self, flight)
-        for req in flight.committed.finished:
+        for req in committed.finished:
             self._on_finish(req)
 
     def _wake_at(self, time_s: float) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
-from sim.allocators.prefix import Prefix
+from sim.allocators.prefix import Prefix, _prefix_keys
 from sim.engine.memory import Allocator, KvPool, LockstepAllocator, Usage
 from sim.engine.request import Request, Seat, SharedPrefix
 from sim.load import load, names
@@ -549,3 +549,20 @@ def test_mooncake_reuse_under_the_rules_of_vllm(shared: Path) -> None:
     assert hit == 512 * expected
     # Of the 105,710 blocks one is missing for each of the 118 prompts that are covered whole: its last.
     assert expected == 105_710 - 118
+
+
+@given(
+    st.lists(st.integers(0, 2**64), min_size=1, max_size=40)
+    | st.lists(st.integers(-3, 2**38), min_size=1, max_size=40),
+    st.integers(1, 100),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_names_of_blocks_are_those_of_their_last_tokens_however_many(
+    ids: list[int], unit: int, size: int, ahead: bool
+) -> None:
+    req = Request(0, 0.0, len(ids) * unit, 5, prefix=SharedPrefix(ids, unit))
+    names = _prefix_keys(req, size, ahead=ahead)
+    assert len(names) == (len(ids) * unit - ahead) // size
+    assert names == [(ids[((at + 1) * size - (not ahead)) // unit] << 24) + at for at in range(len(names))]
+    assert all(type(name) is int for name in names)

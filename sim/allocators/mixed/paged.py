@@ -204,7 +204,8 @@ class MixedPaged(Paged):
         lost = sum(self._weights[kind] * sum(self._sharings[kind].holders.values()) for kind, _ in self._windows)
         steps = self._affordable(tick, limit, self.free_blocks - lost, self._costs)
         if lost and steps < limit:
-            steps = max(steps, super().headroom(tick, limit))
+            rows = self.free_blocks // self._groups
+            steps = max(steps, self._until_full(tick, limit, rows) if self._joined else limit)
         if self._gains:
             # A step that gives back more than it takes may let somebody in, so no other is repeated into it.
             steps = min(steps, min(self._gains.values()) - tick)
@@ -220,9 +221,6 @@ class MixedPaged(Paged):
             if left < 0:
                 return 0
         return 1
-
-    def _free_rows(self) -> int:
-        return self.free_blocks // self._groups
 
     def _affordable(self, tick: int, limit: int, left: int, costs: list[int]) -> int:
         """Steps, at most `limit`, for which `left` blocks are enough; `costs` are those of a tick, by its phase."""
