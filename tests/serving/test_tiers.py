@@ -139,7 +139,7 @@ def test_the_law_of_the_big_cache_speaks_of_loads() -> None:
     below = Below([kind(5000, math.inf)])
     assert not served(SMALL, rows).column("prefix_hit_tokens").any()
     assert served(SMALL, rows, below).column("prefix_hit_tokens").tolist() == [0] * 8 + [36] * 16
-    assert below.loads.loads()["tokens"].sum() == 16 * 36
+    assert below.loads.loads().frame()["tokens"].sum() == 16 * 36
 
 
 @laws
@@ -172,7 +172,7 @@ def test_laws_hold_over_tiers_policies_and_sizes(policy: str, depth: int) -> Non
         shared = store is not None and replicas > 1
         below = Below(kinds, replicas)
         done = served(replace(setup, spans=not shared), rows, below)
-        loads = below.loads.loads()
+        loads = below.loads.loads().frame()
         for at, kind in enumerate(kinds):
             mine = loads[loads["tier"] == at]
             least_s = kind.latency_s + mine["tokens"] / kind.bytes_per_s
@@ -226,7 +226,7 @@ def test_a_prefix_comes_back_over_its_link() -> None:
     assert done.column("prefix_hit_tokens").tolist() == [0, 0, 16]
     assert done.requests[2].first_scheduled_s == pytest.approx(1.018)
     assert done.requests[2].first_token_s == pytest.approx(1.018 + STEP_S)
-    assert below.loads.loads().to_dict("list") == {
+    assert below.loads.loads().frame().to_dict("list") == {
         "request": [2], "tier": [0], "tokens": [16], "load_s": [pytest.approx(0.018)],
     }  # fmt: skip
     facts = below.loads.facts(COST, 64)
@@ -278,7 +278,7 @@ def test_nobody_finds_what_is_not_there_yet() -> None:
     below = Below([kind(100, 1_000.0)])
     done = served(TEN, [A, FLOOD, SOON_A, A], below)
     assert below.loads.facts(COST, 64)["all"]["load_s"] == pytest.approx(0.064)
-    assert below.loads.loads()["tokens"].tolist() == [16, 16]
+    assert below.loads.loads().frame()["tokens"].tolist() == [16, 16]
     assert done.column("first_scheduled_s")[2:] == pytest.approx([1.032, 1.032])
 
 
@@ -287,7 +287,7 @@ def test_what_a_tier_has_no_room_for_falls_to_the_next_and_comes_from_there() ->
     rows: list[Row] = [(0.0, 1, 8, 1, 1), FLOOD, (0.5, 1, 8, 1, 1)]
     below = Below([kind(4, 1_000.0), replace(kind(100, 100.0), name="disk")])
     done = served(TEN, rows, below)
-    loads = below.loads.loads()
+    loads = below.loads.loads().frame()
     assert loads[["tier", "tokens"]].to_numpy().tolist() == [[0, 16], [1, 16]]
     assert done.requests[2].first_scheduled_s == pytest.approx(1.0 + 16 / 100)
 
@@ -297,7 +297,7 @@ def test_of_two_tiers_that_have_a_block_the_faster_gives_it() -> None:
     flood: Row = (0.5, 8, 9, 3, 1)
     below = Below([kind(4, 1_000.0), replace(kind(100, 1_000.0), name="disk")])
     served(TEN, [A, FLOOD, flood, SOON_A, FLOOD, SOON_A], below)
-    loads = below.loads.loads()
+    loads = below.loads.loads().frame()
     assert loads[loads["request"] == 3][["tier", "tokens"]].to_numpy().tolist() == [[1, 16]]
     assert loads[loads["request"] == 5][["tier", "tokens"]].to_numpy().tolist() == [[0, 16]]
 
@@ -317,7 +317,7 @@ def test_samples_share_a_load(rows: list[Row], kinds: list[TierKind], samples: l
     below = Below(kinds)
     done = served(SMALL, rows, below, samples=asked)
     same(served(replace(SMALL, spans=False), rows, Below(kinds), samples=asked), done)
-    loads = below.loads.loads()
+    loads = below.loads.loads().frame()
     if not done.column("preemptions").any() and len(loads):
         longest = loads.groupby("request")["tokens"].sum()
         assert all(longest[at] <= SIZE * rows[at][2] for at in longest.index)
@@ -326,7 +326,7 @@ def test_samples_share_a_load(rows: list[Row], kinds: list[TierKind], samples: l
 def test_samples_of_a_loaded_prompt_by_hand() -> None:
     below = Below([kind(100, 1_000.0)])
     done = served(TEN, [A, FLOOD, SOON_A], below, samples=[1, 1, 2])
-    assert below.loads.loads()["tokens"].tolist() == [16]
+    assert below.loads.loads().frame()["tokens"].tolist() == [16]
     assert done.requests[-1].first_scheduled_s == pytest.approx(1.016)
 
 
