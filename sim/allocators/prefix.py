@@ -19,6 +19,8 @@ _INDEX_BITS = 24
 _MOST_ID = 1 << (62 - _INDEX_BITS)
 # From so many blocks on, numpy names them faster than a list comprehension, where the names are machine words.
 _MANY = 48
+_NAME_BITS = 128
+"""Above every name of a block: ids of units are below 2 ** 64, and places are told at most twice, in 24 bits each."""
 
 
 class Prefix(Paged):
@@ -302,7 +304,8 @@ def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> lis
     """Names of the blocks that the request's prefix ids cover, re-blocked from their unit to the engine's block.
 
     An id names its unit and everything before it, so a block is told by the unit of its last token and its index; with
-    `ahead` by the unit of the token behind it, as far as that is covered.
+    `ahead` by the unit of the token behind it, as far as that is covered. With an adapter the same prompt has other KV
+    and so other names (vLLM, `_gen_lora_extra_hash_keys`).
     """
     if req.prefix is None:
         return []
@@ -311,6 +314,9 @@ def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> lis
     named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
     blocks = (min(len(ids) * unit, named) - ahead) // block_tokens
     behind = 0 if ahead else 1
+    if req.adapter is not None:
+        salt = req.adapter.number << _NAME_BITS
+        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at + salt for at in range(blocks)]
     if blocks < _MANY or not 0 <= min(ids) <= max(ids) < _MOST_ID:
         return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at for at in range(blocks)]
     at = np.arange(blocks)

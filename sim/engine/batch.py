@@ -9,6 +9,7 @@ from itertools import accumulate, islice, repeat
 from operator import add
 from typing import NamedTuple
 
+from sim.engine.adapters import AdapterLoad
 from sim.engine.lockstep import Lengths, Lockstep
 from sim.engine.memory import Drift, Usage
 from sim.engine.request import Request
@@ -33,6 +34,20 @@ class Limits:
                 raise InputError(f"engine.{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_model_len < 0:
             raise InputError(f"engine.max_model_len is {self.max_model_len}; it must be at least 0 (no limit)")
+
+
+class AdapterWork(NamedTuple):
+    """What of a step low-rank adapters take part in."""
+
+    tokens: int = 0
+    """Tokens that are computed with one."""
+    adapters: int = 0
+    """How many different ones there are."""
+    loads: tuple[tuple[int, bool], ...] = ()
+    """(rank, whether it comes from a disk) of each that is put into a slot before the step."""
+
+
+NO_ADAPTERS = AdapterWork()
 
 
 class Shape(NamedTuple):
@@ -70,6 +85,8 @@ class Shape(NamedTuple):
     """The decode rows' contexts in the first repeat, where they are all in lockstep and somebody asks; else unknown."""
     ranks: tuple[int, int] = (0, 0)
     """Tokens of the data-parallel rank that computes most in this step, and of all ranks; 0: all are as this one."""
+    adapters: AdapterWork = NO_ADAPTERS
+    """Of the first repeat; no later one loads any."""
 
 
 NOTHING = Shape()
@@ -160,6 +177,7 @@ class Batch:
     `drift` is how the KV pool changed over the repeats; None where there was one.
     `first_tokens` are the sequences whose first token this step samples, `finishing` those whose last; a drafting
     engine knows neither before the output is there.
+    `loads` are adapters to put into slots before anything is computed; `deferred` counts who waits for a slot.
     `repeats` is an upper bound until `Engine.seal` says how many steps the batch really ran; from then on nothing
     here changes.
     """
@@ -167,6 +185,7 @@ class Batch:
     __slots__ = (
         "copies",
         "courses",
+        "deferred",
         "drift",
         "empty",
         "entries",
@@ -174,6 +193,7 @@ class Batch:
         "finishing",
         "first_step",
         "first_tokens",
+        "loads",
         "lockstep",
         "padding_tokens",
         "planned_s",
@@ -200,6 +220,8 @@ class Batch:
         self.evicted = evicted
         self.copies: Sequence[tuple[int, int]] = ()
         self.swaps: Sequence[Swap] = ()
+        self.loads: Sequence[AdapterLoad] = ()
+        self.deferred = 0
         self.empty = not entries and not lockstep
         self.repeats = 1
         self.shape = NOTHING

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from sim.engine.batch import NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
+from sim.engine.adapters import Adapters, FittingQueue
+from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
 from sim.engine.groups import Groups, completed
 from sim.engine.host import HostMemory
 from sim.engine.lockstep import Lockstep
@@ -19,7 +20,7 @@ from sim.engine.queues import waiting_queue
 from sim.engine.request import NO_SEAT, Group, Request
 from sim.engine.roster import Roster
 from sim.engine.rules import OF_VLLM_0_19, Rules
-from sim.engine.shapes import computed_tokens, padded_shape, step_shape
+from sim.engine.shapes import adapter_work, computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
 from sim.engine.tiers import Tier, TieredAllocator, Tiers
 from sim.engine.tokens import TokenClock
@@ -76,6 +77,7 @@ class Engine:
         self.sends = False
         """Whether who ends keeps its memory until `sent`, since it goes on in another engine."""
         self.tiers: Tiers | None = None
+        self.adapters: Adapters | None = None
         self._table = None if self.forgets else allocator.table
         self._groups = Groups(allocator, self.roster)
         self._forking = self._groups.forking
@@ -144,6 +146,8 @@ class Engine:
                 self.allocator.release(sequence)
             elif sequence.seat is not NO_SEAT:
                 self.roster.leave_queue(sequence)
+                if self.adapters is not None:
+                    self.adapters.deferred.discard(sequence)
                 self.host.give_back(sequence)
                 if self.roster.landed.pop(sequence, 0) is None:
                     self.allocator.release(sequence)
@@ -206,6 +210,21 @@ class Engine:
         self._holding.arrived(req, req.handover.tokens)
         self.roster.loaded(req)
 
+    # ---- adapters -------------------------------------------------------------------------------------------------
+
+    def adapt(self, slots: int, kept: int) -> None:
+        """From now on serve requests with adapters: `slots` of them at once, `kept` in host memory; before the first
+        request."""
+        step, adapters = self._step, Adapters(slots, kept, self.running)
+        self.adapters = step.adapters = adapters
+        step.waiting = FittingQueue(self.waiting, adapters, lambda: step.tokens_left <= 0 or step.seats_left <= 0)
+
+    def _load_adapters(self, batch: Batch, adapters: Adapters) -> None:
+        """Note what adapters a planned batch loads, and what they take part in."""
+        batch.loads, batch.deferred = adapters.serve(), len(adapters.deferred)
+        work = adapter_work(batch, self.roster.lockstep, adapters.used)
+        batch.shape = batch.shape._replace(adapters=work)
+
     def _vacate(self, req: Request) -> None:
         """Take a running sequence out, with its memory and without a trace."""
         req.seat.in_flight = self._under_way(req)
@@ -244,6 +263,8 @@ class Engine:
             if not batch.empty:
                 tokens.next_step += 1
                 self._describe(batch, step)
+                if self.adapters is not None:
+                    self._load_adapters(batch, self.adapters)
                 if not entries and self._repeatable and not batch.copies and not batch.swaps:
                     batch.repeats = self._repeats(step, batch.shape)
         elif count:
@@ -252,8 +273,10 @@ class Engine:
             longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
             context = lockstep.base_sum + count * lockstep.tick
             batch.shape = shape_of(
-                ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0))
+                ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0), NO_ADAPTERS)
             )
+            if self.adapters is not None:
+                self._load_adapters(batch, self.adapters)
             if self._repeatable:
                 batch.repeats = self._repeats(step, batch.shape)
         if entries or roster.loose:
@@ -264,7 +287,7 @@ class Engine:
 
     def _serve_landed(self) -> None:
         for req in tuple(self.roster.landed):
-            if not self._step.grant(req):
+            if not self._step.grant(req) and (self.adapters is None or self.adapters.fit(req)):
                 break
 
     def _describe(self, batch: Batch, step: Step) -> None:

@@ -35,6 +35,6 @@ def anew(req: Request, unseen: int = 0) -> Request:
 def part(req: Request, output_tokens: int) -> Request:
     """A request that no engine has, for so many tokens of this one's answer, of which it knows what this one does."""
     again = Request(req.id, req.arrival_s, req.prompt_tokens, output_tokens, req.priority, req.prefix)
-    again.session = req.session
+    again.session, again.adapter = req.session, req.adapter
     again.known = req.known
     return again

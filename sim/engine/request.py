@@ -48,6 +48,14 @@ class Handover(NamedTuple):
     """Those whose KV the target's cache held when it made room: they need not be sent."""
 
 
+class Adapter(NamedTuple):
+    """A low-rank adapter (LoRA) that requests may ask for; `number` tells it from all others, from 1 on."""
+
+    number: int
+    name: str
+    rank: int
+
+
 BeamDraw = Callable[[int], Sequence[int]]
 """Of each of so many beams: how many of the next ones continue it. The counts add up to the number of beams."""
 
@@ -81,6 +89,7 @@ class Group:
                 first.prefix,
             )
             child.group = self
+            child.adapter = first.adapter
             child.first_scheduled_s = first.first_scheduled_s
             self.members.append(child)
         return self.members[1:]
@@ -151,6 +160,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "arrival_s",
         "block_names",
         "computed",
@@ -192,6 +202,8 @@ class Request:
         self.prefix = prefix
         self.session = id
         """The same number for all requests of a session, where somebody asks for it."""
+        self.adapter: Adapter | None = None
+        """None: the model as it is."""
         self.group: Group | None = None
         self.seats = 1
         """Sequences that are to be served in its place: those of its group until they are forked, else 1."""

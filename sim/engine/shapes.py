@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sim.engine.batch import NO_WINDOW, NOTHING, Batch, Shape, shape_of
+from collections.abc import Collection
+
+from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, NOTHING, AdapterWork, Batch, Shape, shape_of
 from sim.engine.lockstep import Lengths, Lockstep
+from sim.engine.request import Adapter
 
 Moved = tuple[int, int]
 """Bytes (copied, swapped) in a step."""
@@ -38,7 +41,7 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
     elif decodes == batch.lockstep > 0:
         lengths = lockstep.lengths()
     counted = (tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
-    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks))
+    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks, NO_ADAPTERS))
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:
@@ -52,6 +55,22 @@ def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, win
     growing = rows if context_tokens < window else 0
     within = rows * min(context_tokens, window)
     return Shape((), rows, rows * context_tokens, *moved, within, growing, decode_longest=context_tokens)
+
+
+def adapter_work(batch: Batch, lockstep: Lockstep, used: Collection[Adapter]) -> AdapterWork:
+    """What adapters, `used` by who runs, take part in; to be asked while the lockstep is as it was planned."""
+    busy: dict[Adapter, None] = {}
+    tokens = 0
+    for req, share, _ in batch.entries:
+        if req.adapter is not None:
+            busy[req.adapter] = None
+            tokens += share
+    if batch.lockstep and used:
+        for req in lockstep:
+            if req.adapter is not None:
+                busy[req.adapter] = None
+                tokens += 1
+    return AdapterWork(tokens, len(busy), tuple((load.adapter.rank, load.disk) for load in batch.loads))
 
 
 def computed_tokens(shape: Shape) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from sim.engine.adapters import Adapters
 from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
 from sim.engine.host import DEVICE, HostMemory
@@ -52,6 +53,7 @@ class Step:
         "_tokens",
         "_under_way",
         "_victim",
+        "adapters",
         "admitted_before",
         "advanced",
         "budget_tokens",
@@ -100,6 +102,7 @@ class Step:
         self.swaps: list[Swap] = []
         """What moves to the host or back before the next batch computes; whoever makes the batch takes them out."""
         self.tiers: Tiers | None = None
+        self.adapters: Adapters | None = None
         self.begin(0.0)
 
     def begin(self, now_s: float) -> None:
@@ -113,6 +116,8 @@ class Step:
         self.advanced = self.holds_prefill = False
         self.padded: tuple[int, int] | None = None
         self.wake_s: float | None = None
+        if self.adapters is not None:
+            self.adapters.changed()
 
     @property
     def running(self) -> Collection[Request]:
@@ -133,6 +138,11 @@ class Step:
     def prefilling(self) -> bool:
         """Does a running request still have more than one token to compute, its repetitions without a cache aside?"""
         return any(req.known - req.computed > 1 and not (self._forgets and req.generated) for req in self._roster.loose)
+
+    @property
+    def backlog(self) -> bool:
+        """Does anyone wait who may be admitted, rather than for a slot of an adapter?"""
+        return len(self.waiting) > (0 if self.adapters is None else len(self.adapters.deferred))
 
     def cap(self, threshold: int, *, adaptive: bool = False) -> int:
         """Most tokens of one request in this step by a threshold; 0 (no cap) for a lone request, by the rules.
@@ -337,6 +347,8 @@ class Step:
     def _admit(self, req: Request, most: int, whole: bool) -> int:
         if self.tokens_left <= 0 or self.seats_left < req.seats:
             return 0
+        if self.adapters is not None and not self.adapters.fit(req):
+            return 0
         arriving = req.handover
         hit = arriving.tokens if arriving is not None else self._allocator.match(req)
         pieces = self.tiers.find(req, hit) if self.tiers is not None and arriving is None else ()
@@ -368,6 +380,8 @@ class Step:
             self.tiers.begin(req, found, pieces)
             req.computed = hit
         self._roster.admit(req)
+        if self.adapters is not None:
+            self.adapters.admit(req)
         req.seat.prefill_tokens = req.known
         if math.isnan(req.first_scheduled_s):
             req.first_scheduled_s = self.now_s
@@ -463,6 +477,8 @@ class Step:
         self._allocator.release(req)
         self._roster.drop(req)
         self._roster.put_back(req)
+        if self.adapters is not None:
+            self.adapters.changed()
         for finished in self._roster.let_go():
             self._allocator.release(finished)
 

@@ -97,6 +97,7 @@ class VllmEngine:
                 "output": req.output_tokens,
                 "priority": req.priority,
                 "prefix": prefix,
+                **({} if req.adapter is None else {"adapter": req.adapter.number}),
             }
         )
 

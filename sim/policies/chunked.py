@@ -67,4 +67,4 @@ class Chunked:
         if step.entries or step.advanced:
             self._since_prefill += 1
         if not step.holds_prefill and not step.evicted:
-            self._backlog = bool(step.waiting)
+            self._backlog = step.backlog

@@ -25,9 +25,9 @@ from sim.validate.schedules.grades import Comparison, compare
 from sim.validate.schedules.replay import RULES, Script, allocator_of, policy_of, requests_of
 
 COST = FixedCost(5e-3, 2e-5, 1e-9)
-AGREED = ("plain", "drafts")
+AGREED = ("plain", "drafts", "adapters")
 KINDS = (*AGREED, "windows")
-"""What scenarios are about: nothing more, drafts, or layers with windows, in which ours decides otherwise yet."""
+"""What scenarios are about: nothing more, drafts, adapters, or layers with windows, in which ours differs yet."""
 
 
 def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
@@ -62,6 +62,8 @@ def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
         method = rng.choice(("ngram", "eagle", "eagle"))
         settings["async_scheduling"] &= method == "eagle"  # ngram has no drafts before the last tokens are known
         settings["speculative"] = {"method": method, "num_speculative_tokens": drafts}
+    elif kind == "adapters":
+        settings["max_loras"] = rng.choice((1, 1, 2, 4))
     elif kind != "plain":
         settings["layers"] = _layers(rng)
     at, rows = 0.0, []
@@ -80,6 +82,8 @@ def drawn(seed: int, version: str, kind: str = "plain") -> dict[str, Any]:
                 "prefix": prefix,
             }
         )
+        if kind == "adapters":
+            rows[-1]["adapter"] = rng.choice((0, 1, 1, 2, 3, 4, 5))
         if drafts:
             rows[-1] |= {key: [rng.randint(0, drafts) for _ in range(rng.randint(1, 5))] for key in ("accept", "draft")}
     if drafts and rng.random() < 0.3:  # some come to the model's end, where drafts have no position
@@ -121,7 +125,7 @@ def ours(version: str) -> Made:
     def made(scenario: dict[str, Any], script: Script | None) -> ServingEngine:
         settings = scenario["settings"]
         eagle = script is not None and settings["speculative"]["method"] == "eagle"
-        return wire(
+        engine = wire(
             policy_of(settings, rules),
             _allocator(settings),
             limits(settings),
@@ -132,6 +136,9 @@ def ours(version: str) -> Made:
             spans=False,
             rules=rules,
         )
+        if slots := settings.get("max_loras", 0):
+            engine.adapt(slots, slots)
+        return engine
 
     return made
 
@@ -167,6 +174,7 @@ def theirs(process: SchedulerProcess) -> Made:
     """The same process serves one scenario after the other: `start` begins anew."""
     more = {"policy", "enable_prefix_caching", "scheduler_reserve_full_isl", "async_scheduling", "speculative"}
     more |= {"long_prefill_token_threshold", "long_prefill_token_threshold_adaptive", "prefill_schedule_interval"}
+    more |= {"max_loras"}
 
     def made(scenario: dict[str, Any], script: Script | None) -> ServingEngine:
         settings = scenario["settings"]

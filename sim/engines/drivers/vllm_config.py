@@ -140,9 +140,11 @@ def config_of(settings: dict[str, Any]) -> Any:
         is_encoder_decoder=False, max_model_len=settings["max_model_len"], enable_return_routed_experts=False
     )
     observability = SimpleNamespace(kv_cache_metrics=False, enable_mfu_metrics=False)
-    absent = ("lora", "kv_events", "kv_transfer", "ec_transfer")
+    absent = ("kv_events", "kv_transfer", "ec_transfer")
+    slots = settings.get("max_loras", 0)
     parts: dict[str, Any] = {f"{name}_config": None for name in absent}
     parts |= {
+        "lora_config": SimpleNamespace(max_loras=slots) if slots else None,
         "scheduler_config": scheduler_config(settings),
         "cache_config": cache,
         "parallel_config": ParallelConfig(),

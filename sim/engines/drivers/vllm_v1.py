@@ -34,6 +34,7 @@ from vllm_config import NEWER, config_of, groups_of
 
 # isort: split
 import vllm
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -52,6 +53,12 @@ def token_ids(request: dict[str, Any], start: int, end: int) -> list[int]:
     named = min(len(ids) * unit, known)
     own = OWN_TOKENS + (request["id"] << 24)
     return [ids[at // unit] * unit + at % unit if at < named else own + at for at in range(start, end)]
+
+
+def adapter_of(request: dict[str, Any]) -> LoRARequest | None:
+    """The adapter that a request asks for by its number, from 1 on."""
+    number = request.get("adapter", 0)
+    return LoRARequest(f"adapter-{number}", number, f"/adapter-{number}") if number else None
 
 
 class Driver:
@@ -108,6 +115,7 @@ class Driver:
             pooling_params=None,
             arrival_time=asked["arrival"],
             priority=asked["priority"],
+            lora_request=adapter_of(asked),
             block_hasher=self.hasher,
         )
         self.asked[asked["id"]], self.live[asked["id"]], self.sampled[asked["id"]] = asked, request, 0

@@ -17,7 +17,7 @@ from sim.engine.engine import Engine
 from sim.engine.flight import ObservedReplica
 from sim.engine.memory import Allocator, KvPool
 from sim.engine.protocol import ServingEngine
-from sim.engine.request import Request, SharedPrefix
+from sim.engine.request import Adapter, Request, SharedPrefix
 from sim.engine.rules import OF_VLLM_0_19, OF_VLLM_0_33, Rules
 from sim.engine.wiring import wire
 from sim.policies.chunked import Chunked
@@ -238,6 +238,9 @@ def requests_of(scenario: dict[str, Any]) -> list[Request]:
         )
         for row in rows
     ]
+    for req, row in zip(requests, rows, strict=True):
+        if number := row.get("adapter", 0):
+            req.adapter = Adapter(number, f"adapter-{number}", 16)
     return sorted(requests, key=lambda req: (req.arrival_s, req.id))
 
 
