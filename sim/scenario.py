@@ -20,6 +20,7 @@ from sim.load import OURS, plug_in
 from sim.specs.bounds import EFFICIENCY, MAX_BLOCKS, MAX_SEED, Bound
 from sim.specs.fleet import ROLES, RoutingSettings, TransferSettings
 from sim.specs.front_end import AUTO, CUSTOM, OFF, FrontEndSettings
+from sim.specs.lora import LoraSettings
 from sim.specs.operations import AdmissionSettings, AutoscaleSettings, FailureSettings, RetrySettings
 from sim.specs.parallel import MAX_DP, MAX_PP, MAX_TP, Parallel
 from sim.specs.settings import Setting, Where, check, section, setting, word
@@ -289,6 +290,7 @@ class Scenario:
     kv: KvSettings = section(KvSettings)
     offload: OffloadSettings = section(OffloadSettings)
     tiers: TierSettings = section(TierSettings)
+    lora: LoraSettings = section(LoraSettings)
     policy: Part = setting(Part("chunked"), "Batching policy (sim list policies).")
     allocator: Part = setting(Part("prefix"), "KV-cache allocator (sim list allocators).")
     router: Part = setting(Part("round-robin"), "Which replica gets a request (sim list routers).")

@@ -98,6 +98,12 @@ class DrafterMemory(Protocol):
     def kv_bytes_per_token(self, parallel: Parallel) -> int: ...
 
 
+class AdapterMemory(Protocol):
+    """What slots for adapters take of each of so many GPUs."""
+
+    def slot_bytes(self, parallel: Parallel) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class MemorySettings:
     """The settings of an engine that decide how large its KV cache is, named as in vLLM, and how it accounts for them.
@@ -132,6 +138,7 @@ def memory_plan(
     parallel: Parallel = SINGLE,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
+    adapters: AdapterMemory | None = None,
     pools_states: bool = False,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, of the fullest stage; below 1 block the model does not fit.
@@ -145,6 +152,7 @@ def memory_plan(
     model.check_parallel(parallel)
     if parallel.pp > 1:
         one = replace(parallel, pp=1)
+        assert adapters is None, "of stages none is modelled"
         planned = [
             memory_plan(stage, gpu, settings, parallel=one, offload=offload, drafter=drafter, pools_states=pools_states)
             for stage in model.stages(parallel)
@@ -164,7 +172,9 @@ def memory_plan(
     both = peak.plus(outside)
     return KvCapacity(
         int((gpu.memory_bytes - DRIVER_BYTES) * settings.gpu_memory_utilization),
-        moved.gpu_weight_bytes(model, parallel) + (drafter.weight_bytes(parallel) if drafter else 0),
+        moved.gpu_weight_bytes(model, parallel)
+        + (drafter.weight_bytes(parallel) if drafter else 0)
+        + (adapters.slot_bytes(parallel) if adapters else 0),
         peak.expected,
         outside.expected,
         block_bytes,
@@ -187,6 +197,7 @@ def kv_capacity(
     parallel: Parallel = SINGLE,
     offload: Offload | None = None,
     drafter: DrafterMemory | None = None,
+    adapters: AdapterMemory | None = None,
     pools_states: bool = False,
 ) -> KvCapacity:
     """The memory plan of each of `tp` GPUs, as `memory_plan`, of a model that fits.
@@ -197,8 +208,9 @@ def kv_capacity(
 
     def capacity(split: Parallel) -> KvCapacity:
         return memory_plan(
-            model, gpu, settings, parallel=split, offload=offload, drafter=drafter, pools_states=pools_states
-        )
+            model, gpu, settings, parallel=split, offload=offload, drafter=drafter, adapters=adapters,
+            pools_states=pools_states,
+        )  # fmt: skip
 
     planned = capacity(parallel)
     (offload or Offload()).host_bytes(model, parallel, settings.block_tokens)
@@ -211,6 +223,7 @@ def kv_capacity(
     least_bytes = planned.needed_bytes + planned.block_bytes + planned.pooled_state_bytes
     states = ", a sequence's state" if planned.pooled_state_bytes else ""
     drafts = f" (the drafter's {drafter.weight_bytes(parallel) / GIB:.1f} GiB of weights included)" if drafter else ""
+    slots = f" (slots for adapters: {adapters.slot_bytes(parallel) / GIB:.1f} GiB)" if adapters else ""
     plain = parallel == Parallel(parallel.tp)
     if fitting is not None:
         advice = f"the smallest tp that fits is {fitting.tp}" if plain else f"the fewest GPUs that fit are {fitting}"
@@ -218,7 +231,7 @@ def kv_capacity(
         advice = f"no tp up to {splits[-1].tp} fits" if plain else f"nothing up to {splits[-1]} fits"
     raise InputError(
         f"model {model.name!r} does not fit on GPU {gpu.name!r} with {parallel}: "
-        f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}, "
+        f"weights, activations{states} and a block need {least_bytes / GIB:.1f} GiB of each GPU{drafts}{slots}, "
         f"{planned.usable_bytes / GIB:.1f} GiB are usable (gpu_memory_utilization "
         f"{settings.gpu_memory_utilization:g}); {advice}"
     )

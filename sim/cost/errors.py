@@ -15,12 +15,12 @@ from typing import NamedTuple
 from sim.cost import terms
 from sim.cost.description import Meta
 from sim.cost.step import StepCost
-from sim.cost.terms import COMMUNICATION, DRAFTING, ELEMENTWISE, HOST, LAUNCHING, MOVES, PRODUCTS, REST
+from sim.cost.terms import ADAPTERS, COMMUNICATION, DRAFTING, ELEMENTWISE, HOST, LAUNCHING, MOVES, PRODUCTS, REST
 
 EXPERTS, PREFILL_ATTENTION, DECODE_ATTENTION = "experts", "prefill attention", "decode attention"
 KINDS = (
-    PRODUCTS, EXPERTS, PREFILL_ATTENTION, DECODE_ATTENTION, ELEMENTWISE, COMMUNICATION, MOVES, DRAFTING, LAUNCHING,
-    HOST, REST,
+    PRODUCTS, EXPERTS, PREFILL_ATTENTION, DECODE_ATTENTION, ELEMENTWISE, ADAPTERS, COMMUNICATION, MOVES, DRAFTING,
+    LAUNCHING, HOST, REST,
 )  # fmt: skip
 """As `sim.cost.terms.KINDS`, with attention and products told apart further."""
 NORMAL_P90 = 1.6448536269514722
@@ -108,6 +108,7 @@ _ROOFLINE: Mapping[str, Figure] = {
         {"rtx-pro-6000": (0.52, 0.2), "rtx-4090": (0.52, 0.2), "h200": (0.11, 0.06)},
         "small kernels of Llama-3.1-8B in six steps, by the rates of data sheets",
     ),
+    ADAPTERS: Figure({_ASSUMED: (_TWICE, 0.1)}, "90 % between half and twice: no table at hand has such kernels"),
     COMMUNICATION: Figure(
         {"h100": (0.21, 0.27)}, "all-reduces by a share of the link; PCIe without peers 18 to 22 % off"
     ),

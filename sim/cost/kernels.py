@@ -67,6 +67,11 @@ class Kernels:
         self._weights = weight_type(weights or dtype)
         self._products: dict[tuple[int, int, bool], Product] = {}
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one activation."""
+        return self._element_bytes
+
     def gemm_s(self, m: float, k: int, n: int) -> float:
         """[m, k] times [k, n], never quantised."""
         product = self._products.get((k, n, False)) or self._product(k, n, linear=False)
@@ -214,6 +219,11 @@ class Kernels:
     def small_s(self, moved_bytes: float) -> float:
         """An elementwise or reduction kernel that moves so many bytes."""
         return self.eff.small_kernel_floor_s + moved_bytes / self._stream_bytes_per_s
+
+    def low_rank_s(self, flops: float, moved_bytes: float) -> float:
+        """A product one of whose sides is a few elements wide, never quantised: the slower of arithmetic and memory."""
+        compute_s = flops / (self._peak * self.eff.gemm_compute * self.eff.sustained_compute)
+        return self.eff.small_kernel_floor_s + max(compute_s, moved_bytes / self._stream_bytes_per_s)
 
     def sampling_s(self, rows: int, vocab: int) -> float:
         """Greedy choice of a token for each of `rows` rows of logits."""

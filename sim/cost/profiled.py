@@ -192,6 +192,12 @@ class Profiled(Roofline):
         """As `StepCost.describe`: the profile's tables with their errors, then the roofline that fills its holes."""
         return self.profile.describe() + super().describe()
 
+    def launching_s(self, shape: Shape) -> float | None:
+        """As `Roofline.launching_s`."""
+        tokens = shape_tokens(shape)
+        size = self._size(shape, tokens)
+        return None if size.graph else self._launch_price(shape, tokens, size).seconds
+
     def _device_terms(self, shape: Shape, size: Size, launch: Price) -> Terms:
         """The operations of a step and, where launching adds to them, launching."""
         tokens = shape_tokens(shape)

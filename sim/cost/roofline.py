@@ -175,6 +175,11 @@ class Roofline:
         line = self._full_line(decodes)
         return [max(fixed_s + line.at(context), launch_s) for context in contexts]
 
+    def launching_s(self, shape: Shape) -> float | None:
+        """Seconds that the host needs to launch the step's kernels one by one; None where a CUDA graph has most."""
+        tokens = shape_tokens(shape)
+        return None if self._in_graph(tokens) else self._launch_s(tokens, shape)
+
     def _full_line(self, decodes: int) -> Line:
         line = self._attention.lines(decodes)[0]
         assert line is not None, "without a window all layers are full ones"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PRODUCTS, ATTENTION, ELEMENTWISE, COMMUNICATION, MOVES, DRAFTING, LAUNCHING, HOST, REST = KINDS = (
-    "products", "attention", "elementwise", "communication", "memory moves", "drafting", "launching", "host", "rest",
+PRODUCTS, ATTENTION, ELEMENTWISE, ADAPTERS, COMMUNICATION, MOVES, DRAFTING, LAUNCHING, HOST, REST = KINDS = (
+    "products", "attention", "elementwise", "adapters", "communication", "memory moves", "drafting", "launching",
+    "host", "rest",
 )  # fmt: skip
 """`REST` is what a price that was measured or fitted as a whole tells no further."""
 NAMED: Mapping[str, tuple[str, ...]] = {
@@ -15,8 +16,9 @@ NAMED: Mapping[str, tuple[str, ...]] = {
         "shared expert activation", "expert activation", "expert routing", "expert combine", "KV write", "sampling",
         "short convolution", "elementwise",
     ),
+    ADAPTERS: ("adapter shrink", "adapter expand"),
     COMMUNICATION: ("all-reduce", "logits gather", "expert dispatch", "expert return", "stage hand-over"),
-    MOVES: ("block copies", "swap", "offload wait"),
+    MOVES: ("block copies", "swap", "offload wait", "adapter load"),
     DRAFTING: ("drafting", "draft heads", "draft prefill"),
     LAUNCHING: ("launches", "launch gaps"),
     HOST: ("host",),

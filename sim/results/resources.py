@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.step import StepCost, Term, shape_rows, shape_tokens
-from sim.cost.terms import COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVES, PRODUCTS, kind_of
+from sim.cost.terms import ADAPTERS, COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVES, PRODUCTS, kind_of
 from sim.cost.terms import HOST as ON_HOST
 from sim.engine.batch import Shape
 from sim.results.percentiles import Floats, Ints
@@ -32,7 +32,15 @@ OF_TERM = {
     "verify attention": MEMORY,
     "block copies": MEMORY,
 }
-OF_KIND = {ELEMENTWISE: MEMORY, DRAFTING: MEMORY, COMMUNICATION: LINK, MOVES: LINK, LAUNCHING: HOST, ON_HOST: HOST}
+OF_KIND = {
+    ELEMENTWISE: MEMORY,
+    ADAPTERS: MEMORY,
+    DRAFTING: MEMORY,
+    COMMUNICATION: LINK,
+    MOVES: LINK,
+    LAUNCHING: HOST,
+    ON_HOST: HOST,
+}
 _OF_ROWS = ("LM head",)
 
 

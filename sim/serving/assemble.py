@@ -10,6 +10,7 @@ from sim import catalog
 from sim.catalog import presets
 from sim.catalog.presets import EnginePreset
 from sim.cost import profile as profiles
+from sim.cost.adapters import Adapted, AdapterShape
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.offload import Offload
@@ -77,6 +78,8 @@ class Parts:
     """Of the engine's version."""
     room: KvRoom
     """How many blocks the memory has, and how that is known."""
+    adapters: AdapterShape | None
+    """What slots for adapters hold; None without."""
 
     def engine(self, *, spans: bool = True) -> ServingEngine:
         """A fresh engine, with a policy and an allocator of its own unless it is another's."""
@@ -91,7 +94,7 @@ class Parts:
             k, drafts = speculation.k, speculation.shape.drafts
             proposer = Adaptive(k, self.cost, span_tokens) if speculation.adaptive else FixedDrafts(drafts)
             lookahead_tokens = drafts if self.drafter.has_cache else 0
-        return wire(
+        engine = wire(
             build("sim.policies", scenario.policy.name, scenario.policy.parameters),
             build(self.allocators, scenario.allocator.name, scenario.allocator.parameters, self.memory),
             self.limits,
@@ -108,6 +111,9 @@ class Parts:
             staged=self.parallel.pp > 1,
             lengths=bool(getattr(self.cost, "needs_lengths", True)),
         )
+        if self.adapters is not None:
+            engine.adapt(scenario.lora.max_loras, scenario.lora.kept)
+        return engine
 
     def executor(self, acceptance: Sequence[float] | None = None, engine: ServingEngine | None = None) -> Executor:
         """Prices batches for one replica, and says which drafts are right.
@@ -193,7 +199,11 @@ def assemble(scenario: Scenario) -> Parts:
     engine_class, policy, traits = _schedulers(scenario, model, preset, allocators)
     drafter = _drafter(scenario, model) if policy["drafts"] else None
     _check_parallel(scenario, parallel, drafter)
-    room = kv_room(scenario, model, gpu, offload, drafter)
+    adapters = None
+    if scenario.lora.on:
+        _check_adapters(scenario, parallel, policy, drafter, profile, theirs=engine_class is not None)
+        adapters = AdapterShape(scenario.lora, model)
+    room = kv_room(scenario, model, gpu, offload, drafter, adapters)
     memory = kv_pool(scenario, model, room, drafter, longest)
     offloaded_bytes = offload.host_bytes(model, parallel, memory.tokens)
     lay_out = traits["layout"]
@@ -211,6 +221,9 @@ def assemble(scenario: Scenario) -> Parts:
         "routing": Routing(scenario.cost.routing),
     }
     cost = _cost(model, gpu, profile, drafter, offload, shared)
+    if adapters is not None:
+        assert isinstance(cost, Roofline)
+        cost = Adapted(cost, adapters)
     _check_no_cache(scenario, traits)
     asynchronous = _asynchronous(scenario, drafter, by_default=policy["async_by_default"] and parallel.pp == 1)
     if scenario.live.stop_at_eos and (scenario.executor != "live" or drafter is not None):
@@ -239,6 +252,7 @@ def assemble(scenario: Scenario) -> Parts:
         mixed,
         rules_of(preset.rules),
         room,
+        adapters,
     )
 
 
@@ -298,6 +312,37 @@ def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | N
         raise InputError(f"offload.* is set and {what}: layers in host memory of such replicas are not modelled")
     if scenario.kv.swap_gib and parallel.pp > 1:
         raise InputError(f"kv.swap_gib is set and {what}: swapping between batches under way is not modelled")
+
+
+def _check_adapters(
+    scenario: Scenario,
+    parallel: Parallel,
+    policy: Mapping[str, Any],
+    drafter: Drafter | None,
+    profile: Profile | None,
+    *,
+    theirs: bool,
+) -> None:
+    """Refuse what is not modelled beside adapters."""
+    named = f"policy {scenario.policy.name}"
+    why = {
+        "executor is live, and a live run has no adapters": scenario.executor == "live",
+        f"engine.name is {scenario.engine.name}, whose adapters are not modelled": theirs,
+        f"{named} pads rows, which are of no one adapter": policy["holds_finished"],
+        f"{named} drafts, and drafts beside adapters are not modelled": drafter is not None,
+        f"adapters of replicas of several ranks or stages ({parallel}) are not modelled": (
+            parallel.dp > 1 or parallel.pp > 1
+        ),
+        "offload.* is set, and adapters beside layers in host memory are not modelled": bool(
+            scenario.offload.weight_layers or scenario.offload.kv_layers
+        ),
+        f"cost.profile is {scenario.cost.profile}, of a CPU, on which adapters have no price": (
+            profile is not None and profile.meta.synchronous
+        ),
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise InputError(f"lora.max_loras is set, and {reason}")
 
 
 def _mixed(scenario: Scenario, preset: EnginePreset) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.catalog import presets
+from sim.cost.adapters import AdapterShape
 from sim.cost.capacity import GIB, MemorySettings, kv_capacity
 from sim.cost.offload import Offload
 from sim.engine.memory import KvPool
@@ -52,7 +53,14 @@ class KvRoom:
         return self.least < self.most
 
 
-def kv_room(scenario: Scenario, model: ModelSpec, gpu: GpuSpec, offload: Offload, drafter: Drafter | None) -> KvRoom:
+def kv_room(
+    scenario: Scenario,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    offload: Offload,
+    drafter: Drafter | None,
+    adapters: AdapterShape | None = None,
+) -> KvRoom:
     """How many blocks a replica's KV cache has: as they are given or logged, or derived from the memory.
 
     Raises:
@@ -81,6 +89,7 @@ def kv_room(scenario: Scenario, model: ModelSpec, gpu: GpuSpec, offload: Offload
         parallel=parallel,
         offload=offload,
         drafter=drafter,
+        adapters=adapters,
         pools_states=allocator_package(scenario, model) == MIXED,
     )
     taken = {"expected": room.blocks, "least": room.least_blocks, "most": room.most_blocks}[kv.estimate]
@@ -90,6 +99,9 @@ def kv_room(scenario: Scenario, model: ModelSpec, gpu: GpuSpec, offload: Offload
             "block (docs/kv.md)"
         )
     whose = f"accounted as {accounting.name} does" if accounting.name else "a plain estimate, of no engine"
+    if adapters is not None:
+        slots = adapters.slot_bytes(parallel) / GIB
+        whose += f", beside {slots:.2f} GiB of each GPU for the slots of {scenario.lora.max_loras:,} adapters"
     return KvRoom(taken, room.least_blocks, room.most_blocks, whose)
 
 

@@ -11,6 +11,8 @@ from sim.specs.settings import Where, check, setting, word
 from traces.choices import LARGEST_CV, TIME_UNITS, TURNS
 from traces.schema import MAX_REQUESTS, MAX_TOKENS, InputError
 
+_DRAWN = Where("workload.adapters is set", lambda scenario: scenario.workload.adapters)
+
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
@@ -101,6 +103,19 @@ class WorkloadSettings:
         Bound(0.0, 1e9),
         where=Where("there are pools", lambda scenario: scenario.pools),
     )
+    adapters: int = setting(
+        0,
+        "Adapters (LoRA), adapter-1 and so on, one of which each request (with sessions: each session) asks for, drawn "
+        "from the seed instead of what the trace says.",
+        Bound(0, 100_000, "the trace's"),
+    )
+    adapter_skew: float = setting(
+        1.0,
+        "How uneven they are asked for: adapter-n by n to the power of minus this (Zipf); 0 is evenly.",
+        Bound(0.0, 10.0),
+        where=_DRAWN,
+    )
+    base_share: float = setting(0.0, "Share of the requests that ask for no adapter.", Bound(0.0, 1.0), where=_DRAWN)
     samples: int = setting(0, "Answers to every prompt.", Bound(0, 10_000, "as the trace says"))
     beam_search: bool = setting(False, "The answers to a prompt are the beams of one search.")
     # Nothing simulated could choose a beam; 0.07 is nearest to figure 15 of the vLLM paper, which no value meets.

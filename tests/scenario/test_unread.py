@@ -44,6 +44,11 @@ FAIL = {"mtbf_s": 50.0, "restart_at_s": 5.0, "schedule": (OutageSettings(down_s=
 SCALE = {"target": 5.0, "min": 2, "max": 3, "interval_s": 5.0, "tolerance": 0.5, "delay_s": 5.0, "cooldown_s": 5.0}
 RETRY = {"base_s": 0.5, "factor": 3.0, "max_s": 30.0, "jitter": 0.25}
 TIERS = ("host", "disk", "store")
+LORA = {
+    "max_cpu_loras": 3, "max_lora_rank": 32, "modules": "q_proj", "rank": 8, "ranks": {"a": 8.0}, "disk_gb_per_s": 0.5,
+    "disk_latency_s": 0.5,
+}  # fmt: skip
+DRAWN = {"adapter_skew": 0.5, "base_share": 0.5}
 UNREAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "cpu"}, f"device is cpu, and it is read only where {LIVE}"),
     ({"live.temperature": 0.5}, f"live.temperature is 0.5, and it is read only where {LIVE}"),
@@ -122,6 +127,17 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
         {"workload.model_shares": {"large": 1.0}},
         "workload.model_shares is {'large': 1.0}, and it is read only where there are pools",
     ),
+    *(
+        ({f"lora.{key}": value}, f"lora.{key} is {word(value)}, and it is read only where lora.max_loras is set")
+        for key, value in LORA.items()
+    ),
+    *(
+        (
+            {f"workload.{key}": value},
+            f"workload.{key} is {word(value)}, and it is read only where workload.adapters is set",
+        )
+        for key, value in DRAWN.items()
+    ),
     ({"retry.attempts": 3}, "retry.attempts is 3, and it is read only where admission or a front end can refuse"),
     *(
         ({f"retry.{key}": value}, f"retry.{key} is {word(value)}, and it is read only where retry.attempts is above 1")
@@ -168,6 +184,8 @@ READ: list[dict[str, Any]] = [
     {"policy": "speculative", "speculation.k": 3},
     {"policy": "mine:Mine", "speculation.k": 3},
     {"policy": "speculative", "speculation.prompt_lookup_max": 2},  # as the live run had whose acceptance it takes
+    {"lora.max_loras": 2, **{f"lora.{key}": value for key, value in LORA.items()}},
+    {"workload.adapters": 3, **{f"workload.{key}": value for key, value in DRAWN.items()}},
     {"live.clock": "virtual", "speculation.k": 4, "workload.beam_churn": 0.07},
 ]
 
