@@ -217,7 +217,7 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
         if column in table:
             rows = [one if isinstance(one, np.ndarray) else blocks.NO_IDS for one in table[column]]
             table[column] = pd.Series(rows, dtype=object)
-    for column in ("session", "model"):
+    for column in ("session", "model", "adapter"):
         if column in table:
             table[column] = table[column].fillna("").astype("string")
     for column, absent in (("turn", 0), ("samples", 1), ("priority", 0)):

@@ -37,6 +37,7 @@ DTYPES: Mapping[str, str] = {
     "token_ids": "object",
     "output_token_ids": "object",
     "model": "string",
+    "adapter": "string",
     "samples": "int64",
     "priority": "int64",
     "acceptance": "float64",

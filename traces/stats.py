@@ -29,6 +29,7 @@ def describe(trace: Trace) -> dict[str, Any]:
         "turns": trace.turns or None,
         "prefix": _prefix(requests),
         "models": requests["model"].nunique() if "model" in requests else None,
+        "adapters": requests.loc[requests["adapter"] != "", "adapter"].nunique() if "adapter" in requests else None,
         "dropped": trace.dropped,
         "dropped_reasons": dict(trace.dropped_reasons),
         "notes": list(trace.notes),

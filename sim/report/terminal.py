@@ -13,6 +13,7 @@ from rich.text import Text
 from sim.load import OURS
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
+from sim.report.run.adapters import adapter_lines
 from sim.report.run.band import band_lines
 from sim.report.run.operations import operation_lines
 from sim.report.run.pools import model_lines, pool_lines, transfer_line
@@ -132,6 +133,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
         lines.append(("Transfers", transfers))
     lines += kv_lines(summary["kv"])
     lines += tier_lines(summary["kv"])
+    lines += adapter_lines(summary)
     lines += [("KV band", line) for line in kv_capacity_lines(summary)[1:]]
     if drafts := summary.get("speculation"):
         lines += speculation_lines(drafts)

@@ -19,9 +19,13 @@ from sim.results.percentiles import Floats, Ints
 from sim.results.resources import COMPUTE, DEVICE, RESOURCES, Resources
 from traces.table import Columns
 
-FREE, SEATS, BUDGET, KV, POLICY = STATES = ("free", "seats", "token budget", "KV memory", "policy")
+FREE, SEATS, BUDGET, KV, POLICY, SLOTS = STATES = (
+    "free", "seats", "token budget", "KV memory", "policy", "adapter slots",
+)  # fmt: skip
 """What a span's waiting requests wait for; `FREE` where none waits. `POLICY`: there was room, and it asked for none."""
 LIMITS = STATES[1:]
+DEFERRED = "deferred"
+"""The column of the steps table, where there are adapters, that counts the requests that wait for a slot of one."""
 FRONT_END = "front end"
 NOTHING, IDLE, UNDER_WAY = "nothing", "idle", "step under way"
 BINDS_FROM = 0.1
@@ -79,6 +83,8 @@ def states(steps: Columns, limits: StepLimits) -> Codes:
         rows = column["running"]
         padded = tokens + column["padding_tokens"]
         code[padded * (rows + 1) > limits.budget_tokens * np.maximum(rows, 1)] = STATES.index(BUDGET)
+    if DEFERRED in steps:
+        code[np.asarray(steps[DEFERRED]) >= column["waiting"]] = STATES.index(SLOTS)
     code[full] = STATES.index(SEATS)
     if limits.batch:
         code[column["running"] >= limits.batch] = STATES.index(POLICY)
@@ -117,16 +123,17 @@ def binding(
 ) -> dict[str, Any]:
     """The summary's `binding` without `setting`; `summary` has the distributions and the SLO. Keys: docs/metrics.md."""
     code, width_s = states(steps, limits), busy_s(steps)
+    known = LIMITS if DEFERRED in steps else LIMITS[:-1]
     whole_s = summary["duration_s"] * replicas
-    by_state = {name: float(width_s[code == place].sum()) for place, name in enumerate(STATES)}
+    by_state = {name: float(width_s[code == STATES.index(name)].sum()) for name in (FREE, *known)}
     waits = np.asarray(steps["waiting"], np.float64) * width_s
-    wait_s = {name: float(waits[code == place].sum()) for place, name in enumerate(STATES) if place}
+    wait_s = {name: float(waits[code == STATES.index(name)].sum()) for name in known}
     names = dict(zip(STATES, STATES, strict=True))
     at_budget = resources.shares(code[resources.rows] == STATES.index(BUDGET))
     if at_budget.get(COMPUTE, 0.0) > 0.5:
         names[BUDGET] = COMPUTE  # a step of more tokens would take longer by as much
-    shares = dict.fromkeys((*LIMITS, *RESOURCES, IDLE), 0.0)
-    for name in LIMITS:
+    shares = dict.fromkeys((*known, *RESOURCES, IDLE), 0.0)
+    for name in known:
         shares[names[name]] += _of(by_state[name], whole_s)
     made_of = resources.shares()
     free = resources.shares(code[resources.rows] == 0) or made_of or {DEVICE: 1.0}
@@ -134,7 +141,7 @@ def binding(
         shares[name] += part * _of(by_state[FREE], whole_s)
     shares[IDLE] = max(0.0, 1.0 - _of(float(width_s.sum()), whole_s))
     waited_s = {names[name]: seconds for name, seconds in wait_s.items()}
-    blocked = {names[name]: _of(by_state[name], whole_s) for name in LIMITS}
+    blocked = {names[name]: _of(by_state[name], whole_s) for name in known}
     by, share, share_of = _which(blocked, waited_s, shares, made_of, requests, summary, load)
     return {
         "by": by,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from sim.results.binding import BUDGET, FRONT_END, KV, NOTHING, POLICY, SEATS
+from sim.results.binding import BUDGET, FRONT_END, KV, NOTHING, POLICY, SEATS, SLOTS
 from sim.results.resources import COMPUTE, HOST, LINK, MEMORY
 from sim.scenario import Scenario
 
@@ -81,6 +81,7 @@ LEVERS: Mapping[str, Callable[[Scenario], Lever]] = {
     BUDGET: _engine("max_num_batched_tokens"),
     KV: _memory,
     POLICY: _policy,
+    SLOTS: lambda scenario: Lever("lora.max_loras", f"a larger lora.max_loras (now {scenario.lora.max_loras:,})"),
     COMPUTE: lambda _: Lever("gpu", f"a GPU with more arithmetic, a larger tp or {REPLICA}"),
     MEMORY: _bandwidth,
     HOST: _host,

@@ -207,12 +207,13 @@ def summarise(
     engine_itl: Itl | None = None,
     operations: Mapping[str, Any] | None = None,
     tiers: Mapping[str, Any] | None = None,
+    adapters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
     Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
     does, when it does it. `operations` are keys of what was done with a fleet while it served, `tiers` what came from
-    tiers below the KV pools.
+    tiers below the KV pools, `adapters` what became of those.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)
@@ -231,6 +232,7 @@ def summarise(
         **({"goodput": goodput(requests, slo, duration)} if slo else {}),
         "computed": computed(steps),
         "kv": kv_summary(requests, steps, kv, duration) | ({"tiers": tiers} if tiers is not None else {}),
+        **({"adapters": adapters} if adapters is not None else {}),
         **({"speculation": speculation} if speculation is not None else {}),
         "bill": run_bill(requests, steps, rates, kv.replicas, duration),
         "cost_sources": source_shares(source_seconds),

@@ -105,7 +105,7 @@ def request_table(
         "prefix_blocks": (prompt - 1) // size,
         "samples": spread(log.samples, 1).astype("i8"),
     }
-    for name in ("session", "turn", "priority", "source_row"):
+    for name in ("session", "turn", "priority", "adapter", "source_row"):
         if name in trace:
             table[name] = np.asarray(trace[name], object if name == "session" else None)
     return Table(table)

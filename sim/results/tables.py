@@ -20,8 +20,9 @@ from traces import files as inputs
 from traces.late import pd
 
 SCENARIO, SUMMARY, PERFETTO = "scenario.toml", "summary.json", "trace.perfetto.json"
-REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS = (
-    f"{name}.parquet" for name in ("requests", "steps", "gaps", "preempted", "terms", "transfers", "events")
+REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS, ADAPTER_LOADS = (
+    f"{name}.parquet"
+    for name in ("requests", "steps", "gaps", "preempted", "terms", "transfers", "events", "adapter_loads")
 )
 SUMMARY_KEYS = (
     "requests",
@@ -41,8 +42,8 @@ REQUEST_COLUMNS = (
     "request", "arrival_s", "status", "replica", "first_scheduled_s", "first_token_s", "finish_s", "queue_s", "ttft_s",
     "tpot_s", "e2e_s", "preemptions",
 )  # fmt: skip
-RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS, "answers.parquet",
-             "report.html", PERFETTO)  # fmt: skip
+RUN_FILES = (SUMMARY, SCENARIO, REQUESTS, STEPS, GAPS, PREEMPTED, TERMS, TRANSFERS, EVENTS, ADAPTER_LOADS,
+             "answers.parquet", "report.html", PERFETTO)  # fmt: skip
 """All that a run may write."""
 PREEMPTED_COLUMNS = ("request", "sequence", "start_s", "end_s")
 
@@ -73,6 +74,8 @@ class RunTables:
     """KV sent between pools; None where none sends any."""
     events: pd.DataFrame | None = None
     """What became of replicas; None where all served all the time."""
+    adapter_loads: pd.DataFrame | None = None
+    """Adapters put into slots; None without LoRA."""
 
     @classmethod
     def of(cls, run: Run, scenario: str, answers: pd.DataFrame | None = None) -> RunTables:
@@ -83,11 +86,13 @@ class RunTables:
         preempted, terms = getattr(run, "preempted", None), term_table(run)
         timeless = {key: value for key, value in run.summary.items() if key not in UNMARKED}
         timeless["kv"] = {key: value for key, value in run.summary["kv"].items() if key not in ESTIMATED}
-        transfers, events = getattr(run, "transfers", None), getattr(run, "events", None)
+        transfers, events, loads = (getattr(run, name, None) for name in ("transfers", "events", "adapter_loads"))
         tables = [run.requests, run.steps, _gaps(itl), preempted, terms, answers]
-        tables += [table for table in (transfers, events) if table is not None]
+        tables += [table for table in (transfers, events, loads) if table is not None]
         mark = run_id.digest(scenario, timeless, *("" if table is None else table for table in tables))
-        return cls(run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark, transfers, events)
+        return cls(
+            run.summary, run.requests, run.steps, itl, preempted, terms, scenario, mark, transfers, events, loads
+        )
 
     def writers(self) -> dict[str, files.Writer]:
         """By name the files; those of tables that were not recorded are not among them."""
@@ -99,6 +104,7 @@ class RunTables:
             TERMS: self.term_table,
             TRANSFERS: self.transfers,
             EVENTS: self.events,
+            ADAPTER_LOADS: self.adapter_loads,
         }
         return {
             SCENARIO: run_id.toml(self.scenario, self.mark),
@@ -116,7 +122,8 @@ class RunTables:
         settle(folder)
         scenario = inputs.text(folder / SCENARIO)
         gaps = files.read_parquet(folder / GAPS, ("gap_s", "count"))
-        preempted, terms, transfers, events = (folder / name for name in (PREEMPTED, TERMS, TRANSFERS, EVENTS))
+        optional = (PREEMPTED, TERMS, TRANSFERS, EVENTS, ADAPTER_LOADS)
+        preempted, terms, transfers, events, loads = (folder / name for name in optional)
         summary = files.read_json(folder / SUMMARY, SUMMARY_KEYS)
         summary.pop(run_id.KEY, None)
         return cls(
@@ -130,6 +137,7 @@ class RunTables:
             run_id.check_one(folder, RUN_FILES),
             files.read_parquet(transfers, ("request", "source", "target")) if inputs.exists(transfers) else None,
             files.read_parquet(events, ("time_s", "replica", "event")) if inputs.exists(events) else None,
+            files.read_parquet(loads, ("replica", "time_s", "load_s", "adapter")) if inputs.exists(loads) else None,
         )
 
 

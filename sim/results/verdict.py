@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.results.binding import BINDS_FROM, BUDGET, FRONT_END, IDLE, KV, NOTHING, POLICY, SEATS
+from sim.results.binding import BINDS_FROM, BUDGET, FRONT_END, IDLE, KV, NOTHING, POLICY, SEATS, SLOTS
 from sim.results.metrics import verdicts
 from sim.results.resources import HOST, LINK
 from sim.results.stability import grows
@@ -155,11 +155,12 @@ def _binds(binding: Summary) -> str:
     if by == NOTHING:
         fullest = max((SEATS, KV), key=lambda name: binding["peaks"][name])
         return f"nothing binds yet ({fullest} {percent(binding['peaks'][fullest])} full at the peak)"
-    name, verb = _SUBJECTS.get(by, by), "bind" if by == SEATS else "binds"
+    several = by in (SEATS, SLOTS)
+    name, verb = _SUBJECTS.get(by, by), "bind" if several else "binds"
     if by == FRONT_END:
         what = f"its processes work {percent(share)} of the time"
     elif binding["share_of"] == "time":
-        what = f"requests waited for {'them' if by == SEATS else 'it'} {percent(share)} of the time"
+        what = f"requests waited for {'them' if several else 'it'} {percent(share)} of the time"
     else:
         what = f"{percent(share)} of the steps' time"
         queue, waited = max(binding["waiting"].items(), key=lambda one: one[1])

@@ -226,6 +226,13 @@ def router_traits(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Any]:
                     f"router {scenario.router.name} asks what a replica's cache holds of a prompt, and allocator "
                     f"{pool.parts.scenario.allocator.name}{_where(pool)} finds no prefixes; --allocator prefix does"
                 )
+    if traits["reads_adapters"]:
+        for pool in pools:
+            if pool.parts.adapters is None:
+                raise InputError(
+                    f"router {scenario.router.name} asks which adapters a replica has, and lora.max_loras"
+                    f"{_where(pool)} is 0, with which it has none"
+                )
     return traits
 
 

@@ -25,6 +25,7 @@ from sim.results.requests import request_table
 from sim.results.steps import StepLog
 from sim.results.terms import FleetTerms, Spent, StepTerms, of_all, term_shares
 from sim.scenario import Scenario, as_tables, leaves, policies_of
+from sim.serving.adapters import adapter_notes, check_adapters
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
 from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, scales, shared
@@ -86,6 +87,8 @@ class Result:
     """KV sent between pools (`sim.serving.disaggregation.TRANSFER_COLUMNS`); None where no pool sends any."""
     events: pd.DataFrame | None = None
     """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
+    adapter_loads: pd.DataFrame | None = None
+    """Adapters put into slots (`sim.serving.adapters.AdapterLog.loads`); None without LoRA."""
 
     def table(self, name: str) -> Columns:
         """Its `requests` or `steps` as they are held, which until somebody asks for a DataFrame is none."""
@@ -109,7 +112,7 @@ def simulate(
         scenario = backend.fitted(scenario)
     pools = _pools(scenario, hooks)
     scenario, parts = served_by(scenario), pools[0].parts
-    trace = load_trace(scenario) if trace is None else trace
+    trace = check_adapters(load_trace(scenario) if trace is None else trace, pools)
     spans = (backend is None and hooks.session is None) if hooks.spans is None else hooks.spans
     engines = [pool.engines(spans=spans) for pool in pools]
     sent_rows, rejected = admissible_in_all(pools, trace, [own[0] for own in engines], fails=scenario.failures.on)
@@ -134,7 +137,7 @@ def simulate(
         [pool.parts.pool.block_tokens for pool in each_replica(pools)],
         clients,
     )
-    requests, steps = simulation.with_more(requests, sent_rows), simulation.steps.table()
+    requests, steps = simulation.with_more(requests, sent_rows), simulation.step_table()
     period = float(requests["arrival_s"].min()), metrics.duration_s(requests, steps)
     lifecycle = simulation.entrance.lifecycle
     present = Present.of(pools, None if lifecycle is None else lifecycle.share_paid(*period))
@@ -165,6 +168,7 @@ def simulate(
         engine_itl=None if clients is None else engine_itl,
         operations=simulation.operations(pools, present, *period),
         tiers=tier_facts(simulation.loads, pools),
+        adapters=None if simulation.adapters is None else simulation.adapters.facts(requests, steps),
     )
     offered = load(requests, scenario, asked_per_s=asked_per_s(trace, scenario.workload), laid_over_s=trace.window_s)
     summary |= {"cost_terms": term_shares(terms), "load": metrics.plain(offered)}
@@ -191,6 +195,7 @@ def simulate(
         step_terms,
         transfers,
         None if lifecycle is None else lifecycle.events(),
+        None if simulation.adapters is None else simulation.adapters.loads().frame(),
     )
 
 
@@ -450,6 +455,7 @@ def _inputs(
             *front_end_notes(parts),
             *pool_notes(pools),
             *tier_notes(scenario),
+            *adapter_notes(pools),
             *noise_notes(scenario, noise),
             *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.table)),
             *trace.notes,

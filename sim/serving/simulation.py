@@ -19,6 +19,7 @@ from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog
 from sim.results.steps import StepLog
 from sim.scenario import Scenario
+from sim.serving.adapters import AdapterLog, adapters_of
 from sim.serving.admission import Admission, check_admission
 from sim.serving.clock import Clock, WallClock
 from sim.serving.entrance import Answered, Entrance
@@ -94,6 +95,7 @@ class Simulation:
         self._draws = Draws(count, scenario.front_end.spread, scenario.seed)
         self.front_ends: list[FrontEnd] = []
         self.loads = loads_of(self.clock, pools)
+        self.adapters = AdapterLog(pools) if any(pool.parts.adapters is not None for pool in pools) else None
         self.entrance = Entrance(
             scenario,
             pools,
@@ -106,7 +108,13 @@ class Simulation:
         )
         self.replicas = self.entrance.replicas
         with_sessions = self.entrance.follows_sessions
-        work = columns(admissible, scenario, pools[0].parts.pool.block_tokens, with_sessions=with_sessions)
+        work = columns(
+            admissible,
+            scenario,
+            pools[0].parts.pool.block_tokens,
+            with_sessions=with_sessions,
+            adapters=adapters_of(admissible, pools),
+        )
         users = scenario.workload.concurrency
         self._source = RequestSource(self.clock, work, self._before(scenario, admissible), concurrency=users)
 
@@ -184,7 +192,7 @@ class Simulation:
         if hooks.wrap is not None:
             executor = hooks.wrap(executor)
         loads = self._below(pool, engines)
-        watching = [each for each in (self.steps, observer, loads, hooks.observer) if each is not None]
+        watching = [each for each in (self.steps, observer, loads, self.adapters, hooks.observer) if each is not None]
         each_rank = EachRank(Audience(watching))
         group = RankEngines(engines)
         replica = Replica(
@@ -208,7 +216,7 @@ class Simulation:
         observers: list[Observer] = [self.steps]
         front_end = self._front_end(pool, index)
         loads = self._below(pool, [engine])
-        observers += [each for each in (front_end, observer, loads, hooks.observer) if each is not None]
+        observers += [each for each in (front_end, observer, loads, self.adapters, hooks.observer) if each is not None]
         ahead = engine if self._spans and hooks.wrap is None else None
         executor: Executor = (
             parts.executor(self._acceptance, ahead) if self._session is None else self._session.executor(engine)
@@ -271,6 +279,11 @@ class Simulation:
             return f"the live run died when {self._finished:,} of {self._count:,} requests had finished: {error}"
         del self._source  # a million requests as columns are worth their memory
         return ""
+
+    def step_table(self) -> Table:
+        """What the steps did, and with which adapters; the log is empty afterwards."""
+        steps = self.steps.table()
+        return steps if self.adapters is None else self.adapters.with_adapters(steps)
 
     def step_end_s(self) -> list[np.ndarray]:
         return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
+from sim.engine.engine import Engine
 from sim.engine.protocol import ServingEngine
-from sim.engine.request import Request
+from sim.engine.request import Adapter, Request
 from sim.serving.clock import Clock
 
 
@@ -72,17 +74,22 @@ class Snapshot:
         self._server.settle()
         return self._server.engine.cached_tokens(req)
 
+    def has_adapter(self, req: Request) -> bool:
+        """Is the request's adapter in one of its slots now?"""
+        return _has(_resident(self._server), req)
+
 
 class Polled(Snapshot):
     """A replica as it was when it was last asked."""
 
-    __slots__ = ("_clock", "_free_blocks", "_running_tokens", "_taken_s")
+    __slots__ = ("_adapters", "_clock", "_free_blocks", "_running_tokens", "_taken_s")
 
     def __init__(self, server: Server, index: int, kv_blocks: int, clock: Clock) -> None:
         super().__init__(server, index, kv_blocks)
         self._clock = clock
         self._taken_s = 0.0
         self._running_tokens = 0
+        self._adapters: frozenset[Adapter] = frozenset()
         self._free_blocks = server.engine.counts().free_blocks
 
     def take(self, now: Snapshot, *, with_memory: bool) -> None:
@@ -90,6 +97,7 @@ class Polled(Snapshot):
         self._taken_s = self._clock.now
         self.outstanding = now.outstanding
         self.outstanding_tokens = now.outstanding_tokens
+        self._adapters = frozenset(_resident(self._server))
         if with_memory:
             self._running_tokens = now.running_tokens
             self._free_blocks = now.free_blocks
@@ -105,3 +113,16 @@ class Polled(Snapshot):
     @property
     def free_blocks(self) -> int:
         return self._free_blocks
+
+    def has_adapter(self, req: Request) -> bool:
+        return _has(self._adapters, req)
+
+
+def _resident(server: Server) -> Collection[Adapter]:
+    """The adapters in the slots of a server's engine."""
+    engine = server.engine
+    return engine.adapters.resident if isinstance(engine, Engine) and engine.adapters is not None else ()
+
+
+def _has(adapters: Collection[Adapter], req: Request) -> bool:
+    return req.adapter is not None and req.adapter in adapters

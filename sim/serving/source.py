@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sim.engine.request import BeamDraw, Request, SharedPrefix
+from sim.engine.request import Adapter, BeamDraw, Request, SharedPrefix
 from sim.serving.clock import Clock, Event
 
 
@@ -35,6 +35,7 @@ class Workload:
     """For beam searches: from a request's index to its draws (see `sim.engine.request.Group`)."""
     session: Sequence[int] | None = None
     """The same number for all requests of a session, where a router asks for it."""
+    adapters: Sequence[Adapter | None] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -53,6 +54,8 @@ class Workload:
         )
         if self.session is not None:
             req.session = self.session[index]
+        if self.adapters is not None:
+            req.adapter = self.adapters[index]
         size = self.samples[index] if self.samples is not None else 1
         if size > 1:
             req.split(size, self.draw_beams(index) if self.draw_beams else None)

@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 import traces
-from sim.engine.request import BeamDraw
+from sim.engine.request import Adapter, BeamDraw
 from sim.scenario import Scenario
 from sim.serving.source import Workload, session_numbers
 from sim.specs.workload import WorkloadSettings
@@ -108,7 +108,18 @@ def timed(trace: Trace, settings: WorkloadSettings, seed: int) -> Trace:
         drawn["priority"] = priorities.astype(np.int64)
     if settings.model_shares:
         drawn["model"] = _shared_out(laid.requests, settings.model_shares, stream(seed, "models"))
+    if settings.adapters:
+        shares = _adapter_shares(settings)
+        drawn["adapter"] = _shared_out(laid.requests, shares, stream(seed, "adapters")).astype(str)
     return replace(laid, requests=laid.requests.assign(**drawn)) if drawn else laid
+
+
+def _adapter_shares(settings: WorkloadSettings) -> dict[str, float]:
+    """By adapter how many requests ask for it; "" is none."""
+    weights = np.arange(1, settings.adapters + 1) ** -settings.adapter_skew
+    weights *= (1.0 - settings.base_share) / weights.sum()
+    own = {f"adapter-{number}": float(weight) for number, weight in enumerate(weights, 1)}
+    return {"": settings.base_share, **own}
 
 
 def _shared_out(requests: Columns, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
@@ -184,7 +195,14 @@ def _own_rate(trace: Trace, settings: WorkloadSettings) -> float:
     return rate
 
 
-def columns(requests: Columns, plan: Scenario, block_tokens: int, *, with_sessions: bool = False) -> Workload:
+def columns(
+    requests: Columns,
+    plan: Scenario,
+    block_tokens: int,
+    *,
+    with_sessions: bool = False,
+    adapters: Sequence[Adapter | None] | None = None,
+) -> Workload:
     """The requests as plain columns; with `workload.sessions`, later turns wait for the answer before them.
 
     Shared prefixes follow from the trace's block ids or, in blocks of `block_tokens`, from its token ids.
@@ -218,6 +236,7 @@ def columns(requests: Columns, plan: Scenario, block_tokens: int, *, with_sessio
         samples(requests, settings),
         partial(beam_draws, plan.seed, settings.beam_churn) if settings.beam_search else None,
         _session_numbers(requests, plan) if with_sessions else None,
+        adapters,
     )
 
 

@@ -58,6 +58,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
         "router": {
             "reads_cache": Trait("switch", "asks what a replica's cache holds of a prompt"),
             "reads_memory": Trait("switch", "asks for a replica's free KV blocks or running tokens"),
+            "reads_adapters": Trait("switch", "asks which adapters a replica has in its slots"),
             "follows_sessions": Trait("switch", "asks which session a request is of"),
         },
         "engine": {"async_by_default": Trait("switch", "the next step is planned while the current one runs")},

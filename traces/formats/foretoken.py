@@ -35,6 +35,7 @@ COLUMNS: Mapping[str, Kind] = {
     "token_ids": Ids(optional=True),
     "output_token_ids": Ids(optional=True),
     "model": Text(optional=True),
+    "adapter": Text(optional=True),
     "samples": Count(default=1),
     "priority": Count(-MAX_TOKENS, default=0),
     "acceptance": Probability(),

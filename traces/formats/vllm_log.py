@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from traces import files
-from traces.fields import BadRow, Count, Stamp
+from traces.fields import BadRow, Count, Stamp, Text
 from traces.head import Head
 from traces.late import pd
 from traces.source import Source
@@ -28,8 +28,10 @@ _OUTER_TIME = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|
 _LITERAL = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
 _TEXTS = {key: re.compile(rf"\b{key}: {_LITERAL}") for key in ("prompt", "output")}
 _IDS = {key: re.compile(rf"\b{key}_token_ids: \[([\d, ]+)\]") for key in ("prompt", "output")}
+_ADAPTER = re.compile(rf"\blora_request: LoRARequest\(lora_name={_LITERAL}")
 _LIMIT = re.compile(r"\bmax_tokens=(\d+)")
 _SAMPLES = re.compile(r"SamplingParams\(n=(\d+)")
+_ANY_NAME = Text(optional=True)
 _DAY_S = 86_400
 _YEAR_DAYS = 365
 
@@ -58,6 +60,7 @@ class _Logged:
     prompt: int | None
     limit: int | None
     samples: int
+    adapter: str
     output: int | None = None
 
 
@@ -80,13 +83,14 @@ class _Log:
             if name in self.requests:
                 raise BadRow(f"request {name} is received twice", "received twice")
             prompt, behind = self._tokens(rest, "prompt")
-            limit, samples = _LIMIT.search(behind), _SAMPLES.search(behind)
+            limit, samples, adapter = (form.search(behind) for form in (_LIMIT, _SAMPLES, _ADAPTER))
             self.requests[name] = _Logged(
                 number,
                 *self._time(text[: event.start()]),
                 prompt,
                 _count(limit.group(1)) if limit else None,
                 _count(samples.group(1)) if samples else 1,
+                _ANY_NAME.parse(ast.literal_eval(adapter.group(1))) if adapter else "",
             )
         elif (asked := self._of(name)) is None or stream == "streaming delta":
             return
@@ -117,6 +121,8 @@ class _Log:
         stamps = "the stamps before the lines" if self.outer else "the times of the lines, in whole seconds"
         self.source.notes.append(f"Arrivals are {stamps}, counted from {first.shown}.")
         found = pd.DataFrame(list(kept.values()))
+        if not found["adapter"].any():
+            del found["adapter"]
         return found.assign(arrival_s=(found["arrival_s"] - found["arrival_s"].min()) / 1e9)
 
     def _row(self, name: str, asked: _Logged) -> dict[str, Any] | None:
@@ -134,6 +140,7 @@ class _Log:
             "output_tokens": output,
             "source_row": asked.line,
             "samples": asked.samples,
+            "adapter": asked.adapter,
         }
 
     def _of(self, name: str) -> _Logged | None:

@@ -102,6 +102,11 @@ TARGETS: Mapping[str, LogField] = {
         ("whole", "number"),
     ),
     "model": LogField("the model asked", ("model", "modelname", "requestmodel", "modelid", "responsemodel"), ("text",)),
+    "adapter": LogField(
+        "the adapter (LoRA) asked",
+        ("adapter", "adaptername", "adapterid", "lora", "loraname", "loraid", "loraadapter", "loraintid"),
+        ("text", "whole"),
+    ),
     "samples": LogField("answers to one prompt (n)", ("samples", "numsamples", "n"), ("whole",)),
     "priority": LogField("smaller goes first", ("priority",), ("whole",)),
     "status": LogField(

@@ -42,7 +42,7 @@ def mapped(source: Source, assignments: Sequence[Assignment], inside: str = "") 
             "source_row": raw["source_row"],
         }
     )
-    for target in ("model", "samples", "priority"):
+    for target in ("model", "adapter", "samples", "priority"):
         if target in raw:
             table[target] = raw[target]
     if "session" in raw:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.measures import LatencyUnits, latency, latency_rows
+from sim.report.run.adapters import adapter_panels
 from sim.report.run.band import band_rows
 from sim.report.run.charts import latency_charts, phases_chart
 from sim.report.run.operations import operation_panels
@@ -133,6 +134,7 @@ def _facts(summary: Mapping[str, Any]) -> Panels:
     ]
     yield ("KV memory", [*pool, *held, *reuse, *(row for row in moved if row[1] != "0 B")])
     yield from tier_panels(kv)
+    yield from adapter_panels(summary)
     yield from operation_panels(summary)
     yield from pool_panels(summary)
     if speculation := summary.get("speculation"):

@@ -29,6 +29,9 @@ CHUNK_ROWS = 20_000
 # Pricing a step again takes some 30 us: of more spans than this, an even choice has its terms.
 MOST_EXPLAINED = 20_000
 REQUESTS_PID, FIRST_REPLICA_PID = 1, 2
+LOAD_COLUMNS = ("replica", "time_s", "load_s", "adapter", "disk", "evicted")
+LOADS_TRACK = 1_000
+"""Behind those of the steps, of which there is one for each batch in flight."""
 NEVER_NS = np.iinfo(np.int64).max
 STEP_ARGS = (
     "step", "repeats", "prefill_requests", "prefill_tokens", "prefill_past_tokens", "decode_requests",
@@ -65,7 +68,7 @@ def trace_json(run: Run, *, window: Window | None = None, names: Sequence[str] =
     other = {**named, "steps": "a slice is a span of equal steps; args hold its sums", "terms": explained.note}
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(other)},"traceEvents":[\n'
     first = True
-    for lines in _events(run, requests, steps, explained, names):
+    for lines in _events(run, requests, steps, explained, names, window):
         if lines:
             yield ("" if first else ",\n") + ",\n".join(lines)
             first = False
@@ -102,7 +105,9 @@ class Explained:
         return f',"terms_ms":{{{parts}}}'
 
 
-def _events(run: Run, requests: Ints, steps: Ints, explained: Explained, names: Sequence[str]) -> Iterator[list[str]]:
+def _events(
+    run: Run, requests: Ints, steps: Ints, explained: Explained, names: Sequence[str], window: Window | None
+) -> Iterator[list[str]]:
     """Every event as a line of JSON, some lines at a time, in time order within each track."""
     yield _name(REQUESTS_PID, "process_name", "requests", 0)
     replicas = run.steps["replica"].to_numpy()[steps]
@@ -121,6 +126,7 @@ def _events(run: Run, requests: Ints, steps: Ints, explained: Explained, names: 
             yield from _counter(run.steps, rows, pid, name, series, end_ns if name == "KV tokens" else start_ns)
             yield [_counter_line(pid, name, series) % (end_ns.max() / 1e3, *([0] * len(series)))]
     yield from _fleet(getattr(run, "events", None), np.unique(replicas).tolist(), names)
+    yield from _loads(getattr(run, "adapter_loads", None), window)
     end_s = float(np.nanmax([run.requests["arrival_s"].max(), run.steps["end_s"].max(), 0.0]))
     breaks = Breaks.of(getattr(run, "preempted", None))
     for part in _chunks(len(requests)):
@@ -137,6 +143,22 @@ def _fleet(events: pd.DataFrame | None, named: Sequence[int], names: Sequence[st
     for time_s, replica, event in zip(events["time_s"], events["replica"], events["event"], strict=True):
         at = {"pid": FIRST_REPLICA_PID + int(replica), "tid": 0, "ts": round(time_s * 1e6, 3)}
         yield [json.dumps({"ph": "i", **at, "s": "p", "cat": "replica", "name": event})]
+
+
+def _loads(loads: pd.DataFrame | None, window: Window | None) -> Iterator[list[str]]:
+    """Each adapter on its way into a slot, on a track of its replica's."""
+    if loads is None:
+        return
+    start_s, end_s = window or (-math.inf, math.inf)
+    for replica in np.unique(loads["replica"].to_numpy()).tolist():
+        yield _name(FIRST_REPLICA_PID + replica, "thread_name", "adapter loads", LOADS_TRACK)
+    for replica, time_s, load_s, adapter, disk, evicted in zip(*(loads[name] for name in LOAD_COLUMNS), strict=True):
+        if start_s <= time_s <= end_s:
+            at = {"pid": FIRST_REPLICA_PID + int(replica), "tid": LOADS_TRACK, "ts": round(time_s * 1e6, 3)}
+            told = {"from": "disk" if disk else "host", "evicted": evicted}
+            yield [
+                json.dumps({"ph": "X", **at, "dur": round(load_s * 1e6, 3), "name": f"load {adapter}", "args": told})
+            ]
 
 
 def _cut(requests: pd.DataFrame, steps: pd.DataFrame, window: Window | None) -> tuple[Ints, Ints]:
