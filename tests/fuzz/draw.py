@@ -20,7 +20,9 @@ COSTS = (
 )
 """All but the last hold durations that floats hold exactly, so that arrivals fall on step boundaries."""
 TICK_S = 2.0**-11
-POLICIES, ALLOCATORS, ROUTERS = (tuple(names(f"sim.{kind}")) for kind in ("policies", "allocators", "routers"))
+POLICIES, ALLOCATORS = (tuple(names(f"sim.{kind}")) for kind in ("policies", "allocators"))
+BY_ADAPTERS = "adapter-affinity"
+ROUTERS = tuple(name for name in names("sim.routers") if name != BY_ADAPTERS)
 MODELS, GPUS = tuple(catalog.names("models")), tuple(catalog.names("gpus"))
 TINY = ("tiny-llama", "byte-target", "byte-draft")
 WITHOUT_BF16 = ("t4", "v100")
@@ -47,6 +49,7 @@ def draw(seed: int) -> Case:
         _agree(settings)
         if settings["policy"] == "speculative":
             rows = [row._replace(samples=1) for row in rows]
+    _adapters(Random(f"adapters {seed}"), settings)
     timeless = rng.random() < (0.2 if {"rate", "concurrency"} & set(settings) else 0.01)
     return Case(settings, tuple(rows), cost, unit, rng.random() < 0.2, timeless)
 
@@ -252,6 +255,16 @@ def _rest(rng: Random, settings: dict[str, Any]) -> None:
     _sometimes(rng, settings, 0.3, "price.watts_per_gpu", (300.0,))
     _sometimes(rng, settings, 0.3, "price.idle_watts_per_gpu", (75.0,))
     _sometimes(rng, settings, 0.2, "executor", ("predicted",))
+
+
+def _adapters(rng: Random, settings: dict[str, Any]) -> None:
+    """Adapters in some scenarios; with random numbers of their own, so that the others stay as they were."""
+    if rng.random() < 0.15 and settings["policy"] not in ("static", "speculative"):
+        settings["lora.max_loras"] = rng.choice((1, 1, 2, 5))
+        _sometimes(rng, settings, 0.5, "lora.max_cpu_loras", (5, 20))
+        _sometimes(rng, settings, 0.9, "workload.adapters", (1, 3, 9))
+        if settings["replicas"] > 1:
+            _sometimes(rng, settings, 0.5, "router", (BY_ADAPTERS,))
 
 
 def _sometimes(rng: Random, settings: dict[str, Any], share: float, key: str, values: tuple[Any, ...]) -> None:

@@ -62,6 +62,13 @@ def test_two_models_have_pools_of_their_own() -> None:
     assert set(told) == {"llama-3.1-8b", "llama-3.1-70b"}
 
 
+def test_a_router_keeps_adapters_where_they_are() -> None:
+    loads = [
+        len(short("many-adapters", router=name).adapter_loads) for name in ("adapter-affinity", "least-outstanding")
+    ]
+    assert loads[0] < 0.8 * loads[1]
+
+
 def test_options_win_and_files_of_ones_own_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = CliRunner().invoke(cli, ["run", "h100x8", "--limit", "20", "--set", "replicas=2", "--json"])
     assert outcome.exit_code == 0, outcome.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -37,6 +38,8 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
     found: dict[str, Any] = {**TINY, "seed": draw(st.integers(0, 3)), "slo": "ttft=0.001"}
     found["router.name"] = draw(st.sampled_from(names("sim.routers")))
     found["allocator.name"] = "prefix"
+    if found["router.name"] == "adapter-affinity" or draw(st.booleans()):
+        found["lora.max_loras"] = draw(st.integers(1, 2))
     found["engine.async_scheduling"] = draw(st.booleans())
     if draw(st.booleans()):
         found["routing.poll_s"] = 20 * UNIT_S
@@ -143,6 +146,9 @@ def check_run(ran: Result, asked: dict[str, Any]) -> None:
 @given(settings(), traces())
 def test_laws_hold_with_everything_at_once(asked: dict[str, Any], trace: Trace) -> None:
     scenario = build({}, asked)
+    if "lora.max_loras" in asked:
+        adapters = [("", "a", "b", "c")[row % 4] for row in trace.requests["source_row"]]
+        trace = replace(trace, requests=trace.requests.assign(adapter=adapters))
     ran = simulate(scenario, trace=trace)
     check_run(ran, asked)
     for other in (

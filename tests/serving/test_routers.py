@@ -169,8 +169,9 @@ RUN: dict[str, Any] = {
 
 @pytest.mark.parametrize("router", LOCAL)
 def test_one_replica_behind_any_router_is_none(router: str) -> None:
-    alone = api.run(**RUN)
-    behind = api.run(**RUN, **{"pools.one.count": 1, "router.name": router})
+    own = {"lora.max_loras": 1} if router == "adapter-affinity" else {}
+    alone = api.run(**RUN, **own)
+    behind = api.run(**RUN, **own, **{"pools.one.count": 1, "router.name": router})
     assert behind.requests.equals(alone.requests)
     assert behind.steps.equals(alone.steps)
 
