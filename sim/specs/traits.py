@@ -93,6 +93,12 @@ def check_traits(part: Any, noun: str, name: str) -> None:
         value, kind = _said(part, attribute), trait.kind
         if value is None:
             continue
+        for base in getattr(part, "__mro__", ()):
+            if isgetsetdescriptor(vars(base).get(attribute)):
+                raise InputError(
+                    f"{noun} {name!r} says {attribute} in its class, where the compiled {base.__name__} does not look; "
+                    "set it in __init__"
+                )
         if kind == "method" and not callable(value):
             raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be a method, {trait.meaning}")
         if kind in _TYPES and type(value) is not _TYPES[kind]:
