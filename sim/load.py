@@ -113,6 +113,20 @@ def plug_in(package: str, name: str) -> tuple[str, dict[str, str]] | None:
     return (name.partition(":")[0], {}) if ":" in name else None
 
 
+def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a scenario may set of a part, by name: its keyword-only parameters.
+
+    mypyc tells those of a compiled class, where one is a number, as positional ones with a default.
+    """
+    compiled = inspect.isclass(target) and not inspect.isfunction(target.__init__)
+    return {
+        key: one
+        for key, one in inspect.signature(target).parameters.items()
+        if one.kind is inspect.Parameter.KEYWORD_ONLY
+        or (compiled and one.kind is inspect.Parameter.POSITIONAL_ONLY and one.default is not inspect.Parameter.empty)
+    }
+
+
 def find(package: str, name: str, given: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """(the object that a name stands for, what it declares of itself by trait), once its parameters are checked.
 
@@ -125,7 +139,7 @@ def find(package: str, name: str, given: Mapping[str, Any]) -> tuple[Callable[..
     kind = _KINDS[package.rpartition(".")[2]]
     target = load(package, name)
     parameters = inspect.signature(target).parameters
-    known = {key: one for key, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = keywords(target)
     hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     for key, value in given.items():
         if key not in known and hands_on:

@@ -9,6 +9,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, chain
+from typing import ClassVar
+
+from mypy_extensions import mypyc_attr
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
 from sim.engine.request import Request
@@ -114,6 +117,7 @@ class Sharing:
         return free
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Holding:
     """What a sequence holds of a paged cache."""
 
@@ -142,6 +146,7 @@ class Holding:
         """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Paged:
     """Blocks of `pool.block_tokens` tokens, each request holding just those that its computed tokens need.
 
@@ -151,7 +156,7 @@ class Paged:
             are taken (vLLM V1, `scheduler_reserve_full_isl`, `kv_cache_manager.allocate_slots`).
     """
 
-    appends = True
+    appends: ClassVar[bool] = True
     lookahead_tokens = 0
     """Slots that an admitted request gets beyond what it computes, as far as it may become so long at all: a drafter's
     own KV (vLLM V1, EAGLE)."""

@@ -7,8 +7,10 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, KvPool
@@ -23,6 +25,7 @@ _NAME_BITS = 128
 """Above every name of a block: ids of units are below 2 ** 64, and places are told at most twice, in 24 bits each."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Prefix(Paged):
     """Prefix caching with reference counts and LRU eviction.
 
@@ -35,9 +38,9 @@ class Prefix(Paged):
             vLLM 0.19 does, and may then hit KV that no step wrote; off, they are forgotten.
     """
 
-    finds_prefixes = True
-    has_tiers = True
-    no_swap = "a dropped prefix stays findable"
+    finds_prefixes: ClassVar[bool] = True
+    has_tiers: ClassVar[bool] = True
+    no_swap: ClassVar[str] = "a dropped prefix stays findable"
     late_outputs = False
     """Set where the next step is planned before the last one's tokens are known (vLLM V1, `AsyncScheduler`): a block
     that right drafts filled then enters the cache when that is known."""

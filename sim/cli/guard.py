@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from sim.engine.build import build
 from traces.code import USERS
 from traces.schema import InputError
 from traces.version import product_version
@@ -42,7 +43,7 @@ def version_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def tell(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
         if wanted and not ctx.resilient_parsing:
-            click.echo(f"{ctx.find_root().info_name}, version {product_version()}")
+            click.echo(f"{ctx.find_root().info_name}, version {product_version()} ({build()})")
             ctx.exit()
 
     about = "Show the version and exit."

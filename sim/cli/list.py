@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import traces
-from sim.load import load, names
+from sim.load import keywords, load, names
 from sim.scenario import ENGINE_KEYS, SETTINGS
 from sim.specs.settings import Setting, word
 from sim.specs.traits import TRAITS
@@ -28,11 +28,7 @@ def _parts(package: str) -> list[Row]:
     rows = []
     for name in names(package):
         target = load(package, name)
-        parameters = [
-            f"{parameter.name}={parameter.default!r}"
-            for parameter in inspect.signature(target).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
+        parameters = [f"{key}={parameter.default!r}" for key, parameter in keywords(target).items()]
         about = inspect.getmodule(target).__doc__ or ""
         rows.append({"name": name, "parameters": ", ".join(parameters), "about": about.partition("\n")[0]})
     return rows

@@ -11,6 +11,7 @@ from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from sim.cost.attention import Attention
 from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
@@ -61,6 +62,8 @@ class DecodeStep(NamedTuple):
     line: Line | None = None
 
 
+# Serializable, so that `beside` can copy it.
+@mypyc_attr(allow_interpreted_subclasses=True, serializable=True)
 class Roofline:
     """`StepCost` of a model on `tp` GPUs: the terms add up, since prefill and decode attention are separate kernels.
 

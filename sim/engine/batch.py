@@ -9,6 +9,8 @@ from itertools import accumulate, islice, repeat
 from operator import add
 from typing import NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.adapters import AdapterLoad
 from sim.engine.lockstep import Lengths, Lockstep
 from sim.engine.memory import Drift, Usage
@@ -167,6 +169,7 @@ class Courses:
         return shapes[:steps]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 

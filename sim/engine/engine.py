@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.adapters import Adapters, FittingQueue
 from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
 from sim.engine.groups import Groups, completed
 from sim.engine.host import HostMemory
 from sim.engine.lockstep import Lockstep
-from sim.engine.memory import Allocator, LockstepAllocator, Usage
+from sim.engine.memory import Allocator, Usage, in_lockstep
 from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
 from sim.engine.request import NO_SEAT, Group, Request
@@ -22,12 +24,13 @@ from sim.engine.roster import Roster
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.shapes import adapter_work, computed_tokens, padded_shape, step_shape
 from sim.engine.step import Policy, Step
-from sim.engine.tiers import Tier, TieredAllocator, Tiers
+from sim.engine.tiers import Tier, Tiers, tiered
 from sim.engine.tokens import TokenClock
 
 NOBODY = Committed((), (), ())
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Engine:
     """One model replica's scheduler: a policy, an allocator, and the roster of requests between them.
 
@@ -66,8 +69,7 @@ class Engine:
         # Without a cache a cut prompt would have to be computed from its start again.
         self.limits = replace(limits, chunked_prefill=False) if self.forgets else limits
         self.tokens = TokenClock()
-        self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
-        self._holding = allocator if isinstance(allocator, TieredAllocator) else None
+        self._grouped, self._holding = in_lockstep(allocator), tiered(allocator)
         self._undisturbed: Callable[[int, int], int] | None = getattr(allocator, "undisturbed", None)
         lockstep = Lockstep(window_tokens, ranks=ranks, lengths=lengths)
         self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), lockstep, self.tokens, self._grouped)

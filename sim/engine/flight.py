@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.batch import Batch, Committed, Outcome
 from sim.engine.memory import Usage
 from sim.engine.protocol import ServingEngine
@@ -92,6 +94,7 @@ class Flight:
         return [time_s + late_s for time_s in self.times_s[1:]] if late_s else self.times_s[1:]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Observer:
     """Told of every decision; does nothing itself."""
 
@@ -116,34 +119,52 @@ class Observer:
     def renewed(self, replica: ObservedReplica) -> None:
         """It has a fresh engine, which has nothing yet."""
 
-
-def hears(observer: Observer, what: str) -> bool:
-    """Does the observer do anything when it is told of this, such as `planned`?"""
-    return getattr(getattr(observer, what), "__func__", None) is not getattr(Observer, what)
+    def ears(self, what: str) -> list[Callable[..., None]]:
+        """What is to be called to tell of this, such as `planned`; nothing where nobody listens."""
+        return [] if getattr(type(self), what) is getattr(Observer, what) else [getattr(self, what)]
 
 
 class Audience(Observer):
-    """Several observers, told in their order; of what only one of them hears, it is told as if it were alone."""
+    """Several observers, told in their order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        for what in ("before_plan", "planned", "sealed", "committed", "idle", "died", "renewed"):
-            heard = [getattr(observer, what) for observer in observers if hears(observer, what)]
-            if heard:
-                setattr(self, what, heard[0] if len(heard) == 1 else _in_turn(heard))
+        events = ("before_plan", "planned", "sealed", "committed", "idle", "died", "renewed")
+        self._ears = {what: [ear for observer in observers for ear in observer.ears(what)] for what in events}
+
+    def ears(self, what: str) -> list[Callable[..., None]]:
+        return self._ears[what]
+
+    def before_plan(self, replica: ObservedReplica) -> None:
+        self._tell("before_plan", replica)
+
+    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
+        for ear in self._ears["planned"]:
+            ear(replica, batch)
+
+    def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
+        for ear in self._ears["sealed"]:
+            ear(replica, flight)
+
+    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
+        for ear in self._ears["committed"]:
+            ear(replica, flight)
+
+    def idle(self, replica: ObservedReplica) -> None:
+        self._tell("idle", replica)
+
+    def died(self, replica: ObservedReplica) -> None:
+        self._tell("died", replica)
+
+    def renewed(self, replica: ObservedReplica) -> None:
+        self._tell("renewed", replica)
+
+    def _tell(self, what: str, replica: ObservedReplica) -> None:
+        for ear in self._ears[what]:
+            ear(replica)
 
 
-def _in_turn(heard: Sequence[Callable[..., None]]) -> Callable[..., None]:
-    if len(heard) == 2:  # a run's log and a front end: some 100,000 times a run
-        first, second = heard
-
-        def both(*told: object) -> None:
-            first(*told)
-            second(*told)
-
-        return both
-
-    def tell(*told: object) -> None:
-        for method in heard:
-            method(*told)
-
-    return tell
+def ear_of(observer: Observer, what: str) -> Callable[..., None]:
+    """What is to be called to tell an observer of this: what only one of an audience hears, it is told directly."""
+    ears = observer.ears(what)
+    own: Callable[..., None] = getattr(observer, what)
+    return ears[0] if len(ears) == 1 else own

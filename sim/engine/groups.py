@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.engine.memory import Allocator, CannotFork, ForkingAllocator
+from sim.engine.memory import Allocator, CannotFork, ForkingAllocator, forking
 from sim.engine.request import Group, Request
 from sim.engine.roster import Roster
 
@@ -38,7 +38,7 @@ class Groups:
     """What an engine does for requests that ask for several sequences."""
 
     def __init__(self, allocator: Allocator, roster: Roster) -> None:
-        self.forking = allocator if isinstance(allocator, ForkingAllocator) else CannotFork()
+        self.forking: ForkingAllocator | CannotFork = forking(allocator) or CannotFork()
         """Who forks; its `copies` are those that the next batch must make, so far."""
         self._roster = roster
 

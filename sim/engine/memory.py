@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast
 
 from sim.engine.request import Request
 from traces.schema import InputError
@@ -184,7 +184,6 @@ class Allocator(Protocol):
         ...
 
 
-@runtime_checkable
 class ForkingAllocator(Allocator, Protocol):
     """An allocator that can serve several sequences of one request (parallel sampling, beam search)."""
 
@@ -217,7 +216,6 @@ class CannotFork:
         return True
 
 
-@runtime_checkable
 class LockstepAllocator(Allocator, Protocol):
     """An allocator that can serve many one-token steps of many requests at once, which is what makes spans cheap.
 
@@ -244,3 +242,15 @@ class LockstepAllocator(Allocator, Protocol):
         Returns how the pool was before and between them, against what it is after them.
         """
         ...
+
+
+def forking(allocator: Allocator) -> ForkingAllocator | None:
+    """The allocator, where it has all that forking takes."""
+    able = all(hasattr(allocator, name) for name in ("copies", "fork", "owns_tail"))
+    return cast("ForkingAllocator", allocator) if able else None
+
+
+def in_lockstep(allocator: Allocator) -> LockstepAllocator | None:
+    """The allocator, where it has all that serving many steps at once takes."""
+    able = all(hasattr(allocator, name) for name in ("join", "leave", "headroom", "step", "advance"))
+    return cast("LockstepAllocator", allocator) if able else None

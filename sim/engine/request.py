@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,14 @@ SAMPLE_BITS = 40
 """A sequence's id is its request's index plus the number of the sequence (0 for the first) times 2 ** SAMPLE_BITS."""
 
 
-Ids = TypeVar("Ids", int, npt.NDArray[np.int64])
-
-
-def index_of(id: Ids) -> Ids:
+def index_of(id: int) -> int:
     """Index of the request that a sequence answers."""
     return id & ((1 << SAMPLE_BITS) - 1)
+
+
+def indices_of(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """As `index_of`, of each of many sequences."""
+    return ids & ((1 << SAMPLE_BITS) - 1)
 
 
 class Handover(NamedTuple):
@@ -135,16 +137,8 @@ class Seat:
         self.last_token_step = -1
 
 
-class _NoSeat(Seat):
-    __slots__ = ()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"no engine has this request, so that its {name} cannot be set")
-
-
 NO_SEAT = Seat()
-"""Of a sequence that no engine has."""
-NO_SEAT.__class__ = _NoSeat
+"""Of a sequence that no engine has; nobody writes there (`Roster.check`)."""
 
 
 class Request:

@@ -197,6 +197,7 @@ class Roster:
         To be asked between the engine's verbs: after `plan`, `seal` and `commit`.
         """
         running, lockstep = list(self.running), self.lockstep
+        _law(NO_SEAT.granted_step < 0 and NO_SEAT.seq < 0 and not NO_SEAT.drafts, "nobody writes to the seat of none")
         seqs = [req.seat.seq for req in running]
         _law(seqs == sorted(set(seqs)), "the running list is not in the order of admission")
         places = [*self.loose, *lockstep, *(req for req in self.draining if req in self.running)]

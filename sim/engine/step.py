@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from sim.engine.adapters import Adapters
 from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
 from sim.engine.host import DEVICE, HostMemory
 from sim.engine.lockstep import Lockstep
-from sim.engine.memory import Allocator, LockstepAllocator
+from sim.engine.memory import Allocator, in_lockstep
 from sim.engine.queues import WaitingQueue
 from sim.engine.request import Handover, Request
 from sim.engine.roster import Roster
@@ -89,7 +89,7 @@ class Step:
         self._roster = roster
         self._allocator = allocator
         self._forgets: bool = getattr(allocator, "keeps_nothing", False)
-        self._grouped = allocator if isinstance(allocator, LockstepAllocator) else None
+        self._grouped = in_lockstep(allocator)
         self._host = host
         self._groups = groups
         self._tokens = tokens
@@ -398,9 +398,8 @@ class Step:
 
         It gets room for all that it knows, so that when it is loaded no other who holds memory stands in its way.
         """
-        tiers, allocator = self.tiers, self._allocator
+        tiers, allocator = self.tiers, cast("TieredAllocator", self._allocator)
         assert tiers is not None
-        assert isinstance(allocator, TieredAllocator)
         req.computed = hit
         has_room = allocator.hold(req, req.known - hit)
         req.computed = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
@@ -19,7 +19,6 @@ Pieces = Sequence[tuple[int, list[int]]]
 """(place of a tier, names of blocks that follow one another there)."""
 
 
-@runtime_checkable
 class TieredAllocator(Allocator, Protocol):
     """An allocator that names what it evicts, and can hold room for KV that is to come."""
 
@@ -38,6 +37,12 @@ class TieredAllocator(Allocator, Protocol):
     def arrived(self, req: Request, tokens: int) -> None:
         """The first `tokens` tokens of a request that holds room are there."""
         ...
+
+
+def tiered(allocator: Allocator) -> TieredAllocator | None:
+    """The allocator, where it has all that tiers below it take."""
+    able = all(hasattr(allocator, name) for name in ("tell_evicted", "names", "hold", "arrived"))
+    return cast("TieredAllocator", allocator) if able else None
 
 
 class Tier:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.engine.request import Request, index_of
+from sim.engine.request import Request, indices_of
 from sim.engine.tokens import TokenClock
 
 
@@ -51,7 +51,7 @@ def by_process(clock: TokenClock, process: Sequence[int], count: int) -> list[An
     request, first, last = (
         np.frombuffer(column, np.int64) for column in (clock.request, clock.first_step, clock.last_step)
     )
-    own = np.asarray(process)[index_of(request)]
+    own = np.asarray(process)[indices_of(request)]
     # Gaps of no time are of no process more than of another: they are counted once.
     return [
         Runs(request[own == at], first[own == at], last[own == at], clock.same_step if at == 0 else 0)

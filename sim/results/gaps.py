@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.engine.request import index_of
+from sim.engine.request import indices_of
 from sim.engine.tokens import TokenClock
 from sim.results.percentiles import Itl, itl_from_segments, merge_itl
 
@@ -76,6 +76,6 @@ class TokenGaps:
             if many.any():
                 gaps_s = np.diff(ends_s, append=ends_s[-1:])
                 bounds = np.column_stack([first[many], last[many]]).ravel()
-                np.maximum.at(longest, index_of(sequence[many]), np.maximum.reduceat(gaps_s, bounds)[::2])
-        np.maximum.at(longest, index_of(self.joins.sequence), self.joins.seconds)
+                np.maximum.at(longest, indices_of(sequence[many]), np.maximum.reduceat(gaps_s, bounds)[::2])
+        np.maximum.at(longest, indices_of(self.joins.sequence), self.joins.seconds)
         return np.where(np.isinf(longest), np.nan, longest)

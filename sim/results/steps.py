@@ -6,11 +6,12 @@ from array import array
 from struct import Struct
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from sim.engine.batch import Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
-from sim.engine.request import NEVER_S, SAMPLE_BITS, index_of
+from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.kv import KV_MEAN_COLUMNS
 from traces.table import Table
 
@@ -58,6 +59,7 @@ STILL = Drift()
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in _PACKED.values())).pack
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StepLog(Observer):
     """One row per span, and the step clock: the end of every single step, for each replica."""
 
@@ -207,7 +209,7 @@ class StepLog(Observer):
         order = np.lexsort((np.frombuffer(self._preempted_at, np.int64), np.frombuffer(self._preempted_s)))
         return Table(
             {
-                "request": np.flatnonzero(sent)[index_of(ids)][order],
+                "request": np.flatnonzero(sent)[indices_of(ids)][order],
                 "sequence": (ids >> SAMPLE_BITS)[order],
                 "start_s": np.frombuffer(self._preempted_s)[order],
                 "end_s": np.frombuffer(self._resumed_s)[order],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from sim.cost.step import HIDDEN, HostGap, StepCost, course_s
 from sim.engine.batch import Batch, Outcome, Shape, outcome_of
 from sim.engine.request import Request
@@ -78,6 +80,7 @@ class Recorded:
         return outcome
 
 
+@mypyc_attr(native_class=False)
 class RecordEndedError(RuntimeError):
     """A replay asks for a step that was never recorded."""
 

@@ -9,8 +9,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.engine import Engine
-from sim.engine.flight import Flight, Observer, hears
+from sim.engine.flight import Flight, Observer, ear_of
 from sim.engine.lost import lost
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
@@ -21,6 +23,7 @@ MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""
 
 
+@mypyc_attr(native_class=False)
 class NoProgressError(RuntimeError):
     """The engine has requests and will never compute another token."""
 
@@ -55,8 +58,10 @@ class Replica:
         self._depth = depth
         self._alone = alone
         self._on_finish = on_finish
-        self._observer = observer
-        self._before_plan = observer.before_plan if hears(observer, "before_plan") else None
+        self._tell_idle, self._tell_planned = ear_of(observer, "idle"), ear_of(observer, "planned")
+        self._tell_sealed, self._tell_committed = ear_of(observer, "sealed"), ear_of(observer, "committed")
+        self._tell_died, self._tell_renewed = ear_of(observer, "died"), ear_of(observer, "renewed")
+        self._before_plan = ear_of(observer, "before_plan") if observer.ears("before_plan") else None
         self._flights: deque[Flight] = deque()
         self._stalled = False
         self._empty_plans = 0
@@ -122,13 +127,13 @@ class Replica:
                 self._seal(flight)
             out = flight.stop(now_s)
             out_step = first_step + out - 1 if out else out_step
-            self._observer.committed(self, flight)
+            self._tell_committed(self, flight)
         flights.clear()
         self._wake, self._stalled, self._empty_plans = None, False, 0
         unfinished = lost(engine, out_step)
         tokens.next_step = next_step
         self.moving = 0
-        self._observer.died(self)
+        self._tell_died(self)
         return unfinished
 
     def renew(self, engine: ServingEngine) -> None:
@@ -137,7 +142,7 @@ class Replica:
         engine.tokens.go_on(self.engine.tokens)
         self.engine = engine
         self._stalled = False
-        self._observer.renewed(self)
+        self._tell_renewed(self)
 
     def _cut(self, flight: Flight, now_s: float) -> None:
         """Let a span end before the first step that is planned after this moment."""
@@ -179,7 +184,7 @@ class Replica:
             return
 
     def _ask_for_work(self) -> bool:
-        self._observer.idle(self)
+        self._tell_idle(self)
         return self.engine.busy
 
     def _plan(self, now_s: float) -> None:
@@ -197,7 +202,7 @@ class Replica:
             self._stalled = True  # drafts were right: what is under way is of requests that have ended (vLLM V1)
             return
         batch = engine.plan(now_s)
-        self._observer.planned(self, batch)
+        self._tell_planned(self, batch)
         if batch.empty:
             self._empty_plans += 1
             if batch.evicted and not flights and self._empty_plans < MOST_EMPTY_PLANS:
@@ -226,14 +231,14 @@ class Replica:
         self._last_repeats = repeats = len(flight.times_s) - 1
         self.engine.seal(flight.batch, repeats)
         flight.sealed = True
-        self._observer.sealed(self, flight)
+        self._tell_sealed(self, flight)
 
     def _commit(self, flight: Flight) -> None:
         if not flight.sealed:
             self._seal(flight)
         self._stalled = False
         flight.committed = committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
-        self._observer.committed(self, flight)
+        self._tell_committed(self, flight)
         for req in committed.finished:
             self._on_finish(req)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.engine.build import build
 from sim.engine.drafting import Drafting, Tally
 from sim.engine.engine import Engine
 from sim.engine.flight import Audience, Observer
@@ -356,6 +357,7 @@ class Simulation:
     def speed(self, steps: Columns, wall_s: float, cpu_s: float) -> dict[str, Any]:
         """What the summary tells of a loop that took so long."""
         return {
+            "build": build(),
             "wall_s": wall_s,
             "cpu_s": cpu_s,
             "steps": int(steps["repeats"].sum()),

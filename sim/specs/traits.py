@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from dis import get_instructions
 from functools import lru_cache
-from inspect import isclass, isfunction
+from inspect import isclass, isfunction, isgetsetdescriptor
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -73,7 +73,8 @@ _KINDS = {"switch": "True or False", "tokens": "a whole number", "text": "a text
 
 def declared(part: Any, noun: str) -> dict[str, Any]:
     """By trait what a part, or its class, says of itself; where it is silent, the trait's default."""
-    return {name: getattr(part, name, _DEFAULTS[trait.kind]) for name, trait in TRAITS[noun].items()}
+    told = {name: _said(part, name) for name in TRAITS[noun]}
+    return {name: _DEFAULTS[TRAITS[noun][name].kind] if value is None else value for name, value in told.items()}
 
 
 def check_traits(part: Any, noun: str, name: str) -> None:
@@ -90,15 +91,21 @@ def check_traits(part: Any, noun: str, name: str) -> None:
     if isclass(part) or isfunction(part):
         _check_spelling(part, noun, name)  # type: ignore[arg-type]
     for attribute, trait in known.items():
-        value, kind = getattr(part, attribute, None), trait.kind
+        value, kind = _said(part, attribute), trait.kind
         if value is None:
             continue
+        for base in getattr(part, "__mro__", ()):
+            if isgetsetdescriptor(vars(base).get(attribute)):
+                raise InputError(
+                    f"{noun} {name!r} says {attribute} in its class, where the compiled {base.__name__} does not look; "
+                    "set it in __init__"
+                )
         if kind == "method" and not callable(value):
             raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be a method, {trait.meaning}")
         if kind in _TYPES and type(value) is not _TYPES[kind]:
             raise InputError(f"{noun} {name!r}: {attribute} is {value!r}; it must be {_KINDS[kind]}")
     for first, second, why in _EXCLUDE.get(noun, ()):
-        if getattr(part, first, False) and getattr(part, second, False):
+        if _said(part, first) and _said(part, second):
             raise InputError(f"{noun} {name!r} has both {first} and {second}: {why}")
 
 
@@ -113,6 +120,12 @@ def _check_spelling(part: Any, noun: str, name: str) -> None:
                 f"{noun} {name!r} has {attribute!r}, which is no trait of such a part; the nearest is {near[0]!r} "
                 f"(known: {', '.join(known)}; begin a name of your own with _)"
             )
+
+
+def _said(part: Any, trait: str) -> Any:
+    """What a part says of a trait, or None; a compiled class has a place for what its objects alone say."""
+    value = getattr(part, trait, None)
+    return None if isgetsetdescriptor(value) else value
 
 
 def _set_at_start(part: Any) -> set[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.engine.drafting import Tally
-from sim.engine.request import index_of
+from sim.engine.request import indices_of
 from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
 from traces.table import Table
@@ -66,7 +66,7 @@ def with_drafts(requests: Table, mask: npt.NDArray[np.bool_], tallies: Sequence[
     for tally in tallies:
         if tally.requests:
             ids = np.fromiter(tally.requests, np.int64, len(tally.requests))
-            counts[sent[index_of(ids)]] += np.array(list(tally.requests.values()), np.int64)
+            counts[sent[indices_of(ids)]] += np.array(list(tally.requests.values()), np.int64)
     drafted, right, tried = counts.T
     share = np.divide(right, tried, out=np.full(len(requests), np.nan), where=tried > 0)
     return requests.assign(draft_tokens=drafted, accepted_tokens=right, acceptance=share)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.engine.request import index_of
+from sim.engine.request import index_of, indices_of
 from sim.results import metrics
 from sim.results.gaps import TokenGaps
 from sim.results.percentiles import Itl, distribution
@@ -108,7 +108,7 @@ def _note(log: RequestLog, decision: Any, end_s: float) -> None:
 
 def _tables(record: Record, log: RequestLog, start_s: Floats, end_s: Floats, block_tokens: int) -> Latencies:
     count, gaps = len(record.requests), TokenGaps([record.token_clock()], [end_s])
-    sequences = index_of(np.unique(record.runs[:, 0]))
+    sequences = indices_of(np.unique(record.runs[:, 0]))
     for sequence, samples in zip(
         *(column.tolist() for column in np.unique(sequences, return_counts=True)), strict=True
     ):

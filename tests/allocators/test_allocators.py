@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix, _prefix_keys
-from sim.engine.memory import Allocator, KvPool, LockstepAllocator, Usage
+from sim.engine.memory import Allocator, KvPool, Usage, in_lockstep
 from sim.engine.request import Request, Seat, SharedPrefix
 from sim.load import load, names
 from traces.schema import InputError
@@ -425,7 +425,7 @@ def test_the_histories_meet_refusals_and_hits(make: Callable[[random.Random], tu
 @pytest.mark.parametrize("name", [name for name in names("sim.allocators") if name not in ("windowed", "no-cache")])
 def test_every_allocator_serves_spans_and_keeps_the_protocol(name: str) -> None:
     allocator = load("sim.allocators", name)(KvPool(8, 4, 32))
-    assert isinstance(allocator, LockstepAllocator)
+    assert in_lockstep(allocator)
     assert allocator.free_blocks == 8
     assert allocator.usage(0) == Usage(0, 0, 0, 0, 0, 32)
     req = Request(0, 0.0, 5, 3)

@@ -1,5 +1,7 @@
 """How fast this tree is beside another commit, run in turns: `python -m tests.benchmarks.against --commit REV`.
 
+Or beside what is installed for another Python, `--python PYTHON`: a compiled build, say (CONTRIBUTING.md).
+
 Each version replays the same loads in processes of its own, one after the other, so that whatever else the machine does
 meets both. What is compared is CPU time: of the process from before the run to its end, trace and imports left out. It
 knows the product by `sim.api` alone, so that the two may be laid out differently.
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ speed = result.summary.get("simulator", {})
 print(json.dumps({
     "cpu_s": whole_s, "loop_s": speed.get("cpu_s", speed.get("wall_s")), "steps": speed.get("steps"),
     "end_s": result.summary["duration_s"], "completed": result.summary["requests"]["completed"],
+    "build": speed.get("build", "pure Python"),
 }))
 """
 
@@ -71,15 +74,26 @@ def checked_out(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", path], check=True)
 
 
-def once(tree: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """One replay by the product in `tree`, in a fresh process."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    words = [sys.executable, "-c", ONE, json.dumps(settings)]
-    done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+def once(place: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """One replay in a fresh process by the product in a tree, or by the one that is installed for a Python."""
+    tree, python = (place, sys.executable) if place.is_dir() else (None, str(place))
+    environment = {**os.environ, "PYTHONPATH": str(tree or ""), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    words = [python, "-c", ONE, json.dumps(settings)]
+    # With -c Python looks in the folder that it starts in first, which is to have no product where one is installed.
+    folder = tree or Path(python).parent
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{tree}: {done.stderr.strip().splitlines()[-1]}")
+        raise SystemExit(f"{place}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def installed_for(text: str) -> Path:
+    """A Python for which the product is installed."""
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no Python; it must be that of a virtual environment")
+    return path
 
 
 def compared(name: str, here: Path, other: Path, rounds: int) -> float:
@@ -109,7 +123,9 @@ def compared(name: str, here: Path, other: Path, rounds: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.against", description=__doc__)
-    parser.add_argument("--commit", required=True, help="the other version")
+    other_one = parser.add_mutually_exclusive_group(required=True)
+    other_one.add_argument("--commit", help="the other version")
+    other_one.add_argument("--python", type=installed_for, help="the Python for which the other one is installed")
     parser.add_argument("--rounds", type=int, default=5, help="replays of each load by each version")
     parser.add_argument("--loads", default=",".join(LOADS), help=f"of {', '.join(LOADS)}")
     parser.add_argument("--least", type=float, default=0.0, help="exit code 1 where a median is below this ratio")
@@ -118,9 +134,10 @@ def main() -> None:
     if unknown := [name for name in names if name not in LOADS]:
         parser.error(f"unknown load {unknown[0]!r}; known: {', '.join(LOADS)}")
     print(
-        f"the speed of this tree over that of {asked.commit} (above 1: faster here), least / median of {asked.rounds}"
+        f"the speed of this tree over that of {asked.commit or asked.python} (above 1: faster here), "
+        f"least / median of {asked.rounds}"
     )
-    with checked_out(asked.commit) as other:
+    with nullcontext(asked.python) if asked.python else checked_out(asked.commit) as other:
         medians = [compared(name, ROOT, other, asked.rounds) for name in names]
     if min(medians) < asked.least:
         raise SystemExit(f"{min(medians):.3f} is below {asked.least}")

@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.against import AZURE, ROOT, TRACES, once
+from tests.benchmarks.against import AZURE, ROOT, TRACES, installed_for, once
 
 YARDSTICK = ROOT.parent / "shared" / "yardstick" / "drive_dynamo.py"
 MOONCAKE = TRACES / "mooncake-fast25" / "conversation_trace.jsonl.gz"
@@ -53,9 +54,9 @@ OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Name -> two settings of ours: for as many requests."""
 
 
-def ours(settings: dict[str, Any]) -> float:
-    """CPU seconds of our loop."""
-    return float(once(ROOT, settings)["loop_s"])
+def ours(settings: dict[str, Any], place: Path = ROOT) -> float:
+    """CPU seconds of our loop, in this tree or as it is installed for a Python."""
+    return float(once(place, settings)["loop_s"])
 
 
 def theirs(peer: str, arguments: list[str], folder: Path) -> float:
@@ -85,6 +86,12 @@ def main() -> None:
     parser.add_argument(
         "--peer", default="", help="the Python that has the yardstick's package; without it, ours alone"
     )
+    parser.add_argument(
+        "--python",
+        type=installed_for,
+        default=ROOT,
+        help="take for ours what is installed for this Python (a compiled build, say) instead of this tree",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     for path in (AZURE, MOONCAKE, YARDSTICK):
@@ -97,9 +104,10 @@ def main() -> None:
         shutil.copy(AZURE, folder / "data" / "conv.csv")
         shutil.copy(MOONCAKE, folder / "data" / MOONCAKE.name)
         for load, (settings, arguments) in PEERS.items() if asked.peer else ():
-            told(load, lambda: ours(settings), lambda: theirs(asked.peer, arguments, folder), asked.rounds)  # noqa: B023
+            mine, peer = partial(ours, settings, asked.python), partial(theirs, asked.peer, arguments, folder)
+            told(load, mine, peer, asked.rounds)
     for load, (settings, base) in OWN.items():
-        told(load, lambda: ours(settings), lambda: ours(base), asked.rounds)  # noqa: B023
+        told(load, partial(ours, settings, asked.python), partial(ours, base, asked.python), asked.rounds)
 
 
 if __name__ == "__main__":

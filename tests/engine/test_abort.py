@@ -89,5 +89,7 @@ def test_who_ends_with_what_is_under_way_ends() -> None:
     assert not engine.abort(req)
     engine.seal(batch, 1)
     assert engine.commit(batch, Outcome([1.0], [1.0], 0.0), 1.0).finished == [req]
-    with pytest.raises(AttributeError, match="no engine has this request"):
-        NO_SEAT.seq = 3
+    NO_SEAT.seq = 3
+    with pytest.raises(AssertionError, match="the seat of none"):
+        engine.roster.check()
+    NO_SEAT.seq = -1

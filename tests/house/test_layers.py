@@ -39,6 +39,7 @@ TOP = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "constraints.txt",
+    "setup.py",
 }
 LEFT_BY_TOOLS = {"build", "dist", "out", "__pycache__", "foretoken.egg-info"}
 

@@ -20,7 +20,7 @@ from queueing_kit import agree, md1_wait_at_most, poisson
 from sim import scenario
 from sim.cost.step import FixedCost, Term
 from sim.engine.batch import Batch, Shape
-from sim.engine.flight import Audience, Flight, ObservedReplica, Observer, hears
+from sim.engine.flight import Audience, Flight, ObservedReplica, Observer, ear_of
 from sim.report.run.sentences import notes_of
 from sim.results.gaps import TokenGaps
 from sim.serving.hooks import Hooks
@@ -352,7 +352,8 @@ def test_an_audience_is_told_in_turn_of_what_somebody_hears(ears: int) -> None:
     heard: list[Any] = []
     observers = [Ear(heard) for _ in range(ears)]
     audience = Audience([Deaf(), Audience(observers), Deaf()])
-    assert hears(audience, "planned") == (ears > 0)
-    assert not hears(audience, "committed")
-    audience.planned(None, "batch")  # type: ignore[arg-type]
-    assert heard == [(one, "batch") for one in observers]
+    assert len(audience.ears("planned")) == ears
+    assert not audience.ears("committed")
+    for tell in (audience.planned, ear_of(audience, "planned")):
+        tell(None, "batch")  # type: ignore[arg-type]
+    assert heard == [(one, "batch") for one in observers] * 2

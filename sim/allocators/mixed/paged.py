@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 from sim.allocators.paged import Holding, Paged, Sharing
 from sim.engine.memory import MAX_POOL_TOKENS, NULL_BLOCK, Drift, KvPool, Layout, Usage
@@ -47,8 +47,8 @@ class MixedPaged(Paged):
         watermark, reserve_full_prompt: as of `paged`; a full prompt counts what it holds at most at one time.
     """
 
-    appends = False
-    no_swap = "layers that do not keep the same tokens are not modelled on the host"
+    appends: ClassVar[bool] = False
+    no_swap: ClassVar[str] = "layers that do not keep the same tokens are not modelled on the host"
     drafting = False
     """Set where a step's tokens are certain only after it."""
 

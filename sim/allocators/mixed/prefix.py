@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from typing import ClassVar
 
 from sim.allocators.mixed.paged import MixedHolding, MixedPaged
 from sim.allocators.paged import Holding
@@ -27,8 +28,8 @@ class MixedPrefix(Prefix, MixedPaged):
     Args: as of `prefix`.
     """
 
-    no_swap = "a dropped prefix stays findable"
-    has_tiers = False
+    no_swap: ClassVar[str] = "a dropped prefix stays findable"
+    has_tiers: ClassVar[bool] = False
 
     def __init__(
         self,

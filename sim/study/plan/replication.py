@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.cost.step import StepCost
-from sim.engine.request import index_of
+from sim.engine.request import indices_of
 from sim.results.binding import kv_limits
 from sim.results.clients import ClientLog
 from sim.results.gaps import TokenGaps
@@ -179,13 +179,13 @@ def _gaps(gaps: TokenGaps, limits: list[Limit], requests: int) -> Gaps:
     for (sequence, first, last), ends_s in zip(gaps.runs, gaps.step_end_s, strict=True):
         if not len(sequence):
             continue
-        owner = index_of(sequence)
+        owner = indices_of(sequence)
         np.add.at(count, owner, last - first)
         np.add.at(sum_s, owner, ends_s[last] - ends_s[first])
         for limit_s, counted in over.items():
             so_far = np.concatenate([[0], np.cumsum(np.diff(ends_s) > limit_s)])
             np.add.at(counted, owner, so_far[last] - so_far[first])
-    between = index_of(gaps.joins.sequence)
+    between = indices_of(gaps.joins.sequence)
     np.add.at(count, between, 1.0)
     np.add.at(sum_s, between, gaps.joins.seconds)
     for limit_s, counted in over.items():

@@ -30,7 +30,7 @@ from sim.study.workers.pool import each
 from traces.late import pd
 from traces.schema import InputError, Trace
 
-TIMINGS = ("simulator.wall_s", "simulator.cpu_s", "simulator.requests_per_cpu_s")
+TIMINGS = ("simulator.build", "simulator.wall_s", "simulator.cpu_s", "simulator.requests_per_cpu_s")
 """Of the summary, what the machine says and not the scenario: no part of a row."""
 
 

@@ -1,0 +1,56 @@
+"""Builds the modules that a run spends its time in with mypyc where FORETOKEN_COMPILE=1 asks for it; else nothing.
+
+The compiled modules come from the very files that Python runs otherwise (docs/speed.md).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from typing import Any
+
+from setuptools import setup
+
+MYPYC = "mypy[mypyc]==2.4.1"
+ENGINE = "batch engine flight groups host lockstep lost memory request roster runs shapes staged step tiers tokens"
+COST = "attention contexts gemm interpolation layers roofline step"
+COMPILED = [
+    *(f"sim/engine/{name}.py" for name in ENGINE.split()),
+    "sim/allocators/paged.py",
+    "sim/allocators/prefix.py",
+    *(f"sim/cost/{name}.py" for name in COST.split()),
+    "sim/results/steps.py",
+    "sim/serving/executor.py",
+    "sim/serving/replica.py",
+]
+
+
+def asked() -> bool:
+    """Whether the compiled build is asked for."""
+    value = os.environ.get("FORETOKEN_COMPILE", "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"FORETOKEN_COMPILE is {value!r}; it must be 1 (compiled), or 0 or unset (pure Python)")
+    return value == "1"
+
+
+def extensions() -> list[Any]:
+    """The compiled modules; none while pip asks what building them needs."""
+    try:
+        from mypyc.build import mypycify  # noqa: PLC0415 - there only where it was asked for
+    except ImportError:
+        if sys.argv[1:2] == ["egg_info"]:
+            return []
+        sys.exit(f"FORETOKEN_COMPILE=1 needs {MYPYC}, which is not installed here")
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if sys.platform != "win32" and shutil.which(compiler) is None:
+        sys.exit(f"FORETOKEN_COMPILE=1 needs a C compiler, and there is no {compiler!r} here (set CC, or leave it out)")
+    # The project's own settings are for checking: this reads what is compiled, where numpy need not be installed.
+    return mypycify(["--config-file=", "--ignore-missing-imports", *COMPILED], debug_level="0", group_name="foretoken")
+
+
+if asked():
+    setup(ext_modules=extensions(), setup_requires=[MYPYC])
+else:
+    setup()
