@@ -34,13 +34,14 @@ class ContextCost(NamedTuple):
 
         `lengths` are those of a span of which this is step number `step`.
         """
-        seconds = self.line.at(context)
+        line, uneven, tail = self
+        seconds = line.at(context)
         if longest <= context:
             return seconds
-        if self.tail is not None:
-            tail_s = self.tail.at(context, lengths, step) if lengths else 0.0
+        if tail is not None:
+            tail_s = tail.at(context, lengths, step) if lengths else 0.0
             return tail_s if tail_s > seconds else seconds
-        return seconds + self.uneven * (self.line.at(longest) - seconds) if self.uneven else seconds
+        return seconds + uneven * (line.at(longest) - seconds) if uneven else seconds
 
     def along(self, contexts: Floats, longest: Floats, lengths: Lengths = (), steps: Any = None) -> Floats:
         """The same of a span's steps, bit for bit."""
@@ -69,36 +70,42 @@ class ContextCost(NamedTuple):
 
     def span_s(self, shape: Shape, repeats: int, fixed_s: float, least_s: float) -> list[float]:
         """Seconds of each of a span's steps: `fixed_s` and attention, at least `least_s`."""
-        decodes, context, longest = shape.decodes, shape.decode_context, shape.decode_longest * shape.decodes
+        line, uneven, tail = self
+        _, decodes, context = shape[:3]
+        longest = shape.decode_longest * decodes
         last = context + decodes * (repeats - 1)
-        start, value, slope, end = self.line.piece(context)
-        even = longest <= context or not (self.uneven or self.tail)
+        start, value, slope, end = line.piece(context)
+        even = longest <= context or not (uneven or tail)
         if even and last < end and repeats < _VECTOR_SPAN:
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
-        lengths = self.lengths(shape)
-        if not even and last < end and repeats < (_TAIL_VECTOR_SPAN if self.tail else _VECTOR_SPAN):
+        lengths = self.lengths(shape) if tail is not None else ()
+        if not even and last < end and repeats < (_TAIL_VECTOR_SPAN if tail else _VECTOR_SPAN):
             contexts = range(context, last + 1, decodes)
-            if self.tail is not None and lengths:
-                floor_s, token_s, cut = self.tail
-                steps_s = []
+            steps_s = []
+            if tail is not None and lengths:
+                floor_s, token_s, cut = tail
                 for tokens, idle in zip(contexts, cut.idle_each(lengths, range(repeats)), strict=True):
                     here_s = value + slope * (tokens - start)
                     tail_s = floor_s + token_s * (tokens + idle)
                     step_s = fixed_s + (tail_s if tail_s > here_s else here_s)
                     steps_s.append(step_s if step_s > least_s else least_s)
                 return steps_s
-            seconds_s = [value + slope * (tokens - start) for tokens in contexts]
-            if self.tail is None:
-                mosts = range(longest, longest + decodes * repeats, decodes)
-                uneven = self.uneven
-                seconds_s = [
-                    here_s + uneven * (far_s - here_s)
-                    for here_s, far_s in zip(seconds_s, self.line.each(mosts), strict=True)
-                ]
-            steps_s = [fixed_s + here_s for here_s in seconds_s]
-            return [step_s if step_s > least_s else least_s for step_s in steps_s]
-        if repeats < (_TAIL_VECTOR_SPAN if self.tail else _UNEVEN_VECTOR_SPAN):
+            more = longest - context
+            far_start, far_value, far_slope, far_end = line.piece(longest)
+            if tail is not None:
+                steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in contexts]
+            elif last + more < far_end:
+                for tokens in contexts:
+                    here_s = value + slope * (tokens - start)
+                    far_s = far_value + far_slope * (tokens + more - far_start)
+                    steps_s.append(fixed_s + (here_s + uneven * (far_s - here_s)))
+            else:
+                for tokens in contexts:
+                    here_s = value + slope * (tokens - start)
+                    steps_s.append(fixed_s + (here_s + uneven * (line.at(tokens + more) - here_s)))
+            return steps_s if min(steps_s) >= least_s else [max(step_s, least_s) for step_s in steps_s]
+        if repeats < (_TAIL_VECTOR_SPAN if tail else _UNEVEN_VECTOR_SPAN):
             bent_s = [
                 fixed_s + self.at(context + decodes * i, longest + decodes * i if longest else 0, lengths, i)
                 for i in range(repeats)

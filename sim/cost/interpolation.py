@@ -205,15 +205,8 @@ class Line:
 
     def at(self, x: int) -> float:
         """Seconds at `x`."""
-        start, value, slope, _ = self.piece(x)
+        start, value, slope, _ = self._pieces[bisect_right(self._starts, x) - 1]
         return value + slope * (x - start)
-
-    def each(self, xs: range) -> list[float]:
-        """Seconds at each of rising `xs`."""
-        start, value, slope, end = self.piece(xs[0])
-        if xs[-1] >= end:
-            return [self.at(x) for x in xs]
-        return [value + slope * (x - start) for x in xs]
 
     @property
     def rate(self) -> float:

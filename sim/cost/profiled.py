@@ -112,9 +112,9 @@ class Profiled(Roofline):
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
-        prefills, decodes, context, copied_bytes, swapped_bytes = shape[:5]
-        plain = not (prefills or copied_bytes or swapped_bytes or shape.verifies)
-        if not plain and self._in_one_launch(shape):
+        prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
+        plain = not (prefills or copied_bytes or swapped_bytes or verifies)
+        if prefills and self._in_one_launch(shape):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
@@ -126,7 +126,8 @@ class Profiled(Roofline):
             return [max(fixed_s, launch_s, link_s)] * repeats, host_s
         if not self._plain or swapped_bytes:
             return self._bent_span_s(shape, repeats, fixed_s, launch_s), host_s
-        cost = self._context_costs(shape, plain=plain)[0]
+        costs = self._costs.get((decodes, plain)) or self._context_costs(shape, plain=plain)
+        cost = costs[0]
         assert cost is not None, "without a window all layers are full ones"
         if repeats == 1:
             step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))

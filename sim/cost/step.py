@@ -31,7 +31,8 @@ class Constant(NamedTuple):
     source: str
 
 
-class HostGap(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HostGap:
     """Seconds between steps in which the device waits for the host though scheduling is asynchronous: `step_s`, and
     `row_s` for each row of logits."""
 
@@ -40,7 +41,11 @@ class HostGap(NamedTuple):
 
     def of(self, shape: Shape) -> float:
         """Seconds after a step of this shape; none after one that samples nothing."""
-        rows = shape_rows(shape) if shape.verifies else len(shape.prefills) + shape.decodes
+        rows = shape.decodes
+        if shape.verifies:
+            rows = shape_rows(shape)
+        elif shape.prefills:
+            rows += len(shape.prefills)
         return self.step_s + self.row_s * rows if rows else 0.0
 
 
@@ -80,7 +85,12 @@ def advanced(shape: Shape, steps: int) -> Shape:
 
 def shape_tokens(shape: Shape) -> int:
     """Tokens that the step computes."""
-    return shape.decodes + sum(new for new, _ in (*shape.prefills, *shape.verifies))
+    prefills, tokens, _, _, _, _, _, verifies = shape[:8]
+    for new, _ in prefills:
+        tokens += new
+    for new, _ in verifies:
+        tokens += new
+    return tokens
 
 
 def shape_rows(shape: Shape) -> int:

@@ -161,15 +161,15 @@ class Predicted:
         self._gap = gap if overlap_host and gap != HIDDEN else None
 
     def execute(self, batch: Batch) -> Outcome:
-        repeats = batch.repeats
+        repeats, shape = batch.repeats, batch.shape
         if batch.courses is not None and repeats > 1:
             return self._along(batch.courses.until(repeats))
-        device, host_s = self.cost.span_s(batch.shape, repeats)
+        device, host_s = self.cost.span_s(shape, repeats)
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
             seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
             if self._gap is not None:
-                gap_s = self._gap.of(batch.shape)
+                gap_s = self._gap.of(shape)
                 seconds = [seconds[0] + gap_s] if repeats == 1 else [busy_s + gap_s for busy_s in seconds]
         else:
             seconds = [device_s + host_s for device_s in device] if host_s else device
