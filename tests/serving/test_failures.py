@@ -293,7 +293,8 @@ def test_kv_that_is_lost_is_computed_anew(
     assert 0.0 < last["asked_s"] - asked_s < 0.1
     assert 0.0 <= last["placed_s"] - placed_s < 0.1
     assert last["landed_s"] - last["placed_s"] == pytest.approx(last["tokens"] * SENDING_S)
-    assert ran.summary["kv"]["mean_used"] < 1.0
+    held = ran.steps[["kv_used_tokens", "kv_reserved_tokens", "kv_internal_tokens"]].sum(axis=1)
+    assert held.max() < 1100, "memory is held for what is lost"
 
 
 def test_who_drains_stays_until_its_kv_is_sent() -> None:
