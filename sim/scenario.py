@@ -516,7 +516,7 @@ def build(tables: Mapping[str, Any], settings: Mapping[str, Any] | None = None) 
         each = [pool.scenario for pool in made.values()] or [scenario]
         own = {one.front_end for one in each}
         apart = any(pool.role == "prefill" for pool in made.values())
-        none = apart or scenario.failures.on or any(one.dp > 1 for one in each)
+        none = apart or any(one.dp > 1 for one in each)
         front_end = FrontEndSettings(OFF) if none or len(own) > 1 else own.pop()
     return with_front_end(dataclasses.replace(scenario, pools=made), front_end)
 

@@ -40,7 +40,7 @@ class ObservedReplica(Protocol):
 class Flight:
     """A batch under way: `times_s` holds the start of each repeat, and when the step after the last may start."""
 
-    __slots__ = ("batch", "committed", "outcome", "output_s", "sealed", "times_s", "usage")
+    __slots__ = ("batch", "committed", "outcome", "output_s", "sealed", "times_s", "usage", "vain")
     usage: Usage
     committed: Committed
     """What the batch gave, once it is committed."""
@@ -58,6 +58,8 @@ class Flight:
         self.output_s = end_s + outcome.late_s
         """When the last repeat's output is there."""
         self.sealed = False
+        self.vain = 0
+        """Of its last repeats those that gave nothing, since the engine died."""
 
     def cut(self, repeats: int) -> None:
         """Let it be so many repeats, of those that were to be."""
@@ -84,6 +86,7 @@ class Flight:
         times_s[out + 1 :] = [min(time_s, end_s) for time_s in times_s[out + 1 :]]
         self.outcome = outcome._replace(device_s=device_s)
         self.output_s = min(self.output_s, now_s)
+        self.vain = len(times_s) - 1 - out
         self.committed = Committed((), (), ())
         return out
 

@@ -26,6 +26,8 @@ class ClientLog:
         """The server process that has its connection."""
         self.coming: dict[int, Request] = {}
         """Requests that have been sent, and that no engine has yet."""
+        self.handed_over: set[int] = set()
+        """Requests that an engine had which has died."""
         self.refused: Counter[str] = Counter()
         """How often a request was refused, by the limit that it met."""
 

@@ -103,6 +103,10 @@ class Cluster:
         there.outstanding_tokens -= req.prompt_tokens
         self._seen.changed(there)
 
+    def server(self, place: int) -> Server:
+        """What takes the requests there."""
+        return self._servers[place]
+
     def snapshot(self, place: int) -> Snapshot:
         """A server as it is now."""
         return self._now[place]

@@ -18,6 +18,7 @@ from sim.serving.autoscale import Autoscaler
 from sim.serving.cluster import Cluster
 from sim.serving.disaggregation import Disaggregated, Places
 from sim.serving.failures import Failures
+from sim.serving.front_end import FrontEnd
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
 from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
@@ -155,8 +156,9 @@ class Entrance:
         scenario, clock = self._scenario, self.replicas[0].clock
         engines = [partial(pool.engine, spans=spans) for pool in each_replica(pools)]
         members = [
-            Member(replica, cluster, place, engine)
+            Member(replica, cluster, place, engine, front_end=before if isinstance(before, FrontEnd) else None)
             for replica, (cluster, place), engine in zip(self.replicas, self._where, engines, strict=True)
+            for before in [cluster.server(place)]
             if isinstance(replica, Replica)
         ]
         lifecycle = Lifecycle(clock, members)

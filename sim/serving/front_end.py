@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
@@ -19,6 +19,7 @@ from operator import le
 
 from sim.engine.batch import Batch
 from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.lost import anew
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.results.clients import ClientLog
@@ -46,6 +47,9 @@ class Draws:
 class FrontEnd(Observer):
     """Before one replica. A router sends to it; it hands on to the replica, and is told of its outputs as an observer.
 
+    It outlives the engine: clients get what had come out before a death. Who is sent to it again has the process that
+    it had here before.
+
     Args:
         settings: what its processes cost.
         log: of all clients' requests.
@@ -72,7 +76,9 @@ class FrontEnd(Observer):
         self._rows: deque[int] = deque()
         self._streamed = 0
         """Steps of the oldest batch under way whose outputs are taken into account."""
-        self._coming = 0
+        self._coming: dict[int, Request] = {}
+        self._lost: dict[int, int] = {}
+        """By request that an engine here died with, its process."""
         self._limited = settings.max_num_queued_reqs or settings.max_num_queued_tokens
         self._under_way = 0
         self._prefilling_tokens = 0
@@ -90,7 +96,7 @@ class FrontEnd(Observer):
     @property
     def outstanding(self) -> int:
         """Requests here and in the replica that have not finished."""
-        return self._coming + self._replica.outstanding
+        return len(self._coming) + self._replica.outstanding
 
     def settle(self) -> None:
         """As `Replica.settle`."""
@@ -105,23 +111,25 @@ class FrontEnd(Observer):
         free_s, connections = self._free_s, self._connections
         # A connection is accepted by the process that has the fewest (vLLM 0.33, `vllm/v1/utils.py`).
         at = 0 if len(free_s) == 1 else connections.index(min(connections))
+        at = self._lost.get(req.id, at)
         connections[at] += 1
-        log.arrival_s[req.id] = now_s
+        if math.isnan(log.arrival_s[req.id]):
+            log.arrival_s[req.id] = now_s
         log.process[req.id] = at
         work_s = settings.request_s * self._draws.work[req.id] + settings.prompt_token_s * req.prompt_tokens
         self.busy_s += work_s
         free_s[at] = done_s = max(free_s[at], now_s) + work_s
         ready_s = done_s + settings.latency_s * self._draws.way[req.id]
         if ready_s > now_s:
-            self._coming += 1
-            log.coming[req.id] = req
+            self._coming[req.id] = log.coming[req.id] = req
             self._clock.call_at(ready_s, partial(self._taken_in, req), first=True)
         else:
             self._hand_over(req)
 
     def _taken_in(self, req: Request, event: Event) -> None:
-        self._coming -= 1
-        del self._log.coming[req.id]
+        if self._coming.get(req.id) is not req:
+            return  # it was sent elsewhere when the engine died
+        del self._coming[req.id], self._log.coming[req.id]
         self._hand_over(req)
 
     def _hand_over(self, req: Request) -> None:
@@ -130,8 +138,35 @@ class FrontEnd(Observer):
             self._connections[self._log.process[req.id]] -= 1
             self._on_refusal(req, self._clock.now + self._settings.latency_s, limit)
             return
-        req.arrival_s = self._clock.now
+        if req.id not in self._log.handed_over:
+            req.arrival_s = self._clock.now
         self._replica.submit(req)
+
+    def died_with(self, unfinished: Sequence[Request]) -> list[Request]:
+        """Take note that the engine died with these; returns those who were on their way to it."""
+        log, coming = self._log, list(self._coming.values())
+        self._rows.clear()
+        self._streamed = 0
+        for req in (*unfinished, *coming):
+            self._lost[req.id] = log.process[req.id]
+            self._connections[log.process[req.id]] -= 1
+        log.handed_over.update(req.id for req in unfinished)
+        for req in coming:
+            del self._coming[req.id], log.coming[req.id]
+        return [anew(req) for req in coming]
+
+    def streamed_s(self, req: Request) -> float:
+        """When the client of a request that the engine died with has been sent all that had come out."""
+        return self._free_s[self._lost[req.id]]
+
+    def processes(self) -> Sequence[int]:
+        """By request, the process that streamed what the replica gave of it."""
+        if not self._lost:
+            return self._log.process
+        own = self._log.process[:]
+        for number, at in self._lost.items():
+            own[number] = at
+        return own
 
     def _limit_met(self, req: Request) -> str:
         """The limit that keeps the request out; else it is counted (vLLM 0.33, `AsyncLLM.check_admission`)."""
@@ -162,8 +197,13 @@ class FrontEnd(Observer):
             self._rows.append(rows)
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        ends_s = flight.ends_s
-        self._stream(ends_s[self._streamed :] if self._streamed else ends_s, self._rows.popleft())
+        ends_s, rows = flight.ends_s, self._rows.popleft()
+        if flight.vain:
+            out = len(ends_s) - flight.vain
+            self._stream(ends_s[self._streamed : out], rows)
+            self._stream(ends_s[max(out, self._streamed) :], 0)
+        else:
+            self._stream(ends_s[self._streamed :] if self._streamed else ends_s, rows)
         self._streamed = 0
         log, latency_s = self._log, self._settings.latency_s
         for req in flight.committed.first_tokens:

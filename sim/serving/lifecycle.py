@@ -16,6 +16,7 @@ from sim.engine.request import Request
 from sim.results.presence import ABSENT, DIES, DOWN, DRAINS, ORDERED, SERVES, STOPS
 from sim.serving.clock import Clock, Event
 from sim.serving.cluster import Cluster
+from sim.serving.front_end import FrontEnd
 from sim.serving.replica import Replica
 from traces.late import pd
 
@@ -47,6 +48,7 @@ class Member:
     drained: Callable[[], None] | None = None
     apart: Apart | None = None
     """Where prompts and answers are of different replicas."""
+    front_end: FrontEnd | None = None
 
 
 class Lifecycle:
@@ -83,6 +85,8 @@ class Lifecycle:
         drained = member.drained
         member.cluster.take_out(member.place)
         unfinished = member.replica.die()
+        if member.front_end is not None:
+            unfinished += member.front_end.died_with(unfinished)
         member.state, member.used, member.drained = DOWN, True, None
         self.tell(index, DIES)
         for req in unfinished:
@@ -93,7 +97,11 @@ class Lifecycle:
         for req in unfinished:
             self.resent[req.id] = self.resent.get(req.id, 0) + 1
         for req in unfinished:
-            submit(req)
+            streamed_s = 0.0 if member.front_end is None else member.front_end.streamed_s(req)
+            if streamed_s > self._clock.now:
+                self._clock.call_at(streamed_s, lambda event, req=req: submit(req), first=True)  # type: ignore[misc]
+            else:
+                submit(req)
         if drained is not None:
             drained()
 

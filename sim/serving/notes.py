@@ -16,9 +16,11 @@ def front_end_notes(parts: Parts) -> Iterator[str]:
     """What stands before the engine, and whose latencies are whose."""
     scenario, front_end = parts.scenario, parts.scenario.front_end
     if not front_end.on:
-        why = "ranks that share requests" if scenario.dp > 1 else "replicas that fail" if scenario.failures.on else ""
-        if why and parts.preset.front_end:
-            yield f"No front end is modelled before {why}: clients see what the engines do, when they do it."
+        if scenario.dp > 1 and parts.preset.front_end:
+            yield (
+                "No front end is modelled before ranks that share requests: clients see what the engines do, when they "
+                "do it."
+            )
         return
     processes = f"{front_end.processes:,} process{'' if front_end.processes == 1 else 'es'}"
     costs = ", ".join(

@@ -174,10 +174,13 @@ def check_changes(scenario: Scenario, pools: Sequence[Pool]) -> bool:
     what = "autoscale" if any(pool.start for pool in pools) else ""
     if scenario.failures.on:
         what = "failures"
-        if scenario.front_end.on:
+        limits = [
+            name for name in ("max_num_queued_reqs", "max_num_queued_tokens") if getattr(scenario.front_end, name)
+        ]
+        if limits:
             raise InputError(
-                "failures and front_end are both set, and what becomes of the connections of a front end whose "
-                "replica dies is not modelled"
+                f"failures and front_end.{limits[0]} are both set, and a client who has a part of its answer is not "
+                "refused the rest"
             )
     for pool in pools if what else ():
         named = f"{_where(pool).removeprefix(' of ')}: " if pool.name else ""

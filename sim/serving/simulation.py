@@ -300,7 +300,7 @@ class Simulation:
         clocks, ends_s = [], []
         for front_end, replica in zip(self.front_ends, self.replicas, strict=True):
             seen_s = front_end.seen_s
-            clocks += by_process(replica.engine.tokens, self.clients.process, len(seen_s))
+            clocks += by_process(replica.engine.tokens, front_end.processes(), len(seen_s))
             ends_s += [np.frombuffer(each) if len(each) else np.empty(0) for each in seen_s]
         return TokenGaps(clocks, ends_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -211,7 +212,9 @@ def columns(
     follow = settings.sessions and "after" in requests
     prefix: list[Sequence[int]] | None = None
     unit_tokens = block_tokens
-    prompt, output = requests["prompt_tokens"].tolist(), requests["output_tokens"].tolist()
+    prompt, output = (
+        array("q", requests[f"{name}_tokens"].to_numpy(np.int64).tobytes()) for name in ("prompt", "output")
+    )
     if "prefix_starts" in requests:
         parts = zip(requests["prefix_blocks"], requests["prefix_starts"], prompt, strict=True)
         prefix = [Reblocked(ids, starts, tokens, block_tokens) for ids, starts, tokens in parts]
@@ -224,7 +227,7 @@ def columns(
     if prefix is not None and follow and plan.executor != "live":  # a live answer is what the model says
         known = name_answers(prefix, unit_tokens, prompt, output, requests["after"].tolist())
     return Workload(
-        requests["arrival_s"].tolist(),
+        array("d", requests["arrival_s"].to_numpy(np.float64).tobytes()),
         prompt,
         output,
         requests["priority"].tolist() if "priority" in requests else None,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from engine_kit import Setup, run, workload
 from hypothesis import given
@@ -17,6 +19,9 @@ from sim.cost.step import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Handover, Request
+from sim.scenario import build
+from sim.serving.run import simulate
+from traces.rows import from_frame
 
 COST = FixedCost(base_s=0.001, per_token_s=0.0001, per_context_token_s=0.00001)
 ROWS = st.lists(st.tuples(st.sampled_from([0.0, 0.0005, 0.03]), st.integers(1, 40), st.integers(1, 20)), max_size=12)
@@ -168,3 +173,25 @@ def test_what_is_on_its_way_to_a_decode_cache_is_not_found_there_yet() -> None:
     setup = replace(ROOMY, allocator="prefix")
     done = serve(setup, setup, (2, 1), workload(rows, **prefix), Between(tokens_per_s=100.0))
     assert done.transfers["tokens"].tolist() == [32, 32, 0]
+
+
+def test_disaggregation_raises_goodput_under_a_tight_tpot_and_hurts_when_little_comes() -> None:
+    """DistServe (OSDI 24), Splitwise (ISCA 24): of two GPUs one computes all prompts and disturbs no decoding."""
+    rng = np.random.default_rng(4)
+    prompts, outputs, gaps = rng.integers(1000, 3000, 120), rng.integers(40, 160, 120), rng.exponential(1.0, 120)
+    alike: dict[str, Any] = {"replicas": 2, "router.name": "least-outstanding"}
+    apart = {"pools.p.role": "prefill", "pools.d.role": "decode", "transfer.gb_per_s": 50.0}
+
+    def told(settings: dict[str, Any], rate: float) -> tuple[float, float]:
+        """(share of requests within the limits, mean end to end)"""
+        rows = {"arrival_s": gaps.cumsum() / rate, "prompt_tokens": prompts, "output_tokens": outputs}
+        scenario = build({"slo": "ttft=0.4,tpot=0.012", "front_end.name": "off", **settings})
+        summary = simulate(scenario, trace=from_frame(pd.DataFrame(rows))).summary
+        return summary["goodput"]["fraction"], summary["e2e_s"]["mean"]
+
+    busy, idle = (told(alike, 20.0), told(apart, 20.0)), (told(alike, 1.0), told(apart, 1.0))
+    assert busy[1][0] > 0.95
+    assert busy[0][0] < 0.7
+    assert busy[1][1] < busy[0][1]
+    assert idle[0][0] == idle[1][0] == 1.0
+    assert idle[1][1] > idle[0][1]
