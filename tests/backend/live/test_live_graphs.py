@@ -125,6 +125,8 @@ def test_recorded_drafts_and_their_verification_give_the_same_answers(
     sampling, recorder = Sampling(temperature=temperature, top_k=20, seed=5), Again()
     found = [Drafting(drafts(), draft=draft, sampling=sampling, recorder=one).serve(work()) for one in (None, recorder)]
     assert found[0].answers == found[1].answers
+    # Drafts too, though wrong ones would change no answer.
+    assert found[0].engine.tally.verifies == found[1].engine.tally.verifies
     assert recorder.pieces
     assert (4 in widths) == verified
     assert bool(drafted) == (draft is not None and not temperature)
