@@ -199,7 +199,7 @@ class Session:
         try:
             live.warm_up(most_tokens, most_sequences)
             if graphs:
-                live.capture(CudaRecorder(), parts.limits.max_num_seqs, parts.limits.max_model_len)
+                live.capture(CudaRecorder(), most_sequences, parts.limits.max_model_len, most_tokens)
         except torch.OutOfMemoryError:
             raise no_memory(self._device, f"steps of {most_tokens} tokens", cache.blocks) from None
         self._live = live

@@ -33,6 +33,7 @@ from calibrate.measure import Reading, Sample
 from calibrate.routed import DrawnExperts, Untimed
 from calibrate.timed import EventClock, Holds, OperationClock, ThreadClock, TimedOps, held
 from sim.allocators.paged import Paged
+from sim.cost.roofline import MAX_GRAPH_TOKENS
 from sim.engine.batch import Batch, Entry
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, Seat
@@ -124,15 +125,15 @@ class Harness:
             self._model.mlp = partial(self._drawn.mlp, timing, self._plain)
 
     def _captured(self, live: _ThreadTimed, limits: Range) -> _ThreadTimed | None:
-        """The executor with its decode steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
+        """The executor with its steps as CUDA graphs; None, and a trouble, where they cannot be captured."""
         gc.collect()
         gc.freeze()  # some versions of torch collect garbage before every capture
         try:
-            live.capture(CudaRecorder(), limits.rows, limits.context)
+            live.capture(CudaRecorder(), limits.rows, limits.context, limits.tokens)
             torch.cuda.synchronize()
         except (RuntimeError, InputError) as error:
             lines = str(error).splitlines() or ["no message"]
-            self.troubles.append(f"decode steps could not be captured as CUDA graphs: {lines[0][:200]}")
+            self.troubles.append(f"steps could not be captured as CUDA graphs: {lines[0][:200]}")
             return None
         finally:
             gc.unfreeze()
@@ -168,6 +169,9 @@ class Harness:
                 return result.device_s[0], result.host_s
             return live.computing_s, busy_s - live.computing_s
 
+        tokens = sum(new for new, _ in case.prefills) + len(case.decodes)
+        graph = self._live_graph if tokens <= MAX_GRAPH_TOKENS else None
+
         def measure() -> Sample:
             timed_s, readings = 0.0, list[Reading]()
             for _ in range(ATTEMPTS if timed else 0):
@@ -178,7 +182,6 @@ class Harness:
                 sound = {one.operation for one in readings if not one.waited}
                 if all(one.operation in sound for one in readings):
                     break
-            graph = self._live_graph if not case.prefills else None
             often = UNTIMED if self._cuda else 1
             graphed = middle_run(lambda: execute(graph, self._plain), often) if graph else (None, None)
             plain = middle_run(lambda: execute(self._live, self._plain), often)
@@ -186,8 +189,8 @@ class Harness:
 
         try:
             execute(self._live, self._plain)
-            if self._live_graph is not None and not case.prefills:
-                execute(self._live_graph, self._plain)  # which has staging memory of its own, made at the first step
+            if graph is not None:
+                execute(graph, self._plain)  # which has staging memory of its own, made at the first step
             yield measure
         finally:
             for req in requests:

@@ -196,9 +196,14 @@ def event_seconds(entries: Iterable[JournalEntry]) -> float:
     added = [
         (one.work_s - one.graph_device_s) / one.operations
         for one in entries
-        if one.graph_device_s is not None and one.operations and Case.named(one.case).role == GRID
+        if one.graph_device_s is not None and one.operations and _decodes_alone(Case.named(one.case))
     ]
     return max(0.0, statistics.median(added)) if added else 0.0
+
+
+def _decodes_alone(case: Case) -> bool:
+    """A recorded step of others computes padding besides, and copies between its pieces."""
+    return case.role == GRID and not case.prefills
 
 
 def _without(us: float, events_us: float) -> float:

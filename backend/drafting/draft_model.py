@@ -19,6 +19,7 @@ from backend.cache.kvcache import KvCache
 from backend.cache.moves import Mover
 from backend.drafting.drafting import DraftingRow, Ground, by_width
 from backend.drafting.rejection import distribution, drawn
+from backend.live.graphs import DecodeGraphs, PieceGraphs, Recorder
 from backend.live.live import Pair
 from backend.live.packing import DrawRows, Ints, Ints32, Packed, Stage, pack
 from backend.live.sampling import Sampler, Sampling
@@ -105,6 +106,8 @@ class DraftModel:
         self._stage, self._steps_stage = Stage(model.device), Stage(model.device)
         self._held = RequestMap(lambda req: Held())
         self._filled = np.zeros(cache.blocks + 1, np.int64)
+        self._graphs: DecodeGraphs | None = None
+        self._pieces: PieceGraphs | None = None
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """As `Proposing.warm_up`, on the null block."""
@@ -113,6 +116,14 @@ class DraftModel:
         self._rehearse([], [], [(2, 1)])
         for rows in (1, most_sequences):
             self._rehearse([], [(1, 1)] * rows, [])
+
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int, step_tokens: int) -> None:
+        """As `Proposing.capture`: one graph for a step that drafts the best token; drawn ones want logits."""
+        if not self.samples:
+            blocks = -(-most_tokens // self._cache.block_tokens)
+            self._graphs = DecodeGraphs(self._model, self._cache, self._greedy, recorder, most_sequences, blocks)
+        if step_tokens:
+            self._pieces = PieceGraphs(self._model, self._cache, recorder, step_tokens)
 
     def _rehearse(self, prefills: list[Pair], single: list[Pair], several: list[Pair]) -> None:
         zero = np.zeros(1, np.int64)
@@ -244,15 +255,22 @@ class DraftModel:
         tables, *sent = self._steps_stage.send([proposal.tables, *chain(*steps)])
         for at in range(len(steps)):
             positions, slots, lens = sent[3 * at : 3 * at + 3]
-            part = DecodePart(1, lens, tables)
-            batch = ForwardBatch(chosen[-1].clamp(min=0), positions, slots, None, None, part)
-            logits = self._model.forward(batch, self._cache)
+            part, tokens = DecodePart(1, lens, tables), chosen[-1].clamp(min=0)
+            if self._graphs is not None:
+                chosen.append(self._graphs.draw(tokens, positions, slots, part).clone())
+                continue
+            logits = self._forward(ForwardBatch(tokens, positions, slots, None, None, part))
             chosen.append(self._choose(logits, proposal.feed, proposal.firsts + at + 1, proposal.requests))
         return torch.stack(chosen)
 
     def _feed(self, feed: Packed, positions: Ints, requests: Sequence[Request] = ()) -> Tensor:
         batch, _, _ = feed.on_device(self._stage.send(feed.arrays()))
-        return self._choose(self._model.forward(batch, self._cache), feed, positions, requests)
+        return self._choose(self._forward(batch), feed, positions, requests)
+
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        if self._pieces is not None and self._pieces.serves(len(batch.tokens)):
+            return self._pieces.forward(batch)
+        return self._model.forward(batch, self._cache)
 
     def _choose(self, logits: Tensor, feed: Packed, positions: Ints, requests: Sequence[Request]) -> Tensor:
         """A draft for each row of logits [R, vocab] and its position: the best one, or drawn as the target draws."""

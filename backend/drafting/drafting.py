@@ -19,6 +19,7 @@ from torch import Tensor
 from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
 from backend.drafting.rejection import accepts, distribution, drawn, rest
+from backend.live.graphs import DecodeGraphs, Recorder
 from backend.live.live import Draw, Live, Pair, Plan, check_drawn
 from backend.live.packing import BatchPart, Ints, Ints32, Packed
 from backend.live.prompts import Prompts
@@ -66,6 +67,10 @@ class Proposing(Protocol):
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Build all that steps of these sizes take."""
+        ...
+
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int, step_tokens: int) -> None:
+        """As `Live.capture`, of the drafter's own steps."""
         ...
 
     def move(self, batch: Batch) -> None:
@@ -159,6 +164,19 @@ class DraftingLive(Live):
         for width in range(2, min(self._most + 1, MOST_TOKENS) + 1):
             self._rehearse([], [(1, 0)], [(width, 0)])
         self.drafter.warm_up(most_tokens, most_sequences)
+
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int, step_tokens: int) -> None:
+        """As `Live.capture`; steps in which each request verifies the most drafts that there are, are one graph too."""
+        most_tokens += self._most  # drafts may go beyond a sequence's end
+        super().capture(recorder, most_sequences, most_tokens, step_tokens)
+        width = self._most + 1
+        if 1 < width <= MOST_TOKENS:
+            self._graphs.append(self._recorded(recorder, most_sequences, most_tokens, width))
+        self.drafter.capture(recorder, most_sequences, most_tokens, step_tokens)
+
+    def _graphs_of(self, packed: Packed) -> DecodeGraphs | None:
+        """None where drafts are in doubt: the rule wants the logits, which a graph keeps to itself."""
+        return None if self._doubt is not None else super()._graphs_of(packed)
 
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)

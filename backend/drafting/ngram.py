@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from backend.drafting.drafting import DraftingRow, Ground
+from backend.live.graphs import Recorder
 from sim.engine.batch import Batch
 from sim.engine.request import Request
 
@@ -57,6 +58,9 @@ class Ngram:
 
     def warm_up(self, most_tokens: int, most_sequences: int) -> None:
         """Nothing is built."""
+
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int, step_tokens: int) -> None:
+        """Nothing is launched."""
 
     def distributions(self, req: Request, drafts: int) -> Iterator[Tensor]:
         """Each draft is one guess."""

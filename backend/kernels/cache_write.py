@@ -45,7 +45,7 @@ def _on_grid(x, DROPPED: tl.constexpr, SUBNORMAL_BELOW: tl.constexpr):
     rounded = (bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) & -(1 << DROPPED)
     magnitude = tl.abs(x)
     small = (magnitude + _ROUND_TO_E4M3_SUBNORMAL) - _ROUND_TO_E4M3_SUBNORMAL
-    small = tl.where(bits < 0, -small, small)
+    small = tl.where(bits < 0, small * -1.0, small)  # 3.6 makes -x of 0 - x, which has no negative zero
     return tl.where(magnitude < SUBNORMAL_BELOW, small, rounded.to(tl.float32, bitcast=True))
 
 

@@ -19,7 +19,7 @@ from backend.cache.block_tables import BlockTables, scratch_tables
 from backend.cache.kvcache import KvCache
 from backend.cache.memory import no_memory
 from backend.cache.moves import Mover
-from backend.live.graphs import DecodeGraphs, Recorder
+from backend.live.graphs import DecodeGraphs, PieceGraphs, Recorder
 from backend.live.packing import BatchPart, DrawRows, Ints, Ints32, Packed, Stage, pack
 from backend.live.prompts import Prompts
 from backend.live.sampling import Sampler, Sampling
@@ -96,9 +96,10 @@ class Live:
         self._tables = BlockTables(appends=appends)
         self._mover = Mover(model.ops, cache, host_blocks)
         self._stage = Stage(model.device)
-        most_rows = graph_tokens(most_sequences) * (drafts + 1)
+        most_rows = graph_tokens(most_sequences * (drafts + 1)) + drafts
         self._sample = Sampler(model.ops, sampling, most_rows, model.device)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: list[DecodeGraphs] = []
+        self._pieces: PieceGraphs | None = None
         self._cuda = model.device.type == "cuda"
         self._stop = np.array(sorted(stop), np.int64)
 
@@ -142,13 +143,23 @@ class Live:
             self._rehearse([], [(1, 0)] * size)
         self._rehearse([(2, 0)], [(1, 0)])
 
-    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int) -> None:
-        """Record decode steps of up to `most_sequences` sequences as graphs, and replay them from now on.
+    def capture(self, recorder: Recorder, most_sequences: int, most_tokens: int, step_tokens: int) -> None:
+        """Record steps as graphs, and replay them from now on: decode steps of up to `most_sequences` sequences each as
+        one, all others of up to `step_tokens` tokens (none where it is 0) but for their attention.
 
         `most_tokens` is the longest that a sequence may become.
         """
+        self._graphs = [self._recorded(recorder, most_sequences, most_tokens, 1)]
+        if step_tokens:
+            self._pieces = PieceGraphs(self.model, self._cache, recorder, step_tokens)
+
+    def _recorded(self, recorder: Recorder, most_sequences: int, most_tokens: int, width: int) -> DecodeGraphs:
         blocks = -(-most_tokens // self._cache.block_tokens)
-        self._graphs = DecodeGraphs(self.model, self._cache, self._sample, recorder, most_sequences, blocks)
+        return DecodeGraphs(self.model, self._cache, self._sample, recorder, most_sequences, blocks, width)
+
+    def _graphs_of(self, packed: Packed) -> DecodeGraphs | None:
+        """Those that run this step and draw its tokens."""
+        return next((graphs for graphs in self._graphs if graphs.serves(packed)), None)
 
     def _rehearse(self, prefills: list[Pair], decodes: list[Pair], verifies: Sequence[Pair] = ()) -> None:
         zero = np.zeros(1, np.int64)
@@ -176,9 +187,12 @@ class Live:
     def _launch(self, packed: Packed, batch: Batch | None) -> Tensor:
         if batch is not None:
             self._mover.move(batch)
-        if self._graphs is not None and self._graphs.serves(packed):
-            return self._graphs.run(packed, self._stage)
+        graphs = self._graphs_of(packed)
+        if graphs is not None:
+            return graphs.run(packed, self._stage)
         forward, seeds, positions = packed.on_device(self._stage.send(packed.arrays()))
+        if self._pieces is not None and self._pieces.serves(len(packed.tokens)):
+            return self._draw(self._pieces.forward(forward), seeds, positions)
         return self._draw(self.model.forward(forward, self._cache), seeds, positions)
 
     def _draw(self, logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

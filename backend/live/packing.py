@@ -87,14 +87,25 @@ class Packed:
         assert slots is not None and drawn is not None  # noqa: PT018
         return ForwardBatch(tokens, positions, slots, rows, prefill, decode, verifies), seeds, drawn
 
+    def uniform(self, width: int) -> Packed | None:
+        """The step as a decode step of rows of `width` new tokens each, all drawn from; None where it is no such."""
+        if self.q_starts is not None or self.rows is not None:
+            return None
+        if width == 1:
+            return None if self.verifies else self
+        if self.decode_lens is not None or len(self.verifies) != 1 or self.verifies[0].width != width:
+            return None
+        return replace(self, decode_lens=self.verifies[0].lens, decode_tables=self.verifies[0].tables, verifies=())
+
     def padded(self, rows: int) -> Packed:
         """A decode step with padding behind it, up to so many rows: no context (kv_len 0), no slot (-1)."""
         assert self.decode_lens is not None and self.decode_tables is not None  # noqa: PT018
-        more = rows - len(self.tokens)
-        if not more:
+        known = len(self.decode_lens)
+        if rows == known:
             return self
 
         def pad(values: Array, value: int = 0) -> Array:
+            more = (rows - known) * len(values) // known
             return np.concatenate([values, np.full((more, *values.shape[1:]), value, values.dtype)])
 
         return replace(
@@ -109,12 +120,12 @@ class Packed:
         )
 
     @classmethod
-    def idle(cls, rows: int, columns: int) -> Packed:
-        """A decode step of padding rows alone, their tables so wide."""
-        zeros = np.zeros(rows, np.int32)
+    def idle(cls, rows: int, columns: int, width: int = 1) -> Packed:
+        """A decode step of padding rows alone, of `width` tokens each, their tables so wide."""
+        zeros = np.zeros(rows * width, np.int32)
         tables = np.zeros((rows, columns), np.int32)
-        seeds = np.zeros(rows, np.int64)
-        return cls(zeros, zeros, zeros - 1, None, seeds, zeros, None, None, None, 0, zeros, tables)
+        seeds = np.zeros(rows * width, np.int64)
+        return cls(zeros, zeros, zeros - 1, None, seeds, zeros, None, None, None, 0, zeros[:rows], tables)
 
     def _fields(self) -> tuple[Array | None, ...]:
         return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import KvCache, LayerCache
 from backend.model.checkpoint import CheckpointConfig
-from backend.model.layers import DenseMlp, ExpertMlp, Layer, Weights, experts_are_graphable, mlp
+from backend.model.layers import DenseMlp, ExpertMlp, Weights, experts_are_graphable, mlp
 from backend.model.rope import angles
 from backend.ops import Ops, Plan, for_device
 from sim.specs.model import ModelSpec
@@ -76,6 +77,15 @@ Plans = Mapping[int, Sequence[Plan]]
 """By window, what was found out of the contexts of each of a batch's `decodes`."""
 
 
+class Stream(NamedTuple):
+    """What goes from layer to layer of T tokens: hidden states and residual [T, C], and the rotation's [T, D/2]."""
+
+    hidden: Tensor
+    residual: Tensor | None
+    cos: Tensor
+    sin: Tensor
+
+
 class Model:
     """The weights of one model on one device, and its forward pass with the device's operations, or with `ops`.
 
@@ -119,36 +129,33 @@ class Model:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KvCache) -> Tensor:
         """Logits [R, vocab] of `batch.logits_rows`, in the activations' type; writes the new tokens' KV to `cache`."""
-        weights, ops, eps = self.weights, self.ops, self.config.norm_eps
-        cos, sin = angles(batch.positions, self._frequencies, self.config.rope.attention_factor)
-        hidden = F.embedding(batch.tokens, weights.embedding)
-        residual: Tensor | None = None
-        plans: Plans = {window: self._plans(batch, cache.layers[0], window) for window in set(self.windows)}
-        for at, layer in enumerate(weights.layers):
-            normed, residual = ops.rms_norm(hidden, layer.input_norm, eps, residual)
-            attended = self._attention(normed, cos, sin, batch, layer, cache.layers[at], self.windows[at], plans)
-            normed, residual = ops.rms_norm(attended, layer.post_norm, eps, residual)
-            hidden = self.mlp(ops, normed, layer.mlp)
-        if batch.logits_rows is not None:
-            hidden = hidden.index_select(0, batch.logits_rows)
-            residual = None if residual is None else residual.index_select(0, batch.logits_rows)
-        normed, _ = ops.rms_norm(hidden, weights.final_norm, eps, residual)
-        return ops.linear(normed, weights.lm_head)
+        plans, stream = self.plans(batch, cache), self.embed(batch.tokens, batch.positions)
+        for at in range(len(self.weights.layers)):
+            q, stream = self.before_attention(at, stream, batch.slots, cache)
+            attended = self.attend(at, q, batch, cache, plans)
+            stream = self.after_attention(at, attended.reshape(len(q), -1), stream)
+        return self.logits(stream.hidden, stream.residual, batch.logits_rows)
 
-    def _attention(
-        self,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        batch: ForwardBatch,
-        layer: Layer,
-        cache: LayerCache,
-        window: int,
-        plans: Plans,
-    ) -> Tensor:
-        """Self-attention of one layer over the paged cache, projected back to the hidden width."""
-        spec, ops = self.spec, self.ops
-        qkv = ops.linear(hidden, layer.qkv)
+    def plans(self, batch: ForwardBatch, cache: KvCache) -> Plans:
+        return {window: self._plans(batch, cache.layers[0], window) for window in set(self.windows)}
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Stream:
+        cos, sin = angles(positions, self._frequencies, self.config.rope.attention_factor)
+        return Stream(F.embedding(tokens, self.weights.embedding), None, cos, sin)
+
+    def logits(self, hidden: Tensor, residual: Tensor | None, rows: Tensor | None) -> Tensor:
+        """[R, vocab] of the last layer's stream, of all tokens or of these rows."""
+        if rows is not None:
+            hidden = hidden.index_select(0, rows)
+            residual = None if residual is None else residual.index_select(0, rows)
+        normed, _ = self.ops.rms_norm(hidden, self.weights.final_norm, self.config.norm_eps, residual)
+        return self.ops.linear(normed, self.weights.lm_head)
+
+    def before_attention(self, at: int, stream: Stream, slots: Tensor, cache: KvCache) -> tuple[Tensor, Stream]:
+        """(rotated queries [T, H, D], the stream) of layer `at`; its keys and values are in the cache then."""
+        spec, ops, layer = self.spec, self.ops, self.weights.layers[at]
+        normed, residual = ops.rms_norm(stream.hidden, layer.input_norm, self.config.norm_eps, stream.residual)
+        qkv = ops.linear(normed, layer.qkv)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         heads = qkv.view(-1, spec.heads + 2 * spec.kv_heads, spec.head_dim)
@@ -157,9 +164,17 @@ class Model:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = ops.head_norm(q, layer.q_norm, self.config.norm_eps)
             k = ops.head_norm(k, layer.k_norm, self.config.norm_eps)
-        q = ops.rope_cache_write(q, k, v, cos, sin, cache, batch.slots)
-        out = ops.linear(self._attend(q, batch, cache, window, plans[window]).reshape(len(q), -1), layer.output)
-        return out if layer.output_bias is None else out + layer.output_bias
+        q = ops.rope_cache_write(q, k, v, stream.cos, stream.sin, cache.layers[at], slots)
+        return q, stream._replace(residual=residual)
+
+    def after_attention(self, at: int, attended: Tensor, stream: Stream) -> Stream:
+        """The stream behind layer `at`, of what its queries attended [T, H x D]."""
+        layer = self.weights.layers[at]
+        out = self.ops.linear(attended, layer.output)
+        if layer.output_bias is not None:
+            out = out + layer.output_bias
+        normed, residual = self.ops.rms_norm(out, layer.post_norm, self.config.norm_eps, stream.residual)
+        return stream._replace(hidden=self.mlp(self.ops, normed, layer.mlp), residual=residual)
 
     def _plans(self, batch: ForwardBatch, cache: LayerCache, window: int) -> list[Plan]:
         """What every layer with this window has to know of the contexts of each of the batch's `decodes`."""
@@ -176,9 +191,10 @@ class Model:
             for decode in batch.decodes
         ]
 
-    def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache, window: int, plans: Sequence[Plan]) -> Tensor:
-        """Attention [T, H, D]: one launch for each part, so that their costs add."""
-        scale, parts = self.spec.head_dim**-0.5, []
+    def attend(self, at: int, q: Tensor, batch: ForwardBatch, kv: KvCache, plans: Plans) -> Tensor:
+        """Attention [T, H, D] of layer `at`: one launch for each part, so that their costs add."""
+        cache, window = kv.layers[at], self.windows[at]
+        scale, parts = self.spec.head_dim**-0.5, list[Tensor]()
         decodes, prefill = batch.decodes, batch.prefill
         first = len(q) - sum(len(decode.kv_lens) * decode.width for decode in decodes)
         if prefill is not None:
@@ -194,7 +210,7 @@ class Model:
                 sinks=self.sinks,
             )
             parts.append(out)
-        for decode, plan in zip(decodes, plans, strict=True):
+        for decode, plan in zip(decodes, plans[window], strict=True):
             last = first + len(decode.kv_lens) * decode.width
             rows = q[first:last].view(len(decode.kv_lens), decode.width, *q.shape[1:])
             out, _ = self.ops.decode_attention(

@@ -382,10 +382,11 @@ class Overheads:
     def captures(self, parts: str) -> bool:
         """Whether steps with such parts may be CUDA graphs: not where only launching each kernel was measured.
 
-        An engine that captures decode steps alone (as this project's does) launches all others eagerly; of an engine
-        whose launches nobody measured it is not known.
+        An engine that captures decode steps alone launches all others eagerly; of an engine whose launches nobody
+        measured it is not known. Graphs that wait for no launch have the host's times alone.
         """
-        return self._launches[parts, 1] is not None or self._launches[parts, 0] is None
+        graphs = self._launches[parts, 1] is not None or self._hosts[parts, 1] is not None
+        return graphs or self._launches[parts, 0] is None
 
     def host(self, size: Size) -> Price | None:
         """Packing the step and handling what it sampled."""

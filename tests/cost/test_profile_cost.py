@@ -16,7 +16,7 @@ from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, advanced, device_seconds
-from sim.cost.tables import Table
+from sim.cost.tables import Row, Table
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow
 from sim.specs.parallel import Parallel
@@ -318,11 +318,20 @@ def test_another_gpus_profile_and_a_wrong_form_are_refused() -> None:
 
 def test_an_engine_that_captures_decode_steps_alone_launches_all_others_eagerly() -> None:
     """Where only eager launches of mixed steps were measured they are eager: unpadded, and waiting for launches."""
-    rows = [
+    launches = [
         {"parts": parts, "graph": 0, "layers": 32, "rows": 1, "prefill_tokens": 0, "us": 30_000.0}
         for parts in ("prefill", "decode", "mixed")
     ]
-    cost = Profiled(MODEL, GPU, Profile(meta(), {**PLAIN.tables, "launch": Table.of("launch", rows)}))
+    hosts = [
+        {"parts": parts, "graph": graph, "rows": 1, "prefill_tokens": 0, "us": 100.0}
+        for parts, graph in (("prefill", 0), ("decode", 0), ("mixed", 0), ("decode", 1))
+    ]
+
+    def of(hosts: list[Row]) -> Profiled:
+        tables = {"launch": Table.of("launch", launches), "host": Table.of("host", hosts)}
+        return Profiled(MODEL, GPU, Profile(meta(), {**PLAIN.tables, **tables}))
+
+    cost = of(hosts)
     mixed = cost.explain(Shape(prefills=((29, 0),), decodes=4, decode_context=400))
     assert mixed["launch gaps"].seconds > 0.015
     eager = Profiled(MODEL, GPU, PLAIN, cuda_graphs=False).explain(Shape(prefills=((33, 0),)))
@@ -330,3 +339,7 @@ def test_an_engine_that_captures_decode_steps_alone_launches_all_others_eagerly(
     decode = cost.explain(Shape(decodes=33, decode_context=3300))
     assert "launch gaps" not in decode
     assert decode["qkv"].seconds > eager["qkv"].seconds  # computed as 40
+    # Mixed steps by graph that waited for no launch have the host's time alone.
+    recorded = of([*hosts, {**hosts[2], "graph": 1}]).explain(Shape(prefills=((29, 0),), decodes=4, decode_context=400))
+    assert recorded["qkv"].seconds == decode["qkv"].seconds
+    assert "launch gaps" not in recorded

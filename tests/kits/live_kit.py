@@ -206,7 +206,8 @@ class Deployment:
         prompts = Prompts(VOCAB, self.seed, self.given)
         live = self.executor(cache, engine, prompts)
         if self.recorder is not None:
-            live.capture(self.recorder, engine.limits.max_num_seqs, pool.max_request_tokens)
+            limits = engine.limits
+            live.capture(self.recorder, limits.max_num_seqs, pool.max_request_tokens, limits.max_num_batched_tokens)
         watched = Watched(live, cache, engine, self.step_s)
         watched.further = self.further
         replica = Replica(clock, engine, wrap(watched), on_finish=take, observer=log)

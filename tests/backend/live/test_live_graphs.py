@@ -17,7 +17,8 @@ pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
 import numpy as np
 import torch
 from engine_kit import Setup, workload
-from live_kit import Deployment, poison, tiny
+from live_drafting_kit import Drafting, drafts, truncated
+from live_kit import Deployment, poison, tiny, work
 from torch import Tensor
 
 from backend.cache.kvcache import KvCache
@@ -38,19 +39,21 @@ SAMPLES = [2, 1, 3, 1, 2, 4, 1]
 
 
 class Again:
-    """Records work by remembering it; counts what is replayed, and on which sizes."""
+    """Records work by remembering it; counts what is replayed, and on which sizes: whole steps, and pieces."""
 
     def __init__(self) -> None:
         self.recorded: list[int] = []
         self.replayed: list[int] = []
+        self.pieces: list[int] = []
 
     def __call__(self, work: Callable[[], Tensor]) -> Recording:
         result = work().clone()
-        rows = len(result)
-        self.recorded.append(rows)
+        rows, whole = len(result), result.ndim == 1
+        if whole:
+            self.recorded.append(rows)
 
         def replay() -> None:
-            self.replayed.append(rows)
+            (self.replayed if whole else self.pieces).append(rows)
             result.copy_(work())
 
         return Recording(replay, result)
@@ -79,7 +82,11 @@ def test_recorded_steps_give_the_same_answers(policy: str, allocator: str, sampl
     recorded = Deployment(setup, sampling=sampling, recorder=recorder).serve(work)
     assert recorded.answers == plain.answers
     assert recorder.recorded == [8, 4, 2, 1]
-    decodes = [batch for batch in steps(recorded) if not batch["prefill_requests"]]
+    every = steps(recorded)
+    decodes = [batch for batch in every if not batch["prefill_requests"]]
+    assert set(recorder.pieces) <= set(size_classes(40))
+    # Each step is recorded, as a whole or in one piece more than there are layers.
+    assert len(recorder.replayed) + len(recorder.pieces) // (tiny().spec.layers + 1) == len(every)
     if allocator == "no-cache":
         assert not recorder.replayed
     else:
@@ -89,6 +96,40 @@ def test_recorded_steps_give_the_same_answers(policy: str, allocator: str, sampl
 
 def steps(served: Any) -> list[Any]:
     return served.log.table().to_dict("records")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("draft", "temperature", "verified"),
+    [(None, 0.8, True), (tiny(), 0.0, True), (truncated(), 0.0, True), (truncated(), 0.8, False)],
+    ids=["n-grams", "itself", "first layer", "first layer, drawn"],
+)
+def test_recorded_drafts_and_their_verification_give_the_same_answers(
+    draft: Model | None, temperature: float, verified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole graphs verify where each row has all drafts and none is in doubt, and draft the best token; pieces do the
+    rest."""
+    widths: list[int] = []
+    drafted: list[int] = []
+    run, draw = DecodeGraphs.run, DecodeGraphs.draw
+
+    def noted(graphs: DecodeGraphs, packed: Packed, stage: Stage) -> Tensor:
+        widths.append(graphs._width)
+        return run(graphs, packed, stage)
+
+    def noted_draw(graphs: DecodeGraphs, tokens: Tensor, *rest: Any) -> Tensor:
+        drafted.append(len(tokens))
+        return draw(graphs, tokens, *rest)
+
+    monkeypatch.setattr(DecodeGraphs, "run", noted)
+    monkeypatch.setattr(DecodeGraphs, "draw", noted_draw)
+    sampling, recorder = Sampling(temperature=temperature, top_k=20, seed=5), Again()
+    found = [Drafting(drafts(), draft=draft, sampling=sampling, recorder=one).serve(work()) for one in (None, recorder)]
+    assert found[0].answers == found[1].answers
+    # Drafts too, though wrong ones would change no answer.
+    assert found[0].engine.tally.verifies == found[1].engine.tally.verifies
+    assert recorder.pieces
+    assert (4 in widths) == verified
+    assert bool(drafted) == (draft is not None and not temperature)
 
 
 def test_a_window_with_sinks_and_preemption_is_recorded_too() -> None:
