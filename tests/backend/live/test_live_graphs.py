@@ -88,7 +88,7 @@ def test_recorded_steps_give_the_same_answers(policy: str, allocator: str, sampl
 
 
 def steps(served: Any) -> list[Any]:
-    return served.log.table().to_dict("records")  # type: ignore[no-any-return]
+    return served.log.table().frame().to_dict("records")  # type: ignore[no-any-return]
 
 
 def test_a_window_with_sinks_and_preemption_is_recorded_too() -> None:
