@@ -32,8 +32,8 @@ NARROW = 0.02
 """Two rates between which a capacity lies are at most so far apart, or half of the precision that was asked for."""
 
 SHORTER, HIGHER = 1.25, 0.7
-"""A run that misses ends early, for a quarter of what one takes that meets: by which power strides grow downwards, where
-most miss, and where between two rates the next is tried."""
+"""A run that misses ends early, for a quarter of what one takes that meets: by which power strides grow downwards,
+where most miss, and where between two rates the next is tried."""
 
 
 def edge(
