@@ -7,7 +7,7 @@ import inspect
 import os
 import pkgutil
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, cast
 
@@ -66,8 +66,14 @@ def _modules(package: str) -> dict[str, str]:
     """The product's own modules of a package of parts, by name; of its engines there is one."""
     if package == "sim.engines":
         return {OURS: "sim.engine.wiring"}
-    folder = importlib.import_module(package)
-    modules = (module for module in pkgutil.iter_modules(folder.__path__) if not module.ispkg)
+    folders = importlib.import_module(package).__path__
+    return _listed(package, tuple((folder, os.stat(folder).st_mtime_ns) for folder in folders))
+
+
+@lru_cache
+def _listed(package: str, folders: tuple[tuple[str, int], ...]) -> dict[str, str]:
+    """The modules in these folders of a package, as long as nothing comes or goes there."""
+    modules = (module for module in pkgutil.iter_modules([folder for folder, _ in folders]) if not module.ispkg)
     return {module.name: f"{package}.{module.name}" for module in modules}
 
 

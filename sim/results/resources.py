@@ -7,13 +7,14 @@ reading the weights).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.cost.step import StepCost, Term, shape_rows, shape_tokens
+from sim.cost.step import StepCost, shape_rows, shape_tokens
 from sim.cost.terms import ADAPTERS, COMMUNICATION, DRAFTING, ELEMENTWISE, LAUNCHING, MOVES, PRODUCTS, kind_of
 from sim.cost.terms import HOST as ON_HOST
 from sim.engine.batch import Shape
@@ -61,7 +62,7 @@ class Resources:
         """Of up to `MOST_SPANS` of the recorded spans, and of `terms.most`, each explained at its middle step."""
         every = -(-len(terms.spans) // min(MOST_SPANS, terms.most)) or 1
         chosen = terms.spans[::every]
-        arithmetic = Arithmetic(terms.cost)
+        arithmetic = Arithmetic.of(terms.cost)
         seconds = np.zeros((len(chosen), len(RESOURCES)))
         for place, (_, shape, repeats) in enumerate(chosen):
             for name, exposed_s in terms.of(place * every).items():
@@ -84,12 +85,24 @@ class Resources:
         return {name: float(part) / whole for name, part in zip(RESOURCES, totals, strict=True)} if whole > 0 else {}
 
 
+_lately: deque[Arithmetic] = deque(maxlen=4)
+
+
 class Arithmetic:
     """The share of products that goes with the number of tokens, by size, each size priced once."""
 
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
-        self._terms: dict[int, Mapping[str, Term]] = {}
+        self._seconds: dict[int, dict[str, float]] = {}
+
+    @classmethod
+    def of(cls, cost: StepCost) -> Arithmetic:
+        """That of this very cost model, if it was asked for lately: the runs of a plan share one."""
+        for known in _lately:
+            if known._cost is cost:
+                return known
+        _lately.append(cls(cost))
+        return _lately[-1]
 
     def split(self, name: str, shape: Shape, seconds: float) -> Mapping[str, float]:
         """Seconds of a term of a step by resource."""
@@ -105,8 +118,7 @@ class Arithmetic:
 
     def _term_s(self, name: str, tokens: int) -> float:
         """Seconds of the term in so many one-token rows."""
-        if tokens not in self._terms:
+        if tokens not in self._seconds:
             shape = Shape(decodes=tokens, decode_context=tokens, decode_window_context=tokens, decode_longest=1)
-            self._terms[tokens] = self._cost.explain(shape)
-        term = self._terms[tokens].get(name)
-        return term.seconds if term is not None else 0.0
+            self._seconds[tokens] = {name: term.seconds for name, term in self._cost.explain(shape).items()}
+        return self._seconds[tokens].get(name, 0.0)

@@ -48,7 +48,7 @@ def test_everyone_finishes_and_the_host_memory_comes_back(host_blocks: int, dept
     assert engine.preemptions > 0
     assert engine.host.free_blocks == host_blocks
     assert engine.allocator.free_blocks == 12
-    steps = log.table()
+    steps = log.table().frame()
     assert steps["swapped_bytes"].sum() % (2 * BLOCK_BYTES) == 0, "what moved out moved in again"
     assert (steps["swapped_bytes"].sum() > 0) == (host_blocks > 0)
 
@@ -60,7 +60,7 @@ def test_what_was_swapped_is_not_computed_again() -> None:
     prompts = sum(20 + index for index in range(6))
 
     def computed(log: StepLog) -> int:
-        steps = log.table()
+        steps = log.table().frame()
         return int((steps["prefill_tokens"] + steps["decode_requests"] * steps["repeats"]).sum())
 
     assert computed(moved) == prompts + 6 * 59

@@ -167,7 +167,7 @@ class Run:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per span; the log gives its rows away once."""
-        return self.watch.table()
+        return self.watch.table().frame()
 
     def column(self, name: str) -> np.ndarray:
         return np.array([getattr(req, name) for req in self.requests])

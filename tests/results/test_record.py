@@ -23,7 +23,7 @@ WORK = Workload([0.0, 3.0, 4.0], [5, 9, 2], [20, 30, 11])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_span_is_the_sum_of_its_steps(depth: int) -> None:
     whole, single = (run(Setup(cost=COST, depth=depth, spans=spans), WORK).watch for spans in (True, False))
-    spans, steps = whole.table(), single.table()
+    spans, steps = whole.table().frame(), single.table().frame()
     assert len(spans) < len(steps)
     number = np.repeat(np.arange(len(spans)), spans["repeats"])
     summed = steps.groupby(number)[["device_s", "host_s"]].sum()

@@ -28,32 +28,44 @@ from sim.study.plan.trials import Simulated
 from sim.study.statistics import CONFIDENCE, student_t
 from traces.schema import Trace
 
-STRIDE = 1.05
-"""Between the first two rates that are tried; then its square, and so on."""
 NARROW = 0.02
 """Two rates between which a capacity lies are at most so far apart, or half of the precision that was asked for."""
 
+SHORTER, HIGHER = 1.25, 0.7
+"""A run that misses ends early, for a quarter of what one takes that meets: by which power strides grow downwards,
+where most miss, and where between two rates the next is tried."""
 
-def edge(bench: Bench, clauses: Sequence[Clause], requests: int, window: Window, start: float, narrow: float) -> float:
+
+def edge(
+    bench: Bench,
+    clauses: Sequence[Clause],
+    requests: int,
+    window: Window,
+    start: float,
+    narrow: float,
+    between: tuple[float, float] | None = None,
+) -> float:
     """The rate up to which one replication meets the clauses, looked for from `start` until it is known to lie between
-    two rates that are `narrow` apart, as a share; 0 where none does."""
+    two rates that are `narrow` apart, as a share; 0 where none does. `between` are two such rates that are known."""
 
     def met(rate: float) -> bool:
         [observation] = bench([Trial(rate, 0, requests, window)])
         return not (observation.stopped or verdict(excesses(observation, clauses, window), clauses))
 
     low = high = rounded(start)
-    stride = STRIDE
-    if met(low):
+    stride = (1.0 + narrow) ** 2  # halved once; then its square, and so on
+    if between is not None:
+        low, high = between
+    elif met(low):
         while met(high := rounded(low * stride)):
             low, stride = high, stride * stride
     else:
         while not met(low := rounded(high / stride)):
             if low < start / FLOOR:
                 return 0.0
-            high, stride = low, stride * stride
+            high, stride = low, stride**SHORTER
     while high / low > 1.0 + narrow:
-        middle = rounded(math.sqrt(low * high))
+        middle = rounded(low * (high / low) ** HIGHER)
         if not low < middle < high:
             break
         if met(middle):
@@ -81,14 +93,13 @@ def capacity_band(
         workers, executor: as in `sim.study.workers.pool.each`.
     """
     mean, narrow = capacity.interval.mean, max(NARROW, precision / 2)
-    plain = _as_searched(capacity, clauses, narrow)
-    found, runs = [] if plain is None else [plain], 0
-    for way in WAYS if found else (0, *WAYS):
+    found, runs, between = list[float](), 0, _as_searched(capacity, clauses)
+    for way in (0, *WAYS):
         factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
         asked = at_end(scenario, way) if way else scenario
         bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
         start = (found[0] if found else mean) * math.exp(-way * NORMAL_P90 * known["common"])
-        found.append(edge(bench, clauses, capacity.requests, capacity.window, start, narrow))
+        found.append(edge(bench, clauses, capacity.requests, capacity.window, start, narrow, None if way else between))
         runs += bench.runs
     own, fast, slow = found
     low, high = (min(1.0, slow / own), max(1.0, fast / own)) if own > 0 else (0.0, math.inf)
@@ -102,9 +113,9 @@ def capacity_band(
     }, runs
 
 
-def _as_searched(capacity: Capacity, clauses: Sequence[Clause], narrow: float) -> float | None:
-    """As `edge` finds it from the capacity on, among the rates that the search tried; None where they end before, or
-    lie further apart there."""
+def _as_searched(capacity: Capacity, clauses: Sequence[Clause]) -> tuple[float, float] | None:
+    """Between which of the rates that the search tried `edge` finds what it looks for, from the capacity on; None where
+    they end before."""
     rates = [at.rate_per_s for at in capacity.rates]
     met = [not verdict(excesses(at.observations[0], clauses, capacity.window), clauses) for at in capacity.rates]
     at = min(range(len(rates)), key=lambda place: abs(math.log(rates[place] / capacity.interval.mean)))
@@ -112,7 +123,7 @@ def _as_searched(capacity: Capacity, clauses: Sequence[Clause], narrow: float) -
     while 0 <= at + way < len(rates):
         if met[at + way] != met[at]:
             low, high = sorted((rates[at], rates[at + way]))
-            return math.sqrt(low * high) if high / low <= 1.0 + narrow else None
+            return low, high
         at += way
     return None
 

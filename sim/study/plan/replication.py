@@ -86,14 +86,14 @@ def measure(point: Replication) -> Observation:
     rows, _ = serving.admissible_in_all(
         pools, trace, [pool.parts.engine() for pool in pools], fails=scenario.failures.on
     )
-    table = keep_rows(trace.requests, rows)
-    due_s = table["arrival_s"].to_numpy()
+    table = trace.table if rows.all() else keep_rows(trace.requests, rows)
+    due_s = np.asarray(table["arrival_s"])
     work = _work_tokens(table, scenario.workload)
     clients = ClientLog(len(table)) if served_by(scenario).front_end.on else None
     watch: Stop | None = None
     apart = any(pool.role == PREFILL for pool in pools)  # then what an engine does bounds no latency of a client's
     if point.window is not None and not apart:
-        output, single = table["output_tokens"].to_numpy(), samples(table, scenario.workload) is None
+        output, single = np.asarray(table["output_tokens"]), samples(table, scenario.workload) is None
         watch = Stop(point.clauses, point.window, due_s, output, work, single, clients)
     try:
         kept: list[TokenGaps] = []
@@ -108,16 +108,16 @@ def measure(point: Replication) -> Observation:
             point.rate_per_s, point.replication, nothing, nothing, nothing, nothing, {}, stopped=certain.clause,
             wall_s=time.perf_counter() - started,
         )  # fmt: skip
-    requests = result.requests[rows]
+    requests = result.table("requests")
     limits = [limit for clause in point.clauses for limit in clause.limits if limit.metric == "itl"]
     return Observation(
         point.rate_per_s,
         point.replication,
         due_s,
-        requests["arrival_s"].to_numpy(np.float64),
-        requests["finish_s"].to_numpy(np.float64),
+        np.asarray(requests["arrival_s"], np.float64)[rows],
+        np.asarray(requests["finish_s"], np.float64)[rows],
         work,
-        {name: requests[name].to_numpy(np.float64) for name in REQUEST_COLUMNS.values()},
+        {name: np.asarray(requests[name], np.float64)[rows] for name in REQUEST_COLUMNS.values()},
         _gaps(kept[0], limits, len(due_s)) if limits else None,
         {
             **{name: result.summary[name] for name in FACTS if name in result.summary},
@@ -167,8 +167,8 @@ def _prices(base: Scenario, made: StepCost) -> StepCost:
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:
     sequences = samples(table, settings)
-    output = table["output_tokens"].to_numpy(np.float64)
-    work: Floats = table["prompt_tokens"].to_numpy(np.float64) + output * (np.array(sequences) if sequences else 1.0)
+    output = np.asarray(table["output_tokens"], np.float64)
+    work: Floats = np.asarray(table["prompt_tokens"], np.float64) + output * (np.array(sequences) if sequences else 1.0)
     return work
 
 

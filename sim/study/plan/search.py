@@ -32,6 +32,8 @@ STEP = 1.6
 """Between rates that are tried before the capacity lies between two of them."""
 FLOOR = 256.0
 """Below the first guess by this factor a request is as good as alone."""
+PILOTS = 3
+"""Replications that say roughly where the capacity lies."""
 FIRST_REPLICATIONS = 10
 MOST_REPLICATIONS = 64
 LONGEST = 20_000
@@ -125,9 +127,10 @@ class Search:
         """Raises UnmetError where even the lowest load misses the SLO."""
         low, high, first = self.bracket()
         self.requests = self._long_enough(first)
+        low, high = self._piloted(low, high)
         self.say(f"between {low:.4g} and {high:.4g} requests/s")
         wanted = self.aim.first_replications
-        self._fill([low, rounded(math.sqrt(low * high)), high], wanted)
+        self._fill([low, high], wanted)
         self.window, self.settled = warm_up(self.observations[low], self.aim.clauses)
         for _ in range(ROUNDS):
             step = self._next(wanted)
@@ -179,6 +182,32 @@ class Search:
                 high = middle
         return low, high, tried[low][1]
 
+    def _piloted(self, low: float, high: float) -> tuple[float, float]:
+        """Two neighbouring rates, of which the pilots' mean meets the SLO at the lower only: one replication may be far
+        off, and no rate is worth all replications whose pilots are clear."""
+        step = 1 + 1.5 * self.aim.precision
+        pilots = min(PILOTS, self.aim.first_replications)
+
+        def met(rate: float) -> bool:
+            self._fill([rate], pilots)
+            self.window, _ = warm_up(self.observations[rate], self.aim.clauses)
+            return all(estimate.mean <= 0 for estimate in self.at(rate).excess)
+
+        up = met(high)
+        for _ in range(ROUNDS):
+            if up:
+                low, high = high, rounded(high * step)
+            if met(high if up else low) != up:
+                break
+            if not up:
+                low, high = rounded(low / step), low
+        return low, high
+
+    def _known(self) -> list[AtRate]:
+        """The rates that the answer rests on: those with more than pilots."""
+        fewest = self.aim.first_replications
+        return [self.at(rate) for rate in sorted(self.observations) if len(self.observations[rate]) >= fewest]
+
     def at(self, rate: float) -> AtRate:
         observations = self.observations[rate]
         judged = [self._judge(rate, number, observation) for number, observation in enumerate(observations)]
@@ -197,29 +226,30 @@ class Search:
     def _next(self, wanted: int) -> tuple[list[float], int] | None:
         """Which rates to run next and with how many replications each; None: the interval is narrow enough."""
         precision = self.aim.precision
-        known = [self.at(rate) for rate in sorted(self.observations)]
+        known = self._known()
+        rates = [at.rate_per_s for at in known]
         crossed = crossings(known, self.aim.clauses)
-        lowest, highest = known[0].rate_per_s, known[-1].rate_per_s
+        lowest, highest = rates[0], rates[-1]
         step = 1 + 1.5 * precision
         if crossed.low is None:
             return [rounded(lowest / step)], wanted
         if crossed.high is None or crossed.middle is None:
             return [rounded(highest * step)], wanted
-        near = around(sorted(self.observations), (crossed.low, crossed.middle, crossed.high))
+        near = around(rates, (crossed.low, crossed.middle, crossed.high))
         thin = [rate for rate in near if len(self.observations[rate]) < wanted]
         if thin:
             return thin, wanted
-        middle = rounded(crossed.middle)
-        below, above = around(sorted(self.observations), (crossed.middle,))
-        if above / below > 1 + FINEST * precision and middle not in self.observations:
-            return [middle], wanted
+        below, above = around(rates, (crossed.middle,))
+        finest = 1 + FINEST * precision
+        if above / below > finest and (between := _between(below, crossed.middle, above, finest)) not in rates:
+            return [between], wanted
         if (crossed.high - crossed.low) / 2 <= precision * crossed.middle or wanted >= self.aim.most_replications:
             return None
         wanted = min(self.aim.most_replications, math.ceil(1.5 * wanted))
         return near, wanted
 
     def _answer(self, wanted: int) -> Capacity:
-        known = [self.at(rate) for rate in sorted(self.observations)]
+        known = self._known()
         crossed = crossings(known, self.aim.clauses)
         low = crossed.low if crossed.low is not None else 0.0
         high = crossed.high if crossed.high is not None else math.inf
@@ -270,3 +300,10 @@ class Search:
         ]
         for trial, observation in zip(missing, self.bench(missing), strict=True):
             self.observations.setdefault(trial.rate_per_s, []).append(observation)
+
+
+def _between(below: float, middle: float, above: float, finest: float) -> float:
+    """Where to look next for what seems to be at `middle`: so close to the nearer rate that it will be fine enough."""
+    if middle < below * finest:
+        return rounded(below * finest)
+    return rounded(min(middle, above / finest))

@@ -14,7 +14,7 @@ from sim.results.clients import ClientLog
 from sim.study.plan.observation import STABILITY, Clause, Floats, Window, grown
 from sim.study.statistics import GROWTH_ALLOWED
 
-EVERY = 32
+EVERY = 64
 """Batches between two looks at those who wait."""
 SURELY = 1 + 1e-9
 """A sum must exceed its limit by more than the rounding of its terms."""

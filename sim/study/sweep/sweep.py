@@ -116,7 +116,7 @@ class Simulate:
             content = tuple(self.made_of.get(f"workload.trace={scenario.workload.trace}", {}).items())
             trace = timed(_trace(TraceReading.of(scenario.workload), content), scenario.workload, scenario.seed)
             result = serving.simulate(scenario, trace=trace)
-            return PointOutcome(None, queue_warning(result.requests) is None, _row(result.summary))
+            return PointOutcome(None, queue_warning(result.table("requests")) is None, _row(result.summary))
         except InputError as error:
             return PointOutcome(str(error), None, {})
         except Exception as error:

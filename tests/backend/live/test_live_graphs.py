@@ -95,7 +95,7 @@ def test_recorded_steps_give_the_same_answers(policy: str, allocator: str, sampl
 
 
 def steps(served: Any) -> list[Any]:
-    return served.log.table().to_dict("records")  # type: ignore[no-any-return]
+    return served.log.table().frame().to_dict("records")  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
