@@ -114,15 +114,6 @@ def fit_all(tables: Mapping[str, Table], gpu: GpuSpec, base: Efficiency) -> Iter
             )
 
 
-def errors_of(tables: Mapping[str, Table], gpu: GpuSpec, eff: Efficiency) -> Iterator[tuple[str, Floats]]:
-    """By operation the relative errors of all rows with constants as they are."""
-    for name, price in _PRICES.items():
-        rows = _rows(tables, name)
-        if rows:
-            seconds, measured = price(rows, gpu)
-            yield name, seconds(eff, 0.0, 1.0) / measured - 1.0
-
-
 def _fit(search: FormSearch, eff: Efficiency, seconds: Seconds, measured: Floats, gpu: GpuSpec) -> KernelFit:
     best: tuple[float, dict[str, float], float, float] | None = None
     for cached in (0.0, 0.2, 1.0):

@@ -12,7 +12,7 @@ import numpy as np
 import tomli_w
 
 from calibrate.check import outliers
-from calibrate.forms import TABLE_OF, Floats, errors_of, fit_all
+from calibrate.forms import TABLE_OF, Floats, fit_all
 from calibrate.importers.build import Imported, import_profile
 from sim import catalog
 from sim.cost.efficiency import Efficiency
@@ -74,13 +74,6 @@ def fit_roofline(sources: list[Path], gpu_name: str, date: str) -> Made:
         **{name: each for name, each in links.items() if each},
     }  # fmt: skip
     return Made(document, (*map(str, imported.left_out), *slow), errors)
-
-
-def errors_by(sources: list[Path], gpu_name: str, fit: str) -> Mapping[str, Floats]:
-    """Relative errors of all rows by the constants of a fit, the card's own or another's."""
-    gpu = catalog.load_gpu(gpu_name)
-    profile = import_profile(sources, gpu_name).profile
-    return dict(errors_of(profile.tables, gpu, Efficiency.of(gpu, fit=fit)))
 
 
 def _without_slow(profile: Profile) -> tuple[dict[str, Table], list[str]]:

@@ -218,6 +218,22 @@ def test_what_was_not_measured_is_told_and_goes_on(job: Job, tmp_path: Path, mon
     assert again.meta.notes == whole.meta.notes
 
 
+def test_a_group_that_fails_is_told_and_the_others_measured(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Torn(LawGang):
+        def times(self, device: str, wanted: Sequence[Message], seconds: float) -> Iterator[MessageTime]:
+            yield from super().times(device, wanted[:5], seconds)
+            if wanted[0].gpus == 4:
+                raise RuntimeError("process 3 of 4: the link is down")
+
+    monkeypatch.setattr(collectives, "Gang", Torn)
+    made = calibrated(job, tmp_path / "p").profile
+    assert "collectives, over 4: failed: process 3 of 4: the link is down" in made.meta.notes
+    counts = [row["gpus"] for row in made.tables["all_reduce"].rows()]
+    assert set(counts) == {2, 4}
+
+
 def test_a_journal_of_before_and_a_bad_line(job: Job, tmp_path: Path) -> None:
     calibrated(job, tmp_path / "p")
     path = journal_path(tmp_path / "p")

@@ -155,10 +155,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such device": (["--gpu", "h100"], "no CUDA device, so h100 cannot be measured .*import.*derive"),
     "no such GPU": (["--gpu", "h101"], "unknown GPU 'h101'; known are a100-40"),
     "no such model": (["--gpu", "cpu", "--models", "llama-9"], "unknown model 'llama-9'"),
-    "latent attention": (
-        ["--gpu", "cpu", "--models", "deepseek-v2-lite"],
-        "latent attention .MLA., which no live model",
-    ),
+    "layers of several kinds": (["--gpu", "cpu", "--models", "glm-5"], "layers of several kinds, which no live model"),
     "too large": (["--gpu", "cpu", "--models", "llama-3.1-405b", "--max-context", "100000"], "has room for"),
     "an unknown profile": (["show", "nope"], "unknown profile 'nope'"),
     "derive from a CPU": (["derive", "--from", "nope", "--to", "h200"], "unknown profile 'nope'"),

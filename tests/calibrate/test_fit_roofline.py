@@ -14,9 +14,11 @@ from sim.catalog import load_gpu, load_model
 from sim.cost import fits
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
-from sim.cost.kernels import Kernels
+from sim.cost.kernels import Kernels, guide_of
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
+from sim.cost.schema import TABLES
+from sim.cost.tables import Value
 from sim.engine.batch import Shape
 from traces.schema import InputError
 
@@ -53,6 +55,45 @@ def test_constants_come_back_and_the_file_prices(tmp_path: Path, monkeypatch: py
     assert not efficiency.is_fitted("gemm")
     cost = Roofline(load_model("llama-3.1-8b"), H100, efficiency=efficiency)
     assert cost.explain(Shape(decodes=2, decode_context=900))["decode attention"].source == "fitted"
+
+
+TYPES: dict[str, Value] = {"dtype": "bf16", "kv_dtype": "bf16", "window": 0, "width": 1}
+HEADS: dict[str, Value] = {**TYPES, "heads": 32, "kv_heads": 8}
+SPARSE: dict[str, Value] = {"hidden": 2048, "ffn": 768, "experts": 128, "experts_per_token": 8, "routing": "told"}
+ROWS: dict[str, list[dict[str, Value]]] = {
+    "gemm": [{"k": 4096, "n": n, "tokens": tokens} for n in (6144, 512) for tokens in (1, 48, 300, 4096)],
+    "prefill_attention": [
+        {**HEADS, "sequences": some, "past_tokens": past, "new_tokens": new}
+        for some, past, new in ((1, 0, 16), (4, 0, 700), (1, 3000, 128), (2, 64, 2048))
+    ],
+    "decode_attention": [
+        {**HEADS, "sequences": some, "mean_context_tokens": context, "max_context_tokens": context}
+        for some, context in ((1, 100), (1, 9000), (33, 700), (256, 4000))
+    ],
+    "experts": [
+        {**SPARSE, "tokens": tokens, "touched": touched} for tokens, touched in ((1, 8), (60, 120), (4096, 128))
+    ],
+}
+
+
+@pytest.mark.parametrize("operation", forms.TABLE_OF)
+def test_what_is_fitted_is_what_the_simulator_prices(operation: str) -> None:
+    """Every form over all rows at once, with nothing in L2, beside the price of one row at a time."""
+    kind, _, suffix = operation.partition("_fp8" if operation.endswith("_fp8") else "_64")
+    weight = "fp8" if operation.endswith("_fp8") else "bf16"
+    dim = {"head_dim": 64 if operation.endswith("_64") else 128} if "attention" in kind else {"weight_dtype": weight}
+    table = forms.TABLE_OF[operation]
+    rows = [{"dtype": "bf16", **row, **dim, "us": 7.0} for row in ROWS[kind]]
+    seconds, measured = forms._PRICES[operation](rows, H100)
+    assert (measured, suffix) == (pytest.approx([7e-6] * len(rows)), "")
+    axes = TABLES[table].axes
+    for efficiency in (TRUTH, TRUTH.changed({"gemm_exposed": 0.9, "expert_exposed": 0.9, "decode_exposed": 0.9}, "x")):
+        one = [guide_of(table, row, H100, efficiency)(tuple(float(row[axis.name]) for axis in axes)) for row in rows]
+        # A fit counts no scales of 8-bit matrices.
+        assert seconds(efficiency, 0.0, 1.0) == pytest.approx(one, rel=2e-4 if operation == "gemm_fp8" else 1e-9)
+    # What stays in L2 is read faster, and nothing takes longer for it.
+    kept = seconds(TRUTH, 30e6, 4.0)
+    assert (kept <= seconds(TRUTH, 0.0, 1.0) * (1 + 1e-9)).all()
 
 
 def test_tables_in_another_unit_or_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from calibrate.timed import FIRST_HOLD_S, HOLD_MARGIN_S, MOST_BOOST, REMEMBERED,
 from sim.cost.profile import find, write
 from sim.cost.profiled import Profiled
 from sim.engine.batch import Shape
+from sim.specs.model import ModelSpec
 from traces.schema import InputError
 
 H200 = devices.Target(torch.device("meta"), "h200", "NVIDIA H200")
@@ -162,6 +163,14 @@ def test_rows_faster_than_the_sheet_are_left_out_and_listed(tmp_path: Path, cloc
     assert find(str(tmp_path / "q")).meta.notes == made.meta.notes
 
 
+def test_what_took_no_time_is_left_out_and_listed(tmp_path: Path, clocks: dict[str, float]) -> None:
+    made = run(
+        tmp_path / "p", lambda spec: LawBench(spec, spoil=lambda table, _row: float(table != "sampling"))
+    ).profile
+    assert "sampling" not in made.tables
+    assert any("left out of sampling, took no time at all: " in note for note in made.meta.notes)
+
+
 def test_what_was_measured_while_throttled_is_left_out(tmp_path: Path, clocks: dict[str, float]) -> None:
     class Hot(LawBench):
         @contextmanager
@@ -237,6 +246,25 @@ def test_what_fails_is_told_and_the_rest_measured(tmp_path: Path, clocks: dict[s
     assert any("prompts at once: 0 of " in note for note in notes)
     assert sum("failed" in note for note in notes) > MOST_FAILURES
     assert not any("given up" in note for note in notes)
+
+
+def test_a_model_that_cannot_be_set_up_is_told_and_the_others_measured(
+    tmp_path: Path, clocks: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bench(spec: ModelSpec) -> LawBench:
+        if spec.kv_dtype == "fp8":
+            raise RuntimeError("out of memory")
+        return LawBench(spec)
+
+    monkeypatch.setattr(devices, "others", lambda _goal: "9, python")
+    made = run(tmp_path / "p", bench, job(kv_dtypes=("bf16", "fp8"))).profile
+    assert {row["kv_dtype"] for row in made.tables["decode_attention"].rows()} == {"bf16"}
+    for told in (
+        "llama-3.1-8b, fp8: not measured at all",
+        "could not be set up: out of memory",
+        "a process on the GPU",
+    ):
+        assert any(told in note for note in made.meta.notes), told
 
 
 def test_a_device_that_answers_no_more_is_given_up(tmp_path: Path, clocks: dict[str, float]) -> None:

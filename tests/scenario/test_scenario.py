@@ -18,13 +18,13 @@ from sim.scenario import (
     OffloadSettings,
     Part,
     Scenario,
-    WorkloadSettings,
     build,
     dump,
     parse_setting,
     read,
 )
 from sim.specs.front_end import FrontEndSettings
+from sim.specs.workload import WorkloadSettings
 from traces.schema import InputError
 
 
