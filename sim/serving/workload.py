@@ -213,7 +213,7 @@ def columns(
     prefix: list[Sequence[int]] | None = None
     unit_tokens = block_tokens
     prompt, output = (
-        array("q", requests[f"{name}_tokens"].to_numpy(np.int64).tobytes()) for name in ("prompt", "output")
+        array("q", np.asarray(requests[f"{name}_tokens"], np.int64).tobytes()) for name in ("prompt", "output")
     )
     if "prefix_starts" in requests:
         parts = zip(requests["prefix_blocks"], requests["prefix_starts"], prompt, strict=True)
@@ -227,7 +227,7 @@ def columns(
     if prefix is not None and follow and plan.executor != "live":  # a live answer is what the model says
         known = name_answers(prefix, unit_tokens, prompt, output, requests["after"].tolist())
     return Workload(
-        array("d", requests["arrival_s"].to_numpy(np.float64).tobytes()),
+        array("d", np.asarray(requests["arrival_s"], np.float64).tobytes()),
         prompt,
         output,
         requests["priority"].tolist() if "priority" in requests else None,
