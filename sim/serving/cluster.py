@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
-from sim.serving.ranking import Ranked, RankedNow
+from sim.serving.ranking import Lineup, LineupNow
 from sim.serving.snapshot import Polled, Server, Snapshot
 
 
@@ -28,7 +28,7 @@ class Cluster:
         poll_s: the router sees each as it was at the last multiple of so many seconds; 0: as it is.
         polls_memory: whether such a look reads the KV cache too.
         changes: whether servers may be taken out and put back. While none is in, requests wait.
-        touched, falls: as `RankedNow` has them.
+        touched, falls: as `LineupNow` has them.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Cluster:
         self._polls_memory = polls_memory
         self._polling = False
 
-    def _in(self) -> Ranked:
+    def _in(self) -> Lineup:
         if self._polled:
-            return Ranked(one for one in self._polled if one.index not in self._out)
+            return Lineup(one for one in self._polled if one.index not in self._out)
         there = (one for one in self._now if one.index not in self._out)
-        return RankedNow(there, self._touched, self._falls)
+        return LineupNow(there, self._touched, self._falls)
 
     def submit(self, req: Request) -> None:
         """Send a request to the server that the router names, once there is one."""

@@ -23,12 +23,12 @@ _KEYS: dict[str, Callable[[Snapshot], Any]] = {
 
 def least(replicas: Sequence[Snapshot], what: str) -> Snapshot:
     """The first of the replicas that have least `outstanding`, `outstanding_tokens` or `MEMORY`."""
-    if isinstance(replicas, Ranked):
+    if isinstance(replicas, Lineup):
         return replicas.least(what)
     return min(replicas, key=_KEYS[what])
 
 
-class Ranked(list[Snapshot]):
+class Lineup(list[Snapshot]):
     """What a router sees: snapshots in their order, and which of them is first by what they have least of."""
 
     def __init__(self, replicas: Iterable[Snapshot]) -> None:
@@ -49,7 +49,7 @@ class Ranked(list[Snapshot]):
         self._first.clear()
 
 
-class RankedNow(Ranked):
+class LineupNow(Lineup):
     """Of snapshots that are what their replicas are now.
 
     Args:

@@ -15,7 +15,7 @@ from law_cases import laws
 from sim import api
 from sim.engine.request import Request
 from sim.scenario import build
-from sim.serving.ranking import MEMORY, Ranked, RankedNow, least
+from sim.serving.ranking import MEMORY, Lineup, LineupNow, least
 from sim.serving.snapshot import Snapshot
 from traces.rows import from_frame
 from traces.schema import Trace
@@ -50,7 +50,7 @@ moves = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["comes", "plans",
 def test_the_first_is_that_of_all(moved: list[tuple[int, str, int, int]], falls: bool) -> None:
     made = [Made(place) for place in range(5)]
     touched: set[int] = set()
-    ranked = RankedNow(cast("list[Snapshot]", made), touched, lambda place: falls)
+    ranked = LineupNow(cast("list[Snapshot]", made), touched, lambda place: falls)
     for place, what, one, other in moved:
         replica = made[place]
         if what == "comes":
@@ -67,7 +67,7 @@ def test_the_first_is_that_of_all(moved: list[tuple[int, str, int, int]], falls:
 def test_who_cannot_be_first_is_not_asked() -> None:
     made = [Made(place) for place in range(50)]
     touched: set[int] = set()
-    ranked = RankedNow(cast("list[Snapshot]", made), touched, lambda place: True)
+    ranked = LineupNow(cast("list[Snapshot]", made), touched, lambda place: True)
     for replica in made:
         replica.span(8 if replica.index == 30 else 4, 8)
     assert least(ranked, MEMORY).index == 30
@@ -76,7 +76,7 @@ def test_who_cannot_be_first_is_not_asked() -> None:
 
 def test_what_was_seen_stays_until_the_next_look() -> None:
     made = [Made(0), Made(1)]
-    seen = Ranked(cast("list[Snapshot]", made))
+    seen = Lineup(cast("list[Snapshot]", made))
     made[0].outstanding = 3
     assert least(seen, "outstanding").index == 1
     made[1].outstanding = 5
