@@ -439,7 +439,7 @@ def same_decisions(one: Run, other: Run) -> None:
         np.testing.assert_allclose(one.column(name), other.column(name), rtol=0, atol=1e-9)
     for name in ("id", "preemptions", "prefix_hit_tokens"):
         assert one.column(name).tolist() == other.column(name).tolist()
-    if other.table["repeats"].eq(1).all():
+    if (other.table["repeats"] == 1).all():
         _same_memory(one.table, other.table)
 
 
