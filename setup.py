@@ -15,7 +15,7 @@ from setuptools import setup
 
 MYPYC = "mypy[mypyc]==2.4.1"
 ENGINE = "batch engine flight groups host lockstep lost memory request roster runs shapes staged step tiers tokens"
-COST = "attention contexts gemm interpolation layers roofline step"
+COST = "attention contexts gemm interpolation layers roofline"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
     "sim/allocators/paged.py",

@@ -214,9 +214,13 @@ class PlainPaged:
         return self._paged.usage(computed_tokens)
 
 
+FIELDS = [name for name in getattr(Batch, "__mypyc_attrs__", ()) or Batch.__slots__ if name != "__dict__"]
+"""Of a batch, as it is compiled or not."""
+
+
 def contents(batch: Batch) -> dict[str, Any]:
     """All that a batch tells, its lists as they are now."""
-    told = {name: getattr(batch, name) for name in Batch.__slots__}
+    told = {name: getattr(batch, name) for name in FIELDS}
     return {name: list(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
