@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 
-from sim.engine.build import build
 from traces.code import USERS
 from traces.schema import InputError
 from traces.version import product_version
@@ -43,6 +42,8 @@ def version_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def tell(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
         if wanted and not ctx.resilient_parsing:
+            from sim.engine.build import build  # noqa: PLC0415 - no other command tells it here
+
             click.echo(f"{ctx.find_root().info_name}, version {product_version()} ({build()})")
             ctx.exit()
 
