@@ -11,10 +11,12 @@ from heapq import heappop, heappush
 from itertools import accumulate, chain
 from typing import ClassVar
 
+import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
 from sim.engine.request import Request
+from sim.engine.verifying import Ints
 from traces.schema import InputError
 
 flattened = chain.from_iterable
@@ -157,6 +159,7 @@ class Paged:
     """
 
     appends: ClassVar[bool] = True
+    takes_ahead: ClassVar[bool] = True
     lookahead_tokens = 0
     """Slots that an admitted request gets beyond what it computes, as far as it may become so long at all: a drafter's
     own KV (vLLM V1, EAGLE)."""
@@ -259,28 +262,47 @@ class Paged:
                 return False
         if count > 0:
             holding.blocks += self._take(count)
-            over = len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens
-            if over > 0:
-                self._overhang_tokens += min(over, count * self.pool.block_tokens)
+            self._count_overhang(holding, count)
         return True
 
-    def room(self, req: Request) -> int:
-        """Slots to which a request, whose blocks are its own alone, grows without being given any block."""
-        holding = self._holdings[req]
-        return len(holding.blocks) * self.pool.block_tokens - holding.ahead_tokens
+    def _count_overhang(self, holding: Holding, count: int) -> int:
+        """Slots never to be filled that came with the last so many blocks of a sequence."""
+        size = self.pool.block_tokens
+        over = len(holding.blocks) * size - holding.final_kv_tokens
+        if over <= 0:
+            return 0
+        unfilled = min(over, count * size)
+        self._overhang_tokens += unfilled
+        return unfilled
 
-    def fits(self, slots: Sequence[tuple[Request, int]]) -> bool:
-        """May these requests, which hold blocks of their own alone, all grow to so many slots? Takes nothing."""
-        if self._sharing.holders:
-            return False
-        need = 0
-        for req, most in slots:
+    # As `sim.engine.ahead.ForeseeingAllocator` has them.
+
+    def rows_ahead(self, req: Request, slots: Ints) -> Ints:
+        holding = self._holdings[req]
+        if holding.ahead_tokens:
+            most = self.pool.max_request_tokens or MAX_POOL_TOKENS
+            slots = np.maximum(slots, np.minimum(slots + holding.ahead_tokens, most))
+        return np.maximum(-(-slots // self.pool.block_tokens), len(holding.blocks))
+
+    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
+        return None
+
+    def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
+        unfilled = []
+        taken, at = self._take(sum([count for _, count in shares])), 0
+        for req, count in shares:
             holding = self._holdings[req]
-            count = self.pool.blocks_for(
-                self._with_lookahead(most, holding.ahead_tokens) if holding.ahead_tokens else most
-            )
-            need += max(0, count - len(holding.blocks))
-        return need <= self.free_blocks
+            holding.blocks += taken[at : at + count]
+            at += count
+            if over := self._count_overhang(holding, count):
+                unfilled.append(over)
+        return unfilled
+
+    def name(self, req: Request, blocks: int) -> None:
+        """Nothing here has a name."""
+
+    def settle(self, req: Request, certain: int) -> None:
+        """Nothing here has a name."""
 
     def fork(self, parent: Request, child: Request) -> None:
         if child in self._holdings:

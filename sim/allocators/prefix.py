@@ -16,6 +16,7 @@ from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, KvPool
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
+from sim.engine.verifying import Ints
 
 _INDEX_BITS = 24
 _MOST_ID = 1 << (62 - _INDEX_BITS)
@@ -135,10 +136,17 @@ class Prefix(Paged):
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
         return True
 
-    def room(self, req: Request) -> int:
-        # Any share may give names to blocks that others could find.
-        named = self._holdings[req].cached_blocks >= len(self._shareable(req))
-        return super().room(req) if named else 0
+    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
+        shareable = len(self._shareable(req))
+        if self._holdings[req].cached_blocks >= shareable:
+            return None
+        return np.minimum((certain - self.hashes_look_ahead) // self.pool.block_tokens, shareable)
+
+    def name(self, req: Request, blocks: int) -> None:
+        self._enter(req, blocks)
+
+    def settle(self, req: Request, certain: int) -> None:
+        self._enter(req, (certain - self.hashes_look_ahead) // self.pool.block_tokens)
 
     def fork(self, parent: Request, child: Request) -> None:
         self._by_runs = False

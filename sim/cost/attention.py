@@ -6,6 +6,7 @@ from sim.cost.attend import Decode, Slices, Slicing
 from sim.cost.interpolation import ROOFLINE, Line
 from sim.cost.kernels import Kernels
 from sim.cost.step import MEMO_SIZE
+from sim.engine.batch import Verifies
 from sim.specs.model import AttentionWindow, ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
@@ -78,18 +79,34 @@ class Attention:
         full, windowed = self.lines(decodes)
         return (full.at(context) if full else 0.0) + (windowed.at(within) if windowed else 0.0)
 
-    def verify_s(self, rows: Slices) -> float:
+    def verify_s(self, verifies: Verifies) -> float:
         """Seconds of rows that verify drafts: the decode kernel with several queries a row, whose KV is read once."""
-        context = sum(map(sum, rows))
-        within = sum(min(past, self._span_tokens) + new for new, past in rows) if self._window_layers else 0
-        return self.decode_s(len(rows), context, within)
+        return self.decode_s(*attended_rows(verifies, self._span_tokens))
 
-    def moved_tokens(self, slices: Slices, layers: int) -> int:
-        """Tokens whose KV `layers` of the layers, full ones first, read or write for these slices."""
+    def moved_tokens(self, slices: Slices, verifies: Verifies, layers: int) -> int:
+        """Tokens whose KV `layers` of the layers, full ones first, read or write for these slices and rows."""
         full = min(layers, self.full_layers)
         span = self._span_tokens
-        whole = full * sum(past + new for new, past in slices)
-        return whole + (layers - full) * sum(min(past, span) + new for new, past in slices)
+        _, context, within = attended_rows(verifies, span)
+        whole = full * (context + sum(past + new for new, past in slices))
+        return whole + (layers - full) * (within + sum(min(past, span) + new for new, past in slices))
+
+
+def attended_rows(verifies: Verifies, span_tokens: int) -> tuple[int, int, int]:
+    """(rows that verify drafts, KV tokens that they attend, of these within a window of `span_tokens`, if it is not 0).
+
+    Raises ValueError for rows that do not tell what they attend within the window.
+    """
+    rows = context = within = 0
+    for tokens, count, past, inside in verifies:
+        if span_tokens and past and not inside:
+            raise ValueError(
+                f"{count} rows that verify drafts attend {inside} tokens within the window of {span_tokens}"
+            )
+        rows += count
+        context += tokens * count + past
+        within += tokens * count + inside
+    return rows, context, within
 
 
 def _prices(model: ModelSpec, kernels: Kernels, parallel: Parallel) -> tuple[Slicing, Decode]:

@@ -9,12 +9,14 @@ that it chooses. None of this was compared with a measurement.
 from __future__ import annotations
 
 from sim.cost.attend import Affine, Slices
+from sim.cost.attention import attended_rows
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import Routing
 from sim.cost.interpolation import ROOFLINE, Line, Price
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, exchange_terms, exchanges
 from sim.cost.placement import ExpertPlacement
+from sim.engine.batch import Verifies
 from sim.specs.blocks import INDEX_SCALE_BYTES, Block, Cache, Matrix, matrix_type
 from sim.specs.gpu import GpuSpec
 from sim.specs.model import ModelSpec
@@ -199,11 +201,9 @@ class BlockAttention:
         """As `sim.cost.attention.Attention.decode_s`."""
         return self._rows_s(decodes) + self.context_s * context + self.window_s * within if decodes else 0.0
 
-    def verify_s(self, rows: Slices) -> float:
+    def verify_s(self, verifies: Verifies) -> float:
         """Seconds of rows that verify drafts: several queries a row, whose KV is read once."""
-        if not rows:
+        if not verifies:
             return 0.0
-        context = sum(past + new for new, past in rows)
-        within = sum(min(past, self._span_tokens) + new for new, past in rows)
-        tokens_s = sum(new - 1 for new, _ in rows) * self._state_token_s
-        return self.decode_s(len(rows), context, within) + tokens_s
+        tokens_s = sum((tokens - 1) * rows for tokens, rows, _, _ in verifies) * self._state_token_s
+        return self.decode_s(*attended_rows(verifies, self._span_tokens)) + tokens_s

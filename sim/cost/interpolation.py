@@ -208,6 +208,13 @@ class Line:
         start, value, slope, _ = self._pieces[bisect_right(self._starts, x) - 1]
         return value + slope * (x - start)
 
+    def each(self, xs: Sequence[int], fixed_s: float = 0.0) -> list[float]:
+        """Seconds at each of rising `xs`, on top of `fixed_s`."""
+        start, value, slope, end = self.piece(xs[0])
+        if xs[-1] >= end:
+            return [fixed_s + self.at(x) for x in xs]
+        return [fixed_s + (value + slope * (x - start)) for x in xs]
+
     @property
     def rate(self) -> float:
         """Seconds per one at the far end of what was measured."""

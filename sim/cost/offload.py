@@ -12,6 +12,7 @@ from sim.cost.attend import Slices
 from sim.cost.attention import Attention
 from sim.cost.kernels import Kernels
 from sim.cost.step import Constant
+from sim.engine.batch import Verifies
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
@@ -118,11 +119,11 @@ class Stream:
         """Is nothing offloaded?"""
         return not self.weights_s and not self.offload.kv_layers
 
-    def fixed_s(self, slices: Slices) -> float:
+    def fixed_s(self, slices: Slices, verifies: Verifies = ()) -> float:
         """All of a step that computes something but what grows with the decode rows' contexts."""
-        if not slices or not self.offload.kv_layers:
+        if not (slices or verifies) or not self.offload.kv_layers:
             return self.weights_s
-        moved = self._attention.moved_tokens(slices, self.offload.kv_layers)
+        moved = self._attention.moved_tokens(slices, verifies, self.offload.kv_layers)
         return self.weights_s + self._kernels.stream_s(moved * self._layer_bytes)
 
     def describe(self) -> list[Constant]:

@@ -18,6 +18,7 @@ from sim.cost.schema import NO_CACHE
 from sim.cost.splits import Cut, Tail, keys_of
 from sim.cost.step import MEMO_SIZE
 from sim.cost.tables import Value
+from sim.engine.batch import Verifies
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
 from sim.specs.parallel import Parallel
 
@@ -242,23 +243,26 @@ class MeasuredAttention:
             return None
         return self._mean(self._slices, self._prefill, [(len(slices), past, new) for new, past in slices])
 
-    def verify(self, rows: Slices) -> Price | None:
-        """Seconds of rows that verify drafts, likewise: decode attention with as many queries as a row has tokens.
+    def verify(self, verifies: Verifies) -> Price | None:
+        """Seconds of rows that verify drafts: decode attention with as many queries as a row has tokens, priced as the
+        mean, by row, of launches of so many rows of the mean context of those with equally many tokens.
 
         Of latent attention such rows are in no table.
         """
         if not self._plain:
             return None
+        launched = sum(rows for _, rows, _, _ in verifies)
         prices = []
-        for new, past in rows:
-            if new not in self._widths:
-                self._widths[new] = self._kernels("decode_attention", width=new)
-            kernels = self._widths[new]
+        for tokens, rows, past, _ in verifies:
+            if tokens not in self._widths:
+                self._widths[tokens] = self._kernels("decode_attention", width=tokens)
+            kernels = self._widths[tokens]
             if kernels is None:
                 return None
-            prices.append(_launch(kernels, (len(rows), past + new)))
+            price = _launch(kernels, (launched, past / rows + tokens))
+            prices.append(Price(rows * price.seconds, price.rank))
         added = total(prices)
-        return Price(added.seconds / len(rows), added.rank)
+        return Price(added.seconds / launched, added.rank)
 
     @property
     def cuts_rows(self) -> bool:

@@ -23,8 +23,8 @@ from sim.cost.offload import Offload
 from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, total
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, DecodeStep, Roofline, graph_tokens
-from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, shape_rows, shape_tokens
-from sim.engine.batch import Shape
+from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, each_course_s, shape_rows, shape_tokens
+from sim.engine.batch import Courses, Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -133,6 +133,10 @@ class Profiled(Roofline):
             step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))
             return [step_s if step_s > launch_s else launch_s], host_s
         return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
+
+    def course_s(self, courses: Courses) -> tuple[list[float], float]:
+        """As `sim.cost.step.course_s`."""
+        return each_course_s(self, courses)
 
     def _bent_span_s(self, shape: Shape, repeats: int, fixed_s: float, launch_s: float) -> list[float]:
         """Device seconds with a window or with layers in host memory."""
@@ -364,7 +368,7 @@ class Profiled(Roofline):
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
         prefill_tokens = tokens - shape.decodes
         if shape.verifies:
-            prefill_tokens -= sum(new for new, _ in shape.verifies)
+            prefill_tokens -= sum(tokens * rows for tokens, rows, _, _ in shape.verifies)
         graph = self._in_graph(tokens) and (not shape.prefills or self._overheads.captures(parts))
         return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
 

@@ -24,8 +24,8 @@ from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.sources import Sources
-from sim.cost.step import MEMO_SIZE, Constant, Term, shape_rows, shape_tokens
-from sim.engine.batch import Shape
+from sim.cost.step import MEMO_SIZE, Constant, Term, each_course_s, shape_rows, shape_tokens
+from sim.engine.batch import Courses, Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -161,22 +161,22 @@ class Roofline:
             times_s = np.maximum(fixed_s + (value_s + slope_s * (grown - start)), launch_s).tolist()
         return times_s, host_s
 
-    def course_s(self, shapes: Sequence[Shape]) -> tuple[list[float], float]:
-        """As `sim.cost.step.course_s`, of steps that verify drafts: only attention differs between them."""
-        first = shapes[0]
-        if not self._plain or not first.verifies or first.prefills or first.decodes:
-            each = [self.span_s(shape, 1) for shape in shapes]
-            return [device[0] for device, _ in each], each[0][1]
-        tokens = sum(new for new, _ in first.verifies)
-        work_s, verify_s = self._work_s(tokens, tokens), self._attention.verify_s
-        launch_s = self._launch_s(tokens, first)
-        return [max(work_s + verify_s(shape.verifies), launch_s) for shape in shapes], self._host_s(tokens, first)
+    def course_s(self, courses: Courses) -> tuple[list[float], float]:
+        """As `sim.cost.step.course_s`: only attention differs between the steps."""
+        if not self._plain or isinstance(self._attention, BlockAttention):
+            return each_course_s(self, courses)
+        first, tokens = courses.first, courses.tokens
+        work_s, launch_s = self._work_s(tokens, tokens), self._launch_s(tokens, first)
+        line = self._full_line(first.verifies[0][1])
+        device = line.each([past + tokens for past in courses.pasts], work_s)
+        return _at_least(device, launch_s), self._host_s(tokens, first)
 
     def decode_steps_s(self, decodes: int, contexts: Sequence[int]) -> list[float]:
-        """Device seconds of steps of so many decode rows each, by the tokens that these attend; without a window."""
+        """Device seconds of steps of so many decode rows each, by the tokens that these attend, which rise; without a
+        window."""
         fixed_s, launch_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
         line = self._full_line(decodes)
-        return [max(fixed_s + line.at(context), launch_s) for context in contexts]
+        return _at_least(line.each(contexts, fixed_s), launch_s)
 
     def launching_s(self, shape: Shape) -> float | None:
         """Seconds that the host needs to launch the step's kernels one by one; None where a CUDA graph has most."""
@@ -211,7 +211,7 @@ class Roofline:
         if stream is None or not (shape.prefills or shape.decodes or shape.verifies):
             return 0.0, 0.0, 0.0
         swap_s = self.kernels.swap_s(shape.swapped_bytes) if shape.swapped_bytes else 0.0
-        return stream.fixed_s((*shape.prefills, *shape.verifies)) + swap_s, stream.context_s, stream.window_s
+        return stream.fixed_s(shape.prefills, shape.verifies) + swap_s, stream.context_s, stream.window_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`; a term that is zero for this shape is left out."""
@@ -277,9 +277,9 @@ class Roofline:
         for new, _ in prefills:
             tokens += new
             rows += 1
-        for new, _ in verifies:
-            tokens += new
-            rows += new
+        for new, several, _, _ in verifies:
+            tokens += new * several
+            rows += new * several
         fixed_s = self._work_s(tokens, rows) if tokens else 0.0
         if prefills:
             fixed_s += self._attention.prefill_s(prefills)
@@ -341,6 +341,10 @@ class Roofline:
             return self._piecewise_s if shape.prefills else 0.0
         kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
         return self._eager_s + self._kernel_s * kinds
+
+
+def _at_least(rising: list[float], least: float) -> list[float]:
+    return rising if rising[0] >= least else [max(one, least) for one in rising]
 
 
 def _launches(model: ModelSpec, parallel: Parallel) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple, Protocol
 
-from sim.engine.batch import Shape
+from sim.engine.batch import Courses, Shape
 from traces.schema import InputError
 
 MEMO_SIZE = 65_536
@@ -88,20 +88,21 @@ def shape_tokens(shape: Shape) -> int:
     prefills, tokens, _, _, _, _, _, verifies = shape[:8]
     for new, _ in prefills:
         tokens += new
-    for new, _ in verifies:
-        tokens += new
+    for new, rows, _, _ in verifies:
+        tokens += new * rows
     return tokens
 
 
 def shape_rows(shape: Shape) -> int:
     """Rows of logits that the step computes: one for each slice, and one for each token of those that verify drafts."""
     rows = len(shape.prefills) + shape.decodes
-    return rows + sum([new for new, _ in shape.verifies]) if shape.verifies else rows
+    return rows + sum([tokens * each for tokens, each, _, _ in shape.verifies]) if shape.verifies else rows
 
 
 def shape_context(shape: Shape) -> int:
     """KV tokens attended, new ones included, summed over the slices and rows of the first repeat."""
-    return shape.decode_context + sum(new + past for new, past in (*shape.prefills, *shape.verifies))
+    verified = sum([tokens * rows + past for tokens, rows, past, _ in shape.verifies])
+    return shape.decode_context + sum([new + past for new, past in shape.prefills]) + verified
 
 
 def device_seconds(terms: Iterable[Term]) -> float:
@@ -150,16 +151,21 @@ class FixedCost:
         return [Constant(name, getattr(self, name), "given") for name in names]
 
 
-def course_s(cost: StepCost, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+def course_s(cost: StepCost, courses: Courses) -> tuple[list[float], float]:
     """Device seconds of steps that follow one another, and host seconds of each.
 
-    The steps are alike but for what their rows have computed before (`sim.engine.batch.Courses`). Steps from the first
-    one on whose host seconds are others are left out. A cost may have a quicker way, of the same seconds.
+    Steps from the first one on whose host seconds are others are left out. A cost may have a quicker way, of the same
+    seconds.
     """
     quick = getattr(cost, "course_s", None)
     if quick is not None:
-        priced: tuple[list[float], float] = quick(shapes)
+        priced: tuple[list[float], float] = quick(courses)
         return priced
-    each = [cost.span_s(shape, 1) for shape in shapes]
+    return each_course_s(cost, courses)
+
+
+def each_course_s(cost: StepCost, courses: Courses) -> tuple[list[float], float]:
+    """As `course_s`, each step priced by itself."""
+    each = [cost.span_s(courses.shape(step), 1) for step in range(len(courses.pasts))]
     host_s = each[0][1]
     return [device[0] for device, _ in takewhile(lambda one: one[1] == host_s, each)], host_s

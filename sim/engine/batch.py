@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, islice, repeat
-from operator import add
 from typing import NamedTuple
 
 from mypy_extensions import mypyc_attr
 
 from sim.engine.adapters import AdapterLoad
-from sim.engine.lockstep import Lengths, Lockstep
-from sim.engine.memory import Drift, Usage
+from sim.engine.lockstep import Lengths, Members
+from sim.engine.memory import Drift
 from sim.engine.request import Request
 from traces.schema import InputError
 
@@ -51,6 +49,11 @@ class AdapterWork(NamedTuple):
 
 NO_ADAPTERS = AdapterWork()
 
+Verifies = tuple[tuple[int, int, int, int], ...]
+"""Rows that verify drafts, in groups of rows of equally many tokens, the longest rows first: (tokens of each row: its
+last known one and its drafts; rows; KV tokens already there of all of them together; of these, each row's counted up to
+its attention window, 0 where there is no window)."""
+
 
 class Shape(NamedTuple):
     """All that the duration of a step depends on.
@@ -75,8 +78,8 @@ class Shape(NamedTuple):
     """The same sum as `decode_context`, each row counted up to its attention window; 0 where there is no window."""
     decode_window_growth: int = 0
     """Decode rows that are still shorter than the window: each attends one token more in every repeat."""
-    verifies: tuple[tuple[int, int], ...] = ()
-    """(tokens, KV tokens already there) of each row that verifies drafts: its last known token and the drafts."""
+    verifies: Verifies = ()
+    """The rows that verify drafts."""
     proposals: tuple[int, int, int] = (0, 0, 0)
     """After this step: (rows that propose drafts, drafts of all together, most drafts of one)."""
     proposal_context: int = 0
@@ -132,49 +135,54 @@ class Swap(NamedTuple):
 
 
 class Courses:
-    """The rows of a span that verifies drafts of which it is known beforehand how many are right.
+    """The steps of a span in which all rows verify equally many drafts, and it is known how many will be right.
 
     Each row computes its last known token and its drafts, keeps those that were right and the target's own token, and
     so on; the steps differ by what the rows have computed before, and nothing else.
 
     Attributes:
-        width: tokens that each row computes in each step.
-        right: of each row, in the order of the batch's entries, the right drafts by step.
-        pasts: of each row what it has computed before each step.
-        usages: by step, once the span is sealed, how the KV cache is used.
+        first: the shape of the first step.
+        pasts: what the rows have computed before each step, all together.
+        withins: the same, each row counted up to its attention window; empty where there is none.
+        slots: once the span is sealed, by step how many KV slots are taken in later steps of the span.
+        unfilled: of these, those that are never to be filled.
     """
 
-    __slots__ = ("_rows", "_shapes", "pasts", "right", "usages", "width")
+    __slots__ = ("first", "pasts", "slots", "unfilled", "withins")
 
-    def __init__(self, width: int, first: Shape, right: Sequence[Sequence[int]]) -> None:
-        self.width = width
-        self.right = right
-        steps = range(len(right[0]))
-        self.pasts = [
-            list(map(add, accumulate(course[:-1], initial=past), steps))
-            for (_, past), course in zip(first.verifies, right, strict=True)
-        ]
-        self.usages: list[Usage] = []
-        self._shapes = [first]
-        self._rows = islice(zip(*self.pasts, strict=True), 1, None)
+    def __init__(self, first: Shape, pasts: Sequence[int], withins: Sequence[int]) -> None:
+        self.first = first
+        self.pasts = pasts
+        self.withins = withins
+        self.slots: Sequence[int] = ()
+        self.unfilled: Sequence[int] = ()
 
-    def until(self, steps: int) -> list[Shape]:
-        """The shapes of the first `steps` steps; all rows propose as many drafts as before."""
-        shapes, width = self._shapes, self.width
-        first = shapes[0]
-        new = len(first.verifies) * width
-        for pasts in islice(self._rows, max(0, steps - len(shapes))):
-            rows = tuple(zip(repeat(width), pasts, strict=False))
-            shapes.append(shape_of((*first[:7], rows, first.proposals, sum(pasts) + new, *first[10:])))
-        return shapes[:steps]
+    @property
+    def tokens(self) -> int:
+        """Tokens that all rows compute together in each step."""
+        ((width, rows, _, _),) = self.first.verifies
+        return width * rows
+
+    def shape(self, step: int) -> Shape:
+        """The shape of a step, counted from 0; all rows propose as many drafts as before."""
+        first, past = self.first, self.pasts[step]
+        ((width, rows, _, _),) = first.verifies
+        verifies = ((width, rows, past, self.withins[step] if self.withins else 0),)
+        return shape_of((*first[:7], verifies, first.proposals, past + width * rows, *first[10:]))
+
+    def until(self, steps: int) -> Courses:
+        """The first `steps` of these steps."""
+        return Courses(self.first, self.pasts[:steps], self.withins[:steps])
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Batch:
     """One step of the engine, or a span of `repeats` steps that are alike but for one more token of context each.
 
-    `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token.
-    Of a drafting engine, `sampled` are the entries that sample.
+    `entries` lists the requests that are not in lockstep; the `lockstep` ones (a count) each compute one token, or
+    `together.width` where they verify drafts.
+    Of a drafting engine, `sampled` are the entries that sample; `leaving` are those whose last step in lockstep is the
+    last repeat, and how many of their drafts are right in it.
     `copies` are (source, target) blocks to copy and `swaps` blocks to move, in this order, before anything is computed.
     Where `courses` are told, the repeats verify drafts: how many are right is known, and each repeat has its own shape.
     `drift` is how the KV pool changed over the repeats; None where there was one.
@@ -196,6 +204,7 @@ class Batch:
         "finishing",
         "first_step",
         "first_tokens",
+        "leaving",
         "loads",
         "lockstep",
         "padding_tokens",
@@ -230,6 +239,7 @@ class Batch:
         self.shape = NOTHING
         self.padding_tokens = 0
         self.sampled: list[Sampled] = []
+        self.leaving: list[tuple[Sampled, int]] = []
         self.drift: Drift | None = None
         self.courses: Courses | None = None
         self.first_tokens: list[Request] = []
@@ -237,7 +247,7 @@ class Batch:
         self.running = 0
         self.waiting = 0
         self.table = None
-        self.together: Lockstep | None = None
+        self.together: Members | None = None
 
     @property
     def rows(self) -> list[Entry]:
@@ -249,7 +259,7 @@ class Batch:
         own = {entry.request for entry in self.entries}
         own.update(self.first_tokens)
         return self.entries + [
-            Entry(req, 1, together.computed(req) - 1)
+            Entry(req, together.width, together.computed(req) - together.width)
             for req in together
             if req not in own and req.seat.run_first_step <= self.first_step
         ]
@@ -261,7 +271,8 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Tokens computed in each repeat, padding not counted."""
-        return self.lockstep + sum(entry.tokens for entry in self.entries)
+        each = self.together.width if self.together is not None else 1
+        return self.lockstep * each + sum(entry.tokens for entry in self.entries)
 
 
 class Outcome(NamedTuple):

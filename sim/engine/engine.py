@@ -12,10 +12,11 @@ from dataclasses import replace
 from mypy_extensions import mypyc_attr
 
 from sim.engine.adapters import Adapters, FittingQueue
-from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, shape_of
+from sim.engine.ahead import BlocksAhead
+from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, Verifies, shape_of
 from sim.engine.groups import Groups, completed
 from sim.engine.host import HostMemory
-from sim.engine.lockstep import Lockstep
+from sim.engine.lockstep import Lockstep, Members
 from sim.engine.memory import Allocator, Usage, in_lockstep
 from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
@@ -47,6 +48,7 @@ class Engine:
         lengths: with `ranks`, tell the others too.
         rules: those of the engine's version.
         most_drafts: of one request in one step; 0 where nothing drafts.
+        together: who computes equally much in every step, and the memory of these, where it is not one token each.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Engine:
         lengths: bool = True,
         rules: Rules = OF_VLLM_0_19,
         most_drafts: int = 0,
+        together: tuple[Members, BlocksAhead | None] | None = None,
     ) -> None:
         self.policy = policy
         self.allocator = allocator
@@ -71,8 +74,9 @@ class Engine:
         self.tokens = TokenClock()
         self._grouped, self._holding = in_lockstep(allocator), tiered(allocator)
         self._undisturbed: Callable[[int, int], int] | None = getattr(allocator, "undisturbed", None)
-        lockstep = Lockstep(window_tokens, ranks=ranks, lengths=lengths)
-        self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), lockstep, self.tokens, self._grouped)
+        self._lockstep = Lockstep(window_tokens, ranks=ranks, lengths=lengths)
+        members, blocks = together or (self._lockstep, self._grouped)
+        self.roster = Roster(waiting_queue(getattr(policy, "queue_key", None)), members, self.tokens, blocks)
         self.waiting, self.running = self.roster.waiting, self.roster.running
         self.host = HostMemory(allocator.pool, host_blocks)
         self.wake_s: float | None = None
@@ -91,6 +95,7 @@ class Engine:
             self.limits,
             self.roster,
             allocator,
+            blocks,
             self.host,
             self._groups,
             self.tokens,
@@ -255,7 +260,7 @@ class Engine:
         entries = step.entries
         count = lockstep.count
         if count and not step.advanced:
-            roster.scatter()
+            self._stand_still()
             count = 0
         batch = Batch(tokens.next_step, now_s, entries, count, step.evicted)
         batch.together = lockstep
@@ -271,12 +276,7 @@ class Engine:
                     batch.repeats = self._repeats(step, batch.shape)
         elif count:
             tokens.next_step += 1
-            within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
-            longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
-            context = lockstep.base_sum + count * lockstep.tick
-            batch.shape = shape_of(
-                ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0), NO_ADAPTERS)
-            )
+            batch.shape = self._shape_together()
             if self.adapters is not None:
                 self._load_adapters(batch, self.adapters)
             if self._repeatable:
@@ -286,6 +286,24 @@ class Engine:
         batch.running = len(roster.running)
         batch.waiting = len(roster.waiting)
         return batch
+
+    def _shape_together(self) -> Shape:
+        """What a step of the lockstep's members alone costs."""
+        lockstep = self._lockstep
+        count = lockstep.count
+        within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
+        longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
+        context = lockstep.base_sum + count * lockstep.tick
+        fields = ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0), NO_ADAPTERS)
+        return shape_of(fields)
+
+    def _stand_still(self) -> None:
+        """Let the lockstep's members compute nothing in the step that is planned."""
+        self.roster.scatter()
+
+    def _verifying(self) -> Verifies:
+        """The lockstep's members that verify drafts in the step just planned."""
+        return ()
 
     def _serve_landed(self) -> None:
         for req in tuple(self.roster.landed):
@@ -301,19 +319,18 @@ class Engine:
         block_bytes = self.allocator.pool.block_bytes
         swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
         moved_bytes = (len(batch.copies) * block_bytes, swapped_blocks * block_bytes)
-        lockstep = self.roster.lockstep
         if step.padded:
             rows, context_tokens = step.padded
-            window = lockstep.window_tokens
+            window = self._lockstep.window_tokens
             batch.shape = padded_shape(batch, rows, context_tokens, moved_bytes, window, forgets=self.forgets)
             batch.padding_tokens = computed_tokens(batch.shape) - batch.tokens
         else:
-            batch.shape = step_shape(batch, lockstep, moved_bytes)
+            batch.shape = step_shape(batch, self._lockstep, moved_bytes, self._verifying())
 
     def _repeats(self, step: Step, shape: Shape) -> int:
         """How often this step, a pure decode of all members, would be planned again unasked."""
         roster, grouped = self.roster, self._grouped
-        lockstep, waiting = roster.lockstep, roster.waiting
+        lockstep, waiting = self._lockstep, roster.waiting
         if step.evicted or grouped is None or (waiting and roster.draining):
             return 1
         more = lockstep.steps_to_drain()
@@ -445,8 +462,7 @@ class Engine:
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
         roster = self.roster
-        lockstep = roster.lockstep
-        computed = lockstep.base_sum + lockstep.count * lockstep.tick
+        computed = roster.lockstep.context_tokens
         for req in roster.loose:
             computed += req.computed
         for req in roster.draining:

@@ -1,6 +1,7 @@
 """The requests that decode together, one token each in every step, kept as sums so that a step costs O(1).
 
-It knows counters only: no memory, no queue, no clock. A member's `computed` is `base + tick`.
+It knows counters only: no memory, no queue, no clock. A member's `computed` is `base + tick`. What such members have
+in common with those that verify drafts together (`sim.engine.verifying`) is in `Members`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.request import Request
 
 Lengths = tuple[tuple[int, int], ...]
@@ -16,14 +19,97 @@ Lengths = tuple[tuple[int, int], ...]
 first two of one row each, each further one as large as all before it."""
 
 
-class Lockstep:
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Members:
+    """Requests that compute equally many tokens each in every step, `width` of them, until they drain or are scattered.
+
+    How far each has come is known from the `tick`, which counts these steps.
+    """
+
+    __slots__ = ("_drain_tick", "_drains", "count", "last_seq", "tick", "width")
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+        self.tick = 0
+        self.count = 0
+        self.last_seq = -1
+        self._drain_tick: dict[Request, int] = {}
+        self._drains: list[tuple[int, int, Request]] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._drain_tick)
+
+    def __contains__(self, req: Request) -> bool:
+        return req in self._drain_tick
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum of the members' computed tokens: after a step, what that step attended."""
+        raise NotImplementedError
+
+    def computed(self, req: Request) -> int:
+        """KV tokens of one member, those that a step under way computes included."""
+        raise NotImplementedError
+
+    def known(self, req: Request, *, advanced: bool) -> int:
+        """Known tokens of one member before the step that is planned, for which it has `advanced` or not."""
+        raise NotImplementedError
+
+    def join(self, req: Request) -> None:
+        """Take a request whose next token is the only one that it knows and has not computed."""
+        raise NotImplementedError
+
+    def leave(self, req: Request) -> None:
+        """Give a member its own counters back."""
+        raise NotImplementedError
+
+    def withdraw(self, req: Request) -> None:
+        """Take the planned step back from one that has just left."""
+        raise NotImplementedError
+
+    def _enter(self, req: Request, drain_tick: int) -> None:
+        seq = req.seat.seq
+        self._drain_tick[req] = drain_tick
+        heappush(self._drains, (drain_tick, seq, req))
+        self.count += 1
+        self.last_seq = max(self.last_seq, seq)
+
+    def _remove(self, req: Request) -> None:
+        del self._drain_tick[req]
+        self.count -= 1
+        if not self.count:
+            self.last_seq = -1
+            self._drains.clear()
+
+    def steps_to_drain(self) -> int:
+        """Steps until the first member has computed its last token; 0 where this tick did."""
+        drains = self._drains
+        while True:
+            tick, _, req = drains[0]
+            if self._drain_tick.get(req) == tick:
+                return tick - self.tick
+            heappop(drains)
+
+    def due(self) -> list[Request]:
+        """The members, in admission order, that computed their last token at this tick; they are to leave."""
+        drains = self._drains
+        if not drains or drains[0][0] > self.tick:
+            return []
+        done: list[Request] = []
+        while drains and drains[0][0] <= self.tick:
+            tick, _, req = heappop(drains)
+            # Who left and came back without a step in between stands here twice.
+            if self._drain_tick.get(req) == tick and (not done or done[-1] is not req):
+                done.append(req)
+        return done
+
+
+class Lockstep(Members):
     """Requests past their prompt that each compute one token per step until they drain or are scattered."""
 
     __slots__ = (
         "_base",
         "_bases",
-        "_drain_tick",
-        "_drains",
         "_groups",
         "_lengths",
         "_saturation_tick",
@@ -31,14 +117,12 @@ class Lockstep:
         "_short",
         "_short_base_sum",
         "base_sum",
-        "count",
-        "last_seq",
         "ranks",
-        "tick",
         "window_tokens",
     )
 
     def __init__(self, window_tokens: int = 0, *, ranks: bool = False, lengths: bool = True) -> None:
+        super().__init__()
         self.ranks = ranks
         """Whether the members' longest length is told."""
         self._lengths = lengths
@@ -50,69 +134,52 @@ class Lockstep:
         self._short_base_sum = 0
         self._saturation_tick: dict[Request, int] = {}
         self._saturations: list[tuple[int, int, Request]] = []
-        self.tick = 0
-        self.count = 0
         self.base_sum = 0
-        self.last_seq = -1
         self._base: dict[Request, int] = {}
-        self._drain_tick: dict[Request, int] = {}
-        self._drains: list[tuple[int, int, Request]] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._base)
-
-    def __contains__(self, req: Request) -> bool:
-        return req in self._base
 
     @property
     def context_tokens(self) -> int:
-        """Sum of the members' computed tokens: after a step, what that step attended."""
         return self.base_sum + self.count * self.tick
 
     def computed(self, req: Request) -> int:
-        """KV tokens of one member."""
         return self._base[req] + self.tick
 
-    def base(self, req: Request) -> int:
-        """What, with the tick, makes a member's KV tokens: the same as long as it stays."""
-        return self._base[req]
+    def known(self, req: Request, *, advanced: bool) -> int:
+        return self._base[req] + self.tick + (not advanced)
 
     def join(self, req: Request) -> None:
-        """Take a request whose next token is the only one pending, and which still owes at least one."""
+        """As `Members.join`, of a request that still owes at least one token."""
         base, seq = req.computed - self.tick, req.seat.seq
-        drain_tick = self.tick + req.output_tokens - req.generated
         self._base[req] = base
-        self._drain_tick[req] = drain_tick
         self.base_sum += base
-        self.count += 1
-        self.last_seq = max(self.last_seq, seq)
+        self._enter(req, self.tick + req.output_tokens - req.generated)
         if self.window_tokens and req.computed < self.window_tokens:
             self._saturation_tick[req] = self.window_tokens - base
             self._short += 1
             self._short_base_sum += base
             heappush(self._saturations, (self.window_tokens - base, seq, req))
-        heappush(self._drains, (drain_tick, seq, req))
         if self.ranks:
             insort(self._bases, base)
             self._groups.clear()
 
     def leave(self, req: Request) -> None:
-        """Give a member its own counters back."""
         if req in self._saturation_tick:
             self._outgrow(req)
         base = self._base.pop(req)
-        del self._drain_tick[req]
-        self.count -= 1
         self.base_sum -= base
         req.computed = base + self.tick
         req.known = req.computed + 1
         if self.ranks:
             del self._bases[bisect_left(self._bases, base)]
             self._groups.clear()
+        self._remove(req)
         if not self.count:
-            self.last_seq = -1
-            self._drains.clear()
             self._saturations.clear()
+
+    def withdraw(self, req: Request) -> None:
+        req.seat.withdrawn_tokens = 1
+        req.computed -= 1
+        req.known -= 1
 
     def longest(self) -> int:
         """Computed tokens of the longest member; 0 without members, or where nobody asked to know."""
@@ -160,24 +227,3 @@ class Lockstep:
         del self._saturation_tick[req]
         self._short -= 1
         self._short_base_sum -= self._base[req]
-
-    def steps_to_drain(self) -> int:
-        """Steps until the first member has sampled its last token; 0 where this tick gave it."""
-        drains = self._drains
-        while True:
-            tick, _, req = drains[0]
-            if self._drain_tick.get(req) == tick:
-                return tick - self.tick
-            heappop(drains)
-
-    def due(self) -> list[Request]:
-        """The members, in admission order, that sampled their last token at this tick; they are to leave."""
-        drains = self._drains
-        if not drains or drains[0][0] > self.tick:
-            return []
-        done = []
-        while drains and drains[0][0] <= self.tick:
-            tick, _, req = heappop(drains)
-            if self._drain_tick.get(req) == tick:
-                done.append(req)
-        return done

@@ -6,12 +6,19 @@ Each move is a method, and only these write; `check` states the laws. It decides
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from sim.engine.lockstep import Lockstep
-from sim.engine.memory import LockstepAllocator
+from sim.engine.lockstep import Members
 from sim.engine.queues import WaitingQueue
 from sim.engine.request import NO_SEAT, Request, Seat
 from sim.engine.tokens import TokenClock
+
+
+class Joined(Protocol):
+    """Who keeps the memory of the lockstep's members."""
+
+    def join(self, req: Request, tick: int) -> None: ...
+    def leave(self, req: Request) -> None: ...
 
 
 class Roster:
@@ -30,9 +37,7 @@ class Roster:
             whose KV came from a tier: in the queue's order, ahead of its like).
     """
 
-    def __init__(
-        self, waiting: WaitingQueue, lockstep: Lockstep, tokens: TokenClock, grouped: LockstepAllocator | None
-    ) -> None:
+    def __init__(self, waiting: WaitingQueue, lockstep: Members, tokens: TokenClock, grouped: Joined | None) -> None:
         self.waiting = waiting
         self.running: dict[Request, None] = {}
         self.loose: list[Request] = []
@@ -215,7 +220,9 @@ class Roster:
         _law(self.seats_promised == sum(req.seats - 1 for req in running), "seats are promised for sequences to come")
         members = list(lockstep)
         _law(lockstep.count == len(members), "lockstep counts its members")
-        _law(lockstep.base_sum == sum(map(lockstep.base, members)), "lockstep sums what its members have computed")
+        _law(
+            lockstep.context_tokens == sum(map(lockstep.computed, members)), "lockstep sums what members have computed"
+        )
         _law(not members or lockstep.last_seq >= max(req.seat.seq for req in members), "lockstep knows its newest")
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, NOTHING, AdapterWork, Batch, Shape, shape_of
-from sim.engine.lockstep import Lengths, Lockstep
+from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, NOTHING, AdapterWork, Batch, Shape, Verifies, shape_of
+from sim.engine.lockstep import Lengths, Lockstep, Members
 from sim.engine.request import Adapter
 
 Moved = tuple[int, int]
 """Bytes (copied, swapped) in a step."""
 
 
-def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
-    """The step as its entries and the lockstep's sums."""
+def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifies = ()) -> Shape:
+    """The step as its entries and the lockstep's sums, with the rows that verify drafts `together`."""
     prefills: list[tuple[int, int]] = []
-    verifies: list[tuple[int, int]] = []
+    verifying: dict[int, tuple[int, int, int]] = {group[0]: group[1:] for group in together}
     window = lockstep.window_tokens
     decodes, context, within, growing, longest = 0, 0, 0, 0, 0
-    if batch.lockstep:
+    if lockstep.count:
         decodes, context = batch.lockstep, lockstep.context_tokens
         within, growing = lockstep.within_window() if window else NO_WINDOW
         longest = lockstep.longest()
@@ -32,15 +32,17 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved) -> Shape:
                 growing += past + 1 < window
         elif req.computed > req.known:
             # Only drafts are computed before they are known.
-            verifies.append((tokens, past))
+            rows, pasts, inside = verifying.get(tokens, (0, 0, 0))
+            verifying[tokens] = rows + 1, pasts + past, inside + min(past, window)
         else:
             prefills.append((tokens, past))
     lengths: Lengths = ()
     if not lockstep.ranks:
         longest = 0
-    elif decodes == batch.lockstep > 0:
+    elif decodes == lockstep.count > 0:
         lengths = lockstep.lengths()
-    counted = (tuple(prefills), decodes, context, *moved, within, growing, tuple(verifies))
+    verifies = tuple([(tokens, *verifying[tokens]) for tokens in sorted(verifying, reverse=True)])
+    counted = (tuple(prefills), decodes, context, *moved, within, growing, verifies)
     return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks, NO_ADAPTERS))
 
 
@@ -57,7 +59,7 @@ def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, win
     return Shape((), rows, rows * context_tokens, *moved, within, growing, decode_longest=context_tokens)
 
 
-def adapter_work(batch: Batch, lockstep: Lockstep, used: Collection[Adapter]) -> AdapterWork:
+def adapter_work(batch: Batch, lockstep: Members, used: Collection[Adapter]) -> AdapterWork:
     """What adapters, `used` by who runs, take part in; to be asked while the lockstep is as it was planned."""
     busy: dict[Adapter, None] = {}
     tokens = 0
@@ -69,10 +71,11 @@ def adapter_work(batch: Batch, lockstep: Lockstep, used: Collection[Adapter]) ->
         for req in lockstep:
             if req.adapter is not None:
                 busy[req.adapter] = None
-                tokens += 1
+                tokens += lockstep.width
     return AdapterWork(tokens, len(busy), tuple((load.adapter.rank, load.disk) for load in batch.loads))
 
 
 def computed_tokens(shape: Shape) -> int:
     """Tokens that each repeat of the step computes, padding included."""
-    return shape.decodes + sum(tokens for tokens, _ in (*shape.prefills, *shape.verifies))
+    verified = sum([tokens * rows for tokens, rows, _, _ in shape.verifies])
+    return shape.decodes + sum([tokens for tokens, _ in shape.prefills]) + verified

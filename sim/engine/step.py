@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, cast
 
 from sim.engine.adapters import Adapters
+from sim.engine.ahead import BlocksAhead
 from sim.engine.batch import Entry, Limits, Swap, entry_of
 from sim.engine.groups import Groups, together
 from sim.engine.host import DEVICE, HostMemory
-from sim.engine.lockstep import Lockstep
-from sim.engine.memory import Allocator, in_lockstep
+from sim.engine.lockstep import Members
+from sim.engine.memory import Allocator, LockstepAllocator
 from sim.engine.queues import WaitingQueue
 from sim.engine.request import Handover, Request
 from sim.engine.roster import Roster
@@ -41,8 +42,8 @@ class Step:
 
     __slots__ = (
         "_allocator",
+        "_blocks",
         "_forgets",
-        "_grouped",
         "_groups",
         "_host",
         "_limits",
@@ -76,6 +77,7 @@ class Step:
         limits: Limits,
         roster: Roster,
         allocator: Allocator,
+        blocks: LockstepAllocator | BlocksAhead | None,
         host: HostMemory,
         groups: Groups,
         tokens: TokenClock,
@@ -89,7 +91,7 @@ class Step:
         self._roster = roster
         self._allocator = allocator
         self._forgets: bool = getattr(allocator, "keeps_nothing", False)
-        self._grouped = in_lockstep(allocator)
+        self._blocks = blocks
         self._host = host
         self._groups = groups
         self._tokens = tokens
@@ -177,9 +179,10 @@ class Step:
 
     def generated(self, req: Request) -> int:
         """Output tokens of the request so far, those of batches in flight included, this step's not."""
-        if req not in self._roster.lockstep:
+        lockstep = self._roster.lockstep
+        if req not in lockstep:
             return req.generated
-        return self.computed(req) + (0 if self.advanced else 1) - req.prompt_tokens
+        return lockstep.known(req, advanced=self.advanced) - req.prompt_tokens
 
     def ending(self, req: Request) -> bool:
         """Is the request's last token computed by a batch under way, so that it computes nothing more?"""
@@ -252,7 +255,7 @@ class Step:
         """
         roster = self._roster
         lockstep = roster.lockstep
-        if lockstep.count and not self.advanced and not self._advance_lockstep(lockstep):
+        if lockstep.count and not self.advanced and not self._advance_lockstep(lockstep, most):
             roster.scatter()
         if not roster.loose:
             return
@@ -281,23 +284,35 @@ class Step:
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
-    def _advance_lockstep(self, lockstep: Lockstep) -> bool:
-        """Give every member of the lockstep its token, if serving the running list in order would have it so.
+    def _advance_lockstep(self, lockstep: Members, most: int) -> bool:
+        """Give every member of the lockstep its tokens, if serving the running list in order would have it so.
 
         Returns False where budget, memory or the order stands against it.
         """
-        loose, allocator = self._roster.loose, self._grouped
-        count, tick = lockstep.count, lockstep.tick
-        if count > self.tokens_left or allocator is None:
+        loose, blocks = self._roster.loose, self._blocks
+        width, tick = lockstep.width, lockstep.tick
+        if lockstep.count * width > self.tokens_left or blocks is None or 0 < most < width:
             return False
         if loose and loose[0].seat.seq < lockstep.last_seq:
             return False
-        if not allocator.headroom(tick, 1):
+        if not blocks.headroom(tick, 1) and not (isinstance(blocks, BlocksAhead) and self._make_way(blocks, tick)):
             return False
-        allocator.step(tick)
+        blocks.step(tick)
         lockstep.tick = tick + 1
-        self.tokens_left -= count
+        self.tokens_left -= lockstep.count * width
         self.advanced = True
+        return True
+
+    def _make_way(self, blocks: BlocksAhead, tick: int) -> bool:
+        """Preempt for members who lack blocks at this tick, in their order; False where a victim is none behind them.
+
+        Those before that one have what they need then, and are given no more when they are served one by one.
+        """
+        while (asking := blocks.step(tick)) is not None:
+            victim = self._victim(self._roster.running)
+            if victim.seat.seq <= asking.seat.seq:
+                return False
+            self.evict(victim)
         return True
 
     def _share(self, req: Request, most: int, whole: bool) -> tuple[Sequence[Request], int]:
@@ -440,10 +455,9 @@ class Step:
         self._roster.take_out(req)
         if together_before:
             if self.advanced:
-                req.seat.withdrawn_tokens = 1
-                req.computed -= 1
-                req.known -= 1
-                self.tokens_left += 1
+                lockstep = self._roster.lockstep
+                lockstep.withdraw(req)
+                self.tokens_left += lockstep.width
             return dependents
         for at, entry in enumerate(self.entries):
             if entry.request is req:

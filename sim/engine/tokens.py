@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 
 import numpy as np
 
@@ -26,6 +27,9 @@ class TokenClock:
         """The step that is planned next."""
         self.committed_step = -1
         """The last step whose output is in."""
+        self.late_steps = 0
+        """Steps, the last ones planned, whose tokens those in lockstep have not got: it is not known how many."""
+        self._pauses = array("q")
 
     def give(self, req: Request, step: int) -> None:
         """Count a token of a sequence that `step` gives, or is to give."""
@@ -45,20 +49,38 @@ class TokenClock:
             seat.run_first_step = self.next_step
 
     def leave(self, req: Request) -> None:
-        """The last step was the last of those."""
-        seat = req.seat
-        if seat.run_first_step < self.next_step:
-            seat.last_token_step = self.next_step - 1
+        """The last step, of those that are not late, was the last of those."""
+        seat, given = req.seat, self.next_step - self.late_steps
+        if self._pauses:
+            self._part(req, given)
+        if seat.run_first_step < given:
+            seat.last_token_step = given - 1
         else:
             seat.run_first_step = -1
+
+    def pause(self, step: int) -> None:
+        """A step gives nothing to those in lockstep."""
+        self._pauses.append(step)
+
+    def _part(self, req: Request, given: int) -> None:
+        """Record the runs between the pauses since a sequence joined, before the step `given`."""
+        seat, pauses = req.seat, self._pauses
+        joined = max(seat.run_first_step, seat.last_token_step + 1)
+        for at in range(bisect_left(pauses, joined), bisect_left(pauses, given)):
+            if seat.run_first_step < pauses[at]:
+                self._record(req, pauses[at] - 1)
+            seat.run_first_step = pauses[at] + 1
+
+    def _record(self, req: Request, last_step: int) -> None:
+        self.request.append(req.id)
+        self.first_step.append(req.seat.run_first_step)
+        self.last_step.append(last_step)
 
     def close(self, req: Request) -> None:
         """Record the sequence's open run, if it has one."""
         seat = req.seat
         if seat.run_first_step >= 0:
-            self.request.append(req.id)
-            self.first_step.append(seat.run_first_step)
-            self.last_step.append(seat.last_token_step)
+            self._record(req, seat.last_token_step)
             seat.run_first_step = -1
 
     def cut(self, last_step: int) -> dict[int, int]:

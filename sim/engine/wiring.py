@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sim.engine.batch import Limits
-from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine
+from sim.engine.foreseeing import Proposer
 from sim.engine.memory import Allocator
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.staged import StagedEngine

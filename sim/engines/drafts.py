@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
-from sim.engine.drafting import Proposer, Tally, kv_tokens_with_drafts
+from sim.engine.drafting import kv_tokens_with_drafts
+from sim.engine.foreseeing import Proposer
 from sim.engine.memory import Layout
 from sim.engine.request import Request
+from sim.engine.tally import Tally
 from sim.engines.pipe import SchedulerProcess
 from sim.engines.vllm import VllmEngine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
@@ -67,6 +68,9 @@ class StepLog(Observer):
         self.step_end_s = [array("d") for _ in range(replicas)]
         self._rows = bytearray()
         self._full: list[bytearray] = []
+        self._packed = 0
+        """Rows in those that are full."""
+        self._unlike = _Unlike()
         self._seen = 0
         self._stride = 1
         self.sample: list[tuple[int, Shape, int]] = []
@@ -105,10 +109,10 @@ class StepLog(Observer):
             new += tokens
             past += before
         if verifies:
-            decodes += len(verifies)
-            for tokens, before in verifies:
-                drafts += tokens - 1
-                context += tokens + before
+            for tokens, rows, before, _ in verifies:
+                decodes += rows
+                drafts += (tokens - 1) * rows
+                context += tokens * rows + before
         output_s = flight.output_s
         if repeats == 1:
             device_s = device_each_s[0]
@@ -147,41 +151,47 @@ class StepLog(Observer):
             self._next_chunk()
 
     def _follow(self, index: int, flight: Flight, courses: Courses) -> None:
-        """A row for each repeat of a span whose repeats are unlike."""
+        """A row for a span whose repeats are unlike, from which `_Unlike` makes one for each."""
         batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
-        rows, width = len(batch.entries), courses.width
+        repeats = batch.repeats
+        ((width, rows, _, _),) = courses.first.verifies
         ends_s = flight.ends_s
         self.step_end_s[index].fromlist(ends_s)
-        for at, shape in enumerate(courses.until(batch.repeats)):
-            self._keep(shape, 1)
-            self._rows += _pack_row(
-                index,
-                batch.first_step + at,
-                1,
-                times_s[at],
-                ends_s[at],
-                0,
-                0,
-                0,
-                rows,
-                shape.proposal_context,
-                rows * (width - 1),
-                0,
-                outcome.device_s[at],
-                outcome.host_s,
-                batch.running,
-                batch.waiting,
-                0,
-                0,
-                0,
-                *courses.usages[at],
-                *STILL,
-            )
+        for at in range(repeats):
+            if self._seen % self._stride:
+                self._seen += 1
+            else:
+                self._keep(courses.shape(at), 1)
+        self._unlike.add(self._packed + len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
+        self._rows += _pack_row(
+            index,
+            batch.first_step,
+            repeats,
+            times_s[0],
+            ends_s[0],
+            0,
+            0,
+            0,
+            rows,
+            rows * width,
+            rows * (width - 1),
+            0,
+            0.0,
+            outcome.host_s,
+            batch.running,
+            batch.waiting,
+            0,
+            0,
+            0,
+            *flight.usage,
+            *STILL,
+        )
         if len(self._rows) >= _CHUNK_BYTES:
             self._next_chunk()
 
     def _next_chunk(self) -> None:
         self._full.append(self._rows)
+        self._packed += len(self._rows) // _ROW.itemsize
         self._rows = bytearray()
 
     def _keep(self, shape: Shape, repeats: int) -> None:
@@ -219,15 +229,77 @@ class StepLog(Observer):
     def table(self) -> Table:
         """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""
         chunks = [*self._full, self._rows]
-        self._full, self._rows = [], bytearray()
-        rows = sum(map(len, chunks)) // _ROW.itemsize
+        unlike = self._unlike
+        rows = sum(map(len, chunks)) // _ROW.itemsize + unlike.more_rows
+        self._full, self._rows, self._packed, self._unlike = [], bytearray(), 0, _Unlike()
         columns = {name: np.empty(rows, kind) for name, kind in STEP_COLUMNS.items()}
-        at = 0
+        at = packed = 0
         for chunk in (chunks.pop(0) for _ in range(len(chunks))):
             part = np.frombuffer(chunk, _ROW)
+            part, packed = unlike.told_apart(part, packed), packed + len(part)
             for name, column in columns.items():
                 kind = KV_MEAN_COLUMNS.get(name)
                 values = part[name] if kind is None else part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
                 column[at : at + len(part)] = values
             at += len(part)
         return Table(columns)
+
+
+class _Unlike:
+    """In what the repeats of spans differ that verify drafts: one row was packed for each span."""
+
+    def __init__(self) -> None:
+        self._row, self._end = array("q"), array("q", [0])
+        self._past, self._slots, self._unfilled = array("q"), array("q"), array("q")
+        self._start_s, self._end_s, self._device_s = array("d"), array("d"), array("d")
+
+    @property
+    def more_rows(self) -> int:
+        """Rows that the spans make beyond those that were packed."""
+        return len(self._past) - len(self._row)
+
+    def add(
+        self, row: int, courses: Courses, times_s: list[float], ends_s: list[float], device_s: Sequence[float]
+    ) -> None:
+        """Take the span whose packed row is number `row`."""
+        repeats = len(ends_s)
+        self._row.append(row)
+        self._past.extend(courses.pasts[:repeats])
+        self._slots.extend(courses.slots[:repeats])
+        self._unfilled.extend(courses.unfilled[:repeats])
+        self._start_s.extend(times_s[:repeats])
+        self._end_s.extend(ends_s)
+        self._device_s.extend(device_s[:repeats])
+        self._end.append(len(self._past))
+
+    def told_apart(self, rows: np.ndarray, first: int) -> np.ndarray:
+        """Packed rows, the first of which is number `first`, with one for each repeat of the spans among them."""
+        spans = np.frombuffer(self._row, np.int64)
+        begin, end = np.searchsorted(spans, (first, first + len(rows)))
+        if begin == end:
+            return rows
+        counts = np.ones(len(rows), np.int64)
+        among = spans[begin:end] - first
+        counts[among] = rows["repeats"][among]
+        ends = np.frombuffer(self._end, np.int64)
+        told = slice(ends[begin], ends[end])
+        past, slots, unfilled = (
+            np.frombuffer(column, np.int64)[told] for column in (self._past, self._slots, self._unfilled)
+        )
+        last = np.repeat(past[ends[begin + 1 : end + 1] - 1 - told.start], counts[among])
+        every = np.repeat(rows, counts)
+        of_spans = np.zeros(len(rows), bool)
+        of_spans[among] = True
+        at = np.flatnonzero(np.repeat(of_spans, counts))
+        part = every[at]
+        part["step"] += np.arange(len(at)) - np.repeat(ends[begin:end] - told.start, counts[among])
+        part["repeats"] = 1
+        for name, column in (("start_s", self._start_s), ("end_s", self._end_s), ("device_s", self._device_s)):
+            part[name] = np.frombuffer(column)[told]
+        part["decode_context_tokens"] += past
+        part["kv_used_tokens"] += past - last
+        part["kv_free_tokens"] += slots
+        part["kv_internal_tokens"] -= unfilled
+        part["kv_reserved_tokens"] += last - past - slots + unfilled
+        every[at] = part
+        return every

@@ -20,7 +20,8 @@ from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import Roofline
 from sim.cost.step import HostGap, StepCost
 from sim.engine.batch import Limits
-from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.drafting import DraftingEngine
+from sim.engine.foreseeing import Proposer
 from sim.engine.memory import KvPool, Layout
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules, rules_of

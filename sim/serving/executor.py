@@ -8,7 +8,7 @@ from typing import Protocol
 from mypy_extensions import mypyc_attr
 
 from sim.cost.step import HIDDEN, HostGap, StepCost, course_s
-from sim.engine.batch import Batch, Outcome, Shape, outcome_of
+from sim.engine.batch import Batch, Courses, Outcome, Shape, outcome_of
 from sim.engine.request import Request
 
 
@@ -36,8 +36,8 @@ class Accepting:
 
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
-        if batch.courses is not None:
-            return outcome  # drawn already
+        if not batch.sampled:
+            return outcome  # of those in lockstep it was drawn when they joined
         accepted = [self._draw(sampled.request, sampled.drafts) if sampled.real else 0 for sampled in batch.sampled]
         if self._found is None:
             return outcome._replace(accepted=accepted)
@@ -175,14 +175,14 @@ class Predicted:
             seconds = [device_s + host_s for device_s in device] if host_s else device
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
 
-    def _along(self, shapes: Sequence[Shape]) -> Outcome:
+    def _along(self, courses: Courses) -> Outcome:
         """One step after the other, each of its own shape; those behind one whose host seconds differ are left out."""
-        device, host_s = course_s(self.cost, shapes)
+        device, host_s = course_s(self.cost, courses)
         if self.overlap_host:
             seconds = [max(device_s, host_s) for device_s in device]
             if self._gap is not None:
-                gaps_s = map(self._gap.of, shapes)
-                seconds = [busy_s + gap_s for busy_s, gap_s in zip(seconds, gaps_s, strict=False)]
+                gap_s = self._gap.of(courses.first)
+                seconds = [busy_s + gap_s for busy_s in seconds]
         else:
             seconds = [device_s + host_s for device_s in device]
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))

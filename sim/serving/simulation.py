@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from sim.engine.build import build
-from sim.engine.drafting import Drafting, Tally
 from sim.engine.engine import Engine
 from sim.engine.flight import Audience, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
+from sim.engine.tally import Drafting, Tally
 from sim.results.clients import ClientLog, by_process
 from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from math import isnan
 from zlib import crc32
@@ -14,6 +13,9 @@ from sim.engine.request import Request
 from sim.specs.tree import DraftTree
 from sim.speculation.adaptive import RequestMap
 from sim.speculation.rates import MOST_DRAFTS
+
+Ints = npt.NDArray[np.int64]
+NONE: Ints = np.zeros(0, np.int64)
 
 
 class Luck:
@@ -34,20 +36,19 @@ class Luck:
         self.look_ups = look_ups
         self.given = 0
         self.drafts = -1
-        self.course: list[int] = []
-        self.starts: list[int] = []
+        self.course = self.starts = NONE
 
     def follow(self, drafts: int) -> None:
         """Lay out the course of steps of so many drafts each from here on."""
         starts: list[int] = []
-        course: list[int] = []
         right = [min(drafts, one) for one in self.right] if drafts < self.most else self.right
-        at = self.given
-        while at < self.tokens:
+        at, tokens = self.given, self.tokens
+        while at < tokens:
             starts.append(at)
-            course.append(right[at])
             at += right[at] + 1
-        self.drafts, self.course, self.starts = drafts, course, starts
+        self.drafts = drafts
+        self.starts = np.array(starts, np.int64)
+        self.course = np.array([right[start] for start in starts], np.int64)
 
 
 class Acceptance:
@@ -102,19 +103,20 @@ class Acceptance:
             rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
         return rates
 
-    def ahead(self, req: Request, drafts: int, tokens: int, steps: int) -> list[int]:
-        """As `sim.engine.drafting.Foresight.ahead`. The draws go on as if nobody had asked."""
+    def course(self, req: Request, drafts: int, tokens: int) -> tuple[Ints, Ints]:
+        """As `sim.engine.foreseeing.Foresight.course`."""
         luck = self._luck[req]
         levels = drafts if self._tree is None else self._tree.levels(drafts)
         given = luck.given
-        at = bisect_left(luck.starts, given)
+        at = int(luck.starts.searchsorted(given))
         if levels != luck.drafts or at == len(luck.starts) or luck.starts[at] != given:
             luck.follow(levels)
             at = 0
-        return luck.course[at : min(at + steps, bisect_left(luck.starts, given + tokens))]
+        end = int(luck.starts.searchsorted(given + tokens))
+        return luck.course[at:end], luck.starts[at:end] - given
 
     def skip(self, req: Request, tokens: int) -> None:
-        """As `sim.engine.drafting.Foresight.skip`."""
+        """As `sim.engine.foreseeing.Foresight.skip`."""
         self._luck[req].given += tokens
 
     def found(self, req: Request, drafts: int) -> int:
@@ -125,7 +127,7 @@ class Acceptance:
 
     def _draw(self, req: Request) -> Luck:
         # One step may go beyond the end, and one that was planned before the end was known still further.
-        tokens = req.output_tokens + 2 * (MOST_DRAFTS + 1)
+        tokens = req.output_tokens + 2 * (self._most + 1)
         numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens)
         rates = self._rates_of(req)
         look_ups = []
@@ -134,8 +136,12 @@ class Acceptance:
         return Luck(_runs(numbers, rates).tolist(), look_ups, len(rates), req.output_tokens)
 
 
-def _runs(numbers: npt.NDArray[np.float64], rates: Sequence[float]) -> npt.NDArray[np.int64]:
+def _runs(numbers: npt.NDArray[np.float64], rates: Sequence[float]) -> Ints:
     """At each place, how many numbers in a row are below the rates, of which the first is for this place."""
+    if min(rates) == max(rates):
+        places = np.arange(len(numbers))
+        ends = np.where(numbers < rates[0], len(numbers), places)
+        return np.minimum(np.minimum.accumulate(ends[::-1])[::-1] - places, len(rates))
     runs = np.zeros(len(numbers), np.int64)
     below = np.ones(len(numbers), bool)
     for at, rate in enumerate(rates):

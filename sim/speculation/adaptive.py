@@ -138,14 +138,16 @@ class Adaptive:
         key = (rows, drafting) = (_rounded(rows), min(_rounded(drafting), _rounded(rows)))
         seconds = self._seconds.get((*key, context, drafts, most))
         if seconds is None:
-            plain = rows - drafting
+            plain, past = rows - drafting, context - 1
             # A row attends `context` tokens with its first token, and one more with each draft.
             shape = Shape(
                 (),
                 plain,
                 plain * context,
                 decode_window_context=plain * min(context, self._window_tokens),
-                verifies=((drafts + 1, context - 1),) * drafting,
+                verifies=((drafts + 1, drafting, drafting * past, drafting * min(past, self._window_tokens)),)
+                if drafting
+                else (),
                 proposals=(drafting, drafting * drafts, most),
                 proposal_context=drafting * (context + drafts),
                 decode_longest=context if plain else 0,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import add
 
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term, course_s
-from sim.engine.batch import Shape
+from sim.engine.batch import Courses, Shape
 from sim.engine.request import Request
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
@@ -110,22 +110,25 @@ class Drafted:
         drafting_s = sum(self._drafting(shape).values())
         return [one + drafting_s for one in device] if drafting_s else device, host_s
 
-    def course_s(self, shapes: Sequence[Shape]) -> tuple[list[float], float]:
+    def course_s(self, courses: Courses) -> tuple[list[float], float]:
         """As `sim.cost.step.course_s`."""
-        device, host_s = course_s(self._target, shapes)
-        first, draft = shapes[0], self._draft
-        rows, _, most = first.proposals
-        shapes = shapes[: len(device)]
-        if draft is None or draft.window or not rows or first.prefills:
-            drafting = [sum(self._drafting(shape).values()) for shape in shapes]
+        device, host_s = course_s(self._target, courses)
+        draft = self._draft
+        rows, _, most = courses.first.proposals
+        if draft is None or draft.window:
+            drafting = [sum(self._drafting(courses.shape(step)).values()) for step in range(len(device))]
             return [one + more if more else one for one, more in zip(device, drafting, strict=True)], host_s
         sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
-        contexts = [shape.proposal_context for shape in shapes]
+        tokens = courses.tokens
+        contexts = [past + tokens for past in courses.pasts[: len(device)]]
         levels = [
             draft.decode_steps_s(rows * size, [(context + rows * at) * size for context in contexts])
             for at, size in enumerate(sizes, 1)
         ]
-        return [one + sum(each) for one, *each in zip(device, *levels, strict=True)], host_s
+        drafting = levels[0]
+        for level in levels[1:]:
+            drafting = list(map(add, drafting, level))
+        return list(map(add, device, drafting)), host_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""
@@ -152,11 +155,13 @@ class Drafted:
 
     def _step_s(self, rows: int, size: int, shape: Shape, at: int) -> float:
         """Seconds of the drafter's `at`-th step, which continues `size` drafts of each row."""
-        assert self._draft is not None
+        draft = self._draft
+        assert draft is not None
         context = (shape.proposal_context + rows * at) * size
-        window = self._draft.window.span_tokens if self._draft.window else 0
-        within = min(context, rows * size * window)
-        return self._draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
+        if not draft.window:
+            return draft.decode_steps_s(rows * size, (context,))[0]
+        within = min(context, rows * size * draft.window.span_tokens)
+        return draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
 
     def _head_s(self, rows: int) -> float:
         model, kernels, tp = self._target.model, self._target.kernels, self._target.parallel.tp

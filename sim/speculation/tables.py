@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.engine.drafting import Tally
 from sim.engine.request import indices_of
+from sim.engine.tally import Tally
 from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
 from traces.table import Table

@@ -33,8 +33,9 @@ def features(shape: Shape) -> tuple[float, ...]:
     attended = shape.decode_window_context or shape.decode_context
     padded = max(attended, shape.decodes * shape.decode_longest) if attended == shape.decode_context else attended
     prefill = len(shape.prefills), _pairs(shape.prefills)
-    verify = len(shape.verifies), _pairs(shape.verifies)
-    return 1.0, shape_tokens(shape), *prefill, shape.decodes, attended, padded, *verify, shape.proposals[1]
+    rows = sum(several for _, several, _, _ in shape.verifies)
+    pairs = sum(new * past + several * new * (new + 1) / 2 for new, several, past, _ in shape.verifies)
+    return 1.0, shape_tokens(shape), *prefill, shape.decodes, attended, padded, rows, pairs, shape.proposals[1]
 
 
 def _pairs(slices: Sequence[tuple[int, int]]) -> float:

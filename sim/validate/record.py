@@ -130,13 +130,14 @@ class Recorder(Observer):
         own = {req for req, _, _ in batch.entries}
         lockstep = _ours(replica).roster.lockstep
         together = [req for req in lockstep if req not in own] if batch.lockstep else []
-        members = {req.id: lockstep.base(req) for req in together}
+        tick = lockstep.tick
+        members = {req.id: lockstep.computed(req) - tick for req in together}
         known = self._members
         joined: tuple[Ids, ...] = ()
         left: Ids = ()
         if members != known:
             joined = tuple(
-                (req.id, lockstep.computed(req) - 1) for req in together if known.get(req.id) != lockstep.base(req)
+                (req.id, members[req.id] + tick - 1) for req in together if known.get(req.id) != members[req.id]
             )
             left = tuple(id for id in known if id not in members)
             self._members = members

@@ -172,7 +172,7 @@ def _record(folder: Path, number: int, requests: pd.DataFrame, died: str, same_s
             )
         runs = runs[runs[:, 2] < len(table)]
     try:
-        shapes = [Shape(*map(_frozen, documents.loads(text))) for text in table["shape"]]
+        shapes = [_shape(documents.loads(text)) for text in table["shape"]]
         decisions = list(_decisions(table))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a record of decisions: {error}") from None
@@ -207,6 +207,14 @@ def _decisions(table: pd.DataFrame) -> Iterator[Decision]:
     ):
         named = {name: _frozen(part) for name, part in zip(LISTS, parts, strict=True)}
         yield Decision(step, repeats, planned_s, **named)
+
+
+def _shape(fields: list[Any]) -> Shape:
+    """A step's shape; records of earlier versions tell the rows that verify drafts one by one, as (tokens, past)."""
+    shape = Shape(*map(_frozen, fields))
+    if any(len(group) == 2 for group in shape.verifies):
+        shape = shape._replace(verifies=tuple((tokens, 1, past, 0) for tokens, past in shape.verifies))  # type: ignore[misc]
+    return shape
 
 
 def _frozen(value: Any) -> Any:

@@ -60,7 +60,7 @@ def test_drafting_beside_a_plain_run(benchmark, azure: Trace) -> None:
 
     found = benchmark.pedantic(ratio, rounds=1)
     benchmark.extra_info["ratio"] = round(found, 2)
-    assert found < 7, f"a run with drafts takes {found:.1f} times the seconds of a plain one"
+    assert found < 3, f"a run with drafts takes {found:.1f} times the seconds of a plain one"
 
 
 def test_run_time_is_linear(benchmark, azure: Trace) -> None:

@@ -29,7 +29,7 @@ def test_context_of_a_slice_is_its_past_and_its_new_tokens() -> None:
 
 
 def test_every_draft_that_is_verified_has_a_row_of_logits() -> None:
-    shape = Shape(((100, 30),), 2, 50, verifies=((4, 90), (1, 7)))
+    shape = Shape(((100, 30),), 2, 50, verifies=((4, 1, 90, 0), (1, 1, 7, 0)))
     assert shape_rows(shape) == 1 + 2 + 4 + 1
     assert shape_tokens(shape) == 100 + 2 + 4 + 1
     assert shape_context(shape) == 130 + 50 + 94 + 8

@@ -12,7 +12,7 @@ from sim.serving.assemble import assemble
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE
 
-STEP = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 100),))
+STEP = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 1, 100, 100),))
 
 
 def matrices(model: ModelSpec) -> set[str]:

@@ -17,7 +17,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.cost.tables import Row, Table
-from sim.engine.batch import Shape
+from sim.engine.batch import Shape, Verifies
 from sim.specs.model import AttentionWindow
 from sim.specs.parallel import Parallel
 from traces.schema import InputError
@@ -82,13 +82,19 @@ SLICES = st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 20_000)), max_s
 BYTES = st.just(0) | st.integers(1, 10**9)
 
 
+def _verifying(groups: list[tuple[int, int, int]]) -> Verifies:
+    """Rows of (tokens each, rows, mean past), within a window of 1,024."""
+    return tuple((tokens, rows, rows * past, rows * min(past, 1024)) for tokens, rows, past in groups)
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
     decodes = draw(COUNTS)
     context = draw(st.integers(decodes, decodes * 20_000)) if decodes else 0
     within = draw(st.integers(decodes, min(context, decodes * 1024))) if decodes else 0
     longest = draw(st.just(0) | st.integers(-(-context // decodes), 30_000)) if decodes else 0
-    verifies = draw(st.just(()) | st.lists(st.tuples(st.integers(2, 8), st.integers(1, 9000)), max_size=3).map(tuple))
+    groups = st.tuples(st.integers(2, 8), st.integers(1, 40), st.integers(1, 9000))
+    verifies = draw(st.just(()) | st.lists(groups, max_size=3).map(_verifying))
     growth = draw(st.integers(0, decodes))
     shape = Shape(draw(SLICES), decodes, context, draw(BYTES), draw(BYTES), within, growth, verifies)
     return shape._replace(decode_longest=longest)

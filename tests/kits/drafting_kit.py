@@ -18,8 +18,9 @@ from law_watchers import on_host
 from sim import catalog
 from sim.allocators.windowed import Windowed
 from sim.engine.batch import Batch, Swap
-from sim.engine.drafting import DraftingEngine, Proposer
+from sim.engine.drafting import DraftingEngine
 from sim.engine.flight import Flight, Observer
+from sim.engine.foreseeing import Proposer
 from sim.engine.memory import NULL_BLOCK
 from sim.engine.request import Request
 from sim.engine.wiring import wire

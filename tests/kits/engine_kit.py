@@ -23,6 +23,7 @@ from sim.engine.memory import KvPool, Usage
 from sim.engine.request import Request
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy
+from sim.engine.verifying import Verifying
 from sim.engine.wiring import wire
 from sim.load import MIXED, build
 from sim.results.steps import StepLog
@@ -91,6 +92,7 @@ class Watch(StepLog):
         self.moves: list[list[Moves]] = [[] for _ in range(replicas)]
         self._planned: dict[int, list[Sliver]] = {}
         self._frozen: dict[int, dict[str, Any]] = {}
+        self._foreseen: dict[int, dict[int, list[int]]] = {}
         self.in_system_s = 0.0
         self._count = 0
         self._since_s = 0.0
@@ -110,6 +112,8 @@ class Watch(StepLog):
         replica.engine.roster.check()
         if not batch.empty:
             self._planned[id(batch)] = slivers(replica.engine, batch)
+            if batch.courses is not None:
+                self._foreseen[id(batch)] = foreseen(batch)
         if batch.copies or batch.swaps:
             swaps = [(swap.request.id, *swap[1:]) for swap in batch.swaps]
             self.moves[replica.index].append((batch.first_step, batch.copies, swaps))
@@ -124,10 +128,9 @@ class Watch(StepLog):
         batch = flight.batch
         first = self._planned.pop(id(batch))
         self._frozen[id(batch)] = contents(batch)
-        unlike = batch.courses.until(batch.repeats) if batch.courses is not None else []
+        unlike = self._foreseen.pop(id(batch), None)
         for repeat in range(batch.repeats):
-            pasts = [past for _, past in unlike[repeat].verifies] if unlike else [past + repeat for _, _, past in first]
-            step = [(req, tokens, past) for (req, tokens, _), past in zip(first, pasts, strict=True)]
+            step = [(req, tokens, unlike[req][repeat] if unlike else past + repeat) for req, tokens, past in first]
             self.steps[replica.index].append(step)
         for watcher in self._watchers:
             watcher.sealed(replica, flight)
@@ -222,6 +225,16 @@ def contents(batch: Batch) -> dict[str, Any]:
     """All that a batch tells, its lists as they are now."""
     told = {name: getattr(batch, name) for name in FIELDS}
     return {name: list(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def foreseen(batch: Batch) -> dict[int, list[int]]:
+    """Of each request of a span of drafting steps just planned, what it has computed before each of them."""
+    members, told = batch.together, {}
+    assert isinstance(members, Verifying)
+    for req in members:
+        course = members.course(req)
+        told[req.id] = course.pasts[members.tick - 1 - course.tick :][: batch.repeats].tolist()
+    return told
 
 
 def slivers(engine: Engine, batch: Batch) -> list[Sliver]:

@@ -217,7 +217,7 @@ def test_a_contiguous_allocator_is_roomy_only_where_some_hole_must_be_large() ->
 )
 def test_every_term_of_a_step_has_a_resource(own: dict[str, Any]) -> None:
     cost = assemble(scenario.build(own)).cost
-    shape = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 100),))
+    shape = Shape(((512, 0),), 4, 4000, 4096, 4096, verifies=((3, 1, 100, 100),))
     assert DEVICE not in {resource_of(name) for name in cost.explain(shape) if kind_of(name) != PRODUCTS}
 
 

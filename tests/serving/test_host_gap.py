@@ -56,7 +56,7 @@ def test_a_step_that_samples_nothing_has_none() -> None:
 
 
 def test_rows_that_verify_drafts_count_each_of_their_tokens() -> None:
-    assert HostGap(1.0, 0.5).of(Shape(decodes=1, decode_context=9, verifies=((4, 30),))) == 1.0 + 0.5 * 5
+    assert HostGap(1.0, 0.5).of(Shape(decodes=1, decode_context=9, verifies=((4, 1, 30, 0),))) == 1.0 + 0.5 * 5
 
 
 def run(**settings: Any) -> api.Result:

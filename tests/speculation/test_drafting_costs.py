@@ -29,7 +29,7 @@ def test_the_price_of_a_step_adds_up(kind: str) -> None:
         Shape(),
         Shape(((700, 0), (60, 512))),
         Shape(((700, 0),), 3, 900, proposals=(4, 16, 4), proposal_context=1600),
-        Shape(verifies=((5, 300), (2, 90)), proposals=(2, 8, 4), proposal_context=400),
+        Shape(verifies=((5, 1, 300, 0), (2, 1, 90, 0)), proposals=(2, 8, 4), proposal_context=400),
     ):
         (device_s,), _ = cost.span_s(shape, 1)
         terms = cost.explain(shape)
@@ -70,7 +70,7 @@ def test_heads_are_run_once_for_all_rows() -> None:
 
 def test_verifying_costs_more_than_decoding_and_less_than_as_many_steps() -> None:
     cost = priced("ngram")
-    one, five = (cost.span_s(Shape(verifies=((n, 500),) * 16), 1)[0][0] for n in (2, 5))
+    one, five = (cost.span_s(Shape(verifies=((n, 16, 16 * 500, 0),)), 1)[0][0] for n in (2, 5))
     decode = cost.span_s(Shape((), 16, 16 * 501), 1)[0][0]
     assert decode < one < five < 5 * decode
 

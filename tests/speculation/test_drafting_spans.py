@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from drafting_kit import Drafts, drafting, run_drafts
-from engine_kit import Run, workload
+from engine_kit import PlainPaged, Run, workload
 from hypothesis import given
 from law_cases import Case, laws, pressed
 from law_watchers import same_decisions
@@ -22,8 +22,13 @@ from sim.engine.drafting import DraftingEngine
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.engine.wiring import wire
+from sim.load import build
+from sim.serving.source import Workload
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
+from sim.speculation.drafters import FixedDrafts
+from traces.schema import InputError
 
 LONG = KvPool(4000, 4, 4000)
 
@@ -39,8 +44,10 @@ def both(setup: Drafts, work: Any) -> tuple[Run, Run, int]:
     assert all(isinstance(engine, DraftingEngine) for engine in engines)
     ours, theirs = (engine.tally for engine in engines)  # type: ignore[attr-defined]
     assert (+ours.verifies, +ours.proposals, ours.requests) == (+theirs.verifies, +theirs.proposals, theirs.requests)
-    clocks = [(list(one.first_step), list(one.last_step), one.same_step) for one in (e.tokens for e in engines)]
-    assert clocks[0] == clocks[1]
+    clocks = [engine.tokens for engine in engines]
+    runs = [sorted(zip(one.request, one.first_step, one.last_step, strict=True)) for one in clocks]
+    assert runs[0] == runs[1]
+    assert clocks[0].same_step == clocks[1].same_step
     return at_once, single, single.clock.events - at_once.clock.events
 
 
@@ -87,6 +94,7 @@ class Named(Observer):
         if (last == self.step) if self.step >= 0 else batch.repeats > 16:
             assert isinstance(engine, DraftingEngine)
             self.step = last
+            engine.roster.scatter()  # those in lockstep get counters of their own
             for req in engine.running:
                 engine.allocator.release(req)
                 self.matches.append(engine.allocator.match(req))
@@ -121,6 +129,39 @@ def test_up_to_the_longest_context() -> None:
     assert both(setup, lambda: workload([(0.0, 9 + at, 70 - 9 - at) for at in range(4)]))[2] > 10
 
 
+def test_a_span_ends_where_who_waits_finds_more() -> None:
+    """A prompt that is never cut fits the budget once enough of it is named by an answer, which it contains."""
+    setup = Drafts(
+        allocator="prefix",
+        base="continuous",
+        policy_parameters={"order": "decode-first"},
+        k=2,
+        pool=LONG,
+        limits=Limits(4, 24),
+    )
+    ids = tuple(range(70))
+    work = Workload([0.0, 0.0015], [4, 52], [66, 3], prefix_ids=[ids, ids[:52]], known_tokens=[70, 52])
+    done, _, saved = both(setup, lambda: work)
+    first, second = done.requests
+    assert second.prefix_hit_tokens >= 32
+    assert second.first_scheduled_s < first.finish_s
+    assert saved > 3
+
+
+def test_who_waits_for_a_seat_ends_no_span() -> None:
+    setup = Drafts(k=4, pool=LONG, limits=Limits(2))
+    done, _, saved = both(setup, lambda: workload([(0.0, 8, 200)] * 6))
+    assert saved > 0.8 * len(done.ends_s)
+
+
+def test_prompts_first_make_those_in_lockstep_pause() -> None:
+    """Steps of prompts alone give them nothing: their tokens have gaps there, and they stay together."""
+    setup = Drafts(base="continuous", k=3, pool=LONG, limits=Limits(8, 64))
+    done, _, saved = both(setup, lambda: workload([(0.004 * at, 30, 60) for at in range(8)]))
+    assert saved > 20
+    assert len(done.engine.tokens.request) > 8 + 10
+
+
 def test_steps_are_saved_where_nobody_comes_or_goes() -> None:
     """Four answers of 400 tokens: about 150 steps, and one plan for up to 64 of them."""
     setup = Drafts(k=4, rates=(0.7,), pool=LONG, limits=Limits(4))
@@ -137,9 +178,11 @@ def test_the_steps_ahead_have_the_analytic_distribution(rate: float, k: int) -> 
     right: Counter[int] = Counter()
     for at in range(40):
         req = Request(at, 0.0, 4, 1000)
-        course = luck.ahead(req, k, 900, 10**6)
+        rights, given = luck.course(req, k, 900)
+        course = rights.tolist()
         assert sum(course) + len(course) >= 900 > sum(course[:-1]) + len(course) - 1
-        assert [luck(req, k) for _ in course] == list(course)
+        assert given.tolist() == [sum(course[:at]) + at for at in range(len(course))]
+        assert [luck(req, k) for _ in course] == course
         right.update(course)
     total = right.total()
     for n in range(k + 1):
@@ -153,9 +196,21 @@ def test_what_is_ahead_follows_what_was_drawn() -> None:
     """A step of fewer drafts in between shifts all that come; asking alone shifts nothing."""
     luck, other = Acceptance([0.7, 0.6, 0.5], seed=5), Acceptance([0.7, 0.6, 0.5], seed=5)
     req = Request(7, 0.0, 4, 300)
-    assert luck.ahead(req, 4, 50, 5) == luck.ahead(req, 4, 50, 9)[:5]
+
+    def coming(tokens: int) -> list[int]:
+        right: list[int] = luck.course(req, 4, tokens)[0].tolist()
+        return right
+
+    assert coming(50) == coming(300)[: len(coming(50))]
     assert luck(req, 2) == other(req, 2)
-    coming = luck.ahead(req, 4, 300, 20)
-    assert coming == [other(req, 4) for _ in range(20)]
-    luck.skip(req, sum(coming) + 20)
-    assert luck.ahead(req, 4, 300, 3) == [other(req, 4) for _ in range(3)]
+    ahead = coming(300)[:20]
+    assert ahead == [other(req, 4) for _ in range(20)]
+    luck.skip(req, sum(ahead) + 20)
+    assert coming(200)[:3] == [other(req, 4) for _ in range(3)]
+
+
+def test_an_allocator_with_half_of_what_lockstep_needs_is_refused() -> None:
+    allocator = PlainPaged(LONG)
+    allocator.takes_ahead = True  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="takes_ahead, and no method 'rows_ahead'"):
+        wire(build("sim.policies", "speculative", {}), allocator, Limits(), proposer=FixedDrafts(4))

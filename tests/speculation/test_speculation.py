@@ -18,9 +18,10 @@ from sim import catalog
 from sim.cost.roofline import Roofline
 from sim.cost.step import Constant, FixedCost, Term
 from sim.engine.batch import Limits, Shape
-from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.drafting import DraftingEngine
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.engine.tally import Tally
 from sim.specs.parallel import SINGLE
 from sim.specs.tree import DraftTree
 from sim.speculation.acceptance import Acceptance
@@ -274,7 +275,10 @@ def test_adapting_costs_no_more_than_it_may(a: float, seats: int, depth: int) ->
 
 
 def trying(rows: int, drafts: int) -> Shape:
-    return Shape(verifies=((drafts + 1, 99),) * rows, proposals=(rows * (drafts > 0), rows * drafts, drafts))
+    return Shape(
+        verifies=((drafts + 1, rows, 99 * rows, 0),) if rows else (),
+        proposals=(rows * (drafts > 0), rows * drafts, drafts),
+    )
 
 
 def tpot_s(done: Run) -> float:

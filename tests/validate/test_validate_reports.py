@@ -79,7 +79,7 @@ def test_kinds() -> None:
     assert kind_of(Shape(((4, 0),))) == "prefill"
     assert kind_of(Shape((), 3, 9)) == "decode"
     assert kind_of(Shape(((4, 0),), 3, 9)) == "mixed"
-    assert kind_of(Shape(((4, 0),), 3, 9, verifies=((3, 5),))) == "verify"
+    assert kind_of(Shape(((4, 0),), 3, 9, verifies=((3, 1, 5, 0),))) == "verify"
 
 
 def test_a_record_retimed_by_hand() -> None:
@@ -171,7 +171,7 @@ def test_a_fit_finds_what_made_the_steps(each: list[float], seed: int) -> None:
     shapes = []
     for _ in range(160):
         new, past, rows, context = rng.integers(1, 500, 4).tolist()
-        verify = ((3, past), (5, new)) if rng.random() < 0.3 else ()
+        verify = ((3, 1, past, 0), (5, 2, new, 0)) if rng.random() < 0.3 else ()
         prefills = ((new, past),) * int(rng.integers(0, 4))
         longest = int(rng.integers(context, 900))
         shapes.append(

@@ -6,7 +6,7 @@ As vLLM V1's hybrid KV cache manager (docs, "Hybrid KV Cache Manager"; `kv_cache
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -48,6 +48,7 @@ class MixedPaged(Paged):
     """
 
     appends: ClassVar[bool] = False
+    takes_ahead: ClassVar[bool] = False  # what leaves a window comes back step by step
     no_swap: ClassVar[str] = "layers that do not keep the same tokens are not modelled on the host"
     drafting = False
     """Set where a step's tokens are certain only after it."""
@@ -99,9 +100,6 @@ class MixedPaged(Paged):
     def states(self, req: Request) -> list[int]:
         """The blocks of its constant state, and of those of sequences that it will fork."""
         return [block for state in self._of(req).states for block in self._blocks(state)]
-
-    def fits(self, slots: Sequence[tuple[Request, int]]) -> bool:
-        return False  # what leaves a window comes back step by step
 
     def usage(self, computed_tokens: int) -> Usage:
         """The pool by class; a slot is a token in one group of layers, and a state's slots are all used."""

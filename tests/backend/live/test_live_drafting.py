@@ -31,9 +31,10 @@ from backend.drafting.ngram import looked_up
 from backend.live.sampling import Sampling
 from backend.model.model import ForwardBatch, Model
 from sim.engine.batch import Batch, Limits, Outcome
-from sim.engine.drafting import DraftingEngine, Tally
+from sim.engine.drafting import DraftingEngine
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.engine.tally import Tally
 from sim.serving.executor import Executor
 from sim.speculation.drafters import FixedDrafts
 from traces.schema import InputError

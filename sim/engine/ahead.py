@@ -1,0 +1,228 @@
+"""The blocks that requests which verify drafts together will need, step by step, kept as counts.
+
+Of each member it is known when it takes its next blocks, and when some of its own can be found by others; so a step
+costs no more than what is taken and named in it. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from sim.engine.memory import Allocator
+from sim.engine.request import Request
+from sim.engine.verifying import ByTick, Course, Ints, Verifying
+from traces.schema import InputError
+
+
+@runtime_checkable
+class ForeseeingAllocator(Allocator, Protocol):
+    """An allocator that can say what a request will need whose tokens in all coming steps are known.
+
+    The blocks that such a request writes are its own alone.
+    """
+
+    def rows_ahead(self, req: Request, slots: Ints) -> Ints:
+        """Rows of the request's table once it has grown to so many slots, for each number of them; these rise."""
+        ...
+
+    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
+        """Leading blocks of the request that others could find with so many certain tokens, for each number of them;
+        None where there is nothing to be found that is not found already."""
+        ...
+
+    def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
+        """Give each request so many blocks, which are free, one after the other.
+
+        Returns how many slots never to be filled came with them; [] where none did.
+        """
+        ...
+
+    def name(self, req: Request, blocks: int) -> None:
+        """Let the first `blocks` blocks of a request be found by others."""
+        ...
+
+    def settle(self, req: Request, certain: int) -> None:
+        """So many tokens of the request were certain when it was given memory for the last time."""
+        ...
+
+
+def checked(allocator: Allocator) -> ForeseeingAllocator:
+    """An allocator that has `takes_ahead`; InputError where it lacks a method that goes with it."""
+    if not isinstance(allocator, ForeseeingAllocator):
+        methods = ("rows_ahead", "names_ahead", "lengthen", "name", "settle")
+        missing = next(name for name in methods if not hasattr(allocator, name))
+        raise InputError(f"the allocator has takes_ahead, and no method {missing!r}; it needs {', '.join(methods)}")
+    return allocator
+
+
+class Needs:
+    """When a member takes blocks or has some named: at `ticks`, `taken` so many and `names` of them all then."""
+
+    __slots__ = ("course", "names", "next", "req", "taken", "ticks")
+
+    def __init__(self, req: Request, course: Course, ticks: list[int], taken: list[int], names: list[int]) -> None:
+        self.req = req
+        self.course = course
+        self.ticks = ticks
+        self.taken = taken
+        self.names = names
+        self.next = 0
+        """Of these, those that have passed."""
+
+
+Due = tuple[int, Needs]
+"""(place in the order of admission, needs of a member)."""
+
+
+class BlocksAhead:
+    """The blocks of the members of a `Verifying`; what `sim.engine.memory.LockstepAllocator` is to a `Lockstep`."""
+
+    def __init__(self, allocator: ForeseeingAllocator, members: Verifying) -> None:
+        self.allocator = allocator
+        self._members = members
+        self._needs: dict[Request, Needs] = {}
+        self._at: dict[int, list[Due]] = {}
+        """By tick who takes or names something then."""
+        self._taken = ByTick()
+        self._named: dict[int, int] = {}
+        """Ticks at which members have blocks named, and how many members."""
+
+    def join(self, req: Request, tick: int) -> None:
+        """From now on a member of the lockstep takes a step in every tick."""
+        allocator, course = self.allocator, self._members.course(req)
+        pasts = course.pasts
+        rows = allocator.rows_ahead(req, pasts + self._members.width)
+        names = allocator.names_ahead(req, pasts + 1)
+        held = len(allocator.table(req))
+        changes = rows[1:] > rows[:-1]
+        if names is not None:
+            changes |= names[1:] > names[:-1]
+        steps = [0, *(np.flatnonzero(changes) + 1).tolist()]
+        now = rows[steps].tolist()
+        if now[0] == held and names is None:
+            del steps[0], now[0]
+        taken = [there - here for there, here in zip(now, [held, *now], strict=False)]
+        ticks = [tick + step for step in steps]
+        named = [0] * len(steps)
+        if names is not None:
+            told = names[steps].tolist()
+            named = [there if there > here else 0 for there, here in zip(told, [0, *told], strict=False)]
+            for when, blocks in zip(ticks, named, strict=True):
+                if blocks:
+                    self._named[when] = self._named.get(when, 0) + 1
+        needs = self._needs[req] = Needs(req, course, ticks, taken, named)
+        due, at = (req.seat.seq, needs), self._at
+        for when in ticks:
+            others = at.get(when)
+            if others is None:
+                at[when] = [due]
+            else:
+                others.append(due)
+        if steps:
+            self._taken.at(tick, len(pasts), tick)[steps] += taken
+
+    def leave(self, req: Request) -> None:
+        """To be asked when the lockstep has given the member its counters back."""
+        needs, tick = self._needs.pop(req), self._members.tick
+        course, due = needs.course, (req.seat.seq, needs)
+        for at in range(needs.next, len(needs.ticks)):
+            when = needs.ticks[at]
+            others = self._at[when]
+            others.remove(due)
+            if not others:
+                del self._at[when]
+            self._taken.at(when, 1, when)[:] -= needs.taken[at]
+            if needs.names[at]:
+                self._forget_name(when)
+        if tick > course.tick:
+            self.allocator.settle(req, int(course.pasts[tick - 1 - course.tick]) + 1)
+
+    def _forget_name(self, when: int) -> None:
+        left = self._named[when] - 1
+        if left:
+            self._named[when] = left
+        else:
+            del self._named[when]
+
+    def headroom(self, tick: int, limit: int) -> int:
+        """How many ticks, at most `limit`, all members can take from `tick` on."""
+        if limit == 1:
+            return int(self._taken[tick] <= self.allocator.free_blocks)
+        needed = self._taken.at(tick, limit, self._members.settled).cumsum()
+        if needed[-1] <= self.allocator.free_blocks:
+            return limit
+        return int(np.searchsorted(needed, self.allocator.free_blocks, side="right"))
+
+    def undisturbed(self, tick: int, limit: int) -> int:
+        """How many ticks from `tick` on, at most `limit`, name nothing that who waits could find."""
+        return min((when - tick for when in self._named if when >= tick), default=limit) if self._named else limit
+
+    def step(self, tick: int) -> Request | None:
+        """Let members take their blocks of one tick, in admission order; returns the first who finds too few free.
+
+        Whoever is before that one has got them, so that the same may be asked again when there are more.
+        """
+        others = self._at.pop(tick, None)
+        if others is None:
+            return None
+        others.sort(key=_order)
+        free = self.allocator.free_blocks
+        for at, (_, needs) in enumerate(others):
+            free -= needs.taken[needs.next]
+            if free < 0:
+                self._at[tick] = others[at:]
+                self._taken.at(tick, 1, tick)[:] -= self._take(others[:at], tick)[0]
+                return needs.req
+        self._take(others, tick)
+        return None
+
+    def _take(self, others: Sequence[Due], tick: int) -> tuple[int, int]:
+        """Let these have what is theirs at a tick; returns how many blocks, and how many slots never to be filled."""
+        shares: list[tuple[Request, int]] = []
+        lengthen = self.allocator.lengthen
+        blocks = unfilled = 0
+        for _, needs in others:
+            at = needs.next
+            needs.next = at + 1
+            taken, names = needs.taken[at], needs.names[at]
+            if taken:
+                shares.append((needs.req, taken))
+                blocks += taken
+            if names:
+                # What is taken behind it may be what has the name now.
+                if shares:
+                    unfilled += sum(lengthen(shares))
+                    shares = []
+                self._forget_name(tick)
+                self.allocator.name(needs.req, names)
+        if shares:
+            unfilled += sum(lengthen(shares))
+        return blocks, unfilled
+
+    def advance(self, tick: int, steps: int) -> tuple[list[int], list[int]]:
+        """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
+
+        Returns, of the time before each of these ticks and after them all, how many slots were still to be taken, and
+        how many of these are never to be filled.
+        """
+        taken, unfilled = [0] * steps, [0] * steps
+        for step in range(steps):
+            others = self._at.pop(tick + step, None)
+            if others is not None:
+                others.sort(key=_order)
+                taken[step], unfilled[step] = self._take(others, tick + step)
+        size = self.allocator.pool.block_tokens
+        return _to_come([blocks * size for blocks in taken]), _to_come(unfilled)
+
+
+def _to_come(counts: list[int]) -> list[int]:
+    """Of the time before each and after all, the sum of those still to come."""
+    return list(accumulate(reversed(counts), initial=0))[::-1]
+
+
+_order = itemgetter(0)
