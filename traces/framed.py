@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import pandas as pd
 
-    from traces.table import Table
+    from traces.table import ColumnTable
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def framed(*names: str) -> Callable[[type[T]], type[T]]:
 
 
 def held(instance: object, name: str) -> Any:
-    """What a field of that name holds, as it is: a Table, a DataFrame or None."""
+    """What a field of that name holds, as it is: a ColumnTable, a DataFrame or None."""
     return instance.__dict__[f"_{name}"]
 
 
@@ -42,5 +42,5 @@ class _Framed:
             self.__set__(instance, table)
         return table  # type: ignore[no-any-return]
 
-    def __set__(self, instance: object, value: Table | pd.DataFrame | None) -> None:
+    def __set__(self, instance: object, value: ColumnTable | pd.DataFrame | None) -> None:
         instance.__dict__[f"_{self._name}"] = value

@@ -15,7 +15,7 @@ from traces.rows import in_order, keep_rows, validate
 from traces.schema import MAX_TOKENS, InputError, Trace
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
-from traces.table import Table
+from traces.table import ColumnTable
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
@@ -69,7 +69,7 @@ def read(
         table = reader.read(source)
     except MemoryError:
         raise InputError(f"{files.named(path)} takes more memory than there is; read less of it") from None
-    if isinstance(table, Table):
+    if isinstance(table, ColumnTable):
         if limit is None or limit >= len(table):
             _refuse_unused(source, reader.name)
             return Trace(table, _name(source.path), reader.name, path=str(source.path))  # type: ignore[arg-type]

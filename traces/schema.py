@@ -14,7 +14,7 @@ from traces.framed import framed, held
 if TYPE_CHECKING:
     import pandas as pd
 
-    from traces.table import Table
+    from traces.table import ColumnTable
 
 MAX_TOKENS = 10_000_000
 MAX_REQUESTS = 10_000_000
@@ -76,9 +76,9 @@ class Trace:
         return len(self.table)
 
     @property
-    def table(self) -> Table | pd.DataFrame:
+    def table(self) -> ColumnTable | pd.DataFrame:
         """The requests as they are held, which of a small trace is no DataFrame."""
-        table: Table | pd.DataFrame = held(self, "requests")
+        table: ColumnTable | pd.DataFrame = held(self, "requests")
         return table
 
     @property

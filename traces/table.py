@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from traces.late import pd
 
-Columns: TypeAlias = "Table | pd.DataFrame"
+Columns: TypeAlias = "ColumnTable | pd.DataFrame"
 """What is read by names of columns alone, so that either will do."""
 
 
-class Table:
+class ColumnTable:
     """Columns of one length, (rows,) each. `len` counts rows; names are what it iterates over, and `in` looks for."""
 
     __slots__ = ("_columns",)
@@ -34,16 +34,16 @@ class Table:
     @overload
     def __getitem__(self, key: str) -> npt.NDArray[Any]: ...
     @overload
-    def __getitem__(self, key: npt.NDArray[Any]) -> Table: ...
-    def __getitem__(self, key: str | npt.NDArray[Any]) -> npt.NDArray[Any] | Table:
+    def __getitem__(self, key: npt.NDArray[Any]) -> ColumnTable: ...
+    def __getitem__(self, key: str | npt.NDArray[Any]) -> npt.NDArray[Any] | ColumnTable:
         """A column, or the rows of a mask or of places."""
         if isinstance(key, str):
             return self._columns[key]
-        return Table({name: values[key] for name, values in self._columns.items()})
+        return ColumnTable({name: values[key] for name, values in self._columns.items()})
 
-    def assign(self, **columns: npt.ArrayLike) -> Table:
+    def assign(self, **columns: npt.ArrayLike) -> ColumnTable:
         """The table with these columns, in the place of those of their names or behind the others."""
-        return Table({**self._columns, **columns})
+        return ColumnTable({**self._columns, **columns})
 
     def frame(self) -> pd.DataFrame:
         """The same as a DataFrame with a RangeIndex, on the same memory."""

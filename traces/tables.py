@@ -18,7 +18,7 @@ from traces import files
 from traces.fields import BadRow, Kind, broken, number_of
 from traces.late import arrow_csv, pa, pd
 from traces.schema import InputError
-from traces.table import Table
+from traces.table import ColumnTable
 
 FEW_BYTES = 1 << 17
 """Of a file that Python reads as fast as the libraries of tables are imported."""
@@ -57,7 +57,7 @@ def read_csv(path: Path, columns: Mapping[str, Kind], reject: Reject) -> pd.Data
     return table
 
 
-def read_few(path: Path, columns: Mapping[str, Kind]) -> Table | None:
+def read_few(path: Path, columns: Mapping[str, Kind]) -> ColumnTable | None:
     """The same of a short file of numbers in which nothing needs a closer look; None of any other."""
     data = files.start(path, FEW_BYTES + 1)
     names = header_of(data.split(b"\n", 1)[0], path)
@@ -67,7 +67,7 @@ def read_few(path: Path, columns: Mapping[str, Kind]) -> Table | None:
         values = _row_by_row(data, names, {name: columns[name] for name in names}, _refused)
     except BadRow:
         return None
-    return Table(values) if values["source_row"] else None
+    return ColumnTable(values) if values["source_row"] else None
 
 
 def _refused(line: int, why: BadRow) -> NoReturn:

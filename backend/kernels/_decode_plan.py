@@ -22,7 +22,7 @@ from torch import Tensor
 
 from backend.kernels._attention import attended_tiles
 from backend.kernels._common import KernelVariant, next_power_of_two
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.ops import DecodePlan
 
 EXACT_SHARES = tl.constexpr(50)
@@ -190,8 +190,8 @@ def make_plan(
 
 
 @cache
-def _bound(queries: int, programs: int, keys: int, block: int, windowed: bool) -> Bound:
-    return Bound(
+def _bound(queries: int, programs: int, keys: int, block: int, windowed: bool) -> BoundKernel:
+    return BoundKernel(
         plan_kernel,
         QUERIES=queries,
         PROGRAMS=programs,

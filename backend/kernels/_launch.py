@@ -18,7 +18,7 @@ from backend.kernels._common import Constant
 Grid = tuple[int, int, int]
 
 
-class Bound:
+class BoundKernel:
     """A kernel with its compile-time arguments and options; called with a grid and the other arguments, in their order.
 
     Floats have to be floats: a kernel is compiled for an integer 1 in another way. Where numpy interprets, where a

@@ -23,7 +23,7 @@ from backend.kernels._common import INTERPRETED, Constant, KernelVariant, next_p
 from backend.kernels._decode_merge import last_to_arrive, merged, parts_at_once
 from backend.kernels._decode_plan import make_plan, plan_variants
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.kernels._pairs import attend_pairs
 from backend.kernels.prefill_attention import attention_reference
 from backend.ops import DecodePlan
@@ -252,10 +252,10 @@ def decode_attention(
 
 
 @functools.cache
-def _bound(form: Form, queries: int) -> Bound:
+def _bound(form: Form, queries: int) -> BoundKernel:
     tile = decode_tile(form, queries, INTERPRETED)
     kept = kept_rows(form, queries, tile)
-    return Bound(
+    return BoundKernel(
         decode_kernel,
         QUERIES=queries,
         BLOCK_M=tile.rows,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -103,9 +103,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
 
 
 @cache
-def _rows_bound(width: int, fused: bool) -> Bound:
+def _rows_bound(width: int, fused: bool) -> BoundKernel:
     padded = next_power_of_two(width)
-    return Bound(
+    return BoundKernel(
         _rms_norm_kernel,
         WIDTH=width,
         WIDTH_PADDED=padded,
@@ -134,8 +134,8 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @cache
-def _heads_bound(dim: int, tile: int) -> Bound:
-    return Bound(
+def _heads_bound(dim: int, tile: int) -> BoundKernel:
+    return BoundKernel(
         _head_norm_kernel,
         HEAD_DIM=dim,
         DIM_PADDED=next_power_of_two(dim),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from backend.cache.kvcache import LayerCache
 from backend.kernels._common import INTERPRETED, TRITON_NAMES, KernelVariant, check_device, next_power_of_two
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.kernels.cache_write import STORAGE, cache_write_reference, check_layout, narrow, scaling_of, store_heads
 from traces.schema import InputError
 
@@ -130,8 +130,8 @@ def rope_cache_write(
 
 
 @functools.cache
-def _bound(q_heads: int, heads: int, dim: int, q_tile: int, scaling: int) -> Bound:
-    return Bound(
+def _bound(q_heads: int, heads: int, dim: int, q_tile: int, scaling: int) -> BoundKernel:
+    return BoundKernel(
         _rope_cache_write_kernel,
         Q_HEADS=q_heads,
         HEADS=heads,

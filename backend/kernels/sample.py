@@ -25,7 +25,7 @@ from torch import Tensor
 
 from backend.kernels._common import KernelVariant, check_device, next_power_of_two
 from backend.kernels._filter import FILTER_BITS, filter_kernel, load_row
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.torch_ops.sampling import check_rows, philox_uniform
 
 CHUNK = 4096
@@ -146,13 +146,13 @@ def sample(
 
 
 @cache
-def _bound(chunk: int, chunks: int) -> tuple[Bound, Bound, Bound]:
+def _bound(chunk: int, chunks: int) -> tuple[BoundKernel, BoundKernel, BoundKernel]:
     """The three kernels for a vocabulary cut so."""
     small, fused = min(chunk, FILTER_CHUNK), False
     return (
-        Bound(filter_kernel, BITS=FILTER_BITS, CHUNK=small, num_warps=8, enable_fp_fusion=fused),
-        Bound(_chunk_kernel, CHUNK=chunk, num_warps=4, enable_fp_fusion=fused),
-        Bound(_choose_kernel, CHUNK=chunk, CHUNKS=chunks, num_warps=4, enable_fp_fusion=fused),
+        BoundKernel(filter_kernel, BITS=FILTER_BITS, CHUNK=small, num_warps=8, enable_fp_fusion=fused),
+        BoundKernel(_chunk_kernel, CHUNK=chunk, num_warps=4, enable_fp_fusion=fused),
+        BoundKernel(_choose_kernel, CHUNK=chunk, CHUNKS=chunks, num_warps=4, enable_fp_fusion=fused),
     )
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, KernelVariant, check_device, next_power_of_two
-from backend.kernels._launch import Bound
+from backend.kernels._launch import BoundKernel
 from backend.kernels.cache_write import narrow
 from traces.schema import InputError
 
@@ -49,8 +49,8 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 
 @cache
-def _bound(block: int) -> Bound:
-    return Bound(_silu_and_mul_kernel, BLOCK=block, INTERPRETED=INTERPRETED, num_warps=4, enable_fp_fusion=True)
+def _bound(block: int) -> BoundKernel:
+    return BoundKernel(_silu_and_mul_kernel, BLOCK=block, INTERPRETED=INTERPRETED, num_warps=4, enable_fp_fusion=True)
 
 
 def silu_and_mul_reference(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from backend.cache.kvcache import KvCache
 from backend.live.packing import Packed, Stage, staged_bytes
 from backend.live.sampling import Sampler
-from backend.model.model import DecodePart, ForwardBatch, Model, Stream
+from backend.model.model import Activations, DecodePart, ForwardBatch, Model
 from sim.cost.roofline import MAX_GRAPH_TOKENS, graph_tokens
 
 
@@ -203,7 +203,7 @@ class PieceGraphs:
         cos, sin = (angles[:size] for angles in self._angles)
         if at:
             attended = self._attended[:size]
-            stream = model.after_attention(at - 1, attended, Stream(attended, residual, cos, sin))
+            stream = model.after_attention(at - 1, attended, Activations(attended, residual, cos, sin))
         else:
             stream = model.embed(self._tokens[:size], self._positions[:size])
             cos.copy_(stream.cos)

@@ -77,7 +77,7 @@ Plans = Mapping[int, Sequence[Plan]]
 """By window, what was found out of the contexts of each of a batch's `decodes`."""
 
 
-class Stream(NamedTuple):
+class Activations(NamedTuple):
     """What goes from layer to layer of T tokens: hidden states and residual [T, C], and the rotation's [T, D/2]."""
 
     hidden: Tensor
@@ -139,9 +139,9 @@ class Model:
     def plans(self, batch: ForwardBatch, cache: KvCache) -> Plans:
         return {window: self._plans(batch, cache.layers[0], window) for window in set(self.windows)}
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Stream:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Activations:
         cos, sin = angles(positions, self._frequencies, self.config.rope.attention_factor)
-        return Stream(F.embedding(tokens, self.weights.embedding), None, cos, sin)
+        return Activations(F.embedding(tokens, self.weights.embedding), None, cos, sin)
 
     def logits(self, hidden: Tensor, residual: Tensor | None, rows: Tensor | None) -> Tensor:
         """[R, vocab] of the last layer's stream, of all tokens or of these rows."""
@@ -151,7 +151,9 @@ class Model:
         normed, _ = self.ops.rms_norm(hidden, self.weights.final_norm, self.config.norm_eps, residual)
         return self.ops.linear(normed, self.weights.lm_head)
 
-    def before_attention(self, at: int, stream: Stream, slots: Tensor, cache: KvCache) -> tuple[Tensor, Stream]:
+    def before_attention(
+        self, at: int, stream: Activations, slots: Tensor, cache: KvCache
+    ) -> tuple[Tensor, Activations]:
         """(rotated queries [T, H, D], the stream) of layer `at`; its keys and values are in the cache then."""
         spec, ops, layer = self.spec, self.ops, self.weights.layers[at]
         normed, residual = ops.rms_norm(stream.hidden, layer.input_norm, self.config.norm_eps, stream.residual)
@@ -167,7 +169,7 @@ class Model:
         q = ops.rope_cache_write(q, k, v, stream.cos, stream.sin, cache.layers[at], slots)
         return q, stream._replace(residual=residual)
 
-    def after_attention(self, at: int, attended: Tensor, stream: Stream) -> Stream:
+    def after_attention(self, at: int, attended: Tensor, stream: Activations) -> Activations:
         """The stream behind layer `at`, of what its queries attended [T, H x D]."""
         layer = self.weights.layers[at]
         out = self.ops.linear(attended, layer.output)

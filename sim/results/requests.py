@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sim.engine.request import Request
 from sim.results.clients import ClientLog
-from traces.table import Columns, Table
+from traces.table import Columns, ColumnTable
 
 
 class RequestLog:
@@ -52,7 +52,7 @@ def request_table(
     longest_gap_s: np.ndarray,
     block_tokens: Sequence[int],
     clients: ClientLog | None = None,
-) -> Table:
+) -> ColumnTable:
     """One row per request of the trace, in its order; `sent` marks those that were sent and stand in the log.
 
     `block_tokens` is of each replica; `clients` is what they saw behind a front end; without it they see what the
@@ -108,7 +108,7 @@ def request_table(
     for name in ("session", "turn", "priority", "adapter", "source_row"):
         if name in trace:
             table[name] = np.asarray(trace[name], object if name == "session" else None)
-    return Table(table)
+    return ColumnTable(table)
 
 
 def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.kv import KV_MEAN_COLUMNS
-from traces.table import Table
+from traces.table import ColumnTable
 
 _SAMPLES = 1 << 16
 
@@ -207,7 +207,7 @@ class StepLog(Observer):
                 return
         self.sample.append((seen, shape, repeats))
 
-    def preemptions(self, sent: np.ndarray) -> Table:
+    def preemptions(self, sent: np.ndarray) -> ColumnTable:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.
 
         In order of time, of one moment by replica, and there as they were decided.
@@ -217,7 +217,7 @@ class StepLog(Observer):
         """
         ids = np.frombuffer(self._preempted_id, np.int64)
         order = np.lexsort((np.frombuffer(self._preempted_at, np.int64), np.frombuffer(self._preempted_s)))
-        return Table(
+        return ColumnTable(
             {
                 "request": np.flatnonzero(sent)[indices_of(ids)][order],
                 "sequence": (ids >> SAMPLE_BITS)[order],
@@ -226,7 +226,7 @@ class StepLog(Observer):
             }
         )
 
-    def table(self) -> Table:
+    def table(self) -> ColumnTable:
         """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""
         chunks = [*self._full, self._rows]
         unlike = self._unlike
@@ -242,7 +242,7 @@ class StepLog(Observer):
                 values = part[name] if kind is None else part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
                 column[at : at + len(part)] = values
             at += len(part)
-        return Table(columns)
+        return ColumnTable(columns)
 
 
 class _Unlike:

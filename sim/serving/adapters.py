@@ -18,7 +18,7 @@ from sim.results.binding import DEFERRED
 from sim.results.percentiles import distribution
 from sim.serving.pool import Pool, each_replica, models_asked
 from traces.schema import InputError, Trace
-from traces.table import Columns, Table
+from traces.table import Columns, ColumnTable
 
 MOST_TOLD = 10
 """Adapters of which the summary tells each one's latencies: those with most requests."""
@@ -101,21 +101,21 @@ class AdapterLog(Observer):
             self._names.append((load.adapter.name, load.evicted.name if load.evicted is not None else ""))
             time_s += load_s
 
-    def loads(self) -> Table:
+    def loads(self) -> ColumnTable:
         """One row for each load, in order of its step's planning: `replica`, `time_s` at which it begins, `load_s`,
         `adapter`, `disk` (read from there first), `evicted` (whose slot it takes, "" for a free one)."""
         told: dict[str, Any] = {name: np.array(column) for name, column in self._log.items()}
         told["disk"] = told["disk"].astype(bool)
         told["adapter"] = np.array([name for name, _ in self._names], object)
         told["evicted"] = np.array([name for _, name in self._names], object)
-        return Table({name: told[name] for name in LOAD_COLUMNS})
+        return ColumnTable({name: told[name] for name in LOAD_COLUMNS})
 
-    def with_adapters(self, steps: Table) -> Table:
+    def with_adapters(self, steps: ColumnTable) -> ColumnTable:
         """The steps table with the columns `adapters` (different ones), `adapter_tokens` (computed with one, in each
         repeat) and `deferred` (requests that wait for a slot)."""
         return steps.assign(**{name: np.array(counts) for name, counts in self._steps.items()})
 
-    def facts(self, requests: Table, steps: Table) -> dict[str, Any]:
+    def facts(self, requests: ColumnTable, steps: ColumnTable) -> dict[str, Any]:
         """What the summary tells, of the tables of all requests and steps."""
         loads = self.loads()
         lora = self._pools[0].parts.scenario.lora

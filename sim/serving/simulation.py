@@ -39,7 +39,7 @@ from sim.serving.tiers import KvLoads, loads_of
 from sim.serving.workload import columns, samples
 from sim.specs.operations import refuses
 from traces.schema import InputError
-from traces.table import Columns, Table
+from traces.table import Columns, ColumnTable
 
 _COLLECTED = (50_000, 20, 50)
 """Containers made, and younger collections, until Python looks for garbage in circles (`gc.set_threshold`)."""
@@ -281,7 +281,7 @@ class Simulation:
         del self._source  # a million requests as columns are worth their memory
         return ""
 
-    def step_table(self) -> Table:
+    def step_table(self) -> ColumnTable:
         """What the steps did, and with which adapters; the log is empty afterwards."""
         steps = self.steps.table()
         return steps if self.adapters is None else self.adapters.with_adapters(steps)
@@ -318,7 +318,7 @@ class Simulation:
             "refused": dict(self.clients.refused),
         }
 
-    def with_more(self, requests: Table, rows: np.ndarray) -> Table:
+    def with_more(self, requests: ColumnTable, rows: np.ndarray) -> ColumnTable:
         """The table with how often each request was `sent` by its client, and `resent` since its replica died, and what
         of it was loaded from tiers."""
         lifecycle = self.entrance.lifecycle

@@ -28,7 +28,7 @@ from sim.serving.replica import Replica
 from sim.specs.fleet import DECODE
 from sim.specs.tiers import HOST, STORE
 from traces.schema import InputError
-from traces.table import Table
+from traces.table import ColumnTable
 
 _INTO = "replicas"
 """Where all loads go: what a replica takes in is limited by where it comes from alone."""
@@ -216,12 +216,12 @@ class KvLoads(Observer):
 
     # ---- told ------------------------------------------------------------------------------------------------------
 
-    def loads(self) -> Table:
+    def loads(self) -> ColumnTable:
         """One row for each tier of each load, in order of arrival: `request` (as it was sent), `tier` (its place),
         `tokens`, `load_s` (from the asking to the last byte)."""
-        return Table({name: np.array(column) for name, column in self._log.items()})
+        return ColumnTable({name: np.array(column) for name, column in self._log.items()})
 
-    def with_tiers(self, requests: Table, sent: np.ndarray) -> Table:
+    def with_tiers(self, requests: ColumnTable, sent: np.ndarray) -> ColumnTable:
         """The table with the tokens of each request that were loaded from each tier; `sent`: which requests were."""
         loads, rows = self.loads(), np.flatnonzero(sent)
         for at, kind in enumerate(self.kinds):

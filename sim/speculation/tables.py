@@ -13,7 +13,7 @@ from sim.engine.request import indices_of
 from sim.engine.tally import Tally
 from sim.specs.parallel import Parallel
 from sim.speculation.drafters import Drafter
-from traces.table import Table
+from traces.table import ColumnTable
 
 
 def summary(
@@ -56,7 +56,7 @@ def summary(
     }
 
 
-def with_drafts(requests: Table, mask: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> Table:
+def with_drafts(requests: ColumnTable, mask: npt.NDArray[np.bool_], tallies: Sequence[Tally]) -> ColumnTable:
     """The requests' table with `draft_tokens`, `accepted_tokens` and `acceptance` (NaN where nothing was verified).
 
     `kept` says which rows were sent.

@@ -23,7 +23,7 @@ from pretend_gpu import Device
 pretend_gpu.install()
 
 from backend.kernels import silu_and_mul  # noqa: E402  (the device has to be there before the backend looks for it)
-from backend.kernels._launch import Bound  # noqa: E402
+from backend.kernels._launch import BoundKernel  # noqa: E402
 from backend.live.packing import Stage  # noqa: E402
 from calibrate import ranks  # noqa: E402
 from calibrate.cases import Case, Range  # noqa: E402
@@ -160,7 +160,7 @@ def launches() -> dict[str, list[bool]]:
 
     kernel = silu_and_mul._silu_and_mul_kernel
     constants: dict[str, Any] = {"BLOCK": 64, "INTERPRETED": False, "num_warps": 4}
-    bound, out = Bound(kernel, **constants), torch.empty(4, 32, device="cuda", dtype=torch.bfloat16)
+    bound, out = BoundKernel(kernel, **constants), torch.empty(4, 32, device="cuda", dtype=torch.bfloat16)
     rows = torch.ones(5, 80, device="cuda", dtype=torch.bfloat16)
     inputs = {
         "dense": rows[:4, :64], "of another type": rows.half(), "of another stride": rows.view(-1)[:292].view(4, 73),

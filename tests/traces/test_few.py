@@ -12,7 +12,7 @@ import traces
 from sim import api
 from traces import tables
 from traces.schema import InputError, Trace
-from traces.table import Table
+from traces.table import ColumnTable
 
 HEADER = "samples,arrival_s,output_tokens,prompt_tokens,priority,acceptance"
 ROWS = ["1,0,5,30,0,0.5", "2,0.1,6,3e1,-4,", "1,0.1,7,31,0,nan", "1,1e1,9,12.0,3,1"]
@@ -71,7 +71,7 @@ def test_a_run_of_it_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.M
     rows = "".join(f"{at / 7},{30 + at},{1 + at}\n" for at in range(9))
     path.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     found = api.run(trace=str(path))
-    assert isinstance(found.trace.table, Table)
+    assert isinstance(found.trace.table, ColumnTable)
     monkeypatch.setattr(tables, "FEW_BYTES", 0)
     expected = api.run(trace=str(path))
     assert isinstance(expected.trace.table, pd.DataFrame)

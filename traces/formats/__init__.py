@@ -22,7 +22,7 @@ from traces.head import Head
 from traces.late import pd
 from traces.schema import InputError
 from traces.source import Source
-from traces.table import Table
+from traces.table import ColumnTable
 
 GROUP = "foretoken.formats"
 GENERAL = ("common",)
@@ -34,7 +34,7 @@ class Format:
     """A reader with its name, its predicate (None: never detected) and one line about it."""
 
     name: str
-    read: Callable[[Source], pd.DataFrame | Table]
+    read: Callable[[Source], pd.DataFrame | ColumnTable]
     detect: Callable[[Head], bool] | None
     summary: str
 

@@ -19,7 +19,7 @@ from traces.late import pa, pd
 from traces.names import BlockNames
 from traces.schema import DTYPES, MAX_TOKENS, REQUIRED
 from traces.source import Source
-from traces.table import Table
+from traces.table import ColumnTable
 
 COLUMNS: Mapping[str, Kind] = {
     "arrival_s": Time("s"),
@@ -51,7 +51,7 @@ def detect(head: Head) -> bool:
     return head.has("prompt_tokens", "output_tokens") and ours
 
 
-def foretoken(source: Source) -> Table | pd.DataFrame:
+def foretoken(source: Source) -> ColumnTable | pd.DataFrame:
     if (few := _few(source)) is not None:
         return few
     shape = source.head.shape
@@ -66,7 +66,7 @@ def foretoken(source: Source) -> Table | pd.DataFrame:
     return turns.asked(source, source.clock(table, "arrival_s", ordered=True, shift=False))
 
 
-def _few(source: Source) -> Table | None:
+def _few(source: Source) -> ColumnTable | None:
     """A short CSV of plain requests with their times, all in order; None of what needs a closer look."""
     if source.head.shape != "csv":
         return None
@@ -76,7 +76,7 @@ def _few(source: Source) -> Table | None:
     times = table["arrival_s"]
     if times[0] >= SINCE_1970_S or (np.diff(times) < 0).any():
         return None
-    return Table({name: table[name] for name in DTYPES if name in table})
+    return ColumnTable({name: table[name] for name in DTYPES if name in table})
 
 
 def _csv(source: Source) -> pd.DataFrame:
