@@ -41,29 +41,31 @@ def edge(
     clauses: Sequence[Clause],
     requests: int,
     window: Window,
-    start: float,
+    guess: tuple[float, float],
     narrow: float,
-    between: tuple[float, float] | None = None,
-) -> float:
-    """The rate up to which one replication meets the clauses, looked for from `start` until it is known to lie between
-    two rates that are `narrow` apart, as a share; 0 where none does. `between` are two such rates that are known."""
+    *,
+    known: bool = False,
+) -> tuple[float, float]:
+    """Two rates, `narrow` apart as a share, of which one replication meets the clauses at the lower only, looked for from
+    two that are guessed, or known, to be such; zeros where no rate meets them."""
 
     def met(rate: float) -> bool:
         [observation] = bench([Trial(rate, 0, requests, window)])
         return not (observation.stopped or verdict(excesses(observation, clauses, window), clauses))
 
-    low = high = rounded(start)
+    low, high = map(rounded, guess)
+    floor = low / FLOOR
     stride = (1.0 + narrow) ** 2  # halved once; then its square, and so on
-    if between is not None:
-        low, high = between
-    elif met(low):
-        while met(high := rounded(low * stride)):
-            low, stride = high, stride * stride
-    else:
-        while not met(low := rounded(high / stride)):
-            if low < start / FLOOR:
-                return 0.0
-            high, stride = low, stride**SHORTER
+    if not known:
+        if met(low):
+            while met(high):
+                low, high, stride = high, rounded(high * stride), stride * stride
+        else:
+            high = low
+            while not met(low := rounded(high / stride)):
+                if low < floor:
+                    return 0.0, 0.0
+                high, stride = low, stride**SHORTER
     while high / low > 1.0 + narrow:
         middle = rounded(low * (high / low) ** HIGHER)
         if not low < middle < high:
@@ -72,7 +74,7 @@ def edge(
             low = middle
         else:
             high = middle
-    return math.sqrt(low * high)
+    return low, high
 
 
 def capacity_band(
@@ -93,15 +95,20 @@ def capacity_band(
         workers, executor: as in `sim.study.workers.pool.each`.
     """
     mean, narrow = capacity.interval.mean, max(NARROW, precision / 2)
-    found, runs, between = list[float](), 0, _as_searched(capacity, clauses)
+    found, runs, searched = list[tuple[float, float]](), 0, _as_searched(capacity, clauses)
+    first = searched or (mean, mean * (1.0 + narrow))
     for way in (0, *WAYS):
         factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
         asked = at_end(scenario, way) if way else scenario
         bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
-        start = (found[0] if found else mean) * math.exp(-way * NORMAL_P90 * known["common"])
-        found.append(edge(bench, clauses, capacity.requests, capacity.window, start, narrow, None if way else between))
+        slower = math.exp(way * NORMAL_P90 * known["common"])
+        low, high = found[0] if found and found[0][0] > 0 else first
+        # As wide a guess as the capacity itself is known by: a queue that moves as its steps do is not moved by the grid.
+        guess = low / slower, high / slower
+        is_known = not way and searched is not None
+        found.append(edge(bench, clauses, capacity.requests, capacity.window, guess, narrow, known=is_known))
         runs += bench.runs
-    own, fast, slow = found
+    own, fast, slow = (math.sqrt(low * high) for low, high in found)
     low, high = (min(1.0, slow / own), max(1.0, fast / own)) if own > 0 else (0.0, math.inf)
     degrees = max(1, capacity.replications - 1)
     seeds = student_t(LEVEL, degrees) / student_t(CONFIDENCE, degrees)
