@@ -14,9 +14,13 @@ from sim import api
 from sim.cost.errors import NORMAL_P90
 from sim.report.plan.sentences import answer as sentence
 from sim.results.metrics import parse_slo
+from sim.scenario import Scenario
+from sim.study.plan import model_band
 from sim.study.plan.model_band import edge
 from sim.study.plan.observation import Observation, Window, clauses_of
-from sim.study.plan.search import Trial
+from sim.study.plan.rates import AtRate
+from sim.study.plan.search import Capacity, Trial
+from sim.study.statistics import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +78,28 @@ def test_an_edge_is_found_from_either_side(capacity: float, guess: tuple[float, 
 def test_where_no_rate_meets_the_slo_there_is_no_edge() -> None:
     clauses = clauses_of(parse_slo("ttft_p90=0.002"), None)
     assert edge(stepped(0.0), clauses, 100, Window(0), (10.0, 10.2), 0.02) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("true", [8.1, 9.9, 11.9])
+def test_a_coarse_grid_moves_as_the_steps_do(true: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates half as far apart again as the capacity is high, and steps that are 6 % off at most."""
+
+    class Scaled:
+        runs = 1
+
+        def __init__(self, *args: Any, factors: Sequence[tuple[str, float]], **more: Any) -> None:
+            self._bench = stepped(true / dict(factors)["decode"])
+
+        def __call__(self, trials: Sequence[Trial]) -> list[Observation]:
+            return list(self._bench(trials))
+
+    monkeypatch.setattr(model_band, "Simulated", Scaled)
+    clauses = clauses_of(parse_slo("ttft_p90=0.002"), None)
+    rates = tuple(AtRate(rate, tuple(stepped(true)([Trial(rate, 0, 100)])), ()) for rate in (8.0, 12.0))
+    capacity = Capacity(Estimate(10.0, 9.0, 11.0), "ttft_p90", rates, Window(0), True, 100, 10, True)
+    known = {"common": 0.06, "steps": {"decode": {"common": 0.06}}}
+    told, _ = model_band.capacity_band(
+        Scenario(), clauses, capacity, known, precision=0.5, workers=1, executor="processes"
+    )
+    assert told["model"]["low"] == pytest.approx(10.0 * math.exp(-NORMAL_P90 * 0.06), rel=1e-3)
+    assert told["model"]["high"] == pytest.approx(10.0 * math.exp(NORMAL_P90 * 0.06), rel=1e-3)

@@ -46,8 +46,8 @@ def edge(
     *,
     known: bool = False,
 ) -> tuple[float, float]:
-    """Two rates, `narrow` apart as a share, of which one replication meets the clauses at the lower only, looked for from
-    two that are guessed, or known, to be such; zeros where no rate meets them."""
+    """Two rates, at most `narrow` apart as a share, of which one replication meets the clauses at the lower only,
+    looked for from two that are guessed, or known, to be such; zeros where no rate meets them."""
 
     def met(rate: float) -> bool:
         [observation] = bench([Trial(rate, 0, requests, window)])
@@ -103,7 +103,7 @@ def capacity_band(
         bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
         slower = math.exp(way * NORMAL_P90 * known["common"])
         low, high = found[0] if found and found[0][0] > 0 else first
-        # As wide a guess as the capacity itself is known by: a queue that moves as its steps do is not moved by the grid.
+        # As wide as what the capacity itself is known by, lest the grid move what moves as the steps do.
         guess = low / slower, high / slower
         is_known = not way and searched is not None
         found.append(edge(bench, clauses, capacity.requests, capacity.window, guess, narrow, known=is_known))

@@ -34,6 +34,9 @@ FLOOR = 256.0
 """Below the first guess by this factor a request is as good as alone."""
 PILOTS = 3
 """Replications that say roughly where the capacity lies."""
+WIDEST = 0.12
+"""Between rates that pilots compare, as a share at most: further apart, straight lines between them make intervals
+wide, and the replications that make them narrow cost more than a few pilots."""
 FIRST_REPLICATIONS = 10
 MOST_REPLICATIONS = 64
 LONGEST = 20_000
@@ -185,7 +188,7 @@ class Search:
     def _piloted(self, low: float, high: float) -> tuple[float, float]:
         """Two neighbouring rates, of which the pilots' mean meets the SLO at the lower only: one replication may be far
         off, and no rate is worth all replications whose pilots are clear."""
-        step = 1 + 1.5 * self.aim.precision
+        step = 1 + min(1.5 * self.aim.precision, WIDEST)
         pilots = min(PILOTS, self.aim.first_replications)
 
         def met(rate: float) -> bool:
@@ -232,7 +235,8 @@ class Search:
         lowest, highest = rates[0], rates[-1]
         step = 1 + 1.5 * precision
         if crossed.low is None:
-            return [rounded(lowest / step)], wanted
+            piloted = [rate for rate in self.observations if lowest / step <= rate < lowest]
+            return [min(piloted, default=rounded(lowest / step))], wanted
         if crossed.high is None or crossed.middle is None:
             return [rounded(highest * step)], wanted
         near = around(rates, (crossed.low, crossed.middle, crossed.high))
