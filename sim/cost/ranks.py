@@ -20,30 +20,30 @@ class RankedRoofline:
     """`StepCost` of a model with experts and `parallel.dp` above 1; where a shape tells no ranks, all are alike."""
 
     def __init__(self, alike: Roofline) -> None:
-        self._alike = alike
+        self.alike = alike
         self._views: dict[tuple[int, int], Roofline] = {}
 
-    def _beside(self, shape: Shape) -> Roofline:
-        """The prices beside what the other ranks compute in this step."""
-        view = self._views.get(shape.ranks)
+    def beside(self, ranks: tuple[int, int]) -> Roofline:
+        """The prices where the rank with most computes so many tokens, and all together so many; 0: all are alike."""
+        view = self._views.get(ranks)
         if view is None:
             if len(self._views) >= _MOST_VIEWS:
                 self._views.clear()
-            view = self._views[shape.ranks] = self._alike.beside(Ranks(*shape.ranks))
+            view = self._views[ranks] = self.alike.beside(Ranks(*ranks))
         return view
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
-        return self._beside(shape).span_s(shape, repeats)
+        return self.beside(shape.ranks).span_s(shape, repeats)
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""
-        return self._beside(shape).explain(shape)
+        return self.beside(shape.ranks).explain(shape)
 
     def error_of(self, term: str, source: str) -> Error | None:
         """As `Roofline.error_of`."""
-        return self._alike.error_of(term, source)
+        return self.alike.error_of(term, source)
 
     def describe(self) -> list[Constant]:
         """As `StepCost.describe`."""
-        return self._alike.describe()
+        return self.alike.describe()

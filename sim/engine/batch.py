@@ -92,6 +92,8 @@ class Shape(NamedTuple):
     """Tokens of the data-parallel rank that computes most in this step, and of all ranks; 0: all are as this one."""
     adapters: AdapterWork = NO_ADAPTERS
     """Of the first repeat; no later one loads any."""
+    drafting_ranks: tuple[int, int] = (0, 0)
+    """Rows that propose drafts on the data-parallel rank with most of them, and on all; 0: all are as this one."""
 
 
 NOTHING = Shape()

@@ -294,7 +294,24 @@ class Engine:
         within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
         longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
         context = lockstep.base_sum + count * lockstep.tick
-        fields = ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, (0, 0), NO_ADAPTERS)
+        unknown = (0, 0)
+        fields = (
+            (),
+            count,
+            context,
+            0,
+            0,
+            within,
+            growing,
+            (),
+            (0, 0, 0),
+            0,
+            longest,
+            lengths,
+            unknown,
+            NO_ADAPTERS,
+            unknown,
+        )
         return shape_of(fields)
 
     def _stand_still(self) -> None:

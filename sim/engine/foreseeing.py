@@ -190,7 +190,9 @@ class ForeseeingEngine(Engine):
             batch.shape = batch.shape._replace(proposals=proposals, proposal_context=context)
 
     def _shape_together(self) -> Shape:
-        return shape_of(((), 0, 0, 0, 0, 0, 0, self._members.group(), *self._proposals(), 0, (), (0, 0), NO_ADAPTERS))
+        unknown = (0, 0)
+        shape = ((), 0, 0, 0, 0, 0, 0, self._members.group(), *self._proposals(), 0, (), unknown, NO_ADAPTERS, unknown)
+        return shape_of(shape)
 
     def _proposals(self) -> tuple[tuple[int, int, int], int]:
         """What the members propose after the step just planned, and their KV tokens."""

@@ -43,7 +43,9 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifie
         lengths = lockstep.lengths()
     verifies = tuple([(tokens, *verifying[tokens]) for tokens in sorted(verifying, reverse=True)])
     counted = (tuple(prefills), decodes, context, *moved, within, growing, verifies)
-    return shape_of((*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks, NO_ADAPTERS))
+    return shape_of(
+        (*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks, NO_ADAPTERS, NOTHING.drafting_ranks)
+    )
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:

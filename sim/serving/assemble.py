@@ -280,13 +280,18 @@ def _cost(
         from sim.cost.profiled import Profiled  # noqa: PLC0415 - look-ups that no roofline does
 
         target = Profiled(model, gpu, profile, offload=offload, **shared)
-    if parallel.dp > 1:
-        return RankedRoofline(target)
+    ranked = _beside_ranks(target)
     if drafter is None:
-        return target
-    alike = {key: shared[key] for key in ("parallel", "efficiency", "cuda_graphs")}
-    draft = Roofline(drafter.model, gpu, **alike) if drafter.has_cache and drafter.model is not None else None
-    return Drafted(target, drafter, draft)
+        return ranked
+    if not drafter.has_cache or drafter.model is None:
+        return Drafted(ranked, drafter, None)
+    alike = {key: shared[key] for key in ("efficiency", "cuda_graphs")}
+    draft = Roofline(drafter.model, gpu, parallel=drafter.model.together(parallel), **alike)
+    return Drafted(ranked, drafter, _beside_ranks(draft))
+
+
+def _beside_ranks(price: Roofline) -> Roofline | RankedRoofline:
+    return RankedRoofline(price) if price.parallel.dp > 1 else price
 
 
 def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | None) -> None:
@@ -305,8 +310,8 @@ def _check_parallel(scenario: Scenario, parallel: Parallel, drafter: Drafter | N
     what = f"dp is {parallel.dp}" if parallel.dp > 1 else f"pp is {parallel.pp}"
     if parallel.pp > 1 and scenario.engine.async_scheduling is True:
         raise InputError(f"engine.async_scheduling is true and {what}: a pipeline has {parallel.pp} batches under way")
-    if drafter is not None:
-        raise InputError(f"policy.name is {scenario.policy.name} and {what}: drafts of such replicas are not modelled")
+    if drafter is not None and parallel.pp > 1:
+        raise InputError(f"policy.name is {scenario.policy.name} and {what}: drafts behind stages are not modelled")
     if scenario.engine.name != OURS:
         raise InputError(f"engine.name is {scenario.engine.name} and {what}: of another's engine one rank is modelled")
     if scenario.offload.weight_layers or scenario.offload.kv_layers:

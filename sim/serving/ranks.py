@@ -170,21 +170,29 @@ class Together:
         """As `Executor.execute`, of a `RankBatch`."""
         assert isinstance(batch, RankBatch)
         tokens = [0 if own.empty else computed_tokens(own.shape) for own in batch.own]
-        # Who has nothing to compute runs one token with the others.
-        ranks = (max(tokens), sum(count or 1 for count in tokens))
+        drafting = [own.shape.proposals[0] for own in batch.own]
+        ranks, drafting_ranks = _most_and_all(tokens), _most_and_all(drafting) if any(drafting) else (0, 0)
         batch.outcomes = []
         for own, price in zip(batch.own, self._prices, strict=True):
             if own.empty:
                 batch.outcomes.append(None)
                 continue
             own.repeats = batch.repeats
-            own.shape = own.shape._replace(ranks=ranks)
+            own.shape = own.shape._replace(ranks=ranks, drafting_ranks=drafting_ranks)
+            if own.courses is not None:
+                own.courses.first = own.shape
             batch.outcomes.append(price.execute(own))
         known = [outcome for outcome in batch.outcomes if outcome is not None]
-        seconds = [max(each) for each in zip(*(outcome.seconds for outcome in known), strict=True)]
-        device_s = [max(each) for each in zip(*(outcome.device_s for outcome in known), strict=True)]
+        # A rank that drafts may price fewer steps than asked for (`course_s`): no rank goes beyond these.
+        seconds = [max(each) for each in zip(*(outcome.seconds for outcome in known), strict=False)]
+        device_s = [max(each) for each in zip(*(outcome.device_s for outcome in known), strict=False)]
         batch.outcomes = [outcome and outcome._replace(seconds=seconds) for outcome in batch.outcomes]
         return Outcome(seconds, device_s, max(outcome.host_s for outcome in known))
+
+
+def _most_and_all(counts: Sequence[int]) -> tuple[int, int]:
+    """(most, sum): who has nothing to compute runs one with the others."""
+    return max(counts), sum(count or 1 for count in counts)
 
 
 class Rank:

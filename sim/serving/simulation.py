@@ -185,7 +185,8 @@ class Simulation:
     ) -> list[Rank]:
         """The ranks of a replica that step together."""
         parts, hooks = pool.parts, self._hooks
-        prices: list[Executor] = [parts.executor() for _ in engines]
+        ahead = self._spans and hooks.wrap is None
+        prices = [parts.executor(self._acceptance, engine if ahead else None) for engine in engines]
         if noise := self._noise[pool.name]:
             seed = parts.scenario.seed
             prices = [Noisy(price, noise, seed, index + at) for at, price in enumerate(prices)]

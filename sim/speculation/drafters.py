@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from operator import add
 
+from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term, course_s
 from sim.engine.batch import Courses, Shape
@@ -75,14 +76,15 @@ class Drafter:
         if model is None:
             return 0
         if self.kind == "draft-model":
-            return model.gpu_weight_bytes(parallel)
+            return model.gpu_weight_bytes(model.together(parallel))
         if self.kind == "medusa":
             return self.k * (model.hidden**2 + model.hidden * model.vocab) // parallel.tp * model.element_bytes
         return model.last_layers_weight_bytes(1, parallel) + 2 * model.hidden**2 // parallel.tp * model.element_bytes
 
     def kv_bytes_per_token(self, parallel: Parallel) -> int:
         """Bytes of its own KV of a token on each of `tp` GPUs."""
-        return self.model.gpu_kv_bytes_per_token(parallel) if self.model is not None and self.has_cache else 0
+        model = self.model
+        return model.gpu_kv_bytes_per_token(model.together(parallel)) if model is not None and self.has_cache else 0
 
 
 class Drafted:
@@ -90,11 +92,19 @@ class Drafted:
 
     A drafter with a cache prefills what the target prefills, and takes as many steps, one after the other, as the
     longest proposal has levels; all proposing rows are counted in each, and of a tree, all drafts of the level before.
-    Medusa's heads are one layer and one vocabulary matrix each. Not priced: what the host does for drafts (looking up
+    Medusa's heads are one layer and one vocabulary matrix each. Of data-parallel ranks that share a drafter's experts,
+    each drafts beside the proposing rows of all (`Shape.drafting_ranks`), and its prefill beside all that the step
+    computes, as EAGLE's first pass reads it. Not priced: what the host does for drafts (looking up
     n-grams, preparing the drafter's steps), and moving the KV of a tree's path together (neither was measured).
+
+    Args:
+        target: of a model that shares experts between ranks a `RankedRoofline`.
+        draft_cost: of the drafter's own model; None without one.
     """
 
-    def __init__(self, target: Roofline, drafter: Drafter, draft_cost: Roofline | None) -> None:
+    def __init__(
+        self, target: Roofline | RankedRoofline, drafter: Drafter, draft_cost: Roofline | RankedRoofline | None
+    ) -> None:
         self._target = target
         self._drafter = drafter
         self._draft = draft_cost
@@ -113,9 +123,9 @@ class Drafted:
     def course_s(self, courses: Courses) -> tuple[list[float], float]:
         """As `sim.cost.step.course_s`."""
         device, host_s = course_s(self._target, courses)
-        draft = self._draft
         rows, _, most = courses.first.proposals
-        if draft is None or draft.window:
+        draft = self._draft_beside(courses.first, 1)
+        if draft is None or draft.window or isinstance(self._draft, RankedRoofline):
             drafting = [sum(self._drafting(courses.shape(step)).values()) for step in range(len(device))]
             return [one + more if more else one for one, more in zip(device, drafting, strict=True)], host_s
         sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
@@ -147,15 +157,23 @@ class Drafted:
             terms["draft heads"] = steps * self._head_s(rows)
         elif self._draft is not None:
             if shape.prefills:
-                terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills), 1)[0][0]
+                terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills, ranks=shape.ranks), 1)[0][0]
             if rows:
                 sizes = (1, *self._drafter.tree.sizes)[:steps]
                 terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
         return terms
 
+    def _draft_beside(self, shape: Shape, size: int) -> Roofline | None:
+        """The drafter's prices where each proposing row, of all ranks, continues `size` drafts."""
+        draft = self._draft
+        if not isinstance(draft, RankedRoofline):
+            return draft
+        most, total = shape.drafting_ranks
+        return draft.beside((most * size, total * size))
+
     def _step_s(self, rows: int, size: int, shape: Shape, at: int) -> float:
         """Seconds of the drafter's `at`-th step, which continues `size` drafts of each row."""
-        draft = self._draft
+        draft = self._draft_beside(shape, size)
         assert draft is not None
         context = (shape.proposal_context + rows * at) * size
         if not draft.window:
@@ -164,7 +182,8 @@ class Drafted:
         return draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
 
     def _head_s(self, rows: int) -> float:
-        model, kernels, tp = self._target.model, self._target.kernels, self._target.parallel.tp
+        target = self._target.alike if isinstance(self._target, RankedRoofline) else self._target
+        model, kernels, tp = target.model, target.kernels, target.parallel.tp
         hidden, vocab = model.hidden, model.vocab
         return (
             kernels.gemm_s(rows, hidden, hidden // tp)

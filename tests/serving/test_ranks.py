@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from drafting_kit import Drafts, drafting, run_drafts
 from engine_kit import Setup, Watch, workload
 from hypothesis import given
+from hypothesis import strategies as st
 from law_cases import Case, cases, laws
 
-from sim import api
+from sim import api, scenario
 from sim.cost.step import FixedCost
 from sim.engine.batch import Outcome, Shape
+from sim.engine.drafting import DraftingEngine
+from sim.engine.engine import Engine
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
+from sim.serving.assemble import assemble
 from sim.serving.clock import Clock
-from sim.serving.executor import Predicted
+from sim.serving.executor import Accepting, Executor, Predicted
 from sim.serving.ranks import EachRank, Rank, RankEngines, SharedDoor, Together, least_busy
 from sim.serving.replica import Replica
 from sim.serving.source import RequestSource, Workload
+from sim.speculation.acceptance import Acceptance
 from traces.schema import InputError
 
 LOAD: dict[str, Any] = {"workload.trace": "chatbot_arena.jsonl", "workload.limit": 40, "workload.rate": 30.0}
@@ -50,7 +56,7 @@ class Served:
         replica = Replica(
             clock,
             group,
-            Together([Predicted(setup.cost, overlap_host=setup.depth == 2) for _ in engines]),
+            Together([price(setup, engine) for engine in engines]),
             depth=setup.depth,
             on_finish=finished,
             observer=each,
@@ -69,24 +75,44 @@ class Served:
         return [(req.first_token_s, req.finish_s) for req in self.requests]
 
 
+def price(setup: Setup, engine: Engine) -> Executor:
+    predicted = Predicted(setup.cost, overlap_host=setup.depth == 2)
+    if not isinstance(setup, Drafts):
+        return predicted
+    luck = Acceptance(setup.rates, setup.seed)
+    if setup.ahead:
+        assert isinstance(engine, DraftingEngine)
+        engine.foresight = luck
+    return Accepting(predicted, luck)
+
+
 def naive(case: Case, ranks: int) -> list[tuple[float, float]]:
     """(first token, end) of each request by a loop that knows nothing of events, spans or observers."""
     setup, rows = replace(case.setup, spans=False), case.requests()
     engines = [setup.engine() for _ in range(ranks)]
     now_s, coming, done = 0.0, list(rows), 0
-    while done < len(rows):
+    luck = Acceptance(setup.rates, setup.seed) if isinstance(setup, Drafts) else None
+
+    def come() -> None:
         while coming and coming[0].arrival_s <= now_s:
             engines[least_busy(engines)].add(coming.pop(0))
+
+    come()
+    while done < len(rows):
         plans = [(engine, engine.plan(now_s)) for engine in engines if engine.busy]
         plans = [(engine, batch) for engine, batch in plans if not batch.empty]
         if not plans:
             if not any(engine.busy for engine in engines):
                 now_s = coming[0].arrival_s
+                come()
             continue
         now_s += max(setup.cost.span_s(batch.shape, 1)[0][0] for _, batch in plans)
         for engine, batch in plans:
             engine.seal(batch, 1)
-            done += len(engine.commit(batch, Outcome([0.0], [0.0], 0.0), now_s).finished)
+        come()  # which drafts of the step were right, and so who has ended, is not known yet
+        for engine, batch in plans:
+            right = [luck(each.request, each.drafts) if each.real else 0 for each in batch.sampled] if luck else None
+            done += len(engine.commit(batch, Outcome([0.0], [0.0], 0.0, right), now_s).finished)
     return [(req.first_token_s, req.finish_s) for req in rows]
 
 
@@ -109,6 +135,26 @@ def test_spans_change_nothing_between_ranks(case: Case) -> None:
         assert with_spans.times() == without.times()
         assert with_spans.rank_of == without.rank_of
         assert with_spans.watch.steps == without.watch.steps
+
+
+@laws
+@given(cases("chunked", "paged"), st.booleans())
+def test_ranks_that_draft_do_what_a_plain_loop_does(case: Case, ahead: bool) -> None:
+    setup = replace(case.setup, depth=1, concurrency=0, host_blocks=0)
+    rows = [row._replace(session=-1, samples=1, beams=False) for row in case.rows]
+    case = drafting(replace(case, setup=setup, rows=rows), ahead=ahead)
+    if case.rows:
+        np.testing.assert_allclose(Served(case.setup, 2, case.workload()).times(), naive(case, 2), rtol=1e-9)
+
+
+@laws
+@given(cases("chunked", "paged"), st.booleans())
+def test_one_rank_that_drafts_is_no_rank(case: Case, ahead: bool) -> None:
+    case = drafting(case, ahead=ahead)
+    assert isinstance(case.setup, Drafts)
+    if case.rows:
+        alone = run_drafts(case.setup, case.workload()).requests
+        assert Served(case.setup, 1, case.workload()).times() == [(req.first_token_s, req.finish_s) for req in alone]
 
 
 def test_a_schedule_by_hand() -> None:
@@ -140,6 +186,17 @@ def test_a_request_goes_where_four_times_those_waiting_and_those_running_are_few
     assert least_busy(engines) == 1
 
 
+def test_ranks_that_draft_accept_what_one_engine_accepts_and_spans_change_nothing() -> None:
+    drafts = {"policy.name": "speculative", "speculation.drafter": "eagle", "engine.async_scheduling": False}
+    ranks, one = (api.run(**LOAD, **{**MOE, **drafts, **more}) for more in ({}, {"dp": 1, "ep": 1}))
+    columns = ["status", "output_tokens", "draft_tokens", "accepted_tokens"]
+    pd.testing.assert_frame_equal(ranks.requests[columns], one.requests[columns])
+    stepwise = api.simulate(ranks.scenario, hooks=api.Hooks(spans=False))
+    pd.testing.assert_frame_equal(ranks.requests, stepwise.requests)
+    steps = [each.steps.sort_values(["replica", "step"], ignore_index=True) for each in (ranks, stepwise)]
+    pd.testing.assert_frame_equal(*steps)
+
+
 class Told:
     """Costs what it is told, and keeps the shapes that it was asked for."""
 
@@ -163,6 +220,25 @@ def test_each_shape_tells_the_fullest_rank_and_the_sum_and_idle_ranks_compute_a_
         (((2, 0),), 0, (4, 7)),
         ((), 1, (1, 3)),
     ]
+
+
+def test_each_shape_tells_the_rows_that_draft_on_the_fullest_rank_and_on_all() -> None:
+    cost: Any = Told()
+    setup = Drafts(cost=cost, k=2, rates=(0.0,))
+    Served(setup, 3, workload([(0.0, 4, 3), (0.0, 2, 3), (0.0, 1, 1), (0.0, 1, 3)]))
+    assert {shape.drafting_ranks for shape in cost.shapes[:3]} == {(2, 4)}
+    assert all(shape.ranks[0] >= 3 for shape in cost.shapes[3:6]), "a row that verifies computes its drafts too"
+
+
+def test_a_rank_that_drafts_pays_for_the_experts_of_all() -> None:
+    cost = assemble(scenario.load(None, {**MOE, "policy.name": "speculative", "speculation.drafter": "eagle"})).cost
+    shape = Shape(verifies=((5, 8, 4000, 0),), proposals=(8, 32, 4), proposal_context=4040)
+    alike = shape._replace(ranks=(40, 160), drafting_ranks=(8, 32))
+    busier = alike._replace(drafting_ranks=(64, 256))
+    assert cost.span_s(shape, 1) == cost.span_s(alike, 1)
+    terms, more = cost.explain(alike), cost.explain(busier)
+    assert {name for name in terms if terms[name] != more[name]} == {"drafting"}
+    assert more["drafting"].seconds > terms["drafting"].seconds
 
 
 def test_who_waits_for_memory_is_asked_again_in_every_step() -> None:
@@ -227,7 +303,6 @@ def test_pools_of_ranks_hand_over_between_prompts_and_answers() -> None:
         ({"dp": 2, "redundant_experts": 1}, r"^redundant_experts is 1, and it is read only where ep is above 1$"),
         ({"model": "llama-3.1-8b", "tp": 2, "ep": 2}, r"^ep is 2, and model 'llama-3.1-8b' has no experts to place$"),
         ({"dp": 2, "front_end.name": "vllm-0.33"}, r"^front_end.name is vllm-0.33 and dp is 2: a front end before"),
-        ({"dp": 2, "policy.name": "speculative"}, r"^policy.name is speculative and dp is 2: drafts of such"),
         ({"dp": 2, "offload.weight_layers": 2}, r"^offload.\* is set and dp is 2: layers in host memory"),
         ({"dp": 2, "gpu": "h200", "cost.profile": "h200-llama-3.1-8b"}, r"^cost.profile is .*; cost.profile=roofline"),
         ({"model": "deepseek-v3", "dp": 8, "ep": 8}, r"with tp = 1, dp = 8, ep = 8: .*fit are tp = 1, dp = 16, ep ="),
