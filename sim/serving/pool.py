@@ -248,7 +248,7 @@ def _check_roles(pools: Sequence[Pool], scenario: Scenario) -> None:
     by_role = {role: [pool for pool in pools if pool.role == role] for role in (PREFILL, DECODE, BOTH)}
     one, other = (PREFILL, DECODE) if by_role[PREFILL] else (DECODE, PREFILL)
     if by_role[one] and not by_role[other]:
-        raise InputError(f"pools.{by_role[one][0].name}.role is {one}, and no pool has the role {other}")
+        raise InputError(f"pools.{by_role[one][0].name}.role is {one}, and no pool of its model has the role {other}")
     if not by_role[PREFILL]:
         return
     if by_role[BOTH]:

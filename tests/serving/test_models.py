@@ -117,7 +117,10 @@ def test_a_lone_model_reads_no_names_unless_its_pools_say_any(trace: str) -> Non
             SMALL | LARGE | {"workload.model_shares.tiny": 1.0},
             "its model is 'tiny', which no pool serves; known: small",
         ),
-        (SMALL | LARGE | {"pools.large.role": "prefill", "transfer.gb_per_s": 1.0}, "no pool has the role decode"),
+        (
+            SMALL | LARGE | {"pools.large.role": "prefill", "transfer.gb_per_s": 1.0},
+            "no pool of its model has the role decode",
+        ),
         ({"workload.model_shares.small": 0.0}, "workload.model_shares are all 0, and one at least must be above"),
     ],
 )

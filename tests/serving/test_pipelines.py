@@ -235,7 +235,7 @@ def test_a_run_tells_its_stages_and_keeps_every_gpu_in_the_bill() -> None:
             {"pp": 2, "model": "gpt-oss-20b"},
             r"^pp is 2, and which layer of model 'gpt-oss-20b' is of which kind is not",
         ),
-        ({"pp": 2, "policy.name": "speculative"}, r"^policy.name is speculative and pp is 2: drafts of such"),
+        ({"pp": 2, "policy.name": "speculative"}, r"^policy.name is speculative and pp is 2: drafts behind stages"),
         ({"pp": 2, "engine.async_scheduling": True}, r"^engine.async_scheduling is true and pp is 2: a pipeline has 2"),
         (
             {"pp": 2, "kv.swap_gib": 4.0, "allocator.name": "paged"},
