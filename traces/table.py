@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -28,6 +29,24 @@ class Folded:
 
     def whole(self) -> npt.NDArray[Any]:
         return self._unfold()
+
+
+def folded(pieces: Sequence[npt.NDArray[Any]], kind: str) -> Folded:
+    """A column of this type, (rows,), that is held as such pieces (`smallest`)."""
+    return Folded(sum(map(len, pieces)), partial(_joined, pieces, kind))
+
+
+def _joined(pieces: Sequence[npt.NDArray[Any]], kind: str) -> npt.NDArray[Any]:
+    return np.concatenate(pieces, dtype=kind)
+
+
+def smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy in the smallest type that holds whole numbers as they are, of one value where all are equal."""
+    if values.dtype.kind == "f" or not len(values):
+        return values.copy()
+    low, high = int(values.min()), int(values.max())
+    kind = np.min_scalar_type(min(low, -high - 1))
+    return np.broadcast_to(np.array(low, kind), values.shape) if low == high else values.astype(kind)
 
 
 class ColumnTable:

@@ -6,11 +6,10 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.engine.request import Request
 from sim.results.clients import ClientLog
-from traces.table import Columns, ColumnTable
+from traces.table import Columns, ColumnTable, Folded, folded, smallest
 
 
 class RequestLog:
@@ -85,7 +84,7 @@ def request_table(
     size = np.asarray(block_tokens)[replica]
     engine_latencies = _latencies(*engine_s, output)
     latencies = engine_latencies if alike else _latencies(arrival_s, first_token_s, finish_s, output)
-    table: dict[str, npt.ArrayLike] = {
+    columns: dict[str, np.ndarray] = {
         "request": np.arange(len(trace)),
         "arrival_s": arrival_s,
         "prompt_tokens": prompt,
@@ -107,10 +106,15 @@ def request_table(
         "prefix_blocks": (prompt - 1) // size,
         "samples": spread(log.samples, 1).astype("i8"),
     }
+    table: dict[str, np.ndarray | Folded] = {name: _small(values) for name, values in columns.items()}
     for name in ("session", "turn", "priority", "adapter", "source_row"):
         if name in trace:
             table[name] = np.asarray(trace[name], object if name == "session" else None)
     return ColumnTable(table)
+
+
+def _small(values: np.ndarray) -> np.ndarray | Folded:
+    return folded([smallest(values)], "i8") if values.dtype == np.int64 else values
 
 
 def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:

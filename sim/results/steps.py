@@ -15,7 +15,7 @@ from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.kv import KV_MEAN_COLUMNS
-from traces.table import ColumnTable, Folded
+from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
 
@@ -193,7 +193,7 @@ class StepLog(Observer):
         rows = self._unlike.told_apart(np.frombuffer(self._rows, _ROW))
         self._rows, self._unlike = bytearray(), _Unlike()
         for name, pieces in self._pieces.items():
-            pieces.append(_smallest(rows[name]))
+            pieces.append(smallest(rows[name]))
 
     def _keep(self, shape: Shape, repeats: int) -> None:
         """Sample the next row's shape, if its turn has come."""
@@ -232,31 +232,18 @@ class StepLog(Observer):
         self._next_chunk()
         pieces, self._pieces = self._pieces, {name: [] for name in _PACKED}
         rows = sum(map(len, pieces["step"]))
-        columns = {name: Folded(rows, partial(_joined, pieces[name], kind)) for name, kind in STEP_COLUMNS.items()}
+        columns = {name: folded(pieces[name], kind) for name, kind in STEP_COLUMNS.items()}
         for name, kind in KV_MEAN_COLUMNS.items():
             unfold = partial(_means, pieces[f"kv_{kind}_tokens"], pieces[name], pieces["repeats"])
             columns[name] = Folded(rows, unfold)
         return ColumnTable(columns)
 
 
-def _smallest(values: np.ndarray) -> np.ndarray:
-    """A copy in the smallest type that holds whole numbers as they are, of one value where all are equal."""
-    if values.dtype.kind == "f" or not len(values):
-        return values.copy()
-    low, high = int(values.min()), int(values.max())
-    kind = np.min_scalar_type(min(low, -high - 1))
-    return np.broadcast_to(np.array(low, kind), values.shape) if low == high else values.astype(kind)
-
-
-def _joined(pieces: Sequence[np.ndarray], kind: str) -> np.ndarray:
-    return np.concatenate(pieces, dtype=kind)
-
-
 def _means(ends: Sequence[np.ndarray], drifts: Sequence[np.ndarray], repeats: Sequence[np.ndarray]) -> np.ndarray:
     """Means over the steps of spans, of which the pieces have the value at the end, the drift and the steps."""
-    means = _joined(drifts, "f8")
-    means /= _joined(repeats, "f8")
-    means += _joined(ends, "f8")
+    means = np.concatenate(drifts, dtype="f8")
+    means /= np.concatenate(repeats, dtype="f8")
+    means += np.concatenate(ends, dtype="f8")
     return means
 
 

@@ -18,9 +18,10 @@ from sim.engine.memory import KvPool
 from sim.results import steps
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import met_slo, parse_slo, verdicts
-from sim.results.steps import STEP_COLUMNS, _smallest
+from sim.results.steps import STEP_COLUMNS
 from sim.serving.source import Workload
 from traces.rows import from_frame
+from traces.table import smallest
 
 COST = FixedCost(0.5, per_context_token_s=0.25)
 WORK = Workload([0.0, 3.0, 4.0], [5, 9, 2], [20, 30, 11])
@@ -54,7 +55,7 @@ def test_a_log_that_is_folded_often_tells_the_same(monkeypatch: pytest.MonkeyPat
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300), min_size=1))
 def test_whole_numbers_are_folded_without_a_loss(values: list[int]) -> None:
-    folded = _smallest(np.array(values, np.int64))
+    folded = smallest(np.array(values, np.int64))
     assert np.concatenate([folded], dtype="i8").tolist() == values
     assert folded.itemsize == 1 or np.iinfo(f"i{folded.itemsize // 2}").max < max(*values, -min(values) - 1)
     assert (folded.strides == (0,)) == (len({*values}) == 1)
