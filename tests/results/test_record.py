@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from engine_kit import Setup, run
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim import api, scenario
@@ -53,6 +53,8 @@ def test_a_log_that_is_folded_often_tells_the_same(monkeypatch: pytest.MonkeyPat
     assert (once.steps["repeats"] > 1).any() != bool(tables)
 
 
+@example([128])
+@example([-129])
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300), min_size=1))
 def test_whole_numbers_are_folded_without_a_loss(values: list[int]) -> None:
     folded = smallest(np.array(values, np.int64))
