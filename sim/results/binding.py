@@ -63,34 +63,32 @@ class StepLimits:
 
 def states(steps: Columns, limits: StepLimits) -> Codes:
     """Why requests waited during each span, as places in `STATES`; 0 where none did. (n,)"""
-    column = {
-        name: np.asarray(steps[name], np.int64)
-        for name in (
-            "running", "waiting", "preempted", "prefill_requests", "prefill_tokens", "decode_requests", "draft_tokens",
-            "padding_tokens", "kv_free_tokens",
-        )
-    }  # fmt: skip
-    tokens = column["prefill_tokens"] + column["decode_requests"] + column["draft_tokens"]
+
+    def column(name: str) -> Ints:
+        return np.asarray(steps[name], np.int64)
+
+    tokens = column("prefill_tokens") + column("decode_requests")
+    tokens += column("draft_tokens")
     # Free slots lie in at most one hole more than there are reservations, so that one of them is as large as the mean.
-    holes = 1 if limits.in_pieces else 1 + np.maximum(column["running"], limits.batch)
-    roomy = column["kv_free_tokens"] >= limits.request_tokens * holes
-    full = column["running"] >= limits.seats - (limits.widest - 1)
+    holes = 1 if limits.in_pieces else 1 + np.maximum(column("running"), limits.batch)
+    roomy = column("kv_free_tokens") >= limits.request_tokens * holes
+    full = column("running") >= limits.seats - (limits.widest - 1)
     code = np.full(len(steps), STATES.index(KV), np.int8)
-    held = np.where(limits.whole_prompts & (column["prefill_tokens"] > 0), STATES.index(BUDGET), STATES.index(POLICY))
+    held = np.where(limits.whole_prompts & (column("prefill_tokens") > 0), STATES.index(BUDGET), STATES.index(POLICY))
     code = code if limits.asks else np.where(roomy, held, code)
     code[tokens >= limits.budget_tokens] = STATES.index(BUDGET)
     if limits.batch:
-        rows = column["running"]
-        padded = tokens + column["padding_tokens"]
+        rows = column("running")
+        padded = tokens + column("padding_tokens")
         code[padded * (rows + 1) > limits.budget_tokens * np.maximum(rows, 1)] = STATES.index(BUDGET)
     if DEFERRED in steps:
-        code[np.asarray(steps[DEFERRED]) >= column["waiting"]] = STATES.index(SLOTS)
+        code[np.asarray(steps[DEFERRED]) >= column("waiting")] = STATES.index(SLOTS)
     code[full] = STATES.index(SEATS)
     if limits.batch:
-        code[column["running"] >= limits.batch] = STATES.index(POLICY)
-        code = _as_formed(code, column["prefill_requests"] > 0, np.asarray(steps["replica"]))
-    code[column["preempted"] > 0] = STATES.index(KV)
-    code[column["waiting"] == 0] = 0
+        code[column("running") >= limits.batch] = STATES.index(POLICY)
+        code = _as_formed(code, column("prefill_requests") > 0, np.asarray(steps["replica"]))
+    code[column("preempted") > 0] = STATES.index(KV)
+    code[column("waiting") == 0] = 0
     return code.astype(np.int8)
 
 

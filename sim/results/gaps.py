@@ -74,7 +74,8 @@ class TokenGaps:
         for (sequence, first, last), ends_s in zip(self.runs, self.step_end_s, strict=True):
             many = last > first
             if many.any():
-                gaps_s = np.diff(ends_s, append=ends_s[-1:])
+                gaps_s = np.zeros(len(ends_s))  # behind the last step stands one more, for a run that ends there
+                np.subtract(ends_s[1:], ends_s[:-1], out=gaps_s[:-1])
                 bounds = np.column_stack([first[many], last[many]]).ravel()
                 np.maximum.at(longest, indices_of(sequence[many]), np.maximum.reduceat(gaps_s, bounds)[::2])
         np.maximum.at(longest, indices_of(self.joins.sequence), self.joins.seconds)

@@ -103,7 +103,8 @@ def itl_from_segments(step_end_s: Floats, first: Ints, last: Ints, joins: Floats
 
     step_end_s: end time of every step of the replica. first, last: per segment, the steps (both included) in
     each of which one request received one token; the gaps of a segment are the differences of step_end_s from
-    `first` to `last`. joins: gaps in seconds between two segments of one request, one each.
+    `first` to `last`. joins: gaps in seconds between two segments of one request, one each. The weights have the
+    smallest type that holds them.
     """
     steps = len(step_end_s)
     if len(first) != len(last) or (len(first) and (first.min() < 0 or last.max() >= steps)):
@@ -115,15 +116,15 @@ def itl_from_segments(step_end_s: Floats, first: Ints, last: Ints, joins: Floats
     np.add.at(weights, first, 1)
     np.subtract.at(weights, last, 1)
     weights = np.cumsum(weights, out=weights)[: max(steps - 1, 0)]
-    gaps = np.diff(step_end_s)
-    covered = weights > 0
-    if not covered.all():
-        gaps = gaps[covered]
-        weights = weights[covered]
-    if not len(joins):
-        return gaps, weights
-    ones = np.ones(len(joins), weights.dtype)
-    return np.concatenate([gaps, joins]), np.concatenate([weights, ones])
+    weights = weights.astype(np.min_scalar_type(-int(weights.max(initial=1)) - 1))
+    gaps, at = np.empty(np.count_nonzero(weights) + len(joins)), 0
+    for begin in range(0, len(weights), _SORTED_WHOLE):
+        end = begin + _SORTED_WHOLE
+        some = np.diff(step_end_s[begin : end + 1])[weights[begin:end] > 0]
+        gaps[at : at + len(some)] = some
+        at += len(some)
+    gaps[at:] = joins
+    return gaps, np.concatenate([weights[weights > 0], np.ones(len(joins), weights.dtype)])
 
 
 def merge_itl(parts: Iterable[Itl]) -> Itl:

@@ -6,11 +6,10 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.engine.request import Request
 from sim.results.clients import ClientLog
-from traces.table import Columns, ColumnTable
+from traces.table import Columns, ColumnTable, Folded, folded, smallest
 
 
 class RequestLog:
@@ -83,7 +82,9 @@ def request_table(
     hit_tokens = spread(log.prefix_hit_tokens, 0).astype("i8")
     replica = spread(log.replica, -1).astype("i8")
     size = np.asarray(block_tokens)[replica]
-    table: dict[str, npt.ArrayLike] = {
+    engine_latencies = _latencies(*engine_s, output)
+    latencies = engine_latencies if alike else _latencies(arrival_s, first_token_s, finish_s, output)
+    columns: dict[str, np.ndarray] = {
         "request": np.arange(len(trace)),
         "arrival_s": arrival_s,
         "prompt_tokens": prompt,
@@ -95,9 +96,9 @@ def request_table(
         "first_token_s": first_token_s,
         "finish_s": finish_s,
         "queue_s": first_scheduled_s - engine_s[0],
-        **_latencies(arrival_s, first_token_s, finish_s, output, ""),
+        **latencies,
         "engine_arrival_s": engine_s[0],
-        **_latencies(*engine_s, output, "engine_"),
+        **{f"engine_{name}": values for name, values in engine_latencies.items()},
         "max_itl_s": spread(longest_gap_s, np.nan),
         "preemptions": spread(log.preemptions, 0).astype("i8"),
         "prefix_hit_tokens": hit_tokens,
@@ -105,10 +106,15 @@ def request_table(
         "prefix_blocks": (prompt - 1) // size,
         "samples": spread(log.samples, 1).astype("i8"),
     }
+    table: dict[str, np.ndarray | Folded] = {name: _small(values) for name, values in columns.items()}
     for name in ("session", "turn", "priority", "adapter", "source_row"):
         if name in trace:
             table[name] = np.asarray(trace[name], object if name == "session" else None)
     return ColumnTable(table)
+
+
+def _small(values: np.ndarray) -> np.ndarray | Folded:
+    return folded([smallest(values)], "i8") if values.dtype == np.int64 else values
 
 
 def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:
@@ -121,13 +127,13 @@ def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:
 
 
 def _latencies(
-    arrival_s: np.ndarray, first_token_s: np.ndarray, finish_s: np.ndarray, output: np.ndarray, whose: str
+    arrival_s: np.ndarray, first_token_s: np.ndarray, finish_s: np.ndarray, output: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What lies between the time stamps of the requests, by column."""
     return {
-        f"{whose}ttft_s": first_token_s - arrival_s,
-        f"{whose}tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
-        f"{whose}e2e_s": finish_s - arrival_s,
+        "ttft_s": first_token_s - arrival_s,
+        "tpot_s": np.where(output > 1, (finish_s - first_token_s) / np.maximum(output - 1, 1), np.nan),
+        "e2e_s": finish_s - arrival_s,
     }
 
 

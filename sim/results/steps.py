@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from struct import Struct
 
 import numpy as np
@@ -14,7 +15,7 @@ from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.kv import KV_MEAN_COLUMNS
-from traces.table import ColumnTable
+from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
 
@@ -67,9 +68,8 @@ class StepLog(Observer):
     def __init__(self, replicas: int) -> None:
         self.step_end_s = [array("d") for _ in range(replicas)]
         self._rows = bytearray()
-        self._full: list[bytearray] = []
-        self._packed = 0
-        """Rows in those that are full."""
+        self._pieces: dict[str, list[np.ndarray]] = {name: [] for name in _PACKED}
+        """Of those that were packed before, each column in its smallest types."""
         self._unlike = _Unlike()
         self._seen = 0
         self._stride = 1
@@ -162,7 +162,7 @@ class StepLog(Observer):
                 self._seen += 1
             else:
                 self._keep(courses.shape(at), 1)
-        self._unlike.add(self._packed + len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
+        self._unlike.add(len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
         self._rows += _pack_row(
             index,
             batch.first_step,
@@ -190,9 +190,10 @@ class StepLog(Observer):
             self._next_chunk()
 
     def _next_chunk(self) -> None:
-        self._full.append(self._rows)
-        self._packed += len(self._rows) // _ROW.itemsize
-        self._rows = bytearray()
+        rows = self._unlike.told_apart(np.frombuffer(self._rows, _ROW))
+        self._rows, self._unlike = bytearray(), _Unlike()
+        for name, pieces in self._pieces.items():
+            pieces.append(smallest(rows[name]))
 
     def _keep(self, shape: Shape, repeats: int) -> None:
         """Sample the next row's shape, if its turn has come."""
@@ -228,21 +229,22 @@ class StepLog(Observer):
 
     def table(self) -> ColumnTable:
         """The rows so far, in order of commitment; the log is empty afterwards, so that they are not held twice."""
-        chunks = [*self._full, self._rows]
-        unlike = self._unlike
-        rows = sum(map(len, chunks)) // _ROW.itemsize + unlike.more_rows
-        self._full, self._rows, self._packed, self._unlike = [], bytearray(), 0, _Unlike()
-        columns = {name: np.empty(rows, kind) for name, kind in STEP_COLUMNS.items()}
-        at = packed = 0
-        for chunk in (chunks.pop(0) for _ in range(len(chunks))):
-            part = np.frombuffer(chunk, _ROW)
-            part, packed = unlike.told_apart(part, packed), packed + len(part)
-            for name, column in columns.items():
-                kind = KV_MEAN_COLUMNS.get(name)
-                values = part[name] if kind is None else part[f"kv_{kind}_tokens"] + part[name] / part["repeats"]
-                column[at : at + len(part)] = values
-            at += len(part)
+        self._next_chunk()
+        pieces, self._pieces = self._pieces, {name: [] for name in _PACKED}
+        rows = sum(map(len, pieces["step"]))
+        columns = {name: folded(pieces[name], kind) for name, kind in STEP_COLUMNS.items()}
+        for name, kind in KV_MEAN_COLUMNS.items():
+            unfold = partial(_means, pieces[f"kv_{kind}_tokens"], pieces[name], pieces["repeats"])
+            columns[name] = Folded(rows, unfold)
         return ColumnTable(columns)
+
+
+def _means(ends: Sequence[np.ndarray], drifts: Sequence[np.ndarray], repeats: Sequence[np.ndarray]) -> np.ndarray:
+    """Means over the steps of spans, of which the pieces have the value at the end, the drift and the steps."""
+    means = np.concatenate(drifts, dtype="f8")
+    means /= np.concatenate(repeats, dtype="f8")
+    means += np.concatenate(ends, dtype="f8")
+    return means
 
 
 class _Unlike:
@@ -253,15 +255,10 @@ class _Unlike:
         self._past, self._slots, self._unfilled = array("q"), array("q"), array("q")
         self._start_s, self._end_s, self._device_s = array("d"), array("d"), array("d")
 
-    @property
-    def more_rows(self) -> int:
-        """Rows that the spans make beyond those that were packed."""
-        return len(self._past) - len(self._row)
-
     def add(
         self, row: int, courses: Courses, times_s: list[float], ends_s: list[float], device_s: Sequence[float]
     ) -> None:
-        """Take the span whose packed row is number `row`."""
+        """Take the span whose packed row is number `row` of the chunk."""
         repeats = len(ends_s)
         self._row.append(row)
         self._past.extend(courses.pasts[:repeats])
@@ -272,30 +269,26 @@ class _Unlike:
         self._device_s.extend(device_s[:repeats])
         self._end.append(len(self._past))
 
-    def told_apart(self, rows: np.ndarray, first: int) -> np.ndarray:
-        """Packed rows, the first of which is number `first`, with one for each repeat of the spans among them."""
-        spans = np.frombuffer(self._row, np.int64)
-        begin, end = np.searchsorted(spans, (first, first + len(rows)))
-        if begin == end:
+    def told_apart(self, rows: np.ndarray) -> np.ndarray:
+        """The packed rows of the chunk, with one for each repeat of the spans among them."""
+        if not self._row:
             return rows
         counts = np.ones(len(rows), np.int64)
-        among = spans[begin:end] - first
+        among, ends = np.frombuffer(self._row, np.int64), np.frombuffer(self._end, np.int64)
         counts[among] = rows["repeats"][among]
-        ends = np.frombuffer(self._end, np.int64)
-        told = slice(ends[begin], ends[end])
         past, slots, unfilled = (
-            np.frombuffer(column, np.int64)[told] for column in (self._past, self._slots, self._unfilled)
+            np.frombuffer(column, np.int64) for column in (self._past, self._slots, self._unfilled)
         )
-        last = np.repeat(past[ends[begin + 1 : end + 1] - 1 - told.start], counts[among])
+        last = np.repeat(past[ends[1:] - 1], counts[among])
         every = np.repeat(rows, counts)
         of_spans = np.zeros(len(rows), bool)
         of_spans[among] = True
         at = np.flatnonzero(np.repeat(of_spans, counts))
         part = every[at]
-        part["step"] += np.arange(len(at)) - np.repeat(ends[begin:end] - told.start, counts[among])
+        part["step"] += np.arange(len(at)) - np.repeat(ends[:-1], counts[among])
         part["repeats"] = 1
         for name, column in (("start_s", self._start_s), ("end_s", self._end_s), ("device_s", self._device_s)):
-            part[name] = np.frombuffer(column)[told]
+            part[name] = np.frombuffer(column)
         part["decode_context_tokens"] += past
         part["kv_used_tokens"] += past - last
         part["kv_free_tokens"] += slots

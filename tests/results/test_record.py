@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from engine_kit import Setup, run
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sim import api, scenario
 from sim.cost.step import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
+from sim.results import steps
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import met_slo, parse_slo, verdicts
+from sim.results.steps import STEP_COLUMNS
 from sim.serving.source import Workload
 from traces.rows import from_frame
+from traces.table import smallest
 
 COST = FixedCost(0.5, per_context_token_s=0.25)
 WORK = Workload([0.0, 3.0, 4.0], [5, 9, 2], [20, 30, 11])
@@ -30,6 +37,30 @@ def test_a_span_is_the_sum_of_its_steps(depth: int) -> None:
     np.testing.assert_array_equal(spans[["device_s", "host_s"]].to_numpy(), summed.to_numpy())
     assert whole.step_end_s == single.step_end_s
     np.testing.assert_array_equal(steps["end_s"].to_numpy(), np.asarray(single.step_end_s[0]))
+
+
+@pytest.mark.parametrize("tables", [{}, {"policy": "speculative", "speculation.drafter": "eagle", "speculation.k": 2}])
+def test_a_log_that_is_folded_often_tells_the_same(monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]) -> None:
+    plan = scenario.build({"replicas": 2, "kv.blocks": 60, **tables})
+    rows = pd.DataFrame({"arrival_s": np.arange(40) * 0.02, "prompt_tokens": 40, "output_tokens": 90})
+    trace = from_frame(rows, name="forty")
+    once = api.simulate(plan, trace=trace)
+    monkeypatch.setattr(steps, "_CHUNK_BYTES", 700)
+    often = api.simulate(plan, trace=trace)
+    assert {name: kind.str[1:] for name, kind in often.steps.dtypes.items()} == STEP_COLUMNS
+    pd.testing.assert_frame_equal(often.steps, once.steps, check_exact=True)
+    assert once.steps["preempted"].any()
+    assert (once.steps["repeats"] > 1).any() != bool(tables)
+
+
+@example([128])
+@example([-129])
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300), min_size=1))
+def test_whole_numbers_are_folded_without_a_loss(values: list[int]) -> None:
+    folded = smallest(np.array(values, np.int64))
+    assert np.concatenate([folded], dtype="i8").tolist() == values
+    assert folded.itemsize == 1 or np.iinfo(f"i{folded.itemsize // 2}").max < max(*values, -min(values) - 1)
+    assert (folded.strides == (0,)) == (len({*values}) == 1)
 
 
 def test_only_blocks_before_the_last_token_could_hit() -> None:
