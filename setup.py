@@ -14,7 +14,10 @@ from typing import Any
 from setuptools import setup
 
 MYPYC = "mypy[mypyc]==2.4.1"
-ENGINE = "batch engine flight groups host lockstep lost memory request roster runs shapes staged step tiers tokens"
+ENGINE = (
+    "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
+    "shapes staged step tiers tokens verifying"
+)
 COST = "attention contexts gemm interpolation layers roofline"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
@@ -36,12 +39,12 @@ def asked() -> bool:
 
 
 def extensions() -> list[Any]:
-    """The compiled modules; none while pip asks what building them needs."""
+    """The compiled modules; none while pip asks what building them needs, and what they are: it asks thrice."""
+    if sys.argv[1:2] in (["egg_info"], ["dist_info"]):
+        return []
     try:
         from mypyc.build import mypycify  # noqa: PLC0415 - there only where it was asked for
     except ImportError:
-        if sys.argv[1:2] == ["egg_info"]:
-            return []
         sys.exit(f"FORETOKEN_COMPILE=1 needs {MYPYC}, which is not installed here")
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if sys.platform != "win32" and shutil.which(compiler) is None:

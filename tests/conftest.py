@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sim.engine.build import COMPILED, build
 from sim.study.workers.cores import cores
 
 MOST_PROCESSES = 8
@@ -67,3 +68,10 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real traces and measurements here: {folder} is absent")
     return folder
+
+
+@pytest.fixture
+def pure() -> None:
+    """Of a test that puts methods of its own into classes of the loop."""
+    if build() == COMPILED:
+        pytest.skip("compiled classes take no methods at run time")

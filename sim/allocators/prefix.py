@@ -65,6 +65,11 @@ class Prefix(Paged):
         keep_uncomputed: bool = False,
     ) -> None:
         super().__init__(pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
+        self._begin(keep_uncomputed=keep_uncomputed)
+
+    def _begin(self, *, keep_uncomputed: bool) -> None:
+        """Nothing is cached. Apart, as what follows a growth, a fork and a release is, for `sim.allocators.mixed`: a
+        compiled `super()` is the class before this one, whatever else a subclass inherits from."""
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
@@ -128,13 +133,16 @@ class Prefix(Paged):
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
             return False
+        self._enter_grown(req, tokens)
+        return True
+
+    def _enter_grown(self, req: Request, tokens: int) -> None:
         if tokens > 1 or req.computed < req.prompt_tokens or self.drafting:
             # Drafts may turn out wrong, so blocks that hold some are not entered, those still under way included.
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
             if self.hashes_look_ahead:
                 certain -= 1
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
-        return True
 
     def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
         shareable = len(self._shareable(req))
@@ -151,11 +159,19 @@ class Prefix(Paged):
     def fork(self, parent: Request, child: Request) -> None:
         self._by_runs = False
         super().fork(parent, child)
+        self._share_names(parent, child)
+
+    def _share_names(self, parent: Request, child: Request) -> None:
         own = self._holdings[child]
         own.cached_blocks = self._holdings[parent].cached_blocks
         own.certain_tokens = child.prompt_tokens
 
     def release(self, req: Request) -> None:
+        self._enter_last(req)
+        super().release(req)
+
+    def _enter_last(self, req: Request) -> None:
+        """Name what others may find of a request that is about to give its blocks back, where it has any."""
         holding = self._holdings.get(req)
         if holding is None:
             return
@@ -168,7 +184,6 @@ class Prefix(Paged):
         ):
             # Drafts that the last step found right are named by the next allocation, which never comes.
             self._enter(req, req.computed // self.pool.block_tokens)
-        super().release(req)
 
     # ---- KV from tiers below (`sim.engine.tiers.TieredAllocator`) ---------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from sim.engine.verifying import ByTick, Course, Ints, Verifying
 from traces.schema import InputError
 
 
-@runtime_checkable
 class ForeseeingAllocator(Allocator, Protocol):
     """An allocator that can say what a request will need whose tokens in all coming steps are known.
 
@@ -53,11 +52,11 @@ class ForeseeingAllocator(Allocator, Protocol):
 
 def checked(allocator: Allocator) -> ForeseeingAllocator:
     """An allocator that has `takes_ahead`; InputError where it lacks a method that goes with it."""
-    if not isinstance(allocator, ForeseeingAllocator):
-        methods = ("rows_ahead", "names_ahead", "lengthen", "name", "settle")
-        missing = next(name for name in methods if not hasattr(allocator, name))
-        raise InputError(f"the allocator has takes_ahead, and no method {missing!r}; it needs {', '.join(methods)}")
-    return allocator
+    methods = ("rows_ahead", "names_ahead", "lengthen", "name", "settle")
+    missing = [name for name in methods if not hasattr(allocator, name)]
+    if missing:
+        raise InputError(f"the allocator has takes_ahead, and no method {missing[0]!r}; it needs {', '.join(methods)}")
+    return cast("ForeseeingAllocator", allocator)
 
 
 class Needs:

@@ -258,6 +258,7 @@ def test_a_file_that_is_read_as_another_trace_is_seen(monkeypatch: pytest.Monkey
     assert broken(RUNS["roomy"], "from_file")
 
 
+@pytest.mark.usefixtures("pure")
 def test_seconds_that_do_not_scale_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Predicted.execute
 
@@ -288,6 +289,7 @@ def test_a_router_that_has_a_favourite_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert broken(RUNS["open"], "replicas")
 
 
+@pytest.mark.usefixtures("pure")
 def test_a_faster_gpu_that_is_slower_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Roofline.span_s
 

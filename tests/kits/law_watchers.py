@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from sim.allocators.prefix import Prefix
 from sim.engine.batch import Batch
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
-from sim.engine.memory import NULL_BLOCK
+from sim.engine.memory import NULL_BLOCK, CannotFork, ForkingAllocator
 from sim.engine.request import SAMPLE_BITS, Request, index_of
 from sim.results.kv import KV_CHANGING, KV_KINDS
 from sim.serving.replica import Replica
@@ -188,6 +188,27 @@ class Counters(Observer):
 Token = tuple[int, ...]
 
 
+class Forking:
+    """An allocator as the groups of an engine see it, which tells of each fork before it is made."""
+
+    def __init__(self, allocator: ForkingAllocator, told: Callable[[Request, Request], None]) -> None:
+        self._allocator = allocator
+        self._told = told
+        self.owns_tail = allocator.owns_tail
+
+    @property
+    def copies(self) -> list[tuple[int, int]]:
+        return self._allocator.copies
+
+    @copies.setter
+    def copies(self, copies: list[tuple[int, int]]) -> None:
+        self._allocator.copies = copies
+
+    def fork(self, parent: Request, child: Request) -> None:
+        self._told(parent, child)
+        self._allocator.fork(parent, child)
+
+
 class Contents(Observer):
     """The KV slots themselves: each step writes its tokens' KV and must find that of all tokens before them.
 
@@ -225,18 +246,16 @@ class Contents(Observer):
         if self._watched is replica.engine:
             return
         self._watched = engine = replica.engine
-        allocator: Any = engine.allocator
-        fork = getattr(allocator, "fork", None)
-        if fork is None:
+        groups: Any = engine._groups
+        if isinstance(groups.forking, CannotFork):
             return
 
-        def watched(parent: Request, child: Request) -> None:
+        def told(parent: Request, child: Request) -> None:
             fresh = parent.computed == parent.known
             self._before.setdefault(child, [] if fresh else self.tables(engine, child))
             self.forks.append((parent, child, fresh))
-            fork(parent, child)
 
-        allocator.fork = watched
+        groups.forking = Forking(groups.forking, told)
 
     def planned(self, replica: Replica, batch: Batch) -> None:
         engine = replica.engine

@@ -128,6 +128,7 @@ class Refusals:
         monkeypatch.setattr(Engine, "plan", planned)
 
 
+@pytest.mark.usefixtures("pure")
 @pytest.mark.parametrize("policy", ["chunked", "sjf", "continuous"])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(

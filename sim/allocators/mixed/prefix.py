@@ -39,9 +39,8 @@ class MixedPrefix(Prefix, MixedPaged):
         reserve_full_prompt: bool = True,
         keep_uncomputed: bool = False,
     ) -> None:
-        super().__init__(
-            pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt, keep_uncomputed=keep_uncomputed
-        )
+        MixedPaged.__init__(self, pool, watermark=watermark, reserve_full_prompt=reserve_full_prompt)
+        self._begin(keep_uncomputed=keep_uncomputed)
         self._idle_rows: OrderedDict[int, None] = OrderedDict()
         """Rows that nobody holds, in the order in which they will be taken."""
         self._key_of: dict[int, int] = {}
@@ -116,6 +115,20 @@ class MixedPrefix(Prefix, MixedPaged):
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
+
+    def grow(self, req: Request, tokens: int) -> bool:
+        if not MixedPaged.grow(self, req, tokens):
+            return False
+        self._enter_grown(req, tokens)
+        return True
+
+    def fork(self, parent: Request, child: Request) -> None:
+        MixedPaged.fork(self, parent, child)
+        self._share_names(parent, child)
+
+    def release(self, req: Request) -> None:
+        self._enter_last(req)
+        MixedPaged.release(self, req)
 
     def undisturbed(self, tick: int, limit: int) -> int:
         """How many ticks from `tick` on take no row that can be found.
