@@ -273,7 +273,7 @@ def _compile(folder: Path, card: _common.AbsentCard, wanted: Sequence[str]) -> N
     # Machine code and what Triton says of it are all that a launch reads.
     knobs.cache.dir, knobs.compilation.store_binary_only = str(folder), True
     _common.absent = card
-    triton.runtime.driver.set_active(NoDriver(card))  # type: ignore[arg-type]
+    triton.runtime.driver.set_active(NoDriver(card))
     made = 0
 
     def told(*, src: Any, cache_hit: bool, **_: Any) -> None:
@@ -299,7 +299,11 @@ def main() -> None:
     # A process interprets or compiles, as is decided when the kernels are imported.
     command = [sys.executable, "-m", "backend.kernels.warm", *sys.argv[1:]]
     paths = os.pathsep.join(path for path in sys.path if path)
-    sys.exit(subprocess.run(command, check=False, env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": paths}).returncode)
+    sys.exit(
+        subprocess.run(
+            command, check=False, env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": paths}
+        ).returncode
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -34,9 +35,7 @@ LEAST_BUDGET_S, LEAST_SMALL_S = 120.0, 10.0
 @click.option(
     "--profile", type=click.Path(path_type=Path), help="Validate against this profile; nothing is calibrated."
 )
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Compiled kernels, carried here (backend.kernels.warm)."
-)
+@click.option("--cache", type=click.Path(path_type=Path), help="Compiled kernels, carried here (backend.kernels.warm).")
 def cli(
     out: Path, budget_s: float, device: str, small: bool, stages: str, profile: Path | None, cache: Path | None
 ) -> None:
@@ -65,7 +64,7 @@ def cli(
         if profile is not None:
             shutil.copytree(profile, work / "profile")
         if cache is not None:
-            carried.put(cache, work / KERNELS)
+            importlib.import_module("backend.kernels.carried").put(cache, work / KERNELS)
         run = ProveRun(ProvePlace(device, small, work), folder, wanted, budget_s, _say, started)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.stop)
@@ -94,10 +93,12 @@ def _check_cache(cache: Path, device: str) -> None:
     """Raises InputError where this device has no use for these compiled kernels."""
     if device == "cpu":
         raise InputError("--cache names compiled kernels, and a CPU runs none; leave it out")
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("--cache names compiled kernels, which need the package triton, not installed here")
     import torch  # noqa: PLC0415 - it takes seconds
 
     major, minor = torch.cuda.get_device_capability(device)
-    carried.check(cache, 10 * major + minor)
+    importlib.import_module("backend.kernels.carried").check(cache, 10 * major + minor)
 
 
 def _say(line: str) -> None:

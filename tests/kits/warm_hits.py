@@ -25,7 +25,7 @@ def norms() -> None:
 
 
 def live(name: str) -> None:
-    from pretend_runs import RUNS, answers  # noqa: PLC0415 - as above
+    from pretend_runs import RUNS, answers
 
     answers("cuda", {"dtype": "bf16", **RUNS[name]})
 
