@@ -221,11 +221,12 @@ def _kernels(kind: str) -> Ops:
         raise InputError("numpy interprets kernels in this process: unset TRITON_INTERPRET to use device 'cuda'")
     if not common.INTERPRETED and kind == "interpret":
         raise InputError("kernels are compiled in this process: set TRITON_INTERPRET=1 to use device 'interpret'")
-    return _compiled()
+    return kernel_ops()
 
 
 @cache
-def _compiled() -> Ops:
+def kernel_ops() -> Ops:
+    """Triton's, whatever device is here."""
     return cast(Ops, _OnDemand("backend.kernels", KERNEL_FILES))
 
 

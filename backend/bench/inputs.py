@@ -26,12 +26,17 @@ class Heads:
     dim: int
 
 
+def _seeded(device: torch.device, seed: int) -> torch.Generator:
+    """Tensors of shapes alone (`meta`) have no numbers, and take the host's."""
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+
+
 class BenchPool:
     """Random keys and values [tokens, G, D] of one layer, which caches of any block size see as theirs."""
 
     def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.heads, self.dtype, self.device = heads, dtype, device
-        self._generator = torch.Generator(device).manual_seed(0)
+        self._generator = _seeded(device, 0)
         shape = (CHUNK_TOKENS + tokens, heads.kv, heads.dim)
         self.k, self.v = self._random(shape), self._random(shape)
         self.k_scale, self.v_scale = self._scales(shape), self._scales(shape)
@@ -126,7 +131,7 @@ class BenchSequences:
         grain = self._grain or block_tokens
         device, whole = self.pool.device, self.context // grain
         blocks, within = -(-self.context // block_tokens), grain // block_tokens
-        generator = torch.Generator(device).manual_seed(turn)
+        generator = _seeded(device, turn)
         # What does not fill a piece stays where it is: a sequence's last tokens are the last in its table.
         order = torch.rand((self.count, whole), generator=generator, device=device).argsort(1)
         pieces = order[..., None] * within + torch.arange(within, device=device)

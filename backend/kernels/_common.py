@@ -41,6 +41,18 @@ TRITON_NAMES: Mapping[torch.dtype, str] = {
 }
 """Triton's name of each type that kernels read and write; a pointer is "*" before it."""
 
+
+@dataclass(frozen=True, slots=True)
+class AbsentCard:
+    """A GPU that is not here: its compute capability as 80, 90, 100, and its multiprocessors."""
+
+    capability: int
+    processors: int
+
+
+absent: AbsentCard | None = None
+"""The card that this process compiles for, whose tensors have shapes alone (torch's device `meta`): set by `warm`."""
+
 INTERPRETED_PROCESSORS = 6
 """What `processors` says where numpy interprets: enough for work to be split."""
 
@@ -99,12 +111,16 @@ def processors(device: torch.device) -> int:
     """Multiprocessors of a CUDA device; `INTERPRETED_PROCESSORS` where numpy interprets."""
     if INTERPRETED:
         return INTERPRETED_PROCESSORS
+    if absent is not None:
+        return absent.processors
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
 def capability(device: torch.device) -> int:
     """Compute capability of a CUDA device as 80, 90, 100; 90 where numpy interprets."""
+    if absent is not None:
+        return absent.capability
     major, minor = (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -112,7 +128,9 @@ def capability(device: torch.device) -> int:
 def check_device(*tensors: torch.Tensor | None) -> None:
     """Raises InputError unless all tensors are where this process runs kernels."""
     for tensor in tensors:
-        if tensor is not None and not (tensor.is_cpu if INTERPRETED else tensor.is_cuda):
+        if tensor is not None and not (
+            tensor.is_cpu if INTERPRETED else tensor.is_cuda or (absent is not None and tensor.is_meta)
+        ):
             if INTERPRETED:
                 hint = "numpy interprets kernels in this process; unset TRITON_INTERPRET, or use a machine with CUDA"
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import click
 
 from backend.prove.folder import ProveFolder
-from backend.prove.run import CUT, FAILED, ProveRun
+from backend.prove.run import CUT, FAILED, KERNELS, ProveRun
 from backend.prove.stages import MAKE_PROFILE, STAGES, ProvePlace, ProveStage, chosen
 from backend.prove.table import lines
 from sim.cli.guard import guarded
@@ -34,7 +35,10 @@ LEAST_BUDGET_S, LEAST_SMALL_S = 120.0, 10.0
 @click.option(
     "--profile", type=click.Path(path_type=Path), help="Validate against this profile; nothing is calibrated."
 )
-def cli(out: Path, budget_s: float, device: str, small: bool, stages: str, profile: Path | None) -> None:
+@click.option("--cache", type=click.Path(path_type=Path), help="Compiled kernels, carried here (backend.kernels.warm).")
+def cli(
+    out: Path, budget_s: float, device: str, small: bool, stages: str, profile: Path | None, cache: Path | None
+) -> None:
     """Prove this backend on a device: operations, speed, a profile, its validation, the tests, in one time box.
 
     Exit code 1 where a stage failed, was cut short or found something wrong; 2 for what you can mend.
@@ -52,11 +56,15 @@ def cli(out: Path, budget_s: float, device: str, small: bool, stages: str, profi
             f"the stages need {', '.join(missing)}, not installed here: install, or put their wheels on PYTHONPATH"
         )
     _check_device(device, small)
+    if cache is not None:
+        _check_cache(cache, device)
     folder = ProveFolder(out.resolve())
     work = Path(tempfile.mkdtemp(prefix="foretoken-prove-"))
     try:
         if profile is not None:
             shutil.copytree(profile, work / "profile")
+        if cache is not None:
+            importlib.import_module("backend.kernels.carried").put(cache, work / KERNELS)
         run = ProveRun(ProvePlace(device, small, work), folder, wanted, budget_s, _say, started)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, run.stop)
@@ -79,6 +87,18 @@ def _wanted(stages: str, profile: Path | None) -> list[ProveStage]:
     if stages and any(stage.name in MAKE_PROFILE for stage in wanted):
         raise InputError("--profile names a profile to validate against: leave calibrate and fit out of --stages")
     return [stage for stage in wanted if stage.name not in MAKE_PROFILE]
+
+
+def _check_cache(cache: Path, device: str) -> None:
+    """Raises InputError where this device has no use for these compiled kernels."""
+    if device == "cpu":
+        raise InputError("--cache names compiled kernels, and a CPU runs none; leave it out")
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("--cache names compiled kernels, which need the package triton, not installed here")
+    import torch  # noqa: PLC0415 - it takes seconds
+
+    major, minor = torch.cuda.get_device_capability(device)
+    importlib.import_module("backend.kernels.carried").check(cache, 10 * major + minor)
 
 
 def _say(line: str) -> None:

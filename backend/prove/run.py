@@ -27,6 +27,8 @@ EVERY_S = 5.0
 LAST_S = 3.0
 """Kept for the last write."""
 LEAST_BOX_S = 2.0
+KERNELS = "kernels"
+"""The working folder's cache of compiled kernels, where one was carried here."""
 LOG_OF_STAGE = 300_000
 """Bytes of each output of a stage that the log keeps: its end."""
 
@@ -102,7 +104,9 @@ class ProveRun:
         self._tell(f"{name}: {record.stage.about}, {box:.0f} s at most")
         self.save()
         outputs = (self.place.file(f"{name}.stdout"), self.place.file(f"{name}.stderr"))
-        ended = run_boxed(command, box, outputs, cwd=ROOT, env=environment(), tick=self._tick)
+        kernels = self.place.file(KERNELS)
+        env = environment() | ({"TRITON_CACHE_DIR": str(kernels)} if kernels.is_dir() else {})
+        ended = run_boxed(command, box, outputs, cwd=ROOT, env=env, tick=self._tick)
         self._judge(record, ended, outputs[1])
         self._tell(f"{name}: {record.state} after {record.seconds:.1f} s {record.finding or record.reason}".rstrip())
         self.save()

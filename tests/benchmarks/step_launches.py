@@ -83,7 +83,7 @@ def main() -> None:
 
     spec, device = load_model("tiny-llama").with_dtypes(dtype="bf16"), torch.device("cpu")
     model = random_model(spec, device)
-    recorded: Any = Recorded(ops._compiled())
+    recorded: Any = Recorded(ops.kernel_ops())
     model.ops = recorded
     cache = KvCache.allocate(spec, 64, 16, device)
     bench: Any = type("Device", (), {"device": device, "ops": recorded, "small": True})
