@@ -112,7 +112,7 @@ def test_drafts_are_verified_by_no_table_of_it() -> None:
     plain = table("decode_attention", [{**HEADS, "width": 4}], axes, law)
     made = profile(law)
     made = Profile(made.meta, {**made.tables, "decode_attention": plain})
-    verified = Profiled(MODEL, GPU, made, efficiency=EFFICIENCY).explain(Shape(verifies=((4, 500),)))
+    verified = Profiled(MODEL, GPU, made, efficiency=EFFICIENCY).explain(Shape(verifies=((4, 1, 500, 0),)))
     assert verified["verify attention"].source == "roofline"
 
 

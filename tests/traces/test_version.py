@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sim.cli.main import cli
+from sim.engine.build import build
 from traces import version
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def test_where_it_is_not_installed_its_source_tells() -> None:
 
 def test_a_command_tells_it() -> None:
     done = CliRunner().invoke(cli, ["--version"], prog_name="sim")
-    assert (done.exit_code, done.output) == (0, f"sim, version {version.product_version()}\n")
+    assert (done.exit_code, done.output) == (0, f"sim, version {version.product_version()} ({build()})\n")
 
 
 @pytest.mark.usefixtures("_not_installed")
