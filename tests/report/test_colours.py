@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from sim.cost.interpolation import SOURCES
 from sim.report.templates import PATTERNS, TONES, asset, tone
 
 # What is left of linear RGB for whom one kind of cone is missing (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -81,3 +82,9 @@ def test_neighbours_are_dashed_differently_and_no_two_of_many_are_alike() -> Non
     dashes = re.findall(r"\.line\.d(\d) \{ stroke-dasharray: ([^;]+);", asset("page.css"))
     assert [int(number) for number, _ in dashes] == list(range(1, PATTERNS))
     assert len({pattern for _, pattern in dashes}) == len(dashes)
+
+
+def test_each_source_of_seconds_has_a_colour_of_its_own() -> None:
+    found = dict(re.findall(r"^\.(\w+) \{ --k: (#\w+); fill: \2; \}$", asset("page.css"), re.MULTILINE))
+    assert sorted(found) == sorted(SOURCES)
+    assert len(set(found.values())) == len(SOURCES)
