@@ -89,6 +89,7 @@ class Engine:
         self._forking = self._groups.forking
         self._by_step: bool = getattr(policy, "every_step", False)
         self._repeatable = spans and not self._by_step
+        self._unasked = self._repeatable and together is None and not window_tokens and _advances_all(policy)
         self._holds_finished: bool = getattr(policy, "holds_finished", False)
         self._step = Step(
             policy,
@@ -250,6 +251,12 @@ class Engine:
         """
         step, roster, tokens = self._step, self.roster, self.tokens
         lockstep, landed = roster.lockstep, roster.landed
+        if self._unasked and not (
+            roster.loose or roster.waiting or step.swaps or self._forking.copies or self.adapters
+        ):
+            again = self._go_on(now_s)
+            if again is not None:
+                return again
         step.begin(now_s)
         if landed and self.tiers is None:
             self._serve_landed()
@@ -270,21 +277,42 @@ class Engine:
             if not batch.empty:
                 tokens.next_step += 1
                 self._describe(batch, step)
-                if self.adapters is not None:
-                    self._load_adapters(batch, self.adapters)
                 if not entries and self._repeatable and not batch.copies and not batch.swaps:
                     batch.repeats = self._repeats(step, batch.shape)
         elif count:
             tokens.next_step += 1
             batch.shape = self._shape_together()
-            if self.adapters is not None:
-                self._load_adapters(batch, self.adapters)
             if self._repeatable:
                 batch.repeats = self._repeats(step, batch.shape)
+        if self.adapters is not None and not batch.empty:
+            self._load_adapters(batch, self.adapters)
         if entries or roster.loose:
             self._settle(batch)
         batch.running = len(roster.running)
         batch.waiting = len(roster.waiting)
+        return batch
+
+    def _go_on(self, now_s: float) -> Batch | None:
+        """The step that a policy which advances all plans where nobody else is there; None where somebody is."""
+        roster, lockstep, blocks, tokens = self.roster, self._lockstep, self._grouped, self.tokens
+        count, tick = lockstep.count, lockstep.tick
+        if roster.loose or roster.waiting or not count or blocks is None or self.adapters is not None:
+            return None
+        if self._step.swaps or self._forking.copies or count > self.limits.max_num_batched_tokens:
+            return None
+        repeats = blocks.headroom(tick, lockstep.steps_to_drain())
+        if not repeats:
+            return None
+        blocks.step(tick)
+        lockstep.tick = tick + 1
+        batch = Batch(tokens.next_step, now_s, [], count, [])
+        tokens.next_step += 1
+        batch.together = lockstep
+        batch.table = self._table
+        batch.shape = self._shape_together()
+        batch.repeats = repeats
+        batch.running = len(roster.running)
+        self.wake_s = None
         return batch
 
     def _shape_together(self) -> Shape:
@@ -294,8 +322,10 @@ class Engine:
         within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
         longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
         context = lockstep.base_sum + count * lockstep.tick
-        known = ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths)
-        return shape_of((*known, (0, 0), NO_ADAPTERS, (0, 0)))
+        nobody = (0, 0)
+        return shape_of(
+            ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, nobody, NO_ADAPTERS, nobody)
+        )
 
     def _stand_still(self) -> None:
         """Let the lockstep's members compute nothing in the step that is planned."""
@@ -492,3 +522,9 @@ class Engine:
 
 def _admission(req: Request) -> int:
     return req.seat.seq
+
+
+def _advances_all(policy: Policy) -> bool:
+    """Does the very class that decides say so (`Policy`), and not one that it inherits from?"""
+    decides = next((each for each in type(policy).__mro__ if "__call__" in vars(each)), type(policy))
+    return vars(decides).get("advances_all") is True

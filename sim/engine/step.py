@@ -31,6 +31,9 @@ class Policy(Protocol):
     the running list its turn (vLLM 0.19 keeps its place in that list as a number; mended by 0.33);
     `holds_finished`: True keeps the seat and the memory of a finished request until no request runs;
     `every_step`: True where the decision depends on the time or on counters, so that no step may be repeated unasked;
+    `advances_all`: True says of the class that has it and decides that with nobody waiting and all who run decoding it
+    calls `advance_running` with no limit and nothing else, so that it need not be asked; who inherits and decides
+    otherwise is asked;
     `async_by_default`: True where the next step is planned while the current one runs, unless the user says otherwise.
     """
 

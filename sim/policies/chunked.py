@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sim.engine.step import Step
 from traces.schema import InputError
 
@@ -21,6 +23,7 @@ class Chunked:
     """
 
     async_by_default = True
+    advances_all: ClassVar[bool] = True
 
     def __init__(
         self,

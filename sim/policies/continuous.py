@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sim.engine.step import Step
 from traces.schema import InputError
 
@@ -14,6 +16,8 @@ class Continuous:
             decoding wait (vLLM V0); "decode-first" gives each running request its token and fills what is left of
             the same step with whole prompts (Orca's selective batching).
     """
+
+    advances_all: ClassVar[bool] = True
 
     def __init__(self, *, order: str = "prefill-first") -> None:
         if order not in ("prefill-first", "decode-first"):

@@ -19,13 +19,14 @@ class Event(partial[None]):
     A partial is made without a Python frame, some 100,000 times a run.
     """
 
+    called_off = False
     _value = None
     _ok = True
 
     @property
     def callbacks(self) -> Any:
         """As SimPy asks for them."""
-        return [self]
+        return [] if self.called_off else [self]
 
     @callbacks.setter
     def callbacks(self, value: Any) -> None:
@@ -45,6 +46,8 @@ class Clock(simpy.Environment):
     def peek(self) -> float:
         """When the next call is due; inf where none is."""
         queue = self._queue
+        while queue and queue[0][3].called_off:  # type: ignore[attr-defined]
+            heappop(queue)
         return queue[0][0] if queue else math.inf
 
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
@@ -57,12 +60,21 @@ class Clock(simpy.Environment):
         heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
         return event
 
+    def skip_to(self, time_s: float) -> bool:
+        """Let it be `time_s` now, where no call is due until then and at that time; returns whether it is."""
+        if self.peek() <= time_s:
+            return False
+        self._now = time_s
+        return True
+
     def run_out(self) -> None:
         """Run until nothing is left to happen; as SimPy's `run`, for calls alone."""
         queue = self._queue
         while queue:
-            self._now, _, _, event = heappop(queue)
-            event(event)  # type: ignore[operator]
+            time_s, _, _, event = heappop(queue)
+            if not event.called_off:  # type: ignore[attr-defined]
+                self._now = time_s
+                event(event)  # type: ignore[operator]
 
 
 class WallClock(Clock):
@@ -71,6 +83,9 @@ class WallClock(Clock):
     def __init__(self) -> None:
         super().__init__()
         self._epoch_s: float | None = None
+
+    def skip_to(self, time_s: float) -> bool:
+        return False
 
     def run_out(self) -> None:
         self.run()

@@ -67,7 +67,7 @@ class Replica:
         self._empty_plans = 0
         self._wake: Event | None = None
         self._wake_s = 0.0
-        self._last_step_s = 0.0
+        self._last_decode_s = 0.0
         self._last_repeats = 0
         self.moving = 0
         """Requests here whose KV is awaited, or is being sent: what they hold will be of use, or free."""
@@ -129,6 +129,8 @@ class Replica:
             out_step = first_step + out - 1 if out else out_step
             self._tell_committed(self, flight)
         flights.clear()
+        if self._wake is not None:
+            self._wake.called_off = True
         self._wake, self._stalled, self._empty_plans = None, False, 0
         unfinished = lost(engine, out_step)
         tokens.next_step = next_step
@@ -157,8 +159,6 @@ class Replica:
 
     def _woken(self, event: Event) -> None:
         """Commit and plan all that is due now, then sleep until something will be."""
-        if event is not self._wake:
-            return
         self._wake, now_s, flights = None, self._wake_s, self._flights
         while True:
             if flights:
@@ -171,10 +171,12 @@ class Replica:
                     if plan_s <= now_s:
                         self._plan(now_s)
                         continue
-                    self._wake_at(plan_s if plan_s < due_s else due_s)
-                else:
-                    self._wake_at(due_s)
-            elif self._stalled:
+                    due_s = min(plan_s, due_s)
+                if self._sleeps_until(due_s):
+                    return
+                now_s = due_s
+                continue
+            if self._stalled:
                 self._stalled = False
                 if self.engine.wake_s is not None:
                     self._wake_at(self.engine.wake_s)
@@ -182,6 +184,17 @@ class Replica:
                 self._plan(now_s)
                 continue
             return
+
+    def _sleeps_until(self, time_s: float) -> bool:
+        """Wait for that time, when something will be due here; False where it is that time now, as nothing else
+        happens before."""
+        if self.clock.skip_to(time_s):
+            if self._wake is not None:
+                self._wake.called_off = True
+                self._wake = None
+            return False
+        self._wake_at(time_s)
+        return True
 
     def _ask_for_work(self) -> bool:
         self._tell_idle(self)
@@ -215,16 +228,18 @@ class Replica:
                 )
             return
         self._empty_plans = 0
-        if batch.repeats > 4 and self._last_step_s > 0.0:
-            # Pricing more of a span's steps than those before something is likely to cut it would be wasted.
-            ahead = 1.25 * (self.clock.peek() - start_s) / self._last_step_s + 4
+        if batch.repeats > 4 and self._last_decode_s > 0.0:
+            # Pricing more of a span's steps than those before something is likely to cut it would be wasted; and a span
+            # of too few is planned anew for nothing.
+            ahead = 1.25 * max(0.0, self.clock.peek() - start_s) / self._last_decode_s + 4
             if not self._alone:
                 # What the clock has next is mostly of another replica; the router alone knows who comes here, and when.
                 ahead = max(ahead, 2 * self._last_repeats + 16)
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
         outcome = self.executor.execute(batch)
-        self._last_step_s = outcome.seconds[0]
+        if not batch.entries:
+            self._last_decode_s = outcome.seconds[0]
         flights.append(Flight(batch, outcome, start_s))
 
     def _seal(self, flight: Flight) -> None:
@@ -245,5 +260,7 @@ class Replica:
     def _wake_at(self, time_s: float) -> None:
         if self._wake is not None and self._wake_s == time_s:
             return
+        if self._wake is not None:
+            self._wake.called_off = True
         self._wake_s = time_s
         self._wake = self.clock.call_at(time_s, self._woken, rank=self.index)

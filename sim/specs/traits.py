@@ -31,6 +31,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "victim": Trait("method", "victim(running): whom to preempt when the KV cache is full"),
             "holds_finished": Trait("switch", "keeps seat and memory of a finished request until no request runs"),
             "every_step": Trait("switch", "decides by the time or by counters: no step repeats unasked"),
+            "advances_all": Trait("switch", "advances all where all decode and nobody waits: it need not be asked"),
             "async_by_default": Trait("switch", "the next step is planned while the current one runs"),
             "scans_by_place": Trait("switch", "scans the running list by place, as vLLM 0.19 does"),
             "drafts": Trait("switch", "schedules drafts beside the last tokens"),
