@@ -25,6 +25,7 @@ from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, DecodeStep, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, each_course_s, shape_rows, shape_tokens
 from sim.engine.batch import Courses, Shape
+from sim.engine.lockstep import LengthsTold
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -106,9 +107,11 @@ class Profiled(Roofline):
         return self._priced.uneven
 
     @property
-    def needs_lengths(self) -> bool:
-        """Whether they should tell the others too."""
-        return self._priced.cuts_rows
+    def needs_lengths(self) -> LengthsTold:
+        """Of which steps they should tell the others too: one launch with prompts is priced by the longest alone."""
+        if not self._priced.cuts_rows:
+            return "never"
+        return "alone" if self._priced.measures_mixed else "always"
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""

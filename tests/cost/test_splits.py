@@ -112,12 +112,25 @@ def test_uneven_rows_take_no_less_than_even_ones(contexts: list[int]) -> None:
 def test_whole_rows_wait_for_the_longest_and_cut_ones_hardly() -> None:
     """32 rows of 8 heads are not cut on an H100's 132 processors, 24 rows are."""
     assert COST.needs_longest
-    assert COST.needs_lengths
+    assert COST.needs_lengths == "always"
     assert not EVEN.needs_longest
-    assert not EVEN.needs_lengths
+    assert EVEN.needs_lengths == "never"
     whole, cut = ([1000] * (rows - 1) + [4000] for rows in (32, 24))
     assert seconds(whole, COST) > 1.2 * seconds(whole, EVEN)
     assert seconds(cut, COST) < 1.1 * seconds(cut, EVEN)
+
+
+def test_one_launch_with_prompts_asks_for_no_lengths() -> None:
+    """Such a step's price does not depend on them, so that the engine need not tell them; without prompts it does."""
+    mixed = llama_profile(1.3, mixed=True)
+    cost = Profiled(MODEL, GPU, replace(mixed, meta=RULED.meta))
+    assert cost.needs_lengths == "alone"
+    rows = [8000] * 4 + [467] * 60
+    shape = Shape((), 64, sum(rows), decode_longest=8000)
+    told = shape._replace(decode_lengths=grouped(rows))
+    assert cost.span_s(shape, 2) != cost.span_s(told, 2)
+    beside = ((512, 0),)
+    assert cost.span_s(shape._replace(prefills=beside), 2) == cost.span_s(told._replace(prefills=beside), 2)
 
 
 def test_of_two_lengths_the_sum_and_the_longest_say_all() -> None:
