@@ -76,9 +76,26 @@ def test_one_step_and_a_span_give_the_same_bits(
     cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
     idle = cut.idle_tokens(lengths, step)
     assert idle >= 0.0
-    assert cut.along(lengths, np.arange(step, step + 3))[0] == idle
     later = tuple((rows, tokens + step * rows) for rows, tokens in lengths)
     assert cut.idle_tokens(later, 0) == idle
+    span = cut.idle_each(lengths, range(40))
+    assert span == [cut.idle_tokens(lengths, each) for each in range(40)]
+
+
+@given(CONTEXTS, st.integers(1, 16), st.integers(1, 200), st.sampled_from([0, 256]))
+def test_it_is_the_integral(contexts: list[int], heads: int, processors: int, most_blocks: int) -> None:
+    """Of K - N(y), by pieces between the groups' means, N straight in each, from where N is K to where it is a half."""
+    cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
+    number = cut.parts(max(contexts))
+    slots, knee, total = min(processors, len(contexts) * heads * number), processors / SATURATING, sum(contexts)
+    means, members, above, idle = [tokens / rows for rows, tokens in lengths], 0, 0, 0.0
+    for (rows, tokens), top, bottom in zip(lengths, means, [*means[1:], 0.0], strict=True):
+        members, above = members + rows, above + tokens
+        low = max(bottom, (above - knee * total / slots) / members)
+        high = min(top, (above - 0.5 * total / slots) / members)
+        if high > low:
+            idle += (high - low) * (knee - slots * (above - members * (low + high) / 2) / total)
+    assert cut.idle_tokens(lengths, 0) == pytest.approx(idle / number / heads, rel=1e-9, abs=1e-9 * total)
 
 
 @given(st.integers(20, 80), st.integers(200, 3000), st.floats(2.0, 5.0), st.integers(0, 2**32 - 1))
