@@ -17,6 +17,7 @@ from sim.cost.layers import Terms
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import MEMO_SIZE, Constant, Term, device_seconds
 from sim.engine.batch import AdapterWork, Shape
+from sim.engine.lockstep import LengthsTold
 from sim.specs.lora import ALL, LoraSettings
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
@@ -120,9 +121,10 @@ class Adapted:
         return bool(getattr(self._plain, "needs_longest", False))
 
     @property
-    def needs_lengths(self) -> bool:
+    def needs_lengths(self) -> LengthsTold:
         """As of the model's price."""
-        return bool(getattr(self._plain, "needs_lengths", True))
+        told: LengthsTold = getattr(self._plain, "needs_lengths", "always")
+        return told
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""

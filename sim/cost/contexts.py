@@ -14,7 +14,7 @@ from sim.engine.lockstep import Lengths
 
 # From these lengths on numpy beats a list comprehension, where contexts are even and where they are not; both give the
 # same bits.
-_VECTOR_SPAN, _UNEVEN_VECTOR_SPAN, _TAIL_VECTOR_SPAN = 64, 12, 24
+_VECTOR_SPAN, _UNEVEN_VECTOR_SPAN = 64, 12
 
 
 class ContextCost(NamedTuple):
@@ -80,7 +80,7 @@ class ContextCost(NamedTuple):
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
         lengths = self.lengths(shape) if tail is not None else ()
-        if not even and last < end and repeats < (_TAIL_VECTOR_SPAN if tail else _VECTOR_SPAN):
+        if not even and last < end and repeats < _VECTOR_SPAN:
             contexts = range(context, last + 1, decodes)
             steps_s = []
             if tail is not None and lengths:
@@ -105,7 +105,7 @@ class ContextCost(NamedTuple):
                     here_s = value + slope * (tokens - start)
                     steps_s.append(fixed_s + (here_s + uneven * (line.at(tokens + more) - here_s)))
             return steps_s if min(steps_s) >= least_s else [max(step_s, least_s) for step_s in steps_s]
-        if repeats < (_TAIL_VECTOR_SPAN if tail else _UNEVEN_VECTOR_SPAN):
+        if repeats < _UNEVEN_VECTOR_SPAN:
             bent_s = [
                 fixed_s + self.at(context + decodes * i, longest + decodes * i if longest else 0, lengths, i)
                 for i in range(repeats)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple, TypeAlias
@@ -44,6 +45,10 @@ class Price(NamedTuple):
         return SOURCES[self.rank]
 
 
+price_of = partial(tuple.__new__, Price)
+"""A price from (seconds, rank); without the Python frame of a NamedTuple's own constructor."""
+
+
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
@@ -56,11 +61,11 @@ class PriceGrid:
         """
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
-        self._root = _axis(points, forms)
+        self._root = _axis(points, forms, ())
 
     def at(self, point: Point, guide: Guide) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return Price(*self._root.at(0, point, list(point), guide))
+        return price_of(self._root.at(point, guide))
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
@@ -68,46 +73,46 @@ class PriceGrid:
 
 
 class _Axis:
-    """An axis of a grid and all behind it: sorted values, and what stands at each.
+    """An axis of a grid and all behind it: sorted values, and what stands at each; `before` are those of the axes
+    before, at which it stands.
 
     Most of what pricing steps costs is spent in `at`: one call for each line that the point lies between, no more, and
     the two frequent forms written out.
     """
 
-    __slots__ = ("children", "form", "values")
+    __slots__ = ("axis", "before", "children", "form", "values")
 
-    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
+    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> None:
         parts: dict[float, dict[Point, Price]] = {}
         for point, price in points.items():
             parts.setdefault(point[0], {})[point[1:]] = price
         self.form, self.values = forms[0], sorted(parts)
-        self.children = [_axis(parts[value], forms[1:]) for value in self.values]
+        self.axis, self.before = len(before), before
+        self.children = [_axis(parts[value], forms[1:], (*before, value)) for value in self.values]
 
-    def at(self, axis: int, point: Point, line: list[float], guide: Guide) -> tuple[float, int]:
-        """(seconds, rank) along this and the further axes; `line` has what coordinates the axes before are held at."""
-        x, values, children = point[axis], self.values, self.children
+    def at(self, point: Point, guide: Guide) -> tuple[float, int]:
+        """(seconds, rank) along this and the further axes."""
+        x, values, children = point[self.axis], self.values, self.children
         above, last = bisect_left(values, x), len(values)
-        if above < last and values[above] == x:
-            line[axis] = x
-            return children[above].at(axis + 1, point, line, guide)
+        if above < last and (right := values[above]) == x:
+            return children[above].at(point, guide)
         if 0 < above < last:
-            line[axis] = left = values[above - 1]
-            low, low_rank = children[above - 1].at(axis + 1, point, line, guide)
-            line[axis] = right = values[above]
-            high, high_rank = children[above].at(axis + 1, point, line, guide)
+            left = values[above - 1]
+            low, low_rank = children[above - 1].at(point, guide)
+            high, high_rank = children[above].at(point, guide)
             if self.form == "linear":
                 seconds = low + (high - low) * ((x - left) / (right - left))
             elif self.form == "sqrt":
                 root = sqrt(low)
                 seconds = (root + (sqrt(high) - root) * ((x - left) / (right - left))) ** 2
             else:
-                seconds = _by_guide((left, right), (low, high), x, _along(axis, point, line, guide))
+                curve = _along(self.axis, self.before, point, guide)
+                seconds = _by_guide((left, right), (low, high), x, curve)
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
-        line[axis] = values[edge]
-        seconds, rank = children[edge].at(axis + 1, point, line, guide)
-        curve = _along(axis, point, line, guide)
+        seconds, rank = children[edge].at(point, guide)
+        curve = _along(self.axis, self.before, point, guide)
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
 
     def last_values(self, outer: Point) -> list[float]:
@@ -122,51 +127,58 @@ class _Axis:
 class _LastAxis:
     """The innermost axis, whose points have prices; of tens of thousands only numbers are kept."""
 
-    __slots__ = ("form", "ranks", "roots", "seconds", "values")
+    __slots__ = ("axis", "before", "form", "pieces", "ranks", "seconds", "values")
 
-    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
+    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> None:
         self.form, self.values = forms[0], sorted(value for (value,) in points)
-        self.seconds = [points[value,].seconds for value in self.values]
-        self.ranks = [points[value,].rank for value in self.values]
-        self.roots = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
+        self.axis, self.before = len(before), before
+        prices = [points[value,] for value in self.values]
+        self.seconds = [seconds for seconds, _ in prices]
+        self.ranks = [rank for _, rank in prices]
+        self.pieces: list[tuple[float, float, float, float, int]] = []
+        """Of each piece between two values (where it begins, its width, what stands there, the rise to its end, rank);
+        made when first asked for, since most lines of a great grid never are."""
 
-    def at(self, axis: int, point: Point, line: list[float], guide: Guide) -> tuple[float, int]:
+    def at(self, point: Point, guide: Guide) -> tuple[float, int]:
         """As `_Axis.at`."""
-        x, values = point[axis], self.values
+        x, values = point[self.axis], self.values
         above, last = bisect_left(values, x), len(values)
         if above < last and values[above] == x:
             return self.seconds[above], self.ranks[above]
         if 0 < above < last:
-            left, right = values[above - 1], values[above]
+            left, width, start, rise, rank = (self.pieces or self._made())[above - 1]
             if self.form == "sqrt":
-                root = self.roots[above - 1]
-                seconds = (root + (self.roots[above] - root) * ((x - left) / (right - left))) ** 2
-            elif self.form == "linear":
-                low = self.seconds[above - 1]
-                seconds = low + (self.seconds[above] - low) * ((x - left) / (right - left))
-            else:
-                ends = self.seconds[above - 1], self.seconds[above]
-                seconds = _by_guide((left, right), ends, x, _along(axis, point, line, guide))
-            low_rank, high_rank = self.ranks[above - 1], self.ranks[above]
-            rank = low_rank if low_rank > high_rank else high_rank
-            return seconds, rank if rank > INTERPOLATED else INTERPOLATED
+                return (start + rise * ((x - left) / width)) ** 2, rank
+            if self.form == "linear":
+                return start + rise * ((x - left) / width), rank
+            ends = self.seconds[above - 1], self.seconds[above]
+            curve = _along(self.axis, self.before, point, guide)
+            return _by_guide((left, values[above]), ends, x, curve), rank
         edge = min(above, last - 1)
-        before = line[:axis]
-        ratio = guide((*before, x)) / guide((*before, values[edge]))
+        ratio = guide((*self.before, x)) / guide((*self.before, values[edge]))
         return self.seconds[edge] * ratio, max(self.ranks[edge], EXTRAPOLATED)
+
+    def _made(self) -> list[tuple[float, float, float, float, int]]:
+        heights = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
+        here = zip(self.values, heights, self.ranks, strict=True)
+        self.pieces = [
+            (left, right - left, low, high - low, max(low_rank, high_rank, INTERPOLATED))
+            for (left, low, low_rank), (right, high, high_rank) in pairwise(here)
+        ]
+        return self.pieces
 
     def last_values(self, _outer: Point) -> list[float]:
         """As `PriceGrid.last_values`."""
         return self.values
 
 
-def _axis(points: Mapping[Point, Price], forms: Sequence[str]) -> _Axis | _LastAxis:
-    return _Axis(points, forms) if len(forms) > 1 else _LastAxis(points, forms)
+def _axis(points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> _Axis | _LastAxis:
+    return _Axis(points, forms, before) if len(forms) > 1 else _LastAxis(points, forms, before)
 
 
-def _along(axis: int, point: Point, line: Sequence[float], guide: Guide) -> Curve:
-    """The guide along one axis, the axes before held as `line` has them, those behind as the point has them."""
-    before, rest = line[:axis], point[axis + 1 :]
+def _along(axis: int, before: Point, point: Point, guide: Guide) -> Curve:
+    """The guide along one axis, the axes before held where a line stands, those behind as the point has them."""
+    rest = point[axis + 1 :]
     return lambda x: guide((*before, x, *rest))
 
 
@@ -245,7 +257,12 @@ def left_out(points: Mapping[Point, Price], guide: Guide, axis: int, form: str) 
     for rest, values in lines.items():
         values.sort()
         for left, here, right in zip(values, values[1:], values[2:], strict=False):
-            ends: dict[Point, Price] = {(x,): points[(*rest[:axis], x, *rest[axis:])] for x in (left, right)}
             point = (*rest[:axis], here, *rest[axis:])
-            seconds, _ = _LastAxis(ends, [form]).at(axis, point, list(point), guide)
+            low, high = (points[(*rest[:axis], x, *rest[axis:])].seconds for x in (left, right))
+            if form == "efficiency":
+                curve = _along(axis, rest[:axis], point, guide)
+                seconds = _by_guide((left, right), (low, high), here, curve)
+            else:
+                ends: dict[Point, Price] = {(left,): Price(low, MEASURED), (right,): Price(high, MEASURED)}
+                seconds, _ = _LastAxis(ends, [form], ()).at((here,), guide)
             yield point, seconds / points[point].seconds - 1.0

@@ -103,9 +103,9 @@ class Kernel:
             return grid.at(point, guide)
         share, rank = 0.0, self._least_rank
         for grid, guide, weight in self._parts:
-            price = grid.at(point, guide)
-            share += weight * price.seconds / guide(point)
-            rank = max(rank, price.rank)
+            seconds, part_rank = grid.at(point, guide)
+            share += weight * seconds / guide(point)
+            rank = max(rank, part_rank)
         return Price(share * self._guide(point), rank)
 
     def context_line(self, sequences: int, times: int) -> Line:

@@ -7,12 +7,13 @@ What the tables lack is None here, and for the roofline to price. It knows no ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
 from sim.cost.experts import BALANCED, Routing
-from sim.cost.interpolation import INTERPOLATED, MEASURED, Price
+from sim.cost.interpolation import INTERPOLATED, MEASURED, Price, price_of
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.splits import Cut, Tail, keys_of
@@ -56,7 +57,7 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
     if len(parts) == 1:
         times, kernel, scale = parts[0]
         seconds, rank = kernel.at(scale * size)
-        return Price(times * seconds, rank)
+        return price_of((times * seconds, rank))
     prices = ((times, kernel.at(scale * size)) for times, kernel, scale in parts)
     return total([Price(times * price.seconds, price.rank) for times, price in prices])
 
@@ -214,6 +215,10 @@ class MeasuredAttention:
             self._prefill = self._whole("latent_prefill_attention", **made)
             self._decode = self._whole("latent_decode_attention")
             self._processors = 0  # whose rule is of another kernel
+        self._mixed_shares = [
+            kernel.uneven if kernel.uneven.rows or not self._decode else self._decode[at][1].uneven
+            for at, (_, kernel) in enumerate(self._mixed or ())
+        ]
         self._widths: dict[int, list[tuple[int, Kernel]] | None] = {}
         self._slices: dict[tuple[int, int, int], Price] = {}
 
@@ -292,14 +297,14 @@ class MeasuredAttention:
         mean = context / decodes
         prices = []
         for at, (layers, kernel) in enumerate(self._mixed):
-            price = kernel.at(decodes, mean, past, new)
-            uneven = kernel.uneven if kernel.uneven.rows or not self._decode else self._decode[at][1].uneven
-            share = uneven.at(decodes)
-            if longest > mean and share:
-                most = kernel.at(decodes, longest, past, new)
-                more_s = share * max(0.0, most.seconds - price.seconds)
-                price = Price(price.seconds + more_s, max(price.rank, most.rank, INTERPOLATED))
-            prices.append(Price(layers * price.seconds, price.rank))
+            seconds, rank = kernel.at(decodes, mean, past, new)
+            share = self._mixed_shares[at].at(decodes) if longest > mean else 0.0
+            if share:
+                most_s, most_rank = kernel.at(decodes, longest, past, new)
+                if most_s > seconds:
+                    seconds += share * (most_s - seconds)
+                rank = max(rank, most_rank, INTERPOLATED)
+            prices.append(price_of((layers * seconds, rank)))
         return prices[0] if len(prices) == 1 else total(prices)
 
     def context_costs(self, decodes: int, captured: int = 0) -> tuple[ContextCost | None, ContextCost | None] | None:
@@ -364,6 +369,10 @@ class Size(NamedTuple):
     graph: int
     rows: int
     prefill_tokens: int
+
+
+size_of = partial(tuple.__new__, Size)
+"""A size from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
 
 
 class Overheads:

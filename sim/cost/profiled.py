@@ -16,15 +16,16 @@ from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
-from sim.cost.interpolation import MEASURED, SOURCES, Price
+from sim.cost.interpolation import MEASURED, SOURCES, Price, price_of
 from sim.cost.layers import row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
-from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, total
+from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, size_of, total
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, DecodeStep, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, each_course_s, shape_rows, shape_tokens
 from sim.engine.batch import Courses, Shape
+from sim.engine.lockstep import LengthsTold
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
@@ -106,9 +107,11 @@ class Profiled(Roofline):
         return self._priced.uneven
 
     @property
-    def needs_lengths(self) -> bool:
-        """Whether they should tell the others too."""
-        return self._priced.cuts_rows
+    def needs_lengths(self) -> LengthsTold:
+        """Of which steps they should tell the others too: one launch with prompts is priced by the longest alone."""
+        if not self._priced.cuts_rows:
+            return "never"
+        return "alone" if self._priced.measures_mixed else "always"
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
@@ -365,16 +368,17 @@ class Profiled(Roofline):
         return (self._overheads.host(size) if size.rows else None) or self._roof("host", self._host_s(size.rows, shape))
 
     def _size(self, shape: Shape, tokens: int) -> Size:
-        parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
-        prefill_tokens = tokens - shape.decodes
-        if shape.verifies:
-            prefill_tokens -= sum(tokens * rows for tokens, rows, _, _ in shape.verifies)
-        graph = self._in_graph(tokens) and (not shape.prefills or self._overheads.captures(parts))
-        return Size(parts, int(graph), shape_rows(shape), prefill_tokens)
+        prefills, decodes, verifies = shape.prefills, shape.decodes, shape.verifies
+        parts = ("mixed" if decodes or verifies else "prefill") if prefills else "decode"
+        prefill_tokens = tokens - decodes
+        if verifies:
+            prefill_tokens -= sum([tokens * rows for tokens, rows, _, _ in verifies])
+        graph = self._in_graph(tokens) and (not prefills or self._overheads.captures(parts))
+        return size_of((parts, int(graph), shape_rows(shape), prefill_tokens))
 
     def _roof(self, term: str, seconds: float) -> Price:
         """What no table of the profile has."""
         rank = self._roof_ranks.get(term)
         if rank is None:
             rank = self._roof_ranks[term] = SOURCES.index(self._sources.of(term))
-        return Price(seconds, rank)
+        return price_of((seconds, rank))

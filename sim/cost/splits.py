@@ -8,6 +8,7 @@ chip: then programs are as long as their rows, and while the longest end, most p
 from __future__ import annotations
 
 from functools import lru_cache
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,70 +73,78 @@ class Cut(NamedTuple):
 
         Of the programs that run when none is left to start, rows have a share by their length and each is at a random
         place, so that N(y) = slots x sum of max(x - y, 0) / sum of x have more than y of their tokens to go. While
-        fewer run than saturate the memory (K), it idles: the integral of K - N(y) over y, by pieces between lengths.
+        fewer run than saturate the memory (K), it idles: the integral of K - N(y) over y, down to where half a program
+        runs.
         """
         return self.idle_each(lengths, range(step, step + 1))[0]
 
     def idle_each(self, lengths: Lengths, steps: range) -> list[float]:
-        """The same of several steps of a span."""
-        knee, heads, captured = self.processors / SATURATING, self.heads, self.most_blocks > 0
-        first_rows, first_tokens = lengths[0]
-        # As floats, in which whole numbers are exact: each step would make them so.
-        groups = []
-        count, together = 0.0, 0.0
-        for (rows, tokens), after in zip(lengths, (*lengths[1:], (0, 0)), strict=True):
-            count += rows
-            together += tokens
-            groups.append((count, together, float(after[0]), float(after[1])))
+        """The same of several steps of a span, each to the bit what it is by itself.
+
+        Counted from the longest row's end on, how far the others lie behind stays the same in all steps: N falls to K
+        among the first so many rows, and to a half among fewer; while these stay the same ones, so do the constants of
+        fixed + rate x sum of x - part / sum of x, which the integral is.
+        """
+        longest_rows, longest_tokens = lengths[0]
+        longest = longest_tokens // longest_rows if longest_rows == 1 else longest_tokens / longest_rows
+        first, last = steps[0], steps[-1]
+        cut = self.parts(-(-longest_tokens // longest_rows) + first)
+        if first < last and not self._same_cut(-(-longest_tokens // longest_rows), first, last):
+            return self._one_by_one(lengths, steps)
+        slots, knee = min(self.processors, self.rows * self.heads * cut), self.processors / SATURATING
+        if knee <= _LAST:
+            return [0.0] * len(steps)
+        count = sum([rows for rows, _ in lengths])
+        total = sum([tokens for _, tokens in lengths])
+        begins, ends = total + first * count, total + last * count
+        saturated, saturated_last = knee / slots * begins, knee / slots * ends
+        ended, ended_last = _LAST / slots * begins, _LAST / slots * ends
+        members = behind = 0.0
+        square = high_members = high_mean = high_spread = 0.0
+        for at, (rows, tokens) in enumerate(lengths, 1):
+            gap = rows * longest - tokens if at > 1 else 0
+            members += rows
+            behind += gap
+            square += gap * gap / rows
+            if at < len(lengths):
+                next_rows, next_tokens = lengths[at]
+                reach = members * ((next_rows * longest - next_tokens) / next_rows) - behind
+            else:
+                reach = inf
+            if not high_members and ended <= reach:
+                high_members, high_mean = members, behind / members
+                high_spread = square - behind * high_mean
+                if ended_last > reach:
+                    return self._one_by_one(lengths, steps)
+            if saturated <= reach:
+                if saturated_last > reach:
+                    return self._one_by_one(lengths, steps)
+                break
+        share = cut * self.heads
+        rising = _LAST * (knee - 0.5 * _LAST) / high_members
+        if slots < knee:
+            # No program is left to wait for: the memory idles from the start.
+            idle_tokens = []
+            for step in steps:
+                most, sums = longest + step, total + count * step
+                read = 0.5 * (square - high_spread) / sums + most * (1.0 - 0.5 * members * most / sums)
+                idle = knee * (most - high_mean) - slots * read - rising / slots * sums
+                idle_tokens.append(idle / share if idle > 0.0 else 0.0)
+            return idle_tokens
+        low_mean = behind / members
+        fixed, rate = knee * (low_mean - high_mean), (0.5 * knee * knee / members - rising) / slots
+        part = 0.5 * slots * (square - behind * low_mean - high_spread)
         idle_tokens = []
-        cut = slots = 0
-        for step in steps:
-            total = together + step * count
-            if not (cut and captured):
-                cut = self.parts(-(-(first_tokens + step * first_rows) // first_rows))
-                slots = min(self.processors, self.rows * heads * cut)
-            saturated, ended, share = knee / slots * total, _LAST / slots * total, slots / total
-            idle, grown, at = 0.0, (first_tokens + step * first_rows) / first_rows, float(step)
-            for members, summed, next_rows, next_tokens in groups:
-                above = summed + at * members
-                below = (next_tokens + at * next_rows) / next_rows if next_rows else 0.0
-                full, last = (above - saturated) / members, (above - ended) / members
-                low, high = full if full > below else below, last if last < grown else grown
-                if high > low:
-                    idle += (high - low) * (knee - share * (above - members * (low + high) / 2.0))
-                if full >= below:
-                    break
-                grown = below
-            idle_tokens.append(idle / cut / heads)
+        for sums in range(begins, ends + 1, count):
+            idle = fixed + rate * sums - part / sums
+            idle_tokens.append(idle / share if idle > 0.0 else 0.0)
         return idle_tokens
 
-    def along(self, lengths: Lengths, steps: Any) -> Floats:
-        """The same of several steps of a span, bit for bit."""
-        total = sum(tokens for _, tokens in lengths) + steps * sum(rows for rows, _ in lengths)
-        first_rows, first_tokens = lengths[0]
-        longest = -(-(first_tokens + steps * first_rows) // first_rows)
-        if self.most_blocks:
-            cut = np.full(len(steps), self.parts(1))
-        else:
-            cut = np.array([self.parts(one) for one in longest.tolist()])
-        slots = np.minimum(self.processors, self.rows * self.heads * cut)
-        knee = self.processors / SATURATING
-        saturated, ended = knee / slots * total, _LAST / slots * total
-        idle, count, above = np.zeros(len(steps)), 0, 0 * steps
-        last = len(lengths) - 1
-        for at, (rows, tokens) in enumerate(lengths):
-            grown = tokens + steps * rows
-            count += rows
-            above = above + grown
-            below = (lengths[at + 1][1] + steps * lengths[at + 1][0]) / lengths[at + 1][0] if at < last else 0.0
-            low, high = (
-                np.maximum(below, (above - saturated) / count),
-                np.minimum(grown / rows, (above - ended) / count),
-            )
-            more = (high - low) * (knee - slots / total * (above - count * (low + high) / 2))
-            idle = idle + np.where(high > low, more, 0.0)
-        tokens_each: Floats = idle / cut / self.heads
-        return tokens_each
+    def _same_cut(self, longest: int, first: int, last: int) -> bool:
+        return self.most_blocks > 0 or -(-(longest + first) // self.keys) == -(-(longest + last) // self.keys)
+
+    def _one_by_one(self, lengths: Lengths, steps: range) -> list[float]:
+        return [self.idle_each(lengths, range(step, step + 1))[0] for step in steps]
 
 
 class Tail(NamedTuple):
@@ -150,8 +159,9 @@ class Tail(NamedTuple):
         return self.floor_s + self.token_s * (context + self.cut.idle_tokens(lengths, step))
 
     def along(self, contexts: Floats, lengths: Lengths, steps: Any) -> Floats:
-        """The same of several steps, bit for bit."""
-        return self.floor_s + self.token_s * (contexts + self.cut.along(lengths, steps))
+        """The same of several steps that follow one another, bit for bit."""
+        idle: Floats = np.array(self.cut.idle_each(lengths, range(int(steps[0]), int(steps[-1]) + 1)))
+        return self.floor_s + self.token_s * (contexts + idle)
 
 
 def keys_of(head_dim: int) -> int:

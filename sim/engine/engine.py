@@ -16,7 +16,7 @@ from sim.engine.ahead import BlocksAhead
 from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, Verifies, shape_of
 from sim.engine.groups import Groups, completed
 from sim.engine.host import HostMemory
-from sim.engine.lockstep import Lockstep, Members
+from sim.engine.lockstep import LengthsTold, Lockstep, Members
 from sim.engine.memory import Allocator, Usage, in_lockstep
 from sim.engine.protocol import Counts
 from sim.engine.queues import waiting_queue
@@ -61,7 +61,7 @@ class Engine:
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
-        lengths: bool = True,
+        lengths: LengthsTold = "always",
         rules: Rules = OF_VLLM_0_19,
         most_drafts: int = 0,
         together: tuple[Members, BlocksAhead | None] | None = None,

@@ -11,6 +11,7 @@ from typing import Protocol
 from sim.engine.ahead import BlocksAhead, checked
 from sim.engine.batch import NO_ADAPTERS, Batch, Courses, Limits, Sampled, Shape, Verifies, shape_of
 from sim.engine.engine import Engine
+from sim.engine.lockstep import LengthsTold
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
 from sim.engine.rules import OF_VLLM_0_19, Rules
@@ -72,7 +73,7 @@ class ForeseeingEngine(Engine):
         host_blocks: int = 0,
         window_tokens: int = 0,
         ranks: bool = False,
-        lengths: bool = True,
+        lengths: LengthsTold = "always",
         rules: Rules = OF_VLLM_0_19,
     ) -> None:
         self._members = Verifying(proposer.most + 1, window_tokens, self._foresee, self._left)

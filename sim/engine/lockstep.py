@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from functools import lru_cache
 from heapq import heappop, heappush
+from typing import Literal
 
 from mypy_extensions import mypyc_attr
 
@@ -17,6 +19,9 @@ from sim.engine.request import Request
 Lengths = tuple[tuple[int, int], ...]
 """Contexts of decode rows, from the longest on: (rows, KV tokens that they attend together) of groups of rows, the
 first two of one row each, each further one as large as all before it."""
+
+LengthsTold = Literal["never", "alone", "always"]
+"""Of which steps shapes tell them: of those that compute no prompt, or of all."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -110,8 +115,8 @@ class Lockstep(Members):
     __slots__ = (
         "_base",
         "_bases",
-        "_groups",
         "_lengths",
+        "_lengths_of_mixed",
         "_saturation_tick",
         "_saturations",
         "_short",
@@ -121,13 +126,13 @@ class Lockstep(Members):
         "window_tokens",
     )
 
-    def __init__(self, window_tokens: int = 0, *, ranks: bool = False, lengths: bool = True) -> None:
+    def __init__(self, window_tokens: int = 0, *, ranks: bool = False, lengths: LengthsTold = "always") -> None:
         super().__init__()
         self.ranks = ranks
         """Whether the members' longest length is told."""
-        self._lengths = lengths
+        self._lengths = ranks and lengths != "never"
+        self._lengths_of_mixed = lengths == "always"
         self._bases: list[int] = []
-        self._groups: list[tuple[int, int]] = []
         self.window_tokens = window_tokens
         """Tokens that a member attends at most; 0 where nothing limits them."""
         self._short = 0
@@ -160,7 +165,6 @@ class Lockstep(Members):
             heappush(self._saturations, (self.window_tokens - base, seq, req))
         if self.ranks:
             insort(self._bases, base)
-            self._groups.clear()
 
     def leave(self, req: Request) -> None:
         if req in self._saturation_tick:
@@ -171,7 +175,6 @@ class Lockstep(Members):
         req.known = req.computed + 1
         if self.ranks:
             del self._bases[bisect_left(self._bases, base)]
-            self._groups.clear()
         self._remove(req)
         if not self.count:
             self._saturations.clear()
@@ -185,21 +188,16 @@ class Lockstep(Members):
         """Computed tokens of the longest member; 0 without members, or where nobody asked to know."""
         return self.tick + self._bases[-1] if self._bases else 0
 
-    def lengths(self) -> Lengths:
-        """Computed tokens of the members in groups, from the longest on: the groups stay as long as the members do.
+    def lengths(self, *, mixed: bool = False) -> Lengths:
+        """Computed tokens of the members in groups, from the longest on; `mixed` of a step that computes prompts too.
 
         Nothing where nobody asked to know.
         """
-        if not self._lengths:
+        if not self._lengths or (mixed and not self._lengths_of_mixed):
             return ()
-        groups, tick = self._groups, self.tick
-        if not groups:
-            end, size = len(self._bases), 1
-            while end:
-                begin = max(0, end - size)
-                groups.append((end - begin, sum(self._bases[begin:end])))
-                size, end = max(1, len(self._bases) - begin), begin
-        return tuple([(rows, bases + rows * tick) for rows, bases in groups])
+        bases, tick = self._bases, self.tick
+        groups = _group_ends(len(bases))
+        return tuple([(rows, sum(bases[begin:end]) + rows * tick) for begin, end, rows in groups])
 
     def within_window(self) -> tuple[int, int]:
         """(tokens that the step at this tick attends within the window, members still shorter than it)."""
@@ -227,3 +225,15 @@ class Lockstep(Members):
         del self._saturation_tick[req]
         self._short -= 1
         self._short_base_sum -= self._base[req]
+
+
+@lru_cache(maxsize=4096)
+def _group_ends(count: int) -> tuple[tuple[int, int, int], ...]:
+    """(first, behind the last, how many) of each group of `Lengths`, of so many rows that rise in length."""
+    groups = []
+    end, size = count, 1
+    while end:
+        begin = max(0, end - size)
+        groups.append((begin, end, end - begin))
+        size, end = max(1, count - begin), begin
+    return tuple(groups)

@@ -40,7 +40,7 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifie
     if not lockstep.ranks:
         longest = 0
     elif decodes == lockstep.count > 0:
-        lengths = lockstep.lengths()
+        lengths = lockstep.lengths(mixed=bool(prefills))
     verifies = tuple([(tokens, *verifying[tokens]) for tokens in sorted(verifying, reverse=True)])
     counted = (tuple(prefills), decodes, context, *moved, within, growing, verifies)
     return shape_of(

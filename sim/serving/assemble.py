@@ -110,7 +110,7 @@ class Parts:
             window_tokens=span_tokens,
             ranks=bool(getattr(self.cost, "needs_longest", False)),
             staged=self.parallel.pp > 1,
-            lengths=bool(getattr(self.cost, "needs_lengths", True)),
+            lengths=getattr(self.cost, "needs_lengths", "always"),
         )
         if self.adapters is not None:
             engine.adapt(scenario.lora.max_loras, scenario.lora.kept)

@@ -75,7 +75,7 @@ def test_rows_beside_a_prompt_have_shares_of_their_own() -> None:
     assert share_of(profile(decode_attention=SHARES), 16, ((1024, 0),)) == pytest.approx(0.4, abs=2e-4)
     alone = Profiled(MODEL, GPU, profile(mixed_attention={16: 0.2}))
     assert alone.needs_longest
-    assert not alone.needs_lengths
+    assert alone.needs_lengths == "never"
     assert not Profiled(MODEL, GPU, PLAIN).needs_longest
 
 

@@ -76,9 +76,26 @@ def test_one_step_and_a_span_give_the_same_bits(
     cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
     idle = cut.idle_tokens(lengths, step)
     assert idle >= 0.0
-    assert cut.along(lengths, np.arange(step, step + 3))[0] == idle
     later = tuple((rows, tokens + step * rows) for rows, tokens in lengths)
     assert cut.idle_tokens(later, 0) == idle
+    span = cut.idle_each(lengths, range(40))
+    assert span == [cut.idle_tokens(lengths, each) for each in range(40)]
+
+
+@given(CONTEXTS, st.integers(1, 16), st.integers(1, 200), st.sampled_from([0, 256]))
+def test_it_is_the_integral(contexts: list[int], heads: int, processors: int, most_blocks: int) -> None:
+    """Of K - N(y), by pieces between the groups' means, N straight in each, from where N is K to where it is a half."""
+    cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
+    number = cut.parts(max(contexts))
+    slots, knee, total = min(processors, len(contexts) * heads * number), processors / SATURATING, sum(contexts)
+    means, members, above, idle = [tokens / rows for rows, tokens in lengths], 0, 0, 0.0
+    for (rows, tokens), top, bottom in zip(lengths, means, [*means[1:], 0.0], strict=True):
+        members, above = members + rows, above + tokens
+        low = max(bottom, (above - knee * total / slots) / members)
+        high = min(top, (above - 0.5 * total / slots) / members)
+        if high > low:
+            idle += (high - low) * (knee - slots * (above - members * (low + high) / 2) / total)
+    assert cut.idle_tokens(lengths, 0) == pytest.approx(idle / number / heads, rel=1e-9, abs=1e-9 * total)
 
 
 @given(st.integers(20, 80), st.integers(200, 3000), st.floats(2.0, 5.0), st.integers(0, 2**32 - 1))
@@ -112,12 +129,25 @@ def test_uneven_rows_take_no_less_than_even_ones(contexts: list[int]) -> None:
 def test_whole_rows_wait_for_the_longest_and_cut_ones_hardly() -> None:
     """32 rows of 8 heads are not cut on an H100's 132 processors, 24 rows are."""
     assert COST.needs_longest
-    assert COST.needs_lengths
+    assert COST.needs_lengths == "always"
     assert not EVEN.needs_longest
-    assert not EVEN.needs_lengths
+    assert EVEN.needs_lengths == "never"
     whole, cut = ([1000] * (rows - 1) + [4000] for rows in (32, 24))
     assert seconds(whole, COST) > 1.2 * seconds(whole, EVEN)
     assert seconds(cut, COST) < 1.1 * seconds(cut, EVEN)
+
+
+def test_one_launch_with_prompts_asks_for_no_lengths() -> None:
+    """Such a step's price does not depend on them, so that the engine need not tell them; without prompts it does."""
+    mixed = llama_profile(1.3, mixed=True)
+    cost = Profiled(MODEL, GPU, replace(mixed, meta=RULED.meta))
+    assert cost.needs_lengths == "alone"
+    rows = [8000] * 4 + [467] * 60
+    shape = Shape((), 64, sum(rows), decode_longest=8000)
+    told = shape._replace(decode_lengths=grouped(rows))
+    assert cost.span_s(shape, 2) != cost.span_s(told, 2)
+    beside = ((512, 0),)
+    assert cost.span_s(shape._replace(prefills=beside), 2) == cost.span_s(told._replace(prefills=beside), 2)
 
 
 def test_of_two_lengths_the_sum_and_the_longest_say_all() -> None:

@@ -12,6 +12,7 @@ from sim.cost.step import advanced
 from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer
+from sim.engine.lockstep import LengthsTold
 from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.serving.clock import Clock, WallClock
@@ -97,7 +98,7 @@ class Longest(Observer):
     """Compares the longest context that a shape tells with that of every decode row."""
 
     def __init__(self) -> None:
-        self.compared = self.told = 0
+        self.compared = self.told = self.told_mixed = 0
 
     def planned(self, replica: Replica, batch: Batch) -> None:
         lockstep = replica.engine.roster.lockstep
@@ -114,6 +115,7 @@ class Longest(Observer):
                 rest, size = rest[size:], len(rows) - len(rest[size:])
             assert not rest
             self.told += 1
+            self.told_mixed += bool(batch.shape.prefills)
         self.compared += len(rows) > 1
 
     def sealed(self, replica: Replica, flight: Flight) -> None:
@@ -126,8 +128,8 @@ class Longest(Observer):
 
 @pytest.mark.parametrize("spans", [True, False])
 @pytest.mark.parametrize("blocks", [40, 400])
-@pytest.mark.parametrize("lengths", [True, False])
-def test_the_longest_context_of_a_step(spans: bool, blocks: int, lengths: bool) -> None:
+@pytest.mark.parametrize("lengths", ["never", "alone", "always"])
+def test_the_longest_context_of_a_step(spans: bool, blocks: int, lengths: LengthsTold) -> None:
     rng, clock, watch = random.Random(blocks), Clock(), Longest()
     setup = Setup(pool=KvPool(blocks, 4), limits=Limits(8, 32))
     policy, allocator = setup.engine().policy, setup.engine().allocator
@@ -140,7 +142,8 @@ def test_the_longest_context_of_a_step(spans: bool, blocks: int, lengths: bool) 
     clock.run()
     assert len(finished) == 30
     assert watch.compared > 20
-    assert watch.told > 20 if lengths else not watch.told
+    assert not watch.told if lengths == "never" else watch.told > 20
+    assert watch.told_mixed > 5 if lengths == "always" else not watch.told_mixed
 
 
 def test_on_the_wall_a_step_lasts_until_it_has_ended() -> None:
