@@ -294,8 +294,10 @@ class Engine:
         within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
         longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
         context = lockstep.base_sum + count * lockstep.tick
-        known = ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths)
-        return shape_of((*known, (0, 0), NO_ADAPTERS, (0, 0)))
+        none = NO_WINDOW
+        return shape_of(
+            ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, none, NO_ADAPTERS, none)
+        )
 
     def _stand_still(self) -> None:
         """Let the lockstep's members compute nothing in the step that is planned."""

@@ -116,6 +116,8 @@ class StepLog(Observer):
                 decodes += rows
                 drafts += (tokens - 1) * rows
                 context += tokens * rows + before
+        used, shared, reserved, internal, external, free, saved = flight.usage
+        used_drift, reserved_drift, internal_drift, free_drift = batch.drift or STILL
         output_s = flight.output_s
         if repeats == 1:
             device_s = device_each_s[0]
@@ -147,8 +149,17 @@ class StepLog(Observer):
             len(batch.evicted),
             swapped_bytes,
             copied_bytes,
-            *flight.usage,
-            *(batch.drift or STILL),
+            used,
+            shared,
+            reserved,
+            internal,
+            external,
+            free,
+            saved,
+            used_drift,
+            reserved_drift,
+            internal_drift,
+            free_drift,
         )
         if len(self._rows) >= _CHUNK_BYTES:
             self._next_chunk()
