@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from functools import partial
 from struct import Struct
+from typing import Any
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -15,6 +16,7 @@ from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.kv import KV_MEAN_COLUMNS
+from sim.results.spans import DECODES_ONLY, Spans
 from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
@@ -73,8 +75,9 @@ class StepLog(Observer):
         self._unlike = _Unlike()
         self._seen = 0
         self._stride = 1
-        self.sample: list[tuple[int, Shape, int]] = []
-        """(row, shape, repeats) of every span, or of every so many-th: at most `_SAMPLES`, evenly over the run."""
+        self.sample = Spans()
+        """Every span, or every so many-th: at most `_SAMPLES`, evenly over the run."""
+        self._packed, self._others = self.sample.packed, self.sample.others
         self._evicted: dict[int, int] = {}
         self._preempted_id, self._preempted_s, self._resumed_s = array("q"), array("d"), array("d")
         self._preempted_at = array("q")
@@ -113,6 +116,8 @@ class StepLog(Observer):
                 decodes += rows
                 drafts += (tokens - 1) * rows
                 context += tokens * rows + before
+        used, shared, reserved, internal, external, free, saved = flight.usage
+        used_drift, reserved_drift, internal_drift, free_drift = batch.drift or STILL
         output_s = flight.output_s
         if repeats == 1:
             device_s = device_each_s[0]
@@ -144,8 +149,17 @@ class StepLog(Observer):
             len(batch.evicted),
             swapped_bytes,
             copied_bytes,
-            *flight.usage,
-            *(batch.drift or STILL),
+            used,
+            shared,
+            reserved,
+            internal,
+            external,
+            free,
+            saved,
+            used_drift,
+            reserved_drift,
+            internal_drift,
+            free_drift,
         )
         if len(self._rows) >= _CHUNK_BYTES:
             self._next_chunk()
@@ -201,12 +215,18 @@ class StepLog(Observer):
         self._seen = seen + 1
         if seen % self._stride:
             return
-        if len(self.sample) == _SAMPLES:
-            del self.sample[1::2]
+        if len(self._packed) == 4 * _SAMPLES:
+            self.sample.thin()
             self._stride *= 2
             if seen % self._stride:
                 return
-        self.sample.append((seen, shape, repeats))
+        # Told to be a plain tuple, since compiled code would take one apart whose fields it knows.
+        fields: tuple[Any, ...] = shape
+        if not fields[0] and fields[3:] == DECODES_ONLY:
+            self._packed.fromlist([seen, repeats, fields[1], fields[2]])
+        else:
+            self._packed.fromlist([seen, repeats, -1, len(self._others)])
+            self._others.append(shape)
 
     def preemptions(self, sent: np.ndarray) -> ColumnTable:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.

@@ -1,0 +1,60 @@
+"""The spans that a run records for what is told of them afterwards, most as a few numbers. It prices nothing."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import overload
+
+from sim.engine.batch import NOTHING, Shape, shape_of
+
+Span = tuple[int, Shape, int]
+"""(row of the steps table, shape, repeats)."""
+DECODES_ONLY = tuple(NOTHING[3:])
+"""What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
+
+
+class Spans(Sequence[Span]):
+    """Spans in the order in which they were recorded.
+
+    A tuple for each would take some 350 bytes, for as long as the run lasts: more than all else that is kept of a span.
+
+    Attributes:
+        packed: four numbers of each: row, repeats, and of decode rows alone how many and their context; else -1 and the
+            place among `others`.
+        others: the shapes of the others.
+    """
+
+    __slots__ = ("others", "packed")
+
+    def __init__(self) -> None:
+        self.packed = array("q")
+        self.others: list[Shape] = []
+
+    def __len__(self) -> int:
+        return len(self.packed) // 4
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Span]: ...
+    def __getitem__(self, index: int | slice) -> Span | list[Span]:
+        places = range(len(self))[index]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+    def _at(self, place: int) -> Span:
+        row, repeats, decodes, context = self.packed[4 * place : 4 * place + 4]
+        if decodes < 0:
+            return row, self.others[context], repeats
+        return row, shape_of(((), decodes, context, *DECODES_ONLY)), repeats
+
+    def thin(self) -> None:
+        """Drop every second, the first of them stays."""
+        rest, others, packed = range(0, len(self), 2), self.others.copy(), self.packed[:]
+        del self.packed[:], self.others[:]
+        for place in rest:
+            row, repeats, decodes, context = packed[4 * place : 4 * place + 4]
+            if decodes < 0:
+                self.others.append(others[context])
+                context = len(self.others) - 1
+            self.packed.extend((row, repeats, decodes, context))
