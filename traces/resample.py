@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from traces.late import pd
 from traces.rows import in_order
 from traces.schema import MAX_REQUESTS, InputError, Trace
-from traces.sessions import followed, roots
+from traces.sessions import by_session, followed
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -22,20 +21,25 @@ class SessionRows:
     """The sessions of a table (requests where there are none), in order of their starts."""
 
     requests: pd.DataFrame
-    rows: Sequence[Indices]
-    """Of each session the rows, the first turn's first."""
+    rows: Indices
+    """Session by session, the first turn's first."""
+    begins: Indices
+    """Of each session, where its rows begin among those."""
+    sizes: Indices
+    """And how many they are."""
 
     @classmethod
     def of(cls, requests: pd.DataFrame) -> SessionRows:
         after = followed(requests)
-        members = pd.Series(np.arange(len(requests))).groupby(roots(after)).indices
-        return cls(requests, [np.asarray(members[int(one)]) for one in np.flatnonzero(after < 0)])
+        rows = by_session(after)
+        begins = np.flatnonzero(after[rows] < 0)
+        return cls(requests, rows, begins, np.diff(begins, append=len(rows)))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.begins)
 
     def start_s(self) -> Floats:
-        times: Floats = self.requests["arrival_s"].to_numpy()[[rows[0] for rows in self.rows]]
+        times: Floats = self.requests["arrival_s"].to_numpy()[self.rows[self.begins]]
         return times
 
     def gaps_s(self) -> Floats:
@@ -48,15 +52,19 @@ class SessionRows:
         Copies of a session share no prefix blocks but those that other sessions share too, and have names of their
         own; the first `plain` sessions keep theirs.
         """
-        rows = [self.rows[one] for one in chosen]
-        place = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
-        taken = np.concatenate(rows)
+        sizes = self.sizes[chosen]
+        place = np.repeat(np.arange(len(chosen)), sizes)
+        begin = (np.cumsum(sizes) - sizes)[place]
+        taken = self.rows[self.begins[chosen][place] + np.arange(len(place)) - begin]
         table = self.requests.iloc[taken].reset_index(drop=True)
         times = self.requests["arrival_s"].to_numpy()
-        first = np.array([one[0] for one in rows])
+        first = self.rows[self.begins[chosen]]
         table["arrival_s"] = begin_s[place] + times[taken] - times[first[place]]
         if "after" in table:
-            table["after"] = _copied(followed(self.requests)[taken], rows, place)
+            turn = np.empty(len(self.rows), np.int64)
+            turn[self.rows] = np.arange(len(self.rows)) - np.repeat(self.begins, self.sizes)
+            after = followed(self.requests)[taken]
+            table["after"] = np.where(after >= 0, begin + turn[after], -1)
         if "session" in table:
             named = table["session"] + "~" + pd.Series(place).astype("string")
             table["session"] = table["session"].where(pd.Series(place < plain), named)
@@ -80,9 +88,8 @@ def enough(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
         return trace
     sessions = SessionRows.of(trace.requests)
     own = np.arange(len(sessions))
-    sizes = np.array([len(rows) for rows in sessions.rows])
     drawn = rng.integers(0, len(sessions), lacking)  # each has a request at least
-    drawn = drawn[: int(np.searchsorted(np.cumsum(sizes[drawn]), lacking)) + 1]
+    drawn = drawn[: int(np.searchsorted(np.cumsum(sessions.sizes[drawn]), lacking)) + 1]
     start_s, gaps = sessions.start_s(), sessions.gaps_s()
     more_s = start_s[-1] + np.cumsum(rng.choice(gaps, len(drawn)) if len(gaps) else np.zeros(len(drawn)))
     table = sessions.taken(np.concatenate([own, drawn]), np.concatenate([start_s, more_s]), plain=len(own))
@@ -92,16 +99,6 @@ def enough(trace: Trace, count: int, rng: np.random.Generator) -> Trace:
         f"drawn from its {len(own):,}, with replacement."
     )
     return trace.edited(in_order(table.iloc[:count].reset_index(drop=True)), note)
-
-
-def _copied(after: Indices, rows: list[Indices], copy: Indices) -> Indices:
-    """`after` in terms of rows that were taken session by session."""
-    begin = np.concatenate([[0], np.cumsum([len(row) for row in rows])])[copy]
-    inside = np.array(
-        [np.searchsorted(rows[one], parent) if parent >= 0 else -1 for one, parent in zip(copy, after, strict=True)],
-        dtype=np.int64,
-    )
-    return np.where(inside >= 0, begin + inside, -1)
 
 
 def copies_apart(ids: list[Indices], session: Indices, copy: Indices) -> list[Indices]:

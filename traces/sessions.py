@@ -64,9 +64,9 @@ def followed(requests: pd.DataFrame) -> Indices:
 
 def roots(after: Indices) -> Indices:
     """The request that opens each request's session; `after` names earlier rows."""
-    root = np.arange(len(after))
-    for row in np.flatnonzero(after >= 0):
-        root[row] = root[after[row]]
+    root = np.where(after >= 0, after, np.arange(len(after)))
+    while not np.array_equal(before := root[root], root):  # twice as many turns before at each step
+        root = before
     return root
 
 

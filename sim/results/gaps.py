@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sim.engine.request import indices_of
 from sim.engine.tokens import TokenClock
-from sim.results.percentiles import Itl, itl_from_segments, merge_itl
+from sim.results.percentiles import Distribution, Itl, distribution_in_parts, merge_itl, segment_gaps
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -59,14 +59,19 @@ class TokenGaps:
 
     def itl(self) -> Itl:
         """(seconds, how often) of all gaps, those of no time between tokens of one step included."""
-        parts: list[Itl] = []
+        return merge_itl(self._parts())
+
+    def distribution(self) -> Distribution:
+        """That of all gaps, of which no more are held at once than one replica's."""
+        return distribution_in_parts(self._parts)
+
+    def _parts(self) -> Iterator[Itl]:
         for index, ((_, first, last), ends_s) in enumerate(zip(self.runs, self.step_end_s, strict=True)):
             if len(first):
                 own = self.joins.seconds[self.joins.replica == index]
-                parts.append(itl_from_segments(ends_s, first, last, own))
+                yield from segment_gaps(ends_s, first, last, own)
             if self._same_step[index]:
-                parts.append((np.zeros(1), np.array([self._same_step[index]])))
-        return merge_itl(parts)
+                yield np.zeros(1), np.array([self._same_step[index]])
 
     def longest_s(self, requests: int) -> Floats:
         """The longest time between two tokens of each request; NaN where it has fewer than two."""

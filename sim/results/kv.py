@@ -63,14 +63,14 @@ def busy_s(steps: Columns) -> Floats:
 
     (n,), in the order of the table, whose spans of one replica are in time order.
     """
-    order = np.argsort(np.asarray(steps["replica"]), kind="stable")
-    replica = np.asarray(steps["replica"])[order]
+    replica = np.asarray(steps["replica"])
+    order = np.argsort(replica, kind="stable")
+    replica = replica[order]
     start_s, end_s = (np.asarray(steps[name], np.float64)[order] for name in ("start_s", "end_s"))
-    same = replica[1:] == replica[:-1]
-    start_s = np.concatenate([start_s[:1], np.where(same, np.maximum(start_s[1:], end_s[:-1]), start_s[1:])])
-    widths = np.empty(len(steps))
-    widths[order] = np.maximum(end_s - start_s, 0.0)
-    return widths
+    np.maximum(start_s[1:], end_s[:-1], out=start_s[1:], where=replica[1:] == replica[:-1])
+    end_s -= start_s
+    start_s[order] = np.maximum(end_s, 0.0, out=end_s)  # where nothing is asked for again, a column less
+    return start_s
 
 
 def kv_tokens(steps: Columns, kind: str) -> Floats:

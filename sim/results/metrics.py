@@ -16,11 +16,7 @@ import numpy.typing as npt
 
 from sim.results.bill import Rates, bill
 from sim.results.kv import KvFacts, busy_s, kv_summary
-from sim.results.percentiles import (
-    STATISTICS,
-    Itl,
-    distribution,
-)
+from sim.results.percentiles import STATISTICS, Distribution, distribution
 from traces.schema import InputError
 from traces.table import Columns
 
@@ -118,12 +114,13 @@ def duration_s(requests: Columns, steps: Columns) -> float:
     return last_s - float(np.fmin.reduce(arrival_s))
 
 
-def latencies(requests: Columns, itl: Itl, whose: str = "") -> dict[str, dict[str, float | None]]:
-    """The distributions of what clients see, or with `whose` "engine_" of what the engine does."""
+def latencies(requests: Columns, itl_s: Distribution, whose: str = "") -> dict[str, Distribution]:
+    """The distributions of what clients see, or with `whose` "engine_" of what the engine does; `itl_s` is that of the
+    gaps between tokens."""
     return {
         "ttft_s": distribution(requests[f"{whose}ttft_s"]),
         "tpot_s": distribution(requests[f"{whose}tpot_s"]),
-        "itl_s": distribution(*itl),
+        "itl_s": itl_s,
         "e2e_s": distribution(requests[f"{whose}e2e_s"]),
     }
 
@@ -193,7 +190,7 @@ def plain(value: Any) -> Any:
 def summarise(
     requests: Columns,
     steps: Columns,
-    itl: Itl,
+    itl_s: Distribution,
     kv: KvFacts,
     *,
     slo: Sequence[Limit] = (),
@@ -204,22 +201,22 @@ def summarise(
     speculation: Mapping[str, Any] | None = None,
     rates: Rates | None = None,
     front_end: Mapping[str, Any] | None = None,
-    engine_itl: Itl | None = None,
+    engine_itl_s: Distribution | None = None,
     operations: Mapping[str, Any] | None = None,
     tiers: Mapping[str, Any] | None = None,
     adapters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, with the keys of docs/metrics.md in a fixed order; it holds JSON's types only.
 
-    Without `rates` each replica is one GPU of unknown price and power; without `engine_itl` clients see what the engine
-    does, when it does it. `operations` are keys of what was done with a fleet while it served, `tiers` what came from
-    tiers below the KV pools, `adapters` what became of those.
+    `itl_s` is of the gaps between tokens. Without `rates` each replica is one GPU of unknown price and power; without
+    `engine_itl_s` clients see what the engine does, when it does it. `operations` are keys of what was done with a
+    fleet while it served, `tiers` what came from tiers below the KV pools, `adapters` what became of those.
     """
     duration = duration_s(requests, steps)
     rates = rates or Rates(kv.replicas)
-    seen = latencies(requests, itl)
-    alike = engine_itl is None and not operations
-    done = seen if alike else latencies(requests, itl if engine_itl is None else engine_itl, "engine_")
+    seen = latencies(requests, itl_s)
+    alike = engine_itl_s is None and not operations
+    done = seen if alike else latencies(requests, itl_s if engine_itl_s is None else engine_itl_s, "engine_")
     summary: dict[str, Any] = {
         "requests": request_counts(requests, dropped),
         "duration_s": duration,

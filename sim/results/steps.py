@@ -15,6 +15,7 @@ from sim.engine.batch import Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
+from sim.results.growing import Growing
 from sim.results.kv import KV_MEAN_COLUMNS
 from sim.results.spans import DECODES_ONLY, Spans
 from traces.table import ColumnTable, Folded, folded, smallest
@@ -68,7 +69,9 @@ class StepLog(Observer):
     """One row per span, and the step clock: the end of every single step, for each replica."""
 
     def __init__(self, replicas: int) -> None:
-        self.step_end_s = [array("d") for _ in range(replicas)]
+        self._ends_s = [array("d") for _ in range(replicas)]
+        """Of each replica, the ends of steps since the last chunk."""
+        self._earlier_s = [Growing() for _ in range(replicas)]
         self._rows = bytearray()
         self._pieces: dict[str, list[np.ndarray]] = {name: [] for name in _PACKED}
         """Of those that were packed before, each column in its smallest types."""
@@ -121,10 +124,10 @@ class StepLog(Observer):
         output_s = flight.output_s
         if repeats == 1:
             device_s = device_each_s[0]
-            self.step_end_s[replica.index].append(output_s)
+            self._ends_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
-            self.step_end_s[replica.index].fromlist(flight.ends_s)
+            self._ends_s[replica.index].fromlist(flight.ends_s)
         if self._seen % self._stride:
             self._seen += 1
         else:
@@ -170,7 +173,7 @@ class StepLog(Observer):
         repeats = batch.repeats
         ((width, rows, _, _),) = courses.first.verifies
         ends_s = flight.ends_s
-        self.step_end_s[index].fromlist(ends_s)
+        self._ends_s[index].fromlist(ends_s)
         for at in range(repeats):
             if self._seen % self._stride:
                 self._seen += 1
@@ -203,7 +206,19 @@ class StepLog(Observer):
         if len(self._rows) >= _CHUNK_BYTES:
             self._next_chunk()
 
+    @property
+    def step_end_s(self) -> list[np.ndarray]:
+        """Of each replica, the end of each of its steps so far."""
+        self._keep_ends()
+        return [ends_s.whole() for ends_s in self._earlier_s]
+
+    def _keep_ends(self) -> None:
+        for earlier_s, ends_s in zip(self._earlier_s, self._ends_s, strict=True):
+            earlier_s.add(np.array(ends_s))
+            del ends_s[:]
+
     def _next_chunk(self) -> None:
+        self._keep_ends()
         rows = self._unlike.told_apart(np.frombuffer(self._rows, _ROW))
         self._rows, self._unlike = bytearray(), _Unlike()
         for name, pieces in self._pieces.items():

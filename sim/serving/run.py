@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sim.load import OURS
 from sim.results import metrics
 from sim.results.band import elasticity, first_order, step_errors, steps_of
 from sim.results.bill import Rates
+from sim.results.gaps import TokenGaps
 from sim.results.load import load
 from sim.results.percentiles import Itl
 from sim.results.requests import request_table
@@ -68,10 +70,10 @@ class Result:
     steps: pd.DataFrame
     step_end_s: list[np.ndarray]
     """The step clock of each replica: the end of every single step."""
-    itl: Itl
-    """(seconds between two tokens of a request as its client saw them, how often)."""
-    engine_itl: Itl
-    """The same of the tokens as the engine gave them, which without a front end is the same."""
+    gaps: TokenGaps
+    """Those between the tokens of each request, as its client saw them."""
+    engine_gaps: TokenGaps
+    """As the engine gave them, which without a front end is the same."""
     trace: Trace
     """What was replayed, rejected requests included."""
     tokens: pd.DataFrame | None = None
@@ -89,6 +91,16 @@ class Result:
     """What became of replicas (`sim.serving.lifecycle.Lifecycle.events`); None where all serve all the time."""
     adapter_loads: pd.DataFrame | None = None
     """Adapters put into slots (`sim.serving.adapters.AdapterLog.loads`); None without LoRA."""
+
+    @cached_property
+    def itl(self) -> Itl:
+        """(seconds between two tokens of a request as its client saw them, how often)."""
+        return self.gaps.itl()
+
+    @cached_property
+    def engine_itl(self) -> Itl:
+        """The same of the tokens as the engine gave them."""
+        return self.itl if self.engine_gaps is self.gaps else self.engine_gaps.itl()
 
     def table(self, name: str) -> Columns:
         """Its `requests` or `steps` as they are held, which until somebody asks for a DataFrame is none."""
@@ -122,10 +134,9 @@ def simulate(
     started, began = time.perf_counter(), time.process_time()
     died = simulation.run(keep=backend is not None and hooks.wrap is None)
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - began
-    clients, steps_s = simulation.clients, simulation.step_end_s()
+    clients, steps_s = simulation.clients, simulation.steps.step_end_s
     gaps = simulation.gaps(steps_s)
-    itl = gaps.itl()
-    engine_itl = itl if clients is None else simulation.engine_gaps(steps_s).itl()
+    engine_gaps = gaps if clients is None else simulation.engine_gaps(steps_s)
     if hooks.gaps is not None:
         hooks.gaps(gaps)
     requests = request_table(
@@ -155,7 +166,7 @@ def simulate(
     summary = metrics.summarise(
         requests,
         steps,
-        itl,
+        gaps.distribution(),
         kv_facts(pools, present),
         slo=slo,
         dropped=trace.dropped,
@@ -165,7 +176,7 @@ def simulate(
         speculation=speculation,
         rates=Rates.of(parts.parallel.rank_gpus * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
-        engine_itl=None if clients is None else engine_itl,
+        engine_itl_s=None if clients is None else engine_gaps.distribution(),
         operations=simulation.operations(pools, present, *period),
         tiers=tier_facts(simulation.loads, pools),
         adapters=None if simulation.adapters is None else simulation.adapters.facts(requests, steps),
@@ -186,8 +197,8 @@ def simulate(
         requests,  # type: ignore[arg-type]
         steps,  # type: ignore[arg-type]
         steps_s,
-        itl,
-        engine_itl,
+        gaps,
+        engine_gaps,
         trace,
         None if session is None else _tokens(session, backend, np.flatnonzero(sent_rows)),
         died,

@@ -287,9 +287,6 @@ class Simulation:
         steps = self.steps.table()
         return steps if self.adapters is None else self.adapters.with_adapters(steps)
 
-    def step_end_s(self) -> list[np.ndarray]:
-        return [np.frombuffer(ends_s) if len(ends_s) else np.empty(0) for ends_s in self.steps.step_end_s]
-
     def engine_gaps(self, step_end_s: list[np.ndarray]) -> TokenGaps:
         """The gaps between all tokens as the engines gave them."""
         return TokenGaps([replica.engine.tokens for replica in self.replicas], step_end_s)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sim.results import metrics
 from sim.results.kv import KvFacts
-from sim.results.percentiles import Itl, itl_from_segments, merge_itl
+from sim.results.percentiles import Itl, distribution, itl_from_segments, merge_itl
 
 CAPACITY_TOKENS, BLOCK_TOKENS, SLOTS = 40_000, 16, 48
 STEP_COLUMNS = [
@@ -181,7 +181,7 @@ def make_run(count: int = 300, rate: float = 4.0, replicas: int = 1, seed: int =
     run.summary = metrics.summarise(
         requests,
         steps,
-        run.itl,
+        distribution(*run.itl),
         KvFacts(CAPACITY_TOKENS, BLOCK_TOKENS, replicas),
         slo=metrics.parse_slo(slo) if slo else (),
         source_seconds={"roofline": float(steps["device_s"].sum())},

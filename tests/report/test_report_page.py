@@ -21,7 +21,7 @@ from sim.report.run.timeline import step_unit
 from sim.results import metrics
 from sim.results import terms as results_terms
 from sim.results.kv import KvFacts
-from sim.results.percentiles import merge_itl
+from sim.results.percentiles import distribution, merge_itl
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' & {{script}} \u2028"
 
@@ -94,7 +94,7 @@ def test_only_rejected_requests() -> None:
     only = run.requests[run.requests["status"] == "rejected"]
     facts = KvFacts(100, 16)
     summary = metrics.summarise(
-        only, run.steps[:0], merge_itl([]), facts, source_seconds={}, simulator={}, inputs={"trace": "t"}
+        only, run.steps[:0], distribution([]), facts, source_seconds={}, simulator={}, inputs={"trace": "t"}
     )
     text = render_page(Run(only, run.steps[:0], merge_itl([]), summary))
     assert "1 rejected" in text

@@ -15,7 +15,13 @@ from report_samples import CAPACITY_TOKENS, make_run
 from sim import api, scenario
 from sim.results import metrics, percentiles
 from sim.results.kv import KV_KINDS, KvFacts, busy_s, kv_integrals
-from sim.results.percentiles import STATISTICS, distribution, itl_from_segments, merge_itl, weighted_percentiles
+from sim.results.percentiles import (
+    STATISTICS,
+    distribution,
+    distribution_in_parts,
+    itl_from_segments,
+    weighted_percentiles,
+)
 from traces.rows import from_frame
 from traces.schema import InputError
 
@@ -192,7 +198,7 @@ def test_hand_worked_summary() -> None:
     summary = metrics.summarise(
         requests,
         steps,
-        (np.array([1.0, 2.0]), np.array([1, 1])),
+        distribution([1.0, 2.0]),
         KvFacts(100, 16),
         slo=metrics.parse_slo("ttft_p50=1.5,tpot=2"),
         dropped=4,
@@ -324,7 +330,7 @@ def test_nothing_completed() -> None:
     summary = metrics.summarise(
         rejected,
         steps[:0],
-        merge_itl([]),
+        distribution([]),
         FACTS,
         slo=metrics.parse_slo("ttft_p99=1"),
         source_seconds={},
@@ -368,3 +374,19 @@ def test_percentiles_in_little_memory_are_the_same(items: list[tuple[float, int]
         patch.setattr(percentiles, "_BUCKETS", 5)
         little = weighted_percentiles(values, weights, percents)
     np.testing.assert_array_equal(little, np.percentile(np.repeat(values, weights), percents))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 6)), min_size=1, max_size=60),
+    st.lists(st.integers(0, 60), max_size=6),
+)
+def test_a_distribution_in_parts_is_that_of_all_of_them(items: list[tuple[float, int]], cuts: list[int]) -> None:
+    values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
+    edges = [0, *sorted(min(cut, len(items)) for cut in cuts), len(items)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(percentiles, "_SORTED_WHOLE", 7)
+        patch.setattr(percentiles, "_BUCKETS", 5)
+        whole = distribution(values, weights)
+        in_parts = distribution_in_parts(lambda: [(values[a:b], weights[a:b]) for a, b in pairwise(edges)])
+    assert in_parts == whole
+    assert set(distribution_in_parts(lambda: []).values()) == {None}

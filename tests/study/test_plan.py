@@ -24,7 +24,7 @@ from sim.study.plan.plan import Ask
 from sim.study.plan.replication import Replication, measure
 from sim.study.plan.search import Trial
 from sim.study.plan.stop import Stop
-from sim.study.plan.trials import Simulated
+from sim.study.plan.trials import Hands, Simulated
 from traces.schema import InputError
 
 SLO = "ttft_p90=0.3,tpot_p90=0.03"
@@ -242,12 +242,20 @@ def test_rare_percentiles_need_many_requests(slo: str, needed: int) -> None:
 
 
 def test_workers_change_nothing(trace: str) -> None:
-    bench = [Simulated(plan_of(trace), clauses(SLO), workers=count) for count in (1, 2)]
-    bench[1]._cost_s = 1e9  # as if it were worth starting processes
     trials = [Trial(10.0, number, 60) for number in range(3)]
-    for one, other in zip(bench[0](trials), bench[1](trials), strict=True):
-        np.testing.assert_array_equal(one.values["e2e_s"], other.values["e2e_s"])
-        assert one.replication == other.replication
+    with Hands(1) as alone, Hands(2) as two:
+        two._cost_s = 1e9  # as if it were worth starting processes
+        bench = [Simulated(plan_of(trace), clauses(SLO), hands) for hands in (alone, two)]
+        for one, other in zip(bench[0](trials), bench[1](trials), strict=True):
+            np.testing.assert_array_equal(one.values["e2e_s"], other.values["e2e_s"])
+            assert one.replication == other.replication
+        started = {worker.process.pid for worker in two._crew._idle}
+        two._cost_s = 0.0
+        bench[1](trials)
+        assert {worker.process.pid for worker in two._crew._idle} == started  # they stay for what comes next
+        assert len(started) == 2
+        assert not alone._crew._idle
+    assert not two._crew._idle
 
 
 @pytest.fixture(scope="module")

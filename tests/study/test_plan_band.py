@@ -20,6 +20,7 @@ from sim.study.plan.model_band import edge
 from sim.study.plan.observation import Observation, Window, clauses_of
 from sim.study.plan.rates import AtRate
 from sim.study.plan.search import Capacity, Trial
+from sim.study.plan.trials import Hands
 from sim.study.statistics import Estimate
 
 
@@ -98,8 +99,6 @@ def test_a_coarse_grid_moves_as_the_steps_do(true: float, monkeypatch: pytest.Mo
     rates = tuple(AtRate(rate, tuple(stepped(true)([Trial(rate, 0, 100)])), ()) for rate in (8.0, 12.0))
     capacity = Capacity(Estimate(10.0, 9.0, 11.0), "ttft_p90", rates, Window(0), True, 100, 10, True)
     known = {"common": 0.06, "steps": {"decode": {"common": 0.06}}}
-    told, _ = model_band.capacity_band(
-        Scenario(), clauses, capacity, known, precision=0.5, workers=1, executor="processes"
-    )
+    told, _ = model_band.capacity_band(Scenario(), clauses, capacity, known, Hands(1), precision=0.5)
     assert told["model"]["low"] == pytest.approx(10.0 * math.exp(-NORMAL_P90 * 0.06), rel=1e-3)
     assert told["model"]["high"] == pytest.approx(10.0 * math.exp(NORMAL_P90 * 0.06), rel=1e-3)

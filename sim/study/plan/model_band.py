@@ -24,7 +24,7 @@ from sim.study.plan.document import Document
 from sim.study.plan.observation import Clause, Window, excesses, verdict
 from sim.study.plan.rates import rounded
 from sim.study.plan.search import FLOOR, Bench, Capacity, Trial
-from sim.study.plan.trials import Simulated
+from sim.study.plan.trials import Hands, Simulated
 from sim.study.statistics import CONFIDENCE, student_t
 from traces.schema import Trace
 
@@ -82,17 +82,16 @@ def capacity_band(
     clauses: tuple[Clause, ...],
     capacity: Capacity,
     known: Mapping[str, Any],
+    hands: Hands,
     *,
     precision: float,
-    workers: int | None,
-    executor: str,
 ) -> tuple[Document, int]:
     """(`model` and `band` of a plan's capacity, how many simulations they took).
 
     Args:
         known: the `band` of one of its runs.
+        hands: who runs them.
         precision: of the capacity, as a share of it.
-        workers, executor: as in `sim.study.workers.pool.each`.
     """
     mean, narrow = capacity.interval.mean, max(NARROW, precision / 2)
     found, runs, searched = list[tuple[float, float]](), 0, _as_searched(capacity, clauses)
@@ -100,7 +99,7 @@ def capacity_band(
     for way in (0, *WAYS):
         factors = {kind: math.exp(way * NORMAL_P90 * each["common"]) for kind, each in known["steps"].items()}
         asked = at_end(scenario, way) if way else scenario
-        bench = Simulated(asked, clauses, workers=workers, executor=executor, factors=tuple(factors.items()))
+        bench = Simulated(asked, clauses, hands, factors=tuple(factors.items()))
         slower = math.exp(way * NORMAL_P90 * known["common"])
         low, high = found[0] if found and found[0][0] > 0 else first
         # As wide as what the capacity itself is known by, lest the grid move what moves as the steps do.

@@ -33,7 +33,7 @@ from sim.study.plan.observation import Clause, clauses_of, requests_needed
 from sim.study.plan.rates import AtRate, rounded
 from sim.study.plan.replication import source
 from sim.study.plan.search import FEWEST, LONGEST, Aim, Capacity, Search, Trial, UnmetError
-from sim.study.plan.trials import Simulated
+from sim.study.plan.trials import Hands, Simulated
 from sim.study.statistics import CONFIDENCE
 from traces.schema import InputError
 
@@ -96,7 +96,12 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     Raises InputError for a scenario that cannot be planned or run.
     """
     clauses = checked(scenario, ask)
-    bench = Simulated(scenario, clauses, workers=ask.workers, executor=ask.executor)
+    with Hands(ask.workers, ask.executor) as hands:
+        return jsonable(_capacity_of(scenario, clauses, ask, hands, say))
+
+
+def _capacity_of(scenario: Scenario, clauses: tuple[Clause, ...], ask: Ask, hands: Hands, say: Say) -> Document:
+    bench = Simulated(scenario, clauses, hands)
     aim = Aim(clauses, ask.precision, fewest=ask.requests)
     search = Search(bench, aim, bench.guess(), say)
     about = {
@@ -108,14 +113,12 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     try:
         capacity = search.capacity()
     except UnmetError as unmet:
-        return jsonable(
-            {
-                **about,
-                **unmet_words(unmet, clauses),
-                "simulations": bench.runs,
-                "inputs": inputs_of(scenario, unmet.observation.facts),
-            }
-        )
+        return {
+            **about,
+            **unmet_words(unmet, clauses),
+            "simulations": bench.runs,
+            "inputs": inputs_of(scenario, unmet.observation.facts),
+        }
     rates = list(capacity.rates)
     if ask.curve:
         rates = sorted([*rates, *_curve(bench, search, capacity)], key=lambda at: at.rate_per_s)
@@ -127,24 +130,20 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
             Glimpse(bench.point(Trial(at.rate_per_s, 0, capacity.requests)), capacity.window, True)
         )
     known = at.observations[0].facts["band"]
-    ends, further = capacity_band(
-        scenario, clauses, capacity, known, precision=ask.precision, workers=ask.workers, executor=ask.executor
-    )
-    return jsonable(
-        {
-            **about,
-            "capacity": capacity_words(capacity, replicas_of(scenario)) | ends,
-            "best": row,
-            "candidates": [row],
-            "rates": [rate_row(at, clauses, capacity.window) for at in rates],
-            "warm_up": warm_up_words(capacity),
-            "replications": capacity.replications,
-            "requests_per_replication": capacity.requests,
-            "simulations": bench.runs + further,
-            "notes": list(capacity.notes),
-            "inputs": inputs_of(scenario, capacity.rates[0].observations[0].facts),
-        }
-    )
+    ends, further = capacity_band(scenario, clauses, capacity, known, hands, precision=ask.precision)
+    return {
+        **about,
+        "capacity": capacity_words(capacity, replicas_of(scenario)) | ends,
+        "best": row,
+        "candidates": [row],
+        "rates": [rate_row(at, clauses, capacity.window) for at in rates],
+        "warm_up": warm_up_words(capacity),
+        "replications": capacity.replications,
+        "requests_per_replication": capacity.requests,
+        "simulations": bench.runs + further,
+        "notes": list(capacity.notes),
+        "inputs": inputs_of(scenario, capacity.rates[0].observations[0].facts),
+    }
 
 
 def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:

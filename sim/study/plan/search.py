@@ -130,7 +130,8 @@ class Search:
         """Raises UnmetError where even the lowest load misses the SLO."""
         low, high, first = self.bracket()
         self.requests = self._long_enough(first)
-        low, high = self._piloted(low, high)
+        for pilots in sorted({1, min(PILOTS, self.aim.first_replications)}):
+            low, high = self._piloted(low, high, pilots)
         self.say(f"between {low:.4g} and {high:.4g} requests/s")
         wanted = self.aim.first_replications
         self._fill([low, high], wanted)
@@ -185,11 +186,11 @@ class Search:
                 high = middle
         return low, high, tried[low][1]
 
-    def _piloted(self, low: float, high: float) -> tuple[float, float]:
+    def _piloted(self, low: float, high: float, pilots: int) -> tuple[float, float]:
         """Two neighbouring rates, of which the pilots' mean meets the SLO at the lower only: one replication may be far
-        off, and no rate is worth all replications whose pilots are clear."""
+        off, and no rate is worth all replications whose pilots are clear. One of the whole length comes near the place
+        where several look."""
         step = 1 + min(1.5 * self.aim.precision, WIDEST)
-        pilots = min(PILOTS, self.aim.first_replications)
 
         def met(rate: float) -> bool:
             self._fill([rate], pilots)

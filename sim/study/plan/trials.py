@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import TracebackType
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from sim.study.plan.observation import Clause, Observation
 from sim.study.plan.replication import Replication, measure, sessions_per_request, source
 from sim.study.plan.search import Trial
 from sim.study.workers.cores import cores
+from sim.study.workers.crew import Crew
 from sim.study.workers.pool import each
 
 BURST = 256
@@ -20,12 +22,59 @@ WORTH_STARTING_S = 4.0
 """Work for which further processes, which each take a second or two to start, are worth it."""
 
 
-class Simulated:
-    """A bench: trials become simulations of one scenario.
+class Hands:
+    """Who simulates what a plan asks for, from its first trial to its last: this process, or others beside it.
+
+    These are started for the first batch that is worth it and stay, with the trace that they have read and the prices
+    that they remember.
 
     Args:
         workers: processes at most; None for one on each core.
         executor: as in `sim.study.workers.pool.each`.
+    """
+
+    def __init__(self, workers: int | None = None, executor: str = "processes") -> None:
+        self._workers, self._executor = workers, executor
+        self._crew: Crew[Replication, Observation] = Crew(measure, workers=workers, executor=executor)
+        self._started = False
+        self._cost_s = 0.0
+        """Wall seconds of a run, the slowest so far."""
+
+    def __call__(self, points: Sequence[Replication]) -> list[Observation]:
+        """What each of them showed, in their order."""
+        observations: dict[int, Observation] = dict(
+            self._crew(points) if self._is_worth(points) else each(measure, points, workers=1)
+        )
+        self._cost_s = max([self._cost_s, *(observation.wall_s for observation in observations.values())])
+        return [observations[index] for index in range(len(points))]
+
+    def _is_worth(self, points: Sequence[Replication]) -> bool:
+        """Is it worth it to ask others?"""
+        if self._executor != "processes":
+            return True
+        if (self._workers or cores()) == 1 or len(points) == 1:
+            return False
+        self._started = self._started or self._cost_s * len(points) >= WORTH_STARTING_S
+        return self._started
+
+    def close(self) -> None:
+        """End the other processes."""
+        self._crew.close()
+
+    def __enter__(self) -> Hands:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Simulated:
+    """A bench: trials become simulations of one scenario.
+
+    Args:
+        hands: who runs them.
         factors: of each kind of step, as `Replication.factors`.
     """
 
@@ -33,28 +82,20 @@ class Simulated:
         self,
         scenario: Scenario,
         clauses: Sequence[Clause],
+        hands: Hands,
         *,
-        workers: int | None = None,
-        executor: str = "processes",
         factors: tuple[tuple[str, float], ...] = (),
     ) -> None:
         self.scenario = scenario
         self.clauses = tuple(clauses)
-        self._workers, self._executor = workers, executor
+        self._hands = hands
         self._factors = factors
         self._sessions_per_request = sessions_per_request(source(scenario.workload))
         self.runs = 0
-        self._cost_s = 0.0
-        """Wall seconds of a run, the slowest so far."""
 
     def __call__(self, trials: Sequence[Trial]) -> list[Observation]:
-        points = [self.point(trial) for trial in trials]
-        observations: dict[int, Observation] = {}
-        for index, observation in each(measure, points, workers=self._crew(points), executor=self._executor):
-            observations[index] = observation
-            self.runs += 1
-        self._cost_s = max([self._cost_s, *(observation.wall_s for observation in observations.values())])
-        return [observations[index] for index in range(len(points))]
+        self.runs += len(trials)
+        return self._hands([self.point(trial) for trial in trials])
 
     def guess(self) -> float:
         """Requests per second that are served when many come at once: near the capacity, or not far below it."""
@@ -67,8 +108,3 @@ class Simulated:
         return Replication(
             self.scenario, trial.rate_per_s, trial.replication, sessions, self.clauses, trial.window, self._factors
         )
-
-    def _crew(self, points: Sequence[Replication]) -> int | None:
-        if self._executor == "processes" and (self._cost_s * len(points) < WORTH_STARTING_S or self._workers == 1):
-            return 1
-        return min(self._workers or cores(), max(1, len(points)))
