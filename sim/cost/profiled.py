@@ -66,6 +66,7 @@ class Profiled(Roofline):
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
         routing: Routing | None = None,
+        verify_tokens: int = 0,
     ) -> None:
         meta = profile.meta
         if meta.gpu != gpu.name:
@@ -89,6 +90,7 @@ class Profiled(Roofline):
             window=window,
             offload=offload,
             routing=routing,
+            verify_tokens=verify_tokens,
         )
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
@@ -366,6 +368,8 @@ class Profiled(Roofline):
 
     def _size(self, shape: Shape, tokens: int) -> Size:
         parts = ("mixed" if shape.decodes or shape.verifies else "prefill") if shape.prefills else "decode"
+        if shape.verifies and self._overheads.measures("mixed") and self.in_pieces(shape):
+            parts = "mixed"
         prefill_tokens = tokens - shape.decodes
         if shape.verifies:
             prefill_tokens -= sum(tokens * rows for tokens, rows, _, _ in shape.verifies)
