@@ -12,6 +12,7 @@ from typing import Any
 import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backend.kernels._common import Constant
 
@@ -23,6 +24,7 @@ class BoundKernel:
 
     Floats have to be floats: a kernel is compiled for an integer 1 in another way. Where numpy interprets, where a
     profiler watches launches, and where a tensor does not begin at a multiple of 16 bytes, it is Triton's own launch.
+    Of a descriptor for the copy engine type and tile are asked; what the device reads is made each time.
     """
 
     def __init__(self, kernel: Any, **constants: Constant) -> None:
@@ -46,6 +48,8 @@ class BoundKernel:
             if isinstance(arg, Tensor):
                 starts |= arg.data_ptr()
                 asked.append(arg.dtype)
+            elif isinstance(arg, TensorDescriptor):
+                asked.append((arg.base.dtype, *arg.block_shape))
             else:
                 asked.append(arg)
         for at in self._unasked:

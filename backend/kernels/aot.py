@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -81,11 +81,17 @@ class Built:
     loop: int = 0
 
 
-def build(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
-    """Compiles each variant for its compute capability (80, 90, 100); a refusal is a result, not an exception."""
+def build(jobs: Sequence[tuple[KernelVariant, int]], tell: Callable[[Built], object] = lambda _: None) -> list[Built]:
+    """Compiles each variant for its compute capability (80, 90, 100); a refusal is a result, not an exception.
+
+    `tell` is called with each result as soon as there is one. What was compiled stays in Triton's cache, so the same
+    jobs after a run that was cut short compile the rest alone.
+    """
     done: list[Built] = []
     while len(done) < len(jobs):
-        done += _worked(jobs[len(done) :])
+        for one in _worked(jobs[len(done) :]):
+            done.append(one)
+            tell(one)
     return done
 
 
@@ -103,26 +109,33 @@ def table(built: Iterable[Built]) -> str:
     return "\n".join(lines)
 
 
-def _worked(jobs: Sequence[tuple[KernelVariant, int]]) -> list[Built]:
-    """What one subprocess made of `jobs`, in order; where it died, the job it died of, and no further."""
-    text = "".join(
-        json.dumps({"variant": asdict(variant), "capability": capability}) + "\n" for variant, capability in jobs
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    results = [Built(**json.loads(line)) for line in done.stdout.splitlines()]
-    if len(results) < len(jobs):
-        variant, capability = jobs[len(results)]
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        error = f"the compiler ended with status {done.returncode}: {last}"
-        results.append(Built(name=variant.name, capability=capability, error=error))
-    return results
+def _worked(jobs: Sequence[tuple[KernelVariant, int]]) -> Iterator[Built]:
+    """What one subprocess makes of `jobs`, in order; where it dies, the job it died of, and no further."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    # Jobs and complaints go through files: a pipe that nobody empties would stop either side.
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as complaints:
+        for variant, capability in jobs:
+            asked.write(json.dumps({"variant": asdict(variant), "capability": capability}) + "\n")
+        asked.seek(0)
+        with subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=asked,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path},
+        ) as worker:
+            assert worker.stdout is not None
+            made = 0
+            for line in worker.stdout:
+                made += 1
+                yield Built(**json.loads(line))
+        if made < len(jobs):
+            variant, capability = jobs[made]
+            complaints.seek(0)
+            last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+            error = f"the compiler ended with status {worker.returncode}: {last}"
+            yield Built(name=variant.name, capability=capability, error=error)
 
 
 def _compile(variant: KernelVariant, capability: int) -> Built:

@@ -12,12 +12,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from backend.kernels._common import INTERPRETED, KernelVariant, capability, check_device, next_power_of_two
+from backend.kernels._launch import BoundKernel
 from backend.kernels.cache_write import narrow
 from backend.model.weights import QuantWeight, Weight
 from backend.torch_ops.linear import linear as dequantised_linear
@@ -105,10 +108,13 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     data = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     block = min(QUANTISE_BLOCK, next_power_of_two(width))
-    _quantise_rows_kernel[(rows,)](
-        x, data, scales, width, x.stride(0), BLOCK=block, INTERPRETED=INTERPRETED, num_warps=8, enable_fp_fusion=False
-    )
+    _quantise_bound(block)((rows, 1, 1), x, data, scales, width, x.stride(0))
     return data, scales
+
+
+@functools.cache
+def _quantise_bound(block: int) -> BoundKernel:
+    return BoundKernel(_quantise_rows_kernel, BLOCK=block, INTERPRETED=INTERPRETED, num_warps=8, enable_fp_fusion=False)
 
 
 def _fp8_linear(x: Tensor, weight: QuantWeight) -> Tensor:
@@ -123,16 +129,17 @@ def _fp8_linear(x: Tensor, weight: QuantWeight) -> Tensor:
 def _int8_linear(x: Tensor, weight: QuantWeight) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    block_m, block_n, block_k, warps, stages = int8_tile(rows, x.dtype)
-    _int8_matmul_kernel[(triton.cdiv(rows, block_m), triton.cdiv(outputs, block_n))](
-        x,
-        weight.data,
-        weight.scale,
-        out,
-        rows,
-        outputs,
-        inputs,
-        x.stride(0),
+    tile = int8_tile(rows, x.dtype)
+    grid = (triton.cdiv(rows, tile[0]), triton.cdiv(outputs, tile[1]), 1)
+    _int8_bound(tile)(grid, x, weight.data, weight.scale, out, rows, outputs, inputs, x.stride(0))
+    return out
+
+
+@functools.cache
+def _int8_bound(tile: tuple[int, int, int, int, int]) -> BoundKernel:
+    block_m, block_n, block_k, warps, stages = tile
+    return BoundKernel(
+        _int8_matmul_kernel,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
@@ -141,7 +148,6 @@ def _int8_linear(x: Tensor, weight: QuantWeight) -> Tensor:
         num_stages=stages,
         enable_fp_fusion=True,
     )
-    return out
 
 
 def int8_tile(rows: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache as cached
 
 import torch
 import triton
@@ -22,6 +23,7 @@ from backend.cache.kvcache import LayerCache
 from backend.kernels._attention import MASKED, attend, attended_tiles, finish, score_factor, to_operand
 from backend.kernels._common import INTERPRETED, Constant, KernelVariant, capability, next_power_of_two, processors
 from backend.kernels._form import Form, check_call, compiled, form_of, forms
+from backend.kernels._launch import BoundKernel
 from traces.schema import InputError
 
 
@@ -280,31 +282,53 @@ def prefill_attention(
     form = form_of(q.dtype, heads, cache, window, soft_cap)
     split = tile is None and not INTERPRETED and form.head_dim == 128
     tile = tile or (SMALL_TILE if INTERPRETED else tile_for(form, capability(q.device), max_q))
-    tile = replace(tile, rows=max(tile.rows, next_power_of_two(form.group)))
+    if tile.rows < form.group:
+        tile = replace(tile, rows=next_power_of_two(form.group))
     block_q, sequences = tile.rows // form.group, kv_lens.shape[0]
     if tokens == 0:
         return out, lse
     programs = form.kv_heads * (tokens // block_q + sequences)
     if split and tile.warps == 4 and not (form.windowed or form.capped or form.narrow):
         slots = PROGRAMS_AT_ONCE * processors(q.device)
-        tile = replace(tile, splits=parts_of(programs, slots, block_tables.shape[1] * form.block_tokens))
+        parts = parts_of(programs, slots, block_tables.shape[1] * form.block_tokens)
+        tile = tile if parts == tile.splits else replace(tile, splits=parts)
     k, v = (_descriptor(x, tile.keys) if tile.tma else x for x in (cache.k, cache.v))
     part_out, part_lse = out, lse
     if tile.splits > 1:
         part_out = torch.empty((tokens, heads, tile.splits, head_dim), dtype=torch.float32, device=q.device)
         part_lse = torch.empty((tokens, heads, tile.splits), dtype=torch.float32, device=q.device)
-    prefill_kernel[(programs, tile.splits)](
+    _bound(form, tile)(
+        (programs, tile.splits, 1),
         q, k, v, cache.k_scale, cache.v_scale, block_tables, q_starts, kv_lens, part_out, part_lse,
-        sequences, q.stride(0), block_tables.stride(0), scale, soft_cap, window, sinks,
-        BLOCK_M=tile.rows, BLOCK_N=tile.keys, TMA=tile.tma, SPLITS=tile.splits, **form.constexprs(),
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        sequences, q.stride(0), block_tables.stride(0), float(scale), float(soft_cap), window, sinks,
     )  # fmt: skip
     if tile.splits > 1:
-        merge_parts[(triton.cdiv(tokens * heads, MERGE_ROWS),)](
-            part_out, part_lse, out, lse, tokens * heads,
-            SPLITS=tile.splits, HEAD_DIM=head_dim, ROWS=MERGE_ROWS, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+        rows = tokens * heads
+        merge = _merge_bound(tile.splits, head_dim)
+        merge((triton.cdiv(rows, MERGE_ROWS), 1, 1), part_out, part_lse, out, lse, rows)
     return out, lse
+
+
+@cached
+def _bound(form: Form, tile: Tile) -> BoundKernel:
+    return BoundKernel(
+        prefill_kernel,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.keys,
+        TMA=tile.tma,
+        SPLITS=tile.splits,
+        **form.constexprs(),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        enable_fp_fusion=True,
+    )
+
+
+@cached
+def _merge_bound(splits: int, head_dim: int) -> BoundKernel:
+    return BoundKernel(
+        merge_parts, SPLITS=splits, HEAD_DIM=head_dim, ROWS=MERGE_ROWS, num_warps=4, enable_fp_fusion=True
+    )
 
 
 def _descriptor(stored: Tensor, keys: int) -> TensorDescriptor:

@@ -398,8 +398,11 @@ class Overheads:
         An engine that captures decode steps alone launches all others eagerly; of an engine whose launches nobody
         measured it is not known. Graphs that wait for no launch have the host's times alone.
         """
-        graphs = self._launches[parts, 1] is not None or self._hosts[parts, 1] is not None
-        return graphs or self._launches[parts, 0] is None
+        return self.measures(parts) or self._launches[parts, 0] is None
+
+    def measures(self, parts: str) -> bool:
+        """Whether steps with such parts were measured as CUDA graphs."""
+        return self._launches[parts, 1] is not None or self._hosts[parts, 1] is not None
 
     def host(self, size: Size) -> Price | None:
         """Packing the step and handling what it sampled."""

@@ -67,6 +67,7 @@ class Profiled(Roofline):
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
         routing: Routing | None = None,
+        verify_tokens: int = 0,
     ) -> None:
         meta = profile.meta
         if meta.gpu != gpu.name:
@@ -90,6 +91,7 @@ class Profiled(Roofline):
             window=window,
             offload=offload,
             routing=routing,
+            verify_tokens=verify_tokens,
         )
         self.profile = profile
         tables = Tables(profile, gpu, self.efficiency)
@@ -370,6 +372,8 @@ class Profiled(Roofline):
     def _size(self, shape: Shape, tokens: int) -> Size:
         prefills, decodes, verifies = shape.prefills, shape.decodes, shape.verifies
         parts = ("mixed" if decodes or verifies else "prefill") if prefills else "decode"
+        if verifies and self._overheads.measures("mixed") and self.in_pieces(shape):
+            parts = "mixed"
         prefill_tokens = tokens - decodes
         if verifies:
             prefill_tokens -= sum([tokens * rows for tokens, rows, _, _ in verifies])

@@ -68,8 +68,9 @@ class Roofline:
     """`StepCost` of a model on `tp` GPUs: the terms add up, since prefill and decode attention are separate kernels.
 
     With `cuda_graphs`, steps of up to `max_graph_tokens` tokens are padded to the captured sizes; pure decode steps
-    are then one launch, mixed ones launch attention between pieces (vLLM FULL_AND_PIECEWISE). Other steps launch
-    every kernel, and the device waits where launching is slower than computing ("launch gaps").
+    are then one launch, and so are rows of `verify_tokens` tokens each alone (0: of any number; it is that of a row
+    with the most drafts); mixed ones, and rows that differ, launch attention between pieces (vLLM FULL_AND_PIECEWISE).
+    Other steps launch every kernel, and the device waits where launching is slower than computing ("launch gaps").
     `window` is the attention window, "model" the model's own; shapes then must say what decode rows attend within it.
     With `offload` a step lasts at least as long as the host link is busy ("offload wait").
     Constructing raises InputError when the model cannot be split `tp` ways, has fewer layers than are offloaded, or
@@ -79,7 +80,7 @@ class Roofline:
     __slots__ = (
         "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_ranks",
         "_row_memo", "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens",
-        "model", "parallel", "routing", "window",
+        "model", "parallel", "routing", "verify_tokens", "window",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +95,7 @@ class Roofline:
         window: AttentionWindow | Literal["model"] | None = "model",
         offload: Offload | None = None,
         routing: Routing | None = None,
+        verify_tokens: int = 0,
     ) -> None:
         model.check_parallel(parallel)
         gpu.check_group(parallel)
@@ -102,7 +104,7 @@ class Roofline:
         if max_graph_tokens < 1:
             raise InputError(f"max_graph_tokens = {max_graph_tokens} must be at least 1")
         self.model, self.parallel = model, parallel
-        self.cuda_graphs, self.max_graph_tokens = cuda_graphs, max_graph_tokens
+        self.cuda_graphs, self.max_graph_tokens, self.verify_tokens = cuda_graphs, max_graph_tokens, verify_tokens
         self.efficiency = efficiency or Efficiency.of(gpu)
         self.kernels = Kernels(gpu, self.efficiency, model.dtype, model.kv_dtype, model.weight_dtype)
         self.window = model.attended_window if window == "model" else window
@@ -333,12 +335,20 @@ class Roofline:
     def _in_graph(self, tokens: int) -> bool:
         return self.cuda_graphs and max(tokens, self._ranks.most) <= self.max_graph_tokens
 
+    def in_pieces(self, shape: Shape) -> bool:
+        """Whether a CUDA graph of the step is cut at each layer's attention: whole ones are of equal rows alone."""
+        prefills, decodes, verifies = shape.prefills, shape.decodes, shape.verifies
+        if not verifies:
+            return bool(prefills)
+        width = verifies[0][0]
+        return bool(prefills or decodes) or len(verifies) > 1 or width != (self.verify_tokens or width)
+
     def _launch_s(self, tokens: int, shape: Shape) -> float:
         """Seconds that the host needs to launch the step's kernels, which the device cannot undercut."""
         if tokens == 0:
             return 0.0
         if self._in_graph(tokens):
-            return self._piecewise_s if shape.prefills else 0.0
+            return self._piecewise_s if self.in_pieces(shape) else 0.0
         kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
         return self._eager_s + self._kernel_s * kinds
 

@@ -220,6 +220,7 @@ def assemble(scenario: Scenario) -> Parts:
         "cuda_graphs": engine.cuda_graphs,
         "window": window,
         "routing": Routing(scenario.cost.routing),
+        "verify_tokens": drafter.tree.drafts + 1 if drafter else 0,
     }
     cost = _cost(model, gpu, profile, drafter, offload, shared)
     if adapters is not None:

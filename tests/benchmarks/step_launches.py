@@ -1,7 +1,8 @@
-"""What a decode step asks of the host: `python -m tests.benchmarks.step_launches`.
+"""What steps ask of the host: `python -m tests.benchmarks.step_launches`.
 
-How many kernels of Triton a step launches, by name, and how long each operation of this project takes on the host: in
-CPU time, the best of several turns, and as a ratio to `torch.empty` beside them. Tensors are the CPU's and only say
+How many kernels of Triton a decode step launches, by name, and how long each operation of this project takes on the
+host, and those of prompts and of narrow weights by themselves: in CPU time, the best of several turns, and as a ratio
+to `torch.empty` beside them. Tensors are the CPU's and only say
 that they are CUDA's; Triton's binder and its compiler for sm_90 are the real ones, and its launcher launches nothing,
 so that what the driver itself takes is left out, and so are products and what else torch does.
 """
@@ -72,6 +73,32 @@ def without_a_device() -> list[str]:
     return launches
 
 
+def other_steps() -> dict[str, Callable[[], Any]]:
+    """What no such step asks for: attention of prompts, gathered and by the copy engine, and narrow products."""
+    from backend.cache.kvcache import LayerCache
+    from backend.kernels import linear, prefill_attention
+    from backend.model.weights import quantised
+
+    device, bf16 = torch.device("cpu"), torch.bfloat16
+    calls: dict[str, Callable[[], Any]] = {}
+    starts, lens = (torch.tensor(values, dtype=torch.int32) for values in ([0, 2048], [2048]))
+    q = torch.zeros(2048, 32, 128, dtype=bf16)
+    for block_tokens in (16, 64):
+        cache = LayerCache.allocate(2, block_tokens, 8, 128, device=device, dtype=bf16)
+        tables = torch.zeros(1, 2048 // block_tokens, dtype=torch.int32)
+
+        def prefill(cache: LayerCache = cache, tables: torch.Tensor = tables) -> Any:
+            return prefill_attention.prefill_attention(q, cache, tables, starts, lens, max_q=2048, scale=0.1)
+
+        calls[f"prefill_attention, blocks of {block_tokens}"] = prefill
+    x, weight = torch.zeros(16, 1024, dtype=bf16), torch.zeros(256, 1024, dtype=bf16)
+    narrow = quantised(weight, "int8")
+    return calls | {
+        "linear in int8": lambda: linear.linear(x, narrow),
+        "rows in fp8 before a product": lambda: linear.quantise_rows(x),
+    }
+
+
 @torch.inference_mode()
 def main() -> None:
     launches = without_a_device()
@@ -103,6 +130,9 @@ def main() -> None:
         step_us += us * seen[name]
         print(f"{us:5.1f} us, {us / empty_us:4.1f} of torch.empty  {name}, {seen[name]} a step")
     print(f"{step_us:5.0f} us a step, {step_us / total / empty_us:.1f} of torch.empty ({empty_us:.1f} us) a launch")
+    for name, call in other_steps().items():
+        us = cpu_us(call)
+        print(f"{us:5.1f} us, {us / empty_us:4.1f} of torch.empty  {name}")
 
 
 if __name__ == "__main__":

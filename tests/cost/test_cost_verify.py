@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from drafting_kit import drafter
 from test_profile_cost import COSTS as PROFILED
 
 from sim.catalog import load_gpu, load_model
+from sim.cost.efficiency import Efficiency
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
 from sim.cost.step import FixedCost, StepCost, course_s
@@ -54,6 +57,27 @@ def test_attention_reads_a_row_once_however_many_its_queries(name: str) -> None:
     )
     verify_s = cost.explain(verifies)["verify attention"].seconds
     assert verify_s == pytest.approx(cost.explain(decode)["decode attention"].seconds, rel=1e-12)
+
+
+def test_a_graph_of_equal_rows_alone_is_whole() -> None:
+    """Where rows differ, a step waits for as many launches as a mixed one."""
+    model, gpu = load_model("tiny-llama"), load_gpu("h100")
+    slow = replace(Efficiency.of(gpu), launch_s=1e-4)
+    cost = Roofline(model, gpu, efficiency=slow, verify_tokens=4)
+    whole = {"all": Shape(verifies=((4, 3, 90, 0),)), "no drafts": Shape(decodes=3, decode_context=93)}
+    pieces = {
+        "fewer": Shape(verifies=((3, 3, 90, 0),)), "unequal": Shape(verifies=((4, 2, 60, 0), (3, 1, 30, 0))),
+        "beside a row without": Shape(decodes=1, decode_context=31, verifies=((4, 2, 60, 0),)),
+        "beside a prompt": Shape(prefills=((2, 0),), verifies=((4, 2, 60, 0),)),
+        "a prompt": Shape(prefills=((9, 0),)),
+    }  # fmt: skip
+    launching_s = 3 * model.layers * cost.efficiency.launch_s
+    for name, shape in (whole | pieces).items():
+        assert cost.in_pieces(shape) == (name in pieces), name
+        assert ("launch gaps" in cost.explain(shape)) == (name in pieces), name
+        device_s = cost.span_s(shape, 1)[0][0]
+        assert (device_s == pytest.approx(launching_s)) == (name in pieces), name
+    assert not Roofline(model, gpu).in_pieces(pieces["fewer"])
 
 
 @pytest.mark.parametrize("name", COSTS)

@@ -322,6 +322,19 @@ def test_another_gpus_profile_and_a_wrong_form_are_refused() -> None:
         Profiled(MODEL, GPU, llama_profile(accuracy={"gemm": wrong}))
 
 
+def test_rows_that_verify_unequally_are_launched_as_mixed_steps_where_these_were_measured_by_graph() -> None:
+    def of(*measured: tuple[str, float]) -> Profiled:
+        same = {"graph": 1, "layers": 32, "rows": 1, "prefill_tokens": 0}
+        launches = [{**same, "parts": parts, "us": us} for parts, us in measured]
+        return Profiled(MODEL, GPU, Profile(meta(), {**PLAIN.tables, "launch": Table.of("launch", launches)}))
+
+    equal, unequal = Shape(verifies=((4, 2, 90, 0),)), Shape(verifies=((4, 1, 50, 0), (3, 1, 40, 0)))
+    pieces, whole = of(("decode", 1.0), ("mixed", 1e6)), of(("decode", 1.0))
+    assert pieces.span_s(unequal, 1)[0] == [pytest.approx(1.0)]
+    assert pieces.span_s(equal, 1)[0][0] < 0.1
+    assert whole.span_s(unequal, 1)[0][0] < 0.1
+
+
 def test_an_engine_that_captures_decode_steps_alone_launches_all_others_eagerly() -> None:
     """Where only eager launches of mixed steps were measured they are eager: unpadded, and waiting for launches."""
     launches = [

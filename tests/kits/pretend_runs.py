@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +22,14 @@ from pretend_gpu import Device
 
 pretend_gpu.install()
 
-from backend.kernels import silu_and_mul  # noqa: E402  (the device has to be there before the backend looks for it)
-from backend.kernels._launch import BoundKernel  # noqa: E402
+import triton  # noqa: E402  (the device has to be there before the backend looks for it)
+import triton.language as tl  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
+
+from backend.cache.kvcache import LayerCache  # noqa: E402
+from backend.kernels import linear, prefill_attention, silu_and_mul  # noqa: E402
+from backend.kernels._form import form_of  # noqa: E402
+from backend.kernels._launch import BoundKernel, Grid  # noqa: E402
 from backend.live.packing import Stage  # noqa: E402
 from calibrate import ranks  # noqa: E402
 from calibrate.cases import Case, Range  # noqa: E402
@@ -31,6 +37,9 @@ from calibrate.latent import LatentBench  # noqa: E402
 from calibrate.messages import VALUE, Message, Orders  # noqa: E402
 from sim import api  # noqa: E402
 from sim.catalog import load_model  # noqa: E402
+
+Launch = tuple[str, BoundKernel, Grid, tuple[Any, ...]]
+"""A name, a bound kernel, and what it is launched with."""
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,15,8\n0,31,6\n0.02,5,3\n"
 BASE = {
@@ -149,6 +158,67 @@ def latent_attention() -> dict[str, list[float]]:
     return told
 
 
+def rows_launches() -> tuple[BoundKernel, list[Launch]]:
+    """Of a kernel of rows, by what Triton compiles anew for and what it does not."""
+    constants: dict[str, Any] = {"BLOCK": 64, "INTERPRETED": False, "num_warps": 4}
+    out = torch.empty(4, 32, device="cuda", dtype=torch.bfloat16)
+    rows = torch.ones(5, 80, device="cuda", dtype=torch.bfloat16)
+    inputs = {
+        "dense": rows[:4, :64], "of another type": rows.half(), "of another stride": rows.view(-1)[:292].view(4, 73),
+        "not aligned": rows.view(-1)[1:321].view(4, 80), "dense again": rows[:4, :64],
+    }  # fmt: skip
+    bound = BoundKernel(silu_and_mul._silu_and_mul_kernel, **constants)
+    return bound, [(name, bound, (4, 1, 1), (x, out, 32, x.stride(0))) for name, x in inputs.items()]
+
+
+@triton.jit
+def fetch_kernel(tiles, out, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # noqa: N803
+    at = tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(out + at, tl.reshape(tiles.load([0, 0]), (ROWS, WIDTH)).to(tl.float32))
+
+
+def descriptor_launches() -> tuple[BoundKernel, list[Launch]]:
+    """Of a kernel that the copy engine serves: by type and tile of what it fetches, and not by how much there is."""
+    bound = BoundKernel(fetch_kernel, ROWS=16, WIDTH=64, num_warps=4)
+    out = torch.empty(16, 64, device="cuda")
+    kinds = [
+        ("16 x 64 of bf16", torch.bfloat16, 128, [16, 64]), ("16 x 64 of fp16", torch.float16, 128, [16, 64]),
+        ("32 x 32 of fp16", torch.float16, 128, [32, 32]), ("16 x 64 of fewer", torch.bfloat16, 64, [16, 64]),
+    ]  # fmt: skip
+    stored = {name: torch.ones(rows, 64, device="cuda", dtype=kind) for name, kind, rows, _ in kinds}
+    return bound, [
+        (f"tiles of {name}", bound, (1, 1, 1), (TensorDescriptor.from_tensor(stored[name], tile), out))
+        for name, _, _, tile in kinds
+    ]
+
+
+def attention_launches() -> Iterator[Launch]:
+    """Of prefill attention, gathered and by the copy engine, and of its merge."""
+    for block_tokens in (16, 64):
+        cache = LayerCache.allocate(8, block_tokens, 1, 128, device=torch.device("cuda"), dtype=torch.bfloat16)
+        q = torch.zeros(64, 4, 128, device="cuda", dtype=torch.bfloat16)
+        tables, starts, lens = (torch.zeros(size, device="cuda", dtype=torch.int32) for size in ((1, 8), (2,), (1,)))
+        form = form_of(q.dtype, 4, cache, 0, 0.0)
+        tile = prefill_attention.tile_for(form, 90, 4096)
+        assert tile.tma == (block_tokens == 64)
+        k, v = (prefill_attention._descriptor(x, tile.keys) if tile.tma else x for x in (cache.k, cache.v))
+        out, lse = torch.empty_like(q), torch.empty(64, 4, device="cuda")
+        args = (q, k, v, None, None, tables, starts, lens, out, lse, 1, q.stride(0), 8, 0.1, 0.0, 0, 0)
+        yield f"prefill, blocks of {block_tokens}", prefill_attention._bound(form, tile), (4, 1, 1), args
+    parts = torch.zeros(64, 4, 2, 128, device="cuda"), torch.zeros(64, 4, 2, device="cuda")
+    yield "merge", prefill_attention._merge_bound(2, 128), (64, 1, 1), (*parts, out, lse, 256)
+
+
+def product_launches() -> Iterator[Launch]:
+    """Of products of narrow weights."""
+    x, scales = torch.zeros(4, 64, device="cuda", dtype=torch.bfloat16), torch.ones(4, 1, device="cuda")
+    narrow = torch.zeros(4, 64, device="cuda", dtype=torch.float8_e4m3fn)
+    yield "quantise", linear._quantise_bound(64), (4, 1, 1), (x, narrow, scales, 64, x.stride(0))
+    weight, out = torch.zeros(32, 64, device="cuda", dtype=torch.int8), torch.empty(4, 32, device="cuda", dtype=x.dtype)
+    args = (x, weight, torch.ones(32, device="cuda"), out, 4, 32, 64, x.stride(0))
+    yield "int8", linear._int8_bound(linear.int8_tile(4, x.dtype)), (1, 1, 1), args
+
+
 def launches() -> dict[str, list[bool]]:
     """Of a bound kernel's first and second launch: whether the launcher is given what Triton's own launch gives it."""
     seen: list[tuple[Any, ...]] = []
@@ -158,23 +228,16 @@ def launches() -> dict[str, list[bool]]:
         seen.append((id(self), x, y, z, stream, function, rest[0], *map(id, rest[4:9]), *rest[9:]))
         call(self, x, y, z, stream, function, *rest)
 
-    kernel = silu_and_mul._silu_and_mul_kernel
-    constants: dict[str, Any] = {"BLOCK": 64, "INTERPRETED": False, "num_warps": 4}
-    bound, out = BoundKernel(kernel, **constants), torch.empty(4, 32, device="cuda", dtype=torch.bfloat16)
-    rows = torch.ones(5, 80, device="cuda", dtype=torch.bfloat16)
-    inputs = {
-        "dense": rows[:4, :64], "of another type": rows.half(), "of another stride": rows.view(-1)[:292].view(4, 73),
-        "not aligned": rows.view(-1)[1:321].view(4, 80), "dense again": rows[:4, :64],
-    }  # fmt: skip
+    (rows, by_rows), (tiles, by_tiles) = rows_launches(), descriptor_launches()
     told = {}
     pretend_gpu.PretendLauncher.__call__ = spied  # type: ignore[method-assign]
-    for name, x in inputs.items():
+    for name, bound, grid, args in (*by_rows, *by_tiles, *attention_launches(), *product_launches()):
         seen.clear()
-        kernel[(4, 1, 1)](x, out, 32, x.stride(0), **constants)
+        bound._kernel[grid](*args, **bound._constants)
         for _ in range(2):
-            bound((4, 1, 1), x, out, 32, x.stride(0))
+            bound(grid, *args)
         told[name] = [one == seen[0] for one in seen[1:]]
-    told["kernels"] = [len(bound._known) == 3]
+    told["kernels"] = [len(rows._known) == 3, len(tiles._known) == 3]
     pretend_gpu.PretendLauncher.__call__ = call  # type: ignore[method-assign]
     return told
 

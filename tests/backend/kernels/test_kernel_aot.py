@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -54,15 +57,33 @@ def every(capability: int) -> list[KernelVariant]:
     return [*prefill_attention.variants(capability), *decode_attention.variants(), *standard_attention.variants()]
 
 
+def jobs() -> list[tuple[KernelVariant, int]]:
+    """What is compiled of what ships: the common forms first, then the rest for Hopper, for Blackwell, for Ampere."""
+    common = [(variant, sm) for sm in CAPABILITIES for variant in few(sm)]
+    rest = [(variant, sm) for sm in (90, 100, 80) for variant in every(sm)] if ALL else []
+    return common + [job for job in rest if job not in common]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Built]:
+def results(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Built]:
     """All that this file compiles, in one go: starting the subprocess costs more than most variants."""
     folder = tmp_path_factory.mktemp("deadly")
     (folder / "deadly_kernel.py").write_text("import os\nos.abort()\n")
-    jobs = [(variant, sm) for sm in CAPABILITIES for variant in (every if ALL else few)(sm)]
+    asked = [*jobs(), (FP8_PREFILL, 80), (BROKEN, 90), (DEADLY, 90), (PLAN, 90)]
+    capture: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
+    made, before_s = 0, time.monotonic()
+
+    def tell(one: Built) -> None:
+        nonlocal made, before_s
+        now_s, made = time.monotonic(), made + 1
+        line = f"{made}/{len(asked)} {now_s - before_s:.1f} s {table([one]).splitlines()[1]}\n"
+        before_s = now_s
+        with capture.global_and_fixture_disabled():
+            sys.stderr.write(line)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        return build([*jobs, (FP8_PREFILL, 80), (BROKEN, 90), (DEADLY, 90), (PLAN, 90)])
+        return build(asked, tell if ALL else lambda _: None)
 
 
 @pytest.fixture

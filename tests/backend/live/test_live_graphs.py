@@ -5,6 +5,7 @@ Here a recording is replayed by doing its work again on the same buffers; real C
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,10 +28,11 @@ from backend.live.packing import BatchPart, DrawRows, Packed, Stage, pack
 from backend.live.sampling import Sampler, Sampling
 from backend.model.loader import random_model
 from backend.model.model import Model
-from sim.catalog import load_model
-from sim.cost.roofline import graph_tokens
-from sim.engine.batch import Limits
+from sim.catalog import load_gpu, load_model
+from sim.cost.roofline import Roofline, graph_tokens
+from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.memory import KvPool
+from sim.serving.executor import Executor
 
 DRAWN = Sampling(temperature=0.9, top_k=30, top_p=0.95, seed=2)
 POOL = KvPool(60, 4, 48)
@@ -130,6 +132,40 @@ def test_recorded_drafts_and_their_verification_give_the_same_answers(
     assert recorder.pieces
     assert (4 in widths) == verified
     assert bool(drafted) == (draft is not None and not temperature)
+
+
+@pytest.mark.parametrize("draft", [None, truncated()], ids=["n-grams", "first layer"])
+def test_a_step_is_launched_in_pieces_where_it_is_priced_so(
+    draft: Model | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an engine that drafts: prompts, rows of different widths, of the most drafts, of fewer, and of none."""
+    recorder, cost = Again(), Roofline(tiny().spec, load_gpu("h100"), verify_tokens=4)
+    whole: list[Packed] = []
+    run = DecodeGraphs.run
+
+    def noted(graphs: DecodeGraphs, packed: Packed, stage: Stage) -> Tensor:
+        whole.append(packed)
+        return run(graphs, packed, stage)
+
+    monkeypatch.setattr(DecodeGraphs, "run", noted)
+    seen: Counter[tuple[str, bool]] = Counter()
+
+    class Counted:
+        def __init__(self, inner: Executor) -> None:
+            self._inner = inner
+
+        def execute(self, batch: Batch) -> Outcome:
+            before, shape = len(whole), batch.shape
+            outcome = self._inner.execute(batch)
+            in_pieces = len(whole) == before
+            assert in_pieces == cost.in_pieces(shape), shape
+            widths = {width for width, *_ in shape.verifies} | ({1} if shape.decodes else set())
+            seen["prompt" if shape.prefills else "unequal" if len(widths) > 1 else str(widths), in_pieces] += 1
+            return outcome
+
+    Drafting(drafts(), draft=draft, recorder=recorder).serve(work(), wrap=Counted)
+    assert recorder.pieces
+    assert {("prompt", True), ("unequal", True), ("{4}" if draft else "{1}", False)} <= set(seen), seen
 
 
 def test_a_window_with_sinks_and_preemption_is_recorded_too() -> None:
