@@ -101,7 +101,7 @@ def test_a_cpu_has_no_use_for_it(made: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_one_sentence(made: Path, tmp_path: Path) -> None:
     wrong = [
         (("--sm", 70), "--sm is 70; known are 80, 90, 100"), (("--only", "flight"), "--only names 'flight'; known are"),
-        (("--out", made), "exists already"),
+        (("--only", ","), "--only names none; known are"), (("--out", made), "exists already"),
     ]  # fmt: skip
     code = "import sys; from backend.kernels.warm import cli\nfrom traces.schema import InputError\n"
     code += "for words in eval(sys.argv[1]):\n try: cli(words, standalone_mode=False)\n"
