@@ -57,7 +57,7 @@ def test_a_profile_is_scaled_to_another_gpu(measured: Path, tmp_path: Path, monk
     made = find(str(folder))
     assert (made.meta.kind, made.meta.gpu, made.meta.name) == ("derived", "h200", folder.name)
     assert "already" in refused("derive", "--from", measured, "--to", "h200", "--out", folder)
-    there = Profile(replace(made.meta, name="truth", kind="measured"), {"gemm": made.tables["gemm"]})
+    there = Profile(replace(made.meta, name="truth", kind="measured"), dict(made.tables))
     write(there, tmp_path / "truth")
     again = ("derive", "--from", measured, "--to", "h200", "--out", folder, "--check", tmp_path / "truth", "--replace")
     assert command(*again).exception is None
