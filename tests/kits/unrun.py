@@ -103,7 +103,9 @@ def report(found: Mapping[tuple[str, str], tuple[int, list[int]]]) -> bool:
         sys.stdout.write(f"{REASONS.name}: {file}: {pattern} is run by now\n")
     runs, rest = sum(count for count, _ in found.values()), sum(map(len, missing.values()))
     unsaid = sum(len(missing[what]) for what in without)
-    sys.stdout.write(f"{runs} lines run, {rest} of {len(missing)} functions run nowhere, {unsaid} without a reason\n")
+    sys.stdout.write(
+        f"{runs} lines run, {rest} in {len(missing)} functions run nowhere, {unsaid} of them without a reason\n"
+    )
     return not without and not stale
 
 
