@@ -21,7 +21,7 @@ from sim.cost.kernels import Kernels, guide_of
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.schema import TABLES
-from sim.cost.tables import Value
+from sim.cost.tables import Table, Value
 from sim.engine.batch import Shape
 from traces.schema import InputError
 
@@ -181,6 +181,14 @@ def test_constants_are_fitted_written_and_used(tmp_path: Path, monkeypatch: pyte
     told = json.loads(again.stdout)
     assert told["errors"]["decode_attention"]["rows"] == 24
     assert told["left_out"] == [left_out]
+
+
+def test_rows_of_other_types_and_uneven_batches_are_no_part_of_a_fit() -> None:
+    heads: dict[str, Value] = {**HEADS, "head_dim": 128, "sequences": 2, "mean_context_tokens": 100, "us": 9.0}
+    rows = [heads | {"max_context_tokens": 100}, heads | {"max_context_tokens": 150}]
+    rows.append(rows[0] | {"dtype": "fp32", "kv_dtype": "fp32"})
+    found = forms._rows({"decode_attention": Table.of("decode_attention", rows)}, "decode_attention")
+    assert [(row["dtype"], row["max_context_tokens"]) for row in found] == [("bf16", 100)]
 
 
 def test_heads_of_64_are_told_by_the_constants_of_128(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

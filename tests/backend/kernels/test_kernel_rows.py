@@ -21,6 +21,7 @@ from ops_kit import (
 )
 
 from backend.cache.kvcache import LayerCache
+from backend.kernels import cache_write
 from backend.kernels.linear import linear_reference, quantise_rows
 from backend.kernels.rms_norm import rms_norm_reference
 from backend.kernels.silu_and_mul import silu_and_mul_reference
@@ -173,3 +174,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(call: Callable[[Ops], object
     kernels = implementation("interpret")
     with pytest.raises(InputError, match=message):
         call(kernels)
+
+
+def test_a_gpu_without_fp8_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_write, "capability", lambda _: 80)
+    cache, x = LayerCache.allocate(4, 3, 2, 8, dtype=torch.float8_e4m3fn), torch.randn(2, 2, 8)
+    with pytest.raises(InputError, match=r"fp8 caches need compute capability 8\.9 or newer, this GPU has 8\.0"):
+        cache_write.check_layout(x, x, cache, ints(3, 4))
