@@ -58,8 +58,7 @@ class DrawnExperts:
     def mlp(self, timing: Timing, plain: Ops, ops: Ops, hidden: Tensor, weights: DenseMlp | ExpertMlp) -> Tensor:
         """As `layers.mlp` with `ops`; of experts router, choice and the rest are timed, the rest as a whole: its own
         products are `plain` operations."""
-        if isinstance(weights, DenseMlp):
-            return layers.mlp(ops, hidden, weights)
+        assert isinstance(weights, ExpertMlp), "of a model with experts all layers have them"
         tokens, width = hidden.shape
         kind, count = NAMES[hidden.dtype], len(weights.router)
         gate_up = weights.gate_up.data if isinstance(weights.gate_up, QuantWeight) else weights.gate_up

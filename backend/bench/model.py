@@ -72,8 +72,6 @@ def _offers(bench: Bench, model: Model, cache: KvCache, batch: int, context: int
     def recorded() -> Call:
         if not bench.cuda:
             raise AbsentError("CUDA graphs need CUDA")
-        if not model.graphable:
-            raise AbsentError(f"{model.spec.name} waits for the GPU within a step")
         recording = CudaRecorder()(lambda: work(0))
 
         def call(turn: int) -> Tensor:

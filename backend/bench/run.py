@@ -114,12 +114,13 @@ GEMMS = (
 
 
 def run(bench: Bench, listed: Sequence[BenchCase], out: Path | None, say: Callable[[str], None]) -> None:
-    """Runs the cases one after another while time is left; writes the report after each.
+    """Runs the cases one after another while time is left; writes the report after each, and before the first.
 
     A case that fails is told and the next one starts; one that leaves the device unusable ends the run. Raises
     InputError where the report cannot be written.
     """
     started, clocks = time.monotonic(), ClockLog()
+    _save(bench.report, started, out)
     if bench.cuda:
         clocks.start()
     try:
@@ -173,6 +174,8 @@ def chosen(only: str, small: bool) -> list[BenchCase]:
     for name in wanted:
         if name not in GROUPS:
             raise InputError(f"--only names {name!r}; known are {', '.join(GROUPS)}")
+    if only and not wanted:
+        raise InputError(f"--only names none; known are {', '.join(GROUPS)}")
     return [case for case in cases(small) if not wanted or case.group in wanted]
 
 

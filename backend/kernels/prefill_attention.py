@@ -356,9 +356,6 @@ def attention_reference(
             at = k.shape[0] - new + i
             seen = [j for j in range(at + 1) if window <= 0 or j > at - window or j < sinks]
             row = q_starts[s] + i
-            if not seen:
-                lse[row] = -math.inf
-                continue
             scores = torch.einsum("hd,khd->hk", q[row].double(), k[seen].double().repeat_interleave(group, 1)) * scale
             scores = soft_cap * torch.tanh(scores / soft_cap) if soft_cap > 0.0 else scores
             lse[row] = torch.logsumexp(scores, 1)

@@ -245,7 +245,9 @@ def cli(sm: int, out: Path, only: str) -> None:
     """Compile for a GPU that is not here what a session on it launches, to be carried there."""
     if sm not in PROCESSORS:
         raise InputError(f"--sm is {sm}; known are {', '.join(map(str, PROCESSORS))}")
-    wanted = [name.strip() for name in only.split(",") if name.strip()] or list(GROUPS)
+    wanted = [name.strip() for name in only.split(",") if name.strip()] if only else list(GROUPS)
+    if not wanted:
+        raise InputError(f"--only names none; known are {', '.join(GROUPS)}")
     for name in wanted:
         if name not in GROUPS:
             raise InputError(f"--only names {name!r}; known are {', '.join(GROUPS)}")

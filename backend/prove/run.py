@@ -92,9 +92,9 @@ class ProveRun:
         self._tick()
         name = record.stage.name
         record.box_s = box
-        command: Sequence[str] | str = "no time left"
-        if box >= LEAST_BOX_S:
-            command = record.stage.command(self.place, box)
+        command = record.stage.command(self.place, box)
+        if not isinstance(command, str) and box < LEAST_BOX_S:
+            command = f"its share of what is left is {max(box, 0.0):.1f} s, less than {LEAST_BOX_S:g}"
         if isinstance(command, str):
             record.state, record.reason = SKIPPED, command
             self._tell(f"{name}: skipped, {command}")

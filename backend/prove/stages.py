@@ -177,6 +177,8 @@ def chosen(names: str) -> list[ProveStage]:
     """The stages named, separated by commas, in their own order; all where it is empty. Raises InputError."""
     wanted = {name.strip() for name in names.split(",") if name.strip()}
     known = [stage.name for stage in STAGES]
+    if names and not wanted:
+        raise InputError(f"--stages names none; known are {', '.join(known)}")
     for name in sorted(wanted.difference(known)):
         raise InputError(f"--stages names {name!r}; known are {', '.join(known)}")
     return [stage for stage in STAGES if not wanted or stage.name in wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,8 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage: str, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model_type": "granite"}, "model_type = 'granite' cannot be run; known are "),
+        ({"byte_level": True}, "byte_level = True must be true, for a vocabulary of 256 or more, or false"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' cannot be run; known is silu"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' cannot be run .*default, linear"),
         ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
@@ -315,6 +318,18 @@ def test_other_families_are_refused_with_the_names_of_the_known_ones(other: dict
     spec = ModelSpec(name="other", source="here", **{key: getattr(TINY, key) for key in keys}, **other)
     with pytest.raises(InputError, match=f"'other' has {what}.*known are llama, mistral, mixtral, qwen2, qwen3"):
         random_model(spec)
+
+
+def test_what_no_config_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 of 2 layers have a window, but not which; give the folder of a checkpoint"):
+        without_checkpoint(replace(TINY, layers=2, sliding_layers=1, sliding_window_tokens=16))
+    config = config_of("llama")
+    write_checkpoint(tmp_path, config, tensors_of(config))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config.json: .* object"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="weight type 'int3' cannot be quantised to; known are fp8, int8"):
+        quantised(torch.ones(2, 2), "int3")
 
 
 def test_weight_types_and_memory_are_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

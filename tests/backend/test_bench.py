@@ -108,15 +108,19 @@ def test_without_a_budget_everything_is_unfinished_and_told(tmp_path: Path) -> N
     ("arguments", "sentence"),
     [
         (["--device", "cpu", "--only", "decode,flops"], "bench: --only names 'flops'; known are copy, decode"),
+        (["--device", "cpu", "--only", ","], "bench: --only names none; known are copy, decode"),
         (["--device", "abacus"], "bench: device 'abacus' is unknown"),
         (["--device", "cuda:99"], "bench: device 'cuda:99'"),
         (["--device", "cpu", "--small", "--only", "copy", "--out", "{}/none/b.json"], "bench: cannot write"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence_before_anything_is_measured(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
     done = CliRunner().invoke(bench.main, [one.format(tmp_path) for one in arguments])
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1].startswith(sentence)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(sentence)
 
 
 def test_names_are_unique_and_the_bars_cases_come_first() -> None:

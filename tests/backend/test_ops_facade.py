@@ -76,6 +76,15 @@ def test_a_device_that_is_not_there_is_refused_in_a_sentence(monkeypatch: pytest
         ops.for_device("interpret")
 
 
+def test_another_package_that_lacks_is_no_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> None:
+        raise ModuleNotFoundError("no numpy", name="numpy")
+
+    monkeypatch.setattr("importlib.import_module", find)
+    with pytest.raises(ModuleNotFoundError, match="no numpy"):
+        ops._kernels("interpret")
+
+
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None

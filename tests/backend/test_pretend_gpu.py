@@ -135,6 +135,37 @@ def test_the_benchmark_measures_ours(tmp_path: Path) -> None:
     assert [row for row in ours if row["state"] != "measured"] == []
 
 
+SESSION = """
+import sys
+sys.path[:0] = {paths!r}
+import pretend_gpu
+pretend_gpu.install()
+from backend.prove.smoke import driver
+driver.LANES, driver.MOST_S["cuda"] = 1, {patience}
+"""
+"""What Python runs as it starts, in the command's process and in those of its stages."""
+
+
+@pytest.mark.rehearsal
+def test_a_session_is_proved_on_it(tmp_path: Path) -> None:
+    """The one command and its first two stages, the operations by one process; the others have tests of their own."""
+    out = tmp_path / "out"
+    (tmp_path / "sitecustomize.py").write_text(SESSION.format(paths=[str(ROOT), str(KITS)], patience=PATIENCE_S))
+    done = subprocess.run(
+        [sys.executable, "-m", "backend.prove", "--small", "--stages", "prepare,smoke", "--budget-s", "10000",
+         "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+             "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=3 * PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    prepare, smoke = json.loads((out / "summary.json").read_text())["stages"]
+    assert prepare["result"]["device"] == "NVIDIA H200"
+    lines = smoke["result"]["operations"]
+    assert {line["state"] for line in lines} == {"ok"}, [line for line in lines if line["state"] != "ok"]
+    assert len(lines) > 50
+
+
 GPU_TESTS = (
     "tests/backend/live/test_live_graphs.py",
     "tests/backend/live/test_live_moves.py",

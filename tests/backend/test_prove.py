@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from backend.prove import outcomes
 from backend.prove.box import run_boxed
 from backend.prove.command import cli
 from backend.prove.folder import FILES, MOST_BYTES, ProveFolder
+from backend.prove.run import ProveRun
 from backend.prove.stages import ROOT, STAGES, ProvePlace, box_s, chosen
 from backend.prove.table import WIDTH, lines
 from traces.schema import InputError
@@ -146,6 +148,17 @@ def test_boxes_never_exceed_what_is_left_and_later_stages_get_what_is_unused(use
     assert box_s(STAGES, len(STAGES) - 1, 7.0) == pytest.approx(7.0)
 
 
+def test_a_stage_whose_share_is_too_small_says_so(tmp_path: Path) -> None:
+    """One that has nothing to do says that first."""
+    place, done = ProvePlace("cpu", True, tmp_path), "calibrate has written its profile"
+    place.file("profile").mkdir()
+    run = ProveRun(place, ProveFolder(tmp_path / "out"), STAGES, 1.0, lambda _: None, time.monotonic())
+    run.run()
+    reasons = {stage["name"]: stage["reason"] for stage in summary_of(tmp_path / "out")["stages"]}
+    assert reasons.pop("fit") == done
+    assert set(reasons.values()) == {"its share of what is left is 0.0 s, less than 2"}
+
+
 @pytest.mark.rehearsal
 def test_the_whole_rehearsal_on_a_cpu(tmp_path: Path) -> None:
     """Every stage, small: each runs, and all files say so; no CPU that others share is asked to be fast."""
@@ -190,6 +203,7 @@ def test_the_whole_rehearsal_on_a_cpu(tmp_path: Path) -> None:
         (["--device", "tpu", "--small"], "device 'tpu' is unknown"),
         (["--device", "cpu"], "on a CPU there is only --small"),
         (["--device", "cpu", "--small", "--stages", "smoke,fly"], "--stages names 'fly'; known are prepare, smoke"),
+        (["--device", "cpu", "--small", "--stages", ","], "--stages names none; known are prepare, smoke"),
         (["--device", "cpu", "--small", "--budget-s", "3"], "--budget-s is 3, and the stages need at least 10"),
         (["--device", "cpu", "--small", "--budget-s", "nan"], "--budget-s is nan"),
         (["--device", "cpu", "--small", "--budget-s", "1e9"], "at most 86400"),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from profile_kit import EFFICIENCY, GPU, MODEL, llama_profile, meta
 
 from calibrate import device as devices
+from calibrate import harness
 from calibrate import measure as measuring
 from calibrate.cases import BETWEEN, DENSITIES, GRID, STEPS, Case, Range, cases, chosen
 from calibrate.check import suspects
@@ -25,7 +27,7 @@ from calibrate.run import Calibration, Job, Settings, calibrate, journal_path, p
 from sim.catalog import load_gpu
 from sim.cost.profile import Profile, read, write
 from sim.cost.profiled import Profiled
-from sim.cost.tables import Table
+from sim.cost.tables import Table, Value
 from sim.engine.batch import Shape
 from traces.schema import InputError
 
@@ -276,3 +278,36 @@ def test_deriving_what_cannot_be_is_refused(exact: Calibration) -> None:
     fp32 = Table.of("gemm", [{"dtype": "bf16", "weight_dtype": "bf16", "k": 4096, "n": 4096, "tokens": 1, "us": 90.0}])
     with pytest.raises(InputError, match="no row of profile 'made-up' is of a type that t4 computes"):
         derive(Profile(meta(), {"gemm": fp32}), load_gpu("t4"), name="a", date="2026-01-01")
+
+
+def test_whole_steps_and_types_without_units_are_not_scaled() -> None:
+    """A T4 computes no bf16: of two tables rows in fp16 are left, and it is said how many went."""
+    step: dict[str, Value] = {
+        "model": "llama-3.1-8b", "dtype": "fp16", "weight_dtype": "fp16", "kv_dtype": "fp16", "graph": 0,
+        "prefills": "64+0", "decodes": 0, "decode_context_tokens": 0, "max_context_tokens": 0, "device_us": 900.0,
+        "host_us": 5.0,
+    }  # fmt: skip
+    product: dict[str, Value] = {"k": 4096, "n": 4096, "tokens": 1, "us": 90.0}
+    kinds: list[dict[str, Value]] = [{"dtype": kind, "weight_dtype": kind, **product} for kind in ("fp16", "bf16")]
+    tables = {"gemm": Table.of("gemm", kinds), "steps": Table.of("steps", [step])}
+    made = derive(Profile(meta(), tables), load_gpu("t4"), name="a", date="2026-01-01")
+    assert [(name, len(table)) for name, table in made.tables.items()] == [("gemm", 1)]
+    assert "1 rows of types that t4 has no units for were left out." in made.meta.notes
+
+
+@pytest.mark.parametrize("asked", [{"context": 32}, {"tokens": -1}, {"rows": -1}])
+def test_a_grid_that_holds_no_case_is_refused(asked: dict[str, int]) -> None:
+    with pytest.raises(
+        InputError, match="--max-tokens and --max-rows must be at least 1, and --max-context at least 64"
+    ):
+        prepare(Settings(gpu="cpu", **asked), CPU)
+
+
+def test_a_card_that_records_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(harness, "CudaRecorder", lambda: None)
+    here, live = SimpleNamespace(troubles=[]), SimpleNamespace(capture=fails)
+    assert harness.Harness._captured(here, live, LIMITS) is None  # type: ignore[arg-type]
+    assert here.troubles == ["steps could not be captured as CUDA graphs: CUDA error: operation not permitted"]

@@ -22,7 +22,8 @@ from calibrate import device as devices
 from calibrate import measure as measuring
 from calibrate.cases import BETWEEN, GRID, cases
 from calibrate.collectives import Gang, groups, nothing_to_measure, planned, reserved_s
-from calibrate.journal import MessageTime, read
+from calibrate.journal import Journal, MessageTime, read
+from calibrate.measure import ClockWatch
 from calibrate.messages import LEAST_BYTES, VALUE, Message, messages
 from calibrate.result import Calibration, fitted
 from calibrate.roofline import fit_roofline
@@ -247,6 +248,19 @@ def test_a_journal_of_before_and_a_bad_line(job: Job, tmp_path: Path) -> None:
     path.write_text(lines[0] + json.dumps(bad) + "\n")
     with pytest.raises(InputError, match=":2: not a line of a calibration's journal"):
         read(path)
+
+
+def test_without_time_nothing_is_asked_of_them(job: Job, tmp_path: Path) -> None:
+    class Never(Gang):
+        def times(self, device: str, wanted: Sequence[Message], seconds: float) -> Iterator[MessageTime]:
+            raise AssertionError("no time is left")
+
+    calibrated(job, tmp_path / "p")
+    header = read(journal_path(tmp_path / "p")).header
+    journal = Journal(tmp_path / "late.jsonl", header, resume=False)
+    late_s = time.monotonic() - 1.0
+    collectives.measure(header, journal, Never(), late_s, ClockWatch(dict), lambda *_: None)
+    assert journal.messages == []
 
 
 def test_time_is_kept_for_them() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from calibrate import forms
+from calibrate.cli import cli
 from calibrate.importers.build import import_profile
 from calibrate.roofline import fit_roofline
 from sim.catalog import load_gpu, load_model
@@ -18,7 +21,7 @@ from sim.cost.kernels import Kernels, guide_of
 from sim.cost.profiled import Profiled
 from sim.cost.roofline import Roofline
 from sim.cost.schema import TABLES
-from sim.cost.tables import Value
+from sim.cost.tables import Table, Value
 from sim.engine.batch import Shape
 from traces.schema import InputError
 
@@ -147,3 +150,65 @@ class TestExpertTables:
         assert not {"expert down", "expert activation", "expert combine"} & set(terms)
         with pytest.raises(InputError, match=r"a table of experts, and model .llama-3\.1-8b. has no layers"):
             import_profile([path], "h100", model="llama-3.1-8b")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["fit-roofline", *map(str, words), "--gpu", "h100"])
+
+
+def refused(*words: object) -> str:
+    done = command(*words)
+    assert isinstance(done.exception, InputError), done.output
+    return str(done.exception)
+
+
+def test_constants_are_fitted_written_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "STEPS", 40)
+    table, out = decode_table(tmp_path / "generation_bf16.csv", slow=5.0), tmp_path / "mine.toml"
+    done = command(table, "--out", out)
+    assert done.exception is None, done.output
+    fitted, left_out = done.stdout.splitlines()
+    assert fitted.split()[:3] == ["decode_attention", "24", "rows,"]
+    assert "a row left out, " in left_out
+    assert done.stderr == f"wrote {out}; use it with sim run --set cost.fit={out}\n"
+    assert Efficiency.of(H100, fit=str(out)).is_fitted("decode_attention")
+    assert "is there already; give another --out" in refused(table, "--out", out)
+    assert "must end in .toml" in refused(table, "--out", tmp_path / "mine")
+    again = command(table, "--out", out, "--replace", "--json")
+    told = json.loads(again.stdout)
+    assert told["errors"]["decode_attention"]["rows"] == 24
+    assert told["left_out"] == [left_out]
+
+
+def test_rows_of_other_types_and_uneven_batches_are_no_part_of_a_fit() -> None:
+    heads: dict[str, Value] = {**HEADS, "head_dim": 128, "sequences": 2, "mean_context_tokens": 100, "us": 9.0}
+    rows = [heads | {"max_context_tokens": 100}, heads | {"max_context_tokens": 150}]
+    rows.append(rows[0] | {"dtype": "fp32", "kv_dtype": "fp32"})
+    found = forms._rows({"decode_attention": Table.of("decode_attention", rows)}, "decode_attention")
+    assert [(row["dtype"], row["max_context_tokens"]) for row in found] == [("bf16", 100)]
+
+
+def test_heads_of_64_are_told_by_the_constants_of_128(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No constants are fitted to them: half the bytes in the same time is slower than is foretold."""
+    monkeypatch.setattr(forms, "STEPS", 40)
+    table, narrow = decode_table(tmp_path / "generation_bf16.csv"), tmp_path / "narrow_bf16.csv"
+    lines = table.read_text().splitlines()
+    narrow.write_text("\n".join([lines[0], *(line.replace(",128,", ",64,", 1) for line in lines[1:])]) + "\n")
+    out = tmp_path / "mine.toml"
+    told = json.loads(command(table, narrow, "--out", out, "--json").stdout)["errors"]
+    assert told["decode_attention_64"]["rows"] == told["decode_attention"]["rows"] == 25
+    assert told["decode_attention_64"]["bias"] < told["decode_attention"]["bias"] - 0.1
+
+
+def test_mixture_tables_go_into_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "STEPS", 10)
+    rows = [
+        f"bfloat16,{tokens},2048,768,8,128,1,1,balanced,{0.42 + tokens / 8e3:.6f}" for tokens in (16, 64, 256, 4096)
+    ]
+    (tmp_path / "moe.csv").write_text(MOE + "\n".join(rows) + "\n")
+    done = command(tmp_path / "moe.csv", "--out", tmp_path / "mine.toml", "--json")
+    assert done.exception is None, done.output
+    assert json.loads(done.stdout)["errors"]["experts"]["rows"] == 4

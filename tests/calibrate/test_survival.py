@@ -137,6 +137,17 @@ def test_bad_journals_are_one_sentence(tmp_path: Path, clocks: dict[str, float])
         lines[0] + lines[1].replace('"llama-3.1-8b, bf16"', '"another"')
     )
     assert "'odd' is the name of no case" in refused(lines[0] + _case_named(lines[1], "odd"))
+    assert "'role prefill - decode -' is the name" in refused(
+        lines[0] + _case_named(lines[1], "role prefill - decode -")
+    )
+    header = json.loads(lines[0])
+    header["calibration"]["limits"] = {"miles": 3}
+    assert "limits, density, specs or groups of its header are of another form" in refused(json.dumps(header) + "\n")
+    journal.write_text("".join(lines))
+    (tmp_path / "q").mkdir()
+    done = CliRunner().invoke(cli, ["fit", str(journal), "--out", str(tmp_path / "q")])
+    assert "q is there already; remove it, give another --out, or --replace it" in str(done.exception)
+    assert list((tmp_path / "q").iterdir()) == []
 
 
 def _case_named(line: str, name: str) -> str:
@@ -265,6 +276,14 @@ def test_a_model_that_cannot_be_set_up_is_told_and_the_others_measured(
         "a process on the GPU",
     ):
         assert any(told in note for note in made.meta.notes), told
+
+
+def test_one_model_that_cannot_be_set_up_is_refused(tmp_path: Path, clocks: dict[str, float]) -> None:
+    def bench(_: ModelSpec) -> LawBench:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path / "p", bench)
 
 
 def test_a_device_that_answers_no_more_is_given_up(tmp_path: Path, clocks: dict[str, float]) -> None:

@@ -1,119 +1,74 @@
-"""`python tests/kits/unrun.py [argument of pytest ...]`: lines of backend/ and calibrate/ that these tests ran nowhere.
+"""`python tests/kits/unrun.py [--kept FOLDER] [file of tests ...]`: lines of backend/ and calibrate/ that no test ran.
 
-Child processes count, but for those that are killed. What Triton compiles is no line of Python and is left out: the
-interpreter and the compiler in tests run those. `tests/data/unrun.txt` says by function why some run nowhere. Exit code
-1 where a line runs nowhere and nothing there says why, or where something there is run by now. All rehearsals belong to
-it: `-m "rehearsal or not rehearsal" tests/backend tests/calibrate`, which is what no arguments are.
+Child processes count, but for those that are killed. What Triton compiles is no line of Python and is left out
+(pyproject.toml, `tool.coverage`): the interpreter and the compiler in tests run those. `tests/data/unrun.txt` says by
+function why some run nowhere. Exit code 1 where a line runs nowhere and nothing there says why, where something there
+is run by now, or where tests failed. No files are all of both packages, rehearsals too. With --kept what each file of
+tests ran is kept, and used where neither it nor the packages nor what tests share has changed since.
 """
 
 from __future__ import annotations
 
-import ast
+import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import CodeType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("backend", "calibrate")
 REASONS = ROOT / "tests" / "data" / "unrun.txt"
-ALL = ("-m", "rehearsal or not rehearsal", "tests/backend", "tests/calibrate")
-WATCHER = """
-import atexit, json, os, sys, threading
-ran = set()
-roots = tuple(json.loads(os.environ["UNRUN_ROOTS"]))
-def line(code, number):
-    if code.co_filename.startswith(roots):
-        ran.add((code.co_filename, number))
-    return sys.monitoring.DISABLE
-def within(frame, event, _):
-    ran.add((frame.f_code.co_filename, frame.f_lineno))
-    return within
-def entered(frame, *_):
-    return within(frame, "call", None) if frame.f_code.co_filename.startswith(roots) else None
-if sys.version_info < (3, 12):
-    threading.settrace(entered)
-    sys.settrace(entered)
-else:
-    tool = sys.monitoring.COVERAGE_ID
-    sys.monitoring.use_tool_id(tool, "unrun")
-    sys.monitoring.register_callback(tool, sys.monitoring.events.LINE, line)
-    sys.monitoring.set_events(tool, sys.monitoring.events.LINE)
-@atexit.register
-def write():
-    with open(os.path.join(os.environ["UNRUN_FOLDER"], f"{os.getpid()}.json"), "w") as file:
-        json.dump(sorted(ran), file)
-"""
+TESTED = ("tests/backend", "tests/calibrate")
+DECIDE = ("backend", "calibrate", "tests/kits")
+"""Folders whose files say, with a file of tests, what that runs."""
+COVERAGE = [sys.executable, "-m", "coverage"]
 
 
-def ran(arguments: list[str]) -> tuple[int, set[tuple[str, int]]]:
-    """(pytest's status, lines that ran) of the tests, each file in this one process and its children."""
-    with TemporaryDirectory() as folder:
-        Path(folder, "sitecustomize.py").write_text(WATCHER)
-        paths = [folder, str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "UNRUN_FOLDER": folder,
-            "UNRUN_ROOTS": json.dumps([f"{ROOT / name}{os.sep}" for name in PACKAGES]),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "0", *arguments], cwd=ROOT, env=environment, check=False
-        )
-        told = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
-    return done.returncode, {(file, number) for each in told for file, number in each}
+def state(test: Path) -> str:
+    """A digest of a file of tests and of what decides which lines it runs."""
+    digest = hashlib.sha256()
+    for path in [test, *sorted(path for name in DECIDE for path in (ROOT / name).rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def lines(path: Path) -> dict[int, str]:
-    """By each line of a file that runs the function that it is in, without the bodies of kernels and what says nothing
-    but a contract."""
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    left_out = [
-        range(node.body[0].lineno, (node.end_lineno or 0) + 1)
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.FunctionDef) and (_is_kernel(node) or _is_contract(node)))
-        or (isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"))
-    ]
-
-    def codes(code: CodeType) -> Iterator[CodeType]:
-        yield code
-        for one in code.co_consts:
-            if isinstance(one, CodeType):
-                yield from codes(one)
-
-    found: dict[int, str] = {}
-    for code in codes(compile(text, str(path), "exec")):
-        name = code.co_qualname.replace(".<locals>", "")
-        numbers = {number for *_, number in code.co_lines() if number}
-        # A function's own first line is where it is called, and that of its making belongs to what is around it.
-        found |= {number: name for number in numbers if number != code.co_firstlineno or number not in found}
-    return {number: name for number, name in found.items() if not any(number in one for one in left_out)}
+def environment(data: Path) -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": paths, "COVERAGE_FILE": str(data)}
 
 
-def _is_kernel(node: ast.FunctionDef) -> bool:
-    return any("triton.jit" in ast.unparse(one) for one in node.decorator_list)
+def ran(test: Path, folder: Path) -> bool:
+    """Whether the tests of a file pass; what they ran of the packages is in the folder's .coverage file then."""
+    data = folder / f"{test.stem}-{state(test)}.coverage"
+    if data.exists():
+        return True
+    with TemporaryDirectory(dir=folder) as parts:
+        whole = Path(parts, ".coverage")
+        tests = ["pytest", "-q", "-n", "0", "-m", "rehearsal or not rehearsal", str(test)]
+        done = subprocess.run([*COVERAGE, "run", "-m", *tests], cwd=ROOT, env=environment(whole), check=False)
+        if done.returncode:
+            return False
+        subprocess.run([*COVERAGE, "combine", "-q", parts], cwd=ROOT, env=environment(whole), check=True)
+        whole.rename(data)
+    return True
 
 
-def _is_contract(node: ast.FunctionDef) -> bool:
-    return all(isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in node.body)
-
-
-def unrun(done: set[tuple[str, int]]) -> dict[tuple[str, str], set[int]]:
-    """Lines that are not among those done, by (file, function)."""
-    missing: dict[tuple[str, str], set[int]] = {}
-    for path in sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
-        ran_here = {number for file, number in done if file == str(path)}
-        for number, function in lines(path).items():
-            if number not in ran_here:
-                missing.setdefault((path.relative_to(ROOT).as_posix(), function), set()).add(number)
-    return missing
+def functions(kept: Iterable[Path], folder: Path) -> dict[tuple[str, str], tuple[int, list[int]]]:
+    """(lines that ran, numbers of those that did not) by (file, function) of both packages, "" for what is in none."""
+    whole, told = folder / "whole", folder / "told.json"
+    for command in (["combine", "-q", "--keep", *map(str, kept)], ["json", "-q", "-o", str(told)]):
+        subprocess.run([*COVERAGE, *command], cwd=ROOT, env=environment(whole), check=True)
+    files: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))["files"]
+    return {
+        (file, name): (len(one["executed_lines"]), one["missing_lines"])
+        for file, all_of in files.items()
+        for name, one in all_of["functions"].items()
+    }
 
 
 def reasons(text: str) -> dict[tuple[str, str], str]:
@@ -127,7 +82,7 @@ def reasons(text: str) -> dict[tuple[str, str], str]:
 
 
 def judged(
-    missing: Mapping[tuple[str, str], set[int]], told: Mapping[tuple[str, str], str]
+    missing: Mapping[tuple[str, str], list[int]], told: Mapping[tuple[str, str], str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(functions of which a line runs nowhere and nothing says why, reasons for what is run)."""
 
@@ -138,25 +93,38 @@ def judged(
     return without, [one for one in told if not any(fits(what, one) for what in missing)]
 
 
-def ranges(numbers: set[int]) -> str:
-    """ "3-5, 9" of 3, 4, 5 and 9."""
-    listed = sorted(numbers)
-    starts = [listed[0], *(after for before, after in pairwise(listed) if after > before + 1)]
-    ends = [*(before for before, after in pairwise(listed) if after > before + 1), listed[-1]]
-    return ", ".join(f"{start}-{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True))
+def report(found: Mapping[tuple[str, str], tuple[int, list[int]]]) -> bool:
+    """Prints what runs nowhere without a reason, and what has one and runs; whether there is neither."""
+    missing = {what: lines for what, (_, lines) in found.items() if lines}
+    without, stale = judged(missing, reasons(REASONS.read_text(encoding="utf-8")))
+    for file, function in without:
+        sys.stdout.write(f"{file}: {function}: {', '.join(map(str, missing[file, function]))}\n")
+    for file, pattern in stale:
+        sys.stdout.write(f"{REASONS.name}: {file}: {pattern} is run by now\n")
+    runs, rest = sum(count for count, _ in found.values()), sum(map(len, missing.values()))
+    unsaid = sum(len(missing[what]) for what in without)
+    sys.stdout.write(
+        f"{runs} lines run, {rest} in {len(missing)} functions run nowhere, {unsaid} of them without a reason\n"
+    )
+    return not without and not stale
 
 
 def main() -> int:
-    status, done = ran(sys.argv[1:] or list(ALL))
-    missing = unrun(done)
-    without, stale = judged(missing, reasons(REASONS.read_text(encoding="utf-8")))
-    for file, function in without:
-        sys.stdout.write(f"{file}: {function}: {ranges(missing[file, function])}\n")
-    for file, pattern in stale:
-        sys.stdout.write(f"{REASONS.name}: {file}: {pattern} is run by now\n")
-    counted = sum(map(len, missing.values()))
-    sys.stdout.write(f"{counted} lines of {len(missing)} functions run nowhere, {len(without)} without a reason\n")
-    return status or int(bool(without or stale))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kept", type=Path, metavar="FOLDER")
+    parser.add_argument("tests", nargs="*", type=Path, metavar="file of tests")
+    asked = parser.parse_args()
+    tests = [path.resolve() for path in asked.tests]
+    tests = tests or sorted(path for folder in TESTED for path in (ROOT / folder).rglob("test_*.py"))
+    with TemporaryDirectory() as scratch:
+        folder = (asked.kept or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        failed = [test for test in tests if not ran(test, folder)]
+        kept = [folder / f"{test.stem}-{state(test)}.coverage" for test in tests if test not in failed]
+        good = report(functions(kept, Path(scratch))) if kept else False
+    for test in failed:
+        sys.stdout.write(f"{test.relative_to(ROOT)} failed, and what it runs is not counted\n")
+    return int(bool(failed) or not good)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ machines carry: `.ci/more` runs this file with it. `python -m tests.benchmarks.m
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
-from backend.kernels import decode_attention, prefill_attention, standard_attention
+from backend.kernels import aot, decode_attention, prefill_attention, standard_attention
 from backend.kernels._common import KernelVariant
 from backend.kernels._form import Form, forms
 from backend.kernels.aot import SHARED_LIMIT_BYTES, Built, build, read_code, table
@@ -191,3 +192,15 @@ def test_forms_cover_what_the_cache_stores() -> None:
     covered = {(form.cache, form.head_dim) for form in forms()}
     stored = {(cache, dim) for cache in ("fp32", "fp16", "bf16", "fp8e4nv", "i8") for dim in (64, 128, 256)}
     assert stored - covered == {("fp32", 256)}
+
+
+def test_what_the_compiler_refuses_is_told_variant_by_variant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The subprocess's own loop, here: an old GPU without fp8, then what no compiler takes."""
+    jobs = [{"variant": asdict(variant), "capability": 80} for variant in (FP8_PREFILL, BROKEN)]
+    monkeypatch.setattr("sys.stdin", [json.dumps(job) + "\n" for job in jobs])
+    aot._work()
+    old, broken = [Built(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    assert "fp8 caches need compute capability 8.9 or newer" in old.error
+    assert broken.error.startswith("the compiler refused: ")

@@ -346,6 +346,26 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(what: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_no_sequences_are_attended_by_nothing(run: Runner) -> None:
+    q, tables, lengths = (CALL[name][:0].to(run.device) for name in ("q", "block_tables", "kv_lens"))
+    cache = LayerCache.allocate(4, 4, 2, 16, device=run.device)
+    out, lse = run.ops.decode_attention(q, cache, tables, lengths, scale=0.25)
+    assert (out.shape, lse.shape) == ((0, 1, 4, 16), (0, 1, 4))
+
+
+def test_heads_and_starts_that_do_not_fit_are_refused() -> None:
+    cache = LayerCache.allocate(4, 4, 2, 16)
+    with pytest.raises(InputError, match="5 query heads are no multiple of 2 KV heads"):
+        runner("cpu").ops.decode_attention(cache=cache, **(CALL | {"q": torch.zeros(1, 1, 5, 16)}))
+    case = Case((5,), (0,))
+    x = build(case).to(torch.device(DEVICE))
+    with pytest.raises(InputError, match="q_starts in int32"):
+        prefill_attention(x.q, x.cache, x.tables, x.q_starts.long(), x.kv_lens, max_q=5, **case.scoring)
+    call = {name: one.to(DEVICE) if isinstance(one, torch.Tensor) else one for name, one in CALL.items()}
+    with pytest.raises(InputError, match=r"attention reads caches in fp32, .* not torch\.float64"):
+        decode_attention(cache=LayerCache.allocate(4, 4, 2, 16, device=DEVICE, dtype=torch.float64), **call)
+
+
 def test_a_cache_that_is_not_contiguous_is_refused() -> None:
     cache = LayerCache.allocate(4, 2, 2, 16, device=DEVICE)
     call: dict[str, Any] = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in CALL.items()}

@@ -20,6 +20,8 @@ from ops_kit import (
     random,
 )
 
+from backend.cache.kvcache import LayerCache
+from backend.kernels import cache_write
 from backend.kernels.linear import linear_reference, quantise_rows
 from backend.kernels.rms_norm import rms_norm_reference
 from backend.kernels.silu_and_mul import silu_and_mul_reference
@@ -129,7 +131,25 @@ def refusals() -> list[tuple[str, Callable[[Ops], object], str]]:
     cache, x, slots = poisoned(torch.float32), torch.randn(2, 2, 8), ints(3, 4)
     angle = torch.ones(2, 4)
     other = poisoned(torch.float16)
+    strided = LayerCache(torch.zeros(4, 3, 2, 16)[..., ::2], torch.zeros(4, 3, 2, 16)[..., ::2])
+    short = LayerCache(torch.zeros(4, 3, 2, 3, dtype=torch.float16), torch.zeros(4, 3, 2, 3, dtype=torch.float16))
+    away = LayerCache(cache.k.to("meta"), cache.v.to("meta"))
+    odd, seven = LayerCache(torch.zeros(4, 3, 2, 7), torch.zeros(4, 3, 2, 7)), torch.randn(2, 2, 7)
     return [
+        ("a strided cache", lambda ops: ops.cache_write(x, x, strided, slots), "cache has to be contiguous"),
+        ("copies in one", lambda ops: ops.copy_blocks(strided, ints(1), ints(2)), "cache has to be contiguous"),
+        ("halves of words", lambda ops: ops.copy_blocks(short, ints(1), ints(2)), "fill whole 32-bit words"),
+        ("elsewhere", lambda ops: ops.swap_out(cache, away, ints(1), ints(1)), "swapped to host memory, not to meta"),
+        ("no device", lambda ops: ops.silu_and_mul(x.to("meta")), "run on cpu tensors here, not on meta: numpy"),
+        (
+            "half a pair",
+            lambda ops: ops.rope_cache_write(seven, seven, seven, angle[:, :3], angle[:, :3], odd, slots),
+            "head dim 7 is odd",
+        ),
+        ("a norm's rows", lambda ops: ops.rms_norm(torch.randn(2, 16)[:, ::2], torch.ones(8), 1e-6), "to be dense"),
+        ("a matrix's heads", lambda ops: ops.standard_attention(x, x[:1], x), r"needs \[T, H, D\]"),
+        ("a matrix's types", lambda ops: ops.standard_attention(x, x.half(), x), "contiguous tensors of one type"),
+        ("a matrix's width", lambda ops: ops.standard_attention(x, x, x), "head dim 8: known are"),
         ("heads", lambda ops: ops.cache_write(torch.randn(2, 3, 8), x, cache, slots), r"k has shape \(2, 3, 8\)"),
         ("tokens", lambda ops: ops.cache_write(x, x[:1], cache, slots), r"v has shape \(1, 2, 8\)"),
         ("dense", lambda ops: ops.cache_write(x, torch.randn(2, 2, 16)[..., ::2], cache, slots), "v is strided"),
@@ -154,3 +174,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(call: Callable[[Ops], object
     kernels = implementation("interpret")
     with pytest.raises(InputError, match=message):
         call(kernels)
+
+
+def test_a_gpu_without_fp8_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_write, "capability", lambda _: 80)
+    cache, x = LayerCache.allocate(4, 3, 2, 8, dtype=torch.float8_e4m3fn), torch.randn(2, 2, 8)
+    with pytest.raises(InputError, match=r"fp8 caches need compute capability 8\.9 or newer, this GPU has 8\.0"):
+        cache_write.check_layout(x, x, cache, ints(3, 4))

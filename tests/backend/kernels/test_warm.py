@@ -72,6 +72,10 @@ def _short(folder: Path) -> None:
     next(folder.glob("*/*.cubin")).unlink()
 
 
+def _listless(folder: Path) -> None:
+    next(folder.glob(f"*/{carried.GROUP}*")).write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -80,6 +84,7 @@ def _short(folder: Path) -> None:
         (_otherwise(compiler="f00"), r"build for Python .* \(compiler f00\), and here it is by triton"),
         (_otherwise(source="f00"), r"kernels \(source f00\), and here it is of foretoken"),
         (_otherwise(schema="other"), "has not the schema foretoken-kernels/1"),
+        (_listless, "lists no files of a kernel"),
         (_short, "has 1 of its 2 kernels: make it again"),
         (lambda folder: (folder / carried.MANIFEST).unlink(), "is no carried cache of kernels, for it has no manifest"),
     ],
@@ -101,7 +106,8 @@ def test_a_cpu_has_no_use_for_it(made: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_one_sentence(made: Path, tmp_path: Path) -> None:
     wrong = [
         (("--sm", 70), "--sm is 70; known are 80, 90, 100"), (("--only", "flight"), "--only names 'flight'; known are"),
-        (("--out", made), "exists already"),
+        (("--only", ","), "--only names none; known are"), (("--out", made), "exists already"),
+        (("--out", made / "manifest.json" / "k"), "cannot write to"),
     ]  # fmt: skip
     code = "import sys; from backend.kernels.warm import cli\nfrom traces.schema import InputError\n"
     code += "for words in eval(sys.argv[1]):\n try: cli(words, standalone_mode=False)\n"
