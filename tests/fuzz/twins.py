@@ -68,8 +68,9 @@ def from_file(run: Run) -> Iterator[str]:
         return
     half = len(case.rows) // 2 + 1
     starts = [row.arrival_s for row in case.rows]
-    # A limit keeps the sessions that start first: the first lines, unless these are out of order or drawn anew.
-    first = starts == sorted(starts) and not {"rate", "workload.arrivals", "workload.resample"} & case.settings.keys()
+    # A limit keeps the sessions that start first: the first lines, unless these are out of order or at other times.
+    anew = run.plan.workload.laid_anew or run.plan.workload.resample
+    first = starts == sorted(starts) and not anew
     parts = [(half, replace(case, rows=case.rows[:half]))] if first else []
     with tempfile.TemporaryDirectory() as folder:
         suffix = ("csv", "jsonl", "parquet", "csv.gz")[len(case.rows) % 4]
