@@ -46,7 +46,8 @@ def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
     text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
     text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
     if sweep.unstable:
-        text += f"; {sweep.unstable:,} are left out below, for their queue kept growing"
+        left_out = "is left out below, for its" if sweep.unstable == 1 else "are left out below, for their"
+        text += f"; {sweep.unstable:,} {left_out} queue kept growing"
     return text
 
 
