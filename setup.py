@@ -1,6 +1,6 @@
 """Builds the modules that a run spends its time in with mypyc where FORETOKEN_COMPILE=1 asks for it; else nothing.
 
-The compiled modules come from the very files that Python runs otherwise (docs/speed.md).
+The compiled modules come from the very files that Python runs otherwise (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from setuptools import setup
 
 MYPYC = "mypy[mypyc]==2.4.1"
+NUMPY = "numpy>=1.26"
+"""Read for its types: names of arrays are no types where it is not there."""
 ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
     "shapes staged step tiers tokens verifying"
@@ -49,11 +51,11 @@ def extensions() -> list[Any]:
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if sys.platform != "win32" and shutil.which(compiler) is None:
         sys.exit(f"FORETOKEN_COMPILE=1 needs a C compiler, and there is no {compiler!r} here (set CC, or leave it out)")
-    # The project's own settings are for checking: this reads what is compiled, where numpy need not be installed.
+    # The project's own settings are for checking: this reads what is compiled, beside numpy alone.
     return mypycify(["--config-file=", "--ignore-missing-imports", *COMPILED], debug_level="0", group_name="foretoken")
 
 
 if asked():
-    setup(ext_modules=extensions(), setup_requires=[MYPYC])
+    setup(ext_modules=extensions(), setup_requires=[MYPYC, NUMPY])
 else:
     setup()

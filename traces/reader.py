@@ -8,7 +8,7 @@ import numpy as np
 
 from traces import files, formats
 from traces.choices import TIME_UNITS, TURNS
-from traces.head import head_of
+from traces.head import head_of, json_files
 from traces.late import pd
 from traces.names import settled
 from traces.rows import in_order, keep_rows, validate
@@ -19,6 +19,8 @@ from traces.table import ColumnTable
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
+_RESULTS = frozenset(("ttfts", "itls", "benchmarks"))
+"""Keys of what benchmarks of servers write (vLLM's, SGLang's, GuideLLM)."""
 FLAGS = {
     "tokenizer": "--tokenizer",
     "side": "--side",
@@ -126,9 +128,15 @@ def recognise(path: Path, skip_bad: bool = False) -> formats.Format:
         raise InputError(f"{path} could be {could} by its {head}; name it with --format")
     from traces.mapping.hint import import_hint  # noqa: PLC0415 - for the sentence alone
 
+    if _RESULTS.intersection(head.keys):
+        raise InputError(
+            f"{path} is no trace by its {head}: these are a benchmark's results, with which `sim validate --against` "
+            "compares a simulation"
+        )
     known = ", ".join(formats.names())
     hint = import_hint(path, skip_bad)
-    raise InputError(f"{path} is in no known format by its {head}; known are {known} (--format names one){hint}")
+    whose = f"the first file in it, {json_files(path)[0].name}, with its" if head.folder else "its"
+    raise InputError(f"{path} is in no known format by {whose} {head}; known are {known} (--format names one){hint}")
 
 
 def _name(path: Path) -> str:

@@ -80,12 +80,16 @@ class Adapters:
 
     def serve(self) -> list[AdapterLoad]:
         """Give a slot to each adapter of those that run; returns who had none, as they are to be loaded."""
+        self.use()
+        return [self._load(adapter) for adapter in self.used if adapter not in self._slots]
+
+    def use(self) -> None:
+        """Note that the adapters of those that run, so far as they are here, were used last."""
         slots, kept = self._slots, self._kept
         for adapter in self.used:
             for known in (slots, kept):
                 if adapter in known:
                     known.move_to_end(adapter)
-        return [self._load(adapter) for adapter in self.used if adapter not in slots]
 
     def _load(self, adapter: Adapter) -> AdapterLoad:
         slots, kept = self._slots, self._kept

@@ -426,6 +426,9 @@ class Engine:
                 batch.drift = self._grouped.advance(lockstep.tick, more)
             lockstep.tick += more
             self.tokens.next_step += more
+            if self.adapters is not None:  # who ran when this was planned may have ended since
+                self.adapters.changed()
+                self.adapters.use()
         due = lockstep.due()
         if not due:
             return

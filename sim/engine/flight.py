@@ -97,6 +97,14 @@ class Flight:
         return [time_s + late_s for time_s in self.times_s[1:]] if late_s else self.times_s[1:]
 
 
+class Listener(Protocol):
+    """Who hears of decisions: an observer, or several."""
+
+    def ears(self, what: str) -> list[Callable[..., None]]:
+        """What is to be called to tell of this, such as `planned`; nothing where nobody listens."""
+        ...
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Observer:
     """Told of every decision; does nothing itself."""
@@ -123,51 +131,33 @@ class Observer:
         """It has a fresh engine, which has nothing yet."""
 
     def ears(self, what: str) -> list[Callable[..., None]]:
-        """What is to be called to tell of this, such as `planned`; nothing where nobody listens."""
+        """As of a `Listener`."""
         return [] if getattr(type(self), what) is getattr(Observer, what) else [getattr(self, what)]
 
 
-class Audience(Observer):
-    """Several observers, told in their order."""
+class Audience:
+    """Several who hear, told in their order."""
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        events = ("before_plan", "planned", "sealed", "committed", "idle", "died", "renewed")
-        self._ears = {what: [ear for observer in observers for ear in observer.ears(what)] for what in events}
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
 
     def ears(self, what: str) -> list[Callable[..., None]]:
-        return self._ears[what]
+        """As of an observer."""
+        return [ear for listener in self._listeners for ear in listener.ears(what)]
 
-    def before_plan(self, replica: ObservedReplica) -> None:
-        self._tell("before_plan", replica)
 
-    def planned(self, replica: ObservedReplica, batch: Batch) -> None:
-        for ear in self._ears["planned"]:
-            ear(replica, batch)
+def ear_of(listener: Listener, what: str) -> Callable[..., None]:
+    """What is to be called to tell of this all who hear it: the one who does, if there is only one."""
+    ears = listener.ears(what)
+    if len(ears) == 1:
+        return ears[0]
 
-    def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
-        for ear in self._ears["sealed"]:
-            ear(replica, flight)
-
-    def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        for ear in self._ears["committed"]:
-            ear(replica, flight)
-
-    def idle(self, replica: ObservedReplica) -> None:
-        self._tell("idle", replica)
-
-    def died(self, replica: ObservedReplica) -> None:
-        self._tell("died", replica)
-
-    def renewed(self, replica: ObservedReplica) -> None:
-        self._tell("renewed", replica)
-
-    def _tell(self, what: str, replica: ObservedReplica) -> None:
-        for ear in self._ears[what]:
+    def tell(replica: ObservedReplica) -> None:
+        for ear in ears:
             ear(replica)
 
+    def tell_with(replica: ObservedReplica, of: object) -> None:
+        for ear in ears:
+            ear(replica, of)
 
-def ear_of(observer: Observer, what: str) -> Callable[..., None]:
-    """What is to be called to tell an observer of this: what only one of an audience hears, it is told directly."""
-    ears = observer.ears(what)
-    own: Callable[..., None] = getattr(observer, what)
-    return ears[0] if len(ears) == 1 else own
+    return tell_with if what in ("planned", "sealed", "committed") else tell

@@ -6,6 +6,7 @@ in common with those that verify drafts together (`sim.engine.verifying`) is in 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from functools import lru_cache
@@ -25,7 +26,7 @@ LengthsTold = Literal["never", "alone", "always"]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Members:
+class Members(ABC):
     """Requests that compute equally many tokens each in every step, `width` of them, until they drain or are scattered.
 
     How far each has come is known from the `tick`, which counts these steps.
@@ -48,29 +49,29 @@ class Members:
         return req in self._drain_tick
 
     @property
+    @abstractmethod
     def context_tokens(self) -> int:
         """Sum of the members' computed tokens: after a step, what that step attended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def computed(self, req: Request) -> int:
         """KV tokens of one member, those that a step under way computes included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def known(self, req: Request, *, advanced: bool) -> int:
         """Known tokens of one member before the step that is planned, for which it has `advanced` or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, req: Request) -> None:
         """Take a request whose next token is the only one that it knows and has not computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, req: Request) -> None:
         """Give a member its own counters back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def withdraw(self, req: Request) -> None:
         """Take the planned step back from one that has just left."""
-        raise NotImplementedError
 
     def _enter(self, req: Request, drain_tick: int) -> None:
         seq = req.seat.seq

@@ -435,7 +435,8 @@ class Step:
         if longest and hit + 2 + self._placeholders > longest:
             return 0
         running = [entry for entry in self.entries if entry.request.seat.seq < self.admitted_before]
-        if not running and not hit:
+        together = self.advanced and self._roster.lockstep.count > 0
+        if not (running or together or hit):
             return 0
         prefills = any(entry.past < entry.request.seat.prefill_tokens for entry in running)
         return 0 if prefills else self._placeholders

@@ -41,12 +41,13 @@ def check_adapters(trace: Trace, pools: Sequence[Pool]) -> Trace:
         mine = asks if asked is None else asks & (np.array(asked) == pool.parts.model.name)
         where = f"pools.{pool.name}." if pool.name else ""
         if mine.any() and pool.parts.adapters is None:
-            row = int(np.flatnonzero(mine)[0])
+            row, drawn = int(np.flatnonzero(mine)[0]), pool.parts.scenario.workload.adapters
+            line = f"{trace.path or trace.name} line {np.asarray(requests['source_row'])[row]}"
+            asking = f"workload.adapters is {drawn}" if drawn else f"{line}: it asks for the adapter {named[row]!r}"
             raise InputError(
-                f"{trace.path or trace.name} line {np.asarray(requests['source_row'])[row]}: it asks for the adapter "
-                f"{named[row]!r}, and {where}lora.max_loras is 0, with which none is served; set "
-                f"{where}lora.max_loras to how many a step may have (vLLM's --enable-lora --max-loras), or leave the "
-                "column adapter out"
+                f"{asking}, and {where}lora.max_loras is 0, with which none is served; set "
+                f"{where}lora.max_loras to how many a step may have (vLLM's --enable-lora --max-loras), or leave "
+                f"{'workload.adapters' if drawn else 'the column adapter'} out"
             )
     serving = [pool for pool in pools if pool.parts.adapters is not None]
     for name in dict.fromkeys(named[asks]):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sim.engine.flight import Audience, Observer
+from sim.engine.flight import Audience, Listener, Observer
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.load import build, load
@@ -44,7 +44,7 @@ class MakesReplicas(Protocol):
         index: int,
         *,
         on_finish: Answered,
-        observer: Observer | None,
+        observer: Listener | None,
     ) -> tuple[Server, Sequence[Replica | Rank]]: ...
 
 

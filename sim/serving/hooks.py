@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from sim.cost.step import StepCost
-from sim.engine.flight import Observer
+from sim.engine.flight import Listener
 from sim.engine.protocol import ServingEngine
 from sim.engine.rules import Rules
 from sim.results.clients import ClientLog
@@ -52,7 +52,7 @@ class Hooks:
 
     session: LiveSession | None = None
     wrap: Callable[[Executor], Executor] | None = None
-    observer: Observer | None = None
+    observer: Listener | None = None
     cost: StepCost | None = None
     rules: Rules | None = None
     spans: bool | None = None

@@ -12,7 +12,7 @@ from itertools import chain
 
 from sim.engine.batch import Batch, Committed, Outcome
 from sim.engine.engine import Engine
-from sim.engine.flight import Flight, Observer
+from sim.engine.flight import Flight, Listener, Observer, ear_of
 from sim.engine.memory import Usage
 from sim.engine.protocol import Counts, ServingEngine
 from sim.engine.request import Request
@@ -228,22 +228,24 @@ class Rank:
 
 
 class EachRank(Observer):
-    """Tells observers of each rank's own batches, as if it were a replica by itself."""
+    """Tells who listens of each rank's own batches, as if it were a replica by itself."""
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, listener: Listener) -> None:
+        self._before_plan, self._tell_idle = ear_of(listener, "before_plan"), ear_of(listener, "idle")
+        self._tell_planned, self._tell_sealed = ear_of(listener, "planned"), ear_of(listener, "sealed")
+        self._tell_committed = ear_of(listener, "committed")
         self.ranks: Sequence[Rank] = ()
         """Set once there are some: they are made of the replica that this observes."""
         self._flights: dict[int, list[Flight | None]] = {}
 
     def before_plan(self, replica: object) -> None:
         for rank in self.ranks:
-            self._observer.before_plan(rank)
+            self._before_plan(rank)
 
     def planned(self, replica: object, batch: Batch) -> None:
         assert isinstance(batch, RankBatch)
         for rank, own in zip(self.ranks, batch.own, strict=True):
-            self._observer.planned(rank, own)
+            self._tell_planned(rank, own)
 
     def sealed(self, replica: object, flight: Flight) -> None:
         batch = flight.batch
@@ -256,7 +258,7 @@ class EachRank(Observer):
             mine = Flight(each, outcome, flight.times_s[0])
             mine.times_s, mine.output_s, mine.sealed = flight.times_s, flight.output_s, True
             own.append(mine)
-            self._observer.sealed(rank, mine)
+            self._tell_sealed(rank, mine)
         self._flights[batch.first_step] = own
 
     def committed(self, replica: object, flight: Flight) -> None:
@@ -265,11 +267,11 @@ class EachRank(Observer):
         for rank, mine, gave in zip(self.ranks, self._flights.pop(batch.first_step), batch.gave, strict=True):
             if mine is not None and gave is not None:
                 mine.committed = gave
-                self._observer.committed(rank, mine)
+                self._tell_committed(rank, mine)
 
     def idle(self, replica: object) -> None:
         for rank in self.ranks:
-            self._observer.idle(rank)
+            self._tell_idle(rank)
 
 
 class SharedDoor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from mypy_extensions import mypyc_attr
 
 from sim.engine.engine import Engine
-from sim.engine.flight import Flight, Observer, ear_of
+from sim.engine.flight import Flight, Listener, ear_of
 from sim.engine.lost import lost
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
@@ -47,7 +47,7 @@ class Replica:
         *,
         depth: int = 1,
         on_finish: Callable[[Request], None],
-        observer: Observer,
+        observer: Listener,
         index: int = 0,
         alone: bool = True,
     ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.engine.build import build
 from sim.engine.engine import Engine
-from sim.engine.flight import Audience, Observer
+from sim.engine.flight import Audience, Listener
 from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.engine.tally import Drafting, Tally
@@ -165,7 +165,7 @@ class Simulation:
         index: int,
         *,
         on_finish: Answered,
-        observer: Observer | None,
+        observer: Listener | None,
     ) -> tuple[Server, Sequence[Replica | Rank]]:
         """A replica of one rank for each engine, numbered from `index` on, and what takes its requests."""
         if pool.steps_together:
@@ -181,7 +181,7 @@ class Simulation:
         engines: Sequence[ServingEngine],
         index: int,
         on_finish: Answered,
-        observer: Observer | None,
+        observer: Listener | None,
     ) -> list[Rank]:
         """The ranks of a replica that step together."""
         parts, hooks = pool.parts, self._hooks
@@ -211,11 +211,11 @@ class Simulation:
         return ranks
 
     def _rank(
-        self, pool: Pool, engine: ServingEngine, index: int, on_finish: Answered, observer: Observer | None
+        self, pool: Pool, engine: ServingEngine, index: int, on_finish: Answered, observer: Listener | None
     ) -> tuple[Server, Replica]:
         """A rank that steps by itself, behind its front end where there is one."""
         parts, hooks = pool.parts, self._hooks
-        observers: list[Observer] = [self.steps]
+        observers: list[Listener] = [self.steps]
         front_end = self._front_end(pool, index)
         loads = self._below(pool, [engine])
         observers += [each for each in (front_end, observer, loads, self.adapters, hooks.observer) if each is not None]
@@ -235,7 +235,7 @@ class Simulation:
             executor,
             depth=parts.depth,
             on_finish=lambda req: on_finish(req, replica),
-            observer=observers[0] if len(observers) == 1 else Audience(observers),
+            observer=Audience(observers),
             index=index,
             alone=self._driven == 1,
         )

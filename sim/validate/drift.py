@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.catalog import presets
 from sim.engine.batch import Batch
-from sim.engine.flight import Audience, Flight, ObservedReplica, Observer
+from sim.engine.flight import Audience, Flight, Listener, ObservedReplica, Observer
 from sim.engine.rules import Rules, rules_of
 from sim.engines.environment import Installed
 from sim.engines.pipe import SchedulerLostError
@@ -201,7 +201,7 @@ def _decided(scenario: Scenario, trace: Trace, rules: Rules | None, *, whole_ns:
     return schedule.steps, _run(scenario, trace, rules, schedule, whole_ns=whole_ns)
 
 
-def _run(scenario: Scenario, trace: Trace, rules: Rules | None, observer: Observer, *, whole_ns: bool) -> Result:
+def _run(scenario: Scenario, trace: Trace, rules: Rules | None, observer: Listener, *, whole_ns: bool) -> Result:
     hooks = Hooks(observer=observer, rules=rules, spans=False, wrap=InWholeNs if whole_ns else None)
     return simulate(scenario, trace=trace, hooks=hooks)
 

@@ -101,6 +101,7 @@ class Patience(Observer):
 
 PRICED = {
     "cost.efficiency.host_gap_s": 0.0, "cost.efficiency.host_gap_row_s": 0.0, "front_end.name": "off",
+    "cost.noise": 0.0,
 }  # fmt: skip
 """What would be added to the prices that laws scale, and to the engine's times that laws ask for."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sim import api, catalog, scenario
+from sim.cost.fits import choose
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError, Trace
 from traces.write import write
@@ -67,8 +68,9 @@ def from_file(run: Run) -> Iterator[str]:
         return
     half = len(case.rows) // 2 + 1
     starts = [row.arrival_s for row in case.rows]
-    # A limit keeps the sessions that start first: the first lines, unless these are out of order or drawn anew.
-    first = starts == sorted(starts) and not {"rate", "workload.arrivals", "workload.resample"} & case.settings.keys()
+    # A limit keeps the sessions that start first: the first lines, unless these are out of order or at other times.
+    anew = run.plan.workload.laid_anew or run.plan.workload.resample
+    first = starts == sorted(starts) and not anew
     parts = [(half, replace(case, rows=case.rows[:half]))] if first else []
     with tempfile.TemporaryDirectory() as folder:
         suffix = ("csv", "jsonl", "parquet", "csv.gz")[len(case.rows) % 4]
@@ -141,7 +143,11 @@ def replicas(run: Run) -> Iterator[str]:
 
 
 def lone(run: Run) -> Iterator[str]:
-    """A request alone is never later with more KV blocks, or on a GPU that is in nothing slower."""
+    """A request alone is never later with more KV blocks, or on a GPU that is in nothing slower.
+
+    Kernels of the other GPU are as efficient as those of the first: tables of its own may say otherwise (split products
+    of few rows take longer on a B200 than on an H100).
+    """
     settings, row = run.case.settings, run.case.rows[0]
     asked = {"workload.resample": 0, "concurrency": 1, "replicas": 1}
     alone = {
@@ -157,8 +163,9 @@ def lone(run: Run) -> Iterator[str]:
     yield from _later(f"with {2 * blocks + 1} KV blocks instead of {blocks}", base, more)
     if run.case.cost is not None or run.plan.speculation.adaptive:
         return
+    fit = settings.get("cost.fit", choose(catalog.load_gpu(run.plan.gpu)).gpu)
     for name in _faster(run.plan.gpu)[:2]:
-        other = _ends(replace(case, settings={**alone, "kv.blocks": blocks, "gpu": name}).run)
+        other = _ends(replace(case, settings={**alone, "kv.blocks": blocks, "gpu": name, "cost.fit": fit}).run)
         yield from _later(f"on {name} instead of {run.plan.gpu}", base, other)
 
 
@@ -206,7 +213,7 @@ def _later(how: str, base: Run, other: Run | None) -> Iterator[str]:
 
 
 def _faster(name: str) -> list[str]:
-    """GPUs that are in nothing slower, with the same constants of efficiency."""
+    """GPUs that are in nothing slower, whose files know of no other efficiency."""
     base = catalog.load_gpu(name)
     rates = [key for key in GpuSpec.__dataclass_fields__ if key.endswith("_per_s")] + [
         "sms",

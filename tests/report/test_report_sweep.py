@@ -154,6 +154,14 @@ def test_a_sweep_says_where_only_some_points_are_behind_a_front_end() -> None:
     assert told in render_sweep(some, axes, {})
 
 
+def test_the_only_point_that_ran_is_shown() -> None:
+    table = sweep_table({"workload.rate": [5.0, 10.0]})
+    failed = table["workload.rate"] == 10.0
+    told = render(sweep_view(table.assign(status=np.where(failed, "failed", "ok")), {"workload.rate": [5.0, 10.0]}))
+    assert "reads the same" not in told
+    assert "TTFT p99" in told
+
+
 def test_failures_are_rows_with_their_reasons() -> None:
     table = sweep_table(AXES, fail="14.0 static")
     page = render_sweep(table, AXES, {})

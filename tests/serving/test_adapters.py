@@ -151,6 +151,7 @@ def test_prompts_and_answers_of_different_pools_both_need_the_adapter(trace: str
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lora.max_loras": 0}, "small.csv line 3: it asks for the adapter 'sql', and lora.max_loras is 0, with which"),
+    ({"lora.max_loras": 0, "workload.adapters": 5}, "^workload.adapters is 5, and lora.max_loras is 0, with"),
     ({"lora.max_cpu_loras": 1}, "lora.max_cpu_loras is 1 and lora.max_loras 2: host memory has every"),
     ({"lora.rank": 32}, "lora.rank is 32, above lora.max_lora_rank, 16, that slots are made for"),
     ({"lora.ranks.sql": 64}, "lora.ranks.sql is 64, above lora.max_lora_rank, 16"),

@@ -355,6 +355,6 @@ def test_an_audience_is_told_in_turn_of_what_somebody_hears(ears: int) -> None:
     audience = Audience([Deaf(), Audience(observers), Deaf()])
     assert len(audience.ears("planned")) == ears
     assert not audience.ears("committed")
-    for tell in (audience.planned, ear_of(audience, "planned")):
-        tell(None, "batch")  # type: ignore[arg-type]
-    assert heard == [(one, "batch") for one in observers] * 2
+    ear_of(audience, "planned")(None, "batch")
+    ear_of(audience, "committed")(None, "flight")
+    assert heard == [(one, "batch") for one in observers]

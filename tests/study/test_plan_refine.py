@@ -157,6 +157,25 @@ def test_what_cannot_be_cheaper_is_never_simulated() -> None:
     assert {question.replicas for question in bench.asked if question.name == "close"} == {2}
 
 
+def test_one_far_below_its_bound_lets_others_go_first() -> None:
+    """By their bounds both need one replica; of the first 60 are needed, of the second 2."""
+    bench = Bench({"hopeless": 1.7, "good": 60.0})
+    candidates = [Candidate("hopeless", 1.0, 1, 200), Candidate("good", 1.0, 1, 200)]
+    refinement = Refinement(candidates, bench)
+    refinement.run()
+    assert best_cost(refinement) == 2
+    assert max(question.replicas for question in bench.asked if question.name == "hopeless") < 4
+    assert len(bench.asked) < 40
+
+
+def test_where_all_are_far_below_their_bounds_they_take_turns() -> None:
+    bench = Bench({"worse": 0.9, "better": 1.1})
+    refinement = Refinement([Candidate("worse", 1.0, 1, 200), Candidate("better", 1.0, 1, 200)], bench)
+    refinement.run()
+    assert best_cost(refinement) == math.ceil(RATE / 1.1)
+    assert len({question.replicas for question in bench.asked}) < 40
+
+
 def test_the_margin_holds_the_capacity() -> None:
     refinement = Refinement([Candidate("gpu", 1.0, 3, 100)], Bench({"gpu": 28.0}))
     refinement.run()

@@ -395,6 +395,12 @@ HEADS = {
     ),
     "cut parquet": ("x.parquet", b"PAR1" + b"abc", r"is cut off or not a valid Parquet file"),
     "cut array": ("x.json", json.dumps([battle(1.0, "a", "b")] * 2)[:-30].encode(), r"is cut off or not valid JSON"),
+    "results": (
+        "x.json",
+        b'{"model_id": "m", "input_lens": [1], "ttfts": [0.1], "itls": [[0.1]]}',
+        r"is no trace by its keys of the first record: model_id, input_lens, ttfts, itls: these are a benchmark's "
+        r"results, with which `sim validate --against` compares",
+    ),
     "tar": ("x.tar", b"\0" * 257 + b"ustar" + b"\0" * 300, r"is a tar archive; `sim trace synth servegen`"),
 }
 
@@ -430,6 +436,13 @@ def test_a_directory_without_sessions(tmp_path: Path) -> None:
 def test_a_folder_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps([battle(1.0, "a", "b")]))
     assert "is a folder" in said(tmp_path)
+
+
+def test_of_a_folder_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": 1, "b": 2}')
+    assert "is in no known format by the first file in it, x.json, with its keys of the first record: a, b" in said(
+        tmp_path
+    )
 
 
 def test_an_overlong_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

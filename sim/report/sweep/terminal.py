@@ -46,19 +46,20 @@ def _counts(table: pd.DataFrame, sweep: Sweep) -> str:
     text = f"{len(table):,} points" + (f", {sweep.seeds} seeds" if sweep.seeds > 1 else "")
     text += f": {len(table) - failed:,} ran" + (f", {failed:,} failed" if failed else "")
     if sweep.unstable:
-        text += f"; {sweep.unstable:,} are left out below, for their queue kept growing"
+        left_out = "is left out below, for its" if sweep.unstable == 1 else "are left out below, for their"
+        text += f"; {sweep.unstable:,} {left_out} queue kept growing"
     return text
 
 
 def _best_table(sweep: Sweep) -> Table:
-    """Of every measure the best point; those that all points have alike are left out."""
+    """Of every measure the best point; those that all have alike are left out, unless there is only one."""
     view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("Best", "", "with"):
         view.add_column(name, justify="left" if name else "right", overflow="fold")
     for measure in sweep.known(SHOWN):
         best = sweep.best(measure)
         values = {sweep.words(measure, row) for row in sweep.winners.nonzero()[0].tolist()}
-        if best is not None and (len(values) > 1 or len(sweep.points) == 1):
+        if best is not None and (len(values) > 1 or sweep.winners.sum() == 1):
             ties = len(sweep.ties(measure, best))
             name = sweep.name(best) + (f" (ties with {ties:,} more)" if ties else "")
             view.add_row(measure.label, sweep.words(measure, best), name)

@@ -31,6 +31,8 @@ EFFICIENCY = 0.85
 """Of the bound, the share that the first candidate is tried at."""
 MARGIN = 0.05
 """The rates between which the best one's capacity is told lie so close together."""
+LEAD = 2.0
+"""Until one is confirmed, a candidate known to cost more than so many times what another may lets that go first."""
 
 
 class FleetQuestion(NamedTuple):
@@ -146,12 +148,14 @@ class Refinement:
         return min(candidate.most, math.ceil(cost / candidate.cost * (1 - 1e-9)) - 1)
 
     def _refine(self, standing: Standing) -> None:
-        """Size a candidate and confirm it, or find that it cannot be cheaper than the best."""
+        """Size a candidate and confirm it, find that it cannot be cheaper than the best, or let another go first."""
         most = self._most(standing)
         if self.best is not None and not self._meets(standing, most):
             self._out(standing, most)
             return
         replicas = self._sized(standing, most)
+        if replicas is None and standing.missed < most:
+            return
         while replicas is not None and replicas <= most:
             met = self._confirmed(standing, replicas)
             name = standing.candidate.name + ("" if standing.candidate.sizes else f" with {replicas}")
@@ -163,8 +167,16 @@ class Refinement:
                 return
             standing.meets = None
             self._missed(standing, replicas)
+            if self._gives_way(standing):
+                return
             replicas += 1
         self._out(standing, most)
+
+    def _gives_way(self, standing: Standing) -> bool:
+        """Nothing is confirmed yet, and another candidate may be far cheaper than this one by what is known now."""
+        left = [one for one in self.standings.values() if not one.done and one.missed < one.candidate.most]
+        least = min((one.lowest_cost for one in left), default=math.inf)
+        return self.best is None and standing.lowest_cost > LEAD * least
 
     def _out(self, standing: Standing, most: int) -> None:
         standing.missed = max(standing.missed, most)
@@ -174,14 +186,14 @@ class Refinement:
             self.say(f"{standing.candidate.name}: more than {most} replicas")
 
     def _sized(self, standing: Standing, most: int) -> int | None:
-        """The fewest replicas that meet the SLO in a screening; None where `most` do not."""
+        """The fewest replicas that meet the SLO in a screening; None where `most` do not, or another goes first."""
         candidate = standing.candidate
         share = float(np.median(self._efficiency)) if self._efficiency else EFFICIENCY
         likely = math.ceil(candidate.least / share)
         if standing.meets is None:
             tried, step = min(most, max(standing.missed + 1, likely)), 1
             while not self._meets(standing, tried):
-                if tried >= most:
+                if tried >= most or self._gives_way(standing):
                     return None
                 tried, step = min(most, tried + step), 2 * step
         assert standing.meets is not None
