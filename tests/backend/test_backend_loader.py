@@ -325,6 +325,9 @@ def test_what_no_config_says_is_refused(tmp_path: Path) -> None:
         without_checkpoint(replace(TINY, layers=2, sliding_layers=1, sliding_window_tokens=16))
     config = config_of("llama")
     write_checkpoint(tmp_path, config, tensors_of(config))
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"generation_config.json: must hold a JSON object"):
+        load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: .* object"):
         load_checkpoint(tmp_path)
