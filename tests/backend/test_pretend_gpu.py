@@ -142,13 +142,15 @@ import pretend_gpu
 pretend_gpu.install()
 from backend.prove.smoke import driver
 driver.LANES, driver.MOST_S["cuda"] = 1, {patience}
+chosen = [one for one in driver.all_cases() if one.name == "live, CUDA graphs" or not one.name.startswith("live, ")]
+driver.all_cases = lambda: chosen
 """
 """What Python runs as it starts, in the command's process and in those of its stages."""
 
 
 @pytest.mark.rehearsal
 def test_a_session_is_proved_on_it(tmp_path: Path) -> None:
-    """The one command and its first two stages, the operations by one process; the others have tests of their own."""
+    """The one command and its first two stages; the others, and all but one of the live runs, have tests above."""
     out = tmp_path / "out"
     (tmp_path / "sitecustomize.py").write_text(SESSION.format(paths=[str(ROOT), str(KITS)], patience=PATIENCE_S))
     done = subprocess.run(
@@ -163,7 +165,7 @@ def test_a_session_is_proved_on_it(tmp_path: Path) -> None:
     assert prepare["result"]["device"] == "NVIDIA H200"
     lines = smoke["result"]["operations"]
     assert {line["state"] for line in lines} == {"ok"}, [line for line in lines if line["state"] != "ok"]
-    assert len(lines) > 50
+    assert len(lines) > 40
 
 
 GPU_TESTS = (
