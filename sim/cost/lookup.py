@@ -288,11 +288,11 @@ def uneven_shares(table: Table, picked: Picked, grid: PriceGrid, guide: Guide) -
         return Uneven()
     axes = [column.name for column in table.spec.axes]
     means = list(zip(*(table.numbers(axis)[rows].tolist() for axis in axes), strict=True))
-    mosts = zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True)
-    low_s = {point: grid.at(point, guide).seconds for point in set(means)}
+    mosts = list(zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True))
+    even_s = {point: grid.at(point, guide).seconds for point in {*means, *mosts}}
     shares: dict[float, list[tuple[float, float]]] = {}
     for us, mean, most in zip(table.numbers("us")[rows].tolist(), means, mosts, strict=True):
-        low, high = 1e6 * low_s[mean], 1e6 * grid.at(most, guide).seconds
+        low, high = 1e6 * even_s[mean], 1e6 * even_s[most]
         if high > low:
             shares.setdefault(mean[0], []).append(((us - low) / (high - low), (high - low) / us))
     medians = {count: round(min(max(_weighted_median(pairs), 0.0), 1.0), 4) for count, pairs in shares.items()}

@@ -164,16 +164,31 @@ def _made(
     made: dict[str, tuple[str, ...] | Floats] = {}
     for column, cells in zip(columns, values, strict=True):
         try:
-            checked = {cell: _value(column, cell, "") for cell in set(cells)}
-        except (InputError, TypeError):
+            if column.kind == "text":
+                for cell in set(cells):
+                    _value(column, cell, "")
+                made[column.name] = tuple(cells)
+                continue
+            numbers = np.array(list(map(float, cells)))
+        except (InputError, TypeError, ValueError):
             return None
-        numbers = map(checked.__getitem__, cells)
-        made[column.name] = tuple(cells) if column.kind == "text" else np.fromiter(numbers, np.float64, len(cells))
+        if not _allowed(column, numbers):
+            return None
+        made[column.name] = numbers
     keys = [made[columns[at].name] for at in picked]
     apart = [key if isinstance(key, tuple) else key.tolist() for key in keys]
     apart = [key for key in apart if key.count(key[0]) < len(key)]
     different = set(zip(*apart, strict=True)) if apart else {()}
     return made if len(different) == len(values[0]) else None
+
+
+def _allowed(column: Column, numbers: Floats) -> bool:
+    """Whether all of a column's numbers are as `_value` asks of each."""
+    if column.kind == "count":
+        whole = (numbers >= column.least) & (numbers <= _MOST_COUNT) & (numbers == np.floor(numbers))
+        return bool(whole.all())
+    above = numbers >= 0.0 if column.zero else numbers > 0.0
+    return bool((above & (numbers <= MOST)).all())
 
 
 def _refuse(
