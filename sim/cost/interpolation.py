@@ -221,7 +221,7 @@ class Line:
         return value + slope * (x - start)
 
     def each(self, xs: Sequence[int], fixed_s: float = 0.0) -> list[float]:
-        """Seconds at each of rising `xs`, on top of `fixed_s`."""
+        """Seconds at each of `xs`, of which the first is the least and the last the greatest, on top of `fixed_s`."""
         start, value, slope, end = self.piece(xs[0])
         if xs[-1] >= end:
             return [fixed_s + self.at(x) for x in xs]

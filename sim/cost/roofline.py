@@ -174,8 +174,8 @@ class Roofline:
         return _at_least(device, launch_s), self._host_s(tokens, first)
 
     def decode_steps_s(self, decodes: int, contexts: Sequence[int]) -> list[float]:
-        """Device seconds of steps of so many decode rows each, by the tokens that these attend, which rise; without a
-        window."""
+        """Device seconds of steps of so many decode rows each, by the tokens that these attend, the first fewest and
+        the last most; without a window."""
         fixed_s, launch_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
         line = self._full_line(decodes)
         return _at_least(line.each(contexts, fixed_s), launch_s)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import add
+from itertools import groupby
+from operator import add, itemgetter
 
 from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import SOURCE, Roofline
@@ -131,10 +133,7 @@ class Drafted:
         sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
         tokens = courses.tokens
         contexts = [past + tokens for past in courses.pasts[: len(device)]]
-        levels = [
-            draft.decode_steps_s(rows * size, [(context + rows * at) * size for context in contexts])
-            for at, size in enumerate(sizes, 1)
-        ]
+        levels = _levels_s(draft, rows, sizes, contexts)
         drafting = levels[0]
         for level in levels[1:]:
             drafting = list(map(add, drafting, level))
@@ -160,7 +159,12 @@ class Drafted:
                 terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills, ranks=shape.ranks), 1)[0][0]
             if rows:
                 sizes = (1, *self._drafter.tree.sizes)[:steps]
-                terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
+                draft = self._draft_beside(shape, 1)
+                if draft is None or draft.window or isinstance(self._draft, RankedRoofline):
+                    terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
+                else:
+                    levels = _levels_s(draft, rows, sizes, (shape.proposal_context,))
+                    terms["drafting"] = sum([level_s for (level_s,) in levels])
         return terms
 
     def _draft_beside(self, shape: Shape, size: int) -> Roofline | None:
@@ -190,3 +194,15 @@ class Drafted:
             + kernels.gemm_s(rows, hidden, -(-vocab // tp))
             + kernels.sampling_s(rows, vocab)
         )
+
+
+def _levels_s(draft: Roofline, rows: int, sizes: Sequence[int], contexts: Sequence[int]) -> list[list[float]]:
+    """By level of drafts, of which the drafter continues `sizes` of each row, its seconds in steps whose rows have
+    `contexts` together, which rise; levels of one size are priced together."""
+    levels: list[list[float]] = []
+    count = len(contexts)
+    for size, alike in groupby(enumerate(sizes, 1), itemgetter(1)):
+        grown = [(context + rows * at) * size for at, _ in alike for context in contexts]
+        seconds = draft.decode_steps_s(rows * size, grown)
+        levels += [seconds[first : first + count] for first in range(0, len(seconds), count)]
+    return levels
