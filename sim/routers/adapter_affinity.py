@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from sim.engine.request import Request
+from sim.serving.ranking import having, least
 from sim.serving.snapshot import Snapshot
 from traces.schema import InputError
 
@@ -26,9 +27,9 @@ class AdapterAffinity:
         self._balance_abs = balance_abs
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        idlest = min(replicas, key=_OUTSTANDING)
+        idlest = least(replicas, "outstanding")
         if req.adapter is None:
             return idlest
-        having = [replica for replica in replicas if replica.has_adapter(req)]
-        near = min(having, key=_OUTSTANDING, default=idlest)
+        there = (replica for replica in having(replicas, req) if replica.has_adapter(req))
+        near = min(there, key=_OUTSTANDING, default=idlest)
         return near if near.outstanding - idlest.outstanding <= self._balance_abs else idlest

@@ -8,9 +8,13 @@ with the longest match, if that is at least `threshold` of the prompt, and the l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from sim.engine.request import Request
+from sim.serving.ranking import IDLE, holders, least
 from sim.serving.snapshot import Snapshot
+
+_OUTSTANDING = attrgetter("outstanding")
 
 
 class PrefixAffinity:
@@ -22,14 +26,14 @@ class PrefixAffinity:
         self._balance_rel = balance_rel
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        loads = [replica.outstanding for replica in replicas]
-        least, most = min(loads), max(loads)
-        idlest = replicas[loads.index(least)]
-        if req.prefix is None or (most - least > self._balance_abs and most > self._balance_rel * least):
+        idlest = least(replicas, "outstanding")
+        if req.prefix is None:
             return idlest
-        held = [replica.cached_tokens(req) for replica in replicas]
-        longest = max(held)
+        fewest, most = idlest.outstanding, least(replicas, IDLE).outstanding
+        if most - fewest > self._balance_abs and most > self._balance_rel * fewest:
+            return idlest
+        held = [(replica.cached_tokens(req), replica) for replica in holders(replicas, req)]
+        longest = max((tokens for tokens, _ in held), default=0)
         if not longest or longest < self._threshold * req.prompt_tokens:
             return idlest
-        _, at = min((load, at) for at, load in enumerate(loads) if held[at] == longest)
-        return replicas[at]
+        return min((replica for tokens, replica in held if tokens == longest), key=_OUTSTANDING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.engine.request import Request
+from sim.serving.ranking import IDLE, holders, least
 from sim.serving.snapshot import Snapshot
 
 
@@ -22,12 +23,14 @@ class Weighted:
         self._kv = kv
 
     def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
-        loads = [replica.outstanding for replica in replicas]
-        least, spread = min(loads), max(loads) - min(loads)
+        fewest = least(replicas, "outstanding").outstanding
+        spread = least(replicas, IDLE).outstanding - fewest
+        may_hold = holders(replicas, req) if req.prefix is not None else ()
+        cached = {replica.index: replica.cached_tokens(req) for replica in may_hold}
 
         def score(replica: Snapshot) -> float:
-            idle = 1.0 - (replica.outstanding - least) / spread if spread else 1.0
-            held = replica.cached_tokens(req) / req.prompt_tokens if req.prefix is not None else 0.0
+            idle = 1.0 - (replica.outstanding - fewest) / spread if spread else 1.0
+            held = cached.get(replica.index, 0) / req.prompt_tokens
             return self._prefix * held + self._queue * idle + self._kv * replica.free_kv
 
         return max(replicas, key=score)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
-from sim.serving.ranking import Lineup, LineupNow
+from sim.serving.ranking import Lineup, LineupNow, Sent
 from sim.serving.snapshot import Polled, Server, Snapshot
 
 
@@ -29,6 +30,7 @@ class Cluster:
         polls_memory: whether such a look reads the KV cache too.
         changes: whether servers may be taken out and put back. While none is in, requests wait.
         touched, falls: as `LineupNow` has them.
+        sent: as `Lineup` has it; the cluster tells it of all requests.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Cluster:
         changes: bool = False,
         touched: set[int] | None = None,
         falls: Callable[[int], bool] = lambda place: False,
+        sent: Sent | None = None,
     ) -> None:
         self._servers = servers
         self._router = router
@@ -55,6 +58,7 @@ class Cluster:
             self._clock = clock
         self._touched = touched
         self._falls = falls
+        self._sent = sent
         self._out: set[int] = set()
         self._seen = self._in()
         """What the router sees: those that are in."""
@@ -66,13 +70,16 @@ class Cluster:
 
     def _in(self) -> Lineup:
         if self._polled:
-            return Lineup(one for one in self._polled if one.index not in self._out)
+            return Lineup((one for one in self._polled if one.index not in self._out), self._sent)
         there = (one for one in self._now if one.index not in self._out)
-        return LineupNow(there, self._touched, self._falls)
+        return LineupNow(there, self._touched, self._falls, self._sent)
 
     def submit(self, req: Request) -> None:
         """Send a request to the server that the router names, once there is one."""
-        self.when_in(lambda: self._servers[self.choose(req)].submit(req))
+        if self._seen:
+            self._servers[self.choose(req)].submit(req)
+        else:
+            self.held.append(partial(self.submit, req))
 
     def when_in(self, action: Callable[[], None]) -> None:
         """Do this once a server is in: now, or as soon as one is put back."""
@@ -89,6 +96,8 @@ class Cluster:
             self._poll_next()
         seen = self._seen
         place = (self._router(req, seen) if len(seen) > 1 else seen[0]).index
+        if self._sent is not None:
+            self._sent.add(req, place)
         chosen = self._now[place]
         chosen.sent += 1
         chosen.outstanding += 1

@@ -22,7 +22,7 @@ from sim.serving.front_end import FrontEnd
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
 from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
-from sim.serving.ranking import Touches
+from sim.serving.ranking import Sent, Touches
 from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
@@ -149,6 +149,9 @@ class Entrance:
             changes=self._changes,
             touched=None if touches is None else touches.touched,
             falls=lambda place: servers[place][0].parts.takes_only,
+            sent=Sent(prefixes=traits["reads_cache"], adapters=traits["reads_adapters"])
+            if traits["reads_cache"] or traits["reads_adapters"]
+            else None,
         )
 
     def _lifecycle(self, pools: Sequence[Pool], spans: bool, over: Callable[[], bool]) -> Lifecycle:
@@ -203,7 +206,11 @@ class Entrance:
             self._touches[which].touched.add(self._where[index][1])
 
     def _finished(self, req: Request, replica: Replica | Rank) -> None:
-        self.left(req, replica.index)
+        index = replica.index  # as `left`, without a call for every request
+        cluster, place = self._where[index]
+        cluster.finished(req, place)
+        if self.lifecycle is not None:
+            self.lifecycle.left(index)
         self._answered(req, replica)
 
     def _prefilled(self, prompt: Request, replica: Replica | Rank) -> None:

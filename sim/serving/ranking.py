@@ -2,38 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Any
 
 from sim.engine.batch import Batch
 from sim.engine.flight import Flight, ObservedReplica, Observer
+from sim.engine.request import Adapter, Request
 from sim.serving.snapshot import Snapshot
 
 MEMORY = "taken KV"
 """The share of KV blocks that somebody holds, then the unfinished requests."""
+IDLE = "idle"
+"""The most unfinished requests are the least of it."""
 
 _KEYS: dict[str, Callable[[Snapshot], Any]] = {
     "outstanding": attrgetter("outstanding"),
     "outstanding_tokens": attrgetter("outstanding_tokens"),
+    IDLE: lambda replica: -replica.outstanding,
     MEMORY: lambda replica: (-replica.free_kv, replica.outstanding),
 }
 
 
 def least(replicas: Sequence[Snapshot], what: str) -> Snapshot:
-    """The first of the replicas that have least `outstanding`, `outstanding_tokens` or `MEMORY`."""
+    """The first of the replicas that have least `outstanding`, `outstanding_tokens`, `MEMORY` or `IDLE`."""
     if isinstance(replicas, Lineup):
         return replicas.least(what)
     return min(replicas, key=_KEYS[what])
 
 
-class Lineup(list[Snapshot]):
-    """What a router sees: snapshots in their order, and which of them is first by what they have least of."""
+def holders(replicas: Sequence[Snapshot], req: Request) -> Sequence[Snapshot]:
+    """Those, in their order, whose cache may hold the beginning of a prompt: the others hold nothing of it."""
+    ids = () if req.prefix is None else req.prefix.ids
+    return replicas.sent(ids[0]) if isinstance(replicas, Lineup) and len(ids) else replicas
 
-    def __init__(self, replicas: Iterable[Snapshot]) -> None:
+
+def having(replicas: Sequence[Snapshot], req: Request) -> Sequence[Snapshot]:
+    """Those, in their order, that may have the adapter of a request which asks for one: the others have it not."""
+    return replicas.sent(req.adapter) if isinstance(replicas, Lineup) and req.adapter else replicas
+
+
+class Sent:
+    """Where requests were sent that leave something there: the first block of their prompt, or their adapter.
+
+    Whatever a replica has of either came there with a request, and what it has lost it may have again.
+    """
+
+    def __init__(self, *, prefixes: bool, adapters: bool) -> None:
+        self._prefixes = prefixes
+        self._adapters = adapters
+        self._places: dict[int | Adapter, set[int]] = {}
+
+    def add(self, req: Request, place: int) -> None:
+        """Take note that a request is sent there."""
+        if self._prefixes and req.prefix is not None and len(req.prefix.ids):
+            self._places.setdefault(req.prefix.ids[0], set()).add(place)
+        if self._adapters and req.adapter is not None:
+            self._places.setdefault(req.adapter, set()).add(place)
+
+    def places(self, what: int | Adapter) -> Collection[int]:
+        """Where requests with this first block or adapter were sent."""
+        return self._places.get(what, ())
+
+
+class Lineup(list[Snapshot]):
+    """What a router sees: snapshots in their order, and which of them is first by what they have least of.
+
+    Args:
+        sent: where requests with something to be found again were sent; None: unknown.
+    """
+
+    def __init__(self, replicas: Iterable[Snapshot], sent: Sent | None = None) -> None:
         super().__init__(replicas)
+        self._sent = sent
         self._first: dict[str, Snapshot] = {}
+        self._places = {replica.index: replica for replica in self}
+
+    def sent(self, what: int | Adapter) -> Sequence[Snapshot]:
+        """Those, in their order, that a request with this first block or adapter was sent to; where that is unknown
+        all."""
+        if self._sent is None:
+            return self
+        places = self._places
+        return [places[place] for place in sorted(self._sent.places(what)) if place in places]
 
     def least(self, what: str) -> Snapshot:
         """The first of those that have least of it."""
@@ -57,11 +109,18 @@ class LineupNow(Lineup):
         falls: whether the free blocks of the replica at a place never rise within a batch's repeats.
     """
 
-    def __init__(self, replicas: Iterable[Snapshot], touched: set[int] | None, falls: Callable[[int], bool]) -> None:
-        super().__init__(replicas)
+    def __init__(
+        self,
+        replicas: Iterable[Snapshot],
+        touched: set[int] | None,
+        falls: Callable[[int], bool],
+        sent: Sent | None = None,
+    ) -> None:
+        super().__init__(replicas, sent)
         self._touched = touched
         self._falls = falls
         self._by_count: dict[str, _ByCount] = {}
+        self._ranks: list[_ByCount] = []
         self._by_memory: _ByMemory | None = None
 
     def least(self, what: str) -> Snapshot:
@@ -69,6 +128,7 @@ class LineupNow(Lineup):
             ranks = self._by_count.get(what)
             if ranks is None:
                 ranks = self._by_count[what] = _ByCount(self, _KEYS[what])
+                self._ranks.append(ranks)
             return ranks.first()
         if self._touched is None:
             return min(self, key=_KEYS[what])
@@ -77,37 +137,44 @@ class LineupNow(Lineup):
         return self._by_memory.first()
 
     def changed(self, replica: Snapshot) -> None:
-        for ranks in self._by_count.values():
-            ranks.changed(replica)
+        place = replica.index
+        for ranks in self._ranks:
+            if place in ranks.by_place:
+                heap = ranks.heap
+                heappush(heap, (ranks.key(replica), place))
+                if len(heap) > ranks.most:
+                    ranks.fill()
         if self._touched is not None:
-            self._touched.add(replica.index)
+            self._touched.add(place)
 
 
 class _ByCount:
-    """By a number that is changed by whoever tells so: a heap in which what is no longer true is passed over."""
+    """By a number that is changed by whoever tells so: a heap in which what is no longer true is passed over.
+
+    Whoever changes it (`LineupNow.changed`) adds to the heap, and fills it anew when it has more than `most`.
+    """
+
+    __slots__ = ("by_place", "heap", "key", "most")
 
     def __init__(self, replicas: Sequence[Snapshot], key: Callable[[Snapshot], int]) -> None:
-        self._by_place = {replica.index: replica for replica in replicas}
-        self._key = key
-        self._heap: list[tuple[int, int]] = []
-        self._fill()
+        self.by_place = {replica.index: replica for replica in replicas}
+        self.key = key
+        self.heap: list[tuple[int, int]] = []
+        self.most = 8 * len(self.by_place) + 64
+        self.fill()
 
-    def _fill(self) -> None:
-        self._heap = [(self._key(replica), place) for place, replica in self._by_place.items()]
-        heapify(self._heap)
-
-    def changed(self, replica: Snapshot) -> None:
-        if replica.index in self._by_place:
-            heappush(self._heap, (self._key(replica), replica.index))
-            if len(self._heap) > 8 * len(self._by_place) + 64:
-                self._fill()
+    def fill(self) -> None:
+        """Let it hold each replica once, as it is now."""
+        self.heap = [(self.key(replica), place) for place, replica in self.by_place.items()]
+        heapify(self.heap)
 
     def first(self) -> Snapshot:
-        heap = self._heap
+        """The first of those that have least, by their places."""
+        heap, key, by_place = self.heap, self.key, self.by_place
         while True:
             number, place = heap[0]
-            replica = self._by_place[place]
-            if self._key(replica) == number:
+            replica = by_place[place]
+            if key(replica) == number:
                 return replica
             heappop(heap)
 

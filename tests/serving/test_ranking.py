@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from law_cases import laws
 
 from sim import api
-from sim.engine.request import Request
+from sim.engine.request import Adapter, Request, SharedPrefix
+from sim.routers.adapter_affinity import AdapterAffinity
+from sim.routers.prefix_affinity import PrefixAffinity
+from sim.routers.weighted import Weighted
 from sim.scenario import build
-from sim.serving.ranking import MEMORY, Lineup, LineupNow, least
+from sim.serving.ranking import IDLE, MEMORY, Lineup, LineupNow, Sent, having, holders, least
 from sim.serving.snapshot import Snapshot
 from traces.rows import from_frame
 from traces.schema import Trace
@@ -60,7 +63,7 @@ def test_the_first_is_that_of_all(moved: list[tuple[int, str, int, int]], falls:
             replica.span(one, other)
             touched.add(place)
         else:
-            for of in ("outstanding", "outstanding_tokens", MEMORY):
+            for of in ("outstanding", "outstanding_tokens", MEMORY, IDLE):
                 assert least(ranked, of) is least(cast("list[Snapshot]", made), of)
 
 
@@ -103,6 +106,21 @@ class AllKv(AllOutstanding):
     reads_memory = True
 
 
+class AllCaches(PrefixAffinity):
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
+        return super().__call__(req, list(replicas))
+
+
+class AllWeights(Weighted):
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
+        return super().__call__(req, list(replicas))
+
+
+class AllAdapters(AdapterAffinity):
+    def __call__(self, req: Request, replicas: Sequence[Snapshot]) -> Snapshot:
+        return super().__call__(req, list(replicas))
+
+
 APART = {
     "pools.first.role": "prefill", "pools.first.count": 3, "pools.then.role": "decode", "pools.then.count": 3,
     "transfer.gb_per_s": 5.0, "kv.blocks": 600, "engine.max_model_len": 8192,
@@ -133,3 +151,54 @@ def test_no_request_goes_elsewhere(busy: Trace, case: str, router: str, whole: s
     one, other = (api.simulate(build({**CASES[case], "router.name": name}), trace=busy) for name in names)
     assert one.requests["replica"].nunique() > 2
     assert one.requests.equals(other.requests)
+
+
+@pytest.fixture(scope="module")
+def familiar() -> Trace:
+    """Twelve sessions whose prompts grow, of which four begin alike, and three adapters."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for at, session in enumerate(rng.integers(0, 12, 150).tolist()):
+        blocks = int(rng.integers(1, 30))
+        first = 1000 * max(0, session - 3)
+        names = np.array([first if place < 3 else 1000 * session + 100 + place for place in range(blocks)])
+        adapter = ("", "one", "two", "three")[session % 4]
+        rows.append((at / 25, 16 * blocks + 5, int(rng.integers(1, 60)), names, 16, adapter))
+    names = ["arrival_s", "prompt_tokens", "output_tokens", "prefix_blocks", "prefix_block_tokens", "adapter"]
+    return from_frame(pd.DataFrame(rows, columns=names), name="familiar")
+
+
+@pytest.mark.parametrize("case", ["short of memory", "that die", "old views", "apart"])
+@pytest.mark.parametrize(
+    ("router", "whole"),
+    [("prefix-affinity", "AllCaches"), ("weighted", "AllWeights"), ("adapter-affinity", "AllAdapters")],
+)
+def test_who_holds_nothing_need_not_be_asked(familiar: Trace, case: str, router: str, whole: str) -> None:
+    names = (router, f"{__name__}:{whole}")
+    more: dict[str, Any] = {"allocator.name": "prefix"} | (
+        {"lora.max_loras": 2} if router == "adapter-affinity" else {}
+    )
+    trace = familiar
+    if router != "adapter-affinity":
+        trace = from_frame(familiar.requests.drop(columns="adapter"), name="without adapters")
+    one, other = (api.simulate(build({**CASES[case], **more, "router.name": name}), trace=trace) for name in names)
+    assert one.requests["replica"].nunique() > 2
+    assert one.requests.equals(other.requests)
+    if router != "adapter-affinity":
+        assert one.requests["prefix_hit_tokens"].sum() > 0
+
+
+def test_a_first_block_or_an_adapter_is_where_it_was_sent() -> None:
+    made = [Made(place) for place in (4, 2, 7)]
+    sent = Sent(prefixes=True, adapters=True)
+    for ranked in (Lineup(cast("list[Snapshot]", made), sent), LineupNow(made, None, lambda place: True, sent)):  # type: ignore[arg-type]
+        req = Request(0, 0.0, 40, 5, 0, SharedPrefix([17, 18], 16))
+        req.adapter = Adapter(1, "one", 8)
+        sent.add(req, 7)
+        sent.add(req, 2)
+        sent.add(req, 9)  # which is out
+        assert [one.index for one in holders(ranked, req)] == [2, 7]
+        assert [one.index for one in having(ranked, req)] == [2, 7]
+        other = Request(1, 0.0, 40, 5, 0, SharedPrefix([18], 16))
+        assert not holders(ranked, other)
+        assert holders(ranked, Request(2, 0.0, 40, 5, 0, SharedPrefix([], 16))) is ranked
