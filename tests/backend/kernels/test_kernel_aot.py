@@ -71,7 +71,7 @@ def jobs() -> list[tuple[KernelVariant, int]]:
 def results(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Built]:
     """All that this file compiles, in one go: starting the subprocess costs more than most variants."""
     folder = tmp_path_factory.mktemp("deadly")
-    (folder / "deadly_kernel.py").write_text("import os\nos.abort()\n")
+    (folder / "deadly_kernel.py").write_text("import os\nprint('not a result', flush=True)\nos.abort()\n")
     asked = [*jobs(), (FP8_PREFILL, 80), (BROKEN, 90), (DEADLY, 90), (PLAN, 90)]
     capture: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
     made, before_s = 0, time.monotonic()
