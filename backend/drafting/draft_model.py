@@ -127,9 +127,8 @@ class DraftModel:
 
     def _rehearse(self, prefills: list[Pair], single: list[Pair], several: list[Pair]) -> None:
         zero = np.zeros(1, np.int64)
-        parts = [self._ground.part([], pairs) for pairs in (prefills, single, several)]
-        verifies = [] if parts[2] is None else [parts[2]]
-        feed = pack(parts[0], parts[1], DrawRows(zero, zero, zero), self._cache.block_tokens, verifies)
+        prefill, decode, verify = (self._ground.part([], pairs) for pairs in (prefills, single, several))
+        feed = pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, verify)
         self._ground.timed(lambda: self._feed(feed, zero))
 
     def move(self, batch: Batch) -> None:
@@ -214,10 +213,10 @@ class DraftModel:
         return entry, count
 
     def _lay_out(self, entries: list[Entry], wanted: dict[Request, tuple[int, int]]) -> Proposal:
-        prefills, single, several = by_width(entries, lambda entry: entry.past > 0)
+        prefills, single, several = by_width(entries, lambda entry: entry.past > 0, self._model.windows)
         part, sequences, size = self._ground.part, self._ground.sequences, self._cache.block_tokens
         ends, drafting, end = [], [], 0
-        for entry in (*prefills, *single, *chain(*several)):
+        for entry in (*prefills, *single, *several):
             end += entry.tokens
             if entry.request in wanted:
                 ends.append(end - 1)
@@ -225,8 +224,7 @@ class DraftModel:
         certain, counts = np.array([wanted[req] for req in drafting], np.int64).reshape(-1, 2).T
         seeds = np.array([sequences.of(req).seed for req in drafting], np.int64)
         draws = DrawRows(np.array(ends, np.int64), seeds, certain + 1)
-        verifies = [packed for group in several if (packed := part(group, [])) is not None]
-        feed = pack(part(prefills, []), part(single, []), draws, size, verifies)
+        feed = pack(part(prefills, []), part(single, []), draws, size, part(several, []))
         steps = int(counts.max(initial=1)) - 1
         at = certain + 1 + np.arange(steps)[:, None]
         drafts = np.arange(1, steps + 1)[:, None] < counts

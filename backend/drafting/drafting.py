@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -181,17 +180,18 @@ class DraftingLive(Live):
     def _plan(self, batch: Batch) -> Plan:
         self._tables.begin(batch)
         drafts = {sample.request: sample.drafts for sample in batch.sampled}
-        prefills, decodes, verifies = by_width(batch.entries, lambda entry: drafts.get(entry.request, 0) > 0)
+        prefills, decodes, verify = by_width(
+            batch.entries, lambda entry: drafts.get(entry.request, 0) > 0, self.model.windows
+        )
         draws: list[Draw] = []
         end = 0
-        for req, tokens, past in (*prefills, *decodes, *chain(*verifies)):
+        for req, tokens, past in (*prefills, *decodes, *verify):
             end += tokens
             if req in drafts:
                 count = drafts[req]
                 draws += [Draw(end - 1 - back, req, past + tokens - back) for back in range(count, -1, -1)]
         self._doubt = self._doubted(draws, drafts) if self._rejects and any(drafts.values()) else None
-        parts = [part for group in verifies if (part := self._part(group, [])) is not None]
-        return self._packed(self._part(prefills, []), self._part(decodes, []), draws, parts)
+        return self._packed(self._part(prefills, []), self._part(decodes, []), draws, self._part(verify, []))
 
     def _doubted(self, draws: list[Draw], drafts: dict[Request, int]) -> Doubt:
         """What the rule needs of the step's drafts: of each request, all draws but the last are verified ones."""
@@ -276,22 +276,25 @@ def _rows(batch: Batch, right: dict[Request, int]) -> list[DraftingRow]:
     return rows
 
 
-Split = tuple[list[Entry], list[Entry], list[list[Entry]]]
+Split = tuple[list[Entry], list[Entry], list[Entry]]
 
 
-def by_width(entries: Iterable[Entry], decodes: Callable[[Entry], Any]) -> Split:
-    """(prompts, rows of one token, rows of several tokens by their number); `decodes` says who of several is no prompt.
+def by_width(entries: Iterable[Entry], decodes: Callable[[Entry], Any], windows: Iterable[int]) -> Split:
+    """(prompts, rows of one token, rows of several tokens); `decodes` says who of several is no prompt.
 
-    Rows of more tokens than decode attention takes are run as prompts.
+    Rows of more tokens than decode attention takes are run as prompts. So are rows of different widths where a layer
+    has one of `windows`: a query that fills up a shorter row would attend what is behind the window of its first token.
     """
     prefills: list[Entry] = []
     single: list[Entry] = []
-    several: dict[int, list[Entry]] = {}
+    several: list[Entry] = []
     for entry in entries:
         if entry.tokens == 1 and entry.past > 0:
             single.append(entry)
         elif entry.tokens <= MOST_TOKENS and decodes(entry):
-            several.setdefault(entry.tokens, []).append(entry)
+            several.append(entry)
         else:
             prefills.append(entry)
-    return prefills, single, [several[width] for width in sorted(several)]
+    if any(windows) and len({entry.tokens for entry in several}) > 1:
+        return prefills + several, single, []
+    return prefills, single, several

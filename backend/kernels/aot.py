@@ -195,7 +195,12 @@ def _tool(*command: str) -> str:
 
 
 def _work() -> None:
-    """The subprocess: jobs in, results out, each flushed so that a crash loses only its own."""
+    """The subprocess: jobs in, results out, each flushed so that a crash loses only its own.
+
+    What the compiler prints, as Triton does of code that ptxas refuses, goes to standard error.
+    """
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         job: dict[str, Any] = json.loads(line)
         variant = KernelVariant(**job["variant"])
@@ -204,8 +209,8 @@ def _work() -> None:
         except Exception as failure:  # whatever the compiler raises is this variant's result
             reason = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
             built = Built(name=variant.name, capability=job["capability"], error=f"the compiler refused: {reason}")
-        sys.stdout.write(json.dumps(asdict(built)) + "\n")
-        sys.stdout.flush()
+        results.write(json.dumps(asdict(built)) + "\n")
+        results.flush()
 
 
 if __name__ == "__main__":

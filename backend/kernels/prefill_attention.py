@@ -207,16 +207,24 @@ def tile_for(form: Form, capability: int, max_q: int) -> Tile:
     if form.operand == "fp32":
         tile = {256: Tile(16, 16, stages=2), 128: Tile(32, 32, stages=2)}.get(form.head_dim, Tile(64, 32, 4, 2))
     elif max_q * form.group <= 64 and form.head_dim <= 128:
-        tile = Tile(64, 64, 4)
+        tile = Tile(64, _tile_keys(form, capability, one_warpgroup=True), 4)
     elif form.head_dim <= 64:
-        tile = Tile(128, 64)
+        tile = Tile(128, _tile_keys(form, capability))
     elif form.head_dim == 128:
         tile = _tile_128(form, capability)
     elif form.narrow:
-        tile = Tile(32, 32, stages=2)
+        tile = Tile(32, 32, 4 if form.cache == "i8" else 8, 2)
     else:
         tile = Tile(64 if capability < 90 else 128, 32)
     return tile
+
+
+def _tile_keys(form: Form, capability: int, one_warpgroup: bool = False) -> int:
+    """64 keys, but 32 where values of 8 bits are widened in so many registers that triton 3.9 spills with 64."""
+    crowded = one_warpgroup and form.head_dim == 128
+    if form.cache == "i8" and (crowded or capability >= 100):
+        return 32
+    return 32 if form.narrow and crowded and capability >= 100 else 64
 
 
 def _tile_128(form: Form, capability: int) -> Tile:
@@ -224,7 +232,7 @@ def _tile_128(form: Form, capability: int) -> Tile:
     processor, one's exponentials beside the other's products (`tests/benchmarks/prefill_variants.py`: 527 TFLOP/s at
     8,192 tokens with the copy engine and 486 without, where 128 x 128 and 8 warps had 435)."""
     if form.narrow:
-        return Tile(128 if capability == 90 else 64, 64)
+        return Tile(128 if capability == 90 else 64, _tile_keys(form, capability))
     if capability == 90 and not (form.windowed or form.capped):
         return Tile(128, 64, 4, 2, tma=form.block_tokens % 64 == 0)
     return Tile(128, 64)

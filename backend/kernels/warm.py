@@ -155,7 +155,7 @@ def steps(form: LiveForm) -> Iterator[Callable[[], object]]:
         alone = width == 1
         batch = ForwardBatch(
             _ints(tokens), _ints(tokens), _ints(tokens), _ints(max(prompts, 1)) if new else None,
-            prefill if new else None, part if alone else None, () if alone or part is None else (part,),
+            prefill if new else None, part if alone else None, None if alone else part,
         )  # fmt: skip
         logits = model.forward(batch, kv)
         if len(logits) <= form.sequences:

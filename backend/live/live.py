@@ -161,11 +161,11 @@ class Live:
         """Those that run this step and draw its tokens."""
         return next((graphs for graphs in self._graphs if graphs.serves(packed)), None)
 
-    def _rehearse(self, prefills: list[Pair], decodes: list[Pair], verifies: Sequence[Pair] = ()) -> None:
+    def _rehearse(self, prefills: list[Pair], decodes: list[Pair], several: list[Pair] | None = None) -> None:
         zero = np.zeros(1, np.int64)
         prefill, decode = self._part([], prefills), self._part([], decodes)
-        several = [part for pair in verifies if (part := self._part([], [pair])) is not None]
-        self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, several), None)
+        verify = self._part([], several or [])
+        self._compute(pack(prefill, decode, DrawRows(zero, zero, zero), self._cache.block_tokens, verify), None)
 
     def _compute(self, packed: Packed, batch: Batch | None) -> tuple[Ints, float]:
         """(sampled tokens, device seconds) of a step's moves, forward pass and draw; waits for them."""
@@ -214,7 +214,7 @@ class Live:
         return self._packed(prefill, decode, draws)
 
     def _packed(
-        self, prefill: BatchPart | None, decode: BatchPart | None, draws: list[Draw], verifies: Sequence[BatchPart] = ()
+        self, prefill: BatchPart | None, decode: BatchPart | None, draws: list[Draw], verify: BatchPart | None = None
     ) -> Plan:
         own = [self.sequences.of(draw.request) for draw in draws]
         rows = np.array([draw.row for draw in draws], np.int64)
@@ -222,13 +222,13 @@ class Live:
         seeds = np.array([sequence.seed for sequence in own], np.int64)
         places = positions + np.array([sequence.start for sequence in own], np.int64)
         picked = None
-        alone = prefill is None and not verifies
+        alone = prefill is None and verify is None
         if alone and decode is not None and len(set(rows.tolist())) == len(rows):
             # All rows of a decode step are drawn, whoever needs it, so that a graph serves it.
             picked, count = rows, len(decode.tokens)
             rows = np.arange(count)
             seeds, positions = _spread(seeds, picked, count), _spread(positions, picked, count)
-        packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verifies)
+        packed = pack(prefill, decode, DrawRows(rows, seeds, positions), self._cache.block_tokens, verify)
         return Plan(packed, [draw.request for draw in draws], places, picked)
 
     def _part(self, entries: list[Entry], padding: list[Pair]) -> BatchPart | None:

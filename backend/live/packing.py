@@ -39,11 +39,19 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Sequences of `width` new tokens each: their lengths with these [S], and blocks [S, M]."""
+    """Sequences of up to `width` new tokens each: their lengths with these [S], and blocks [S, M].
+
+    Where some have fewer, `spread` and `kept` are as of `DecodePart`.
+    """
 
     width: int
     lens: Ints32
     tables: Ints32
+    spread: Ints32 | None = None
+    kept: Ints32 | None = None
+
+    def arrays(self) -> list[Array]:
+        return [array for array in (self.lens, self.tables, self.spread, self.kept) if array is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,19 @@ class Packed:
     max_q: int
     decode_lens: Ints32 | None
     decode_tables: Ints32 | None
-    verifies: tuple[Verify, ...] = ()
+    verify: Verify | None = None
 
     def arrays(self) -> list[Array]:
         """All arrays that are there, the decode part's tables last."""
-        several = [array for part in self.verifies for array in (part.lens, part.tables)]
-        return several + [array for array in self._fields() if array is not None]
+        verify = [] if self.verify is None else self.verify.arrays()
+        return verify + [array for array in self._fields() if array is not None]
 
     def on_device(self, tensors: Iterable[Tensor]) -> tuple[ForwardBatch, Tensor, Tensor]:
         """(batch, seeds, draw positions) from tensors of `arrays`, in their order."""
         given = iter(tensors)
-        verifies = tuple(DecodePart(part.width, next(given), next(given)) for part in self.verifies)
+        verify = None
+        if self.verify is not None:
+            verify = DecodePart(self.verify.width, *(next(given) for _ in self.verify.arrays()))
         placed = [None if array is None else next(given) for array in self._fields()]
         seeds, tokens, positions, slots, rows, drawn, q_starts, prefill_lens, prefill_tables, lens, tables = placed
         prefill = decode = None
@@ -85,17 +95,18 @@ class Packed:
             decode = DecodePart(1, lens, tables)
         assert seeds is not None and tokens is not None and positions is not None  # noqa: PT018
         assert slots is not None and drawn is not None  # noqa: PT018
-        return ForwardBatch(tokens, positions, slots, rows, prefill, decode, verifies), seeds, drawn
+        return ForwardBatch(tokens, positions, slots, rows, prefill, decode, verify), seeds, drawn
 
     def uniform(self, width: int) -> Packed | None:
         """The step as a decode step of rows of `width` new tokens each, all drawn from; None where it is no such."""
         if self.q_starts is not None or self.rows is not None:
             return None
         if width == 1:
-            return None if self.verifies else self
-        if self.decode_lens is not None or len(self.verifies) != 1 or self.verifies[0].width != width:
+            return None if self.verify else self
+        verify = self.verify
+        if self.decode_lens is not None or verify is None or verify.width != width or verify.spread is not None:
             return None
-        return replace(self, decode_lens=self.verifies[0].lens, decode_tables=self.verifies[0].tables, verifies=())
+        return replace(self, decode_lens=verify.lens, decode_tables=verify.tables, verify=None)
 
     def padded(self, rows: int) -> Packed:
         """A decode step with padding behind it, up to so many rows: no context (kv_len 0), no slot (-1)."""
@@ -157,14 +168,14 @@ def pack(
     decode: BatchPart | None,
     draws: DrawRows,
     block_tokens: int,
-    verifies: Sequence[BatchPart] = (),
+    verify: BatchPart | None = None,
 ) -> Packed:
-    """All parts side by side, prefill first, then decode. `draws.rows` count the tokens of all.
+    """All parts side by side, prefill first, then decode, then rows of several tokens. `draws.rows` count the tokens of
+    all.
 
-    Where these are all tokens, in their order, no rows are picked. All sequences of one part of `verifies` have equally
-    many new tokens.
+    Where these are all tokens, in their order, no rows are picked.
     """
-    parts = [part for part in (prefill, decode, *verifies) if part is not None]
+    parts = [part for part in (prefill, decode, verify) if part is not None]
     tokens = np.concatenate([part.tokens for part in parts])
     placed = [_places(part, block_tokens) for part in parts]
     positions, slots = (np.concatenate(arrays) for arrays in zip(*placed, strict=True))
@@ -185,10 +196,21 @@ def pack(
         0 if prefill is None else int(prefill.counts.max()),
         lens,
         tables,
-        tuple(
-            Verify(int(part.counts[0]), (part.pasts + part.counts).astype(np.int32), part.tables) for part in verifies
-        ),
+        None if verify is None else _verify(verify),
     )
+
+
+def _verify(part: BatchPart) -> Verify:
+    """Rows of several tokens each; the shorter ones begin with queries that repeat their first token's."""
+    counts, lens = part.counts, (part.pasts + part.counts).astype(np.int32)
+    width = int(counts.max())
+    if int(counts.min()) == width:
+        return Verify(width, lens, part.tables)
+    ends = np.cumsum(counts)[:, None]
+    at = ends - width + np.arange(width)
+    firsts = ends - counts[:, None]
+    kept = np.flatnonzero((at >= firsts).ravel())
+    return Verify(width, lens, part.tables, np.maximum(at, firsts).ravel().astype(np.int32), kept.astype(np.int32))
 
 
 def _places(part: BatchPart, block_tokens: int) -> tuple[Ints, Ints]:

@@ -41,12 +41,20 @@ class PrefillPart:
 class DecodePart:
     """Sequences of `width` new tokens each (1; more where drafts are verified), behind the prefill part's tokens.
 
-    `kv_lens` [S] (past and new; 0 marks a padding row) and `block_tables` [S, M] are int32.
+    `kv_lens` [S] (past and new; 0 marks a padding row) and `block_tables` [S, M] are int32. Where some have fewer than
+    `width`, `spread` [S x width] int32 says which of the part's tokens stands for each query, the last ones being the
+    sequence's own, and `kept` [tokens] which queries those are.
     """
 
     width: int
     kv_lens: Tensor
     block_tables: Tensor
+    spread: Tensor | None = None
+    kept: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.kv_lens) * self.width if self.kept is None else len(self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class ForwardBatch:
     """What one step computes; all tensors on the model's device, int32 or (tokens, positions, rows) int64.
 
     `tokens`, `positions` and `slots` are [T], the prefill part's tokens first, then the decode part's, sequence by
-    sequence, then those of `verifies`: more such parts, each with a width of its own.
+    sequence, then those of `verify`: another such part, of wider rows.
     A slot is block * block_tokens + offset, -1 for a token whose KV is not kept (padding).
     `logits_rows` [R] says of which tokens logits are wanted; None means of all.
     """
@@ -65,12 +73,12 @@ class ForwardBatch:
     logits_rows: Tensor | None
     prefill: PrefillPart | None
     decode: DecodePart | None
-    verifies: tuple[DecodePart, ...] = ()
+    verify: DecodePart | None = None
 
     @property
     def decodes(self) -> tuple[DecodePart, ...]:
-        """The decode part, where there is one, and those of `verifies`."""
-        return self.verifies if self.decode is None else (self.decode, *self.verifies)
+        """The decode part and that of wider rows, where there are such."""
+        return tuple(part for part in (self.decode, self.verify) if part is not None)
 
 
 Plans = Mapping[int, Sequence[Plan]]
@@ -198,7 +206,7 @@ class Model:
         cache, window = kv.layers[at], self.windows[at]
         scale, parts = self.spec.head_dim**-0.5, list[Tensor]()
         decodes, prefill = batch.decodes, batch.prefill
-        first = len(q) - sum(len(decode.kv_lens) * decode.width for decode in decodes)
+        first = len(q) - sum(decode.tokens for decode in decodes)
         if prefill is not None:
             out, _ = self.ops.prefill_attention(
                 q[:first],
@@ -213,10 +221,10 @@ class Model:
             )
             parts.append(out)
         for decode, plan in zip(decodes, plans[window], strict=True):
-            last = first + len(decode.kv_lens) * decode.width
-            rows = q[first:last].view(len(decode.kv_lens), decode.width, *q.shape[1:])
+            last = first + decode.tokens
+            rows = q[first:last] if decode.spread is None else q[first:last].index_select(0, decode.spread)
             out, _ = self.ops.decode_attention(
-                rows,
+                rows.view(len(decode.kv_lens), decode.width, *q.shape[1:]),
                 cache,
                 decode.block_tables,
                 decode.kv_lens,
@@ -225,6 +233,7 @@ class Model:
                 sinks=self.sinks,
                 plan=plan,
             )
-            parts.append(out.view(-1, *q.shape[1:]))
+            out = out.view(-1, *q.shape[1:])
+            parts.append(out if decode.kept is None else out.index_select(0, decode.kept))
             first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)

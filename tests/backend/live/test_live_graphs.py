@@ -168,6 +168,40 @@ def test_a_step_is_launched_in_pieces_where_it_is_priced_so(
     assert {("prompt", True), ("unequal", True), ("{4}" if draft else "{1}", False)} <= set(seen), seen
 
 
+@pytest.mark.parametrize("windows", [(), (7, 2)], ids=["full", "windows"])
+def test_rows_of_different_widths_are_one_launch(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are priced: beside rows of one token; where layers have windows, they are run with the prompts."""
+    model, calls = tiny("llama", *windows), Counter[str]()
+    layers = model.spec.layers
+    for name in ("decode_attention", "prefill_attention"):
+        operation = getattr(model.ops, name)
+
+        def noted(*args: Any, name: str = name, operation: Any = operation, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return operation(*args, **kwargs)
+
+        monkeypatch.setattr(model.ops, name, noted)
+    unequal = 0
+
+    class Counted:
+        def __init__(self, inner: Executor) -> None:
+            self._inner = inner
+
+        def execute(self, batch: Batch) -> Outcome:
+            nonlocal unequal
+            calls.clear()
+            outcome, shape = self._inner.execute(batch), batch.shape
+            differ = len(shape.verifies) > 1
+            unequal += differ
+            prompts = bool(shape.prefills) or (differ and windows != ())
+            rows = bool(shape.decodes) + bool(shape.verifies) - (differ and windows != ())
+            assert (calls["prefill_attention"], calls["decode_attention"]) == (layers * prompts, layers * rows), shape
+            return outcome
+
+    Drafting(drafts(), model=model).serve(work(), wrap=Counted)
+    assert unequal > 5
+
+
 def test_a_window_with_sinks_and_preemption_is_recorded_too() -> None:
     parameters = {"window_tokens": 7, "sink_tokens": 2}
     setup = Setup("chunked", "windowed", {}, parameters, pool=KvPool(30, 4, 48), limits=Limits(7, 40))

@@ -106,6 +106,22 @@ def check_parts(
         assert batch.decode.block_tables.tolist() == decode.tables.tolist()
 
 
+def test_a_shorter_row_is_filled_up_before_its_first_token() -> None:
+    """Rows of 2, 4 and 1 tokens, numbered 0 to 6: queries of each, and which of them are the rows' own."""
+    verify = part([(2, 9), (4, 0), (1, 5)], 3, 16, random.Random(1))
+    zero = np.zeros(1, np.int64)
+    packed = pack(None, None, DrawRows(zero, zero, zero), 16, verify).verify
+    assert packed is not None
+    assert packed.spread is not None
+    assert packed.kept is not None
+    assert (packed.width, packed.lens.tolist()) == (4, [11, 4, 6])
+    assert packed.spread.tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
+    assert packed.kept.tolist() == [2, 3, 4, 5, 6, 7, 11]
+    alike = pack(None, None, DrawRows(zero, zero, zero), 16, part([(3, 9), (3, 1)], 2, 16, random.Random(1))).verify
+    assert alike is not None
+    assert (alike.width, alike.spread, alike.kept) == (3, None, None)
+
+
 def test_padding_of_a_decode_step_has_no_context_and_no_slot() -> None:
     decode = part([(1, 4), (1, 9)], 2, 4, random.Random(1))
     draws = DrawRows(np.arange(2), np.array([5, 6]), np.array([5, 10]))
