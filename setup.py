@@ -20,15 +20,17 @@ ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
     "shapes staged step tiers tokens verifying"
 )
-COST = "attention contexts gemm interpolation layers roofline"
+COST = "attention contexts gemm interpolation kernels layers roofline step"
+SERVING = "cluster executor replica source"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
     "sim/allocators/paged.py",
     "sim/allocators/prefix.py",
     *(f"sim/cost/{name}.py" for name in COST.split()),
+    "sim/policies/chunked.py",
+    "sim/results/requests.py",
     "sim/results/steps.py",
-    "sim/serving/executor.py",
-    "sim/serving/replica.py",
+    *(f"sim/serving/{name}.py" for name in SERVING.split()),
 ]
 
 

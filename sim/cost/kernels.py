@@ -375,6 +375,27 @@ def _collective(kernels: Kernels, group: Row) -> Guide:
     return lambda point: price(point[0], gpus)
 
 
+def _sampling(kernels: Kernels, group: Row) -> Guide:
+    vocab = int(group["vocab"])
+    return lambda point: kernels.sampling_s(int(point[0]), vocab)
+
+
+def _copy(kernels: Kernels, group: Row) -> Guide:
+    return lambda point: kernels.copy_s(point[0])
+
+
+def _swap(kernels: Kernels, group: Row) -> Guide:
+    return lambda point: kernels.swap_s(point[0])
+
+
+def _launch(kernels: Kernels, group: Row) -> Guide:
+    return lambda point: 1.0 + point[0]
+
+
+def _host(kernels: Kernels, group: Row) -> Guide:
+    return lambda point: kernels.eff.host_step_s + kernels.eff.host_row_s * point[0]
+
+
 _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "gemm": _gemm,
     "expert_gemm": _experts,
@@ -385,10 +406,10 @@ _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "latent_prefill_attention": _latent_prefill,
     "latent_decode_attention": _latent_decode,
     "elementwise": _elementwise,
-    "sampling": lambda kernels, group: lambda point: kernels.sampling_s(int(point[0]), int(group["vocab"])),
-    "copy": lambda kernels, _: lambda point: kernels.copy_s(point[0]),
-    "swap": lambda kernels, _: lambda point: kernels.swap_s(point[0]),
+    "sampling": _sampling,
+    "copy": _copy,
+    "swap": _swap,
     "all_reduce": _collective,
-    "launch": lambda _, __: lambda point: 1.0 + point[0],
-    "host": lambda kernels, _: lambda point: kernels.eff.host_step_s + kernels.eff.host_row_s * point[0],
+    "launch": _launch,
+    "host": _host,
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.step import Step
 from traces.schema import InputError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Chunked:
     """A prompt takes what the running requests leave of the step's token budget, and goes on in the next step.
 
@@ -22,7 +25,7 @@ class Chunked:
             that computes some leaves nobody waiting (vLLM 0.33).
     """
 
-    async_by_default = True
+    async_by_default: ClassVar[bool] = True
     advances_all: ClassVar[bool] = True
 
     def __init__(

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sim.engine.build import COMPILED
+from sim.engine.build import PURE
 from sim.load import OURS
 from sim.report.fitted import FittedTable
 from sim.report.measures import MEASURES, LatencyUnits, best, compared, latency_rows
@@ -146,7 +146,7 @@ def facts_table(summary: Mapping[str, Any]) -> Table:
     simulator = summary["simulator"]
     if simulator.get("wall_s"):
         pace = f"{count(round(simulator.get('requests_per_cpu_s') or 0))} requests a CPU second"
-        pace += ", compiled" if simulator.get("build") == COMPILED else ""
+        pace += f", {build}" if (build := simulator.get("build", PURE)) != PURE else ""
         lines.append(("Wall time", f"{seconds(simulator['wall_s'])} for {count(simulator.get('steps'))} steps, {pace}"))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", width=9, no_wrap=True)

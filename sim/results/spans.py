@@ -14,7 +14,7 @@ DECODES_ONLY = tuple(NOTHING[3:])
 """What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
 
 
-class Spans(Sequence[Span]):
+class RecordedSpans(Sequence[Span]):
     """Spans in the order in which they were recorded.
 
     A tuple for each would take some 350 bytes, for as long as the run lasts: more than all else that is kept of a span.

@@ -17,7 +17,7 @@ from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.growing import Growing
 from sim.results.kv import KV_MEAN_COLUMNS
-from sim.results.spans import DECODES_ONLY, Spans
+from sim.results.spans import DECODES_ONLY, RecordedSpans
 from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
@@ -78,7 +78,7 @@ class StepLog(Observer):
         self._unlike = _Unlike()
         self._seen = 0
         self._stride = 1
-        self.sample = Spans()
+        self.sample = RecordedSpans()
         """Every span, or every so many-th: at most `_SAMPLES`, evenly over the run."""
         self._packed, self._others = self.sample.packed, self.sample.others
         self._evicted: dict[int, int] = {}

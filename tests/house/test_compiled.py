@@ -10,12 +10,13 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sim.engine.build import COMPILED, PURE, build
+from sim.engine.build import COMPILED, PURE, build, edited_since
 from sim.specs.traits import check_traits, declared
 from traces.schema import InputError
 
@@ -60,6 +61,24 @@ def test_a_run_knows_its_build() -> None:
     from sim.engine import engine
 
     assert build() == (PURE if str(engine.__file__).endswith(".py") else COMPILED)
+
+
+def test_a_file_that_was_edited_after_the_build_is_told(tmp_path: Path) -> None:
+    library, package = tmp_path / "library.so", tmp_path / "sim"
+    (package / "engine").mkdir(parents=True)
+    step, opener = package / "engine" / "step.py", package / "engine" / f"step{EXTENSION_SUFFIXES[0]}"
+    for file in (library, step, opener, package / "engine" / "pure.py"):
+        file.touch()
+    built_s = library.stat().st_mtime
+    assert edited_since(library, package) is None
+    os.utime(package / "engine" / "pure.py", (built_s + 3600, built_s + 3600))
+    assert edited_since(library, package) is None, "it is not compiled"
+    os.utime(step, (built_s + 59, built_s + 59))
+    assert edited_since(library, package) is None, "an installer wrote it"
+    os.utime(step, (built_s + 3600, built_s + 3600))
+    assert edited_since(library, package) == "sim/engine/step.py"
+    step.unlink()
+    assert edited_since(library, package) is None
 
 
 def test_what_objects_of_a_compiled_class_say_is_not_asked_of_the_class() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from sim.engine.batch import Shape
-from sim.results.spans import Span, Spans
+from sim.results.spans import RecordedSpans, Span
 from sim.results.steps import StepLog
 
 KINDS = (
@@ -37,7 +37,7 @@ def test_they_are_a_list_of_spans() -> None:
     assert kept[3:90:7] == spans[3:90:7]
     assert (kept[-1], kept[100]) == (spans[-1], spans[100])
     assert all(type(shape) is Shape for _, shape, _ in kept)
-    assert not Spans()
+    assert not RecordedSpans()
 
 
 def test_every_second_is_dropped_where_there_are_too_many() -> None:
