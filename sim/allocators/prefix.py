@@ -81,6 +81,10 @@ class Prefix(Paged):
         """Of those, the ones to take before all others, the last one first."""
         self._awaiting: set[Request] = set()
         """Who holds room for KV that is not there yet."""
+        self._helped = 0
+        """How often blocks got a name, or those with one a holder: what may leave a newcomer fewer blocks to ask for."""
+        self._refused: tuple[Request, int, int] | None = None
+        """Who was refused last, what had helped by then, and how many blocks were asked for."""
 
     @property
     def findable(self) -> Collection[int]:
@@ -102,7 +106,7 @@ class Prefix(Paged):
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
         if not hits:
-            if self._asked_blocks(req, tokens) > self._free_for_admission():
+            if not self._has_room(req, self._asked_blocks(req, tokens)):
                 return False
             self._open(req).certain_tokens = req.known
             return self._admitted(req, tokens)
@@ -110,8 +114,9 @@ class Prefix(Paged):
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
-        if self._asked_blocks(req, tokens) - hits + unheld > self._free_for_admission():
+        if not self._has_room(req, self._asked_blocks(req, tokens) - hits + unheld):
             return False
+        self._helped += 1
         shared: list[int] = []
         for (run, start, stop), places in zip(pieces, idle, strict=True):
             blocks = run.blocks[: stop - start]
@@ -129,6 +134,18 @@ class Prefix(Paged):
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
+
+    def _has_room(self, req: Request, blocks: int) -> bool:
+        if blocks <= self._free_for_admission():
+            return True
+        self._refused = req, self._helped, blocks
+        return False
+
+    def still_refuses(self, req: Request) -> bool:
+        if self._refused is None or not self._reserve_full_prompt or self.lookahead_tokens:
+            return False
+        refused, helped, blocks = self._refused
+        return refused is req and helped == self._helped and blocks > self._free_for_admission()
 
     def grow(self, req: Request, tokens: int) -> bool:
         if not super().grow(req, tokens):
@@ -246,6 +263,7 @@ class Prefix(Paged):
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Make the request's blocks from `first` to before `last` findable."""
         if first < last:
+            self._helped += 1
             self._names.name(self._path(req, last), holding.blocks, first, last)
 
     def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:

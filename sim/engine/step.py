@@ -54,6 +54,7 @@ class Step:
         "_roster",
         "_rules",
         "_scans_by_place",
+        "_still_refuses",
         "_tokens",
         "_under_way",
         "_victim",
@@ -100,6 +101,7 @@ class Step:
         self._tokens = tokens
         self._under_way = under_way
         self._victim: Callable[[Collection[Request]], Request] = getattr(policy, "victim", None) or _newest
+        self._still_refuses: Callable[[Request], bool] | None = getattr(allocator, "still_refuses", None)
         self._scans_by_place: bool = getattr(policy, "scans_by_place", False)
         self.budget_tokens = limits.max_num_batched_tokens
         self.waiting: WaitingQueue = roster.waiting
@@ -368,6 +370,8 @@ class Step:
         if self.adapters is not None and not self.adapters.fit(req):
             return 0
         arriving = req.handover
+        if arriving is None and self.tiers is None and self._still_refuses is not None and self._still_refuses(req):
+            return 0
         hit = arriving.tokens if arriving is not None else self._allocator.match(req)
         pieces = self.tiers.find(req, hit) if self.tiers is not None and arriving is None else ()
         if pieces and self.tiers is not None and not self.tiers.instant(pieces):
