@@ -82,7 +82,7 @@ class Prefix(Paged):
         self._awaiting: set[Request] = set()
         """Who holds room for KV that is not there yet."""
         self._helped = 0
-        """How often blocks got a name, or those with one a holder: what may leave a newcomer fewer blocks to ask for."""
+        """How often blocks got a name, or those with one a holder: a newcomer may have fewer blocks to ask for then."""
         self._refused: tuple[Request, int, int] | None = None
         """Who was refused last, what had helped by then, and how many blocks were asked for."""
 

@@ -47,7 +47,7 @@ _COLLECTED = (50_000, 20, 50)
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Let Python look for garbage in circles less often, and among what the loop makes alone: it makes none, and looking
+    """Let Python look for garbage in circles less often, and only among what the loop makes: it makes none, and looking
     took 4 % of its time, 8 % beside the tables of a large profile."""
     before, own = gc.get_threshold(), gc.get_freeze_count() == 0
     if 0 < before[0] < _COLLECTED[0]:

@@ -51,7 +51,7 @@ TRAITS: Mapping[str, Mapping[str, Trait]] = MappingProxyType(
             "layout": Trait("method", "layout(pool, **parameters): what it makes of the memory, without building it"),
             "takes_ahead": Trait("switch", "says what requests need whose coming tokens are known"),
             "undisturbed": Trait("method", "undisturbed(tick, limit): ticks that leave who waits refused as before"),
-            "still_refuses": Trait("method", "still_refuses(request): admit would refuse it as before, known without a look"),
+            "still_refuses": Trait("method", "still_refuses(request): admit would refuse it as it did before"),
             "finds_prefixes": Trait("switch", "another request may find what a prompt left behind"),
             "has_tiers": Trait("switch", "names what it evicts, and holds room for what is loaded from tiers below"),
             "no_swap": Trait("text", "why what it holds cannot be moved to the host"),
