@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -140,7 +140,9 @@ def _worked(jobs: Sequence[tuple[KernelVariant, int]]) -> Iterator[Built]:
 
 def _compile(variant: KernelVariant, capability: int) -> Built:
     """Compiles in this process, specialised as JIT would be."""
-    if capability < 89 and any("fp8e4nv" in kind for kind in variant.signature.values()):
+    # Decode attention reads pairs of fp8 values as integers, and says so in its constants alone.
+    kinds = (*variant.signature.values(), str(variant.constexprs.get("PAIRS")))
+    if capability < 89 and any("fp8e4nv" in kind for kind in kinds):
         return Built(name=variant.name, capability=capability, error=lacks_fp8(capability))
     module, function = variant.kernel.split(":")
     kernel = getattr(import_module(module), function)
@@ -194,13 +196,8 @@ def _tool(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _work() -> None:
-    """The subprocess: jobs in, results out, each flushed so that a crash loses only its own.
-
-    What the compiler prints, as Triton does of code that ptxas refuses, goes to standard error.
-    """
-    results = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _work(results: TextIO) -> None:
+    """The subprocess: jobs in, results out, each flushed so that a crash loses only its own."""
     for line in sys.stdin:
         job: dict[str, Any] = json.loads(line)
         variant = KernelVariant(**job["variant"])
@@ -214,4 +211,7 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    # What the compiler prints, as Triton does of code that ptxas fails on, is no result: it goes to standard error.
+    with os.fdopen(os.dup(1), "w") as own:
+        os.dup2(2, 1)
+        _work(own)
