@@ -188,7 +188,20 @@ def chosen(only: str, small: bool) -> list[BenchCase]:
 @click.option(
     "--ready-s", type=click.FloatRange(min=1), default=90.0, show_default=True, help="A contender's compile time."
 )
-def main(device: str, only: str, small: bool, out: Path | None, budget_s: float, ready_s: float) -> None:
+@click.option(
+    "--vllm-step-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What a decode step of vLLM's own takes here, at batch 1, of the same model and context: for its bar.",
+)
+def main(
+    device: str,
+    only: str,
+    small: bool,
+    out: Path | None,
+    budget_s: float,
+    ready_s: float,
+    vllm_step_ms: float | None,
+) -> None:
     """How fast this backend is, beside what else is installed, on this device."""
     deadline_s = time.monotonic() + budget_s
     try:
@@ -197,7 +210,8 @@ def main(device: str, only: str, small: bool, out: Path | None, budget_s: float,
         if place.type == "cpu":
             # Two threads under contention run 5 to 20 times slower than one (OpenMP barriers).
             torch.set_num_threads(1)
-        report = Report(environment(place, small, sys.argv))
+        about = environment(place, small, sys.argv)
+        report = Report(about if vllm_step_ms is None else about | {"vllm_step_s": vllm_step_ms / 1e3})
         target_s = 0.02 if small else 1.0
         clock = CudaClock(place) if place.type == "cuda" else CpuClock()
         ops = for_device(place)

@@ -52,7 +52,7 @@ def row(group: str, case: str, contender: str, median_s: float, **more: Any) -> 
 
 def gpu_report(name: str, slower: float = 1.0) -> Report:
     """A run that meets every bar; all of ours and the recorded step take `slower` times as long."""
-    report = Report({"device_type": "cuda", "device": name, "small": False})
+    report = Report({"device_type": "cuda", "device": name, "small": False, "vllm_step_s": 1.2})
     gb = 2 * 10**9
     for cache, tb_per_s in (("bf16", 4.2), ("fp8", 3.6)):
         sizes = {"cache": cache, "sequences": 32, "context": 8192}
@@ -92,7 +92,7 @@ def test_bars_are_met_missed_or_set_for_another_gpu() -> None:
         "the same where the cut changes",
     }
     assert slow["decode time over the best peer, from 64 MB on"].found == pytest.approx(1.5)
-    assert slow["batch-1 step over bytes / copy bandwidth"].found == pytest.approx(1.65)
+    assert slow["batch-1 step over vLLM's own"].found == pytest.approx(1.65 / 1.2)
     other = {bar.name: bar for bar in bars(gpu_report("NVIDIA H100 80GB HBM3"))}
     assert other["decode bf16, 1 GB of KV and more"].state == NOT_MEASURED
     assert other["decode bf16, 1 GB of KV and more"].found == pytest.approx(4.2)
@@ -106,6 +106,9 @@ def test_bars_without_their_cases_are_not_measured() -> None:
     alone.rows = [one for one in alone.rows if one.ours]
     told = {bar.name: bar for bar in bars(alone)}
     assert told["chunk 512 on 8192, speed over the best peer"].why == "no peer was measured beside ours"
+    alone.environment = {**alone.environment, "vllm_step_s": None}
+    told = {bar.name: bar for bar in bars(alone)}
+    assert told["batch-1 step over vLLM's own"].why == "vLLM's own step was not told (--vllm-step-ms)"
     small = gpu_report("NVIDIA H200")
     small.environment = {**small.environment, "small": True}
     assert {bar.why for bar in bars(small)} == {"small shapes"}
