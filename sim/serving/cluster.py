@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
-from sim.serving.ranking import Lineup, LineupNow, Sent
+from sim.serving.ranking import Lineup, LineupNow, SentTo
 from sim.serving.snapshot import Polled, Server, Snapshot
 
 
@@ -45,7 +45,7 @@ class Cluster:
         changes: bool = False,
         touched: set[int] | None = None,
         falls: Callable[[int], bool] = lambda place: False,
-        sent: Sent | None = None,
+        sent: SentTo | None = None,
     ) -> None:
         self._servers = servers
         self._router = router

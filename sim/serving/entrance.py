@@ -22,7 +22,7 @@ from sim.serving.front_end import FrontEnd
 from sim.serving.lifecycle import Lifecycle, Member
 from sim.serving.links import Links
 from sim.serving.pool import Pool, by_model, check_changes, each_replica, kv_bytes, numbers, router_traits
-from sim.serving.ranking import Sent, Touches
+from sim.serving.ranking import SentTo, Touches
 from sim.serving.ranks import Rank
 from sim.serving.replica import Replica
 from sim.serving.snapshot import Server
@@ -149,7 +149,7 @@ class Entrance:
             changes=self._changes,
             touched=None if touches is None else touches.touched,
             falls=lambda place: servers[place][0].parts.takes_only,
-            sent=Sent(prefixes=traits["reads_cache"], adapters=traits["reads_adapters"])
+            sent=SentTo(prefixes=traits["reads_cache"], adapters=traits["reads_adapters"])
             if traits["reads_cache"] or traits["reads_adapters"]
             else None,
         )

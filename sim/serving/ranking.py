@@ -43,7 +43,7 @@ def having(replicas: Sequence[Snapshot], req: Request) -> Sequence[Snapshot]:
     return replicas.sent(req.adapter) if isinstance(replicas, Lineup) and req.adapter else replicas
 
 
-class Sent:
+class SentTo:
     """Where requests were sent that leave something there: the first block of their prompt, or their adapter.
 
     Whatever a replica has of either came there with a request, and what it has lost it may have again.
@@ -73,7 +73,7 @@ class Lineup(list[Snapshot]):
         sent: where requests with something to be found again were sent; None: unknown.
     """
 
-    def __init__(self, replicas: Iterable[Snapshot], sent: Sent | None = None) -> None:
+    def __init__(self, replicas: Iterable[Snapshot], sent: SentTo | None = None) -> None:
         super().__init__(replicas)
         self._sent = sent
         self._first: dict[str, Snapshot] = {}
@@ -114,7 +114,7 @@ class LineupNow(Lineup):
         replicas: Iterable[Snapshot],
         touched: set[int] | None,
         falls: Callable[[int], bool],
-        sent: Sent | None = None,
+        sent: SentTo | None = None,
     ) -> None:
         super().__init__(replicas, sent)
         self._touched = touched

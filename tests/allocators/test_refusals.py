@@ -56,7 +56,7 @@ REQUESTS = st.lists(
 
 
 @pytest.mark.parametrize("policy", [Chunked, Priority])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REQUESTS, st.integers(20, 40), st.integers(1, 2))
 def test_no_refusal_without_a_look_is_another_than_with_one(
     policy: type[Chunked], asked: list[tuple[float, int, int, int]], blocks: int, depth: int

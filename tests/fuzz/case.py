@@ -240,6 +240,6 @@ class Run:
     def replica(self, index: int) -> pd.DataFrame:
         return self.steps[self.steps["replica"] == index]
 
-    def having(self, **tables: pd.DataFrame) -> Run:
+    def having(self, **tables: Any) -> Run:
         """The same with other tables, as a law's own test wants it."""
         return replace(self, result=replace(self.result, **tables))

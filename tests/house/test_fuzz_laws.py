@@ -102,6 +102,17 @@ def cell(table: str, column: str, value: Any, row: int = 0) -> Corrupt:
     return corrupt
 
 
+def gaps_told(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Run], Run]:
+    """Corrupts the distribution of gaps between tokens, of which the gaps themselves know nothing."""
+
+    def corrupt(run: Run) -> Run:
+        gaps, told = copy.copy(run.result.gaps), change(*run.result.itl)
+        vars(gaps)["itl"] = lambda: told
+        return run.having(gaps=gaps)
+
+    return corrupt
+
+
 def column(table: str, name: str, value: Callable[[pd.Series], Any]) -> Corrupt:
     return lambda run: run.having(**{table: getattr(run.result, table).assign(**{name: value})})
 
@@ -183,8 +194,8 @@ PLANTED: list[tuple[str, str, Corrupt]] = [
     ("hits", "prefix", told("kv.prefix_hit_rate_blocks", longer)),
     *(("percentiles", "open", told(f"{name}_s.{key}", longer)) for name, key in
       itertools.product(("ttft", "tpot", "itl", "e2e", "queue"), ("mean", "p95", "max"))),
-    ("gaps", "open", lambda run: run.having(itl=(run.result.itl[0], run.result.itl[1] + 1))),
-    ("gaps", "open", lambda run: run.having(itl=(run.result.itl[0] * 1.001, run.result.itl[1]))),
+    ("gaps", "open", gaps_told(lambda seconds, counts: (seconds, counts + 1))),
+    ("gaps", "open", gaps_told(lambda seconds, counts: (seconds * 1.001, counts))),
     ("gaps", "open", column("requests", "max_itl_s", lambda table: table["max_itl_s"] * 1.001)),
     ("population", "open", cell("steps", "running", more, row=3)),
     ("population", "open", cell("steps", "waiting", more, row=3)),

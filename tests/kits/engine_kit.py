@@ -93,6 +93,7 @@ class Watch(StepLog):
         self._planned: dict[int, list[Sliver]] = {}
         self._frozen: dict[int, dict[str, Any]] = {}
         self._foreseen: dict[int, dict[int, list[int]]] = {}
+        self.plans = 0
         self.in_system_s = 0.0
         self._count = 0
         self._since_s = 0.0
@@ -111,6 +112,7 @@ class Watch(StepLog):
     def planned(self, replica: Replica, batch: Batch) -> None:
         replica.engine.roster.check()
         if not batch.empty:
+            self.plans += 1
             self._planned[id(batch)] = slivers(replica.engine, batch)
             if batch.courses is not None:
                 self._foreseen[id(batch)] = foreseen(batch)

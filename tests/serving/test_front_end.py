@@ -100,7 +100,7 @@ def test_a_front_end_without_costs_changes_nothing(rows: list[Row], load: dict[s
     free = serve(placed(rows), **load, **kind, **{"front_end.name": "custom"})
     # Of several processes each has gaps of its own: the same ones, in another order.
     np.testing.assert_array_equal(np.sort(np.repeat(*free.itl)), np.sort(np.repeat(*off.itl)))
-    check_same(off, replace(free, itl=off.itl))
+    check_same(off, replace(free, gaps=off.gaps))
     requests = free.requests
     for key in ("ttft_s", "tpot_s", "e2e_s"):
         pd.testing.assert_series_equal(requests[key], requests[f"engine_{key}"], check_names=False, check_exact=True)

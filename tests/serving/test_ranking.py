@@ -18,7 +18,7 @@ from sim.routers.adapter_affinity import AdapterAffinity
 from sim.routers.prefix_affinity import PrefixAffinity
 from sim.routers.weighted import Weighted
 from sim.scenario import build
-from sim.serving.ranking import IDLE, MEMORY, Lineup, LineupNow, Sent, having, holders, least
+from sim.serving.ranking import IDLE, MEMORY, Lineup, LineupNow, SentTo, having, holders, least
 from sim.serving.snapshot import Snapshot
 from traces.rows import from_frame
 from traces.schema import Trace
@@ -190,7 +190,7 @@ def test_who_holds_nothing_need_not_be_asked(familiar: Trace, case: str, router:
 
 def test_a_first_block_or_an_adapter_is_where_it_was_sent() -> None:
     made = [Made(place) for place in (4, 2, 7)]
-    sent = Sent(prefixes=True, adapters=True)
+    sent = SentTo(prefixes=True, adapters=True)
     for ranked in (Lineup(cast("list[Snapshot]", made), sent), LineupNow(made, None, lambda place: True, sent)):  # type: ignore[arg-type]
         req = Request(0, 0.0, 40, 5, 0, SharedPrefix([17, 18], 16))
         req.adapter = Adapter(1, "one", 8)
