@@ -20,8 +20,8 @@ ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
     "shapes staged step tiers tokens verifying"
 )
-COST = "attention contexts gemm interpolation kernels layers roofline step"
-SERVING = "cluster executor replica source"
+COST = "attention contexts gemm interpolation kernels layers roofline"
+SERVING = "cluster executor replica"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
     "sim/allocators/paged.py",
