@@ -251,12 +251,8 @@ class Engine:
         """
         step, roster, tokens = self._step, self.roster, self.tokens
         lockstep, landed = roster.lockstep, roster.landed
-        if self._unasked and not (
-            roster.loose or roster.waiting or step.swaps or self._forking.copies or self.adapters
-        ):
-            again = self._go_on(now_s)
-            if again is not None:
-                return again
+        if self._unasked and (again := self._go_on(now_s)) is not None:
+            return again
         step.begin(now_s)
         if landed and self.tiers is None:
             self._serve_landed()
