@@ -105,9 +105,10 @@ SET_ASIDE = {
     (80, "decode 32x128 q8 d64 bf16/bf16 block 128"): 2,
     (80, "prefill 64x64 d128 bf16/bf16 block 16 windowed capped"): 6,
     (80, "prefill 64x32 d64 fp32/fp32 block 16"): 11,
+    (80, "standard value d128"): 12,
 }
 """Loads and stores of what triton 3.9 sets aside, most at 128 or 168 registers of the 255 there are. None was timed;
-fp32 is for checking and not for speed."""
+fp32 is for checking and not for speed, as the attention that stores its matrix is for comparing."""
 
 
 def spills_allowed(capability: int, name: str) -> int:
