@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def folder(run: Run) -> Iterator[str]:
             yield "the page made from the folder is another"
         if any(text in page for text in (">NaN", ">nan", "[NaN", ",NaN", ":NaN")):
             yield "the page shows a number that is none"
-    if "nan" in render(summary_view(run.summary)):
+    if re.search(r"\bnan\b", render(summary_view(run.summary))):  # a model's name may have "nano" in it
         yield "the terminal shows a number that is none"
 
 
