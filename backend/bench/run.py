@@ -27,6 +27,7 @@ from backend.bench.record import ClockLog, Report, environment
 from backend.bench.timing import Bench
 from backend.bench.verdict import bars, show
 from backend.cache.memory import check_device
+from backend.names import names_of
 from backend.ops import for_device
 from sim.cli.guard import guarded
 from traces.schema import InputError
@@ -170,13 +171,8 @@ def _save(report: Report, started: float, out: Path | None) -> None:
 
 def chosen(only: str, small: bool) -> list[BenchCase]:
     """The cases of the groups named in `only`, separated by commas; all where it is empty. Raises InputError."""
-    wanted = [name.strip() for name in only.split(",") if name.strip()]
-    for name in wanted:
-        if name not in GROUPS:
-            raise InputError(f"--only names {name!r}; known are {', '.join(GROUPS)}")
-    if only and not wanted:
-        raise InputError(f"--only names none; known are {', '.join(GROUPS)}")
-    return [case for case in cases(small) if not wanted or case.group in wanted]
+    wanted = names_of("--only", only, GROUPS)
+    return [case for case in cases(small) if case.group in wanted]
 
 
 @click.command()

@@ -40,6 +40,7 @@ from backend.model.loader import DTYPES
 from backend.model.model import DecodePart, ForwardBatch, Model, PrefillPart
 from backend.model.parameters import assemble, parameters
 from backend.model.weights import QUANT_DTYPES, Weight, quantised
+from backend.names import names_of
 from backend.ops import kernel_ops
 from backend.prove.smoke import attention, cache, live, rows
 from backend.prove.smoke.case import SmokeGround
@@ -245,12 +246,7 @@ def cli(sm: int, out: Path, only: str) -> None:
     """Compile for a GPU that is not here what a session on it launches, to be carried there."""
     if sm not in PROCESSORS:
         raise InputError(f"--sm is {sm}; known are {', '.join(map(str, PROCESSORS))}")
-    wanted = [name.strip() for name in only.split(",") if name.strip()] if only else list(GROUPS)
-    if not wanted:
-        raise InputError(f"--only names none; known are {', '.join(GROUPS)}")
-    for name in wanted:
-        if name not in GROUPS:
-            raise InputError(f"--only names {name!r}; known are {', '.join(GROUPS)}")
+    wanted = names_of("--only", only, GROUPS)
     if out.exists():
         raise InputError(f"{out} exists already; give another --out, or remove it")
     try:

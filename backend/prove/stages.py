@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from traces.schema import InputError
+from backend.names import names_of
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where the product's source lies, and its tests."""
@@ -175,13 +175,8 @@ BENCHES = ("bench.json", "cliffs.json", "generate.json", "rest.json")
 
 def chosen(names: str) -> list[ProveStage]:
     """The stages named, separated by commas, in their own order; all where it is empty. Raises InputError."""
-    wanted = {name.strip() for name in names.split(",") if name.strip()}
-    known = [stage.name for stage in STAGES]
-    if names and not wanted:
-        raise InputError(f"--stages names none; known are {', '.join(known)}")
-    for name in sorted(wanted.difference(known)):
-        raise InputError(f"--stages names {name!r}; known are {', '.join(known)}")
-    return [stage for stage in STAGES if not wanted or stage.name in wanted]
+    wanted = names_of("--stages", names, [stage.name for stage in STAGES])
+    return [stage for stage in STAGES if stage.name in wanted]
 
 
 def box_s(stages: Sequence[ProveStage], at: int, left_s: float) -> float:
