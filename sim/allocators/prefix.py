@@ -142,6 +142,7 @@ class Prefix(Paged):
         return False
 
     def still_refuses(self, req: Request) -> bool:
+        """Whether `admit` would refuse it as it did last, since no block has been named, held again or freed for it."""
         if self._refused is None or not self._reserve_full_prompt or self.lookahead_tokens:
             return False
         refused, helped, blocks = self._refused

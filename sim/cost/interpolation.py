@@ -258,11 +258,6 @@ def left_out(points: Mapping[Point, Price], guide: Guide, axis: int, form: str) 
         values.sort()
         for left, here, right in zip(values, values[1:], values[2:], strict=False):
             point = (*rest[:axis], here, *rest[axis:])
-            low, high = (points[(*rest[:axis], x, *rest[axis:])].seconds for x in (left, right))
-            if form == "efficiency":
-                curve = _along(axis, rest[:axis], point, guide)
-                seconds = _by_guide((left, right), (low, high), here, curve)
-            else:
-                ends: dict[Point, Price] = {(left,): Price(low, MEASURED), (right,): Price(high, MEASURED)}
-                seconds, _ = _LastAxis(ends, [form], ()).at((here,), guide)
+            ends: dict[Point, Price] = {(x,): points[(*rest[:axis], x, *rest[axis:])] for x in (left, right)}
+            seconds, _ = _LastAxis(ends, [form], rest[:axis]).at(point, guide)
             yield point, seconds / points[point].seconds - 1.0

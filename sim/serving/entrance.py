@@ -206,11 +206,7 @@ class Entrance:
             self._touches[which].touched.add(self._where[index][1])
 
     def _finished(self, req: Request, replica: Replica | Rank) -> None:
-        index = replica.index  # as `left`, without a call for every request
-        cluster, place = self._where[index]
-        cluster.finished(req, place)
-        if self.lifecycle is not None:
-            self.lifecycle.left(index)
+        self.left(req, replica.index)
         self._answered(req, replica)
 
     def _prefilled(self, prompt: Request, replica: Replica | Rank) -> None:

@@ -129,9 +129,8 @@ class Replica:
             out_step = first_step + out - 1 if out else out_step
             self._tell_committed(self, flight)
         flights.clear()
-        if self._wake is not None:
-            self._wake.called_off = True
-        self._wake, self._stalled, self._empty_plans = None, False, 0
+        self._call_off()
+        self._stalled, self._empty_plans = False, 0
         unfinished = lost(engine, out_step)
         tokens.next_step = next_step
         self.moving = 0
@@ -189,9 +188,7 @@ class Replica:
         """Wait for that time, when something will be due here; False where it is that time now, as nothing else
         happens before."""
         if self.clock.skip_to(time_s):
-            if self._wake is not None:
-                self._wake.called_off = True
-                self._wake = None
+            self._call_off()
             return False
         self._wake_at(time_s)
         return True
@@ -260,7 +257,11 @@ class Replica:
     def _wake_at(self, time_s: float) -> None:
         if self._wake is not None and self._wake_s == time_s:
             return
-        if self._wake is not None:
-            self._wake.called_off = True
+        self._call_off()
         self._wake_s = time_s
         self._wake = self.clock.call_at(time_s, self._woken, rank=self.index)
+
+    def _call_off(self) -> None:
+        if self._wake is not None:
+            self._wake.called_off = True
+            self._wake = None

@@ -126,8 +126,8 @@ class Drafted:
         """As `sim.cost.step.course_s`."""
         device, host_s = course_s(self._target, courses)
         rows, _, most = courses.first.proposals
-        draft = self._draft_beside(courses.first, 1)
-        if draft is None or draft.window or isinstance(self._draft, RankedRoofline):
+        draft = self._draft_by_levels()
+        if draft is None:
             drafting = [sum(self._drafting(courses.shape(step)).values()) for step in range(len(device))]
             return [one + more if more else one for one, more in zip(device, drafting, strict=True)], host_s
         sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
@@ -159,13 +159,18 @@ class Drafted:
                 terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills, ranks=shape.ranks), 1)[0][0]
             if rows:
                 sizes = (1, *self._drafter.tree.sizes)[:steps]
-                draft = self._draft_beside(shape, 1)
-                if draft is None or draft.window or isinstance(self._draft, RankedRoofline):
+                draft = self._draft_by_levels()
+                if draft is None:
                     terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
                 else:
                     levels = _levels_s(draft, rows, sizes, (shape.proposal_context,))
                     terms["drafting"] = sum([level_s for (level_s,) in levels])
         return terms
+
+    def _draft_by_levels(self) -> Roofline | None:
+        """The drafter's prices where levels of one size may be priced together: without ranks beside, or a window."""
+        draft = self._draft
+        return None if draft is None or isinstance(draft, RankedRoofline) or draft.window else draft
 
     def _draft_beside(self, shape: Shape, size: int) -> Roofline | None:
         """The drafter's prices where each proposing row, of all ranks, continues `size` drafts."""

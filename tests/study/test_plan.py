@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_rare_percentiles_need_many_requests(slo: str, needed: int) -> None:
 
 def test_workers_change_nothing(trace: str) -> None:
     trials = [Trial(10.0, number, 60) for number in range(3)]
-    with Hands(1) as alone, Hands(2) as two:
+    with closing(Hands(1)) as alone, closing(Hands(2)) as two:
         two._cost_s = 1e9  # as if it were worth starting processes
         bench = [Simulated(plan_of(trace), clauses(SLO), hands) for hands in (alone, two)]
         for one, other in zip(bench[0](trials), bench[1](trials), strict=True):

@@ -6,6 +6,7 @@ It puts questions to the search and tells the answers as a document that JSON ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def capacity_of(scenario: Scenario, ask: Ask, say: Say = quiet) -> Document:
     Raises InputError for a scenario that cannot be planned or run.
     """
     clauses = checked(scenario, ask)
-    with Hands(ask.workers, ask.executor) as hands:
+    with closing(Hands(ask.workers, ask.executor)) as hands:
         return jsonable(_capacity_of(scenario, clauses, ask, hands, say))
 
 

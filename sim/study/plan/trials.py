@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 
@@ -60,14 +59,6 @@ class Hands:
     def close(self) -> None:
         """End the other processes."""
         self._crew.close()
-
-    def __enter__(self) -> Hands:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Simulated:
