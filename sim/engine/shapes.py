@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, NOTHING, AdapterWork, Batch, Shape, Verifies, shape_of
+from sim.engine.batch import NO_ADAPTERS, AdapterWork, Batch, Shape, Verifies, shape_of
 from sim.engine.lockstep import Lengths, Lockstep, Members
 from sim.engine.request import Adapter
 
@@ -15,18 +15,23 @@ Moved = tuple[int, int]
 def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifies = ()) -> Shape:
     """The step as its entries and the lockstep's sums, with the rows that verify drafts `together`."""
     prefills: list[tuple[int, int]] = []
-    verifying: dict[int, tuple[int, int, int]] = {group[0]: group[1:] for group in together}
-    window = lockstep.window_tokens
+    verifying: dict[int, tuple[int, int, int]] = {}
+    if together:
+        verifying = {group[0]: group[1:] for group in together}
+    window, ranks = lockstep.window_tokens, lockstep.ranks
     decodes, context, within, growing, longest = 0, 0, 0, 0, 0
     if lockstep.count:
         decodes, context = batch.lockstep, lockstep.context_tokens
-        within, growing = lockstep.within_window() if window else NO_WINDOW
-        longest = lockstep.longest()
+        if window:
+            within, growing = lockstep.within_window()
+        if ranks:
+            longest = lockstep.longest()
     for req, tokens, past in batch.entries:
         if tokens == 1 and past > 0:
             decodes += 1
             context += past + 1
-            longest = max(longest, past + 1)
+            if ranks:
+                longest = max(longest, past + 1)
             if window:
                 within += min(past + 1, window)
                 growing += past + 1 < window
@@ -37,15 +42,19 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifie
         else:
             prefills.append((tokens, past))
     lengths: Lengths = ()
-    if not lockstep.ranks:
-        longest = 0
-    elif decodes == lockstep.count > 0:
+    if ranks and decodes == lockstep.count > 0:
         lengths = lockstep.lengths(mixed=bool(prefills))
-    verifies = tuple([(tokens, *verifying[tokens]) for tokens in sorted(verifying, reverse=True)])
-    counted = (tuple(prefills), decodes, context, *moved, within, growing, verifies)
+    verifies: Verifies = ()
+    if verifying:
+        verifies = tuple([(tokens, *verifying[tokens]) for tokens in sorted(verifying, reverse=True)])
+    copied, swapped = moved
+    nobody = (0, 0)
     return shape_of(
-        (*counted, NOTHING.proposals, 0, longest, lengths, NOTHING.ranks, NO_ADAPTERS, NOTHING.drafting_ranks)
-    )
+        (
+            tuple(prefills), decodes, context, copied, swapped, within, growing, verifies, (0, 0, 0), 0, longest,
+            lengths, nobody, NO_ADAPTERS, nobody,
+        )
+    )  # fmt: skip
 
 
 def padded_shape(batch: Batch, rows: int, context_tokens: int, moved: Moved, window: int, *, forgets: bool) -> Shape:
