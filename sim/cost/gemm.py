@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from sim.cost.step import MEMO_SIZE
 
 TILES = ((64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
@@ -21,6 +24,9 @@ _LEAST_ROWS = min(rows for rows, _ in TILES)
 """Of a tile; those of the others are multiples of it."""
 _PART_BYTES = 8.0
 """A part is written and read once more, as fp32."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,18 @@ class Product:
         """One launch with `m` rows, that of quantising them included."""
         launch_s = self._rates.floor_s + overlapped(self.arithmetic_s(m), self.memory_s(m), self._rates.exposed)
         return launch_s + self.quantise_s * m
+
+    def each_s(self, sizes: Ints) -> Floats:
+        """`seconds` of so many rows each, to the bit: what hundreds of sizes take at once, six take one by one."""
+        rates = self._rates
+        tiles, at = np.unique(-(-sizes // _LEAST_ROWS), return_inverse=True)
+        splits = np.array([self._memo.get(count) or self._splits(count) for count in tiles.tolist()])[at]
+        burst_s = (splits[:, :, 0] + splits[:, :, 1] + splits[:, :, 2] * sizes[:, None]).min(axis=1)
+        slowed = 1.0 + (1.0 / rates.sustained - 1.0) * burst_s / (burst_s + rates.sustained_after_s)
+        one_s, other_s = burst_s * slowed, self._matrix_s + self._row_s * sizes
+        longer_s, shorter_s = np.maximum(one_s, other_s), np.minimum(one_s, other_s)
+        seconds: Floats = rates.floor_s + (longer_s + rates.exposed * shorter_s) + self.quantise_s * sizes
+        return seconds
 
 
 def overlapped(one_s: float, other_s: float, exposed: float) -> float:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from sim.cost.attend import Affine, Decode, Prefill
 from sim.cost.collectives import Collectives
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import ExpertLoad, Grouped, Routing, even_load
-from sim.cost.gemm import Product, ProductRates
+from sim.cost.gemm import Floats, Ints, Product, ProductRates
 from sim.cost.interpolation import Guide
 from sim.cost.schema import NO_CACHE
 from sim.cost.tables import Row
@@ -81,6 +82,11 @@ class Kernels:
         """The same with a matrix in the weights' type, scales included, and for fp8 with quantising the input."""
         product = self._products.get((k, n, True)) or self._product(k, n, linear=True)
         return product.seconds(m)
+
+    def linear_each_s(self, sizes: Ints, k: int, n: int) -> Floats:
+        """`linear_s` of so many rows each."""
+        product = self._products.get((k, n, True)) or self._product(k, n, linear=True)
+        return product.each_s(sizes)
 
     def quantise_s(self, k: int) -> float:
         """Seconds to narrow a row of an input of `k` elements to fp8, by a kernel of its own; 0 where that is not done.
@@ -216,8 +222,8 @@ class Kernels:
         """FLOPs at the rate of prefill attention."""
         return flops / self._attention_flops_per_s
 
-    def small_s(self, moved_bytes: float) -> float:
-        """An elementwise or reduction kernel that moves so many bytes."""
+    def small_s(self, moved_bytes: Any) -> Any:
+        """An elementwise or reduction kernel that moves so many bytes; of an array each."""
         return self.eff.small_kernel_floor_s + moved_bytes / self._stream_bytes_per_s
 
     def low_rank_s(self, flops: float, moved_bytes: float) -> float:
@@ -246,7 +252,7 @@ class Kernels:
 
     def copy_s(self, copied_bytes: float) -> float:
         """Copy inside the device: read once, written once."""
-        return self.small_s(2.0 * copied_bytes)
+        return float(self.small_s(2.0 * copied_bytes))
 
     def swap_s(self, swapped_bytes: float) -> float:
         """Copy between device and host memory over PCIe."""

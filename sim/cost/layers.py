@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import NamedTuple
+from collections.abc import Callable, Container
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sim.cost.experts import Routing
 from sim.cost.kernels import Kernels
@@ -39,12 +41,13 @@ def token_terms(
     model: ModelSpec,
     kernels: Kernels,
     parallel: Parallel,
-    tokens: int,
+    tokens: Any,
     routing: Routing,
     known: Container[str] = (),
     ranks: Ranks | None = None,
-) -> Terms:
-    """Seconds that depend on the number of tokens computed only, all layers together.
+) -> dict[str, Any]:
+    """Seconds that depend on the number of tokens computed only, all layers together; of an array of numbers each one's
+    to the bit, where there are no experts.
 
     `known` names terms whose seconds nobody will ask for: products among them are not priced, and take none. `tokens`
     are those of one rank; `ranks` says what all compute, where experts have several.
@@ -52,9 +55,10 @@ def token_terms(
     layers, element_bytes = model.layers, model.element_bytes
     hidden_bytes = tokens * model.hidden * element_bytes
     kv_bytes = tokens * model.layer_kv_bytes_per_token(parallel)
-    terms = {"embedding": kernels.small_s(2.0 * hidden_bytes)} if model.has_embedding else {}
+    linear_s = _linear(kernels, tokens)
+    terms: dict[str, Any] = {"embedding": kernels.small_s(2.0 * hidden_bytes)} if model.has_embedding else {}
     for gemm in model.attention_gemms(parallel):
-        terms[gemm.name] = 0.0 if gemm.name in known else layers * kernels.linear_s(tokens, gemm.k, gemm.n)
+        terms[gemm.name] = 0.0 if gemm.name in known else layers * linear_s(tokens, gemm.k, gemm.n)
     if model.dense_layers:
         gemms, dense = model.mlp_gemms(parallel), model.dense_layers
         terms |= _mlp_terms(model, kernels, tokens, gemms, dense, "activation", known)
@@ -67,8 +71,18 @@ def token_terms(
     terms |= _head_terms(model, kernels, parallel, tokens)
     terms["KV write"] = layers * kernels.small_s(2.0 * kv_bytes)
     if parallel.tp > 1:
-        terms["all-reduce"] = 2 * layers * kernels.all_reduce_s(hidden_bytes, parallel.tp)
+        terms["all-reduce"] = 2 * layers * _all_reduce_s(kernels, hidden_bytes, parallel.tp)
     return terms
+
+
+def _linear(kernels: Kernels, tokens: Any) -> Callable[[Any, int, int], Any]:
+    return kernels.linear_each_s if isinstance(tokens, np.ndarray) else kernels.linear_s
+
+
+def _all_reduce_s(kernels: Kernels, message_bytes: Any, gpus: int) -> Any:
+    if not isinstance(message_bytes, np.ndarray):
+        return kernels.all_reduce_s(message_bytes, gpus)
+    return np.array([kernels.all_reduce_s(one, gpus) for one in message_bytes.tolist()])
 
 
 def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int, known: Container[str] = ()) -> Terms:
@@ -85,10 +99,10 @@ def row_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, rows: int,
     return terms
 
 
-def _head_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: int) -> Terms:
+def _head_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: Any) -> dict[str, Any]:
     """Norms and rotation of queries and keys, or of the latents that they are made from."""
     layers, heads, token_bytes = model.layers, model.heads // parallel.tp, tokens * model.element_bytes
-    terms: Terms = {}
+    terms: dict[str, Any] = {}
     if model.is_latent:
         ranks = model.q_lora_rank + model.kv_lora_rank
         terms["latent norms"] = (2 if model.q_lora_rank else 1) * layers * kernels.small_s(2.0 * token_bytes * ranks)
@@ -105,15 +119,16 @@ def _head_terms(model: ModelSpec, kernels: Kernels, parallel: Parallel, tokens: 
 def _mlp_terms(
     model: ModelSpec,
     kernels: Kernels,
-    tokens: int,
+    tokens: Any,
     gemms: tuple[Gemm, ...],
     layers: int,
     activation: str,
     known: Container[str],
-) -> Terms:
+) -> dict[str, Any]:
     """Both products of an MLP that every token visits, and what stands between them."""
-    terms = {
-        gemm.name: 0.0 if gemm.name in known else layers * kernels.linear_s(tokens, gemm.k, gemm.n) for gemm in gemms
+    linear_s = _linear(kernels, tokens)
+    terms: dict[str, Any] = {
+        gemm.name: 0.0 if gemm.name in known else layers * linear_s(tokens, gemm.k, gemm.n) for gemm in gemms
     }
     if gemms:
         terms[activation] = layers * _activation_s(model, kernels, tokens, gemms[-1].k)
@@ -173,6 +188,6 @@ def exchange_terms(
     }
 
 
-def _activation_s(model: ModelSpec, kernels: Kernels, tokens: float, width: int) -> float:
+def _activation_s(model: ModelSpec, kernels: Kernels, tokens: Any, width: int) -> Any:
     inputs = 2 if model.gated_mlp else 1
     return kernels.small_s(tokens * (inputs + 1) * width * model.element_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from copy import copy
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -37,6 +37,9 @@ MAX_GRAPH_TOKENS = 512
 _VECTOR_SPAN = 64
 _HEAD_LAUNCHES = 5
 _PIECEWISE_LAUNCHES_PER_LAYER = 3
+# So many sizes that follow one another are priced at once when so many of them were asked for: a short run has few.
+_SIZES_TOGETHER = 512
+_SIZES_ASKED = 8
 
 
 def graph_tokens(tokens: int) -> int:
@@ -78,7 +81,7 @@ class Roofline:
     """
 
     __slots__ = (
-        "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_ranks",
+        "_asked", "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_ranks",
         "_row_memo", "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens",
         "model", "parallel", "routing", "verify_tokens", "window",
     )  # fmt: skip
@@ -125,6 +128,7 @@ class Roofline:
         self._eager_s = launch_s * (_launches(model, parallel) + (_HEAD_LAUNCHES if model.has_head else 0))
         self._ranks = NO_RANKS
         self._token_memo: dict[int, float] = {}
+        self._asked: dict[int, int] = {}
         self._row_memo: dict[int, float] = {}
         self._decode_memo: dict[int, DecodeStep] = {}
 
@@ -132,7 +136,7 @@ class Roofline:
         """The same prices in a step in which the data-parallel ranks compute so many tokens; nothing remembered."""
         other = copy(self)
         other._ranks = ranks
-        other._token_memo, other._row_memo, other._decode_memo = {}, {}, {}
+        other._token_memo, other._asked, other._row_memo, other._decode_memo = {}, {}, {}, {}
         return other
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
@@ -299,11 +303,26 @@ class Roofline:
             tokens = self._ranks.most  # padded to as many: priced once for all ranks
         token_s = self._token_memo.get(tokens)
         if token_s is None:
-            token_s = _total_s(self._token_memo, tokens, self._token_terms(tokens))
+            token_s = self._size_s(tokens)
         row_s = self._row_memo.get(rows)
         if row_s is None:
             row_s = _total_s(self._row_memo, rows, row_terms(self.model, self.kernels, self.parallel, rows))
         return token_s + row_s
+
+    def _size_s(self, tokens: int) -> float:
+        """The same of tokens only, priced for the first time; of all about as many, where many such are asked for."""
+        memo = self._token_memo
+        if self.model.experts or self._by_type is not None or self._ranks.most or self._in_graph(tokens):
+            return _total_s(memo, tokens, self._token_terms(tokens))
+        stretch = tokens // _SIZES_TOGETHER
+        self._asked[stretch] = asked = self._asked.get(stretch, 0) + 1
+        if asked != _SIZES_ASKED or len(memo) > MEMO_SIZE - _SIZES_TOGETHER:
+            return _total_s(memo, tokens, self._token_terms(tokens))
+        first, least = stretch * _SIZES_TOGETHER, self.max_graph_tokens + 1 if self.cuda_graphs else 1
+        sizes = np.arange(max(first, least), first + _SIZES_TOGETHER)
+        each_s: list[float] = sum(self._roof_terms(sizes).values()).tolist()
+        memo.update(zip(sizes.tolist(), each_s, strict=True))
+        return memo[tokens]
 
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""
@@ -311,10 +330,11 @@ class Roofline:
             return self._roof_terms(min(graph_tokens(self._ranks.most or tokens), self.max_graph_tokens))
         return self._roof_terms(tokens)
 
-    def _roof_terms(self, computed: int, known: Container[str] = ()) -> Terms:
-        """The same of so many tokens computed, padding included; products among those `known` are left at 0."""
+    def _roof_terms(self, computed: Any, known: Container[str] = ()) -> dict[str, Any]:
+        """The same of so many tokens computed, padding included; products among those `known` are left at 0. Of an
+        array each one's, where no rank has other tokens than this and no layer experts."""
         model, kernels, parallel, routing = self.model, self.kernels, self.parallel, self.routing
-        ranks = self._all_ranks(computed)
+        ranks = None if isinstance(computed, np.ndarray) else self._all_ranks(computed)
         if self._by_type is not None:
             return block_token_terms(model, kernels, self._by_type, parallel, computed, routing, ranks)
         return token_terms(model, kernels, parallel, computed, routing, known, ranks)

@@ -15,7 +15,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.gemm import Product, ProductRates
 from sim.cost.kernels import Kernels
 from sim.cost.offload import Offload
-from sim.cost.roofline import Roofline, graph_tokens
+from sim.cost.roofline import NO_RANKS, Roofline, graph_tokens
 from sim.cost.step import StepCost, advanced, device_seconds
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow
@@ -61,6 +61,15 @@ def joining_s(cost: Roofline) -> float:
     """Decode attention prices rows as if all were as long as their mean: a short row may spare a long one the pass that
     joins the parts of its context."""
     return cost.model.layers * cost.efficiency.decode_split_s
+
+
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_sizes_that_are_priced_together_cost_what_each_costs_alone(name: str) -> None:
+    cost = COSTS[name]
+    often = cost.beside(NO_RANKS)
+    for tokens in (*range(2999, 500, -7), *range(540, 0, -3)):
+        shape = Shape(((tokens, 0),))
+        assert device_s(often, shape) == device_s(cost.beside(NO_RANKS), shape), f"{tokens} tokens"
 
 
 @given(ANY_COST, shapes())
