@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from traces.schema import MAX_TIME_S, MAX_TOKENS
 
 MAX_TEXT = 1_000
 Record = Mapping[str, Any]
+Column: TypeAlias = "npt.NDArray[Any] | pd.Series"
+C = TypeVar("C", "npt.NDArray[Any]", "pd.Series")
 
 
 class BadRow(Exception):  # noqa: N818 - a row is bad; the error that the user sees is InputError
@@ -47,7 +49,7 @@ class Kind(Protocol):
     def cell(self, text: str) -> Any:
         """The value of a CSV cell; raises BadRow with the rule it breaks."""
 
-    def column(self, values: pd.Series) -> pd.Series | None:
+    def column(self, values: Any) -> Column | None:
         """The values of a whole column, or None where at least one needs a closer look by `cell`."""
 
 
@@ -116,7 +118,7 @@ class Count:
     def cell(self, text: str) -> int:
         return self.parse(None if self.optional and not text else number_of(text))
 
-    def column(self, values: pd.Series) -> pd.Series | None:
+    def column(self, values: C) -> C | None:
         clean = values.dtype == np.int64 and values.min() >= self.least and values.max() <= MAX_TOKENS
         return values if clean else None
 
@@ -144,15 +146,15 @@ class Time:
     def cell(self, text: str) -> float:
         return self.parse(None if self.optional and text.strip().lower() in ("", "nan") else number_of(text))
 
-    def column(self, values: pd.Series) -> pd.Series | None:
-        raw = values.to_numpy(dtype=np.float64)
+    def column(self, values: Column) -> npt.NDArray[np.float64] | None:
+        raw = np.asarray(values, np.float64)
         with np.errstate(invalid="ignore"):
             fits = (raw >= 0) & (raw <= MAX_TIME_S * UNITS[self.unit][1])
         if self.whole:
             fits &= raw == np.floor(raw)
         if self.optional:
             fits |= np.isnan(raw)
-        return pd.Series(raw / UNITS[self.unit][1]) if fits.all() else None
+        return raw / UNITS[self.unit][1] if fits.all() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +175,11 @@ class Probability:
     def cell(self, text: str) -> float:
         return self.parse(None if text.strip().lower() in ("", "nan") else number_of(text))
 
-    def column(self, values: pd.Series) -> pd.Series | None:
-        raw = values.to_numpy(dtype=np.float64)
+    def column(self, values: Column) -> npt.NDArray[np.float64] | None:
+        raw = np.asarray(values, np.float64)
         with np.errstate(invalid="ignore"):
             fits = ((raw >= 0) & (raw <= 1)) | np.isnan(raw)
-        return pd.Series(raw) if fits.all() else None
+        return raw if fits.all() else None
 
 
 SINCE_1970_S = 1e9
@@ -224,9 +226,16 @@ class Stamp:
     def cell(self, text: str) -> int:
         return self.parse(text.strip())
 
-    def column(self, values: pd.Series) -> pd.Series | None:
+    def column(self, values: C) -> C | None:
         clean = values.dtype == np.int64 and values.min() >= 0 and values.max() < 2 * MAX_TIME_S * 1e9
         return values if clean else None
+
+
+def date_words(since_1970_ns: int) -> str:
+    """A date and time in UTC, with as many of a second's digits as it has: none, six or nine."""
+    whole_s, ns = divmod(since_1970_ns, 10**9)
+    digits = f".{ns:09d}" if ns % 1000 else f".{ns // 1000:06d}" if ns else ""
+    return f"{datetime.fromtimestamp(whole_s, UTC):%Y-%m-%d %H:%M:%S}{digits}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from traces.head import head_of, json_files
 from traces.late import pd
 from traces.names import settled
 from traces.rows import in_order, keep_rows, validate
-from traces.schema import MAX_TOKENS, InputError, Trace
+from traces.schema import MAX_TIME_S, MAX_TOKENS, InputError, Trace
 from traces.sessions import by_session, followed
 from traces.source import SIDES, Options, Source
-from traces.table import ColumnTable
+from traces.table import C, ColumnTable
 
 DATA = Path(__file__).parent / "data"
 _PACKED = (".gz", ".xz")
@@ -71,17 +71,16 @@ def read(
         table = reader.read(source)
     except MemoryError:
         raise InputError(f"{files.named(path)} takes more memory than there is; read less of it") from None
-    if isinstance(table, ColumnTable):
-        if limit is None or limit >= len(table):
-            _refuse_unused(source, reader.name)
-            return Trace(table, _name(source.path), reader.name, path=str(source.path))  # type: ignore[arg-type]
-        table = table.frame()
-    if not isinstance(table, pd.DataFrame):
+    if not isinstance(table, ColumnTable) and not isinstance(table, pd.DataFrame):
         raise InputError(f"trace format {reader.name!r} returned a {type(table).__name__}, not a DataFrame")
     if "source_row" not in table:
         source.where = "row"
     _refuse_unused(source, reader.name)
-    return _finished(table, source, reader.name, limit, whole_sessions)
+    if isinstance(table, ColumnTable):  # each cell was looked at, but not what is made of several
+        if (table["arrival_s"] <= MAX_TIME_S).all():
+            return _finished(table, source, reader.name, limit, whole_sessions)
+        table = table.frame()
+    return _finished(_checked(table, source), source, reader.name, limit, whole_sessions)
 
 
 def _refuse_unused(source: Source, kind: str) -> None:
@@ -149,10 +148,10 @@ def _sessions_in_order(table: pd.DataFrame) -> bool:
     return bool(starts.is_monotonic_increasing)
 
 
-def _first(ordered: pd.DataFrame, limit: int, whole_sessions: bool, notes: list[str]) -> pd.DataFrame:
+def _first(ordered: C, limit: int, whole_sessions: bool, notes: list[str]) -> C:
     if not (whole_sessions and "after" in ordered):
         notes.append(f"Only the first {limit:,} of {len(ordered):,} requests are kept.")
-        return keep_rows(ordered, (ordered.index < limit))
+        return keep_rows(ordered, np.arange(len(ordered)) < limit)
     kept = np.zeros(len(ordered), bool)
     kept[by_session(followed(ordered))[:limit]] = True
     table = keep_rows(ordered, kept)
@@ -164,8 +163,10 @@ def _first(ordered: pd.DataFrame, limit: int, whole_sessions: bool, notes: list[
     return table
 
 
-def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None, whole_sessions: bool) -> Trace:
+def _checked(table: pd.DataFrame, source: Source) -> pd.DataFrame:
+    """The rows that can be used, in order of arrival."""
     clean, bad = validate(table, str(source.path), source.skip_bad, source.where)
+    source.dropped.update(bad)
     if "prefix_blocks" in clean:
         rows = [np.asarray(ids, np.int64) for ids in clean["prefix_blocks"]]
         names, renamed = settled(rows)
@@ -175,20 +176,22 @@ def _finished(table: pd.DataFrame, source: Source, kind: str, limit: int | None,
                 f"Ids of blocks that stand behind different ones: {renamed:,}. A block is taken as the same only where "
                 "everything before it is the same too."
             )
-    ordered = in_order(clean)
     if not source.has_arrivals:
         source.notes.append("The file has no arrival times: they have to come from a rate or a number of clients.")
     elif not _sessions_in_order(clean):
         source.notes.append("Requests are sorted by arrival time; equal times keep the file's order.")
+    return in_order(clean)
+
+
+def _finished(ordered: C, source: Source, kind: str, limit: int | None, whole_sessions: bool) -> Trace:
     if limit is not None and limit < len(ordered):
         ordered = _first(ordered, limit, whole_sessions, source.notes)
-    source.dropped.update(bad)
     for reason, count in source.dropped.items():
         source.notes.append(f"Dropped {count:,}: {reason}.")
     if source.synthetic:
         source.notes.insert(0, SYNTHETIC_NOTE)
     return Trace(
-        requests=ordered,
+        requests=ordered,  # type: ignore[arg-type]
         name=_name(source.path),
         kind=kind,
         synthetic=source.synthetic,

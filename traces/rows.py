@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from traces.late import pd
 from traces.schema import DTYPES, MAX_TIME_S, MAX_TOKENS, REQUIRED, InputError, Trace
+from traces.table import C, ColumnTable
 
 Mask = npt.NDArray[np.bool_]
 
@@ -57,8 +58,10 @@ def validate(
     ), dict(reasons)
 
 
-def keep_rows(table: pd.DataFrame, kept: Mask) -> pd.DataFrame:
+def keep_rows(table: C, kept: Mask) -> C:
     """The rows in the mask; `after` is renumbered, past dropped rows to the nearest kept one before them."""
+    if isinstance(table, ColumnTable):
+        return table[kept]
     out = table.loc[kept].reset_index(drop=True)
     if "after" in table:
         parent = table["after"].to_numpy(dtype=np.int64, copy=True)

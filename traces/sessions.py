@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.late import pd
+from traces.table import Columns
 
 Indices = npt.NDArray[np.int64]
 ASSUMED_THINK_S = 60.0
@@ -57,9 +58,9 @@ class Rows:
         )
 
 
-def followed(requests: pd.DataFrame) -> Indices:
+def followed(requests: Columns) -> Indices:
     """The request that each follows, -1 for none."""
-    return requests["after"].to_numpy(np.int64) if "after" in requests else np.full(len(requests), -1, np.int64)
+    return np.asarray(requests["after"], np.int64) if "after" in requests else np.full(len(requests), -1, np.int64)
 
 
 def roots(after: Indices) -> Indices:

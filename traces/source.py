@@ -19,6 +19,7 @@ from traces.head import Head, head_of
 from traces.late import pd
 from traces.rows import keep_rows
 from traces.schema import InputError
+from traces.table import C
 from traces.tokens import counter
 
 T = TypeVar("T")
@@ -174,16 +175,16 @@ class Source(os.PathLike[str]):
         return table
 
     def clock(
-        self, table: pd.DataFrame, key: str, unit: str = "s", *, ordered: bool, shift: bool = True, epoch: bool = False
-    ) -> pd.DataFrame:
+        self, table: C, key: str, unit: str = "s", *, ordered: bool, shift: bool = True, epoch: bool = False
+    ) -> C:
         """Checks `arrival_s` (already in seconds) against what the format says, and lets the first be 0.
 
         With `ordered`, a row earlier than one before it is bad. `key` and `unit` are the file's own; `epoch` where
         dates have been looked for.
         """
-        if table.empty:
+        if not len(table):
             self.nothing()
-        times = table["arrival_s"].to_numpy(dtype=np.float64)
+        times = np.asarray(table["arrival_s"], np.float64)
         name, per_second = UNITS[unit]
         first = float(times.min()) * per_second
         if (unit == "ms" or not shift) and not epoch and (hint := looks_like(first, name if shift else "")):
@@ -193,7 +194,7 @@ class Source(os.PathLike[str]):
             for place in np.flatnonzero(late):
                 why = f"{key} goes back to {raw[place]:.9g} after {raw[:place].max():.9g}"
                 bad = BadRow(f"{why}; rows must be in order of time", f"{key} goes back")
-                self.reject(int(table["source_row"].iloc[place]), bad)
+                self.reject(int(np.asarray(table["source_row"])[place]), bad)
             table = keep_rows(table, ~late)
         if shift and times.min() > 0:
             stood = float(times.min())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from traces.late import pd
 
 Columns: TypeAlias = "ColumnTable | pd.DataFrame"
 """What is read by names of columns alone, so that either will do."""
+C = TypeVar("C", "ColumnTable", "pd.DataFrame")
 
 
 class Folded:

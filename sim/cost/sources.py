@@ -21,6 +21,7 @@ class Sources:
     """The source of each term of one model on one GPU, by name."""
 
     def __init__(self, model: ModelSpec, kernels: Kernels, parallel: Parallel = SINGLE) -> None:
+        self._told: dict[str, str] = {}
         self._eff = kernels.eff
         within = kernels.gpu.nodes(parallel.tp) == 1
         self._all_reduce = "all_reduce" if within else ""
@@ -45,7 +46,10 @@ class Sources:
 
     def of(self, term: str) -> str:
         """The source of a term of `StepCost.explain`."""
-        return SOURCES[FITTED if self._eff.is_fitted(self._operation(term)) else ROOFLINE]
+        told = self._told.get(term)
+        if told is None:
+            told = self._told[term] = SOURCES[FITTED if self._eff.is_fitted(self._operation(term)) else ROOFLINE]
+        return told
 
     def error_of(self, term: str) -> Error | None:
         """How far the card's constants are off the tables that they were fitted to; None of a term that has none.

@@ -204,7 +204,7 @@ def _under_way_s(requests: Columns, steps: Columns) -> float:
     total = 0.0
     begun = ~np.isnan(np.asarray(requests["first_scheduled_s"], np.float64))
     sent_to, stepped = np.asarray(requests["replica"]), np.asarray(steps["replica"])
-    for index in np.unique(stepped):
+    for index in np.flatnonzero(np.bincount(stepped)):
         mine, own = stepped == index, begun & (sent_to == index)
         start_s, end_s = (np.asarray(steps[name], np.float64)[mine] for name in ("start_s", "end_s"))
         arrival_s, queue_s = (np.asarray(requests[name], np.float64)[own] for name in ("engine_arrival_s", "queue_s"))

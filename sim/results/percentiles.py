@@ -24,6 +24,11 @@ _SORTED_WHOLE = 1 << 20
 _BUCKETS = 1 << 12
 
 
+def percentiles(values: Floats, percents: Sequence[float]) -> Floats:
+    """As np.percentile of values without NaN, which imports numpy's masked arrays: a twentieth of a small run."""
+    return _interpolated(len(values), percents, np.sort(values).__getitem__)
+
+
 def weighted_percentiles(values: Floats, weights: Ints, percents: Sequence[float]) -> Floats:
     """Percentiles of `values` repeated `weights` times, equal to np.percentile of the expanded array.
 
@@ -115,7 +120,7 @@ def distribution(values: npt.ArrayLike, weights: Ints | None = None) -> Distribu
     if not len(array) or (weights is not None and not weights.any()):
         return dict.fromkeys(STATISTICS)
     if weights is None:
-        return _named(array.mean(), np.percentile(array, PERCENTS), array.max())
+        return _named(array.mean(), percentiles(array, PERCENTS), array.max())
     mean = _weighted_sum(_chunks([(array, weights)])) / weights.sum(dtype=np.int64)
     return _named(mean, weighted_percentiles(array, weights, PERCENTS), array.max(where=weights > 0, initial=0.0))
 

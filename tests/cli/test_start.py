@@ -75,11 +75,20 @@ def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     rows = "".join(f"{0.1 * at:.1f},{50 + 7 * at},{5 + at}\n" for at in range(10))
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
     modules = loaded("run", "--trace", trace, "--quiet")
-    assert modules.isdisjoint({"pandas", "pyarrow", "scipy", "jinja2", "torch", "rich.progress"})
+    assert modules.isdisjoint({"pandas", "pyarrow", "scipy", "numpy.ma", "jinja2", "torch", "rich.progress"})
     assert modules.isdisjoint({"sim.catalog.hf", "sim.cost.profiled", "sim.report.compare.paired", "traces.mapping"})
     of_sim = {name for name in modules if name.startswith(("sim.report", "sim.results.files", "sim.study"))}
     assert not {name for name in of_sim if "perfetto" in name or "page" in name or "files" in name or "sweep" in name}
     assert len(ours(modules)) <= 232, sorted(ours(modules))  # a tenth of them what fleets, ranks and tiers need
+
+
+def test_a_few_requests_of_a_long_file_need_no_library_of_tables(tmp_path: Path) -> None:
+    trace = tmp_path / "azure.csv"
+    rows = "".join(
+        f"2023-11-16 {at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.5000000,374,9\r\n" for at in range(20_000)
+    )
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    assert loaded("run", "--trace", trace, "--limit", "10", "--quiet").isdisjoint({"pandas", "pyarrow", "scipy"})
 
 
 def test_the_list_of_commands_says_what_they_say() -> None:

@@ -38,6 +38,7 @@ def test_weighted_percentiles_are_numpys_on_the_expansion(
     values, weights = np.array([v for v, _ in items]), np.array([w for _, w in items])
     expected = np.percentile(np.repeat(values, weights), percents)
     np.testing.assert_array_equal(weighted_percentiles(values, weights, percents), expected)
+    np.testing.assert_array_equal(percentiles.percentiles(np.repeat(values, weights), percents), expected)
 
 
 @given(pairs)

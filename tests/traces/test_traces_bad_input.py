@@ -457,7 +457,7 @@ def test_an_overlong_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_packed_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 2**20)
     path = tmp_path / "x.csv.gz"
-    path.write_bytes(gzip.compress(OWN.encode() + b"0,1,1\n" * 2**19))
+    path.write_bytes(gzip.compress(OWN.encode() + b"0,1,1\n" * 2**20))
     assert "is more than" in said(path)
 
 

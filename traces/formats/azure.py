@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from traces.fields import Count, Kind, Stamp
+from traces import tables
+from traces.fields import Count, Kind, Stamp, date_words
 from traces.head import Head
-from traces.late import pd
 from traces.source import Source
+from traces.table import C, Columns
 
 COLUMNS: Mapping[str, Kind] = {"TIMESTAMP": Stamp(), "ContextTokens": Count(), "GeneratedTokens": Count()}
 
@@ -20,11 +21,15 @@ def detect(head: Head) -> bool:
     return head.shape == "csv" and head.has(*COLUMNS)
 
 
-def azure(source: Source) -> pd.DataFrame:
-    raw = source.table(COLUMNS)
-    first = raw["TIMESTAMP"].min()
-    source.notes.append(f"Arrivals are TIMESTAMP, counted from {pd.Timestamp(first)}.")
-    table = pd.DataFrame(
+def azure(source: Source) -> Columns:
+    plain = tables.read_plain(source.path, COLUMNS)
+    return _counted(source, source.table(COLUMNS)) if plain is None else _counted(source, plain)
+
+
+def _counted(source: Source, raw: C) -> C:
+    first = int(raw["TIMESTAMP"].min())
+    source.notes.append(f"Arrivals are TIMESTAMP, counted from {date_words(first)}.")
+    table = type(raw)(
         {
             "arrival_s": (raw["TIMESTAMP"] - first) / 1e9,
             "prompt_tokens": raw["ContextTokens"],

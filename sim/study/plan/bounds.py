@@ -18,7 +18,7 @@ import numpy as np
 
 from sim.engine.batch import Shape
 from sim.results import metrics
-from sim.results.percentiles import Floats
+from sim.results.percentiles import Floats, percentiles
 from sim.scenario import Scenario
 from sim.serving.assemble import Parts, assemble
 from sim.serving.workload import samples
@@ -162,7 +162,7 @@ def _of_rank(
     binds = _binds(rows, rate, reached, decodes, limited_by if beyond else "", capped_by)
     if binds == capped_by and rows + rows * mix.prompt / decodes >= parts.limits.max_num_batched_tokens:
         binds = "token budget"
-    lifetime_s = float(np.percentile(mix.outputs, 90)) / ahead * step_s + price.prompt_s(mix.prompt)
+    lifetime_s = float(percentiles(mix.outputs, [90.0])[0]) / ahead * step_s + price.prompt_s(mix.prompt)
     return RateBound(rate * SLACK / (1 - GROWTH_ALLOWED), binds, float(rows), step_s, lifetime_s)
 
 
