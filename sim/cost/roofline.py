@@ -81,9 +81,9 @@ class Roofline:
     """
 
     __slots__ = (
-        "_asked", "_attention", "_by_type", "_decode_memo", "_eager_s", "_kernel_s", "_piecewise_s", "_plain", "_ranks",
-        "_row_memo", "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels", "max_graph_tokens",
-        "model", "parallel", "routing", "verify_tokens", "window",
+        "_asked", "_attention", "_by_type", "_decode_memo", "_eager_s", "_graph_memo", "_kernel_s", "_piecewise_s",
+        "_plain", "_ranks", "_row_memo", "_sources", "_stream", "_token_memo", "cuda_graphs", "efficiency", "kernels",
+        "max_graph_tokens", "model", "parallel", "routing", "verify_tokens", "window",
     )  # fmt: skip
 
     def __init__(
@@ -131,12 +131,14 @@ class Roofline:
         self._asked: dict[int, int] = {}
         self._row_memo: dict[int, float] = {}
         self._decode_memo: dict[int, DecodeStep] = {}
+        self._graph_memo: dict[int, Terms] = {}
 
     def beside(self, ranks: Ranks) -> Roofline:
         """The same prices in a step in which the data-parallel ranks compute so many tokens; nothing remembered."""
         other = copy(self)
         other._ranks = ranks
-        other._token_memo, other._asked, other._row_memo, other._decode_memo = {}, {}, {}, {}
+        other._token_memo, other._asked, other._row_memo = {}, {}, {}
+        other._decode_memo, other._graph_memo = {}, {}
         return other
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
@@ -326,9 +328,13 @@ class Roofline:
 
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""
-        if self._in_graph(tokens):
-            return self._roof_terms(min(graph_tokens(self._ranks.most or tokens), self.max_graph_tokens))
-        return self._roof_terms(tokens)
+        if not self._in_graph(tokens):
+            return self._roof_terms(tokens)
+        size = min(graph_tokens(self._ranks.most or tokens), self.max_graph_tokens)
+        terms = self._graph_memo.get(size)
+        if terms is None:
+            terms = self._graph_memo[size] = self._roof_terms(size)
+        return terms
 
     def _roof_terms(self, computed: Any, known: Container[str] = ()) -> dict[str, Any]:
         """The same of so many tokens computed, padding included; products among those `known` are left at 0. Of an

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sim.results.percentiles import Floats
+from sim.results.sums import dot
 from traces.late import pd
 from traces.schema import InputError
 from traces.table import Columns
@@ -98,7 +99,7 @@ def with_kv_means(steps: pd.DataFrame, path: Path) -> pd.DataFrame:
 def kv_integrals(steps: Columns) -> dict[str, float]:
     """Token-seconds of each class of KV slots, and of those saved, over the busy time of all replicas."""
     width_s = busy_s(steps)
-    return {kind: float(np.dot(kv_means(steps, kind), width_s)) for kind in (*KV_KINDS, "saved")}
+    return {kind: dot(kv_means(steps, kind), width_s) for kind in (*KV_KINDS, "saved")}
 
 
 def kv_summary(requests: Columns, steps: Columns, kv: KvFacts, duration: float) -> dict[str, Any]:

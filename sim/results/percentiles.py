@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.sums import dot
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.signedinteger[Any]]
 Itl = tuple[Floats, Ints]
@@ -58,7 +60,7 @@ def _interpolated(total: int, percents: Sequence[float], ranked: Callable[[Ints]
 
 def _ranked(values: Floats, weights: Ints, ranks: Ints) -> Floats:
     positive = weights > 0
-    order = np.argsort(values[positive], kind="stable")
+    order = np.argsort(values[positive])  # not stably, which takes five times as long
     ends = np.cumsum(weights[positive][order], dtype=np.int64)
     ranked: Floats = values[positive][order][np.searchsorted(ends, ranks, side="right")]
     return ranked
@@ -108,7 +110,7 @@ def _chunks(parts: Iterable[Itl]) -> Iterator[Itl]:
 
 def _weighted_sum(chunks: Iterable[Itl]) -> float:
     """The dot product of values and weights, without a copy of the weights as floats."""
-    return sum(float(np.dot(values, weights)) for values, weights in chunks)
+    return sum(dot(values, weights) for values, weights in chunks)
 
 
 def distribution(values: npt.ArrayLike, weights: Ints | None = None) -> Distribution:

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.cost.step import StepCost
 from sim.engine.request import indices_of
 from sim.results.binding import kv_limits
 from sim.results.clients import ClientLog
 from sim.results.gaps import TokenGaps
 from sim.results.metrics import REQUEST_COLUMNS, Limit
-from sim.results.tables import flat
-from sim.scenario import Scenario, as_tables
+from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.hooks import Hooks
 from sim.serving.pool import pools_of, served_by
@@ -25,9 +23,10 @@ from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.fleet import PREFILL
 from sim.specs.workload import WorkloadSettings
 from sim.study.band import Scaled
-from sim.study.identity import Stamps, ingredients, looks
+from sim.study.identity import Stamps, looks
 from sim.study.plan.observation import Clause, Floats, Gaps, Observation, Window
 from sim.study.plan.stop import HopelessError, Stop
+from sim.study.prices import remembered
 from traces.rows import keep_rows
 from traces.schema import InputError, Trace
 
@@ -37,9 +36,6 @@ BAND = ("level", "common", "steps")
 MOST_REPLICATIONS = 1000
 EXPLAINED = 128
 """Spans of a replication that its sources and what binds rest on, at most: their means over replications are told."""
-MOST_MODELS = 8
-"""Cost models that a process keeps with the prices that they remember."""
-_known_prices: dict[tuple[str, tuple[Stamps, ...]], StepCost] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,7 @@ def measure(point: Replication) -> Observation:
         watch = Stop(point.clauses, point.window, due_s, output, work, single, clients)
     try:
         kept: list[TokenGaps] = []
-        cost = None if scenario.pools else _prices(point.base, pools[0].parts.cost)
+        cost = None if scenario.pools else remembered(point.base, pools[0].parts.cost)
         factors = dict(point.factors)
         wrap = (lambda executor: Scaled(executor, factors)) if factors else None
         hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap, clients=clients, most_explained=EXPLAINED)
@@ -149,20 +145,6 @@ def sessions_per_request(trace: Trace) -> float:
 def _read(reading: TraceReading, stamps: Stamps) -> Trace:
     """Once for all replications, as long as the files look as they did."""
     return read_trace(reading)
-
-
-def _prices(base: Scenario, made: StepCost) -> StepCost:
-    """The cost model that an earlier replication of the same scenario used, which remembers its prices; else this one.
-
-    Prices are pure functions, so that no result depends on it.
-    """
-    plain = replace(base, workload=WorkloadSettings(), seed=0, replicas=1, slo="")
-    key = repr(plain), tuple(looks(name) for name in ingredients(flat(as_tables(plain))))
-    if key not in _known_prices:
-        while len(_known_prices) >= MOST_MODELS:
-            del _known_prices[next(iter(_known_prices))]
-        _known_prices[key] = made
-    return _known_prices[key]
 
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:

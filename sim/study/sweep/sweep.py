@@ -18,11 +18,14 @@ from sim.results import files, run_id
 from sim.results.folder import PAGE
 from sim.results.stability import queue_warning
 from sim.results.tables import flat
-from sim.scenario import build, merge
+from sim.scenario import Scenario, build, merge
 from sim.serving import run as serving
+from sim.serving.hooks import Hooks
+from sim.serving.pool import pools_of
 from sim.serving.workload import TraceReading, read_trace, timed
 from sim.specs.settings import word
 from sim.study.identity import CODE, Made, check_has_files, differing, digests, ingredients
+from sim.study.prices import remembered
 from sim.study.sweep.grid import Grid, Point
 from sim.study.sweep.question import Question
 from sim.study.sweep.store import TABLE, PointOutcome, Store
@@ -115,7 +118,7 @@ class Simulate:
             scenario = build(self.base, {**point.settings, "seed": point.seed})
             content = tuple(self.made_of.get(f"workload.trace={scenario.workload.trace}", {}).items())
             trace = timed(_trace(TraceReading.of(scenario.workload), content), scenario.workload, scenario.seed)
-            result = serving.simulate(scenario, trace=trace)
+            result = serving.simulate(scenario, trace=trace, hooks=_hooks(scenario))
             return PointOutcome(None, queue_warning(result.table("requests")) is None, _row(result.summary))
         except InputError as error:
             return PointOutcome(str(error), None, {})
@@ -157,6 +160,11 @@ def _trace(reading: TraceReading, content: tuple[tuple[str, str], ...]) -> Trace
     All points share it, so nobody may change it.
     """
     return read_trace(reading)
+
+
+def _hooks(scenario: Scenario) -> Hooks:
+    """The prices that another point of the same deployment has worked out."""
+    return Hooks(cost=None if scenario.pools else remembered(scenario, pools_of(scenario)[0].parts.cost))
 
 
 def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
