@@ -9,8 +9,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from mypy_extensions import mypyc_attr
-
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Listener, ear_of
 from sim.engine.lost import lost
@@ -18,14 +16,10 @@ from sim.engine.protocol import ServingEngine
 from sim.engine.request import Request
 from sim.serving.clock import Clock, Event
 from sim.serving.executor import Executor
+from sim.serving.progress import NoProgressError, Preempting
 
 MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""
-
-
-@mypyc_attr(native_class=False)
-class NoProgressError(RuntimeError):
-    """The engine has requests and will never compute another token."""
 
 
 class Replica:
@@ -65,6 +59,7 @@ class Replica:
         self._flights: deque[Flight] = deque()
         self._stalled = False
         self._empty_plans = 0
+        self._preempting = Preempting()
         self._wake: Event | None = None
         self._wake_s = 0.0
         self._last_decode_s = 0.0
@@ -243,6 +238,8 @@ class Replica:
         self._last_repeats = repeats = len(flight.times_s) - 1
         self.engine.seal(flight.batch, repeats)
         flight.sealed = True
+        if flight.batch.evicted:
+            self._preempting.check(flight.batch, flight.times_s[0])
         self._tell_sealed(self, flight)
 
     def _commit(self, flight: Flight) -> None:

@@ -30,8 +30,9 @@ from sim.serving.front_end import Draws, FrontEnd
 from sim.serving.hooks import Hooks, LiveSession, Progress
 from sim.serving.noise import Noisy, noise_of
 from sim.serving.pool import Pool, models_asked
+from sim.serving.progress import NoProgressError
 from sim.serving.ranks import EachRank, Rank, RankEngines, SharedDoor, Together
-from sim.serving.replica import NoProgressError, Replica
+from sim.serving.replica import Replica
 from sim.serving.retries import Retries
 from sim.serving.snapshot import Server
 from sim.serving.source import RequestSource

@@ -24,7 +24,8 @@ from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.load import names
-from sim.serving.replica import NoProgressError, Replica
+from sim.serving.progress import NoProgressError
+from sim.serving.replica import Replica
 from sim.serving.source import Workload
 
 POLICIES = names("sim.policies")

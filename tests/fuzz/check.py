@@ -39,7 +39,7 @@ def check(case: Case, names: Iterable[str] | None = None) -> Verdict:
         run = case.run()
     except InputError as error:
         text = str(error)
-        if "the run cannot go on" in text:
+        if "the run cannot go on" in text and "in turns" not in text:  # as vLLM's priority policy would among equals
             return Verdict(text, ((STUCK, text),))
         wrong = not text or "\n" in text or len(text) > MOST_LETTERS
         return Verdict(text or "-", ((SENTENCE, text),) if wrong else ())

@@ -27,7 +27,7 @@ from sim.cost.roofline import Roofline
 from sim.policies.chunked import Chunked
 from sim.routers.round_robin import RoundRobin
 from sim.serving.executor import Predicted
-from sim.serving.replica import NoProgressError
+from sim.serving.progress import NoProgressError
 from traces.schema import InputError
 
 TICK_S = 2.0**-11

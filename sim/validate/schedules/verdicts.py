@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.serving.replica import NoProgressError
+from sim.serving.progress import NoProgressError
 from sim.validate.schedules.grades import Grade, compare
 from sim.validate.schedules.replay import POLICIES, RULES, ScheduleReplay, line_of
 from traces import documents, files
