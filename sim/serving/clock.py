@@ -16,17 +16,20 @@ from simpy.events import NORMAL, URGENT
 class Event(partial[None]):
     """An event of SimPy's that has happened when it is scheduled, and calls one function.
 
-    A partial is made without a Python frame, some 100,000 times a run.
+    A partial is called without a Python frame, some 100,000 times a run. It is on the clock once at most: asked for
+    anew, it is no longer called at the time before.
     """
 
-    called_off = False
+    __slots__ = ("number",)
+    number: int | None
+    """Of its call to come; None calls it off."""
     _value = None
     _ok = True
 
     @property
     def callbacks(self) -> Any:
         """As SimPy asks for them."""
-        return [] if self.called_off else [self]
+        return [self] if self.number is not None else []
 
     @callbacks.setter
     def callbacks(self, value: Any) -> None:
@@ -46,9 +49,12 @@ class Clock(simpy.Environment):
     def peek(self) -> float:
         """When the next call is due; inf where none is."""
         queue = self._queue
-        while queue and queue[0][3].called_off:  # type: ignore[attr-defined]
+        while queue:
+            time_s, _, number, event = queue[0]
+            if event.number == number:  # type: ignore[attr-defined]
+                return time_s
             heappop(queue)
-        return queue[0][0] if queue else math.inf
+        return math.inf
 
     def call_at(self, time_s: float, action: Callable[[Event], None], *, first: bool = False, rank: int = 0) -> Event:
         """Call `action(event)` at `time_s`.
@@ -56,9 +62,13 @@ class Clock(simpy.Environment):
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
         event = Event(action)
-        self.events = number = next(self._eid)
-        heappush(self._queue, (time_s, URGENT if first else NORMAL + rank, number, event))  # type: ignore[misc]
+        self.call(event, time_s, URGENT - NORMAL if first else rank)
         return event
+
+    def call(self, event: Event, time_s: float, rank: int) -> None:
+        """Call an event at `time_s`, and no longer at the time that was asked for before."""
+        self.events = event.number = number = next(self._eid)
+        heappush(self._queue, (time_s, NORMAL + rank, number, event))  # type: ignore[misc]
 
     def skip_to(self, time_s: float) -> bool:
         """Let it be `time_s` now, where no call is due until then and at that time; returns whether it is."""
@@ -67,12 +77,16 @@ class Clock(simpy.Environment):
         self._now = time_s
         return True
 
+    def step(self) -> None:
+        self.peek()  # after which what comes first is still to be called
+        super().step()
+
     def run_out(self) -> None:
         """Run until nothing is left to happen; as SimPy's `run`, for calls alone."""
         queue = self._queue
         while queue:
-            time_s, _, _, event = heappop(queue)
-            if not event.called_off:  # type: ignore[attr-defined]
+            time_s, _, number, event = heappop(queue)
+            if event.number == number:  # type: ignore[attr-defined]
                 self._now = time_s
                 event(event)  # type: ignore[operator]
 

@@ -60,7 +60,8 @@ class Replica:
         self._stalled = False
         self._empty_plans = 0
         self._preempting = Preempting()
-        self._wake: Event | None = None
+        self._wake = Event(self._woken)
+        self._wake.number = None
         self._wake_s = 0.0
         self._last_decode_s = 0.0
         self._last_repeats = 0
@@ -86,7 +87,7 @@ class Replica:
         """Plan anew as soon as a step may begin: something has changed."""
         if not self._flights:
             now_s = self.clock.now
-            if self._wake is None or self._wake_s > now_s:
+            if self._wake.number is None or self._wake_s > now_s:
                 self._wake_at(now_s)
             return
         self._cut(self._flights[-1], self.clock.now)
@@ -124,7 +125,7 @@ class Replica:
             out_step = first_step + out - 1 if out else out_step
             self._tell_committed(self, flight)
         flights.clear()
-        self._call_off()
+        self._wake.number = None
         self._stalled, self._empty_plans = False, 0
         unfinished = lost(engine, out_step)
         tokens.next_step = next_step
@@ -153,7 +154,7 @@ class Replica:
 
     def _woken(self, event: Event) -> None:
         """Commit and plan all that is due now, then sleep until something will be."""
-        self._wake, now_s, flights = None, self._wake_s, self._flights
+        event.number, now_s, flights = None, self._wake_s, self._flights
         while True:
             if flights:
                 due_s = flights[0].output_s
@@ -183,7 +184,7 @@ class Replica:
         """Wait for that time, when something will be due here; False where it is that time now, as nothing else
         happens before."""
         if self.clock.skip_to(time_s):
-            self._call_off()
+            self._wake.number = None
             return False
         self._wake_at(time_s)
         return True
@@ -252,13 +253,7 @@ class Replica:
             self._on_finish(req)
 
     def _wake_at(self, time_s: float) -> None:
-        if self._wake is not None and self._wake_s == time_s:
-            return
-        self._call_off()
-        self._wake_s = time_s
-        self._wake = self.clock.call_at(time_s, self._woken, rank=self.index)
-
-    def _call_off(self) -> None:
-        if self._wake is not None:
-            self._wake.called_off = True
-            self._wake = None
+        wake = self._wake
+        if wake.number is None or self._wake_s != time_s:
+            self._wake_s = time_s
+            self.clock.call(wake, time_s, self.index)

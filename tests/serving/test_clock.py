@@ -22,7 +22,7 @@ def test_what_was_called_off_is_not_looked_at_and_not_called() -> None:
     clock, called = Clock(), list[float]()
     first = clock.call_at(1.0, lambda event: called.append(clock.now))
     clock.call_at(2.0, lambda event: called.append(clock.now))
-    first.called_off = True
+    first.number = None
     assert clock.peek() == 2.0
     clock.run_out()
     assert called == [2.0]
@@ -33,10 +33,21 @@ def test_what_was_called_off_is_not_looked_at_and_not_called() -> None:
 def test_a_call_that_was_looked_past_is_not_made_either(run_out: Any) -> None:
     clock, called = Clock(), list[str]()
     later = clock.call_at(2.0, lambda event: called.append("off"))
-    clock.call_at(1.0, lambda event: setattr(later, "called_off", True))
+    clock.call_at(1.0, lambda event: setattr(later, "number", None))
     clock.call_at(3.0, lambda event: called.append("on"))
     run_out(clock)
     assert called == ["on"]
+
+
+@pytest.mark.parametrize("run_out", [Clock.run_out, Clock.run])
+def test_what_is_asked_for_anew_is_called_then_alone(run_out: Any) -> None:
+    clock, called = Clock(), list[float]()
+    moved = clock.call_at(1.0, lambda event: called.append(clock.now))
+    clock.call_at(2.0, lambda event: clock.call(moved, 3.0, 0))
+    clock.call(moved, 4.0, 0)
+    assert clock.peek() == 2.0
+    run_out(clock)
+    assert called == [3.0]
 
 
 def test_time_is_skipped_where_nothing_is_due_until_then() -> None:
