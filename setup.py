@@ -20,7 +20,7 @@ ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
     "shapes staged step tiers tokens verifying"
 )
-COST = "attention contexts gemm interpolation kernels layers roofline"
+COST = "attention contexts gemm interpolation kernels layers lookup operations profiled roofline splits step"
 SERVING = "cluster executor replica"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
