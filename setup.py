@@ -20,8 +20,9 @@ ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory request roster runs "
     "shapes staged step tiers tokens verifying"
 )
-COST = "attention contexts gemm interpolation kernels layers roofline"
-SERVING = "cluster executor replica"
+COST = "attention contexts gemm interpolation kernels layers lookup operations profiled roofline splits step"
+SERVING = "cluster executor front_end replica source"
+SPECULATION = "acceptance adaptive drafters"
 COMPILED = [
     *(f"sim/engine/{name}.py" for name in ENGINE.split()),
     "sim/allocators/paged.py",
@@ -31,6 +32,7 @@ COMPILED = [
     "sim/results/requests.py",
     "sim/results/steps.py",
     *(f"sim/serving/{name}.py" for name in SERVING.split()),
+    *(f"sim/speculation/{name}.py" for name in SPECULATION.split()),
 ]
 
 

@@ -49,7 +49,7 @@ class Launches(NamedTuple):
 
 def total(prices: Sequence[Price]) -> Price:
     """Their sum, as good as the worst of them."""
-    return Price(sum((price.seconds for price in prices), 0.0), max((price.rank for price in prices), default=MEASURED))
+    return Price(sum([price.seconds for price in prices], 0.0), max((price.rank for price in prices), default=MEASURED))
 
 
 def launched(parts: Sequence[Launches], size: int) -> Price:

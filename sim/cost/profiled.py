@@ -11,6 +11,7 @@ from bisect import bisect_left
 from typing import Literal
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
@@ -35,6 +36,8 @@ _INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query an
 """Terms that may be part of another table's measurements."""
 
 
+# As `Roofline`, for `beside`.
+@mypyc_attr(allow_interpreted_subclasses=True, serializable=True)
 class Profiled(Roofline):
     """`StepCost` of a model on `tp` GPUs from what was measured; arguments as of `Roofline`, and the profile.
 
@@ -180,11 +183,11 @@ class Profiled(Roofline):
         launch = self._launch_price(shape, tokens, size)
         terms = self._device_terms(shape, size, launch)
         if not self._synchronous:
-            gap_s = launch.seconds - sum(price.seconds for price in terms.values())
+            gap_s = launch.seconds - sum([price.seconds for price in terms.values()])
             terms["launch gaps"] = Price(max(0.0, gap_s), launch.rank)
         link_s, link_slope_s, link_window_s = self._link(shape)
         busy_s = link_s + link_slope_s * shape.decode_context + link_window_s * shape.decode_window_context
-        wait_s = busy_s - sum(price.seconds for price in terms.values())
+        wait_s = busy_s - sum([price.seconds for price in terms.values()])
         terms["offload wait"] = self._roof("offload wait", max(0.0, wait_s))
         named = {name: Term(price.seconds, price.source) for name, price in terms.items() if price.seconds > 0.0}
         host = self._host_price(shape, size)
@@ -300,7 +303,7 @@ class Profiled(Roofline):
         if shape.verifies:
             fixed_s += self._verify_price(shape).seconds
         if shape.copied_bytes or shape.swapped_bytes:
-            fixed_s += sum(price.seconds for price in self._move_terms(shape).values())
+            fixed_s += sum([price.seconds for price in self._move_terms(shape).values()])
         launch_s = self._launch_price(shape, tokens, size).seconds
         if self._synchronous:
             fixed_s, launch_s = fixed_s + launch_s, 0.0
@@ -310,10 +313,10 @@ class Profiled(Roofline):
         """All that depends on counts of tokens and of logits rows only."""
         seconds = self._token_memo.get(computed)
         if seconds is None:
-            seconds = self._token_memo[computed] = sum(price.seconds for price in self._tokens(computed).values())
+            seconds = self._token_memo[computed] = sum([price.seconds for price in self._tokens(computed).values()])
         row_s = self._row_memo.get(rows)
         if row_s is None:
-            row_s = self._row_memo[rows] = sum(price.seconds for price in self._rows(rows).values())
+            row_s = self._row_memo[rows] = sum([price.seconds for price in self._rows(rows).values()])
         return seconds + row_s
 
     def _computed(self, tokens: int, graph: int) -> int:

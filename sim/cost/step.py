@@ -9,7 +9,6 @@ from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from sim.engine.batch import Courses, Shape
-from traces.schema import InputError
 
 MEMO_SIZE = 65_536
 """Cost models remember prices of so many different sizes; beyond, they are computed anew."""
@@ -108,47 +107,6 @@ def shape_context(shape: Shape) -> int:
 def device_seconds(terms: Iterable[Term]) -> float:
     """Sum of the terms that run on the device."""
     return math.fsum(term.seconds for term in terms if not term.on_host)
-
-
-@dataclass(frozen=True, slots=True)
-class FixedCost:
-    """`base_s` a step, plus `per_token_s` a token and `per_context_token_s` a token attended: for oracles and tests.
-
-    A slice attends its past and its new tokens. The host costs nothing. With whole numbers (a virtual clock that
-    counts nanoseconds) every result is exact. A step that computes nothing costs nothing.
-    """
-
-    base_s: float
-    per_token_s: float = 0.0
-    per_context_token_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("base_s", "per_token_s", "per_context_token_s"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} = {getattr(self, name)} must be finite and not negative")
-
-    def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
-        """As `StepCost.span_s`."""
-        tokens = shape_tokens(shape)
-        if tokens == 0:
-            return [0.0] * repeats, 0.0
-        fixed = self.base_s + self.per_token_s * tokens
-        context, slope = shape_context(shape), self.per_context_token_s
-        return [fixed + slope * (context + i * shape.decodes) for i in range(repeats)], 0.0
-
-    def explain(self, shape: Shape) -> dict[str, Term]:
-        """As `StepCost.explain`."""
-        tokens = shape_tokens(shape)
-        return {
-            "step": Term(self.base_s if tokens else 0.0, "fixed"),
-            "tokens": Term(self.per_token_s * tokens, "fixed"),
-            "context": Term(self.per_context_token_s * shape_context(shape) if tokens else 0.0, "fixed"),
-        }
-
-    def describe(self) -> list[Constant]:
-        """As `StepCost.describe`."""
-        names = ("base_s", "per_token_s", "per_context_token_s")
-        return [Constant(name, getattr(self, name), "given") for name in names]
 
 
 def course_s(cost: StepCost, courses: Courses) -> tuple[list[float], float]:

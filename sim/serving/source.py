@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from mypy_extensions import mypyc_attr
+
 from sim.engine.request import Adapter, BeamDraw, Request, SharedPrefix
 from sim.serving.clock import Clock, Event
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Requests as columns, in order of arrival.

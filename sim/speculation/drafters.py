@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import add, itemgetter
 
+from mypy_extensions import mypyc_attr
+
 from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term, course_s
@@ -19,6 +21,7 @@ from sim.speculation.settings import SpeculationSettings
 from traces.schema import InputError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FixedDrafts:
     """Always `k` drafts."""
 
@@ -161,7 +164,7 @@ class Drafted:
                 sizes = (1, *self._drafter.tree.sizes)[:steps]
                 draft = self._draft_by_levels()
                 if draft is None:
-                    terms["drafting"] = sum(self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1))
+                    terms["drafting"] = sum([self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1)])
                 else:
                     levels = _levels_s(draft, rows, sizes, (shape.proposal_context,))
                     terms["drafting"] = sum([level_s for (level_s,) in levels])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from law_cases import EXAMPLES, Case, Row, cases, laws
 from law_watchers import same_decisions, sequences
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch, Limits
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool, Usage

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, cases, laws, pressed
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.cost.step import FixedCost, StepCost, Term, advanced, device_seconds, shape_context, shape_rows, shape_tokens
+from sim.cost.fixed import FixedCost
+from sim.cost.step import StepCost, Term, advanced, device_seconds, shape_context, shape_rows, shape_tokens
 from sim.engine.batch import Shape
 from traces.schema import InputError
 

@@ -10,9 +10,10 @@ from test_profile_cost import COSTS as PROFILED
 
 from sim.catalog import load_gpu, load_model
 from sim.cost.efficiency import Efficiency
+from sim.cost.fixed import FixedCost
 from sim.cost.offload import Offload
 from sim.cost.roofline import Roofline
-from sim.cost.step import FixedCost, StepCost, course_s
+from sim.cost.step import StepCost, course_s
 from sim.engine.batch import Courses, Shape, Verifies
 from sim.specs.model import AttentionWindow
 from sim.specs.tree import DraftTree

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from law_cases import Case, Chaos, Row, cases, chained, laws, pressed
 from law_watchers import same_decisions, watched
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.engine import Engine
 from sim.engine.flight import Observer

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from law_cases import laws
 
 from sim import api
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.protocol import ServingEngine

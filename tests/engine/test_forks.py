@@ -139,7 +139,7 @@ class Split(Workload):
 def test_one_sample_is_as_no_samples(allocator: str) -> None:
     case = replace(pressed(1, "chunked", allocator), churn=0.0).admissible()
     plain = case.workload()
-    lone = Split(*(getattr(plain, name) for name in plain.__slots__))
+    lone = Split(*(getattr(plain, name) for name in Workload.__dataclass_fields__))
     one, other = run(case.setup, plain), run(case.setup, lone)
     assert one.steps == other.steps
     assert one.watch.moves == other.watch.moves

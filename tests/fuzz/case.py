@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sim import api, scenario
-from sim.cost.step import Constant, FixedCost, StepCost, Term
+from sim.cost.fixed import FixedCost
+from sim.cost.step import Constant, StepCost, Term
 from sim.engine.batch import Batch, Shape
 from sim.engine.flight import Observer
 from sim.scenario import Scenario

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from sim.allocators.paged import Paged
-from sim.cost.step import FixedCost, StepCost
+from sim.cost.fixed import FixedCost
+from sim.cost.step import StepCost
 from sim.engine.batch import Batch, Limits
 from sim.engine.engine import Engine
 from sim.engine.flight import Flight, Observer

@@ -15,7 +15,7 @@ from engine_kit import Setup
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import BeamDraw, Request

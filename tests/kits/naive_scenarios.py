@@ -14,7 +14,7 @@ from engine_kit import Setup
 from hypothesis import strategies as st
 from law_cases import COSTS, VARIANTS
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits, Shape
 from sim.engine.memory import KvPool
 from sim.engine.request import Request

@@ -8,7 +8,7 @@ from typing import Any
 
 from sim.allocators.mixed.paged import MixedPaged
 from sim.allocators.mixed.prefix import MixedPrefix
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import Allocator, KvLayers, KvPool, Layout
 from sim.engine.pages import in_groups

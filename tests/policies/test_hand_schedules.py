@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine_kit import Run, Setup, Sliver, run, workload
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch, Limits
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool

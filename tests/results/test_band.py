@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from sim import api
 from sim.cost import errors
 from sim.cost.errors import DECODE, MIXED, NORMAL_P90, PREFILL, Error
-from sim.cost.step import FixedCost, Term
+from sim.cost.fixed import FixedCost
+from sim.cost.step import Term
 from sim.engine.batch import Shape
 from sim.report.run.band import band_lines, band_rows
 from sim.results import band

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim import api
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.report.run.charts import PHASES, phases_s
 from sim.results import steps as record
 from sim.results.terms import StepTerms, term_shares

@@ -16,7 +16,8 @@ from law_cases import laws
 from queueing_kit import agree, poisson, single_steps
 
 from sim import api
-from sim.cost.step import FixedCost, Term
+from sim.cost.fixed import FixedCost
+from sim.cost.step import Term
 from sim.engine.batch import Shape
 from sim.engine.request import Request
 from sim.report.run.operations import operation_lines, operation_panels

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from engine_kit import Setup
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.flight import Flight, Observer
 from sim.engine.memory import KvPool
 from sim.engine.request import Request

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from law_cases import laws
 from pools_kit import Between, Served, decoded_apart, serve
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Handover, Request

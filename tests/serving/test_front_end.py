@@ -18,7 +18,8 @@ from law_cases import laws
 from queueing_kit import agree, md1_wait_at_most, poisson
 
 from sim import scenario
-from sim.cost.step import FixedCost, Term
+from sim.cost.fixed import FixedCost
+from sim.cost.step import Term
 from sim.engine.batch import Batch, Shape
 from sim.engine.flight import Audience, Flight, ObservedReplica, Observer, ear_of
 from sim.report.run.sentences import notes_of

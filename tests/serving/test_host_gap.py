@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import api
-from sim.cost.step import HIDDEN, FixedCost, HostGap
+from sim.cost.fixed import FixedCost
+from sim.cost.step import HIDDEN, HostGap
 from sim.engine.batch import Batch, Shape
 from sim.serving.executor import Predicted
 

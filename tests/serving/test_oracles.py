@@ -14,7 +14,8 @@ import pytest
 from engine_kit import Run, Setup, run, workload
 from queueing_kit import VAST, agree, md1_wait_at_most, poisson, single_steps, waits_s
 
-from sim.cost.step import Constant, FixedCost, Term
+from sim.cost.fixed import FixedCost
+from sim.cost.step import Constant, Term
 from sim.engine.batch import Limits, Shape
 from sim.serving.source import Workload
 

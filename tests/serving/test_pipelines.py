@@ -14,9 +14,10 @@ from law_cases import Case, cases, laws
 from sim import api
 from sim.catalog import load_gpu, load_model
 from sim.cost.capacity import kv_capacity, memory_plan
+from sim.cost.fixed import FixedCost
 from sim.cost.pipeline import HAND_OVER, Pipeline
 from sim.cost.roofline import Roofline
-from sim.cost.step import FixedCost, StepCost, device_seconds
+from sim.cost.step import StepCost, device_seconds
 from sim.engine.batch import Limits, Shape
 from sim.engine.request import Request
 from sim.engine.staged import StagedEngine

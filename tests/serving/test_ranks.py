@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from law_cases import Case, cases, laws
 
 from sim import api, scenario
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Outcome, Shape
 from sim.engine.drafting import DraftingEngine
 from sim.engine.engine import Engine

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, cases, laws
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.request import Request
 from sim.routers.least_outstanding import LeastOutstanding
 from sim.serving.cluster import Router, Snapshot

@@ -15,7 +15,7 @@ from law_cases import cases, laws
 from queueing_kit import VAST, agree, poisson, single_steps
 
 from sim import api
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.request import Request, SharedPrefix
 from sim.load import build, names

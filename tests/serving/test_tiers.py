@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from law_cases import laws
 
 from sim import api
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch, Limits
 from sim.engine.flight import ObservedReplica, Observer
 from sim.engine.memory import KvPool

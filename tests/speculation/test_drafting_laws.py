@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_cases import Case, Row, cases, laws, pressed
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.memory import KvPool
 from sim.engine.request import Request, SharedPrefix

@@ -15,8 +15,9 @@ from engine_kit import Run, Setup, run, workload
 from scipy import stats
 
 from sim import catalog
+from sim.cost.fixed import FixedCost
 from sim.cost.roofline import Roofline
-from sim.cost.step import Constant, FixedCost, Term
+from sim.cost.step import Constant, Term
 from sim.engine.batch import Limits, Shape
 from sim.engine.drafting import DraftingEngine
 from sim.engine.memory import KvPool

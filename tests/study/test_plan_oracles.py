@@ -16,7 +16,7 @@ import pytest
 from engine_kit import Run, Setup, run
 from queueing_kit import VAST, agree, md1_wait_at_most, poisson, single_steps, waits_s
 
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Limits
 from sim.engine.request import Request
 from sim.results import metrics

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate_kit import hand_record
 
-from sim.cost.step import FixedCost, device_seconds
+from sim.cost.fixed import FixedCost
+from sim.cost.step import device_seconds
 from sim.engine.batch import Shape
 from sim.report.validation.sentences import notes
 from sim.validate import attribution, fitted

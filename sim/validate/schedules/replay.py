@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix
-from sim.cost.step import FixedCost
+from sim.cost.fixed import FixedCost
 from sim.engine.batch import Batch, Limits, Outcome
 from sim.engine.engine import Engine
 from sim.engine.flight import ObservedReplica
