@@ -322,7 +322,7 @@ class Roofline:
             return _total_s(memo, tokens, self._token_terms(tokens))
         first, least = stretch * _SIZES_TOGETHER, self.max_graph_tokens + 1 if self.cuda_graphs else 1
         sizes = np.arange(max(first, least), first + _SIZES_TOGETHER)
-        each_s: list[float] = sum(self._roof_terms(sizes).values()).tolist()
+        each_s: list[float] = _sum(self._roof_terms(sizes)).tolist()
         memo.update(zip(sizes.tolist(), each_s, strict=True))
         return memo[tokens]
 
@@ -405,7 +405,15 @@ def _attention(
 
 
 def _total_s(memo: dict[int, float], size: int, terms: Terms) -> float:
-    seconds = sum(terms.values())
+    total_s: float = _sum(terms)
     if len(memo) < MEMO_SIZE:
-        memo[size] = seconds
-    return seconds
+        memo[size] = total_s
+    return total_s
+
+
+def _sum(terms: dict[str, Any]) -> Any:
+    """One term after the other, as arrays are: from Python 3.12 on `sum` adds floats otherwise."""
+    total: Any = 0.0
+    for seconds in terms.values():
+        total = total + seconds
+    return total
