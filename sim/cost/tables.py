@@ -180,11 +180,11 @@ def _made(
         if not _allowed(column, numbers):
             return None
         made[column.name] = numbers
-    return made if _apart([made[columns[at].name] for at in picked], len(values[0])) else None
+    return made if apart([made[columns[at].name] for at in picked]) else None
 
 
-def _apart(keys: Sequence[tuple[str, ...] | Floats], rows: int) -> bool:
-    """Whether no two rows have the same keys."""
+def apart(keys: Sequence[tuple[str, ...] | Floats]) -> bool:
+    """Whether no two rows have the same keys, of which there is one at least."""
     numbers: list[npt.NDArray[Any]] = []
     for key in keys:
         if not _alike(key):
@@ -193,7 +193,7 @@ def _apart(keys: Sequence[tuple[str, ...] | Floats], rows: int) -> bool:
                 np.array([codes.setdefault(text, len(codes)) for text in key]) if isinstance(key, tuple) else key
             )
     if not numbers:
-        return rows == 1
+        return len(keys[0]) == 1
     order = np.lexsort(numbers)
     before, after = order[:-1], order[1:]
     return not np.logical_and.reduce([key[before] == key[after] for key in numbers]).any()
