@@ -85,7 +85,7 @@ class Kernel:
     `uneven` is what of attention's time follows the longest context of decode rows instead of the mean.
     """
 
-    __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
+    __slots__ = ("_guide", "_least_rank", "_own", "_parts", "uneven")
 
     def __init__(
         self, guide: Guide, parts: Sequence[tuple[PriceGrid, Guide, float]], least_rank: int, uneven: Uneven
@@ -94,12 +94,12 @@ class Kernel:
         self._guide = guide
         self._parts = parts
         self._least_rank = least_rank
-        self._exact = least_rank == MEASURED
+        self._own = parts[0][0] if least_rank == MEASURED else None
 
     def at(self, *point: float) -> Price:
         """Seconds of one launch at a point of the table's axes."""
-        if self._exact:
-            return self._parts[0][0].at(point)
+        if self._own is not None:
+            return self._own.at(point)
         share, rank = 0.0, self._least_rank
         for grid, guide, weight in self._parts:
             seconds, part_rank = grid.at(point)
