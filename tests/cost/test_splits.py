@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, MODEL, llama_profile
 
+from sim.cost.contexts import ContextCost
+from sim.cost.interpolation import MEASURED, Line, Price
 from sim.cost.profiled import Profiled
-from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, keys_of, parts, two_lengths
+from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, Tail, keys_of, parts, two_lengths
 from sim.engine.batch import Shape
 from sim.engine.lockstep import Lengths
 from traces.schema import InputError
@@ -96,6 +98,34 @@ def test_it_is_the_integral(contexts: list[int], heads: int, processors: int, mo
         if high > low:
             idle += (high - low) * (knee - slots * (above - members * (low + high) / 2) / total)
     assert cut.idle_tokens(lengths, 0) == pytest.approx(idle / number / heads, rel=1e-9, abs=1e-9 * total)
+
+
+@given(CONTEXTS, st.integers(1, 16), st.integers(1, 200))
+def test_the_longest_and_the_mean_say_what_idles_at_most(contexts: list[int], heads: int, processors: int) -> None:
+    cut, mean = Cut(len(contexts), heads, processors, 128, 256), sum(contexts) / len(contexts)
+    beyond, each = cut.most_idle()
+    assert cut.idle_tokens(grouped(contexts), 0) <= (beyond * (max(contexts) - mean) + each * mean) * (1 + 1e-9)
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=80),
+    st.integers(1, 16),
+    st.integers(1, 200),
+    st.integers(1, 60),
+    st.floats(0.0, 3.0),
+    st.floats(0.0, 1.2),
+)
+def test_what_is_left_out_of_a_span_is_hidden(
+    contexts: list[int], heads: int, processors: int, repeats: int, offset: float, slope: float
+) -> None:
+    """Whether a span looks at each row or sees that none matters, its steps take what each takes by itself."""
+    rows, context, longest = len(contexts), sum(contexts), max(contexts)
+    line = Line([(0.0, Price(1.0 + offset * context, MEASURED))], slope)
+    cost = ContextCost(line, tail=Tail.of(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
+    lengths = grouped(contexts)
+    shape = Shape(decodes=rows, decode_context=context, decode_longest=longest, decode_lengths=lengths)
+    steps = [cost.at(context + i * rows, (longest + i) * rows, lengths, i) for i in range(repeats)]
+    assert cost.span_s(shape, repeats, 0.0, 0.0) == steps
 
 
 @given(st.integers(20, 80), st.integers(200, 3000), st.floats(2.0, 5.0), st.integers(0, 2**32 - 1))
