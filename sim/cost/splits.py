@@ -26,7 +26,6 @@ project as what explains the uneven batches of two tables best (LLMServingSim's 
 _NEARLY_FULL, _GOOD_ENOUGH, _MOST_PARTS = 0.8, 0.85, 128
 _LAST = 0.5
 """Programs that run still where the last one is taken to end: half of one, since they are counted as a mean."""
-_NOBODY = (0, 0)
 _ROUNDED = 1.0 + 1e-9
 """More than rounding makes of what is at most as great."""
 _KEY_BYTES = 32_768
@@ -89,7 +88,7 @@ class Cut(NamedTuple):
         fixed + rate x sum of x - part / sum of x, which the integral is.
         """
         rows_cut, heads, processors, _, most_blocks = self
-        longest_rows, longest_tokens = lengths[0]
+        longest_rows, longest_tokens = lengths[:2]
         longest, most = longest_tokens / longest_rows, -(-longest_tokens // longest_rows)
         first, last = steps[0], steps[-1]
         if first < last and not most_blocks and not self._same_cut(most, first, last):
@@ -98,14 +97,14 @@ class Cut(NamedTuple):
         slots, knee = min(processors, rows_cut * heads * cut), processors / SATURATING
         if knee <= _LAST:
             return [0.0] * len(steps)
-        all_rows, all_tokens = zip(*lengths, strict=True)
+        all_rows, all_tokens = lengths[::2], lengths[1::2]
         count, total = sum(all_rows), sum(all_tokens)
         begins, ends = total + first * count, total + last * count
         saturated, saturated_last = knee / slots * begins, knee / slots * ends
         ended, ended_last = _LAST / slots * begins, _LAST / slots * ends
         members, behind, square = float(longest_rows), 0.0, 0.0
         high_members = high_mean = high_spread = 0.0
-        for rows, tokens in (*lengths[1:], _NOBODY):
+        for rows, tokens in zip((*all_rows[1:], 0), (*all_tokens[1:], 0), strict=True):
             gap = rows * longest - tokens
             reach = members * (gap / rows) - behind if rows else inf
             if not high_members and ended <= reach:
@@ -207,5 +206,5 @@ def keys_of(head_dim: int) -> int:
 def two_lengths(rows: int, context: int, longest: int) -> Lengths:
     """Of rows of which only the sum and the longest are known: that one, and all others alike."""
     if rows == 1 or longest >= context:
-        return ((rows, context),)
-    return ((1, longest), (rows - 1, context - longest))
+        return rows, context
+    return 1, longest, rows - 1, context - longest
