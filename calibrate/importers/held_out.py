@@ -76,9 +76,9 @@ def _leave_out(points: Mapping[Point, Price], guide: Guide, forms: list[str], er
     fold = np.random.default_rng(0).permutation(len(order)) % min(FOLDS, len(order))
     for number in range(min(int(fold.max()) + 1, max(1, round(FOLDS * _ENOUGH / len(order))))):
         others = {at: points[at] for at, of in zip(order, fold, strict=True) if of != number}
-        grid = PriceGrid(others, forms)
+        grid = PriceGrid(others, forms, guide)
         for at, of in zip(order, fold, strict=True):
             if of == number:
-                price = grid.at(at, guide)
+                price = grid.at(at)
                 side = errors.edge if price.rank >= EXTRAPOLATED else errors.inside
                 side.append(price.seconds / points[at].seconds - 1.0)

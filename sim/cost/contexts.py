@@ -76,6 +76,9 @@ class ContextCost(NamedTuple):
         last = context + decodes * (repeats - 1)
         start, value, slope, end = line.piece(context)
         even = longest <= context or not (uneven or tail)
+        if not even and tail is not None and last < end:
+            ends_s = value + slope * (context - start), value + slope * (last - start)
+            even = tail.is_hidden(context, decodes, shape.decode_longest, repeats - 1, ends_s)
         if even and last < end and repeats < _VECTOR_SPAN:
             steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
             return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
@@ -84,13 +87,18 @@ class ContextCost(NamedTuple):
             contexts = range(context, last + 1, decodes)
             steps_s = []
             if tail is not None and lengths:
-                floor_s, token_s, cut = tail
-                for tokens, idle in zip(contexts, cut.idle_each(lengths, range(repeats)), strict=True):
-                    here_s = value + slope * (tokens - start)
-                    tail_s = floor_s + token_s * (tokens + idle)
-                    step_s = fixed_s + (tail_s if tail_s > here_s else here_s)
-                    steps_s.append(step_s if step_s > least_s else least_s)
-                return steps_s
+                floor_s, token_s, cut, _, _ = tail
+                steps_s = [
+                    fixed_s
+                    + (
+                        tail_s
+                        if (tail_s := floor_s + token_s * (tokens + idle))
+                        > (here_s := value + slope * (tokens - start))
+                        else here_s
+                    )
+                    for tokens, idle in zip(contexts, cut.idle_each(lengths, range(repeats)), strict=True)
+                ]
+                return steps_s if min(steps_s) > least_s else [max(step_s, least_s) for step_s in steps_s]
             more = longest - context
             far_start, far_value, far_slope, far_end = line.piece(longest)
             if tail is not None:

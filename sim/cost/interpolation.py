@@ -16,6 +16,7 @@ from math import sqrt
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.cost.tables import Floats
 
@@ -49,27 +50,83 @@ price_of = partial(tuple.__new__, Price)
 """A price from (seconds, rank); without the Python frame of a NamedTuple's own constructor."""
 
 
+class Measured(NamedTuple):
+    """Points, no two alike, with their prices: the coordinates along each axis, seconds, ranks."""
+
+    axes: tuple[Floats, ...]
+    seconds: Floats
+    ranks: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, points: Mapping[Point, Price]) -> Measured:
+        """Of at least one point."""
+        axes = np.array(list(points), np.float64).T
+        seconds, ranks = zip(*points.values(), strict=True)
+        return cls(tuple(axes), np.array(seconds, np.float64), np.array(ranks, np.intp))
+
+    def points(self) -> dict[Point, Price]:
+        """The price at each."""
+        places = zip(*(axis.tolist() for axis in self.axes), strict=True)
+        return dict(zip(places, map(Price, self.seconds.tolist(), self.ranks.tolist()), strict=True))
+
+
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
     __slots__ = ("_root",)
 
-    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str]) -> None:
+    def __init__(self, points: Mapping[Point, Price] | Measured, forms: Sequence[str], guide: Guide) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
 
         Raises ValueError for no points, and for an unknown form.
         """
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
-        self._root = _axis(points, forms, ())
+        self._root = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide).line(
+            0, 0, ()
+        )
 
-    def at(self, point: Point, guide: Guide) -> Price:
+    def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return price_of(self._root.at(point, guide))
+        return price_of(self._root.at(point))
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
         return self._root.last_values(outer)
+
+
+class _Lines:
+    """All lines of a grid as numbers, from which those that a price asks for are made.
+
+    The first axis is one line. Each value on a line of an axis has a line of the next axis behind it; an axis is a list
+    of its lines' values one after the other, so that a value's place there is the number of the line behind it.
+    """
+
+    __slots__ = ("_begins", "_values", "forms", "guide", "last", "ranks", "seconds")
+
+    def __init__(self, measured: Measured, forms: Sequence[str], guide: Guide) -> None:
+        self.forms, self.guide, self.last = forms, guide, len(forms) - 1
+        order = np.lexsort(measured.axes[::-1])
+        self.seconds: list[float] = measured.seconds[order].tolist()
+        self.ranks: list[int] = measured.ranks[order].tolist()
+        self._values: list[list[float]] = []
+        self._begins: list[list[int]] = []
+        """Of each axis: where its lines begin, and the last one ends."""
+        before = np.zeros(1, np.intp)
+        new = np.arange(len(order)) == 0
+        for axis in measured.axes:
+            values = axis[order]
+            new[1:] |= values[1:] != values[:-1]
+            rows = np.flatnonzero(new)
+            self._values.append(values[rows].tolist())
+            self._begins.append([*np.searchsorted(rows, before).tolist(), len(rows)])
+            before = rows
+
+    def line(self, axis: int, number: int, before: Point) -> _Axis | _LastAxis:
+        """One line of an axis; `before` are the coordinates at which it stands on the axes before."""
+        begin, end = self._begins[axis][number : number + 2]
+        values = self._values[axis][begin:end]
+        return (_Axis if axis < self.last else _LastAxis)(self, axis, begin, values, before)
 
 
 class _Axis:
@@ -77,43 +134,49 @@ class _Axis:
     before, at which it stands.
 
     Most of what pricing steps costs is spent in `at`: one call for each line that the point lies between, no more, and
-    the two frequent forms written out.
+    the two frequent forms of `_between` written out.
     """
 
-    __slots__ = ("axis", "before", "children", "form", "values")
+    __slots__ = ("axis", "before", "begin", "children", "form", "lines", "values")
 
-    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> None:
-        parts: dict[float, dict[Point, Price]] = {}
-        for point, price in points.items():
-            parts.setdefault(point[0], {})[point[1:]] = price
-        self.form, self.values = forms[0], sorted(parts)
-        self.axis, self.before = len(before), before
-        self.children = [_axis(parts[value], forms[1:], (*before, value)) for value in self.values]
+    def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
+        self.lines, self.axis, self.begin, self.values, self.before = lines, axis, begin, values, before
+        self.form = lines.forms[axis]
+        self.children: list[_Axis | _LastAxis | None] = [None] * len(values)
+        """Made when first asked for, since most lines of a great grid never are."""
 
-    def at(self, point: Point, guide: Guide) -> tuple[float, int]:
+    def _child(self, at: int) -> _Axis | _LastAxis:
+        made = self.lines.line(self.axis + 1, self.begin + at, (*self.before, self.values[at]))
+        self.children[at] = made
+        return made
+
+    def at(self, point: Point) -> tuple[float, int]:
         """(seconds, rank) along this and the further axes."""
         x, values, children = point[self.axis], self.values, self.children
         above, last = bisect_left(values, x), len(values)
         if above < last and (right := values[above]) == x:
-            return children[above].at(point, guide)
+            return (children[above] or self._child(above)).at(point)
         if 0 < above < last:
             left = values[above - 1]
-            low, low_rank = children[above - 1].at(point, guide)
-            high, high_rank = children[above].at(point, guide)
+            low, low_rank = (children[above - 1] or self._child(above - 1)).at(point)
+            high, high_rank = (children[above] or self._child(above)).at(point)
             if self.form == "linear":
                 seconds = low + (high - low) * ((x - left) / (right - left))
             elif self.form == "sqrt":
                 root = sqrt(low)
                 seconds = (root + (sqrt(high) - root) * ((x - left) / (right - left))) ** 2
             else:
-                curve = _along(self.axis, self.before, point, guide)
-                seconds = _by_guide((left, right), (low, high), x, curve)
+                seconds = _between(self.form, (left, right), (low, high), x, self._curve(point))
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
-        seconds, rank = children[edge].at(point, guide)
-        curve = _along(self.axis, self.before, point, guide)
+        seconds, rank = (children[edge] or self._child(edge)).at(point)
+        curve = self._curve(point)
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
+
+    def _curve(self, point: Point) -> Curve:
+        """The guide along this axis, the axes behind held as the point has them."""
+        return _line(self.lines.guide, self.before, point[self.axis + 1 :])
 
     def last_values(self, outer: Point) -> list[float]:
         """As `PriceGrid.last_values`."""
@@ -121,72 +184,74 @@ class _Axis:
         beside = {min(above, len(self.values) - 1)}
         if above == len(self.values) or self.values[above] != outer[0]:
             beside.add(max(0, above - 1))
-        return sorted({value for at in beside for value in self.children[at].last_values(outer[1:])})
+        lines = [self.children[at] or self._child(at) for at in beside]
+        return sorted({value for line in lines for value in line.last_values(outer[1:])})
 
 
 class _LastAxis:
-    """The innermost axis, whose points have prices; of tens of thousands only numbers are kept."""
+    """The innermost axis, whose points have prices."""
 
-    __slots__ = ("axis", "before", "form", "pieces", "ranks", "seconds", "values")
+    __slots__ = ("_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
 
-    def __init__(self, points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> None:
-        self.form, self.values = forms[0], sorted(value for (value,) in points)
-        self.axis, self.before = len(before), before
-        prices = [points[value,] for value in self.values]
-        self.seconds = [seconds for seconds, _ in prices]
-        self.ranks = [rank for _, rank in prices]
-        self.pieces: list[tuple[float, float, float, float, int]] = []
-        """Of each piece between two values (where it begins, its width, what stands there, the rise to its end, rank);
-        made when first asked for, since most lines of a great grid never are."""
-
-    def at(self, point: Point, guide: Guide) -> tuple[float, int]:
-        """As `_Axis.at`."""
-        x, values = point[self.axis], self.values
-        above, last = bisect_left(values, x), len(values)
-        if above < last and values[above] == x:
-            return self.seconds[above], self.ranks[above]
-        if 0 < above < last:
-            left, width, start, rise, rank = (self.pieces or self._made())[above - 1]
-            if self.form == "sqrt":
-                return (start + rise * ((x - left) / width)) ** 2, rank
-            if self.form == "linear":
-                return start + rise * ((x - left) / width), rank
-            ends = self.seconds[above - 1], self.seconds[above]
-            curve = _along(self.axis, self.before, point, guide)
-            return _by_guide((left, values[above]), ends, x, curve), rank
-        edge = min(above, last - 1)
-        ratio = guide((*self.before, x)) / guide((*self.before, values[edge]))
-        return self.seconds[edge] * ratio, max(self.ranks[edge], EXTRAPOLATED)
-
-    def _made(self) -> list[tuple[float, float, float, float, int]]:
+    def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
+        self.form, self.guide, self.axis, self.values, self.before = (
+            lines.forms[axis],
+            lines.guide,
+            axis,
+            values,
+            before,
+        )
+        self.seconds = lines.seconds[begin : begin + len(values)]
+        self.ranks = lines.ranks[begin : begin + len(values)]
         heights = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
         here = zip(self.values, heights, self.ranks, strict=True)
         self.pieces = [
             (left, right - left, low, high - low, max(low_rank, high_rank, INTERPOLATED))
             for (left, low, low_rank), (right, high, high_rank) in pairwise(here)
         ]
-        return self.pieces
+        """Of each piece between two values: (its begin, its width, what stands there, the rise to its end, rank)."""
+        self._edges: dict[int, float] = {}
+        """What the guide says of the first and the last value, where a price was asked for beyond."""
+
+    def at(self, point: Point) -> tuple[float, int]:
+        """As `_Axis.at`."""
+        x, values = point[self.axis], self.values
+        above, last = bisect_left(values, x), len(values)
+        if above < last and values[above] == x:
+            return self.seconds[above], self.ranks[above]
+        if 0 < above < last:
+            left, width, start, rise, rank = self.pieces[above - 1]
+            if self.form == "sqrt":
+                return (start + rise * ((x - left) / width)) ** 2, rank
+            if self.form == "linear":
+                return start + rise * ((x - left) / width), rank
+            ends = self.seconds[above - 1], self.seconds[above]
+            return _between(self.form, (left, values[above]), ends, x, _line(self.guide, self.before, ())), rank
+        edge = min(above, last - 1)
+        known = self._edges.get(edge)
+        if known is None:
+            known = self._edges[edge] = self.guide((*self.before, values[edge]))
+        return self.seconds[edge] * (self.guide((*self.before, x)) / known), max(self.ranks[edge], EXTRAPOLATED)
 
     def last_values(self, _outer: Point) -> list[float]:
         """As `PriceGrid.last_values`."""
         return self.values
 
 
-def _axis(points: Mapping[Point, Price], forms: Sequence[str], before: Point) -> _Axis | _LastAxis:
-    return _Axis(points, forms, before) if len(forms) > 1 else _LastAxis(points, forms, before)
+def _line(guide: Guide, before: Point, behind: Point) -> Curve:
+    return lambda x: guide((*before, x, *behind))
 
 
-def _along(axis: int, before: Point, point: Point, guide: Guide) -> Curve:
-    """The guide along one axis, the axes before held where a line stands, those behind as the point has them."""
-    rest = point[axis + 1 :]
-    return lambda x: guide((*before, x, *rest))
-
-
-def _by_guide(ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:
-    """Seconds at `x` from those at both ends of a piece, their ratio to the guide being linear between them."""
-    left, right = ends
-    low, high = seconds[0] / curve(left), seconds[1] / curve(right)
-    return curve(x) * (low + (high - low) * ((x - left) / (right - left)))
+def _between(form: str, ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:
+    """Seconds at `x` from those at both ends of a piece; `curve` is the guide along it."""
+    (left, right), (low, high) = ends, seconds
+    share = (x - left) / (right - left)
+    if form == "linear":
+        return low + (high - low) * share
+    if form == "sqrt":
+        return (sqrt(low) + (sqrt(high) - sqrt(low)) * share) ** 2
+    low, high = low / curve(left), high / curve(right)
+    return curve(x) * (low + (high - low) * share)
 
 
 class Line:
@@ -257,7 +322,8 @@ def left_out(points: Mapping[Point, Price], guide: Guide, axis: int, form: str) 
     for rest, values in lines.items():
         values.sort()
         for left, here, right in zip(values, values[1:], values[2:], strict=False):
-            point = (*rest[:axis], here, *rest[axis:])
-            ends: dict[Point, Price] = {(x,): points[(*rest[:axis], x, *rest[axis:])] for x in (left, right)}
-            seconds, _ = _LastAxis(ends, [form], rest[:axis]).at(point, guide)
+            before, behind = rest[:axis], rest[axis:]
+            point = (*before, here, *behind)
+            low, high = (points[(*before, x, *behind)].seconds for x in (left, right))
+            seconds = _between(form, (left, right), (low, high), here, _line(guide, before, behind))
             yield point, seconds / points[point].seconds - 1.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from sim.cost.interpolation import (
     MEASURED,
     Guide,
     Line,
+    Measured,
     Point,
     Price,
     PriceGrid,
@@ -33,7 +33,7 @@ from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
-from sim.cost.tables import Picked, Row, Table, Value
+from sim.cost.tables import Picked, Row, Table, Value, apart
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -85,7 +85,7 @@ class Kernel:
     `uneven` is what of attention's time follows the longest context of decode rows instead of the mean.
     """
 
-    __slots__ = ("_exact", "_guide", "_least_rank", "_parts", "uneven")
+    __slots__ = ("_guide", "_least_rank", "_own", "_parts", "uneven")
 
     def __init__(
         self, guide: Guide, parts: Sequence[tuple[PriceGrid, Guide, float]], least_rank: int, uneven: Uneven
@@ -94,16 +94,15 @@ class Kernel:
         self._guide = guide
         self._parts = parts
         self._least_rank = least_rank
-        self._exact = least_rank == MEASURED
+        self._own = parts[0][0] if least_rank == MEASURED else None
 
     def at(self, *point: float) -> Price:
         """Seconds of one launch at a point of the table's axes."""
-        if self._exact:
-            grid, guide, _ = self._parts[0]
-            return grid.at(point, guide)
+        if self._own is not None:
+            return self._own.at(point)
         share, rank = 0.0, self._least_rank
         for grid, guide, weight in self._parts:
-            seconds, part_rank = grid.at(point, guide)
+            seconds, part_rank = grid.at(point)
             share += weight * seconds / guide(point)
             rank = max(rank, part_rank)
         return Price(share * self._guide(point), rank)
@@ -134,11 +133,17 @@ class MeasuredKernel(NamedTuple):
 
 def measured_kernels(table: Table, gpu: GpuSpec, efficiency: Efficiency) -> Iterator[MeasuredKernel]:
     """Those of a table that have a point."""
+    for group, rows, measured in _kernels(table):
+        guide = guide_of(table.spec.name, group, gpu, efficiency)
+        yield MeasuredKernel(group, rows, measured.points(), guide)
+
+
+def _kernels(table: Table) -> Iterator[tuple[Row, Picked, Measured]]:
+    """(group columns, rows, points) of each kernel of a table that has a point."""
     for key, rows in table.grouped().items():
-        points = points_of(table, rows)
-        if points:
-            group: Row = {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}
-            yield MeasuredKernel(group, rows, points, guide_of(table.spec.name, group, gpu, efficiency))
+        measured = measured_of(table, rows)
+        if measured is not None:
+            yield {column.name: value for column, value in zip(table.spec.groups, key, strict=True)}, rows, measured
 
 
 class _Priced(NamedTuple):
@@ -212,41 +217,51 @@ class Tables:
         name = table.spec.name
         if name not in self._known:
             forms = forms_of(self._profile, name)
-            self._known[name] = {
-                tuple(group.values()): _Priced(group, grid, guide, uneven_shares(table, rows, grid, guide))
-                for group, rows, points, guide in measured_kernels(table, self._gpu, self._efficiency)
-                for grid in [PriceGrid(points, forms)]
-            }
+            known = self._known[name] = {}
+            for group, rows, measured in _kernels(table):
+                guide = guide_of(name, group, self._gpu, self._efficiency)
+                grid = PriceGrid(measured, forms, guide)
+                known[tuple(group.values())] = _Priced(group, grid, guide, uneven_shares(table, rows, grid))
         return self._known[name]
 
 
 def points_of(table: Table, picked: Picked) -> dict[Point, Price]:
-    """Price by the coordinates of the axes, of those rows of a table that `picked` counts, which are of one kernel.
+    """`measured_of` by the coordinates of the axes."""
+    measured = measured_of(table, picked)
+    return {} if measured is None else measured.points()
+
+
+def measured_of(table: Table, picked: Picked) -> Measured | None:
+    """The points of those rows of a table that `picked` counts, which are of one kernel; None where there are none.
 
     Only of even batches, whose contexts are all alike; of points that are there several times the mean. Behind a window
     all contexts of decode rows are one.
     """
     rows = picked[even_rows(table, picked)]
     if not len(rows):
-        return {}
+        return None
     axes = [table.numbers(column.name)[rows] for column in table.spec.axes]
     if table.spec.name == "decode_attention" and (window := table.numbers("window")[rows[0]]):
         axes[1] = np.minimum(axes[1], window)
-    points = list(zip(*(axis.tolist() for axis in axes), strict=True))
-    derived = "origin" in table.columns and DERIVED_ROW in table.texts("origin")
-    ranks = [DERIVED if table.texts("origin")[at] == DERIVED_ROW else MEASURED for at in rows] if derived else []
-    seconds = (table.numbers("us")[rows] * 1e-6).tolist()
-    prices = list(map(Price, seconds, ranks or repeat(MEASURED)))
-    single = dict(zip(points, prices, strict=True))
-    if len(single) == len(points):
-        return single
-    repeated: dict[Point, list[Price]] = {}
-    for point, price in zip(points, prices, strict=True):
-        repeated.setdefault(point, []).append(price)
-    return {
-        point: Price(sum(price.seconds for price in same) / len(same), max(price.rank for price in same))
-        for point, same in repeated.items()
-    }
+    ranks = np.full(len(rows), MEASURED)
+    if "origin" in table.columns and DERIVED_ROW in table.texts("origin"):
+        ranks = np.array([DERIVED if table.texts("origin")[at] == DERIVED_ROW else MEASURED for at in rows])
+    measured = Measured(tuple(axes), table.numbers("us")[rows] * 1e-6, ranks)
+    return measured if apart(axes) else _merged(measured)
+
+
+def _merged(measured: Measured) -> Measured:
+    """Points of which some are alike: of these one, with their mean."""
+    alike: dict[Point, list[Price]] = {}
+    prices = map(Price, measured.seconds.tolist(), measured.ranks.tolist())
+    for point, price in zip(zip(*(axis.tolist() for axis in measured.axes), strict=True), prices, strict=True):
+        alike.setdefault(point, []).append(price)
+    return Measured.of(
+        {
+            point: Price(sum(price.seconds for price in same) / len(same), max(price.rank for price in same))
+            for point, same in alike.items()
+        }
+    )
 
 
 def forms_of(profile: Profile, name: str) -> list[str]:
@@ -276,9 +291,9 @@ def even_rows(table: Table, picked: Picked) -> npt.NDArray[np.bool_]:
     return even
 
 
-def uneven_shares(table: Table, picked: Picked, grid: PriceGrid, guide: Guide) -> Uneven:
-    """The shares that the uneven ones of a kernel's rows tell; `grid` and `guide` price even ones at a point of the
-    table's axes, the first of which is the number of rows.
+def uneven_shares(table: Table, picked: Picked, grid: PriceGrid) -> Uneven:
+    """The shares that the uneven ones of a kernel's rows tell; `grid` prices even ones at a point of the table's axes,
+    the first of which is the number of rows.
 
     Of batches with equally many rows it is the share with the least mean relative error: the median of their shares,
     each weighted by how much it matters.
@@ -289,7 +304,7 @@ def uneven_shares(table: Table, picked: Picked, grid: PriceGrid, guide: Guide) -
     axes = [column.name for column in table.spec.axes]
     means = list(zip(*(table.numbers(axis)[rows].tolist() for axis in axes), strict=True))
     mosts = list(zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True))
-    even_s = {point: grid.at(point, guide).seconds for point in {*means, *mosts}}
+    even_s = {point: grid.at(point).seconds for point in {*means, *mosts}}
     shares: dict[float, list[tuple[float, float]]] = {}
     for us, mean, most in zip(table.numbers("us")[rows].tolist(), means, mosts, strict=True):
         low, high = 1e6 * even_s[mean], 1e6 * even_s[most]

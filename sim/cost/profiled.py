@@ -8,6 +8,7 @@ by its mean and its longest context, where uneven batches were measured and the 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ from sim.specs.parallel import SINGLE, Parallel
 from traces.schema import InputError
 
 Terms = dict[str, Price]
+Parts = dict[str, Sequence[Launches] | None]
 _INCLUDABLE = ("embedding", "activation", "norms", "rope", "KV write", "query and key norms", "sampling", "router")
 """Terms that may be part of another table's measurements."""
 
@@ -53,7 +55,9 @@ class Profiled(Roofline):
         "_overheads",
         "_priced",
         "_roof_ranks",
+        "_row_parts",
         "_synchronous",
+        "_token_parts",
         "profile",
     )
 
@@ -101,6 +105,8 @@ class Profiled(Roofline):
         self._operations = Operations(model, parallel, tables, self.routing)
         self._priced = MeasuredAttention(model, parallel, tables, self.window, gpu.sms if meta.decode_splits else 0)
         self._overheads = Overheads(model.layers, tables)
+        self._token_parts = self._parts(self._roof_terms(1), self._operations.by_tokens)
+        self._row_parts = self._parts(self._roof_rows(1), self._operations.by_rows)
         self._by_tokens: dict[int, Terms] = {}
         self._by_rows: dict[int, Terms] = {}
         self._roof_ranks: dict[str, int] = {}
@@ -137,7 +143,7 @@ class Profiled(Roofline):
         costs = self._costs.get((decodes, plain)) or self._context_costs(shape, plain=plain)
         cost = costs[0]
         assert cost is not None, "without a window all layers are full ones"
-        if repeats == 1:
+        if repeats == 1 and cost.tail is None:
             step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))
             return [step_s if step_s > launch_s else launch_s], host_s
         return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
@@ -330,8 +336,10 @@ class Profiled(Roofline):
     def _tokens(self, computed: int) -> Terms:
         terms = self._by_tokens.get(computed)
         if terms is None:
-            measured = self._operations.by_tokens
-            terms = self._best(self._roof_terms(computed, measured), measured, computed)
+            parts, wanted = self._token_parts
+            terms = self._best(
+                parts, self._roof_terms(computed, self._operations.by_tokens) if wanted else {}, computed
+            )
             if len(self._by_tokens) < MEMO_SIZE:
                 self._by_tokens[computed] = terms
         return terms
@@ -339,25 +347,28 @@ class Profiled(Roofline):
     def _rows(self, rows: int) -> Terms:
         terms = self._by_rows.get(rows)
         if terms is None:
-            measured = self._operations.by_rows
-            terms = self._best(row_terms(self.model, self.kernels, self.parallel, rows, measured), measured, rows)
+            parts, wanted = self._row_parts
+            terms = self._best(parts, self._roof_rows(rows) if wanted else {}, rows)
             if len(self._by_rows) < MEMO_SIZE:
                 self._by_rows[rows] = terms
         return terms
 
-    def _best(self, roofs: dict[str, float], measured: dict[str, list[Launches]], size: int) -> Terms:
-        """The roofline's terms, those that were measured instead; what another table includes costs nothing."""
-        terms: Terms = {}
-        for name, seconds in roofs.items():
-            parts = measured.get(name)
-            if name in self.profile.meta.included:
-                terms[name] = Price(0.0, MEASURED)
-            else:
-                terms[name] = self._roof(name, seconds) if parts is None else launched(parts, size)
-        for name, parts in measured.items():
-            if name not in roofs:
-                terms[name] = launched(parts, size)
-        return terms
+    def _roof_rows(self, rows: int) -> dict[str, float]:
+        return row_terms(self.model, self.kernels, self.parallel, rows, self._operations.by_rows)
+
+    def _parts(self, roofs: Mapping[str, float], measured: Mapping[str, Sequence[Launches]]) -> tuple[Parts, bool]:
+        """What each term is made of, None where the roofline is to say, nothing where another table includes it; and
+        whether the roofline is to be asked at all."""
+        included: Parts = {name: () for name in self.profile.meta.included if name in roofs}
+        parts: Parts = {**dict.fromkeys(roofs), **measured, **included}
+        return parts, None in parts.values()
+
+    def _best(self, parts: Parts, roofs: Mapping[str, float], size: int) -> Terms:
+        """The terms that were measured, and the roofline's where none were."""
+        return {
+            name: self._roof(name, roofs[name]) if launches is None else launched(launches, size)
+            for name, launches in parts.items()
+        }
 
     def _launch_price(self, shape: Shape, tokens: int, size: Size) -> Price:
         """What the host needs to launch the step's kernels; all there is beside them where the host computes."""

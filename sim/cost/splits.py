@@ -26,6 +26,8 @@ project as what explains the uneven batches of two tables best (LLMServingSim's 
 _NEARLY_FULL, _GOOD_ENOUGH, _MOST_PARTS = 0.8, 0.85, 128
 _LAST = 0.5
 """Programs that run still where the last one is taken to end: half of one, since they are counted as a mean."""
+_ROUNDED = 1.0 + 1e-9
+"""More than rounding makes of what is at most as great."""
 _KEY_BYTES = 32_768
 """Of keys in one step of a program's loop: 256 tokens of 64 values of 16 bits, 128 of 128, 64 of 256."""
 
@@ -85,32 +87,26 @@ class Cut(NamedTuple):
         among the first so many rows, and to a half among fewer; while these stay the same ones, so do the constants of
         fixed + rate x sum of x - part / sum of x, which the integral is.
         """
-        longest_rows, longest_tokens = lengths[0]
-        longest = longest_tokens // longest_rows if longest_rows == 1 else longest_tokens / longest_rows
+        rows_cut, heads, processors, _, most_blocks = self
+        longest_rows, longest_tokens = lengths[:2]
+        longest, most = longest_tokens / longest_rows, -(-longest_tokens // longest_rows)
         first, last = steps[0], steps[-1]
-        cut = self.parts(-(-longest_tokens // longest_rows) + first)
-        if first < last and not self._same_cut(-(-longest_tokens // longest_rows), first, last):
+        if first < last and not most_blocks and not self._same_cut(most, first, last):
             return self._one_by_one(lengths, steps)
-        slots, knee = min(self.processors, self.rows * self.heads * cut), self.processors / SATURATING
+        cut = self.parts(most + first)
+        slots, knee = min(processors, rows_cut * heads * cut), processors / SATURATING
         if knee <= _LAST:
             return [0.0] * len(steps)
-        count = sum([rows for rows, _ in lengths])
-        total = sum([tokens for _, tokens in lengths])
+        all_rows, all_tokens = lengths[::2], lengths[1::2]
+        count, total = sum(all_rows), sum(all_tokens)
         begins, ends = total + first * count, total + last * count
         saturated, saturated_last = knee / slots * begins, knee / slots * ends
         ended, ended_last = _LAST / slots * begins, _LAST / slots * ends
-        members = behind = 0.0
-        square = high_members = high_mean = high_spread = 0.0
-        for at, (rows, tokens) in enumerate(lengths, 1):
-            gap = rows * longest - tokens if at > 1 else 0
-            members += rows
-            behind += gap
-            square += gap * gap / rows
-            if at < len(lengths):
-                next_rows, next_tokens = lengths[at]
-                reach = members * ((next_rows * longest - next_tokens) / next_rows) - behind
-            else:
-                reach = inf
+        members, behind, square = float(longest_rows), 0.0, 0.0
+        high_members = high_mean = high_spread = 0.0
+        for rows, tokens in zip((*all_rows[1:], 0), (*all_tokens[1:], 0), strict=True):
+            gap = rows * longest - tokens
+            reach = members * (gap / rows) - behind if rows else inf
             if not high_members and ended <= reach:
                 high_members, high_mean = members, behind / members
                 high_spread = square - behind * high_mean
@@ -120,39 +116,77 @@ class Cut(NamedTuple):
                 if saturated_last > reach:
                     return self._one_by_one(lengths, steps)
                 break
-        share = cut * self.heads
+            members += rows
+            behind += gap
+            square += gap * gap / rows
+        share = cut * heads
         rising = _LAST * (knee - 0.5 * _LAST) / high_members
         if slots < knee:
             # No program is left to wait for: the memory idles from the start.
             idle_tokens = []
             for step in steps:
-                most, sums = longest + step, total + count * step
-                read = 0.5 * (square - high_spread) / sums + most * (1.0 - 0.5 * members * most / sums)
-                idle = knee * (most - high_mean) - slots * read - rising / slots * sums
+                most_tokens, sums = longest + step, total + count * step
+                read = 0.5 * (square - high_spread) / sums + most_tokens * (1.0 - 0.5 * members * most_tokens / sums)
+                idle = knee * (most_tokens - high_mean) - slots * read - rising / slots * sums
                 idle_tokens.append(idle / share if idle > 0.0 else 0.0)
             return idle_tokens
         low_mean = behind / members
         fixed, rate = knee * (low_mean - high_mean), (0.5 * knee * knee / members - rising) / slots
         part = 0.5 * slots * (square - behind * low_mean - high_spread)
-        idle_tokens = []
-        for sums in range(begins, ends + 1, count):
-            idle = fixed + rate * sums - part / sums
-            idle_tokens.append(idle / share if idle > 0.0 else 0.0)
-        return idle_tokens
+        return [
+            idle / share if (idle := fixed + rate * sums - part / sums) > 0.0 else 0.0
+            for sums in range(begins, ends + 1, count)
+        ]
+
+    def most_idle(self) -> tuple[float, float]:
+        """What `idle_tokens` are no more than, whatever the rows: for each token that the longest has beyond the mean,
+        and for each token of the mean; endless where the parts depend on the longest.
+
+        Of rows of one mean N(y) is least while they are alike: slots x (1 - y / mean), which is K where y is mean x
+        (1 - K / slots). From there to the mean half of K idles at most, and all of it to the longest row's end.
+        """
+        if not self.most_blocks:
+            return inf, 0.0
+        rows, heads, processors, _, _ = self
+        number = self.parts(0)
+        knee, slots = processors / SATURATING, min(processors, rows * heads * number)
+        alike = 0.5 * knee * knee / slots if slots > knee else knee - 0.5 * slots
+        return knee / (number * heads), alike / (number * heads)
 
     def _same_cut(self, longest: int, first: int, last: int) -> bool:
-        return self.most_blocks > 0 or -(-(longest + first) // self.keys) == -(-(longest + last) // self.keys)
+        return -(-(longest + first) // self.keys) == -(-(longest + last) // self.keys)
 
     def _one_by_one(self, lengths: Lengths, steps: range) -> list[float]:
         return [self.idle_each(lengths, range(step, step + 1))[0] for step in steps]
 
 
 class Tail(NamedTuple):
-    """The least that uneven rows take: `floor_s`, and `token_s` for each token that is read or could have been."""
+    """The least that uneven rows take: `floor_s`, and `token_s` for each token that is read or could have been.
+
+    No more than `beyond_s` for each token that the longest has beyond the mean, and `mean_s` for each of the mean, come
+    on top of what rows that are alike take.
+    """
 
     floor_s: float
     token_s: float
     cut: Cut
+    beyond_s: float
+    mean_s: float
+
+    @classmethod
+    def of(cls, floor_s: float, token_s: float, cut: Cut) -> Tail:
+        """Of rows that are cut so."""
+        beyond, mean = cut.most_idle()
+        return cls(floor_s, token_s, cut, token_s * beyond * _ROUNDED, token_s * mean * _ROUNDED)
+
+    def is_hidden(self, context: int, rows: int, longest: int, steps: int, alike_s: tuple[float, float]) -> bool:
+        """Whether so many more steps than one take no longer than with rows that are alike, which take `alike_s` in the
+        first and in the last one, and between them what lies straight between: as the most that uneven ones may take.
+        """
+        floor_s, token_s, _, beyond_s, mean_s = self
+        mean, first_s, last_s = context / rows, *alike_s
+        fixed_s, each_s = floor_s + beyond_s * (longest - mean), token_s * rows + mean_s
+        return fixed_s + each_s * mean < first_s and fixed_s + each_s * (mean + steps) < last_s
 
     def at(self, context: int, lengths: Lengths, step: int) -> float:
         """Seconds where contexts add up to `context`."""
@@ -172,5 +206,5 @@ def keys_of(head_dim: int) -> int:
 def two_lengths(rows: int, context: int, longest: int) -> Lengths:
     """Of rows of which only the sum and the longest are known: that one, and all others alike."""
     if rows == 1 or longest >= context:
-        return ((rows, context),)
-    return ((1, longest), (rows - 1, context - longest))
+        return rows, context
+    return 1, longest, rows - 1, context - longest

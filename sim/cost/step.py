@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from sim.engine.batch import Courses, Shape
+from sim.engine.lockstep import Lengths
 
 MEMO_SIZE = 65_536
 """Cost models remember prices of so many different sizes; beyond, they are computed anew."""
@@ -78,8 +79,15 @@ def advanced(shape: Shape, steps: int) -> Shape:
         decode_context=shape.decode_context + steps * shape.decodes,
         decode_window_context=shape.decode_window_context + steps * shape.decode_window_growth,
         decode_longest=shape.decode_longest + steps if shape.decode_longest else 0,
-        decode_lengths=tuple((rows, tokens + steps * rows) for rows, tokens in shape.decode_lengths),
+        decode_lengths=_advanced_lengths(shape.decode_lengths, steps),
     )
+
+
+def _advanced_lengths(lengths: Lengths, steps: int) -> Lengths:
+    later = list(lengths)
+    for at in range(0, len(later), 2):
+        later[at + 1] += steps * later[at]
+    return tuple(later)
 
 
 def shape_tokens(shape: Shape) -> int:

@@ -73,23 +73,22 @@ class Table:
 
     def grouped(self) -> dict[tuple[Value, ...], Picked]:
         """Row numbers of each kernel: values of the group columns (counts as int) -> rows, in the table's order."""
-        columns = [self._values(column.name) for column in self.spec.groups]
-        alike = [values.count(values[0]) == len(values) for values in columns]
-        if all(alike):
-            return {tuple(values[0] for values in columns): np.arange(len(self))}
-        varying = [values for values, same in zip(columns, alike, strict=True) if not same]
+        names = [column.name for column in self.spec.groups]
+        varying = [self._values(name) for name in names if not _alike(self.columns[name])]
         groups: dict[tuple[Value, ...], list[int]] = {}
         for at, key in enumerate(zip(*varying, strict=True)):
             groups.setdefault(key, []).append(at)
-        return {tuple(values[rows[0]] for values in columns): np.array(rows) for rows in groups.values()}
+        picked = [np.array(rows) for rows in groups.values()] or [np.arange(len(self))]
+        return {tuple(self._values(name, rows[:1])[0] for name in names): rows for rows in picked}
 
-    def _values(self, name: str) -> Sequence[Value]:
-        """A column as Python values; counts as int."""
+    def _values(self, name: str, rows: Picked | None = None) -> Sequence[Value]:
+        """A column as Python values, of all rows or of some; counts as int."""
         values = self.columns[name]
         if isinstance(values, tuple):
-            return values
+            return values if rows is None else [values[at] for at in rows]
         whole = {column.name for column in self.spec.known if column.kind == "count"}
-        plain: list[Value] = (values.astype(np.int64) if name in whole else values).tolist()
+        picked = values if rows is None else values[rows]
+        plain: list[Value] = (picked.astype(np.int64) if name in whole else picked).tolist()
         return plain
 
     def csv(self) -> str:
@@ -119,19 +118,24 @@ def read_table(path: Path) -> Table:
     text = files.text(path, MAX_TABLE_BYTES)
     lines = csv.reader(io.StringIO(text))
     try:
-        header = next(lines, [])
-        return _checked(spec, header, lines, str(path), "line", first=2, values=_split(text, len(header)))
+        return _checked(spec, next(lines, []), lines, str(path), "line", first=2, text=text)
     except csv.Error as error:
         raise InputError(f"{path}:{lines.line_num}: not valid CSV ({error})") from None
 
 
-def _split(text: str, width: int) -> list[list[str]] | None:
-    """The columns of a file without the header, where it is plain enough that commas and line ends tell all."""
-    lines = text.removesuffix("\n").split("\n")[1:]
-    if not lines or '"' in text or "\r" in text or {line.count(",") for line in lines} != {width - 1}:
+def _parsed(columns: Sequence[Column], text: str) -> list[Sequence[str] | Floats] | None:
+    """The columns of a file, which its header names, where it is plain enough that commas and line ends tell all."""
+    rows = text.count("\n") - text.endswith("\n")
+    if not rows or '"' in text or "\r" in text or "\0" in text:
         return None
-    cells = ",".join(lines).split(",")
-    return [cells[at::width] for at in range(width)]
+    names = [(column.name, object if column.kind == "text" else np.float64) for column in columns]
+    try:
+        made = np.loadtxt(io.StringIO(text), names, comments=None, delimiter=",", skiprows=1, ndmin=1)
+    except ValueError:
+        return None
+    if len(made) != rows:  # empty lines
+        return None
+    return [made[name].tolist() if kind is object else np.ascontiguousarray(made[name]) for name, kind in names]
 
 
 def _checked(
@@ -141,10 +145,11 @@ def _checked(
     path: str,
     noun: str,
     first: int = 1,
-    values: Sequence[Sequence[Any]] | None = None,
+    text: str = "",
 ) -> Table:
-    """The table of lines; `values` are the same by column, where that is known."""
+    """The table of lines; `text` is the file that they are of, if they are of one."""
     columns = _columns(spec, header, path)
+    values = _parsed(columns, text)
     picked = [at for at, column in enumerate(columns) if column.name in spec.identity or column in spec.optional_keys]
     made = _made(columns, picked, values) if values is not None else None
     if made is None:
@@ -158,7 +163,7 @@ def _checked(
 
 
 def _made(
-    columns: Sequence[Column], picked: Sequence[int], values: Sequence[Sequence[Any]]
+    columns: Sequence[Column], picked: Sequence[int], values: Sequence[Sequence[Any] | Floats]
 ) -> dict[str, tuple[str, ...] | Floats] | None:
     """The columns, checked one by one since there may be tens of thousands of lines; None if any line is wrong."""
     made: dict[str, tuple[str, ...] | Floats] = {}
@@ -169,17 +174,34 @@ def _made(
                     _value(column, cell, "")
                 made[column.name] = tuple(cells)
                 continue
-            numbers = np.array(list(map(float, cells)))
+            numbers = cells if isinstance(cells, np.ndarray) else np.array(list(map(float, cells)))
         except (InputError, TypeError, ValueError):
             return None
         if not _allowed(column, numbers):
             return None
         made[column.name] = numbers
-    keys = [made[columns[at].name] for at in picked]
-    apart = [key if isinstance(key, tuple) else key.tolist() for key in keys]
-    apart = [key for key in apart if key.count(key[0]) < len(key)]
-    different = set(zip(*apart, strict=True)) if apart else {()}
-    return made if len(different) == len(values[0]) else None
+    return made if apart([made[columns[at].name] for at in picked]) else None
+
+
+def apart(keys: Sequence[tuple[str, ...] | Floats]) -> bool:
+    """Whether no two rows have the same keys, of which there is one at least."""
+    numbers: list[npt.NDArray[Any]] = []
+    for key in keys:
+        if not _alike(key):
+            codes: dict[str, int] = {}
+            numbers.append(
+                np.array([codes.setdefault(text, len(codes)) for text in key]) if isinstance(key, tuple) else key
+            )
+    if not numbers:
+        return len(keys[0]) == 1
+    order = np.lexsort(numbers)
+    before, after = order[:-1], order[1:]
+    return not np.logical_and.reduce([key[before] == key[after] for key in numbers]).any()
+
+
+def _alike(values: tuple[str, ...] | Floats) -> bool:
+    """Whether a column has one value in all rows."""
+    return values.count(values[0]) == len(values) if isinstance(values, tuple) else bool((values == values[0]).all())
 
 
 def _allowed(column: Column, numbers: Floats) -> bool:

@@ -17,9 +17,10 @@ from mypy_extensions import mypyc_attr
 
 from sim.engine.request import Request
 
-Lengths = tuple[tuple[int, int], ...]
-"""Contexts of decode rows, from the longest on: (rows, KV tokens that they attend together) of groups of rows, the
-first two of one row each, each further one as large as all before it."""
+Lengths = tuple[int, ...]
+"""Contexts of decode rows, from the longest on: rows, and the KV tokens that they attend together, of one group of rows
+after the other, the first two of one row each, each further one as large as all before it. Numbers alone, since a run
+keeps those of tens of thousands of steps."""
 
 LengthsTold = Literal["never", "alone", "always"]
 """Of which steps shapes tell them: of those that compute no prompt, or of all."""
@@ -197,8 +198,10 @@ class Lockstep(Members):
         if not self._lengths or (mixed and not self._lengths_of_mixed):
             return ()
         bases, tick = self._bases, self.tick
-        groups = _group_ends(len(bases))
-        return tuple([(rows, sum(bases[begin:end]) + rows * tick) for begin, end, rows in groups])
+        told: list[int] = []
+        for begin, end, rows in _group_ends(len(bases)):
+            told += rows, sum(bases[begin:end]) + rows * tick
+        return tuple(told)
 
     def within_window(self) -> tuple[int, int]:
         """(tokens that the step at this tick attends within the window, members still shorter than it)."""

@@ -305,10 +305,10 @@ def test_figures_beyond_the_grid(shared: Path, card: str) -> None:
                 if len(values) < 4:
                     continue
                 grid = PriceGrid(
-                    {at: price for at, price in points.items() if at[axis] < values[-2]}, forms_of(made, name)
+                    {at: price for at, price in points.items() if at[axis] < values[-2]}, forms_of(made, name), guide
                 )
                 off += [
-                    math.log(grid.at(at, guide).seconds / price.seconds)
+                    math.log(grid.at(at).seconds / price.seconds)
                     for at, price in points.items()
                     if at[axis] >= values[-2]
                 ]

@@ -252,7 +252,7 @@ def test_uneven_decode_rows_by_the_kernels_own_rule(shared: Path, card: str, req
         lengths = ((1, most), (longs - 1, most * (longs - 1)), (rows - longs, rows * mean - longs * most))
         for kind, (cost, told) in costs.items():
             shape = Shape(decodes=rows, decode_context=rows * mean, decode_longest=most if told else 0)
-            known = tuple(pair for pair in lengths if pair[0]) if told else ()
+            known = tuple(number for pair in lengths if pair[0] for number in pair) if told else ()
             seconds = cost.explain(shape._replace(decode_lengths=known))["decode attention"].seconds
             errors[kind].append(1e6 * seconds / 32 / float(row["us"]) - 1)
     means = {kind: float(np.abs(found).mean()) for kind, found in errors.items()}

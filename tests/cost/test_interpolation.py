@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.cost.interpolation import (
+    DERIVED,
     EXTRAPOLATED,
     FORMS,
     INTERPOLATED,
@@ -34,12 +34,11 @@ def guide(point: Point) -> float:
 
 
 @st.composite
-def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], list[str]]:
-    """A grid of two axes, whose lines differ unless `whole`."""
+def grids(draw: st.DrawFn) -> tuple[dict[Point, Price], list[str]]:
+    """A grid of two axes, whose lines differ."""
     points = {}
-    ys = draw(AXIS)
     for x in draw(AXIS):
-        for y in ys if whole else draw(AXIS):
+        for y in draw(AXIS):
             points[float(x), float(y)] = Price(draw(SECONDS), MEASURED)
     return points, [draw(FORM), draw(FORM)]
 
@@ -47,10 +46,10 @@ def grids(draw: st.DrawFn, whole: bool = False) -> tuple[dict[Point, Price], lis
 @given(grids())
 def test_exact_where_measured(made: tuple[dict[Point, Price], list[str]]) -> None:
     points, forms = made
-    grid = PriceGrid(points, forms)
+    grid = PriceGrid(points, forms, guide)
     for point, price in points.items():
-        assert grid.at(point, guide) == price
-        assert grid.at(point, guide).source == "measured"
+        assert grid.at(point) == price
+        assert grid.at(point).source == "measured"
 
 
 def blend(form: str, share: float, ends: tuple[float, float], guides: tuple[float, float, float]) -> float:
@@ -64,39 +63,58 @@ def blend(form: str, share: float, ends: tuple[float, float], guides: tuple[floa
     return here * (low / left + (high / right - low / left) * share)
 
 
-def nested(points: dict[Point, Price], forms: list[str], at: Point) -> float:
-    """Two axes inside a grid without a word of speed: blends along the last axis, then one along the first."""
+def nested(points: dict[Point, Price], forms: list[str], at: Point, before: Point = ()) -> Price:
+    """A grid of any axes, holes and all, without a word of speed: one axis after the other."""
+    axis = len(before)
+    if axis == len(at):
+        return points[before]
+    x, values = at[axis], sorted({point[axis] for point in points if point[:axis] == before})
 
-    def along(
-        values: list[float], x: float, form: str, told: Callable[[float], float], curve: Callable[[float], float]
-    ) -> float:
-        if x in values:
-            return told(x)
-        left, right = _beside(values, x)
-        return blend(
-            form, (x - left) / (right - left), (told(left), told(right)), (curve(left), curve(x), curve(right))
-        )
+    def told(value: float) -> Price:
+        return nested(points, forms, at, (*before, value))
 
-    def line(outer: float) -> float:
-        values = sorted(y for x, y in points if x == outer)
-        return along(values, at[1], forms[1], lambda y: points[outer, y].seconds, lambda y: guide((outer, y)))
+    def curve(value: float) -> float:
+        return guide((*before, value, *at[axis + 1 :]))
 
-    return along(sorted({x for x, _ in points}), at[0], forms[0], line, lambda x: guide((x, at[1])))
+    if x in values:
+        return told(x)
+    if not values[0] < x < values[-1]:
+        edge = min(max(x, values[0]), values[-1])
+        return Price(told(edge).seconds * (curve(x) / curve(edge)), max(told(edge).rank, EXTRAPOLATED))
+    left, right = _beside(values, x)
+    low, high = told(left), told(right)
+    seconds = blend(
+        forms[axis], (x - left) / (right - left), (low.seconds, high.seconds), (curve(left), curve(x), curve(right))
+    )
+    return Price(seconds, max(low.rank, high.rank, INTERPOLATED))
 
 
-@given(grids(whole=True), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str]], one: float, other: float) -> None:
-    points, forms = made
-    (left, low), (right, high) = min(points), max(points)
-    at = (min(left + one * (right - left), right), min(low + other * (high - low), high))
-    assert PriceGrid(points, forms).at(at, guide).seconds == nested(points, forms, at)
+@st.composite
+def holed(draw: st.DrawFn) -> tuple[dict[Point, Price], list[str], list[Point]]:
+    """A grid of up to four axes with holes, and points on, between and beyond its own."""
+    axes = draw(st.integers(1, 4))
+    values = [draw(st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True)) for _ in range(axes)]
+    whole = [tuple(map(float, point)) for point in product(*values)]
+    kept = [at for at in whole if draw(st.integers(0, 5))] or whole
+    points = {at: Price(draw(SECONDS), draw(st.sampled_from((MEASURED, DERIVED)))) for at in kept}
+    coordinate = st.integers(0, 10) | st.floats(0.0, 10.0)
+    asked = draw(st.lists(st.tuples(*[coordinate] * axes), min_size=1, max_size=12))
+    return points, draw(st.lists(FORM, min_size=axes, max_size=axes)), asked
+
+
+@given(holed())
+def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str], list[Point]]) -> None:
+    points, forms, asked = made
+    grid = PriceGrid(points, forms, guide)
+    for at in asked:
+        assert grid.at(at) == nested(points, forms, at)
 
 
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
 def test_between_its_neighbours(share: float, low: float, high: float) -> None:
     for form in ("linear", "sqrt"):
         seconds = (
-            PriceGrid({(0.0,): Price(low, MEASURED), (1.0,): Price(high, MEASURED)}, [form]).at((share,), guide).seconds
+            PriceGrid({(0.0,): Price(low, MEASURED), (1.0,): Price(high, MEASURED)}, [form], guide).at((share,)).seconds
         )
         assert min(low, high) * (1 - 1e-12) <= seconds <= max(low, high) * (1 + 1e-12)
 
@@ -104,9 +122,11 @@ def test_between_its_neighbours(share: float, low: float, high: float) -> None:
 @given(AXIS, st.data(), st.sampled_from(["linear", "sqrt"]))
 def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, form: str) -> None:
     rising = sorted(data.draw(st.lists(SECONDS, min_size=len(values), max_size=len(values))))
-    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form])
+    grid = PriceGrid(
+        {(float(x),): Price(seconds, MEASURED) for x, seconds in zip(values, rising, strict=True)}, [form], guide
+    )
     probes = sorted({data.draw(st.integers(1, 9000)) for _ in range(6)} | set(values))
-    prices = [grid.at((float(x),), guide).seconds for x in probes]
+    prices = [grid.at((float(x),)).seconds for x in probes]
     for here, there in pairwise(prices):
         assert there >= here * (1 - 1e-9)
 
@@ -114,7 +134,7 @@ def test_monotone_where_the_data_are(values: list[int], data: st.DataObject, for
 @given(grids(), st.integers(1, 9000), st.integers(1, 9000))
 def test_sources_and_sign(made: tuple[dict[Point, Price], list[str]], x: int, y: int) -> None:
     points, forms = made
-    price = PriceGrid(points, forms).at((float(x), float(y)), guide)
+    price = PriceGrid(points, forms, guide).at((float(x), float(y)))
     assert 0.0 < price.seconds < math.inf
     outer = sorted({point[0] for point in points})
     if (x, y) in points:
@@ -137,10 +157,10 @@ def _beside(values: list[float], x: float) -> list[float]:
 
 @given(AXIS, SECONDS, st.floats(1.0, 50.0))
 def test_efficiency_is_held_outside(values: list[int], seconds: float, further: float) -> None:
-    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"])
+    grid = PriceGrid({(float(x),): Price(seconds, MEASURED) for x in values}, ["linear"], guide)
     for edge, x in ((values[-1], values[-1] * further), (values[0], values[0] / further)):
         expected = seconds * guide((x,)) / guide((float(edge),))
-        assert grid.at((x,), guide).seconds == pytest.approx(expected, rel=1e-12)
+        assert grid.at((x,)).seconds == pytest.approx(expected, rel=1e-12)
 
 
 @given(AXIS, st.data(), st.floats(0.0, 1.0))
@@ -178,4 +198,4 @@ def test_leaving_points_out_tells_the_law(name: str) -> None:
 def test_an_unknown_form_and_no_points_are_refused() -> None:
     for points, form in (({(1.0,): Price(1.0, MEASURED)}, "cubic"), ({}, "linear")):
         with pytest.raises(ValueError, match="needs a point, and of each axis one of linear, sqrt, efficiency"):
-            PriceGrid(points, [form])
+            PriceGrid(points, [form], guide)

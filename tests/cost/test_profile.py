@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,40 @@ def test_a_table_survives_its_csv(rows: list[tuple[int, float]]) -> None:
     again = Table.of("sampling", [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines])
     assert again.numbers("vocab").tolist() == made.numbers("vocab").tolist()
     assert again.numbers("us") == pytest.approx(made.numbers("us"), rel=1e-5)
+
+
+ODD_NUMBERS = (" 2", "2.0", "1e0", "1_0", "\u0663", "0x1", "", "-1", "nan", "inf", "1e-400", "1 2", "#", "x,1")
+ODD = [
+    *(("direction", "in"), ("direction", " out"), ("direction", "up"), ("end", "\n\n"), ("end", ""), ("bytes", "30")),
+    *((column, cell) for column in ("bytes", "us") for cell in ODD_NUMBERS),
+]
+
+
+def read_plainly(path: Path, lines: str, us: str = "us") -> dict[str, list[str]] | str:
+    """The columns of a file with these lines, or what is wrong with it; a header in quotes is read line by line."""
+    path.write_text(f"direction,bytes,{us}\n{lines}", encoding="utf-8")
+    try:
+        return {name: list(map(repr, values)) for name, values in read_table(path).columns.items()}
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("column", "cell"), ODD)
+def test_a_plain_file_says_what_its_lines_say(column: str, cell: str, tmp_path: Path) -> None:
+    rows = [{"direction": "out", "bytes": str(size), "us": "0.1", "end": "\n"} for size in (10, 20, 30)]
+    rows[1][column] = cell
+    lines = "".join(f"{row['direction']},{row['bytes']},{row['us']}{row['end']}" for row in rows)
+    path = tmp_path / "swap.csv"
+    assert read_plainly(path, lines) == read_plainly(path, lines, '"us"')
+
+
+@given(st.lists(st.floats(1e-9, 1e12), min_size=1))
+def test_numbers_of_a_plain_file_are_those_that_stand_there(times: list[float]) -> None:
+    with TemporaryDirectory() as folder:
+        lines = "".join(f"out,{size},{us!r}\n" for size, us in enumerate(times, 1))
+        found = read_plainly(Path(folder) / "swap.csv", lines)
+    assert isinstance(found, dict)
+    assert found["us"] == [repr(np.float64(us)) for us in times]
 
 
 def edit(name: str, old: str, new: str) -> Callable[[Path], None]:

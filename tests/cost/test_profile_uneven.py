@@ -100,8 +100,9 @@ def test_single_wild_batches_do_not_tell_the_share() -> None:
 
     def told(rows: list[dict[str, Value]]) -> Uneven:
         table = Table.of("decode_attention", rows)
-        grid = PriceGrid({(8.0, at): Price(1e-6 * (10 + at), MEASURED) for at in (0.0, 2000.0)}, ["linear", "linear"])
-        return uneven_shares(table, np.arange(len(table)), grid, lambda point: 1.0)
+        points = {(8.0, at): Price(1e-6 * (10 + at), MEASURED) for at in (0.0, 2000.0)}
+        grid = PriceGrid(points, ["linear", "linear"], lambda point: 1.0)
+        return uneven_shares(table, np.arange(len(table)), grid)
 
     good = [row(mean, 2 * mean, 10 + 1.25 * mean) for mean in (100, 200, 400, 800)]
     assert told([*good, row(300, 600, 9000.0)]) == Uneven((8.0,), (0.25,))

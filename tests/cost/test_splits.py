@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_kit import GPU, MODEL, llama_profile
 
+from sim.cost.contexts import ContextCost
+from sim.cost.interpolation import MEASURED, Line, Price
 from sim.cost.profiled import Profiled
-from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, keys_of, parts, two_lengths
+from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, Tail, keys_of, parts, two_lengths
+from sim.cost.step import advanced
 from sim.engine.batch import Shape
 from sim.engine.lockstep import Lengths
 from traces.schema import InputError
@@ -28,7 +31,7 @@ def grouped(contexts: list[int]) -> Lengths:
     while rest:
         groups.append((len(rest[:size]), sum(rest[:size])))
         rest, size = rest[size:], sum(rows for rows, _ in groups)
-    return tuple(groups)
+    return tuple(number for group in groups for number in group)
 
 
 def scheduled_tokens(contexts: list[int], heads: int, processors: int) -> float:
@@ -76,7 +79,8 @@ def test_one_step_and_a_span_give_the_same_bits(
     cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
     idle = cut.idle_tokens(lengths, step)
     assert idle >= 0.0
-    later = tuple((rows, tokens + step * rows) for rows, tokens in lengths)
+    later = advanced(Shape(decode_lengths=lengths), step).decode_lengths
+    assert later == grouped([context + step for context in contexts])
     assert cut.idle_tokens(later, 0) == idle
     span = cut.idle_each(lengths, range(40))
     assert span == [cut.idle_tokens(lengths, each) for each in range(40)]
@@ -88,14 +92,43 @@ def test_it_is_the_integral(contexts: list[int], heads: int, processors: int, mo
     cut, lengths = Cut(len(contexts), heads, processors, 128, most_blocks), grouped(contexts)
     number = cut.parts(max(contexts))
     slots, knee, total = min(processors, len(contexts) * heads * number), processors / SATURATING, sum(contexts)
-    means, members, above, idle = [tokens / rows for rows, tokens in lengths], 0, 0, 0.0
-    for (rows, tokens), top, bottom in zip(lengths, means, [*means[1:], 0.0], strict=True):
+    groups, members, above, idle = list(zip(lengths[::2], lengths[1::2], strict=True)), 0, 0, 0.0
+    means = [tokens / rows for rows, tokens in groups]
+    for (rows, tokens), top, bottom in zip(groups, means, [*means[1:], 0.0], strict=True):
         members, above = members + rows, above + tokens
         low = max(bottom, (above - knee * total / slots) / members)
         high = min(top, (above - 0.5 * total / slots) / members)
         if high > low:
             idle += (high - low) * (knee - slots * (above - members * (low + high) / 2) / total)
     assert cut.idle_tokens(lengths, 0) == pytest.approx(idle / number / heads, rel=1e-9, abs=1e-9 * total)
+
+
+@given(CONTEXTS, st.integers(1, 16), st.integers(1, 200))
+def test_the_longest_and_the_mean_say_what_idles_at_most(contexts: list[int], heads: int, processors: int) -> None:
+    cut, mean = Cut(len(contexts), heads, processors, 128, 256), sum(contexts) / len(contexts)
+    beyond, each = cut.most_idle()
+    assert cut.idle_tokens(grouped(contexts), 0) <= (beyond * (max(contexts) - mean) + each * mean) * (1 + 1e-9)
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=80),
+    st.integers(1, 16),
+    st.integers(1, 200),
+    st.integers(1, 60),
+    st.floats(0.0, 3.0),
+    st.floats(0.0, 1.2),
+)
+def test_what_is_left_out_of_a_span_is_hidden(
+    contexts: list[int], heads: int, processors: int, repeats: int, offset: float, slope: float
+) -> None:
+    """Whether a span looks at each row or sees that none matters, its steps take what each takes by itself."""
+    rows, context, longest = len(contexts), sum(contexts), max(contexts)
+    line = Line([(0.0, Price(1.0 + offset * context, MEASURED))], slope)
+    cost = ContextCost(line, tail=Tail.of(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
+    lengths = grouped(contexts)
+    shape = Shape(decodes=rows, decode_context=context, decode_longest=longest, decode_lengths=lengths)
+    steps = [cost.at(context + i * rows, (longest + i) * rows, lengths, i) for i in range(repeats)]
+    assert cost.span_s(shape, repeats, 0.0, 0.0) == steps
 
 
 @given(st.integers(20, 80), st.integers(200, 3000), st.floats(2.0, 5.0), st.integers(0, 2**32 - 1))
@@ -154,8 +187,8 @@ def test_of_two_lengths_the_sum_and_the_longest_say_all() -> None:
     """What was measured, or made by hand, tells no more; a distribution of the same two numbers costs less or more."""
     two = [8000, *[1000] * 63]
     assert seconds(two, COST, lengths=False) == seconds(two, COST)
-    assert two_lengths(64, sum(two), 8000) == ((1, 8000), (63, 63_000))
-    assert two_lengths(3, 10, 30) == ((3, 10),)
+    assert two_lengths(64, sum(two), 8000) == (1, 8000, 63, 63_000)
+    assert two_lengths(3, 10, 30) == (3, 10)
     assert seconds([8000] * 4 + [467] * 60, COST) != seconds(two, COST)
 
 

@@ -110,7 +110,7 @@ class Longest(Observer):
         if lengths := batch.shape.decode_lengths:
             # From the longest on, each group as large as all before it.
             rest, size = sorted(rows, reverse=True), 1
-            for count, tokens in lengths:
+            for count, tokens in zip(lengths[::2], lengths[1::2], strict=True):
                 assert (count, tokens) == (len(rest[:size]), sum(rest[:size]))
                 rest, size = rest[size:], len(rows) - len(rest[size:])
             assert not rest
