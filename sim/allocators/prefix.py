@@ -14,16 +14,10 @@ from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, KvPool
+from sim.engine.names import Names
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
 from sim.engine.verifying import Ints
-
-_INDEX_BITS = 24
-_MOST_ID = 1 << (62 - _INDEX_BITS)
-# From so many blocks on, numpy names them faster than a list comprehension, where the names are machine words.
-_MANY = 48
-_NAME_BITS = 128
-"""Above every name of a block: ids of units are below 2 ** 64, and places are told at most twice, in 24 bits each."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -73,8 +67,8 @@ class Prefix(Paged):
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
-        self._names = Found()
-        self._idle = IdleQueue(self._names)
+        self._runs = Found()
+        self._idle = IdleQueue(self._runs)
         self._by_runs = True
         """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
         self._unnamed: list[int] = []
@@ -89,16 +83,13 @@ class Prefix(Paged):
     @property
     def findable(self) -> Collection[int]:
         """The blocks that have a name."""
-        return set(self._names.blocks())
+        return set(self._runs.blocks())
 
     def match(self, req: Request) -> int:
-        if not self._names.heads:
+        if not self._runs.heads:
             return 0
         stop = (req.known - 1) // self.pool.block_tokens
-        keys = self._shareable(req)
-        hits = self._names.hits(keys, min(stop, len(keys)))
-        if hits == len(keys) < stop:
-            hits = self._names.hits(self._keys(req, 0, stop), stop)
+        hits = self._runs.hits(self._names(req), stop)
         if self.drops_last_hit and hits:
             hits -= 1
         return hits * self.pool.block_tokens
@@ -110,7 +101,7 @@ class Prefix(Paged):
                 return False
             self._open(req).certain_tokens = req.known
             return self._admitted(req, tokens)
-        pieces = self._names.pieces(self._path(req, hits), hits)
+        pieces = self._runs.pieces(self._names(req), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
@@ -163,7 +154,7 @@ class Prefix(Paged):
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
 
     def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
-        shareable = len(self._shareable(req))
+        shareable = self._shareable(req)
         if self._holdings[req].cached_blocks >= shareable:
             return None
         return np.minimum((certain - self.hashes_look_ahead) // self.pool.block_tokens, shareable)
@@ -198,7 +189,7 @@ class Prefix(Paged):
         elif not req.finished:
             self._enter_own(req, holding)
         elif (self._named_with_outputs or not self.drafting) and (
-            self.unhashed_blocks_first or len(self._shareable(req)) > holding.cached_blocks
+            self.unhashed_blocks_first or self._shareable(req) > holding.cached_blocks
         ):
             # Drafts that the last step found right are named by the next allocation, which never comes.
             self._enter(req, req.computed // self.pool.block_tokens)
@@ -209,7 +200,7 @@ class Prefix(Paged):
         self._idle.tell_lost = told
 
     def names(self, req: Request, first: int) -> Sequence[int]:
-        return self._keys(req, first, self.pool.blocks_for(req.known) - 1)
+        return self._names(req).between(first, self.pool.blocks_for(req.known) - 1)
 
     def hold(self, req: Request, tokens: int) -> bool:
         self._awaiting.add(req)
@@ -226,7 +217,7 @@ class Prefix(Paged):
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
         holding = self._holdings[req]
         if blocks > holding.cached_blocks and req not in self._awaiting:
-            self._name(req, holding, holding.cached_blocks, min(blocks, len(self._shareable(req))))
+            self._name(req, holding, holding.cached_blocks, min(blocks, self._shareable(req)))
             holding.cached_blocks = blocks
 
     def _enter_own(self, req: Request, holding: Holding) -> None:
@@ -245,7 +236,7 @@ class Prefix(Paged):
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
-        self._name(req, holding, min(len(self._shareable(req)), holding.cached_blocks), known)
+        self._name(req, holding, min(self._shareable(req), holding.cached_blocks), known)
         holding.cached_blocks = known
 
     def _settled(self, req: Request, holding: Holding) -> int:
@@ -265,15 +256,15 @@ class Prefix(Paged):
         """Make the request's blocks from `first` to before `last` findable."""
         if first < last:
             self._helped += 1
-            self._names.name(self._path(req, last), holding.blocks, first, last)
+            self._runs.name(self._names(req), holding.blocks, first, last)
 
     def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Let nobody find a request's blocks from `first` to before `last`."""
         self._by_runs = False
-        for run, start, stop in self._names.pieces(self._path(req, last), last):
+        for run, start, stop in self._runs.pieces(self._names(req), last):
             if stop > first:
                 begin = max(start, first)
-                self._names.forget(run, begin - start, holding.blocks[begin:stop])
+                self._runs.forget(run, begin - start, holding.blocks[begin:stop])
 
     def _take(self, count: int) -> list[int]:
         self.free_blocks -= count
@@ -287,7 +278,7 @@ class Prefix(Paged):
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))
-        pieces = self._names.pieces(self._path(req, cached), cached) if self._names.heads else []
+        pieces = self._runs.pieces(self._names(req), cached) if self._runs.heads else []
         named = pieces[-1][2] if pieces else 0
         if self.unhashed_blocks_first and cached < len(blocks):
             loose = blocks[: cached - 1 if cached else None : -1]
@@ -316,58 +307,36 @@ class Prefix(Paged):
             self.free_blocks += len(blocks)
             self._idle.put(run, blocks, len(blocks))
 
-    def _path(self, req: Request, stop: int) -> list[int]:
-        """The names of the request's first `stop` blocks, and perhaps of more."""
-        keys = self._shareable(req)
-        return keys if stop <= len(keys) else self._keys(req, 0, stop)
-
-    def _shareable(self, req: Request) -> list[int]:
-        """Names of the leading blocks that another request may have too."""
+    def _names(self, req: Request) -> Names:
         size = self.pool.block_tokens
-        if req.block_names is None or req.block_names[0] != size:
-            req.block_names = size, _prefix_keys(req, size, ahead=self.hashes_look_ahead)
-        return req.block_names[1]
-
-    def _keys(self, req: Request, first: int, last: int) -> list[int]:
-        """The names of the request's blocks from `first` to before `last`."""
-        keys = self._shareable(req)
-        if last <= len(keys):
-            return keys[first:last]
-        # The prompt is the same for all sequences of a request, what follows is each one's own.
-        prompt = max(len(keys), min(last, req.prompt_tokens // self.pool.block_tokens))
-        names = keys[first:]
-        for id, start, end in (
-            (index_of(req.id), max(first, len(keys)), prompt),
-            (req.id, max(first, prompt), last),
-        ):
-            own = -1 - (id << _INDEX_BITS)
-            names += range(own - start, own - end, -1)
+        names = req.block_names
+        if names is None or names.rule[0] != size:
+            req.block_names = names = _names_of(req, size, ahead=self.hashes_look_ahead)
         return names
 
+    def _shareable(self, req: Request) -> int:
+        """Leading blocks of a request that another may have too."""
+        return self._names(req).told if req.prefix is not None else 0
 
-def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> list[int]:
-    """Names of the blocks that the request's prefix ids cover, re-blocked from their unit to the engine's block.
+
+def _names_of(req: Request, block_tokens: int, *, ahead: bool = False) -> Names:
+    """Names of a sequence's blocks, those that its prefix ids cover re-blocked from their unit to the engine's block.
 
     An id names its unit and everything before it, so a block is told by the unit of its last token and its index; with
     `ahead` by the unit of the token behind it, as far as that is covered. With an adapter the same prompt has other KV
     and so other names (vLLM, `_gen_lora_extra_hash_keys`).
     """
+    adapter = req.adapter.number if req.adapter is not None else 0
+    # The prompt is the same for all sequences of a request, what follows is each one's own.
+    owner, prompt = index_of(req.id), req.prompt_tokens // block_tokens
     if req.prefix is None:
-        return []
+        return Names((block_tokens, 1, 1, adapter), [], 0, owner, req.id, prompt)
     ids, unit, known = req.prefix
     # Of several answers to one prompt, the next turn goes on from one, and nobody says from which.
     named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
-    blocks = (min(len(ids) * unit, named) - ahead) // block_tokens
-    behind = 0 if ahead else 1
-    if req.adapter is not None:
-        salt = req.adapter.number << _NAME_BITS
-        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at + salt for at in range(blocks)]
-    if blocks < _MANY or not 0 <= min(ids) <= max(ids) < _MOST_ID:
-        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at for at in range(blocks)]
-    at = np.arange(blocks)
-    units = ((at + 1) * block_tokens - behind) // unit
-    keys: list[int] = ((np.fromiter(ids, np.int64, len(ids))[units] << _INDEX_BITS) + at).tolist()
-    return keys
+    told = max(0, (min(len(ids) * unit, named) - ahead) // block_tokens)
+    rule = block_tokens, unit, 0 if ahead else 1, adapter
+    return Names(rule, ids if isinstance(ids, list) else list(ids), told, owner, req.id, prompt)
 
 
 def _without(blocks: list[int], others: list[int]) -> list[int]:

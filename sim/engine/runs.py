@@ -1,7 +1,6 @@
-"""Names of blocks by runs: blocks that follow one another in a prompt are found, held idle and taken as slices.
+"""Which blocks have which names, by runs: blocks that follow one another are found, held idle and taken as slices.
 
-A key names a block's content and all before it, so that where two paths of keys are equal, all before is too. It knows
-no request, and counts no memory.
+Where two paths have one name, all before is alike too (`sim.engine.names`). It knows no request, and counts no memory.
 """
 
 from __future__ import annotations
@@ -10,25 +9,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from sim.engine.memory import NULL_BLOCK
+from sim.engine.names import Names
 
 Piece = tuple["BlockRun", int, int]
-"""(run, start, stop): the keys of a path from `start` to before `stop` are the first of the run's."""
+"""(run, start, stop): the names of a path from `start` to before `stop` are the first of the run's."""
 
 
 class BlockRun:
-    """Keys that follow one another, each with the block in which it is found; NULL_BLOCK where it is in none now."""
+    """Names that follow one another, each with the block in which it is found; NULL_BLOCK where it is in none now."""
 
-    __slots__ = ("after", "before", "blocks", "idle", "keys", "live", "shared")
+    __slots__ = ("after", "before", "blocks", "head", "idle", "live", "names", "shared", "start")
 
-    def __init__(self, keys: list[int], blocks: list[int], before: BlockRun | None) -> None:
-        self.keys = keys
+    def __init__(self, names: Names, start: int, blocks: list[int], before: BlockRun | None) -> None:
+        self.names = names
+        self.start = start
+        """The place of its first name on a path."""
+        self.head = names.of(start)
         self.blocks = blocks
         self.live = len(blocks)
-        """Keys that are found."""
+        """Names that are found."""
         self.idle: list[Idle] = []
-        """Stretches of the queue that hold blocks of these keys."""
+        """Stretches of the queue that hold blocks of these names."""
         self.before = before
-        """The run whose keys lead here."""
+        """The run whose names lead here."""
         self.after = 0
         """Runs that this one leads to: as long as there are any it stays, so that they can be reached."""
         self.shared = False
@@ -42,17 +45,17 @@ class Idle:
 
     def __init__(self, run: BlockRun | None, blocks: list[int], left: int) -> None:
         self.run = run
-        """Whose first keys these blocks may have."""
+        """Whose first names these blocks may have."""
         self.blocks = blocks
         self.left = left
 
 
 class Found:
-    """Which key is found in which block. Content computed twice stands in two: the one named first, then the next."""
+    """Which name is found in which block. Content computed twice stands in two: the one named first, then the next."""
 
     def __init__(self) -> None:
         self.heads: dict[int, BlockRun] = {}
-        """The runs by their first keys."""
+        """The runs by their first names."""
         self._duplicates: dict[int, list[int]] = {}
         self._apart = False
         """Set once a run begins where nothing leads to."""
@@ -64,31 +67,32 @@ class Found:
         for blocks in self._duplicates.values():
             yield from blocks
 
-    def pieces(self, keys: Sequence[int], stop: int) -> list[Piece]:
-        """The runs that lead along the first `stop` keys, as far as there are any."""
-        heads, at, pieces = self.heads, 0, []
-        while at < stop and (run := heads.get(keys[at])) is not None:
-            most = min(len(run.keys), stop - at)
-            if run.keys[most - 1] != keys[at + most - 1]:
-                most = _common(run.keys, keys, at, most)
+    def pieces(self, names: Names, stop: int, at: int = 0) -> list[Piece]:
+        """The runs that lead along a path from a place to before `stop`, as far as there are any."""
+        heads, pieces = self.heads, []
+        while at < stop and (run := heads.get(names.of(at))) is not None:
+            most = names.alike(run.names, at, min(len(run.blocks), stop - at))
             pieces.append((run, at, at + most))
             at += most
         return pieces
 
-    def hits(self, keys: Sequence[int], stop: int) -> int:
-        """How many of the first `stop` keys are found, up to the first that is not."""
+    def hits(self, names: Names, stop: int) -> int:
+        """How many of the first `stop` names are found, up to the first that is not."""
         hits = 0
-        for run, start, hits in self.pieces(keys, stop):
+        for run, start, hits in self.pieces(names, stop):
             if run.live < len(run.blocks):
                 blocks = run.blocks[: hits - start]
                 if NULL_BLOCK in blocks:
                     return start + blocks.index(NULL_BLOCK)
         return hits
 
-    def name(self, keys: Sequence[int], blocks: Sequence[int], first: int, stop: int) -> None:
-        """Let the keys of a path from `first` to before `stop` be found in the blocks of the same places."""
-        at, last = 0, None
-        for run, start, at in self.pieces(keys, stop):
+    def name(self, names: Names, blocks: Sequence[int], first: int, stop: int, origin: int = 0) -> None:
+        """Let the names of a path from `first` to before `stop` be found in the blocks of the same places.
+
+        Runs are looked for from the place `origin` on.
+        """
+        at, last = origin, None
+        for run, start, at in self.pieces(names, stop, origin):
             if at > first:
                 begin = max(first, start)
                 self._fill(run, begin - start, blocks[begin:at])
@@ -96,26 +100,27 @@ class Found:
         begin = max(first, at)
         if begin == stop:
             return
-        more = keys[begin:stop]
-        if self._apart and not self.heads.keys().isdisjoint(more):
-            # What leads to a run that is there has no name, so that it could not be reached.
-            middle = begin + next(number for number, key in enumerate(more) if key in self.heads)
-            self.name(keys, blocks, first, middle)
-            self.name(keys[middle:], blocks[middle:], 0, stop - middle)
-            return
+        if self._apart:
+            middle = next((place for place in range(begin, stop) if names.of(place) in self.heads), stop)
+            if middle < stop:
+                # What leads to a run that is there has no name, so that it could not be reached.
+                self.name(names, blocks, first, middle, at)
+                self.name(names, blocks, middle, stop, middle)
+                return
         if begin > at:
             self._apart, last = True, None
-        if last is not None and last.keys[-1] == keys[begin - 1]:
-            last.keys += more
+        if last is not None and last.start + len(last.blocks) == begin and last.names.rule == names.rule:
+            last.names.extend(names, begin, stop)
             last.blocks += blocks[begin:stop]
             last.live += stop - begin
             return
-        self.heads[more[0]] = BlockRun(list(more), list(blocks[begin:stop]), last)
+        run = BlockRun(names.part(begin, stop), begin, list(blocks[begin:stop]), last)
+        self.heads[run.head] = run
         if last is not None:
             last.after += 1
 
     def forget(self, run: BlockRun, first: int, blocks: list[int]) -> None:
-        """Let nobody find these blocks any more, which may have the run's keys from number `first` on."""
+        """Let nobody find these blocks any more, which may have the run's names from number `first` on."""
         stop = first + len(blocks)
         if not self._duplicates and run.blocks[first:stop] == blocks and NULL_BLOCK not in blocks:
             run.blocks[first:stop] = [NULL_BLOCK] * len(blocks)
@@ -125,8 +130,8 @@ class Found:
                 if block != NULL_BLOCK:
                     self._forget(run, number, block)
         while not run.live and not run.after:
-            if self.heads.get(run.keys[0]) is run:
-                del self.heads[run.keys[0]]
+            if self.heads.get(run.head) is run:
+                del self.heads[run.head]
                 if run.before is None:
                     return
                 run.before.after -= 1
@@ -135,11 +140,12 @@ class Found:
                 return
 
     def only(self, run: BlockRun, first: int, blocks: Sequence[int]) -> list[int]:
-        """Of the run's keys from number `first` on those that are found in these blocks alone."""
+        """Of the run's names from number `first` on those that are found in these blocks alone."""
+        names = run.names.between(run.start + first, run.start + first + len(blocks))
         return [
-            run.keys[number]
-            for number, block in enumerate(blocks, first)
-            if block != NULL_BLOCK and run.blocks[number] == block and run.keys[number] not in self._duplicates
+            name
+            for name, number, block in zip(names, range(first, first + len(blocks)), blocks, strict=True)
+            if block != NULL_BLOCK and run.blocks[number] == block and name not in self._duplicates
         ]
 
     def _fill(self, run: BlockRun, first: int, blocks: Sequence[int]) -> None:
@@ -153,19 +159,19 @@ class Found:
             if old == NULL_BLOCK:
                 run.blocks[number] = new
                 run.live += 1
-            elif old != new and new not in self._duplicates.get(run.keys[number], ()):
-                self._duplicates.setdefault(run.keys[number], []).append(new)
+            elif old != new and new not in self._duplicates.get(run.names.of(run.start + number), ()):
+                self._duplicates.setdefault(run.names.of(run.start + number), []).append(new)
 
     def _forget(self, run: BlockRun, number: int, block: int) -> None:
-        key = run.keys[number]
-        others = self._duplicates.get(key)
+        name = run.names.of(run.start + number)
+        others = self._duplicates.get(name)
         if run.blocks[number] == block:
             run.blocks[number] = others.pop(0) if others else NULL_BLOCK
             run.live -= run.blocks[number] == NULL_BLOCK
         elif others and block in others:
             others.remove(block)
         if others is not None and not others:
-            del self._duplicates[key]
+            del self._duplicates[name]
 
 
 class IdleQueue:
@@ -176,7 +182,7 @@ class IdleQueue:
         self._queue: deque[Idle] = deque()
         self._empty = 0
         self.tell_lost: Callable[[Sequence[int]], None] | None = None
-        """Told of keys that nobody finds any more since their blocks were taken, the last one first."""
+        """Told of names that nobody finds any more since their blocks were taken, the last one first."""
 
     def put(self, run: BlockRun | None, blocks: list[int], left: int) -> None:
         """Add blocks in the order of their tokens, `left` of them not NULL_BLOCK; the last one will be taken first."""
@@ -186,7 +192,7 @@ class IdleQueue:
             run.idle.append(idle)
 
     def of(self, piece: Piece) -> list[tuple[Idle, int, list[int]]]:
-        """Where blocks in which the keys of a piece are found stand here: (stretch, place in it, blocks)."""
+        """Where blocks in which the names of a piece are found stand here: (stretch, place in it, blocks)."""
         run, start, stop = piece
         places = []
         for idle in run.idle:
@@ -257,15 +263,3 @@ class IdleQueue:
     def _gone(self, idle: Idle) -> None:
         if idle.run is not None:
             idle.run.idle.remove(idle)
-
-
-def _common(keys: Sequence[int], others: Sequence[int], at: int, most: int) -> int:
-    """How many keys, fewer than `most` and at least one, are those of the others from `at` on."""
-    low, high = 1, most - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if keys[middle - 1] == others[at + middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

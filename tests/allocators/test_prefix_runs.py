@@ -14,12 +14,18 @@ from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.flight import Observer
 from sim.engine.memory import KvPool
+from sim.engine.names import Names
 from sim.engine.rules import OF_VLLM_0_19
 from sim.engine.runs import Found
 from sim.serving.replica import Replica
 
 PLAIN = "blockwise_prefix:BlockwisePrefix"
 UNHASHED_FIRST = replace(OF_VLLM_0_19, unhashed_blocks_first=True)
+
+
+def names_of(ids: list[int]) -> Names:
+    """Names of blocks that an id each tells."""
+    return Names((1, 1, 1, 0), ids, len(ids), 0, 0, len(ids))
 
 
 class Tables(Observer):
@@ -78,13 +84,14 @@ def test_prompts_that_part_return_and_are_driven_out() -> None:
 
 def test_a_run_that_leads_to_another_stays_until_that_is_gone() -> None:
     found = Found()
-    found.name([1, 2, 3], [11, 12, 13], 0, 3)
-    found.name([1, 2, 4, 5], [11, 12, 14, 15], 2, 4)
-    first, second = (run for run, _, _ in found.pieces([1, 2, 4, 5], 4))
+    one, other = names_of([1, 2, 3]), names_of([1, 2, 4, 5])
+    found.name(one, [11, 12, 13], 0, 3)
+    found.name(other, [11, 12, 14, 15], 2, 4)
+    first, second = (run for run, _, _ in found.pieces(other, 4))
     found.forget(first, 0, [11, 12, 13])
-    assert (found.hits([1, 2, 4, 5], 4), list(found.blocks())) == (0, [14, 15])
-    found.name([1, 2, 4, 5], [21, 22, 14, 15], 0, 4)
-    assert found.hits([1, 2, 4, 5], 4) == 4
+    assert (found.hits(other, 4), list(found.blocks())) == (0, [14, 15])
+    found.name(other, [21, 22, 14, 15], 0, 4)
+    assert found.hits(other, 4) == 4
     found.forget(first, 0, [21, 22])
     found.forget(second, 0, [14, 15])
     assert not found.heads

@@ -20,7 +20,7 @@ class BlockwisePrefix(Prefix):
 
     def match(self, req: Request) -> int:
         hits = 0
-        for key in self._keys(req, 0, (req.known - 1) // self.pool.block_tokens):
+        for key in self._names(req).between(0, (req.known - 1) // self.pool.block_tokens):
             if key not in self._blocks_of:
                 break
             hits += 1
@@ -28,7 +28,7 @@ class BlockwisePrefix(Prefix):
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        shared = [self._blocks_of[key][0] for key in self._keys(req, 0, hits)]
+        shared = [self._blocks_of[key][0] for key in self._names(req).between(0, hits)]
         unheld = [block for block in shared if block in self._queue]
         if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
             return False
@@ -42,7 +42,7 @@ class BlockwisePrefix(Prefix):
         return self._admitted(req, tokens)
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
-        for key, block in zip(self._keys(req, first, last), holding.blocks[first:last], strict=True):
+        for key, block in zip(self._names(req).between(first, last), holding.blocks[first:last], strict=True):
             if self._key_of.get(block) != key:
                 self._key_of[block] = key
                 self._blocks_of.setdefault(key, []).append(block)

@@ -58,7 +58,7 @@ class MixedPrefix(Prefix, MixedPaged):
         if self._state_blocks:
             return 0
         size = self.pool.block_tokens
-        keys = self._keys(req, 0, (req.known - 1) // size)
+        keys = self._names(req).between(0, (req.known - 1) // size)
         hits = len(keys)
         for kind, group in enumerate(self.groups):
             if not group.window_tokens:
@@ -87,7 +87,7 @@ class MixedPrefix(Prefix, MixedPaged):
     def admit(self, req: Request, tokens: int) -> bool:
         size = self.pool.block_tokens
         hits = req.computed // size
-        keys = self._keys(req, 0, hits)
+        keys = self._names(req).between(0, hits)
         kinds = range(len(self.groups))
         starts = [self._first_held(kind, req.computed) for kind in kinds]
         found = [[self._found[self._key(kind, key)] for key in keys[starts[kind] :]] for kind in kinds]
@@ -154,7 +154,7 @@ class MixedPrefix(Prefix, MixedPaged):
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         assert isinstance(holding, MixedHolding)
-        keys = self._keys(req, first, last)
+        keys = self._names(req).between(first, last)
         for kind, table in enumerate(holding.tables):
             rows = zip(keys, table[first:last], strict=True)
             self._name_all((self._key(kind, key), row) for key, row in rows if row != NULL_BLOCK)
