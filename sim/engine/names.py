@@ -124,8 +124,9 @@ class Names:
         return part
 
     def extend(self, other: Names, first: int, stop: int) -> None:
-        """Go on with another's blocks from `first`, where these end, to before `stop`; all before are alike."""
-        if self.told == first:
+        """Go on with another's blocks from `first` to before `stop`; all before are alike."""
+        if self.told >= first:
+            del self.ids[self._unit(first - 1) + 1 - self.unit :]
             self.told = min(other.told, stop)
             self._take_ids(other)
         self.owner, self.sequence, self.prompt = other.owner, other.sequence, other.prompt

@@ -121,12 +121,12 @@ class Found:
 
     def forget(self, run: BlockRun, first: int, blocks: list[int]) -> None:
         """Let nobody find these blocks any more, which may have the run's names from number `first` on."""
-        stop = first + len(blocks)
-        if not self._duplicates and run.blocks[first:stop] == blocks and NULL_BLOCK not in blocks:
-            run.blocks[first:stop] = [NULL_BLOCK] * len(blocks)
-            run.live -= len(blocks)
-        elif self._duplicates or any(run.blocks[first:stop]):
-            for number, block in enumerate(blocks, first):
+        stop, found = first + len(blocks), run.blocks
+        if not self._duplicates and not run.after and stop == len(found) == run.live and found[first:] == blocks:
+            del found[first:]
+            run.live = first
+        elif self._duplicates or any(found[first:stop]):
+            for number, block in zip(range(first, len(found)), blocks, strict=False):
                 if block != NULL_BLOCK:
                     self._forget(run, number, block)
         while not run.live and not run.after:
@@ -141,12 +141,12 @@ class Found:
 
     def only(self, run: BlockRun, first: int, blocks: Sequence[int]) -> list[int]:
         """Of the run's names from number `first` on those that are found in these blocks alone."""
-        names = run.names.between(run.start + first, run.start + first + len(blocks))
-        return [
-            name
-            for name, number, block in zip(names, range(first, first + len(blocks)), blocks, strict=True)
-            if block != NULL_BLOCK and run.blocks[number] == block and name not in self._duplicates
+        found = [
+            run.names.of(run.start + number)
+            for number, block in zip(range(first, len(run.blocks)), blocks, strict=False)
+            if block != NULL_BLOCK and run.blocks[number] == block
         ]
+        return [name for name in found if name not in self._duplicates]
 
     def _fill(self, run: BlockRun, first: int, blocks: Sequence[int]) -> None:
         stop = first + len(blocks)
