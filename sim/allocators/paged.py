@@ -5,8 +5,9 @@ Sequences of one request share blocks and copy them on write; requests among eac
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, chain
 from typing import ClassVar
@@ -14,13 +15,13 @@ from typing import ClassVar
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_of, usage_of
 from sim.engine.request import Request
 from sim.engine.verifying import Ints
 from traces.schema import InputError
 
 flattened = chain.from_iterable
-_append = list[int].append
+_append: Callable[[Ids, int], None] = array.append
 """Mapped over tables and blocks, it gives each table its block; `any` goes through all, since nothing is returned."""
 
 
@@ -33,20 +34,20 @@ class FreeQueue:
     __slots__ = ("_end", "_first", "_fresh", "_head", "_ids")
 
     def __init__(self, blocks: int) -> None:
-        self._first: list[int] = []
+        self._first = ids_of(())
         self._fresh = 1
         self._end = blocks + 1
-        self._ids: list[int] = []
+        self._ids = ids_of(())
         self._head = 0
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> Ids:
         if self._first:
             taken = taken_from(self._first, count)
             return taken if len(taken) == count else taken + self.take(count - len(taken))
         fresh = self._fresh
         if fresh < self._end:
             self._fresh = end = min(fresh + count, self._end)
-            taken = list(range(fresh, end))
+            taken = ids_of(range(fresh, end))
             return taken if end - fresh == count else taken + self.take(count - end + fresh)
         head = self._head
         taken = self._ids[head : head + count]
@@ -61,10 +62,10 @@ class FreeQueue:
 
     def put_first(self, ids: Sequence[int]) -> None:
         """These are the next to leave, in this order."""
-        self._first += reversed(ids)
+        self._first.extend(ids[::-1])
 
 
-def taken_from(stack: list[int], count: int) -> list[int]:
+def taken_from(stack: Ids, count: int) -> Ids:
     """Up to `count` ids off the end of a stack, the last one first."""
     taken = stack[: -count - 1 : -1]
     del stack[len(stack) - len(taken) :]
@@ -98,7 +99,7 @@ class Sharing:
                 if filled < size:
                     self._filled[block] = filled
 
-    def drop(self, blocks: list[int]) -> list[int]:
+    def drop(self, blocks: Sequence[int]) -> Sequence[int]:
         """One holder less for each; returns those that nobody holds any more, in their order."""
         holders = self.holders
         if holders.keys().isdisjoint(blocks):
@@ -134,7 +135,7 @@ class Holding:
     """In lockstep: the ticks, modulo the block size, in which it takes a block."""
 
     def __init__(self, req: Request, order: int) -> None:
-        self.blocks: list[int] = []
+        self.blocks = ids_of(())
         self.final_kv_tokens = req.final_kv_tokens
         self.order = order
         """Its place in the order of admission."""
@@ -182,7 +183,7 @@ class Paged:
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
-        self._tables: list[list[list[int]]] = [[] for _ in range(pool.block_tokens)]
+        self._tables: list[list[Ids]] = [[] for _ in range(pool.block_tokens)]
         self._crossings = [0] * pool.block_tokens
         self._lasts: list[tuple[int, int, Holding]] = []
         self._holdings: dict[Request, Holding] = {}
@@ -309,7 +310,7 @@ class Paged:
             self.release(child)
         blocks = self._holdings[parent].blocks
         self._sharing.share(blocks, parent.computed)
-        self._open(child).blocks = blocks.copy()
+        self._open(child).blocks = blocks[:]
 
     def owns_tail(self, req: Request) -> bool:
         holding = self._holdings.get(req)
@@ -338,13 +339,13 @@ class Paged:
         """Blocks held at most by a sequence whose table has so many rows."""
         return rows
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         return self._free.take(count)
 
     def _return(self, req: Request, holding: Holding) -> None:
         """Give back a request's share of its blocks, the last of them first."""
-        blocks = holding.blocks[::-1]
+        blocks: Sequence[int] = holding.blocks[::-1]
         if self._sharing.holders:
             blocks = self._sharing.drop(blocks)
         (self._free.put_first if self.unhashed_blocks_first else self._free.put)(blocks)

@@ -13,7 +13,7 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
-from sim.engine.memory import NULL_BLOCK, KvPool
+from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_of
 from sim.engine.names import Names
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
@@ -71,7 +71,7 @@ class Prefix(Paged):
         self._idle = IdleQueue(self._runs)
         self._by_runs = True
         """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
-        self._unnamed: list[int] = []
+        self._unnamed = ids_of(())
         """Of those, the ones to take before all others, the last one first."""
         self._awaiting: set[Request] = set()
         """Who holds room for KV that is not there yet."""
@@ -108,7 +108,7 @@ class Prefix(Paged):
         if not self._has_room(req, self._asked_blocks(req, tokens) - hits + unheld):
             return False
         self._helped += 1
-        shared: list[int] = []
+        shared = ids_of(())
         for (run, start, stop), places in zip(pieces, idle, strict=True):
             blocks = run.blocks[: stop - start]
             shared += blocks
@@ -266,14 +266,14 @@ class Prefix(Paged):
                 begin = max(start, first)
                 self._runs.forget(run, begin - start, holding.blocks[begin:stop])
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         fresh, end = self._fresh, self.pool.blocks + 1
         if fresh == end and not self._unnamed:
             return self._idle.take(count)
         taken = taken_from(self._unnamed, count)
         self._fresh = min(fresh + count - len(taken), end)
-        taken += range(fresh, self._fresh)
+        taken.extend(range(fresh, self._fresh))
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
@@ -281,31 +281,32 @@ class Prefix(Paged):
         pieces = self._runs.pieces(self._names(req), cached) if self._runs.heads else []
         named = pieces[-1][2] if pieces else 0
         if self.unhashed_blocks_first and cached < len(blocks):
-            loose = blocks[: cached - 1 if cached else None : -1]
-            if self._sharing.holders:
-                loose = self._sharing.drop(loose)
-            self._unnamed += reversed(loose)
-            self.free_blocks += len(loose)
+            self._unnamed.extend(self._unheld(blocks[cached:]))
             blocks = blocks[:cached]
         if named < len(blocks):
-            self._lay_idle(None, blocks[named:])
+            self._idle.put_unnamed(self._unheld(blocks[named:]))
         for run, start, stop in reversed(pieces):
             self._lay_idle(run, blocks[start:stop])
 
-    def _lay_idle(self, run: BlockRun | None, blocks: list[int]) -> None:
-        """Give back one holder's share of blocks that follow one another; those that nobody holds now are free."""
-        if self._sharing.holders and (run is None or run.shared or not self._by_runs):
+    def _unheld(self, blocks: Sequence[int]) -> Sequence[int]:
+        """Give back one holder's share of blocks that are in no run; returns those that are free now."""
+        if not self._by_runs and self._sharing.holders:
+            blocks = self._sharing.drop(blocks)
+        self.free_blocks += len(blocks)
+        return blocks
+
+    def _lay_idle(self, run: BlockRun, blocks: Ids) -> None:
+        """Give back one holder's share of a run's first blocks; those that nobody holds now are free."""
+        count = len(blocks)
+        if self._sharing.holders and (run.shared or not self._by_runs):
             free = self._sharing.drop(blocks)
             if not free:
                 return
-            if len(free) < len(blocks):
-                apart = set(free)
-                blocks = [block if block in apart else NULL_BLOCK for block in blocks]
-            self.free_blocks += len(free)
-            self._idle.put(run, blocks, len(free))
-        else:
-            self.free_blocks += len(blocks)
-            self._idle.put(run, blocks, len(blocks))
+            if len(free) < count:
+                apart, count = set(free), len(free)
+                blocks = ids_of(block if block in apart else NULL_BLOCK for block in blocks)
+        self.free_blocks += count
+        self._idle.put(run, blocks, count)
 
     def _names(self, req: Request) -> Names:
         size = self.pool.block_tokens
@@ -339,6 +340,6 @@ def _names_of(req: Request, block_tokens: int, *, ahead: bool = False) -> Names:
     return Names(rule, ids if isinstance(ids, list) else list(ids), told, owner, req.id, prompt)
 
 
-def _without(blocks: list[int], others: list[int]) -> list[int]:
+def _without(blocks: Sequence[int], others: Sequence[int]) -> Sequence[int]:
     apart = set(others)
     return [block for block in blocks if block not in apart]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from sim.engine.memory import NULL_BLOCK
+from sim.engine.memory import NULL_BLOCK, Ids, ids_of
 from sim.engine.names import Names
 
 Piece = tuple["BlockRun", int, int]
@@ -20,7 +20,7 @@ class BlockRun:
 
     __slots__ = ("after", "before", "blocks", "head", "idle", "live", "names", "shared", "start")
 
-    def __init__(self, names: Names, start: int, blocks: list[int], before: BlockRun | None) -> None:
+    def __init__(self, names: Names, start: int, blocks: Ids, before: BlockRun | None) -> None:
         self.names = names
         self.start = start
         """The place of its first name on a path."""
@@ -39,15 +39,27 @@ class BlockRun:
 
 
 class Idle:
-    """Blocks that nobody holds, in the order of their tokens, taken from the end; NULL_BLOCK where one has left."""
+    """Blocks that nobody holds, which may have a run's first names, in the order of their tokens.
+
+    They are taken from the end; NULL_BLOCK stands where one has left.
+    """
 
     __slots__ = ("blocks", "left", "run")
 
-    def __init__(self, run: BlockRun | None, blocks: list[int], left: int) -> None:
+    def __init__(self, run: BlockRun, blocks: Ids, left: int) -> None:
         self.run = run
-        """Whose first names these blocks may have."""
         self.blocks = blocks
         self.left = left
+
+
+class Unnamed:
+    """Blocks that nobody holds and nobody will find, in the order in which they are taken, from number `next` on."""
+
+    __slots__ = ("blocks", "next")
+
+    def __init__(self) -> None:
+        self.blocks = ids_of(())
+        self.next = 0
 
 
 class Found:
@@ -86,7 +98,7 @@ class Found:
                     return start + blocks.index(NULL_BLOCK)
         return hits
 
-    def name(self, names: Names, blocks: Sequence[int], first: int, stop: int, origin: int = 0) -> None:
+    def name(self, names: Names, blocks: Ids, first: int, stop: int, origin: int = 0) -> None:
         """Let the names of a path from `first` to before `stop` be found in the blocks of the same places.
 
         Runs are looked for from the place `origin` on.
@@ -114,12 +126,12 @@ class Found:
             last.blocks += blocks[begin:stop]
             last.live += stop - begin
             return
-        run = BlockRun(names.part(begin, stop), begin, list(blocks[begin:stop]), last)
+        run = BlockRun(names.part(begin, stop), begin, blocks[begin:stop], last)
         self.heads[run.head] = run
         if last is not None:
             last.after += 1
 
-    def forget(self, run: BlockRun, first: int, blocks: list[int]) -> None:
+    def forget(self, run: BlockRun, first: int, blocks: Ids) -> None:
         """Let nobody find these blocks any more, which may have the run's names from number `first` on."""
         stop, found = first + len(blocks), run.blocks
         if not self._duplicates and not run.after and stop == len(found) == run.live and found[first:] == blocks:
@@ -148,7 +160,7 @@ class Found:
         ]
         return [name for name in found if name not in self._duplicates]
 
-    def _fill(self, run: BlockRun, first: int, blocks: Sequence[int]) -> None:
+    def _fill(self, run: BlockRun, first: int, blocks: Ids) -> None:
         stop = first + len(blocks)
         before = run.blocks[first:stop]
         if not any(before):
@@ -179,19 +191,29 @@ class IdleQueue:
 
     def __init__(self, found: Found) -> None:
         self._found = found
-        self._queue: deque[Idle] = deque()
+        self._queue: deque[Idle | Unnamed] = deque()
         self._empty = 0
         self.tell_lost: Callable[[Sequence[int]], None] | None = None
-        """Told of names that nobody finds any more since their blocks were taken, the last one first."""
+        """Told of keys that nobody finds any more since their blocks were taken, the last one first."""
 
-    def put(self, run: BlockRun | None, blocks: list[int], left: int) -> None:
+    def put(self, run: BlockRun, blocks: Ids, left: int) -> None:
         """Add blocks in the order of their tokens, `left` of them not NULL_BLOCK; the last one will be taken first."""
         idle = Idle(run, blocks, left)
         self._queue.append(idle)
-        if run is not None:
-            run.idle.append(idle)
+        run.idle.append(idle)
 
-    def of(self, piece: Piece) -> list[tuple[Idle, int, list[int]]]:
+    def put_unnamed(self, blocks: Sequence[int]) -> None:
+        """Add blocks that nobody will find, in the order of their tokens; the last one will be taken first."""
+        last = self._queue[-1] if self._queue else None
+        if not isinstance(last, Unnamed):
+            last = Unnamed()
+            self._queue.append(last)
+        elif last.next > 4096 and last.next * 2 > len(last.blocks):
+            del last.blocks[: last.next]
+            last.next = 0
+        last.blocks.extend(blocks[::-1])
+
+    def of(self, piece: Piece) -> list[tuple[Idle, int, Ids]]:
         """Where blocks in which the names of a piece are found stand here: (stretch, place in it, blocks)."""
         run, start, stop = piece
         places = []
@@ -202,64 +224,60 @@ class IdleQueue:
                 places.append((idle, 0, here))
             else:
                 pairs = enumerate(zip(here, found, strict=True))
-                places += [(idle, at, [block]) for at, (block, other) in pairs if block == other != NULL_BLOCK]
+                places += [(idle, at, ids_of([block])) for at, (block, other) in pairs if block == other != NULL_BLOCK]
         return places
 
-    def leave(self, idle: Idle, at: int, blocks: list[int]) -> None:
+    def leave(self, idle: Idle, at: int, blocks: Ids) -> None:
         """Blocks that somebody holds again."""
-        idle.blocks[at : at + len(blocks)] = [NULL_BLOCK] * len(blocks)
+        idle.blocks[at : at + len(blocks)] = ids_of([NULL_BLOCK]) * len(blocks)
         idle.left -= len(blocks)
         if not idle.left:
-            self._gone(idle)
+            idle.run.idle.remove(idle)
             self._empty += 1
             if self._empty > 64 and self._empty * 2 > len(self._queue):
-                self._queue = deque(each for each in self._queue if each.left)
+                self._queue = deque(each for each in self._queue if isinstance(each, Unnamed) or each.left)
                 self._empty = 0
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> Ids:
         """The next blocks, which nobody will find any more; there are to be so many."""
-        queue, taken = self._queue, list[int]()
+        queue, taken = self._queue, ids_of(())
         while count:
             idle = queue[0]
-            blocks, left = idle.blocks, idle.left
-            if idle.run is None and left == len(blocks):
-                if count < left:
-                    part = blocks[: -count - 1 : -1]
-                    del blocks[-count:]
-                    idle.left = left - count
-                    return taken + part if taken else part
-                queue.popleft()
-                taken += blocks[::-1]
-                count -= left
-                continue
-            if left:
+            if isinstance(idle, Unnamed):
+                begin = idle.next
+                idle.next = end = begin + count
+                part = idle.blocks[begin:end]
+                if len(part) < count:
+                    queue.popleft()
+            elif idle.left:
                 part = self._part(idle, count)
-                taken += part
-                count -= len(part)
+                if not idle.left:
+                    queue.popleft()
             else:
                 self._empty -= 1
-            if not idle.left:
                 queue.popleft()
+                continue
+            count -= len(part)
+            if taken:
+                taken += part
+            else:
+                taken = part
         return taken
 
-    def _part(self, idle: Idle, count: int) -> list[int]:
-        blocks = idle.blocks
+    def _part(self, idle: Idle, count: int) -> Ids:
+        """Up to so many blocks off the end of a stretch, the last one first."""
+        run, blocks = idle.run, idle.blocks
         part = blocks[-count:]
         full = idle.left == len(blocks)
         del blocks[-count:]
-        if idle.run is not None:
-            lost = self._found.only(idle.run, len(blocks), part) if self.tell_lost is not None else ()
-            self._found.forget(idle.run, len(blocks), part)
-            if lost and self.tell_lost is not None:
-                self.tell_lost(lost[::-1])
+        lost = self._found.only(run, len(blocks), part) if self.tell_lost is not None else ()
+        self._found.forget(run, len(blocks), part)
+        if lost and self.tell_lost is not None:
+            self.tell_lost(lost[::-1])
         part.reverse()
         if not full:
-            part = [block for block in part if block != NULL_BLOCK]
+            part = ids_of([block for block in part if block != NULL_BLOCK])
         idle.left -= len(part)
         if not idle.left:
-            self._gone(idle)
+            run.idle.remove(idle)
         return part
-
-    def _gone(self, idle: Idle) -> None:
-        if idle.run is not None:
-            idle.run.idle.remove(idle)

@@ -13,7 +13,7 @@ from law_cases import Case, cases, laws, pressed
 from sim.cost.step import FixedCost
 from sim.engine.batch import Batch
 from sim.engine.flight import Observer
-from sim.engine.memory import KvPool
+from sim.engine.memory import KvPool, ids_of
 from sim.engine.names import Names
 from sim.engine.rules import OF_VLLM_0_19
 from sim.engine.runs import Found
@@ -85,13 +85,13 @@ def test_prompts_that_part_return_and_are_driven_out() -> None:
 def test_a_run_that_leads_to_another_stays_until_that_is_gone() -> None:
     found = Found()
     one, other = names_of([1, 2, 3]), names_of([1, 2, 4, 5])
-    found.name(one, [11, 12, 13], 0, 3)
-    found.name(other, [11, 12, 14, 15], 2, 4)
+    found.name(one, ids_of([11, 12, 13]), 0, 3)
+    found.name(other, ids_of([11, 12, 14, 15]), 2, 4)
     first, second = (run for run, _, _ in found.pieces(other, 4))
-    found.forget(first, 0, [11, 12, 13])
+    found.forget(first, 0, ids_of([11, 12, 13]))
     assert (found.hits(other, 4), list(found.blocks())) == (0, [14, 15])
-    found.name(other, [21, 22, 14, 15], 0, 4)
+    found.name(other, ids_of([21, 22, 14, 15]), 0, 4)
     assert found.hits(other, 4) == 4
-    found.forget(first, 0, [21, 22])
-    found.forget(second, 0, [14, 15])
+    found.forget(first, 0, ids_of([21, 22]))
+    found.forget(second, 0, ids_of([14, 15]))
     assert not found.heads

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from sim.allocators.paged import Holding
 from sim.allocators.prefix import Prefix
+from sim.engine.memory import Ids, ids_of
 from sim.engine.request import Request
 
 
@@ -38,7 +39,7 @@ class BlockwisePrefix(Prefix):
             del self._queue[block]
         self.free_blocks -= len(unheld)
         holding = self._open(req)
-        holding.blocks, holding.cached_blocks, holding.certain_tokens = shared, hits, req.known
+        holding.blocks, holding.cached_blocks, holding.certain_tokens = ids_of(shared), hits, req.known
         return self._admitted(req, tokens)
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
@@ -58,12 +59,12 @@ class BlockwisePrefix(Prefix):
             if not self._blocks_of[key]:
                 del self._blocks_of[key]
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         taken = [self._queue.popitem(last=False)[0] for _ in range(count)]
         for block in taken:
             self._drop(block)
-        return taken
+        return ids_of(taken)
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks = self._sharing.drop(holding.blocks[::-1])

@@ -7,13 +7,13 @@ As vLLM V1 does it (`kv_cache_coordinator.py`, `HybridKVCacheCoordinator.find_lo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
 from sim.allocators.mixed.paged import MixedHolding, MixedPaged
 from sim.allocators.paged import Holding
 from sim.allocators.prefix import Prefix
-from sim.engine.memory import NULL_BLOCK, KvPool
+from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_of
 from sim.engine.request import Request
 
 
@@ -110,7 +110,7 @@ class MixedPrefix(Prefix, MixedPaged):
             for row in rows:
                 del self._idle_rows[row]
         self.free_blocks -= idle_blocks
-        tables = [[NULL_BLOCK] * start + rows for start, rows in zip(starts, found, strict=True)]
+        tables = [ids_of([NULL_BLOCK] * start + rows) for start, rows in zip(starts, found, strict=True)]
         holding = self._open_with(req, req.seats, tables, starts)
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
@@ -189,7 +189,7 @@ class MixedPrefix(Prefix, MixedPaged):
         if duplicates is not None and not duplicates:
             del self._duplicates[key]
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         fresh = self._fresh
         self._fresh = min(fresh + count, self.pool.blocks + 1)
@@ -206,9 +206,9 @@ class MixedPrefix(Prefix, MixedPaged):
             more = count - len(taken)
             taken += blocks[:more]
             self._left += blocks[more:]
-        return taken
+        return ids_of(taken)
 
-    def _put(self, rows: list[int]) -> None:
+    def _put(self, rows: Sequence[int]) -> None:
         for row in rows:
             self._idle_rows[row] = None
             self.free_blocks += len(self._blocks(row))
