@@ -87,36 +87,41 @@ class Sharing:
 
     def share(self, blocks: Iterable[int], tokens: int) -> None:
         """One holder more for each of these blocks in token order, which hold `tokens` tokens."""
-        size = self._block_tokens
+        size, holders, shared = self._block_tokens, self.holders, 0
         for block in blocks:
-            filled = min(tokens, size)
+            filled = tokens if tokens < size else size
             tokens -= size
-            more = self.holders.get(block, 0)
-            self.holders[block] = more + 1
             self.saved_tokens += filled
-            if not more:
-                self.shared_tokens += filled
+            if block in holders:
+                holders[block] += 1
+            else:
+                holders[block] = 1
+                shared += filled
                 if filled < size:
                     self._filled[block] = filled
+        self.shared_tokens += shared
 
     def drop(self, blocks: Sequence[int]) -> Sequence[int]:
         """One holder less for each; returns those that nobody holds any more, in their order."""
-        holders = self.holders
+        holders, partly, size = self.holders, self._filled, self._block_tokens
         if holders.keys().isdisjoint(blocks):
             return blocks
-        free = [block for block in blocks if block not in holders]
+        free, saved, shared = list[int](), 0, 0
         for block in blocks:
-            more = holders.get(block, 0)
-            if not more:
+            if block not in holders:
+                free.append(block)
                 continue
-            filled = self._filled.get(block, self._block_tokens)
-            self.saved_tokens -= filled
+            filled = partly.get(block, size) if partly else size
+            saved += filled
+            more = holders[block]
             if more > 1:
-                self.holders[block] = more - 1
+                holders[block] = more - 1
             else:
-                del self.holders[block]
-                self.shared_tokens -= filled
-                self._filled.pop(block, None)
+                del holders[block]
+                shared += filled
+                partly.pop(block, None)
+        self.saved_tokens -= saved
+        self.shared_tokens -= shared
         return free
 
 
@@ -441,11 +446,11 @@ class Paged:
         if last > size:
             tables, counts = tables * (last // size + 1), counts * (last // size + 1)
         internal = late = 0
-        crossing = list(flattened(tables[first:last]))
-        if crossing:
-            # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
-            late = sum(accumulate(counts[first:last][::-1]))
-            any(map(_append, crossing, self._take(len(crossing))))
+        # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
+        to_come = list(accumulate(counts[first:last][::-1], initial=0))
+        if count := to_come[-1]:
+            late = sum(to_come)
+            any(map(_append, flattened(tables[first:last]), self._take(count)))
             if self._lasts and self._lasts[0][0] < tick + steps:
                 internal = self._take_last(tick, steps)
         used = -self._joined * (steps * (steps + 1) // 2)

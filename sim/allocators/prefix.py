@@ -140,7 +140,7 @@ class Prefix(Paged):
         return refused is req and helped == self._helped and blocks > self._free_for_admission()
 
     def grow(self, req: Request, tokens: int) -> bool:
-        if not super().grow(req, tokens):
+        if not Paged.grow(self, req, tokens):
             return False
         self._enter_grown(req, tokens)
         return True
@@ -167,7 +167,7 @@ class Prefix(Paged):
 
     def fork(self, parent: Request, child: Request) -> None:
         self._by_runs = False
-        super().fork(parent, child)
+        Paged.fork(self, parent, child)
         self._share_names(parent, child)
 
     def _share_names(self, parent: Request, child: Request) -> None:
@@ -177,7 +177,7 @@ class Prefix(Paged):
 
     def release(self, req: Request) -> None:
         self._enter_last(req)
-        super().release(req)
+        Paged.release(self, req)
 
     def _enter_last(self, req: Request) -> None:
         """Name what others may find of a request that is about to give its blocks back, where it has any."""
@@ -268,12 +268,18 @@ class Prefix(Paged):
 
     def _take(self, count: int) -> Ids:
         self.free_blocks -= count
-        fresh, end = self._fresh, self.pool.blocks + 1
-        if fresh == end and not self._unnamed:
-            return self._idle.take(count)
+        if not self._unnamed:
+            return self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
         taken = taken_from(self._unnamed, count)
-        self._fresh = min(fresh + count - len(taken), end)
-        taken.extend(range(fresh, self._fresh))
+        if count := count - len(taken):
+            taken += self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
+        return taken
+
+    def _take_fresh(self, count: int) -> Ids:
+        """The next blocks, of which some were never taken."""
+        fresh = self._fresh
+        self._fresh = min(fresh + count, self.pool.blocks + 1)
+        taken = ids_of(range(fresh, self._fresh))
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:

@@ -186,6 +186,9 @@ class Found:
             del self._duplicates[name]
 
 
+_NONE = ids_of(())
+
+
 class IdleQueue:
     """Blocks that nobody holds: first in, first out, but that those that are hit leave at once."""
 
@@ -240,15 +243,16 @@ class IdleQueue:
 
     def take(self, count: int) -> Ids:
         """The next blocks, which nobody will find any more; there are to be so many."""
-        queue, taken = self._queue, ids_of(())
+        queue, taken = self._queue, _NONE
         while count:
             idle = queue[0]
             if isinstance(idle, Unnamed):
                 begin = idle.next
                 idle.next = end = begin + count
                 part = idle.blocks[begin:end]
-                if len(part) < count:
-                    queue.popleft()
+                if len(part) == count:
+                    return taken + part if taken else part
+                queue.popleft()
             elif idle.left:
                 part = self._part(idle, count)
                 if not idle.left:
