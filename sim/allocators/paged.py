@@ -17,6 +17,7 @@ from mypy_extensions import mypyc_attr
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_of, usage_of
 from sim.engine.request import Request
+from sim.engine.runs import Piece
 from sim.engine.verifying import Ints
 from traces.schema import InputError
 
@@ -131,7 +132,7 @@ class Holding:
 
     __slots__ = (
         "ahead_tokens", "base", "blocks", "cached_blocks", "certain_tokens", "final_kv_tokens", "last_tick", "order",
-        "phase",
+        "phase", "pieces",
     )  # fmt: skip
 
     base: int
@@ -150,6 +151,8 @@ class Holding:
         """Of a prefix cache: its blocks that are entered."""
         self.certain_tokens = 0
         """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+        self.pieces: list[Piece] = []
+        """Of a prefix cache: the runs that its blocks are in, in token order."""
         self.last_tick = -1
         """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
@@ -217,7 +220,10 @@ class Paged:
         """Rows that have to be free, hits aside, for a request to be admitted with so many tokens."""
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
         if self.lookahead_at_admission:
-            asked = max(asked, self._with_lookahead(req.computed + tokens, self.lookahead_tokens))
+            slots = req.computed + tokens
+            if self.lookahead_tokens:
+                slots = self._with_lookahead(slots, self.lookahead_tokens)
+            asked = max(asked, slots)
         return self.pool.blocks_for(asked)
 
     def _with_lookahead(self, slots: int, ahead_tokens: int) -> int:

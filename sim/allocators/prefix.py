@@ -70,7 +70,8 @@ class Prefix(Paged):
         self._runs = Found()
         self._idle = IdleQueue(self._runs)
         self._by_runs = True
-        """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
+        """Do the runs tell which blocks have several holders, and lead a holder where they led when it looked? Not once a
+        sequence was forked, or a name taken back."""
         self._unnamed = ids_of(())
         """Of those, the ones to take before all others, the last one first."""
         self._awaiting: set[Request] = set()
@@ -122,6 +123,7 @@ class Prefix(Paged):
         self.free_blocks -= unheld
         holding = self._open(req)
         holding.blocks = shared
+        holding.pieces = pieces
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
@@ -188,7 +190,7 @@ class Prefix(Paged):
             self._awaiting.remove(req)
         elif not req.finished:
             self._enter_own(req, holding)
-        elif (self._named_with_outputs or not self.drafting) and (
+        elif (not self.drafting or self._named_with_outputs) and (
             self.unhashed_blocks_first or self._shareable(req) > holding.cached_blocks
         ):
             # Drafts that the last step found right are named by the next allocation, which never comes.
@@ -217,7 +219,8 @@ class Prefix(Paged):
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
         holding = self._holdings[req]
         if blocks > holding.cached_blocks and req not in self._awaiting:
-            self._name(req, holding, holding.cached_blocks, min(blocks, self._shareable(req)))
+            if req.prefix is not None:
+                self._name(req, holding, holding.cached_blocks, min(blocks, self._shareable(req)))
             holding.cached_blocks = blocks
 
     def _enter_own(self, req: Request, holding: Holding) -> None:
@@ -256,7 +259,8 @@ class Prefix(Paged):
         """Make the request's blocks from `first` to before `last` findable."""
         if first < last:
             self._helped += 1
-            self._runs.name(self._names(req), holding.blocks, first, last)
+            led = holding.pieces if self._by_runs else []
+            holding.pieces = self._runs.name(self._names(req), holding.blocks, first, last, led)
 
     def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Let nobody find a request's blocks from `first` to before `last`."""
@@ -284,7 +288,7 @@ class Prefix(Paged):
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))
-        pieces = self._runs.pieces(self._names(req), cached) if self._runs.heads else []
+        pieces = holding.pieces if self._by_runs else self._runs.pieces(self._names(req), cached)
         named = pieces[-1][2] if pieces else 0
         if self.unhashed_blocks_first and cached < len(blocks):
             self._unnamed.extend(self._unheld(blocks[cached:]))

@@ -98,38 +98,44 @@ class Found:
                     return start + blocks.index(NULL_BLOCK)
         return hits
 
-    def name(self, names: Names, blocks: Ids, first: int, stop: int, origin: int = 0) -> None:
+    def name(self, names: Names, blocks: Ids, first: int, stop: int, led: list[Piece]) -> list[Piece]:
         """Let the names of a path from `first` to before `stop` be found in the blocks of the same places.
 
-        Runs are looked for from the place `origin` on.
+        `led` are the runs that lead along the path to `first` at most, as far as that is known; returns all to `stop`.
         """
-        at, last = origin, None
-        for run, start, at in self.pieces(names, stop, origin):
+        if led and led[-1][1] + len(led[-1][0].blocks) > led[-1][2]:
+            led, at = led[:-1], led[-1][1]  # it may lead further
+        else:
+            at = led[-1][2] if led else 0
+        for piece in self.pieces(names, stop, at):
+            run, start, at = piece
             if at > first:
                 begin = max(first, start)
                 self._fill(run, begin - start, blocks[begin:at])
-            last = run
+            led = [*led, piece]
         begin = max(first, at)
         if begin == stop:
-            return
+            return led
         if self._apart:
             middle = next((place for place in range(begin, stop) if names.of(place) in self.heads), stop)
             if middle < stop:
                 # What leads to a run that is there has no name, so that it could not be reached.
-                self.name(names, blocks, first, middle, at)
-                self.name(names, blocks, middle, stop, middle)
-                return
-        if begin > at:
-            self._apart, last = True, None
+                led = self.name(names, blocks, first, middle, led)
+                return self.name(names, blocks, middle, stop, led)
+        last = led[-1][0] if led and begin == at else None
         if last is not None and last.start + len(last.blocks) == begin and last.names.rule == names.rule:
             last.names.extend(names, begin, stop)
             last.blocks += blocks[begin:stop]
             last.live += stop - begin
-            return
+            return [*led[:-1], (last, last.start, stop)]
         run = BlockRun(names.part(begin, stop), begin, blocks[begin:stop], last)
         self.heads[run.head] = run
         if last is not None:
             last.after += 1
+        if begin > at:
+            self._apart = True
+            return led
+        return [*led, (run, begin, stop)]
 
     def forget(self, run: BlockRun, first: int, blocks: Ids) -> None:
         """Let nobody find these blocks any more, which may have the run's names from number `first` on."""

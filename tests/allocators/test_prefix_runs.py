@@ -85,12 +85,12 @@ def test_prompts_that_part_return_and_are_driven_out() -> None:
 def test_a_run_that_leads_to_another_stays_until_that_is_gone() -> None:
     found = Found()
     one, other = names_of([1, 2, 3]), names_of([1, 2, 4, 5])
-    found.name(one, ids_of([11, 12, 13]), 0, 3)
-    found.name(other, ids_of([11, 12, 14, 15]), 2, 4)
+    found.name(one, ids_of([11, 12, 13]), 0, 3, [])
+    found.name(other, ids_of([11, 12, 14, 15]), 2, 4, [])
     first, second = (run for run, _, _ in found.pieces(other, 4))
     found.forget(first, 0, ids_of([11, 12, 13]))
     assert (found.hits(other, 4), list(found.blocks())) == (0, [14, 15])
-    found.name(other, ids_of([21, 22, 14, 15]), 0, 4)
+    found.name(other, ids_of([21, 22, 14, 15]), 0, 4, [])
     assert found.hits(other, 4) == 4
     found.forget(first, 0, ids_of([21, 22]))
     found.forget(second, 0, ids_of([14, 15]))
