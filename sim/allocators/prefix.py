@@ -70,7 +70,7 @@ class Prefix(Paged):
         self._runs = Found()
         self._idle = IdleQueue(self._runs)
         self._by_runs = True
-        """Do the runs tell which blocks have several holders, and lead a holder where they led when it looked? Not once a
+        """Do the runs tell which blocks have several holders, and lead a holder where they led it before? Not once a
         sequence was forked, or a name taken back."""
         self._unnamed = ids_of(())
         """Of those, the ones to take before all others, the last one first."""

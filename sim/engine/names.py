@@ -86,15 +86,18 @@ class Names:
 
         The first has.
         """
-        last = at + most
-        if self.rule != other.rule or last > self.told or last > other.told:
+        last = min(at + most, self.told, other.told)
+        if self.rule != other.rule or last <= at:
             return self._alike_by_name(other, at, most)
         size, unit, behind, _ = self.rule
         high = (last * size - behind) // unit
         mine, theirs = self.ids, other.ids
         here, there = self.unit, other.unit
         if mine[high - here] == theirs[high - there]:
-            return most
+            told = last - at
+            if told == most or self.of(last) != other.of(last):
+                return told
+            return told + self._alike_by_name(other, last, most - told)
         low = ((at + 1) * size - behind) // unit
         while high - low > 1:
             middle = (low + high) // 2

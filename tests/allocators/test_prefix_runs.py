@@ -28,6 +28,39 @@ def names_of(ids: list[int]) -> Names:
     return Names((1, 1, 1, 0), ids, len(ids), 0, 0, len(ids))
 
 
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 50), st.sampled_from([0, 1])),
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_as_many_blocks_are_alike_as_have_one_name(
+    rule: tuple[int, int, int], units: tuple[int, int, int], stops: tuple[int, int], first: int, one_owner: bool
+) -> None:
+    """Of prompts that begin alike: of all their blocks, those that follow the ids included, and of parts that grew."""
+    size, unit, behind = rule
+    common, *more = units
+    made = []
+    for at, own in enumerate(more):
+        ids = [*range(common), *range(100 * (at + 1), 100 * (at + 1) + own)]
+        told = max(0, len(ids) * unit - (1 - behind)) // size
+        made.append(Names((size, unit, behind, 0), ids, told, 7 if one_owner else at, at, told + 3))
+    one, other = made
+    same = [one.of(at) == other.of(at) for at in range(min(stops))]
+    alike = same.index(False) if False in same else len(same)
+    if alike <= first:
+        return
+    most = min(stops) - first
+    assert one.alike(other, first, most) == alike - first
+    # A part that another path has made longer, cut back to where both are alike, and gone on along this one.
+    part = one.part(first, first + 1)
+    part.extend(one, first + 1, min(stops))
+    part.extend(other, alike, max(stops))
+    assert [part.of(at) for at in range(first, max(stops))] == [other.of(at) for at in range(first, max(stops))]
+    assert other.alike(part, first, max(stops) - first) == max(stops) - first
+
+
 class Tables(Observer):
     """Writes down every table of blocks that a step computes with."""
 
