@@ -102,7 +102,7 @@ class Prefix(Paged):
                 return False
             self._open(req).certain_tokens = req.known
             return self._admitted(req, tokens)
-        pieces = self._runs.pieces(self._names(req), hits)
+        pieces = self._runs.hit(self._names(req), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)

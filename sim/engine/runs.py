@@ -71,6 +71,8 @@ class Found:
         self._duplicates: dict[int, list[int]] = {}
         self._apart = False
         """Set once a run begins where nothing leads to."""
+        self._walked: tuple[Names, list[Piece]] | None = None
+        """The last path that was looked for, and the runs that led along it; nothing has changed since."""
 
     def blocks(self) -> Iterator[int]:
         """All that have a name."""
@@ -90,13 +92,20 @@ class Found:
 
     def hits(self, names: Names, stop: int) -> int:
         """How many of the first `stop` names are found, up to the first that is not."""
-        hits = 0
-        for run, start, hits in self.pieces(names, stop):
+        hits, pieces = 0, self.pieces(names, stop)
+        self._walked = names, pieces
+        for run, start, hits in pieces:
             if run.live < len(run.blocks):
                 blocks = run.blocks[: hits - start]
                 if NULL_BLOCK in blocks:
                     return start + blocks.index(NULL_BLOCK)
         return hits
+
+    def hit(self, names: Names, stop: int) -> list[Piece]:
+        """The runs that lead along the first `stop` names, all of which are found."""
+        if self._walked is None or self._walked[0] is not names:
+            return self.pieces(names, stop)
+        return [(run, start, min(end, stop)) for run, start, end in self._walked[1] if start < stop]
 
     def name(self, names: Names, blocks: Ids, first: int, stop: int, led: list[Piece]) -> list[Piece]:
         """Let the names of a path from `first` to before `stop` be found in the blocks of the same places.
@@ -116,6 +125,7 @@ class Found:
         begin = max(first, at)
         if begin == stop:
             return led
+        self._walked = None
         if self._apart:
             middle = next((place for place in range(begin, stop) if names.of(place) in self.heads), stop)
             if middle < stop:
@@ -139,6 +149,7 @@ class Found:
 
     def forget(self, run: BlockRun, first: int, blocks: Ids) -> None:
         """Let nobody find these blocks any more, which may have the run's names from number `first` on."""
+        self._walked = None
         stop, found = first + len(blocks), run.blocks
         if not self._duplicates and not run.after and stop == len(found) == run.live and found[first:] == blocks:
             del found[first:]
