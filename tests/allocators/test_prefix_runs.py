@@ -128,3 +128,26 @@ def test_a_run_that_leads_to_another_stays_until_that_is_gone() -> None:
     found.forget(first, 0, ids_of([21, 22]))
     found.forget(second, 0, ids_of([14, 15]))
     assert not found.heads
+
+
+def test_a_look_up_serves_an_admission_until_something_changes() -> None:
+    found, one = Found(), names_of([1, 2, 3])
+    found.name(one, ids_of([11, 12, 13]), 0, 3, [])
+    assert found.hits(one, 3) == 3
+    ((run, start, stop),) = found.hit(one, 2)
+    assert (start, stop) == (0, 2)
+    found.forget(run, 2, ids_of([13]))
+    assert [piece[1:] for piece in found.hit(one, 3)] == [(0, 2)]
+    found.hits(one, 3)
+    found.name(names_of([1, 2, 3, 4]), ids_of([11, 12, 14, 15]), 2, 4, [])
+    assert [piece[1:] for piece in found.hit(one, 3)] == [(0, 3)]
+
+
+def test_a_holder_is_led_as_far_as_its_run_leads_now() -> None:
+    """Another has made the run longer meanwhile, so that what the first computes stands twice."""
+    found, names = Found(), names_of([1, 2, 3])
+    led = found.name(names, ids_of([11, 12]), 0, 1, [])
+    found.name(names_of([1, 2, 4]), ids_of([11, 12, 14]), 1, 2, [])
+    assert [piece[1:] for piece in found.name(names, ids_of([11, 22, 23]), 1, 2, led)] == [(0, 2)]
+    found.forget(led[0][0], 1, ids_of([12]))
+    assert (found.hits(names, 2), list(found.blocks())) == (2, [11, 22])
