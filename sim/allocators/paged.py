@@ -5,8 +5,9 @@ Sequences of one request share blocks and copy them on write; requests among eac
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, chain
 from typing import ClassVar
@@ -14,13 +15,14 @@ from typing import ClassVar
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from sim.engine.memory import MAX_POOL_TOKENS, Drift, KvPool, Usage, drift_of, usage_of
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_of, usage_of
 from sim.engine.request import Request
+from sim.engine.runs import Piece
 from sim.engine.verifying import Ints
 from traces.schema import InputError
 
 flattened = chain.from_iterable
-_append = list[int].append
+_append: Callable[[Ids, int], None] = array.append
 """Mapped over tables and blocks, it gives each table its block; `any` goes through all, since nothing is returned."""
 
 
@@ -33,20 +35,20 @@ class FreeQueue:
     __slots__ = ("_end", "_first", "_fresh", "_head", "_ids")
 
     def __init__(self, blocks: int) -> None:
-        self._first: list[int] = []
+        self._first = ids_of(())
         self._fresh = 1
         self._end = blocks + 1
-        self._ids: list[int] = []
+        self._ids = ids_of(())
         self._head = 0
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> Ids:
         if self._first:
             taken = taken_from(self._first, count)
             return taken if len(taken) == count else taken + self.take(count - len(taken))
         fresh = self._fresh
         if fresh < self._end:
             self._fresh = end = min(fresh + count, self._end)
-            taken = list(range(fresh, end))
+            taken = ids_of(range(fresh, end))
             return taken if end - fresh == count else taken + self.take(count - end + fresh)
         head = self._head
         taken = self._ids[head : head + count]
@@ -61,10 +63,10 @@ class FreeQueue:
 
     def put_first(self, ids: Sequence[int]) -> None:
         """These are the next to leave, in this order."""
-        self._first += reversed(ids)
+        self._first.extend(ids[::-1])
 
 
-def taken_from(stack: list[int], count: int) -> list[int]:
+def taken_from(stack: Ids, count: int) -> Ids:
     """Up to `count` ids off the end of a stack, the last one first."""
     taken = stack[: -count - 1 : -1]
     del stack[len(stack) - len(taken) :]
@@ -86,36 +88,41 @@ class Sharing:
 
     def share(self, blocks: Iterable[int], tokens: int) -> None:
         """One holder more for each of these blocks in token order, which hold `tokens` tokens."""
-        size = self._block_tokens
+        size, holders, shared = self._block_tokens, self.holders, 0
         for block in blocks:
-            filled = min(tokens, size)
+            filled = tokens if tokens < size else size
             tokens -= size
-            more = self.holders.get(block, 0)
-            self.holders[block] = more + 1
             self.saved_tokens += filled
-            if not more:
-                self.shared_tokens += filled
+            if block in holders:
+                holders[block] += 1
+            else:
+                holders[block] = 1
+                shared += filled
                 if filled < size:
                     self._filled[block] = filled
+        self.shared_tokens += shared
 
-    def drop(self, blocks: list[int]) -> list[int]:
+    def drop(self, blocks: Sequence[int]) -> Sequence[int]:
         """One holder less for each; returns those that nobody holds any more, in their order."""
-        holders = self.holders
+        holders, partly, size = self.holders, self._filled, self._block_tokens
         if holders.keys().isdisjoint(blocks):
             return blocks
-        free = [block for block in blocks if block not in holders]
+        free, saved, shared = list[int](), 0, 0
         for block in blocks:
-            more = holders.get(block, 0)
-            if not more:
+            if block not in holders:
+                free.append(block)
                 continue
-            filled = self._filled.get(block, self._block_tokens)
-            self.saved_tokens -= filled
+            filled = partly.get(block, size) if partly else size
+            saved += filled
+            more = holders[block]
             if more > 1:
-                self.holders[block] = more - 1
+                holders[block] = more - 1
             else:
-                del self.holders[block]
-                self.shared_tokens -= filled
-                self._filled.pop(block, None)
+                del holders[block]
+                shared += filled
+                partly.pop(block, None)
+        self.saved_tokens -= saved
+        self.shared_tokens -= shared
         return free
 
 
@@ -125,7 +132,7 @@ class Holding:
 
     __slots__ = (
         "ahead_tokens", "base", "blocks", "cached_blocks", "certain_tokens", "final_kv_tokens", "last_tick", "order",
-        "phase",
+        "phase", "pieces",
     )  # fmt: skip
 
     base: int
@@ -134,7 +141,7 @@ class Holding:
     """In lockstep: the ticks, modulo the block size, in which it takes a block."""
 
     def __init__(self, req: Request, order: int) -> None:
-        self.blocks: list[int] = []
+        self.blocks = ids_of(())
         self.final_kv_tokens = req.final_kv_tokens
         self.order = order
         """Its place in the order of admission."""
@@ -144,6 +151,8 @@ class Holding:
         """Of a prefix cache: its blocks that are entered."""
         self.certain_tokens = 0
         """Of a prefix cache: all that was known at its last admission; nobody is readmitted with a token in flight."""
+        self.pieces: list[Piece] = []
+        """Of a prefix cache: the runs that its blocks are in, in token order."""
         self.last_tick = -1
         """In lockstep: the tick in which it takes a block that it will not fill; -1 where there is none."""
 
@@ -182,7 +191,7 @@ class Paged:
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
-        self._tables: list[list[list[int]]] = [[] for _ in range(pool.block_tokens)]
+        self._tables: list[list[Ids]] = [[] for _ in range(pool.block_tokens)]
         self._crossings = [0] * pool.block_tokens
         self._lasts: list[tuple[int, int, Holding]] = []
         self._holdings: dict[Request, Holding] = {}
@@ -211,7 +220,10 @@ class Paged:
         """Rows that have to be free, hits aside, for a request to be admitted with so many tokens."""
         asked = req.known if self._reserve_full_prompt else req.computed + tokens
         if self.lookahead_at_admission:
-            asked = max(asked, self._with_lookahead(req.computed + tokens, self.lookahead_tokens))
+            slots = req.computed + tokens
+            if self.lookahead_tokens:
+                slots = self._with_lookahead(slots, self.lookahead_tokens)
+            asked = max(asked, slots)
         return self.pool.blocks_for(asked)
 
     def _with_lookahead(self, slots: int, ahead_tokens: int) -> int:
@@ -309,7 +321,7 @@ class Paged:
             self.release(child)
         blocks = self._holdings[parent].blocks
         self._sharing.share(blocks, parent.computed)
-        self._open(child).blocks = blocks.copy()
+        self._open(child).blocks = blocks[:]
 
     def owns_tail(self, req: Request) -> bool:
         holding = self._holdings.get(req)
@@ -338,13 +350,13 @@ class Paged:
         """Blocks held at most by a sequence whose table has so many rows."""
         return rows
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         return self._free.take(count)
 
     def _return(self, req: Request, holding: Holding) -> None:
         """Give back a request's share of its blocks, the last of them first."""
-        blocks = holding.blocks[::-1]
+        blocks: Sequence[int] = holding.blocks[::-1]
         if self._sharing.holders:
             blocks = self._sharing.drop(blocks)
         (self._free.put_first if self.unhashed_blocks_first else self._free.put)(blocks)
@@ -440,11 +452,11 @@ class Paged:
         if last > size:
             tables, counts = tables * (last // size + 1), counts * (last // size + 1)
         internal = late = 0
-        crossing = list(flattened(tables[first:last]))
-        if crossing:
-            # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
-            late = sum(accumulate(counts[first:last][::-1]))
-            any(map(_append, crossing, self._take(len(crossing))))
+        # Blocks that are taken at a tick were free in all states before it: sum, over ticks, those to come.
+        to_come = list(accumulate(counts[first:last][::-1], initial=0))
+        if count := to_come[-1]:
+            late = sum(to_come)
+            any(map(_append, flattened(tables[first:last]), self._take(count)))
             if self._lasts and self._lasts[0][0] < tick + steps:
                 internal = self._take_last(tick, steps)
         used = -self._joined * (steps * (steps + 1) // 2)

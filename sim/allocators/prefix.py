@@ -13,17 +13,11 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
-from sim.engine.memory import NULL_BLOCK, KvPool
+from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_of
+from sim.engine.names import Names
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
 from sim.engine.verifying import Ints
-
-_INDEX_BITS = 24
-_MOST_ID = 1 << (62 - _INDEX_BITS)
-# From so many blocks on, numpy names them faster than a list comprehension, where the names are machine words.
-_MANY = 48
-_NAME_BITS = 128
-"""Above every name of a block: ids of units are below 2 ** 64, and places are told at most twice, in 24 bits each."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -73,11 +67,12 @@ class Prefix(Paged):
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
-        self._names = Found()
-        self._idle = IdleQueue(self._names)
+        self._runs = Found()
+        self._idle = IdleQueue(self._runs)
         self._by_runs = True
-        """Do the runs tell which blocks have several holders? Not once a sequence was forked, or a name taken back."""
-        self._unnamed: list[int] = []
+        """Do the runs tell which blocks have several holders, and lead a holder where they led it before? Not once a
+        sequence was forked, or a name taken back."""
+        self._unnamed = ids_of(())
         """Of those, the ones to take before all others, the last one first."""
         self._awaiting: set[Request] = set()
         """Who holds room for KV that is not there yet."""
@@ -89,16 +84,13 @@ class Prefix(Paged):
     @property
     def findable(self) -> Collection[int]:
         """The blocks that have a name."""
-        return set(self._names.blocks())
+        return set(self._runs.blocks())
 
     def match(self, req: Request) -> int:
-        if not self._names.heads:
+        if not self._runs.heads:
             return 0
         stop = (req.known - 1) // self.pool.block_tokens
-        keys = self._shareable(req)
-        hits = self._names.hits(keys, min(stop, len(keys)))
-        if hits == len(keys) < stop:
-            hits = self._names.hits(self._keys(req, 0, stop), stop)
+        hits = self._runs.hits(self._names(req), stop)
         if self.drops_last_hit and hits:
             hits -= 1
         return hits * self.pool.block_tokens
@@ -110,14 +102,14 @@ class Prefix(Paged):
                 return False
             self._open(req).certain_tokens = req.known
             return self._admitted(req, tokens)
-        pieces = self._names.pieces(self._path(req, hits), hits)
+        pieces = self._runs.hit(self._names(req), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
         idle = [self._idle.of(piece) for piece in pieces]
         unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
         if not self._has_room(req, self._asked_blocks(req, tokens) - hits + unheld):
             return False
         self._helped += 1
-        shared: list[int] = []
+        shared = ids_of(())
         for (run, start, stop), places in zip(pieces, idle, strict=True):
             blocks = run.blocks[: stop - start]
             shared += blocks
@@ -131,6 +123,7 @@ class Prefix(Paged):
         self.free_blocks -= unheld
         holding = self._open(req)
         holding.blocks = shared
+        holding.pieces = pieces
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
@@ -149,7 +142,7 @@ class Prefix(Paged):
         return refused is req and helped == self._helped and blocks > self._free_for_admission()
 
     def grow(self, req: Request, tokens: int) -> bool:
-        if not super().grow(req, tokens):
+        if not Paged.grow(self, req, tokens):
             return False
         self._enter_grown(req, tokens)
         return True
@@ -163,7 +156,7 @@ class Prefix(Paged):
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
 
     def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
-        shareable = len(self._shareable(req))
+        shareable = self._shareable(req)
         if self._holdings[req].cached_blocks >= shareable:
             return None
         return np.minimum((certain - self.hashes_look_ahead) // self.pool.block_tokens, shareable)
@@ -176,7 +169,7 @@ class Prefix(Paged):
 
     def fork(self, parent: Request, child: Request) -> None:
         self._by_runs = False
-        super().fork(parent, child)
+        Paged.fork(self, parent, child)
         self._share_names(parent, child)
 
     def _share_names(self, parent: Request, child: Request) -> None:
@@ -186,7 +179,7 @@ class Prefix(Paged):
 
     def release(self, req: Request) -> None:
         self._enter_last(req)
-        super().release(req)
+        Paged.release(self, req)
 
     def _enter_last(self, req: Request) -> None:
         """Name what others may find of a request that is about to give its blocks back, where it has any."""
@@ -197,8 +190,8 @@ class Prefix(Paged):
             self._awaiting.remove(req)
         elif not req.finished:
             self._enter_own(req, holding)
-        elif (self._named_with_outputs or not self.drafting) and (
-            self.unhashed_blocks_first or len(self._shareable(req)) > holding.cached_blocks
+        elif (not self.drafting or self._named_with_outputs) and (
+            self.unhashed_blocks_first or self._shareable(req) > holding.cached_blocks
         ):
             # Drafts that the last step found right are named by the next allocation, which never comes.
             self._enter(req, req.computed // self.pool.block_tokens)
@@ -209,7 +202,7 @@ class Prefix(Paged):
         self._idle.tell_lost = told
 
     def names(self, req: Request, first: int) -> Sequence[int]:
-        return self._keys(req, first, self.pool.blocks_for(req.known) - 1)
+        return self._names(req).between(first, self.pool.blocks_for(req.known) - 1)
 
     def hold(self, req: Request, tokens: int) -> bool:
         self._awaiting.add(req)
@@ -226,7 +219,8 @@ class Prefix(Paged):
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
         holding = self._holdings[req]
         if blocks > holding.cached_blocks and req not in self._awaiting:
-            self._name(req, holding, holding.cached_blocks, min(blocks, len(self._shareable(req))))
+            if req.prefix is not None:
+                self._name(req, holding, holding.cached_blocks, min(blocks, self._shareable(req)))
             holding.cached_blocks = blocks
 
     def _enter_own(self, req: Request, holding: Holding) -> None:
@@ -245,7 +239,7 @@ class Prefix(Paged):
         if req.group is not None and req.group.draw_beams:
             # A beam's place goes on with another beam's tokens, so only the prompt keeps its name.
             known = min(known, req.prompt_tokens // size)
-        self._name(req, holding, min(len(self._shareable(req)), holding.cached_blocks), known)
+        self._name(req, holding, min(self._shareable(req), holding.cached_blocks), known)
         holding.cached_blocks = known
 
     def _settled(self, req: Request, holding: Holding) -> int:
@@ -265,111 +259,97 @@ class Prefix(Paged):
         """Make the request's blocks from `first` to before `last` findable."""
         if first < last:
             self._helped += 1
-            self._names.name(self._path(req, last), holding.blocks, first, last)
+            led = holding.pieces if self._by_runs else []
+            holding.pieces = self._runs.name(self._names(req), holding.blocks, first, last, led)
 
     def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Let nobody find a request's blocks from `first` to before `last`."""
         self._by_runs = False
-        for run, start, stop in self._names.pieces(self._path(req, last), last):
+        for run, start, stop in self._runs.pieces(self._names(req), last):
             if stop > first:
                 begin = max(start, first)
-                self._names.forget(run, begin - start, holding.blocks[begin:stop])
+                self._runs.forget(run, begin - start, holding.blocks[begin:stop])
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
-        fresh, end = self._fresh, self.pool.blocks + 1
-        if fresh == end and not self._unnamed:
-            return self._idle.take(count)
+        if not self._unnamed:
+            return self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
         taken = taken_from(self._unnamed, count)
-        self._fresh = min(fresh + count - len(taken), end)
-        taken += range(fresh, self._fresh)
+        if count := count - len(taken):
+            taken += self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
+        return taken
+
+    def _take_fresh(self, count: int) -> Ids:
+        """The next blocks, of which some were never taken."""
+        fresh = self._fresh
+        self._fresh = min(fresh + count, self.pool.blocks + 1)
+        taken = ids_of(range(fresh, self._fresh))
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))
-        pieces = self._names.pieces(self._path(req, cached), cached) if self._names.heads else []
+        pieces = holding.pieces if self._by_runs else self._runs.pieces(self._names(req), cached)
         named = pieces[-1][2] if pieces else 0
         if self.unhashed_blocks_first and cached < len(blocks):
-            loose = blocks[: cached - 1 if cached else None : -1]
-            if self._sharing.holders:
-                loose = self._sharing.drop(loose)
-            self._unnamed += reversed(loose)
-            self.free_blocks += len(loose)
+            self._unnamed.extend(self._unheld(blocks[cached:]))
             blocks = blocks[:cached]
         if named < len(blocks):
-            self._lay_idle(None, blocks[named:])
+            self._idle.put_unnamed(self._unheld(blocks[named:]))
         for run, start, stop in reversed(pieces):
             self._lay_idle(run, blocks[start:stop])
 
-    def _lay_idle(self, run: BlockRun | None, blocks: list[int]) -> None:
-        """Give back one holder's share of blocks that follow one another; those that nobody holds now are free."""
-        if self._sharing.holders and (run is None or run.shared or not self._by_runs):
+    def _unheld(self, blocks: Sequence[int]) -> Sequence[int]:
+        """Give back one holder's share of blocks that are in no run; returns those that are free now."""
+        if not self._by_runs and self._sharing.holders:
+            blocks = self._sharing.drop(blocks)
+        self.free_blocks += len(blocks)
+        return blocks
+
+    def _lay_idle(self, run: BlockRun, blocks: Ids) -> None:
+        """Give back one holder's share of a run's first blocks; those that nobody holds now are free."""
+        count = len(blocks)
+        if self._sharing.holders and (run.shared or not self._by_runs):
             free = self._sharing.drop(blocks)
             if not free:
                 return
-            if len(free) < len(blocks):
-                apart = set(free)
-                blocks = [block if block in apart else NULL_BLOCK for block in blocks]
-            self.free_blocks += len(free)
-            self._idle.put(run, blocks, len(free))
-        else:
-            self.free_blocks += len(blocks)
-            self._idle.put(run, blocks, len(blocks))
+            if len(free) < count:
+                apart, count = set(free), len(free)
+                blocks = ids_of(block if block in apart else NULL_BLOCK for block in blocks)
+        self.free_blocks += count
+        self._idle.put(run, blocks, count)
 
-    def _path(self, req: Request, stop: int) -> list[int]:
-        """The names of the request's first `stop` blocks, and perhaps of more."""
-        keys = self._shareable(req)
-        return keys if stop <= len(keys) else self._keys(req, 0, stop)
-
-    def _shareable(self, req: Request) -> list[int]:
-        """Names of the leading blocks that another request may have too."""
+    def _names(self, req: Request) -> Names:
         size = self.pool.block_tokens
-        if req.block_names is None or req.block_names[0] != size:
-            req.block_names = size, _prefix_keys(req, size, ahead=self.hashes_look_ahead)
-        return req.block_names[1]
-
-    def _keys(self, req: Request, first: int, last: int) -> list[int]:
-        """The names of the request's blocks from `first` to before `last`."""
-        keys = self._shareable(req)
-        if last <= len(keys):
-            return keys[first:last]
-        # The prompt is the same for all sequences of a request, what follows is each one's own.
-        prompt = max(len(keys), min(last, req.prompt_tokens // self.pool.block_tokens))
-        names = keys[first:]
-        for id, start, end in (
-            (index_of(req.id), max(first, len(keys)), prompt),
-            (req.id, max(first, prompt), last),
-        ):
-            own = -1 - (id << _INDEX_BITS)
-            names += range(own - start, own - end, -1)
+        names = req.block_names
+        if names is None or names.rule[0] != size:
+            req.block_names = names = _names_of(req, size, ahead=self.hashes_look_ahead)
         return names
 
+    def _shareable(self, req: Request) -> int:
+        """Leading blocks of a request that another may have too."""
+        return self._names(req).told if req.prefix is not None else 0
 
-def _prefix_keys(req: Request, block_tokens: int, *, ahead: bool = False) -> list[int]:
-    """Names of the blocks that the request's prefix ids cover, re-blocked from their unit to the engine's block.
+
+def _names_of(req: Request, block_tokens: int, *, ahead: bool = False) -> Names:
+    """Names of a sequence's blocks, those that its prefix ids cover re-blocked from their unit to the engine's block.
 
     An id names its unit and everything before it, so a block is told by the unit of its last token and its index; with
     `ahead` by the unit of the token behind it, as far as that is covered. With an adapter the same prompt has other KV
     and so other names (vLLM, `_gen_lora_extra_hash_keys`).
     """
+    adapter = req.adapter.number if req.adapter is not None else 0
+    # The prompt is the same for all sequences of a request, what follows is each one's own.
+    owner, prompt = index_of(req.id), req.prompt_tokens // block_tokens
     if req.prefix is None:
-        return []
+        return Names((block_tokens, 1, 1, adapter), [], 0, owner, req.id, prompt)
     ids, unit, known = req.prefix
     # Of several answers to one prompt, the next turn goes on from one, and nobody says from which.
     named = req.prompt_tokens if req.group else min(max(known, req.prompt_tokens), req.final_kv_tokens)
-    blocks = (min(len(ids) * unit, named) - ahead) // block_tokens
-    behind = 0 if ahead else 1
-    if req.adapter is not None:
-        salt = req.adapter.number << _NAME_BITS
-        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at + salt for at in range(blocks)]
-    if blocks < _MANY or not 0 <= min(ids) <= max(ids) < _MOST_ID:
-        return [(ids[((at + 1) * block_tokens - behind) // unit] << _INDEX_BITS) + at for at in range(blocks)]
-    at = np.arange(blocks)
-    units = ((at + 1) * block_tokens - behind) // unit
-    keys: list[int] = ((np.fromiter(ids, np.int64, len(ids))[units] << _INDEX_BITS) + at).tolist()
-    return keys
+    told = max(0, (min(len(ids) * unit, named) - ahead) // block_tokens)
+    rule = block_tokens, unit, 0 if ahead else 1, adapter
+    return Names(rule, ids if isinstance(ids, list) else list(ids), told, owner, req.id, prompt)
 
 
-def _without(blocks: list[int], others: list[int]) -> list[int]:
+def _without(blocks: Sequence[int], others: Sequence[int]) -> Sequence[int]:
     apart = set(others)
     return [block for block in blocks if block not in apart]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from sim.engine.request import Request
 from traces.schema import InputError
@@ -13,6 +14,12 @@ from traces.schema import InputError
 MAX_POOL_TOKENS = (1 << 31) - 1
 NULL_BLOCK = 0
 """Block id that no request owns; padding rows of a live kernel may point at it (vLLM's null block)."""
+Ids: TypeAlias = "array[int]"
+"""Block ids side by side. A list refers to numbers that lie anywhere, and whoever copies or drops it touches each."""
+
+
+def ids_of(numbers: Iterable[int]) -> Ids:
+    return array("i", numbers)
 
 
 class KvLayers(NamedTuple):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sim.engine.names import Names
+
 NEVER_S = math.nan
 
 
@@ -207,8 +209,8 @@ class Request:
         """Output tokens that are certain, where drafts may be wrong."""
         # The last sampled token is never fed back, so its KV is never written.
         self.final_kv_tokens = prompt_tokens + output_tokens - 1
-        self.block_names: tuple[int, list[int]] | None = None
-        """(tokens of a block, names of the leading blocks that others may share), once an allocator has asked."""
+        self.block_names: Names | None = None
+        """Names of its blocks, once an allocator has asked."""
         self.handover: Handover | None = None
         self.preemptions = 0
         self.prefix_hit_tokens = 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
-from sim.allocators.prefix import Prefix, _prefix_keys
+from sim.allocators.prefix import Prefix, _names_of
 from sim.engine.memory import Allocator, KvPool, Usage, in_lockstep
 from sim.engine.request import Request, Seat, SharedPrefix
 from sim.load import load, names
@@ -562,7 +562,8 @@ def test_names_of_blocks_are_those_of_their_last_tokens_however_many(
     ids: list[int], unit: int, size: int, ahead: bool
 ) -> None:
     req = Request(0, 0.0, len(ids) * unit, 5, prefix=SharedPrefix(ids, unit))
-    names = _prefix_keys(req, size, ahead=ahead)
-    assert len(names) == (len(ids) * unit - ahead) // size
-    assert names == [(ids[((at + 1) * size - (not ahead)) // unit] << 24) + at for at in range(len(names))]
-    assert all(type(name) is int for name in names)
+    names = _names_of(req, size, ahead=ahead)
+    assert names.told == (len(ids) * unit - ahead) // size
+    told = [(ids[((at + 1) * size - (not ahead)) // unit] << 24) + at for at in range(names.told)]
+    assert names.between(0, names.told) == [names.of(at) for at in range(names.told)] == told
+    assert all(type(name) is int for name in names.between(0, names.told))

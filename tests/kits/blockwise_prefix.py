@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from sim.allocators.paged import Holding
 from sim.allocators.prefix import Prefix
+from sim.engine.memory import Ids, ids_of
 from sim.engine.request import Request
 
 
@@ -20,7 +21,7 @@ class BlockwisePrefix(Prefix):
 
     def match(self, req: Request) -> int:
         hits = 0
-        for key in self._keys(req, 0, (req.known - 1) // self.pool.block_tokens):
+        for key in self._names(req).between(0, (req.known - 1) // self.pool.block_tokens):
             if key not in self._blocks_of:
                 break
             hits += 1
@@ -28,7 +29,7 @@ class BlockwisePrefix(Prefix):
 
     def admit(self, req: Request, tokens: int) -> bool:
         hits = req.computed // self.pool.block_tokens
-        shared = [self._blocks_of[key][0] for key in self._keys(req, 0, hits)]
+        shared = [self._blocks_of[key][0] for key in self._names(req).between(0, hits)]
         unheld = [block for block in shared if block in self._queue]
         if self._asked_blocks(req, tokens) - hits + len(unheld) > self._free_for_admission():
             return False
@@ -38,11 +39,11 @@ class BlockwisePrefix(Prefix):
             del self._queue[block]
         self.free_blocks -= len(unheld)
         holding = self._open(req)
-        holding.blocks, holding.cached_blocks, holding.certain_tokens = shared, hits, req.known
+        holding.blocks, holding.cached_blocks, holding.certain_tokens = ids_of(shared), hits, req.known
         return self._admitted(req, tokens)
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
-        for key, block in zip(self._keys(req, first, last), holding.blocks[first:last], strict=True):
+        for key, block in zip(self._names(req).between(first, last), holding.blocks[first:last], strict=True):
             if self._key_of.get(block) != key:
                 self._key_of[block] = key
                 self._blocks_of.setdefault(key, []).append(block)
@@ -58,12 +59,12 @@ class BlockwisePrefix(Prefix):
             if not self._blocks_of[key]:
                 del self._blocks_of[key]
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         taken = [self._queue.popitem(last=False)[0] for _ in range(count)]
         for block in taken:
             self._drop(block)
-        return taken
+        return ids_of(taken)
 
     def _return(self, req: Request, holding: Holding) -> None:
         blocks = self._sharing.drop(holding.blocks[::-1])

@@ -6,12 +6,12 @@ As vLLM V1's hybrid KV cache manager (docs, "Hybrid KV Cache Manager"; `kv_cache
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from sim.allocators.paged import Holding, Paged, Sharing
-from sim.engine.memory import MAX_POOL_TOKENS, NULL_BLOCK, Drift, KvPool, Layout, Usage
+from sim.engine.memory import MAX_POOL_TOKENS, NULL_BLOCK, Drift, Ids, KvPool, Layout, Usage, ids_of
 from sim.engine.pages import in_groups
 from sim.engine.request import Request
 
@@ -19,7 +19,7 @@ from sim.engine.request import Request
 class MixedHolding(Holding):
     """What a sequence holds: of each kind of layers a table of rows, each told by the first of its blocks."""
 
-    def __init__(self, req: Request, order: int, tables: list[list[int]], dropped: list[int]) -> None:
+    def __init__(self, req: Request, order: int, tables: list[Ids], dropped: list[int]) -> None:
         super().__init__(req, order)
         self.tables = tables
         self.dropped = dropped
@@ -93,9 +93,9 @@ class MixedPaged(Paged):
             for at in range(weight)
         ]
 
-    def table(self, req: Request) -> list[int]:
+    def table(self, req: Request) -> Sequence[int]:
         """The first blocks of the rows, of the layers that keep most."""
-        return self._of(req).tables[0] if req in self._holdings else []
+        return self._of(req).tables[0] if req in self._holdings else ()
 
     def states(self, req: Request) -> list[int]:
         """The blocks of its constant state, and of those of sequences that it will fork."""
@@ -159,7 +159,7 @@ class MixedPaged(Paged):
         for table, sharing in zip(giving.tables, self._sharings, strict=True):
             kept = [row for row in table if row != NULL_BLOCK]
             sharing.share(kept, parent.computed - (len(table) - len(kept)) * self.pool.block_tokens)
-        own = self._open_with(child, 1 if forked else 0, [table.copy() for table in giving.tables], giving.dropped)
+        own = self._open_with(child, 1 if forked else 0, [table[:] for table in giving.tables], giving.dropped)
         if self._state_blocks:
             if not forked:
                 own.states.append(giving.states.pop())
@@ -316,7 +316,7 @@ class MixedPaged(Paged):
             if end > start:
                 table = holding.tables[kind]
                 stale = table[start:end]
-                table[start:end] = [NULL_BLOCK] * (end - start)
+                table[start:end] = ids_of([NULL_BLOCK]) * (end - start)
                 holding.dropped[kind] = end
                 self._dropped_blocks += (end - start) * self._weights[kind]
                 self._give_back(kind, stale)
@@ -332,13 +332,13 @@ class MixedPaged(Paged):
         return self._open_with(req, req.seats)
 
     def _open_with(
-        self, req: Request, states: int, tables: list[list[int]] | None = None, dropped: Iterable[int] = ()
+        self, req: Request, states: int, tables: list[Ids] | None = None, dropped: Iterable[int] = ()
     ) -> MixedHolding:
         """What a sequence holds from now on, its tables and so many states, one more than it forks, included."""
         kept = [self._first_kept(kind) for kind in range(len(self._weights))]
         start = list(dropped) or kept
         self._opened += 1
-        holding = MixedHolding(req, self._opened, tables or [[] for _ in self._weights], start)
+        holding = MixedHolding(req, self._opened, tables or [ids_of(()) for _ in self._weights], start)
         self._holdings[req] = holding
         for weight, first, row in zip(self._weights, kept, start, strict=True):
             self._dropped_blocks += (row - first) * weight
@@ -358,18 +358,18 @@ class MixedPaged(Paged):
 
     def _take_together(self, count: int) -> int:
         """So many blocks that come and go together; the first of them tells them."""
-        blocks = self._take(count)
+        blocks = list(self._take(count))
         if count > 1:
             self._members[blocks[0]] = blocks
         return blocks[0]
 
-    def _give_back(self, kind: int, rows: list[int]) -> None:
+    def _give_back(self, kind: int, rows: Sequence[int]) -> None:
         """Give back one holder's share of these rows, in this order."""
         if self._sharings[kind].holders:
             rows = self._sharings[kind].drop(rows)
         self._put(rows)
 
-    def _put(self, rows: list[int]) -> None:
+    def _put(self, rows: Sequence[int]) -> None:
         """Rows or states that nobody holds any more."""
         for row in rows:
             blocks = self._members.pop(row, None) or [row]

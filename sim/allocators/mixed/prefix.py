@@ -7,13 +7,13 @@ As vLLM V1 does it (`kv_cache_coordinator.py`, `HybridKVCacheCoordinator.find_lo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
 from sim.allocators.mixed.paged import MixedHolding, MixedPaged
 from sim.allocators.paged import Holding
 from sim.allocators.prefix import Prefix
-from sim.engine.memory import NULL_BLOCK, KvPool
+from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_of
 from sim.engine.request import Request
 
 
@@ -58,7 +58,7 @@ class MixedPrefix(Prefix, MixedPaged):
         if self._state_blocks:
             return 0
         size = self.pool.block_tokens
-        keys = self._keys(req, 0, (req.known - 1) // size)
+        keys = self._names(req).between(0, (req.known - 1) // size)
         hits = len(keys)
         for kind, group in enumerate(self.groups):
             if not group.window_tokens:
@@ -87,7 +87,7 @@ class MixedPrefix(Prefix, MixedPaged):
     def admit(self, req: Request, tokens: int) -> bool:
         size = self.pool.block_tokens
         hits = req.computed // size
-        keys = self._keys(req, 0, hits)
+        keys = self._names(req).between(0, hits)
         kinds = range(len(self.groups))
         starts = [self._first_held(kind, req.computed) for kind in kinds]
         found = [[self._found[self._key(kind, key)] for key in keys[starts[kind] :]] for kind in kinds]
@@ -110,7 +110,7 @@ class MixedPrefix(Prefix, MixedPaged):
             for row in rows:
                 del self._idle_rows[row]
         self.free_blocks -= idle_blocks
-        tables = [[NULL_BLOCK] * start + rows for start, rows in zip(starts, found, strict=True)]
+        tables = [ids_of([NULL_BLOCK] * start + rows) for start, rows in zip(starts, found, strict=True)]
         holding = self._open_with(req, req.seats, tables, starts)
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
@@ -154,7 +154,7 @@ class MixedPrefix(Prefix, MixedPaged):
 
     def _name(self, req: Request, holding: Holding, first: int, last: int) -> None:
         assert isinstance(holding, MixedHolding)
-        keys = self._keys(req, first, last)
+        keys = self._names(req).between(first, last)
         for kind, table in enumerate(holding.tables):
             rows = zip(keys, table[first:last], strict=True)
             self._name_all((self._key(kind, key), row) for key, row in rows if row != NULL_BLOCK)
@@ -189,7 +189,7 @@ class MixedPrefix(Prefix, MixedPaged):
         if duplicates is not None and not duplicates:
             del self._duplicates[key]
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         fresh = self._fresh
         self._fresh = min(fresh + count, self.pool.blocks + 1)
@@ -206,9 +206,9 @@ class MixedPrefix(Prefix, MixedPaged):
             more = count - len(taken)
             taken += blocks[:more]
             self._left += blocks[more:]
-        return taken
+        return ids_of(taken)
 
-    def _put(self, rows: list[int]) -> None:
+    def _put(self, rows: Sequence[int]) -> None:
         for row in rows:
             self._idle_rows[row] = None
             self.free_blocks += len(self._blocks(row))
