@@ -258,7 +258,7 @@ def _merged(measured: Measured) -> Measured:
         alike.setdefault(point, []).append(price)
     return Measured.of(
         {
-            point: Price(sum(price.seconds for price in same) / len(same), max(price.rank for price in same))
+            point: Price(sum([price.seconds for price in same]) / len(same), max(price.rank for price in same))
             for point, same in alike.items()
         }
     )
@@ -317,7 +317,7 @@ def uneven_shares(table: Table, picked: Picked, grid: PriceGrid) -> Uneven:
 def mean_shares(parts: Sequence[tuple[Uneven, float]]) -> Uneven:
     """Of a kernel priced from several, each of a weight: the mean of their shares."""
     counts = tuple(sorted({count for part, _ in parts for count in part.rows}))
-    return Uneven(counts, tuple(sum(weight * part.at(count) for part, weight in parts) for count in counts))
+    return Uneven(counts, tuple(sum([weight * part.at(count) for part, weight in parts]) for count in counts))
 
 
 def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
