@@ -22,6 +22,11 @@ MOST_EMPTY_PLANS = 100
 """A policy that so often in a row preempts all that it granted will do so for ever."""
 
 
+PRICED_AHEAD = 512
+"""Steps of a span that are priced where the clock's next event is mostly another replica's: the router alone knows who
+comes here, and when, and to price a step in vain takes a hundredth of what planning a span anew takes."""
+
+
 class Replica:
     """Drives one engine.
 
@@ -64,7 +69,6 @@ class Replica:
         self._wake.number = None
         self._wake_s = 0.0
         self._last_decode_s = 0.0
-        self._last_repeats = 0
         self.moving = 0
         """Requests here whose KV is awaited, or is being sent: what they hold will be of use, or free."""
 
@@ -225,9 +229,8 @@ class Replica:
             # Pricing more of a span's steps than those before something is likely to cut it would be wasted; and a span
             # of too few is planned anew for nothing.
             ahead = 1.25 * max(0.0, self.clock.peek() - start_s) / self._last_decode_s + 4
-            if not self._alone:
-                # What the clock has next is mostly of another replica; the router alone knows who comes here, and when.
-                ahead = max(ahead, 2 * self._last_repeats + 16)
+            if not self._alone and ahead < PRICED_AHEAD:
+                ahead = PRICED_AHEAD
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
         outcome = self.executor.execute(batch)
@@ -236,8 +239,7 @@ class Replica:
         flights.append(Flight(batch, outcome, start_s))
 
     def _seal(self, flight: Flight) -> None:
-        self._last_repeats = repeats = len(flight.times_s) - 1
-        self.engine.seal(flight.batch, repeats)
+        self.engine.seal(flight.batch, len(flight.times_s) - 1)
         flight.sealed = True
         if flight.batch.evicted:
             self._preempting.check(flight.batch, flight.times_s[0])
