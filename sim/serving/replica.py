@@ -230,7 +230,7 @@ class Replica:
             # of too few is planned anew for nothing.
             ahead = 1.25 * max(0.0, self.clock.peek() - start_s) / self._last_decode_s + 4
             if not self._alone and ahead < PRICED_AHEAD:
-                ahead = PRICED_AHEAD
+                ahead = float(PRICED_AHEAD)
             if ahead < batch.repeats:
                 batch.repeats = int(ahead)
         outcome = self.executor.execute(batch)
