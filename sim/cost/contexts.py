@@ -85,7 +85,6 @@ class ContextCost(NamedTuple):
         lengths = self.lengths(shape) if tail is not None else ()
         if not even and last < end and repeats < _VECTOR_SPAN:
             contexts = range(context, last + 1, decodes)
-            steps_s = []
             if tail is not None and lengths:
                 floor_s, token_s, cut, _, _ = tail
                 steps_s = [
@@ -104,14 +103,20 @@ class ContextCost(NamedTuple):
             if tail is not None:
                 steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in contexts]
             elif last + more < far_end:
-                for tokens in contexts:
-                    here_s = value + slope * (tokens - start)
-                    far_s = far_value + far_slope * (tokens + more - far_start)
-                    steps_s.append(fixed_s + (here_s + uneven * (far_s - here_s)))
+                steps_s = [
+                    fixed_s
+                    + (
+                        (here_s := value + slope * (tokens - start))
+                        + uneven * (far_value + far_slope * (tokens + more - far_start) - here_s)
+                    )
+                    for tokens in contexts
+                ]
             else:
-                for tokens in contexts:
-                    here_s = value + slope * (tokens - start)
-                    steps_s.append(fixed_s + (here_s + uneven * (line.at(tokens + more) - here_s)))
+                steps_s = [
+                    fixed_s
+                    + ((here_s := value + slope * (tokens - start)) + uneven * (line.at(tokens + more) - here_s))
+                    for tokens in contexts
+                ]
             return steps_s if min(steps_s) >= least_s else [max(step_s, least_s) for step_s in steps_s]
         if repeats < _UNEVEN_VECTOR_SPAN:
             bent_s = [
