@@ -54,7 +54,7 @@ def test_a_profile_prices_nearly_as_fast_as_the_roofline(benchmark: Any, azure: 
 
 @pytest.mark.shared
 @pytest.mark.xfail(
-    reason="1.6 to 1.9 times on the development machine: uneven rows, four axes, 33,669 rows to read", strict=False
+    reason="1.4 to 1.6 times on the development machine: uneven rows, four axes, 33,669 rows to read", strict=False
 )
 def test_a_profile_of_one_launch_and_tens_of_thousands_of_rows(benchmark: Any, azure: Trace, tmp_path: Path) -> None:
     (tmp_path / "rtx-pro-6000.toml").write_text(RTX_PRO_6000)
