@@ -273,15 +273,15 @@ class Prefix(Paged):
     def _take(self, count: int) -> Ids:
         self.free_blocks -= count
         if not self._unnamed:
-            return self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
+            return self._take_next(count)
         taken = taken_from(self._unnamed, count)
-        if count := count - len(taken):
-            taken += self._idle.take(count) if self._fresh > self.pool.blocks else self._take_fresh(count)
-        return taken
+        return taken if len(taken) == count else taken + self._take_next(count - len(taken))
 
-    def _take_fresh(self, count: int) -> Ids:
-        """The next blocks, of which some were never taken."""
+    def _take_next(self, count: int) -> Ids:
+        """Those that were never taken, and then those off the queue."""
         fresh = self._fresh
+        if fresh > self.pool.blocks:
+            return self._idle.take(count)
         self._fresh = min(fresh + count, self.pool.blocks + 1)
         taken = ids_of(range(fresh, self._fresh))
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))

@@ -194,13 +194,8 @@ class _LastAxis:
     __slots__ = ("_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
 
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
-        self.form, self.guide, self.axis, self.values, self.before = (
-            lines.forms[axis],
-            lines.guide,
-            axis,
-            values,
-            before,
-        )
+        self.axis, self.values, self.before = axis, values, before
+        self.form, self.guide = lines.forms[axis], lines.guide
         self.seconds = lines.seconds[begin : begin + len(values)]
         self.ranks = lines.ranks[begin : begin + len(values)]
         heights = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
