@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from math import sqrt
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.cost.tables import Floats
 
+Ints: TypeAlias = npt.NDArray[np.intp]
+Prices: TypeAlias = tuple[Floats, Ints]
+"""Seconds and ranks of many points."""
 Point: TypeAlias = tuple[float, ...]
 Guide: TypeAlias = Callable[[Point], float]
+"""Of a kernel whose only axis goes with a step's tokens it takes an array of them as well."""
 Curve: TypeAlias = Callable[[float], float]
 
 SOURCES = ("measured", "interpolated", "fitted", "derived", "extrapolated", "roofline")
@@ -89,6 +93,11 @@ class PriceGrid:
     def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
         return price_of(self._root.at(point))
+
+    def each(self, xs: Ints) -> Prices:
+        """The prices at points of a grid with one axis, to the bit."""
+        assert isinstance(self._root, _LastAxis), "points of several axes are priced one by one"
+        return self._root.each(xs)
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
@@ -227,6 +236,30 @@ class _LastAxis:
         if known is None:
             known = self._edges[edge] = self.guide((*self.before, values[edge]))
         return self.seconds[edge] * (self.guide((*self.before, x)) / known), max(self.ranks[edge], EXTRAPOLATED)
+
+    def each(self, xs: Ints) -> Prices:
+        """`at` of each of so many points that lie along this axis alone, to the bit."""
+        if self.form not in ("linear", "sqrt"):
+            seconds, ranks = zip(*(self.at((x,)) for x in xs.tolist()), strict=True)
+            return np.array(seconds), np.array(ranks)
+        values, last = np.array(self.values), len(self.values)
+        above = np.searchsorted(values, xs)
+        edge = np.minimum(above, last - 1)
+        seconds_at, ranks_at = np.array(self.seconds)[edge], np.array(self.ranks)[edge]
+        beyond = (values[edge] != xs) & ((above == 0) | (above == last))
+        between = (values[edge] != xs) & ~beyond
+        if between.any():
+            left, width, start, rise, rank = np.array(self.pieces)[above[between] - 1].T
+            here = start + rise * ((xs[between] - left) / width)
+            # An array's square is another rounding than a number's.
+            seconds_at[between] = [root**2 for root in here.tolist()] if self.form == "sqrt" else here
+            ranks_at[between] = rank
+        guide: Any = self.guide
+        for end in set(edge[beyond].tolist()):
+            there = beyond & (edge == end)
+            seconds_at[there] *= guide((xs[there],)) / self.guide((values[end].item(),))
+            ranks_at[there] = max(self.ranks[end], EXTRAPOLATED)
+        return seconds_at, ranks_at
 
     def last_values(self, _outer: Point) -> list[float]:
         """As `PriceGrid.last_values`."""

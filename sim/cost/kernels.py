@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from sim.cost.attend import Affine, Decode, Prefill
 from sim.cost.collectives import Collectives
 from sim.cost.efficiency import Efficiency
@@ -306,7 +308,12 @@ def guide_of(table: str, group: Row, gpu: GpuSpec, efficiency: Efficiency) -> Gu
 
 def _gemm(kernels: Kernels, group: Row) -> Guide:
     k, n = int(group["k"]), int(group["n"])
-    return lambda point: kernels.linear_s(point[0], k, n)
+
+    def seconds(point: Any) -> Any:
+        tokens = point[0]
+        return kernels.linear_each_s(tokens, k, n) if isinstance(tokens, np.ndarray) else kernels.linear_s(tokens, k, n)
+
+    return seconds
 
 
 def _experts(kernels: Kernels, group: Row) -> Guide:
@@ -378,7 +385,14 @@ def _collective(kernels: Kernels, group: Row) -> Guide:
         return lambda point: kernels.collectives.all_to_all_s(point[0], gpus, 1.0, 1.0)
     prices = {"all_reduce": kernels.all_reduce_s, "reduce_scatter": kernels.collectives.scatter_s}
     price = prices.get(str(op), kernels.gather_s)
-    return lambda point: price(point[0], gpus)
+
+    def seconds(point: Any) -> Any:
+        size = point[0]
+        if isinstance(size, np.ndarray):
+            return np.array([price(one, gpus) for one in size.tolist()])
+        return price(size, gpus)
+
+    return seconds
 
 
 def _sampling(kernels: Kernels, group: Row) -> Guide:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,13 @@ from sim.cost.interpolation import (
     INTERPOLATED,
     MEASURED,
     Guide,
+    Ints,
     Line,
     Measured,
     Point,
     Price,
     PriceGrid,
+    Prices,
 )
 from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
@@ -106,6 +108,20 @@ class Kernel:
             share += weight * seconds / guide(point)
             rank = max(rank, part_rank)
         return Price(share * self._guide(point), rank)
+
+    def each(self, xs: Ints) -> Prices:
+        """`at` of so many points of a table with one axis, to the bit."""
+        if self._own is not None:
+            return self._own.each(xs)
+        share: Any = 0.0
+        ranks = np.full(len(xs), self._least_rank)
+        for grid, part_guide, weight in self._parts:
+            seconds, part_ranks = grid.each(xs)
+            among: Any = part_guide
+            share = share + weight * seconds / among((xs,))
+            ranks = np.maximum(ranks, part_ranks)
+        guide: Any = self._guide
+        return share * guide((xs,)), ranks
 
     def context_line(self, sequences: int, times: int) -> Line:
         """Of decode attention: `times` launches with `sequences` rows, by the sum of their contexts, from 0 on."""

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
 from sim.cost.experts import BALANCED, Routing
-from sim.cost.interpolation import INTERPOLATED, MEASURED, Price, price_of
+from sim.cost.interpolation import INTERPOLATED, MEASURED, Ints, Price, Prices, price_of
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.splits import Cut, Tail, keys_of
@@ -60,6 +62,16 @@ def launched(parts: Sequence[Launches], size: int) -> Price:
         return price_of((times * seconds, rank))
     prices = ((times, kernel.at(scale * size)) for times, kernel, scale in parts)
     return total([Price(times * price.seconds, price.rank) for times, price in prices])
+
+
+def launched_each(parts: Sequence[Launches], sizes: Ints) -> Prices:
+    """`launched` of each of these sizes, to the bit, of kernels that know numbers of tokens alone."""
+    seconds, ranks = np.zeros(len(sizes)), np.full(len(sizes), MEASURED)
+    for times, kernel, scale in parts:
+        assert isinstance(kernel, Kernel), "experts are priced one by one"
+        each_s, each_ranks = kernel.each(scale * sizes)
+        seconds, ranks = seconds + times * each_s, np.maximum(ranks, each_ranks)
+    return seconds, ranks
 
 
 class Operations:

@@ -18,14 +18,25 @@ from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
-from sim.cost.interpolation import MEASURED, SOURCES, Price, price_of
-from sim.cost.layers import row_terms
+from sim.cost.interpolation import MEASURED, SOURCES, Ints, Price, price_of
+from sim.cost.layers import Ranks, row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
-from sim.cost.operations import Launches, MeasuredAttention, Operations, Overheads, Size, launched, size_of, total
+from sim.cost.operations import (
+    Launches,
+    MeasuredAttention,
+    Operations,
+    Overheads,
+    Size,
+    launched,
+    launched_each,
+    size_of,
+    total,
+)
 from sim.cost.profile import Profile
-from sim.cost.roofline import MAX_GRAPH_TOKENS, DecodeStep, Roofline, graph_tokens
+from sim.cost.roofline import MAX_GRAPH_TOKENS, SIZES_TOGETHER, DecodeStep, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, each_course_s, shape_rows, shape_tokens
+from sim.cost.tables import Floats
 from sim.engine.batch import Courses, Shape
 from sim.engine.lockstep import LengthsTold
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -57,6 +68,7 @@ class Profiled(Roofline):
         "_roof_ranks",
         "_row_parts",
         "_synchronous",
+        "_together",
         "_token_parts",
         "profile",
     )
@@ -109,8 +121,17 @@ class Profiled(Roofline):
         self._row_parts = self._parts(self._roof_rows(1), self._operations.by_rows)
         self._by_tokens: dict[int, Terms] = {}
         self._by_rows: dict[int, Terms] = {}
+        self._together: dict[int, tuple[int, Floats, Ints]] = {}
+        """Of stretches of sizes: the first, and seconds and ranks by term and size."""
         self._roof_ranks: dict[str, int] = {}
         self._costs: dict[tuple[int, bool], tuple[ContextCost | None, ContextCost | None]] = {}
+
+    def beside(self, ranks: Ranks) -> Profiled:
+        """As `Roofline.beside`."""
+        other = super().beside(ranks)
+        assert isinstance(other, Profiled)
+        other._by_tokens, other._together = {}, {}
+        return other
 
     @property
     def needs_longest(self) -> bool:
@@ -319,11 +340,29 @@ class Profiled(Roofline):
         """All that depends on counts of tokens and of logits rows only."""
         seconds = self._token_memo.get(computed)
         if seconds is None:
-            seconds = self._token_memo[computed] = sum([price.seconds for price in self._tokens(computed).values()])
+            seconds = self._size_s(computed)
         row_s = self._row_memo.get(rows)
         if row_s is None:
             row_s = self._row_memo[rows] = sum([price.seconds for price in self._rows(rows).values()])
         return seconds + row_s
+
+    def _one_size_s(self, tokens: int) -> float:
+        seconds = self._token_memo[tokens] = sum([price.seconds for price in self._tokens(tokens).values()])
+        return seconds
+
+    def _sizes_s(self, sizes: Ints) -> Floats:
+        parts, wanted = self._token_parts
+        roofs = self._roof_terms(sizes, self._operations.by_tokens) if wanted else {}
+        each_s = np.zeros(len(sizes))
+        seconds, ranks = np.empty((len(parts), len(sizes))), np.empty((len(parts), len(sizes)), np.intp)
+        for at, (name, launches) in enumerate(parts.items()):
+            if launches is None:
+                seconds[at], ranks[at] = roofs[name], self._roof(name, 0.0).rank
+            else:
+                seconds[at], ranks[at] = launched_each(launches, sizes)
+            each_s = each_s + seconds[at]
+        self._together[int(sizes[0]) // SIZES_TOGETHER] = int(sizes[0]), seconds, ranks
+        return each_s
 
     def _computed(self, tokens: int, graph: int) -> int:
         """Tokens that are computed for so many real ones: a CUDA graph's are the size that it was captured for."""
@@ -337,9 +376,14 @@ class Profiled(Roofline):
         terms = self._by_tokens.get(computed)
         if terms is None:
             parts, wanted = self._token_parts
-            terms = self._best(
-                parts, self._roof_terms(computed, self._operations.by_tokens) if wanted else {}, computed
-            )
+            together = self._together.get(computed // SIZES_TOGETHER)
+            if together is not None and computed >= together[0]:
+                first, seconds, ranks = together
+                each = zip(seconds[:, computed - first].tolist(), ranks[:, computed - first].tolist(), strict=True)
+                terms = dict(zip(parts, map(price_of, each), strict=True))
+            else:
+                roofs = self._roof_terms(computed, self._operations.by_tokens) if wanted else {}
+                terms = self._best(parts, roofs, computed)
             if len(self._by_tokens) < MEMO_SIZE:
                 self._by_tokens[computed] = terms
         return terms

@@ -19,6 +19,7 @@ from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error
 from sim.cost.experts import Routing
+from sim.cost.gemm import Floats, Ints
 from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, launches, row_terms, token_terms
@@ -38,7 +39,7 @@ _VECTOR_SPAN = 64
 _HEAD_LAUNCHES = 5
 _PIECEWISE_LAUNCHES_PER_LAYER = 3
 # So many sizes that follow one another are priced at once when so many of them were asked for: a short run has few.
-_SIZES_TOGETHER = 512
+SIZES_TOGETHER = 512
 _SIZES_ASKED = 8
 
 
@@ -315,16 +316,23 @@ class Roofline:
         """The same of tokens only, priced for the first time; of all about as many, where many such are asked for."""
         memo = self._token_memo
         if self.model.experts or self._by_type is not None or self._ranks.most or self._in_graph(tokens):
-            return _total_s(memo, tokens, self._token_terms(tokens))
-        stretch = tokens // _SIZES_TOGETHER
+            return self._one_size_s(tokens)
+        stretch = tokens // SIZES_TOGETHER
         self._asked[stretch] = asked = self._asked.get(stretch, 0) + 1
-        if asked != _SIZES_ASKED or len(memo) > MEMO_SIZE - _SIZES_TOGETHER:
-            return _total_s(memo, tokens, self._token_terms(tokens))
-        first, least = stretch * _SIZES_TOGETHER, self.max_graph_tokens + 1 if self.cuda_graphs else 1
-        sizes = np.arange(max(first, least), first + _SIZES_TOGETHER)
-        each_s: list[float] = _sum(self._roof_terms(sizes)).tolist()
-        memo.update(zip(sizes.tolist(), each_s, strict=True))
+        if asked != _SIZES_ASKED or len(memo) > MEMO_SIZE - SIZES_TOGETHER:
+            return self._one_size_s(tokens)
+        first, least = stretch * SIZES_TOGETHER, self.max_graph_tokens + 1 if self.cuda_graphs else 1
+        sizes = np.arange(max(first, least), first + SIZES_TOGETHER)
+        memo.update(zip(sizes.tolist(), self._sizes_s(sizes).tolist(), strict=True))
         return memo[tokens]
+
+    def _one_size_s(self, tokens: int) -> float:
+        return _total_s(self._token_memo, tokens, self._token_terms(tokens))
+
+    def _sizes_s(self, sizes: Ints) -> Floats:
+        """Of each of these sizes, none of which is in a graph, what `_one_size_s` tells, to the bit."""
+        each_s: Floats = _sum(self._roof_terms(sizes))
+        return each_s
 
     def _token_terms(self, tokens: int) -> Terms:
         """The same of tokens only, by name; a CUDA graph computes the size that it was captured for."""

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from profile_kit import EFFICIENCY, GPU, HEADS, MODEL, llama_profile, llama_tables, meta, scaled_roofline, table
 
 from sim.catalog import load_gpu, load_model
+from sim.cost.layers import Ranks
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
 from sim.cost.profile import Accuracy, Profile
 from sim.cost.profiled import Profiled
-from sim.cost.roofline import Roofline
-from sim.cost.step import StepCost, advanced, device_seconds
+from sim.cost.roofline import NO_RANKS, Roofline
+from sim.cost.step import advanced, device_seconds
 from sim.cost.tables import Row, Table
 from sim.engine.batch import Shape, Verifies
 from sim.specs.model import AttentionWindow
@@ -51,7 +52,23 @@ def launching(synchronous: bool, us: float = 3000.0) -> Profile:
     return Profile(meta(synchronous=synchronous), tables)
 
 
-COSTS: dict[str, StepCost] = {
+def in_form(*forms: str) -> dict[str, Accuracy]:
+    """How products and small kernels are interpolated."""
+    error = Accuracy(points=1, mean=0.0, p90=0.0, max=0.0, bias=0.0)
+    return {name: replace(error, form=form) for name, form in zip(("gemm", "elementwise"), forms, strict=True)}
+
+
+def with_collectives() -> Profile:
+    """The profile with messages between two GPUs up to 16 MiB."""
+    rows = [
+        {"op": op, "gpus": 2, "bytes": size, "us": 9.7 + size / 3e5}
+        for op in ("all_reduce", "all_gather")
+        for size in (2**10, 2**24)
+    ]
+    return replace(llama_profile(FACTOR), tables={**PLAIN.tables, "all_reduce": Table.of("all_reduce", rows)})
+
+
+COSTS: dict[str, Profiled] = {
     "plain": Profiled(MODEL, GPU, PLAIN),
     "uneven": Profiled(MODEL, GPU, with_uneven(0.4)),
     "one launch": Profiled(MODEL, GPU, llama_profile(FACTOR, mixed=True)),
@@ -68,6 +85,8 @@ COSTS: dict[str, StepCost] = {
     "window": Profiled(MODEL, GPU, with_uneven(0.4), window=AttentionWindow(1020, 4, 20)),
     "offload": Profiled(MODEL, GPU, PLAIN, offload=Offload(weight_layers=4, kv_layers=3)),
     "split": Profiled(MODEL, GPU, PLAIN, parallel=Parallel(2)),
+    "roots": Profiled(MODEL, GPU, llama_profile(FACTOR, accuracy=in_form("sqrt", "efficiency"))),
+    "messages": Profiled(MODEL, GPU, with_collectives(), parallel=Parallel(2)),
     "another model": Profiled(load_model("qwen3-8b"), GPU, PLAIN),
     "experts": Profiled(load_model("mixtral-8x7b"), GPU, PLAIN, parallel=Parallel(2)),
     "latent": Profiled(load_model("deepseek-v2-lite"), GPU, PLAIN),
@@ -111,6 +130,25 @@ def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> No
     known = {"measured", "interpolated", "fitted", "extrapolated", "roofline"}
     assert {term.source for term in terms.values()} <= known
     assert 0.0 <= seconds < 1e6
+
+
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_sizes_that_are_priced_together_cost_what_each_costs_alone(name: str) -> None:
+    cost = COSTS[name]
+    often = cost.beside(NO_RANKS)
+    for tokens in (*range(9999, 7500, -13), *range(2999, 500, -7), *range(540, 0, -3)):
+        shape, alone = Shape(((tokens, 0),)), cost.beside(NO_RANKS)
+        assert often.span_s(shape, 1) == alone.span_s(shape, 1), f"{tokens} tokens"
+        assert often.explain(shape) == alone.explain(shape), f"{tokens} tokens"
+
+
+def test_a_rank_costs_the_same_whatever_ranks_were_asked_for_before() -> None:
+    cost = Profiled(load_model("mixtral-8x7b"), GPU, PLAIN, parallel=Parallel(dp=4))
+    shape, few, many = Shape(decodes=64, decode_context=6400), Ranks(64, 256), Ranks(600, 2000)
+    cost.beside(few).span_s(shape, 1)
+    fresh = Profiled(cost.model, GPU, PLAIN, parallel=cost.parallel)
+    assert cost.beside(many).span_s(shape, 1) == fresh.beside(many).span_s(shape, 1)
+    assert cost.beside(many).span_s(shape, 1) > cost.beside(few).span_s(shape, 1)
 
 
 @given(ANY_COST, shapes(), st.integers(1, 200))
