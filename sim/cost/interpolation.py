@@ -36,6 +36,8 @@ MEASURED, INTERPOLATED, FITTED, DERIVED, EXTRAPOLATED, ROOFLINE = range(len(SOUR
 FORMS = ("linear", "sqrt", "efficiency")
 """Seconds linear along the axis; their square root linear (quadratic growth, as prefill attention has it); or their
 ratio to the guide linear."""
+_STRAIGHT = ("linear", "sqrt")
+"""Those that the guide is no part of."""
 
 
 class Price(NamedTuple):
@@ -77,7 +79,7 @@ class Measured(NamedTuple):
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_root",)
+    __slots__ = ("_lines", "_root")
 
     def __init__(self, points: Mapping[Point, Price] | Measured, forms: Sequence[str], guide: Guide) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -86,18 +88,26 @@ class PriceGrid:
         """
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
-        self._root = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide).line(
-            0, 0, ()
-        )
+        self._lines = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide)
+        self._root = self._lines.line(0, 0, ())
 
     def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
         return price_of(self._root.at(point))
 
-    def each(self, xs: Ints) -> Prices:
-        """The prices at points of a grid with one axis, to the bit."""
-        assert isinstance(self._root, _LastAxis), "points of several axes are priced one by one"
-        return self._root.each(xs)
+    def each(self, point: Sequence[Floats | Ints]) -> Prices:
+        """The prices at many points, of which `point` has the coordinates along each axis: to the bit those of each."""
+        seconds, ranks = self._lines.each(0, np.zeros(len(point[0]), np.intp), point)
+        left = np.isnan(seconds)
+        if left.any():
+            rest = [axis[left] for axis in point]
+            if isinstance(self._root, _LastAxis) and self._root.form in _STRAIGHT:
+                seconds[left], ranks[left] = self._root.beyond(rest[0])
+            else:
+                places = list(zip(*(axis.tolist() for axis in rest), strict=True))
+                known = {place: self._root.at(place) for place in set(places)}
+                seconds[left], ranks[left] = zip(*(known[place] for place in places), strict=True)
+        return seconds, ranks
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
@@ -116,10 +126,9 @@ class _Lines:
     def __init__(self, measured: Measured, forms: Sequence[str], guide: Guide) -> None:
         self.forms, self.guide, self.last = forms, guide, len(forms) - 1
         order = np.lexsort(measured.axes[::-1])
-        self.seconds: list[float] = measured.seconds[order].tolist()
-        self.ranks: list[int] = measured.ranks[order].tolist()
-        self._values: list[list[float]] = []
-        self._begins: list[list[int]] = []
+        self.seconds, self.ranks = measured.seconds[order], measured.ranks[order]
+        self._values: list[Floats] = []
+        self._begins: list[Ints] = []
         """Of each axis: where its lines begin, and the last one ends."""
         before = np.zeros(1, np.intp)
         new = np.arange(len(order)) == 0
@@ -127,15 +136,48 @@ class _Lines:
             values = axis[order]
             new[1:] |= values[1:] != values[:-1]
             rows = np.flatnonzero(new)
-            self._values.append(values[rows].tolist())
-            self._begins.append([*np.searchsorted(rows, before).tolist(), len(rows)])
+            self._values.append(values[rows])
+            self._begins.append(np.append(np.searchsorted(rows, before), len(rows)))
             before = rows
 
     def line(self, axis: int, number: int, before: Point) -> _Axis | _LastAxis:
         """One line of an axis; `before` are the coordinates at which it stands on the axes before."""
-        begin, end = self._begins[axis][number : number + 2]
-        values = self._values[axis][begin:end]
+        begin, end = self._begins[axis][number : number + 2].tolist()
+        values = self._values[axis][begin:end].tolist()
         return (_Axis if axis < self.last else _LastAxis)(self, axis, begin, values, before)
+
+    def each(self, axis: int, lines: Ints, point: Sequence[Floats | Ints]) -> Prices:
+        """The prices at many points from an axis on, each on a line of that axis; seconds are nan of those that lie
+        beyond one, or on one whose form is made of the guide."""
+        values, begins, x = self._values[axis], self._begins[axis], point[axis]
+        different = np.unique(values)
+        stride = len(different) + 1
+        places = np.repeat(np.arange(len(begins) - 1), np.diff(begins)) * stride + np.searchsorted(different, values)
+        above = np.searchsorted(places, lines * stride + np.searchsorted(different, x))
+        end = begins[lines + 1]
+        right = np.minimum(above, end - 1)
+        apart = values[right] != x
+        inside = apart & (above > begins[lines]) & (above < end)
+        seconds, ranks = self._behind(axis, right, point)
+        if self.forms[axis] in _STRAIGHT and inside.any():
+            left = above[inside] - 1
+            low, low_ranks = self._behind(axis, left, [one[inside] for one in point])
+            high = seconds[inside]
+            if self.forms[axis] == "sqrt":
+                low, high = np.sqrt(low), np.sqrt(high)
+            here = low + (high - low) * ((x[inside] - values[left]) / (values[left + 1] - values[left]))
+            # An array's square is rounded otherwise than a number's.
+            seconds[inside] = [root**2 for root in here.tolist()] if self.forms[axis] == "sqrt" else here
+            ranks[inside] = np.maximum(np.maximum(low_ranks, ranks[inside]), INTERPOLATED)
+            apart &= ~inside
+        seconds[apart] = np.nan
+        return seconds, ranks
+
+    def _behind(self, axis: int, at: Ints, point: Sequence[Floats | Ints]) -> Prices:
+        """What stands at these values of an axis."""
+        if axis == self.last:
+            return self.seconds[at], self.ranks[at]
+        return self.each(axis + 1, at, point)
 
 
 class _Axis:
@@ -205,8 +247,8 @@ class _LastAxis:
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.axis, self.values, self.before = axis, values, before
         self.form, self.guide = lines.forms[axis], lines.guide
-        self.seconds = lines.seconds[begin : begin + len(values)]
-        self.ranks = lines.ranks[begin : begin + len(values)]
+        self.seconds: list[float] = lines.seconds[begin : begin + len(values)].tolist()
+        self.ranks: list[int] = lines.ranks[begin : begin + len(values)].tolist()
         heights = [sqrt(seconds) for seconds in self.seconds] if self.form == "sqrt" else self.seconds
         here = zip(self.values, heights, self.ranks, strict=True)
         self.pieces = [
@@ -237,29 +279,13 @@ class _LastAxis:
             known = self._edges[edge] = self.guide((*self.before, values[edge]))
         return self.seconds[edge] * (self.guide((*self.before, x)) / known), max(self.ranks[edge], EXTRAPOLATED)
 
-    def each(self, xs: Ints) -> Prices:
-        """`at` of each of so many points that lie along this axis alone, to the bit."""
-        if self.form not in ("linear", "sqrt"):
-            seconds, ranks = zip(*(self.at((x,)) for x in xs.tolist()), strict=True)
-            return np.array(seconds), np.array(ranks)
-        values, last = np.array(self.values), len(self.values)
-        above = np.searchsorted(values, xs)
-        edge = np.minimum(above, last - 1)
-        seconds_at, ranks_at = np.array(self.seconds)[edge], np.array(self.ranks)[edge]
-        beyond = (values[edge] != xs) & ((above == 0) | (above == last))
-        between = (values[edge] != xs) & ~beyond
-        if between.any():
-            left, width, start, rise, rank = np.array(self.pieces)[above[between] - 1].T
-            here = start + rise * ((xs[between] - left) / width)
-            # An array's square is another rounding than a number's.
-            seconds_at[between] = [root**2 for root in here.tolist()] if self.form == "sqrt" else here
-            ranks_at[between] = rank
+    def beyond(self, xs: Floats | Ints) -> Prices:
+        """`at` of each of so many points outside of the line, which is the only one."""
         guide: Any = self.guide
-        for end in set(edge[beyond].tolist()):
-            there = beyond & (edge == end)
-            seconds_at[there] *= guide((xs[there],)) / self.guide((values[end].item(),))
-            ranks_at[there] = max(self.ranks[end], EXTRAPOLATED)
-        return seconds_at, ranks_at
+        edge = (xs > self.values[0]).astype(np.intp)
+        seconds, ranks = (np.array([values[0], values[-1]])[edge] for values in (self.seconds, self.ranks))
+        known = np.array([self.guide((self.values[0],)), self.guide((self.values[-1],))])[edge]
+        return seconds * (guide((xs,)) / known), np.maximum(ranks, EXTRAPOLATED)
 
     def last_values(self, _outer: Point) -> list[float]:
         """As `PriceGrid.last_values`."""

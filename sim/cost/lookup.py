@@ -35,7 +35,7 @@ from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
-from sim.cost.tables import Picked, Row, Table, Value, apart
+from sim.cost.tables import Floats, Picked, Row, Table, Value, apart
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -112,11 +112,11 @@ class Kernel:
     def each(self, xs: Ints) -> Prices:
         """`at` of so many points of a table with one axis, to the bit."""
         if self._own is not None:
-            return self._own.each(xs)
+            return self._own.each((xs,))
         share: Any = 0.0
         ranks = np.full(len(xs), self._least_rank)
         for grid, part_guide, weight in self._parts:
-            seconds, part_ranks = grid.each(xs)
+            seconds, part_ranks = grid.each((xs,))
             among: Any = part_guide
             share = share + weight * seconds / among((xs,))
             ranks = np.maximum(ranks, part_ranks)
@@ -318,16 +318,18 @@ def uneven_shares(table: Table, picked: Picked, grid: PriceGrid) -> Uneven:
     if not len(rows):
         return Uneven()
     axes = [column.name for column in table.spec.axes]
-    means = list(zip(*(table.numbers(axis)[rows].tolist() for axis in axes), strict=True))
-    mosts = list(zip(*(table.numbers(LONGEST if axis == MEAN else axis)[rows].tolist() for axis in axes), strict=True))
-    even_s = {point: grid.at(point).seconds for point in {*means, *mosts}}
-    shares: dict[float, list[tuple[float, float]]] = {}
-    for us, mean, most in zip(table.numbers("us")[rows].tolist(), means, mosts, strict=True):
-        low, high = 1e6 * even_s[mean], 1e6 * even_s[most]
-        if high > low:
-            shares.setdefault(mean[0], []).append(((us - low) / (high - low), (high - low) / us))
-    medians = {count: round(min(max(_weighted_median(pairs), 0.0), 1.0), 4) for count, pairs in shares.items()}
-    return Uneven(tuple(sorted(medians)), tuple(medians[count] for count in sorted(medians)))
+    low, high = (
+        1e6 * grid.each([table.numbers(longest if axis == MEAN else axis)[rows] for axis in axes])[0]
+        for longest in (MEAN, LONGEST)
+    )
+    us, counts = table.numbers("us")[rows], table.numbers(axes[0])[rows]
+    more = high > low
+    shares, weights = (us - low)[more] / (high - low)[more], (high - low)[more] / us[more]
+    medians = {}
+    for count in np.unique(counts[more]).tolist():
+        same = counts[more] == count
+        medians[count] = round(min(max(_weighted_median(shares[same], weights[same]), 0.0), 1.0), 4)
+    return Uneven(tuple(medians), tuple(medians.values()))
 
 
 def mean_shares(parts: Sequence[tuple[Uneven, float]]) -> Uneven:
@@ -336,8 +338,9 @@ def mean_shares(parts: Sequence[tuple[Uneven, float]]) -> Uneven:
     return Uneven(counts, tuple(sum([weight * part.at(count) for part, weight in parts]) for count in counts))
 
 
-def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
-    """The least value up to which half of the weight lies, of (value, weight)."""
-    ranked = sorted(pairs)
-    weights = np.cumsum([weight for _, weight in ranked])
-    return ranked[int(np.searchsorted(weights, weights[-1] / 2))][0]
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    """The least value up to which half of the weight lies."""
+    order = np.lexsort((weights, values))
+    below = np.cumsum(weights[order])
+    median: float = values[order][np.searchsorted(below, below[-1] / 2)].item()
+    return median

@@ -108,6 +108,14 @@ def test_speed_changes_no_bit(made: tuple[dict[Point, Price], list[str], list[Po
     grid = PriceGrid(points, forms, guide)
     for at in asked:
         assert grid.at(at) == nested(points, forms, at)
+    seconds, ranks = grid.each([np.array(axis, np.float64) for axis in zip(*asked, strict=True)])
+    assert list(map(Price, seconds.tolist(), ranks.tolist())) == [nested(points, forms, at) for at in asked]
+
+
+def test_an_array_is_squared_as_its_numbers_are() -> None:
+    """Squares of one in a thousand differ in their last bit."""
+    grid = PriceGrid({(0.0,): Price(0.3, MEASURED), (20_000.0,): Price(7.1, MEASURED)}, ["sqrt"], guide)
+    assert grid.each([np.arange(20_000)])[0].tolist() == [grid.at((x,)).seconds for x in range(20_000)]
 
 
 @given(st.floats(0.0, 1.0), SECONDS, SECONDS)
