@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_of, usage_of
+from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_between, ids_of, usage_of
 from sim.engine.request import Request
 from sim.engine.runs import Piece
 from sim.engine.verifying import Ints
@@ -48,7 +48,7 @@ class FreeQueue:
         fresh = self._fresh
         if fresh < self._end:
             self._fresh = end = min(fresh + count, self._end)
-            taken = ids_of(range(fresh, end))
+            taken = ids_between(fresh, end)
             return taken if end - fresh == count else taken + self.take(count - end + fresh)
         head = self._head
         taken = self._ids[head : head + count]

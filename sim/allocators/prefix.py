@@ -13,7 +13,7 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
-from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_of
+from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_between, ids_of
 from sim.engine.names import Names
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
@@ -283,7 +283,7 @@ class Prefix(Paged):
         if fresh > self.pool.blocks:
             return self._idle.take(count)
         self._fresh = min(fresh + count, self.pool.blocks + 1)
-        taken = ids_of(range(fresh, self._fresh))
+        taken = ids_between(fresh, self._fresh)
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
@@ -294,14 +294,14 @@ class Prefix(Paged):
             self._unnamed.extend(self._unheld(blocks[cached:]))
             blocks = blocks[:cached]
         if named < len(blocks):
-            self._idle.put_unnamed(self._unheld(blocks[named:]))
+            self._idle.put_unnamed(self._unheld(blocks[named:] if named else blocks))
         for run, start, stop in reversed(pieces):
             self._lay_idle(run, blocks[start:stop])
 
-    def _unheld(self, blocks: Sequence[int]) -> Sequence[int]:
+    def _unheld(self, blocks: Ids) -> Ids:
         """Give back one holder's share of blocks that are in no run; returns those that are free now."""
         if not self._by_runs and self._sharing.holders:
-            blocks = self._sharing.drop(blocks)
+            blocks = ids_of(self._sharing.drop(blocks))
         self.free_blocks += len(blocks)
         return blocks
 

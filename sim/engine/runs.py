@@ -53,13 +53,14 @@ class Idle:
 
 
 class Unnamed:
-    """Blocks that nobody holds and nobody will find, in the order in which they are taken, from number `next` on."""
+    """Blocks that nobody holds and nobody will find, in the order of their tokens until some are `taken`, and then in
+    that in which they are."""
 
-    __slots__ = ("blocks", "next")
+    __slots__ = ("blocks", "taken")
 
-    def __init__(self) -> None:
-        self.blocks = ids_of(())
-        self.next = 0
+    def __init__(self, blocks: Ids) -> None:
+        self.blocks = blocks
+        self.taken = 0
 
 
 class Found:
@@ -222,16 +223,12 @@ class IdleQueue:
         self._queue.append(idle)
         run.idle.append(idle)
 
-    def put_unnamed(self, blocks: Sequence[int]) -> None:
-        """Add blocks that nobody will find, in the order of their tokens; the last one will be taken first."""
-        last = self._queue[-1] if self._queue else None
-        if not isinstance(last, Unnamed):
-            last = Unnamed()
-            self._queue.append(last)
-        elif last.next > 4096 and last.next * 2 > len(last.blocks):
-            del last.blocks[: last.next]
-            last.next = 0
-        last.blocks.extend(blocks[::-1])
+    def put_unnamed(self, blocks: Ids) -> None:
+        """Add blocks that nobody will find, in the order of their tokens; the last one will be taken first.
+
+        They are kept as they come, not in one array, which would move whenever it grows, cold as it is.
+        """
+        self._queue.append(Unnamed(blocks))
 
     def of(self, piece: Piece) -> list[tuple[Idle, int, Ids]]:
         """Where blocks in which the names of a piece are found stand here: (stretch, place in it, blocks)."""
@@ -264,8 +261,10 @@ class IdleQueue:
         while count:
             idle = queue[0]
             if isinstance(idle, Unnamed):
-                begin = idle.next
-                idle.next = end = begin + count
+                begin = idle.taken
+                if not begin:
+                    idle.blocks.reverse()
+                idle.taken = end = begin + count
                 part = idle.blocks[begin:end]
                 if len(part) == count:
                     return taken + part if taken else part

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sim.allocators.contiguous import Contiguous
 from sim.allocators.paged import Paged
 from sim.allocators.prefix import Prefix, _names_of
-from sim.engine.memory import Allocator, KvPool, Usage, in_lockstep
+from sim.engine.memory import Allocator, KvPool, Usage, ids_between, ids_of, in_lockstep
 from sim.engine.request import Request, Seat, SharedPrefix
 from sim.load import load, names
 from traces.schema import InputError
@@ -567,3 +567,8 @@ def test_names_of_blocks_are_those_of_their_last_tokens_however_many(
     told = [(ids[((at + 1) * size - (not ahead)) // unit] << 24) + at for at in range(names.told)]
     assert names.between(0, names.told) == [names.of(at) for at in range(names.told)] == told
     assert all(type(name) is int for name in names.between(0, names.told))
+
+
+@pytest.mark.parametrize(("first", "end"), [(1, 4), (3, 9000), (1, 1), (8999, 9001), (20_000, 20_001)])
+def test_ids_between_two_are_those_of_the_range(first: int, end: int) -> None:
+    assert ids_between(first, end) == ids_of(range(first, end))
