@@ -5,11 +5,30 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["arrow_csv", "pa", "pd"]
+__all__ = ["arrow_csv", "import_numpy", "pa", "pd"]
+
+THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+"""What OpenBLAS reads while it is loaded, the first that is set."""
+
+
+def import_numpy() -> None:
+    """Import numpy with a single thread for its linear algebra, unless the environment says how many.
+
+    Others spin for a twentieth of a second each before they first sleep, and no simulation has work for them. The
+    environment is afterwards as it was, for what is imported or started then.
+    """
+    if any(name in os.environ for name in THREADS):
+        return
+    os.environ[THREADS[0]] = "1"
+    try:
+        import_module("numpy")
+    finally:
+        del os.environ[THREADS[0]]
 
 
 class _Late(ModuleType):

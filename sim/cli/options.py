@@ -12,6 +12,7 @@ import click
 
 from sim import scenario
 from sim.scenario import SETTINGS
+from traces.late import import_numpy
 from traces.schema import InputError
 
 OPTIONS = {
@@ -85,6 +86,7 @@ def _with_options(
 ) -> Callable[..., None]:
     @functools.wraps(command)  # which also hands on the options given below this decorator
     def collected(setting: tuple[str, ...], **options: Any) -> None:
+        import_numpy()
         values = {OPTIONS[flag]: options.pop(flag[2:].replace("-", "_")) for flag in types}
         settings = settings_of({key: value for key, value in values.items() if value is not None}, setting)
         command(settings=settings, **options)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from mypy_extensions import mypyc_attr
 
+from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error, of_steps, stated
@@ -220,6 +221,10 @@ class Profiled(Roofline):
         host = self._host_price(shape, size)
         return {**named, "host": Term(host.seconds, host.source, on_host=True)}
 
+    def prefill_attention_s(self, prefills: Slices) -> float:
+        """As of the roofline."""
+        return self._prefill_price(prefills).seconds
+
     def error_of(self, term: str, source: str) -> Error | None:
         """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
         return stated(self.profile.meta, term, source, latent=self.model.is_latent) or super().error_of(term, source)
@@ -246,7 +251,7 @@ class Profiled(Roofline):
             terms["mixed attention"] = self._one_launch(shape)
         else:
             if shape.prefills:
-                terms["prefill attention"] = self._prefill_price(shape)
+                terms["prefill attention"] = self._prefill_price(shape.prefills)
             if shape.decodes:
                 terms["decode attention"] = self._decode_price(shape)
         if shape.verifies:
@@ -256,10 +261,8 @@ class Profiled(Roofline):
             terms["launches"] = launch
         return terms
 
-    def _prefill_price(self, shape: Shape) -> Price:
-        return self._priced.prefill(shape.prefills) or self._roof(
-            "prefill attention", self._attention.prefill_s(shape.prefills)
-        )
+    def _prefill_price(self, prefills: Slices) -> Price:
+        return self._priced.prefill(prefills) or self._roof("prefill attention", self._attention.prefill_s(prefills))
 
     def _verify_price(self, shape: Shape) -> Price:
         return self._priced.verify(shape.verifies) or self._roof(
@@ -326,7 +329,7 @@ class Profiled(Roofline):
         if self._in_one_launch(shape):
             fixed_s += self._one_launch(shape).seconds
         elif shape.prefills:
-            fixed_s += self._prefill_price(shape).seconds
+            fixed_s += self._prefill_price(shape.prefills).seconds
         if shape.verifies:
             fixed_s += self._verify_price(shape).seconds
         if shape.copied_bytes or shape.swapped_bytes:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from mypy_extensions import mypyc_attr
 
+from sim.cost.attend import Slices
 from sim.cost.attention import Attention
 from sim.cost.blocks import BlockAttention, ByType, block_launches, block_token_terms
 from sim.cost.contexts import ContextCost
@@ -241,6 +242,10 @@ class Roofline:
         of = self._sources.of
         named = {name: Term(seconds, of(name)) for name, seconds in terms.items() if seconds > 0.0}
         return {**named, "host": Term(self._host_s(rows, shape), SOURCE, on_host=True)}
+
+    def prefill_attention_s(self, prefills: Slices) -> float:
+        """What `explain` tells of the attention of prompts, where nothing else is asked for."""
+        return self._attention.prefill_s(prefills)
 
     def error_of(self, term: str, source: str) -> Error | None:
         """What is known of a term's error from the very tables that its constants were fitted to; None where nothing is

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from patience import PATIENCE_S
+from sweep_kit import threads_and_settings
 
 import sim.cli
 from sim.cli.main import SUMMARIES, cli
+from sim.study.workers.cores import cores
+from sim.study.workers.pool import each
 
 ROOT = Path(__file__).resolve().parents[2]
+KITS = ROOT / "tests" / "kits"
 NUMBERS = {"numpy", "pandas", "pyarrow", "scipy"}
 SHOWN = {"jinja2", "rich"}
-LOADED = """
+ENDED = """
 import sys
 from sim.cli.main import main
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-finally:
-    print("\\nLOADED", *sys.modules)
 """
+LOADED = f"{ENDED}\nprint('\\nLOADED', *sys.modules)"
+THREADS = f"{ENDED}\nfrom sweep_kit import threads_and_settings\nprint('\\nTHREADS', threads_and_settings(0))"
 
 
 def loaded(*words: object) -> set[str]:
@@ -89,6 +94,30 @@ def test_a_few_requests_of_a_long_file_need_no_library_of_tables(tmp_path: Path)
     )
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
     assert loaded("run", "--trace", trace, "--limit", "10", "--quiet").isdisjoint({"pandas", "pyarrow", "scipy"})
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nothing tells here how many threads a process has")
+@pytest.mark.parametrize("asked", [1, 2])
+def test_numpy_has_one_thread_unless_it_is_told_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """In the command and in what works for it; for what either starts the environment is as it was."""
+    for name in [name for name in os.environ if name.endswith("NUM_THREADS")]:
+        monkeypatch.delenv(name)
+    settings = ["OMP_NUM_THREADS=2"] if asked == 2 else []
+    if settings:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    threads = min(asked, cores())
+    trace = tmp_path / "one.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,50,5\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, KITS))))
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, "run", "--trace", str(trace), "--quiet"],
+        capture_output=True, text=True, check=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.stdout.rpartition("\nTHREADS ")[2].strip() == str((threads, settings))
+    [(_, found)] = each(threads_and_settings, [0], workers=2)
+    assert found == (threads + 1, settings)  # one more listens
 
 
 def test_the_list_of_commands_says_what_they_say() -> None:

@@ -88,6 +88,12 @@ def test_positive_finite_and_the_sum_of_its_terms(name: str, shape: Shape) -> No
         assert host_s > 0.0
 
 
+@given(ANY_COST, SLICES.filter(bool))
+def test_the_attention_of_prompts_costs_what_is_explained(name: str, prefills: tuple[tuple[int, int], ...]) -> None:
+    term = COSTS[name].explain(Shape(prefills)).get("prefill attention")
+    assert COSTS[name].prefill_attention_s(prefills) == (term.seconds if term else 0.0)
+
+
 @given(ANY_COST, shapes(), st.integers(1, 300))
 def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -> None:
     cost = COSTS[name]

@@ -151,6 +151,12 @@ def test_a_rank_costs_the_same_whatever_ranks_were_asked_for_before() -> None:
     assert cost.beside(many).span_s(shape, 1) > cost.beside(few).span_s(shape, 1)
 
 
+@given(ANY_COST, SLICES.filter(bool))
+def test_the_attention_of_prompts_costs_what_is_explained(name: str, prefills: tuple[tuple[int, int], ...]) -> None:
+    term = COSTS[name].explain(Shape(prefills)).get("prefill attention")
+    assert COSTS[name].prefill_attention_s(prefills) == (term.seconds if term else 0.0)
+
+
 @given(ANY_COST, shapes(), st.integers(1, 200))
 def test_a_span_is_its_steps_to_the_bit(name: str, shape: Shape, repeats: int) -> None:
     cost = COSTS[name]

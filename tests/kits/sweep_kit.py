@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -35,3 +36,10 @@ def who(item: int) -> int:
 def leave_pid_and_sleep(folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(PATIENCE_S)
+
+
+def threads_and_settings(item: int) -> tuple[int, list[str]]:
+    """How many threads this process has once it has numpy, and what the environment says of threads."""
+    importlib.import_module("numpy")
+    asked = [f"{name}={value}" for name, value in os.environ.items() if name.endswith("NUM_THREADS")]
+    return len(os.listdir("/proc/self/task")), asked

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.cost.roofline import Roofline
 from sim.engine.batch import Shape
 from sim.results import metrics
 from sim.results.percentiles import Floats, percentiles
@@ -185,9 +186,8 @@ class MeanPrice:
         self._windowed = parts.window is not None
         self.drafts = parts.drafter is not None
         places = np.linspace(0, len(mix.prompts) - 1, min(SAMPLE, len(mix.prompts))).astype(int)
-        shape = Shape(prefills=tuple((int(mix.prompts[place]), 0) for place in places))
-        attention = self._cost.explain(shape).get("prefill attention")
-        self._attention_s = 0.0 if attention is None or mix.free_prompts else attention.seconds / len(places)
+        attention_s = self._prefill_attention_s(tuple((int(mix.prompts[place]), 0) for place in places))
+        self._attention_s = 0.0 if mix.free_prompts else attention_s / len(places)
         """Of a prompt's attention to itself, where many are computed together."""
         self.decode_s: Callable[[int], float] = lru_cache(maxsize=None)(self._decode_s)
         self.prompt_s: Callable[[float], float] = lru_cache(maxsize=None)(self._prompt_s)
@@ -230,8 +230,13 @@ class MeanPrice:
         return max(least_s, 0.0) + self._attention_s * self._slower
 
     def _own_attention_s(self, portion: int) -> float:
-        term = self._cost.explain(Shape(prefills=((portion, 0),))).get("prefill attention")
-        return 0.0 if term is None else term.seconds * self._slower
+        return self._prefill_attention_s(((portion, 0),)) * self._slower
+
+    def _prefill_attention_s(self, prefills: tuple[tuple[int, int], ...]) -> float:
+        if isinstance(self._cost, Roofline):
+            return self._cost.prefill_attention_s(prefills)
+        term = self._cost.explain(Shape(prefills=prefills)).get("prefill attention")
+        return 0.0 if term is None else term.seconds
 
     @staticmethod
     def _portions(least: float, most: int) -> list[int]:

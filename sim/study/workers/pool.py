@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from sim.study.workers.cores import cores
+from traces.late import import_numpy
 from traces.schema import InputError
 
 Item = TypeVar("Item")
@@ -166,6 +167,7 @@ def _end_of(worker: Worker) -> str:
 
 def serve(file_descriptor: int) -> None:
     """A worker's life: a function, then items in, (whether it raised, result) out, until the pipe is closed."""
+    import_numpy()
     pipe = Connection(file_descriptor)
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, items), daemon=True).start()
