@@ -136,6 +136,14 @@ class Swap(NamedTuple):
     after: int
 
 
+def verifying(first: Shape, past: int, within: int) -> Shape:
+    """The shape of a step with the same rows as `first`, of equally many drafts each: that they have computed `past`
+    before it, `within` counted up to their windows, is all in which it differs."""
+    ((width, rows, _, _),) = first.verifies
+    verifies = ((width, rows, past, within),)
+    return shape_of((*first[:7], verifies, first.proposals, past + width * rows, *first[10:]))
+
+
 class Courses:
     """The steps of a span in which all rows verify equally many drafts, and it is known how many will be right.
 
@@ -167,10 +175,7 @@ class Courses:
 
     def shape(self, step: int) -> Shape:
         """The shape of a step, counted from 0; all rows propose as many drafts as before."""
-        first, past = self.first, self.pasts[step]
-        ((width, rows, _, _),) = first.verifies
-        verifies = ((width, rows, past, self.withins[step] if self.withins else 0),)
-        return shape_of((*first[:7], verifies, first.proposals, past + width * rows, *first[10:]))
+        return verifying(self.first, self.pasts[step], self.withins[step] if self.withins else 0)
 
     def until(self, steps: int) -> Courses:
         """The first `steps` of these steps."""

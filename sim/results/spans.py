@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import overload
 
-from sim.engine.batch import NOTHING, Shape, shape_of
+from sim.engine.batch import NOTHING, Shape, shape_of, verifying
 
 Span = tuple[int, Shape, int]
 """(row of the steps table, shape, repeats)."""
@@ -21,7 +21,8 @@ class RecordedSpans(Sequence[Span]):
 
     Attributes:
         packed: four numbers of each: row, repeats, and of decode rows alone how many and their context; else -1 and the
-            place among `others`.
+            place among `others`. Of one step of rows that verify drafts, the place as a number below 1 stands for the
+            repeats, before what differs from the shape there (`sim.engine.batch.verifying`).
         others: the shapes of the others.
     """
 
@@ -44,6 +45,8 @@ class RecordedSpans(Sequence[Span]):
 
     def _at(self, place: int) -> Span:
         row, repeats, decodes, context = self.packed[4 * place : 4 * place + 4]
+        if repeats < 1:
+            return row, verifying(self.others[-repeats], decodes, context), 1
         if decodes < 0:
             return row, self.others[context], repeats
         return row, shape_of(((), decodes, context, *DECODES_ONLY)), repeats
@@ -54,7 +57,10 @@ class RecordedSpans(Sequence[Span]):
         del self.packed[:], self.others[:]
         for place in rest:
             row, repeats, decodes, context = packed[4 * place : 4 * place + 4]
-            if decodes < 0:
+            if repeats < 1:
+                self.others.append(others[-repeats])
+                repeats = 1 - len(self.others)
+            elif decodes < 0:
                 self.others.append(others[context])
                 context = len(self.others) - 1
             self.packed.extend((row, repeats, decodes, context))

@@ -174,11 +174,7 @@ class StepLog(Observer):
         ((width, rows, _, _),) = courses.first.verifies
         ends_s = flight.ends_s
         self._ends_s[index].fromlist(ends_s)
-        for at in range(repeats):
-            if self._seen % self._stride:
-                self._seen += 1
-            else:
-                self._keep(courses.shape(at), 1)
+        self._keep_steps(courses, repeats)
         self._unlike.add(len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
         self._rows += _pack_row(
             index,
@@ -242,6 +238,25 @@ class StepLog(Observer):
         else:
             self._packed.fromlist([seen, repeats, -1, len(self._others)])
             self._others.append(shape)
+
+    def _keep_steps(self, courses: Courses, repeats: int) -> None:
+        """Sample those of the next rows' shapes whose turn has come, of so many steps."""
+        begin, place, pasts, withins = self._seen, -1, courses.pasts, courses.withins
+        end = begin + repeats
+        self._seen = end
+        at = begin + -begin % self._stride
+        while at < end:
+            if len(self._packed) == 4 * _SAMPLES:
+                self.sample.thin()
+                self._stride *= 2
+                place = -1
+                at += -at % self._stride
+                continue
+            if place < 0:
+                place = len(self._others)
+                self._others.append(courses.first)
+            self._packed.fromlist([at, -place, pasts[at - begin], withins[at - begin] if withins else 0])
+            at += self._stride
 
     def preemptions(self, sent: np.ndarray) -> ColumnTable:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.

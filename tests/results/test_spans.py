@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
-from sim.engine.batch import Shape
+import pytest
+
+from sim.engine.batch import Courses, Shape
+from sim.results import steps
 from sim.results.spans import RecordedSpans, Span
 from sim.results.steps import StepLog
 
@@ -54,3 +57,25 @@ def test_every_second_is_dropped_where_there_are_too_many() -> None:
 def test_decode_rows_alone_are_four_numbers() -> None:
     kept = log_of([(0, shape, 1) for shape in PLAIN]).sample
     assert (len(kept.packed), kept.others) == (8, [])
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_steps_that_verify_drafts_are_sampled_as_spans_of_one_step(
+    windows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_SAMPLES", 16)
+    rng = random.Random(7 + windows)
+    together, alone = StepLog(1), StepLog(1)
+    for _ in range(40):
+        first = Shape(verifies=((5, 3, 90, 60 * windows),), proposals=(3, 12, 4), proposal_context=105, ranks=(1, 2))
+        repeats = rng.randrange(1, 9)
+        pasts = [90, *(rng.randrange(90, 500) for _ in range(repeats))]
+        courses = Courses(first, pasts, [past - 30 for past in pasts] if windows else [])
+        together._keep_steps(courses, repeats)
+        for step in range(repeats):
+            alone._keep(courses.shape(step), 1)
+        for log in (together, alone):
+            log._keep(KINDS[2], 3)
+    assert list(together.sample) == list(alone.sample)
+    assert (together._seen, together._stride) == (alone._seen, alone._stride)
+    assert together._stride > 2
