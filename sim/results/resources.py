@@ -8,8 +8,9 @@ reading the weights).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -65,9 +66,11 @@ class Resources:
         arithmetic = Arithmetic.of(terms.cost)
         seconds = np.zeros((len(chosen), len(RESOURCES)))
         for place, (_, shape, repeats) in enumerate(chosen):
+            row = dict.fromkeys(RESOURCES, 0.0)
             for name, exposed_s in terms.of(place * every).items():
                 for resource, part_s in arithmetic.split(name, shape, exposed_s).items():
-                    seconds[place, RESOURCES.index(resource)] += part_s * repeats
+                    row[resource] += part_s * repeats
+            seconds[place] = list(row.values())
         return cls(np.fromiter((row for row, _, _ in chosen), np.int64, len(chosen)), seconds)
 
     @classmethod
@@ -94,6 +97,7 @@ class Arithmetic:
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
         self._seconds: dict[int, dict[str, float]] = {}
+        self.share: Callable[[str, int], float] = lru_cache(maxsize=None)(self._share)
 
     @classmethod
     def of(cls, cost: StepCost) -> Arithmetic:
@@ -111,7 +115,7 @@ class Arithmetic:
         share = self.share(name, shape_rows(shape) if name in _OF_ROWS else shape_tokens(shape))
         return {COMPUTE: share * seconds, MEMORY: (1.0 - share) * seconds}
 
-    def share(self, name: str, size: int) -> float:
+    def _share(self, name: str, size: int) -> float:
         """0 where half of so many tokens take as long as all, 1 where half of the time."""
         whole, half = (self._term_s(name, tokens) for tokens in (size, max(1, size // 2)))
         return min(1.0, max(0.0, 2.0 * (whole - half) / whole)) if whole > 0 else 0.0

@@ -106,22 +106,24 @@ class FrontEnd(Observer):
 
     def submit(self, req: Request) -> None:
         """Take a client's request now; the engine gets it when a process has taken it in."""
-        now_s, log, settings = self._clock.now, self._log, self._settings
+        number, now_s, log, settings = req.id, self._clock.now, self._log, self._settings
         self._stream_until(now_s)
         free_s, connections = self._free_s, self._connections
         # A connection is accepted by the process that has the fewest (vLLM 0.33, `vllm/v1/utils.py`).
         at = 0 if len(free_s) == 1 else connections.index(min(connections))
-        at = self._lost.get(req.id, at)
+        if self._lost:
+            at = self._lost.get(number, at)
         connections[at] += 1
-        if math.isnan(log.arrival_s[req.id]):
-            log.arrival_s[req.id] = now_s
-        log.process[req.id] = at
-        work_s = settings.request_s * self._draws.work[req.id] + settings.prompt_token_s * req.prompt_tokens
+        if math.isnan(log.arrival_s[number]):
+            log.arrival_s[number] = now_s
+        log.process[number] = at
+        work_s = settings.request_s * self._draws.work[number] + settings.prompt_token_s * req.prompt_tokens
         self.busy_s += work_s
-        free_s[at] = done_s = max(free_s[at], now_s) + work_s
-        ready_s = done_s + settings.latency_s * self._draws.way[req.id]
+        begin_s = free_s[at]
+        free_s[at] = done_s = (begin_s if begin_s > now_s else now_s) + work_s
+        ready_s = done_s + settings.latency_s * self._draws.way[number]
         if ready_s > now_s:
-            self._coming[req.id] = log.coming[req.id] = req
+            self._coming[number] = log.coming[number] = req
             self._clock.call_at(ready_s, partial(self._taken_in, req), first=True)
         else:
             self._hand_over(req)
@@ -226,6 +228,8 @@ class FrontEnd(Observer):
         if not flights:
             return
         flight = flights[0]
+        if flight.times_s[1] + flight.outcome.late_s > now_s:
+            return  # mostly: not even the first
         ended = flight.steps_out(now_s)
         if ended > self._streamed:
             self._stream(flight.ends_s[self._streamed : ended], self._rows[0])

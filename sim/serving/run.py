@@ -115,14 +115,20 @@ class Result:
 
 
 def simulate(
-    scenario: Scenario, *, trace: Trace | None = None, progress: Progress | None = None, hooks: Hooks = NO_HOOKS
+    scenario: Scenario,
+    *,
+    trace: Trace | None = None,
+    progress: Progress | None = None,
+    hooks: Hooks = NO_HOOKS,
+    pools: Sequence[Pool] | None = None,
 ) -> Result:
-    """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given."""
+    """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given; `pools` are its own, if
+    they are made already."""
     slo = metrics.parse_slo(scenario.slo) if scenario.slo else ()
     backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:
         scenario = backend.fitted(scenario)
-    pools = _pools(scenario, hooks)
+    pools = _pools(scenario, hooks, pools)
     scenario, parts = served_by(scenario), pools[0].parts
     trace = check_adapters(load_trace(scenario) if trace is None else trace, pools)
     spans = (backend is None and hooks.session is None) if hooks.spans is None else hooks.spans
@@ -210,9 +216,9 @@ def simulate(
     )
 
 
-def _pools(scenario: Scenario, hooks: Hooks) -> list[Pool]:
+def _pools(scenario: Scenario, hooks: Hooks, made: Sequence[Pool] | None) -> list[Pool]:
     with seldom_collected():  # a profile may have tens of thousands of rows, and each is a few containers
-        pools = pools_of(scenario)
+        pools = made or pools_of(scenario)
     check_tiers(pools, scenario.executor)
     return [_hooked(pool, hooks) for pool in pools]
 

@@ -21,7 +21,7 @@ from sim.results.tables import flat
 from sim.scenario import Scenario, build, merge
 from sim.serving import run as serving
 from sim.serving.hooks import Hooks
-from sim.serving.pool import pools_of
+from sim.serving.pool import Pool, pools_of
 from sim.serving.workload import TraceReading, read_trace, timed
 from sim.specs.settings import word
 from sim.study.identity import CODE, Made, check_has_files, differing, digests, ingredients
@@ -118,7 +118,8 @@ class Simulate:
             scenario = build(self.base, {**point.settings, "seed": point.seed})
             content = tuple(self.made_of.get(f"workload.trace={scenario.workload.trace}", {}).items())
             trace = timed(_trace(TraceReading.of(scenario.workload), content), scenario.workload, scenario.seed)
-            result = serving.simulate(scenario, trace=trace, hooks=_hooks(scenario))
+            pools = pools_of(scenario)
+            result = serving.simulate(scenario, trace=trace, hooks=_hooks(scenario, pools), pools=pools)
             return PointOutcome(None, queue_warning(result.table("requests")) is None, _row(result.summary))
         except InputError as error:
             return PointOutcome(str(error), None, {})
@@ -162,9 +163,9 @@ def _trace(reading: TraceReading, content: tuple[tuple[str, str], ...]) -> Trace
     return read_trace(reading)
 
 
-def _hooks(scenario: Scenario) -> Hooks:
+def _hooks(scenario: Scenario, pools: Sequence[Pool]) -> Hooks:
     """The prices that another point of the same deployment has worked out."""
-    return Hooks(cost=None if scenario.pools else remembered(scenario, pools_of(scenario)[0].parts.cost))
+    return Hooks(cost=None if scenario.pools else remembered(scenario, pools[0].parts.cost))
 
 
 def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
