@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sim import api
@@ -13,6 +15,7 @@ from sim.serving import run as serving
 from sim.serving.pool import pools_of
 from sim.specs.workload import WorkloadSettings
 from sim.study import prices
+from sim.study.plan import replication
 from sim.study.sweep import sweep
 
 
@@ -50,3 +53,18 @@ def test_points_of_a_sweep_share_prices_and_are_what_a_run_is(tmp_path: Path, mo
     assert {"e2e_s.p99", "bill.cost"} & set(told)
     for key in told:
         assert table[key].tolist() == [row[key] for row in expected], key
+
+
+def test_who_works_for_a_plan_is_given_the_traces_that_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replication, "_known", {})
+    asked = WorkloadSettings(trace="chatbot_arena.jsonl", limit=20)
+    here, told = replication.source(asked), pickle.dumps(replication.Informed(replication.measure))
+    monkeypatch.setattr(replication, "_known", {})  # as in another process
+    monkeypatch.setattr(replication, "read_trace", lambda reading: pytest.fail(f"{reading} was read once more"))
+    assert pickle.loads(told) is replication.measure
+    there = replication.source(asked)
+    assert there is not here
+    pd.testing.assert_frame_equal(there.requests, here.requests)
+    monkeypatch.setattr(replication, "looks", lambda name: ((name, 1, 2, 3, 4),))  # another file now
+    with pytest.raises(pytest.fail.Exception, match="once more"):
+        replication.source(asked)

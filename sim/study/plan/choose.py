@@ -31,7 +31,7 @@ from sim.study.plan.journal import PlanJournal, working_file
 from sim.study.plan.layouts import PoolAtBest, name_of_pool
 from sim.study.plan.plan import Ask, Say, capacity_of, clauses_for, jsonable, quiet
 from sim.study.plan.refine import Candidate, Refinement
-from sim.study.plan.replication import source
+from sim.study.plan.replication import Informed, source
 from sim.study.plan.verdict import Findings, answer_of
 from sim.study.sweep.grid import of_settings
 from sim.study.workers.crew import Crew, OverError
@@ -232,7 +232,7 @@ def _simulate(findings: Findings, made: Made, over_s: float | None, say: Say) ->
             say(f"{len(journal.known):,} replications are known from {path}")
         elif path is not None and not told:
             say(f"replications are kept in {path} until the plan is done; the same command goes on from there")
-        crew: Crew[Glimpse, Glance] = Crew(glimpse, workers=ask.workers, executor=ask.executor, over_s=over_s)
+        crew: Crew[Glimpse, Glance] = Crew(Informed(glimpse), workers=ask.workers, executor=ask.executor, over_s=over_s)
         with crew:
             bench = Simulations(list(findings.fleets.values()), findings.rate, findings.clauses, journal, crew, made)
             refinement.ask = bench

@@ -4,9 +4,9 @@ arrays. It knows no search."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -34,8 +34,14 @@ FACTS = ("bill", "kv", "cost_sources", "throughput", "inputs")
 BAND = ("level", "common", "steps")
 """Of a run's band, what its steps may be off."""
 MOST_REPLICATIONS = 1000
+MOST_TRACES = 4
+"""That a process keeps."""
 EXPLAINED = 128
 """Spans of a replication that its sources and what binds rest on, at most: their means over replications are told."""
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+_known: dict[tuple[TraceReading, Stamps], Trace] = {}
+"""Traces that were read, by what their files looked like then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def measure(point: Replication) -> Observation:
         factors = dict(point.factors)
         wrap = (lambda executor: Scaled(executor, factors)) if factors else None
         hooks = Hooks(observer=watch, cost=cost, gaps=kept.append, wrap=wrap, clients=clients, most_explained=EXPLAINED)
-        result = serving.simulate(scenario, trace=trace, hooks=hooks)
+        result = serving.simulate(scenario, trace=trace, hooks=hooks, pools=pools)
     except HopelessError as certain:
         nothing = np.empty(0)
         return Observation(
@@ -132,19 +138,35 @@ def source(settings: WorkloadSettings) -> Trace:
     """
     reading = replace(TraceReading.of(settings), whole_sessions=settings.sessions)  # a plan always lays arrivals anew
     stamps = looks(f"workload.trace={settings.trace}") + looks(f"workload.tokenizer={settings.tokenizer}")
-    return _read(reading, stamps)
+    if (reading, stamps) not in _known:
+        while len(_known) >= MOST_TRACES:
+            del _known[next(iter(_known))]
+        _known[reading, stamps] = read_trace(reading)
+    return _known[reading, stamps]
+
+
+class Informed(Generic[Item, Answer]):
+    """A function for other processes, which takes the traces along that this one has read."""
+
+    def __init__(self, function: Callable[[Item], Answer]) -> None:
+        self._function = function
+
+    def __call__(self, item: Item) -> Answer:
+        return self._function(item)
+
+    def __reduce__(self) -> Any:
+        return _informed, (self._function, dict(_known))
+
+
+def _informed(function: Callable[[Item], Answer], known: Mapping[tuple[TraceReading, Stamps], Trace]) -> Any:
+    _known.update(known)
+    return function
 
 
 def sessions_per_request(trace: Trace) -> float:
     """Of a trace: 1 where each request is by itself, less where requests follow one another."""
     requests = trace.requests
     return int((requests["after"] < 0).sum()) / len(requests) if "after" in requests else 1.0
-
-
-@lru_cache(maxsize=4)
-def _read(reading: TraceReading, stamps: Stamps) -> Trace:
-    """Once for all replications, as long as the files look as they did."""
-    return read_trace(reading)
 
 
 def _work_tokens(table: Any, settings: WorkloadSettings) -> Floats:

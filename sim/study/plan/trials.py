@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.scenario import Scenario
 from sim.study.plan.observation import Clause, Observation
-from sim.study.plan.replication import Replication, measure, sessions_per_request, source
+from sim.study.plan.replication import Informed, Replication, measure, sessions_per_request, source
 from sim.study.plan.search import Trial
 from sim.study.workers.cores import cores
 from sim.study.workers.crew import Crew
@@ -34,7 +34,7 @@ class Hands:
 
     def __init__(self, workers: int | None = None, executor: str = "processes") -> None:
         self._workers, self._executor = workers, executor
-        self._crew: Crew[Replication, Observation] = Crew(measure, workers=workers, executor=executor)
+        self._crew: Crew[Replication, Observation] = Crew(Informed(measure), workers=workers, executor=executor)
         self._started = False
         self._cost_s = 0.0
         """Wall seconds of a run, the slowest so far."""
