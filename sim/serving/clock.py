@@ -70,12 +70,21 @@ class Clock(simpy.Environment):
         self.events = event.number = number = next(self._eid)
         heappush(self._queue, (time_s, NORMAL + rank, number, event))  # type: ignore[misc]
 
-    def skip_to(self, time_s: float) -> bool:
-        """Let it be `time_s` now, where no call is due until then and at that time; returns whether it is."""
-        if self.peek() <= time_s:
-            return False
+    def sleep(self, event: Event, time_s: float, rank: int) -> bool:
+        """Call an event at `time_s`; returns False where it is that time now, since no call is due until then and at
+        that time."""
+        queue = self._queue
+        while queue:
+            due_s, _, number, other = queue[0]
+            if other.number == number:  # type: ignore[attr-defined]
+                if due_s > time_s:
+                    break
+                self.call(event, time_s, rank)
+                return True
+            heappop(queue)
+        event.number = None
         self._now = time_s
-        return True
+        return False
 
     def step(self) -> None:
         self.peek()  # after which what comes first is still to be called
@@ -98,8 +107,9 @@ class WallClock(Clock):
         super().__init__()
         self._epoch_s: float | None = None
 
-    def skip_to(self, time_s: float) -> bool:
-        return False
+    def sleep(self, event: Event, time_s: float, rank: int) -> bool:
+        self.call(event, time_s, rank)
+        return True
 
     def run_out(self) -> None:
         self.run()

@@ -171,7 +171,8 @@ class Replica:
                         self._plan(now_s)
                         continue
                     due_s = min(plan_s, due_s)
-                if self._sleeps_until(due_s):
+                self._wake_s = due_s
+                if self.clock.sleep(event, due_s, self.index):
                     return
                 now_s = due_s
                 continue
@@ -183,15 +184,6 @@ class Replica:
                 self._plan(now_s)
                 continue
             return
-
-    def _sleeps_until(self, time_s: float) -> bool:
-        """Wait for that time, when something will be due here; False where it is that time now, as nothing else
-        happens before."""
-        if self.clock.skip_to(time_s):
-            self._wake.number = None
-            return False
-        self._wake_at(time_s)
-        return True
 
     def _ask_for_work(self) -> bool:
         self._tell_idle(self)

@@ -13,7 +13,7 @@ from sim.engine.memory import KvPool
 from sim.engine.request import Request
 from sim.engine.step import Step
 from sim.policies.chunked import Chunked
-from sim.serving.clock import Clock
+from sim.serving.clock import Clock, Event
 from sim.serving.executor import Predicted
 from sim.serving.replica import Replica
 
@@ -50,18 +50,19 @@ def test_what_is_asked_for_anew_is_called_then_alone(run_out: Any) -> None:
     assert called == [3.0]
 
 
-def test_time_is_skipped_where_nothing_is_due_until_then() -> None:
-    clock, told = Clock(), list[tuple[bool, float]]()
+def test_who_sleeps_goes_on_at_once_where_nothing_is_due_until_then() -> None:
+    clock, told = Clock(), list[tuple[Any, float]]()
 
-    def skip(event: Any) -> None:
-        for time_s in (1.5, 2.0, 2.5):
-            told.append((clock.skip_to(time_s), clock.now))
+    def sleep(event: Event) -> None:
+        told.append(("awake", clock.now))
+        for time_s in (1.5, 2.0) if clock.now < 2.0 else ():
+            told.append((clock.sleep(event, time_s, 7), clock.now))
 
-    clock.call_at(1.0, skip)
-    clock.call_at(2.0, lambda event: told.append((True, clock.now)))
+    clock.call_at(1.0, sleep)
+    clock.call_at(2.0, lambda event: told.append(("other", clock.now)))
     clock.run_out()
     # What is due at that very time has its own order among all that is.
-    assert told == [(True, 1.5), (False, 1.5), (False, 1.5), (True, 2.0)]
+    assert told == [("awake", 1.0), (False, 1.5), (True, 1.5), ("other", 2.0), ("awake", 2.0)]
 
 
 class Rows(Observer):
