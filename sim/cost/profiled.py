@@ -168,7 +168,7 @@ class Profiled(Roofline):
         cost = costs[0]
         assert cost is not None, "without a window all layers are full ones"
         if repeats == 1 and cost.tail is None:
-            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))
+            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes)
             return [step_s if step_s > launch_s else launch_s], host_s
         return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
 
@@ -226,6 +226,13 @@ class Profiled(Roofline):
     def prefill_attention_s(self, prefills: Slices) -> float:
         """As of the roofline."""
         return self._prefill_price(prefills).seconds
+
+    def counted_s(self, shape: Shape) -> dict[str, float]:
+        """As `Roofline.counted_s`."""
+        tokens = shape_tokens(shape)
+        size = self._size(shape, tokens)
+        terms = self._tokens(self._computed(tokens, size.graph)) | self._rows(size.rows)
+        return {name: price.seconds for name, price in terms.items()}
 
     def error_of(self, term: str, source: str) -> Error | None:
         """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
