@@ -71,17 +71,23 @@ class ContextCost(NamedTuple):
     def span_s(self, shape: Shape, repeats: int, fixed_s: float, least_s: float) -> list[float]:
         """Seconds of each of a span's steps: `fixed_s` and attention, at least `least_s`."""
         line, uneven, tail = self
-        _, decodes, context = shape[:3]
-        longest = shape.decode_longest * decodes
+        decodes, context = shape[1], shape[2]
         last = context + decodes * (repeats - 1)
         start, value, slope, end = line.piece(context)
-        even = longest <= context or not (uneven or tail)
-        if not even and tail is not None and last < end:
-            ends_s = value + slope * (context - start), value + slope * (last - start)
-            even = tail.is_hidden(context, decodes, shape.decode_longest, repeats - 1, ends_s)
-        if even and last < end and repeats < _VECTOR_SPAN:
-            steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
-            return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
+        longest, even = 0, True
+        if uneven or tail is not None:
+            longest = shape.decode_longest * decodes
+            even = longest <= context
+            if not even and tail is not None and last < end:
+                ends_s = value + slope * (context - start), value + slope * (last - start)
+                even = tail.is_hidden(context, decodes, shape.decode_longest, repeats - 1, ends_s)
+        if even and last < end:
+            if repeats < _VECTOR_SPAN:
+                steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
+                return steps_s if steps_s[0] > least_s else [max(step_s, least_s) for step_s in steps_s]
+            straight = fixed_s + (value + slope * (np.arange(context, last + 1, decodes) - start))
+            straight_s: list[float] = np.maximum(straight, least_s).tolist()
+            return straight_s
         lengths = self.lengths(shape) if tail is not None else ()
         if not even and last < end and repeats < _VECTOR_SPAN:
             contexts = range(context, last + 1, decodes)

@@ -375,8 +375,13 @@ def _latent_decode(kernels: Kernels, group: Row) -> Guide:
 
 
 def _elementwise(kernels: Kernels, group: Row) -> Guide:
-    # Every one of them reads about as much as it writes; ratios do not depend on how often.
-    return lambda point: kernels.small_s(4.0 * point[0] * int(group["width"]))
+    width = int(group["width"])
+
+    def seconds(point: Any) -> Any:
+        # Every one of them reads about as much as it writes; ratios do not depend on how often.
+        return kernels.small_s(4.0 * point[0] * width)
+
+    return seconds
 
 
 def _collective(kernels: Kernels, group: Row) -> Guide:

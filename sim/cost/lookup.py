@@ -30,6 +30,7 @@ from sim.cost.interpolation import (
     Price,
     PriceGrid,
     Prices,
+    price_of,
 )
 from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
@@ -101,7 +102,7 @@ class Kernel:
     def at(self, *point: float) -> Price:
         """Seconds of one launch at a point of the table's axes."""
         if self._own is not None:
-            return self._own.at(point)
+            return price_of(self._own.root.at(point))
         share, rank = 0.0, self._least_rank
         for grid, guide, weight in self._parts:
             seconds, part_rank = grid.at(point)

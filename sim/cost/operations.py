@@ -357,6 +357,8 @@ class MeasuredAttention:
                 price = _launch(kernels, point)
                 if len(memo) < MEMO_SIZE:
                     memo[point] = price
+            if len(points) == 1:
+                return price
             seconds += price.seconds
             rank = max(rank, price.rank)
         return Price(seconds / len(points), rank)
@@ -399,12 +401,11 @@ class Overheads:
         self._hosts = {(parts, graph): tables.kernel("host", parts=parts, graph=graph) for parts, graph in kinds}
         self._copy = tables.kernel("copy")
         self._swaps = [tables.kernel("swap", direction=way) for way in ("out", "in")]
-        self._launch_memo: dict[Size, Price] = {}
-        self._host_memo: dict[Size, Price] = {}
 
     def launch(self, size: Size) -> Price | None:
         """The host's time to launch the step; on a synchronous device all that it does beside its operations."""
-        return _priced(self._launch_memo, size, self._launches[size[:2]], (self._layers, *size[2:]))
+        kernel = self._launches[size[:2]]
+        return None if kernel is None else kernel.at(self._layers, *size[2:])
 
     def captures(self, parts: str) -> bool:
         """Whether steps with such parts may be CUDA graphs: not where only launching each kernel was measured.
@@ -420,7 +421,8 @@ class Overheads:
 
     def host(self, size: Size) -> Price | None:
         """Packing the step and handling what it sampled."""
-        return _priced(self._host_memo, size, self._hosts[size[:2]], size[2:])
+        kernel = self._hosts[size[:2]]
+        return None if kernel is None else kernel.at(*size[2:])
 
     def copies(self, copied_bytes: int) -> Price | None:
         """Copies from block to block: one launch a layer."""
@@ -436,14 +438,3 @@ class Overheads:
             return None
         added = total(known)
         return Price(self._layers * added.seconds / len(known), added.rank)
-
-
-def _priced(memo: dict[Size, Price], size: Size, kernel: Kernel | None, point: tuple[float, ...]) -> Price | None:
-    if kernel is None:
-        return None
-    price = memo.get(size)
-    if price is None:
-        price = kernel.at(*point)
-        if len(memo) < MEMO_SIZE:
-            memo[size] = price
-    return price

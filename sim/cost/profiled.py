@@ -63,6 +63,7 @@ class Profiled(Roofline):
         "_by_rows",
         "_by_tokens",
         "_costs",
+        "_counted",
         "_operations",
         "_overheads",
         "_priced",
@@ -124,6 +125,7 @@ class Profiled(Roofline):
         self._by_rows: dict[int, Terms] = {}
         self._together: dict[int, tuple[int, Floats, Ints]] = {}
         """Of stretches of sizes: the first, and seconds and ranks by term and size."""
+        self._counted: dict[tuple[int, int, int], tuple[float, float, float]] = {}
         self._roof_ranks: dict[str, int] = {}
         self._costs: dict[tuple[int, bool], tuple[ContextCost | None, ContextCost | None]] = {}
 
@@ -131,7 +133,7 @@ class Profiled(Roofline):
         """As `Roofline.beside`."""
         other = super().beside(ranks)
         assert isinstance(other, Profiled)
-        other._by_tokens, other._together = {}, {}
+        other._by_tokens, other._together, other._counted = {}, {}, {}
         return other
 
     @property
@@ -166,7 +168,7 @@ class Profiled(Roofline):
         cost = costs[0]
         assert cost is not None, "without a window all layers are full ones"
         if repeats == 1 and cost.tail is None:
-            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes, cost.lengths(shape))
+            step_s = fixed_s + cost.at(context, shape.decode_longest * decodes)
             return [step_s if step_s > launch_s else launch_s], host_s
         return cost.span_s(shape, repeats, fixed_s, launch_s), host_s
 
@@ -224,6 +226,13 @@ class Profiled(Roofline):
     def prefill_attention_s(self, prefills: Slices) -> float:
         """As of the roofline."""
         return self._prefill_price(prefills).seconds
+
+    def counted_s(self, shape: Shape) -> dict[str, float]:
+        """As `Roofline.counted_s`."""
+        tokens = shape_tokens(shape)
+        size = self._size(shape, tokens)
+        terms = self._tokens(self._computed(tokens, size.graph)) | self._rows(size.rows)
+        return {name: price.seconds for name, price in terms.items()}
 
     def error_of(self, term: str, source: str) -> Error | None:
         """As `Roofline.error_of`; of what the profile's tables give, the error that it states for them."""
@@ -323,21 +332,33 @@ class Profiled(Roofline):
 
     def _mixed(self, shape: Shape) -> tuple[float, float, float]:
         """The same of any step: everything but decode attention that is a launch of its own."""
+        prefills, decodes, _, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         tokens = shape_tokens(shape)
-        size = self._size(shape, tokens)
-        fixed_s = self._work_s(self._computed(tokens, size.graph), size.rows) if tokens else 0.0
-        if self._in_one_launch(shape):
-            fixed_s += self._one_launch(shape).seconds
-        elif shape.prefills:
-            fixed_s += self._prefill_price(shape.prefills).seconds
-        if shape.verifies:
+        counts = tokens, decodes, len(prefills)
+        known = self._counted.get(counts) if tokens and not verifies else None
+        fixed_s, launch_s, host_s = known or self._count(shape, counts)
+        if prefills:
+            together = self._in_one_launch(shape)
+            fixed_s += (self._one_launch(shape) if together else self._prefill_price(prefills)).seconds
+        if verifies:
             fixed_s += self._verify_price(shape).seconds
-        if shape.copied_bytes or shape.swapped_bytes:
+        if copied_bytes or swapped_bytes:
             fixed_s += sum([price.seconds for price in self._move_terms(shape).values()])
-        launch_s = self._launch_price(shape, tokens, size).seconds
         if self._synchronous:
             fixed_s, launch_s = fixed_s + launch_s, 0.0
-        return fixed_s, launch_s, self._host_price(shape, size).seconds
+        return fixed_s, launch_s, host_s
+
+    def _count(self, shape: Shape, counts: tuple[int, int, int]) -> tuple[float, float, float]:
+        """(device, launching, host) seconds of all that goes by numbers alone: of tokens, and where none verify drafts
+        of decode rows and prompts."""
+        tokens = counts[0]
+        size = self._size(shape, tokens)
+        fixed_s = self._work_s(self._computed(tokens, size.graph), size.rows) if tokens else 0.0
+        launch_s = self._launch_price(shape, tokens, size).seconds
+        entry = fixed_s, launch_s, self._host_price(shape, size).seconds
+        if tokens and not shape.verifies and len(self._counted) < MEMO_SIZE:
+            self._counted[counts] = entry
+        return entry
 
     def _work_s(self, computed: int, rows: int) -> float:
         """All that depends on counts of tokens and of logits rows only."""

@@ -247,6 +247,11 @@ class Roofline:
         """What `explain` tells of the attention of prompts, where nothing else is asked for."""
         return self._attention.prefill_s(prefills)
 
+    def counted_s(self, shape: Shape) -> dict[str, float]:
+        """Seconds of the terms of `explain` that go by numbers of tokens and of logits rows, some of them 0."""
+        rows = shape_rows(shape)
+        return self._token_terms(shape_tokens(shape)) | row_terms(self.model, self.kernels, self.parallel, rows)
+
     def error_of(self, term: str, source: str) -> Error | None:
         """What is known of a term's error from the very tables that its constants were fitted to; None where nothing is
         (`sim.cost.errors.error_of` then goes by its class)."""

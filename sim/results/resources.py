@@ -124,5 +124,10 @@ class Arithmetic:
         """Seconds of the term in so many one-token rows."""
         if tokens not in self._seconds:
             shape = Shape(decodes=tokens, decode_context=tokens, decode_window_context=tokens, decode_longest=1)
-            self._seconds[tokens] = {name: term.seconds for name, term in self._cost.explain(shape).items()}
+            counted_s = getattr(self._cost, "counted_s", None)
+            self._seconds[tokens] = (
+                {name: term.seconds for name, term in self._cost.explain(shape).items()}
+                if counted_s is None
+                else counted_s(shape)
+            )
         return self._seconds[tokens].get(name, 0.0)

@@ -17,6 +17,7 @@ from sim.cost.kernels import Kernels
 from sim.cost.offload import Offload
 from sim.cost.roofline import NO_RANKS, Roofline, graph_tokens
 from sim.cost.step import StepCost, advanced, device_seconds
+from sim.cost.terms import PRODUCTS, kind_of
 from sim.engine.batch import Shape
 from sim.specs.model import AttentionWindow
 from sim.specs.parallel import Parallel
@@ -80,6 +81,10 @@ def test_positive_finite_and_the_sum_of_its_terms(name: str, shape: Shape) -> No
     assert device_seconds(terms.values()) == pytest.approx(seconds, rel=ROUNDING, abs=0)
     assert terms["host"].on_host
     assert terms["host"].seconds == host_s
+    if shape.prefills or shape.decodes:
+        counted_s = cost.counted_s(shape)
+        assert {name for name in terms if kind_of(name) == PRODUCTS} <= counted_s.keys()
+        assert all(terms[name].seconds == counted_s[name] for name in counted_s.keys() & terms.keys())
     assert {term.source for term in terms.values()} <= {"roofline", "fitted"}
     if shape == Shape():
         assert (seconds, host_s) == (0.0, 0.0)

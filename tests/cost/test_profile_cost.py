@@ -18,6 +18,7 @@ from sim.cost.profiled import Profiled
 from sim.cost.roofline import NO_RANKS, Roofline
 from sim.cost.step import advanced, device_seconds
 from sim.cost.tables import Row, Table
+from sim.cost.terms import PRODUCTS, kind_of
 from sim.engine.batch import Shape, Verifies
 from sim.specs.model import AttentionWindow
 from sim.specs.parallel import Parallel
@@ -127,6 +128,10 @@ def test_terms_add_up_and_say_where_they_are_from(name: str, shape: Shape) -> No
     assert device_seconds(terms.values()) == pytest.approx(seconds, rel=1e-12, abs=1e-18)
     assert terms["host"].seconds == host_s
     assert terms["host"].on_host
+    if shape.prefills or shape.decodes or shape.verifies:
+        counted_s = cost.counted_s(shape)
+        assert {name for name in terms if kind_of(name) == PRODUCTS} <= counted_s.keys()
+        assert all(terms[name].seconds == counted_s[name] for name in counted_s.keys() & terms.keys())
     known = {"measured", "interpolated", "fitted", "extrapolated", "roofline"}
     assert {term.source for term in terms.values()} <= known
     assert 0.0 <= seconds < 1e6
