@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,14 @@ class Ranks(NamedTuple):
 
     most: int
     all: int
+
+
+def added(seconds: Iterable[Any]) -> Any:
+    """Numbers or arrays, one after the other: `sum` of numbers is rounded otherwise from Python 3.12 on."""
+    total: Any = 0.0
+    for more in seconds:
+        total = total + more
+    return total
 
 
 def launches(model: ModelSpec, parallel: Parallel) -> int:

@@ -16,6 +16,7 @@ from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
 from sim.cost.experts import BALANCED, Routing
 from sim.cost.interpolation import INTERPOLATED, MEASURED, Ints, Price, Prices, price_of
+from sim.cost.layers import added
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.splits import Cut, Tail, keys_of
@@ -51,7 +52,7 @@ class Launches(NamedTuple):
 
 def total(prices: Sequence[Price]) -> Price:
     """Their sum, as good as the worst of them."""
-    return Price(sum([price.seconds for price in prices], 0.0), max((price.rank for price in prices), default=MEASURED))
+    return Price(added([price.seconds for price in prices]), max((price.rank for price in prices), default=MEASURED))
 
 
 def launched(parts: Sequence[Launches], size: int) -> Price:

@@ -20,7 +20,7 @@ from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
 from sim.cost.interpolation import MEASURED, SOURCES, Ints, Price, price_of
-from sim.cost.layers import Ranks, row_terms
+from sim.cost.layers import Ranks, added, row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
 from sim.cost.operations import (
@@ -371,7 +371,8 @@ class Profiled(Roofline):
         return seconds + row_s
 
     def _one_size_s(self, tokens: int) -> float:
-        seconds = self._token_memo[tokens] = sum([price.seconds for price in self._tokens(tokens).values()])
+        seconds: float = added([price.seconds for price in self._tokens(tokens).values()])
+        self._token_memo[tokens] = seconds
         return seconds
 
     def _sizes_s(self, sizes: Ints) -> Floats:

@@ -23,7 +23,7 @@ from sim.cost.experts import Routing
 from sim.cost.gemm import Floats, Ints
 from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
-from sim.cost.layers import Ranks, Terms, launches, row_terms, token_terms
+from sim.cost.layers import Ranks, Terms, added, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.sources import Sources
 from sim.cost.step import MEMO_SIZE, Constant, Term, each_course_s, shape_rows, shape_tokens
@@ -341,7 +341,7 @@ class Roofline:
 
     def _sizes_s(self, sizes: Ints) -> Floats:
         """Of each of these sizes, none of which is in a graph, what `_one_size_s` tells, to the bit."""
-        each_s: Floats = _sum(self._roof_terms(sizes))
+        each_s: Floats = added(self._roof_terms(sizes).values())
         return each_s
 
     def _token_terms(self, tokens: int) -> Terms:
@@ -423,15 +423,7 @@ def _attention(
 
 
 def _total_s(memo: dict[int, float], size: int, terms: Terms) -> float:
-    total_s: float = _sum(terms)
+    total_s: float = added(terms.values())
     if len(memo) < MEMO_SIZE:
         memo[size] = total_s
     return total_s
-
-
-def _sum(terms: dict[str, Any]) -> Any:
-    """One term after the other, as arrays are: from Python 3.12 on `sum` adds floats otherwise."""
-    total: Any = 0.0
-    for seconds in terms.values():
-        total = total + seconds
-    return total
