@@ -13,6 +13,7 @@ from sim.engine.request import Request
 from sim.specs.tree import DraftTree
 from sim.speculation.adaptive import RequestMap
 from sim.speculation.rates import MOST_DRAFTS
+from sim.speculation.streams import Streams
 
 Ints = npt.NDArray[np.int64]
 NONE: Ints = np.zeros(0, np.int64)
@@ -83,7 +84,7 @@ class Acceptance:
         self._most = most
         self._own = own
         self._tree = tree
-        self._seed = seed
+        self._numbers, self._look_ups = (Streams(seed, crc32(purpose)) for purpose in (b"acceptance", b"look-ups"))
         self._shares = found
         self._luck = RequestMap(self._draw)
 
@@ -128,11 +129,11 @@ class Acceptance:
     def _draw(self, req: Request) -> Luck:
         # One step may go beyond the end, and one that was planned before the end was known still further.
         tokens = req.output_tokens + 2 * (self._most + 1)
-        numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens)
+        numbers = self._numbers.of(req.id).random(tokens)
         rates = self._rates_of(req)
         look_ups = []
         if self._shares:
-            look_ups = np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist()
+            look_ups = self._look_ups.of(req.id).random(tokens).tolist()
         return Luck(_runs(numbers, rates).tolist(), look_ups, len(rates), req.output_tokens)
 
 
