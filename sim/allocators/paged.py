@@ -307,14 +307,20 @@ class Paged:
         return None
 
     def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
-        unfilled = []
+        unfilled: list[int] = []
+        size, holdings = self.pool.block_tokens, self._holdings
         taken, at = self._take(sum([count for _, count in shares])), 0
-        for req, count in shares:
-            holding = self._holdings[req]
-            holding.blocks += taken[at : at + count]
+        for place, (req, count) in enumerate(shares):
+            holding = holdings[req]
+            blocks = holding.blocks
+            if count == 1:
+                blocks.append(taken[at])
+            else:
+                blocks += taken[at : at + count]
             at += count
-            if over := self._count_overhang(holding, count):
-                unfilled.append(over)
+            if len(blocks) * size > holding.final_kv_tokens:
+                unfilled = unfilled or [0] * len(shares)
+                unfilled[place] = self._count_overhang(holding, count)
         return unfilled
 
     def name(self, req: Request, blocks: int) -> None:

@@ -39,7 +39,7 @@ class ForeseeingAllocator(Allocator, Protocol):
     def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
         """Give each request so many blocks, which are free, one after the other.
 
-        Returns how many slots never to be filled came with them; [] where none did.
+        Returns how many slots never to be filled came with each; [] where none did with any.
         """
         ...
 
@@ -168,37 +168,42 @@ class BlocksAhead:
             return None
         others.sort(key=_order)
         free = self.allocator.free_blocks
+        taken = [0]
         for at, (_, needs) in enumerate(others):
             free -= needs.taken[needs.next]
             if free < 0:
                 self._at[tick] = others[at:]
-                self._taken.add_one(tick, -self._take(others[:at], tick)[0])
+                self._take([(0, earlier) for _, earlier in others[:at]], tick, taken, [0])
+                self._taken.add_one(tick, -taken[0])
                 return needs.req
-        self._take(others, tick)
+        self._take([(0, needs) for _, needs in others], tick, taken, [0])
         return None
 
-    def _take(self, others: Sequence[Due], tick: int) -> tuple[int, int]:
-        """Let these have what is theirs at a tick; returns how many blocks, and how many slots never to be filled."""
+    def _take(self, due: list[tuple[int, Needs]], tick: int, taken: list[int], unfilled: list[int]) -> None:
+        """Let members have what is theirs so many steps after a tick; counts by step how many blocks these are, and how
+        many slots never to be filled came with them."""
         shares: list[tuple[Request, int]] = []
-        lengthen = self.allocator.lengthen
-        blocks = unfilled = 0
-        for _, needs in others:
+        steps: list[int] = []
+        for step, needs in due:
             at = needs.next
             needs.next = at + 1
-            taken, names = needs.taken[at], needs.names[at]
-            if taken:
-                shares.append((needs.req, taken))
-                blocks += taken
+            blocks, names = needs.taken[at], needs.names[at]
+            if blocks:
+                shares.append((needs.req, blocks))
+                steps.append(step)
+                taken[step] += blocks
             if names:
                 # What is taken behind it may be what has the name now.
-                if shares:
-                    unfilled += sum(lengthen(shares))
-                    shares = []
-                self._forget_name(tick)
+                self._lengthen(shares, steps, unfilled)
+                shares, steps = [], []
+                self._forget_name(tick + step)
                 self.allocator.name(needs.req, names)
+        self._lengthen(shares, steps, unfilled)
+
+    def _lengthen(self, shares: list[tuple[Request, int]], steps: list[int], unfilled: list[int]) -> None:
         if shares:
-            unfilled += sum(lengthen(shares))
-        return blocks, unfilled
+            for step, slots in zip(steps, self.allocator.lengthen(shares), strict=False):
+                unfilled[step] += slots
 
     def advance(self, tick: int, steps: int) -> tuple[list[int], list[int]]:
         """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
@@ -207,11 +212,13 @@ class BlocksAhead:
         how many of these are never to be filled.
         """
         taken, unfilled = [0] * steps, [0] * steps
+        due: list[tuple[int, Needs]] = []
         for step in range(steps):
             others = self._at.pop(tick + step, None)
             if others is not None:
                 others.sort(key=_order)
-                taken[step], unfilled[step] = self._take(others, tick + step)
+                due += [(step, needs) for _, needs in others]
+        self._take(due, tick, taken, unfilled)
         size = self.allocator.pool.block_tokens
         return _to_come([blocks * size for blocks in taken]), _to_come(unfilled)
 
