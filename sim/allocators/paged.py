@@ -6,19 +6,17 @@ Sequences of one request share blocks and copy them on write; requests among eac
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, chain
 from typing import ClassVar
 
-import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.engine.memory import MAX_POOL_TOKENS, Drift, Ids, KvPool, Usage, drift_of, ids_between, ids_of, usage_of
 from sim.engine.request import Request
 from sim.engine.runs import Piece
-from sim.engine.verifying import Ints
 from traces.schema import InputError
 
 flattened = chain.from_iterable
@@ -289,25 +287,40 @@ class Paged:
 
     # As `sim.engine.ahead.ForeseeingAllocator` has them.
 
-    def rows_ahead(self, req: Request, slots: Ints) -> Ints:
-        holding = self._holdings[req]
-        if holding.ahead_tokens:
-            most = self.pool.max_request_tokens or MAX_POOL_TOKENS
-            slots = np.maximum(slots, np.minimum(slots + holding.ahead_tokens, most))
-        return np.maximum(-(-slots // self.pool.block_tokens), len(holding.blocks))
+    def rows_ahead(self, req: Request, pasts: list[int], more: int) -> list[tuple[int, int]]:
+        holding, size = self._holdings[req], self.pool.block_tokens
+        ahead = holding.ahead_tokens
+        most = self.pool.max_request_tokens or MAX_POOL_TOKENS
+        grown: list[tuple[int, int]] = []
+        room, at, steps = len(holding.blocks) * size, 0, len(pasts)
+        while True:
+            # Beyond the longest that a request may become nothing is taken ahead.
+            at = bisect_right(pasts, room - more - (ahead if room < most else 0), at)
+            if at == steps:
+                return grown
+            slots = pasts[at] + more
+            rows = -(-(self._with_lookahead(slots, ahead) if ahead else slots) // size)
+            grown.append((at, rows))
+            room = rows * size
 
-    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
+    def names_ahead(self, req: Request, pasts: list[int]) -> list[tuple[int, int]] | None:
         return None
 
     def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
-        unfilled = []
+        unfilled: list[int] = []
+        size, holdings = self.pool.block_tokens, self._holdings
         taken, at = self._take(sum([count for _, count in shares])), 0
-        for req, count in shares:
-            holding = self._holdings[req]
-            holding.blocks += taken[at : at + count]
+        for place, (req, count) in enumerate(shares):
+            holding = holdings[req]
+            blocks = holding.blocks
+            if count == 1:
+                blocks.append(taken[at])
+            else:
+                blocks += taken[at : at + count]
             at += count
-            if over := self._count_overhang(holding, count):
-                unfilled.append(over)
+            if len(blocks) * size > holding.final_kv_tokens:
+                unfilled = unfilled or [0] * len(shares)
+                unfilled[place] = self._count_overhang(holding, count)
         return unfilled
 
     def name(self, req: Request, blocks: int) -> None:

@@ -6,10 +6,10 @@ whose last holder leaves goes to the end of the free queue, and the queue's orde
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
-import numpy as np
 from mypy_extensions import mypyc_attr
 
 from sim.allocators.paged import Holding, Paged, taken_from
@@ -17,7 +17,6 @@ from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_between, ids_of
 from sim.engine.names import Names
 from sim.engine.request import Request, index_of
 from sim.engine.runs import BlockRun, Found, IdleQueue
-from sim.engine.verifying import Ints
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -155,11 +154,19 @@ class Prefix(Paged):
                 certain -= 1
             self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
 
-    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
-        shareable = self._shareable(req)
+    def names_ahead(self, req: Request, pasts: list[int]) -> list[tuple[int, int]] | None:
+        shareable, size = self._shareable(req), self.pool.block_tokens
         if self._holdings[req].cached_blocks >= shareable:
             return None
-        return np.minimum((certain - self.hashes_look_ahead) // self.pool.block_tokens, shareable)
+        certain, named = 0 if self.hashes_look_ahead else 1, 0
+        grown: list[tuple[int, int]] = []
+        while named < shareable:
+            at = bisect_left(pasts, (named + 1) * size - certain)
+            if at == len(pasts):
+                break
+            named = min((pasts[at] + certain) // size, shareable)
+            grown.append((at, named))
+        return grown
 
     def name(self, req: Request, blocks: int) -> None:
         self._enter(req, blocks)

@@ -6,16 +6,15 @@ costs no more than what is taken and named in it. It decides nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import itemgetter
 from typing import Protocol, cast
 
-import numpy as np
-
 from sim.engine.memory import Allocator
 from sim.engine.request import Request
-from sim.engine.verifying import ByTick, Course, Ints, Verifying
+from sim.engine.verifying import ByTick, Course, Verifying
 from traces.schema import InputError
 
 
@@ -25,19 +24,22 @@ class ForeseeingAllocator(Allocator, Protocol):
     The blocks that such a request writes are its own alone.
     """
 
-    def rows_ahead(self, req: Request, slots: Ints) -> Ints:
-        """Rows of the request's table once it has grown to so many slots, for each number of them; these rise."""
+    def rows_ahead(self, req: Request, pasts: list[int], more: int) -> list[tuple[int, int]]:
+        """(place, rows) of those `pasts` at which the request's table becomes longer than it was before, each so many
+        computed tokens on top of which it is given slots for `more`; they rise."""
         ...
 
-    def names_ahead(self, req: Request, certain: Ints) -> Ints | None:
-        """Leading blocks of the request that others could find with so many certain tokens, for each number of them;
+    def names_ahead(self, req: Request, pasts: list[int]) -> list[tuple[int, int]] | None:
+        """(place, blocks) of those `pasts` at which others could find more leading blocks of the request than before
+        (than none at first), each so many computed tokens beside which one is certain; they rise.
+
         None where there is nothing to be found that is not found already."""
         ...
 
     def lengthen(self, shares: Sequence[tuple[Request, int]]) -> list[int]:
         """Give each request so many blocks, which are free, one after the other.
 
-        Returns how many slots never to be filled came with them; [] where none did.
+        Returns how many slots never to be filled came with each; [] where none did with any.
         """
         ...
 
@@ -95,35 +97,30 @@ class BlocksAhead:
         """From now on a member of the lockstep takes a step in every tick."""
         allocator, course = self.allocator, self._members.course(req)
         pasts = course.pasts
-        rows = allocator.rows_ahead(req, pasts + self._members.width)
-        names = allocator.names_ahead(req, pasts + 1)
+        rows = allocator.rows_ahead(req, pasts, self._members.width)
+        named = allocator.names_ahead(req, pasts)
         held = len(allocator.table(req))
-        changes = rows[1:] > rows[:-1]
-        if names is not None:
-            changes |= names[1:] > names[:-1]
-        steps = [0, *(np.flatnonzero(changes) + 1).tolist()]
-        now = rows[steps].tolist()
-        if now[0] == held and names is None:
-            del steps[0], now[0]
-        taken = [there - here for there, here in zip(now, [held, *now], strict=False)]
-        ticks = [tick + step for step in steps]
-        named = [0] * len(steps)
-        if names is not None:
-            told = names[steps].tolist()
-            named = [there if there > here else 0 for there, here in zip(told, [0, *told], strict=False)]
-            for when, blocks in zip(ticks, named, strict=True):
-                if blocks:
-                    self._named[when] = self._named.get(when, 0) + 1
-        needs = self._needs[req] = Needs(req, course, ticks, taken, named)
+        taken = [there - here for (_, there), here in zip(rows, [held, *(here for _, here in rows)], strict=False)]
+        ticks = [tick + step for step, _ in rows]
+        names = [0] * len(rows)
+        if named:
+            due_then = dict(zip(ticks, zip(taken, names, strict=True), strict=True))
+            for step, blocks in named:
+                when = tick + step
+                due_then[when] = (due_then[when][0] if when in due_then else 0, blocks)
+                self._named[when] = self._named.get(when, 0) + 1
+            ticks = sorted(due_then)
+            taken, names = [due_then[when][0] for when in ticks], [due_then[when][1] for when in ticks]
+        needs = self._needs[req] = Needs(req, course, ticks, taken, names)
         due, at = (req.seat.seq, needs), self._at
-        for when in ticks:
+        self._taken.reach(tick, len(pasts), tick)
+        for when, blocks in zip(ticks, taken, strict=True):
             others = at.get(when)
             if others is None:
                 at[when] = [due]
             else:
                 others.append(due)
-        if steps:
-            self._taken.at(tick, len(pasts), tick)[steps] += taken
+            self._taken.add_one(when, blocks)
 
     def leave(self, req: Request) -> None:
         """To be asked when the lockstep has given the member its counters back."""
@@ -135,11 +132,11 @@ class BlocksAhead:
             others.remove(due)
             if not others:
                 del self._at[when]
-            self._taken.at(when, 1, when)[:] -= needs.taken[at]
+            self._taken.add_one(when, -needs.taken[at])
             if needs.names[at]:
                 self._forget_name(when)
         if tick > course.tick:
-            self.allocator.settle(req, int(course.pasts[tick - 1 - course.tick]) + 1)
+            self.allocator.settle(req, course.pasts[tick - 1 - course.tick] + 1)
 
     def _forget_name(self, when: int) -> None:
         left = self._named[when] - 1
@@ -152,10 +149,10 @@ class BlocksAhead:
         """How many ticks, at most `limit`, all members can take from `tick` on."""
         if limit == 1:
             return int(self._taken[tick] <= self.allocator.free_blocks)
-        needed = self._taken.at(tick, limit, self._members.settled).cumsum()
-        if needed[-1] <= self.allocator.free_blocks:
+        taken = self._taken.at(tick, limit, self._members.settled)
+        if sum(taken) <= self.allocator.free_blocks:
             return limit
-        return int(np.searchsorted(needed, self.allocator.free_blocks, side="right"))
+        return bisect_right(list(accumulate(taken)), self.allocator.free_blocks)
 
     def undisturbed(self, tick: int, limit: int) -> int:
         """How many ticks from `tick` on, at most `limit`, name nothing that who waits could find."""
@@ -171,37 +168,42 @@ class BlocksAhead:
             return None
         others.sort(key=_order)
         free = self.allocator.free_blocks
+        taken = [0]
         for at, (_, needs) in enumerate(others):
             free -= needs.taken[needs.next]
             if free < 0:
                 self._at[tick] = others[at:]
-                self._taken.at(tick, 1, tick)[:] -= self._take(others[:at], tick)[0]
+                self._take([(0, earlier) for _, earlier in others[:at]], tick, taken, [0])
+                self._taken.add_one(tick, -taken[0])
                 return needs.req
-        self._take(others, tick)
+        self._take([(0, needs) for _, needs in others], tick, taken, [0])
         return None
 
-    def _take(self, others: Sequence[Due], tick: int) -> tuple[int, int]:
-        """Let these have what is theirs at a tick; returns how many blocks, and how many slots never to be filled."""
+    def _take(self, due: list[tuple[int, Needs]], tick: int, taken: list[int], unfilled: list[int]) -> None:
+        """Let members have what is theirs so many steps after a tick; counts by step how many blocks these are, and how
+        many slots never to be filled came with them."""
         shares: list[tuple[Request, int]] = []
-        lengthen = self.allocator.lengthen
-        blocks = unfilled = 0
-        for _, needs in others:
+        steps: list[int] = []
+        for step, needs in due:
             at = needs.next
             needs.next = at + 1
-            taken, names = needs.taken[at], needs.names[at]
-            if taken:
-                shares.append((needs.req, taken))
-                blocks += taken
+            blocks, names = needs.taken[at], needs.names[at]
+            if blocks:
+                shares.append((needs.req, blocks))
+                steps.append(step)
+                taken[step] += blocks
             if names:
                 # What is taken behind it may be what has the name now.
-                if shares:
-                    unfilled += sum(lengthen(shares))
-                    shares = []
-                self._forget_name(tick)
+                self._lengthen(shares, steps, unfilled)
+                shares, steps = [], []
+                self._forget_name(tick + step)
                 self.allocator.name(needs.req, names)
+        self._lengthen(shares, steps, unfilled)
+
+    def _lengthen(self, shares: list[tuple[Request, int]], steps: list[int], unfilled: list[int]) -> None:
         if shares:
-            unfilled += sum(lengthen(shares))
-        return blocks, unfilled
+            for step, slots in zip(steps, self.allocator.lengthen(shares), strict=False):
+                unfilled[step] += slots
 
     def advance(self, tick: int, steps: int) -> tuple[list[int], list[int]]:
         """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
@@ -210,11 +212,13 @@ class BlocksAhead:
         how many of these are never to be filled.
         """
         taken, unfilled = [0] * steps, [0] * steps
+        due: list[tuple[int, Needs]] = []
         for step in range(steps):
             others = self._at.pop(tick + step, None)
             if others is not None:
                 others.sort(key=_order)
-                taken[step], unfilled[step] = self._take(others, tick + step)
+                due += [(step, needs) for _, needs in others]
+        self._take(due, tick, taken, unfilled)
         size = self.allocator.pool.block_tokens
         return _to_come([blocks * size for blocks in taken]), _to_come(unfilled)
 

@@ -160,12 +160,12 @@ class Courses:
 
     __slots__ = ("first", "pasts", "slots", "unfilled", "withins")
 
-    def __init__(self, first: Shape, pasts: Sequence[int], withins: Sequence[int]) -> None:
+    def __init__(self, first: Shape, pasts: list[int], withins: list[int]) -> None:
         self.first = first
         self.pasts = pasts
         self.withins = withins
-        self.slots: Sequence[int] = ()
-        self.unfilled: Sequence[int] = ()
+        self.slots: list[int] = []
+        self.unfilled: list[int] = []
 
     @property
     def tokens(self) -> int:

@@ -17,7 +17,7 @@ from sim.engine.request import Request
 from sim.engine.rules import OF_VLLM_0_19, Rules
 from sim.engine.step import Policy, Step
 from sim.engine.tally import Tally
-from sim.engine.verifying import Ints, Verifying
+from sim.engine.verifying import Verifying
 from sim.specs.tree import DraftTree
 
 
@@ -41,9 +41,9 @@ class Proposer(Protocol):
 class Foresight(Protocol):
     """Knows how many of a request's drafts will be right, which only a simulation does."""
 
-    def course(self, req: Request, drafts: int, tokens: int) -> tuple[Ints, Ints]:
-        """(right drafts of the coming steps of `drafts` drafts each, tokens given before each) of all steps that begin
-        before `tokens` tokens are given. They come so whether it was asked or not."""
+    def course(self, req: Request, drafts: int, tokens: int) -> tuple[list[int], list[int]]:
+        """(right drafts of the coming steps of `drafts` drafts each, tokens of the answer given before each) of all
+        steps that begin before `tokens` more are given. They come so whether it was asked or not."""
         ...
 
     def skip(self, req: Request, tokens: int) -> None:
@@ -154,7 +154,7 @@ class ForeseeingEngine(Engine):
             and (not length or req.computed + members.width < length)
         )
 
-    def _foresee(self, req: Request) -> tuple[Ints, Ints]:
+    def _foresee(self, req: Request) -> tuple[list[int], list[int]]:
         """(right drafts of the steps of a request in lockstep, what it has computed before each)."""
         assert self.foresight is not None
         drafts, length = self._members.width - 1, self.limits.max_model_len
@@ -162,12 +162,13 @@ class ForeseeingEngine(Engine):
         if length:
             tokens = min(tokens, length - drafts - 1 - req.computed)
         right, given = self.foresight.course(req, drafts, tokens)
-        return right, given + req.computed
+        more = req.computed - given[0]
+        return right, [before + more for before in given]
 
-    def _left(self, req: Request, right: Ints) -> None:
+    def _left(self, req: Request, right: list[int]) -> None:
         """Count the steps that a request has done in lockstep."""
         assert self.foresight is not None
-        accepted = int(right.sum())
+        accepted = sum(right)
         self.foresight.skip(req, accepted + len(right))
         self.tokens.same_step += accepted
         self.tally.followed(req, self._levels(self._members.width - 1), right)

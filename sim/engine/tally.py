@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
-
-import numpy as np
-import numpy.typing as npt
 
 from sim.engine.request import Request
 
@@ -34,14 +31,13 @@ class Tally:
     def proposed(self, wanted: int, drafts: int) -> None:
         self.proposals[wanted, drafts] += 1
 
-    def followed(self, req: Request, drafts: int, right: npt.NDArray[np.int64]) -> None:
+    def followed(self, req: Request, drafts: int, right: Sequence[int]) -> None:
         """Count steps of a request that verified so many drafts each, by how many were right, and proposed as many."""
         steps = len(right)
-        counts = np.bincount(right, minlength=drafts + 1).tolist()
-        for accepted, times in enumerate(counts):
-            if times:
-                self.verifies[drafts, accepted] += times
-        accepted = int(right.sum())
+        counts = Counter(right)
+        for some, times in counts.items():
+            self.verifies[drafts, some] += times
+        accepted = sum(right)
         self._count(req, drafts * steps, accepted, accepted + steps - counts[drafts])
         self.proposals[drafts, drafts] += steps
 

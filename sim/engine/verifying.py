@@ -6,15 +6,11 @@ step costs O(1). It knows counters only: no memory, no queue, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
+from operator import add
 
 from sim.engine.lockstep import Members
 from sim.engine.request import Request
-
-Ints = npt.NDArray[np.int64]
 
 
 class ByTick:
@@ -24,27 +20,37 @@ class ByTick:
 
     def __init__(self) -> None:
         self._first = 0
-        self._values = np.zeros(1024, np.int64)
+        self._values: list[int] = [0] * 1024
 
-    def add(self, tick: int, values: Ints, now: int) -> None:
+    def add(self, tick: int, values: Sequence[int], now: int) -> None:
         """Add to those from `tick` on, which is no earlier than the tick `now`; nobody asks for those before it."""
-        self.at(tick, len(values), now)[:] += values
+        begin = self.reach(tick, len(values), now)
+        end = begin + len(values)
+        self._values[begin:end] = map(add, self._values[begin:end], values)
 
-    def at(self, tick: int, count: int, now: int) -> Ints:
-        """The numbers of so many ticks from one on, to be read or changed in place."""
+    def add_one(self, tick: int, value: int) -> None:
+        """Add to that of one tick, to which something was added before."""
+        self._values[tick - self._first] += value
+
+    def at(self, tick: int, count: int, now: int) -> list[int]:
+        """The numbers of so many ticks from one on."""
+        begin = self.reach(tick, count, now)
+        return self._values[begin : begin + count]
+
+    def reach(self, tick: int, count: int, now: int) -> int:
+        """Where the number of a tick is, and behind it those of `count` ticks in all."""
         begin = tick - self._first
         if begin + count > len(self._values):
             kept = self._values[max(0, now - self._first) :]
             self._first = max(now, self._first)
             begin = tick - self._first
-            self._values = np.zeros(max(1024, 2 * (begin + count)), np.int64)
-            self._values[: len(kept)] = kept
-        return self._values[begin : begin + count]
+            self._values = kept + [0] * (max(1024, 2 * (begin + count)) - len(kept))
+        return begin
 
     def __getitem__(self, tick: int) -> int:
         """The number of a tick that is not forgotten."""
         at = tick - self._first
-        return int(self._values[at]) if at < len(self._values) else 0
+        return self._values[at] if at < len(self._values) else 0
 
 
 class Course:
@@ -53,7 +59,7 @@ class Course:
 
     __slots__ = ("end", "pasts", "right", "sure", "tick")
 
-    def __init__(self, tick: int, pasts: Ints, right: Ints, sure: int) -> None:
+    def __init__(self, tick: int, pasts: list[int], right: list[int], sure: int) -> None:
         self.tick = tick
         self.end = tick + len(pasts)
         self.pasts = pasts
@@ -79,8 +85,8 @@ class Verifying(Members):
         self,
         width: int,
         window_tokens: int,
-        foresee: Callable[[Request], tuple[Ints, Ints]],
-        left: Callable[[Request, Ints], None],
+        foresee: Callable[[Request], tuple[list[int], list[int]]],
+        left: Callable[[Request, list[int]], None],
     ) -> None:
         super().__init__(width)
         self.window_tokens = window_tokens
@@ -99,11 +105,11 @@ class Verifying(Members):
 
     def computed(self, req: Request) -> int:
         course = self._courses[req]
-        return int(course.pasts[self.settled - course.tick]) + (self.tick - self.settled) * self.width
+        return course.pasts[self.settled - course.tick] + (self.tick - self.settled) * self.width
 
     def known(self, req: Request, *, advanced: bool) -> int:
         course = self._courses[req]
-        return int(course.pasts[self.settled - course.tick]) + 1
+        return course.pasts[self.settled - course.tick] + 1
 
     def course(self, req: Request) -> Course:
         """The steps of a member."""
@@ -114,12 +120,12 @@ class Verifying(Members):
         course = self._courses[req]
         if self.tick == self.settled:
             return False
-        return int(course.pasts[self.settled - course.tick]) + course.sure + 1 >= req.output_tokens
+        return course.pasts[self.settled - course.tick] + course.sure + 1 >= req.output_tokens
 
     def right_now(self, req: Request) -> int:
         """How many of a member's drafts are right in the step under way."""
         course = self._courses[req]
-        return int(course.right[self.settled - course.tick])
+        return course.right[self.settled - course.tick]
 
     def group(self) -> tuple[tuple[int, int, int, int], ...]:
         """The members of the step just planned, as a shape tells them (`sim.engine.batch.Verifies`)."""
@@ -132,8 +138,7 @@ class Verifying(Members):
         """What the members have computed before each of so many steps, the one just planned the first: all together,
         and each counted up to its window, where there is one."""
         tick = self.tick - 1
-        pasts = self._pasts.at(tick, steps, tick).tolist()
-        return pasts, self._withins.at(tick, steps, tick).tolist() if self._withins else []
+        return self._pasts.at(tick, steps, tick), self._withins.at(tick, steps, tick) if self._withins else []
 
     def join(self, req: Request) -> None:
         """Take a request with `width` - 1 drafts, of which nothing is under way."""
@@ -142,7 +147,11 @@ class Verifying(Members):
         self._enter(req, course.end)
         self._pasts.add(self.tick, pasts, self.tick)
         if self._withins is not None:
-            self._withins.add(self.tick, np.minimum(pasts, self.window_tokens), self.tick)
+            self._withins.add(self.tick, self._within(pasts), self.tick)
+
+    def _within(self, pasts: Sequence[int]) -> list[int]:
+        """Each of them counted up to the window."""
+        return [min(past, self.window_tokens) for past in pasts]
 
     def leave(self, req: Request) -> None:
         course = self._courses.pop(req)
@@ -150,10 +159,10 @@ class Verifying(Members):
         settled = self.settled
         done = settled - course.tick
         to_come = course.pasts[done:]
-        self._pasts.add(settled, -to_come, settled)
+        self._pasts.add(settled, [-past for past in to_come], settled)
         if self._withins is not None:
-            self._withins.add(settled, -np.minimum(to_come, self.window_tokens), settled)
-        past = int(to_come[0])
+            self._withins.add(settled, [-past for past in self._within(to_come)], settled)
+        past = to_come[0]
         under_way = self.tick > settled
         req.computed = past + self.width * under_way
         req.known = req.computed + 1

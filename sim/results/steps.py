@@ -305,22 +305,20 @@ class _Unlike:
         self._past, self._slots, self._unfilled = array("q"), array("q"), array("q")
         self._start_s, self._end_s, self._device_s = array("d"), array("d"), array("d")
 
-    def add(
-        self, row: int, courses: Courses, times_s: list[float], ends_s: list[float], device_s: Sequence[float]
-    ) -> None:
+    def add(self, row: int, courses: Courses, times_s: list[float], ends_s: list[float], device_s: list[float]) -> None:
         """Take the span whose packed row is number `row` of the chunk."""
         repeats = len(ends_s)
         self._row.append(row)
-        self._past.extend(courses.pasts[:repeats])
-        self._slots.extend(courses.slots[:repeats])
-        self._unfilled.extend(courses.unfilled[:repeats])
-        self._start_s.extend(times_s[:repeats])
-        self._end_s.extend(ends_s)
-        self._device_s.extend(device_s[:repeats])
+        self._past.fromlist(courses.pasts[:repeats])
+        self._slots.fromlist(courses.slots[:repeats])
+        self._unfilled.fromlist(courses.unfilled[:repeats])
+        self._start_s.fromlist(times_s[:repeats])
+        self._end_s.fromlist(ends_s)
+        self._device_s.fromlist(device_s[:repeats])
         self._end.append(len(self._past))
 
-    def told_apart(self, rows: np.ndarray) -> np.ndarray:
-        """The packed rows of the chunk, with one for each repeat of the spans among them."""
+    def told_apart(self, rows: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+        """The packed rows of the chunk by column, with one for each repeat of the spans among them."""
         if not self._row:
             return rows
         counts = np.ones(len(rows), np.int64)
@@ -330,19 +328,17 @@ class _Unlike:
             np.frombuffer(column, np.int64) for column in (self._past, self._slots, self._unfilled)
         )
         last = np.repeat(past[ends[1:] - 1], counts[among])
-        every = np.repeat(rows, counts)
+        every = {name: np.repeat(rows[name], counts) for name in _PACKED}
         of_spans = np.zeros(len(rows), bool)
         of_spans[among] = True
         at = np.flatnonzero(np.repeat(of_spans, counts))
-        part = every[at]
-        part["step"] += np.arange(len(at)) - np.repeat(ends[:-1], counts[among])
-        part["repeats"] = 1
+        every["step"][at] += np.arange(len(at)) - np.repeat(ends[:-1], counts[among])
+        every["repeats"][at] = 1
         for name, column in (("start_s", self._start_s), ("end_s", self._end_s), ("device_s", self._device_s)):
-            part[name] = np.frombuffer(column)
-        part["decode_context_tokens"] += past
-        part["kv_used_tokens"] += past - last
-        part["kv_free_tokens"] += slots
-        part["kv_internal_tokens"] -= unfilled
-        part["kv_reserved_tokens"] += last - past - slots + unfilled
-        every[at] = part
+            every[name][at] = np.frombuffer(column)
+        every["decode_context_tokens"][at] += past
+        every["kv_used_tokens"][at] += past - last
+        every["kv_free_tokens"][at] += slots
+        every["kv_internal_tokens"][at] -= unfilled
+        every["kv_reserved_tokens"][at] += last - past - slots + unfilled
         return every

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from operator import mul
 
@@ -34,7 +36,7 @@ class DraftTree:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Drafts of each level."""
-        return tuple(accumulate(self.widths, mul))
+        return _sizes(self.widths)
 
     @property
     def drafts(self) -> int:
@@ -43,4 +45,15 @@ class DraftTree:
 
     def levels(self, drafts: int) -> int:
         """Levels that are whole among the first so many drafts; what is left of a cut level is verified in vain."""
-        return sum(total <= drafts for total in accumulate(self.sizes))
+        return bisect_right(_totals(self.widths), drafts)
+
+
+@cache
+def _sizes(widths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(accumulate(widths, mul))
+
+
+@cache
+def _totals(widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Drafts of each level and all before it."""
+    return tuple(accumulate(_sizes(widths)))

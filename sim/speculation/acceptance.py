@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import isnan
 from zlib import crc32
@@ -13,42 +14,66 @@ from sim.engine.request import Request
 from sim.specs.tree import DraftTree
 from sim.speculation.adaptive import RequestMap
 from sim.speculation.rates import MOST_DRAFTS
-
-Ints = npt.NDArray[np.int64]
-NONE: Ints = np.zeros(0, np.int64)
+from sim.speculation.streams import Streams
 
 
 class Luck:
     """What was drawn for each token of an answer, and how many of them the target has `given` so far.
 
-    `right` says at each place how many drafts from there on are right, `look_ups` has a number from 0 to 1. `course`
-    are the right drafts of the steps that begin at the places `starts`, of equally many drafts each.
+    A draft is right whose number is below the rate of its position; `look_ups` has a number from 0 to 1 for each token.
+    `course` are the right drafts of the steps that begin at the places `starts`, of equally many drafts each.
     """
 
-    __slots__ = ("course", "drafts", "given", "look_ups", "most", "right", "starts", "tokens")
+    __slots__ = ("course", "drafts", "given", "look_ups", "numbers", "rates", "starts", "tokens")
 
-    def __init__(self, right: list[int], look_ups: list[float], most: int, tokens: int) -> None:
-        self.right = right
-        self.most = most
-        """None of `right` is above."""
+    def __init__(
+        self, numbers: npt.NDArray[np.float64], rates: list[float], look_ups: list[float], tokens: int
+    ) -> None:
+        self.numbers = numbers
+        self.rates = rates
         self.tokens = tokens
         """Of the answer."""
         self.look_ups = look_ups
         self.given = 0
         self.drafts = -1
-        self.course = self.starts = NONE
+        self.course: list[int] = []
+        self.starts: list[int] = []
+
+    def right(self, at: int, drafts: int) -> int:
+        """How many of so many drafts from a place on are right: those before the first that is wrong."""
+        rates = self.rates[:drafts]
+        numbers: list[float] = self.numbers[at : at + len(rates)].tolist()
+        for right, rate in enumerate(rates):
+            if numbers[right] >= rate:
+                return right
+        return len(rates)
 
     def follow(self, drafts: int) -> None:
         """Lay out the course of steps of so many drafts each from here on."""
-        starts: list[int] = []
-        right = [min(drafts, one) for one in self.right] if drafts < self.most else self.right
-        at, tokens = self.given, self.tokens
-        while at < tokens:
-            starts.append(at)
-            at += right[at] + 1
         self.drafts = drafts
-        self.starts = np.array(starts, np.int64)
-        self.course = np.array([right[start] for start in starts], np.int64)
+        self.starts, self.course = starts, course = [], []
+        rates, tokens, at = self.rates[:drafts], self.tokens, self.given
+        if min(rates) < max(rates):
+            while at < tokens:
+                starts.append(at)
+                course.append(self.right(at, drafts))
+                at += course[-1] + 1
+            return
+        # The same, from one wrong draft to the next.
+        most = len(rates)
+        wrong: list[int] = np.flatnonzero(self.numbers >= rates[0]).tolist()
+        wrong.append(tokens + most)
+        for place in wrong:
+            while place - at >= most and at < tokens:
+                starts.append(at)
+                course.append(most)
+                at += most + 1
+            if at >= tokens:
+                return
+            if place >= at:
+                starts.append(at)
+                course.append(place - at)
+                at = place + 1
 
 
 class Acceptance:
@@ -83,14 +108,14 @@ class Acceptance:
         self._most = most
         self._own = own
         self._tree = tree
-        self._seed = seed
+        self._numbers, self._look_ups = (Streams(seed, crc32(purpose)) for purpose in (b"acceptance", b"look-ups"))
         self._shares = found
         self._luck = RequestMap(self._draw)
 
     def __call__(self, req: Request, drafts: int) -> int:
         """How many of a request's next `drafts` drafts are right; to be asked once for each step that samples."""
         luck = self._luck[req]
-        right = min(luck.right[luck.given], drafts if self._tree is None else self._tree.levels(drafts))
+        right = luck.right(luck.given, drafts if self._tree is None else self._tree.levels(drafts)) if drafts else 0
         luck.given += right + 1
         return right
 
@@ -103,17 +128,17 @@ class Acceptance:
             rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
         return rates
 
-    def course(self, req: Request, drafts: int, tokens: int) -> tuple[Ints, Ints]:
+    def course(self, req: Request, drafts: int, tokens: int) -> tuple[list[int], list[int]]:
         """As `sim.engine.foreseeing.Foresight.course`."""
         luck = self._luck[req]
         levels = drafts if self._tree is None else self._tree.levels(drafts)
         given = luck.given
-        at = int(luck.starts.searchsorted(given))
+        at = bisect_left(luck.starts, given)
         if levels != luck.drafts or at == len(luck.starts) or luck.starts[at] != given:
             luck.follow(levels)
             at = 0
-        end = int(luck.starts.searchsorted(given + tokens))
-        return luck.course[at:end], luck.starts[at:end] - given
+        end = bisect_left(luck.starts, given + tokens)
+        return luck.course[at:end], luck.starts[at:end]
 
     def skip(self, req: Request, tokens: int) -> None:
         """As `sim.engine.foreseeing.Foresight.skip`."""
@@ -128,26 +153,6 @@ class Acceptance:
     def _draw(self, req: Request) -> Luck:
         # One step may go beyond the end, and one that was planned before the end was known still further.
         tokens = req.output_tokens + 2 * (self._most + 1)
-        numbers = np.random.default_rng([self._seed, crc32(b"acceptance"), req.id]).random(tokens)
-        rates = self._rates_of(req)
-        look_ups = []
-        if self._shares:
-            look_ups = np.random.default_rng([self._seed, crc32(b"look-ups"), req.id]).random(tokens).tolist()
-        return Luck(_runs(numbers, rates).tolist(), look_ups, len(rates), req.output_tokens)
-
-
-def _runs(numbers: npt.NDArray[np.float64], rates: Sequence[float]) -> Ints:
-    """At each place, how many numbers in a row are below the rates, of which the first is for this place."""
-    if min(rates) == max(rates):
-        places = np.arange(len(numbers))
-        ends = np.where(numbers < rates[0], len(numbers), places)
-        return np.minimum(np.minimum.accumulate(ends[::-1])[::-1] - places, len(rates))
-    runs = np.zeros(len(numbers), np.int64)
-    below = np.ones(len(numbers), bool)
-    for at, rate in enumerate(rates):
-        below[: len(numbers) - at] &= numbers[at:] < rate
-        below[len(numbers) - at :] = False
-        if not below.any():
-            break
-        runs += below
-    return runs
+        numbers = self._numbers.of(req.id).random(tokens)
+        look_ups: list[float] = self._look_ups.of(req.id).random(tokens).tolist() if self._shares else []
+        return Luck(numbers, self._rates_of(req), look_ups, req.output_tokens)

@@ -44,7 +44,6 @@ def test_azure_conv(benchmark, azure: Trace, allocator: str) -> None:
     assert result.summary["requests"]["completed"] == len(azure)
 
 
-@pytest.mark.xfail(reason="3.1 times, since a plain run takes less (docs/speed.md)", strict=False)
 def test_drafting_beside_a_plain_run(benchmark, azure: Trace) -> None:
     """Four drafts a step, of which 70 % are right: in CPU seconds of this process, in turns with a plain run."""
     plain = scenario.build({})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 
-import numpy as np
 import pytest
 
 from sim.engine.request import Request, Seat
-from sim.engine.verifying import ByTick, Ints, Verifying
+from sim.engine.verifying import ByTick, Verifying
 
 WIDTH, WINDOW = 4, 40
 
@@ -36,12 +36,12 @@ class Told:
             self.done[req].append(right)
             self.alone[req] += right + 1
 
-    def foresee(self, req: Request) -> tuple[Ints, Ints]:
-        right = np.array(self.to_come[req], np.int64)
-        return right, req.computed + np.concatenate(([0], np.cumsum(right + 1)[:-1]))
+    def foresee(self, req: Request) -> tuple[list[int], list[int]]:
+        right = self.to_come[req].copy()
+        return right, list(accumulate([some + 1 for some in right[:-1]], initial=req.computed))
 
-    def left(self, req: Request, right: Ints) -> None:
-        self.told[req] += right.tolist()
+    def left(self, req: Request, right: list[int]) -> None:
+        self.told[req] += right
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -101,8 +101,8 @@ def test_numbers_by_tick() -> None:
     numbers, known, rng = ByTick(), {}, random.Random(1)
     for now in range(0, 9000, 7):
         first, values = now + rng.randrange(90), [rng.randrange(9) for _ in range(rng.choice((1, 40, 700)))]
-        numbers.add(first, np.array(values), now)
+        numbers.add(first, values, now)
         for tick, value in enumerate(values, first):
             known[tick] = known.get(tick, 0) + value
         assert numbers[now + 3] == known.get(now + 3, 0)
-        assert numbers.at(now, 900, now).tolist() == [known.get(tick, 0) for tick in range(now, now + 900)]
+        assert numbers.at(now, 900, now) == [known.get(tick, 0) for tick in range(now, now + 900)]

@@ -236,7 +236,7 @@ def foreseen(batch: Batch) -> dict[int, list[int]]:
     assert isinstance(members, Verifying)
     for req in members:
         course = members.course(req)
-        told[req.id] = course.pasts[members.tick - 1 - course.tick :][: batch.repeats].tolist()
+        told[req.id] = course.pasts[members.tick - 1 - course.tick :][: batch.repeats]
     return told
 
 

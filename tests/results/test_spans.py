@@ -66,8 +66,14 @@ def test_steps_that_verify_drafts_are_sampled_as_spans_of_one_step(
     monkeypatch.setattr(steps, "_SAMPLES", 16)
     rng = random.Random(7 + windows)
     together, alone = StepLog(1), StepLog(1)
-    for _ in range(40):
-        first = Shape(verifies=((5, 3, 90, 60 * windows),), proposals=(3, 12, 4), proposal_context=105, ranks=(1, 2))
+    for number in range(40):
+        first = Shape(
+            copied_bytes=number,
+            verifies=((5, 3, 90, 60 * windows),),
+            proposals=(3, 12, 4),
+            proposal_context=105,
+            ranks=(1, 2),
+        )
         repeats = rng.randrange(1, 9)
         pasts = [90, *(rng.randrange(90, 500) for _ in range(repeats))]
         courses = Courses(first, pasts, [past - 30 for past in pasts] if windows else [])
