@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.cost.step import MEMO_SIZE
+from sim.cost.tables import Floats, Ints
 
 TILES = ((64, 64), (64, 128), (64, 256), (128, 64), (128, 128), (128, 256), (256, 64), (256, 128))
 """Rows and columns of the result that one thread block makes: those of CUTLASS's default tile shapes."""
@@ -24,9 +24,6 @@ _LEAST_ROWS = min(rows for rows, _ in TILES)
 """Of a tile; those of the others are multiples of it."""
 _PART_BYTES = 8.0
 """A part is written and read once more, as fp32."""
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

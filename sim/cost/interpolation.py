@@ -16,11 +16,9 @@ from math import sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from sim.cost.tables import Floats
+from sim.cost.tables import Floats, Ints
 
-Ints: TypeAlias = npt.NDArray[np.intp]
 Prices: TypeAlias = tuple[Floats, Ints]
 """Seconds and ranks of many points."""
 Point: TypeAlias = tuple[float, ...]
@@ -61,7 +59,7 @@ class Measured(NamedTuple):
 
     axes: tuple[Floats, ...]
     seconds: Floats
-    ranks: npt.NDArray[np.intp]
+    ranks: Ints
 
     @classmethod
     def of(cls, points: Mapping[Point, Price]) -> Measured:
@@ -79,7 +77,7 @@ class Measured(NamedTuple):
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_lines", "root")
+    __slots__ = ("_lines", "_root")
 
     def __init__(self, points: Mapping[Point, Price] | Measured, forms: Sequence[str], guide: Guide) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -89,11 +87,11 @@ class PriceGrid:
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
         self._lines = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide)
-        self.root = self._lines.line(0, 0, ())
+        self._root = self._lines.line(0, 0, ())
 
     def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return price_of(self.root.at(point))
+        return price_of(self._root.at(point))
 
     def each(self, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points, of which `point` has the coordinates along each axis: to the bit those of each."""
@@ -101,17 +99,17 @@ class PriceGrid:
         left = np.isnan(seconds)
         if left.any():
             rest = [axis[left] for axis in point]
-            if isinstance(self.root, _LastAxis) and self.root.form in _STRAIGHT:
-                seconds[left], ranks[left] = self.root.beyond(rest[0])
+            if isinstance(self._root, _LastAxis) and self._root.form in _STRAIGHT:
+                seconds[left], ranks[left] = self._root.beyond(rest[0])
             else:
                 places = list(zip(*(axis.tolist() for axis in rest), strict=True))
-                known = {place: self.root.at(place) for place in set(places)}
+                known = {place: self._root.at(place) for place in set(places)}
                 seconds[left], ranks[left] = zip(*(known[place] for place in places), strict=True)
         return seconds, ranks
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
-        return self.root.last_values(outer)
+        return self._root.last_values(outer)
 
 
 class _Lines:

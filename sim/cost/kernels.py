@@ -16,10 +16,10 @@ from sim.cost.attend import Affine, Decode, Prefill
 from sim.cost.collectives import Collectives
 from sim.cost.efficiency import Efficiency
 from sim.cost.experts import ExpertLoad, Grouped, Routing, even_load
-from sim.cost.gemm import Floats, Ints, Product, ProductRates
+from sim.cost.gemm import Product, ProductRates
 from sim.cost.interpolation import Guide
 from sim.cost.schema import NO_CACHE
-from sim.cost.tables import Row
+from sim.cost.tables import Floats, Ints, Row
 from sim.specs.dtypes import DTYPE_BYTES, KV_TYPES, weight_type
 from sim.specs.gpu import GpuSpec
 

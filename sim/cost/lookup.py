@@ -23,20 +23,18 @@ from sim.cost.interpolation import (
     INTERPOLATED,
     MEASURED,
     Guide,
-    Ints,
     Line,
     Measured,
     Point,
     Price,
     PriceGrid,
     Prices,
-    price_of,
 )
 from sim.cost.kernels import guide_of
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
-from sim.cost.tables import Floats, Picked, Row, Table, Value, apart
+from sim.cost.tables import Floats, Ints, Picked, Row, Table, Value, apart
 from sim.specs.gpu import GpuSpec
 from traces.schema import InputError
 
@@ -102,7 +100,7 @@ class Kernel:
     def at(self, *point: float) -> Price:
         """Seconds of one launch at a point of the table's axes."""
         if self._own is not None:
-            return price_of(self._own.root.at(point))
+            return self._own.at(point)
         share, rank = 0.0, self._least_rank
         for grid, guide, weight in self._parts:
             seconds, part_rank = grid.at(point)

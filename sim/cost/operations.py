@@ -15,13 +15,13 @@ import numpy as np
 from sim.cost.attend import Slices
 from sim.cost.contexts import ContextCost
 from sim.cost.experts import BALANCED, Routing
-from sim.cost.interpolation import INTERPOLATED, MEASURED, Ints, Price, Prices, price_of
+from sim.cost.interpolation import INTERPOLATED, MEASURED, Price, Prices, price_of
 from sim.cost.layers import added
 from sim.cost.lookup import Kernel, Tables
 from sim.cost.schema import NO_CACHE
 from sim.cost.splits import Cut, Tail, keys_of
 from sim.cost.step import MEMO_SIZE
-from sim.cost.tables import Value
+from sim.cost.tables import Ints, Value
 from sim.engine.batch import Verifies
 from sim.specs.model import AttentionWindow, Gemm, ModelSpec
 from sim.specs.parallel import Parallel

@@ -19,7 +19,7 @@ from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error, of_steps, stated
 from sim.cost.experts import Routing
-from sim.cost.interpolation import MEASURED, SOURCES, Ints, Price, price_of
+from sim.cost.interpolation import MEASURED, SOURCES, Price, price_of
 from sim.cost.layers import Ranks, added, row_terms
 from sim.cost.lookup import Tables
 from sim.cost.offload import Offload
@@ -37,7 +37,7 @@ from sim.cost.operations import (
 from sim.cost.profile import Profile
 from sim.cost.roofline import MAX_GRAPH_TOKENS, SIZES_TOGETHER, DecodeStep, Roofline, graph_tokens
 from sim.cost.step import MEMO_SIZE, Constant, Term, advanced, each_course_s, shape_rows, shape_tokens
-from sim.cost.tables import Floats
+from sim.cost.tables import Floats, Ints
 from sim.engine.batch import Courses, Shape
 from sim.engine.lockstep import LengthsTold
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec

@@ -20,13 +20,13 @@ from sim.cost.contexts import ContextCost
 from sim.cost.efficiency import Efficiency
 from sim.cost.errors import Error
 from sim.cost.experts import Routing
-from sim.cost.gemm import Floats, Ints
 from sim.cost.interpolation import FITTED, SOURCES, Line
 from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, added, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.sources import Sources
 from sim.cost.step import MEMO_SIZE, Constant, Term, each_course_s, shape_rows, shape_tokens
+from sim.cost.tables import Floats, Ints
 from sim.engine.batch import Courses, Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
 from sim.specs.parallel import SINGLE, Parallel

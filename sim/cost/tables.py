@@ -20,6 +20,7 @@ from traces.schema import InputError
 Value: TypeAlias = str | int | float
 Row: TypeAlias = Mapping[str, Value]
 Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.intp]
 Picked: TypeAlias = npt.NDArray[np.intp]
 """Numbers of some of a table's rows."""
 

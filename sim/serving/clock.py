@@ -73,15 +73,9 @@ class Clock(simpy.Environment):
     def sleep(self, event: Event, time_s: float, rank: int) -> bool:
         """Call an event at `time_s`; returns False where it is that time now, since no call is due until then and at
         that time."""
-        queue = self._queue
-        while queue:
-            due_s, _, number, other = queue[0]
-            if other.number == number:  # type: ignore[attr-defined]
-                if due_s > time_s:
-                    break
-                self.call(event, time_s, rank)
-                return True
-            heappop(queue)
+        if self.peek() <= time_s:
+            self.call(event, time_s, rank)
+            return True
         event.number = None
         self._now = time_s
         return False
