@@ -9,7 +9,8 @@ from typing import Any
 from sim import scenario
 from sim.scenario import Scenario
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
-from sim.serving.run import Result, admissible, on_device, simulate
+from sim.serving.run import Result, on_device, simulate
+from sim.serving.servable import admissible
 from traces.late import pd
 from traces.schema import InputError
 

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim import catalog
-from sim.cost.efficiency import Efficiency
-from sim.engine.protocol import ServingEngine
-from sim.engine.request import SAMPLE_BITS, Request, index_of
-from sim.load import OURS
+from sim.engine.request import SAMPLE_BITS, index_of
 from sim.results import metrics
 from sim.results.band import elasticity, first_order, step_errors, steps_of
 from sim.results.bill import Rates
@@ -26,37 +23,32 @@ from sim.results.percentiles import Itl
 from sim.results.requests import request_table
 from sim.results.steps import StepLog
 from sim.results.terms import FleetTerms, Spent, StepTerms, of_all, term_shares
-from sim.scenario import Scenario, as_tables, leaves, policies_of
-from sim.serving.adapters import adapter_notes, check_adapters
+from sim.scenario import Scenario
+from sim.serving.adapters import check_adapters
 from sim.serving.answer import answered
 from sim.serving.assemble import Parts
-from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts, pool_inputs, pool_notes, scales, shared
+from sim.serving.fleet import Present, by_pool, fleet_summary, kv_facts
 from sim.serving.hooks import NO_HOOKS, Hooks, LiveSession, Progress
-from sim.serving.noise import noise_notes
-from sim.serving.notes import front_end_notes, kv_notes
+from sim.serving.inputs import inputs
 from sim.serving.pool import (
     Pool,
-    by_model,
     each_replica,
     models_asked,
     pools_of,
     resolved_pools,
     served_by,
-    served_names,
 )
+from sim.serving.servable import admissible_in_all
 from sim.serving.simulation import Simulation, seldom_collected
-from sim.serving.tiers import check_tiers, tier_facts, tier_notes
-from sim.serving.workload import asked_per_s, load_trace, samples
-from sim.specs.fleet import PREFILL
+from sim.serving.tiers import check_tiers, tier_facts
+from sim.serving.workload import asked_per_s, load_trace
 from sim.specs.gpu import GpuSpec
-from sim.specs.settings import word
 from sim.speculation import tables as draft_tables
 from traces.framed import framed, held
 from traces.late import pd
 from traces.rows import keep_rows
 from traces.schema import InputError, Trace
 from traces.table import Columns
-from traces.version import product_version
 
 
 @framed("requests", "steps", "preempted")
@@ -178,7 +170,7 @@ def simulate(
         dropped=trace.dropped,
         source_seconds=sources,
         simulator=simulation.speed(steps, wall_s, cpu_s),
-        inputs=_inputs(scenario, pools, trace, session, died, simulation.noise),
+        inputs=inputs(scenario, pools, trace, session, died, simulation.noise),
         speculation=speculation,
         rates=Rates.of(parts.parallel.rank_gpus * present.replicas, _billed(parts, session), scenario.price),
         front_end=simulation.front_end_facts(),
@@ -230,101 +222,6 @@ def _hooked(pool: Pool, hooks: Hooks) -> Pool:
     if hooks.rules is not None:
         parts = replace(parts, rules=hooks.rules)
     return replace(pool, parts=parts)
-
-
-def admissible_in_all(
-    pools: Sequence[Pool], trace: Trace, engines: Sequence[ServingEngine], *, fails: bool = False
-) -> tuple[np.ndarray, dict[int, str]]:
-    """`admissible` in every pool, given an engine of each; one that computes prompts alone is asked for one token.
-
-    Where replicas fail it may be asked for any, behind those that a client has.
-    """
-    if any(pool.role == PREFILL for pool in pools) and samples(trace.table, pools[0].parts.scenario.workload):
-        raise InputError(
-            "a request asks for several sequences (samples), and between pools of the roles prefill and decode one "
-            "alone is handed over"
-        )
-    if fails and samples(trace.table, pools[0].parts.scenario.workload):
-        raise InputError(
-            "a request asks for several sequences (samples), and what becomes of them when their replica dies is not "
-            "modelled"
-        )
-    asked = models_asked(trace.table, pools)
-    rejected = {} if asked is None else _unknown_models(trace, asked, pools)
-    sent_rows = np.ones(len(trace.table), bool)
-    sent_rows[list(rejected)] = False
-    for pool, engine in zip(pools, engines, strict=True):
-        table, mine = trace.table, np.arange(len(sent_rows))
-        if asked is not None:
-            of_pool = np.array(asked) == pool.parts.model.name
-            table, mine = table[of_pool], np.flatnonzero(of_pool)
-        if not len(mine):
-            continue
-        if pool.role == PREFILL and not fails:
-            table = table.assign(output_tokens=np.ones(len(table), np.int64))
-        own = trace if table is trace.table else replace(trace, requests=table)  # type: ignore[arg-type]
-        rows, refused = admissible(pool.parts, own, engine)
-        sent_rows[mine] &= rows
-        rejected = {**{int(mine[at]): why for at, why in refused.items()}, **rejected}
-    if not sent_rows.any():
-        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
-    return sent_rows, rejected
-
-
-def _unknown_models(trace: Trace, asked: Sequence[str], pools: Sequence[Pool]) -> dict[int, str]:
-    """Why the requests are rejected whose model no pool serves; raises InputError unless such are to be left out."""
-    names, known = np.asarray(trace.table["model"], object), ", ".join(served_names(pools))
-    unknown = [place for place, model in enumerate(asked) if not model]
-    if unknown and not pools[0].parts.scenario.workload.skip_bad:
-        raise InputError(
-            f"{trace.path or trace.name} line {np.asarray(trace.table['source_row'])[unknown[0]]}: its model is "
-            f"{names[unknown[0]]!r}, which no pool serves; known: {known} (pools.NAME.serves); --skip-bad leaves "
-            "such requests out"
-        )
-    return {place: f"no pool serves its model {names[place]!r}" for place in unknown}
-
-
-def admissible(parts: Parts, trace: Trace, engine: ServingEngine) -> tuple[np.ndarray, dict[int, str]]:
-    """Which requests can be served at all, as an engine of these parts has it, and why the others cannot.
-
-    Raises:
-        InputError: one cannot, and the scenario does not say to skip such.
-    """
-    table = trace.table
-    prompt, output = np.asarray(table["prompt_tokens"]), np.asarray(table["output_tokens"])
-    total = prompt + output
-    longest = int(np.argmax(total))
-    sequences = samples(table, parts.scenario.workload)
-    most = max(sequences) if sequences else 1
-
-    beams = (lambda count: [1] * count) if parts.scenario.workload.beam_search else None
-
-    def refusal(index: int, size: int) -> str | None:
-        req = Request(index, 0.0, int(prompt[index]), int(output[index]))
-        return engine.refusal(req.split(size, beams) if size > 1 else req)
-
-    # No allocator holds more than twice what a request uses, but one that reserves alike for all.
-    roomy = (
-        2 * most * int(total[longest]) <= parts.memory.tokens
-        and parts.limits.chunked_prefill
-        and not parts.traits["keeps_nothing"]
-    )
-    rejected: dict[int, str] = {}
-    if refusal(longest, most) or not roomy:
-        sizes = sequences or [1] * len(table)
-        rejected = {index: reason for index, size in enumerate(sizes) if (reason := refusal(index, size))}
-    if rejected and not parts.scenario.workload.skip_bad:
-        index, reason = next(iter(rejected.items()))
-        others = f" (and {len(rejected) - 1} more)" if len(rejected) > 1 else ""
-        raise InputError(
-            f"{trace.path or trace.name} line {np.asarray(table['source_row'])[index]}: the request can never be served"
-            f"{others}: {reason}; --skip-bad leaves such requests out"
-        )
-    sent_rows = np.ones(len(table), bool)
-    sent_rows[list(rejected)] = False
-    if not sent_rows.any():
-        raise InputError(f"{trace.path or trace.name}: no request can be served: {next(iter(rejected.values()))}")
-    return sent_rows, rejected
 
 
 def _costs(pools: Sequence[Pool], log: StepLog, steps: Columns, most: int) -> list[StepTerms]:
@@ -396,86 +293,3 @@ def _billed(parts: Parts, session: LiveSession | None) -> GpuSpec | None:
         return catalog.load_gpu(session.device_name)
     except InputError:
         return None
-
-
-def _engine_notes(parts: Parts) -> list[str]:
-    """Whose defaults these are, what was set otherwise, and what of the engine is not modelled."""
-    preset, scenario = parts.preset, parts.scenario
-    if preset.name == OURS:
-        return []
-    values = dict(leaves(as_tables(scenario)))
-    own = preset.defaults(parts.gpu, {"tp": scenario.tp})
-    other = [key for key, value in own.items() if key in values and values[key] != value]
-    changed = [f"{key} {word(values[key])} (its own: {word(own[key])})" for key in other]
-    told = f"its defaults on {parts.gpu.name}{', but ' + ', '.join(changed) if changed else ''}."
-    if parts.mixed:
-        why = preset.refusal(policies_of(as_tables(scenario)), scenario.allocator.name)
-        return [f"No engine of that name: {why}. Foretoken runs it with {preset.name}'s rules and {told}"]
-    if parts.engine_class is not None and "==" not in scenario.engine.name:
-        return [f"Engine {scenario.engine.name} decides; what it reads of limits and memory is {preset.name}'s: {told}"]
-    return [
-        f"Engine {preset.name}: {preset.description}; {told}",
-        f"Not modelled of {preset.name}: {'; '.join(preset.lacks)}.",
-    ]
-
-
-def _fit_note(parts: Parts) -> str:
-    """Whose tables the roofline's constants were fitted to, where they are not the GPU's own."""
-    fit = Efficiency.of(parts.gpu, fit=parts.scenario.cost.fit).fit
-    return fit.sentence if fit is not None else ""
-
-
-def _sustained(parts: Parts, session: LiveSession | None) -> dict[str, float]:
-    """The share of its rate that the GPU keeps under long products, where it loses some."""
-    if session is not None:
-        return {}
-    cost = parts.scenario.cost
-    share = Efficiency.of(parts.gpu, cost.efficiency, cost.fit).sustained_compute
-    return {"sustained_compute": share} if share < 1.0 else {}
-
-
-def _inputs(
-    scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str, noise: float
-) -> dict[str, Any]:
-    parts = pools[0].parts
-    measured = {} if session is None else {"device": session.device_name}
-    spanning = parts.gpu.group_note(parts.parallel) if session is None else ""
-    ended = [f"Cut short: {died}."] if died else []
-    return {
-        "executor": scenario.executor,
-        **measured,
-        "trace": trace.name,
-        "trace_kind": trace.kind,
-        "synthetic": trace.synthetic,
-        "profile": scenario.cost.profile,
-        **_sustained(parts, session),
-        "model": " and ".join(by_model(pools)),
-        "gpu": shared(pool.parts.gpu.name for pool in pools) if session is None else None,
-        "tp": shared(pool.parts.scenario.tp for pool in pools),
-        "replicas": sum(pool.count for pool in pools),
-        **{
-            key: shared(getattr(pool.parts.scenario, key) for pool in pools)
-            for key in ("pp", "dp", "ep")
-            if any(getattr(pool.parts.scenario, key) > 1 for pool in pools)
-        },
-        **pool_inputs(pools),
-        **(scales(pools[0]) if not scenario.pools else {}),
-        "engine": shared(pool.parts.engine_name for pool in pools),
-        "policy": shared(pool.parts.scenario.policy.name for pool in pools),
-        "allocator": shared(pool.parts.scenario.allocator.name for pool in pools),
-        "seed": scenario.seed,
-        "version": product_version(),
-        "notes": [
-            *dict.fromkeys(note for pool in pools for note in _engine_notes(pool.parts)),
-            *filter(None, [spanning]),
-            *dict.fromkeys(filter(None, (_fit_note(pool.parts) for pool in pools if session is None))),
-            *front_end_notes(parts),
-            *pool_notes(pools),
-            *tier_notes(scenario),
-            *adapter_notes(pools),
-            *noise_notes(scenario, noise),
-            *dict.fromkeys(note for pool in pools for note in kv_notes(pool.parts, trace.table)),
-            *trace.notes,
-            *ended,
-        ],
-    }

@@ -11,6 +11,7 @@ from sim.serving import run as serving
 from sim.serving.assemble import Parts, assemble, resolved
 from sim.serving.executor import Executor
 from sim.serving.hooks import Hooks, Progress
+from sim.serving.servable import admissible
 from sim.serving.workload import load_trace
 from sim.validate.livelike import Adjusted
 from sim.validate.record import Record, Recorder
@@ -48,7 +49,7 @@ def run_live(scenario: Scenario, repeats: int, progress: Progress | None = None)
     scenario = serving.on_device(replace(scenario, executor="live"))
     parts = assemble(scenario)
     trace = load_trace(scenario)
-    admitted, _ = serving.admissible(parts, trace, parts.engine())
+    admitted, _ = admissible(parts, trace, parts.engine())
     trace = replace(trace, requests=keep_rows(trace.requests, admitted))
     about: dict[str, Any] = {}
     records = []

@@ -10,9 +10,9 @@ from typing import Any
 from sim.cost.errors import NORMAL_P90
 from sim.results.bill import Rates
 from sim.scenario import Scenario
-from sim.serving import run as serving
 from sim.serving.assemble import assemble
 from sim.serving.pool import pools_of
+from sim.serving.servable import admissible_in_all
 from sim.study.identity import Made
 from sim.study.plan.bounds import RateBound, bound_of
 from sim.study.plan.glance import Glance, Glimpse, key_of
@@ -216,7 +216,7 @@ class Simulations:
             scenario = self._fleets[name].scenario
             try:
                 pools = pools_of(scenario)
-                serving.admissible_in_all(
+                admissible_in_all(
                     pools,
                     source(scenario.workload),
                     [pool.parts.engine() for pool in pools],

@@ -13,8 +13,8 @@ from typing import Any
 
 from sim.results import metrics
 from sim.scenario import Scenario
-from sim.serving import run as serving
 from sim.serving.pool import pools_of
+from sim.serving.servable import admissible_in_all
 from sim.study.plan.document import (
     Document,
     capacity_words,
@@ -154,7 +154,7 @@ def checked(scenario: Scenario, ask: Ask) -> tuple[Clause, ...]:
     """
     clauses = clauses_for(scenario, ask)
     pools = pools_of(scenario)
-    serving.admissible_in_all(
+    admissible_in_all(
         pools, source(scenario.workload), [pool.parts.engine() for pool in pools], fails=scenario.failures.on
     )
     return clauses

@@ -19,6 +19,7 @@ from sim.scenario import Scenario
 from sim.serving import run as serving
 from sim.serving.hooks import Hooks
 from sim.serving.pool import pools_of, served_by
+from sim.serving.servable import admissible_in_all
 from sim.serving.workload import TraceReading, read_trace, samples, timed
 from sim.specs.fleet import PREFILL
 from sim.specs.workload import WorkloadSettings
@@ -85,9 +86,7 @@ def measure(point: Replication) -> Observation:
     scenario = point.scenario
     trace = timed(source(scenario.workload), scenario.workload, scenario.seed)
     pools = pools_of(scenario)
-    rows, _ = serving.admissible_in_all(
-        pools, trace, [pool.parts.engine() for pool in pools], fails=scenario.failures.on
-    )
+    rows, _ = admissible_in_all(pools, trace, [pool.parts.engine() for pool in pools], fails=scenario.failures.on)
     table = trace.table if rows.all() else keep_rows(trace.requests, rows)
     due_s = np.asarray(table["arrival_s"])
     work = _work_tokens(table, scenario.workload)
