@@ -119,6 +119,12 @@ def plug_in(package: str, name: str) -> tuple[str, dict[str, str]] | None:
     return (name.partition(":")[0], {}) if ":" in name else None
 
 
+@lru_cache(maxsize=256)
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Of each part once: every replica of a fleet is given its own policy and allocator."""
+    return inspect.signature(target).parameters
+
+
 def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What a scenario may set of a part, by name: its keyword-only parameters.
 
@@ -127,7 +133,7 @@ def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     compiled = inspect.isclass(target) and not inspect.isfunction(target.__init__)
     return {
         key: one
-        for key, one in inspect.signature(target).parameters.items()
+        for key, one in _parameters(target).items()
         if one.kind is inspect.Parameter.KEYWORD_ONLY
         or (compiled and one.kind is inspect.Parameter.POSITIONAL_ONLY and one.default is not inspect.Parameter.empty)
     }
@@ -144,7 +150,7 @@ def find(package: str, name: str, given: Mapping[str, Any]) -> tuple[Callable[..
     """
     kind = _KINDS[package.rpartition(".")[2]]
     target = load(package, name)
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
     known = keywords(target)
     hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     for key, value in given.items():
