@@ -31,15 +31,20 @@ class Tally:
     def proposed(self, wanted: int, drafts: int) -> None:
         self.proposals[wanted, drafts] += 1
 
-    def followed(self, req: Request, drafts: int, right: Sequence[int]) -> None:
-        """Count steps of a request that verified so many drafts each, by how many were right, and proposed as many."""
-        steps = len(right)
-        counts = Counter(right)
-        for some, times in counts.items():
-            self.verifies[drafts, some] += times
-        accepted = sum(right)
-        self._count(req, drafts * steps, accepted, accepted + steps - counts[drafts])
+    def followed(self, req: Request, drafts: int, right: Sequence[int]) -> int:
+        """Count steps of a request that verified so many drafts each, by how many were right, and proposed as many.
+
+        Returns how many were right in all of them.
+        """
+        steps, accepted, times = len(right), 0, 0
+        for some in range(drafts + 1):
+            times = right.count(some)
+            if times:
+                self.verifies[drafts, some] += times
+                accepted += some * times
+        self._count(req, drafts * steps, accepted, accepted + steps - times)
         self.proposals[drafts, drafts] += steps
+        return accepted
 
     def _count(self, req: Request, drafts: int, accepted: int, looked_at: int) -> None:
         own = self.requests.setdefault(req.id, [0, 0, 0])
