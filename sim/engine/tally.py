@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from sim.engine.request import Request
 
@@ -95,10 +94,3 @@ def _by_position(counts: Iterable[tuple[int, int, int]]) -> list[int]:
     told = list(counts)
     longest = max((positions for positions, _, _ in told), default=0)
     return [sum(times for positions, first, times in told if at < min(positions, first)) for at in range(longest)]
-
-
-@runtime_checkable
-class Drafting(Protocol):
-    """An engine that drafts, ours or another's."""
-
-    tally: Tally
