@@ -18,7 +18,7 @@ NUMPY = "numpy>=1.26"
 """Read for its types: names of arrays are no types where it is not there."""
 ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory names request roster runs "
-    "shapes staged step tiers tokens verifying"
+    "shapes staged step tally tiers tokens verifying"
 )
 COST = "attention contexts gemm interpolation kernels layers lookup operations profiled roofline splits step"
 SERVING = "cluster executor front_end replica source"

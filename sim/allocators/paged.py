@@ -6,7 +6,7 @@ Sequences of one request share blocks and copy them on write; requests among eac
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate, chain
@@ -292,16 +292,17 @@ class Paged:
         ahead = holding.ahead_tokens
         most = self.pool.max_request_tokens or MAX_POOL_TOKENS
         grown: list[tuple[int, int]] = []
-        room, at, steps = len(holding.blocks) * size, 0, len(pasts)
-        while True:
-            # Beyond the longest that a request may become nothing is taken ahead.
-            at = bisect_right(pasts, room - more - (ahead if room < most else 0), at)
-            if at == steps:
-                return grown
-            slots = pasts[at] + more
-            rows = -(-(self._with_lookahead(slots, ahead) if ahead else slots) // size)
-            grown.append((at, rows))
-            room = rows * size
+        room = len(holding.blocks) * size
+        # Beyond the longest that a request may become nothing is taken ahead.
+        enough = room - more - (ahead if room < most else 0)
+        for at, past in enumerate(pasts):
+            if past > enough:
+                slots = past + more
+                rows = -(-(self._with_lookahead(slots, ahead) if ahead else slots) // size)
+                grown.append((at, rows))
+                room = rows * size
+                enough = room - more - (ahead if room < most else 0)
+        return grown
 
     def names_ahead(self, req: Request, pasts: list[int]) -> list[tuple[int, int]] | None:
         return None

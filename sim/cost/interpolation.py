@@ -337,7 +337,7 @@ class Line:
         start, value, slope, _ = self._pieces[bisect_right(self._starts, x) - 1]
         return value + slope * (x - start)
 
-    def each(self, xs: Sequence[int], fixed_s: float = 0.0) -> list[float]:
+    def each(self, xs: list[int], fixed_s: float = 0.0) -> list[float]:
         """Seconds at each of `xs`, of which the first is the least and the last the greatest, on top of `fixed_s`."""
         start, value, slope, end = self.piece(xs[0])
         if xs[-1] >= end:

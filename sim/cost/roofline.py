@@ -6,7 +6,7 @@ Not modelled: uneven contexts in a decode batch, overlap of communication with c
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from copy import copy
 from typing import Any, Literal, NamedTuple
 
@@ -181,7 +181,7 @@ class Roofline:
         device = line.each([past + tokens for past in courses.pasts], work_s)
         return _at_least(device, launch_s), self._host_s(tokens, first)
 
-    def decode_steps_s(self, decodes: int, contexts: Sequence[int]) -> list[float]:
+    def decode_steps_s(self, decodes: int, contexts: list[int]) -> list[float]:
         """Device seconds of steps of so many decode rows each, by the tokens that these attend, the first fewest and
         the last most; without a window."""
         fixed_s, launch_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)

@@ -6,10 +6,9 @@ costs no more than what is taken and named in it. It decides nothing.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from itertools import accumulate
-from operator import itemgetter
 from typing import Protocol, cast
 
 from sim.engine.memory import Allocator
@@ -64,20 +63,18 @@ def checked(allocator: Allocator) -> ForeseeingAllocator:
 class Needs:
     """When a member takes blocks or has some named: at `ticks`, `taken` so many and `names` of them all then."""
 
-    __slots__ = ("course", "names", "next", "req", "taken", "ticks")
+    __slots__ = ("course", "names", "next", "req", "seq", "taken", "ticks")
 
     def __init__(self, req: Request, course: Course, ticks: list[int], taken: list[int], names: list[int]) -> None:
         self.req = req
+        self.seq = req.seat.seq
+        """Its place in the order of admission."""
         self.course = course
         self.ticks = ticks
         self.taken = taken
         self.names = names
         self.next = 0
         """Of these, those that have passed."""
-
-
-Due = tuple[int, Needs]
-"""(place in the order of admission, needs of a member)."""
 
 
 class BlocksAhead:
@@ -87,8 +84,8 @@ class BlocksAhead:
         self.allocator = allocator
         self._members = members
         self._needs: dict[Request, Needs] = {}
-        self._at: dict[int, list[Due]] = {}
-        """By tick who takes or names something then."""
+        self._at: dict[int, list[Needs]] = {}
+        """By tick who takes or names something then, in the order of admission."""
         self._taken = ByTick()
         self._named: dict[int, int] = {}
         """Ticks at which members have blocks named, and how many members."""
@@ -100,9 +97,13 @@ class BlocksAhead:
         rows = allocator.rows_ahead(req, pasts, self._members.width)
         named = allocator.names_ahead(req, pasts)
         held = len(allocator.table(req))
-        taken = [there - here for (_, there), here in zip(rows, [held, *(here for _, here in rows)], strict=False)]
-        ticks = [tick + step for step, _ in rows]
-        names = [0] * len(rows)
+        ticks: list[int] = []
+        taken: list[int] = []
+        for step, there in rows:
+            ticks.append(tick + step)
+            taken.append(there - held)
+            held = there
+        names = [0] * len(ticks)
         if named:
             due_then = dict(zip(ticks, zip(taken, names, strict=True), strict=True))
             for step, blocks in named:
@@ -112,24 +113,26 @@ class BlocksAhead:
             ticks = sorted(due_then)
             taken, names = [due_then[when][0] for when in ticks], [due_then[when][1] for when in ticks]
         needs = self._needs[req] = Needs(req, course, ticks, taken, names)
-        due, at = (req.seat.seq, needs), self._at
         self._taken.reach(tick, len(pasts), tick)
-        for when, blocks in zip(ticks, taken, strict=True):
-            others = at.get(when)
+        for place in range(len(ticks)):
+            when = ticks[place]
+            others = self._at.get(when)
             if others is None:
-                at[when] = [due]
+                self._at[when] = [needs]
+            elif others[-1].seq < needs.seq:
+                others.append(needs)
             else:
-                others.append(due)
-            self._taken.add_one(when, blocks)
+                insort(others, needs, key=_order)
+            self._taken.add_one(when, taken[place])
 
     def leave(self, req: Request) -> None:
         """To be asked when the lockstep has given the member its counters back."""
         needs, tick = self._needs.pop(req), self._members.tick
-        course, due = needs.course, (req.seat.seq, needs)
+        course = needs.course
         for at in range(needs.next, len(needs.ticks)):
             when = needs.ticks[at]
             others = self._at[when]
-            others.remove(due)
+            others.remove(needs)
             if not others:
                 del self._at[when]
             self._taken.add_one(when, -needs.taken[at])
@@ -166,25 +169,25 @@ class BlocksAhead:
         others = self._at.pop(tick, None)
         if others is None:
             return None
-        others.sort(key=_order)
         free = self.allocator.free_blocks
         taken = [0]
-        for at, (_, needs) in enumerate(others):
+        for at, needs in enumerate(others):
             free -= needs.taken[needs.next]
             if free < 0:
                 self._at[tick] = others[at:]
-                self._take([(0, earlier) for _, earlier in others[:at]], tick, taken, [0])
+                self._take(others[:at], [0] * at, tick, taken, [0])
                 self._taken.add_one(tick, -taken[0])
                 return needs.req
-        self._take([(0, needs) for _, needs in others], tick, taken, [0])
+        self._take(others, [0] * len(others), tick, taken, [0])
         return None
 
-    def _take(self, due: list[tuple[int, Needs]], tick: int, taken: list[int], unfilled: list[int]) -> None:
-        """Let members have what is theirs so many steps after a tick; counts by step how many blocks these are, and how
-        many slots never to be filled came with them."""
+    def _take(self, due: list[Needs], after: list[int], tick: int, taken: list[int], unfilled: list[int]) -> None:
+        """Let members have what is theirs, each so many steps `after` a tick; counts by step how many blocks these are,
+        and how many slots never to be filled came with them."""
         shares: list[tuple[Request, int]] = []
         steps: list[int] = []
-        for step, needs in due:
+        for place, needs in enumerate(due):
+            step = after[place]
             at = needs.next
             needs.next = at + 1
             blocks, names = needs.taken[at], needs.names[at]
@@ -202,8 +205,9 @@ class BlocksAhead:
 
     def _lengthen(self, shares: list[tuple[Request, int]], steps: list[int], unfilled: list[int]) -> None:
         if shares:
-            for step, slots in zip(steps, self.allocator.lengthen(shares), strict=False):
-                unfilled[step] += slots
+            slots = self.allocator.lengthen(shares)
+            for place in range(len(slots)):
+                unfilled[steps[place]] += slots[place]
 
     def advance(self, tick: int, steps: int) -> tuple[list[int], list[int]]:
         """Take the blocks of `steps` ticks from `tick` on; never more than the headroom.
@@ -212,20 +216,26 @@ class BlocksAhead:
         how many of these are never to be filled.
         """
         taken, unfilled = [0] * steps, [0] * steps
-        due: list[tuple[int, Needs]] = []
+        due: list[Needs] = []
+        after: list[int] = []
         for step in range(steps):
             others = self._at.pop(tick + step, None)
             if others is not None:
-                others.sort(key=_order)
-                due += [(step, needs) for _, needs in others]
-        self._take(due, tick, taken, unfilled)
-        size = self.allocator.pool.block_tokens
-        return _to_come([blocks * size for blocks in taken]), _to_come(unfilled)
+                due += others
+                after += [step] * len(others)
+        self._take(due, after, tick, taken, unfilled)
+        return _to_come(taken, self.allocator.pool.block_tokens), _to_come(unfilled, 1)
 
 
-def _to_come(counts: list[int]) -> list[int]:
-    """Of the time before each and after all, the sum of those still to come."""
-    return list(accumulate(reversed(counts), initial=0))[::-1]
+def _to_come(counts: list[int], size: int) -> list[int]:
+    """Of the time before each and after all, the sum of those still to come, each of so many slots."""
+    told = [0] * (len(counts) + 1)
+    left = 0
+    for at in range(len(counts) - 1, -1, -1):
+        left += counts[at] * size
+        told[at] = left
+    return told
 
 
-_order = itemgetter(0)
+def _order(needs: Needs) -> int:
+    return needs.seq

@@ -100,6 +100,7 @@ NOTHING = Shape()
 shape_of = partial(tuple.__new__, Shape)
 """A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
 NO_WINDOW = (0, 0)
+_BEFORE_RANKS, _BEHIND_RANKS = tuple(NOTHING[1:12]), tuple(NOTHING[13:])
 
 
 class Entry(NamedTuple):
@@ -142,6 +143,16 @@ def verifying(first: Shape, past: int, within: int) -> Shape:
     ((width, rows, _, _),) = first.verifies
     verifies = ((width, rows, past, within),)
     return shape_of((*first[:7], verifies, first.proposals, past + width * rows, *first[10:]))
+
+
+def proposing(shape: Shape, proposals: tuple[int, int, int], context: int) -> Shape:
+    """The same step, after which drafts are proposed."""
+    return shape_of((*shape[:8], proposals, context, *shape[10:]))
+
+
+def prompts_alone(shape: Shape) -> Shape:
+    """The prompts of a step, and nothing else of it but what other ranks compute."""
+    return shape_of((shape.prefills, *_BEFORE_RANKS, shape.ranks, *_BEHIND_RANKS))
 
 
 class Courses:

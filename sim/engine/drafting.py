@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled
+from sim.engine.batch import Batch, Committed, Limits, Outcome, Sampled, proposing
 from sim.engine.foreseeing import ForeseeingEngine
 from sim.engine.request import Request
 
@@ -87,7 +87,7 @@ class DraftingEngine(ForeseeingEngine):
             if req.confirmed + req.seat.in_flight >= req.output_tokens:
                 self.roster.drain(req)
         if tokens:
-            batch.shape = batch.shape._replace(proposals=(rows, tokens, most), proposal_context=context)
+            batch.shape = proposing(batch.shape, (rows, tokens, most), context)
         self.roster.sort(lambda req: False)
 
     def commit(self, batch: Batch, outcome: Outcome, end_s: float) -> Committed:

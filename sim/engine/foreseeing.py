@@ -6,10 +6,11 @@ What such an engine does with drafts of which it is not known is in `sim.engine.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from typing import Protocol
 
 from sim.engine.ahead import BlocksAhead, checked
-from sim.engine.batch import NO_ADAPTERS, Batch, Courses, Limits, Sampled, Shape, Verifies, shape_of
+from sim.engine.batch import NO_ADAPTERS, Batch, Courses, Limits, Sampled, Shape, Verifies, proposing, shape_of
 from sim.engine.engine import Engine
 from sim.engine.lockstep import LengthsTold
 from sim.engine.memory import Allocator
@@ -41,9 +42,10 @@ class Proposer(Protocol):
 class Foresight(Protocol):
     """Knows how many of a request's drafts will be right, which only a simulation does."""
 
-    def course(self, req: Request, drafts: int, tokens: int) -> tuple[list[int], list[int]]:
-        """(right drafts of the coming steps of `drafts` drafts each, tokens of the answer given before each) of all
-        steps that begin before `tokens` more are given. They come so whether it was asked or not."""
+    def course(self, req: Request, drafts: int, tokens: int, computed: int) -> tuple[Sequence[int], list[int]]:
+        """(right drafts of the coming steps of `drafts` drafts each, what the request has computed before each, which
+        is `computed` now) of all steps that begin before `tokens` more are given. They come so whether it was asked or
+        not."""
         ...
 
     def skip(self, req: Request, tokens: int) -> None:
@@ -154,24 +156,21 @@ class ForeseeingEngine(Engine):
             and (not length or req.computed + members.width < length)
         )
 
-    def _foresee(self, req: Request) -> tuple[list[int], list[int]]:
+    def _foresee(self, req: Request) -> tuple[Sequence[int], list[int]]:
         """(right drafts of the steps of a request in lockstep, what it has computed before each)."""
         assert self.foresight is not None
         drafts, length = self._members.width - 1, self.limits.max_model_len
         tokens = req.output_tokens - req.confirmed
         if length:
             tokens = min(tokens, length - drafts - 1 - req.computed)
-        right, given = self.foresight.course(req, drafts, tokens)
-        more = req.computed - given[0]
-        return right, [before + more for before in given]
+        return self.foresight.course(req, drafts, tokens, req.computed)
 
-    def _left(self, req: Request, right: list[int]) -> None:
+    def _left(self, req: Request, right: Sequence[int]) -> None:
         """Count the steps that a request has done in lockstep."""
         assert self.foresight is not None
-        accepted = sum(right)
+        accepted = self.tally.followed(req, self._levels(self._members.width - 1), right)
         self.foresight.skip(req, accepted + len(right))
         self.tokens.same_step += accepted
-        self.tally.followed(req, self._levels(self._members.width - 1), right)
 
     def _leave_last(self, req: Request, batch: Batch) -> None:
         """Let a member be as any other whose output is awaited: the step under way is its last in lockstep."""
@@ -189,7 +188,7 @@ class ForeseeingEngine(Engine):
         super()._describe(batch, step)
         if batch.lockstep:
             proposals, context = self._proposals()
-            batch.shape = batch.shape._replace(proposals=proposals, proposal_context=context)
+            batch.shape = proposing(batch.shape, proposals, context)
 
     def _shape_together(self) -> Shape:
         unknown = (0, 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.engine.batch import Batch, Committed, Outcome
 from sim.engine.memory import Usage
 from sim.engine.request import Request
+from sim.engine.tally import Tally
 from sim.engine.tokens import TokenClock
 
 
@@ -82,3 +83,10 @@ class ServingEngine(Protocol):
     def cached_tokens(self, req: Request) -> int:
         """Leading tokens of a request that came from elsewhere whose KV is here already."""
         ...
+
+
+@runtime_checkable
+class Drafting(Protocol):
+    """An engine that drafts, ours or another's."""
+
+    tally: Tally

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from sim.engine.request import Request
 
@@ -31,15 +30,20 @@ class Tally:
     def proposed(self, wanted: int, drafts: int) -> None:
         self.proposals[wanted, drafts] += 1
 
-    def followed(self, req: Request, drafts: int, right: Sequence[int]) -> None:
-        """Count steps of a request that verified so many drafts each, by how many were right, and proposed as many."""
-        steps = len(right)
-        counts = Counter(right)
-        for some, times in counts.items():
-            self.verifies[drafts, some] += times
-        accepted = sum(right)
-        self._count(req, drafts * steps, accepted, accepted + steps - counts[drafts])
+    def followed(self, req: Request, drafts: int, right: Sequence[int]) -> int:
+        """Count steps of a request that verified so many drafts each, by how many were right, and proposed as many.
+
+        Returns how many were right in all of them.
+        """
+        steps, accepted, times = len(right), 0, 0
+        for some in range(drafts + 1):
+            times = right.count(some)
+            if times:
+                self.verifies[drafts, some] += times
+                accepted += some * times
+        self._count(req, drafts * steps, accepted, accepted + steps - times)
         self.proposals[drafts, drafts] += steps
+        return accepted
 
     def _count(self, req: Request, drafts: int, accepted: int, looked_at: int) -> None:
         own = self.requests.setdefault(req.id, [0, 0, 0])
@@ -90,10 +94,3 @@ def _by_position(counts: Iterable[tuple[int, int, int]]) -> list[int]:
     told = list(counts)
     longest = max((positions for positions, _, _ in told), default=0)
     return [sum(times for positions, first, times in told if at < min(positions, first)) for at in range(longest)]
-
-
-@runtime_checkable
-class Drafting(Protocol):
-    """An engine that drafts, ours or another's."""
-
-    tally: Tally

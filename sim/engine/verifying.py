@@ -7,7 +7,6 @@ step costs O(1). It knows counters only: no memory, no queue, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import add
 
 from sim.engine.lockstep import Members
 from sim.engine.request import Request
@@ -22,11 +21,12 @@ class ByTick:
         self._first = 0
         self._values: list[int] = [0] * 1024
 
-    def add(self, tick: int, values: Sequence[int], now: int) -> None:
+    def add(self, tick: int, values: list[int], now: int) -> None:
         """Add to those from `tick` on, which is no earlier than the tick `now`; nobody asks for those before it."""
-        begin = self.reach(tick, len(values), now)
-        end = begin + len(values)
-        self._values[begin:end] = map(add, self._values[begin:end], values)
+        at, sums = self.reach(tick, len(values), now), self._values
+        for value in values:
+            sums[at] = sums[at] + value  # compiled, += would add objects
+            at += 1
 
     def add_one(self, tick: int, value: int) -> None:
         """Add to that of one tick, to which something was added before."""
@@ -59,7 +59,7 @@ class Course:
 
     __slots__ = ("end", "pasts", "right", "sure", "tick")
 
-    def __init__(self, tick: int, pasts: list[int], right: list[int], sure: int) -> None:
+    def __init__(self, tick: int, pasts: list[int], right: Sequence[int], sure: int) -> None:
         self.tick = tick
         self.end = tick + len(pasts)
         self.pasts = pasts
@@ -85,8 +85,8 @@ class Verifying(Members):
         self,
         width: int,
         window_tokens: int,
-        foresee: Callable[[Request], tuple[list[int], list[int]]],
-        left: Callable[[Request, list[int]], None],
+        foresee: Callable[[Request], tuple[Sequence[int], list[int]]],
+        left: Callable[[Request, Sequence[int]], None],
     ) -> None:
         super().__init__(width)
         self.window_tokens = window_tokens

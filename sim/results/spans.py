@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
+
 from sim.engine.batch import NOTHING, Shape, shape_of, verifying
 
 Span = tuple[int, Shape, int]
@@ -53,14 +55,13 @@ class RecordedSpans(Sequence[Span]):
 
     def thin(self) -> None:
         """Drop every second, the first of them stays."""
-        rest, others, packed = range(0, len(self), 2), self.others.copy(), self.packed[:]
-        del self.packed[:], self.others[:]
-        for place in rest:
-            row, repeats, decodes, context = packed[4 * place : 4 * place + 4]
-            if repeats < 1:
-                self.others.append(others[-repeats])
-                repeats = 1 - len(self.others)
-            elif decodes < 0:
-                self.others.append(others[context])
-                context = len(self.others) - 1
-            self.packed.extend((row, repeats, decodes, context))
+        rest = np.frombuffer(self.packed, np.int64).reshape(-1, 4)[::2].copy()
+        _, repeats, decodes, context = rest.T
+        along = repeats < 1
+        apart = ~along & (decodes < 0)
+        kept, places = np.unique(np.concatenate([-repeats[along], context[apart]]), return_inverse=True)
+        repeats[along], context[apart] = np.split(places, [np.count_nonzero(along)])
+        repeats[along] *= -1
+        self.others[:] = [self.others[place] for place in kept.tolist()]
+        del self.packed[:]
+        self.packed.frombytes(rest.tobytes())

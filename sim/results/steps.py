@@ -241,7 +241,7 @@ class StepLog(Observer):
 
     def _keep_steps(self, courses: Courses, repeats: int) -> None:
         """Sample those of the next rows' shapes whose turn has come, of so many steps."""
-        begin, place, pasts, withins = self._seen, -1, courses.pasts, courses.withins
+        begin = self._seen
         end = begin + repeats
         self._seen = end
         at = begin + -begin % self._stride
@@ -249,14 +249,21 @@ class StepLog(Observer):
             if len(self._packed) == 4 * _SAMPLES:
                 self.sample.thin()
                 self._stride *= 2
-                place = -1
                 at += -at % self._stride
                 continue
-            if place < 0:
-                place = len(self._others)
-                self._others.append(courses.first)
-            self._packed.fromlist([at, -place, pasts[at - begin], withins[at - begin] if withins else 0])
-            at += self._stride
+            stride = self._stride
+            # Four numbers each, all of one kind at a time: a list for each step would cost more than the step.
+            rows = range(at, end, stride)[: _SAMPLES - len(self._packed) // 4]
+            kept = [0] * (4 * len(rows))
+            kept[::4] = rows
+            kept[1::4] = [-len(self._others)] * len(rows)
+            here = slice(at - begin, rows[-1] - begin + 1, stride)
+            kept[2::4] = courses.pasts[here]
+            if courses.withins:
+                kept[3::4] = courses.withins[here]
+            self._others.append(courses.first)
+            self._packed.fromlist(kept)
+            at = rows[-1] + stride
 
     def preemptions(self, sent: np.ndarray) -> ColumnTable:
         """One row per preemption: `request`, `sequence` (0 is the first), `start_s`, and `end_s` when it resumed.

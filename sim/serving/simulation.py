@@ -12,9 +12,9 @@ import numpy as np
 from sim.engine.build import build
 from sim.engine.engine import Engine
 from sim.engine.flight import Audience, Listener
-from sim.engine.protocol import ServingEngine
+from sim.engine.protocol import Drafting, ServingEngine
 from sim.engine.request import Request
-from sim.engine.tally import Drafting, Tally
+from sim.engine.tally import Tally
 from sim.results.clients import ClientLog, by_process
 from sim.results.gaps import TokenGaps
 from sim.results.requests import RequestLog

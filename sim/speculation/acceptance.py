@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from math import isnan
 from zlib import crc32
 
@@ -16,15 +18,18 @@ from sim.speculation.adaptive import RequestMap
 from sim.speculation.rates import MOST_DRAFTS
 from sim.speculation.streams import Streams
 
+_ONE_MORE = bytes([*range(1, 256), 0])
+_RUNS = 64
+"""Runs of right drafts that are shorter than this have their steps kept."""
+
 
 class Luck:
     """What was drawn for each token of an answer, and how many of them the target has `given` so far.
 
     A draft is right whose number is below the rate of its position; `look_ups` has a number from 0 to 1 for each token.
-    `course` are the right drafts of the steps that begin at the places `starts`, of equally many drafts each.
     """
 
-    __slots__ = ("course", "drafts", "given", "look_ups", "numbers", "rates", "starts", "tokens")
+    __slots__ = ("given", "look_ups", "numbers", "rates", "tokens")
 
     def __init__(
         self, numbers: npt.NDArray[np.float64], rates: list[float], look_ups: list[float], tokens: int
@@ -35,9 +40,6 @@ class Luck:
         """Of the answer."""
         self.look_ups = look_ups
         self.given = 0
-        self.drafts = -1
-        self.course: list[int] = []
-        self.starts: list[int] = []
 
     def right(self, at: int, drafts: int) -> int:
         """How many of so many drafts from a place on are right: those before the first that is wrong."""
@@ -48,32 +50,34 @@ class Luck:
                 return right
         return len(rates)
 
-    def follow(self, drafts: int) -> None:
-        """Lay out the course of steps of so many drafts each from here on."""
-        self.drafts = drafts
-        self.starts, self.course = starts, course = [], []
-        rates, tokens, at = self.rates[:drafts], self.tokens, self.given
+    def course(self, drafts: int, tokens: int) -> bytes:
+        """The right drafts of the steps of so many drafts each that begin before `tokens` more are given; perhaps of
+        some behind them too."""
+        rates, at = self.rates[:drafts], self.given
+        end = at + tokens
         if min(rates) < max(rates):
-            while at < tokens:
-                starts.append(at)
-                course.append(self.right(at, drafts))
-                at += course[-1] + 1
-            return
-        # The same, from one wrong draft to the next.
+            course = bytearray()
+            while at < end:
+                right = self.right(at, drafts)
+                course.append(right)
+                at += right + 1
+            return bytes(course)
+        # The same, from one wrong draft to the next: behind it a step begins.
         most = len(rates)
-        wrong: list[int] = np.flatnonzero(self.numbers >= rates[0]).tolist()
-        wrong.append(tokens + most)
-        for place in wrong:
-            while place - at >= most and at < tokens:
-                starts.append(at)
-                course.append(most)
-                at += most + 1
-            if at >= tokens:
-                return
-            if place >= at:
-                starts.append(at)
-                course.append(place - at)
-                at = place + 1
+        known, kept = _steps_of_short_runs(most), _RUNS
+        runs = (self.numbers[at : end + most] >= rates[0]).tobytes().split(b"\1")
+        return b"".join([known[len(run)] if len(run) < kept else _steps_of_run(len(run), most) for run in runs])
+
+
+def _steps_of_run(right: int, most: int) -> bytes:
+    """The right drafts of steps of `most` each that verify a run of right ones and the wrong one behind it."""
+    rest = (right + 1) % (most + 1)
+    return bytes([most]) * ((right + 1) // (most + 1)) + (bytes([rest - 1]) if rest else b"")
+
+
+@cache
+def _steps_of_short_runs(most: int) -> list[bytes]:
+    return [_steps_of_run(right, most) for right in range(_RUNS)]
 
 
 class Acceptance:
@@ -128,17 +132,16 @@ class Acceptance:
             rates = [1 - (1 - rate) ** width for rate, width in zip(rates, self._tree.widths, strict=False)]
         return rates
 
-    def course(self, req: Request, drafts: int, tokens: int) -> tuple[list[int], list[int]]:
+    def course(self, req: Request, drafts: int, tokens: int, computed: int) -> tuple[bytes, list[int]]:
         """As `sim.engine.foreseeing.Foresight.course`."""
         luck = self._luck[req]
         levels = drafts if self._tree is None else self._tree.levels(drafts)
-        given = luck.given
-        at = bisect_left(luck.starts, given)
-        if levels != luck.drafts or at == len(luck.starts) or luck.starts[at] != given:
-            luck.follow(levels)
-            at = 0
-        end = bisect_left(luck.starts, given + tokens)
-        return luck.course[at:end], luck.starts[at:end]
+        tokens = min(tokens, luck.tokens - luck.given)
+        right = luck.course(levels, tokens)
+        pasts = list(accumulate(right.translate(_ONE_MORE), initial=computed))
+        end = bisect_left(pasts, computed + tokens)
+        del pasts[end:]
+        return right[:end], pasts
 
     def skip(self, req: Request, tokens: int) -> None:
         """As `sim.engine.foreseeing.Foresight.skip`."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import add, itemgetter
 
 from mypy_extensions import mypyc_attr
 
 from sim.cost.ranks import RankedRoofline
 from sim.cost.roofline import SOURCE, Roofline
 from sim.cost.step import Constant, Term, course_s
-from sim.engine.batch import Courses, Shape
+from sim.engine.batch import Courses, Shape, prompts_alone
 from sim.engine.request import Request
 from sim.specs.model import ModelSpec
 from sim.specs.parallel import Parallel
@@ -136,11 +133,10 @@ class Drafted:
         sizes = (1, *self._drafter.tree.sizes)[: self._drafter.tree.levels(most)]
         tokens = courses.tokens
         contexts = [past + tokens for past in courses.pasts[: len(device)]]
-        levels = _levels_s(draft, rows, sizes, contexts)
-        drafting = levels[0]
-        for level in levels[1:]:
-            drafting = list(map(add, drafting, level))
-        return list(map(add, device, drafting)), host_s
+        each_s = _levels_s(draft, rows, sizes, contexts)
+        for step in range(len(each_s)):
+            each_s[step] = device[step] + each_s[step]
+        return each_s, host_s
 
     def explain(self, shape: Shape) -> dict[str, Term]:
         """As `StepCost.explain`."""
@@ -159,15 +155,14 @@ class Drafted:
             terms["draft heads"] = steps * self._head_s(rows)
         elif self._draft is not None:
             if shape.prefills:
-                terms["draft prefill"] = self._draft.span_s(Shape(shape.prefills, ranks=shape.ranks), 1)[0][0]
+                terms["draft prefill"] = self._draft.span_s(prompts_alone(shape), 1)[0][0]
             if rows:
                 sizes = (1, *self._drafter.tree.sizes)[:steps]
                 draft = self._draft_by_levels()
                 if draft is None:
                     terms["drafting"] = sum([self._step_s(rows, size, shape, at) for at, size in enumerate(sizes, 1)])
                 else:
-                    levels = _levels_s(draft, rows, sizes, (shape.proposal_context,))
-                    terms["drafting"] = sum([level_s for (level_s,) in levels])
+                    terms["drafting"] = _levels_s(draft, rows, sizes, [shape.proposal_context])[0]
         return terms
 
     def _draft_by_levels(self) -> Roofline | None:
@@ -189,7 +184,7 @@ class Drafted:
         assert draft is not None
         context = (shape.proposal_context + rows * at) * size
         if not draft.window:
-            return draft.decode_steps_s(rows * size, (context,))[0]
+            return draft.decode_steps_s(rows * size, [context])[0]
         within = min(context, rows * size * draft.window.span_tokens)
         return draft.span_s(Shape((), rows * size, context, 0, 0, within), 1)[0][0]
 
@@ -204,13 +199,23 @@ class Drafted:
         )
 
 
-def _levels_s(draft: Roofline, rows: int, sizes: Sequence[int], contexts: Sequence[int]) -> list[list[float]]:
-    """By level of drafts, of which the drafter continues `sizes` of each row, its seconds in steps whose rows have
-    `contexts` together, which rise; levels of one size are priced together."""
-    levels: list[list[float]] = []
-    count = len(contexts)
-    for size, alike in groupby(enumerate(sizes, 1), itemgetter(1)):
-        grown = [(context + rows * at) * size for at, _ in alike for context in contexts]
-        seconds = draft.decode_steps_s(rows * size, grown)
-        levels += [seconds[first : first + count] for first in range(0, len(seconds), count)]
-    return levels
+def _levels_s(draft: Roofline, rows: int, sizes: tuple[int, ...], contexts: list[int]) -> list[float]:
+    """Of each step, whose rows have one of `contexts` together, which rise, the drafter's seconds: those of all levels,
+    of which it continues `sizes` of each row, one after the other. Levels of one size are priced together."""
+    count, levels, first = len(contexts), len(sizes), 0
+    each_s: list[float] = []
+    while first < levels:
+        size, at = sizes[first], first
+        grown: list[int] = []
+        while at < levels and sizes[at] == size:
+            at += 1
+            more = rows * at
+            grown += [(context + more) * size for context in contexts]
+        seconds, first, level = draft.decode_steps_s(rows * size, grown), at, 0
+        if not each_s:
+            each_s, level = seconds[:count], count
+        while level < len(seconds):
+            for step in range(count):
+                each_s[step] = each_s[step] + seconds[level + step]  # compiled, += would add objects
+            level += count
+    return each_s
