@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mypy_extensions import mypyc_attr
 
-from sim.cost.step import HIDDEN, HostGap, StepCost, course_s
+from sim.cost.step import HIDDEN, HostGap, StepCost, at_least, course_s
 from sim.engine.batch import Batch, Courses, Outcome, Shape, outcome_of
 from sim.engine.request import Request
 
@@ -167,12 +167,11 @@ class Predicted:
         device, host_s = self.cost.span_s(shape, repeats)
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
-            seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
+            seconds = device if device[0] >= host_s else at_least(device, host_s)
             if self._gap is not None:
-                gap_s = self._gap.of(shape)
-                seconds = [seconds[0] + gap_s] if repeats == 1 else [busy_s + gap_s for busy_s in seconds]
+                seconds = _each_more(seconds, self._gap.of(shape))
         else:
-            seconds = [device_s + host_s for device_s in device] if host_s else device
+            seconds = _each_more(device, host_s) if host_s else device
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
 
     def _along(self, courses: Courses) -> Outcome:
@@ -181,8 +180,15 @@ class Predicted:
         if self.overlap_host:
             seconds = [max(device_s, host_s) for device_s in device]
             if self._gap is not None:
-                gap_s = self._gap.of(courses.first)
-                seconds = [busy_s + gap_s for busy_s in seconds]
+                seconds = _each_more(seconds, self._gap.of(courses.first))
         else:
-            seconds = [device_s + host_s for device_s in device]
+            seconds = _each_more(device, host_s)
         return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+
+
+def _each_more(seconds: list[float], more_s: float) -> list[float]:
+    """Each so much longer; a loop, since Python keeps what a comprehension refers to in cells."""
+    longer: list[float] = []
+    for one_s in seconds:
+        longer.append(one_s + more_s)
+    return longer
