@@ -11,6 +11,9 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, URGENT
 
+FIRST = URGENT - NORMAL
+"""Rank of calls that precede all others of their moment."""
+
 
 class Event:
     """An event of SimPy's that has happened when it is scheduled, and calls one function.
@@ -63,7 +66,7 @@ class Clock(simpy.Environment):
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
         event = Event(action)
-        self.call(event, time_s, URGENT - NORMAL if first else rank)
+        self.call(event, time_s, FIRST if first else rank)
         return event
 
     def call(self, event: Event, time_s: float, rank: int) -> None:
