@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -97,6 +97,8 @@ class Shape(NamedTuple):
 
 
 NOTHING = Shape()
+DECODES_ONLY: tuple[Any, ...] = tuple(NOTHING[3:])
+"""What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
 shape_of = partial(tuple.__new__, Shape)
 """A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
 NO_WINDOW = (0, 0)
@@ -230,7 +232,7 @@ class Batch:
     """Physical block ids of a request, in token order; None where nothing is kept."""
 
     def __init__(
-        self, first_step: int, planned_s: float, entries: list[Entry], lockstep: int, evicted: list[Request]
+        self, first_step: int, planned_s: float, entries: Sequence[Entry], lockstep: int, evicted: Sequence[Request]
     ) -> None:
         self.first_step = first_step
         self.planned_s = planned_s
@@ -257,7 +259,7 @@ class Batch:
         self.together: Members | None = None
 
     @property
-    def rows(self) -> list[Entry]:
+    def rows(self) -> Sequence[Entry]:
         """Each sequence's share of the first repeat, entries first. To be asked before the batch is sealed."""
         together = self.together
         if not self.lockstep or together is None:
@@ -265,10 +267,13 @@ class Batch:
         # Who joined after the step was planned computes nothing of it: new sequences, and those that had no share.
         own = {entry.request for entry in self.entries}
         own.update(self.first_tokens)
-        return self.entries + [
-            Entry(req, together.width, together.computed(req) - together.width)
-            for req in together
-            if req not in own and req.seat.run_first_step <= self.first_step
+        return [
+            *self.entries,
+            *(
+                Entry(req, together.width, together.computed(req) - together.width)
+                for req in together
+                if req not in own and req.seat.run_first_step <= self.first_step
+            ),
         ]
 
     def samples(self, req: Request) -> bool:
@@ -320,3 +325,7 @@ class Committed(NamedTuple):
     """Sequences that got their last."""
     finished: Sequence[Request]
     """Requests whose last sequence is among these."""
+
+
+committed_of = partial(tuple.__new__, Committed)
+"""What a batch gave from all of its fields, in their order (see `shape_of`)."""

@@ -167,7 +167,7 @@ class Roster:
         self.preemptions += 1
         self.waiting.put_back(req)
 
-    def finish(self, req: Request, *, hold: bool) -> bool:
+    def finish(self, req: Request, hold: bool) -> bool:
         """Its answer is complete: it leaves, or with `hold` keeps its seat. Returns whether it was running.
 
         Who was preempted after its last token was planned waits.

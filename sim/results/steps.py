@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from sim.engine.batch import Batch, Courses, Shape
+from sim.engine.batch import DECODES_ONLY, Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.growing import Growing
 from sim.results.kv import KV_MEAN_COLUMNS
-from sim.results.spans import DECODES_ONLY, RecordedSpans
+from sim.results.spans import RecordedSpans
 from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
