@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
@@ -99,8 +99,9 @@ class Shape(NamedTuple):
 NOTHING = Shape()
 DECODES_ONLY: tuple[Any, ...] = tuple(NOTHING[3:])
 """What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
-shape_of = partial(tuple.__new__, Shape)
-"""A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
+shape_of: Callable[[tuple[Any, ...]], Shape] = MethodType(tuple.__new__, Shape)
+"""A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor, and
+without a `partial`, which calls a method of C's by way of one tuple more."""
 NO_WINDOW = (0, 0)
 
 
@@ -112,7 +113,7 @@ class Entry(NamedTuple):
     past: int
 
 
-entry_of = partial(tuple.__new__, Entry)
+entry_of: Callable[[tuple[Any, ...]], Entry] = MethodType(tuple.__new__, Entry)
 """A share from all of its fields, in their order (see `shape_of`)."""
 
 
@@ -287,11 +288,13 @@ class Batch:
         return self.lockstep * each + sum(entry.tokens for entry in self.entries)
 
 
-class Outcome(NamedTuple):
+@dataclass(slots=True)
+class Outcome:
     """What running a batch gave: how long it took, when its output is there, and what an executor alone can know.
 
     The next step may start when the last repeat's seconds are over; the output is there `late_s` later, which is above
-    0 where a step leaves the first stage of a pipeline before it is through the last.
+    0 where a step leaves the first stage of a pipeline before it is through the last. Nothing here changes, though to
+    freeze it would double what it takes to make one.
     """
 
     seconds: list[float]
@@ -312,12 +315,9 @@ class Outcome(NamedTuple):
     """From when the next step may start to when the output of the last repeat is there."""
 
 
-outcome_of = partial(tuple.__new__, Outcome)
-"""An outcome from all of its fields, in their order (see `shape_of`)."""
-
-
-class Committed(NamedTuple):
-    """Who got what from a batch whose output is in."""
+@dataclass(slots=True)
+class Committed:
+    """Who got what from a batch whose output is in; nothing here changes."""
 
     first_tokens: Sequence[Request]
     """Sequences that got their first token."""
@@ -325,7 +325,3 @@ class Committed(NamedTuple):
     """Sequences that got their last."""
     finished: Sequence[Request]
     """Requests whose last sequence is among these."""
-
-
-committed_of = partial(tuple.__new__, Committed)
-"""What a batch gave from all of its fields, in their order (see `shape_of`)."""

@@ -23,7 +23,6 @@ from sim.engine.batch import (
     Outcome,
     Shape,
     Verifies,
-    committed_of,
     shape_of,
 )
 from sim.engine.groups import Groups, completed
@@ -492,7 +491,7 @@ class Engine:
                 self.allocator.release(req)
         if self.roster.held:
             self._release_held()
-        return committed_of((first_tokens, ended, completed(ended, end_s) if grouped else ended))
+        return Committed(first_tokens, ended, completed(ended, end_s) if grouped else ended)
 
     def _release_held(self) -> None:
         """Finished requests keep their memory and seat no longer than somebody runs."""

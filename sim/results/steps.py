@@ -104,7 +104,7 @@ class StepLog(Observer):
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, times_s = flight.batch, flight.times_s
-        _, device_each_s, host_s = flight.outcome[:3]
+        device_each_s, host_s = flight.outcome.device_s, flight.outcome.host_s
         repeats = batch.repeats
         if batch.courses is not None and repeats > 1:
             self._follow(replica.index, flight, batch.courses)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from mypy_extensions import mypyc_attr
 
 from sim.cost.step import HIDDEN, HostGap, StepCost, at_least, course_s
-from sim.engine.batch import Batch, Courses, Outcome, Shape, outcome_of
+from sim.engine.batch import Batch, Courses, Outcome, Shape
 from sim.engine.request import Request
 
 
@@ -40,9 +41,9 @@ class Accepting:
             return outcome  # of those in lockstep it was drawn when they joined
         accepted = [self._draw(sampled.request, sampled.drafts) if sampled.real else 0 for sampled in batch.sampled]
         if self._found is None:
-            return outcome._replace(accepted=accepted)
+            return replace(outcome, accepted=accepted)
         proposed = [self._found(sampled.request, sampled.next_drafts) for sampled in batch.sampled]
-        return outcome._replace(accepted=accepted, proposed=proposed)
+        return replace(outcome, accepted=accepted, proposed=proposed)
 
 
 class OnTheWall:
@@ -59,7 +60,7 @@ class OnTheWall:
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
-        return outcome._replace(seconds=[seconds], host_s=seconds - outcome.device_s[0])
+        return replace(outcome, seconds=[seconds], host_s=seconds - outcome.device_s[0])
 
 
 class Recorded:
@@ -172,7 +173,7 @@ class Predicted:
                 seconds = _each_more(seconds, self._gap.of(shape))
         else:
             seconds = _each_more(device, host_s) if host_s else device
-        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+        return Outcome(seconds, device, host_s)
 
     def _along(self, courses: Courses) -> Outcome:
         """One step after the other, each of its own shape; those behind one whose host seconds differ are left out."""
@@ -183,7 +184,7 @@ class Predicted:
                 seconds = _each_more(seconds, self._gap.of(courses.first))
         else:
             seconds = _each_more(device, host_s)
-        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+        return Outcome(seconds, device, host_s)
 
 
 def _each_more(seconds: list[float], more_s: float) -> list[float]:
