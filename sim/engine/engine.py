@@ -410,9 +410,10 @@ class Engine:
         """Count the token that the batch samples for a request whose known tokens it has all computed."""
         req.known += 1
         self.tokens.give(req, batch.first_step)
-        if req.generated == 1:
+        generated = req.generated
+        if generated == 1:
             batch.first_tokens.append(req)
-        if req.generated == req.output_tokens:
+        if generated == req.output_tokens:
             self.roster.drain(req)
             batch.finishing.append(req)
 
@@ -503,7 +504,7 @@ class Engine:
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
         roster = self.roster
-        computed = roster.lockstep.context_tokens
+        computed = roster.lockstep.context_tokens()
         if roster.loose or roster.draining:
             for req in (*roster.loose, *roster.draining):
                 computed += req.computed

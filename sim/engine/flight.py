@@ -91,7 +91,6 @@ class Flight:
         self.committed = Committed((), (), ())
         return out
 
-    @property
     def ends_s(self) -> list[float]:
         """When the output of each repeat is there."""
         late_s = self.outcome.late_s

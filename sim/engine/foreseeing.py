@@ -200,7 +200,7 @@ class ForeseeingEngine(Engine):
         """What the members propose after the step just planned, and their KV tokens."""
         members = self._members
         rows, most = members.count, members.width - 1
-        return (rows, rows * most, most), members.context_tokens
+        return (rows, rows * most, most), members.context_tokens()
 
     def _stand_still(self) -> None:
         """They stay together: `plan` notes the pause."""

@@ -221,7 +221,7 @@ class Roster:
         members = list(lockstep)
         _law(lockstep.count == len(members), "lockstep counts its members")
         _law(
-            lockstep.context_tokens == sum(map(lockstep.computed, members)), "lockstep sums what members have computed"
+            lockstep.context_tokens() == sum(map(lockstep.computed, members)), "lockstep sums what members have computed"
         )
         _law(not members or lockstep.last_seq >= max(req.seat.seq for req in members), "lockstep knows its newest")
 

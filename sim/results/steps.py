@@ -127,7 +127,7 @@ class StepLog(Observer):
             self._ends_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
-            self._ends_s[replica.index].fromlist(flight.ends_s)
+            self._ends_s[replica.index].fromlist(flight.ends_s())
         if self._seen % self._stride:
             self._seen += 1
         else:
@@ -172,7 +172,7 @@ class StepLog(Observer):
         batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
         repeats = batch.repeats
         ((width, rows, _, _),) = courses.first.verifies
-        ends_s = flight.ends_s
+        ends_s = flight.ends_s()
         self._ends_s[index].fromlist(ends_s)
         self._keep_steps(courses, repeats)
         self._unlike.add(len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
