@@ -43,7 +43,6 @@ def wire(
     """
     _tell(
         allocator,
-        late_outputs=ahead,
         drafting=proposer is not None,
         unhashed_blocks_first=rules.unhashed_blocks_first,
         watermark_beside_others=rules.watermark_beside_others,
@@ -55,6 +54,7 @@ def wire(
     looks_ahead = needs_last_hit and rules.hashes_look_ahead
     _tell(
         allocator,
+        late_outputs=ahead,
         lookahead_tokens=lookahead_tokens,
         lookahead_at_admission=rules.lookahead_at_admission,
         drops_last_hit=needs_last_hit and not looks_ahead,

@@ -92,12 +92,13 @@ class StepLog(Observer):
                 place = self._evicted.pop(entry.request.id, None)
                 if place is not None:
                     self._resumed_s[place] = batch.planned_s
-        for req in batch.evicted:
-            self._evicted[req.id] = len(self._preempted_id)
-            self._preempted_id.append(req.id)
-            self._preempted_s.append(batch.planned_s)
-            self._preempted_at.append(replica.index)
-            self._resumed_s.append(NEVER_S)
+        if batch.evicted:
+            for req in batch.evicted:
+                self._evicted[req.id] = len(self._preempted_id)
+                self._preempted_id.append(req.id)
+                self._preempted_s.append(batch.planned_s)
+                self._preempted_at.append(replica.index)
+                self._resumed_s.append(NEVER_S)
 
     def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
         flight.usage = replica.engine.usage()
@@ -111,9 +112,10 @@ class StepLog(Observer):
             return
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = batch.shape[:8]
         new = past = drafts = 0
-        for tokens, before in prefills:
-            new += tokens
-            past += before
+        if prefills:
+            for tokens, before in prefills:
+                new += tokens
+                past += before
         if verifies:
             for tokens, rows, before, _ in verifies:
                 decodes += rows

@@ -241,8 +241,9 @@ class Replica:
         self._stalled = False
         flight.committed = committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
         self._tell_committed(self, flight)
-        for req in committed.finished:
-            self._on_finish(req)
+        if committed.finished:
+            for req in committed.finished:
+                self._on_finish(req)
 
     def _wake_at(self, time_s: float) -> None:
         wake = self._wake
