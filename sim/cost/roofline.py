@@ -379,7 +379,7 @@ class Roofline:
         return self.efficiency.host_step_s + self.efficiency.host_row_s * rows
 
     def _in_graph(self, tokens: int) -> bool:
-        return self.cuda_graphs and max(tokens, self._ranks.most) <= self.max_graph_tokens
+        return self.cuda_graphs and tokens <= self.max_graph_tokens and self._ranks.most <= self.max_graph_tokens
 
     def in_pieces(self, shape: Shape) -> bool:
         """Whether a CUDA graph of the step is cut at each layer's attention: whole ones are of equal rows alone."""

@@ -78,7 +78,7 @@ class Members(ABC):
         self._drain_tick[req] = drain_tick
         heappush(self._drains, (drain_tick, seq, req))
         self.count += 1
-        self.last_seq = max(self.last_seq, seq)
+        self.last_seq = seq if seq > self.last_seq else self.last_seq
 
     def _remove(self, req: Request) -> None:
         del self._drain_tick[req]

@@ -220,9 +220,8 @@ class Roster:
         _law(self.seats_promised == sum(req.seats - 1 for req in running), "seats are promised for sequences to come")
         members = list(lockstep)
         _law(lockstep.count == len(members), "lockstep counts its members")
-        _law(
-            lockstep.context_tokens() == sum(map(lockstep.computed, members)), "lockstep sums what members have computed"
-        )
+        computed = sum(map(lockstep.computed, members))
+        _law(lockstep.context_tokens() == computed, "lockstep sums what members have computed")
         _law(not members or lockstep.last_seq >= max(req.seat.seq for req in members), "lockstep knows its newest")
 
 

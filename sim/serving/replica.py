@@ -218,7 +218,8 @@ class Replica:
         if batch.repeats > 4 and self._last_decode_s > 0.0:
             # Pricing more of a span's steps than those before something is likely to cut it would be wasted; and a span
             # of too few is planned anew for nothing.
-            ahead = 1.25 * max(0.0, self.clock.peek() - start_s) / self._last_decode_s + 4
+            gap_s = self.clock.peek() - start_s
+            ahead = 1.25 * gap_s / self._last_decode_s + 4 if gap_s > 0.0 else 4.0
             if not self._alone and ahead < PRICED_AHEAD:
                 ahead = float(PRICED_AHEAD)
             if ahead < batch.repeats:
