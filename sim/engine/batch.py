@@ -248,8 +248,8 @@ class Batch:
         self.repeats = 1
         self.shape = NOTHING
         self.padding_tokens = 0
-        self.sampled: list[Sampled] = []
-        self.leaving: list[tuple[Sampled, int]] = []
+        self.sampled: Sequence[Sampled] = ()
+        self.leaving: Sequence[tuple[Sampled, int]] = ()
         self.drift: Drift | None = None
         self.courses: Courses | None = None
         self.first_tokens: list[Request] = []

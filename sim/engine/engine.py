@@ -392,16 +392,13 @@ class Engine:
         for entry in batch.entries:
             req = entry.request
             if req.computed == req.known:
-                children: Sequence[Request] = ()
                 if req.group is not None:
                     if req.seats > 1:
-                        children = self._groups.start(req, req.group)
+                        for child in self._groups.start(req, req.group):
+                            self._sample(child, batch)
                     elif req.group.draw_beams:
                         beams[req.group] = None
-                for sequence in (*children, req) if children else (req,):
-                    self._sample(sequence, batch)
-                    if self.forgets:
-                        sequence.computed = 0
+                self._sample(req, batch)
         for group in beams:
             self._groups.part(group)
         self.roster.sort(self._may_join)
@@ -416,6 +413,8 @@ class Engine:
         if generated == req.output_tokens:
             self.roster.drain(req)
             batch.finishing.append(req)
+        if self.forgets:
+            req.computed = 0
 
     def _may_join(self, req: Request) -> bool:
         if req.known - req.computed != 1 or req.known <= req.prompt_tokens:

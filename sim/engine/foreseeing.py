@@ -179,7 +179,7 @@ class ForeseeingEngine(Engine):
         drafts, accepted = self._members.width - 1, self._members.right_now(req)
         self.roster.leave(req)
         self.foresight.skip(req, accepted + 1)
-        batch.leaving.append((Sampled(req, drafts, drafts), accepted))
+        batch.leaving = (*batch.leaving, (Sampled(req, drafts, drafts), accepted))
         if req.confirmed + 1 >= req.output_tokens:
             self.roster.drain(req)
         else:
