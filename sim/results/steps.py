@@ -62,6 +62,7 @@ _ROW = np.dtype([(name, f"<{kind}") for name, kind in _PACKED.items()])
 _CHUNK_BYTES = 1 << 23
 STILL = Drift()
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in _PACKED.values())).pack
+_pack_span = Struct("4q").pack
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -236,9 +237,9 @@ class StepLog(Observer):
         # Told to be a plain tuple, since compiled code would take one apart whose fields it knows.
         fields: tuple[Any, ...] = shape
         if not fields[0] and fields[3:] == DECODES_ONLY:
-            self._packed.fromlist([seen, repeats, fields[1], fields[2]])
+            self._packed.frombytes(_pack_span(seen, repeats, fields[1], fields[2]))
         else:
-            self._packed.fromlist([seen, repeats, -1, len(self._others)])
+            self._packed.frombytes(_pack_span(seen, repeats, -1, len(self._others)))
             self._others.append(shape)
 
     def _keep_steps(self, courses: Courses, repeats: int) -> None:
