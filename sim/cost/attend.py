@@ -108,13 +108,14 @@ class Prefill:
             else:
                 mean, last = past + 0.5 * (new + 1), keys
             tiles = -(-new // self.tile_tokens) * self.tile_heads
-            block_s = (mean + 0.5 * min(new, self.tile_tokens)) * self.key_s + self.tile_s
+            half = 0.5 * (new if new < self.tile_tokens else self.tile_tokens)
+            block_s = (mean + half) * self.key_s + self.tile_s
             here_s, chain_s = times * tiles * block_s / self.sms, self.chain * last * self.key_s + self.tile_s
             io_s = times * (self.token_s * new + self.context_s * keys)
             blocks_s += here_s
-            longest_s = max(longest_s, chain_s)
+            longest_s = chain_s if chain_s > longest_s else longest_s
             moved_s += io_s
-        return overlapped(max(blocks_s, longest_s), moved_s, self.exposed)
+        return overlapped(blocks_s if blocks_s > longest_s else longest_s, moved_s, self.exposed)
 
 
 @dataclass(frozen=True, slots=True)

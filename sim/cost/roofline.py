@@ -25,7 +25,7 @@ from sim.cost.kernels import Kernels
 from sim.cost.layers import Ranks, Terms, added, launches, row_terms, token_terms
 from sim.cost.offload import Offload, Stream
 from sim.cost.sources import Sources
-from sim.cost.step import MEMO_SIZE, Constant, Term, each_course_s, shape_rows, shape_tokens
+from sim.cost.step import MEMO_SIZE, Constant, Term, at_least, each_course_s, shape_rows, shape_tokens
 from sim.cost.tables import Floats, Ints
 from sim.engine.batch import Courses, Shape
 from sim.specs.model import AttentionWindow, GpuSpec, ModelSpec
@@ -162,10 +162,12 @@ class Roofline:
         if repeats == 1:
             times_s = [first_s if first_s > launch_s else launch_s]
         elif repeats < _VECTOR_SPAN:
-            contexts = range(context, context + decodes * repeats, decodes)
-            times_s = [fixed_s + (value_s + slope_s * (tokens - start)) for tokens in contexts]
-            if first_s <= launch_s:
-                times_s = [max(step_s, launch_s) for step_s in times_s]
+            times_s, tokens, growth = [], float(context), float(decodes)
+            for _ in range(repeats):
+                times_s.append(fixed_s + (value_s + slope_s * (tokens - start)))
+                tokens += growth
+            if first_s < launch_s:
+                times_s = at_least(times_s, launch_s)
         else:
             grown = np.arange(context, context + decodes * repeats, decodes)
             times_s = np.maximum(fixed_s + (value_s + slope_s * (grown - start)), launch_s).tolist()
@@ -179,14 +181,14 @@ class Roofline:
         work_s, launch_s = self._work_s(tokens, tokens), self._launch_s(tokens, first)
         line = self._full_line(first.verifies[0][1])
         device = line.each([past + tokens for past in courses.pasts], work_s)
-        return _at_least(device, launch_s), self._host_s(tokens, first)
+        return at_least(device, launch_s), self._host_s(tokens, first)
 
     def decode_steps_s(self, decodes: int, contexts: list[int]) -> list[float]:
         """Device seconds of steps of so many decode rows each, by the tokens that these attend, the first fewest and
         the last most; without a window."""
         fixed_s, launch_s, *_ = self._decode_memo.get(decodes) or self._decode(decodes)
         line = self._full_line(decodes)
-        return _at_least(line.each(contexts, fixed_s), launch_s)
+        return at_least(line.each(contexts, fixed_s), launch_s)
 
     def launching_s(self, shape: Shape) -> float | None:
         """Seconds that the host needs to launch the step's kernels one by one; None where a CUDA graph has most."""
@@ -377,7 +379,7 @@ class Roofline:
         return self.efficiency.host_step_s + self.efficiency.host_row_s * rows
 
     def _in_graph(self, tokens: int) -> bool:
-        return self.cuda_graphs and max(tokens, self._ranks.most) <= self.max_graph_tokens
+        return self.cuda_graphs and tokens <= self.max_graph_tokens and self._ranks.most <= self.max_graph_tokens
 
     def in_pieces(self, shape: Shape) -> bool:
         """Whether a CUDA graph of the step is cut at each layer's attention: whole ones are of equal rows alone."""
@@ -395,10 +397,6 @@ class Roofline:
             return self._piecewise_s if self.in_pieces(shape) else 0.0
         kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
         return self._eager_s + self._kernel_s * kinds
-
-
-def _at_least(rising: list[float], least: float) -> list[float]:
-    return rising if rising[0] >= least else [max(one, least) for one in rising]
 
 
 def _launches(model: ModelSpec, parallel: Parallel) -> int:

@@ -41,11 +41,11 @@ class HostGap:
 
     def of(self, shape: Shape) -> float:
         """Seconds after a step of this shape; none after one that samples nothing."""
-        rows = shape.decodes
-        if shape.verifies:
+        prefills, rows, _, _, _, _, _, verifies = shape[:8]
+        if verifies:
             rows = shape_rows(shape)
-        elif shape.prefills:
-            rows += len(shape.prefills)
+        elif prefills:
+            rows += len(prefills)
         return self.step_s + self.row_s * rows if rows else 0.0
 
 
@@ -115,6 +115,11 @@ def shape_context(shape: Shape) -> int:
 def device_seconds(terms: Iterable[Term]) -> float:
     """Sum of the terms that run on the device."""
     return math.fsum(term.seconds for term in terms if not term.on_host)
+
+
+def at_least(rising: list[float], least: float) -> list[float]:
+    """Numbers that do not fall, each at least so great."""
+    return rising if rising[0] >= least else [max(one, least) for one in rising]
 
 
 def course_s(cost: StepCost, courses: Courses) -> tuple[list[float], float]:

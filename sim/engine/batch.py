@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -97,8 +97,11 @@ class Shape(NamedTuple):
 
 
 NOTHING = Shape()
-shape_of = partial(tuple.__new__, Shape)
-"""A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
+DECODES_ONLY: tuple[Any, ...] = tuple(NOTHING[3:])
+"""What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
+shape_of: Callable[[tuple[Any, ...]], Shape] = MethodType(tuple.__new__, Shape)
+"""A shape from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor, and
+without a `partial`, which calls a method of C's by way of one tuple more."""
 NO_WINDOW = (0, 0)
 _BEFORE_RANKS, _BEHIND_RANKS = tuple(NOTHING[1:12]), tuple(NOTHING[13:])
 
@@ -111,7 +114,7 @@ class Entry(NamedTuple):
     past: int
 
 
-entry_of = partial(tuple.__new__, Entry)
+entry_of: Callable[[tuple[Any, ...]], Entry] = MethodType(tuple.__new__, Entry)
 """A share from all of its fields, in their order (see `shape_of`)."""
 
 
@@ -241,7 +244,7 @@ class Batch:
     """Physical block ids of a request, in token order; None where nothing is kept."""
 
     def __init__(
-        self, first_step: int, planned_s: float, entries: list[Entry], lockstep: int, evicted: list[Request]
+        self, first_step: int, planned_s: float, entries: Sequence[Entry], lockstep: int, evicted: Sequence[Request]
     ) -> None:
         self.first_step = first_step
         self.planned_s = planned_s
@@ -256,8 +259,8 @@ class Batch:
         self.repeats = 1
         self.shape = NOTHING
         self.padding_tokens = 0
-        self.sampled: list[Sampled] = []
-        self.leaving: list[tuple[Sampled, int]] = []
+        self.sampled: Sequence[Sampled] = ()
+        self.leaving: Sequence[tuple[Sampled, int]] = ()
         self.drift: Drift | None = None
         self.courses: Courses | None = None
         self.first_tokens: list[Request] = []
@@ -268,7 +271,7 @@ class Batch:
         self.together: Members | None = None
 
     @property
-    def rows(self) -> list[Entry]:
+    def rows(self) -> Sequence[Entry]:
         """Each sequence's share of the first repeat, entries first. To be asked before the batch is sealed."""
         together = self.together
         if not self.lockstep or together is None:
@@ -276,10 +279,13 @@ class Batch:
         # Who joined after the step was planned computes nothing of it: new sequences, and those that had no share.
         own = {entry.request for entry in self.entries}
         own.update(self.first_tokens)
-        return self.entries + [
-            Entry(req, together.width, together.computed(req) - together.width)
-            for req in together
-            if req not in own and req.seat.run_first_step <= self.first_step
+        return [
+            *self.entries,
+            *(
+                Entry(req, together.width, together.computed(req) - together.width)
+                for req in together
+                if req not in own and req.seat.run_first_step <= self.first_step
+            ),
         ]
 
     def samples(self, req: Request) -> bool:
@@ -293,11 +299,13 @@ class Batch:
         return self.lockstep * each + sum(entry.tokens for entry in self.entries)
 
 
-class Outcome(NamedTuple):
+@dataclass(slots=True)
+class Outcome:
     """What running a batch gave: how long it took, when its output is there, and what an executor alone can know.
 
     The next step may start when the last repeat's seconds are over; the output is there `late_s` later, which is above
-    0 where a step leaves the first stage of a pipeline before it is through the last.
+    0 where a step leaves the first stage of a pipeline before it is through the last. Nothing here changes, though to
+    freeze it would double what it takes to make one.
     """
 
     seconds: list[float]
@@ -318,12 +326,9 @@ class Outcome(NamedTuple):
     """From when the next step may start to when the output of the last repeat is there."""
 
 
-outcome_of = partial(tuple.__new__, Outcome)
-"""An outcome from all of its fields, in their order (see `shape_of`)."""
-
-
-class Committed(NamedTuple):
-    """Who got what from a batch whose output is in."""
+@dataclass(slots=True)
+class Committed:
+    """Who got what from a batch whose output is in; nothing here changes."""
 
     first_tokens: Sequence[Request]
     """Sequences that got their first token."""

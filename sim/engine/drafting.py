@@ -67,6 +67,8 @@ class DraftingEngine(ForeseeingEngine):
     def _settle(self, batch: Batch) -> None:
         rows, tokens, most = batch.shape.proposals
         context = batch.shape.proposal_context
+        sampled: list[Sampled] = []
+        batch.sampled = sampled
         for entry in batch.entries:
             req = entry.request
             drafts = req.computed - req.known
@@ -75,7 +77,7 @@ class DraftingEngine(ForeseeingEngine):
                 continue
             proposed = self.proposer.propose(req, len(self.running))
             real = req.seat.seq < self._step.admitted_before or not drafts
-            batch.sampled.append(Sampled(req, drafts, proposed, real))
+            sampled.append(Sampled(req, drafts, proposed, real))
             req.known = req.computed + 1
             req.seat.in_flight += 1
             if self._early:

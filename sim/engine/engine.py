@@ -13,7 +13,18 @@ from mypy_extensions import mypyc_attr
 
 from sim.engine.adapters import Adapters, FittingQueue
 from sim.engine.ahead import BlocksAhead
-from sim.engine.batch import NO_ADAPTERS, NO_WINDOW, Batch, Committed, Limits, Outcome, Shape, Verifies, shape_of
+from sim.engine.batch import (
+    DECODES_ONLY,
+    NO_ADAPTERS,
+    NO_WINDOW,
+    Batch,
+    Committed,
+    Limits,
+    Outcome,
+    Shape,
+    Verifies,
+    shape_of,
+)
 from sim.engine.groups import Groups, completed
 from sim.engine.host import HostMemory
 from sim.engine.lockstep import LengthsTold, Lockstep, Members
@@ -249,10 +260,10 @@ class Engine:
         The batch's `repeats` is the most that it could repeat with the same members; `seal` says how many it did.
         Where the policy asked to be woken, `wake_s` holds the time.
         """
-        step, roster, tokens = self._step, self.roster, self.tokens
-        lockstep, landed = roster.lockstep, roster.landed
         if self._unasked and (again := self._go_on(now_s)) is not None:
             return again
+        step, roster, tokens = self._step, self.roster, self.tokens
+        lockstep, landed = roster.lockstep, roster.landed
         step.begin(now_s)
         if landed and self.tiers is None:
             self._serve_landed()
@@ -301,7 +312,7 @@ class Engine:
             return None
         blocks.step(tick)
         lockstep.tick = tick + 1
-        batch = Batch(tokens.next_step, now_s, [], count, [])
+        batch = Batch(tokens.next_step, now_s, (), count, ())
         tokens.next_step += 1
         batch.together = lockstep
         batch.table = self._table
@@ -315,12 +326,14 @@ class Engine:
         """What a step of the lockstep's members alone costs."""
         lockstep = self._lockstep
         count = lockstep.count
+        decoding = ((), count, lockstep.base_sum + count * lockstep.tick)
+        if not (lockstep.window_tokens or lockstep.ranks):
+            return shape_of(decoding + DECODES_ONLY)
         within, growing = lockstep.within_window() if lockstep.window_tokens else NO_WINDOW
         longest, lengths = (lockstep.longest(), lockstep.lengths()) if lockstep.ranks else (0, ())
-        context = lockstep.base_sum + count * lockstep.tick
         nobody = (0, 0)
         return shape_of(
-            ((), count, context, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, nobody, NO_ADAPTERS, nobody)
+            (*decoding, 0, 0, within, growing, (), (0, 0, 0), 0, longest, lengths, nobody, NO_ADAPTERS, nobody)
         )
 
     def _stand_still(self) -> None:
@@ -342,9 +355,10 @@ class Engine:
             batch.swaps, step.swaps = step.swaps, []
         if self._forking.copies:
             batch.copies = self._groups.take_copies()
-        block_bytes = self.allocator.pool.block_bytes
-        swapped_blocks = sum(len(swap.blocks) for swap in batch.swaps)
-        moved_bytes = (len(batch.copies) * block_bytes, swapped_blocks * block_bytes)
+        moved_bytes = (0, 0)
+        if batch.copies or batch.swaps:
+            block_bytes = self.allocator.pool.block_bytes
+            moved_bytes = (len(batch.copies) * block_bytes, sum(len(swap.blocks) for swap in batch.swaps) * block_bytes)
         if step.padded:
             rows, context_tokens = step.padded
             window = self._lockstep.window_tokens
@@ -378,16 +392,13 @@ class Engine:
         for entry in batch.entries:
             req = entry.request
             if req.computed == req.known:
-                children: Sequence[Request] = ()
                 if req.group is not None:
                     if req.seats > 1:
-                        children = self._groups.start(req, req.group)
+                        for child in self._groups.start(req, req.group):
+                            self._sample(child, batch)
                     elif req.group.draw_beams:
                         beams[req.group] = None
-                for sequence in (*children, req) if children else (req,):
-                    self._sample(sequence, batch)
-                    if self.forgets:
-                        sequence.computed = 0
+                self._sample(req, batch)
         for group in beams:
             self._groups.part(group)
         self.roster.sort(self._may_join)
@@ -396,11 +407,14 @@ class Engine:
         """Count the token that the batch samples for a request whose known tokens it has all computed."""
         req.known += 1
         self.tokens.give(req, batch.first_step)
-        if req.generated == 1:
+        generated = req.generated
+        if generated == 1:
             batch.first_tokens.append(req)
-        if req.generated == req.output_tokens:
+        if generated == req.output_tokens:
             self.roster.drain(req)
             batch.finishing.append(req)
+        if self.forgets:
+            req.computed = 0
 
     def _may_join(self, req: Request) -> bool:
         if req.known - req.computed != 1 or req.known <= req.prompt_tokens:
@@ -431,9 +445,7 @@ class Engine:
         for req in due:
             roster.leave(req)
             roster.drain(req)
-        batch.finishing += due
-        if len(batch.finishing) > len(due):
-            batch.finishing.sort(key=_admission)
+        batch.finishing = sorted([*batch.finishing, *due], key=_admission) if batch.finishing else due
 
     # ---- commit ---------------------------------------------------------------------------------------------------
 
@@ -471,31 +483,30 @@ class Engine:
             grouped = grouped or req.group is not None
             req.finish_s = end_s
             self.tokens.close(req)
-            if not self.roster.finish(req, hold=self._holds_finished):
+            if not self.roster.finish(req, self._holds_finished):
                 self.host.give_back(req)
             elif self.sends:
                 self.roster.sending[req] = None
             elif not self._holds_finished:
                 self.allocator.release(req)
-        self._release_held()
+        if self.roster.held:
+            self._release_held()
         return Committed(first_tokens, ended, completed(ended, end_s) if grouped else ended)
 
     def _release_held(self) -> None:
         """Finished requests keep their memory and seat no longer than somebody runs."""
-        if self.roster.held:
-            for req in self.roster.let_go():
-                self.allocator.release(req)
+        for req in self.roster.let_go():
+            self.allocator.release(req)
 
     # ---- asked ----------------------------------------------------------------------------------------------------
 
     def usage(self) -> Usage:
         """KV tokens by class, those of batches in flight counted as computed."""
         roster = self.roster
-        computed = roster.lockstep.context_tokens
-        for req in roster.loose:
-            computed += req.computed
-        for req in roster.draining:
-            computed += req.computed
+        computed = roster.lockstep.context_tokens()
+        if roster.loose or roster.draining:
+            for req in (*roster.loose, *roster.draining):
+                computed += req.computed
         if roster.held or roster.sending or roster.placed or roster.landed:
             for req in (*roster.held, *roster.sending):
                 computed += req.computed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -84,13 +85,12 @@ class Flight:
             left_s = max(0.0, min(times_s[at + 1], end_s) - times_s[at])
             device_s[at] *= left_s / whole_s if whole_s > 0.0 else 0.0
         times_s[out + 1 :] = [min(time_s, end_s) for time_s in times_s[out + 1 :]]
-        self.outcome = outcome._replace(device_s=device_s)
+        self.outcome = replace(outcome, device_s=device_s)
         self.output_s = min(self.output_s, now_s)
         self.vain = len(times_s) - 1 - out
         self.committed = Committed((), (), ())
         return out
 
-    @property
     def ends_s(self) -> list[float]:
         """When the output of each repeat is there."""
         late_s = self.outcome.late_s

@@ -178,7 +178,7 @@ class ForeseeingEngine(Engine):
         drafts, accepted = self._members.width - 1, self._members.right_now(req)
         self.roster.leave(req)
         self.foresight.skip(req, accepted + 1)
-        batch.leaving.append((Sampled(req, drafts, drafts), accepted))
+        batch.leaving = (*batch.leaving, (Sampled(req, drafts, drafts), accepted))
         if req.confirmed + 1 >= req.output_tokens:
             self.roster.drain(req)
         else:
@@ -199,7 +199,7 @@ class ForeseeingEngine(Engine):
         """What the members propose after the step just planned, and their KV tokens."""
         members = self._members
         rows, most = members.count, members.width - 1
-        return (rows, rows * most, most), members.context_tokens
+        return (rows, rows * most, most), members.context_tokens()
 
     def _stand_still(self) -> None:
         """They stay together: `plan` notes the pause."""

@@ -49,7 +49,6 @@ class Members(ABC):
     def __contains__(self, req: Request) -> bool:
         return req in self._drain_tick
 
-    @property
     @abstractmethod
     def context_tokens(self) -> int:
         """Sum of the members' computed tokens: after a step, what that step attended."""
@@ -79,7 +78,7 @@ class Members(ABC):
         self._drain_tick[req] = drain_tick
         heappush(self._drains, (drain_tick, seq, req))
         self.count += 1
-        self.last_seq = max(self.last_seq, seq)
+        self.last_seq = seq if seq > self.last_seq else self.last_seq
 
     def _remove(self, req: Request) -> None:
         del self._drain_tick[req]
@@ -144,7 +143,6 @@ class Lockstep(Members):
         self.base_sum = 0
         self._base: dict[Request, int] = {}
 
-    @property
     def context_tokens(self) -> int:
         return self.base_sum + self.count * self.tick
 
@@ -159,7 +157,7 @@ class Lockstep(Members):
         base, seq = req.computed - self.tick, req.seat.seq
         self._base[req] = base
         self.base_sum += base
-        self._enter(req, self.tick + req.output_tokens - req.generated)
+        self._enter(req, self.tick + req.prompt_tokens + req.output_tokens - req.known)
         if self.window_tokens and req.computed < self.window_tokens:
             self._saturation_tick[req] = self.window_tokens - base
             self._short += 1

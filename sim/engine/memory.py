@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from types import MethodType
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -148,8 +148,8 @@ class Usage(NamedTuple):
     """Slots that would be needed as well if nothing were shared: for each shared one, its holders but the first."""
 
 
-usage_of = partial(tuple.__new__, Usage)
-"""A usage from all of its fields, in their order; without the Python frame of a NamedTuple's own constructor."""
+usage_of: Callable[[tuple[Any, ...]], Usage] = MethodType(tuple.__new__, Usage)
+"""A usage from all of its fields, in their order (see `sim.engine.batch.shape_of`)."""
 
 
 class Drift(NamedTuple):
@@ -165,7 +165,7 @@ class Drift(NamedTuple):
     free: int = 0
 
 
-drift_of = partial(tuple.__new__, Drift)
+drift_of: Callable[[tuple[Any, ...]], Drift] = MethodType(tuple.__new__, Drift)
 """A drift from all of its fields, in their order (see `usage_of`)."""
 
 

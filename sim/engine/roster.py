@@ -167,7 +167,7 @@ class Roster:
         self.preemptions += 1
         self.waiting.put_back(req)
 
-    def finish(self, req: Request, *, hold: bool) -> bool:
+    def finish(self, req: Request, hold: bool) -> bool:
         """Its answer is complete: it leaves, or with `hold` keeps its seat. Returns whether it was running.
 
         Who was preempted after its last token was planned waits.
@@ -220,9 +220,8 @@ class Roster:
         _law(self.seats_promised == sum(req.seats - 1 for req in running), "seats are promised for sequences to come")
         members = list(lockstep)
         _law(lockstep.count == len(members), "lockstep counts its members")
-        _law(
-            lockstep.context_tokens == sum(map(lockstep.computed, members)), "lockstep sums what members have computed"
-        )
+        computed = sum(map(lockstep.computed, members))
+        _law(lockstep.context_tokens() == computed, "lockstep sums what members have computed")
         _law(not members or lockstep.last_seq >= max(req.seat.seq for req in members), "lockstep knows its newest")
 
 

@@ -21,7 +21,7 @@ def step_shape(batch: Batch, lockstep: Lockstep, moved: Moved, together: Verifie
     window, ranks = lockstep.window_tokens, lockstep.ranks
     decodes, context, within, growing, longest = 0, 0, 0, 0, 0
     if lockstep.count:
-        decodes, context = batch.lockstep, lockstep.context_tokens
+        decodes, context = batch.lockstep, lockstep.context_tokens()
         if window:
             within, growing = lockstep.within_window()
         if ranks:

@@ -195,7 +195,7 @@ class Step:
 
     # ---- verbs ----------------------------------------------------------------------------------------------------
 
-    def grant(self, req: Request, most: int = 0, *, whole: bool = False) -> int:
+    def grant(self, req: Request, most: int = 0, whole: bool = False) -> int:
         """Compute up to `most` more tokens of a request in this step (0: as many as the budget allows).
 
         A waiting request is admitted by its first grant. `whole` takes all its pending tokens or none; only the
@@ -324,7 +324,7 @@ class Step:
         """Who computes together with a running request, and how many tokens each; 0 where the budget refuses."""
         pending = req.known + req.seat.drafts - req.computed
         if req.group is None or not req.group.searching:
-            return (req,), self._cut(pending, most, whole, drafts=req.seat.drafts)
+            return (req,), self._cut(pending, most, whole, req.seat.drafts)
         beams = together(req)
         return beams, pending if len(beams) * pending <= self.tokens_left else 0
 
@@ -355,7 +355,7 @@ class Step:
             return self.advanced
         return req.seat.granted_step == self._tokens.next_step
 
-    def _cut(self, pending: int, most: int, whole: bool, *, drafts: int = 0) -> int:
+    def _cut(self, pending: int, most: int, whole: bool, drafts: int = 0) -> int:
         tokens = min(pending, most) if most else pending
         if tokens <= self.tokens_left:
             return tokens

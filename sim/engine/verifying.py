@@ -98,7 +98,6 @@ class Verifying(Members):
         self._pasts = ByTick()
         self._withins = ByTick() if window_tokens else None
 
-    @property
     def context_tokens(self) -> int:
         """What the members have computed, all together, a step under way included."""
         return self._pasts[self.settled] + (self.tick - self.settled) * self.count * self.width

@@ -43,12 +43,9 @@ def wire(
     """
     _tell(
         allocator,
-        late_outputs=ahead,
         drafting=proposer is not None,
         unhashed_blocks_first=rules.unhashed_blocks_first,
-        lookahead_at_admission=rules.lookahead_at_admission,
         watermark_beside_others=rules.watermark_beside_others,
-        names_right_drafts_at_once=rules.names_right_drafts_at_once,
     )
     settings["rules"] = rules
     if proposer is None:
@@ -57,9 +54,12 @@ def wire(
     looks_ahead = needs_last_hit and rules.hashes_look_ahead
     _tell(
         allocator,
+        late_outputs=ahead,
         lookahead_tokens=lookahead_tokens,
+        lookahead_at_admission=rules.lookahead_at_admission,
         drops_last_hit=needs_last_hit and not looks_ahead,
         hashes_look_ahead=looks_ahead,
+        names_right_drafts_at_once=rules.names_right_drafts_at_once,
     )
     settings.pop("spans", None)  # how many tokens a step with drafts gives is known only after it
     return DraftingEngine(policy, allocator, limits, proposer, tree=tree, early=ahead, **settings)

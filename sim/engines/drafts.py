@@ -45,15 +45,17 @@ class VllmDraftingEngine(VllmEngine):
     def _settle(self, batch: Batch, samples: Sequence[Request], said: Mapping[str, Any]) -> None:
         drafts = dict(said["drafts"])
         admitted = set(said["admitted"])
+        sampled: list[Sampled] = []
+        batch.sampled = sampled
         context = 0
         for req in samples:
             proposed = self._proposer.propose(req, len(self.running))
             # What an admission is padded with is nobody's draft.
             real = req.id not in admitted or req.id not in drafts
-            batch.sampled.append(Sampled(req, drafts.get(req.id, 0), proposed, real))
+            sampled.append(Sampled(req, drafts.get(req.id, 0), proposed, real))
             req.known = req.computed + 1
             context += req.computed if proposed else 0
-        counts = [sampled.next_drafts for sampled in batch.sampled if sampled.next_drafts]
+        counts = [one.next_drafts for one in sampled if one.next_drafts]
         if counts:
             proposals = (len(counts), sum(counts), max(counts))
             batch.shape = batch.shape._replace(proposals=proposals, proposal_context=context)

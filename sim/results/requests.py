@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from struct import Struct
 
 import numpy as np
 
@@ -11,36 +12,44 @@ from sim.engine.request import Request
 from sim.results.clients import ClientLog
 from traces.table import Columns, ColumnTable, Folded, folded, smallest
 
+_TIMES, _COUNTS = (
+    ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s"),
+    ("replica", "preemptions", "prefix_hit_tokens", "output_tokens"),
+)
+_ROW = np.dtype([*((name, "f8") for name in _TIMES), *((name, "i4") for name in _COUNTS)])
+_ROW_BYTES = _ROW.itemsize
+_pack_row = Struct("=4d4i").pack_into
+
 
 class RequestLog:
     """Time stamps and counts of each finished request, by request index; NaN where it never finished."""
 
     def __init__(self, requests: int) -> None:
-        nan = np.full(requests, np.nan).tobytes()
-        self.arrival_s = array("d", nan)
-        self.first_scheduled_s = array("d", nan)
-        self.first_token_s = array("d", nan)
-        self.finish_s = array("d", nan)
-        self.replica = array("i", bytes(4 * requests))
-        self.preemptions = array("i", bytes(4 * requests))
-        self.prefix_hit_tokens = array("i", bytes(4 * requests))
-        self.output_tokens = array("i", bytes(4 * requests))
+        self._packed = bytearray(requests * _ROW_BYTES)
+        rows = np.frombuffer(self._packed, _ROW)
+        self.arrival_s, self.first_scheduled_s, self.first_token_s, self.finish_s = (rows[name] for name in _TIMES)
+        for times_s in (self.arrival_s, self.first_scheduled_s, self.first_token_s, self.finish_s):
+            times_s[:] = np.nan
+        self.replica, self.preemptions, self.prefix_hit_tokens, self.output_tokens = (rows[name] for name in _COUNTS)
         self.samples = array("i", np.ones(requests, "i4").tobytes())
         self.asked_s: dict[int, float] = {}
         """By request that waited before it was sent to a replica, or was sent again: when its client sent it first."""
 
     def finished(self, req: Request, replica: int) -> None:
-        at = req.id
-        self.arrival_s[at] = req.arrival_s
-        self.first_scheduled_s[at] = req.first_scheduled_s
-        self.first_token_s[at] = req.first_token_s
-        self.finish_s[at] = req.finish_s
-        self.replica[at] = replica
-        self.preemptions[at] = req.preemptions
-        self.prefix_hit_tokens[at] = req.prefix_hit_tokens
-        self.output_tokens[at] = req.output_tokens
+        _pack_row(
+            self._packed,
+            req.id * _ROW_BYTES,
+            req.arrival_s,
+            req.first_scheduled_s,
+            req.first_token_s,
+            req.finish_s,
+            replica,
+            req.preemptions,
+            req.prefix_hit_tokens,
+            req.output_tokens,
+        )
         if req.group is not None:
-            self.samples[at] = req.group.size
+            self.samples[req.id] = req.group.size
 
 
 def request_table(
@@ -120,7 +129,7 @@ def _small(values: np.ndarray) -> np.ndarray | Folded:
 def _spread(values: np.ndarray, sent: np.ndarray, empty: float) -> np.ndarray:
     """The values of the requests that were sent as values of all requests, `empty` for the others."""
     if len(values) == len(sent):
-        return values
+        return np.ascontiguousarray(values)
     full = np.full(len(sent), empty, values.dtype)
     full[sent] = values
     return full

@@ -8,12 +8,10 @@ from typing import overload
 
 import numpy as np
 
-from sim.engine.batch import NOTHING, Shape, shape_of, verifying
+from sim.engine.batch import DECODES_ONLY, Shape, shape_of, verifying
 
 Span = tuple[int, Shape, int]
 """(row of the steps table, shape, repeats)."""
-DECODES_ONLY = tuple(NOTHING[3:])
-"""What a shape ends with, after its prompts and decode rows, where there is nothing else in it."""
 
 
 class RecordedSpans(Sequence[Span]):

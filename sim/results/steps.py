@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from sim.engine.batch import Batch, Courses, Shape
+from sim.engine.batch import DECODES_ONLY, Batch, Courses, Shape
 from sim.engine.flight import Flight, ObservedReplica, Observer
 from sim.engine.memory import Drift
 from sim.engine.request import NEVER_S, SAMPLE_BITS, indices_of
 from sim.results.growing import Growing
 from sim.results.kv import KV_MEAN_COLUMNS
-from sim.results.spans import DECODES_ONLY, RecordedSpans
+from sim.results.spans import RecordedSpans
 from traces.table import ColumnTable, Folded, folded, smallest
 
 _SAMPLES = 1 << 16
@@ -62,6 +62,7 @@ _ROW = np.dtype([(name, f"<{kind}") for name, kind in _PACKED.items()])
 _CHUNK_BYTES = 1 << 23
 STILL = Drift()
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in _PACKED.values())).pack
+_pack_span = Struct("4q").pack
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -92,28 +93,30 @@ class StepLog(Observer):
                 place = self._evicted.pop(entry.request.id, None)
                 if place is not None:
                     self._resumed_s[place] = batch.planned_s
-        for req in batch.evicted:
-            self._evicted[req.id] = len(self._preempted_id)
-            self._preempted_id.append(req.id)
-            self._preempted_s.append(batch.planned_s)
-            self._preempted_at.append(replica.index)
-            self._resumed_s.append(NEVER_S)
+        if batch.evicted:
+            for req in batch.evicted:
+                self._evicted[req.id] = len(self._preempted_id)
+                self._preempted_id.append(req.id)
+                self._preempted_s.append(batch.planned_s)
+                self._preempted_at.append(replica.index)
+                self._resumed_s.append(NEVER_S)
 
     def sealed(self, replica: ObservedReplica, flight: Flight) -> None:
         flight.usage = replica.engine.usage()
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         batch, times_s = flight.batch, flight.times_s
-        _, device_each_s, host_s = flight.outcome[:3]
+        device_each_s, host_s = flight.outcome.device_s, flight.outcome.host_s
         repeats = batch.repeats
         if batch.courses is not None and repeats > 1:
             self._follow(replica.index, flight, batch.courses)
             return
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = batch.shape[:8]
         new = past = drafts = 0
-        for tokens, before in prefills:
-            new += tokens
-            past += before
+        if prefills:
+            for tokens, before in prefills:
+                new += tokens
+                past += before
         if verifies:
             for tokens, rows, before, _ in verifies:
                 decodes += rows
@@ -127,7 +130,7 @@ class StepLog(Observer):
             self._ends_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
-            self._ends_s[replica.index].fromlist(flight.ends_s)
+            self._ends_s[replica.index].fromlist(flight.ends_s())
         if self._seen % self._stride:
             self._seen += 1
         else:
@@ -172,7 +175,7 @@ class StepLog(Observer):
         batch, times_s, outcome = flight.batch, flight.times_s, flight.outcome
         repeats = batch.repeats
         ((width, rows, _, _),) = courses.first.verifies
-        ends_s = flight.ends_s
+        ends_s = flight.ends_s()
         self._ends_s[index].fromlist(ends_s)
         self._keep_steps(courses, repeats)
         self._unlike.add(len(self._rows) // _ROW.itemsize, courses, times_s, ends_s, outcome.device_s)
@@ -234,9 +237,9 @@ class StepLog(Observer):
         # Told to be a plain tuple, since compiled code would take one apart whose fields it knows.
         fields: tuple[Any, ...] = shape
         if not fields[0] and fields[3:] == DECODES_ONLY:
-            self._packed.fromlist([seen, repeats, fields[1], fields[2]])
+            self._packed.frombytes(_pack_span(seen, repeats, fields[1], fields[2]))
         else:
-            self._packed.fromlist([seen, repeats, -1, len(self._others)])
+            self._packed.frombytes(_pack_span(seen, repeats, -1, len(self._others)))
             self._others.append(shape)
 
     def _keep_steps(self, courses: Courses, repeats: int) -> None:

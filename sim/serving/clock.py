@@ -5,31 +5,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
 import simpy
 from simpy.events import NORMAL, URGENT
 
+FIRST = URGENT - NORMAL
+"""Rank of calls that precede all others of their moment."""
 
-class Event(partial[None]):
+
+class Event:
     """An event of SimPy's that has happened when it is scheduled, and calls one function.
 
-    A partial is called without a Python frame, some 100,000 times a run. It is on the clock once at most: asked for
-    anew, it is no longer called at the time before.
+    It is on the clock once at most: asked for anew, it is no longer called at the time before.
     """
 
-    __slots__ = ("number",)
-    number: int | None
-    """Of its call to come; None calls it off."""
+    __slots__ = ("action", "number")
     _value = None
     _ok = True
+
+    def __init__(self, action: Callable[[Event], None]) -> None:
+        self.action = action
+        self.number: int | None = None
+        """Of its call to come; None calls it off."""
 
     @property
     def callbacks(self) -> Any:
         """As SimPy asks for them."""
-        return [self] if self.number is not None else []
+        return [self.action] if self.number is not None else []
 
     @callbacks.setter
     def callbacks(self, value: Any) -> None:
@@ -62,7 +66,7 @@ class Clock(simpy.Environment):
         Among calls at one time, `first` ones precede the others, and these come by `rank`; then as they were asked for.
         """
         event = Event(action)
-        self.call(event, time_s, URGENT - NORMAL if first else rank)
+        self.call(event, time_s, FIRST if first else rank)
         return event
 
     def call(self, event: Event, time_s: float, rank: int) -> None:
@@ -73,7 +77,8 @@ class Clock(simpy.Environment):
     def sleep(self, event: Event, time_s: float, rank: int) -> bool:
         """Call an event at `time_s`; returns False where it is that time now, since no call is due until then and at
         that time."""
-        if self.peek() <= time_s:
+        queue = self._queue
+        if queue and queue[0][0] <= time_s and self.peek() <= time_s:
             self.call(event, time_s, rank)
             return True
         event.number = None
@@ -91,7 +96,8 @@ class Clock(simpy.Environment):
             time_s, _, number, event = heappop(queue)
             if event.number == number:  # type: ignore[attr-defined]
                 self._now = time_s
-                event(event)  # type: ignore[operator]
+                action = event.action  # type: ignore[attr-defined]
+                action(event)
 
 
 class WallClock(Clock):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from mypy_extensions import mypyc_attr
 
-from sim.cost.step import HIDDEN, HostGap, StepCost, course_s
-from sim.engine.batch import Batch, Courses, Outcome, Shape, outcome_of
+from sim.cost.step import HIDDEN, HostGap, StepCost, at_least, course_s
+from sim.engine.batch import Batch, Courses, Outcome, Shape
 from sim.engine.request import Request
 
 
@@ -40,9 +41,9 @@ class Accepting:
             return outcome  # of those in lockstep it was drawn when they joined
         accepted = [self._draw(sampled.request, sampled.drafts) if sampled.real else 0 for sampled in batch.sampled]
         if self._found is None:
-            return outcome._replace(accepted=accepted)
+            return replace(outcome, accepted=accepted)
         proposed = [self._found(sampled.request, sampled.next_drafts) for sampled in batch.sampled]
-        return outcome._replace(accepted=accepted, proposed=proposed)
+        return replace(outcome, accepted=accepted, proposed=proposed)
 
 
 class OnTheWall:
@@ -59,7 +60,7 @@ class OnTheWall:
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
         seconds = self._elapsed_s() - batch.planned_s
-        return outcome._replace(seconds=[seconds], host_s=seconds - outcome.device_s[0])
+        return replace(outcome, seconds=[seconds], host_s=seconds - outcome.device_s[0])
 
 
 class Recorded:
@@ -167,13 +168,12 @@ class Predicted:
         device, host_s = self.cost.span_s(shape, repeats)
         if self.overlap_host:
             # Within a span context only grows, so only its first steps can be host-bound.
-            seconds = device if device[0] >= host_s else [max(device_s, host_s) for device_s in device]
+            seconds = device if device[0] >= host_s else at_least(device, host_s)
             if self._gap is not None:
-                gap_s = self._gap.of(shape)
-                seconds = [seconds[0] + gap_s] if repeats == 1 else [busy_s + gap_s for busy_s in seconds]
+                seconds = _each_more(seconds, self._gap.of(shape))
         else:
-            seconds = [device_s + host_s for device_s in device] if host_s else device
-        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+            seconds = _each_more(device, host_s) if host_s else device
+        return Outcome(seconds, device, host_s)
 
     def _along(self, courses: Courses) -> Outcome:
         """One step after the other, each of its own shape; those behind one whose host seconds differ are left out."""
@@ -181,8 +181,15 @@ class Predicted:
         if self.overlap_host:
             seconds = [max(device_s, host_s) for device_s in device]
             if self._gap is not None:
-                gap_s = self._gap.of(courses.first)
-                seconds = [busy_s + gap_s for busy_s in seconds]
+                seconds = _each_more(seconds, self._gap.of(courses.first))
         else:
-            seconds = [device_s + host_s for device_s in device]
-        return outcome_of((seconds, device, host_s, None, (), None, 0.0, 0.0))
+            seconds = _each_more(device, host_s)
+        return Outcome(seconds, device, host_s)
+
+
+def _each_more(seconds: list[float], more_s: float) -> list[float]:
+    """Each so much longer; a loop, since Python keeps what a comprehension refers to in cells."""
+    longer: list[float] = []
+    for one_s in seconds:
+        longer.append(one_s + more_s)
+    return longer

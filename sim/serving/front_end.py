@@ -199,7 +199,7 @@ class FrontEnd(Observer):
             self._rows.append(rows)
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        ends_s, rows = flight.ends_s, self._rows.popleft()
+        ends_s, rows = flight.ends_s(), self._rows.popleft()
         if flight.vain:
             out = len(ends_s) - flight.vain
             self._stream(ends_s[self._streamed : out], rows)
@@ -232,7 +232,7 @@ class FrontEnd(Observer):
             return  # mostly: not even the first
         ended = flight.steps_out(now_s)
         if ended > self._streamed:
-            self._stream(flight.ends_s[self._streamed : ended], self._rows[0])
+            self._stream(flight.ends_s()[self._streamed : ended], self._rows[0])
             self._streamed = ended
 
     def _stream(self, ends_s: list[float], rows: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,7 +73,8 @@ class Noisy:
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
         factors = [self._factor(batch.first_step + at) for at in range(len(outcome.seconds))]
-        return outcome._replace(
+        return replace(
+            outcome,
             seconds=[value * factor for value, factor in zip(outcome.seconds, factors, strict=True)],
             device_s=[value * factor for value, factor in zip(outcome.device_s, factors, strict=True)],
         )

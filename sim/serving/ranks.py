@@ -8,6 +8,7 @@ it lasts as long as the slowest rank, and a rank without work computes one token
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from sim.engine.batch import Batch, Committed, Outcome
@@ -186,7 +187,7 @@ class Together:
         # A rank that drafts may price fewer steps than asked for (`course_s`): no rank goes beyond these.
         seconds = [max(each) for each in zip(*(outcome.seconds for outcome in known), strict=False)]
         device_s = [max(each) for each in zip(*(outcome.device_s for outcome in known), strict=False)]
-        batch.outcomes = [outcome and outcome._replace(seconds=seconds) for outcome in batch.outcomes]
+        batch.outcomes = [outcome and replace(outcome, seconds=seconds) for outcome in batch.outcomes]
         return Outcome(seconds, device_s, max(outcome.host_s for outcome in known))
 
 

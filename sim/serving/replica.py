@@ -6,7 +6,6 @@ This is the whole coupling of the engine to SimPy. It knows no policy, no memory
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from sim.engine.engine import Engine
@@ -61,12 +60,11 @@ class Replica:
         self._tell_sealed, self._tell_committed = ear_of(observer, "sealed"), ear_of(observer, "committed")
         self._tell_died, self._tell_renewed = ear_of(observer, "died"), ear_of(observer, "renewed")
         self._before_plan = ear_of(observer, "before_plan") if observer.ears("before_plan") else None
-        self._flights: deque[Flight] = deque()
+        self._flights: list[Flight] = []
         self._stalled = False
         self._empty_plans = 0
         self._preempting = Preempting()
         self._wake = Event(self._woken)
-        self._wake.number = None
         self._wake_s = 0.0
         self._last_decode_s = 0.0
         self.moving = 0
@@ -112,7 +110,7 @@ class Replica:
         engine, flights, now_s = self.engine, self._flights, self.clock.now
         assert isinstance(engine, Engine)
         while flights and flights[0].output_s <= now_s:
-            self._commit(flights.popleft())
+            self._commit(flights.pop(0))
         tokens = engine.tokens
         out_step, next_step = tokens.committed_step, tokens.next_step
         for flight in flights:
@@ -163,14 +161,14 @@ class Replica:
             if flights:
                 due_s = flights[0].output_s
                 if due_s <= now_s:
-                    self._commit(flights.popleft())
+                    self._commit(flights.pop(0))
                     continue
                 if len(flights) < self._depth and not self._stalled:
                     plan_s = flights[-1].times_s[-2]
                     if plan_s <= now_s:
                         self._plan(now_s)
                         continue
-                    due_s = min(plan_s, due_s)
+                    due_s = plan_s if plan_s < due_s else due_s
                 self._wake_s = due_s
                 if self.clock.sleep(event, due_s, self.index):
                     return
@@ -220,7 +218,8 @@ class Replica:
         if batch.repeats > 4 and self._last_decode_s > 0.0:
             # Pricing more of a span's steps than those before something is likely to cut it would be wasted; and a span
             # of too few is planned anew for nothing.
-            ahead = 1.25 * max(0.0, self.clock.peek() - start_s) / self._last_decode_s + 4
+            gap_s = self.clock.peek() - start_s
+            ahead = 1.25 * gap_s / self._last_decode_s + 4 if gap_s > 0.0 else 4.0
             if not self._alone and ahead < PRICED_AHEAD:
                 ahead = float(PRICED_AHEAD)
             if ahead < batch.repeats:
@@ -243,8 +242,9 @@ class Replica:
         self._stalled = False
         flight.committed = committed = self.engine.commit(flight.batch, flight.outcome, flight.output_s)
         self._tell_committed(self, flight)
-        for req in committed.finished:
-            self._on_finish(req)
+        if committed.finished:
+            for req in committed.finished:
+                self._on_finish(req)
 
     def _wake_at(self, time_s: float) -> None:
         wake = self._wake

@@ -11,7 +11,7 @@ from functools import partial
 from mypy_extensions import mypyc_attr
 
 from sim.engine.request import Adapter, BeamDraw, Request, SharedPrefix
-from sim.serving.clock import Clock, Event
+from sim.serving.clock import FIRST, Clock, Event
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -45,22 +45,21 @@ class Workload:
 
     def request(self, index: int, arrival_s: float) -> Request:
         """Request `index`, arriving at `arrival_s`."""
-        ids = self.prefix_ids[index] if self.prefix_ids is not None else None
-        known = self.known_tokens[index] if self.known_tokens is not None else 0
         req = Request(
             index,
             arrival_s,
             self.prompt_tokens[index],
             self.output_tokens[index],
             self.priority[index] if self.priority is not None else 0,
-            SharedPrefix(ids, self.prefix_unit_tokens, known) if ids is not None else None,
         )
+        if self.prefix_ids is not None and (ids := self.prefix_ids[index]) is not None:
+            known = self.known_tokens[index] if self.known_tokens is not None else 0
+            req.prefix = SharedPrefix(ids, self.prefix_unit_tokens, known)
         if self.session is not None:
             req.session = self.session[index]
         if self.adapters is not None:
             req.adapter = self.adapters[index]
-        size = self.samples[index] if self.samples is not None else 1
-        if size > 1:
+        if self.samples is not None and (size := self.samples[index]) > 1:
             req.split(size, self.draw_beams(index) if self.draw_beams else None)
         return req
 
@@ -107,10 +106,12 @@ class RequestSource:
         Nobody answers in no time: what follows at once comes just after the end, so that the step which begins at that
         very moment never holds it, as an engine's next `schedule()` comes before a client has seen the last output.
         """
+        followers = self._followers.get(req.id)
+        if not followers and not self._concurrency:
+            return
         if seen_s is None:
             seen_s = self._clock.now
         soonest_s = math.nextafter(seen_s, math.inf)
-        followers = self._followers.get(req.id)
         if followers:
             for index in followers:
                 think_s = self._workload.think_s[index] if self._workload.think_s is not None else 0.0
@@ -140,14 +141,17 @@ class RequestSource:
             self._send(index)
 
     def _arrive(self, event: Event) -> None:
-        now_s, arrival_s, roots = self._clock.now, self._workload.arrival_s, self._roots
-        at = self._next_root
-        while at < len(roots) and arrival_s[roots[at]] <= now_s:
-            self._send(roots[at])
+        clock, work, roots, submit = self._clock, self._workload, self._roots, self._submit
+        now_s, at, count = clock.now, self._next_root, len(roots)
+        while at < count:
+            index = roots[at]
+            time_s = work.arrival_s[index]
+            if time_s > now_s:
+                clock.call(event, time_s, FIRST)
+                break
+            submit(work.request(index, now_s))
             at += 1
         self._next_root = at
-        if at < len(roots):
-            self._clock.call_at(arrival_s[roots[at]], self._arrive, first=True)
 
     def _send(self, index: int) -> None:
         self._submit(self._workload.request(index, self._clock.now))

@@ -33,7 +33,8 @@ class Scaled:
         outcome = self._inner.execute(batch)
         shape = batch.shape
         factor = self._factors.get(step_kind(shape.prefills, shape.decodes + len(shape.verifies)), 1.0)
-        return outcome._replace(
+        return replace(
+            outcome,
             seconds=[value * factor for value in outcome.seconds],
             device_s=[value * factor for value in outcome.device_s],
             host_s=outcome.host_s * factor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ class Ending:
         drawn = sampling(self._engine, batch)
         for req in drawn:
             self._tokens[req.id] += 1
-        return result._replace(ended=tuple(req.id for req in drawn if self._tokens[req.id] == self._lengths[req.id]))
+        return replace(result, ended=tuple(req.id for req in drawn if self._tokens[req.id] == self._lengths[req.id]))
 
 
 def served(setup: Setup, requests: list[Request], lengths: list[int]) -> tuple[list[Request], Engine]:
@@ -74,7 +75,7 @@ class Piped:
     """Steps that leave their first stage after `MS`, and are through the last one half of it later."""
 
     def execute(self, batch: Batch) -> Outcome:
-        return Predicted(MS, overlap_host=False).execute(batch)._replace(late_s=0.0005)
+        return replace(Predicted(MS, overlap_host=False).execute(batch), late_s=0.0005)
 
 
 @pytest.mark.parametrize(("depth", "finish_s"), [(1, 6 * 0.0015), (2, 6 * 0.001 + 0.0005)])

@@ -71,7 +71,7 @@ def test_sums_are_those_of_the_members(seed: int) -> None:
             assert withins[step] == sum(min(past, WINDOW) for past in alone.values())
         members.tick += steps - 1
         members.settled = members.tick - 1
-        assert members.context_tokens == sum(alone.values()) + WIDTH * len(alone)
+        assert members.context_tokens() == sum(alone.values()) + WIDTH * len(alone)
         for req in members.due():
             assert [members.right_now(req)] == told.to_come[req]
             assert members.ends(req) == (told.to_come[req] == [0])
@@ -81,7 +81,7 @@ def test_sums_are_those_of_the_members(seed: int) -> None:
             assert told.told[req] == told.done[req]
         members.settled = members.tick
         told.step()
-        assert members.context_tokens == sum(alone.values())
+        assert members.context_tokens() == sum(alone.values())
         assert all(members.computed(req) == past for req, past in alone.items())
 
 

@@ -275,7 +275,7 @@ def test_seconds_that_do_not_scale_are_seen(monkeypatch: pytest.MonkeyPatch) -> 
 
     def slow(self: Predicted, batch: Any) -> Any:
         result = honest(self, batch)
-        return result._replace(seconds=[one + TICK_S for one in result.seconds])
+        return replace(result, seconds=[one + TICK_S for one in result.seconds])
 
     monkeypatch.setattr(Predicted, "execute", slow)
     assert broken(RUNS["roomy"], "scaled")

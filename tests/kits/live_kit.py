@@ -130,7 +130,7 @@ class Watched:
         self.swapped += len(batch.swaps)
         self.evicted += len(batch.evicted)
         self.padded += batch.padding_tokens
-        return result._replace(seconds=[self._step_s], device_s=[self._step_s], host_s=0.0)
+        return replace(result, seconds=[self._step_s], device_s=[self._step_s], host_s=0.0)
 
     def _poison(self, batch: Batch) -> None:
         engine = self._engine

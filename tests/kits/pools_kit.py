@@ -35,7 +35,7 @@ class Watches(Observer):
         replica.engine.roster.check()
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
-        self.step_end_s[replica.index] += flight.ends_s
+        self.step_end_s[replica.index] += flight.ends_s()
 
 
 @dataclass(frozen=True)

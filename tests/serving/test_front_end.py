@@ -151,7 +151,7 @@ class Work(Observer):
 
     def committed(self, replica: ObservedReplica, flight: Flight) -> None:
         rows = self._rows.pop(0)
-        self.outputs += [(end_s, rows) for end_s in flight.ends_s]
+        self.outputs += [(end_s, rows) for end_s in flight.ends_s()]
 
 
 @laws

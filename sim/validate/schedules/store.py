@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class InWholeNs:
 
     def execute(self, batch: Batch) -> Outcome:
         outcome = self._inner.execute(batch)
-        return outcome._replace(seconds=[round(seconds * NS) / NS for seconds in outcome.seconds])
+        return replace(outcome, seconds=[round(seconds * NS) / NS for seconds in outcome.seconds])
 
 
 def taken(folder: Path) -> Claim:
